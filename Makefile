@@ -70,11 +70,11 @@ test-ray: $(VENV)/.ray
 
 # The page in Chromium, which must be installed: `apt-get install chromium`. npm fetches ONNX Runtime Web and axe-core once.
 test-browser: $(VENV)/.browser
-	GRR_COCA_TEST_BROWSER=1 $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" --timeout 3600 tests/page
+	GRR_COCA_TEST_BROWSER=1 $(PYTEST) -m "$(SLOW)" -k "$(ONLY)" --timeout 3600 tests/serve/page
 
 servers-browser: $(VENV)/.browser
 	(command -v chromium && command -v npm) > /dev/null || apt-get install --yes --quiet --no-install-recommends chromium npm
-	$(BIN)/python -c "from grr_coca.page.site import find_runtime; find_runtime()"
+	$(BIN)/python -c "from grr_coca.serve.site import find_runtime; find_runtime()"
 
 # Clients of other projects against `grr-coca serve`: openai, litellm, langchain-openai, huggingface_hub, curl.
 test-clients: $(VENV)/.dev $(CLIENTS)/.installed

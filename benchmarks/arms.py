@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from machine import parse, parser_of, report
 
-from grr_coca.fast.model_copy import fast_copy
-from grr_coca.ranks import Ranks
+from grr_coca.common.ranks import Ranks
+from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.study.plan import Arm, Plan, read_plan
 from grr_coca.study.report.answer import arm_titles
 from grr_coca.study.stages import stage_recipe

@@ -42,8 +42,8 @@ class Ours:
 
     def __init__(self) -> None:
         from grr_coca.data.tokenizer import clip_bpe
-        from grr_coca.model import build
-        from grr_coca.presets import get_preset
+        from grr_coca.model.build import build
+        from grr_coca.model.presets import get_preset
 
         self.tokenizer = clip_bpe()
         config = get_preset("grr_coca", "b32")
@@ -53,13 +53,13 @@ class Ours:
     def engine(self) -> Any:
         """The engine that serves all cells, made when the model has its precision."""
         from grr_coca.data.preprocess import Preprocess
-        from grr_coca.engine.torch import TorchEngine
+        from grr_coca.infer.engine.torch import TorchEngine
 
         return TorchEngine(self.model, Preprocess(224))
 
     def run(self, cell: Cell, images: torch.Tensor) -> int:
         """Caption as many images; the number of new tokens of each. An engine takes bytes, and normalizes them."""
-        from grr_coca.generate import GenerationOptions, generate
+        from grr_coca.infer.generate import GenerationOptions, generate
 
         how: dict[str, Any] = {
             "sampling": {"temperature": 1.0, "top_k": TOP_K},
@@ -98,7 +98,7 @@ class Quantized(Ours):
     @cached_property
     def engine(self) -> Any:
         """The graphs, on as many threads as the others have."""
-        from grr_coca.engine.onnx import OnnxEngine
+        from grr_coca.infer.engine.onnx import OnnxEngine
 
         return OnnxEngine(sys.argv[-1], threads=torch.get_num_threads())
 
@@ -107,7 +107,7 @@ class Imported(Ours):
     """open_clip's own weights in our engine, read from `open_clip-b32.safetensors` in the folder that is named last."""
 
     def __init__(self) -> None:
-        from grr_coca.interop.open_clip.read import read_open_clip
+        from grr_coca.model.open_clip_checkpoints.read import read_open_clip
 
         checkpoint = read_open_clip(Path(sys.argv[-1]) / "open_clip-b32.safetensors", "coca_ViT-B-32")
         self.tokenizer, self.model = checkpoint.tokenizer, checkpoint.model

@@ -52,7 +52,7 @@ class Arm:
 
         import torch
 
-        from grr_coca.ranks import Ranks
+        from grr_coca.common.ranks import Ranks
         from grr_coca.train.numerics import decide
         from grr_coca.train.recipe import load_recipe
         from grr_coca.train.setup import new_checkpoint, training_batches, training_sources

@@ -6,7 +6,7 @@ Takes `icons`, which ships, and models of larger sizes with random weights, expo
 keeps them, for another run: exporting the largest takes minutes. One thread. In each cell the engines take turns, and
 what is compared are seconds of CPU time, so other work on the machine counts less. A caption has 20 new tokens, a text
 15. Writes `results/engines.json`, anew after each model. The rule of `engine="auto"` follows from it
-(`grr_coca.inference.choose`, `tests/test_benchmarks.py`).
+(`grr_coca.infer.choose_engine`, `tests/test_benchmarks.py`).
 """
 
 import argparse
@@ -21,19 +21,19 @@ import numpy as np
 import torch
 from machine import parse, parser_of, report
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained, save_checkpoint
 from grr_coca.cli import exit_code
-from grr_coca.config import CoCaConfig
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import clip_bpe, train_bpe
-from grr_coca.engine.base import Engine
-from grr_coca.engine.onnx import OnnxEngine
-from grr_coca.engine.torch import TorchEngine
-from grr_coca.generate import GenerationOptions, generate
-from grr_coca.interop.onnx.write import write_onnx
-from grr_coca.model import build
-from grr_coca.presets import get_preset
-from grr_coca.registry import DEFAULT, shipped_folder
+from grr_coca.infer.engine.base import Engine
+from grr_coca.infer.engine.onnx import OnnxEngine
+from grr_coca.infer.engine.torch import TorchEngine
+from grr_coca.infer.export.write import write_onnx
+from grr_coca.infer.generate import GenerationOptions, generate
+from grr_coca.model.build import build
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.presets import get_preset
+from grr_coca.model.shipped_models import DEFAULT, shipped_folder
 
 MODELS = (DEFAULT, "small", "b32", "open_clip_b32")
 """A model that ships, and sizes of presets. The last has the parts of open_clip's `coca_ViT-B-32`."""

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from machine import machine, parse, parser_of
 
-from grr_coca.checkpoint import from_pretrained
 from grr_coca.cli import exit_code
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
+from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.study.demo.plan import demo_recipes
 from grr_coca.study.ledger import PLAN_FILE
 from grr_coca.study.plan import DemoPlan, read_plan

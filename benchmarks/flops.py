@@ -14,7 +14,7 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-# Named here and not by `grr_coca.torch_private`: peers have an environment without grr_coca.
+# Named here and not by `grr_coca.common.torch_private`: peers have an environment without grr_coca.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

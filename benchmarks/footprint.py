@@ -19,7 +19,7 @@ from pathlib import Path
 from machine import parse, parser_of, report
 from packaging.requirements import Requirement
 
-from grr_coca.registry import DEFAULT, shipped_folder
+from grr_coca.model.shipped_models import DEFAULT, shipped_folder
 
 ROOT = Path(__file__).parents[1]
 DRAWINGS = ROOT / "docs" / "drawings"

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from machine import parse, parser_of, report
 
-from grr_coca.batch import Batch
-from grr_coca.ranks import Ranks
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch
 from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources

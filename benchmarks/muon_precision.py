@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from machine import parse, parser_of, report
 
-from grr_coca.ranks import Ranks
+from grr_coca.common.ranks import Ranks
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, load_recipe

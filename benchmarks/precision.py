@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from machine import parse, parser_of, report
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.common.files import CACHE, user_cache
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.text import clean_caption
-from grr_coca.engine.base import Engine
-from grr_coca.engine.onnx import OnnxEngine
-from grr_coca.engine.torch import TorchEngine
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.evaluate.captions import score_captions
 from grr_coca.evaluate.retrieval import Gallery, retrieve
-from grr_coca.files import CACHE, user_cache
-from grr_coca.generate import generate
-from grr_coca.interop.onnx.write import write_onnx
-from grr_coca.registry import shipped_folder, shipped_models
+from grr_coca.infer.engine.base import Engine
+from grr_coca.infer.engine.onnx import OnnxEngine
+from grr_coca.infer.engine.torch import TorchEngine
+from grr_coca.infer.export.write import write_onnx
+from grr_coca.infer.generate import generate
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained
+from grr_coca.model.shipped_models import shipped_folder, shipped_models
 
 ROOT = Path(__file__).parents[1]
 SPLITS = {

@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from grr_coca.batch import pad_rows
-from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.cli import exit_code
+from grr_coca.common.errors import UserError
+from grr_coca.data.batch import pad_rows
 from grr_coca.data.images import open_rgb
 from grr_coca.data.tokenizer import Tokenizer
-from grr_coca.errors import UserError
-from grr_coca.model import CoCa
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained
+from grr_coca.model.coca import CoCa
 
 MODEL_TYPE = "grr_coca"
 Transform = Callable[[Image.Image], Tensor]

@@ -28,11 +28,11 @@ import numpy as np
 from machine import machine, parse, parser_of
 
 import grr_coca
-from grr_coca.data.image_files import find_images
+from grr_coca.common.files import user_cache
 from grr_coca.data.images import decode_image
-from grr_coca.files import user_cache
-from grr_coca.registry import DEFAULT
+from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.embedded.vectors import best_rows, products
+from grr_coca.search.image_files import find_images
 
 ROOT = Path(__file__).parents[1]
 TURN = 1000

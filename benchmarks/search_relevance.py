@@ -22,14 +22,14 @@ from machine import machine, parse, parser_of
 from scipy.optimize import minimize
 
 import grr_coca
-from grr_coca.checkpoint_files import RELEVANCE, read_json
 from grr_coca.cli import exit_code
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.files import MANIFEST, in_cache, listed_files, read_json, whole_folder
 from grr_coca.data.sources.open import open_source, require_there
-from grr_coca.files import MANIFEST, in_cache, listed_files, whole_folder
-from grr_coca.inference.model import ImageTextModel
-from grr_coca.registry import DEFAULT, FOLDER
+from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.model.checkpoint_folder import RELEVANCE
+from grr_coca.model.shipped_models import DEFAULT, FOLDER
 from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, curve_of, evidence
-from grr_coca.structure import to_dict
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
 SPLITS = {

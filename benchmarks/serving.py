@@ -35,11 +35,11 @@ from machine import parse, parser_of, report
 from search_index import of_code
 
 import grr_coca
-from grr_coca.generate import GenerationOptions
-from grr_coca.registry import DEFAULT, shipped_folder
+from grr_coca.infer.generate import GenerationOptions
+from grr_coca.model.shipped_models import DEFAULT, shipped_folder
 from grr_coca.search.entry import Entry, Stamp
 from grr_coca.search.index import make_store
-from grr_coca.search.model import IndexModel
+from grr_coca.search.index_model import IndexModel
 from grr_coca.search.store import Changes
 
 CLIENTS = 64

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grr_coca.batch import Batch, pad_rows
-from grr_coca.checkpoint import Checkpoint
-from grr_coca.config import CoCaConfig
+from grr_coca.data.batch import Batch, pad_rows
 from grr_coca.data.dataset import next_token_labels
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
-from grr_coca.model import build
-from grr_coca.presets import get_preset
+from grr_coca.model.build import build
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.presets import get_preset
 from grr_coca.train.recipe import DataRecipe, ModelRecipe, Recipe, ScheduleRecipe, TokenizerRecipe
 
 CONTEXT = 77

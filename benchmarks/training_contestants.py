@@ -106,7 +106,7 @@ class Ours(Contestant):
         super().__init__(setup)
         from sizes import fresh_checkpoint, training_recipe
 
-        from grr_coca.ranks import Ranks
+        from grr_coca.common.ranks import Ranks
         from grr_coca.train.step import build_trainer
 
         recipe = training_recipe(setup["precision"], setup["compile"], setup.get("gradient_checkpointing", 0.0))

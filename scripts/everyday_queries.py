@@ -67,8 +67,8 @@ def read_queries(path: Path) -> list[EverydayQuery]:
 
 def make() -> None:
     """Choose the queries of both splits from the corpus, those of the list first, and write them."""
+    from grr_coca.common.files import user_cache
     from grr_coca.data.sources.open import open_source
-    from grr_coca.files import user_cache
 
     wordnet = WordNet.from_package(user_cache() / "packages")
     listed = {(query.text, query.synset) for query in read_queries(QUERIES)} if QUERIES.exists() else set()
@@ -154,10 +154,10 @@ def pictures_of(query: EverydayQuery, names: Sequence[str]) -> tuple[frozenset[i
 def measure(model_name: str, split: str) -> None:
     """Print nDCG@10 with its interval, by kind of search."""
     import grr_coca
-    from grr_coca.errors import UserError
+    from grr_coca.common.errors import UserError
+    from grr_coca.common.files import in_cache
     from grr_coca.evaluate.intervals import Measure
-    from grr_coca.files import in_cache
-    from grr_coca.search.embedded.store import TITLE_WEIGHT
+    from grr_coca.search.embedded.embedded_store import TITLE_WEIGHT
     from icon_search import TOP, LexicalIndex, Query, fuse, ndcg, read_icons
 
     queries = [query for query in read_queries(QUERIES) if query.split == split]

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.cli import exit_code
+from grr_coca.common.ranks import Ranks
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import every_caption
-from grr_coca.evaluate.checkpoint import pair_results
+from grr_coca.evaluate.checkpoint_metrics import pair_results
 from grr_coca.evaluate.split import aggregate, scaling_of
-from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.losses import LossWeights
-from grr_coca.ranks import Ranks
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained
+from grr_coca.model.losses import LossWeights
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca.train.setup import new_checkpoint

@@ -1,11 +1,11 @@
-"""Fit what a shipped model knows of its own answers, and measure it: `grr_coca.calibration` explains the numbers.
+"""Fit what a shipped model knows of its own answers, and measure it: `grr_coca.infer.calibration` explains the numbers.
 
     python scripts/fit_confidence.py NAME [--photographs DIR]
 
-writes `confidence.json` into `src/grr_coca/weights/NAME/`, and figures into its card. `scripts/cards/NAME.yaml` names
-the images under `confidence`: those of training, whose statistics are familiar; those of the fit, which training never
-saw; and those of the measurement, which no fit saw (`related`: of the model's own kind of drawing). Splits that are
-only measured, and are not on this machine, are left out, with a line.
+writes `confidence.json` into `src/grr_coca/model/weights/NAME/`, and figures into its card. `scripts/cards/NAME.yaml`
+names the images under `confidence`: those of training, whose statistics are familiar; those of the fit, which training
+never saw; and those of the measurement, which no fit saw (`related`: of the model's own kind of drawing). Splits that
+are only measured, and are not on this machine, are left out, with a line.
 
 `scripts/photographs.txt` names photographs, and how DIR holds them. Without DIR, their figures stay as they are. For a
 model with a page, a picture of the reliability and of the captions that are kept is drawn too.
@@ -27,18 +27,18 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from grr_coca.calibration import Calibration, statistics
-from grr_coca.checkpoint_files import CONFIDENCE, read_json
 from grr_coca.cli import exit_code
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import CACHE, MANIFEST, in_cache, listed_files, read_json, whole_folder
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.data.text import clean_caption
-from grr_coca.errors import UserError
 from grr_coca.evaluate.caption_split import images_of
-from grr_coca.files import CACHE, MANIFEST, in_cache, listed_files, whole_folder
-from grr_coca.generate import GREEDY, generate
-from grr_coca.inference.model import ImageTextModel, load
-from grr_coca.registry import FOLDER, Figure, ModelCard
-from grr_coca.structure import from_dict, to_dict
+from grr_coca.infer.calibration import Calibration, statistics
+from grr_coca.infer.generate import GREEDY, generate
+from grr_coca.infer.image_text_model import ImageTextModel, load
+from grr_coca.model.checkpoint_folder import CONFIDENCE
+from grr_coca.model.shipped_models import FOLDER, Figure, ModelCard
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT / "scripts" / "photographs.txt"

@@ -17,8 +17,8 @@ import numpy as np
 
 from grr_coca import Index
 from grr_coca.cli import exit_code
+from grr_coca.common.files import in_cache
 from grr_coca.evaluate.intervals import Measure
-from grr_coca.files import in_cache
 from icon_search import TOP, Icon, Query, all_queries, hidden_queries, ndcg, read_icons
 
 TABLER = "cache:icons/test_family_tabler-*.tar"

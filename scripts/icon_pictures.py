@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 from grr_coca import load
 from grr_coca.cli import exit_code
+from grr_coca.common.files import in_cache
 from grr_coca.data.survey import Font, label_font
-from grr_coca.files import in_cache
-from grr_coca.inference.model import ImageTextModel
+from grr_coca.infer.image_text_model import ImageTextModel
 from icon_search import Icon, read_icons
 
 FAMILIES = ("tabler", "carbon", "game-icons", "roentgen", "flat-color-icons", "pixel")

@@ -2,9 +2,9 @@
 
     python scripts/ship_weights.py RUN NAME [--average OTHER SHARE]
 
-writes `src/grr_coca/weights/NAME/`. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured here,
-on every split that the run's recipe names and on those that the card adds, with the weights that ship: rounded ones.
-The ONNX graphs beside the weights read the same file.
+writes `src/grr_coca/model/weights/NAME/`. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured
+here, on every split that the run's recipe names and on those that the card adds, with the weights that ship: rounded
+ones. The ONNX graphs beside the weights read the same file.
 
 Two things are not made here: relevances of the model's own, by `python benchmarks/search_relevance.py --fit`, and
 figures on photographs, by `python scripts/fit_confidence.py NAME --photographs DIR`. What an earlier model of that name
@@ -26,19 +26,19 @@ import numpy as np
 import torch
 import yaml
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained, write_files
 from grr_coca.cli import exit_code
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.files import CACHE, listed_files, whole_folder
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
-from grr_coca.evaluate.checkpoint import measure_checkpoint
+from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
 from grr_coca.evaluate.intervals import Measure
-from grr_coca.files import CACHE, listed_files, whole_folder
-from grr_coca.inference.model import ImageTextModel
-from grr_coca.interop.onnx.write import manifest_facts, write_graphs
-from grr_coca.losses import LossWeights
-from grr_coca.registry import FOLDER, Figure, ModelCard
-from grr_coca.structure import to_dict
+from grr_coca.infer.export.write import manifest_facts, write_graphs
+from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained, write_files
+from grr_coca.model.losses import LossWeights
+from grr_coca.model.shipped_models import FOLDER, Figure, ModelCard
 from grr_coca.train.recipe import load_recipe
 
 BATCH_SIZE = 32

@@ -27,10 +27,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from grr_coca.checkpoint_files import read_json
 from grr_coca.cli.progress import bars
-from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST, user_cache
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, read_json, user_cache
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import training_sources
 from grr_coca.train.teacher import CAPTIONS, WORDS, TeacherTexts, training_captions, write_teacher

@@ -36,12 +36,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained
+from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.ranks import Ranks
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.tokenizer import Tokenizer
-from grr_coca.errors import UserError
-from grr_coca.ranks import Ranks
-from grr_coca.structure import from_dict, read_yaml, to_dict
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.study.stages import with_settings
 from grr_coca.train.logs import LOG_FILE, read_metrics
 from grr_coca.train.numerics import decide

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
-from grr_coca.losses import LossWeights, coca_loss
+from grr_coca.model.losses import LossWeights, coca_loss
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
 from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, LedgerRow, ledger_files, read_ledger
 from grr_coca.study.plan import Plan, arm_named, compared_with, plan_of_folder, stage_names

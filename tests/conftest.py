@@ -16,7 +16,7 @@ SRC = Path(__file__).parents[1] / "src"
 
 def modules_with_shapes() -> list[str]:
     """The modules that declare shapes of tensors or arrays."""
-    names = ("jaxtyping", "grr_coca.shapes")
+    names = ("jaxtyping", "grr_coca.common.shapes")
     texts = {path: path.read_text(encoding="utf-8") for path in (SRC / "grr_coca").rglob("*.py")}
     files = [path for path, text in texts.items() if any(name in text for name in names)]
     return [".".join(path.relative_to(SRC).with_suffix("").parts) for path in files]
@@ -25,9 +25,9 @@ def modules_with_shapes() -> list[str]:
 # Before the first import of the package, or its annotations stay unchecked.
 jaxtyping.install_import_hook(modules_with_shapes(), "shape_check.check")
 
-from grr_coca.batch import Batch, pad_rows  # noqa: E402
-from grr_coca.config import CoCaConfig, TransformerConfig  # noqa: E402
+from grr_coca.data.batch import Batch, pad_rows  # noqa: E402
 from grr_coca.data.dataset import next_token_labels  # noqa: E402
+from grr_coca.model.config import CoCaConfig, TransformerConfig  # noqa: E402
 from model_configs import model_config  # noqa: E402
 
 torch.set_num_threads(1)

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from grr_coca import losses, presets
-from grr_coca.batch import Batch
+from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset
-from grr_coca.losses import CaptioningLoss
-from grr_coca.model import CoCa
+from grr_coca.model import losses, presets
+from grr_coca.model.coca import CoCa
+from grr_coca.model.losses import CaptioningLoss
 from grr_coca.search import update
 from grr_coca.train import launch
 from grr_coca.train.launch import launched

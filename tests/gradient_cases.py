@@ -12,19 +12,20 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from grr_coca.batch import Batch, Words, pad_rows
-from grr_coca.config import CoCaConfig, Stem, TransformerConfig
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch, Words, pad_rows
 from grr_coca.data.dataset import next_token_labels
-from grr_coca.losses import LossWeights, Teaching
-from grr_coca.model import CoCa, build
-from grr_coca.presets import get_preset
-from grr_coca.ranks import Ranks
+from grr_coca.model.build import build
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig, Stem, TransformerConfig
+from grr_coca.model.losses import LossWeights, TeacherOptions
+from grr_coca.model.presets import get_preset
 from grr_coca.train.blocks import checkpoint_blocks
-from grr_coca.train.checkpoints import whole_tensors
 from grr_coca.train.launch import launched
 from grr_coca.train.optimizer import Ema, Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, Parallelism, ScheduleRecipe
+from grr_coca.train.run_checkpoints import whole_tensors
 from grr_coca.train.step import Trainer, compute_gradients, count_tokens
 from support import by_caption
 
@@ -67,9 +68,11 @@ CASES = {
     "patch dropout": Case(patch_dropout=True),
     "convolutional stem": Case(stem="convolutional", patch_dropout=True, checkpointing=True),
     "checkpointed blocks": Case(checkpointing=True),
-    "teacher": Case(losses=LossWeights(1.0, 2.0, 0.0, Teaching(0.7, 0.0, 0.3))),
-    "teacher, soft targets": Case("coca", losses=LossWeights(0.5, 2.0, 0.0, Teaching(0.7, 0.4, 0.3))),
-    "soft targets, sigmoid": Case(contrastive="sigmoid", losses=LossWeights(1.0, 2.0, 0.0, Teaching(0.0, 0.4, 0.3))),
+    "teacher": Case(losses=LossWeights(1.0, 2.0, 0.0, TeacherOptions(0.7, 0.0, 0.3))),
+    "teacher, soft targets": Case("coca", losses=LossWeights(0.5, 2.0, 0.0, TeacherOptions(0.7, 0.4, 0.3))),
+    "soft targets, sigmoid": Case(
+        contrastive="sigmoid", losses=LossWeights(1.0, 2.0, 0.0, TeacherOptions(0.0, 0.4, 0.3))
+    ),
     "captioning alone": Case(losses=LossWeights(0.0, 2.0)),
     "contrast alone": Case(losses=LossWeights(1.0, 0.0)),
     "frozen image encoder": Case(frozen=("image_encoder",)),

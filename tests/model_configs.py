@@ -1,7 +1,7 @@
 """Configs of models by name: a preset, or a preset with a key that a recipe sets."""
 
-from grr_coca.config import CoCaConfig
-from grr_coca.presets import get_preset
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.presets import get_preset
 from grr_coca.train.recipe import ModelRecipe
 
 SET_BY_RECIPES: dict[str, dict[str, object]] = {

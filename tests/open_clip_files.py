@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import save_file
 
-from grr_coca.config import CoCaConfig
-from grr_coca.interop.open_clip.names import to_theirs
-from grr_coca.interop.open_clip.settings import make_model_cfg
-from grr_coca.model import build
-from grr_coca.presets import get_preset
+from grr_coca.model.build import build
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.open_clip_checkpoints.names import to_theirs
+from grr_coca.model.open_clip_checkpoints.settings import make_model_cfg
+from grr_coca.model.presets import get_preset
 
 
 def small_config() -> CoCaConfig:

@@ -30,7 +30,7 @@ PRELOADED = [
     "support",
     "gradient_cases",
     "grr_coca.cli.training",
-    "grr_coca.inference.model",
+    "grr_coca.infer.image_text_model",
     "grr_coca.search.index",
     "torch.distributed.fsdp",
     # Imported by the first step, the log, and the reading of flags: a second of each process's life.

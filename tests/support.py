@@ -22,17 +22,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from grr_coca.batch import Batch, CoCaOutput
-from grr_coca.checkpoint import Checkpoint
-from grr_coca.checkpoint_files import GRAPH_FILES, QUANTIZED_WEIGHTS, WEIGHTS
+from grr_coca.common.files import MANIFEST, file_sha256
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch, CoCaOutput
 from grr_coca.data.sources.base import RawPair
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.engine.torch import TorchDecoder
 from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
-from grr_coca.files import MANIFEST, file_sha256
-from grr_coca.losses import LossWeights, batch_loss
-from grr_coca.model import CoCa
-from grr_coca.ranks import Ranks
+from grr_coca.infer.engine.torch import TorchDecoder
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.checkpoint_folder import GRAPH_FILES, QUANTIZED_WEIGHTS, WEIGHTS
+from grr_coca.model.coca import CoCa
+from grr_coca.model.losses import LossWeights, batch_loss
 from grr_coca.train.loop import OnStep, train
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.parallel import ParallelModel

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from grr_coca.errors import DivergedError
-from grr_coca.structure import to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import DivergedError
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, Digests, LedgerRow, write_digests
 from grr_coca.study.report.numbers import PARTS_OF_PRESET
 from grr_coca.study.running.agenda import Task

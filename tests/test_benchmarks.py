@@ -91,11 +91,11 @@ def test_the_parts_of_a_step_add_up_to_the_whole(tiny_config, make_batch):
     from flops import flop_counter
     from spans import PARTS, UPDATE, Spans
 
-    from grr_coca.checkpoint import Checkpoint
+    from grr_coca.common.ranks import Ranks
     from grr_coca.data.preprocess import Preprocess
     from grr_coca.data.tokenizer import clip_bpe
-    from grr_coca.model import build
-    from grr_coca.ranks import Ranks
+    from grr_coca.model.build import build
+    from grr_coca.model.checkpoint import Checkpoint
     from grr_coca.train.recipe import DataRecipe, Recipe, ScheduleRecipe
     from grr_coca.train.step import build_trainer, count_tokens
 
@@ -146,7 +146,7 @@ def test_rows_become_a_table():
 
 def test_the_rule_of_engines_is_that_of_the_table():
     """`engine="auto"` takes ONNX Runtime up to the width at which it was never behind."""
-    from grr_coca.inference.choose import MAX_ONNX_WIDTH
+    from grr_coca.infer.choose_engine import MAX_ONNX_WIDTH
 
     rows = json.loads((ROOT / "benchmarks" / "results" / "engines.json").read_text())["rows"]
     behind = [row["width"] for row in rows if row["precision"] == "fp32" and row["times_as_fast"] < 1]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from grr_coca.checkpoint import from_pretrained
+from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
-from grr_coca.errors import UserError
 from grr_coca.evaluate.retrieval import make_gallery, retrieve
 from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_texts
+from grr_coca.model.checkpoint import from_pretrained
 from support import finished_run, real_pairs, write_tar
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

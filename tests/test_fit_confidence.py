@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grr_coca.registry import Figure, shipped_folder, shipped_models
+from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fit_confidence.py"
 

@@ -8,8 +8,8 @@ from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.losses import batch_loss
-from grr_coca.model import build
+from grr_coca.model.build import build
+from grr_coca.model.losses import batch_loss
 from support import real_pairs, tiny_recipe, write_shard
 
 

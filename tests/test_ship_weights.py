@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from grr_coca.checkpoint import from_pretrained
-from grr_coca.checkpoint_files import FILES, GRAPHS, fingerprint
-from grr_coca.files import verify_folder
-from grr_coca.registry import Figure, shipped_folder, shipped_models
+from grr_coca.common.files import verify_folder
+from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.model.checkpoint_folder import FILES, GRAPHS, fingerprint
+from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
 from support import finished_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ship_weights.py"
@@ -65,7 +65,7 @@ def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     (tmp_path / "scripts" / "cards" / "mine.yaml").write_text(yaml.safe_dump(words))
     monkeypatch.setattr(ship_weights, "ROOT", tmp_path)
     monkeypatch.setattr(ship_weights, "FOLDER", tmp_path / "weights")
-    monkeypatch.setattr("grr_coca.registry.FOLDER", tmp_path / "weights")
+    monkeypatch.setattr("grr_coca.model.shipped_models.FOLDER", tmp_path / "weights")
     monkeypatch.setattr(sys, "argv", ["ship_weights.py", str(run.folder), "mine"])
     ship_weights.main()
     card = shipped_models()["mine"]

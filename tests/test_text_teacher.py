@@ -19,8 +19,8 @@ from packages import fetch, verify
 
 import text_teacher
 from everyday_queries import QUERIES, choose, pictures_of, read_queries
-from grr_coca.errors import UserError
-from grr_coca.files import user_cache
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import user_cache
 from grr_coca.train.recipe import TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import training_sources
 from grr_coca.train.teacher import TeacherTexts

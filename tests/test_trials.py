@@ -15,8 +15,8 @@ import yaml
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 import trials
-from grr_coca.errors import UserError
-from grr_coca.structure import to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe, save_recipe
 from grr_coca.train.setup import new_checkpoint, training_sources

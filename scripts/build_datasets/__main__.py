@@ -71,8 +71,8 @@ def build_cached(name: str, out: Path | None) -> int:
         out: a new folder for it; None: in the user's cache.
     """
     from grr_coca.cli.progress import bars
-    from grr_coca.errors import UserError
-    from grr_coca.extras import require_extra
+    from grr_coca.common.errors import UserError
+    from grr_coca.common.extras import require_extra
 
     try:
         if name == "icons":

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from grr_coca.errors import UserError
-from grr_coca.files import require_own_name
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import require_own_name
 
 OnProgress = Callable[[str, int], None]
 """Called with a stage of the build and the number of its steps that are done."""

@@ -18,8 +18,8 @@ from icon_sources import LOGO_SETS, Archives, IconSet
 from jaxtyping import UInt8
 from PIL import Image
 
+from grr_coca.common.files import write_whole
 from grr_coca.data.svg import render_svg
-from grr_coca.files import write_whole
 
 SIZE = 64
 GREY_LEVELS = 16

@@ -20,9 +20,9 @@ from icon_pairs import FAMILIES, TRANSFER_TESTS, has_near
 from icon_sources import Archives, IconSet, kept_sets
 
 from grr_coca.cli import exit_code
+from grr_coca.common.files import user_cache
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
-from grr_coca.files import user_cache
 
 NEAR = 10
 """Largest root mean square difference of two signatures, of 255, at which two pictures count as near-identical."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from icon_sources import LOGO_SETS, Archives
 
 from grr_coca.cli import exit_code
-from grr_coca.files import user_cache
+from grr_coca.common.files import user_cache
 
 ICONS = {
     "tabler": 60, "carbon": 40, "game-icons": 30, "flat-color-icons": 15, "bi": 40, "lucide": 45, "feather": 20,

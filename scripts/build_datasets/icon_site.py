@@ -27,14 +27,14 @@ from icon_drawings import aliases_of, declared_styles, draw_icon, icon_box, icon
 from icon_sources import Archives, IconSet, Words, kept_sets, read_tags
 from PIL import Image
 
-from grr_coca.checkpoint_files import fingerprint
 from grr_coca.cli import exit_code
-from grr_coca.errors import UserError
-from grr_coca.files import require_own_name, user_cache, write_whole
-from grr_coca.page.site import Library, find_runtime, graphs_of, write_site
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import require_own_name, user_cache, write_whole
+from grr_coca.model.checkpoint_folder import fingerprint
 from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Stamp, chunks, name_id
 from grr_coca.search.facets import facets_of
+from grr_coca.serve.site import Library, find_runtime, graphs_of, write_site
 
 KNOWN = """
 tabler lucide ph mdi material-symbols bi heroicons carbon ri iconoir octicon radix-icons fa7-solid ion solar
@@ -153,7 +153,7 @@ def build(
         UserError: a package cannot be had, there is no such set, or `out` holds something else.
     """
     import grr_coca
-    from grr_coca.inference.locate import locate_checkpoint
+    from grr_coca.infer.locate import locate_checkpoint
 
     require_own_name(out)
     if out.exists() and not (out / "site.json").exists() and (not out.is_dir() or any(out.iterdir())):

@@ -13,7 +13,7 @@ from typing import Any
 
 from icon_captions import further_caption
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from icon_pairs import HeldOut, IconPair, Selection, select
 from icon_sources import Archives, IconSet, NpmPackage, kept_sets, read_tags, why_left_out
 from shards import unit_hash
 
-from grr_coca.errors import UserError
-from grr_coca.files import user_cache, whole_folder
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import user_cache, whole_folder
 
 NAME = "icons"
 

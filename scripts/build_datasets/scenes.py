@@ -27,8 +27,8 @@ import numpy as np
 from cached_corpus import OnProgress, add_file, is_built
 from jaxtyping import Bool, Int, UInt8
 
-from grr_coca.errors import UserError
-from grr_coca.files import user_cache, whole_folder
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import user_cache, whole_folder
 
 COLOURS = ("black", "blue", "green", "purple", "red", "yellow")
 SHAPES = ("circle", "cross", "diamond", "ring", "square", "triangle")

@@ -31,7 +31,7 @@ def run() -> NoReturn:
     except KeyboardInterrupt:
         _end_interrupted()
     except RuntimeError as error:
-        from grr_coca.threads import was_interrupted
+        from grr_coca.common.threads import was_interrupted
 
         if not was_interrupted(error):
             raise

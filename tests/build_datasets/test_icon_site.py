@@ -14,8 +14,8 @@ from PIL import Image
 from test_icons import SAMPLE, archives_in
 
 import grr_coca
-from grr_coca.errors import UserError
-from grr_coca.page import site
+from grr_coca.common.errors import UserError
+from grr_coca.serve import site
 
 pytest.importorskip("resvg_py")
 

@@ -21,9 +21,9 @@ from icon_pairs import TEST, VAL, HeldOut, has_near
 from icon_sources import PACKAGES, Archives
 from PIL import Image
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
-from grr_coca.errors import UserError
 
 pytest.importorskip("resvg_py")
 

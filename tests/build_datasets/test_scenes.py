@@ -26,9 +26,9 @@ from scenes import (
     without_positions,
 )
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
-from grr_coca.errors import UserError
 
 COUNTS = SceneCounts(train=12, val=4, test=8, pictures=2)
 SPLITS = ("train", "val", "test")

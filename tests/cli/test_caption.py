@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from grr_coca.cli import main
+from grr_coca.common.errors import UserError
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.errors import UserError
-from grr_coca.inference import ImageTextModel, load
-from grr_coca.registry import DEFAULT
+from grr_coca.infer import ImageTextModel, load
+from grr_coca.model.shipped_models import DEFAULT
 from processes import running
 from support import encode_image, real_pairs, snapshot, write_tar
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.inference import load
+from grr_coca.infer import load
 from support import real_pairs, snapshot, write_tar
 
 LABELS = ["cat", "red heart", "dog", "flag"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from grr_coca.cli.embed import Collected, write_vectors
-from grr_coca.data.image_files import ImageFile
-from grr_coca.inference import load
+from grr_coca.cli.embed import VectorBuffer, write_vectors
+from grr_coca.infer import load
+from grr_coca.search.image_files import ImageFile
 from support import snapshot
 
 
@@ -78,7 +78,7 @@ def test_bad_images_leave_no_row(grr_coca, run, image_files, tmp_path):
 def test_vectors_are_in_memory_once():
     files = [ImageFile(str(number)) for number in range(32)]
     tracemalloc.start()
-    collected = Collected(100_000)
+    collected = VectorBuffer(100_000)
     for batch in range(200):
         collected.add(files, list(np.full((32, 128), batch, np.float32)))
     taken = tracemalloc.get_traced_memory()[1] - 100_000 * 128 * 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grr_coca.registry import DEFAULT
+from grr_coca.model.shipped_models import DEFAULT
 from support import finished_run, real_pairs, with_caption, write_shard
 
 WEIGHTS = "model.safetensors"

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from grr_coca.checkpoint import from_pretrained, save_checkpoint
-from grr_coca.inference import load
+from grr_coca.infer import load
+from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
 from support import snapshot
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.extras import PACKAGES
+from grr_coca.common.extras import PACKAGES
 from support import hide_packages
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 
 import grr_coca as package
 from grr_coca.cli import VERBS, data
-from grr_coca.generate import GenerationOptions
+from grr_coca.infer.generate import GenerationOptions
 
 FLAGS = {
     "models": {"json": False},

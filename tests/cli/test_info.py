@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grr_coca.registry import DEFAULT, shipped_models
+from grr_coca.model.shipped_models import DEFAULT, shipped_models
 from grr_coca.study.forecast import MFU_OF_NARROW
 
 # --- info

@@ -56,7 +56,7 @@ def test_programs_of_these_tests_take_interrupts_even_where_pytest_does_not(tmp_
     assert said.returncode == -signal.SIGINT
 
 
-@pytest.mark.parametrize("module", ["grr_coca.errors", "tyro", "torch.nn"])
+@pytest.mark.parametrize("module", ["grr_coca.common.errors", "tyro", "torch.nn"])
 def test_an_interrupt_while_something_is_imported_is_one_line(run, image_files, tmp_path, module):
     arguments = ["caption", *image_files, "-c", run.folder]
     said = answer(INTERRUPTED_AT.format(module=module), arguments, tmp_path)

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import constants
 
 from fake_hub import OWNER, TOKEN, fake_hub
-from grr_coca.checkpoint_files import FILES, FITTED_FILES, GRAPH_FILES
-from grr_coca.files import MANIFEST
-from grr_coca.registry import FOLDER
+from grr_coca.common.files import MANIFEST
+from grr_coca.model.checkpoint_folder import FILES, FITTED_FILES, GRAPH_FILES
+from grr_coca.model.shipped_models import FOLDER
 from support import warnings_of
 
 PICTOGRAMS = FOLDER / "pictograms"
@@ -93,7 +93,7 @@ def test_the_card_says_what_the_manifest_says(hub, push):
 
 
 def test_a_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatch):
-    monkeypatch.setattr("grr_coca.interop.hub.push_files", None)
+    monkeypatch.setattr("grr_coca.model.hub.push_files", None)
     said = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
     assert said.code == 0
     assert "license: mit" in said.out
@@ -221,7 +221,7 @@ def test_splits_of_equal_name_each_have_their_figures(grr_coca, run, tmp_path):
 def test_a_folder_of_the_name_of_a_shipped_model_is_what_goes_up(grr_coca, run, tmp_path, monkeypatch):
     shutil.copytree(run.checkpoint, tmp_path / "icons")
     monkeypatch.chdir(tmp_path)
-    with warnings_of("grr_coca.inference.locate") as warnings:
+    with warnings_of("grr_coca.infer.locate") as warnings:
         said = grr_coca("push", "icons", "me/x", "--licence", "mit", "--dry-run")
     assert f"{run.recipe.schedule.steps} steps of training" in said.out
     assert "this folder is used" in warnings[0]

@@ -16,7 +16,7 @@ from PIL import Image
 import grr_coca as package
 from grr_coca.cli import main
 from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
-from grr_coca.data.image_files import Span
+from grr_coca.search.image_files import Span
 from grr_coca.search.relevance import MIN_RELEVANCE
 from processes import running
 

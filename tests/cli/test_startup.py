@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from grr_coca.checkpoint_files import FILES
 from grr_coca.cli import VERBS, progress
+from grr_coca.model.checkpoint_folder import FILES
 
 ANSWER = """
 import contextlib, io, json, sys

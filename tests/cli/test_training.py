@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from grr_coca.checkpoint import from_pretrained, save_checkpoint
-from grr_coca.files import MANIFEST
+from grr_coca.common.files import MANIFEST
+from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
 from grr_coca.train.recipe import load_recipe, save_recipe
 from support import differing, finetuning, real_pairs, snapshot, tiny_recipe, weights, write_shard
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.augment import (
     MAX_REPLACEMENTS,
     Siblings,
@@ -28,7 +29,6 @@ from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.errors import UserError
 from support import PairsInMemory, real_pairs, with_caption, write_shard
 
 PAIRS = real_pairs(20)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from grr_coca.batch import Replacement
+from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.batch import Replacement
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.loader import ReplacementLog, make_loader
@@ -24,7 +25,6 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
 from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.errors import UserError
 from support import encode_image, real_pairs, shard_members, warnings_of, write_tar
 
 PAIRS = real_pairs(200)

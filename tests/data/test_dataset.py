@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grr_coca.batch import IGNORE_INDEX, Batch
+from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.batch import IGNORE_INDEX, Batch
 from grr_coca.data.dataset import PairDataset, collate
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe, train_bpe
-from grr_coca.errors import UserError
 from support import PairsInMemory, real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
 PAIRS = real_pairs(20)

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.images import MAX_PIXELS, decode_image, is_image_name, open_header, open_rgb
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.errors import UserError
 from support import encode_image, real_pairs
 
 NAME = "photos/cat.jpg"

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from grr_coca.data.images import decode_image, has_more_frames, open_header
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.inference.images import to_rgb
+from grr_coca.infer.image_forms import to_rgb
 from support import encode_image
 
 PICTURES = Path(__file__).parent / "pictures"

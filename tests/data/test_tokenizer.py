@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer, clip_bpe, train_bpe
-from grr_coca.errors import UserError
 from support import hide_packages, real_pairs
 
 CAPTIONS = [pair.caption for pair in real_pairs(60)]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.data.image_files import find_images, iterate_images
-from grr_coca.data.walk import LeftOut
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
+from grr_coca.data.walk import Exclusions
+from grr_coca.search.image_files import find_images, iterate_images
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def library(tmp_path, monkeypatch):
     return tmp_path / "photos"
 
 
-def names(*arguments: str, left_out: LeftOut | None = None) -> list[str]:
+def names(*arguments: str, left_out: Exclusions | None = None) -> list[str]:
     return [image.name for image in find_images(arguments, left_out)]
 
 
@@ -37,7 +37,7 @@ def test_hidden_and_trash_folders_are_left_out_and_said(library):
     for name in hidden:
         (library / name).parent.mkdir(exist_ok=True)
         (library / name).touch()
-    left_out = LeftOut()
+    left_out = Exclusions()
     assert names("photos", left_out=left_out) == EVERYTHING
     said = str(left_out)
     assert said.startswith("left out: ")
@@ -48,7 +48,7 @@ def test_hidden_and_trash_folders_are_left_out_and_said(library):
 
 
 def test_nothing_left_out_is_not_said(library):
-    left_out = LeftOut(["nowhere/"])
+    left_out = Exclusions(["nowhere/"])
     assert names("photos", left_out=left_out) == EVERYTHING
     assert str(left_out) == ""
 
@@ -67,29 +67,29 @@ def test_nothing_left_out_is_not_said(library):
     ],
 )
 def test_patterns_are_those_of_gitignore(library, patterns, kept):
-    assert names("photos", left_out=LeftOut(patterns)) == kept
-    assert sorted(names("photos/**", left_out=LeftOut(patterns))) == sorted(kept)
+    assert names("photos", left_out=Exclusions(patterns)) == kept
+    assert sorted(names("photos/**", left_out=Exclusions(patterns))) == sorted(kept)
 
 
 def test_what_patterns_leave_out_is_said(library):
-    left_out = LeftOut(["raw/", "a.*"])
+    left_out = Exclusions(["raw/", "a.*"])
     names("photos", left_out=left_out)
     assert str(left_out) == "left out: 1 excluded folder (raw), 1 excluded file (a.jpg)"
 
 
 def test_the_pattern_of_a_file_sees_its_name_alone(library):
-    assert names("photos/a.jpg", "photos/raw/b.jpg", left_out=LeftOut(["photos/", "b.*"])) == ["photos/a.jpg"]
+    assert names("photos/a.jpg", "photos/raw/b.jpg", left_out=Exclusions(["photos/", "b.*"])) == ["photos/a.jpg"]
 
 
 def test_an_error_names_what_was_left_out(library):
     for argument in ("photos", "photos/a.jpg", "photos/*.jpg"):
         with pytest.raises(UserError, match=r"no image.*; left out: .*\(a\.jpg"):
-            names(argument, left_out=LeftOut(["*.jpg"]))
+            names(argument, left_out=Exclusions(["*.jpg"]))
 
 
 def test_an_invalid_pattern_is_an_error_before_anything_is_searched():
     with pytest.raises(UserError, match=r"^--exclude: not a pattern as in \.gitignore"):
-        LeftOut(["!"])
+        Exclusions(["!"])
 
 
 # --- Links
@@ -133,7 +133,7 @@ def test_a_link_to_a_file_in_a_folder_that_is_left_out_is_an_image(library, fold
     (library / folder).mkdir(parents=True)
     (library / folder / "x.jpg").touch()
     (library / "x.jpg").symlink_to(f"{folder}/x.jpg")
-    assert names("photos", left_out=LeftOut(["private/"])) == ["photos/a.jpg", "photos/x.jpg", *EVERYTHING[1:]]
+    assert names("photos", left_out=Exclusions(["private/"])) == ["photos/a.jpg", "photos/x.jpg", *EVERYTHING[1:]]
 
 
 def test_broken_links_are_no_images(library):

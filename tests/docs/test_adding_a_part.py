@@ -34,15 +34,15 @@ def follow(page: str, root: Path) -> list[str]:
 @pytest.mark.ci
 def test_a_part_is_added_by_following_the_page(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
-    (tmp_path / "tests" / "layers").mkdir(parents=True)
-    for name in ("conftest.py", "model_configs.py", "shape_check.py", "test_presets.py"):
-        shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
+    (tmp_path / "tests" / "model" / "layers").mkdir(parents=True)
+    for name in ("conftest.py", "model_configs.py", "shape_check.py", "model/test_presets.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     touched = follow(PAGE.read_text(encoding="utf-8"), tmp_path)
     assert [path for path in touched if path.startswith("src")] == [
-        "src/grr_coca/layers/sine.py",
-        "src/grr_coca/config.py",
+        "src/grr_coca/model/layers/sine.py",
+        "src/grr_coca/model/config.py",
         "src/grr_coca/model/build.py",
-        "src/grr_coca/presets.py",
+        "src/grr_coca/model/presets.py",
     ]
     named = ["-k", "test_sine or parts_of_their_names or every_choice"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *named, "tests"]

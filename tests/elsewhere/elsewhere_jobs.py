@@ -8,14 +8,14 @@ import torch
 from elsewhere_device import add_device, waits
 
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.checkpoint import measure_checkpoint
+from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.probes import AttentionProbeOptions
 from grr_coca.evaluate.tasks import measure_probe, measure_zeroshot
-from grr_coca.explain.caption import caption_maps
-from grr_coca.explain.text import text_map
-from grr_coca.inference import load
-from grr_coca.losses import LossWeights
+from grr_coca.infer import load
+from grr_coca.infer.explain.caption import caption_maps
+from grr_coca.infer.explain.text import text_map
+from grr_coca.model.losses import LossWeights
 from grr_coca.train import launch
 from grr_coca.train.step import Trainer
 from support import real_pairs

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.evaluate import intervals as bootstrap
 from grr_coca.evaluate.captions import score_captions
 from grr_coca.evaluate.intervals import Measure, by_image, draws

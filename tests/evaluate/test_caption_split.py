@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.sources.open import open_source
-from grr_coca.errors import UserError
-from grr_coca.evaluate.caption_split import Captioned, caption_split, write_captions
+from grr_coca.evaluate.caption_split import CaptionedSplit, caption_split, write_captions
 from support import BATCH_SIZE, PairsInMemory, finished_run, real_pairs
 
 
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(run):
-    from grr_coca.checkpoint import from_pretrained
+    from grr_coca.model.checkpoint import from_pretrained
 
     return from_pretrained(run.folder)
 
@@ -109,7 +109,7 @@ def test_a_broken_image_is_named(checkpoint):
 
 
 def test_captions_are_written_a_line_each(tmp_path):
-    captioned = Captioned(("a.png", "b.png"), ("ein Käse", 'a "cat"'), (("x",), ("y", "z")))
+    captioned = CaptionedSplit(("a.png", "b.png"), ("ein Käse", 'a "cat"'), (("x",), ("y", "z")))
     write_captions(captioned, tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows[0] == {"image": "a.png", "caption": "ein Käse", "references": ["x"]}
@@ -118,13 +118,13 @@ def test_captions_are_written_a_line_each(tmp_path):
 
 
 def test_the_name_of_an_image_that_is_not_utf8_is_escaped(tmp_path):
-    write_captions(Captioned(("caf\udce9.png",), ("a cup",), (("x",),)), tmp_path / "out.jsonl")
+    write_captions(CaptionedSplit(("caf\udce9.png",), ("a cup",), (("x",),)), tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["image"] == "caf\udce9.png"
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="could not be written"):
-        write_captions(Captioned(("a",), ("b",), (("c",),)), tmp_path / "nowhere" / "out.jsonl")
+        write_captions(CaptionedSplit(("a",), ("b",), (("c",),)), tmp_path / "nowhere" / "out.jsonl")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(UserError, match="No space left"):
-        write_captions(Captioned(("a",), ("b",), (("c",),)), path)
+        write_captions(CaptionedSplit(("a",), ("b",), (("c",),)), path)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
 

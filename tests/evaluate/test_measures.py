@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.checkpoint import gallery_of, loss_measures, measure_checkpoint, pair_results
+from grr_coca.evaluate.checkpoint_metrics import gallery_of, loss_measures, measure_checkpoint, pair_results
 from grr_coca.evaluate.retrieval import retrieve
 from grr_coca.evaluate.split import Scaling, aggregate, concatenate
 from grr_coca.evaluate.tasks import measure_retrieval
-from grr_coca.losses import LossWeights
+from grr_coca.model.losses import LossWeights
 from grr_coca.train.setup import new_checkpoint
 from support import ALONE, PairsInMemory, real_pairs, tiny_recipe, write_shard
 

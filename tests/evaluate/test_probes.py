@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.evaluate.probes import (
     STRENGTHS,
     AttentionProbeOptions,

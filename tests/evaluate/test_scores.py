@@ -8,7 +8,7 @@ from caption_sets import SCORES, SETS, CaptionSet, reference_scores
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.evaluate.captions import (
     CaptionScores,
     bleu,

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import every_caption
-from grr_coca.errors import UserError
-from grr_coca.evaluate.checkpoint import as_dataset, evaluate_checkpoint
+from grr_coca.evaluate.checkpoint_metrics import as_dataset, evaluate_checkpoint
 from grr_coca.evaluate.split import (
     Embeddings,
     Scaling,
@@ -22,7 +22,7 @@ from grr_coca.evaluate.split import (
     scaling_of,
     split_contrastive_loss,
 )
-from grr_coca.losses import EmbeddedPairs, LossWeights, contrastive_loss, same_pair
+from grr_coca.model.losses import LossWeights, PairEmbeddings, contrastive_loss, same_pair
 from grr_coca.train.setup import new_checkpoint
 from support import ALONE, BATCH_SIZE, PairsInMemory, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
 
@@ -163,7 +163,7 @@ def test_all_numbers_are_reported_under_one_level_of_names(checkpoint, shard):
 
 def test_a_split_of_one_batch_has_that_batchs_loss():
     e = random_embeddings(8)
-    pairs = EmbeddedPairs(e.image, e.text)
+    pairs = PairEmbeddings(e.image, e.text)
     expected = contrastive_loss(pairs, pairs, SCALE, None, same_pair(e.caption_ids, e.image_ids), 0)
     assert split_contrastive_loss(e, SCALING, 8) == pytest.approx(expected.item())
 

@@ -8,9 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grr_coca.errors import UserError
-from grr_coca.evaluate.class_names import TEMPLATES, check_class_names, read_class_names, read_templates
-from grr_coca.evaluate.classifier import ZeroShotClassifier
+from grr_coca.common.errors import UserError
 from grr_coca.evaluate.labelled import open_labelled
 from grr_coca.evaluate.probes import patch_tokens
 from grr_coca.evaluate.zeroshot import (
@@ -19,6 +17,8 @@ from grr_coca.evaluate.zeroshot import (
     embed_labelled,
     embed_texts,
 )
+from grr_coca.infer.class_names import TEMPLATES, check_class_names, read_class_names, read_templates
+from grr_coca.infer.classifier import ZeroShotClassifier
 from grr_coca.train.setup import new_checkpoint
 from support import ALONE, real_pairs, tiny_recipe, with_caption, write_shard
 

@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 import torch
 
-from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig
-from grr_coca.layers.position import Rotary
-from grr_coca.losses import LossWeights, batch_loss
-from grr_coca.model import build
+from grr_coca.data.batch import Batch
+from grr_coca.model.build import build
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.layers.position import Rotary
+from grr_coca.model.losses import LossWeights, batch_loss
 from grr_coca.train.numerics import faster_for_passes
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.step import autocast

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from grr_coca.layers.layout import Cached
-from grr_coca.layers.position import Rotary, line_angles
-from grr_coca.layers.scaled_attention import GrowingCache, KeyValueCache
-from grr_coca.model import build
-from grr_coca.presets import PRESETS
+from grr_coca.model.build import build
+from grr_coca.model.layers.layout import CachedLayout
+from grr_coca.model.layers.position import Rotary, line_angles
+from grr_coca.model.layers.scaled_attention import GrowingCache, KeyValueCache
+from grr_coca.model.presets import PRESETS
 from model_configs import SET_BY_RECIPES
 
 NAMES = [*PRESETS, *SET_BY_RECIPES]
@@ -72,8 +72,8 @@ def test_cached_attention_is_the_same(exporting, tiny_config, ends):
     start = 0
     for end in ends:
         mask = (torch.arange(end) <= torch.arange(start, end)[:, None])[None, None]
-        found = exporting(block, x[:, start:end], Cached(growing, slice(start, end), mask))
-        wanted = block(x[:, start:end], Cached(slots, slice(start, end), mask))
+        found = exporting(block, x[:, start:end], CachedLayout(growing, slice(start, end), mask))
+        wanted = block(x[:, start:end], CachedLayout(slots, slice(start, end), mask))
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
         assert growing.keys.shape == growing.values.shape == (2, 2, end, 16)
         start = end

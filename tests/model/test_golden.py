@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from grr_coca.batch import Batch, pad_rows
-from grr_coca.config import CoCaConfig
+from grr_coca.data.batch import Batch, pad_rows
 from grr_coca.data.dataset import next_token_labels
-from grr_coca.model import build
+from grr_coca.model.build import build
+from grr_coca.model.config import CoCaConfig
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step import count_tokens

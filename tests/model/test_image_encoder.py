@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig, Stem
-from grr_coca.losses import batch_loss
-from grr_coca.model import build
+from grr_coca.data.batch import Batch
+from grr_coca.model.build import build
+from grr_coca.model.config import CoCaConfig, Stem
 from grr_coca.model.image_encoder import ImageEncoder
+from grr_coca.model.losses import batch_loss
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca_rope_1d", "baseline_coca"])

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig
-from grr_coca.losses import batch_loss
-from grr_coca.model import CoCa, build, build_without_weights
+from grr_coca.data.batch import Batch
+from grr_coca.model.build import build, build_without_weights
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig
 from grr_coca.model.init import init_weights
-from grr_coca.presets import PRESETS, get_preset
+from grr_coca.model.losses import batch_loss
+from grr_coca.model.presets import PRESETS, get_preset
 from model_configs import model_config
 
 

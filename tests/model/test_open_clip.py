@@ -1,4 +1,4 @@
-"""The parts that only open_clip's CoCa has. That they make its model together is tested in `tests/interop`."""
+"""The parts that only open_clip's CoCa has. That they make its model together is tested in `open_clip_checkpoints/`."""
 
 from dataclasses import replace
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from grr_coca.errors import UserError
-from grr_coca.layers.attention import CrossAttention
-from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.common.errors import UserError
+from grr_coca.model.layers.attention import CrossAttention
+from grr_coca.model.layers.pooler import AttentionalPooler
 from grr_coca.model.open_clip import ChannelAffine, ClassToken, NormalizedQueriesPooler, shared
-from grr_coca.presets import get_preset, with_qk_norm
+from grr_coca.model.presets import get_preset, with_qk_norm
 
 
 def test_a_token_with_its_position_is_appended_to_every_sequence() -> None:

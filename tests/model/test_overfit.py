@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig
-from grr_coca.losses import batch_loss
-from grr_coca.model import build
+from grr_coca.data.batch import Batch
+from grr_coca.model.build import build
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.losses import batch_loss
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from support import query_ranks

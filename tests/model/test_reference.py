@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig, TransformerConfig
-from grr_coca.model import CoCa, build
+from grr_coca.data.batch import Batch
+from grr_coca.model.build import build
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig, TransformerConfig
 from support import by_caption
 
 Weights = dict[str, Tensor]

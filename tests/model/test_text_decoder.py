@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig
-from grr_coca.model import CoCa, build
+from grr_coca.data.batch import Batch
+from grr_coca.model.build import build
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig
 from support import by_caption
 
 BOS, EOS, CLS_SLOT = 1, 2, 0

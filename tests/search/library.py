@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from grr_coca.calibration import Certainty
-from grr_coca.data.image_files import done_ahead
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import Entry, Header, Stamp
-from grr_coca.search.model import DecodedImage, Take, decode_found
-from grr_coca.search.store import Changes, Described, Store
+from grr_coca.search.image_files import done_ahead
+from grr_coca.search.index_model import DecodedImage, Take, decode_found
+from grr_coca.search.store import Changes, ImageDescription, Store
 
 WIDTH = 32
 HEADER = Header("pictograms", "f" * 32, WIDTH)
@@ -69,11 +69,11 @@ class ColourModel:
             self.described += len(batch)
             take(batch, [self._one(np.asarray(one.square).reshape(-1, 3).mean(axis=0)) for one in batch])
 
-    def _one(self, mean: np.ndarray) -> Described:
+    def _one(self, mean: np.ndarray) -> ImageDescription:
         name = min(COLOURS, key=lambda colour: float(np.abs(mean - COLOURS[colour]).sum()))
         vector = np.zeros(WIDTH, np.float32)
         vector[:3] = mean / np.linalg.norm(mean)
-        return Described(f"a {name} square", vector, Certainty(0.75, name == "grey"))
+        return ImageDescription(f"a {name} square", vector, Certainty(0.75, name == "grey"))
 
 
 def paint(path: Path, colour: str, side: int = 12, seconds: int | None = None) -> Path:

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from library import HEADER, WIDTH, ColourModel, fill, make_entry, make_vectors, paint
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.search.embedded.database import FAILURES_OF, IMAGES_OF
-from grr_coca.search.embedded.store import MAX_WORDS, EmbeddedStore
+from grr_coca.search.embedded.embedded_store import MAX_WORDS, EmbeddedStore
 from grr_coca.search.embedded.vectors import append_rows, map_rows, products
 from grr_coca.search.entry import VERSION, Failure
 from grr_coca.search.filters import parse_filter
@@ -320,7 +320,7 @@ def test_a_page_of_names_is_read_without_sorting_all_of_them(store, statement):
 
 
 def test_names_are_read_in_pages_while_they_are_removed(store, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.embedded.store.ROWS_PER_READ", 3)
+    monkeypatch.setattr("grr_coca.search.embedded.embedded_store.ROWS_PER_READ", 3)
     entries, _ = fill(store, 10)
     failed = [Failure(os.fsdecode(b"/pictures/\xe9%d.png" % n), "/pictures", None, "gone") for n in range(7)]
     store.commit(Changes(failed=failed))

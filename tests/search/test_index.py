@@ -3,12 +3,12 @@
 import pytest
 from library import HEADER, paint
 
-from grr_coca.checkpoint_files import FILES
-from grr_coca.errors import UserError
-from grr_coca.inference.model import load
+from grr_coca.common.errors import UserError
+from grr_coca.infer.image_text_model import load
+from grr_coca.model.checkpoint_folder import FILES
 from grr_coca.search.entry import Header
 from grr_coca.search.index import Index, make_store
-from grr_coca.search.model import IndexModel
+from grr_coca.search.index_model import IndexModel
 
 
 @pytest.fixture
@@ -16,7 +16,8 @@ def loads(monkeypatch):
     """The folders of the models that were loaded."""
     folders = []
     monkeypatch.setattr(
-        "grr_coca.inference.model.load", lambda folder, **options: folders.append(folder) or load(folder, **options)
+        "grr_coca.infer.image_text_model.load",
+        lambda folder, **options: folders.append(folder) or load(folder, **options),
     )
     return folders
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from library import fill, make_entry, make_vectors
 
-from grr_coca.data.photo import Photo
 from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.facets import facet_fields, facets, facets_of
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, Known, Touch
+from grr_coca.search.photo import Photo
+from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, ImageState, Touch
 
 TIE = 1e-5
 FILTERS = {
@@ -158,8 +158,8 @@ def test_what_is_known_of_images_and_failures(store):
     assert store.failures() == [vanished, failure]
     names = [entries[1].name, failure.name, vanished.name, "/pictures/unknown.png"]
     assert store.known(names) == {
-        entries[1].name: Known(entries[1].stamp, entries[1].digest, entries[1].fields),
-        failure.name: Known(failure.stamp, ""),
+        entries[1].name: ImageState(entries[1].stamp, entries[1].digest, entries[1].fields),
+        failure.name: ImageState(failure.stamp, ""),
     }
     assert store.roots() == ["/other", "/pictures"]
     assert sorted(store.places("/pictures")) == sorted(
@@ -245,7 +245,7 @@ def test_the_sample_is_the_same_in_every_process(store, reopened):
 
 
 def test_the_sample_is_drawn_from_all_images_and_not_from_the_first(store, monkeypatch):
-    for module in ("embedded.vectors", "milvus.store"):
+    for module in ("embedded.vectors", "milvus.milvus_store"):
         monkeypatch.setattr(f"grr_coca.search.{module}.SAMPLE", 50, raising=False)
     _, vectors = fill(store, 500)
     drawn = store.sample().vectors

@@ -9,7 +9,7 @@ from library import ColourModel, paint
 from PIL import Image
 
 from grr_coca.cli import main
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.search.index import open_store
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.update import update_store

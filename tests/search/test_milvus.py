@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from library import HEADER, fill, make_entry, make_vectors
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import make_store, open_store
@@ -24,7 +24,7 @@ from grr_coca.search.milvus.rows import (
     to_expression,
     to_record,
 )
-from grr_coca.search.store import Changes, Known
+from grr_coca.search.store import Changes, ImageState
 
 needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reason="runs by `make test-milvus`")
 
@@ -218,8 +218,10 @@ def test_an_insert_that_was_cut_off_at_any_step_is_done_by_the_next(store, reope
             with pytest.raises(KeyboardInterrupt):
                 store.commit(change)
         known = reopened().known([failure.name])
-        assert known.get(failure.name, Known(failure.stamp, "")) == Known(failure.stamp, ""), "not taken for done"
+        assert known.get(failure.name, ImageState(failure.stamp, "")) == ImageState(failure.stamp, ""), (
+            "not taken for done"
+        )
     reopened().commit(change)
-    assert reopened().known([failure.name]) == {failure.name: Known(entry.stamp, entry.digest, entry.fields)}
+    assert reopened().known([failure.name]) == {failure.name: ImageState(entry.stamp, entry.digest, entry.fields)}
     assert reopened().failures() == []
     assert reopened().columns() == set(entry.fields)

@@ -13,14 +13,14 @@ from library import COLOURS, HEADER, ColourModel, make_vectors
 from library import make_entry as some_entry
 from PIL import ExifTags, Image
 
-from grr_coca.data.photo import Photo
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import make_store, open_store
 from grr_coca.search.milvus.rows import from_record, to_expression, to_record
+from grr_coca.search.photo import Photo
 from grr_coca.search.portable import export_parquet, import_parquet
-from grr_coca.search.store import Changes, Noted
+from grr_coca.search.store import Changes, PhotoUpdate
 from grr_coca.search.update import update_store
 from support import snapshot
 
@@ -150,7 +150,7 @@ def test_a_changed_xmp_file_is_read_without_the_model(store, photos, model):
 
 def test_a_new_time_of_a_file_keeps_its_caption_and_reads_its_data_again(store, model, photos):
     update(store, model, photos)
-    store.commit(Changes(noted=[Noted(str(photos / "a.jpg"), Photo(camera="wrong"))]))
+    store.commit(Changes(noted=[PhotoUpdate(str(photos / "a.jpg"), Photo(camera="wrong"))]))
     (photos / "a.jpg").touch()
     assert update(store, model, photos).unchanged == 3
     assert model.described == 3

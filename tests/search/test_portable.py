@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from library import fill, make_entry, make_vectors
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.index import open_store
 from grr_coca.search.portable import export_parquet, import_parquet

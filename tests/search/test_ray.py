@@ -15,11 +15,11 @@ from PIL import Image
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.cli.image_work import _worker
-from grr_coca.data.image_files import find_images
-from grr_coca.errors import UserError
-from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.inference.on_ray import _Sealed, _Worker, workers_of
-from grr_coca.registry import DEFAULT
+from grr_coca.common.errors import UserError
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.on_ray import _Envelope, _Worker, workers_of
+from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.search.image_files import find_images
 
 needs_cluster = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
 WORKER = b"MapWorker"
@@ -114,7 +114,7 @@ def test_what_a_worker_sends_is_one_embedding_for_each_image_without_its_batch(i
 
 def test_a_machine_without_the_callers_folder_works_on_absolute_paths_alone(tmp_path):
     worker = _Worker(str, lambda: list, tmp_path / "elsewhere")
-    absolute, relative = (worker({"batch": _Sealed([name])})["results"].items for name in ("/one.png", "one.png"))
+    absolute, relative = (worker({"batch": _Envelope([name])})["results"].items for name in ("/one.png", "one.png"))
     assert absolute == ["/one.png"]
     with pytest.raises(UserError, match=r"elsewhere: a machine of the cluster cannot open this folder .* absolute"):
         raise relative

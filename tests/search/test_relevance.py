@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from grr_coca.inference.model import load
-from grr_coca.page import FILES
-from grr_coca.registry import FOLDER, shipped_models
+from grr_coca.infer.image_text_model import load
+from grr_coca.model.shipped_models import FOLDER, shipped_models
 from grr_coca.search import answer, relevance
-from grr_coca.search.embedded.store import CAPTION_WEIGHT, MAX_WORDS, TITLE_WEIGHT
+from grr_coca.search.embedded.embedded_store import CAPTION_WEIGHT, MAX_WORDS, TITLE_WEIGHT
 from grr_coca.search.relevance import RelevanceCurve, can_tell, curve_of, evidence
+from grr_coca.serve.page import FILES
 
 WIDTH = 128
 

@@ -10,8 +10,8 @@ import pytest
 from library import ColourModel, paint
 from PIL import Image
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.errors import UserError
 from grr_coca.search.entry import digest_of, plain_fields
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.update import forget_arguments, update_store

@@ -16,23 +16,23 @@ from PIL import Image
 from serving import DRAWINGS, JSON, OPTIONS, serving, wait_until
 
 import grr_coca
-from grr_coca.checkpoint_files import RELEVANCE
-from grr_coca.data.image_files import Span
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST
 from grr_coca.data.images import decode_image
-from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST
-from grr_coca.page.site import _write_thumbnails
-from grr_coca.registry import shipped_folder
+from grr_coca.model.checkpoint_folder import RELEVANCE
+from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.duplicates import duplicate_groups
-from grr_coca.search.embedded.store import EmbeddedStore
+from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Entry, Stamp
 from grr_coca.search.facets import facets
+from grr_coca.search.image_files import Span
 from grr_coca.search.index import open_store
 from grr_coca.search.store import Changes
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.library import ServedIndex, picture_id
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.server import RunningServer
+from grr_coca.serve.site import _write_thumbnails
 
 
 def names(answer) -> list[str]:

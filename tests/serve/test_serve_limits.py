@@ -16,7 +16,7 @@ from PIL import Image
 from serving import DRAWINGS, EVENTS, OPTIONS, Client, serving, wait_until
 from starlette.responses import Response
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.serve.guard import KEY_VARIABLE, Limits
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.queue import ModelQueue

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from grr_coca.model import build
-from grr_coca.presets import PRESETS, get_preset
-from grr_coca.structure import differences
+from grr_coca.common.dict_to_dataclass import differences
+from grr_coca.model.build import build
+from grr_coca.model.presets import PRESETS, get_preset
 from grr_coca.study.anatomy import (
     UNCOUNTED,
     count_parameters,

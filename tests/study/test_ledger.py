@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.study.ledger import (
     LEDGER_FILE,
     CaptionedExample,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.errors import UserError
-from grr_coca.presets import get_preset
+from grr_coca.common.errors import UserError
+from grr_coca.model.presets import get_preset
 from grr_coca.study.ledger import read_digests, read_ledger, read_rows
 from grr_coca.study.plan import Arm, Plan, read_plan, scores_captions, stage_names
 from grr_coca.study.report.answer import arm_titles

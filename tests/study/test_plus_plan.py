@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from grr_coca.checkpoint import Checkpoint
 from grr_coca.data.sources.open import open_source
-from grr_coca.presets import get_preset
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.presets import get_preset
 from grr_coca.study.plan import Arm, Plan, arm_named, read_plan, stage_names
 from grr_coca.study.running.stage import caption_lengths, step_flops
 from grr_coca.study.stages import check_recipes, require_precisions, stage_recipe

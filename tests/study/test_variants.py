@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from grr_coca.checkpoint import from_pretrained
-from grr_coca.errors import UserError
-from grr_coca.fast.model_copy import fast_copy
-from grr_coca.layers.layout import PLAIN
-from grr_coca.model import build
-from grr_coca.presets import get_preset
+from grr_coca.common.errors import UserError
+from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.model.build import build
+from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.model.layers.layout import PLAIN
+from grr_coca.model.presets import get_preset
 from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage

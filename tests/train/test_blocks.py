@@ -16,17 +16,18 @@ import torch._dynamo
 from torch import nn
 from torch._dynamo.utils import counters
 
-from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig
+from grr_coca.common.errors import UserError
+from grr_coca.common.torch_private import copy_modules
+from grr_coca.data.batch import Batch
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.engine.torch import TorchEngine
-from grr_coca.errors import UserError
-from grr_coca.fast.model_copy import fast_copy
-from grr_coca.generate import generate
-from grr_coca.losses import batch_loss
-from grr_coca.model import CoCa, build
-from grr_coca.torch_private import copy_modules
+from grr_coca.infer.engine.torch import TorchEngine
+from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.infer.generate import generate
+from grr_coca.model.build import build
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.losses import batch_loss
 from grr_coca.train.blocks import CPP_COMPILERS, checkpoint_blocks, compile_blocks
 from processes import launch
 from support import saved_bytes

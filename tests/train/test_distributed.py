@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import drivers
-from grr_coca.files import verify_folder
-from grr_coca.presets import SIZES
+from grr_coca.common.files import verify_folder
+from grr_coca.model.presets import SIZES
 from grr_coca.train import logs as progress
 from grr_coca.train.logs import SPIKE_MEMORY, Progress, read_metrics
 from grr_coca.train.recipe import CheckpointRecipe, HealthRecipe, ScheduleRecipe, save_recipe

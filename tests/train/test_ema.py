@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from grr_coca.config import CoCaConfig
-from grr_coca.model import build
+from grr_coca.model.build import build
+from grr_coca.model.config import CoCaConfig
 from grr_coca.train.optimizer import Ema, freeze
 
 

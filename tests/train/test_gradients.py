@@ -23,8 +23,8 @@ from gradient_cases import (
     on_a_rank,
     reference,
 )
-from grr_coca.batch import Batch
-from grr_coca.losses import batch_loss
+from grr_coca.data.batch import Batch
+from grr_coca.model.losses import batch_loss
 from grr_coca.train.recipe import Parallelism
 from processes import launch
 

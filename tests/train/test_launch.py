@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import drivers
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.train.launch import device_of_process
 from processes import launch
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grr_coca.batch import Batch, pad_rows
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch, pad_rows
 from grr_coca.data.dataset import next_token_labels
-from grr_coca.losses import LossWeights
-from grr_coca.model import build
-from grr_coca.presets import get_preset
-from grr_coca.ranks import Ranks
+from grr_coca.model.build import build
+from grr_coca.model.losses import LossWeights
+from grr_coca.model.presets import get_preset
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe

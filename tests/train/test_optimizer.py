@@ -10,12 +10,12 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from grr_coca.batch import Batch
-from grr_coca.config import CoCaConfig
-from grr_coca.errors import UserError
-from grr_coca.losses import batch_loss
-from grr_coca.model import CoCa, build
-from grr_coca.model.coca import MAX_LOGIT_SCALE
+from grr_coca.common.errors import UserError
+from grr_coca.data.batch import Batch
+from grr_coca.model.build import build
+from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.losses import batch_loss
 from grr_coca.train.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step import autocast, count_tokens

@@ -10,12 +10,12 @@ import torch._functorch.config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from grr_coca.checkpoint import from_pretrained
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.sources.open import open_source
+from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.image_encoder import ImageEncoder
-from grr_coca.structure import from_dict, to_dict
 from grr_coca.train import blocks, setup
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, Recipe

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source, require_there
-from grr_coca.errors import UserError
-from grr_coca.presets import PRESETS, SIZES, get_preset
-from grr_coca.structure import from_dict, to_dict
+from grr_coca.model.presets import PRESETS, SIZES, get_preset
 from grr_coca.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, load_recipe, save_recipe
 from support import tiny_recipe
 

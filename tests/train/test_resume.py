@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load
 
 import drivers
-from grr_coca.checkpoint import from_pretrained
-from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST
-from grr_coca.train.checkpoints import resume_point
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST
+from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.launch import StopSignals
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
+from grr_coca.train.run_checkpoints import resume_point
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
 from support import (
     ALONE,
@@ -333,7 +333,7 @@ def test_a_run_whose_checkpoints_cannot_be_read_does_not_begin_anew(finished, tm
     weights = out / "checkpoints" / finished.checkpoint.name / "model.safetensors"
     weights.write_bytes(b"torn")
     said = rf"{out}/checkpoints: none of its checkpoints can be read \(1 found, .*to start this run anew, delete"
-    with warnings_of("grr_coca.train.checkpoints"), pytest.raises(UserError, match=said):
+    with warnings_of("grr_coca.train.run_checkpoints"), pytest.raises(UserError, match=said):
         resume_point(out, finished.recipe)
     shutil.rmtree(out / "checkpoints")
     assert resume_point(out, finished.recipe) is None

@@ -7,15 +7,14 @@ from functools import partial
 
 import pytest
 
-from grr_coca.checkpoint import from_pretrained
+from grr_coca.common.errors import UserError
+from grr_coca.common.ranks import Ranks
 from grr_coca.data.loader import ReplacementLog
 from grr_coca.data.sources.open import open_source
-from grr_coca.errors import UserError
-from grr_coca.evaluate.caption_split import Captioned
+from grr_coca.evaluate.caption_split import CaptionedSplit
 from grr_coca.evaluate.split import Evaluation
-from grr_coca.ranks import Ranks
+from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train import loop
-from grr_coca.train.checkpoints import BEST_FILE
 from grr_coca.train.logs import LOG_FILE, MetricLog, Progress, read_metrics
 from grr_coca.train.loop import Validation, train
 from grr_coca.train.optimizer import FROZEN_MODULES
@@ -30,6 +29,7 @@ from grr_coca.train.recipe import (
     load_recipe,
     save_recipe,
 )
+from grr_coca.train.run_checkpoints import BEST_FILE
 from grr_coca.train.setup import check_start, new_checkpoint, sound_validation, training_sources
 from model_configs import SET_BY_RECIPES, model_keys
 from support import (
@@ -103,7 +103,7 @@ def test_a_bar_in_a_caption_parts_no_cell_of_the_table_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with MetricLog(tmp_path, Progress()) as log:
-        log.captions(1, Captioned(("folder/a|b.png",), ("said | so",), (("true", "too"),)))
+        log.captions(1, CaptionedSplit(("folder/a|b.png",), ("said | so",), (("true", "too"),)))
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     (table,) = (shown.tensor_proto.string_val[0].decode() for shown in board.Tensors("captions/text_summary"))
     assert table.splitlines() == [

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 
 import drivers
-from grr_coca.batch import Batch
-from grr_coca.checkpoint import from_pretrained, save_tensors
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, whole_folder
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch
 from grr_coca.data.sources.base import stable_id
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST, whole_folder
-from grr_coca.losses import LossWeights, Teaching
-from grr_coca.ranks import Ranks
+from grr_coca.model.checkpoint import from_pretrained, save_tensors
+from grr_coca.model.losses import LossWeights, TeacherOptions
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, TeacherRecipe, load_recipe, save_recipe
@@ -254,7 +254,7 @@ def test_each_key_changes_the_weights(recipe, plain, tmp_path, keys):
 
 
 def test_the_trainer_gets_the_numbers_of_the_recipe(recipe):
-    wanted = LossWeights(1.0, 2.0, 0.0, Teaching(1.0, 0.0, 0.1))
+    wanted = LossWeights(1.0, 2.0, 0.0, TeacherOptions(1.0, 0.0, 0.1))
     assert recipe.loss_weights == wanted
     assert replace(recipe, teacher=None).loss_weights == LossWeights()
 

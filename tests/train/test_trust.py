@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from grr_coca.checkpoint import from_pretrained
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST
 from grr_coca.data.sources.open import open_source
-from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST
-from grr_coca.train.checkpoints import resume_point
+from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import CheckpointRecipe, load_recipe
+from grr_coca.train.run_checkpoints import resume_point
 from support import ALONE, finished_run, silent, warnings_of
 
 
@@ -92,7 +92,7 @@ def test_a_pickle_in_place_of_any_file_of_a_checkpoint_is_refused_and_not_run(ru
     else:
         torch.save({"weight": Bomb(trace)}, path)
     with (
-        warnings_of("grr_coca.train.checkpoints") as warned,
+        warnings_of("grr_coca.train.run_checkpoints") as warned,
         pytest.raises(UserError, match="none of its checkpoints can be read"),
     ):
         resume_point(run.folder, run.recipe)

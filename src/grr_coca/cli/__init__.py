@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grr_coca
-from grr_coca.errors import Stopped, UserError, nearest, print_warnings, printable
-from grr_coca.threads import multiply_on_one_thread, wait_passively
+from grr_coca.common.errors import Interruption, UserError, nearest, print_warnings, printable
+from grr_coca.common.threads import multiply_on_one_thread, wait_passively
 
 
 class Verb(NamedTuple):
@@ -95,7 +95,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
             raise
         print(printable(f"error: {message}"), file=sys.stderr)
         return 2
-    except Stopped as stopped:
+    except Interruption as stopped:
         name = signal.Signals(stopped.number).name
         print(f"{name}: {stopped}; continue with --resume", file=sys.stderr)
         return 128 + stopped.number

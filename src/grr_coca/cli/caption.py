@@ -36,18 +36,18 @@ from grr_coca.cli.sidecars import (
     report_unfamiliar,
     report_unwritten,
 )
-from grr_coca.errors import UserError, on_one_line
-from grr_coca.extras import require_extra
-from grr_coca.files import behind_link
-from grr_coca.generate.options import GenerationOptions
-from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.inference.on_ray import Machines
-from grr_coca.registry import DEFAULT
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import behind_link
+from grr_coca.infer.generate.options import GenerationOptions
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.on_ray import Machines
+from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
-    from grr_coca.data.image_files import ImageFile
-    from grr_coca.generate import Caption
-    from grr_coca.inference import Description
+    from grr_coca.infer import Description
+    from grr_coca.infer.generate import Caption
+    from grr_coca.search.image_files import ImageFile
 
 
 SidecarKind = Literal["txt", "xmp"]
@@ -161,8 +161,8 @@ def run(
                 return model.describe_many(opened, prompt, options, batch_size, keys=names)
 
             work_through(wanted, model, batch_size, "captions", caption, write, shown)
-    from grr_coca.generate import warn_if_repeated
-    from grr_coca.inference.model import warn_if_unfamiliar
+    from grr_coca.infer.generate import warn_if_repeated
+    from grr_coca.infer.image_text_model import warn_if_unfamiliar
 
     warn_if_repeated(best)
     if sidecar is None:

@@ -19,14 +19,14 @@ from grr_coca.cli.flags import (
 )
 from grr_coca.cli.output import say, to_json
 from grr_coca.cli.sidecars import XmpFiles, report_unfamiliar
-from grr_coca.errors import UserError, on_one_line
-from grr_coca.evaluate.class_names import NAME_ALONE, check_class_names, read_class_names
-from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.registry import DEFAULT
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.infer.class_names import NAME_ALONE, check_class_names, read_class_names
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
-    from grr_coca.data.image_files import ImageFile
-    from grr_coca.inference.model import LabelProbability
+    from grr_coca.infer.image_text_model import LabelProbability
+    from grr_coca.search.image_files import ImageFile
 
 _MIN_PROBABILITY = 0.5
 """The smallest probability of a label that is added as a keyword, if none is given."""

@@ -20,16 +20,16 @@ import tyro
 import grr_coca
 from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import called_as, report_stop
-from grr_coca.errors import Stopped, UserError
-from grr_coca.extras import require_extra
-from grr_coca.registry import DEFAULT
-from grr_coca.structure import read_yaml
+from grr_coca.common.dict_to_dataclass import read_yaml
+from grr_coca.common.errors import Interruption, UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from grr_coca.data.sources.base import PairSource
-    from grr_coca.inference.model import ImageTextModel
+    from grr_coca.infer.image_text_model import ImageTextModel
     from grr_coca.study.demo.outcome import ArmResult
     from grr_coca.study.demo.plan import Schedule
     from grr_coca.study.plan import DemoPlan
@@ -84,7 +84,7 @@ def run(
             if begun is None:
                 begin(decided, out)
             results = _train(workers, decided, out)
-    except (KeyboardInterrupt, Stopped) as stop:
+    except (KeyboardInterrupt, Interruption) as stop:
         return report_stop(stop)
     print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, plan, out)}\n", flush=True)
     for line in closing_lines(decided, _first_checkpoint(decided, out), out):
@@ -164,7 +164,7 @@ def _train(workers: "Workers", plan: "DemoPlan", out: Path) -> "tuple[ArmResult,
     try:
         with bars(dict.fromkeys(arm_names(plan), total)) as shown:
             return run_demo(plan, out, workers, shown.update)
-    except (KeyboardInterrupt, Stopped):
+    except (KeyboardInterrupt, Interruption):
         print("stopping: both arms save first", file=sys.stderr)
         raise
 

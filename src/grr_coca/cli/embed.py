@@ -14,18 +14,18 @@ import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArguments, require_batch_size
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.cli.progress import bars
-from grr_coca.errors import UserError, on_one_line
-from grr_coca.extras import require_extra
-from grr_coca.files import read_lines
-from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.inference.on_ray import Machines
-from grr_coca.registry import DEFAULT
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import read_lines
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.on_ray import Machines
+from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from grr_coca.data.image_files import ImageFile
-    from grr_coca.inference import Description
+    from grr_coca.infer import Description
+    from grr_coca.search.image_files import ImageFile
 
 _SUFFIXES = (".safetensors", ".npy", ".parquet")
 MAX_HEADER_BYTES = 100_000_000
@@ -87,7 +87,7 @@ def run(
     return code
 
 
-class Collected:
+class VectorBuffer:
     """Keys and vectors of images that come batch by batch. The array has a row for each image that may come: a list of
     rows would take more than twice the memory."""
 
@@ -119,7 +119,7 @@ def _embed_images(
     from grr_coca.cli.image_work import work_through
 
     model = grr_coca.load(checkpoint, engine=engine)
-    collected = Collected(len(found))
+    collected = VectorBuffer(len(found))
 
     def embed(_: "list[ImageFile]", opened: list) -> "list[np.ndarray]":
         return list(model.embed_images(opened, batch_size=batch_size))
@@ -134,7 +134,7 @@ def _embed_on_ray(
 ) -> "tuple[list[str], np.ndarray, int]":
     from grr_coca.cli.image_work import describe_on_ray
 
-    collected = Collected(len(found))
+    collected = VectorBuffer(len(found))
 
     def take(files: "list[ImageFile]", described: "list[Description]") -> None:
         collected.add(files, [one.embedding for one in described])

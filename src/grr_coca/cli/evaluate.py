@@ -13,16 +13,16 @@ import tyro
 
 from grr_coca.cli.flags import Lists, joined, require_batch_size
 from grr_coca.cli.output import require_other, require_writable
-from grr_coca.errors import UserError
-from grr_coca.evaluate.class_names import TEMPLATES, read_class_names, read_templates
-from grr_coca.extras import require_extra
-from grr_coca.inference.locate import locate_checkpoint
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
+from grr_coca.infer.locate import locate_checkpoint
 
 if TYPE_CHECKING:
-    from grr_coca.checkpoint import Checkpoint
-    from grr_coca.evaluate.checkpoint import Measured
+    from grr_coca.evaluate.checkpoint_metrics import SplitMeasures
     from grr_coca.evaluate.intervals import Interval
     from grr_coca.evaluate.tasks import Report
+    from grr_coca.model.checkpoint import Checkpoint
 
 Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
 _TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
@@ -181,16 +181,16 @@ def _load(folder: Path) -> "Checkpoint":
     """Load a checkpoint on the GPU if there is one, else on the CPU."""
     import torch  # late, as all modules below: they take seconds
 
-    from grr_coca.checkpoint import from_pretrained
+    from grr_coca.model.checkpoint import from_pretrained
 
     return from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _measure_losses(checkpoint: "Checkpoint", paths: tuple[str, ...], batch_size: int) -> "dict[str, Measured]":
+def _measure_losses(checkpoint: "Checkpoint", paths: tuple[str, ...], batch_size: int) -> "dict[str, SplitMeasures]":
     """Losses and retrieval of each split, by its path, with the paper's loss weights."""
     from grr_coca.data.sources.open import open_source
-    from grr_coca.evaluate.checkpoint import measure_checkpoint
-    from grr_coca.losses import LossWeights
+    from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
+    from grr_coca.model.losses import LossWeights
 
     return {path: measure_checkpoint(checkpoint, open_source(path), batch_size, LossWeights()) for path in paths}
 
@@ -223,7 +223,7 @@ def _measure(task: Task, checkpoint: "Checkpoint", path: str, options: _TaskOpti
     return measure_probe(checkpoint, images, tested, options.batch_size, AttentionProbeOptions())
 
 
-def _print_losses(measured: "dict[str, Measured]", json: bool) -> None:
+def _print_losses(measured: "dict[str, SplitMeasures]", json: bool) -> None:
     """Print losses and retrieval of each split."""
     from grr_coca.evaluate.tasks import intervals
 
@@ -307,7 +307,7 @@ def _why_incomparable(models: "tuple[Checkpoint, Checkpoint]", num_tokens: list[
     return None
 
 
-def _differences(first: "Measured", second: "Measured", incomparable: tuple[str, ...]) -> str:
+def _differences(first: "SplitMeasures", second: "SplitMeasures", incomparable: tuple[str, ...]) -> str:
     keys = {title: key for title, key in _DIFFERENCES.items() if key not in incomparable}
     found = {title: first.measures[key].difference(second.measures[key]) for title, key in keys.items()}
     return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

@@ -9,12 +9,12 @@ import tyro
 from grr_coca.cli.flags import CheckpointFlag, Flag, IndexArgument, OptionalCheckpointFlag
 from grr_coca.cli.output import require_free, require_suffix, require_writable, say, write_output
 from grr_coca.cli.progress import bars
-from grr_coca.errors import UserError
-from grr_coca.extras import require_extra
-from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.interop import hub
-from grr_coca.interop.open_clip import find_weights
-from grr_coca.registry import DEFAULT
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model import hub
+from grr_coca.model.open_clip_checkpoints import find_weights
+from grr_coca.model.shipped_models import DEFAULT
 
 
 def import_open_clip(
@@ -36,8 +36,8 @@ def import_open_clip(
     require_free(out)
     require_extra("open-clip", "converting a checkpoint of open_clip")
 
-    from grr_coca.checkpoint import save_checkpoint  # late: imports torch
-    from grr_coca.interop.open_clip.read import read_open_clip
+    from grr_coca.model.checkpoint import save_checkpoint  # late: imports torch
+    from grr_coca.model.open_clip_checkpoints.read import read_open_clip
 
     checkpoint = read_open_clip(path, model)
     if as_stored:
@@ -65,8 +65,8 @@ def export_open_clip(
     require_free(out)
     require_extra("torch", "exporting to open_clip")
 
-    from grr_coca.checkpoint import from_pretrained  # late: imports torch
-    from grr_coca.interop.open_clip.write import write_open_clip
+    from grr_coca.model.checkpoint import from_pretrained  # late: imports torch
+    from grr_coca.model.open_clip_checkpoints.write import write_open_clip
 
     write_open_clip(from_pretrained(folder), out)
     print(f"open_clip loads it: open_clip.create_model_and_transforms('local-dir:{out}')")
@@ -89,7 +89,7 @@ def export_onnx(
     require_free(out)
     require_extra("export", "exporting to ONNX")
 
-    from grr_coca.interop.onnx.write import write_onnx  # late: imports torch
+    from grr_coca.infer.export.write import write_onnx  # late: imports torch
 
     write_onnx(folder, out, precision)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
@@ -116,11 +116,11 @@ def export_web(
         title: name of the site; if not given, that of the index.
         runtime: archive of the npm package onnxruntime-web; if not given, npm fetches it once.
     """
-    from grr_coca.page import site  # late, as below: other verbs need none of this
-    from grr_coca.read_checkpoint import read_files
+    from grr_coca.model.checkpoint_without_weights import read_files
     from grr_coca.search.index import open_store
-    from grr_coca.search.model import IndexModel
+    from grr_coca.search.index_model import IndexModel
     from grr_coca.search.relevance import curve_of
+    from grr_coca.serve import site  # late, as below: other verbs need none of this
 
     require_free(out)
     store = None if index is None else open_store(index)

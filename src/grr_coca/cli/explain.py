@@ -8,10 +8,10 @@ import tyro
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag
 from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
-from grr_coca.extras import require_extra
-from grr_coca.files import read_whole
-from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.registry import DEFAULT
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import read_whole
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.shipped_models import DEFAULT
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
     folder = locate_checkpoint(checkpoint)
     require_writable(out)
 
-    from grr_coca.explain import caption_maps, caption_picture, text_map, text_picture  # late: imports torch
+    from grr_coca.infer.explain import caption_maps, caption_picture, text_map, text_picture  # late: imports torch
 
     model = grr_coca.load(folder, engine="torch")
     opened = model.preprocess.decode(data, str(image))

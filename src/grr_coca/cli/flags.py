@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ CheckpointFlag = Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR"
 OptionalCheckpointFlag = Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
 
 EngineFlag = Annotated[Literal["auto", "onnx", "torch"], tyro.conf.arg(metavar="auto|onnx|torch")]
-"""What computes the model; see `grr_coca.inference.choose`."""
+"""What computes the model; see `grr_coca.infer.choose_engine`."""
 
 ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 

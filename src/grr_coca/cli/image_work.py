@@ -15,15 +15,15 @@ from PIL import Image
 
 from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import bars
-from grr_coca.data.image_files import ImageFile, decoded, find_images
+from grr_coca.common.errors import UserError
 from grr_coca.data.images import has_more_frames
-from grr_coca.data.walk import LeftOut
-from grr_coca.errors import UserError
-from grr_coca.generate.options import GenerationOptions
-from grr_coca.inference.on_ray import map_on_ray
+from grr_coca.data.walk import Exclusions
+from grr_coca.infer.generate.options import GenerationOptions
+from grr_coca.infer.on_ray import map_on_ray
+from grr_coca.search.image_files import ImageFile, decoded, find_images
 
 if TYPE_CHECKING:
-    from grr_coca.inference import Description, ImageTextModel
+    from grr_coca.infer import Description, ImageTextModel
 
 Result = TypeVar("Result")
 Done = TypeVar("Done")
@@ -39,13 +39,13 @@ def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[
     Raises:
         UserError: there is no argument, one gives no image, or a pattern is invalid.
     """
-    left_out = LeftOut(exclude)
+    left_out = Exclusions(exclude)
     found = find_images(arguments, left_out)
     report_left_out(left_out)
     return found
 
 
-def report_left_out(left_out: LeftOut) -> None:
+def report_left_out(left_out: Exclusions) -> None:
     """Say what a search has left out."""
     if str(left_out):
         print(left_out, file=sys.stderr)
@@ -207,7 +207,7 @@ def _worker(
     folder: Path, engine: str, captioning: tuple[str, GenerationOptions] | None
 ) -> "Callable[[Sequence[ImageFile]], list[Description | UserError]]":
     """The work of one process of the cluster."""
-    from grr_coca.inference.model import Description, load
+    from grr_coca.infer.image_text_model import Description, load
 
     model = load(folder, engine=engine)
 

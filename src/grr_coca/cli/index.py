@@ -11,10 +11,10 @@ import tyro
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag, require_batch_size
 from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import JobProgress, bars
-from grr_coca.errors import UserError
-from grr_coca.extras import require_extra
-from grr_coca.inference.on_ray import Machines
-from grr_coca.registry import DEFAULT
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.infer.on_ray import Machines
+from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca.search.index import Index
@@ -75,7 +75,7 @@ def run(
         report_left_out(update.left_out)
         report_first_frames(update.first_frames)
         if update.unfamiliar:
-            from grr_coca.inference.model import warn_if_unfamiliar
+            from grr_coca.infer.image_text_model import warn_if_unfamiliar
 
             warn_if_unfamiliar(update.unfamiliar)
         _report(update, index, time.monotonic() - began)

@@ -6,16 +6,17 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.checkpoint_files import read_config, read_json
 from grr_coca.cli.flags import Flag
-from grr_coca.config import CoCaConfig
-from grr_coca.errors import UserError
-from grr_coca.extras import require_extra
-from grr_coca.inference.choose import choose_engine
-from grr_coca.interop.open_clip.published import PUBLISHED, PublishedModel, is_here, published_folder
-from grr_coca.presets import get_preset
-from grr_coca.registry import DEFAULT, FOLDER, ModelCard, shipped_models
-from grr_coca.structure import to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import read_json
+from grr_coca.infer.choose_engine import choose_engine
+from grr_coca.infer.published_models import PUBLISHED, PublishedModel, is_here, published_folder
+from grr_coca.model.checkpoint_folder import read_config
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.presets import get_preset
+from grr_coca.model.shipped_models import DEFAULT, FOLDER, ModelCard, shipped_models
 
 _ENGINES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 _MIN_LENGTH = 4

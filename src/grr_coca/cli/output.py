@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from grr_coca.errors import Stopped, UserError, nearest, on_one_line
-from grr_coca.files import behind_link, fill_whole
+from grr_coca.common.errors import Interruption, UserError, nearest, on_one_line
+from grr_coca.common.files import behind_link, fill_whole
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -61,9 +61,9 @@ def called_as() -> list[str]:
     return [sys.executable, "-m", "grr_coca"] if Path(program).name == "__main__.py" else [program]
 
 
-def report_stop(stop: KeyboardInterrupt | Stopped) -> int:
+def report_stop(stop: KeyboardInterrupt | Interruption) -> int:
     """Say that a signal stopped a demo or a study, and return the exit code."""
-    number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+    number = stop.number if isinstance(stop, Interruption) else signal.SIGINT
     print(f"{signal.Signals(number).name}: what was trained is saved, and the same command continues", file=sys.stderr)
     return 128 + number
 

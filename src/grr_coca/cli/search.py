@@ -10,8 +10,8 @@ import tyro
 
 from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
 from grr_coca.cli.output import require_suffix, require_writable, say, to_json, write_output
-from grr_coca.errors import UserError, on_one_line
-from grr_coca.extras import require_extra
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.extras import require_extra
 
 if TYPE_CHECKING:
     from grr_coca.search.answer import Hit, Query, SearchResult
@@ -156,7 +156,7 @@ def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
 def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
     if without and not texts and not images:
         raise UserError("the query is empty; --without takes all that follows it, so give the texts before it")
-    from grr_coca.data.image_files import is_forbidden
+    from grr_coca.search.image_files import is_forbidden
 
     for image in images[1:]:
         if not is_forbidden(str(image)) and not image.exists():
@@ -164,7 +164,7 @@ def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tupl
 
 
 def _write_page(out: Path, answer: "SearchResult", index: "Index", query: "Query", explain: bool) -> None:
-    from grr_coca.search.page import answer_page  # late: only this option needs it
+    from grr_coca.search.result_page import answer_page  # late: only this option needs it
 
     page = answer_page(answer, query, index.model if explain else None)
     write_output(out, lambda file: file.write(page.encode("utf-8", "backslashreplace")))

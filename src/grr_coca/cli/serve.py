@@ -7,8 +7,8 @@ import tyro
 import grr_coca
 from grr_coca.cli.flags import EngineFlag, Flag, OptionalCheckpointFlag
 from grr_coca.cli.output import say
-from grr_coca.errors import UserError
-from grr_coca.extras import require_extra
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
 
 
 def run(

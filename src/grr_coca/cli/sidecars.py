@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grr_coca.cli.output import disk_errors, failure_lines
-from grr_coca.data.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
-from grr_coca.errors import UserError
-from grr_coca.registry import FOR_PHOTOGRAPHS
+from grr_coca.common.errors import UserError
+from grr_coca.model.shipped_models import FOR_PHOTOGRAPHS
+from grr_coca.search.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
 
 if TYPE_CHECKING:
-    from grr_coca.data.image_files import ImageFile
+    from grr_coca.search.image_files import ImageFile
 
 
 def places_beside(

@@ -10,9 +10,9 @@ import tyro
 
 from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import report_stop, say
-from grr_coca.errors import Stopped, UserError
-from grr_coca.extras import require_extra
-from grr_coca.structure import read_yaml
+from grr_coca.common.dict_to_dataclass import read_yaml
+from grr_coca.common.errors import Interruption, UserError
+from grr_coca.common.extras import require_extra
 from grr_coca.study.ledger import PLAN_FILE, LedgerRow, read_ledger
 
 
@@ -114,7 +114,7 @@ def _run(action: RunStudy) -> int:
         return 0
     try:
         run_with_progress(plan, place, part, action.jobs)
-    except (KeyboardInterrupt, Stopped) as stop:
+    except (KeyboardInterrupt, Interruption) as stop:
         return report_stop(stop)
     return 0
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from grr_coca.cli.progress import JobProgress, bars
-from grr_coca.errors import Stopped
+from grr_coca.common.errors import Interruption
 from grr_coca.study.ledger import LedgerRow, read_rows
 from grr_coca.study.plan import Plan, lacking_scores, stage_names
 from grr_coca.study.running.agenda import Agenda, StudyPart, Task, Want
@@ -23,8 +23,8 @@ def run_with_progress(plan: Plan, place: Place, part: StudyPart, num_jobs: int) 
     total = sum(count * weights[want] for want, count in Agenda(plan, part, place.folder_of, ()).lacking().items())
     with bars({NAME: max(1, total)}) as shown:
         try:
-            run_study(plan, place, part, num_jobs, _Shown(shown, weights, total))
-        except (KeyboardInterrupt, Stopped):
+            run_study(plan, place, part, num_jobs, _StudyWatch(shown, weights, total))
+        except (KeyboardInterrupt, Interruption):
             print("stopping: every run saves first", file=sys.stderr)
             raise
 
@@ -37,7 +37,7 @@ def what_is_left(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> st
     return _forecast(plan, place, num_jobs, expect_study(plan, wants, place.runs, num_jobs, usable_device()))
 
 
-class _Shown(Watch):
+class _StudyWatch(Watch):
     """Shows the done share of all work of a study."""
 
     def __init__(self, shown: JobProgress, weights: Mapping[Want, int], total: int) -> None:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.errors import DiskError, UserError
-from grr_coca.extras import require_extra
-from grr_coca.inference.locate import locate_checkpoint
-from grr_coca.presets import get_preset
+from grr_coca.common.errors import DiskError, UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.presets import get_preset
 
 if TYPE_CHECKING:
-    from grr_coca.checkpoint import Checkpoint
-    from grr_coca.ranks import Ranks
-    from grr_coca.train.checkpoints import Origin
+    from grr_coca.common.ranks import Ranks
+    from grr_coca.model.checkpoint import Checkpoint
     from grr_coca.train.recipe import Recipe
+    from grr_coca.train.run_checkpoints import Origin
 
 
 def pretrain(
@@ -90,8 +90,8 @@ def finetune(
         raise UserError("fine-tuning starts from a checkpoint: give --checkpoint FOLDER, or use `grr-coca pretrain`")
     folder = locate_checkpoint(checkpoint)
 
-    from grr_coca.checkpoint import from_pretrained  # late: imports torch
-    from grr_coca.train.checkpoints import origin_of
+    from grr_coca.model.checkpoint import from_pretrained  # late: imports torch
+    from grr_coca.train.run_checkpoints import origin_of
     from grr_coca.train.setup import check_start
 
     start = from_pretrained(folder)
@@ -142,8 +142,8 @@ def _run(
         dry_run: print the forecast only.
         origin: the checkpoint that the run begins from; None: it begins with new weights.
     """
-    from grr_coca.checkpoint import from_pretrained
     from grr_coca.cli.progress import bars
+    from grr_coca.model.checkpoint import from_pretrained
     from grr_coca.train.launch import launched
     from grr_coca.train.loop import train
     from grr_coca.train.setup import dry_run as forecast
@@ -177,7 +177,7 @@ def _run(
 
 def _resume_from(out: Path, recipe: "Recipe", resume: bool, origin: "Origin | None") -> Path | None:
     """The checkpoint that a run in `out` continues from; None: a new run begins."""
-    from grr_coca.train.checkpoints import resume_point
+    from grr_coca.train.run_checkpoints import resume_point
 
     if resume:
         return resume_point(out, recipe, origin)

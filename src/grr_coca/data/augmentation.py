@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.errors import UserError
-from grr_coca.shapes import Float
+from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import Float
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""

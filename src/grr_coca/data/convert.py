@@ -22,13 +22,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from grr_coca.checkpoint_files import read_json
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_json, write_whole
 from grr_coca.data.images import decode_image, open_header
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair
 from grr_coca.data.sources.folder import caption_file
 from grr_coca.data.sources.views import ByImage, num_captions, read_sound, sound_captions
-from grr_coca.errors import UserError
-from grr_coca.files import write_whole
 
 _CONVERSION_NAME = "convert.json"
 _UNFINISHED = re.compile(r"\.\d{5,}\.\d+\.tmp|\.(convert|\d{5,}_stats)\.json\.\d+\.[0-9a-f]+\.partial")

@@ -13,16 +13,16 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from grr_coca.batch import IGNORE_INDEX, Batch, Replacement, pad_rows
+from grr_coca.common.errors import UserError
 from grr_coca.data.augment import MAX_REPLACEMENTS, Siblings, Stream, change_images, mix_images, sample_rng
 from grr_coca.data.augmentation import Augmentation, Change
+from grr_coca.data.batch import IGNORE_INDEX, Batch, Replacement, pad_rows
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
 from grr_coca.data.tensors import normalize, to_bytes, to_input
 from grr_coca.data.text import caption_id, clean_caption
 from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
-from grr_coca.errors import UserError
 
 _MAX_KEPT_PIXELS = 2**26
 """If all training images together have at most this many pixels, they stay decoded in memory: 192 MiB per worker."""

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch.utils.data import DataLoader
 
-from grr_coca.batch import Batch, Replacement
+from grr_coca.common.errors import UserError
+from grr_coca.data.batch import Batch, Replacement
 from grr_coca.data.dataset import PairDataset, collate
 from grr_coca.data.order import SampleRef
-from grr_coca.errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from grr_coca.shapes import Int
+from grr_coca.common.shapes import Int
 
 PLAIN_SHUFFLE = 65_536
 """Up to this many samples, an epoch is one random permutation."""

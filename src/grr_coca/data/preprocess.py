@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import UInt8
 from grr_coca.data.images import Opening, decode_image, with_srgb_colours
-from grr_coca.errors import UserError
-from grr_coca.shapes import UInt8
 
 Order = Literal["crop_then_resize", "resize_then_crop"]
 

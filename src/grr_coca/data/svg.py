@@ -22,9 +22,9 @@ from typing import Any
 
 from PIL import Image
 
+from grr_coca.common.threads import num_threads
 from grr_coca.data import svg_program as program
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.threads import num_threads
 
 SVG_SIDE = 256
 """Side in pixels at which SVG files are drawn, since they have no size in pixels. Models see them scaled down."""
@@ -98,7 +98,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
     return square
 
 
-class _Ended(Exception):  # noqa: N818 (what becomes of it depends)
+class _HelperExit(Exception):  # noqa: N818 (what becomes of it depends)
     """A helper has ended while it drew, with an exit code, or by a signal if the code is negative."""
 
     def __init__(self, code: int) -> None:
@@ -136,7 +136,7 @@ class _Helper:
         self._input, self._output = self._process.stdin, self._process.stdout
         try:
             self._receive()
-        except _Ended as ended:
+        except _HelperExit as ended:
             raise OSError(f"the program that draws did not start: {sys.executable}, {ended}") from ended
         except BaseException:
             self.end()
@@ -147,7 +147,7 @@ class _Helper:
 
         Raises:
             ValueError: resvg refuses it.
-            _Ended: this helper has ended.
+            _HelperExit: this helper has ended.
         """
         self._send(program.REQUEST.pack(len(svg), side) + svg)
         code, content = self._receive()
@@ -170,7 +170,7 @@ class _Helper:
         while len(read) < size:
             part = self._output.read(size - len(read))
             if not part:  # the program closes it by ending
-                raise _Ended(self._process.wait())
+                raise _HelperExit(self._process.wait())
             read += part
         return bytes(read)
 
@@ -207,13 +207,13 @@ class _Helpers:
         with self._places:
             try:
                 return self._draw(svg, side, is_new=False)
-            except _Ended as ended:
+            except _HelperExit as ended:
                 if ended.is_costly:
                     raise self._too_costly() from None
             # Once more, in a new helper: the old one may have been late, or out of memory after thousands of drawings.
             try:
                 return self._draw(svg, side, is_new=True)
-            except _Ended as ended:
+            except _HelperExit as ended:
                 if ended.is_costly:
                     raise self._too_costly() from None
                 if ended.is_of_machine:

@@ -4,8 +4,8 @@ import html
 import unicodedata
 from importlib.util import find_spec
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.sources.base import BadSample, Cause, stable_id
-from grr_coca.errors import UserError
 
 
 def clean_caption(caption: str, name: str) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import Int
 from grr_coca.data.text import mend_text
-from grr_coca.errors import UserError
-from grr_coca.shapes import Int
 
 Cleaning = Literal["none", "ftfy"]
 """How a text is cleaned before tokenization: not at all, or as in open_clip (see `mend_text`)."""

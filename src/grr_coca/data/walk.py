@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.data.images import has_image_suffix, is_hidden
-from grr_coca.errors import UserError, on_one_line
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -21,7 +21,7 @@ of the kind, such as `.Trash-1000`, are hidden."""
 _MAX_EXAMPLES = 3
 
 
-class LeftOut:
+class Exclusions:
     """Rules of what a search for images leaves out, and the numbers of what it has left out.
 
     Hidden files and folders and folders of `_TRASH` are always left out, unless they are an argument themselves.
@@ -114,7 +114,7 @@ class Walk:
         left_out: decides which folders are not entered.
     """
 
-    def __init__(self, root: str, left_out: LeftOut) -> None:
+    def __init__(self, root: str, left_out: Exclusions) -> None:
         self.refused: list[OSError] = []
         self._root = "" if root == "." else root
         self._left_out = left_out

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from grr_coca.checkpoint import Checkpoint
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import behind_link, write_whole
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.text import clean_caption
-from grr_coca.engine.torch import TorchEngine
-from grr_coca.errors import UserError
 from grr_coca.evaluate.captions import CaptionScores, score_captions
-from grr_coca.files import behind_link, write_whole
-from grr_coca.generate import GREEDY, generate, warn_if_repeated
+from grr_coca.infer.engine.torch import TorchEngine
+from grr_coca.infer.generate import GREEDY, generate, warn_if_repeated
+from grr_coca.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedSplit:
     """The images of a split, each once: its name, the model's caption (hypothesis), and its reference captions.
 
     An image has the name of its first pair.
@@ -38,7 +38,7 @@ def caption_split(
     source: PairSource,
     batch_size: int = 64,
     max_images: int | None = None,
-) -> Captioned:
+) -> CaptionedSplit:
     """Caption every image of a split once, by greedy decoding, in the order of the source.
 
     Args:
@@ -66,7 +66,7 @@ def caption_split(
         found = generate(engine, checkpoint.tokenizer, pixels, GREEDY)
         hypotheses += [best.text for best, *_ in found.captions]
     warn_if_repeated(hypotheses)
-    return Captioned(
+    return CaptionedSplit(
         names=tuple(source.name(pairs[0]) for pairs in images),
         hypotheses=tuple(hypotheses),
         references=tuple(tuple(_references(source, pairs)) for pairs in images),
@@ -81,7 +81,7 @@ def images_of(source: PairSource) -> list[list[int]]:
     return list(images.values())
 
 
-def write_captions(captioned: Captioned, path: Path) -> None:
+def write_captions(captioned: CaptionedSplit, path: Path) -> None:
     """Write one JSON object per line: image, caption and references. The file is written completely or not at all.
 
     Raises:

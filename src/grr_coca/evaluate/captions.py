@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.evaluate.ptb import tokenize
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
 """A function from statistics that are summed over images, … × S, to the metric, …"""

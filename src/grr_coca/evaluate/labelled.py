@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grr_coca.checkpoint import Checkpoint
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_whole
 from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name
 from grr_coca.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, first_column
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.walk import walk_visible
-from grr_coca.errors import UserError
-from grr_coca.evaluate.class_names import check_class_names, find_class
-from grr_coca.files import read_whole
+from grr_coca.infer.class_names import check_class_names, find_class
+from grr_coca.model.checkpoint import Checkpoint
 
 # --- CSV files of paths and labels
 

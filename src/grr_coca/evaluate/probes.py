@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.checkpoint import Checkpoint
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
 from grr_coca.evaluate.labelled import LabelledImages
-from grr_coca.extras import require_extra
-from grr_coca.layers.attention import CrossAttention
-from grr_coca.layers.pooler import AttentionalPooler
+from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import evaluating
+from grr_coca.model.layers.attention import CrossAttention
+from grr_coca.model.layers.pooler import AttentionalPooler
 
 # --- Attention-pool probe
 

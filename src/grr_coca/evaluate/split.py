@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grr_coca.batch import Batch
+from grr_coca.data.batch import Batch
 from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
-from grr_coca.layers.norm import at_least_fp32
-from grr_coca.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, same_pair, token_losses
-from grr_coca.model import CoCa
-from grr_coca.model.coca import MAX_LOGIT_SCALE, evaluating
+from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa, evaluating
+from grr_coca.model.layers.norm import at_least_fp32
+from grr_coca.model.losses import LossWeights, PairEmbeddings, coca_loss, contrastive_loss, same_pair, token_losses
 
 RECALLS = (1, 5, 10)
 MAX_LOG_PERPLEXITY = 700.0
@@ -177,7 +176,7 @@ def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_siz
     """The contrastive loss of each batch, one by one. `split_contrastive_loss` is their mean."""
     for rows in contrastive_batches(len(embeddings.image), batch_size):
         same = same_pair(embeddings.caption_ids[rows], embeddings.image_ids[rows])
-        pairs = EmbeddedPairs(embeddings.image[rows], embeddings.text[rows])
+        pairs = PairEmbeddings(embeddings.image[rows], embeddings.text[rows])
         yield contrastive_loss(pairs, pairs, *scaling, same, 0)
 
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from grr_coca.checkpoint import Checkpoint
+from grr_coca.common.errors import UserError
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
-from grr_coca.errors import UserError
-from grr_coca.evaluate.caption_split import Captioned
-from grr_coca.evaluate.checkpoint import gallery_of, pair_results, retrieval_measures
+from grr_coca.evaluate.caption_split import CaptionedSplit
+from grr_coca.evaluate.checkpoint_metrics import gallery_of, pair_results, retrieval_measures
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.probes import AttentionProbeOptions, attention_probe, linear_probe, patch_tokens
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
 from grr_coca.evaluate.split import RECALLS
 from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_labelled
+from grr_coca.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def measure_retrieval(
     )
 
 
-def measure_captions(captioned: Captioned) -> Report:
+def measure_captions(captioned: CaptionedSplit) -> Report:
     """CIDEr, CIDEr-D, BLEU and ROUGE-L of captions."""
     return Report(
         task="captioning",

@@ -1,4 +1,4 @@
-"""Accuracy of zero-shot classification on labelled images. `grr_coca.evaluate.classifier` classifies.
+"""Accuracy of zero-shot classification on labelled images. `grr_coca.infer.classifier` classifies.
 
 Shapes: N images or texts, E embedding width.
 """
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grr_coca.checkpoint import Checkpoint
-from grr_coca.evaluate.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.retrieval import rank_of_first_hit
+from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
+from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import evaluating
 
 TEXTS_AT_ONCE = 512

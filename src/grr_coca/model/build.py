@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from grr_coca.config import (
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import (
     CoCaConfig,
     ImageEncoderConfig,
     MultimodalDecoderConfig,
@@ -16,16 +17,15 @@ from grr_coca.config import (
     TextDecoderConfig,
     TransformerConfig,
 )
-from grr_coca.layers.attention import CrossAttention, SelfAttention
-from grr_coca.layers.block import Block, CrossBlock
-from grr_coca.layers.feed_forward import GEGLU, MLP
-from grr_coca.layers.norm import RMSNorm
-from grr_coca.layers.pooler import AttentionalPooler, cascade, parallel
-from grr_coca.layers.position import LearnedPosition, NoPosition, Rotary, grid_angles, line_angles
-from grr_coca.layers.stem import ConvStem, Patchify
-from grr_coca.model.coca import CoCa
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.init import init_weights
+from grr_coca.model.layers.attention import CrossAttention, SelfAttention
+from grr_coca.model.layers.block import Block, CrossBlock
+from grr_coca.model.layers.feed_forward import GEGLU, MLP
+from grr_coca.model.layers.norm import RMSNorm
+from grr_coca.model.layers.pooler import AttentionalPooler, cascade, parallel
+from grr_coca.model.layers.position import LearnedPosition, NoPosition, Rotary, grid_angles, line_angles
+from grr_coca.model.layers.stem import ConvStem, Patchify
 from grr_coca.model.open_clip import build_open_clip
 from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 

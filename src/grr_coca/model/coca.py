@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.batch import CoCaOutput
-from grr_coca.config import Contrastive
-from grr_coca.layers.norm import at_least_fp32
-from grr_coca.layers.pooler import Arrange
+from grr_coca.data.batch import CoCaOutput
+from grr_coca.model.config import Contrastive
 from grr_coca.model.image_encoder import ImageEncoder
+from grr_coca.model.layers.norm import at_least_fp32
+from grr_coca.model.layers.pooler import Arrange
 from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 
 MAX_LOGIT_SCALE = math.log(100.0)

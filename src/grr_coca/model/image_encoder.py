@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layers.layout import PLAIN, Plain
-from grr_coca.layers.stem import ConvStem, Patchify
+from grr_coca.model.layers.layout import PLAIN, PlainLayout
+from grr_coca.model.layers.stem import ConvStem, Patchify
 
 
 class ImageEncoder(nn.Module):
@@ -55,7 +55,7 @@ class ImageEncoder(nn.Module):
         if kept_patches is not None:
             # Registers have no position: at index P, the angles of RoPE's table are 0.
             num_registers = x.shape[1] - num_patches
-            layout = Plain(F.pad(kept_patches, (0, num_registers), value=patches.shape[1]))  # B K+R
+            layout = PlainLayout(F.pad(kept_patches, (0, num_registers), value=patches.shape[1]))  # B K+R
         for block in self.blocks:
             x = block(x, layout)
         return self.norm(x[:, :num_patches])

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.config import CoCaConfig, TransformerConfig
-from grr_coca.layers.attention import CrossAttention, SelfAttention
-from grr_coca.layers.block import Block
-from grr_coca.layers.feed_forward import MLP
-from grr_coca.layers.layout import PLAIN, Layout, pack_lengths
-from grr_coca.layers.pooler import AttentionalPooler, Pooled, Pooler
-from grr_coca.layers.position import LearnedPosition
-from grr_coca.layers.scaled_attention import KeyValues
-from grr_coca.layers.stem import Patchify
 from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig, TransformerConfig
 from grr_coca.model.image_encoder import ImageEncoder
+from grr_coca.model.layers.attention import CrossAttention, SelfAttention
+from grr_coca.model.layers.block import Block
+from grr_coca.model.layers.feed_forward import MLP
+from grr_coca.model.layers.layout import PLAIN, Layout, pack_lengths
+from grr_coca.model.layers.pooler import AttentionalPooler, Pooler, PoolerOutput
+from grr_coca.model.layers.position import LearnedPosition
+from grr_coca.model.layers.scaled_attention import KeyValues
+from grr_coca.model.layers.stem import Patchify
 from grr_coca.model.text_decoder import PADDING, MultimodalDecoder, PackedText, TextDecoder
 
 
@@ -153,10 +153,10 @@ class NormalizedQueriesPooler(AttentionalPooler):
         return self.query_norm(self.queries)
 
 
-def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> Pooled:
+def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
     """The first query of the captioning pooler also serves as the contrastive pooler."""
     tokens = captioning_pooler(patches)
-    return Pooled(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))
+    return PoolerOutput(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))
 
 
 # --- Text

@@ -3,7 +3,7 @@ and attends to the image. Both run on the captions of a batch without their padd
 
 Shapes: B captions, T positions of the longest caption, N tokens of all captions, M tokens that have a next token (all
 but [EOS] and [CLS] of each caption), L: M rounded up, D width, Q image tokens of width C, V vocabulary. N is rounded up
-too, see `grr_coca.layers.layout.Packed`.
+too, see `grr_coca.model.layers.layout.PackedLayout`.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.layers.layout import Packed, pack_lengths
+from grr_coca.model.layers.layout import PackedLayout, pack_lengths
 
 PADDING = 0
 """Token id of padding and of the [CLS] slot. In CLIP's vocabulary it is also that of a word, "!" before a symbol."""
@@ -29,13 +29,13 @@ class PackedText(NamedTuple):
     """
 
     token_ids: Int[Tensor, "1 N"]
-    layout: Packed
+    layout: PackedLayout
     cls: Int[Tensor, " B"]
     predicting: Int[Tensor, " L"]
-    predicting_layout: Packed
+    predicting_layout: PackedLayout
 
     @classmethod
-    def of(cls, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout: Packed) -> "PackedText":
+    def of(cls, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout: PackedLayout) -> "PackedText":
         """Pack padded captions. In `layout`, [CLS] must be the last token of each caption."""
         predicting_layout = pack_lengths(lengths - 2, token_ids.shape[1] - 2)
         predicting = predicting_layout.unpad(layout.pad_index[:, :-2])[0]
@@ -101,7 +101,7 @@ class MultimodalDecoder(nn.Module):
         self.lm_head = lm_head
 
     def forward(
-        self, text_tokens: Float[Tensor, "1 L D"], image_tokens: Float[Tensor, "B Q C"], layout: Packed
+        self, text_tokens: Float[Tensor, "1 L D"], image_tokens: Float[Tensor, "B Q C"], layout: PackedLayout
     ) -> Float[Tensor, "M D"]:
         """States from which `lm_head` predicts the next tokens, caption after caption."""
         x, context = text_tokens, self.context(image_tokens)

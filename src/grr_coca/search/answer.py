@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.search.duplicates import folded
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters import Filter, parse_filter
@@ -150,7 +150,7 @@ class SearchResult(Sequence[Hit]):
 
 
 class QueryModel(Protocol):
-    """What a search needs of the model of the index. `grr_coca.search.model.IndexModel` documents the methods."""
+    """What a search needs of the model of the index. `grr_coca.search.index_model.IndexModel` documents the methods."""
 
     @property
     def curve(self) -> RelevanceCurve | None:
@@ -264,22 +264,22 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
     )
 
 
-class _Known(NamedTuple):
+class _QueryImages(NamedTuple):
     captions: list[str]
     vectors: list[np.ndarray]
 
 
-def _images_of_query(query: Query, model: QueryModel) -> _Known:
+def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
     """Embeddings of the images to look for, and their captions if the query has no text."""
     if not query.images:
-        return _Known([], [])
+        return _QueryImages([], [])
     if query.texts:
-        return _Known([], list(model.embed_images(query.images)))
+        return _QueryImages([], list(model.embed_images(query.images)))
     described = model.describe_images(query.images)
-    return _Known([caption for caption, _ in described], [vector for _, vector in described])
+    return _QueryImages([caption for caption, _ in described], [vector for _, vector in described])
 
 
-def _images_of_index(draws: Sequence[int], store: Store) -> _Known:
+def _images_of_index(draws: Sequence[int], store: Store) -> _QueryImages:
     """Captions and embeddings of images by their `Entry.draw`.
 
     Raises:
@@ -289,7 +289,7 @@ def _images_of_index(draws: Sequence[int], store: Store) -> _Known:
     if not ids.keys() >= set(draws):
         raise UserError("a picture of the query is not in the index any more")
     places = [ids[draw] for draw in draws]
-    return _Known([entry.caption for entry in store.entries(places)], list(store.vectors(places)))
+    return _QueryImages([entry.caption for entry in store.entries(places)], list(store.vectors(places)))
 
 
 def _groups(

@@ -14,7 +14,7 @@ from itertools import combinations, pairwise
 import numpy as np
 from PIL import Image
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Entry, chunks
 from grr_coca.search.store import Store
 

@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from grr_coca.calibration import UNKNOWN, Certainty
-from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
-from grr_coca.data.photo import Photo
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
+from grr_coca.infer.calibration import UNKNOWN, Certainty
+from grr_coca.search.image_files import ImageFile, Span, member_of_name, shard_of_name
+from grr_coca.search.photo import Photo
 
 VERSION = 1
 """Version of the format of an index. Older code refuses a newer one."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from grr_coca.data.photo import PHOTO_FIELDS
 from grr_coca.search.entry import CERTAINTY_FIELDS, Entry
+from grr_coca.search.photo import PHOTO_FIELDS
 from grr_coca.search.store import FieldSummary, Store
 
 _MAX_VALUES = 100

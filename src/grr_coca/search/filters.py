@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
-from grr_coca.data.photo import PHOTO_FIELDS
-from grr_coca.errors import UserError, nearest
+from grr_coca.common.errors import UserError, nearest
 from grr_coca.search.entry import CERTAINTY_FIELDS, FILTER_WORDS, OWN_FIELDS, FieldValue, Kind
+from grr_coca.search.photo import PHOTO_FIELDS
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 

@@ -5,16 +5,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from grr_coca.errors import UserError
-from grr_coca.inference.on_ray import Machines
-from grr_coca.registry import DEFAULT
+from grr_coca.common.errors import UserError
+from grr_coca.infer.on_ray import Machines
+from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.answer import Query, SearchOptions, SearchResult, search_store
 from grr_coca.search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca.search.embedded.database import FILE, create_database, holds_nothing_else, remove_database
-from grr_coca.search.embedded.store import EmbeddedStore
+from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Header, chunks
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.model import IndexModel, RayDescriber
+from grr_coca.search.index_model import IndexModel, RayDescriber
 from grr_coca.search.store import Changes, Store
 from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 
@@ -241,7 +241,7 @@ def open_store(location: str, is_optional: bool = False) -> Store | None:
         UserError: there is no index, or it cannot be reached.
     """
     if location.startswith(_MILVUS):
-        from grr_coca.search.milvus.store import open_collection  # late: it needs an extra
+        from grr_coca.search.milvus.milvus_store import open_collection  # late: it needs an extra
 
         return open_collection(location, is_optional)
     folder = Path(location)
@@ -261,7 +261,7 @@ def make_store(location: str, header: Header) -> Store:
         UserError: it cannot be created there.
     """
     if location.startswith(_MILVUS):
-        from grr_coca.search.milvus.store import create_collection
+        from grr_coca.search.milvus.milvus_store import create_collection
 
         return create_collection(location, header)
     create_database(Path(location), header)
@@ -275,7 +275,7 @@ def remove_store(location: str) -> None:
         UserError: it cannot be removed, or the server cannot be reached.
     """
     if location.startswith(_MILVUS):
-        from grr_coca.search.milvus.store import drop_collections
+        from grr_coca.search.milvus.milvus_store import drop_collections
 
         drop_collections(location)
     else:

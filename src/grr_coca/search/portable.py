@@ -12,14 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from grr_coca.calibration import Certainty
-from grr_coca.data.photo import PHOTO_FIELDS, Photo
-from grr_coca.errors import UserError
-from grr_coca.extras import require_extra
+from grr_coca.common.dict_to_dataclass import from_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import VERSION, Entry, Failure, Header, Stamp, chunks
 from grr_coca.search.index import make_store, open_store, remove_store
+from grr_coca.search.photo import PHOTO_FIELDS, Photo
 from grr_coca.search.store import Changes, Store
-from grr_coca.structure import from_dict
 
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grr_coca.checkpoint_files import RELEVANCE, read_json
-from grr_coca.errors import UserError
+from grr_coca.common.dict_to_dataclass import from_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_json
+from grr_coca.model.checkpoint_folder import RELEVANCE
 from grr_coca.search.duplicates import MIN_COSINE
-from grr_coca.structure import from_dict
 
 if TYPE_CHECKING:
-    from grr_coca.config import CoCaConfig
+    from grr_coca.model.config import CoCaConfig
 
 _PRIOR_IMAGES = 5
 """The deviation of random directions counts as much as the measured deviation of this many images."""

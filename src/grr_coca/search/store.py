@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from grr_coca.calibration import Certainty
-from grr_coca.data.photo import Photo
+from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import Entry, Failure, FieldValue, Header, ImagePlace, Kind, Stamp
 from grr_coca.search.filters import Filter
+from grr_coca.search.photo import Photo
 
 SAMPLE = 4096
 """Number of images in the sample of a library. Relevances compare a hit with it."""
@@ -23,7 +23,7 @@ SAMPLE_CAPTIONS = 64
 """Number of captions in the sample of a library."""
 
 
-class Known(NamedTuple):
+class ImageState(NamedTuple):
     """The state of an image when it was indexed, to find out whether it has changed.
 
     `digest`: of its bytes, empty if it could not be read; `fields`: the columns of its table; `sidecars`: that of its
@@ -84,7 +84,7 @@ class FieldSummary(NamedTuple):
         )
 
 
-class Described(NamedTuple):
+class ImageDescription(NamedTuple):
     """Caption and embedding of an image, and what the model knows of the caption."""
 
     caption: str
@@ -100,7 +100,7 @@ class Touch(NamedTuple):
     offset: int | None
 
 
-class Noted(NamedTuple):
+class PhotoUpdate(NamedTuple):
     """What the camera and people wrote into an image of the index, read again."""
 
     name: str
@@ -118,7 +118,7 @@ class Changes:
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
     touched: list[Touch] = field(default_factory=list)
-    noted: list[Noted] = field(default_factory=list)
+    noted: list[PhotoUpdate] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
 
@@ -208,11 +208,11 @@ class Store(Protocol):
         """The images that could not be read at the last attempt."""
         ...
 
-    def known(self, names: Sequence[str]) -> dict[str, Known]:
+    def known(self, names: Sequence[str]) -> dict[str, ImageState]:
         """The known state of these images, by name. Includes images that could not be read; leaves out unknown ones."""
         ...
 
-    def twins(self, digests: Sequence[str]) -> dict[str, Described]:
+    def twins(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
         """What is known of the images with these digests, by digest."""
         ...
 

@@ -21,15 +21,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
-from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import require_path
 from grr_coca.data.images import has_more_frames
-from grr_coca.data.photo import read_photo, sidecar_state
-from grr_coca.data.walk import LeftOut
-from grr_coca.errors import UserError
-from grr_coca.files import require_path
+from grr_coca.data.walk import Exclusions
 from grr_coca.search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
-from grr_coca.search.model import DecodedImage, Found, Take, make_entry
-from grr_coca.search.store import Changes, Described, Known, Noted, Store, Touch
+from grr_coca.search.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
+from grr_coca.search.index_model import DecodedImage, FoundImage, Take, make_entry
+from grr_coca.search.photo import read_photo, sidecar_state
+from grr_coca.search.store import Changes, ImageDescription, ImageState, PhotoUpdate, Store, Touch
 
 _LOOKUP_SIZE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
@@ -44,7 +44,7 @@ OnProgress = Callable[[int, int, int], None]
 class Describer(Protocol):
     """Captions and embeds images. It is created when the first image needs it."""
 
-    def read(self, found: Iterator[Found], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
+    def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read and decode images, in batches. An image that cannot be read becomes a `Failure`."""
         ...
 
@@ -74,7 +74,7 @@ class Update:
     first_frames: int = 0
     unfamiliar: list[bool | None] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: Exclusions = field(default_factory=Exclusions)
 
 
 def update_store(
@@ -89,7 +89,7 @@ def update_store(
 
     Args:
         store: the store to change.
-        arguments: files, folders, patterns, shards or tables, see `grr_coca.data.image_files`. Images that other
+        arguments: files, folders, patterns, shards or tables, see `grr_coca.search.image_files`. Images that other
             arguments have found stay as they are.
         make_describer: loads the model. Called only if there is an image to describe.
         batch_size: number of images in one forward pass.
@@ -101,7 +101,7 @@ def update_store(
             temporary files cannot be written to. What was committed before stays.
     """
     remembered = store.excluded()
-    left_out = LeftOut(remembered if exclude is None else [pattern for pattern in exclude if pattern])
+    left_out = Exclusions(remembered if exclude is None else [pattern for pattern in exclude if pattern])
     run = _Run(store, absolute_arguments(arguments), on_progress, left_out)
     try:
         run.require_there()
@@ -114,7 +114,7 @@ def update_store(
             run.describe(todo, make_describer(), batch_size)
         run.sweep()
         store.compact()
-    except sqlite3.OperationalError as error:  # of `_Seen`; a store turns its own into others
+    except sqlite3.OperationalError as error:  # of `_NameMultiset`; a store turns its own into others
         raise UserError(
             f"the folder for temporary files cannot be written to ({error}); give another one by SQLITE_TMPDIR=FOLDER; "
             "what was committed before is kept"
@@ -183,12 +183,12 @@ def is_there(argument: str) -> bool:
 class _Run:
     """One update: `survey` finds images, `describe` adds new and changed ones, `sweep` removes those that are gone."""
 
-    def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: LeftOut) -> None:
+    def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: Exclusions) -> None:
         self._store = store
         self._arguments, self._among = arguments, set(arguments)
         self._walked: list[str] = []
         self._on_progress = on_progress
-        self._seen, self._copied = _Seen(), _Seen()
+        self._seen, self._copied = _NameMultiset(), _NameMultiset()
         self._shards: set[str] = set()  # that were read to the end
         self._unreadable: set[str] = set()  # folders and shards that could not be read
         self._pending = Changes()
@@ -236,13 +236,13 @@ class _Run:
             todo += len(chunk) - known
         return todo
 
-    def _in_state(self, wanted: _State) -> Iterator[Found]:
-        left_out = LeftOut(self.update.left_out.patterns)  # of its own: everything has been counted
+    def _in_state(self, wanted: _State) -> Iterator[FoundImage]:
+        left_out = Exclusions(self.update.left_out.patterns)  # of its own: everything has been counted
         return (found for found, state in self._once_each(left_out) if state == wanted)
 
-    def _once_each(self, left_out: LeftOut) -> Iterator[tuple[Found, _State]]:
+    def _once_each(self, left_out: Exclusions) -> Iterator[tuple[FoundImage, _State]]:
         """Yield every found image exactly once, with the state of its entry in the index."""
-        met = _Seen()
+        met = _NameMultiset()
         for chunk in chunks(self._found(left_out), _LOOKUP_SIZE):
             once = {found.file.name: found for found in chunk}
             new = set(met.missing(once))
@@ -252,7 +252,7 @@ class _Run:
                 yield once[name], _state(once[name], known.get(name))
         met.close()
 
-    def _found(self, left_out: LeftOut) -> Iterator[Found]:
+    def _found(self, left_out: Exclusions) -> Iterator[FoundImage]:
         for argument in self._walked:
             shard, opened = "", None
             for file in iterate_images(argument, left_out):
@@ -266,7 +266,7 @@ class _Run:
                     stamp = None if opened is None else Stamp(file.part.size or 0, opened.mtime_ns)
                 if file.hides_others:
                     self._unreadable.add(file.name)
-                yield Found(file, argument, stamp)
+                yield FoundImage(file, argument, stamp)
 
     def note(self) -> None:
         """Read again what cameras and people wrote, of known images of which it has changed or was not read yet."""
@@ -292,7 +292,7 @@ class _Run:
                 sizes.append((len(batch), len(failures)))
                 yield self._add_known([one for one in batch if isinstance(one, DecodedImage)])
 
-        def take(batch: Sequence[DecodedImage], described: list[Described]) -> None:
+        def take(batch: Sequence[DecodedImage], described: list[ImageDescription]) -> None:
             nonlocal done, failed
             for one, said in zip(batch, described, strict=True):
                 self._pending.added.append((make_entry(one, said), said.embedding))
@@ -326,7 +326,7 @@ class _Run:
             if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
                 span = one.found.file.span
                 self._pending.touched.append(Touch(name, one.found.stamp, None if span is None else span.offset))
-                self._pending.noted.append(Noted(name, one.photo))
+                self._pending.noted.append(PhotoUpdate(name, one.photo))
                 self.update.unchanged += 1
                 continue
             is_known = name in known and bool(known[name].digest)
@@ -397,22 +397,22 @@ class _Run:
         return place.file not in self._shards and os.path.lexists(place.file)
 
 
-def _state(found: Found, before: Known | None) -> _State:
+def _state(found: FoundImage, before: ImageState | None) -> _State:
     if before is None or before.stamp != found.stamp or _is_edited(found, before):
         return "outdated"
     is_noted = not before.digest or before.sidecars == sidecar_state(found.file)
     return "current" if is_noted else "unnoted"
 
 
-def _noted(found: Found) -> Noted | None:
+def _noted(found: FoundImage) -> PhotoUpdate | None:
     """What the camera and people wrote; None if the file cannot be read now."""
     try:
-        return Noted(found.file.name, read_photo(found.file))
+        return PhotoUpdate(found.file.name, read_photo(found.file))
     except UserError:
         return None
 
 
-def _is_edited(found: Found, known: Known) -> bool:
+def _is_edited(found: FoundImage, known: ImageState) -> bool:
     """True if the row of an image in its table has changed. False for an image that could not be read before."""
     return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
 
@@ -449,7 +449,7 @@ def _names_at(store: Store, place: str) -> Iterator[str]:
                 yield name
 
 
-class _Seen:
+class _NameMultiset:
     """A multiset of names, kept as 63-bit hashes.
 
     Large ones are kept on disk, so memory does not grow with the number of images.

@@ -6,11 +6,11 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 import grr_coca
-from grr_coca.errors import UserError
-from grr_coca.page import FILES, POLICY
+from grr_coca.common.errors import UserError
 from grr_coca.serve.guard import Guard
 from grr_coca.serve.openai import openai_endpoints
 from grr_coca.serve.own import own_endpoints
+from grr_coca.serve.page import FILES, POLICY
 from grr_coca.serve.pictures import invalid
 from grr_coca.serve.refusal import Refusal, json_bytes, refusal_of
 from grr_coca.serve.service import Service

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.serve.refusal import Refusal
 
 if TYPE_CHECKING:
-    from grr_coca.inference import ImageTextModel
+    from grr_coca.infer import ImageTextModel
 
 _MAX_WAITING = 8
 """Pictures that may wait for their maps. One takes tens of milliseconds."""
@@ -65,7 +65,7 @@ class Explainer:
             self._waiting -= 1
 
     def _explained(self, data: bytes) -> dict[str, Any]:
-        from grr_coca.explain import caption_maps  # late: it imports torch
+        from grr_coca.infer.explain import caption_maps  # late: it imports torch
 
         if self._model is None:
             try:

@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.text import clean_query
-from grr_coca.errors import UserError
 from grr_coca.search.answer import Hit, Query, Ranking, SearchOptions, hits_of, rank_images
 from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.embedded.database import FILE
@@ -94,9 +94,9 @@ class ServedIndex:
         self.location = location
         self._model = model
         self._curve = curve
-        self._captions = Newest[str, np.ndarray](50_000)
-        self._rankings = Newest[Hashable, Ranking](32)
-        self._orders = Newest[Hashable, np.ndarray](8)
+        self._captions = LruCache[str, np.ndarray](50_000)
+        self._rankings = LruCache[Hashable, Ranking](32)
+        self._orders = LruCache[Hashable, np.ndarray](8)
         # One store answers searches, one browses, and one gives single images and the state of the index: neither a
         # search nor a thumbnail waits until a long list is sorted.
         self._searched = _OpenStore(location, fingerprint)
@@ -290,7 +290,7 @@ class _OpenStore:
         return None
 
 
-class Newest(Generic[Key, Value]):
+class LruCache(Generic[Key, Value]):
     """The values that were used last, by key; for any thread."""
 
     def __init__(self, count: int) -> None:
@@ -317,7 +317,7 @@ class _QueryModel:
     """The model of one search, by way of the queue. Embeddings of captions are kept, as hits come again."""
 
     def __init__(
-        self, model: ModelQueue, curve: RelevanceCurve | None, captions: Newest[str, np.ndarray], expires: float
+        self, model: ModelQueue, curve: RelevanceCurve | None, captions: LruCache[str, np.ndarray], expires: float
     ) -> None:
         self.curve = curve
         self._model = model

@@ -17,8 +17,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from grr_coca.data.text import clean_prompt
-from grr_coca.generate import Caption, GenerationOptions
-from grr_coca.inference.model import Description
+from grr_coca.infer.generate import Caption, GenerationOptions
+from grr_coca.infer.image_text_model import Description
 from grr_coca.serve.own import event_stream, json_response
 from grr_coca.serve.pictures import from_data_uri, is_picture
 from grr_coca.serve.queue import begun, caption_pieces, result_of

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 import grr_coca
-from grr_coca.inference.model import Description
+from grr_coca.infer.image_text_model import Description
 from grr_coca.search.answer import Query as SearchQuery
 from grr_coca.serve.guard import SESSION
 from grr_coca.serve.library import draw_of

@@ -20,12 +20,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.shapes import UInt8
 from grr_coca.data.images import BROKEN, decode_image, open_header, with_srgb_colours
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.svg import is_svg
-from grr_coca.errors import UserError, nearest
 from grr_coca.serve.refusal import Refusal
-from grr_coca.shapes import UInt8
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess

@@ -22,13 +22,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from grr_coca.errors import UserError
-from grr_coca.generate import GREEDY, GenerationOptions, generate, stream_captions
-from grr_coca.generate.sampling import require_numbers
-from grr_coca.inference.model import Description, ImageTextModel
+from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import UInt8
+from grr_coca.infer.generate import GREEDY, GenerationOptions, generate, stream_captions
+from grr_coca.infer.generate.sampling import require_numbers
+from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.refusal import Refusal
-from grr_coca.shapes import UInt8
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import json
 import logging
 from http import HTTPStatus
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.errors import UserError
 
 log = logging.getLogger(__name__)
 

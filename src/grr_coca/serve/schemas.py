@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from grr_coca.evaluate.class_names import NAME_ALONE
-from grr_coca.generate import GenerationOptions
+from grr_coca.infer.class_names import NAME_ALONE
+from grr_coca.infer.generate import GenerationOptions
 from grr_coca.serve.library import MAX_RANKED
 from grr_coca.serve.pictures import is_picture
 

@@ -18,11 +18,12 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from grr_coca.checkpoint_files import read_config, read_json
-from grr_coca.errors import UserError
-from grr_coca.registry import DEFAULT
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_json
+from grr_coca.model.checkpoint_folder import read_config
+from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.index import Index
-from grr_coca.search.model import IndexModel
+from grr_coca.search.index_model import IndexModel
 from grr_coca.search.relevance import curve_of
 from grr_coca.serve.app import make_app
 from grr_coca.serve.explainer import Explainer
@@ -35,7 +36,7 @@ from grr_coca.serve.refusal import Refusal, error_headers, json_bytes
 from grr_coca.serve.service import LongWork, Service
 
 if TYPE_CHECKING:
-    from grr_coca.inference import ImageTextModel
+    from grr_coca.infer import ImageTextModel
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _SECONDS_TO_STOP = 60.0

@@ -12,17 +12,17 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import Request
 
+from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.text import clean_query
-from grr_coca.evaluate.class_names import check_class_names, fill_templates
-from grr_coca.evaluate.classifier import ZeroShotClassifier, make_classifier
+from grr_coca.infer.class_names import check_class_names, fill_templates
+from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.guard import DEADLINE, EXITS, Key, Limits
-from grr_coca.serve.library import Newest, ServedIndex
+from grr_coca.serve.library import LruCache, ServedIndex
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.queue import ModelQueue, results_of
 from grr_coca.serve.refusal import Refusal
-from grr_coca.shapes import Float, UInt8
 
 Result = TypeVar("Result")
 
@@ -74,7 +74,7 @@ class Service:
     counting: LongWork
     grouping: LongWork
     title: str
-    classifiers: Newest[tuple, ZeroShotClassifier] = field(default_factory=partial(Newest, 64))
+    classifiers: LruCache[tuple, ZeroShotClassifier] = field(default_factory=partial(LruCache, 64))
 
     def admit(self, request: Request, weight: int = 1) -> None:
         """Take a place in the queue for a request, until its response is sent.

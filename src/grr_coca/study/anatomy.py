@@ -10,15 +10,15 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from grr_coca.config import CoCaConfig
-from grr_coca.layers.block import Block, CrossBlock
-from grr_coca.layers.layout import ROUND_TO
-from grr_coca.model import CoCa, build
-from grr_coca.model.build import build_without_weights
+from grr_coca.common.torch_private import flash_attention_of_cpu
+from grr_coca.model.build import build, build_without_weights
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig
 from grr_coca.model.image_encoder import ImageEncoder
+from grr_coca.model.layers.block import Block, CrossBlock
+from grr_coca.model.layers.layout import ROUND_TO
 from grr_coca.model.open_clip import TwoStepCrossBlock
 from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
-from grr_coca.torch_private import flash_attention_of_cpu
 
 _CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock, TwoStepCrossBlock)
 """Modules whose children are shown in the tree of parts; all others are leaves."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grr_coca.config import CoCaConfig
+from grr_coca.model.config import CoCaConfig
 from grr_coca.study.anatomy import flops_per_pair, num_parameters, saved_bytes_per_pair
 
 Precision = Literal["fp32", "bf16"]

@@ -21,10 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from grr_coca.checkpoint_files import read_json
-from grr_coca.errors import UserError
-from grr_coca.files import read_whole, write_whole
-from grr_coca.structure import from_dict, to_dict
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_json, read_whole, write_whole
 
 LEDGER_FILE = "runs.jsonl"
 PLAN_FILE = "plan.yaml"

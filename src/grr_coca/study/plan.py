@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from grr_coca.errors import UserError, nearest
-from grr_coca.presets import get_preset
-from grr_coca.structure import from_dict, read_yaml
+from grr_coca.common.dict_to_dataclass import from_dict, read_yaml
+from grr_coca.common.errors import UserError, nearest
+from grr_coca.model.presets import get_preset
 from grr_coca.study.ledger import PLAN_FILE, LedgerRow
 from grr_coca.train.recipe import CAPTION_SCORES, Precision, Score
 

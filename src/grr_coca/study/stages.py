@@ -14,10 +14,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError, nearest
 from grr_coca.data.sources.open import find_files, require_there, shards_of
 from grr_coca.data.walk import walk_visible
-from grr_coca.errors import UserError, nearest
-from grr_coca.structure import from_dict, to_dict
 from grr_coca.study.plan import Arm, Plan, stage_names
 from grr_coca.train.recipe import Recipe, load_recipe
 

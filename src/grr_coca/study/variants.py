@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.checkpoint import ChangeModel
-from grr_coca.config import CoCaConfig
-from grr_coca.layers.attention import SelfAttention
-from grr_coca.layers.block import Block
-from grr_coca.layers.layout import Layout, Positions
-from grr_coca.layers.norm import at_least_fp32
-from grr_coca.layers.position import LearnedPosition, NoPosition, Rotary
-from grr_coca.model import CoCa
+from grr_coca.model.checkpoint import ChangeModel
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig
 from grr_coca.model.init import POSITION_STD, draw_normal
+from grr_coca.model.layers.attention import SelfAttention
+from grr_coca.model.layers.block import Block
+from grr_coca.model.layers.layout import Layout, Positions
+from grr_coca.model.layers.norm import at_least_fp32
+from grr_coca.model.layers.position import LearnedPosition, NoPosition, Rotary
 from grr_coca.study.plan import Variant
 
 

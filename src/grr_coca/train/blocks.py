@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from grr_coca.errors import UserError
-from grr_coca.layers.stem import ConvStem
-from grr_coca.model import CoCa
-from grr_coca.torch_private import allow_recompiles, keep_for_backward
+from grr_coca.common.errors import UserError
+from grr_coca.common.torch_private import allow_recompiles, keep_for_backward
+from grr_coca.model.coca import CoCa
+from grr_coca.model.layers.stem import ConvStem
 
 RECOMPILE_LIMIT = 32
 """Kinds of inputs that one function may be compiled for. All blocks share their code. They are in three stacks, which

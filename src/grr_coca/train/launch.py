@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from grr_coca.errors import Stopped, UserError
-from grr_coca.ranks import Ranks
+from grr_coca.common.errors import Interruption, UserError
+from grr_coca.common.ranks import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Signals that schedulers and people send: to end a run, to interrupt it, and to warn it of SLURM's time limit."""
@@ -81,7 +81,7 @@ def launched() -> Iterator[Ranks]:
         ranks = Ranks.here(device, dist.new_group(timeout=RANK_0_TIMEOUT))
         ranks.on_first(lambda: None)  # connects the group now: ranks wait for its connection only as long as elsewhere
         yield ranks
-    except Stopped:  # raised on all ranks, after the same step
+    except Interruption:  # raised on all ranks, after the same step
         _leave()
         raise
     _leave()  # not after other errors: another rank may never get here

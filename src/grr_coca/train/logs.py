@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
-from grr_coca.errors import DiskError
-from grr_coca.evaluate.caption_split import Captioned
-from grr_coca.extras import require_extra
+from grr_coca.common.errors import DiskError
+from grr_coca.common.extras import require_extra
+from grr_coca.evaluate.caption_split import CaptionedSplit
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -130,7 +130,7 @@ class MetricLog:
                 with self._writing():
                     self._board.add_scalar(f"{split}/{name}", value, step)
 
-    def captions(self, step: int, captioned: Captioned) -> None:
+    def captions(self, step: int, captioned: CaptionedSplit) -> None:
         """Log the model's captions of the first few images, beside a reference caption of each."""
         shown = range(min(NUM_LOGGED_CAPTIONS, len(captioned.names)))
         rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]

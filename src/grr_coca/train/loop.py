@@ -11,20 +11,24 @@ from typing import NamedTuple
 
 import torch
 
-from grr_coca.batch import Batch
-from grr_coca.checkpoint import Checkpoint
+from grr_coca.common.errors import DiskError, DivergedError, Interruption, UserError
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch
 from grr_coca.data.loader import ReplacementLog
 from grr_coca.data.sources.base import PairSource
-from grr_coca.errors import DiskError, DivergedError, Stopped, UserError
-from grr_coca.evaluate.caption_split import Captioned, caption_split
-from grr_coca.evaluate.checkpoint import pair_results, require_pairs
+from grr_coca.evaluate.caption_split import CaptionedSplit, caption_split
+from grr_coca.evaluate.checkpoint_metrics import pair_results, require_pairs
 from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, refit_scaling, scaling_of
-from grr_coca.model import build_without_weights
-from grr_coca.ranks import Ranks
-from grr_coca.train.checkpoints import (
+from grr_coca.model.build import build_without_weights
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.train.launch import SIGNALS, StopSignals
+from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
+from grr_coca.train.numerics import Numerics, decide
+from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
+from grr_coca.train.run_checkpoints import (
     CheckpointStore,
-    Fixed,
     Origin,
+    RunConstants,
     read_data_state,
     restore,
     save,
@@ -32,10 +36,6 @@ from grr_coca.train.checkpoints import (
     whole_tensors,
     with_numerics_of,
 )
-from grr_coca.train.launch import SIGNALS, StopSignals
-from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
-from grr_coca.train.numerics import Numerics, decide
-from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
 from grr_coca.train.setup import (
     DataState,
     data_state,
@@ -48,7 +48,7 @@ from grr_coca.train.step import Trainer, build_trainer, count_tokens
 
 
 @dataclass(frozen=True)
-class Validated:
+class ValidationResult:
     """Result of one validation, the same on every rank.
 
     - `scores`: by name, as they are logged
@@ -58,7 +58,7 @@ class Validated:
 
     scores: dict[str, float]
     scaling: Scaling
-    captioned: Captioned | None
+    captioned: CaptionedSplit | None
 
 
 class Validation:
@@ -71,7 +71,7 @@ class Validation:
         self._ranks = trainer.model.ranks
         self._is_first_time = True
 
-    def run(self, checkpoint: Checkpoint) -> Validated:
+    def run(self, checkpoint: Checkpoint) -> ValidationResult:
         """Evaluate the trainer's model, with the running average of its weights if there is one. Every rank must call
         this.
 
@@ -95,7 +95,7 @@ class Validation:
                 lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights).flat()
             )
             captioned, caption_scores = self._caption(checkpoint)
-        return Validated(scores | caption_scores, scaling, captioned)
+        return ValidationResult(scores | caption_scores, scaling, captioned)
 
     def _scaling(self, embeddings: Embeddings) -> Scaling:
         """The temperature (and the bias of a sigmoid loss) that the model would have if training ended now."""
@@ -104,14 +104,14 @@ class Validation:
             return learned
         return self._ranks.on_first(lambda: refit_scaling(embeddings, learned, self._recipe.evaluation.batch_size))
 
-    def _caption(self, checkpoint: Checkpoint) -> tuple[Captioned | None, dict[str, float]]:
+    def _caption(self, checkpoint: Checkpoint) -> tuple[CaptionedSplit | None, dict[str, float]]:
         """Caption some validation images, always the same ones, and score the captions."""
         num_images = self._recipe.evaluation.num_captions
         if not num_images:
             return None, {}
         weights = whole_tensors(self._trainer.model.raw.state_dict().items(), self._ranks)
 
-        def caption() -> tuple[Captioned, dict[str, float]]:
+        def caption() -> tuple[CaptionedSplit, dict[str, float]]:
             # Only rank 0 captions, so it needs a model that is not sharded.
             model = build_without_weights(checkpoint.config).to(self._ranks.device)
             model.load_state_dict(weights)
@@ -150,7 +150,7 @@ def train(
     Raises:
         UserError: a batch that the ranks cannot share evenly, a problem with the data or the disk, or a loss that
             stays not finite. It is raised on every rank.
-        Stopped: a signal asked the run to stop. The run is saved.
+        Interruption: a signal asked the run to stop. The run is saved.
     """
     recipe.require_even_shares(ranks.size)
     recipe = _resolve(recipe, start, ranks, resume_from)
@@ -168,7 +168,7 @@ def train(
     with StopSignals() as signals, MetricLog(out if ranks.is_first else None, progress) as metric_log:
         run = Run(
             recipe=recipe,
-            fixed=Fixed(Numerics(recipe.precision, recipe.optimizer.muon_precision), data),
+            fixed=RunConstants(Numerics(recipe.precision, recipe.optimizer.muon_precision), data),
             start=start,
             out=out,
             trainer=trainer,
@@ -200,7 +200,7 @@ class Run:
         self,
         *,
         recipe: Recipe,
-        fixed: Fixed,
+        fixed: RunConstants,
         start: Checkpoint,
         out: Path,
         trainer: Trainer,
@@ -233,7 +233,7 @@ class Run:
 
         Raises:
             UserError: too many steps in a row had to be skipped, or a checkpoint cannot be written.
-            Stopped: a signal came before this step. The run is saved.
+            Interruption: a signal came before this step. The run is saved.
         """
         agreement = self._agree(micro_batches, signals)
         self._count_replaced(micro_batches, agreement)
@@ -249,7 +249,9 @@ class Run:
         if is_due or agreement.save or agreement.stop is not None:
             self._save()
         if agreement.stop is not None and not is_last:
-            raise Stopped(agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, all of it saved")
+            raise Interruption(
+                agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, all of it saved"
+            )
 
     def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
         """Exchange the state of all ranks before a step, so that every rank takes the same decisions."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grr_coca.model import CoCa
+from grr_coca.model.coca import CoCa
 from grr_coca.train.muon import DTYPES, newton_schulz_step
 from grr_coca.train.optimizer import parameter_kinds
 from grr_coca.train.recipe import Precision, Recipe

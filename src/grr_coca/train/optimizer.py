@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from grr_coca.errors import UserError
-from grr_coca.layers.norm import at_least_fp32
-from grr_coca.model import CoCa
-from grr_coca.torch_private import lerp_each
+from grr_coca.common.errors import UserError
+from grr_coca.common.torch_private import lerp_each
+from grr_coca.model.coca import CoCa
+from grr_coca.model.layers.norm import at_least_fp32
 from grr_coca.train.muon import Muon
 from grr_coca.train.parallel import by_kind, whole
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe

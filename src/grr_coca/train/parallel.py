@@ -17,10 +17,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from grr_coca.batch import Batch
-from grr_coca.losses import Compare, Embedded, Losses, LossWeights, batch_loss, embed_words
-from grr_coca.model import CoCa
-from grr_coca.ranks import Ranks
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch
+from grr_coca.model.coca import CoCa
+from grr_coca.model.losses import BatchEmbeddings, Compare, Losses, LossWeights, batch_loss, embed_words
 from grr_coca.train.recipe import Parallelism
 
 
@@ -104,11 +104,11 @@ class ParallelModel:
         return self._forward(batch, weights, num_tokens, compare)
 
     @torch.no_grad()
-    def embed(self, batch: Batch) -> Embedded:
+    def embed(self, batch: Batch) -> BatchEmbeddings:
         """All embeddings, without a graph. The multimodal decoder does not run."""
         image = self.raw.encode_image(batch.images, batch.kept_patches).embedding
         text = self.raw.encode_text(batch.token_ids, batch.lengths)
-        return Embedded(image, text, embed_words(self.raw, batch))
+        return BatchEmbeddings(image, text, embed_words(self.raw, batch))
 
     def forget_gathered(self) -> None:
         """Make the next pass gather the weights again. Call it after anything but an optimizer has changed the weights.

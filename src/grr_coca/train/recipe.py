@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from grr_coca.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm, Stem
+from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import in_cache, require_path, write_whole
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
-from grr_coca.errors import UserError
-from grr_coca.files import in_cache, require_path, write_whole
-from grr_coca.presets import get_preset, size_of, with_captions_from, with_qk_norm
-from grr_coca.structure import from_dict, read_yaml, to_dict
+from grr_coca.model.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm, Stem
+from grr_coca.model.presets import get_preset, size_of, with_captions_from, with_qk_norm
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
-    from grr_coca.losses import LossWeights, Teaching
+    from grr_coca.model.losses import LossWeights, TeacherOptions
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -252,8 +252,8 @@ class LossRecipe:
 
     @property
     def weights(self) -> "LossWeights":
-        """The weights in the form that `grr_coca.losses` takes."""
-        from grr_coca.losses import LossWeights  # late: a recipe can be read without torch
+        """The weights in the form that `grr_coca.model.losses` takes."""
+        from grr_coca.model.losses import LossWeights  # late: a recipe can be read without torch
 
         return LossWeights(self.contrastive_weight, self.captioning_weight, self.z_loss_weight)
 
@@ -292,11 +292,11 @@ class TeacherRecipe:
             raise UserError(f"words {self.words} are of no use with weight 0; set words to 0 too")
 
     @property
-    def teaching(self) -> "Teaching":
-        """The numbers in the form that `grr_coca.losses` takes."""
-        from grr_coca.losses import Teaching  # late: a recipe can be read without torch
+    def teaching(self) -> "TeacherOptions":
+        """The numbers in the form that `grr_coca.model.losses` takes."""
+        from grr_coca.model.losses import TeacherOptions  # late: a recipe can be read without torch
 
-        return Teaching(self.weight, self.soft_targets, self.temperature)
+        return TeacherOptions(self.weight, self.soft_targets, self.temperature)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from grr_coca.batch import Batch
-from grr_coca.checkpoint import Checkpoint
+from grr_coca.common.dict_to_dataclass import differences
+from grr_coca.common.errors import UserError
+from grr_coca.common.ranks import Ranks
 from grr_coca.data.augment import kept_patches
+from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
@@ -33,12 +35,10 @@ from grr_coca.data.sources.views import (
     source_digest,
 )
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
-from grr_coca.errors import UserError
-from grr_coca.evaluate.checkpoint import require_pairs
-from grr_coca.model import build
+from grr_coca.evaluate.checkpoint_metrics import require_pairs
+from grr_coca.model.build import build
+from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.text_decoder import PADDING
-from grr_coca.ranks import Ranks
-from grr_coca.structure import differences
 from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import Recipe, TeacherRecipe, TokenizerRecipe
 from grr_coca.train.step import build_trainer, count_tokens

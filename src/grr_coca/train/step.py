@@ -1,9 +1,9 @@
 """The training step: from a batch to gradients to new weights.
 
 The gradients are the exact ones of CoCa's loss over the global batch, in any number of micro-batches and on any number
-of ranks. Each micro-batch differentiates `grr_coca.losses.batch_loss`. The captioning loss is a sum over tokens, so the
-gradients of the micro-batches add up. The contrastive loss compares every pair with every other, and the loss of a text
-teacher every text with every other, so they are cut at the embeddings (Gao et al., arXiv 2101.06983):
+of ranks. Each micro-batch differentiates `grr_coca.model.losses.batch_loss`. The captioning loss is a sum over tokens,
+so the gradients of the micro-batches add up. The contrastive loss compares every pair with every other, and the loss of
+a text teacher every text with every other, so they are cut at the embeddings (Gao et al., arXiv 2101.06983):
 
 1. Compute the embeddings of all micro-batches.
 2. Compute the two losses, and their gradients with respect to the embeddings.
@@ -23,12 +23,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grr_coca.batch import Batch
-from grr_coca.checkpoint import Checkpoint
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch
 from grr_coca.evaluate.split import Scaling
-from grr_coca.losses import Compare, Compared, Embedded, Labels, Losses, LossWeights, compared_losses
-from grr_coca.model import CoCa
-from grr_coca.ranks import Ranks
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.coca import CoCa
+from grr_coca.model.losses import (
+    BatchEmbeddings,
+    Compare,
+    ComparisonLosses,
+    Labels,
+    Losses,
+    LossWeights,
+    compared_losses,
+)
 from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.optimizer import Ema, Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel, keep_freed_memory, scalar_parameters
@@ -87,7 +95,7 @@ class CutLoss(NamedTuple):
         ]
         return list(map(CutLoss, shares, *columns))
 
-    def at(self, embedded: Embedded) -> Float[Tensor, ""]:
+    def at(self, embedded: BatchEmbeddings) -> Float[Tensor, ""]:
         """A linear function of the embeddings that replaces the loss: it has the same value (`share`) and gradient."""
         linear = torch.zeros_like(self.share)
         for embedding, gradient in zip(embedded, self[1:], strict=True):
@@ -97,7 +105,7 @@ class CutLoss(NamedTuple):
 
 
 def cut_losses(
-    model: CoCa, local: Embedded, batches: Sequence[Batch], weights: LossWeights, ranks: Ranks
+    model: CoCa, local: BatchEmbeddings, batches: Sequence[Batch], weights: LossWeights, ranks: Ranks
 ) -> tuple[CutLoss, CutLoss]:
     """The contrastive loss and the teacher loss of the global batch. The gradients of temperature and bias, times the
     weight of the contrastive loss, are written to their parameters.
@@ -112,9 +120,9 @@ def cut_losses(
     def scatter_sum(gradient: Tensor | None) -> Tensor | None:
         return gradient if gradient is None or not gradient.numel() else ranks.scatter_sum(gradient)
 
-    columns = Embedded(*(gather(embedding.detach()).requires_grad_() for embedding in local))
+    columns = BatchEmbeddings(*(gather(embedding.detach()).requires_grad_() for embedding in local))
     first = [ranks.rank * len(embedding) for embedding in local]
-    rows = Embedded(*(x[i : i + len(mine)] for x, i, mine in zip(columns, first, local, strict=True)))
+    rows = BatchEmbeddings(*(x[i : i + len(mine)] for x, i, mine in zip(columns, first, local, strict=True)))
     labels = Labels.of(batches).map(lambda tensor: tensor.to(ranks.device))
     losses = compared_losses(model, rows, columns, labels, labels.map(gather), first[0], weights.teaching)
 
@@ -136,20 +144,20 @@ def _comparisons(
 ) -> list[Compare]:
     """For each micro-batch, a function from its embeddings to its part of the losses that compare."""
 
-    def cut_at(local: Embedded) -> tuple[CutLoss, CutLoss]:
+    def cut_at(local: BatchEmbeddings) -> tuple[CutLoss, CutLoss]:
         return cut_losses(model.raw, local, micro_batches, weights, model.ranks)
 
     if len(micro_batches) == 1:
         return [lambda embedded: _compare_by(*cut_at(embedded))(embedded)]
     with precision:
         parts = [model.embed(batch.to(model.ranks.device)) for batch in micro_batches]
-    losses = cut_at(Embedded(*(torch.cat(column) for column in zip(*parts, strict=True))))
+    losses = cut_at(BatchEmbeddings(*(torch.cat(column) for column in zip(*parts, strict=True))))
     sizes = [[len(part.image) for part in parts], [len(part.words) for part in parts]]
     return [_compare_by(*cut) for cut in zip(*(loss.split(*sizes) for loss in losses), strict=True)]
 
 
 def _compare_by(contrastive: CutLoss, teacher: CutLoss) -> Compare:
-    return lambda embedded: Compared(contrastive.at(embedded), teacher.at(embedded))
+    return lambda embedded: ComparisonLosses(contrastive.at(embedded), teacher.at(embedded))
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grr_coca.batch import Batch, Words, pad_rows
-from grr_coca.checkpoint import load_tensors, save_tensors
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, file_sha256, verify_folder, whole_folder
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.batch import Batch, Words, pad_rows
 from grr_coca.data.order import Shuffle
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.text import caption_id, clean_caption
 from grr_coca.data.tokenizer import Tokenizer
-from grr_coca.errors import UserError
-from grr_coca.files import MANIFEST, file_sha256, verify_folder, whole_folder
-from grr_coca.ranks import Ranks
+from grr_coca.model.checkpoint import load_tensors, save_tensors
 
 CAPTIONS, WORDS, EMBEDDINGS = "captions.txt", "words.txt", "embeddings.safetensors"
 _AGAIN = "write the folder anew with `python scripts/text_teacher.py RECIPE`"

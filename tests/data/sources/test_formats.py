@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
@@ -25,7 +26,6 @@ from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import caption_texts, every_caption
 from grr_coca.data.tokenizer import train_bpe
-from grr_coca.errors import UserError
 from support import encode_image, real_pairs, write_tar
 
 NUM = 6

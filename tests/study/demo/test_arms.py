@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.checkpoint import from_pretrained
 from grr_coca.cli import main
 from grr_coca.cli.demo import _closing_words
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
+from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.study.demo import arms as comparison
 from grr_coca.study.demo.arms import begin, demo_place, make_folder
 from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions

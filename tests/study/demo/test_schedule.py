@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from grr_coca.cli import main
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.study.demo.plan import (
     _OTHER_SECONDS,
     _RESERVE,

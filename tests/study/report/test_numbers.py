@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from grr_coca.common.dict_to_dataclass import differences, to_dict
 from grr_coca.evaluate.split import contrastive_batches
-from grr_coca.presets import get_preset
-from grr_coca.structure import differences, to_dict
+from grr_coca.model.presets import get_preset
 from grr_coca.study.ledger import read_ledger
 from grr_coca.study.plan import METRICS, Plan, read_plan
 from grr_coca.study.report.answer import verdict

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grr_coca.structure import to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.study.ledger import Ledger, LedgerRow
 from grr_coca.study.plan import Arm, Endpoints, Plan
 from grr_coca.study.report.page import write_study_report

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from grr_coca.checkpoint import from_pretrained
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.split import scaling_of
-from grr_coca.registry import FOLDER
+from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.model.shipped_models import FOLDER
 from grr_coca.study.running.measured import examples, measure_test, without_words
 from grr_coca.train.recipe import EvaluationRecipe
 from support import PairsInMemory, real_pairs, tiny_recipe

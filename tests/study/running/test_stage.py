@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from grr_coca.common.errors import Interruption
 from grr_coca.data.order import Shuffle
 from grr_coca.data.sources.open import open_source
-from grr_coca.errors import Stopped
 from grr_coca.study.anatomy import flops_per_pair
 from grr_coca.study.ledger import LedgerWriter, read_ledger, write_digests
 from grr_coca.study.running import stage as stage_module
@@ -128,7 +128,7 @@ def test_a_run_that_was_resumed_tells_of_its_first_beginning(agenda, seen, monke
 
     with monkeypatch.context() as stopping:
         stopping.setattr(Trainer, "step", stopped)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interruption):
             run_stage(task, CPU, lambda _: None)
     row = run_stage(task, CPU, lambda _: None)
     assert len(seen) == 6, "it went on with the fourth step"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from grr_coca.cli.study import print_status
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger, read_rows
 from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.running import run as running
@@ -265,7 +265,7 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_stu
     path, out = write_study(seeds=[0], finetune=["health.yaml"]), tmp_path / "out"
     part = StudyPart(("grr_coca",))
     with monkeypatch.context() as disk:
-        disk.setattr("grr_coca.train.checkpoints.save_tensors", full)
+        disk.setattr("grr_coca.train.run_checkpoints.save_tensors", full)
         with pytest.raises(UserError) as stopped:
             run(path, out, Failing(), part=part)
     said = str(stopped.value)

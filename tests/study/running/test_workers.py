@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.study.running.workers import worker_processes
 from grr_coca.train.launch import StopSignals
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 
 MAX_TEXT = 2**20
 """Largest number of bytes of a caption in a file or shard, or of all captions of an image."""

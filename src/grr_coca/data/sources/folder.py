@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.images import has_image_suffix
 from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, RawPair, Strings
 from grr_coca.data.sources.listed import read_image_file
 from grr_coca.data.text import decode_text
 from grr_coca.data.walk import walk_visible
-from grr_coca.errors import UserError
 
 
 class ImageFolder:

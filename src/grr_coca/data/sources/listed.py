@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.images import MAX_BYTES, has_image_suffix
 from grr_coca.data.sources.base import BadSample, Cause, RawPair, Strings
-from grr_coca.errors import UserError
 
 _ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
 """Suffixes that the paths of a listing may lack. ROCO lists ids."""

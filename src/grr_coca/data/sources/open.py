@@ -8,6 +8,8 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.files import in_cache, require_path, user_cache
 from grr_coca.data.images import is_hidden
 from grr_coca.data.sources.base import PairSource, as_captions, find_columns
 from grr_coca.data.sources.folder import ImageFolder
@@ -16,8 +18,6 @@ from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tables import open_delimited, open_json_lines, open_parquet
 from grr_coca.data.sources.views import Chain
 from grr_coca.data.text import decode_text
-from grr_coca.errors import UserError, nearest
-from grr_coca.files import in_cache, require_path, user_cache
 
 _READERS = {
     ".csv": open_delimited,

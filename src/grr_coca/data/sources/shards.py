@@ -20,11 +20,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from grr_coca.common.files import user_cache, write_whole
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
 from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, RawPair, locate
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard
 from grr_coca.data.text import decode_text
-from grr_coca.files import user_cache, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ class TarShards:
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
         # At most a quarter of the limit, because a run has several sources.
         num_open = min(_MAX_OPEN, allow_open_files() // 8)
-        self._indices = Recent(self._load_index, None, num_open)
-        self._files = Recent(self._open, os.close, num_open)
-        self._advised = Recent(self._advise, None, 2 * num_open)
+        self._indices = HandleCache(self._load_index, None, num_open)
+        self._files = HandleCache(self._open, os.close, num_open)
+        self._advised = HandleCache(self._advise, None, 2 * num_open)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -260,7 +260,7 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class Recent(Generic[K, T]):
+class HandleCache(Generic[K, T]):
     """A cache that opens items by key, and keeps the `size` most recently used ones. Dropped items are closed.
 
     A copy in another process starts empty, because open files and memory maps are not valid there.

@@ -20,12 +20,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
 from grr_coca.data.sources.base import BadSample, Cause, as_captions, find_columns
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
-from grr_coca.data.sources.shards import Recent, allow_open_files
+from grr_coca.data.sources.shards import HandleCache, allow_open_files
 from grr_coca.data.text import decode_text
-from grr_coca.errors import UserError
-from grr_coca.extras import require_extra
 
 _CHUNK_BYTES = 2**24
 _MAX_ROW = 2**24
@@ -169,11 +169,11 @@ class _LineRows:
 
 
 @cache
-def _open_tables() -> Recent[tuple[int, Path], int]:
+def _open_tables() -> HandleCache[tuple[int, Path], int]:
     """The cache of open table files of this process, by number of the reader and path.
 
     The number tells old and new files apart, as the file at a path may be replaced."""
-    return Recent(
+    return HandleCache(
         lambda table: os.open(table[1], os.O_RDONLY), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8)
     )
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from grr_coca.common.shapes import Int
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, locate, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import ListedPairs
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.text import clean_caption
-from grr_coca.shapes import Int
 
 
 class View(ABC):

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from grr_coca.calibration import Certainty
-from grr_coca.data.photo import Photo
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
+from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import (
     VERSION,
     Entry,
@@ -28,6 +27,7 @@ from grr_coca.search.entry import (
     certainty_of,
     os_bytes,
 )
+from grr_coca.search.photo import Photo
 
 FILE = "index.sqlite"
 _LOCK = "writer.lock"

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
+from grr_coca.common.threads import num_threads
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
-from grr_coca.threads import num_threads
 
 _CHUNK_BYTES = 2**19
 """Bytes of a chunk of vectors as float32, which stays in the processor's cache while it is multiplied."""
@@ -133,7 +133,7 @@ def rows_of(vectors: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray
     return np.asarray(vectors[np.asarray(rows, np.int64)], np.float32)
 
 
-class Written(NamedTuple):
+class StateRow(NamedTuple):
     """The row of the table `state`. `rows`: of the file of vectors; `live`: images."""
 
     revision: int
@@ -142,7 +142,7 @@ class Written(NamedTuple):
     live: int
 
 
-def read_state(database: sqlite3.Connection, folder: Path) -> Written:
+def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
     """Read the table `state`.
 
     Raises:
@@ -151,7 +151,7 @@ def read_state(database: sqlite3.Connection, folder: Path) -> Written:
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone()
     if not all(isinstance(number, int) and number >= 0 for number in row):
         raise UserError(f"{folder}: damaged: its state is {row}; make the index again, or restore it from a copy")
-    return Written(*row)
+    return StateRow(*row)
 
 
 class State:

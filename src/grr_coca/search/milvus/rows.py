@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.calibration import Certainty
-from grr_coca.data.photo import Photo
+from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import (
     OWN_FIELDS,
     Entry,
@@ -18,6 +17,7 @@ from grr_coca.search.entry import (
     certainty_of,
 )
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
+from grr_coca.search.photo import Photo
 
 TEXTS = {
     "name": 8192,

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from grr_coca.errors import UserError
-from grr_coca.files import write_whole
-from grr_coca.ranks import Ranks
-from grr_coca.structure import differences, read_yaml
+from grr_coca.common.dict_to_dataclass import differences, read_yaml
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import write_whole
+from grr_coca.common.ranks import Ranks
 from grr_coca.study.demo.outcome import ArmResult, arm_results, make_exhibits
 from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
 from grr_coca.study.demo.report import comparison_rows, write_report
@@ -169,7 +169,7 @@ def run_demo(plan: DemoPlan, out: Path, workers: Workers, show: Show) -> tuple[A
     place, names = demo_place(out), arm_names(plan)
     part = StudyPart(names)
     with taken_ledger(out, part) as ledger:
-        Study(plan, place, part, ledger).run(workers, _ShownByArm(plan, show))
+        Study(plan, place, part, ledger).run(workers, _ArmWatch(plan, show))
     ended = read_ledger(out)
     _require_no_divergence(ended)
     pretraining = stage_names(plan)[0]
@@ -185,7 +185,7 @@ def _require_no_divergence(ended: Ledger) -> None:
         raise UserError(f"{names}: training diverged, so there is nothing to compare; start again by --fresh")
 
 
-class _ShownByArm(Watch):
+class _ArmWatch(Watch):
     """Shows the steps of an arm summed over its stages."""
 
     def __init__(self, plan: DemoPlan, show: Show) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.engine.torch import TorchEngine
-from grr_coca.evaluate.checkpoint import as_dataset
-from grr_coca.explain import caption_maps
-from grr_coca.generate import generate
+from grr_coca.evaluate.checkpoint_metrics import as_dataset
+from grr_coca.infer.engine.torch import TorchEngine
+from grr_coca.infer.explain import caption_maps
+from grr_coca.infer.generate import generate
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.coca import evaluating
 from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.ledger import LedgerRow

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.sources.open import open_source
-from grr_coca.errors import UserError
-from grr_coca.model import build
+from grr_coca.model.build import build
 from grr_coca.study.plan import DemoPlan, read_plan, stage_names
 from grr_coca.study.running.expectation import Pace
 from grr_coca.study.stages import check_recipes, stage_recipe

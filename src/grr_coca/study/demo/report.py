@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from grr_coca.common.files import write_whole
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.explain import WordMap, caption_picture
-from grr_coca.files import write_whole
+from grr_coca.infer.explain import WordMap, caption_picture
 from grr_coca.study.demo.outcome import ArmResult
 from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names

@@ -377,7 +377,7 @@ def _both_losses(values: Values, metrics: Metrics) -> Statistics:
         ValueError: the CoCa loss of the row has other weights.
     """
     from grr_coca.evaluate.split import contrastive_batches  # late: torch
-    from grr_coca.losses import LossWeights, coca_loss
+    from grr_coca.model.losses import LossWeights, coca_loss
 
     weights = LossWeights()
     if not math.isclose(

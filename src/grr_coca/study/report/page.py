@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from grr_coca.files import write_whole
-from grr_coca.structure import to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.files import write_whole
 from grr_coca.study.drawing import render_page
 from grr_coca.study.ledger import CaptionedExample, Ledger, LedgerRow, read_ledger
 from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of, stage_names

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 
-from grr_coca.structure import to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
 from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Arm, Plan, arm_named, stage_names

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from grr_coca.errors import UserError
+from grr_coca.common.errors import UserError
 from grr_coca.study.ledger import Digests, Kind, LedgerRow
 from grr_coca.study.plan import (
     LOSS_METRICS,

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from grr_coca.checkpoint import Checkpoint
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import write_whole
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset, every_caption
-from grr_coca.errors import UserError
 from grr_coca.evaluate.caption_split import caption_split, images_of
-from grr_coca.evaluate.checkpoint import gallery_of, pair_results, require_pairs
+from grr_coca.evaluate.checkpoint_metrics import gallery_of, pair_results, require_pairs
 from grr_coca.evaluate.retrieval import retrieve
 from grr_coca.evaluate.split import (
     Evaluation,
@@ -22,7 +22,7 @@ from grr_coca.evaluate.split import (
     refit_scaling,
     scaling_of,
 )
-from grr_coca.files import write_whole
+from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.study.ledger import CaptionedExample, finite
 from grr_coca.study.plan import Plan, showcase_of, stage_names
 from grr_coca.study.stages import stage_recipe

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from grr_coca.errors import DiskError, UserError
-from grr_coca.structure import to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import DiskError, UserError
 from grr_coca.study.ledger import (
     LEDGER_FILE,
     PLAN_FILE,

@@ -24,18 +24,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from grr_coca.checkpoint import Checkpoint, from_pretrained
-from grr_coca.checkpoint_files import read_json
-from grr_coca.config import CoCaConfig
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import DiskError, DivergedError
+from grr_coca.common.files import read_json, write_whole
+from grr_coca.common.ranks import Ranks
 from grr_coca.data.augment import num_kept
 from grr_coca.data.order import Visits
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.errors import DiskError, DivergedError
-from grr_coca.evaluate.checkpoint import require_pairs
-from grr_coca.files import write_whole
-from grr_coca.ranks import Ranks
-from grr_coca.structure import from_dict, to_dict
+from grr_coca.evaluate.checkpoint_metrics import require_pairs
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained
+from grr_coca.model.config import CoCaConfig
 from grr_coca.study.anatomy import count_parameters, flops_of_pairs, flops_per_pair
 from grr_coca.study.forecast import TRAINING_PASSES
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, Kind, LedgerRow, finite
@@ -49,10 +48,10 @@ from grr_coca.study.running.measured import (
     without_words,
 )
 from grr_coca.study.variants import change_of
-from grr_coca.train.checkpoints import NoneReadableError, resume_point
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe
+from grr_coca.train.run_checkpoints import NoneReadableError, resume_point
 from grr_coca.train.setup import new_checkpoint, sound_validation, training_sources, training_visits
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
         except DivergedError as error:
             log.warning("%s diverged: %s", task.name, error)
             kind = "diverged" if task.kind == "run" else task.kind
-            trained, found = _start_model(task, device, None), _Measured()
+            trained, found = _start_model(task, device, None), _Measurements()
         else:
             found = _measure(task, trained)
     _mark_finished(task.folder)
@@ -130,7 +129,7 @@ def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkp
 
 
 @dataclass
-class _Measured:
+class _Measurements:
     """The measurements of a trained model: metrics of all splits, values of the test splits, captions of the showcase,
     and the cost of its training."""
 
@@ -140,11 +139,11 @@ class _Measured:
     training_flops: int | None = None
 
 
-def _measure(task: Task, trained: Checkpoint) -> _Measured:
+def _measure(task: Task, trained: Checkpoint) -> _Measurements:
     """Measure a trained model on `val`, and unless it is a trial also on the test splits."""
     val = sound_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
     on_val, refitted = measure_validation(trained, val, task.recipe)
-    found = _Measured({"val": on_val}, training_flops=run_flops(task.recipe, trained, val))
+    found = _Measurements({"val": on_val}, training_flops=run_flops(task.recipe, trained, val))
     if task.kind == "trial":
         return found
     for split, source in _test_splits(task).items():
@@ -165,7 +164,7 @@ def _test_splits(task: Task) -> dict[str, PairSource]:
     return splits
 
 
-def _row(task: Task, kind: Kind, trained: Checkpoint, found: _Measured, seconds: float) -> LedgerRow:
+def _row(task: Task, kind: Kind, trained: Checkpoint, found: _Measurements, seconds: float) -> LedgerRow:
     recipe, start = task.recipe, _read_start_hashes(task.folder)
     return LedgerRow(
         kind=kind,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from grr_coca.errors import Stopped, UserError, print_warnings
+from grr_coca.common.errors import Interruption, UserError, print_warnings
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ def worker_processes(count: int) -> Iterator[Workers]:
     """A context with `count` worker processes. Its end asks them to save and stop, and waits for them.
 
     Raises:
-        Stopped: SIGTERM came. Ctrl-C raises a KeyboardInterrupt.
+        Interruption: SIGTERM came. Ctrl-C raises a KeyboardInterrupt.
     """
     before = signal.signal(signal.SIGTERM, _stop)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -148,7 +148,7 @@ def raise_if_stopped() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise Stopped(number, "asked to stop")
+    raise Interruption(number, "asked to stop")
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,194 @@
+"""Configs: nested frozen dataclasses from plain mappings and YAML files, and back. Every key is checked.
+
+A key that is accepted and ignored is the most expensive bug of an experiment. So unknown, missing and repeated keys and
+values of a wrong type are errors, which name the key with its full path.
+"""
+
+import dataclasses
+import functools
+import reprlib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from grr_coca.common.errors import UserError, nearest
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlevel = 2
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], data: object, where: str = "config") -> T:
+    """Build the dataclass `cls` from a mapping, its nested dataclasses included.
+
+    Args:
+        cls: a dataclass type whose fields are scalars, Literals, tuples, dicts, dataclasses or `X | None`.
+        data: the mapping, as read from YAML or JSON.
+        where: name of the mapping in messages, such as its file.
+
+    Raises:
+        UserError: a key is unknown (the message names the nearest) or missing, or a value has the wrong type
+            or is out of range.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}: expected a mapping of keys to values, found {_shown(data)}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in fields:
+            raise UserError(f"{where}: unknown key '{key}'; {nearest(str(key), fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: key '{name}' is missing")
+    try:
+        return cls(**values)
+    except UserError as error:  # values out of range, or values that contradict each other
+        raise UserError(f"{where}: {error}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts, with lists for tuples, ready for YAML or JSON."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
+    """The differences between two dataclasses of one type: path of the key, first and second value."""
+    a, b = (dict(_flatten(to_dict(config), "")) for config in (first, second))
+    return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def read_yaml(path: Path, kind: str) -> object:
+    """The content of a YAML file. This needs the package yaml, which the extras [train] and [study] bring.
+
+    Args:
+        path: the file.
+        kind: name of such files in messages, such as "recipe".
+
+    Raises:
+        UserError: the file does not exist (the message lists others in its folder), is not YAML, or has a key twice.
+    """
+    import yaml
+
+    try:
+        return _parse_yaml(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; give a {kind}, which is a YAML file") from error
+    except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
+        # PyYAML raises the last four for values that only look like a date (2024-13-45) or another type, and for lists
+        # that are nested too deeply.
+        raise UserError(f"{path}: not a YAML file that can be read ({error})") from error
+
+
+def _flatten(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (arg for arg in args if arg is not type(None))
+        return _convert(hint, value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            written = value if isinstance(value, str) else _shown(value)
+            raise UserError(f"{where}: {_shown(value)} is not a choice; {nearest(written, map(str, args))}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(args, value, where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: expected a mapping of keys to values, found {_shown(value)}")
+        return {
+            _convert(args[0], key, f"{where}: key {_shown(key)}"): _convert(args[1], item, f"{where}: {key}")
+            for key, item in value.items()
+        }
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where}: expected a list, found {_shown(value)}")
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise UserError(f"{where}: expected {len(args)} values, found {len(value)}")
+    return tuple(_convert(arg, item, where) for arg, item in zip(args, value, strict=True))
+
+
+def _convert_scalar(hint: type, value: Any, where: str) -> Any:
+    # In Python, bool is a subclass of int, and YAML reads `1e-3` as a string.
+    if hint is object:
+        return value
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):  # not a number, or one that is too large
+            pass
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{where}: expected {hint.__name__}, found {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A value in short form, for messages. With aliases, a few lines of YAML can stand for billions of values."""
+    return _SHORT.repr(value)
+
+
+def _parse_yaml(text: str) -> object:
+    loader = _strict_loader()(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+@functools.cache
+def _strict_loader() -> type:
+    import yaml
+
+    class StrictLoader(yaml.SafeLoader):
+        """Refuses a key that is given twice. PyYAML itself would silently take the last value."""
+
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise UserError(f"line {line}: the key '{key.value}' is given twice; keep one, with all its values")
+                seen.add((key.tag, key.value))
+            return node
+
+    return StrictLoader

@@ -1,0 +1,79 @@
+"""Errors that a user can act on, and messages that are safe to print."""
+
+import difflib
+import logging
+import re
+from collections.abc import Iterable
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class UserError(ValueError):
+    """Invalid input or wrong use. The message names the file, key or value, and what to do about it.
+
+    The command line prints only the message, without a traceback, and exits with code 2.
+    """
+
+
+class DivergedError(UserError):
+    """Training diverged: the loss or the gradients are not finite."""
+
+
+class DiskError(UserError):
+    """A disk is full or cannot be written to. The message names the place; callers append how to recover."""
+
+
+class Interruption(Exception):  # noqa: N818 (nothing went wrong)
+    """A signal stopped a run, and everything is saved. `number`: the number of the signal."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(number, message)  # another process builds the exception again from these arguments
+        self.number = number
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for an unknown name: `did you mean 'x'?` with the most similar valid name, or all valid names."""
+    valid = sorted(valid)
+    guess = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    if guess:
+        return f"did you mean '{guess[0]}'?"
+    return "valid names: " + ", ".join(valid)
+
+
+def nearest_multiples(number: int, factor: int) -> str:
+    """A hint for a number that is no multiple of a factor: the multiples on both sides, none of them below 1."""
+    lower = number // factor * factor
+    return f"{lower} and {lower + factor}" if lower > 0 else f"{factor}"
+
+
+def on_one_line(text: str) -> str:
+    """Escape line ends and control characters, which an untrusted file name may hold."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """Escape the control characters of a message of one or more lines; line ends stay."""
+    return "\n".join(map(on_one_line, text.split("\n")))
+
+
+def print_warnings() -> None:
+    """Print warnings and errors of the log to standard error, and when a model is fetched, unless the caller has
+    configured logging."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("grr_coca.infer.published_models").setLevel(logging.INFO)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))

@@ -1,0 +1,124 @@
+"""Names of classes, and templates: sentences with a placeholder for the name of a class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.files import read_lines
+
+PLACE = "{}"
+NAME_ALONE = (PLACE,)
+"""The template for a model whose captions are names of classes."""
+TEMPLATES = (
+    "{}",
+    "a picture of a {}.",
+    "a photo of a {}.",
+    "a drawing of a {}.",
+    "an icon of a {}.",
+    "a small image of the {}.",
+    "one {} in the middle.",
+)
+"""Templates for classes. The embedding of a class is the mean over its sentences (arXiv 2103.00020, section 3.1.4)."""
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Read names of classes, one per line.
+
+    Raises:
+        UserError: the file cannot be read, or `check_class_names` refuses the names.
+    """
+    return check_class_names(list(read_lines(path).values()), str(path))
+
+
+def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Raise an error unless there are two or more classes with different names.
+
+    Args:
+        names: the names.
+        where: name of their source in messages.
+
+    Raises:
+        UserError: there are fewer than two names, an empty name, one that UTF-8 cannot hold, or two names that differ
+            only in case and spaces.
+    """
+    if isinstance(names, str):
+        raise UserError(f"{where}: give a list of texts, not the one text '{names}'")
+    if len(names) < 2:
+        raise UserError(f"{where}: classification needs two labels or more, and there are {len(names)}")
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(names, start=1):
+        numbers.setdefault(" ".join(name.split()).lower(), []).append(number)
+    if "" in numbers:
+        raise UserError(f"{where}: label {numbers[''][0]} is empty")
+    unwritable = next((name for name in names if not _is_utf8(name)), None)
+    if unwritable is not None:  # from the name of a folder, or half an emoji in JSON
+        raise UserError(f"{where}: the label {unwritable!a} is not UTF-8 text; rename it")
+    repeated = {name: at for name, at in numbers.items() if len(at) > 1}
+    if repeated:
+        listed = ", ".join(f"'{name}' ({' and '.join(map(str, at))})" for name, at in repeated.items())
+        raise UserError(f"{where}: labels given more than once (case and spaces do not count): {listed}")
+    return tuple(names)
+
+
+def read_templates(path: Path) -> tuple[str, ...]:
+    """Read templates, one per line.
+
+    Raises:
+        UserError: the file cannot be read, or a template has no placeholder; the message names the line.
+    """
+    lines = read_lines(path)
+    for number, template in lines.items():
+        _require_place(template, f"{path}, line {number}: ")
+    return tuple(lines.values())
+
+
+def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Put every name into every template: all sentences of the first name, then those of the second, and so on.
+
+    Raises:
+        UserError: there is no template, or a template has no placeholder.
+    """
+    if isinstance(templates, str):
+        raise UserError(f"templates must be a list of texts, not the one text '{templates}'")
+    if not templates:
+        raise UserError(f"there is no template; '{PLACE}' is the label alone")
+    for template in templates:
+        _require_place(template, "")
+    # Not `str.format`, because names and templates may contain other braces.
+    return [template.replace(PLACE, name) for name in names for template in templates]
+
+
+def find_class(name: str, index: dict[str, int], where: str) -> int:
+    """The index of a class, by its name.
+
+    Args:
+        name: the name of a class.
+        index: the index of each class, by its name.
+        where: name of the image in messages.
+
+    Raises:
+        UserError: there is no class with this name.
+    """
+    if name not in index:
+        raise UserError(f"{where}: the label '{name}' is not one of the {len(index)} classes; {_hint(name, index)}")
+    return index[name]
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _require_place(template: str, where: str) -> None:
+    if PLACE not in template:
+        raise UserError(
+            f"{where}template '{template}' has no {PLACE} where the label goes, as in 'a photo of a {PLACE}'"
+        )
+
+
+def _hint(name: str, index: dict[str, int]) -> str:
+    hint = nearest(name, index)
+    return hint if len(hint) < 200 else f"they are '{next(iter(index))}' and others"

@@ -1,0 +1,50 @@
+"""A zero-shot classifier: an image gets the class whose name is nearest to it (arXiv 2103.00020, section 3.1).
+
+Shapes: N images, C classes, E embedding width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grr_coca.common.shapes import Float
+from grr_coca.infer.class_names import check_class_names, fill_templates
+
+EmbedTexts = Callable[[list[str]], np.ndarray]
+"""A function from N texts to their embeddings, N E, each of unit length."""
+
+
+@dataclass(frozen=True)
+class ZeroShotClassifier:
+    """Compares images with the names of classes. The model need not have been trained on these classes.
+
+    `embedding`: the unit-length embedding of each class.
+    """
+
+    class_names: tuple[str, ...]
+    embedding: Float[np.ndarray, "C E"]
+
+    def probabilities(self, images: Float[np.ndarray, "N E"], scale: float) -> Float[np.ndarray, "N C"]:
+        """The softmax over classes of the cosines times `scale`, the model's inverse temperature."""
+        logits = scale * (images @ self.embedding.T)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+
+def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
+    """Build a classifier. The embedding of a class is the mean over templates, scaled to unit length again.
+
+    Args:
+        embed: embeds sentences.
+        class_names: two or more, without repetition.
+        templates: sentences in which `{}` stands for the name of the class.
+
+    Raises:
+        UserError: names are repeated or too few, or a template has no `{}`.
+    """
+    names = check_class_names(class_names, "labels")
+    embedded = embed(fill_templates(names, templates))
+    mean = embedded.reshape(len(names), len(templates), embedded.shape[1]).mean(axis=1)
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    return ZeroShotClassifier(names, mean / np.maximum(length, 1e-12))

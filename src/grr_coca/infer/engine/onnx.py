@@ -1,0 +1,213 @@
+"""The engine that computes with ONNX Runtime, from a folder of graphs that `grr-coca export onnx` wrote. It needs no
+PyTorch.
+
+Names of inputs and outputs are those of `grr_coca.infer.export.graphs`.
+
+Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; R / B neighbouring rows
+belong to one image), T tokens.
+"""
+
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, file_sha256, listed_files, read_json
+from grr_coca.common.shapes import Float, Int, UInt8
+from grr_coca.common.threads import num_threads
+from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName
+from grr_coca.model.checkpoint_folder import GraphName
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+_Values = Mapping[str, np.ndarray]
+"""Tensors by the name of the input that takes them. ONNX Runtime reads arrays where they are, and what it returns
+lies in its own memory: nothing is copied."""
+
+
+class _Graph(NamedTuple):
+    """An open graph, the names of its outputs, and those of the inputs of `step` that take all but the first."""
+
+    session: "InferenceSession"
+    outputs: list[str]
+    given_on: list[str]
+
+
+class OnnxEngine:
+    """An `Engine` of a folder of graphs.
+
+    Each graph is opened at its first use, so that a text query does not load the image encoder. The folder was compared
+    with its manifest by whoever loads a model (`grr_coca.model.checkpoint_without_weights`); here, each graph is, and
+    the size of the weights.
+
+    Args:
+        folder: with `image.onnx`, `text.onnx`, `step.onnx`, their weights and `manifest.json`.
+        threads: that compute a batch together; None: one for a small model, which computes several batches at the same
+            time instead, and else `num_threads()`.
+
+    Raises:
+        UserError: the folder has no graphs, or its manifest is damaged. When a graph is opened: it is not the one that
+            was exported with the weights beside it, a file is missing or damaged, or ONNX Runtime is too old for it.
+    """
+
+    name: EngineName = "onnx"
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        self._graphs: dict[GraphName, _Graph] = {}
+        self._files = listed_files(self.folder)
+        num_bytes = sum(size for name, (size, _) in self._files.items() if name.endswith(".safetensors"))
+        is_small = threads is None and num_bytes < SMALL_MODEL
+        self.threads = threads or (1 if is_small else num_threads())
+        self.workers = min(num_threads(), MAX_WORKERS) if is_small else 1
+        manifest = read_json(self.folder / MANIFEST)
+        try:
+            model = manifest["model"]
+            self.precision = str(manifest["precision"])
+            self.embed_dim, self.context_length, self.vocab_size = (
+                int(model[name]) for name in ("embed_dim", "context_length", "vocab_size")
+            )
+            self.logit_scale = float(model["logit_scale"])
+            self.logit_bias = None if model["logit_bias"] is None else float(model["logit_bias"])
+        except KeyError as error:
+            raise UserError(f"{self.folder}: has no ONNX graphs ({error} missing in {MANIFEST}); {_EXPORT}") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.folder / MANIFEST}: damaged ({error}); {_EXPORT}") from error
+
+    def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
+        """As in `Engine`. The context is the keys and values of the cross-attention, which are computed here once."""
+        embedding, context = self.run("image", {"pixels": pixels})
+        return EncodedImages(embedding, context)
+
+    def encode_texts(
+        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B E"]:
+        """As in `Engine`."""
+        embedding, _ = self.run("text", {"token_ids": token_ids, "lengths": lengths})
+        return embedding
+
+    def decoder(
+        self,
+        images: EncodedImages,
+        *,
+        num_prompt: int,  # noqa: ARG002
+        max_tokens: int,  # noqa: ARG002
+        num_captions: int = 1,  # noqa: ARG002
+        beams: bool = False,  # noqa: ARG002
+    ) -> "OnnxDecoder":
+        """As in `Engine`. Caches grow by themselves, so nothing needs to be known beforehand."""
+        return OnnxDecoder(self, images.context)
+
+    def one_thread_each(self) -> AbstractContextManager:
+        """As in `Engine`. The threads of a batch were chosen when the graphs were opened."""
+        return nullcontext()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without open graphs, which another process opens again."""
+        return {**vars(self), "_graphs": {}}
+
+    def run(self, name: GraphName, inputs: _Values) -> tuple[np.ndarray, _Values]:
+        """Run a graph. Returns its first output, and the others by the name of the input of `step` that takes them."""
+        graph = self._graph(name)
+        first, *others = graph.session.run(graph.outputs, inputs)
+        return first, dict(zip(graph.given_on, others, strict=True))
+
+    def session(self, name: GraphName) -> "InferenceSession":
+        """The open graph."""
+        return self._graph(name).session
+
+    def _graph(self, name: GraphName) -> _Graph:
+        with _OPENING:
+            if name not in self._graphs:
+                session = self._opened(f"{name}.onnx")
+                outputs = [output.name for output in session.get_outputs()]
+                given_on = [given.replace("present", "past") for given in outputs[1:]]
+                self._graphs[name] = _Graph(session, outputs, given_on)
+        return self._graphs[name]
+
+    def _opened(self, name: str) -> "InferenceSession":
+        import onnxruntime  # late: the import takes a tenth of a second
+
+        self._require_listed(name)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 4  # errors are raised, and need not be printed too
+        # A thread that waits would keep its core busy, which slows down everything else that runs there, us included.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = self.folder / name
+        try:
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes have no common one
+            reason = " ".join(str(error).split())
+            if "opset" in reason or "IR version" in reason:
+                raise UserError(
+                    f"{path}: needs a newer ONNX Runtime than {onnxruntime.__version__}; pip install -U onnxruntime"
+                ) from error
+            raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
+
+    def _require_listed(self, name: str) -> None:
+        """Raise an error if a graph, or the size of the weights, differs from the manifest."""
+        if name not in self._files:
+            raise UserError(f"{self.folder}: has no {name} in its {MANIFEST}; {_EXPORT}")
+        for other, (size, sha256) in self._files.items():
+            if other != name and not other.endswith(".safetensors"):
+                continue
+            path = self.folder / other
+            try:
+                is_listed = path.stat().st_size == size and (other != name or file_sha256(path) == sha256)
+            except OSError as error:
+                raise UserError(f"{path}: missing, or cannot be read ({error.strerror}); {_EXPORT}") from error
+            if not is_listed:
+                raise UserError(f"{path}: damaged, or of another model: it differs from {MANIFEST}; {_EXPORT}")
+
+
+_EXPORT = "write the folder again with `grr-coca export onnx`"
+_OPENING = threading.Lock()
+"""Held while a graph is opened, so that of several threads one opens it."""
+
+
+class OnnxDecoder:
+    """A `Decoder` whose keys and values are outputs of the graphs. A step takes those of the earlier tokens, and
+    gives them back with its own behind. The captions of an image share its keys and values of the cross-attention."""
+
+    def __init__(self, engine: OnnxEngine, cross: _Values) -> None:
+        self.engine = engine
+        self.cross = cross
+        self.past: _Values | None = None
+        self.rows_per_image = 1
+
+    def step(self, token_ids: Int[np.ndarray, "R T"]) -> ArrayLogits:
+        """As in `Decoder`."""
+        past = self._empty(len(token_ids)) if self.past is None else self.past
+        logits, self.past = self.engine.run("step", {"token_ids": token_ids, **self.cross, **past})
+        return ArrayLogits(logits[:, -1])
+
+    def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
+        """As in `Decoder`. Rows of the cache are copied, unless all stay where they are."""
+        assert self.past is not None
+        images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
+        assert (counts == counts[0]).all()
+        self.past = _taken(self.past, rows)
+        self.cross = _taken(self.cross, images)
+        self.rows_per_image = int(counts[0])
+
+    def _empty(self, num_rows: int) -> _Values:
+        """Keys and values of no tokens."""
+        return {
+            given.name: np.zeros((num_rows, given.shape[1], 0, given.shape[3]), dtype=np.float32)
+            for given in self.engine.session("step").get_inputs()
+            if given.name.startswith("past_")
+        }
+
+
+def _taken(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
+    """Rows of all tensors."""
+    num_rows = len(next(iter(values.values())))
+    if np.array_equal(rows, np.arange(num_rows)):
+        return values
+    return {name: value.take(rows, axis=0) for name, value in values.items()}

@@ -1,0 +1,286 @@
+"""The engine that computes with PyTorch: any model, on any device.
+
+Shapes: B images or texts, S image size in pixels, E joint embedding width, K captions of an image, R captions (rows;
+R / B neighbouring rows belong to one image), T new tokens, L slots of the caches, Q image tokens of width C, N ids, V
+vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from grr_coca.common.threads import num_threads
+from grr_coca.common.torch_private import copy_modules
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tensors import normalize
+from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName, Logits
+from grr_coca.infer.fast.layers import AbsorbedCrossAttention
+from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.model.coca import CoCa
+from grr_coca.model.layers.attention import CrossAttention
+from grr_coca.model.layers.layout import CachedLayout
+from grr_coca.model.layers.norm import at_least_fp32
+from grr_coca.model.layers.scaled_attention import KeyValueCache, KeyValues, Mask
+
+
+class TorchEngine:
+    """An `Engine` of a model in PyTorch.
+
+    It computes with copies of the model's modules in eval mode: the model itself may go on training. The parameters are
+    shared. On a CPU, the copy is one of fast layers, which hold some weights in another layout. So after a change of
+    weights, call `refresh`.
+    """
+
+    name: EngineName = "torch"
+
+    def __init__(self, model: CoCa, preprocess: Preprocess) -> None:
+        self._original = model
+        self._preprocess = preprocess
+        self.embed_dim = len(model.text_proj.weight)
+        self.context_length = model.text_decoder.context_length
+        self.vocab_size = len(model.text_decoder.tok_embeddings.weight)
+        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        self._is_small = num_bytes < SMALL_MODEL
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Use the model's current weights. Until this is called, results mix old and new weights."""
+        self._plain = copy_modules(self._original).eval()
+        self._fast = fast_copy(self._plain)
+
+    @property
+    def model(self) -> CoCa:
+        """The copy that computes: the fast one, or under autocast, which that does not support, the other."""
+        return self._plain if torch.is_autocast_enabled("cpu") else self._fast
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self._original.device
+
+    @property
+    def workers(self) -> int:
+        """As in `Engine`. Under autocast 1, since that holds for the present thread alone."""
+        is_split = self._is_small and self.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return min(torch.get_num_threads(), num_threads(), MAX_WORKERS) if is_split else 1
+
+    @contextmanager
+    def one_thread_each(self) -> Iterator[None]:
+        """As in `Engine`. A new thread of PyTorch takes the number that the last thread set."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    @property
+    def logit_scale(self) -> float:
+        """As in `Engine`."""
+        return self._original.logit_scale.detach().float().exp().item()
+
+    @property
+    def logit_bias(self) -> float | None:
+        """As in `Engine`."""
+        bias = self._original.logit_bias
+        return None if bias is None else bias.detach().float().item()
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
+        """As in `Engine`. The context is the image tokens."""
+        image = self.model.encode_image(self._normalized(pixels))
+        return EncodedImages(_as_array(image.embedding.float()), image.tokens)
+
+    @torch.inference_mode()
+    def encode_texts(
+        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B E"]:
+        """As in `Engine`."""
+        ids, counts = (torch.from_numpy(array).to(self.device) for array in (token_ids, lengths))
+        return _as_array(self.model.encode_text(ids, counts).float())
+
+    def decoder(
+        self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
+    ) -> "TorchDecoder":
+        """As in `Engine`."""
+        return TorchDecoder(
+            self.model,
+            images.context,
+            num_prompt=num_prompt,
+            max_tokens=max_tokens,
+            num_captions=num_captions,
+            beams=beams,
+        )
+
+    def _normalized(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[Tensor, "B 3 S S"]:
+        """The input of the model, in its precision and on its device."""
+        # Copied, since PyTorch takes no array that is read-only or reversed.
+        rgb = torch.from_numpy(np.array(pixels, order="C")).to(self.device).permute(0, 3, 1, 2)
+        values = torch.empty(rgb.shape, dtype=torch.float32, device=self.device).copy_(rgb).div_(255)
+        return normalize(values, self._preprocess).to(self._original.logit_scale.dtype)
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+# --- Decoding
+
+Context = Float[Tensor, "B Q C"] | KeyValues
+
+MIN_IMAGES_UNPROJECTED = 4
+"""With fewer images, image tokens are projected to keys and values once: reading the weights of the projections at each
+step takes longer."""
+
+
+class TorchDecoder:
+    """A `Decoder`: both halves of the text decoder with their caches. The captions of one image share its keys and
+    values, or its tokens: if there are few captions or few steps, `AbsorbedCrossAttention` is cheaper than keys and
+    values.
+
+    Without beams, each caption has its own line of slots in the caches. The beams of an image share one line. Their new
+    tokens take the next slots, side by side, and a mask says which slots are the past of each beam. When a beam
+    continues another beam, only the mask changes, and no key or value moves.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: CoCa,
+        image_tokens: Float[Tensor, "B Q C"],
+        *,
+        num_prompt: int,
+        max_tokens: int,
+        num_captions: int = 1,
+        beams: bool = False,
+    ) -> None:
+        self.model = model
+        self.position = 0
+        self.num_images, self.rows_per_image = len(image_tokens), 1
+        blocks = model.multimodal_decoder.blocks
+        image_tokens = model.multimodal_decoder.context(image_tokens)
+        num_reads = num_prompt + num_captions * (max_tokens - 1)
+        self.contexts = [_context(block, image_tokens, num_captions, num_reads) for block in blocks]
+        num_slots = num_reads if beams else num_prompt + max_tokens - 1
+        self.text_caches = [KeyValueCache(num_slots) for _ in model.text_decoder.blocks]
+        self.multimodal_caches = [KeyValueCache(num_slots) for _ in blocks]
+        self.visible = np.ones((self.num_images, 1, 0), dtype=bool) if beams else None  # B K L
+
+    @torch.inference_mode()
+    def step(self, token_ids: Int[np.ndarray, "R T"]) -> Logits:
+        """As in `Decoder`."""
+        num_tokens = token_ids.shape[1]
+        assert num_tokens == 1 or self.position == 0, "several tokens at once are allowed only at the beginning"
+        positions = slice(self.position, self.position + num_tokens)
+        self.position += num_tokens
+        mask: Mask = "causal" if num_tokens > 1 else "all"
+        if self.visible is not None:
+            own_slots = np.eye(self.rows_per_image, dtype=bool).repeat(num_tokens, axis=1)[None]
+            self.visible = np.concatenate([self.visible, own_slots.repeat(self.num_images, axis=0)], axis=2)
+            if num_tokens == 1:
+                mask = torch.from_numpy(self.visible[:, None]).to(self.model.device)
+        logits = self._logits(torch.from_numpy(token_ids).to(self.model.device), positions, mask)
+        return ArrayLogits(logits.numpy()) if logits.device.type == "cpu" else DeviceLogits(logits.log_softmax(dim=1))
+
+    def _logits(self, token_ids: Int[Tensor, "R T"], positions: slice, mask: Mask) -> Float[Tensor, "R V"]:
+        """Run the new tokens through the model. `mask`: the slots that each token attends to."""
+        text, multimodal = self.model.text_decoder, self.model.multimodal_decoder
+        x = text.position(text.tok_embeddings(token_ids), positions)  # R T D
+        for block, cache in zip(text.blocks, self.text_caches, strict=True):
+            x = block(x, CachedLayout(cache, positions, mask))
+        for block, context, cache in zip(multimodal.blocks, self.contexts, self.multimodal_caches, strict=True):
+            x = block(x, context, CachedLayout(cache, positions, mask))
+        return at_least_fp32(multimodal.lm_head(multimodal.norm(x[:, -1])))
+
+    @torch.inference_mode()
+    def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
+        """As in `Decoder`."""
+        images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
+        assert (counts == counts[0]).all()
+        if self.visible is not None:
+            visible = self.visible.reshape(-1, self.visible.shape[2])[rows]
+            self.visible = visible.reshape(len(images), counts[0], -1)
+        if len(images) < self.num_images:
+            kept = self._index(images)
+            self.contexts = [
+                KeyValues(*(projected[kept] for projected in context))
+                if isinstance(context, KeyValues)
+                else context[kept]
+                for context in self.contexts
+            ]
+        if self.visible is None or len(images) < self.num_images:
+            lines = self._index(rows if self.visible is None else images)
+            for cache in (*self.text_caches, *self.multimodal_caches):
+                cache.select(lines)
+        self.num_images, self.rows_per_image = len(images), int(counts[0])
+
+    def _index(self, numbers: Int[np.ndarray, " N"]) -> Int[Tensor, " N"]:
+        return torch.from_numpy(numbers).to(self.model.device)
+
+
+def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_captions: int, num_reads: int) -> Context:
+    """The context of a block's cross-attention: the image tokens, or their keys and values, contiguous for each
+    head."""
+    attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
+    enough = len(image_tokens) >= MIN_IMAGES_UNPROJECTED
+    # With one query at a time, reading memory takes the time. All blocks read the same image tokens, which are half
+    # as large as the keys and values of one block.
+    if (
+        enough
+        and isinstance(attn, AbsorbedCrossAttention)
+        and (num_captions == 1 or attn.pays(num_reads, image_tokens.shape[1]))
+    ):
+        return image_tokens
+    return KeyValues(*(kept.transpose(1, 2).contiguous().transpose(1, 2) for kept in attn.project(image_tokens)))
+
+
+class DeviceLogits:
+    """`Logits` that stay on the device of the model. Only what decoding asks for is copied to arrays."""
+
+    def __init__(self, log_probs: Float[Tensor, "R V"]) -> None:
+        self._log_probs = log_probs
+
+    def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
+        """As in `Logits`."""
+        if k == 1:
+            values, ids = self._log_probs.max(dim=1, keepdim=True)
+        else:
+            values, ids = self._log_probs.topk(min(k, self._log_probs.shape[1]))
+        return _as_array(values), _as_array(ids)
+
+    def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+        """As in `Logits`."""
+        return _as_array(self._log_probs.gather(1, self._moved(ids)))
+
+    def replaced(
+        self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
+    ) -> "DeviceLogits":
+        """As in `Logits`."""
+        places, values = (self._moved(rows), self._moved(ids)), self._moved(log_probs)
+        return DeviceLogits(self._log_probs.index_put(places, values.type_as(self._log_probs)))
+
+    def repeated(self, count: int) -> "DeviceLogits":
+        """As in `Logits`."""
+        return DeviceLogits(self._log_probs.repeat_interleave(count, dim=0))
+
+    def total(self, temperature: float) -> Float[np.ndarray, " R"]:
+        """As in `Logits`."""
+        return _as_array((self._log_probs / temperature).logsumexp(dim=1))
+
+    def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
+        """As in `Logits`."""
+        probs = (self._log_probs / temperature).softmax(dim=1)
+        if probs.device.type == "mps":  # it has no fp64
+            probs = probs.cpu()
+        cumulative = probs.cumsum(dim=1, dtype=torch.float64)
+        sought = torch.from_numpy(uniforms).to(probs.device)[:, None] * cumulative[:, -1:]
+        passed = torch.searchsorted(cumulative, sought, right=True)[:, 0]
+        return _as_array(passed.clamp(max=probs.shape[1] - 1))
+
+    def _moved(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._log_probs.device)

@@ -1,0 +1,7 @@
+"""Heat maps: where a model looks for each word of a caption, and which patches support a text."""
+
+from grr_coca.infer.explain.caption import WordMap, caption_maps
+from grr_coca.infer.explain.picture import caption_picture, text_picture
+from grr_coca.infer.explain.text import TextMap, text_map
+
+__all__ = ["TextMap", "WordMap", "caption_maps", "caption_picture", "text_map", "text_picture"]

@@ -1,0 +1,107 @@
+"""Heat maps of a caption: which patches a model looks at for each word.
+
+Shapes: T caption tokens, P patches, G patches along a side, S image size.
+
+Words attend to image tokens, and image tokens attend to patches. The relevance of a patch to a word is the attention
+to the patch, times the gradient of the word's logit with respect to that attention; negative products count as 0, and
+the others are summed over heads and queries (Chefer et al., arXiv 2103.15679, equation 5; they take the mean over
+heads). The gradient flows from the word back through the cross-attention of every layer.
+
+Two other maps were tried (`studies/LOG.md`). The product of attention matrices (rollout, Abnar and Zuidema, arXiv
+2005.00928) is nearly the same for all words of a caption, and hiding its most relevant patches lowers a word's
+probability less. The gradient of the log-probability, instead of the logit, fails if the model is sure of the word.
+
+Limits: the gradient is of first order. A patch token has attended to other patches in the image encoder, so the map is
+about tokens, not about pixels.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.common.torch_private import copy_modules
+from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
+from grr_coca.infer.explain.attention import visible_attention
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.coca import CoCa
+from grr_coca.model.layers.attention import CrossAttention
+from grr_coca.model.layers.pooler import AttentionalPooler
+
+
+class WordMap(NamedTuple):
+    """A word and the relevance of each patch to it. Values are not negative, with sum 1 (0 if no patch is relevant)."""
+
+    word: str
+    heat: Float[Tensor, "G G"]
+
+
+def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> list[WordMap]:
+    """One map for each word of a caption. A word of several tokens has the mean of their maps.
+
+    Args:
+        checkpoint: the model.
+        pixels: the preprocessed image.
+        token_ids: the caption without its begin token. The end token and what follows it are ignored.
+    """
+    eos = checkpoint.tokenizer.eos_id
+    words = list(token_ids[: list(token_ids).index(eos)] if eos in token_ids else token_ids)
+    if not words:
+        return []
+    relevance = patch_relevance(checkpoint.model, pixels, [checkpoint.tokenizer.bos_id, *words])
+    side = checkpoint.config.image_encoder.grid_size
+    heat = relevance.unflatten(1, (side, side))
+    return [WordMap(word, heat[tokens].mean(dim=0)) for word, tokens in group_words(checkpoint.tokenizer, words)]
+
+
+@torch.inference_mode(False)  # gradients are needed, whatever the mode of the caller
+def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
+    """The relevance of each patch to each token but the first, on the CPU. The relevances for a token sum to 1."""
+    model = copy_modules(model).eval()  # hooks change its attention: other threads must not see them
+    ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)
+    # The last token has the role of the end token, which predicts nothing.
+    text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=model.device))
+    readers = _readers_of_patches(model)
+    with torch.no_grad():
+        patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
+        text_tokens = model.text_decoder(text).tokens
+    with torch.enable_grad(), visible_attention(readers) as seen:
+        patches.requires_grad_()  # so that gradients exist even if all parameters are frozen
+        image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches).tokens
+        states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
+        logits = model.multimodal_decoder.lm_head(states)
+        logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T: the logit of each token of the caption
+    weights = [seen[reader].weights for reader in readers]
+    rows = []
+    for logit in logits:
+        gradients = torch.autograd.grad(logit, weights, retain_graph=True)
+        shares = [(w * g).clamp(min=0).sum(dim=(0, 1, 2)) for w, g in zip(weights, gradients, strict=True)]
+        rows.append(torch.stack(shares).sum(dim=0))
+    num_patches = (pixels.shape[-1] // model.image_encoder.stem.patch_size) ** 2  # a class token may follow them
+    relevance = torch.stack(rows)[:, :num_patches].detach().float().cpu()
+    return relevance / relevance.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
+    """The attention layers that attend to patches: the captioning pooler's, or the decoder's if there is no pooler."""
+    if isinstance(model.captioning_pooler, AttentionalPooler):
+        return [model.captioning_pooler.attn]
+    return [block.cross_attn for block in model.multimodal_decoder.blocks]  # type: ignore[misc]
+
+
+def group_words(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The words of a caption, each with the positions of its tokens.
+
+    A token begins a new word if the decoded text has one more word with it. This works for every vocabulary, however it
+    marks spaces.
+    """
+    words: list[list[int]] = []
+    for position in range(len(token_ids)):
+        count = len(tokenizer.decode(token_ids[: position + 1]).split())
+        if count > len(words) or not words:
+            words.append([])
+        words[-1].append(position)
+    texts = tokenizer.decode(token_ids).split()
+    return list(zip(texts, words, strict=False))

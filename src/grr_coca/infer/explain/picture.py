@@ -1,0 +1,77 @@
+"""Draw heat maps over images, as PNG. Only this needs matplotlib, which is imported when a picture is drawn."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.infer.explain.caption import WordMap
+from grr_coca.infer.explain.text import TextMap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIDE = 224
+"""Size in pixels of the image in each panel."""
+_MAX_COLUMNS = 6
+_INCHES = 1.9
+_OPACITY = 0.6
+
+
+def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110) -> bytes:
+    """A PNG with the image as the model sees it and a map for each word, from white to red (its maximum)."""
+    figure, panels = _panels(image, 1 + len(maps), dpi)
+    _title(panels[0], "image")
+    for axes, (word, heat) in zip(panels[1:], maps, strict=True):
+        _title(axes, word)
+        _overlay(axes, heat.numpy(), "Reds", 0.0, max(float(heat.max()), 1e-12))
+    return _png(figure)
+
+
+def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 110) -> bytes:
+    """A PNG with the image as the model sees it and patches that support a text (red) or speak against it (blue)."""
+    figure, panels = _panels(image, 2, dpi)
+    _title(panels[0], "image")
+    _title(panels[1], f"{text}\ncosine {text_map.similarity:.3f}")
+    largest = max(float(text_map.heat.abs().max()), 1e-12)
+    _overlay(panels[1], text_map.heat.numpy(), "RdBu_r", -largest, largest)
+    return _png(figure)
+
+
+def _panels(image: Image.Image, count: int, dpi: int) -> tuple["Figure", "list[Axes]"]:
+    """Axes that show the image, the first in colour, the others in grey."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, _MAX_COLUMNS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * _INCHES, rows * (_INCHES + 0.3)), dpi=dpi, layout="constrained")
+    pixels = np.asarray(Preprocess(_SIDE).square(image))
+    grey = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for number, axes in enumerate(all_axes):
+        axes.set_axis_off()
+        if number < count:
+            axes.imshow(grey if number else pixels, extent=(0, 1, 0, 1))
+    return figure, all_axes[:count]
+
+
+def _overlay(axes: "Axes", heat: np.ndarray, colours: str, low: float, high: float) -> None:
+    # One square per patch, without blurring: the map says nothing about pixels within a patch.
+    axes.imshow(heat, cmap=colours, vmin=low, vmax=high, alpha=_OPACITY, extent=(0, 1, 0, 1), interpolation="nearest")
+
+
+def _title(axes: "Axes", text: str) -> None:
+    axes.set_title(text, fontsize=10, parse_math=False, wrap=True)
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the font lacks a script: boxes are drawn
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,287 @@
+"""The three graphs of a model: images, texts, and one step of decoding. They are traced from the model itself.
+
+| graph | inputs | outputs |
+|---|---|---|
+| image | `pixels` B S S 3, uint8 | `image_embedding` B E; `cross_key.i` and `cross_value.i` B H Q Dh |
+| text | `token_ids` B T, `lengths` B | `text_embedding` B E |
+| step | `token_ids` R T, `cross_key.i`, `cross_value.i`, `past_key.j` and `past_value.j` R H P Dh | `logits` R T V, \
+`present_key.j` and `present_value.j` R H P+T Dh |
+
+i counts the multimodal layers, j the text layers and then the multimodal ones. R is any multiple of B: neighbouring
+captions of an image share its keys and values. With P = 0, a step reads the prompt.
+
+Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows), T new tokens, P earlier tokens, H
+heads of width Dh, Q image tokens, V vocabulary.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    RemoveUnusedNodesPass,
+)
+from onnxscript import ir
+from torch import Tensor, nn
+from torch.export import Dim
+
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tensors import normalize
+from grr_coca.model.checkpoint_folder import GraphName
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.layers.attention import CrossAttention
+from grr_coca.model.layers.layout import CachedLayout
+from grr_coca.model.layers.scaled_attention import GrowingCache, KeyValues
+
+OPSET = 23
+"""The version of ONNX's operators. It is the first that has attention, rotary positions and RMSNorm."""
+
+
+class _ImageGraph(nn.Module):
+    """Pixels to the image embedding, and to the keys and values that every caption of the image reads."""
+
+    def __init__(self, model: CoCa, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocess = preprocess
+
+    def forward(self, pixels: UInt8[Tensor, "B S S 3"]) -> tuple[Tensor, ...]:
+        decoder = self.model.multimodal_decoder
+        image = self.model.encode_image(normalize(pixels.permute(0, 3, 1, 2).float() / 255, self.preprocess))
+        context = decoder.context(image.tokens)
+        projected = [cast(CrossAttention, block.cross_attn).project(context) for block in decoder.blocks]
+        return image.embedding, *(t.transpose(1, 2) for key_values in projected for t in key_values)
+
+
+class _TextGraph(nn.Module):
+    """Padded texts to their embeddings."""
+
+    def __init__(self, model: CoCa) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
+        # A text without words has one token that predicts another, and tracing holds every length of 1 for a constant.
+        return self.model.encode_text(F.pad(token_ids, (0, 1)), lengths)
+
+
+class _StepGraph(nn.Module):
+    """New tokens to the logits of the tokens that follow each of them.
+
+    Captions come as B K T, K for each image, and not as rows: with R rows, the number of queries that share an image's
+    keys would be R · T / B in every shape, which makes tracing take three times as long. See `_take_rows`.
+    """
+
+    def __init__(self, model: CoCa) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Int[Tensor, "B K T"], cross: list[Tensor], past: list[Tensor]) -> tuple[Tensor, ...]:
+        text, multimodal = self.model.text_decoder, self.model.multimodal_decoder
+        token_ids = token_ids.flatten(0, 1)  # R T
+        num_past, num_new = past[0].shape[2], token_ids.shape[1]
+        positions = torch.arange(num_new) + num_past
+        mask = (torch.arange(num_past + num_new) <= positions[:, None])[None, None]  # 1 1 T P+T
+        caches = [GrowingCache(keys, values) for keys, values in zip(past[0::2], past[1::2], strict=True)]
+        contexts = [
+            KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
+            for keys, values in zip(cross[0::2], cross[1::2], strict=True)
+        ]
+        num_text = len(text.blocks)
+        x = text.position(text.tok_embeddings(token_ids), positions)  # R T D
+        for block, cache in zip(text.blocks, caches[:num_text], strict=True):
+            x = block(x, CachedLayout(cache, positions, mask))
+        for block, context, cache in zip(multimodal.blocks, contexts, caches[num_text:], strict=True):
+            x = block(x, context, CachedLayout(cache, positions, mask))
+        logits = multimodal.lm_head(multimodal.norm(x))
+        return logits, *(kept for cache in caches for kept in (cache.keys, cache.values))
+
+
+Shape = tuple[str | int, ...]
+"""The sizes of a tensor. One that may vary is a letter, as above."""
+
+
+class _Form(NamedTuple):
+    """How a graph is traced: its inputs and outputs by name, and how its module takes the inputs."""
+
+    module: nn.Module
+    inputs: dict[str, Shape]
+    outputs: dict[str, Shape]
+    arguments: Callable[[list[Any]], tuple[Any, ...]] = tuple
+
+
+_EXAMPLE = {"B": 2, "K": 3, "R": 6, "T": 5, "P": 4}
+"""Sizes of the tensors that a graph is traced with. They differ, so that none is taken for another."""
+_MIN = {"R": 4}
+"""Tracing takes sizes for 2 or more, and R is B · K. The graph has no such bound."""
+
+
+def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> ir.Model:
+    """A graph of a model in fp32, of standard operators, for any number of images, captions and tokens.
+
+    Args:
+        model: in evaluation mode, in fp32 and on the CPU.
+        config: the model's.
+        preprocess: its mean and deviation of pixels become part of the image graph.
+        name: which graph.
+
+    Raises:
+        torch._dynamo.exc.UserError: a layer takes a size that may vary for a constant.
+    """
+    form = _form(model, config, preprocess, name)
+    minima = {"T": _MIN_TEXT} if name == "text" else _MIN
+    dims = {size: Dim(size, min=minima.get(size, 0)) for size in _EXAMPLE}
+    examples = [_example(name, shape) for name, shape in form.inputs.items()]
+    varying = [{axis: dims[s] for axis, s in enumerate(shape) if isinstance(s, str)} for shape in form.inputs.values()]
+    with torch.no_grad(), quiet():
+        # Given the module itself, `torch.onnx.export` would write a graph for a single batch size if a layer asks for
+        # it. This raises an error instead.
+        program = torch.export.export(
+            form.module,
+            form.arguments(examples),
+            dynamic_shapes=form.arguments(varying),
+            prefer_deferred_runtime_asserts_over_guards=True,  # R is B · K, which no `Dim` can say
+        )
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(form.inputs),
+            output_names=list(form.outputs),
+            verbose=False,
+        )
+    assert exported is not None
+    _share_tables(exported.model)
+    _join_reshapes(exported.model)
+    _tidy(exported.model.graph, {**form.inputs, **form.outputs})
+    if name == "step":
+        _take_rows(exported.model.graph)
+    return exported.model
+
+
+_MIN_TEXT = 3
+"""[BOS], [EOS] and [CLS]."""
+
+
+def _form(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> _Form:
+    side, cross = config.image_encoder.image_size, _cross(config)
+    match name:
+        case "image":
+            outputs: dict[str, Shape] = {"image_embedding": ("B", config.embed_dim), **cross}
+            return _Form(_ImageGraph(model, preprocess), {"pixels": ("B", side, side, 3)}, outputs)
+        case "text":
+            inputs: dict[str, Shape] = {"token_ids": ("B", "T"), "lengths": ("B",)}
+            return _Form(_TextGraph(model), inputs, {"text_embedding": ("B", config.embed_dim)})
+        case "step":
+            logits = ("R", "T", config.text_decoder.vocab_size)
+            return _Form(
+                _StepGraph(model),
+                {"token_ids": ("B", "K", "T"), **cross, **_cached(config, "past", "P")},
+                {"logits": logits, **_cached(config, "present", "P + T")},
+                lambda given: (given[0], given[1 : len(cross) + 1], given[len(cross) + 1 :]),
+            )
+
+
+def _cross(config: CoCaConfig) -> dict[str, Shape]:
+    """Keys and values of the image tokens for each multimodal layer."""
+    t, poolers = config.multimodal_decoder.transformer, config.poolers
+    num_tokens = config.image_encoder.num_patches if poolers.num_queries is None else poolers.num_queries
+    if poolers.arrangement == "shared":
+        num_tokens -= 1  # the first query gives the embedding
+    shapes: dict[str, Shape] = {}
+    for i in range(t.num_layers):
+        shapes |= dict.fromkeys((f"cross_key.{i}", f"cross_value.{i}"), ("B", t.num_heads, num_tokens, t.head_dim))
+    return shapes
+
+
+def _cached(config: CoCaConfig, when: str, length: str) -> dict[str, Shape]:
+    """Keys and values of the tokens of the captions for each layer of both halves."""
+    text, multimodal = config.text_decoder.transformer, config.multimodal_decoder.transformer
+    layers = [text] * text.num_layers + [multimodal] * multimodal.num_layers
+    return {
+        f"{when}_{kind}.{j}": ("R", t.num_heads, length, t.head_dim)
+        for j, t in enumerate(layers)
+        for kind in ("key", "value")
+    }
+
+
+def _example(name: str, shape: Shape) -> Tensor:
+    dtype = {"pixels": torch.uint8, "token_ids": torch.long, "lengths": torch.long}.get(name, torch.float32)
+    return torch.full([_EXAMPLE[size] if isinstance(size, str) else size for size in shape], 3, dtype=dtype)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's messages about its own parts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+_MAX_TABLE = 2**16
+"""Numbers of a table. The largest have the angles of all patches of an image."""
+
+
+def _share_tables(model: ir.Model) -> None:
+    """Let the layers of a stack share the tables of their positions, and what is looked up there."""
+    DeduplicateInitializersPass(size_limit=_MAX_TABLE)(model)
+    CommonSubexpressionEliminationPass()(model)
+
+
+def _join_reshapes(model: ir.Model) -> None:
+    """Drop reshapes that a later one undoes. Layers keep heads apart, and operators take them side by side. A reshape
+    takes about as long as an operator in a step of a small model."""
+    for node in model.graph:
+        if node.op_type != "Reshape":
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        assert source is not None
+        while (earlier := source.producer()) is not None and earlier.op_type == "Reshape":
+            source = cast(ir.Value, earlier.inputs[0])
+        node.replace_input_with(0, source)
+        if source.shape == result.shape:
+            ir.convenience.replace_all_uses_with(result, source)
+    RemoveUnusedNodesPass()(model)
+
+
+def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
+    """Name the sizes that vary, and drop what the exporter notes about each node, such as paths of source files."""
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = ir.Shape(shapes[value.name])
+    graph.metadata_props.clear()
+    for node in graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape = value.type = None
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _take_rows(graph: ir.Graph) -> None:
+    """Let the step graph take token ids as rows, R T, and group them by image itself."""
+    grouped, image = graph.inputs[0], graph.inputs[1]
+    rows = ir.Value(name="token_ids", type=grouped.type, shape=ir.Shape(("R", "T")))
+    grouped.name = "captions_of_images"
+    num_images = ir.node("Shape", [image], {"start": 0, "end": 1})
+    num_captions = ir.node("Constant", [], {"value_ints": [-1]})
+    num_tokens = ir.node("Shape", [rows], {"start": 1, "end": 2})
+    sizes = ir.node("Concat", [node.outputs[0] for node in (num_images, num_captions, num_tokens)], {"axis": 0})
+    group = ir.node("Reshape", [rows, sizes.outputs[0]])
+    ir.convenience.replace_all_uses_with(grouped, group.outputs[0])
+    graph.inputs[0] = rows
+    graph.insert_before(graph[0], [num_images, num_captions, num_tokens, sizes, group])

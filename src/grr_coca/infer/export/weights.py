@@ -1,0 +1,134 @@
+"""Weights of ONNX graphs in a safetensors file. ONNX finds a tensor there by its offset, so that several graphs, and
+PyTorch, read one file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxscript import ir
+from torch import Tensor
+
+from grr_coca.model.checkpoint import load_tensors, save_tensors
+
+MIN_BYTES = 1024
+"""Smaller tensors stay within the graph."""
+
+_DTYPES = {
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "I64": ir.DataType.INT64,
+    "I8": ir.DataType.INT8,
+    "U8": ir.DataType.UINT8,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A tensor in the file. `is_transposed`: the graph needs its transpose."""
+
+    name: str
+    offset: int
+    length: int
+    dtype: ir.DataType
+    shape: list[int]
+    is_transposed: bool
+
+
+def refer_to(graphs: Iterable[ir.Model], path: Path) -> None:
+    """Replace the large tensors of graphs by references to equal tensors of a safetensors file.
+
+    If the file has a tensor in half precision, or its transpose, the graph gets a `Cast` or a `Transpose`, which ONNX
+    Runtime computes once, when it loads the graph. A tensor that is not in the file stays in the graph.
+    """
+    places = _places(path)
+    for model in graphs:
+        for value in list(model.graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes >= MIN_BYTES:
+                place = places.get(_content(tensor.numpy()))
+                if place is not None:
+                    _replace(model.graph, value, place, path.name)
+
+
+def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
+    """Write the large tensors of graphs into a safetensors file. Tensors that graphs share are written once.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    found: dict[bytes, Tensor] = {}
+    for model in graphs:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes >= MIN_BYTES:
+                array = tensor.numpy()
+                found.setdefault(_content(array), torch.from_numpy(np.array(array)))
+    save_tensors({f"tensor.{number}": tensor for number, tensor in enumerate(found.values())}, path)
+
+
+def _places(path: Path) -> dict[bytes, _Place]:
+    """The tensors of a safetensors file by content, converted to fp32: as they are, transposed, and as 3x3 kernels."""
+    tensors = load_tensors(path)
+    places: dict[bytes, _Place] = {}
+    for name, (start, entry) in _header(path).items():
+        first, last = entry["data_offsets"]
+        tensor = tensors[name].float() if tensors[name].is_floating_point() else tensors[name]
+        forms = [(tensor, False)]
+        if tensor.ndim == 2:
+            forms.append((tensor.mT, True))
+        if tensor.ndim == 2 and tensor.shape[1] % 9 == 0:  # the exporter reshapes the small ones of a convolution
+            forms.append((tensor.unflatten(1, (-1, 3, 3)), False))
+        for form, is_transposed in forms:
+            place = _Place(
+                name=name,
+                offset=start + first,
+                length=last - first,
+                dtype=_DTYPES[entry["dtype"]],
+                shape=entry["shape"] if is_transposed else list(form.shape),
+                is_transposed=is_transposed,
+            )
+            places.setdefault(_content(form.numpy()), place)
+    return places
+
+
+def _header(path: Path) -> Mapping[str, tuple[int, dict]]:
+    """What the file says of each tensor by name, and where its data begin."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    return {name: (8 + size, entry) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _content(array: np.ndarray) -> bytes:
+    digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def _replace(graph: ir.Graph, value: ir.Value, place: _Place, location: str) -> None:
+    """Let the users of an initializer read the tensor at a place of the file."""
+    stored = graph.initializers.get(place.name)
+    if stored is None:
+        data = ir.ExternalTensor(
+            location, place.offset, place.length, place.dtype, shape=ir.Shape(place.shape), name=place.name
+        )
+        stored = ir.Value(name=place.name, type=ir.TensorType(place.dtype), shape=data.shape, const_value=data)
+    nodes, read = [], stored
+    assert value.const_value is not None
+    if place.dtype != value.const_value.dtype:
+        nodes.append(ir.node("Cast", [read], {"to": value.const_value.dtype}))
+        read = nodes[-1].outputs[0]
+    if place.is_transposed:
+        nodes.append(ir.node("Transpose", [read], {"perm": [1, 0]}))
+        read = nodes[-1].outputs[0]
+    ir.convenience.replace_all_uses_with(value, read)
+    graph.initializers.pop(value.name)
+    graph.initializers[place.name] = stored
+    if nodes:
+        graph.insert_before(graph[0], nodes)

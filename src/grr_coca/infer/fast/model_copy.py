@@ -1,0 +1,101 @@
+"""A copy of a model that is built from the fast layers."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from grr_coca.common.torch_private import children_of, copy_with_children, has_blocked_linear, is_watched, not_compiled
+from grr_coca.infer.fast.layers import AbsorbedCrossAttention, FastGEGLU, FastRMSNorm, FastSelfAttention
+from grr_coca.infer.fast.linear import FastLinear
+from grr_coca.model.layers.attention import CrossAttention, SelfAttention
+from grr_coca.model.layers.feed_forward import GEGLU
+from grr_coca.model.layers.norm import RMSNorm
+from grr_coca.model.layers.position import Rotary
+from grr_coca.model.open_clip import AffineCrossAttention, ChannelAffine
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class FastLayer(NamedTuple):
+    """Fast replacement for a layer class, and the child classes that it supports. Layers with other children are not
+    replaced."""
+
+    make: Callable[..., nn.Module]
+    children: dict[str, frozenset[type[nn.Module]]]
+
+
+LINEAR = frozenset({FastLinear})
+FAST_LAYERS = {
+    CrossAttention: FastLayer(AbsorbedCrossAttention, {"q_proj": LINEAR, "kv_proj": LINEAR, "out_proj": LINEAR}),
+    AffineCrossAttention: FastLayer(
+        AbsorbedCrossAttention,
+        {
+            "context_affine": frozenset({ChannelAffine}),
+            "q_proj": LINEAR,
+            "kv_proj": LINEAR,
+            "out_proj": LINEAR,
+        },
+    ),
+    GEGLU: FastLayer(FastGEGLU, {"gate_proj": LINEAR, "up_proj": LINEAR, "down_proj": LINEAR}),
+    RMSNorm: FastLayer(FastRMSNorm, {}),
+    SelfAttention: FastLayer(
+        FastSelfAttention,
+        {
+            "qkv_proj": LINEAR,
+            "out_proj": LINEAR,
+            "qk_norm": frozenset({nn.Identity, FastRMSNorm}),
+            "rotary": frozenset({Rotary}),
+        },
+    ),
+}
+
+
+def fast_copy(model: Module) -> Module:
+    """A faster copy of a model, in eval mode. Its results are those of the model in eval mode, up to rounding.
+
+    The caller owns the copy, and keeps it as long as it is useful. The copy shares the parameters of the model, and
+    also holds some of them in another layout. So it is valid only for the present weights: after a change of weights,
+    make a new copy.
+
+    Of a model from `torch.compile`, the original module is copied. The model itself is returned if nothing can be made
+    faster: on other devices than a CPU, in other precisions than fp32, within autocast, and if it is such a copy
+    already.
+    """
+    modules = list(model.modules())
+    is_copy = any(isinstance(module, FastLinear) for module in modules)
+    if is_copy or torch.is_autocast_enabled("cpu") or not has_blocked_linear():
+        return model
+    if not any(_is_plain(module, nn.Linear) for module in modules):
+        return model
+    return _copied(model).eval()  # type: ignore[return-value]
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    module = not_compiled(module)
+    if _is_plain(module, nn.Linear):
+        return FastLinear(module)  # type: ignore[arg-type]
+    copied = copy_with_children(module, {name: child and _copied(child) for name, child in children_of(module).items()})
+    kind = type(module)
+    if kind in FAST_LAYERS and _is_plain(module, kind):
+        make, supported = FAST_LAYERS[kind]
+        if all(type(child) in supported.get(name, ()) and _is_bare(child) for name, child in copied.named_children()):
+            return make(copied)
+    return copied
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """True if the module is of exactly this class, in fp32 on the CPU, not sharded, without hooks, and with the class's
+    own forward pass."""
+    return (
+        type(module) is kind
+        and all(type(parameter) is nn.Parameter for parameter in module.parameters())
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in module.parameters())
+        and _is_bare(module)
+    )
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """True if the module has no hooks, and its forward pass was not replaced by another function."""
+    return not is_watched(module) and "forward" not in vars(module)

@@ -1,0 +1,32 @@
+"""Captioning: greedy decoding, sampling and beam search, with keys and values cached."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from grr_coca.infer.generate.options import GREEDY, GenerationOptions
+
+if TYPE_CHECKING:
+    from grr_coca.infer.generate.captions import (
+        Caption,
+        GeneratedCaptions,
+        generate,
+        stream_captions,
+        warn_if_repeated,
+    )
+
+__all__ = [
+    "GREEDY",
+    "Caption",
+    "GeneratedCaptions",
+    "GenerationOptions",
+    "generate",
+    "stream_captions",
+    "warn_if_repeated",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a name of `__all__` when it is first used: all names but those of options need NumPy."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.captions"), name)

@@ -1,0 +1,213 @@
+"""Beam search, also in groups that avoid each other's tokens (diverse beam search, arXiv 1610.02424).
+
+Shapes: B images, K beams of an image (G groups of N neighbouring beams), T new tokens so far, P prompt tokens, C
+candidates, R = B · K rows.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import Float, Int
+from grr_coca.infer.engine.base import Decoder
+from grr_coca.infer.generate.options import GenerationOptions
+from grr_coca.infer.generate.sampling import NAN_RESULTS, NOTHING_LEFT, Hypothesis, apply_rules
+
+
+class _Pool:
+    """The best finished captions of a group of beams, at most `size`, by summed score / length ** length_penalty."""
+
+    def __init__(self, size: int, length_penalty: float) -> None:
+        self.size = size
+        self.length_penalty = length_penalty
+        self.hypotheses: list[Hypothesis] = []
+
+    def add(self, token_ids: Sequence[int], log_probs: Sequence[float], summed: float) -> None:
+        """Add a finished caption. If there are too many, drop the worst."""
+        score = self._normalized(summed, len(token_ids))
+        self.hypotheses.append(Hypothesis(tuple(token_ids), tuple(log_probs), score))
+        self.hypotheses = sorted(self.hypotheses, key=lambda hypothesis: -hypothesis.score)[: self.size]
+
+    def can_improve(self, summed: float, next_length: int, max_length: int) -> bool:
+        """True if a continuation of a caption with this sum of scores may still be among the best.
+
+        Log-probabilities are negative, so no continuation has a greater sum. The bound divides the sum by the most
+        favourable length.
+        """
+        if len(self.hypotheses) < self.size:
+            return summed > -float("inf")
+        best = max(self._normalized(summed, next_length), self._normalized(summed, max_length))
+        return best > self.hypotheses[-1].score
+
+    def _normalized(self, summed: float, length: int) -> float:
+        return summed / length**self.length_penalty
+
+
+class Beams(NamedTuple):
+    """Captions that have not ended. `scores`: sums of log-probabilities after the rules; -inf marks an unused beam."""
+
+    token_ids: Int[np.ndarray, "B K T"]
+    log_probs: Float[np.ndarray, "B K T"]
+    scores: Float[np.ndarray, "B K"]
+
+
+class Choice(NamedTuple):
+    """Continuations of beams, best first: the beam that is continued, the token, its log-probability in the model's own
+    distribution, and the new score."""
+
+    parents: Int[np.ndarray, "B C"]
+    token_ids: Int[np.ndarray, "B C"]
+    log_probs: Float[np.ndarray, "B C"]
+    scores: Float[np.ndarray, "B C"]
+
+    def take(self, columns: Int[np.ndarray, "B N"]) -> "Choice":
+        """The continuations at these columns."""
+        return Choice(*(np.take_along_axis(field, columns, axis=1) for field in self))
+
+
+class BeamSearch:
+    """Beam search for all images of a batch together. The beams of one image do not depend on the other images."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt_ids: Int[np.ndarray, "B P"],
+        options: GenerationOptions,
+        max_length: int,
+        eos_id: int,
+    ) -> None:
+        self.decoder, self.options, self.max_length, self.eos_id = decoder, options, max_length, eos_id
+        self.num_beams, self.num_groups = options.num_beams, options.num_beam_groups
+        self.group_size = self.num_beams // self.num_groups
+        num_images = len(prompt_ids)
+        self.logits = decoder.step(prompt_ids).repeated(self.num_beams)
+        self.rows = np.arange(num_images).repeat(self.num_beams)
+        """For each beam, the row of the decoder that holds its tokens but the last."""
+        # All beams are equal at the start, so one beam of each group is enough.
+        first = np.arange(self.num_beams) % self.group_size == 0
+        self.beams = Beams(
+            token_ids=np.zeros((num_images, self.num_beams, 0), dtype=np.int64),
+            log_probs=np.zeros((num_images, self.num_beams, 0), dtype=np.float32),
+            scores=np.where(first, np.float32(0), np.float32(-np.inf))[None].repeat(num_images, axis=0),
+        )
+        self.pools = [
+            [_Pool(self.group_size, options.length_penalty) for _ in range(self.num_groups)] for _ in range(num_images)
+        ]
+        self.running = list(range(num_images))
+        self.has_nan = False
+
+    def run(self) -> list[list[Hypothesis]]:
+        """The best `num_captions` captions of each image, best first."""
+        for step in range(self.max_length):
+            self._advance(last=step + 1 == self.max_length)
+            if step + 1 == self.max_length:
+                break
+            self._stop_groups()
+            if not self.running:
+                break
+            self.decoder.reorder(self.rows)
+            self.rows = np.arange(len(self.rows))
+            self.logits = self.decoder.step(self.beams.token_ids[..., -1].reshape(-1, 1))
+        return [self._best(pools) for pools in self.pools]
+
+    def _advance(self, last: bool) -> None:
+        """Choose the next tokens, group by group. Captions that end go to the pools. At the last step all captions
+        do."""
+        candidates = self._candidates()
+        chosen: list[Choice] = []
+        for group in range(self.num_groups):
+            choice = self._best_of_group(candidates, chosen, group)
+            self._collect(choice, group)
+            going_on = (choice.token_ids == self.eos_id).argsort(axis=1, kind="stable")[:, : self.group_size]
+            chosen.append(choice.take(going_on))
+        self._extend(Choice(*(np.concatenate(parts, axis=1) for parts in zip(*chosen, strict=True))))
+        if last:
+            self._collect_unfinished()
+
+    def _candidates(self) -> Choice:
+        """The likeliest continuations of each beam, beam by beam.
+
+        The penalty can spoil at most as many tokens as there are beams. With that many more candidates, the best
+        continuations are certainly among them.
+        """
+        beams = self.beams
+        token_ids = np.concatenate(beams.token_ids)  # R T
+        allowed = apply_rules(self.logits, token_ids, self.options, self.eos_id)
+        after_rules, ids = allowed.largest(2 * self.group_size + self.num_beams)  # R C
+        own = after_rules if allowed is self.logits else self.logits.of(ids)
+        self.has_nan |= bool(np.isnan(own).any())  # an image of which all is NaN leaves the batch
+        num_images = len(beams.scores)
+        scores = after_rules.reshape(num_images, self.num_beams, -1) + beams.scores[..., None]  # B K C
+        parents = np.arange(self.num_beams).repeat(ids.shape[1])[None].repeat(num_images, axis=0)
+        return Choice(parents, *(field.reshape(num_images, -1) for field in (ids, own, scores)))
+
+    def _best_of_group(self, candidates: Choice, chosen: Sequence[Choice], group: int) -> Choice:
+        """The 2 N best continuations of a group of N beams. At most one of each beam ends its caption, so at least N do
+        not. `chosen`: those of the earlier groups."""
+        per_beam = candidates.scores.shape[1] // self.num_beams
+        columns = slice(group * self.group_size * per_beam, (group + 1) * self.group_size * per_beam)
+        of_group = Choice(*(field[:, columns] for field in candidates))
+        ranked = of_group.scores
+        if self.options.diversity_penalty:
+            for earlier in chosen:
+                taken = of_group.token_ids[..., None] == earlier.token_ids[:, None]  # B C N
+                count = (taken & np.isfinite(earlier.scores)[:, None]).sum(axis=2, dtype=np.float32)
+                ranked = ranked - np.float32(self.options.diversity_penalty) * count
+        return of_group.take((-ranked).argsort(axis=1, kind="stable")[:, : 2 * self.group_size])
+
+    def _collect(self, choice: Choice, group: int) -> None:
+        """Add those of the N best continuations that end their caption to the pool of the group."""
+        ends = (choice.token_ids == self.eos_id) & np.isfinite(choice.scores)
+        for image, rank in np.argwhere(ends[:, : self.group_size]).tolist():
+            parent = choice.parents[image, rank]
+            ids = [*self.beams.token_ids[image, parent].tolist(), self.eos_id]
+            log_probs = [*self.beams.log_probs[image, parent].tolist(), float(choice.log_probs[image, rank])]
+            self.pools[self.running[image]][group].add(ids, log_probs, float(choice.scores[image, rank]))
+
+    def _extend(self, choice: Choice) -> None:
+        """Replace each beam by its parent with one more token."""
+        beams, images = self.beams, np.arange(len(choice.parents))[:, None]
+        parents = images, choice.parents
+        self.beams = Beams(
+            token_ids=np.concatenate([beams.token_ids[parents], choice.token_ids[..., None]], axis=2),
+            log_probs=np.concatenate([beams.log_probs[parents], choice.log_probs[..., None]], axis=2),
+            scores=choice.scores,
+        )
+        self.rows = self.rows.reshape(-1, self.num_beams)[parents].ravel()
+
+    def _collect_unfinished(self) -> None:
+        """Add the captions that have not ended to the pools, because they have reached the maximum length."""
+        for image, beam in np.argwhere(np.isfinite(self.beams.scores)).tolist():
+            ids, log_probs, scores = (field[image, beam] for field in self.beams)
+            pool = self.pools[self.running[image]][beam // self.group_size]
+            pool.add(ids.tolist(), log_probs.tolist(), float(scores))
+
+    def _stop_groups(self) -> None:
+        """Stop the groups whose pool cannot improve. An image leaves the batch when all of its groups have stopped."""
+        scores = self.beams.scores.reshape(len(self.running), self.num_groups, -1)  # B G N
+        length = self.beams.token_ids.shape[2]
+        can_improve = [
+            [pool.can_improve(best, length + 1, self.max_length) for pool, best in zip(pools, row, strict=True)]
+            for pools, row in zip(
+                (self.pools[image] for image in self.running), scores.max(axis=2).tolist(), strict=True
+            )
+        ]
+        scores = np.where(np.array(can_improve)[..., None], scores, np.float32(-np.inf))
+        self.beams = self.beams._replace(scores=scores.reshape(len(scores), -1))
+        going_on = np.isfinite(self.beams.scores).any(axis=1)
+        self.running = [image for image, goes_on in zip(self.running, going_on, strict=True) if goes_on]
+        self.beams = Beams(*(field[going_on] for field in self.beams))
+        self.rows = self.rows.reshape(-1, self.num_beams)[going_on].ravel()
+
+    def _best(self, pools: list[_Pool]) -> list[Hypothesis]:
+        """The best captions of all groups. A caption that several groups found is repeated only if there are too few
+        others."""
+        found = sorted((h for pool in pools for h in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
+        if len(found) < self.options.num_captions:
+            raise UserError(NAN_RESULTS if self.has_nan else NOTHING_LEFT)
+        first: dict[tuple[int, ...], Hypothesis] = {}
+        repeats = [h for h in found if first.setdefault(h.token_ids, h) is not h]
+        best = [*first.values(), *repeats][: self.options.num_captions]
+        return sorted(best, key=lambda hypothesis: -hypothesis.score)

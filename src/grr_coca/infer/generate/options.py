@@ -1,0 +1,128 @@
+"""Options of decoding. Every length counts new tokens only, not the prompt."""
+
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+
+from grr_coca.common.errors import UserError
+
+_ONLY_SAMPLING = ("top_k", "top_p", "min_p")
+_ONLY_BEAMS = ("num_beam_groups", "diversity_penalty", "length_penalty")
+_MIN = {
+    "max_length": 1,
+    "min_length": 0,
+    "top_k": 1,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "no_repeat_ngram": 0,
+    "num_captions": 1,
+}
+_WITHIN = {
+    "temperature": (1e-6, 1e6),
+    "diversity_penalty": (0, 1e6),
+    "length_penalty": (-10, 10),
+    "repetition_penalty": (1e-6, 1e6),
+}
+"""Beyond these bounds, scores overflow in fp32, or all become equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """Greedy by default; sampling with a `temperature`; beam search with `num_beams`.
+
+    The rules (`min_length`, `repetition_penalty`, `no_repeat_ngram`) look at new tokens, not at the prompt.
+
+    Raises:
+        UserError: a value is out of range, or two options contradict each other; names them.
+    """
+
+    max_length: int | None = None
+    """Maximum number of new tokens, the end token included; None: as many as the context holds."""
+    min_length: int = 0
+    """Minimum number of new tokens before the end token."""
+    temperature: float | None = None
+    """Sample from the softmax of logits / temperature; None: no sampling."""
+    top_k: int | None = None
+    """Sample from the k likeliest tokens."""
+    top_p: float | None = None
+    """Sample from the smallest set of tokens whose probabilities sum to at least this (nucleus sampling, arXiv
+    1904.09751)."""
+    min_p: float | None = None
+    """Sample from tokens whose probability is at least this share of the likeliest one's (arXiv 2407.01082)."""
+    num_beams: int = 1
+    """Captions that beam search continues at each step, the likeliest ones; 1: no beam search."""
+    num_beam_groups: int = 1
+    """Groups of equal size that the beams are divided into (diverse beam search, arXiv 1610.02424); set
+    diversity_penalty too."""
+    diversity_penalty: float = 0.0
+    """Penalty subtracted from a token's score for every beam of an earlier group that chose the token at this step."""
+    length_penalty: float = 1.0
+    """Captions are ranked by log-probability / length ** length_penalty. A value above 1 favours long captions."""
+    repetition_penalty: float = 1.0
+    """The log-probabilities of tokens that the caption already has are multiplied by this (CTRL, arXiv 1909.05858)."""
+    no_repeat_ngram: int = 0
+    """No sequence of n tokens may occur twice; 0: no such rule."""
+    num_captions: int = 1
+    """Captions per image: samples, or the best beams."""
+    seed: int = 0
+    """Seed of the random numbers. The same seed samples the same captions."""
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        self._check_ranges()
+        self._check_conflicts()
+
+    def _check_kinds(self) -> None:
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if value is None and default is None:
+                continue
+            is_whole = name in _MIN or name == "seed"
+            if not isinstance(value, Integral if is_whole else Real):
+                raise UserError(f"{name} {value!r} must be a {'whole ' if is_whole else ''}number")
+
+    def _check_ranges(self) -> None:
+        for name, minimum in _MIN.items():
+            value = getattr(self, name)
+            if value is not None and not value >= minimum:
+                raise UserError(f"{name} {value} must be {minimum} or more")
+        for name, (low, high) in _WITHIN.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                hint = "; leave it out for the likeliest caption" if name == "temperature" else ""
+                raise UserError(f"{name} {value} must be within {low:g} … {high:g}{hint}")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"{name} {value} must be above 0 and at most 1")
+        if self.max_length is not None and self.min_length > self.max_length:
+            raise UserError(f"min_length {self.min_length} is above max_length {self.max_length}")
+
+    def _check_conflicts(self) -> None:
+        given = [name for name in ("temperature", *_ONLY_SAMPLING) if getattr(self, name) is not None]
+        if self.num_beams > 1 and given:
+            raise UserError(f"num_beams {self.num_beams} conflicts with {', '.join(given)}: beams are not sampled")
+        if self.temperature is None and given:
+            raise UserError(f"{', '.join(given)} without temperature: nothing is sampled; set temperature, e.g. 1.0")
+        if self.num_beams == 1:
+            given = [name for name in _ONLY_BEAMS if getattr(self, name) != _DEFAULTS[name]]
+            if given:
+                raise UserError(f"{', '.join(given)} without beams: set num_beams")
+        if self.num_beams % self.num_beam_groups:
+            raise UserError(f"num_beams {self.num_beams} cannot be divided into {self.num_beam_groups} num_beam_groups")
+        if self.diversity_penalty and self.num_beam_groups == 1:
+            raise UserError(f"diversity_penalty {self.diversity_penalty} without groups: set num_beam_groups")
+        if self.num_beam_groups > 1 and not self.diversity_penalty:
+            raise UserError(
+                f"num_beam_groups {self.num_beam_groups} without a penalty: all groups would find the same captions; "
+                "set diversity_penalty, e.g. 0.5"
+            )
+        if self.temperature is None and self.num_captions > self.num_beams:
+            raise UserError(
+                f"num_captions {self.num_captions} is more than num_beams {self.num_beams}: "
+                "set num_beams as high, or set temperature to sample them"
+            )
+
+
+_DEFAULTS = {field.name: field.default for field in fields(GenerationOptions)}
+
+GREEDY = GenerationOptions()

@@ -1,0 +1,485 @@
+"""One object for all uses of a trained model: captions, embeddings, similarities and labels.
+
+Shapes: N images, M texts, E joint embedding width, S image size, B images of a batch.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+
+import numpy as np
+
+from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.shapes import Float, UInt8
+from grr_coca.common.threads import thread_pool, wait_passively
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.text import clean_query
+from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.infer.batches import Batches, OnProgress, in_worker
+from grr_coca.infer.calibration import UNKNOWN, Calibration, Certainty, read_calibration
+from grr_coca.infer.choose_engine import choose_device, choose_engine
+from grr_coca.infer.class_names import NAME_ALONE
+from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
+from grr_coca.infer.engine.base import Engine
+from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
+from grr_coca.infer.generate.sampling import require_numbers
+from grr_coca.infer.image_forms import ImageInput, ImagesInput, as_list, to_rgb
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.checkpoint_folder import fingerprint
+from grr_coca.model.checkpoint_without_weights import CheckpointFiles, read_files
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.shipped_models import FOR_PHOTOGRAPHS
+
+if TYPE_CHECKING:
+    import torch
+
+    from grr_coca.infer.engine.torch import TorchEngine
+    from grr_coca.model.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+Done = TypeVar("Done")
+_BATCH_SIZE = 32
+
+_Numbered = Sequence[tuple[int, ImageInput]]
+"""Images with their number in the call, from 1, which names an image without a path in messages."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Captions (best first) and the unit-length embedding of an image, from one forward pass.
+
+    `certainties`: what the model knows of each caption; see `grr_coca.infer.calibration`. `engine`: what computed them,
+    `onnx` or `torch`.
+    """
+
+    captions: list[Caption]
+    embedding: Float[np.ndarray, " E"]
+    certainties: tuple[Certainty, ...] = ()
+    engine: str = ""
+
+    @property
+    def confidence(self) -> float | None:
+        """The probability that the first caption is exactly right; None if the model cannot tell."""
+        return self.certainties[0].confidence if self.certainties else None
+
+    @property
+    def unfamiliar(self) -> bool | None:
+        """True if the image is unlike those that the model was trained on; None if the model cannot tell."""
+        return self.certainties[0].unfamiliar if self.certainties else None
+
+
+class LabelProbability(NamedTuple):
+    """A label and its probability. The probabilities of all labels of an image sum to 1."""
+
+    label: str
+    probability: float
+
+
+def load(name: str | Path, device: "str | torch.device | None" = None, engine: str = "auto") -> "ImageTextModel":
+    """Load a model for use.
+
+    Args:
+        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
+            `owner/name` on the Hugging Face hub.
+        device: where to run; None: CUDA, else Apple's MPS, else the CPU.
+        engine: `onnx`, `torch`, or `auto`; see `grr_coca.infer.choose_engine`.
+
+    Raises:
+        UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
+            compute this model here.
+    """
+    wait_passively()
+    folder = locate_checkpoint(name)
+    files = read_files(folder)
+    if choose_engine(folder, files.config, engine, device) == "onnx":
+        from grr_coca.infer.engine.onnx import OnnxEngine  # late, like PyTorch: one of them is enough
+
+        return ImageTextModel(files, OnnxEngine(folder), folder)
+    from grr_coca.model.checkpoint import with_weights
+
+    return ImageTextModel(with_weights(files, folder, choose_device(device)), folder=folder)
+
+
+class ImageTextModel:
+    """Captions, embeds, classifies and compares images and texts.
+
+    Images are paths, Pillow images, arrays (H W or H W C) or PyTorch tensors (C H W), of any size; see
+    `grr_coca.infer.image_forms`. One image or text gives one result, a list gives a list. Results are NumPy arrays.
+    Batches have `batch_size` items, or fewer if these do not fit into memory; a small model does one on each core. If
+    an image cannot be read, every method raises a `UserError` that names it.
+
+    `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` holds the model; after
+    changes of its weights, call `refresh`.
+    """
+
+    def __init__(self, checkpoint: CheckpointFiles, engine: Engine | None = None, folder: Path | None = None) -> None:
+        """Combine what is needed to use a model.
+
+        Args:
+            checkpoint: a `grr_coca.model.checkpoint.Checkpoint`, or for another engine than PyTorch all but the
+                weights.
+            engine: None: PyTorch computes the model of the checkpoint.
+            folder: where the model was loaded from.
+        """
+        if engine is None:
+            from grr_coca.infer.engine.torch import TorchEngine
+
+            engine = TorchEngine(cast("Checkpoint", checkpoint).model, checkpoint.preprocess)
+        self.engine = engine
+        self.folder = folder
+        self._files = checkpoint
+        self._batches = Batches(engine)
+        self._has_warned = False
+
+    @property
+    def checkpoint(self) -> "Checkpoint":
+        """The model in PyTorch.
+
+        Raises:
+            UserError: another engine computes it.
+        """
+        if self.engine.name != "torch":
+            raise UserError(
+                "this model runs in ONNX Runtime and has no weights in PyTorch; load it with engine='torch'"
+            )
+        return cast("Checkpoint", self._files)
+
+    def refresh(self) -> None:
+        """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
+        assert self.checkpoint
+        cast("TorchEngine", self.engine).refresh()
+        self.calibration = None  # it was of the old weights
+
+    @property
+    def device(self) -> str:
+        """The device that the model runs on, such as `cpu` or `cuda:0`."""
+        return str(cast("TorchEngine", self.engine).device) if self.engine.name == "torch" else "cpu"
+
+    @property
+    def config(self) -> CoCaConfig:
+        """The architecture."""
+        return self._files.config
+
+    @property
+    def preset(self) -> str:
+        """The name of the preset that the architecture comes from."""
+        return self._files.preset
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Encodes texts, and decodes captions."""
+        return self._files.tokenizer
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Decodes, cuts and resizes images."""
+        return self._files.preprocess
+
+    @property
+    def caution(self) -> str:
+        """Why embeddings may be unfit for search and zero-shot classification; empty if no reason is known."""
+        return self._files.caution
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that identifies the model's files. Models with different fingerprints have different embeddings.
+
+        Raises:
+            UserError: the model was not loaded from a folder.
+        """
+        if self.folder is None:
+            raise UserError("a model that was not loaded from a folder has no fingerprint; save it, and load it")
+        return fingerprint(self.folder)
+
+    def caption(
+        self,
+        images: ImagesInput,
+        prompt: str = "",
+        *,
+        options: GenerationOptions = GREEDY,
+        batch_size: int = _BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+        **changes: object,
+    ) -> str | list[str] | list[list[str]]:
+        """Caption images: one string for each image, or a list of strings if `num_captions` is above 1.
+
+        Args:
+            images: one or many.
+            prompt: text that every caption begins with.
+            options: how to decode.
+            batch_size: maximum number of images per batch.
+            on_progress: called with the number of images done and the number of all images.
+            **changes: fields of `GenerationOptions` by name, such as `num_beams=4`.
+
+        Raises:
+            UserError: an option does not exist, or options contradict each other.
+        """
+        many, is_single = as_list(images)
+        options = _with_changes(options, changes)
+        described = self.describe_many(many, prompt, options, batch_size, on_progress)
+        warn_if_repeated([description.captions[0].text for description in described])
+        warn_if_unfamiliar([description.unfamiliar for description in described])
+        captions = [[caption.text for caption in description.captions] for description in described]
+        if options.num_captions > 1:
+            return captions[0] if is_single else captions
+        return captions[0][0] if is_single else [caption for (caption,) in captions]
+
+    def describe(
+        self,
+        images: ImagesInput,
+        prompt: str = "",
+        *,
+        options: GenerationOptions = GREEDY,
+        batch_size: int = _BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+        **changes: object,
+    ) -> Description | list[Description]:
+        """Describe images: captions with tokens and log-probabilities, and the embedding, from one forward pass.
+
+        The arguments are those of `caption`.
+        """
+        many, is_single = as_list(images)
+        options = _with_changes(options, changes)
+        described = self.describe_many(many, prompt, options, batch_size, on_progress)
+        return described[0] if is_single else described
+
+    def describe_many(
+        self,
+        images: Sequence[ImageInput],
+        prompt: str = "",
+        options: GenerationOptions = GREEDY,
+        batch_size: int = _BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+        keys: Sequence[object] | None = None,
+    ) -> list[Description]:
+        """Describe a list of images. Returns a list with one description for each image.
+
+        Args:
+            images: any number of images.
+            prompt: text that every caption begins with.
+            options: how to decode.
+            batch_size: maximum number of images per batch.
+            on_progress: called with the number of images done and the number of all images.
+            keys: a name for each image, which seeds its random numbers, so that sampled captions do not depend on the
+                other images of the call; None: its number in the call.
+        """
+
+        def work(batch: _Numbered) -> list[Description]:
+            names = [number if keys is None else keys[number - 1] for number, _ in batch]
+            pixels = self._pixels(batch)
+            generated = generate(self.engine, self.tokenizer, pixels, options, prompt, names)
+            generated.require_numbers()
+            # Copied, so that a row that is kept or sent to another process does not take its batch along.
+            rows = [row.copy() for row in generated.image_embedding]
+            certainties = self.certainties(pixels, generated.captions, prompt)
+            return [
+                Description(*row, engine=self.engine.name)
+                for row in zip(generated.captions, rows, certainties, strict=True)
+            ]
+
+        return self._run("captioning", images, batch_size, work, on_progress)
+
+    def map_batches(
+        self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None]
+    ) -> None:
+        """Do some work with this model on each batch, and take each result, in order.
+
+        Args:
+            batches: read as needed.
+            work: done in threads, on several batches at the same time if the model is small.
+            take: called in the calling thread.
+        """
+        self._batches.map(batches, work, take)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """By which the model knows how sure it is; None if that was not fitted for it."""
+        return None if self.folder is None else read_calibration(self.folder)
+
+    def certainties(
+        self, pixels: UInt8[np.ndarray, "B S S 3"], captions: Sequence[Sequence[Caption]], prompt: str = ""
+    ) -> list[tuple[Certainty, ...]]:
+        """What the model knows of each caption of some images.
+
+        Args:
+            pixels: the images, as the engine takes them.
+            captions: of each image.
+            prompt: what they begin with. With one, the confidence is unknown: it was fitted without.
+        """
+        fitted = self.calibration
+        if fitted is None:
+            return [(UNKNOWN,) * len(found) for found in captions]
+
+        def confidence(caption: Caption) -> float | None:
+            is_whole = caption.token_ids[-1] == self.tokenizer.eos_id
+            return fitted.confidence(caption.log_probs) if is_whole and not prompt else None
+
+        return [
+            tuple(Certainty(None if unfamiliar else confidence(caption), unfamiliar) for caption in found)
+            for found, unfamiliar in zip(captions, fitted.are_unfamiliar(pixels), strict=True)
+        ]
+
+    def are_unfamiliar(self, images: Sequence[ImageInput], *, batch_size: int = _BATCH_SIZE) -> list[bool | None]:
+        """Whether each image is unlike those that the model was trained on; None: unknown."""
+        fitted = self.calibration
+        if fitted is None:
+            return [None] * len(images)
+
+        def work(batch: _Numbered) -> list[bool]:
+            return fitted.are_unfamiliar(self._pixels(batch))
+
+        return list(self._run("looking at images", images, batch_size, work, None))
+
+    def warn_if_unfit(self) -> None:
+        """Warn once if the checkpoint says that its embeddings are unfit for search and labels."""
+        if self.caution and not self._has_warned:
+            self._has_warned = True
+            log.warning("%s", self.caution)
+
+    def embed_images(
+        self, images: ImagesInput, *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
+    ) -> Float[np.ndarray, "*N E"]:
+        """Embed images: vectors of unit length. Shape N E, or E for a single image."""
+        self.warn_if_unfit()
+        many, is_single = as_list(images)
+        rows = self._run("embedding images", many, batch_size, self._image_rows, on_progress)
+        return self._stack(rows)[0] if is_single else self._stack(rows)
+
+    def embed_texts(
+        self, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
+    ) -> Float[np.ndarray, "*M E"]:
+        """Embed texts: vectors of unit length. Shape M E, or E for a single text.
+
+        Raises:
+            UserError: a text is empty.
+        """
+        self.warn_if_unfit()
+        is_single = isinstance(texts, str)
+        many = [texts] if isinstance(texts, str) else list(texts)
+        cleaned = [clean_query(text, f"text {number}") for number, text in enumerate(many, 1)]
+        rows = self._batches.run("embedding texts", cleaned, batch_size, self._text_rows, on_progress)
+        return self._stack(rows)[0] if is_single else self._stack(rows)
+
+    def similarity(
+        self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE
+    ) -> Float[np.ndarray, "N M"]:
+        """The cosine similarity of every image and every text. The shape is N M, also for a single image or text."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        image_rows = self.embed_images(as_list(images)[0], batch_size=batch_size)
+        return image_rows @ self.embed_texts(texts, batch_size=batch_size).T
+
+    def classify(
+        self,
+        images: ImagesInput,
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = NAME_ALONE,
+        batch_size: int = _BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+    ) -> list[LabelProbability] | list[list[LabelProbability]]:
+        """Classify images with any labels (zero-shot): each label with its probability, the likeliest first.
+
+        The embedding of a label is the mean over templates (CLIP, arXiv 2103.00020, section 3.1.4). The probabilities
+        are the softmax of the cosines times the model's inverse temperature.
+
+        Args:
+            images: one or many.
+            labels: two or more different labels.
+            templates: texts in which `{}` stands for the label, such as "a drawing of a {}".
+            batch_size: maximum number of images per batch.
+            on_progress: called with the number of images done and the number of all images.
+
+        Raises:
+            UserError: labels are repeated or too few, or a template has no `{}`.
+        """
+        many, is_single = as_list(images)
+        classifier = self.classifier(labels, templates)
+        ranked = self.rank_labels(classifier, self.embed_images(many, batch_size=batch_size, on_progress=on_progress))
+        return ranked[0] if is_single else ranked
+
+    def classifier(self, labels: Sequence[str], templates: Sequence[str] = NAME_ALONE) -> ZeroShotClassifier:
+        """The zero-shot classifier for these labels, for repeated calls of `rank_labels`.
+
+        Raises:
+            UserError: labels are repeated or too few, or a template has no `{}`.
+        """
+        return make_classifier(self.embed_texts, labels, templates)
+
+    def rank_labels(
+        self, classifier: ZeroShotClassifier, embeddings: Float[np.ndarray, "N E"]
+    ) -> list[list[LabelProbability]]:
+        """All labels with their probabilities for each embedded image, the likeliest first."""
+        shares = classifier.probabilities(embeddings, self.engine.logit_scale)
+        order = np.argsort(-shares, axis=1, kind="stable")
+        names = classifier.class_names
+        return [
+            [LabelProbability(names[index], share[index]) for index in best]
+            for best, share in zip(order.tolist(), shares.tolist(), strict=True)
+        ]
+
+    def _run(
+        self,
+        kind: str,
+        images: Sequence[ImageInput],
+        batch_size: int,
+        work: Callable[[_Numbered], Sequence[Done]],
+        on_progress: OnProgress | None,
+    ) -> list[Done]:
+        """The results of some work on images, in batches."""
+        # Else batches would share an image, and Pillow is not thread-safe.
+        is_each_once = len(set(map(id, images))) == len(images)
+        numbered = list(enumerate(images, 1))
+        return self._batches.run(kind, numbered, batch_size, work, on_progress, in_threads=is_each_once)
+
+    def _image_rows(self, images: _Numbered) -> list[np.ndarray]:
+        return list(require_numbers(self.engine.encode_images(self._pixels(images)).embedding))
+
+    def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
+        rows = self.tokenizer.encode_rows(texts, self.engine.context_length)
+        return list(require_numbers(self.engine.encode_texts(*rows)))
+
+    def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
+        each = {id(image): (number, image) for number, image in images}  # once: Pillow is not thread-safe
+        if len(each) == 1 or in_worker():  # starting a thread would take as long as an image
+            rows = {identity: self._preprocess(image) for identity, image in each.items()}
+        else:
+            with thread_pool() as pool:  # decoding and resizing release the interpreter's lock
+                rows = dict(zip(each, pool.map(self._preprocess, each.values()), strict=True))
+        return np.stack([rows[id(image)] for _, image in images])
+
+    def _preprocess(self, numbered: tuple[int, ImageInput]) -> UInt8[np.ndarray, "S S 3"]:
+        number, image = numbered
+        return self.preprocess(to_rgb(image, f"image {number}", self.preprocess.opening))
+
+    def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
+        return np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32)
+
+
+def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
+    """Warn if most images are unlike those that the model was trained on; None: unknown."""
+    count = sum(map(bool, unfamiliar))
+    if 2 * count > len(unfamiliar):
+        of_images = f"{count:,} of {len(unfamiliar):,} images are" if len(unfamiliar) > 1 else "the image is"
+        log.warning(
+            "%s unlike those that this model was trained on; for photographs, add -c %s",
+            of_images,
+            FOR_PHOTOGRAPHS,
+        )
+
+
+def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:
+    """A copy of the options with some fields changed.
+
+    Raises:
+        UserError: a field does not exist; the message names the nearest.
+    """
+    names = [field.name for field in fields(options)]
+    for name in changes:
+        if name not in names:
+            raise UserError(f"captioning has no option '{name}'; {nearest(name, names)}")
+    return replace(options, **changes) if changes else options  # type: ignore[arg-type]

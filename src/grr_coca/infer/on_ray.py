@@ -1,0 +1,139 @@
+"""Run work on the machines of a Ray cluster, with Ray Data (the extra `ray`).
+
+Each machine reads the images itself, so paths must be the same on all of them; relative ones start at the caller's
+folder. If a worker dies, another one repeats its batch; each result is returned once.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Machines = Literal["this", "ray"]
+"""Where work is done: on this machine, or on a Ray cluster."""
+_MAX_BATCHES = 512
+"""Batches that are given to Ray at once; its lists would otherwise grow with the number of images."""
+
+
+def map_on_ray(
+    items: Iterable[Item],
+    name_of: Callable[[Item], str],
+    make_work: Callable[[], Callable[[Sequence[Item]], Sequence[Result]]],
+    batch_size: int,
+) -> Iterator[list[Result]]:
+    """Do work on all machines of a cluster, and yield the results batch by batch, in order.
+
+    Args:
+        items: the items to work on, read as needed.
+        name_of: the name of an item, which begins with a path; relative ones start at this process's folder.
+        make_work: called once in each worker, where it loads the model; returns the work on a batch.
+        batch_size: items per batch.
+
+    Raises:
+        UserError: Ray is not installed, the cluster cannot be reached, or the work raised this error.
+    """
+    require_extra("ray", "--on ray")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs each restart of a worker as an error
+    import ray
+    import ray.data  # after `ray`: sets the level of its log
+
+    was_there = ray.is_initialized()
+    if not was_there:
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"--on ray: the cluster cannot be reached ({error}); see RAY_ADDRESS") from error
+    # The command line shows its own progress.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    source = iter(items)
+    try:
+        while batches := list(islice(_batches(source, batch_size), _MAX_BATCHES)):
+            yield from _wave(batches, name_of, make_work)
+    finally:
+        if not was_there:
+            ray.shutdown()
+
+
+def _wave(batches: list[list[Any]], name_of: Callable[[Any], str], make_work: Callable[[], Any]) -> Iterator[list[Any]]:
+    import ray
+
+    count, needs = workers_of(ray.cluster_resources())
+    rows = [{"batch": _Envelope(batch)} for batch in batches]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)))
+    done = dataset.map(_Worker, fn_constructor_args=(name_of, make_work, Path.cwd()), compute=pool, **needs)
+    for row in done.iter_rows():
+        results = row["results"].items
+        if isinstance(results, UserError):
+            raise results
+        yield results
+
+
+def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
+    """Number of workers of a cluster, and resources of each: a GPU if there are GPUs, else a core.
+
+    A worker sees only GPUs that it asked for.
+    """
+    if num_gpus := int(resources.get("GPU", 0)):
+        return num_gpus, {"num_gpus": 1}
+    return max(1, int(resources.get("CPU", 1))), {"num_cpus": 1}
+
+
+@dataclass(frozen=True)
+class _Envelope:
+    """A list or an error in a wrapper, so that Ray Data passes it on unchanged. It would make a column of a list, and
+    its own error with a traceback of an error that is raised."""
+
+    items: Any
+
+
+class _Worker:
+    """A process of the cluster. `folder`: where relative paths start. A machine that lacks it can still do work whose
+    paths are absolute."""
+
+    def __init__(
+        self,
+        name_of: Callable[[Any], str],
+        make_work: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]],
+        folder: Path,
+    ) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # one worker a core; both engines follow it
+        self._name_of = name_of
+        self._make_work = make_work
+        self._work: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+        self._lacks: UserError | None = None
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            self._lacks = UserError(
+                f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}), where "
+                "relative paths start; give absolute paths that all machines see"
+            )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The results of one batch, or the user's mistake that prevents them."""
+        try:
+            return {"results": _Envelope(self._results(row["batch"].items))}
+        except UserError as error:
+            return {"results": _Envelope(error)}
+
+    def _results(self, items: list[Any]) -> list[Any]:
+        if self._lacks is not None and not all(Path(self._name_of(item)).is_absolute() for item in items):
+            raise self._lacks
+        self._work = self._work or self._make_work()
+        return list(self._work(items))
+
+
+def _batches(source: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while batch := list(islice(source, size)):
+        yield batch

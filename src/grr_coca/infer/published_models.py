@@ -1,0 +1,284 @@
+"""The CoCa models for photographs that open_clip published, by name: each is fetched once, imported, and kept.
+
+A model is downloaded by `huggingface_hub`, into its own cache, and converted with its ONNX graphs into
+`~/.cache/grr-coca/models/NAME`. Later loads read that folder, without a network and without PyTorch. Beside it,
+`NAME.json` says which revision was fetched, and the SHA-256 of its weights.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError, first_line
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import MANIFEST, file_sha256, models_cache, read_json, whole_folder, write_whole
+from grr_coca.model.open_clip_checkpoints import SETTINGS, WEIGHTS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedModel:
+    """A model of open_clip on the Hugging Face hub.
+
+    `imagenet`: share of ImageNet's images that it classifies correctly, zero-shot. `good_for`: what to use it for.
+    """
+
+    name: str
+    repository: str
+    parameters: int
+    imagenet: float
+    good_for: str
+    data: str
+    licence: str = "MIT"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the download, and of the imported form: weights in fp32."""
+        return 4 * self.parameters
+
+
+_LAION = "LAION-2B, pairs of the web: 13 billion samples in batches of 90,000"
+_B32, _L14 = 253_560_000, 638_450_000
+_MODELS = (
+    PublishedModel(
+        name="coca-b32",
+        repository="laion/CoCa-ViT-B-32-laion2B-s13B-b90k",
+        parameters=_B32,
+        imagenet=0.6359,
+        good_for="search, labels, fine-tuning",
+        data=_LAION,
+    ),
+    PublishedModel(
+        name="coca-l14",
+        repository="laion/CoCa-ViT-L-14-laion2B-s13B-b90k",
+        parameters=_L14,
+        imagenet=0.7564,
+        good_for="search, labels, fine-tuning",
+        data=_LAION,
+    ),
+    PublishedModel(
+        name="coca-b32-captions",
+        repository="laion/mscoco_finetuned_CoCa-ViT-B-32-laion2B-s13B-b90k",
+        parameters=_B32,
+        imagenet=0.0091,
+        good_for="captions alone",
+        data=f"{_LAION}; then COCO's captions",
+    ),
+    PublishedModel(
+        name="coca-l14-captions",
+        repository="laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k",
+        parameters=_L14,
+        imagenet=0.7210,
+        good_for="captions; search, too",
+        data=f"{_LAION}; then COCO's captions",
+    ),
+)
+PUBLISHED = {model.name: model for model in _MODELS}
+"""The models by name. Where the facts were read:
+
+| fact | source |
+|---|---|
+| repositories; data, from their names | `open_clip/pretrained.py` of open_clip_torch 3.3.0 on PyPI |
+| names of files (`WEIGHTS`, `SETTINGS`) | `open_clip/constants.py` of the same package |
+| parameters | `docs/model_profile.csv` of github.com/mlfoundations/open_clip, commit 3b37473 |
+| size | the parameters, 4 bytes each |
+| ImageNet | `docs/openclip_results.csv` there, commit 0a1cc15 |
+| licence | the model cards on the hub |
+"""
+
+_REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
+_FORM = 1
+"""Of the folders in the cache. With another number, models are imported again, from the revision that was recorded."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What was fetched, as it is recorded at the first download. `revision`: the commit."""
+
+    repository: str
+    revision: str
+    file: str
+    bytes: int
+    sha256: str
+
+
+def find_published(name: str) -> PublishedModel | None:
+    """The model of a name, or of `name@revision`; None if there is none."""
+    plain, at, revision = name.partition("@")
+    return PUBLISHED.get(plain) if not at or _REVISION.fullmatch(revision) else None
+
+
+def published_folder(name: str) -> Path:
+    """The checkpoint folder of a published model, in the cache. At first use the model is fetched and imported.
+
+    Processes that need it at the same time wait for the first one.
+
+    Args:
+        name: of the model, or `name@revision` with a branch, tag or commit of its repository.
+
+    Raises:
+        UserError: it cannot be fetched, is damaged, or the disk is full or cannot be written to.
+    """
+    model = find_published(name)
+    assert model is not None
+    folder = _place(name)
+    if _is_imported(folder):
+        return folder
+    require_extra("photos", f"{name}: fetching it, once,", unneeded=("pillow_heif",))
+    with _alone(folder, name):
+        if not _is_imported(folder):  # while this process waited
+            _import(model, name, folder)
+    return folder
+
+
+def is_here(name: str) -> bool:
+    """True if a published model has been imported on this machine."""
+    return _is_imported(_place(name))
+
+
+def _place(name: str) -> Path:
+    return models_cache() / name.replace("/", "--")
+
+
+def _is_imported(folder: Path) -> bool:
+    try:
+        return read_json(folder / MANIFEST).get("form") == _FORM
+    except UserError:
+        return False
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Let one process at a time import a model."""
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s: another process imports it; waiting", name)
+            lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: cannot be written ({error.strerror or error}); set XDG_CACHE_HOME to another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _import(model: PublishedModel, name: str, folder: Path) -> None:
+    record = folder.with_name(f"{folder.name}.json")
+    known = from_dict(_Origin, read_json(record), str(record)) if record.exists() else None
+    weights = _fetch(model, name, known.revision if known else name.partition("@")[2] or None)
+    try:
+        origin = _checked_origin(model, weights)
+        if known is not None and origin != known:
+            raise UserError(
+                f"{weights}: not the weights that were fetched first: SHA-256 {origin.sha256}, then {known.sha256}; "
+                f"to accept them, delete {record}"
+            )
+        _require_space(folder, origin.bytes)
+        write_whole(record, json.dumps(to_dict(origin), indent=2).encode())
+        log.info("%s: importing it, once", name)
+        _convert(weights, origin, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from error
+    log.info("%s: is in %s", name, folder)
+
+
+def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
+    """Write the checkpoint and its ONNX graphs, completely or not at all."""
+    from grr_coca.infer.export.write import manifest_facts, write_graphs
+    from grr_coca.model.checkpoint import write_files  # late: these import torch
+    from grr_coca.model.open_clip_checkpoints.read import read_open_clip
+
+    checkpoint = read_open_clip(weights)
+    facts: dict[str, object] = {"form": _FORM, "source": to_dict(origin)}
+    with whole_folder(folder, facts) as partial:
+        write_files(checkpoint, checkpoint.model.state_dict(), partial)
+        write_graphs(checkpoint, partial)
+        facts |= manifest_facts(checkpoint, partial, "fp32")
+
+
+def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
+    """Download the weights of a model, and its settings if it has any. What the hub's cache has is not asked for again.
+
+    Raises:
+        UserError: they cannot be downloaded.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    def find(file: str, at: str | None, only_here: bool) -> Path | None:
+        try:
+            return Path(hf_hub_download(model.repository, file, revision=at, local_files_only=only_here))
+        except LocalEntryNotFoundError:
+            if only_here:
+                return None
+            raise
+        except EntryNotFoundError:
+            return None
+
+    here = (find(file, revision, only_here=True) for file in WEIGHTS)
+    weights = next((path for path in here if path is not None), None)
+    size = f"{model.bytes / 1e9:.2f} GB of {model.repository}"
+    if weights is None and (constants.HF_HUB_OFFLINE or _env_is_offline()):
+        raise UserError(f"{name}: is not on this machine, and offline {size} cannot be fetched")
+    try:
+        if weights is None:
+            log.info("%s: fetching %s, once", name, size)
+            there = (find(file, revision, only_here=False) for file in WEIGHTS)
+            weights = next((path for path in there if path is not None), None)
+            if weights is not None:
+                find(SETTINGS, weights.parent.name, only_here=False)
+    except HfHubHTTPError as error:
+        raise UserError(f"{name}: the Hugging Face hub does not give {size} ({first_line(error)})") from error
+    except Exception as error:  # without a connection, the type of the error depends on the version of the client
+        raise UserError(
+            f"{name}: no download of {size} from the Hugging Face hub ({first_line(error)}); try again"
+        ) from error
+    if weights is None:
+        raise UserError(f"{name}: {model.repository} has none of {', '.join(WEIGHTS)}")
+    return weights
+
+
+def _env_is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _checked_origin(model: PublishedModel, weights: Path) -> _Origin:
+    """What was fetched. Large files of the hub are named by their SHA-256 in its cache, which is compared.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    sha256 = file_sha256(weights)
+    named = os.path.basename(os.readlink(weights)) if weights.is_symlink() else ""  # noqa: PTH115, PTH119 (one step)
+    if _SHA256.fullmatch(named) and named != sha256:
+        raise UserError(
+            f"{weights.resolve()}: damaged: its SHA-256 is {sha256}, and on the hub {named}; delete this file, and it "
+            "is fetched again"
+        )
+    return _Origin(model.repository, weights.parent.name, weights.name, weights.stat().st_size, sha256)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise UserError(
+            f"{folder.parent}: {free / 1e9:.2f} GB are free, and importing takes {needed / 1e9:.2f} GB; free some, or "
+            "set XDG_CACHE_HOME to a folder on another disk"
+        )

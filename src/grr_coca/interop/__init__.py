@@ -1,1 +1,0 @@
-"""Exchange of models with other programs: open_clip and the Hugging Face hub."""

@@ -1,0 +1,207 @@
+"""Save and load checkpoints: folders of safetensors and JSON files.
+
+| file | holds |
+|---|---|
+| `model.safetensors` | the weights, under the names of the modules |
+| `config.json` | preset, step, the full model config, text cleaning, and a caution |
+| `tokenizer.json` | the tokenizer, in Hugging Face's format |
+| `preprocess.json` | how images are resized and normalized |
+| `manifest.json` | size and SHA-256 of each file |
+| `training/` | what a run needs to continue; see `grr_coca.train.run_checkpoints` |
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_IMODE
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, listed_files, whole_folder
+from grr_coca.common.torch_private import not_compiled
+from grr_coca.data.tensors import to_input
+from grr_coca.model.build import build_without_weights
+from grr_coca.model.checkpoint_folder import FILES, WEIGHTS, find_checkpoint
+from grr_coca.model.checkpoint_without_weights import CheckpointFiles, read_files, require_fitting, write_beside_weights
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig
+
+ChangeModel = Callable[[CoCa, CoCaConfig], None]
+"""A function that replaces modules of a model, in place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointFiles):
+    """A model in PyTorch with everything that is needed to use it."""
+
+    model: CoCa
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+        """Token ids of texts, and the length of each row, on the device of the model.
+
+        Rows are padded to the longest (T tokens). Texts longer than the model's context are cut.
+        """
+        context_length = self.config.text_decoder.context_length
+        token_ids, lengths = self.tokenizer.encode_rows(texts, context_length)
+        return torch.from_numpy(token_ids).to(self.model.device), torch.from_numpy(lengths).to(self.model.device)
+
+    def pixels(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
+        """The input of the model for an RGB image of any size, cut, resized and normalized. S: image size in pixels."""
+        return to_input(image, self.preprocess)
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Write a checkpoint to a folder, completely or not at all, such as at the end of your own training loop.
+
+    A checkpoint in the folder is replaced. For a model from `torch.compile`, the original module is written.
+
+    Raises:
+        UserError: the folder holds anything but a checkpoint, the disk is full or cannot be written to, or the weights,
+            the tokenizer or the preprocessing do not fit the checkpoint's config.
+    """
+    folder = Path(folder)
+    _require_replaceable(folder)
+    require_fitting(checkpoint, folder)
+    weights = not_compiled(checkpoint.model).state_dict()
+    _require_weights_of(checkpoint.config, weights)
+    try:
+        with whole_folder(folder) as partial:
+            write_files(checkpoint, weights, partial)
+    except OSError as error:
+        raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+
+
+def _require_weights_of(config: CoCaConfig, weights: Mapping[str, Tensor]) -> None:
+    """Raise an error if the weights do not fit the config: they could not be loaded again."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in build_without_weights(config).state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            shape, of_config = found.get(name, "missing"), wanted.get(name, "nothing")
+            raise UserError(f"the model's {name} is {shape}, and its config expects {of_config}; nothing was written")
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Raise an error if a folder holds anything but a checkpoint, because it would be deleted."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"{folder}: is a file, but a checkpoint is a folder; give another name")
+        return
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    if not found:
+        return
+    try:
+        listed = listed_files(folder)
+    except UserError:
+        listed = {}
+    known = {MANIFEST, *listed} if listed.keys() >= set(FILES) else set()
+    strange = next((name for name in found if name not in known), None)
+    if strange is not None:
+        raise UserError(
+            f"{folder}: holds {strange}, which is not part of a checkpoint and would be deleted; give a new folder, "
+            "or delete this one first"
+        )
+
+
+def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the files of a checkpoint into an empty folder, such as the one that `whole_folder` yields.
+
+    Args:
+        checkpoint: everything but the weights.
+        weights: full tensors by name, which differ from those of `checkpoint.model` if it is sharded, or if a running
+            average is saved.
+        folder: the folder to write to.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    save_tensors(weights, folder / WEIGHTS)
+    write_beside_weights(checkpoint, folder)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, with the permissions of the umask.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+        path.chmod(S_IMODE(mode))  # safetensors replaces it by a file that only the owner can read
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: the file is missing") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from error
+
+
+def from_pretrained(
+    path: str | Path, device: str | torch.device = "cpu", change: ChangeModel | None = None
+) -> Checkpoint:
+    """Load a checkpoint folder, or the newest checkpoint of a run folder.
+
+    Args:
+        path: the folder.
+        device: where the model goes.
+        change: a change of modules that the checkpoint was trained with, as in some studies; applied before the
+            weights are loaded.
+
+    Raises:
+        UserError: there is no checkpoint, a file is missing or damaged, or the weights do not fit the config.
+    """
+    folder = find_checkpoint(Path(path))
+    return with_weights(read_files(folder), folder, device, change)
+
+
+def with_weights(
+    files: CheckpointFiles, folder: Path, device: str | torch.device = "cpu", change: ChangeModel | None = None
+) -> Checkpoint:
+    """Load the weights of a checkpoint whose other files have been read. The arguments are those of `from_pretrained`.
+
+    Raises:
+        UserError: the weights are missing or damaged, do not fit the config, or do not fit into memory.
+    """
+    try:
+        model = build_without_weights(files.config)
+    except (MemoryError, RuntimeError) as error:  # PyTorch raises the second
+        cause = str(error).split("\n", 1)[0]
+        raise UserError(f"{folder}: a model of the sizes in config.json does not fit into memory ({cause})") from error
+    if change is not None:
+        change(model, files.config)
+    _load_weights(model, folder / WEIGHTS)
+    return Checkpoint(model=model.to(device).eval(), **vars(files))
+
+
+def _load_weights(model: CoCa, path: Path) -> None:
+    weights = load_tensors(path)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{path}: the weights do not fit the model of config.json: {len(wrong)} tensors differ, the first is "
+            f"'{name}' (expected {expected.get(name, 'none')}, found {found.get(name, 'none')})"
+        )
+    model.load_state_dict(weights)

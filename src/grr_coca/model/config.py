@@ -1,0 +1,222 @@
+"""Configuration of a model: nested frozen dataclasses. Each choice of a part is a closed `Literal`.
+
+Widths are in channels, image sizes in pixels. A parent never repeats a field of its child.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from grr_coca.common.errors import UserError, nearest_multiples
+
+Norm = Literal["rms", "layer", "layer_1e-5"]
+FeedForward = Literal["geglu", "gelu"]
+Position = Literal["rope_2d", "rope_1d", "learned"]
+Arrangement = Literal["cascade", "parallel", "shared"]
+Stem = Literal["patchify", "convolutional"]
+QKNorm = Literal["none", "rms"]
+Contrastive = Literal["softmax", "sigmoid"]
+CaptionsFrom = Literal["queries", "patches"]
+Architecture = Literal["coca", "open_clip"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value is None or value >= 1, f"{name} {value} must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths.
+
+    - `norm`: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6
+    - `qk_norm`: how the self-attention normalizes queries and keys. It is a choice and not a boolean, because the
+      literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245)
+    """
+
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    hidden_dim: int
+    norm: Norm
+    feed_forward: FeedForward
+    position: Position
+    qk_norm: QKNorm = "none"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_layers", "embed_dim", "num_heads", "hidden_dim")
+        _require(
+            self.embed_dim % self.num_heads == 0,
+            f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}",
+        )
+        channels = {"rope_2d": 4, "rope_1d": 2}.get(self.position, 1)
+        _require(
+            self.head_dim % channels == 0,
+            f"position '{self.position}' needs head_dim (embed_dim / num_heads) divisible by {channels}, "
+            f"not {self.head_dim}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.embed_dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """A vision transformer, from pixels to patch tokens.
+
+    - `num_registers`: learned tokens that go through the blocks with the patches, and are dropped after the last block
+    - `stem`: what comes before the linear map to the width of the encoder: images are cut into patches, or convolutions
+      halve height and width until one position is left for each patch (arXiv 2106.14881)
+    """
+
+    image_size: int
+    patch_size: int
+    transformer: TransformerConfig
+    num_registers: int = 0
+    stem: Stem = "patchify"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image_size", "patch_size")
+        if self.stem == "convolutional":
+            self._require_power_of_two()
+        _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be 0 or more")
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
+                f"the nearest that are: {nearest_multiples(self.image_size, self.patch_size)}"
+            )
+
+    def _require_power_of_two(self) -> None:
+        """A convolutional stem halves the sides of an image at least once."""
+        lower = 1 << (max(2, self.patch_size).bit_length() - 1)
+        nearest = f"{lower} and {2 * lower}" if self.patch_size > lower else f"{lower}"
+        _require(
+            self.patch_size == lower,
+            f"stem 'convolutional' halves the sides of an image one or more times, so it needs a patch_size that is a "
+            f"power of two, not {self.patch_size}; the nearest: {nearest}",
+        )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens per image."""
+        return self.grid_size**2
+
+
+def _require_text_position(transformer: TransformerConfig) -> None:
+    _require(transformer.position != "rope_2d", "position 'rope_2d' is for images; text takes 'rope_1d'")
+
+
+@dataclass(frozen=True)
+class TextDecoderConfig:
+    """The unimodal half of the text decoder. `context_length` counts [BOS], [EOS] and [CLS]."""
+
+    vocab_size: int
+    context_length: int
+    transformer: TransformerConfig
+
+    def __post_init__(self) -> None:
+        _require_text_position(self.transformer)
+        _require_positive(self, "vocab_size")
+        _require(self.context_length >= 4, f"context_length {self.context_length} holds no word; use 4 or more")
+
+
+@dataclass(frozen=True)
+class MultimodalDecoderConfig:
+    """The multimodal half of the text decoder. It must have the same width as the unimodal half, whose tokens it reads.
+
+    RoPE acts in both halves. Learned positions are added in the unimodal half only.
+    """
+
+    transformer: TransformerConfig
+
+    def __post_init__(self) -> None:
+        _require_text_position(self.transformer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolersConfig:
+    """The attentional poolers. `num_queries` None: there is no captioning pooler, and captions attend to the patch
+    tokens.
+
+    `arrangement`: in a `cascade`, the contrastive pooler reads the tokens of the captioning pooler. In `parallel`, it
+    reads the patch tokens. `shared`: there is only one pooler; its first query gives the image embedding, and its other
+    queries give the image tokens.
+    """
+
+    num_queries: int | None
+    num_heads: int
+    norm: Norm
+    arrangement: Arrangement
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_queries", "num_heads")
+        _require(
+            self.arrangement != "shared" or (self.num_queries or 0) > 1,
+            f"arrangement 'shared' needs two queries or more, not {self.num_queries}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoCaConfig:
+    """The whole model. `embed_dim` is the width of the joint embedding space of images and texts.
+
+    `contrastive`: the kind of contrastive loss, a softmax over the batch (CoCa) or a sigmoid for each pair (SigLIP). It
+    belongs to the model, because the sigmoid needs a learned bias and starts from another temperature.
+
+    `architecture`: `open_clip` has all parts in which open_clip's CoCa differs (`grr_coca.model.open_clip`).
+    """
+
+    embed_dim: int
+    image_encoder: ImageEncoderConfig
+    text_decoder: TextDecoderConfig
+    multimodal_decoder: MultimodalDecoderConfig
+    poolers: PoolersConfig
+    contrastive: Contrastive = "softmax"
+    architecture: Architecture = "coca"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "embed_dim")
+        text, multimodal = self.text_decoder.transformer, self.multimodal_decoder.transformer
+        _require(
+            text.embed_dim == multimodal.embed_dim,
+            f"multimodal_decoder embed_dim {multimodal.embed_dim} must equal text_decoder embed_dim {text.embed_dim}",
+        )
+        _require(
+            text.embed_dim % self.poolers.num_heads == 0,
+            f"poolers num_heads {self.poolers.num_heads} must divide the text width {text.embed_dim}",
+        )
+        if self.architecture == "open_clip":
+            self._require_parts_of_open_clip()
+        else:
+            _require(self.poolers.arrangement != "shared", "arrangement 'shared' needs architecture 'open_clip'")
+
+    def _require_parts_of_open_clip(self) -> None:
+        parts: dict[str, object] = {
+            "norm": "layer_1e-5",
+            "feed_forward": "gelu",
+            "position": "learned",
+            "qk_norm": "none",
+        }
+        required: list[tuple[object, dict[str, object]]] = [
+            (self.image_encoder, {"num_registers": 0, "stem": "patchify"}),
+            (self.image_encoder.transformer, parts),
+            (self.text_decoder.transformer, parts),
+            (self.multimodal_decoder.transformer, parts),
+            (self.poolers, {"norm": "layer_1e-5", "arrangement": "shared"}),
+        ]
+        for config, choices in required:
+            for name, choice in choices.items():
+                found = getattr(config, name)
+                _require(found == choice, f"architecture 'open_clip' has {name} {choice!r}, not {found!r}")

@@ -1,0 +1,315 @@
+"""Model cards of checkpoints, and their upload to the Hugging Face hub in one commit. This does not import torch.
+
+A card is made of what the files of a checkpoint say:
+
+| what | from |
+|---|---|
+| architecture, step, caution | `config.json` |
+| number of parameters | the header of `model.safetensors` |
+| data, licence, figures | `card.json` (`grr_coca.model.shipped_models.ModelCard`) if there is one, else the caller |
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+from grr_coca.common.dict_to_dataclass import from_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import MANIFEST, read_json, verify_folder
+from grr_coca.model.checkpoint_folder import FILES, FITTED_FILES, GRAPH_FILES, find_checkpoint, has_graphs
+from grr_coca.model.shipped_models import HUB_ID, Figure, ModelCard
+
+README = "README.md"
+_CARD = "card.json"
+Figures = Mapping[str, Mapping[str, Figure]]
+"""Measured numbers by split, then by metric."""
+
+_KNOWN_LICENCES = {
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
+    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "etalab-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0",
+    "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql", "ofl-1.1",
+    "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", "deepfloyd-if-license", "llama2", "gemma",
+}  # fmt: skip
+"""Licences by the hub's names. It refuses a card with another one, unless that stands under `license_name`."""
+
+_CITATION = """\
+@misc{yu2022coca,
+  title = {CoCa: Contrastive Captioners are Image-Text Foundation Models},
+  author = {Yu, Jiahui and Wang, Zirui and Vasudevan, Vijay and Yeung, Legg and Seyedhosseini, Mojtaba and Wu, Yonghui},
+  year = {2022},
+  eprint = {2205.01917},
+  archivePrefix = {arXiv}
+}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """The facts of a model card. `data`: free text. `licence`: free text, or one of the hub's names, such as `mit`."""
+
+    name: str
+    preset: str
+    step: int
+    parameters: int
+    image_size: int
+    data: str
+    licence: str
+    figures: Figures
+    caution: str
+
+
+def gather_facts(
+    folder: Path, name: str, data: str | None = None, licence: str | None = None, figures: Figures | None = None
+) -> CardFacts:
+    """Gather the facts of a model card from the files of a checkpoint, and from what the caller gives.
+
+    Args:
+        folder: the checkpoint.
+        name: `owner/name` on the hub.
+        data: what the model was trained on.
+        licence: licence of the weights.
+        figures: measured numbers.
+
+    Raises:
+        UserError: the licence is neither given nor known, or a file is damaged.
+    """
+    config, card = read_json(folder / "config.json"), _shipped_card(folder)
+    licence = (licence or "").strip() or (card.licence if card else None)
+    if licence is None:
+        raise UserError(f"{folder}: its licence is unknown; give --licence, such as apache-2.0, mit or cc-by-4.0")
+    try:
+        preset, step, model = str(config["preset"]), int(config["step"]), config["model"]
+        image_size = int(model["image_encoder"]["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: not a checkpoint's config: {error} is missing or invalid"
+        ) from error
+    return CardFacts(
+        name=name,
+        preset=preset,
+        step=step,
+        parameters=_count_in_header(folder / "model.safetensors"),
+        image_size=image_size,
+        data=data or (card.data if card else ""),
+        licence=licence,
+        figures=figures or (card.figures if card else {}),
+        caution=str(config.get("caution", "")),
+    )
+
+
+def read_figures(path: Path) -> Figures:
+    """Read the metrics that `grr-coca evaluate --json` wrote. Splits are named by the shortest distinct ends of their
+    paths.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    found: dict[str, dict[str, Figure]] = {}
+    measured = read_json(path)
+    for split, report in measured.items():
+        intervals = report.get("intervals") or report.get("metrics") if isinstance(report, dict) else None
+        if not isinstance(intervals, dict):
+            raise UserError(f"{path}: not written by `grr-coca evaluate --json`: no intervals of '{split}'")
+        where = f"{path}: {split}"
+        found[_short_name(split, measured)] = {key: from_dict(Figure, value, where) for key, value in intervals.items()}
+    return found
+
+
+def model_card(facts: CardFacts) -> str:
+    """The model card: a `README.md` with the metadata that the hub reads. Bytes that are not UTF-8 are escaped."""
+    facts = replace(facts, licence=_utf8(facts.licence))  # first: YAML would read an escape within quotes
+    return _utf8("\n".join([*_head(facts), *_body(facts), ""]))
+
+
+def check_hub_id(hub_id: str) -> None:
+    """Raise an error if a name is not a valid name of a repository on the hub, OWNER/NAME.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(f"'{hub_id}' is not a name on the Hugging Face hub; give OWNER/NAME")
+
+
+def files_to_push(folder: Path) -> dict[str, bytes | Path]:
+    """The files of a checkpoint to upload, by their names on the hub. For a run folder: of its newest checkpoint.
+
+    Recipe, logs and training state are not uploaded. ONNX graphs are, with a manifest of what is uploaded.
+
+    Raises:
+        UserError: there is no checkpoint, or its files differ from its manifest.
+    """
+    checkpoint = find_checkpoint(folder)
+    if (checkpoint / MANIFEST).exists():
+        verify_folder(checkpoint)
+    fitted = [name for name in FITTED_FILES if (checkpoint / name).exists()]
+    if not has_graphs(checkpoint):
+        return {name: checkpoint / name for name in (*FILES, *fitted)}
+    names, manifest = (*FILES, *GRAPH_FILES, *fitted), read_json(checkpoint / MANIFEST)
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name in names}
+    return {**{name: checkpoint / name for name in names}, MANIFEST: json.dumps(manifest, indent=2).encode()}
+
+
+def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, private: bool, update: bool) -> str:
+    """Upload all files in one commit to a new repository, or to an existing one.
+
+    Args:
+        files: the files by their names on the hub.
+        card: content of `README.md`.
+        hub_id: `owner/name`.
+        private: make a new repository private, and refuse one that others can see.
+        update: allow an existing repository.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        UserError: the hub refuses the card, the repository exists, permission is missing, or the hub cannot be reached.
+    """
+    require_extra("hub", "pushing to the Hugging Face hub")
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api, additions = HfApi(), [CommitOperationAdd(name, content) for name, content in files.items()]
+    additions.append(CommitOperationAdd(README, card.encode()))
+    with _hub_errors(hub_id):
+        _require_valid(card, hub_id)
+        if private and update and api.repo_exists(hub_id) and not api.repo_info(hub_id).private:
+            raise UserError(f"{hub_id}: is public, so nothing was uploaded; make it private there, or omit --private")
+        api.create_repo(hub_id, private=private, exist_ok=update)
+    with _hub_errors(hub_id, "" if update else "; the repository now exists, and is empty: retry with --update"):
+        return str(api.create_commit(hub_id, additions, commit_message="A checkpoint of grr-coca").commit_url)
+
+
+def _shipped_card(folder: Path) -> ModelCard | None:
+    path = folder / _CARD
+    return from_dict(ModelCard, read_json(path), str(path)) if path.exists() else None
+
+
+def _count_in_header(path: Path) -> int:
+    """Number of parameters in a safetensors file. Only its header is read.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise UserError(f"{path}: the weights are damaged ({error})") from error
+
+
+def _short_name(split: str, splits: Iterable[str]) -> str:
+    parts, others = Path(split).parts, [Path(other).parts for other in splits if other != split]
+    longer = (parts[-count:] for count in range(1, len(parts)))
+    shortest = next((tail for tail in longer if all(tail != other[-len(tail) :] for other in others)), parts)
+    return Path(*shortest).as_posix()
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _head(facts: CardFacts) -> Iterator[str]:
+    yield from ("---", "library_name: grr-coca", "pipeline_tag: image-to-text")
+    yield from _licence_lines(facts.licence)
+    yield from ("tags:", "- image-captioning", "- zero-shot-image-classification", f"- {facts.preset}", "---", "")
+
+
+def _licence_lines(licence: str) -> Iterator[str]:
+    """The lines of the card's metadata that name the licence."""
+    if licence.lower() in _KNOWN_LICENCES:
+        yield f"license: {licence.lower()}"
+    else:
+        yield "license: other"
+        yield f"license_name: {json.dumps(licence, ensure_ascii=False)}"
+
+
+def _body(facts: CardFacts) -> Iterator[str]:
+    trained = f", {facts.step:,} steps of training" if facts.step else ""  # unknown for an imported model
+    yield f"# {facts.name}"
+    yield ""
+    yield (
+        f"A CoCa (Contrastive Captioner) that captions and searches images: `{facts.preset}`, "
+        f"{facts.parameters:,} parameters, images of {facts.image_size} px{trained}."
+    )
+    yield from ("", "## Use", "", "```python", "import grr_coca  # pip install 'grr-coca[hub]'", "")
+    yield f'model = grr_coca.load("{facts.name}")'
+    yield from ('model.caption("image.jpg")', 'model.similarity("image.jpg", ["a cat", "a dog"])', "```", "")
+    yield from ("## Data", "", f"{facts.data or 'Not stated.'}", "")
+    yield from ("## Figures", "", *_figures(facts.figures), "")
+    yield from ("## Limits", "")
+    if facts.caution:
+        yield f"- {facts.caution[0].upper()}{facts.caution[1:]}."
+    yield "- It knows what its training pairs show, with their errors and prejudices, and may write what is not there."
+    yield "- No one has looked for how it treats people of different groups: do not let it decide about people."
+    yield from ("", "## Licence", "", facts.licence, "", "## Citation", "", "```bibtex", _CITATION, "```")
+
+
+def _figures(figures: Figures) -> Iterator[str]:
+    if not figures:
+        yield "None were measured."
+        return
+    yield "With 95 % intervals: bootstraps over the images of a split, not over seeds."
+    yield from ("", "| split | metric | value |", "|---|---|---|")
+    for split, measured in figures.items():
+        for metric, figure in measured.items():
+            spread = "" if figure.low == figure.high else f" ({figure.low:.3g} to {figure.high:.3g})"
+            yield f"| {_in_cell(split)} | {_in_cell(metric)} | {figure.value:.3g}{spread} |"
+
+
+def _in_cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _require_valid(card: str, hub_id: str) -> None:
+    """Let the hub check a card before a repository is made."""
+    from huggingface_hub import ModelCard
+
+    try:
+        ModelCard(card).validate()
+    except ValueError as error:
+        raise UserError(
+            f"{hub_id}: nothing was uploaded: the Hugging Face hub refuses the card ({_line(error)})"
+        ) from error
+
+
+@contextmanager
+def _hub_errors(hub_id: str, hint: str = "") -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except HFValidationError as error:
+        raise UserError(f"'{hub_id}' is not a name that the Hugging Face hub accepts ({_line(error)})") from error
+    except HfHubHTTPError as error:
+        raise UserError(_http_message(hub_id, error.response.status_code, error) + hint) from error
+    except Exception as error:  # without a connection, the type of the error depends on the version of the client
+        raise UserError(f"{hub_id}: not uploaded to the Hugging Face hub ({_line(error)}){hint}") from error
+
+
+def _http_message(hub_id: str, status: int, error: Exception) -> str:
+    if status == 409:
+        return f"{hub_id}: a repository of this name exists; give another, or --update to add a commit to it"
+    if status in (401, 403):
+        owner = hub_id.partition("/")[0]
+        return (
+            f"{hub_id}: no permission to write to '{owner}' on the Hugging Face hub; log in by `hf auth login`, or set "
+            "HF_TOKEN to a token that may write there"
+        )
+    return f"{hub_id}: the Hugging Face hub refused the request ({_line(error)})"
+
+
+def _line(error: Exception) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

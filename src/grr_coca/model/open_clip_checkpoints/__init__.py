@@ -1,0 +1,42 @@
+"""CoCa checkpoints of open_clip, converted to ours and back. `docs/open-clip.md` says what differs.
+
+This file finds the files of a checkpoint, and does not import torch.
+"""
+
+from pathlib import Path
+
+from grr_coca.common.errors import UserError
+
+SETTINGS = "open_clip_config.json"
+"""File with the architecture and the preprocessing, beside the weights."""
+
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
+"""File names of weights in a folder of the hub, the preferred one first."""
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def find_weights(path: Path) -> Path:
+    """The file of weights at a path: the path itself, or a file of the folder, safetensors first.
+
+    Raises:
+        UserError: there is no such file, or several and none has a name in `WEIGHTS`.
+    """
+    if path.is_file():
+        if path.suffix not in _SUFFIXES:
+            raise UserError(f"{path}: not a file of weights; give one of {', '.join(_SUFFIXES)}, or a folder with one")
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder")
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+    if len(files) != 1:
+        what = f"{len(files)} files of weights, none of them with a usual name" if files else "no file of weights"
+        raise UserError(f"{path}: {what}; expected {WEIGHTS[0]} or {WEIGHTS[2]}")
+    return files[0]

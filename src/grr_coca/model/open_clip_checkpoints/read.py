@@ -1,0 +1,171 @@
+"""Convert a CoCa checkpoint of open_clip to one of ours. No code in a file is ever run."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from grr_coca.common.errors import UserError, first_line
+from grr_coca.data.tokenizer import clip_bpe
+from grr_coca.model.build import build_without_weights
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.open_clip_checkpoints import SETTINGS, find_weights
+from grr_coca.model.open_clip_checkpoints.architecture import Heads, infer_config
+from grr_coca.model.open_clip_checkpoints.names import links, to_ours, to_theirs
+from grr_coca.model.open_clip_checkpoints.settings import NOTHING_SAID, Settings, named_settings, read_settings
+
+_PRESET = "open_clip_coca"
+
+_ONE_HEAD = Heads(image=1, text=1, multimodal=1, pooler=1)
+"""Divides every width, so that widths can be checked before the numbers of heads are known."""
+
+_COCO_TUNED = (
+    "open_clip's CoCa B/32, fine-tuned on COCO for captions, is no longer a zero-shot model: it classifies 0.9 % of "
+    "ImageNet's images correctly, and the model before fine-tuning 63.6 %"
+)
+
+
+def read_open_clip(path: Path, model: str | None = None, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a CoCa checkpoint of open_clip.
+
+    Args:
+        path: a folder in the hub's layout, or a file of weights. `open_clip_config.json` beside the weights defines the
+            architecture. Without it, the shapes of the tensors do; heads then have 64 channels, and the pooler 8 heads,
+            as in both published models.
+        model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
+        device: where the model goes.
+
+    Raises:
+        UserError: it cannot be read, or our model does not support it; the message names the tensor or the key.
+    """
+    weights_path = find_weights(path)
+    settings = _settings(weights_path.parent / SETTINGS, model)
+    theirs = _read_weights(weights_path)
+    settings.check(infer_config(theirs, _ONE_HEAD, str(weights_path)))
+    config = infer_config(theirs, settings.heads, str(weights_path))
+    ours = build_without_weights(config)
+    _require_same_tensors(theirs, ours.state_dict(), config, weights_path)
+    ours.load_state_dict(to_ours(theirs, config))
+    tokenizer = clip_bpe(cleaning="ftfy")
+    if tokenizer.vocab_size != config.text_decoder.vocab_size:
+        raise UserError(
+            f"{weights_path}: text.token_embedding.weight has {config.text_decoder.vocab_size} rows, and CLIP's "
+            f"vocabulary {tokenizer.vocab_size}: another vocabulary is not supported"
+        )
+    return Checkpoint(
+        model=ours.to(device).eval(),
+        config=config,
+        preset=_PRESET,
+        tokenizer=tokenizer,
+        preprocess=settings.make_preprocess(config.image_encoder.image_size),
+        step=0,
+        caution=_COCO_TUNED if _is_coco_tuned(weights_path) and not _is_l14(config) else "",
+    )
+
+
+def _settings(path: Path, model: str | None) -> Settings:
+    said = read_settings(path) if path.exists() else NOTHING_SAID
+    if model is None:
+        return said
+    named = named_settings(model)
+    return Settings(named.where, named.model, said.preprocess)
+
+
+def _require_same_tensors(
+    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], config: CoCaConfig, path: Path
+) -> None:
+    """Raise an error unless the tensors of both models correspond one to one."""
+    on_meta = {name: tensor.to("meta") for name, tensor in ours.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in to_theirs(on_meta, config).items()}
+    assert len(expected) == sum(len(link.theirs) for link in links(config)), "each tensor once"
+    for name in expected:
+        if name not in theirs:
+            raise UserError(f"{path}: tensor '{name}' is missing")
+    for name, tensor in theirs.items():
+        if name not in expected:
+            raise UserError(f"{path}: tensor '{name}' is not supported")
+        if tuple(tensor.shape) != expected[name]:
+            raise UserError(
+                f"{path}: tensor '{name}' has the shape {tuple(tensor.shape)}, but {expected[name]} would fit the "
+                "other tensors"
+            )
+
+
+def _is_l14(config: CoCaConfig) -> bool:
+    """True for L/14, which still classifies 72.1 % of ImageNet's images correctly when it is tuned on COCO."""
+    return config.image_encoder.transformer.num_layers == 24
+
+
+def _is_coco_tuned(weights: Path) -> bool:
+    """True if the file or its folder has the name of the published checkpoint; the weights do not show it."""
+    folder = weights.absolute().parent
+    in_cache = folder.parent.name == "snapshots"  # the hub's cache has it as models--OWNER--NAME/snapshots/REVISION
+    named = (weights, folder, folder.parent.parent) if in_cache else (weights, folder)
+    return any("coco_finetuned" in path.name.lower() for path in named)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors in fp32 by open_clip's names.
+
+    A `state_dict` within a training checkpoint is found, and prefixes `module.` are removed.
+
+    Raises:
+        UserError: the file is damaged, cut off, or holds anything but tensors.
+    """
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    state = found.get("state_dict", found)
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path}: holds no tensors")
+    strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UserError(f"{path}: '{strange[0]}' is not a tensor, so these are not the weights of a model")
+    sparse = [str(name) for name, value in state.items() if not _is_dense(value)]
+    if sparse:
+        raise UserError(
+            f"{path}: '{sparse[0]}' is stored with fewer numbers than its shape has, unlike weights of a model"
+        )
+    named = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    if len(named) < len(state):
+        raise UserError(f"{path}: some tensors are given twice, with and without the prefix 'module.'")
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+    if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
+        tensors["logit_scale"] = tensors["logit_scale"].reshape(())
+    return tensors
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """False for sparse and expanded tensors: a few bytes of them may stand for any amount of memory."""
+    if tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _read_safetensors(path: Path) -> Mapping[str, object]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged, or its download was cut off ({error})") from error
+
+
+def _read_pickled(path: Path) -> Mapping[str, object]:
+    try:
+        # Only tensors and plain containers are created, whatever the file asks for.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+    except pickle.UnpicklingError as error:  # its text advises to run the code of the file
+        raise UserError(f"{path}: refused: it holds more than tensors, or no weights; no code of it was run") from error
+    except Exception as error:  # damaged bytes can raise any exception
+        raise UserError(f"{path}: damaged, or its download was cut off ({first_line(error)})") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: holds {type(found).__name__}, not tensors by name")
+    return found
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """True for a zip file, which PyTorch writes since 1.6."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"

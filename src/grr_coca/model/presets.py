@@ -1,0 +1,378 @@
+"""The models by name. A preset is a function from a size to a full config. An arm copies a preset and changes a part.
+
+GRR-CoCa and Baseline CoCa differ only in three parts of the image encoder. The arms between them have one or two of
+these parts, so that there are all eight combinations. Widths, depths and the kind of RoPE are our choices, as
+`docs/design.md` says.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from grr_coca.common.errors import UserError, nearest, nearest_multiples
+from grr_coca.model.config import (
+    CaptionsFrom,
+    CoCaConfig,
+    ImageEncoderConfig,
+    MultimodalDecoderConfig,
+    PoolersConfig,
+    QKNorm,
+    TextDecoderConfig,
+    TransformerConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Depths, widths and lengths of a model. The preset says which parts it has."""
+
+    image_size: int
+    patch_size: int
+    image_layers: int
+    image_dim: int
+    image_heads: int
+    text_layers: int
+    """Layers of the unimodal half; the multimodal half has as many."""
+    text_dim: int
+    text_heads: int
+    vocab_size: int
+    context_length: int
+    num_queries: int
+    embed_dim: int
+    multimodal_mlp_ratio: int = 4
+    """Width of the multimodal decoder's GELU feed-forward, in units of `text_dim`."""
+
+    def changed(
+        self,
+        *,
+        image_layers: int | None = None,
+        image_dim: int | None = None,
+        text_layers: int | None = None,
+        text_dim: int | None = None,
+    ) -> "Size":
+        """The size with other depths and widths. Attention heads keep their width, so their number changes.
+
+        Raises:
+            UserError: a width is no multiple of that of a head.
+        """
+        widths = {
+            "image": (image_dim, self.image_dim, self.image_heads),
+            "text": (text_dim, self.text_dim, self.text_heads),
+        }
+        changes: dict[str, int] = {}
+        for name, (dim, default, heads) in widths.items():
+            if dim is not None and dim % (default // heads):
+                width = default // heads
+                raise UserError(
+                    f"{name}_dim {dim} is no multiple of {width}, the width of an attention head; the nearest: "
+                    f"{nearest_multiples(dim, width)}"
+                )
+            if dim is not None:
+                changes |= {f"{name}_dim": dim, f"{name}_heads": dim // (default // heads)}
+        layers = {"image_layers": image_layers, "text_layers": text_layers}
+        return replace(self, **changes, **{name: count for name, count in layers.items() if count is not None})
+
+
+SIZES = {
+    # Minutes on a CPU core.
+    "tiny": Size(
+        image_size=64,
+        patch_size=16,
+        image_layers=4,
+        image_dim=128,
+        image_heads=4,
+        text_layers=2,
+        text_dim=128,
+        text_heads=4,
+        vocab_size=2048,
+        context_length=48,
+        num_queries=16,
+        embed_dim=128,
+    ),
+    # Hours on one GPU.
+    "small": Size(
+        image_size=224,
+        patch_size=16,
+        image_layers=12,
+        image_dim=384,
+        image_heads=6,
+        text_layers=6,
+        text_dim=384,
+        text_heads=6,
+        vocab_size=16384,
+        context_length=64,
+        num_queries=64,
+        embed_dim=384,
+    ),
+    # CoCa-Base: arXiv 2205.01917, table 1.
+    "base": Size(
+        image_size=288,
+        patch_size=18,
+        image_layers=12,
+        image_dim=768,
+        image_heads=12,
+        text_layers=12,
+        text_dim=768,
+        text_heads=12,
+        vocab_size=64000,
+        context_length=64,
+        num_queries=256,
+        embed_dim=768,
+    ),
+    # open_clip's coca_ViT-B-32. Each of its multimodal layers has two feed-forwards of 4 x width, one after the
+    # self-attention and one after the cross-attention. Ours has one, so it is twice as wide.
+    "b32": Size(
+        image_size=224,
+        patch_size=32,
+        image_layers=12,
+        image_dim=768,
+        image_heads=12,
+        text_layers=12,
+        text_dim=512,
+        text_heads=8,
+        vocab_size=49408,
+        context_length=76,
+        num_queries=256,
+        embed_dim=512,
+        multimodal_mlp_ratio=8,
+    ),
+    # open_clip's coca_ViT-L-14.
+    "l14": Size(
+        image_size=224,
+        patch_size=14,
+        image_layers=24,
+        image_dim=1024,
+        image_heads=16,
+        text_layers=12,
+        text_dim=768,
+        text_heads=12,
+        vocab_size=49408,
+        context_length=76,
+        num_queries=256,
+        embed_dim=768,
+        multimodal_mlp_ratio=8,
+    ),
+}
+
+OPEN_CLIP_POOLER_HEADS = 8
+
+
+def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        hidden_dim=4 * embed_dim,
+        norm="layer",
+        feed_forward="gelu",
+        position="learned",
+    )
+
+
+def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
+    """Hidden width at which GEGLU's three matrices hold as many parameters as an MLP's two.
+
+    2/3 of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64 channels. Below a width of
+    512, multiples of 64 would be too coarse, so it is a multiple of 8.
+    """
+    multiple = 64 if embed_dim >= 512 else 8
+    return max(multiple, round(2 * mlp_ratio * embed_dim / 3 / multiple) * multiple)
+
+
+def coca(size: str | Size) -> CoCaConfig:
+    """CoCa's original parts everywhere: LayerNorm, GELU feed-forwards, learned positions."""
+    s = size_of(size)
+    image = _original_parts(s.image_layers, s.image_dim, s.image_heads)
+    text = _original_parts(s.text_layers, s.text_dim, s.text_heads)
+    multimodal = replace(text, hidden_dim=s.multimodal_mlp_ratio * s.text_dim)
+    return CoCaConfig(
+        embed_dim=s.embed_dim,
+        image_encoder=ImageEncoderConfig(s.image_size, s.patch_size, image),
+        text_decoder=TextDecoderConfig(s.vocab_size, s.context_length, text),
+        multimodal_decoder=MultimodalDecoderConfig(multimodal),
+        poolers=PoolersConfig(num_queries=s.num_queries, num_heads=s.text_heads, norm="layer", arrangement="cascade"),
+    )
+
+
+def baseline_coca(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa: GRR text decoders and poolers, CoCa's original image encoder."""
+    s, config = size_of(size), coca(size)
+    text = replace(
+        config.text_decoder.transformer,
+        norm="rms",
+        feed_forward="geglu",
+        position="rope_1d",
+        hidden_dim=geglu_hidden_dim(s.text_dim),
+    )
+    multimodal = replace(text, hidden_dim=geglu_hidden_dim(s.text_dim, s.multimodal_mlp_ratio))
+    return replace(
+        config,
+        text_decoder=replace(config.text_decoder, transformer=text),
+        multimodal_decoder=MultimodalDecoderConfig(multimodal),
+        poolers=replace(config.poolers, norm="rms"),
+    )
+
+
+def baseline_rms(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa with RMSNorm in the image encoder."""
+    return _with_image_parts(baseline_coca(size), norm="rms")
+
+
+def baseline_geglu(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa with GEGLU in the image encoder, at matched parameters."""
+    config = baseline_coca(size)
+    hidden_dim = geglu_hidden_dim(config.image_encoder.transformer.embed_dim)
+    return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
+
+
+def baseline_geglu_4x(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa with GEGLU in the image encoder, hidden width 4 x width: a third more parameters there."""
+    return _with_image_parts(baseline_coca(size), feed_forward="geglu")
+
+
+def baseline_rope_1d(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa with RoPE over the patches' raster order in the image encoder."""
+    return _with_image_parts(baseline_coca(size), position="rope_1d")
+
+
+def baseline_rope_2d(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa with axial RoPE (rows and columns) in the image encoder."""
+    return _with_image_parts(baseline_coca(size), position="rope_2d")
+
+
+def baseline_rms_geglu(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa with RMSNorm and GEGLU in the image encoder: GRR-CoCa except for the positions."""
+    return _with_image_parts(baseline_geglu(size), norm="rms")
+
+
+def baseline_rms_rope_2d(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa with RMSNorm and axial RoPE in the image encoder: GRR-CoCa except for the feed-forwards."""
+    return _with_image_parts(baseline_coca(size), norm="rms", position="rope_2d")
+
+
+def baseline_geglu_rope_2d(size: str | Size) -> CoCaConfig:
+    """Baseline CoCa with GEGLU and axial RoPE in the image encoder: GRR-CoCa except for the norms."""
+    return _with_image_parts(baseline_geglu(size), position="rope_2d")
+
+
+def grr_coca(size: str | Size) -> CoCaConfig:
+    """GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE in the image encoder too."""
+    return _with_image_parts(baseline_geglu(size), norm="rms", position="rope_2d")
+
+
+def grr_coca_geglu_4x(size: str | Size) -> CoCaConfig:
+    """GRR-CoCa with GEGLU's hidden width at 4 x width in the image encoder."""
+    return _with_image_parts(baseline_geglu_4x(size), norm="rms", position="rope_2d")
+
+
+def grr_coca_rope_1d(size: str | Size) -> CoCaConfig:
+    """GRR-CoCa with RoPE over the patches' raster order."""
+    return _with_image_parts(grr_coca(size), position="rope_1d")
+
+
+def grr_coca_parallel(size: str | Size) -> CoCaConfig:
+    """GRR-CoCa whose contrastive pooler reads the patch tokens, in parallel with the captioning pooler."""
+    config = grr_coca(size)
+    return replace(config, poolers=replace(config.poolers, arrangement="parallel"))
+
+
+def grr_coca_plus(size: str | Size) -> CoCaConfig:
+    """GRR-CoCa whose captions attend to the patch tokens: the model of our own recipe, `studies/plus/pictograms.yaml`.
+
+    No other part that was tried improved it.
+    """
+    config = grr_coca(size)
+    return replace(config, poolers=replace(config.poolers, num_queries=None))
+
+
+def open_clip_coca(size: str | Size) -> CoCaConfig:
+    """open_clip's CoCa, for its checkpoints: `b32` is its `coca_ViT-B-32`, `l14` its `coca_ViT-L-14`.
+
+    Where it differs from `coca` is in `docs/open-clip.md`. Its context counts no [CLS], so ours is one longer.
+    """
+    s, config = size_of(size), coca(size)
+    image, text = config.image_encoder, config.text_decoder
+    text_parts = replace(text.transformer, norm="layer_1e-5")
+    return replace(
+        config,
+        architecture="open_clip",
+        image_encoder=replace(image, transformer=replace(image.transformer, norm="layer_1e-5")),
+        text_decoder=replace(text, context_length=s.context_length + 1, transformer=text_parts),
+        multimodal_decoder=MultimodalDecoderConfig(text_parts),
+        poolers=PoolersConfig(
+            num_queries=s.num_queries,
+            num_heads=OPEN_CLIP_POOLER_HEADS,
+            norm="layer_1e-5",
+            arrangement="shared",
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[str | Size], CoCaConfig]] = {
+    preset.__name__: preset
+    for preset in (
+        grr_coca,
+        baseline_coca,
+        coca,
+        baseline_rms,
+        baseline_geglu,
+        baseline_geglu_4x,
+        baseline_rope_1d,
+        baseline_rope_2d,
+        baseline_rms_geglu,
+        baseline_rms_rope_2d,
+        baseline_geglu_rope_2d,
+        grr_coca_geglu_4x,
+        grr_coca_rope_1d,
+        grr_coca_parallel,
+        grr_coca_plus,
+        open_clip_coca,
+    )
+}
+
+
+def get_preset(name: str, size: str | Size) -> CoCaConfig:
+    """The config of a preset by name, in a size by name or in one of your own.
+
+    Raises:
+        UserError: the preset or the size does not exist; the message names the nearest.
+    """
+    if name not in PRESETS:
+        raise UserError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
+    return PRESETS[name](size)
+
+
+def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
+    """The config with this normalization of queries and keys in all three stacks."""
+    image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    return replace(
+        config,
+        image_encoder=replace(image, transformer=replace(image.transformer, qk_norm=qk_norm)),
+        text_decoder=replace(text, transformer=replace(text.transformer, qk_norm=qk_norm)),
+        multimodal_decoder=replace(multimodal, transformer=replace(multimodal.transformer, qk_norm=qk_norm)),
+    )
+
+
+def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: str | Size) -> CoCaConfig:
+    """The config whose captions attend to the captioning pooler (as many queries as the size has) or to the patch
+    tokens."""
+    num_queries = size_of(size).num_queries if captions_from == "queries" else None
+    return replace(config, poolers=replace(config.poolers, num_queries=num_queries))
+
+
+def size_of(size: str | Size) -> Size:
+    """The size of a name. A `Size` is returned as it is.
+
+    Raises:
+        UserError: there is no size of that name; the message names the nearest.
+    """
+    if isinstance(size, Size):
+        return size
+    if size not in SIZES:
+        raise UserError(f"there is no size '{size}'; {nearest(size, SIZES)}")
+    return SIZES[size]
+
+
+def _with_image_parts(config: CoCaConfig, **parts: object) -> CoCaConfig:
+    image = config.image_encoder
+    transformer = replace(image.transformer, **parts)  # type: ignore[arg-type]
+    return replace(config, image_encoder=replace(image, transformer=transformer))

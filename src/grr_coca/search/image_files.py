@@ -1,0 +1,349 @@
+"""Finds the images of files, folders, patterns, tar shards and tables, and decodes them in the background."""
+
+import errno
+import os
+import re
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache, partial
+from glob import escape, glob, has_magic
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from PIL import Image
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_whole, require_path
+from grr_coca.common.threads import thread_pool
+from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, is_image_name
+from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.data.sources.tar import block_at_end, next_member
+from grr_coca.data.text import writable
+from grr_coca.data.walk import Exclusions, Walk, has_wanted_suffix
+
+if TYPE_CHECKING:
+    from grr_coca.data.preprocess import Preprocess
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
+"""Suffixes of tables that list images. They are read as sources of pairs."""
+
+_ANY_FOLDERS = re.compile(r"(^|/)\*\*(?:/|$)")
+"""`**` as a whole part of a pattern."""
+
+_MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
+"""The start of the name of an image in a shard, see `_name_of_member`."""
+
+
+class Span(NamedTuple):
+    """The place of the bytes of an image: `size` bytes of `file` from `offset`. If `offset` is None, the whole file."""
+
+    file: Path
+    offset: int | None = None
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """Read the bytes.
+
+        Raises:
+            UserError: the file does not exist or cannot be read, or the image has more than `MAX_BYTES`.
+        """
+        if self.offset is None:
+            return _read_file(self.file)
+        _require_bytes(self.size or 0, str(self.file))
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(-1 if self.size is None else self.size)
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be read ({error.strerror or error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image to be read later. Of a separate file only the name is kept: a folder may have hundreds of thousands.
+
+    `name`: its name in results, which is the path of a separate file. `source`: returns its bytes, and raises
+    `UserError` if it cannot be read; None for a separate file. `part`: the place of its bytes in another file; None if
+    no file contains them as they are. `fields`: returns the other columns of its row in a table. `hides_others`: True
+    if it represents a folder or shard that could not be read, and that may contain further images.
+    """
+
+    name: str
+    source: Callable[[], bytes] | None = None
+    part: Span | None = None
+    fields: Callable[[], Mapping[str, object]] = dict
+    _: KW_ONLY
+    hides_others: bool = False
+
+    def read(self) -> bytes:
+        """Read the bytes.
+
+        Raises:
+            UserError: the image cannot be read, or has more than `MAX_BYTES`.
+        """
+        return _read_file(Path(self.name)) if self.source is None else self.source()
+
+    @property
+    def path(self) -> Path | None:
+        """The path of a separate file; None for any other image."""
+        return Path(self.name) if self.source is None else None
+
+    @property
+    def span(self) -> Span | None:
+        """The place of the bytes; None if no file contains them as they are."""
+        return Span(Path(self.name)) if self.source is None else self.part
+
+
+def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) -> list[ImageFile]:
+    """Find the images of several arguments, in order and without repetition.
+
+    Args:
+        arguments: files, folders, patterns, shards or tables.
+        left_out: what to leave out.
+
+    Raises:
+        UserError: there is no argument, or one gives no image.
+    """
+    if not arguments:
+        raise UserError("no images; give image files, folders, patterns, .tar shards or tables of pairs")
+    left_out = left_out or Exclusions()
+    images = (image for argument in arguments for image in iterate_images(argument, left_out))
+    found = list({image.name: image for image in images}.values())
+    if not found:
+        raise UserError(f"no images; {left_out}" if str(left_out) else f"{', '.join(arguments)}: no images")
+    return found
+
+
+def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterator[ImageFile]:
+    """Find the images of one argument, one after another.
+
+    Folders are searched with all subfolders, where files without the suffix of an image are skipped. A file that is the
+    argument itself counts as an image, whatever its suffix.
+
+    Links are followed once, see `Walk`.
+
+    Raises:
+        UserError: the argument is empty, gives no image, or is a table or folder that cannot be read.
+    """
+    left_out = left_out or Exclusions()
+    require_path(argument)
+    path = Path(argument)
+    if is_forbidden(argument):
+        raise UserError(f"{argument}: cannot be read ({os.strerror(errno.EACCES)})")
+    if path.is_dir():
+        nothing = f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)"
+        yield from _not_none(_in_folder(path, left_out), nothing, left_out)
+    elif not path.exists() and has_magic(argument):
+        yield from _not_none(_matches(argument, left_out), f"{argument}: no image matches this pattern", left_out)
+    elif Path(argument.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES:
+        yield from _of_table(argument)
+    elif not left_out.has_file(path.name, path.name, keep_hidden=True):
+        yield from _open(str(path))
+
+
+def is_forbidden(path: str) -> bool:
+    """True if permissions hide whether the path exists."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def _not_none(images: Iterator[ImageFile], message: str, left_out: Exclusions) -> Iterator[ImageFile]:
+    first = next(images, None)
+    if first is None:
+        raise UserError(f"{message}; {left_out}" if str(left_out) else message)
+    yield first
+    yield from images
+
+
+def _matches(pattern: str, left_out: Exclusions) -> Iterator[ImageFile]:
+    fixed = pattern[: pattern.rfind("/", 0, re.search(r"[*?[]", pattern).start()) + 1]  # type: ignore[union-attr]
+    for name in sorted(set(_expanded(pattern, left_out))):
+        path, below = Path(name), name.removeprefix(fixed).removeprefix("./")
+        if has_wanted_suffix(name) and path.is_file() and not left_out.has_file(path.name, below, keep_hidden=True):
+            yield from _open(str(path))
+
+
+def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
+    """The paths that match a pattern. For `**`, subfolders are walked, because `glob` would follow links in circles."""
+    stars = _ANY_FOLDERS.search(pattern)
+    if stars is None:
+        yield from glob(pattern)  # noqa: PTH207 (an absolute pattern)
+        return
+    above, rest = pattern[: stars.start()], pattern[stars.end() :] or "*"
+    for top in glob(above or stars[1] or "."):  # noqa: PTH207
+        for folder, _ in Walk(top, left_out):
+            yield from _expanded(f"{escape(folder or '.').rstrip('/')}/{rest}", left_out)
+
+
+def _in_folder(root: Path, left_out: Exclusions) -> Iterator[ImageFile]:
+    """The images below a folder. A folder that cannot be read gives an image that raises an error when it is read."""
+    walk = Walk(str(root), left_out)
+    for folder, files in walk:
+        yield from _refused(walk.refused)
+        for name in files:
+            if not left_out.has_file(name, walk.path(folder, name)):
+                yield from _open(os.path.join(folder, name))  # noqa: PTH118 (a tenth of the time of pathlib)
+
+
+def _refused(errors: list[OSError]) -> Iterator[ImageFile]:
+    while errors:
+        error = errors.pop(0)
+        read = partial(_refuse, f"{error.filename}: cannot be read ({error.strerror or error})", error)
+        yield ImageFile(str(error.filename), read, hides_others=True)
+
+
+def _open(path: str) -> Iterator[ImageFile]:
+    if path.lower().endswith(".tar") and Path(path).is_file():
+        yield from _of_tar(Path(path))
+    else:
+        yield ImageFile(path)
+
+
+def _name_of_member(shard: Path | str, member: str) -> str:
+    """The name of an image in a shard. `member_of_name` is the inverse."""
+    return f"{shard}: {member}"
+
+
+def member_of_name(name: str, shard: str) -> str:
+    """The path of an image within its shard."""
+    return name.removeprefix(_name_of_member(shard, ""))
+
+
+def shard_of_name(name: str) -> str | None:
+    """The shard in the name of an image; None if the image is not a member of a shard.
+
+    The shard ends at the first `.tar: `. This is wrong for a shard in a folder whose own name contains `.tar: `.
+    """
+    member = _MEMBER.match(name)
+    return member["shard"] if member else None
+
+
+def _of_tar(path: Path) -> Iterator[ImageFile]:
+    """The images of a shard, with or without captions. If it is damaged, the last image raises an error when read."""
+    count = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := next_member(tar)) is not None:
+                if member.isreg() and is_image_name(member.name):
+                    count += 1
+                    if member.offset_data + member.size > path.stat().st_size:
+                        raise tarfile.ReadError(f"it ends within {member.name}")
+                    span = Span(path, member.offset_data, member.size)
+                    yield ImageFile(_name_of_member(path, member.name), span.read, span)
+            if block_at_end(tar).strip(b"\0"):
+                raise tarfile.ReadError("a header is damaged or cut off")  # tarfile takes this as the end
+    except (tarfile.TarError, OSError) as error:
+        read = partial(_refuse, f"{path}: not a whole uncompressed tar file ({error})", error)
+        yield ImageFile(f"{path}", read, hides_others=True)
+    else:
+        if not count:
+            yield ImageFile(f"{path}", partial(_refuse, f"{path}: has no images ({_suffixes()})"))
+
+
+def _of_table(argument: str) -> Iterator[ImageFile]:
+    table = _Table(argument)
+    for index in range(len(table.source)):
+        name, span = writable(table.source.name(index)), table.span(index)
+        yield ImageFile(name, partial(table.read, index), span, partial(table.fields, index))
+
+
+class _Table:
+    """A table of images. It is serialized as its name alone, so each worker process opens the table itself."""
+
+    def __init__(self, argument: str) -> None:
+        from grr_coca.data.sources.listed import ListedPairs  # late: most images are separate files
+        from grr_coca.data.sources.open import open_source
+
+        self.argument = argument
+        self.source = open_source(argument, needs_captions=False)
+        self._listed = self.source if isinstance(self.source, ListedPairs) else None
+
+    def __reduce__(self) -> tuple[Callable[[str], "_Table"], tuple[str]]:
+        return _opened, (self.argument,)
+
+    def read(self, index: int) -> bytes:
+        return self.source[index].image if self._listed is None else self._listed.image(index)
+
+    def span(self, index: int) -> Span | None:
+        path = None if self._listed is None else self._listed.image_path(index)
+        return Span(path) if path else None
+
+    def fields(self, index: int) -> Mapping[str, object]:
+        return {} if self._listed is None else self._listed.fields(index)
+
+
+@lru_cache(maxsize=4)
+def _opened(argument: str) -> _Table:
+    return _Table(argument)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        size = 0  # `read_whole` says what is wrong
+    _require_bytes(size, str(path))
+    return read_whole(path)
+
+
+def _require_bytes(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise BadSample(f"{name}: too many bytes: {size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
+
+
+def _refuse(message: str, cause: Exception | None = None) -> bytes:
+    raise UserError(message) from cause
+
+
+def _suffixes() -> str:
+    return ", ".join(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
+
+
+# --- Decoding in the background
+
+_Decoded = tuple[ImageFile, Image.Image | UserError]
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+
+def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: int) -> Iterator[list[_Decoded]]:
+    """Decode images in the background, in batches and in order.
+
+    Each image comes with a square of the input size of the model, or with the error if it cannot be decoded.
+    """
+
+    def decode(file: ImageFile) -> _Decoded:
+        try:
+            # Scaled at once, because two batches of large photographs would fill the memory.
+            return file, preprocess.square(preprocess.decode(file.read(), file.name))
+        except UserError as error:
+            return file, error
+        except MemoryError:  # the other images may be smaller
+            return file, UserError(f"{file.name}: decoding it takes more memory than is free")
+
+    return done_ahead(files, decode, batch_size)
+
+
+def done_ahead(items: Iterable[Item], work: Callable[[Item], Done], batch_size: int) -> Iterator[list[Done]]:
+    """Results of `work` in batches and in order. Threads compute the next batch while the caller uses the current one.
+
+    At most two batches are taken from `items` ahead of the results.
+    """
+    waiting: deque[list[Future[Done]]] = deque()
+    source = iter(items)
+    with thread_pool() as pool:
+        while batch := list(islice(source, batch_size)):
+            waiting.append([pool.submit(work, item) for item in batch])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]

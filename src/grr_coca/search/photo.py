@@ -1,0 +1,363 @@
+"""What a camera and people wrote into an image file, or into an XMP file beside it: date, place, title, keywords.
+
+Nothing is written. What is damaged or out of range is left out, and never an error: it does not affect the image.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any, Literal, Self, cast
+
+from PIL import ExifTags, Image, IptcImagePlugin
+from PIL.ImageFile import ImageFile as OpenedFile
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.images import ignore_warnings_of_pillow, open_header
+from grr_coca.search.image_files import ImageFile
+
+PHOTO_FIELDS: dict[str, Literal["text", "number"]] = {
+    "taken": "text",
+    "camera": "text",
+    "lens": "text",
+    "lat": "number",
+    "lon": "number",
+}
+"""Fields of an image that its camera has written. `taken`: local time, such as `2026-03-01T12:00:00`; `lat`, `lon`:
+degrees, positive in the north and east."""
+
+_MAX_METADATA_BYTES = 2**24
+"""More is not read. Some programs keep whole images there, and a crafted file may promise anything."""
+_MAX_TEXT = 500
+_MAX_KEYWORDS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """What was read of an image. `sidecars`: see `sidecar_state`. The other values are those of `PHOTO_FIELDS`."""
+
+    taken: str | None = None
+    camera: str | None = None
+    lens: str | None = None
+    lat: float | None = None
+    lon: float | None = None
+    title: str | None = None
+    keywords: tuple[str, ...] = ()
+    sidecars: int = 0
+
+    @property
+    def fields(self) -> dict[str, str | float]:
+        """The values of `PHOTO_FIELDS` that are known."""
+        return {name: value for name in PHOTO_FIELDS if (value := getattr(self, name)) is not None}
+
+    @property
+    def words(self) -> str:
+        """Title and keywords, for a full-text index."""
+        return "\n".join([*([self.title] if self.title else []), *self.keywords])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON can hold them. Unknown ones are left out."""
+        known = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        return {**known, "sidecars": self.sidecars}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Restore the values of `to_dict`. Others, of a newer version, are ignored."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(**{**known, "keywords": tuple(known.get("keywords", ()))})
+
+
+def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
+    """Read what was written into an image file, and into the XMP files beside it.
+
+    Args:
+        file: the image.
+        content: its bytes; None: the file is opened, and only its metadata are read if its format allows.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    sidecars = sidecar_state(file)  # before they are read: one that changes meanwhile is read again
+    if content is None and file.path is not None:
+        try:
+            with file.path.open("rb") as opened:
+                photo = _in_file(opened, file.name)
+        except OSError as error:
+            raise UserError(f"{file.name}: cannot be read ({error.strerror or error})") from error
+    else:
+        photo = _in_file(io.BytesIO(file.read() if content is None else content), file.name)
+    for path in sidecar_paths(file):
+        photo = _with_sidecar(photo, path)
+    return replace(photo, sidecars=sidecars)
+
+
+# --- Sidecars
+
+
+def sidecar_paths(file: ImageFile) -> list[str]:
+    """The places of XMP files of an image that is a separate file: `NAME.xmp`, then `NAME.jpg.xmp`, which counts more.
+
+    Lightroom and Adobe Bridge write the first; darktable and digiKam write the second.
+    """
+    return [] if file.source is not None else [f"{os.path.splitext(file.name)[0]}.xmp", f"{file.name}.xmp"]  # noqa: PTH122
+
+
+def sidecar_state(file: ImageFile) -> int:
+    """A number that changes when an XMP file of an image is made, changed or removed; 0 if there is none."""
+    found = []
+    for place, path in enumerate(sidecar_paths(file)):
+        try:
+            status = os.stat(path)  # noqa: PTH116 (each update does this for each image)
+        except (OSError, ValueError):
+            continue
+        found.append((place, status.st_size, status.st_mtime_ns))
+    if not found:
+        return 0
+    return int.from_bytes(blake2b(repr(found).encode(), digest_size=7).digest())
+
+
+def _with_sidecar(photo: Photo, sidecar: str) -> Photo:
+    """What an XMP file says counts more than what is in the image. Keywords of both are kept."""
+    path = Path(sidecar)
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_METADATA_BYTES:  # a named pipe would be waited for
+            return photo
+        content = path.read_bytes()
+    except (OSError, ValueError):
+        return photo
+    carrier = Image.new("1", (1, 1))
+    carrier.info["xmp"] = content.removeprefix(b"\xef\xbb\xbf")
+    found = _of_xmp(_xmp(carrier))
+    known = {name: value for name, value in found.to_dict().items() if name not in ("keywords", "sidecars")}
+    return replace(photo, **known, keywords=_unique([*photo.keywords, *found.keywords]))
+
+
+# --- Image files
+
+
+class _LimitedFile:
+    """A file that refuses to be read once `_MAX_METADATA_BYTES` have been read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._left = _MAX_METADATA_BYTES
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._left:
+            raise OSError("too many bytes of metadata")
+        self._left -= size
+        return self._file.read(size)
+
+
+_LAZY = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+"""Formats whose metadata can be read without the pixels, by the first bytes of a file."""
+
+
+def _in_file(file: IO[bytes], name: str) -> Photo:
+    head = file.read(16)
+    file.seek(0)
+    lazy = next((kind for magic, kind in _LAZY.items() if head.startswith(magic)), None)
+    if lazy is None and head[8:12] != b"WEBP" and head[4:8] != b"ftyp":
+        return Photo()  # no other format has such metadata
+    ignore_warnings_of_pillow()
+    try:
+        image = (
+            Image.open(cast(IO[bytes], _LimitedFile(file)), formats=[lazy]) if lazy else open_header(file.read(), name)
+        )
+    except Exception:  # damaged files raise many types; decoding says what is wrong
+        return Photo()
+    exif, xmp, iptc = _exif(image), _of_xmp(_xmp(image)), _iptc(image)
+    taken = exif.taken or xmp.taken or iptc.taken
+    lat, lon = (exif.lat, exif.lon) if exif.lat is not None else (xmp.lat, xmp.lon)
+    return Photo(
+        taken=taken,
+        camera=exif.camera or xmp.camera,
+        lens=exif.lens or xmp.lens,
+        lat=lat,
+        lon=lon,
+        title=xmp.title or iptc.title,
+        keywords=_unique([*xmp.keywords, *iptc.keywords]),
+    )
+
+
+# --- EXIF
+
+
+def _exif(image: Image.Image) -> Photo:
+    # Each part by itself: damage to one must not hide the others.
+    main = _tags(image, None)
+    more, place = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
+    tag, where = ExifTags.Base, ExifTags.GPS
+    lat = _degrees(place.get(where.GPSLatitude), place.get(where.GPSLatitudeRef), 90)
+    lon = _degrees(place.get(where.GPSLongitude), place.get(where.GPSLongitudeRef), 180)
+    lat, lon = _place(lat, lon)
+    return Photo(
+        taken=_exif_time(more.get(tag.DateTimeOriginal)) or _exif_time(more.get(tag.DateTimeDigitized)),
+        camera=_camera(main.get(tag.Make), main.get(tag.Model)),
+        lens=_text(more.get(tag.LensModel)),
+        lat=lat,
+        lon=lon,
+    )
+
+
+def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
+    try:
+        if len(image.info.get("exif", b"")) > _MAX_METADATA_BYTES:
+            return {}
+        exif = image.getexif()
+        return dict(exif) if ifd is None else dict(exif.get_ifd(ifd))
+    except Exception:  # damaged EXIF data raise many types
+        return {}
+
+
+def _exif_time(value: object) -> str | None:
+    """A time such as `2026:03:01 12:00:00`. Cameras without a clock write zeros or spaces."""
+    try:
+        return datetime.strptime(str(value).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
+    except ValueError:
+        return None
+
+
+def _camera(make: object, model: object) -> str | None:
+    """Maker and model, such as `FUJIFILM X100V`. Many models begin with the maker already."""
+    made_by, name = _text(make), _text(model)
+    if not made_by or not name:
+        return name or made_by
+    return name if name.lower().startswith(made_by.split()[0].lower()) else f"{made_by} {name}"
+
+
+def _degrees(parts: object, reference: object, limit: float) -> float | None:
+    """Degrees of three rational numbers: degrees, minutes and seconds. None if they are out of range."""
+    try:
+        numbers = [float(part) for part in (parts if isinstance(parts, tuple | list) else (parts,))]  # type: ignore[arg-type]
+        sign = {"N": 1, "E": 1, "S": -1, "W": -1}[str(reference).strip("\0 ").upper()[:1]]
+    except (TypeError, ValueError, KeyError, ZeroDivisionError):
+        return None
+    degrees = sum(number / 60**place for place, number in enumerate(numbers[:3]))
+    return sign * round(degrees, 6) if all(n >= 0 for n in numbers) and degrees <= limit else None  # false for NaN too
+
+
+def _place(lat: float | None, lon: float | None) -> tuple[float | None, float | None]:
+    """Both, or none. Cameras that do not know where they are write zeros."""
+    return (None, None) if lat is None or lon is None or lat == lon == 0 else (lat, lon)
+
+
+# --- XMP
+
+
+def _xmp(image: Image.Image) -> dict[str, Any]:
+    """The properties of all descriptions, by their names without namespaces."""
+    try:
+        found = image.getxmp()
+    except Exception:  # no XML, or with entities, or nested too deeply
+        return {}
+    rdf = found.get("xmpmeta", found)
+    rdf = rdf.get("RDF", {}) if isinstance(rdf, dict) else {}
+    described = rdf.get("Description", []) if isinstance(rdf, dict) else []
+    properties: dict[str, Any] = {}
+    for one in described if isinstance(described, list) else [described]:
+        if isinstance(one, dict):
+            properties |= one
+    return properties
+
+
+def _of_xmp(xmp: Mapping[str, Any]) -> Photo:
+    paths = [path.split("|") for path in _texts(xmp.get("hierarchicalSubject"))]  # of Lightroom, as `animals|cat`
+    paths += [path.split("/") for path in _texts(xmp.get("TagsList"))]  # of digiKam
+    lat, lon = _place(_xmp_degrees(xmp.get("GPSLatitude"), 90), _xmp_degrees(xmp.get("GPSLongitude"), 180))
+    return Photo(
+        taken=_xmp_time(xmp.get("DateTimeOriginal")) or _xmp_time(xmp.get("DateCreated")),
+        camera=_camera(xmp.get("Make"), xmp.get("Model")),
+        lens=_text(xmp.get("LensModel")) or _text(xmp.get("Lens")),
+        lat=lat,
+        lon=lon,
+        title=next(filter(None, map(_text, _texts(xmp.get("title")))), None),
+        keywords=_unique([*_texts(xmp.get("subject")), *(part for path in paths for part in path)]),
+    )
+
+
+_XMP_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?|$)")
+
+
+def _xmp_time(value: object) -> str | None:
+    """A time such as `2026-03-01T12:00:00+01:00`, without fractions and time zone; a day if that is all."""
+    match = _XMP_TIME.match(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    day, minutes, seconds = match.groups()
+    written = f"{day}T{minutes}{seconds or ':00'}" if minutes else day
+    try:
+        datetime.fromisoformat(written)
+    except ValueError:
+        return None
+    return written
+
+
+def _xmp_degrees(value: object, limit: float) -> float | None:
+    """Degrees as XMP writes them: `48,12.5N`, or `48,12,30N`."""
+    if not isinstance(value, str) or not value:
+        return None
+    return _degrees(value[:-1].split(","), value[-1], limit)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts of a property: one, a list (`Bag`, `Seq`), or one in several languages (`Alt`), the default first."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        first = [one for one in value if isinstance(one, dict) and one.get("lang") == "x-default"]
+        for one in (*first, *(one for one in value if one not in first)):
+            yield from _texts(one)
+    elif isinstance(value, dict):
+        for key in ("text", "Bag", "Seq", "Alt", "li"):
+            yield from _texts(value.get(key))
+
+
+# --- IPTC
+
+_UTF8 = b"\x1b%G"
+_CHARACTERS, _TITLE, _KEYWORDS, _DAY = (1, 90), (2, 5), (2, 25), (2, 55)
+
+
+def _iptc(image: Image.Image) -> Photo:
+    try:
+        found = IptcImagePlugin.getiptcinfo(cast(OpenedFile, image)) or {}
+    except Exception:  # damaged data raise many types
+        return Photo()
+
+    def texts(key: tuple[int, int]) -> list[str]:
+        values = found.get(key, [])
+        return [_decoded(value, found.get(_CHARACTERS)) for value in (values if isinstance(values, list) else [values])]
+
+    day = next(iter(texts(_DAY)), "")
+    return Photo(
+        taken=_xmp_time(f"{day[:4]}-{day[4:6]}-{day[6:8]}"),
+        title=next(filter(None, map(_text, texts(_TITLE))), None),
+        keywords=_unique(texts(_KEYWORDS)),
+    )
+
+
+def _decoded(value: bytes | None, characters: object) -> str:
+    try:
+        return (value or b"").decode("utf-8")
+    except UnicodeDecodeError:
+        return (value or b"").decode("utf-8" if characters == _UTF8 else "latin-1", "replace")
+
+
+# --- Texts
+
+
+def _text(value: object) -> str | None:
+    """A text on one line, without the zeros and spaces that fill it up; None if nothing is left."""
+    if not isinstance(value, str):
+        return None
+    return " ".join(value.replace("\0", " ").split())[:_MAX_TEXT].strip() or None
+
+
+def _unique(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, map(_text, texts))))[:_MAX_KEYWORDS]

@@ -1,0 +1,274 @@
+"""Writes captions and keywords into XMP files beside images. Nothing else that such a file holds is changed.
+
+An existing file is not written anew from what was understood of it: the new words are inserted into its bytes, so notes
+of other programs stay as they are, to the last space. The image itself is never opened for writing.
+
+The format: XMP specification part 1 (ISO 16684-1). Captions are `dc:description`, keywords `dc:subject`.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from xml.parsers import expat
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_whole, write_whole
+
+_DC = "http://purl.org/dc/elements/1.1/"
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_XML_LANG = "http://www.w3.org/XML/1998/namespace lang"
+_NEW = (
+    "<?xpacket begin='\ufeff' id='W5M0MpCehiHzreSzNTczkc9d'?>\n"
+    "<x:xmpmeta xmlns:x='adobe:ns:meta/' x:xmptk='grr-coca'>\n"
+    f" <rdf:RDF xmlns:rdf='{_RDF}'>\n </rdf:RDF>\n"
+    "</x:xmpmeta>\n<?xpacket end='w'?>\n"
+)
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_MAX_BYTES = 2**24
+_MAX_LEVELS = 100
+
+
+class XmpError(UserError):
+    """The error for an XMP file that cannot be changed safely, and stays as it is."""
+
+
+def sidecar_to_write(image: Path, *, is_alone: bool = True) -> Path:
+    """The XMP file for an image: `NAME.jpg.xmp`, or `NAME.xmp` if only that exists.
+
+    digiKam, darktable and PhotoPrism read both, Lightroom and Adobe Bridge the second. `is_alone`: False if another
+    image has this name with another suffix. `NAME.xmp` is not taken then, as it may be that of the other image.
+    """
+    own, shared = image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp")
+    return shared if is_alone and not os.path.lexists(own) and shared.is_file() else own
+
+
+def has_caption(sidecar: Path) -> bool:
+    """True if an XMP file has a caption already.
+
+    Raises:
+        XmpError: it exists, and is not an XMP file that can be changed.
+    """
+    return os.path.lexists(sidecar) and _located(_read(sidecar), sidecar).has_description
+
+
+def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = (), *, overwrite: bool = False) -> None:
+    """Write a caption and keywords into an XMP file, which is made if it does not exist.
+
+    Args:
+        sidecar: the file.
+        caption: None: none.
+        keywords: are added to those that the file has.
+        overwrite: replace a caption that the file has. Its translations stay.
+
+    Raises:
+        XmpError: the file exists and is not an XMP file that can be changed, or is a link. It stays as it is.
+        OSError: the disk is full or cannot be written to. The file stays as it is.
+    """
+    is_there = os.path.lexists(sidecar)
+    content = _read(sidecar) if is_there else _NEW.encode()
+    changed = _inserted(content, sidecar, caption, keywords, overwrite)
+    if changed != content or not is_there:
+        write_whole(sidecar, changed)
+
+
+def _read(sidecar: Path) -> bytes:
+    if sidecar.is_symlink() or not sidecar.is_file():  # a link may lead to the image itself
+        raise XmpError(f"{sidecar}: a link or not a file; it is left as it is")
+    if sidecar.stat().st_size > _MAX_BYTES:
+        raise XmpError(f"{sidecar}: too large for an XMP file; it is left as it is")
+    try:
+        return read_whole(sidecar)
+    except UserError as error:
+        raise XmpError(str(error)) from error
+
+
+def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequence[str], overwrite: bool) -> bytes:
+    found = _located(content, sidecar)
+    edits: list[tuple[int, int, str]] = []
+    properties = ""
+    if caption is not None and not found.has_description:
+        item = f'<rdf:li xml:lang="x-default">{_text(caption)}</rdf:li>'
+        properties += _property("description", "Alt", item)
+    elif caption is not None and overwrite:
+        edits.append(_new_description(found, caption, sidecar))
+    missing = [word for word in dict.fromkeys(map(_plain, keywords)) if word and word not in found.keywords]
+    items = "".join(f"<rdf:li>{escape(word, quote=False)}</rdf:li>" for word in missing)
+    if missing and found.bag_end is not None:
+        # The file may have another prefix for the names of RDF.
+        edits.append((found.bag_end, found.bag_end, items.replace("<rdf:li>", f"<rdf:li xmlns:rdf='{_RDF}'>")))
+    elif missing and found.has_subject:
+        raise XmpError(f"{sidecar}: its keywords are no list that can be extended; it is left as it is")
+    elif missing:
+        properties += _property("subject", "Bag", items)
+    if properties:
+        edits.append(_new_properties(found, properties, sidecar))
+    for start, end, text in sorted(edits, reverse=True):
+        content = content[:start] + text.encode() + content[end:]
+    after = _located(content, sidecar)  # what was written must be found again
+    assert caption is None or after.has_description
+    assert {*found.keywords, *missing} == set(after.keywords)
+    return content
+
+
+def _new_description(found: "_Places", caption: str, sidecar: Path) -> tuple[int, int, str]:
+    if found.default is not None:
+        return *found.default, _text(caption)
+    if found.alternatives is not None:
+        return (
+            found.alternatives,
+            found.alternatives,
+            (f"<rdf:li xmlns:rdf='{_RDF}' xml:lang=\"x-default\">{_text(caption)}</rdf:li>"),
+        )
+    raise XmpError(f"{sidecar}: its caption is written in a way that cannot be replaced; it is left as it is")
+
+
+def _new_properties(found: "_Places", properties: str, sidecar: Path) -> tuple[int, int, str]:
+    if found.description_end is not None:
+        return found.description_end, found.description_end, properties
+    if found.rdf_end is None:
+        raise XmpError(f"{sidecar}: not an XMP file (it has no rdf:RDF to write into); it is left as it is")
+    described = (
+        f"<rdf:Description xmlns:rdf='{_RDF}' rdf:about='{escape(found.about)}'>\n{properties}</rdf:Description>\n"
+    )
+    return found.rdf_end, found.rdf_end, described
+
+
+def _property(name: str, kind: str, items: str) -> str:
+    spaces = f"xmlns:dc='{_DC}' xmlns:rdf='{_RDF}'"
+    return f"  <dc:{name} {spaces}><rdf:{kind}>{items}</rdf:{kind}></dc:{name}>\n"
+
+
+def _text(text: str) -> str:
+    return escape(_plain(text), quote=False)
+
+
+def _plain(text: str) -> str:
+    """A text on one line, of characters that XML can hold."""
+    return " ".join(_NOT_XML.sub(" ", text).split())
+
+
+# --- Places in the bytes
+
+
+@dataclass(kw_only=True)
+class _Places:
+    """Where the bytes of an XMP file can be extended. None: there is no such place.
+
+    `rdf_end`, `description_end`: before the end tags of `rdf:RDF` and of the first `rdf:Description`; `about`: what
+    that is about; `default`: start and end of the caption in the default language; `alternatives`: where its list of
+    languages begins; `bag_end`: before the end of the list of keywords.
+    """
+
+    rdf_end: int | None = None
+    description_end: int | None = None
+    about: str = ""
+    has_description: bool = False
+    default: tuple[int, int] | None = None
+    alternatives: int | None = None
+    has_subject: bool = False
+    bag_end: int | None = None
+    keywords: list[str] = field(default_factory=list)
+
+
+def _located(content: bytes, sidecar: Path) -> _Places:
+    """Find the places of an XMP file.
+
+    Raises:
+        XmpError: the file is not XML in UTF-8, or has a DOCTYPE.
+    """
+    reader = _Reader(content)
+    try:
+        content.decode()
+        reader.read()
+    except (ValueError, expat.ExpatError) as error:
+        raise XmpError(f"{sidecar}: not an XMP file that can be changed ({error}); it is left as it is") from error
+    return reader.places
+
+
+class _Reader:
+    """Reads an XMP file and notes the places of bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.places = _Places()
+        self._content = content
+        self._path: list[str] = []
+        self._text = ""
+        self._waits_for_content: list[str] | None = None  # path of the element whose content begins at the next event
+        self._start_of_item = 0
+        self._is_default = False
+        self._num_descriptions = 0
+        parser = self._parser = expat.ParserCreate(namespace_separator=" ")
+        parser.buffer_text = False
+        parser.StartElementHandler, parser.EndElementHandler = self._begin, self._end
+        parser.CharacterDataHandler = self._characters
+        for name in ("CommentHandler", "ProcessingInstructionHandler", "StartCdataSectionHandler"):
+            setattr(parser, name, lambda *_: self._next())
+        parser.StartDoctypeDeclHandler = self._refuse
+
+    def read(self) -> None:
+        self._parser.Parse(self._content, True)
+
+    def _refuse(self, *_: object) -> None:
+        raise ValueError("it has a DOCTYPE")
+
+    def _next(self) -> int:
+        """The place of this event, where the content of the last element begins."""
+        place: int = self._parser.CurrentByteIndex
+        waiting, self._waits_for_content = self._waits_for_content, None
+        if waiting == _ITEM_OF_DESCRIPTION:
+            self._start_of_item = place
+        elif waiting == _ALTERNATIVES and self.places.alternatives is None:
+            self.places.alternatives = place
+        return place
+
+    def _begin(self, name: str, attributes: dict[str, str]) -> None:
+        self._next()
+        if len(self._path) == _MAX_LEVELS:
+            raise ValueError(f"more than {_MAX_LEVELS} nested elements")
+        self._path.append(name)
+        self._text = ""
+        self._waits_for_content = self._below()
+        if name == f"{_RDF} Description" and len(self._below()) == 1:
+            self._num_descriptions += 1
+            if self._num_descriptions == 1:
+                self.places.about = attributes.get(f"{_RDF} about", attributes.get("about", ""))
+            self.places.has_description |= f"{_DC} description" in attributes
+            self.places.has_subject |= f"{_DC} subject" in attributes
+        self.places.has_description |= self._below() == _DESCRIPTION
+        self.places.has_subject |= self._below() == _SUBJECT
+        self._is_default = attributes.get(_XML_LANG) == "x-default"
+
+    def _characters(self, text: str) -> None:
+        self._next()
+        self._text += text
+
+    def _end(self, name: str) -> None:
+        is_new = self._waits_for_content is not None
+        place, below = self._next(), self._below()
+        is_open = not (is_new and self._content[place - 2 : place] == b"/>")  # not an element such as `<rdf:Bag/>`
+        if name == f"{_RDF} RDF" and is_open:
+            self.places.rdf_end = place
+        elif below == [f"{_RDF} Description"] and is_open and self._num_descriptions == 1:
+            self.places.description_end = place
+        elif below == _ITEM_OF_DESCRIPTION and self._is_default and is_open:
+            self.places.default = self._start_of_item, place
+        elif below in _LISTS_OF_SUBJECT and is_open:
+            self.places.bag_end = place
+        elif below[:-1] in _LISTS_OF_SUBJECT:
+            self.places.keywords.append(" ".join(self._text.split()))
+        self._path.pop()
+
+    def _below(self) -> list[str]:
+        """The path below `rdf:RDF`."""
+        return self._path[self._path.index(_ROOT) + 1 :] if _ROOT in self._path else []
+
+
+_ROOT = f"{_RDF} RDF"
+_DESCRIPTION = [f"{_RDF} Description", f"{_DC} description"]
+_ALTERNATIVES = [*_DESCRIPTION, f"{_RDF} Alt"]
+_ITEM_OF_DESCRIPTION = [*_ALTERNATIVES, f"{_RDF} li"]
+_SUBJECT = [f"{_RDF} Description", f"{_DC} subject"]
+_LISTS_OF_SUBJECT = [[*_SUBJECT, f"{_RDF} {kind}"] for kind in ("Bag", "Seq")]

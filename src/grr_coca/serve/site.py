@@ -1,0 +1,467 @@
+"""Write a site that runs a model and searches an index in the browser: a folder of static files for any web host.
+
+| file | |
+|---|---|
+| `index.html`, `*.js`, `style.css` | the page, see `grr_coca.serve.page` |
+| `site.json` | what the page must know of the other files |
+| `runtime/` | ONNX Runtime Web |
+| `model/` | the graphs, their weights and the tokenizer |
+| `library/` | the index: rows in JSON, embeddings in 8 bits |
+| `thumbnails/` | its images, scaled down |
+
+Embeddings are quantized by row: 8-bit integers, and one scale that makes each row a unit vector again.
+
+Shapes: N images, E embedding width.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import MANIFEST, read_json, user_cache, verify_folder, whole_folder
+from grr_coca.model.checkpoint_folder import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
+from grr_coca.search.duplicates import duplicate_groups
+from grr_coca.search.entry import Entry, name_id
+from grr_coca.search.facets import Facet, facet_fields, facets_of
+from grr_coca.search.relevance import RelevanceCurve
+from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
+from grr_coca.serve.page import FILES, POLICY
+
+CHUNK = 8192
+"""Rows of a file of the library."""
+THUMBNAIL_SIDE = 400
+"""Longest side of a thumbnail, in pixels."""
+
+OnProgress = Callable[[int, int], object]
+"""Called with the numbers of finished and of all images."""
+
+
+# --- ONNX Runtime Web
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A pinned npm package. An archive with another SHA-256 is refused."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        """The file name that `npm pack` gives the package."""
+        return f"{self.name}-{self.version}.tgz"
+
+
+RUNTIME = Archive("onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71")
+_RUNTIME_FILES = {
+    "ort.wasm.bundle.min.mjs": "ort.js",  # hosts know the type of .js, and not all know that of .mjs
+    "ort-wasm-simd-threaded.wasm": "ort.wasm",
+}
+_RUNTIME_LICENCE = """ONNX Runtime Web {version} (npm package {name}). MIT License.
+
+Copyright (c) Microsoft Corporation
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
+
+
+def find_runtime(given: Path | None = None) -> dict[str, bytes]:
+    """The files of ONNX Runtime Web that a site needs, by the name that they get there.
+
+    Args:
+        given: the archive of the npm package; None: the one in the user's cache, where npm puts it at first use.
+
+    Raises:
+        UserError: the archive cannot be had, or is not the pinned one; the message says how to get it.
+    """
+    path = given or user_cache() / "packages" / RUNTIME.file
+    if given is None and not path.exists():
+        _fetch(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if hashlib.sha256(content).hexdigest() != RUNTIME.sha256:
+        again = "delete it, and it is fetched again" if given is None else _by_hand()
+        raise UserError(f"{path}: not {RUNTIME.file}, or damaged: its SHA-256 is not {RUNTIME.sha256}; {again}")
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        members = {ours: archive.extractfile(f"package/dist/{theirs}") for theirs, ours in _RUNTIME_FILES.items()}
+        files = {name: member.read() for name, member in members.items() if member is not None}
+    return files | {"LICENSE.txt": _RUNTIME_LICENCE.format(name=RUNTIME.name, version=RUNTIME.version).encode()}
+
+
+def _fetch(path: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"npm is not installed, and it fetches {RUNTIME.name}; {_by_hand()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arriving = path.parent / f"arriving-{os.getpid()}"  # npm writes in pieces
+    arriving.mkdir(exist_ok=True)
+    try:
+        command = [npm, "pack", "--silent", f"{RUNTIME.name}@{RUNTIME.version}"]
+        told = subprocess.run(command, cwd=arriving, capture_output=True, text=True, check=False)
+        if told.returncode or not (arriving / RUNTIME.file).exists():
+            reason = next((line for line in reversed(told.stderr.splitlines()) if line.strip()), "it says no reason")
+            raise UserError(f"npm pack {RUNTIME.name}@{RUNTIME.version} failed ({reason.strip()}); {_by_hand()}")
+        (arriving / RUNTIME.file).replace(path)
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+
+
+def _by_hand() -> str:
+    return (
+        f"where there is a network, run `npm pack {RUNTIME.name}@{RUNTIME.version}`, and give the file "
+        f"{RUNTIME.file} by --runtime"
+    )
+
+
+# --- The index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """What a site can search.
+
+    `entries`, `vectors`: the images in the order in which the page shows them, N E. `groups`: positions of
+    near-duplicates. `drawings`: for each image the SVG file that the page shows and copies, as (box, body); None: the
+    page shows thumbnails. The drawings of neighbours in `drawn_order` are loaded together. `words`: by which each image
+    is found, besides its caption; None: its file name and keywords. `curve`: of the relevances; None: hits have none,
+    as nothing is known of such models, or captions are not the model's.
+    """
+
+    entries: Sequence[Entry]
+    vectors: np.ndarray
+    facets: Sequence[Facet]
+    groups: Sequence[Sequence[int]] = ()
+    drawings: Sequence[tuple[Sequence[float], str]] | None = None
+    drawn_order: Sequence[int] | None = None
+    words: Sequence[str] | None = None
+    curve: RelevanceCurve | None = None
+
+
+def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
+    """Read an index, the newest images first. Where photographs were taken is left out, as a site may be public.
+
+    Args:
+        store: the index.
+        curve: see `Library`.
+
+    Raises:
+        UserError: it has no images, or cannot be read.
+    """
+    with store.snapshot():
+        everything = list(store.everything())
+        groups = duplicate_groups(store)
+    if not everything:
+        raise UserError(f"{store.location}: has no images; add some: grr-coca index IMAGES… --out {store.location}")
+    everything.sort(key=lambda pair: pair[0].name)
+    everything.sort(key=lambda pair: pair[0].date, reverse=True)
+    entries = [_without_place(entry) for entry, _ in everything]
+    rows = {entry.name: row for row, entry in enumerate(entries)}
+    return Library(
+        entries=entries,
+        vectors=np.array([vector for _, vector in everything]),
+        facets=facets_of(entries, facet_fields({field for entry in entries for field in entry.fields})),
+        groups=[[rows[entry.name] for entry in group.entries] for group in groups],
+        curve=curve,
+    )
+
+
+def _without_place(entry: Entry) -> Entry:
+    return entry if entry.photo is None else replace(entry, photo=replace(entry.photo, lat=None, lon=None))
+
+
+def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors N E as integers of 8 bits and scales N. Scaled, the integers have length 1 again."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True).clip(min=1e-12)
+    levels = np.rint(vectors / largest * 127).astype(np.int8)
+    lengths = np.sqrt(np.square(levels.astype(np.float32)).sum(axis=1))
+    return levels, (1 / lengths.clip(min=1)).astype(np.float32)
+
+
+def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dict[str, str]:
+    """Write `library/`, and `thumbnails/` or `drawings/`. Returns what `site.json` says of the pictures."""
+    folder = site / "library"
+    folder.mkdir()
+    count, width = library.vectors.shape
+    places = None
+    if library.drawings is None:
+        there = _write_thumbnails(library.entries, site / "thumbnails", on_progress)
+        thumbnails = {"kind": "files", "folder": "thumbnails"}
+    else:
+        there = [True] * count
+        places = _write_drawings(library, site / "drawings")
+        thumbnails = {"kind": "svg", "folder": "drawings"}
+    root = _common_folder(library.entries) if library.drawings is None else ""
+    chunks, words = [], library.words
+    for number, start in enumerate(range(0, count, CHUNK)):
+        rows = slice(start, start + CHUNK)
+        columns = _columns(library.entries[rows], root, there[rows])
+        if places is not None:
+            columns["drawing"] = places[rows]
+        columns["words"] = list(map(_words, library.entries[rows])) if words is None else words[rows]
+        levels, scales = quantized(library.vectors[rows].astype(np.float32))
+        names = {"rows": f"{number:04}.json", "vectors": f"{number:04}.bin"}
+        (folder / names["rows"]).write_text(_json({key: _packed(column) for key, column in columns.items()}), "utf-8")
+        (folder / names["vectors"]).write_bytes(scales.astype("<f4").tobytes() + levels.tobytes())
+        chunks.append(names)
+    drawn = sorted(range(count), key=lambda row: name_id(library.entries[row].name))[:SAMPLE]
+    about = {
+        "count": count,
+        "width": width,
+        "chunk": CHUNK,
+        "chunks": chunks,
+        "curve": None if library.curve is None else to_dict(library.curve),
+        "sample": drawn,
+        "captions": [library.entries[row].caption for row in drawn[:SAMPLE_CAPTIONS]],
+        "facets": list(library.facets),
+        "groups": [list(group) for group in library.groups],
+    }
+    (folder / "library.json").write_text(_json(about), "utf-8")
+    return thumbnails
+
+
+def _words(entry: Entry) -> str:
+    return entry.title if entry.photo is None else f"{entry.title}\n{entry.photo.words}".strip()
+
+
+def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool]) -> dict[str, Any]:
+    known = [entry.all_fields for entry in entries]
+    fields = sorted({field for values in known for field in values})
+    return {
+        "name": [entry.name.removeprefix(root) for entry in entries],
+        "caption": [entry.caption for entry in entries],
+        "folder": [entry.folder for entry in entries],
+        "date": [entry.date for entry in entries],
+        "size": [entry.stamp.size for entry in entries],
+        "width": [entry.width for entry in entries],
+        "height": [entry.height for entry in entries],
+        "phash": [f"{entry.phash & (2**64 - 1):016x}" for entry in entries],
+        "is_there": list(there),
+        "fields": {field: [values.get(field) for values in known] for field in fields},
+    }
+
+
+def _packed(column: Any) -> Any:
+    """A column, shorter if its values repeat: `of` lists them, `at` has their places."""
+    if isinstance(column, dict):
+        return {key: _packed(values) for key, values in column.items()}
+    if not column or not isinstance(column[0], str | None):
+        return column
+    distinct = list(dict.fromkeys(column))
+    if len(distinct) * 2 > len(column):
+        return column
+    place = {value: index for index, value in enumerate(distinct)}
+    return {"of": distinct, "at": [place[value] for value in column]}
+
+
+def _common_folder(entries: Sequence[Entry]) -> str:
+    """The folder that all images are in, with a slash at its end: the site does not tell where it lay."""
+    folders = {os.path.dirname(entry.file or entry.name) for entry in entries}  # noqa: PTH120
+    try:
+        common = os.path.commonpath(folders) if folders else ""
+    except ValueError:  # some of them are not absolute
+        return ""
+    return common if common.endswith("/") or not common else f"{common}/"
+
+
+def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> list[bool]:
+    """Write an image for each entry whose file still exists. Returns which ones do."""
+    from PIL import Image
+
+    from grr_coca.data.images import decode_image, with_srgb_colours
+
+    there = []
+    for row, entry in enumerate(entries):
+        try:
+            image = None
+            if entry.is_there:
+                image = decode_image(entry.span.read(), entry.name, to_srgb=True, is_scaled=True)
+        except UserError:
+            image = None
+        there.append(image is not None)
+        if image is not None:
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS, reducing_gap=3)
+            path = folder / str(row // 1000) / f"{row}.webp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with_srgb_colours(image).save(path, "WEBP", quality=82)
+        on_progress(row + 1, len(entries))
+    return there
+
+
+DRAWINGS_PER_FILE = 64
+
+
+def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
+    """Write the drawings, and return the file and place of each."""
+    assert library.drawings is not None
+    folder.mkdir()
+    order = range(len(library.drawings)) if library.drawn_order is None else library.drawn_order
+    places = [[0, 0] for _ in library.drawings]
+    for number, start in enumerate(range(0, len(order), DRAWINGS_PER_FILE)):
+        rows = order[start : start + DRAWINGS_PER_FILE]
+        drawings = [library.drawings[row] for row in rows]
+        content = [{"box": list(box), "body": body} for box, body in drawings]
+        (folder / f"{number}.json").write_text(_json(content), "utf-8")
+        for place, row in enumerate(rows):
+            places[row] = [number, place]
+    return places
+
+
+# --- The site
+
+
+@contextmanager
+def graphs_of(checkpoint: Path) -> Iterator[Path]:
+    """A folder with the graphs of a checkpoint: its own, or else a temporary one that PyTorch writes.
+
+    Raises:
+        UserError: it has no graphs, and what exports it is not installed.
+    """
+    if has_graphs(checkpoint):
+        yield checkpoint
+        return
+    require_extra("export", f"{checkpoint}: a checkpoint without graphs, and exporting it to ONNX")
+    from grr_coca.infer.export.write import write_onnx  # late: imports torch
+
+    with TemporaryDirectory() as folder:
+        write_onnx(checkpoint, Path(folder) / "graphs")
+        yield Path(folder) / "graphs"
+
+
+def write_site(
+    graphs: Path,
+    out: Path,
+    runtime: Mapping[str, bytes],
+    library: Library | None = None,
+    *,
+    title: str,
+    about: Mapping[str, str] | None = None,
+    model: str,
+    more: Mapping[str, bytes] | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> None:
+    """Write a site, completely or not at all.
+
+    Args:
+        graphs: a folder of `export onnx`, or another checkpoint with graphs.
+        out: new folder.
+        runtime: see `find_runtime`.
+        library: what can be searched; None: the page captions images only.
+        title: name of the site.
+        about: more for `site.json`: `about`, a line that says what the site is, and `placeholder` of the field.
+        model: name of the model.
+        more: further files, by name.
+        on_progress: called while thumbnails are written.
+
+    Raises:
+        UserError: the graphs are damaged, or the disk is full or cannot be written to.
+    """
+    verify_folder(graphs)
+    manifest = read_json(graphs / MANIFEST)
+    tokenizer = read_json(graphs / "tokenizer.json")
+    if tokenizer.get("model", {}).get("type") != "BPE":
+        raise UserError(f"{graphs / 'tokenizer.json'}: not a BPE, which alone the page supports")
+    weights = QUANTIZED_WEIGHTS if manifest["precision"] == "int8" else WEIGHTS
+    try:
+        with whole_folder(out) as site:
+            _write_page(site)
+            for name, content in {
+                **{f"runtime/{name}": content for name, content in runtime.items()},
+                **(more or {}),
+            }.items():
+                _write_bytes(site / name, content)
+            (site / "model").mkdir()
+            for name in (*GRAPH_FILES, weights, "tokenizer.json"):
+                shutil.copyfile(graphs / name, site / "model" / name)
+            can = ["caption", *(["search"] if library else []), *(["duplicates"] if library and library.groups else [])]
+            facts: dict[str, object] = {
+                "title": title,
+                **(about or {}),
+                "can": can,
+                "count": None if library is None else len(library.entries),
+                "engine": f"{manifest['precision']}, ONNX Runtime Web {RUNTIME.version}, in this browser",
+                "model": {"name": model, **manifest["model"]},
+                "preprocess": read_json(graphs / "preprocess.json"),
+                "graphs": {name: f"model/{name}.onnx" for name in GRAPHS},
+                "weights": f"model/{weights}",
+                "tokenizer": "model/tokenizer.json",
+                "runtime": {"module": "runtime/ort.js", "wasm": "runtime/ort.wasm", "bytes": len(runtime["ort.wasm"])},
+                "library": None,
+                "thumbnails": {"kind": "files", "folder": "thumbnails"},
+                "version": version("grr-coca"),
+            }
+            if library is not None:
+                facts["thumbnails"] = _write_library(library, site, on_progress)
+                facts["library"] = "library/library.json"
+            loaded = [path for part in ("runtime", "model", "library") for path in (site / part).glob("*")]
+            facts["bytes"] = sum(path.stat().st_size for path in loaded if path.suffix not in (".txt", ".js"))
+            (site / "site.json").write_text(_json(facts), "utf-8")
+            _name_version(site)
+    except OSError as error:
+        raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+
+
+def _write_page(site: Path) -> None:
+    """The page with graphs as its backend, and its policy for hosts that send none."""
+    for path in FILES.iterdir():
+        shutil.copyfile(path, site / path.name)
+    index = site / "index.html"
+    page = index.read_text("utf-8")
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}" />'
+    changed = page.replace('data-backend="http"', 'data-backend="graphs"')
+    changed = changed.replace('<meta charset="utf-8" />', f'<meta charset="utf-8" />\n    {policy}')
+    assert changed.count(policy) == 1
+    assert 'data-backend="graphs"' in changed
+    index.write_text(changed, "utf-8")
+
+
+def _name_version(site: Path) -> None:
+    """Give the service worker a name for this content, so that browsers replace what they keep of an earlier site."""
+    digest = hashlib.sha256()
+    for path in sorted(site.rglob("*")):
+        if path.is_file() and "thumbnails" not in path.parts and "drawings" not in path.parts:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    worker = site / "offline.js"
+    code = worker.read_text("utf-8")
+    assert '"site"' in code
+    worker.write_text(code.replace('"site"', f'"{digest.hexdigest()[:16]}"'), "utf-8")
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _json(content: object) -> str:
+    """JSON without spaces. Names of files that are not UTF-8 have `?` for what cannot be written."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,318 @@
+"""The checkpoints of a run: written, thinned out, found again and read back, so that a stopped run continues exactly.
+
+A checkpoint is a model (`grr_coca.model.checkpoint`) with a folder `training`, the state of the run:
+
+| file | holds |
+|---|---|
+| `progress.json` | the counters, see `Progress` |
+| `numerics.json` | the precisions that were decided when the run began, see `Numerics` |
+| `data.json` | number and names of its pairs, see `DataState`; older checkpoints have none |
+| `optimizer.safetensors` | the optimizers' state, by parameter |
+| `weights.safetensors` | the weights, if `model.safetensors` holds their running average |
+| `ema.safetensors` | the state of that average |
+
+It does not depend on the number of ranks that wrote it, or on whether they sharded the model: every tensor in it is
+whole, under the name of its parameter. So a model must fit into the memory of one machine.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from grr_coca.common.dict_to_dataclass import differences, from_dict, to_dict
+from grr_coca.common.errors import DiskError, UserError
+from grr_coca.common.files import read_json, verify_folder, whole_folder, write_whole
+from grr_coca.common.ranks import Ranks
+from grr_coca.model.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
+from grr_coca.model.checkpoint_folder import checkpoints_by_step, fingerprint
+from grr_coca.train.logs import Progress
+from grr_coca.train.numerics import Numerics
+from grr_coca.train.parallel import shard_like, whole
+from grr_coca.train.recipe import Recipe, load_recipe
+from grr_coca.train.setup import DataState
+from grr_coca.train.step import Trainer
+
+log = logging.getLogger(__name__)
+
+ORIGIN_FILE = "start.json"
+BEST_FILE = "best.json"
+STATE_FOLDER = "training"
+
+# --- Where a run began
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a run of fine-tuning began from: its folder, and the `fingerprint` of its files.
+
+    A resumed run takes its weights from its own checkpoints, so only this shows that the user gave another start.
+    """
+
+    checkpoint: str
+    fingerprint: str
+
+
+def origin_of(checkpoint: Path) -> Origin:
+    """The origin of a run that begins from a checkpoint.
+
+    Args:
+        checkpoint: the folder of its files.
+
+    Raises:
+        UserError: a file cannot be read, or its manifest is damaged.
+    """
+    return Origin(str(checkpoint.absolute()), fingerprint(checkpoint))
+
+
+def save_origin(origin: Origin, out: Path) -> None:
+    """Write the origin of a run into its folder."""
+    write_whole(out / ORIGIN_FILE, json.dumps(to_dict(origin), indent=2).encode())
+
+
+def _require_same_origin(origin: Origin, out: Path) -> None:
+    """Raise an error if the run in a folder began from another checkpoint. Runs without an origin file pass.
+
+    Raises:
+        UserError: the run began from another checkpoint, or its origin file is damaged.
+    """
+    path = out / ORIGIN_FILE
+    if not path.exists():
+        return
+    before = from_dict(Origin, read_json(path), str(path))
+    if before.fingerprint != origin.fingerprint:
+        raise UserError(
+            f"{path}: the run began from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
+            f"to continue that run, give the same --checkpoint (if that is gone, delete {ORIGIN_FILE}); "
+            "to start another run, give another --out"
+        )
+
+
+# --- State as whole tensors by name
+
+
+def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
+    """Unsharded copies of tensors on the CPU of rank 0. Other ranks get nothing, but all ranks must call this."""
+    copies = {}
+    for name, tensor in named:
+        gathered = whole(tensor)
+        if ranks.is_first:
+            copies[name] = gathered.detach().to("cpu", copy=True).contiguous()
+    return copies
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
+    """The state of the optimizers by `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return [
+        (f"{names[parameter]}.{key}", value)
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    ]
+
+
+def _shard_like_all(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, each sharded like the example of the same name."""
+    return {name: shard_like(examples[name], tensor) for name, tensor in tensors.items()}
+
+
+def _load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Load the state of the optimizers from unsharded tensors, which are named as in `_optimizer_tensors`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter_name, _, key = name.rpartition(".")
+        by_parameter.setdefault(parameter_name, {})[key] = tensor
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = {
+            i: {key: shard_like(parameter, tensor) for key, tensor in by_parameter[names[parameter]].items()}
+            for i, parameter in enumerate(parameters)
+            if names[parameter] in by_parameter
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# --- The folder of checkpoints
+
+
+class CheckpointStore:
+    """The folder `checkpoints` of a run. It holds a folder `step-N` for each checkpoint."""
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder = folder
+        self._keep_last = keep_last
+
+    def save(self, step: int, fill: Callable[[Path], None], best_step: int | None) -> None:
+        """Write a checkpoint completely or not at all. Then remove those that need not be kept.
+
+        Raises:
+            DiskError: the disk is full or cannot be written to. The earlier checkpoints are still there.
+        """
+        folder = self.folder / f"step-{step:09d}"
+        try:
+            with whole_folder(folder) as partial:
+                fill(partial)
+            if best_step is not None:
+                write_whole(self.folder / BEST_FILE, f'{{"step": {best_step}}}\n'.encode())
+            self._tidy(step, best_step)
+        except OSError as error:
+            raise DiskError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose files match their manifest. A damaged one is skipped with a warning."""
+        for folder in reversed(checkpoints_by_step(self.folder).values()):
+            try:
+                verify_folder(folder)
+            except UserError as error:
+                log.warning("%s; going back to the checkpoint before it", error)
+            else:
+                return folder
+        return None
+
+    def _tidy(self, step: int, best_step: int | None) -> None:
+        """Remove old checkpoints, and those of later steps.
+
+        A run that resumed before a damaged checkpoint leaves that one behind, at a later step. It would be counted
+        among the newest.
+        """
+        folders = checkpoints_by_step(self.folder)
+        kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
+        for number, folder in folders.items():
+            if number not in kept:
+                folder.rename(folder.with_name(f".{folder.name}.old"))  # a half-removed one must not look whole
+        for leftover in self.folder.glob(".*"):  # from this save, or from one that was killed
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+class RunConstants(NamedTuple):
+    """The precisions and the data of a run, fixed at its start. A resumed run must have the same."""
+
+    numerics: Numerics
+    data: DataState
+
+
+def save(
+    store: CheckpointStore, checkpoint: Checkpoint, trainer: Trainer, progress: Progress, fixed: RunConstants
+) -> None:
+    """Write a checkpoint: the model, and all that training needs to continue. Every rank must call this.
+
+    Raises:
+        DiskError: the disk is full or cannot be written to. It is raised on every rank.
+    """
+    raw, ranks = trainer.model.raw, trainer.model.ranks
+    with trainer.averaged():
+        weights = whole_tensors(raw.state_dict().items(), ranks)
+    training = {"optimizer": whole_tensors(_optimizer_tensors(raw, trainer.optimizers.optimizers), ranks)}
+    if trainer.ema is not None:
+        training["weights"] = whole_tensors(raw.state_dict().items(), ranks)
+        training["ema"] = whole_tensors(trainer.ema.state_dict().items(), ranks)
+
+    def fill(folder: Path) -> None:
+        write_files(checkpoint, weights, folder)
+        (folder / STATE_FOLDER).mkdir()
+        for name, tensors in training.items():
+            save_tensors(tensors, folder / STATE_FOLDER / f"{name}.safetensors")
+        for name, content in (("progress", progress), *fixed._asdict().items()):
+            (folder / STATE_FOLDER / f"{name}.json").write_text(json.dumps(to_dict(content)), encoding="utf-8")
+
+    ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
+
+
+def restore(point: Path, trainer: Trainer) -> Progress:
+    """Load the state that `save` wrote into a trainer. Its model must already be loaded from the checkpoint.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    folder, raw = point / STATE_FOLDER, trainer.model.raw
+    _load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
+    if trainer.ema is not None:
+        trainer.ema.load_state_dict(_shard_like_all(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
+        raw.load_state_dict(_shard_like_all(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
+    path = folder / "progress.json"
+    return from_dict(Progress, read_json(path), str(path))
+
+
+def read_data_state(point: Path) -> DataState | None:
+    """The data of the run that wrote a checkpoint; None in older checkpoints.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = point / STATE_FOLDER / "data.json"
+    return from_dict(DataState, read_json(path), str(path)) if path.exists() else None
+
+
+# --- Resuming
+
+FREE_KEYS = (
+    "data.num_workers",
+    "data.micro_batch_size",
+    "data.test",
+    "parallelism",
+    "checkpoints.interval",
+    "checkpoints.minutes",
+    "checkpoints.keep_last",
+    "health",
+)
+"""Recipe keys that a resumed run may change: they do not change what the model learns."""
+
+
+class NoneReadableError(UserError):
+    """A run has checkpoints, but none of them can be read."""
+
+
+def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Path | None:
+    """The newest undamaged checkpoint of a run folder; None if there is none yet.
+
+    Args:
+        out: the run folder.
+        recipe: the recipe of the run.
+        origin: the checkpoint that the run is to begin from; None: it is not compared.
+
+    Raises:
+        NoneReadableError: there are checkpoints, and all of them are damaged or cannot be read.
+        UserError: the folder holds a run with another recipe (the message names the first key that differs) or from
+            another `origin`.
+    """
+    folder = out / "checkpoints"
+    point = CheckpointStore(folder, keep_last=1).newest()
+    if point is None:
+        # A new run would remove them at its first save, although the disk may only be away for the moment.
+        if damaged := checkpoints_by_step(folder):
+            raise NoneReadableError(
+                f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
+                "if the disk was away, give the same command again; to start this run anew, delete that folder"
+            )
+        return None
+    path = out / "recipe.yaml"
+    for key, wanted, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
+        if not key.startswith(FREE_KEYS):
+            raise UserError(
+                f"{path}: the run there has {key} {found}, not {wanted}; to continue it, give the same recipe; "
+                "to start another run, give another --out"
+            )
+    if origin is not None:
+        _require_same_origin(origin, out)
+    return point
+
+
+def with_numerics_of(recipe: Recipe, point: Path) -> Recipe:
+    """The recipe with the precisions of the run that wrote a checkpoint, in place of each `auto`.
+
+    Raises:
+        UserError: the checkpoint's file of them is missing or damaged.
+    """
+    path = point / STATE_FOLDER / "numerics.json"
+    return from_dict(Numerics, read_json(path), str(path)).for_autos_of(recipe)

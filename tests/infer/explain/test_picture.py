@@ -1,0 +1,68 @@
+"""Heat maps as pictures."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from grr_coca.infer.explain import TextMap, WordMap, caption_picture, text_picture
+
+GREY = Image.new("RGB", (40, 30), (128, 128, 128))
+
+
+def at(row, column, value=1.0):
+    heat = torch.zeros(2, 2)
+    heat[row, column] = value
+    return heat
+
+
+def colours(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def centre_of(mask):
+    rows, columns = mask.nonzero()
+    return rows.mean() / mask.shape[0], columns.mean() / mask.shape[1]
+
+
+def test_the_hot_patch_is_red_where_it_lies():
+    places = {}
+    for row in (0, 1):
+        for column in (0, 1):
+            pixels = colours(caption_picture(GREY, [WordMap("cat", at(row, column))]))
+            places[row, column] = centre_of(pixels[:, :, 0] - pixels[:, :, 1] > 40)
+    assert places[0, 0][0] < places[1, 0][0]
+    assert places[0, 0][1] < places[0, 1][1]
+    assert all(column > 0.5 for _, column in places.values()), "the image itself is on the left"
+
+
+def test_what_speaks_for_a_text_is_red_and_against_it_blue():
+    pixels = colours(text_picture(GREY, "cat", TextMap(at(0, 0) - at(1, 1), 0.0)))
+    red, blue = pixels[:, :, 0] - pixels[:, :, 2] > 40, pixels[:, :, 2] - pixels[:, :, 0] > 40
+    assert centre_of(red)[0] < centre_of(blue)[0]
+    assert centre_of(red)[1] < centre_of(blue)[1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 13])
+def test_any_number_of_words_has_its_panels(count):
+    png = caption_picture(GREY, [WordMap(f"word {i}", at(0, 1)) for i in range(count)], dpi=40)
+    assert Image.open(io.BytesIO(png)).format == "PNG"
+
+
+def assert_drawn(png):
+    """A PNG that is not of one colour."""
+    low, high = Image.open(io.BytesIO(png)).convert("L").getextrema()
+    assert high - low > 50
+
+
+@pytest.mark.parametrize("word", ["$x$", "$", "東京", "\\frac", "a" * 200, ""])
+def test_any_word_can_be_a_title(word):
+    assert_drawn(caption_picture(GREY, [WordMap(word, at(0, 0))], dpi=40))
+    assert_drawn(text_picture(GREY, word, TextMap(at(0, 0), 0.5), dpi=40))
+
+
+def test_a_map_of_nothing_can_be_drawn():
+    assert_drawn(caption_picture(GREY, [WordMap("cat", torch.zeros(2, 2))], dpi=40))
+    assert_drawn(text_picture(GREY, "cat", TextMap(torch.zeros(2, 2), 0.0), dpi=40))

@@ -1,0 +1,40 @@
+"""Every kernel for a single row gives the plain product."""
+
+import pytest
+import torch
+
+from grr_coca.infer.fast.linear import is_intel, row_product
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("intel", [True, False])
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24), (41, 24)])
+def test_a_row_times_a_weight(shape: tuple[int, int], intel: bool) -> None:
+    weight, row = _random(*shape), _random(1, 1, shape[1], seed=1)
+    product = row_product(weight, intel)
+    if product is None:
+        assert not intel  # only the batch of products needs parts of equal size
+        return
+    found = product(row)
+    assert found.shape == (1, 1, shape[0])
+    torch.testing.assert_close(found, row @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_may_have_any_strides() -> None:
+    weight, row = _random(40, 24), _random(5, 24, seed=1)[::5, None]
+    for intel in (True, False):
+        product = row_product(weight, intel)
+        assert product is not None
+        torch.testing.assert_close(product(row), row @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("Intel Xeon", True), ("AMD EPYC", False), (None, False)])
+def test_whose_processor_it_is(name: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} if name else {}, raising=False)
+    assert is_intel() is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not is_intel()

@@ -1,0 +1,63 @@
+"""Options that are out of range or contradict each other are named in one line."""
+
+import re
+from dataclasses import asdict
+
+import pytest
+
+from grr_coca.common.errors import UserError
+from grr_coca.infer.generate import GenerationOptions
+
+WRONG = [
+    ({"max_length": 0}, "max_length 0"),
+    ({"min_length": -1}, "min_length -1"),
+    ({"min_length": 5, "max_length": 4}, "min_length 5 is above max_length 4"),
+    ({"temperature": 0.0}, "temperature 0.0 .*leave it out"),
+    ({"temperature": float("nan")}, "temperature nan"),
+    ({"temperature": 1.0, "top_k": 0}, "top_k 0"),
+    ({"temperature": 1.0, "top_p": 1.5}, "top_p 1.5"),
+    ({"temperature": 1.0, "min_p": 0.0}, "min_p 0.0"),
+    ({"top_p": 0.9, "min_p": 0.1}, "top_p, min_p without temperature"),
+    ({"num_beams": 0}, "num_beams 0"),
+    ({"num_beams": 4, "temperature": 1.0, "top_k": 5}, "num_beams 4 conflicts with temperature, top_k"),
+    ({"num_beams": 4, "num_beam_groups": 3}, "num_beams 4 .* 3 num_beam_groups"),
+    ({"num_beams": 4, "diversity_penalty": 1.0}, "diversity_penalty 1.0 without groups"),
+    ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": -1.0}, "diversity_penalty -1.0"),
+    ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups 2 without a penalty.* set diversity_penalty"),
+    ({"num_beams": 4, "length_penalty": 200.0}, "length_penalty 200.0 must be within -10 … 10"),
+    ({"num_beams": 4, "length_penalty": float("nan")}, "length_penalty nan"),
+    ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": float("inf")}, "diversity_penalty inf must be within"),
+    ({"temperature": 1e-50}, "temperature 1e-50 must be within 1e-06 … 1e.06; leave it out"),
+    ({"temperature": "warm"}, "temperature 'warm' must be a number"),
+    ({"max_length": 3.5}, "max_length 3.5 must be a whole number"),
+    ({"num_beams": 2.0}, "num_beams 2.0 must be a whole number"),
+    ({"num_beams": None}, "num_beams None must be a whole number"),
+    ({"length_penalty": 2.0}, "length_penalty without beams"),
+    ({"num_beam_groups": 2}, "num_beam_groups without beams"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
+    ({"no_repeat_ngram": -2}, "no_repeat_ngram -2"),
+    ({"num_captions": 0}, "num_captions 0"),
+    ({"num_captions": 2}, "num_captions 2 is more than num_beams 1"),
+    ({"num_captions": 5, "num_beams": 4}, "num_captions 5 is more than num_beams 4"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_wrong_options_are_named_in_one_line(options: dict, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        GenerationOptions(**options)
+    assert re.search(message, str(raised.value))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.7, "top_k": 1, "top_p": 1.0, "min_p": 1.0, "num_captions": 9},
+        {"num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 0.5, "length_penalty": 0.0, "num_captions": 6},
+        {"min_length": 3, "max_length": 3, "repetition_penalty": 1.2, "no_repeat_ngram": 2},
+    ],
+)
+def test_good_options_are_taken(options: dict) -> None:
+    assert asdict(GenerationOptions(**options)) == {**asdict(GenerationOptions()), **options}

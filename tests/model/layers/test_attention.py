@@ -1,0 +1,128 @@
+"""Attention against `torch.nn.MultiheadAttention` with the same weights, in fp64."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grr_coca.model.layers.attention import CrossAttention, SelfAttention
+from grr_coca.model.layers.layout import PLAIN, CachedLayout, pack_lengths
+from grr_coca.model.layers.norm import RMSNorm
+from grr_coca.model.layers.position import Rotary, line_angles
+from grr_coca.model.layers.scaled_attention import KeyValueCache
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _packed(attn: SelfAttention, x: Tensor) -> Tensor:
+    """The output for sequences of one length that lie in one row, so that no token attends to a later one."""
+    layout = pack_lengths(torch.full((len(x),), x.shape[1]), x.shape[1])
+    return attn(layout.unpad(x), layout)[0, : layout.num_tokens].view_as(x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_self_attention_equals_torchs(causal: bool, num_heads: int, bias: bool) -> None:
+    attn = SelfAttention(32, num_heads, rotary=None, bias=bias).double()
+    reference = nn.MultiheadAttention(32, num_heads, bias=bias, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(attn.qkv_proj.weight)
+        reference.out_proj.weight.copy_(attn.out_proj.weight)
+        if bias:
+            reference.in_proj_bias.copy_(attn.qkv_proj.bias)
+            reference.out_proj.bias.copy_(attn.out_proj.bias)
+    x = _random(2, 7, 32)
+    mask = torch.ones(7, 7, dtype=torch.bool).triu(1) if causal else None
+    expected, _ = reference(x, x, x, attn_mask=mask, need_weights=False)
+    found = _packed(attn, x) if causal else attn(x, PLAIN)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_cross_attention_to_a_context_of_another_width_equals_torchs(bias: bool) -> None:
+    attn = CrossAttention(32, 20, num_heads=4, bias=bias).double()
+    reference = nn.MultiheadAttention(32, 4, bias=bias, kdim=20, vdim=20, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        if bias:
+            reference.in_proj_bias.copy_(torch.cat([attn.q_proj.bias, attn.kv_proj.bias]))
+            reference.out_proj.bias.copy_(attn.out_proj.bias)
+        reference.q_proj_weight.copy_(attn.q_proj.weight)
+        reference.k_proj_weight.copy_(attn.kv_proj.weight[:32])
+        reference.v_proj_weight.copy_(attn.kv_proj.weight[32:])
+        reference.out_proj.weight.copy_(attn.out_proj.weight)
+    x, context = _random(2, 7, 32), _random(2, 11, 20, seed=1)
+    expected, _ = reference(x, context, context, need_weights=False)
+    torch.testing.assert_close(attn(x, context), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_order_of_the_context_does_not_matter() -> None:
+    attn, x, context = CrossAttention(32, 20, 4).double(), _random(2, 7, 32), _random(2, 11, 20, seed=1)
+    torch.testing.assert_close(attn(x, context.flip(1)), attn(x, context))
+
+
+def test_without_positions_self_attention_is_blind_to_order_and_with_them_it_is_not() -> None:
+    x = _random(1, 6, 32).float()
+    blind = SelfAttention(32, 4, rotary=None)
+    torch.testing.assert_close(blind(x.flip(1), PLAIN), blind(x, PLAIN).flip(1))
+    seeing = SelfAttention(32, 4, rotary=Rotary(line_angles(6, 8)))
+    assert (seeing(x.flip(1), PLAIN) - seeing(x, PLAIN).flip(1)).abs().max() > 1e-3
+
+
+# --- Normalized queries and keys ---
+
+
+def _normalizing(scale: Tensor, rotary: Rotary | None = None) -> SelfAttention:
+    attn = SelfAttention(32, 4, rotary, qk_norm=RMSNorm(8)).double()
+    with torch.no_grad():
+        attn.qk_norm.weight.copy_(scale)
+    return attn
+
+
+def test_queries_and_keys_are_normalized_per_head_and_scaled_before_they_are_turned() -> None:
+    rotary, x = Rotary(line_angles(7, 8)), _random(2, 7, 32)
+    attn = _normalizing(_random(8, seed=2), rotary)
+    q, k, v = (attn.qkv_proj(x)[..., 32 * i : 32 * (i + 1)].reshape(2, 7, 4, 8) for i in range(3))
+    q, k = (p / (p.square().mean(-1, keepdim=True) + 1e-6).sqrt() * attn.qk_norm.weight for p in (q, k))
+    q, k = (rotary(p[:, :, None], slice(7))[:, :, 0] for p in (q, k))
+    logits = torch.einsum("bqhc,bkhc->bhqk", q, k) / 8**0.5
+    weights = logits.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    expected = attn.out_proj(torch.einsum("bhqk,bkhc->bqhc", weights, v).reshape(2, 7, 32))
+    # The rotary tables are of fp32.
+    torch.testing.assert_close(_packed(attn, x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_normalized_attention_does_not_sharpen_as_its_weights_grow() -> None:
+    x = _random(2, 7, 32)
+    for attn, is_normalized in (
+        (_normalizing(torch.ones(8)), True),
+        (SelfAttention(32, 4, None).double(), False),
+    ):
+        before = attn(x, PLAIN)
+        with torch.no_grad():
+            attn.qkv_proj.weight[:64] *= 30
+        assert torch.allclose(attn(x, PLAIN), before, rtol=0, atol=1e-4) is is_normalized
+
+
+def test_without_the_norm_there_is_no_parameter_of_it() -> None:
+    assert sorted(SelfAttention(32, 4, None).state_dict()) == ["out_proj.weight", "qkv_proj.weight"]
+
+
+def test_rows_in_a_row_share_a_context_as_if_each_had_its_own() -> None:
+    attn, x, context = CrossAttention(32, 20, 4).double(), _random(6, 3, 32), _random(2, 11, 20, seed=1)
+    torch.testing.assert_close(attn(x, context), attn(x, context.repeat_interleave(3, dim=0)))
+
+
+def test_a_context_may_be_projected_beforehand() -> None:
+    attn, x, context = CrossAttention(32, 20, 4).double(), _random(2, 3, 32), _random(2, 11, 20, seed=1)
+    assert torch.equal(attn(x, attn.project(context)), attn(x, context))
+
+
+@pytest.mark.parametrize("rotary", [None, Rotary(line_angles(9, 8))])
+def test_token_by_token_with_a_cache_is_causal_attention(rotary: Rotary | None) -> None:
+    attn, x, cache = SelfAttention(32, 4, rotary), _random(2, 9, 32).float(), KeyValueCache(9)
+    whole = _packed(attn, x)
+    for t in range(9):
+        layout = CachedLayout(cache, slice(t, t + 1), "all")
+        torch.testing.assert_close(attn(x[:, t : t + 1], layout), whole[:, t : t + 1], rtol=0, atol=1e-6)

@@ -1,0 +1,168 @@
+"""`export web` in Python: what the folder holds, what it does not tell, and what is refused. No browser is needed."""
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from grr_coca.cli import main
+from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.search.index import Index
+from grr_coca.search.relevance import RelevanceCurve
+from grr_coca.serve import site
+from grr_coca.serve.page import POLICY
+from support import DATASETS
+
+DRAWINGS = DATASETS.parent / "docs" / "drawings"
+PHOTOS = DATASETS.parent / "tests" / "search" / "photos"
+
+
+def archive(**files: bytes) -> bytes:
+    """The archive of an npm package."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"package/dist/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch):
+    """An archive in place of ONNX Runtime Web's 33 MB, which are pinned in its place."""
+    content = archive(**{"ort.wasm.bundle.min.mjs": b"export {}", "ort-wasm-simd-threaded.wasm": b"\0asm"})
+    path = tmp_path / "runtime.tgz"
+    path.write_bytes(content)
+    monkeypatch.setattr(site, "RUNTIME", site.Archive("runtime", "1.0.0", hashlib.sha256(content).hexdigest()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    location = tmp_path_factory.mktemp("index") / "drawings.index"
+    folder = tmp_path_factory.mktemp("whereabouts") / "drawings"
+    shutil.copytree(DRAWINGS, folder)
+    with Index.open(location, create=True) as made:
+        made.add(folder)
+    return location
+
+
+def refused(capsys, *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_a_site_holds_all_that_its_page_names_and_no_path_of_this_machine(index, runtime, tmp_path):
+    out = tmp_path / "site"
+    assert main(["export", "web", "--index", str(index), "--out", str(out), "--runtime", str(runtime)]) == 0
+    about = json.loads((out / "site.json").read_text(encoding="utf-8"))
+    library = json.loads((out / about["library"]).read_text(encoding="utf-8"))
+    assert about["title"] == "drawings"
+    assert about["count"] == library["count"] == 6
+    [chunk] = library["chunks"]
+    rows = json.loads((out / "library" / chunk["rows"]).read_text(encoding="utf-8"))
+    assert sorted(rows["name"]) == sorted(path.name for path in DRAWINGS.iterdir())
+    assert all((out / "thumbnails" / "0" / f"{row}.webp").is_file() for row in range(6))
+    for path in out.rglob("*"):
+        if path.suffix in (".json", ".js", ".html"):
+            text = path.read_text(encoding="utf-8")
+            assert "whereabouts" not in text, path
+            assert str(tmp_path) not in text, path
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert POLICY in page
+    assert 'data-backend="graphs"' in page
+    assert "<script>" not in page
+    assert "unsafe-inline" not in POLICY
+    assert "'unsafe-eval'" not in POLICY
+
+
+def test_a_browser_notices_another_export(index, runtime, tmp_path):
+    workers = []
+    for title in ("One", "Two", "One"):
+        out = tmp_path / f"site{len(workers)}"
+        main(["export", "web", "--index", str(index), "--out", str(out), "--runtime", str(runtime), "--title", title])
+        workers.append((out / "offline.js").read_text(encoding="utf-8"))
+    assert workers[0] != workers[1]
+    assert workers[0] == workers[2]
+
+
+def test_quantized_vectors_keep_their_directions():
+    vectors = np.random.default_rng(0).standard_normal((200, 128)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    levels, scales = site.quantized(vectors)
+    back = levels * scales[:, None]
+    assert levels.dtype == np.int8
+    assert np.abs(np.linalg.norm(back, axis=1) - 1).max() < 1e-5
+    assert ((back * vectors).sum(axis=1)).min() > 0.9998
+    assert np.isfinite(site.quantized(np.zeros((1, 8), np.float32))[1]).all()
+
+
+def test_the_runtime_must_be_the_pinned_one(tmp_path, capsys, monkeypatch):
+    other = tmp_path / "other.tgz"
+    other.write_bytes(archive(**{"ort.wasm.bundle.min.mjs": b"evil"}))
+    said = refused(capsys, "export", "web", "--out", tmp_path / "site", "--runtime", other)
+    assert "SHA-256" in said
+    assert "npm pack onnxruntime-web@" in said
+    assert not (tmp_path / "site").exists()
+    assert "no such file" in refused(capsys, "export", "web", "--out", tmp_path / "site", "--runtime", "no.tgz").lower()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "npm is not installed" in refused(capsys, "export", "web", "--out", tmp_path / "site")
+
+
+def test_a_damaged_graph_and_an_index_of_another_model_are_refused(index, runtime, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(shipped_folder("icons"), broken)
+    (broken / "text.onnx").write_bytes((broken / "text.onnx").read_bytes()[:-1])
+    arguments = ("--out", tmp_path / "site", "--runtime", runtime)
+    assert "text.onnx" in refused(capsys, "export", "web", "-c", broken, *arguments)
+    assert "pictograms" in refused(capsys, "export", "web", "-c", "pictograms", "--index", index, *arguments)
+    assert "already" in refused(capsys, "export", "web", "--out", DRAWINGS, "--runtime", runtime)
+    assert not (tmp_path / "site").exists()
+
+
+def test_an_index_without_images_is_refused(runtime, tmp_path, capsys):
+    with Index.open(tmp_path / "empty.index", create=True):
+        pass
+    arguments = ("--index", tmp_path / "empty.index", "--out", tmp_path / "site", "--runtime", runtime)
+    assert "has no images" in refused(capsys, "export", "web", *arguments)
+
+
+def test_a_site_tells_what_a_camera_and_people_wrote_but_not_the_place(runtime, tmp_path):
+    pytest.importorskip("defusedxml", reason="XMP needs defusedxml")
+    (tmp_path / "photos").mkdir()
+    for name in ("exiftool.jpg", "exiv2.jpg"):
+        shutil.copy(PHOTOS / name, tmp_path / "photos")
+    with Index.open(tmp_path / "photos.index", create=True) as made:
+        made.add(tmp_path / "photos")
+        assert next(made.store.everything())[0].photo.lat is not None
+    out = tmp_path / "site"
+    main(["export", "web", "--index", str(tmp_path / "photos.index"), "--out", str(out), "--runtime", str(runtime)])
+    written = {path.name: path.read_text(encoding="utf-8") for path in (out / "library").glob("*.json")}
+    rows, library = json.loads(written["0000.json"]), json.loads(written["library.json"])
+    place = rows["name"].index("exiftool.jpg")
+    assert rows["fields"]["camera"][place] == "FUJIFILM X100V"
+    assert set(rows["fields"]["unfamiliar"]["of"]) <= {"yes", "no"}
+    assert "zebra" in rows["words"][place].split()
+    facets = {facet["field"]: facet for facet in library["facets"]}
+    assert (facets["taken"]["kind"], facets["taken"]["min"]) == ("date", "2024-05-01T12:34:56")
+    assert not {"lat", "lon"} & {*rows["fields"], *facets}
+
+
+CURVE = {"per_deviation": 1.0, "per_agreement": 2.0, "per_log_images": -0.5, "offset": -3.0}
+
+
+@pytest.mark.parametrize("numbers", [None, CURVE])
+def test_a_site_has_the_curve_of_its_model(index, runtime, tmp_path, monkeypatch, numbers):
+    curve = None if numbers is None else RelevanceCurve(**numbers)
+    monkeypatch.setattr("grr_coca.search.relevance.curve_of", lambda folder, config: curve)
+    main(["export", "web", "--index", str(index), "--out", str(tmp_path / "site"), "--runtime", str(runtime)])
+    library = json.loads((tmp_path / "site" / "library" / "library.json").read_text(encoding="utf-8"))
+    assert library["curve"] == numbers

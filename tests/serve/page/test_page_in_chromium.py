@@ -1,0 +1,750 @@
+"""The page in a real headless Chromium: search, pictures from outside, keyboard, screen readers, odd files."""
+
+import base64
+import functools
+import json
+import os
+import shutil
+import struct
+import threading
+import time
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from browsing import StaticHost, hosted, static
+
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, evidence
+from grr_coca.serve.page import FILES, POLICY
+from grr_coca.serve.site import find_runtime, graphs_of, write_site
+
+DROP = """async ([data, name, type, kind]) => {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, { type }));
+    const event = kind === "drop"
+        ? new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true })
+        : new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true });
+    document.body.dispatchEvent(event);
+}"""
+
+
+def hand_over(tab, content: bytes, name: str, kind: str = "drop", media: str = "image/webp") -> None:
+    tab.page.evaluate(DROP, [base64.b64encode(content).decode(), name, media, kind])
+
+
+# --- Search
+
+
+def test_words_find_pictures_as_they_are_typed(host, tab):
+    one = tab(host).ready()
+    assert "151 pictures" in one.status
+    one.page.locator("#query").press_sequentially("clock", delay=30)
+    one.settled()
+    assert "clock" in one.captions(1)[0]
+    relevance, verdict = one.page.locator("#pictures li .note").first.inner_text().split()
+    assert int(relevance.removesuffix("%")) >= 100 * MIN_RELEVANCE
+    assert verdict == "likely"
+    assert one.page.url.endswith("#q=clock")
+    one.page.reload()
+    one.ready()
+    assert one.page.locator("#query").input_value() == "clock"
+    assert "clock" in one.captions(1)[0]
+    assert one.ask("skateboard in a cathedral").status.startswith("Nothing here looks like that.")
+    assert "151 pictures" in one.ask("").status
+
+
+def test_pictures_can_be_asked_for_like_another_and_without_another(host, tab):
+    one = tab(host).ready().ask("face")
+    before = one.captions(8)
+    one.page.locator("#pictures .tile").nth(1).click()
+    one.page.get_by_role("button", name="Without this").click()
+    one.settled()
+    assert "unlike=" in one.page.url
+    assert one.captions(8) != before
+    one.page.locator("#parts button").click()
+    one.settled()
+    assert one.captions(8) == before
+    one.page.locator("#pictures .tile").nth(2).click()
+    one.page.get_by_role("button", name="More like this").click()
+    one.ask("")
+    assert one.captions(1) == [before[2]]
+    one.page.go_back()
+    one.settled()
+    assert "like=" not in one.page.url
+
+
+def test_going_back_leaves_the_duplicates(host, tab):
+    one = tab(host).ready()
+    one.page.locator("#pictures .tile").first.click()
+    one.page.get_by_role("button", name="More like this").click()
+    one.settled().page.locator("#show-duplicates").click()
+    one.page.locator("#duplicates section").first.wait_for()
+    one.page.go_back()
+    one.page.locator("#duplicates").wait_for(state="hidden")
+    assert "151 pictures" in one.settled().status
+
+
+def test_a_full_cache_of_texts_loses_none_of_a_search(site, tmp_path, tab):
+    small = tmp_path / "site"
+    shutil.copytree(site, small)
+    worker = small / "worker.js"
+    code = worker.read_text()
+    assert "MAX_CACHED = 20_000" in code
+    worker.write_text(code.replace("MAX_CACHED = 20_000", "MAX_CACHED = 70"))
+    with hosted(static(small)) as address:
+        one = tab(address).ready()
+        for words in ("clock", "face", "clock on a face"):
+            assert "best first" in one.ask(words).status or "nearest" in one.status
+            assert one.page.locator("#message").is_hidden()
+
+
+def test_words_after_a_minus_are_avoided(host, tab):
+    one = tab(host).ready().ask("face")
+    before = one.captions(6)
+    assert one.ask("face -monkey").captions(6) != before
+
+
+def test_filters_narrow_what_is_found(host, tab):
+    one = tab(host).ready()
+    one.page.locator("#filters summary", has_text="Folder").click()
+    one.page.get_by_label("people").check()
+    one.settled()
+    assert "40 pictures of 151" in one.status
+    one.ask("face")
+    one.page.locator("#pictures .tile").first.click()
+    assert "people/" in one.page.locator("#detail dd", has_text=".webp").inner_text()
+    one.page.keyboard.press("Escape")
+    one.page.get_by_role("button", name="Clear filters").click()
+    assert "filters" not in one.settled().page.url
+
+
+def test_near_duplicates_are_one_hit_and_have_a_view(host, tab):
+    one = tab(host).ready()
+    one.page.locator("#show-duplicates").click()
+    one.page.locator("#duplicates section").first.wait_for()
+    assert "1 group" in one.status
+    assert one.page.locator("#duplicates .tile").count() == 2
+    one.page.locator("#show-duplicates").click()
+    one.ask("writing hand")
+    assert one.page.locator("#pictures .alike").first.inner_text().startswith("+1")
+
+
+# --- Pictures from outside
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_a_picture_is_captioned_word_by_word_and_searched_by(kind, host, drawings, tab):
+    one = tab(host).ready()
+    path = sorted((drawings / "things").glob("*.webp"))[10]
+    one.page.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver(() => said.push(document.querySelector("#dropped .caption").textContent))
+                .observe(document.querySelector("#dropped"), { subtree: true, childList: true, characterData: true });
+        }"""
+    )
+    hand_over(one, path.read_bytes(), path.name, kind)
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
+    caption = one.settled().page.locator("#dropped .caption").inner_text()
+    said = [text for text in one.page.evaluate("window.said") if text]
+    assert said[-1] == caption
+    assert all(caption.startswith(text) for text in said)
+    one.page.locator("#pictures .tile").first.click()
+    assert path.name in one.page.locator("#detail dl").inner_text(), "its own picture is nearest"
+    one.page.keyboard.press("Escape")
+    one.page.get_by_role("button", name="Remove your picture").click()
+    assert "151 pictures" in one.settled().status
+
+
+def test_an_svg_is_drawn_and_captioned(host, tab):
+    one = tab(host).ready()
+    svg = (
+        b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><script>document.title = "run"</script>'
+        b'<path fill="#d22" d="M12 21C5 15 2 12 2 8a5 5 0 0 1 10-2 5 5 0 0 1 10 2c0 4-3 7-10 13z"/></svg>'
+    )
+    hand_over(one, svg, "heart.svg", media="image/svg+xml")
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
+    assert "heart" in one.settled().page.locator("#dropped .caption").inner_text()
+    assert one.page.title() != "run"
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    """A PNG that says it has this size."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "said"),
+    [
+        (header_of_png(20_000, 10_000), "huge.png", "huge.png: too many pixels: 200,000,000"),
+        (b"%PDF-1.7 not a picture at all, but long enough to be one", "paper.pdf", "paper.pdf: not a picture"),
+        (b"", "empty.png", "empty.png: the file is empty."),
+        (header_of_png(20, 10) + bytes(40), "cut.png", "cut.png: broken, or not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'><path d=", "cut.svg", "cut.svg: an SVG file that cannot be drawn."),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_a_sentence(content, name, said, host, tab):
+    one = tab(host).ready()
+    began = time.monotonic()
+    hand_over(one, content, name)
+    one.page.locator("#message:not([hidden])").wait_for()
+    assert time.monotonic() - began < 10
+    assert one.page.locator("#message").inner_text().startswith(said)
+    assert one.page.locator("#dropped").is_hidden()
+    assert "clock" in one.ask("clock").captions(1)[0], "the page goes on"
+    assert one.page.locator("#message").is_hidden()
+
+
+# --- Keyboard, screen readers, looks
+
+
+def test_all_can_be_done_with_the_keyboard(host, tab):
+    one = tab(host).ready()
+    keyboard, page = one.page.keyboard, one.page
+    page.locator("#home").focus()
+    keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "query"
+    keyboard.type("clock")
+    one.settled()
+    keyboard.press("ArrowDown")
+    keyboard.press("ArrowRight")
+    page.locator("[data-index='1']:focus").wait_for()
+    keyboard.press("Enter")
+    page.locator("#detail[open]").wait_for()
+    first = page.locator("#detail h2").inner_text()
+    is_taken = """(altKey) => {
+        const event = new KeyboardEvent("keydown", { key: "ArrowLeft", altKey, bubbles: true, cancelable: true });
+        return !document.querySelector("#detail h2").dispatchEvent(event);
+    }"""
+    assert not page.evaluate(is_taken, True), "the browser goes back"
+    keyboard.press("ArrowRight")
+    page.locator("#detail h2").filter(has_not_text=first).wait_for()
+    keyboard.press("Escape")
+    page.locator("[data-index='2']:focus").wait_for()  # where the dialog was left
+    keyboard.press("End")
+    assert int(page.evaluate("document.activeElement.dataset.index")) > 20
+    keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "query"
+    keyboard.press("Escape")
+    assert "151 pictures" in one.settled().status
+
+
+AXE_RUN = """async () => (await axe.run(document, { resultTypes: ["violations"] })).violations
+    .map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" | ")}`)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(scheme, host, drawings, axe, tab):
+    one = tab(host, color_scheme=scheme).ready()
+
+    def found() -> list[str]:
+        one.page.evaluate(axe)
+        return one.page.evaluate(AXE_RUN)
+
+    assert found() == []
+    one.ask("clock")
+    assert found() == []
+    one.page.locator("#filters summary").first.click()
+    assert found() == []
+    one.page.keyboard.press("Escape")
+    one.page.locator("#pictures .tile").first.click()
+    assert found() == []
+    one.page.keyboard.press("Escape")
+    hand_over(one, next((drawings / "things").glob("*.webp")).read_bytes(), "a.webp")
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
+    assert found() == []
+    one.settled().page.locator("#show-duplicates").click()
+    one.page.locator("#duplicates section").first.wait_for()
+    assert found() == []
+
+
+def test_a_narrow_window_needs_no_scrolling_sideways(host, tab):
+    one = tab(host, viewport={"width": 400, "height": 800}).ready().ask("clock")
+    widths = "[document.documentElement.scrollWidth, innerWidth]"
+    assert one.page.evaluate(widths) == [400, 400]
+    assert one.page.locator("#pictures li").first.bounding_box()["width"] < 200
+    one.page.locator("#pictures .tile").first.click()
+    assert one.page.evaluate(widths) == [400, 400]
+    assert one.page.locator("#detail").bounding_box()["width"] == 400
+
+
+def test_dark_is_dark(host, tab):
+    def paper(one) -> str:
+        return one.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+
+    assert paper(tab(host, color_scheme="light").ready()) == "rgb(251, 250, 248)"
+    assert paper(tab(host, color_scheme="dark").ready()) == "rgb(22, 22, 21)"
+
+
+# --- Sites without an index, browsers that lack something, hosts that are gone
+
+
+@pytest.fixture(scope="module")
+def captions_only(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site") / "site"
+    with graphs_of(shipped_folder("icons")) as graphs:
+        write_site(graphs, folder, find_runtime(), title="Captions", model="icons")
+    return folder
+
+
+def test_without_an_index_a_picture_is_asked_for_and_captioned(captions_only, drawings, axe, tab):
+    with hosted(static(captions_only)) as address:
+        one = tab(address).ready()
+        assert one.page.locator("#empty h2").inner_text() == "Drop a picture here"
+        one.page.evaluate(axe)
+        assert one.page.evaluate(AXE_RUN) == []
+        one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
+        one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
+        assert one.page.locator("#dropped .caption").inner_text()
+        assert one.page.locator("#empty").is_hidden()
+
+
+def test_a_browser_without_vector_instructions_is_told(host, browser, tab):
+    one = tab()
+    one.context.add_init_script("WebAssembly.validate = () => false")
+    one.page.goto(host)
+    one.page.locator("#message:not([hidden])").wait_for()
+    assert "WebAssembly SIMD" in one.page.locator("#message").inner_text()
+
+
+def test_a_host_that_lacks_a_file_is_told(site, tmp_path, tab):
+    broken = tmp_path / "site"
+    shutil.copytree(site, broken)
+    (broken / "model" / "text.onnx").unlink()
+    with hosted(static(broken)) as address:
+        one = tab(address)
+        one.page.locator("#message:not([hidden])").wait_for()
+        assert "model/text.onnx: the host answers 404" in one.page.locator("#message").inner_text()
+        one.errors.clear()  # the browser itself may note the missing file
+
+
+def test_a_site_that_was_loaded_works_without_its_host(site, tab):
+    one = tab()
+    with hosted(static(site)) as address:
+        one.page.goto(address)
+        one.ready()
+        one.page.wait_for_selector("html[data-kept]")
+    one.page.reload()
+    assert "clock" in one.ready().ask("clock").captions(1)[0]
+    one.errors.clear()  # thumbnails that were never shown
+
+
+def test_no_request_leaves_the_host(host, tab):
+    one = tab()
+    asked: list[str] = []
+    one.page.on("request", lambda request: asked.append(request.url))
+    one.page.goto(host)
+    one.ready().ask("clock")
+    assert len(asked) > 15
+    assert {address for address in asked if not address.startswith((host, "blob:", "data:"))} == set()
+
+
+# --- A server behind the page, and very many pictures
+
+COUNT = 260_000
+
+
+def picture(number: int) -> dict[str, object]:
+    return {
+        "id": str(number),
+        "name": f"photos/{number % 7}/{number}.jpg",
+        "caption": f"red heart {number}",
+        "folder": str(number % 7),
+        "date": "2026-03-01T12:00:00",
+        "size": 1000 + number,
+        "width": 640,
+        "height": 480,
+        "fields": {},
+        "is_there": True,
+    }
+
+
+class Server(StaticHost):
+    """Answers as `grr-coca serve` does, from nothing."""
+
+    key: str | None = None
+    loading = 0
+    """So many times, the server says that it is not ready."""
+    busy = 0
+    """So many times, there is no map."""
+    breaks_off = False
+    """A caption ends before it is whole."""
+    may_explain: threading.Event | None = None
+
+    def end_headers(self) -> None:
+        self.send_header("Content-Security-Policy", POLICY)
+        super().end_headers()
+
+    def answer(self, content: object, status: int = 200, kind: str = "application/json") -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if status == 204:
+            self.send_header("Set-Cookie", "key=good")
+        self.end_headers()
+        with suppress(ConnectionError):  # the page has asked for something else
+            self.wfile.write(body)
+
+    def refuse(self, status: int, message: str) -> None:
+        self.answer({"error": {"message": message, "type": "refused"}}, status)
+
+    def do_GET(self) -> None:
+        path, _, given = self.path.partition("?")
+        asked = dict(part.split("=") for part in given.split("&") if part)
+        if (
+            self.key is not None
+            and path != "/"
+            and "." not in path
+            and "key=good" not in self.headers.get("Cookie", "")
+        ):
+            return self.refuse(401, "This server asks for a key.")
+        if path == "/info":
+            if self.loading > 0:
+                type(self).loading -= 1
+                return self.refuse(503, "the model is being loaded")
+            can = ["search", "caption", "explain"]
+            facts = {"title": "Photos", "pictures": COUNT, "model": "b32", "engine": "onnx", "can": can}
+            return self.answer(facts)
+        if path == "/pictures":
+            first = int(asked["offset"])
+            return self.answer({"total": COUNT, "pictures": [picture(first + i) for i in range(int(asked["limit"]))]})
+        if path == "/facets":
+            return self.answer({"facets": [{"field": "size", "kind": "number", "min": 1000, "max": 261_000}]})
+        if path.startswith("/image/"):
+            file = FILES / "icon.svg"
+            return self.answer(file.read_bytes(), kind="image/svg+xml")
+        return super().do_GET()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.path == "/session":
+            right = json.loads(body)["key"] == "right"
+            return self.answer(b"", 204) if right else self.refuse(401, "The key is wrong.")
+        if self.path == "/search":
+            query = json.loads(body)
+            if query["texts"] == ["refuse"]:
+                return self.refuse(504, "The model took too long.")
+            first = query["offset"]
+            hits = [{**picture(first + i), "score": 0.3, "relevance": 0.5, "copies": []} for i in range(query["limit"])]
+            return self.answer(
+                {
+                    "hits": hits,
+                    "more": first < 500,
+                    "searched": COUNT,
+                    "is_likely": True,
+                    "can_tell": True,
+                    "asked": query,
+                }
+            )
+        if self.path == "/caption":
+            stream = 'data: {"text": "red"}\n\ndata: {"text": "red heart"}\n\n'
+            if not self.breaks_off:
+                stream += 'event: done\ndata: {"text": "red heart"}\n\n'
+            return self.answer(stream.encode(), kind="text/event-stream")
+        if self.path.startswith("/explain"):
+            if self.may_explain is not None:
+                assert self.may_explain.wait(30)
+            if self.busy > 0:
+                type(self).busy -= 1
+                return self.refuse(429, "too many pictures wait")
+            heat = [[float(x == y) for x in range(4)] for y in range(4)]
+            words = [{"word": word, "heat": heat} for word in ("red", "heart")]
+            return self.answer({"caption": "red heart", "words": words})
+        return self.refuse(404, "There is no such thing here.")
+
+
+def server(**values: object):
+    return functools.partial(type("Server", (Server,), values), directory=str(FILES))
+
+
+def test_a_server_answers_the_page_and_a_word_shows_where_the_model_looks(drawings, tab):
+    with hosted(server()) as address:
+        one = tab(address).ready().ask("red heart")
+        assert one.captions(2) == ["red heart 0", "red heart 1"]
+        one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
+        word = one.page.get_by_role("button", name="heart", exact=True)
+        word.click()
+        one.page.locator("#dropped canvas").wait_for()
+        assert word.get_attribute("aria-pressed") == "true"
+        word.click()
+        one.page.locator("#dropped canvas").wait_for(state="detached")
+        one.settled().page.locator("#pictures .tile").first.click()
+        one.page.locator("#detail .word").first.click()
+        one.page.locator("#detail canvas").wait_for()
+
+
+def test_a_refusal_of_the_server_is_shown(tab):
+    with hosted(server()) as address:
+        one = tab(address).ready().ask("refuse")
+        assert one.page.locator("#message").inner_text() == "The model took too long."
+        one.ask("red heart")
+        assert one.page.locator("#message").is_hidden()
+        one.errors.clear()  # the browser notes the status
+
+
+def test_a_caption_that_breaks_off_is_not_taken_for_the_whole(drawings, tab):
+    with hosted(server(breaks_off=True)) as address:
+        one = tab(address).ready()
+        one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
+        one.page.locator("#message", has_text="The server broke off. Is it still running?").wait_for()
+        assert one.page.locator("#dropped").is_hidden()
+
+
+def test_a_server_with_a_key_asks_for_it_once(tab):
+    with hosted(server(key="right")) as address:
+        one = tab(address)
+        one.page.get_by_label("API key").fill("right")
+        one.page.get_by_role("button", name="Continue").click()
+        assert one.ready().ask("red heart").captions(1) == ["red heart 0"]
+        one.errors.clear()  # the browser notes the status
+
+
+def test_a_page_that_is_opened_before_the_model_is_loaded_waits_for_it(tab):
+    with hosted(server(loading=2)) as address:
+        one = tab(address)
+        one.page.locator("#status", has_text="the model is being loaded").wait_for()
+        assert one.ready().ask("red heart").captions(1) == ["red heart 0"]
+        one.errors.clear()  # the browser notes the status
+
+
+def test_a_map_that_was_refused_can_be_asked_for_again(tab):
+    with hosted(server(busy=1)) as address:
+        one = tab(address).ready().ask("red heart")
+        one.page.locator("#pictures .tile").first.click()
+        word = one.page.locator("#detail .word").first
+        word.click()
+        one.page.locator("#message", has_text="too many pictures wait").wait_for(state="attached")
+        word.click()
+        word.click()
+        one.page.locator("#detail canvas").wait_for()
+        one.errors.clear()  # the browser notes the status
+
+
+def test_a_map_does_not_lie_over_the_next_picture(drawings, tab):
+    may_explain = threading.Event()
+    first, second, *_ = sorted((drawings / "things").glob("*.webp"))
+    with hosted(server(may_explain=may_explain)) as address:
+        one = tab(address).ready()
+        one.page.set_input_files("#file", first)
+        one.page.get_by_role("button", name="heart", exact=True).click()
+        with one.page.expect_response("**/caption"):
+            one.page.set_input_files("#file", second)
+        one.page.locator("#dropped .word").first.wait_for()
+        with one.page.expect_response("**/explain"):
+            may_explain.set()
+        one.page.wait_for_timeout(200)
+        assert one.page.locator("#dropped canvas").count() == 0
+
+
+def test_very_many_pictures_scroll(tab):
+    with hosted(server()) as address:
+        one = tab(address).ready()
+        assert one.page.evaluate("document.documentElement.scrollHeight") > 5_000_000
+        for share in (0.001, 0.3, 0.5, 0.9, 1):
+            one.page.evaluate("(share) => scrollTo(0, share * document.documentElement.scrollHeight)", share)
+            one.page.wait_for_timeout(200)
+        one.page.get_by_role("button", name=f"red heart {COUNT - 1}", exact=True).wait_for()
+        assert one.page.locator("#pictures li").count() < 200
+
+
+def longest_task(trace: bytes) -> float:
+    """Milliseconds of processor time of the longest task of a page. On a busy machine, tasks last longer."""
+    events = json.loads(trace)["traceEvents"]
+    threads = {
+        (event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"
+    }
+    tasks = [
+        event["tdur"] / 1000
+        for event in events
+        if "RunTask" in event["name"]
+        and threads.get((event["pid"], event["tid"])) == "CrRendererMain"
+        and "tdur" in event
+    ]
+    assert len(tasks) > 100
+    return max(tasks)
+
+
+def test_no_task_takes_longer_than_a_tenth_of_a_second_while_very_many_pictures_scroll(browser, tab):
+    with hosted(server()) as address:
+        one = tab(address).ready()
+        browser.start_tracing(page=one.page, categories=["toplevel", "devtools.timeline"])
+        for _ in range(40):
+            one.page.mouse.wheel(0, 3000)
+            one.page.wait_for_timeout(30)
+        for share in (0.2, 0.4, 0.6, 0.8):
+            one.page.evaluate("(share) => scrollTo(0, share * document.documentElement.scrollHeight)", share)
+            one.page.wait_for_timeout(200)
+        assert longest_task(browser.stop_tracing()) <= 100
+
+
+def test_no_task_takes_longer_than_a_tenth_of_a_second_while_a_site_loads_and_searches(host, browser, drawings, tab):
+    one = tab()
+    browser.start_tracing(page=one.page, categories=["toplevel", "devtools.timeline"])
+    one.page.goto(host)
+    one.ready()
+    for words in ("clock", "red heart", "face"):
+        one.ask(words)
+    one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
+    one.settled()
+    assert longest_task(browser.stop_tracing()) <= 100
+
+
+# --- Modules by themselves
+
+
+@pytest.fixture
+def blank(tab, tmp_path):
+    """An empty page beside our files and those of a site with one drawing, without a worker."""
+    folder = tmp_path / "files"
+    shutil.copytree(FILES, folder)
+    (folder / "worker.js").write_text("")
+    (folder / "drawings").mkdir()
+    (folder / "drawings" / "0.json").write_text('[{"box": [0, 0, 9, 9], "body": "<path/>"}]')
+    facts = {"title": "a", "can": [], "model": {"name": "a"}, "thumbnails": {"kind": "svg", "folder": "drawings"}}
+    (folder / "site.json").write_text(json.dumps(facts))
+    with hosted(static(folder)) as address:
+        yield tab(f"{address}blank.html").page
+
+
+def test_drawings_change_their_colour_with_the_scheme(blank):
+    draw = """async () => {
+        window.graphs ??= new (await import("./graphs.js")).Graphs(() => {});
+        if (!graphs.ready) await graphs.info();
+        return (await fetch(await graphs.image({ id: "0", drawing: [0, 0] }))).text();
+    }"""
+    blank.emulate_media(color_scheme="light")
+    assert "#1b1b1a" in blank.evaluate(draw)
+    blank.emulate_media(color_scheme="dark")
+    assert "#eceae6" in blank.evaluate(draw)
+
+
+def test_a_file_that_has_changed_has_another_thumbnail(blank):
+    addresses = blank.evaluate(
+        """async () => {
+            const http = new (await import("./http.js")).Http();
+            const [id, date, size] = ["0123456789abcdef", "2026-03-01T12:00:00", 5];
+            const entries = [{ id, date, size }, { id, date, size: 6 }, { id, date: "2026-03-02T12:00:00", size }];
+            return Promise.all([...entries, entries[0]].map((entry) => http.image(entry)));
+        }"""
+    )
+    assert len(set(addresses)) == 3
+    assert addresses[0] == addresses[3]
+
+
+def test_lists_of_a_large_index_are_asked_for_until_they_are_there(blank):
+    asked, said = blank.evaluate(
+        """async () => {
+            const { Http } = await import("./http.js");
+            const http = new Http();
+            const asked = [];
+            const late = () => Response.json({ error: { message: "too busy" } }, { status: 504 });
+            globalThis.fetch = async (path) => {
+                asked.push(path.split("?")[0]);
+                return asked.length % 3 ? late() : Response.json({ facets: [], total: 0 });
+            };
+            await http.facets();
+            await http.pictures({}, 0, 100);
+            await http.duplicates(0, 50);
+            globalThis.fetch = async () => late();
+            const said = await http.facets().catch((error) => error.message);
+            return [asked, said];
+        }"""
+    )
+    assert asked == [*["facets"] * 3, *["pictures"] * 3, *["duplicates"] * 3]
+    assert said == "too busy"
+
+
+def test_a_picture_that_is_not_found_late_does_not_hide_another(blank):
+    gone = blank.evaluate(
+        """async () => {
+            const { Grid } = await import("./grid.js");
+            document.body.innerHTML = `<main><ul style="--tile: 100px; --gap: 5px; --under: 5px"></ul></main>`;
+            let fail;
+            const image = ({ id }) => (id ? Promise.resolve("data:,") : new Promise((_, reject) => (fail = reject)));
+            const describe = () => ({ caption: "a", relevance: "", alike: "" });
+            const list = document.querySelector("ul");
+            const grid = new Grid(list, { image, describe });
+            const show = (id) => grid.show({ count: 1, entries: [{ id }], more: async () => [] });
+            show(0);
+            const late = fail;
+            show(1);
+            list.querySelector("img").src = "data:image/gif;base64,R0lGODlhAQABAAAAACw=";
+            late(new Error("not found"));
+            await new Promise((resolve) => setTimeout(resolve));
+            return list.querySelectorAll(".gone").length;
+        }"""
+    )
+    assert gone == 0
+
+
+def test_a_file_that_cannot_be_kept_is_shown(blank):
+    shown = blank.evaluate(
+        """async () => {
+            const code = await (await fetch("offline.js")).text();
+            const listeners = {};
+            const put = () => Promise.reject(new DOMException("full", "QuotaExceededError"));
+            const full = { match: async () => undefined, put };
+            new Function("addEventListener", "caches", "registration", "fetch", code)(
+                (kind, listener) => (listeners[kind] = listener),
+                { open: async () => full },
+                { scope: "http://a/" },
+                async () => new Response("a picture"),
+            );
+            let answer;
+            const request = { method: "GET", url: "http://a/1.webp" };
+            listeners.fetch({ request, respondWith: (given) => (answer = given) });
+            return (await answer).text();
+        }"""
+    )
+    assert shown == "a picture"
+
+
+def test_a_new_version_of_a_site_keeps_no_file_of_the_old_one(blank, tmp_path):
+    def write(content, age):
+        for name in ("kept.txt", "shown.txt"):
+            path = tmp_path / "files" / name
+            path.write_text(content)
+            os.utime(path, (time.time() - age, time.time() - age))
+
+    write("old", 30 * 86400)  # browsers do not ask again soon for what has not changed for so long
+    read = """() => Promise.all(["kept.txt", "shown.txt"].map(async (name) => (await fetch(name)).text()))"""
+    assert blank.evaluate(read) == ["old", "old"]
+    write("new", 0)
+    blank.evaluate(
+        """async () => {
+            const { serviceWorker } = navigator;
+            await serviceWorker.register("offline.js");
+            const { active } = await serviceWorker.ready;
+            const come = (kind) =>
+                new Promise((resolve) => serviceWorker.addEventListener(kind, resolve, { once: true }));
+            if (!serviceWorker.controller) await come("controllerchange");
+            const kept = come("message");
+            active.postMessage({ keep: [new URL("kept.txt", location).href] });
+            await kept;
+        }"""
+    )
+    assert blank.evaluate(read) == ["new", "new"]
+
+
+def test_hits_like_a_picture_without_a_caption_have_the_relevance_of_python(blank):
+    curve = RelevanceCurve(per_deviation=1, per_agreement=2, per_log_images=-0.5, offset=-1)
+    found = blank.evaluate(
+        """async (curve) => {
+            const { Library, relevance } = await import("./library.js");
+            const library = new Library({ count: 2, width: 2, sample: [0, 1], curve });
+            library.size = 2;
+            const [query, other] = [Float32Array.of(1, 0), Float32Array.of(0, 1)];
+            return relevance(library.background(query, [], [other], 0), 1, query);
+        }""",
+        to_dict(curve),
+    )
+    query, other, nothing = np.eye(2)[:1], np.eye(2)[1:], np.zeros((1, 2))
+    (expected,) = curve.relevances(evidence(query[0], np.ones(1), np.zeros((2, 2)), nothing, query, other))
+    assert found == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Records what the references say: `python tests/evaluate/captioning/record.py`, with pycocoevalcap and Java.
+"""Records what the references say: `python tests/evaluate/record.py`, with pycocoevalcap and Java.
 
 The tokenizer's table is made anew from the inputs that it has.
 """

@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, configs from YAML and JSON, extras, threads, ranks and shapes."""
+"""What every room uses: errors, files, dataclasses from dicts, extras, threads, ranks, shapes of arrays."""

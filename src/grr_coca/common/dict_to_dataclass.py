@@ -1,4 +1,4 @@
-"""Configs: nested frozen dataclasses from plain mappings and YAML files, and back. Every key is checked.
+"""Turns dicts and YAML files into nested frozen dataclasses, and back. Every key is checked.
 
 A key that is accepted and ignored is the most expensive bug of an experiment. So unknown, missing and repeated keys and
 values of a wrong type are errors, which name the key with its full path.

@@ -1,5 +1,4 @@
-"""Tokenizer of the caption metrics. Its tokens are those of Stanford's tokenizer of 2014, which the COCO evaluation
-uses.
+"""Tokenizer of the caption metrics, equal to Stanford's tokenizer of 2014, which the COCO evaluation uses.
 
 The rules were derived from its behaviour; `docs/caption-metrics.md` says how. At each place of the text, the rule that
 matches the most characters wins, including the characters that must follow its token. If several rules match equally

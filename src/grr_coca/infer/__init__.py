@@ -1,4 +1,4 @@
-"""The Python interface: a model that captions, embeds, classifies and compares images."""
+"""What `grr_coca.load` returns: a model that captions, embeds, classifies and compares images."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

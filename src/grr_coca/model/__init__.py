@@ -1,1 +1,1 @@
-"""The model: one file for each box of CoCa's figure, and `build`, which chooses their parts."""
+"""CoCa, one file for each box of its figure, with layers, losses, presets, checkpoints, and the models that ship."""

@@ -1,4 +1,4 @@
-"""Find checkpoints and their files, and read their configs, without importing torch.
+"""The folder of a checkpoint: find it and its files, and read its config, without importing torch.
 
 A checkpoint is a folder with `FILES`. It may hold ONNX graphs too, which read the same weights. A model in int8 has
 graphs and weights of their own, and is no checkpoint: ONNX Runtime alone can run it.

@@ -1,5 +1,6 @@
-"""The text decoder: a unimodal half that reads only the caption, and a multimodal half that continues from its tokens
-and attends to the image. Both run on the captions of a batch without their padding.
+"""The text decoder: a unimodal half, which reads only the caption, and a multimodal half, which attends to the image.
+
+The second continues from the tokens of the first. Both run on the captions of a batch without their padding.
 
 Shapes: B captions, T positions of the longest caption, N tokens of all captions, M tokens that have a next token (all
 but [EOS] and [CLS] of each caption), L: M rounded up, D width, Q image tokens of width C, V vocabulary. N is rounded up

@@ -1,4 +1,4 @@
-"""Search in a library of images, by words and images, with an index in a folder or on a Milvus server."""
+"""An index of images, in a folder or on a Milvus server: searched by words, by images, and by fields of their files."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,1 +1,1 @@
-"""The HTTP face: captions, embeddings and search for programs and for the page."""
+"""HTTP: captions, embeddings and search for programs, the web page, and a site of static files that searches."""

@@ -1,1 +1,1 @@
-"""Studies: compare models over several seeds. Also the anatomy of a model, and the demo."""
+"""Studies, which compare models over several seeds: plans, ledgers, statistics, reports; the demo."""

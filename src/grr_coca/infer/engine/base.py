@@ -1,5 +1,6 @@
-"""What captioning, search and classification need of a model, whoever computes it: images and texts to embeddings, and
-the next token of each caption.
+"""The interface of an engine: images and texts to embeddings, and the next token of each caption.
+
+Captioning, search and classification need no more of a model, whoever computes it.
 
     engine = OnnxEngine(folder)  # or TorchEngine(model, preprocess)
     images = engine.encode_images(pixels)

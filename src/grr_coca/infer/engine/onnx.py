@@ -1,7 +1,6 @@
-"""The engine that computes with ONNX Runtime, from a folder of graphs that `grr-coca export onnx` wrote. It needs no
-PyTorch.
+"""The engine that computes with ONNX Runtime, from a folder of graphs, without PyTorch.
 
-Names of inputs and outputs are those of `grr_coca.infer.export.graphs`.
+`grr-coca export onnx` wrote the graphs. Names of inputs and outputs are those of `grr_coca.infer.export.graphs`.
 
 Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; R / B neighbouring rows
 belong to one image), T tokens.

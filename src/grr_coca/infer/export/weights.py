@@ -1,5 +1,6 @@
-"""Weights of ONNX graphs in a safetensors file. ONNX finds a tensor there by its offset, so that several graphs, and
-PyTorch, read one file.
+"""Weights of ONNX graphs in a safetensors file.
+
+ONNX finds a tensor there by its offset, so that several graphs, and PyTorch, read one file.
 """
 
 import hashlib

@@ -1,5 +1,6 @@
-"""The attentional pooler: learned queries attend to a sequence of any length. `cascade` and `parallel` are two ways to
-arrange two of them.
+"""The attentional pooler: learned queries attend to a sequence of any length.
+
+`cascade` and `parallel` are two ways to arrange two of them.
 
 Shapes: B batch, S context tokens of width C, P patch tokens, Q queries of width D.
 """

@@ -1,4 +1,4 @@
-"""The store in a folder. A search is one exact matrix product. Many processes can read while one writes.
+"""The store in a folder: a search is one exact matrix product, and many processes can read while one writes.
 
 Shapes: N images, E embedding width.
 """

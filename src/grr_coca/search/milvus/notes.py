@@ -1,5 +1,4 @@
-"""The notes of an index on a server: header, revision, names of fields from tables, unreadable images, and excluded
-patterns."""
+"""The notes of an index on a server: header, revision, names of fields, unreadable images and excluded patterns."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence

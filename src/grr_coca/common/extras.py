@@ -39,7 +39,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "ray": {"ray": "ray"},
     "probe": {**_TORCH, "sklearn": "scikit-learn"},
     "open-clip": {**_TORCH, "ftfy": "ftfy"},
-    "icons": {"resvg_py": "resvg-py"},
+    "icons": {"resvg_py": "resvg-py", "rapidfuzz": "rapidfuzz", "fontTools": "fonttools", "brotli": "brotli"},
     "export": {**_TORCH, "onnx": "onnx", "onnxscript": "onnxscript"},
     "serve": {
         "fastapi": "fastapi",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.sources.open_icons import SUFFIX as PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, Certainty
 from grr_coca.search.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.search.photo import Photo
@@ -111,6 +112,8 @@ class Entry:
     @property
     def _inner(self) -> str:
         """The path within a shard, or the path of the file."""
+        if self.file.endswith(PACK_SUFFIX):
+            return self.name.rpartition(": ")[2]
         return member_of_name(self.name, self.file) if self.offset is not None else self.file or self.name
 
 

@@ -1,4 +1,4 @@
-"""Finds the images of files, folders, patterns, tar shards and tables, and decodes them in the background."""
+"""Finds the images of files, folders, patterns, tar shards, tables and icon sets; decodes in the background."""
 
 import errno
 import os
@@ -21,12 +21,14 @@ from grr_coca.common.files import read_whole, require_path
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, is_image_name
 from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.data.sources.open_icons import open_icons
 from grr_coca.data.sources.tar import block_at_end, next_member
 from grr_coca.data.text import writable
 from grr_coca.data.walk import Exclusions, Walk, has_wanted_suffix
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
+    from grr_coca.data.sources.open_icons import PackedIcons
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
 """Suffixes of tables that list images. They are read as sources of pairs."""
@@ -69,7 +71,8 @@ class ImageFile:
     `name`: its name in results, which is the path of a separate file. `source`: returns its bytes, and raises
     `UserError` if it cannot be read; None for a separate file. `part`: the place of its bytes in another file; None if
     no file contains them as they are. `fields`: returns the other columns of its row in a table. `hides_others`: True
-    if it represents a folder or shard that could not be read, and that may contain further images.
+    if it represents a folder or shard that could not be read, and that may contain further images. `keywords`: words
+    that its icon set has for it.
     """
 
     name: str
@@ -78,6 +81,7 @@ class ImageFile:
     fields: Callable[[], Mapping[str, object]] = dict
     _: KW_ONLY
     hides_others: bool = False
+    keywords: tuple[str, ...] = ()
 
     def read(self) -> bytes:
         """Read the bytes.
@@ -119,7 +123,7 @@ def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) ->
 
 
 def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterator[ImageFile]:
-    """Find the images of one argument, one after another.
+    """Find the images of one argument, one after another: a file, folder, pattern, shard, table or icon set.
 
     Folders are searched with all subfolders, where files without the suffix of an image are skipped. A file that is the
     argument itself counts as an image, whatever its suffix.
@@ -134,7 +138,10 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
     path = Path(argument)
     if is_forbidden(argument):
         raise UserError(f"{argument}: cannot be read ({os.strerror(errno.EACCES)})")
-    if path.is_dir():
+    icons = open_icons(argument)
+    if icons is not None:
+        yield from _of_icons(icons, argument, left_out)
+    elif path.is_dir():
         nothing = f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)"
         yield from _not_none(_in_folder(path, left_out), nothing, left_out)
     elif not path.exists() and has_magic(argument):
@@ -143,6 +150,23 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
         yield from _of_table(argument)
     elif not left_out.has_file(path.name, path.name, keep_hidden=True):
         yield from _open(str(path))
+
+
+def _of_icons(icons: "PackedIcons", argument: str, left_out: Exclusions) -> Iterator[ImageFile]:
+    """The icons of a set, sprite or font."""
+    for icon in icons.icons:
+        if left_out.has_file(icon.name, icon.name, keep_hidden=True):
+            continue
+        name = writable(icons.full_name(icon))
+        span = Span(icons.file, icon.offset, icon.size)
+        read = partial(_refuse, f"{name}: {icon.problem}") if icon.problem else partial(_read_icon, argument, span)
+        yield ImageFile(name, read, span, partial(dict, icon.fields), keywords=icon.words)
+
+
+def _read_icon(argument: str, span: Span) -> bytes:
+    if not span.file.exists():  # the cache was emptied meanwhile, or this is another machine
+        open_icons(argument)
+    return span.read()
 
 
 def is_forbidden(path: str) -> bool:

@@ -92,7 +92,7 @@ def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
         photo = _in_file(io.BytesIO(file.read() if content is None else content), file.name)
     for path in sidecar_paths(file):
         photo = _with_sidecar(photo, path)
-    return replace(photo, sidecars=sidecars)
+    return replace(photo, sidecars=sidecars, keywords=_unique([*photo.keywords, *file.keywords]))
 
 
 # --- Sidecars

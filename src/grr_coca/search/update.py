@@ -24,6 +24,8 @@ from typing import Literal, Protocol
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_path
 from grr_coca.data.images import has_more_frames
+from grr_coca.data.sources.iconify import SCHEME as ICONIFY
+from grr_coca.data.sources.iconify import pinned
 from grr_coca.data.walk import Exclusions
 from grr_coca.search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
 from grr_coca.search.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
@@ -155,7 +157,13 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
     """
     for argument in arguments:
         require_path(argument)
-    return list(dict.fromkeys(os.path.abspath(argument) for argument in arguments))  # noqa: PTH100 (a pattern)
+    return list(dict.fromkeys(map(_absolute, arguments)))
+
+
+def _absolute(argument: str) -> str:
+    if argument.startswith(ICONIFY):
+        return argument
+    return os.path.abspath(argument)  # noqa: PTH100 (a pattern)
 
 
 def require_arguments(arguments: Sequence[str]) -> None:
@@ -171,9 +179,11 @@ def require_arguments(arguments: Sequence[str]) -> None:
 
 
 def is_there(argument: str) -> bool:
-    """True if an argument is a pattern, or a file or folder that exists or that permissions hide."""
+    """True if an argument is a pattern or an icon set of Iconify, or a file or folder that exists or that permissions
+    hide."""
     return (
-        has_magic(argument)
+        argument.startswith(ICONIFY)
+        or has_magic(argument)
         or is_forbidden(argument)
         or Path(argument).exists()
         or Path(argument.partition("#")[0]).exists()
@@ -185,7 +195,8 @@ class _Run:
 
     def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: Exclusions) -> None:
         self._store = store
-        self._arguments, self._among = arguments, set(arguments)
+        self._arguments = arguments
+        self._among = {*arguments, *_other_versions(store.roots(), arguments)}
         self._walked: list[str] = []
         self._on_progress = on_progress
         self._seen, self._copied = _NameMultiset(), _NameMultiset()
@@ -195,7 +206,7 @@ class _Run:
         self._to_note = 0
         self._committed = time.monotonic()
         self.update = Update(left_out=left_out)
-        self.roots = set(_roots_within(store.roots(), arguments)) | set(arguments)
+        self.roots = set(_roots_within(store.roots(), arguments)) | self._among
 
     def close(self) -> None:
         self._seen.close()
@@ -255,7 +266,7 @@ class _Run:
     def _found(self, left_out: Exclusions) -> Iterator[FoundImage]:
         for argument in self._walked:
             shard, opened = "", None
-            for file in iterate_images(argument, left_out):
+            for file in iterate_images(self._pinned(argument), left_out):
                 stamp = stamp_of(file)
                 if file.part is not None and file.part.offset is not None:
                     if str(file.part.file) != shard:
@@ -267,6 +278,14 @@ class _Run:
                 if file.hides_others:
                     self._unreadable.add(file.name)
                 yield FoundImage(file, argument, stamp)
+
+    def _pinned(self, argument: str) -> str:
+        """`iconify:PREFIX` with the version and checksum of the package that the index has icons of."""
+        if not argument.startswith(ICONIFY):
+            return argument
+        first = next(iter(self._store.places(argument)), None)
+        known = {} if first is None else self._store.known([first.name])
+        return pinned(argument, str(known[first.name].fields.get("package", ""))) if first and known else argument
 
     def note(self) -> None:
         """Read again what cameras and people wrote, of known images of which it has changed or was not read yet."""
@@ -428,6 +447,12 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
         if root in above or (_is_below(root, among) and not is_table):
             yield root
+
+
+def _other_versions(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
+    """Roots of the index that are other versions of the icon sets among the arguments, which take their place."""
+    sets = {argument.partition("@")[0] for argument in arguments if argument.startswith(ICONIFY)}
+    return (root for root in roots if root.partition("@")[0] in sets)
 
 
 def _is_below(path: str, folders: Container[str]) -> bool:

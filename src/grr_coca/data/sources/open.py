@@ -13,7 +13,10 @@ from grr_coca.common.files import in_cache, require_path, user_cache
 from grr_coca.data.images import is_hidden
 from grr_coca.data.sources.base import PairSource, as_captions, find_columns
 from grr_coca.data.sources.folder import ImageFolder
+from grr_coca.data.sources.iconify import SCHEME as ICONIFY
+from grr_coca.data.sources.iconify import find_package
 from grr_coca.data.sources.listed import SCHEME, ListedPairs, ListedRow, StoredRows, first_paths, locate_images
+from grr_coca.data.sources.open_icons import IconPairs, open_icons
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tables import open_delimited, open_json_lines, open_parquet
 from grr_coca.data.sources.views import Chain
@@ -51,9 +54,11 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
     - a folder of images beside `.txt` files
+    - icons with their names: `iconify:PREFIX`, a JSON file of Iconify, an SVG sprite, an icon font
     - `cache:icons/train-*.tar`: a corpus that was built in the user's cache
 
-    Nothing is downloaded or executed. Images are read when they are needed.
+    Nothing is executed, and nothing is downloaded but the package of `iconify:PREFIX`. Images are read when they are
+    needed.
 
     Args:
         path: a file, a folder or a pattern; `#` separates a split.
@@ -63,6 +68,9 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
         UserError: nothing exists at the path, or it cannot be read.
     """
     path = str(path)
+    icons = open_icons(in_cache(path))
+    if icons is not None:
+        return IconPairs(icons)
     files, split = find_files(path)
     if split is None and all(file.suffix.lower() == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
@@ -101,6 +109,8 @@ def shards_of(folder: Path) -> list[Path]:
 def _files(path: str) -> tuple[list[Path], str | None]:
     """The files or the folder of a path, and the split after `#`, if there is one."""
     path = in_cache(path)
+    if path.startswith(ICONIFY):
+        return [find_package(path).file], None
     if Path(path).exists():
         return [Path(path)], None
     if SCHEME.match(path):
@@ -182,7 +192,9 @@ def _open_json(path: Path, split: str | None, needs_captions: bool = True) -> Li
             rows, folders = list(_object_rows(content, image, caption)), [path.parent, path.parent / "images"]
             fields = ({name: value for name, value in record.items() if name != image} for record in content)
         else:
-            raise UserError(f"{path}: neither COCO's captions, Karpathy's splits nor a list of objects")
+            raise UserError(
+                f"{path}: neither COCO's captions, Karpathy's splits, a list of objects nor an icon set of Iconify"
+            )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: invalid in its format ({type(error).__name__}: {error})") from error
     if split is not None:

@@ -1,0 +1,140 @@
+"""Icon fonts (TTF, OTF, WOFF, WOFF2): each named glyph becomes an SVG document.
+
+Names are, in this order: the ligature that a page writes (Material Icons), and the name of the glyph. A font without
+either has icons called by their code points, such as `u-e001`.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
+from grr_coca.common.errors import UserError, first_line, on_one_line
+from grr_coca.common.extras import require_extra
+
+if TYPE_CHECKING:
+    from fontTools.ttLib import TTFont
+
+SUFFIXES = frozenset({".ttf", ".otf", ".woff", ".woff2"})
+_MAX_BYTES = 2**25
+_MAX_UNPACKED = 2**27
+"""Largest number of bytes of a font, as it lies on the disk and unpacked."""
+_MAX_GLYPHS = 70_000
+
+_NO_NAME = re.compile(
+    r"\.notdef|\.null|nonmarkingreturn|(?:uni|u)[0-9a-fA-F]{4,6}|(?:glyph|gid|cid|g)_?\d+|space|nbspace|CR"
+)
+"""Names of glyphs that name no picture."""
+_LIGATURE = re.compile(r"[a-z0-9_]{2,}")
+
+
+def read_font(path: Path) -> IconSet:
+    """The icons of a font, in the order of its glyphs.
+
+    Raises:
+        UserError: fonttools is not installed, the file is no font, or it draws nothing.
+    """
+    require_extra("icons", f"{path}: an icon font")
+    _require_small(path)
+    from fontTools.ttLib import TTFont  # late: it needs an extra
+
+    try:
+        with path.open("rb") as file, TTFont(file, lazy=True, fontNumber=0) as font:
+            if font["maxp"].numGlyphs > _MAX_GLYPHS:
+                raise ValueError(f"{font['maxp'].numGlyphs:,} glyphs")
+            icons = list(_icons(font))
+            title, licence, author = (_told(font, number) for number in (4, 13, 9))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged font raises nearly every type
+        raise UserError(f"{path}: not a whole font ({first_line(error)})") from error
+    if not icons:
+        raise UserError(f"{path}: a font without a drawn glyph that has a name or a code point")
+    notes = () if any(not icon.name.startswith("u-") for icon in icons) else ("a font without names of its glyphs",)
+    return IconSet(prefix=path.stem, icons=icons, title=title, licence=licence[:100], author=author, notes=notes)
+
+
+def _require_small(path: Path) -> None:
+    """Raise an error if a font is large, or unpacks to a large one: it says so itself, and is held to that."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    unpacked = int.from_bytes(head[16:20], "big") if head[:4] in (b"wOFF", b"wOF2") else 0
+    if size > _MAX_BYTES or unpacked > _MAX_UNPACKED:
+        raise UserError(f"{path}: too large for an icon font: {max(size, unpacked):,} bytes")
+
+
+def _told(font: "TTFont", number: int) -> str:
+    record = font["name"].getDebugName(number) if "name" in font else None
+    return on_one_line(record.strip()) if record else ""
+
+
+def _icons(font: "TTFont") -> Iterator[Icon]:
+    from fontTools.pens.boundsPen import BoundsPen
+    from fontTools.pens.svgPathPen import SVGPathPen
+    from fontTools.pens.transformPen import TransformPen
+
+    glyphs = font.getGlyphSet()
+    codes: dict[str, int] = {}
+    for code, glyph in (font.getBestCmap() or {}).items():
+        codes.setdefault(glyph, code)
+    written = _ligatures(font, codes)
+    metrics = font.get("hhea")
+    em = font["head"].unitsPerEm
+    top, bottom = (metrics.ascent, metrics.descent) if metrics is not None else (em, 0)
+    met: set[str] = set()
+    for glyph in font.getGlyphOrder():
+        first, *more = _names(glyph, codes, written)
+        if not first or first in met:
+            continue
+        met.add(first)
+        bounds = BoundsPen(glyphs)
+        try:
+            glyphs[glyph].draw(bounds)
+            if bounds.bounds is None:
+                continue  # a space
+            left, low, right, high = bounds.bounds
+            pen = SVGPathPen(glyphs, ntos=lambda number: f"{number:g}")
+            glyphs[glyph].draw(TransformPen(pen, (1, 0, 0, -1, 0, 0)))
+            path = pen.getCommands()
+        except Exception as error:  # one damaged glyph does not spoil the others
+            yield Icon(first, "", tuple(more), problem=f"a damaged glyph ({first_line(error)})")
+            continue
+        if len(path) > MAX_SVG:
+            yield Icon(first, "", tuple(more), problem=f"has {len(path):,} characters (limit {MAX_SVG:,})")
+            continue
+        left, right = min(left, 0), max(right, glyphs[glyph].width)
+        high, low = max(high, top), min(low, bottom)
+        yield Icon(first, svg_document(f'<path d="{path}"/>', left, -high, right - left, high - low), tuple(more))
+
+
+def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> list[str]:
+    """The names of a glyph, the best first; one empty name if it has none."""
+    code = codes.get(glyph)
+    own = [] if _NO_NAME.fullmatch(glyph) or (code is not None and code < 0x2000) else [on_one_line(glyph)]
+    names = list(dict.fromkeys([*written.get(glyph, ()), *own]))
+    if not names and code is not None and (0xE000 <= code < 0xF900 or code >= 0xF0000):
+        names = [f"u-{code:x}"]
+    return names or [""]
+
+
+def _ligatures(font: "TTFont", codes: dict[str, int]) -> dict[str, list[str]]:
+    """The words that a font turns into a glyph, by glyph."""
+    if "GSUB" not in font:
+        return {}
+    letters = {glyph: chr(code) for glyph, code in codes.items() if code < 0x80}
+    found: dict[str, list[str]] = defaultdict(list)
+    lookups = font["GSUB"].table.LookupList
+    for table in (table for lookup in (lookups.Lookup if lookups else ()) for table in lookup.SubTable):
+        inner: Any = getattr(table, "ExtSubTable", table)
+        for first, ligatures in (getattr(inner, "ligatures", None) or {}).items():
+            for ligature in ligatures:
+                word = "".join(letters.get(part, "?") for part in (first, *ligature.Component))
+                if _LIGATURE.fullmatch(word):
+                    found[ligature.LigGlyph].append(word)
+    return {glyph: sorted(words, key=lambda word: (len(word), word)) for glyph, words in found.items()}

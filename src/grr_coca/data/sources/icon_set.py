@@ -1,0 +1,66 @@
+"""An icon set: drawings with names, and what the set says of itself. Readers of all sources of icons return one."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+MAX_SVG = 2**20
+"""Largest number of bytes of the SVG of one icon in a set. The largest of all sets of Iconify has 200 kB."""
+
+
+@dataclass(frozen=True)
+class Icon:
+    """One icon of a set.
+
+    `name`: unique in its set, such as `trash-2`; `svg`: a whole SVG document; `aliases`: further names of the same
+    drawing; `tags`: words that the set gives it; `problem`: why there is no drawing, empty if there is one.
+    """
+
+    name: str
+    svg: str
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IconSet:
+    """The icons of one source.
+
+    `prefix`: the short name of the set, which begins the full names of its icons (`lucide:trash-2`); `package`: name,
+    version and checksum of the npm package that it comes from.
+    """
+
+    prefix: str
+    icons: Sequence[Icon]
+    title: str = ""
+    author: str = ""
+    licence: str = ""
+    package: str = ""
+    notes: Sequence[str] = field(default=())
+
+    def fields(self, icon: Icon) -> dict[str, str]:
+        """What is known of an icon, as columns of a table. What is unknown is left out."""
+        known = {
+            "icon": f"{self.prefix}:{icon.name}",
+            "set": self.title or self.prefix,
+            "licence": self.licence,
+            "author": self.author,
+            "aliases": ", ".join(icon.aliases),
+            "package": self.package,
+        }
+        return {name: value for name, value in known.items() if value}
+
+
+def words_of_name(name: str) -> str:
+    """The words of an icon's name, in lower case: `Trash2`, `trash_2` and `trash-2` are all `trash 2`."""
+    if not name.islower():  # the name of a component
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9])", " ", name)
+    return " ".join(re.split(r"[\W_]+", name)).strip().lower()
+
+
+def svg_document(body: str, left: float, top: float, width: float, height: float) -> str:
+    """A whole SVG document of what is inside its outer tag, and its box."""
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    box = f'viewBox="{left:.9g} {top:.9g} {width:.9g} {height:.9g}" width="{width:.9g}" height="{height:.9g}"'
+    return f"<svg {names} {box}>{body}</svg>"

@@ -1,0 +1,390 @@
+"""Icon sets of Iconify: a JSON file, a package `@iconify-json/PREFIX`, or `iconify:PREFIX`, which npm fetches once.
+
+The format: https://iconify.design/docs/types/iconify-json.html. A package is an archive of npm with `icons.json` and
+`info.json`. Archives lie in the user's cache. Nothing in them is executed.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grr_coca.data.images import MAX_BYTES
+from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
+from grr_coca.common.errors import UserError, nearest, on_one_line
+from grr_coca.common.files import read_whole, user_cache
+
+SCHEME = "iconify:"
+"""`iconify:lucide`, `iconify:lucide@1.2.3`."""
+
+_ARGUMENT = re.compile(
+    r"iconify:(?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*)(?:@(?P<version>[\w.+-]+))?(?:#(?P<sha256>[0-9a-f]+))?"
+)
+_PREFIXES = Path(__file__).with_name("iconify_prefixes.txt")
+_SECONDS = 300
+"""How long npm may take for a package."""
+_MAX_SIDE = 1e6
+_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
+
+
+class Package(NamedTuple):
+    """An archive of an npm package: its file, its version, and the SHA-256 of its bytes."""
+
+    file: Path
+    version: str
+    sha256: str
+
+    def pin(self, prefix: str) -> str:
+        """Name, version and checksum, such as `@iconify-json/lucide@1.2.3 sha256-ab…`."""
+        return f"@iconify-json/{prefix}@{self.version} sha256-{self.sha256}"
+
+
+def prefix_of(argument: str) -> str:
+    """The prefix of an argument `iconify:PREFIX`.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    found = _ARGUMENT.fullmatch(argument)
+    if found is None:
+        raise UserError(f"{argument}: not the name of a set; expected iconify:PREFIX, such as iconify:lucide")
+    return found["prefix"]
+
+
+def pinned(argument: str, pin: str) -> str:
+    """The argument `iconify:PREFIX` with the version and checksum of `Package.pin`, unless it names a version."""
+    found = re.fullmatch(r"@iconify-json/[^@]+@(\S+) sha256-([0-9a-f]{64})", pin)
+    return argument if found is None or "@" in argument else f"{argument}@{found[1]}#{found[2]}"
+
+
+def read_package(argument: str) -> IconSet:
+    """The set of an argument `iconify:PREFIX`. Its package is fetched if it is not in the user's cache.
+
+    Raises:
+        UserError: there is no such set, npm is missing or fails, a fetched package is not whole, or is not the one that
+            the argument pins.
+    """
+    prefix = prefix_of(argument)
+    package = find_package(argument)
+    return _of_archive(package.file.read_bytes(), str(package.file), prefix, package.pin(prefix))
+
+
+def find_package(argument: str) -> Package:
+    """The package of an argument `iconify:PREFIX`, which is fetched if it is not in the user's cache.
+
+    Raises:
+        UserError: see `read_package`.
+    """
+    prefix_of(argument)
+    found = _ARGUMENT.fullmatch(argument)
+    assert found is not None
+    prefix, version, sha256 = found.groups()
+    path = _in_cache(prefix, version) or _fetch(prefix, version)
+    package = Package(path, _version_of(path, prefix), _sha256(str(path), path.stat().st_mtime_ns))
+    if sha256 and package.sha256 != sha256:
+        raise UserError(
+            f"{path}: not the package that was indexed: its SHA-256 is {package.sha256[:16]}…, not {sha256[:16]}…; "
+            f"delete the file, and it is fetched again, or name a version: iconify:{prefix}@{package.version}"
+        )
+    return package
+
+
+def read_iconify(path: Path) -> IconSet:
+    """The set of a JSON file.
+
+    Raises:
+        UserError: it is no set of Iconify; the message says why.
+    """
+    return parse_json(read_whole(path), str(path))
+
+
+def is_icon_json(content: object) -> bool:
+    """True for the content of a JSON file that is a set of Iconify."""
+    return isinstance(content, dict) and isinstance(content.get("icons"), dict) and "prefix" in content
+
+
+def read_folder(folder: Path) -> IconSet | None:
+    """The set of an unpacked package of Iconify; None for any other folder.
+
+    Raises:
+        UserError: a file of it is damaged.
+    """
+    if not (folder / "icons.json").is_file() or not (folder / "info.json").is_file():
+        return None
+    return parse_json(read_whole(folder / "icons.json"), str(folder / "icons.json"), read_whole(folder / "info.json"))
+
+
+def read_archive(path: Path) -> IconSet:
+    """The set of an archive that `npm pack @iconify-json/PREFIX` wrote.
+
+    Raises:
+        UserError: it is not whole, or holds no set.
+    """
+    return _of_archive(read_whole(path), str(path), "", "")
+
+
+# --- JSON
+
+
+def parse_json(content: bytes, name: str, info: bytes | None = None, package: str = "") -> IconSet:
+    """The set of the bytes of a JSON file.
+
+    Args:
+        content: of `icons.json`.
+        name: of the file, for messages.
+        info: of `info.json`; None: it is part of the content.
+        package: see `IconSet`.
+
+    Raises:
+        UserError: it is no set of Iconify.
+    """
+    try:
+        about = json.loads(content)
+        told = about.get("info") or {} if info is None else json.loads(info)
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise UserError(f"{name}: not a readable JSON file ({error})") from error
+    if not is_icon_json(about):
+        raise UserError(f"{name}: not an icon set of Iconify: it has no 'prefix' and 'icons'")
+    told = told if isinstance(told, dict) else {}
+    icons = list(_icons(about))
+    if not icons:
+        raise UserError(f"{name}: a set of Iconify without an icon")
+    return IconSet(
+        prefix=on_one_line(str(about["prefix"])),
+        icons=icons,
+        title=_text(told.get("name")),
+        author=_text(told.get("author"), "name"),
+        licence=_text(told.get("license"), "spdx") or _text(told.get("license"), "title"),
+        package=package,
+    )
+
+
+def _text(value: object, key: str = "") -> str:
+    value = value.get(key, "") if isinstance(value, dict) else value
+    return on_one_line(value) if isinstance(value, str) else ""
+
+
+def _icons(about: Mapping[str, Any]) -> Iterator[Icon]:
+    """The icons of a set that it does not hide. An alias that turns its icon is an icon of its own."""
+    icons, aliases = about["icons"], about.get("aliases")
+    aliases = aliases if isinstance(aliases, dict) else {}
+    same: dict[str, list[str]] = defaultdict(list)
+    turned: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name in aliases:
+        parent, changes = _resolved(name, aliases)
+        if parent not in icons:
+            continue
+        if changes:
+            turned[name] = (parent, changes)
+        else:
+            same[parent].append(on_one_line(name))
+    for name, icon in icons.items():
+        if isinstance(icon, dict) and icon.get("hidden"):
+            continue
+        yield _icon(name, icon, about, same[name])
+    for name, (parent, turns) in turned.items():
+        if not aliases[name].get("hidden") and isinstance(icons[parent], dict):
+            yield _icon(name, {**icons[parent], **turns}, about, ())
+
+
+_TURNS = ("left", "top", "width", "height", "rotate", "hFlip", "vFlip")
+
+
+def _resolved(name: str, aliases: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The icon that an alias is of, and by what it differs. A circle of aliases ends nowhere."""
+    changes: dict[str, Any] = {}
+    seen: set[str] = set()
+    while name in aliases and name not in seen and isinstance(aliases[name], dict):
+        seen.add(name)
+        alias = aliases[name]
+        for key in _TURNS:
+            if key in alias:
+                changes = _turned_further(changes, key, alias[key])
+        name = str(alias.get("parent", ""))
+    return name, changes
+
+
+def _turned_further(changes: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    if key == "rotate" and isinstance(value, int):
+        return {**changes, key: (int(changes.get(key, 0)) + value) % 4}
+    if key in ("hFlip", "vFlip"):
+        return {**changes, key: bool(changes.get(key)) != bool(value)}
+    return {key: value, **changes}  # of an alias of an alias, the outer one counts
+
+
+def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[str] | tuple[()]") -> Icon:
+    name = on_one_line(str(name))
+    body = icon.get("body") if isinstance(icon, dict) else None
+    if not isinstance(icon, dict) or not isinstance(body, str):
+        return Icon(name, "", tuple(aliases), problem="has no drawing ('body')")
+    if len(body) > MAX_SVG:
+        return Icon(name, "", tuple(aliases), problem=f"has {len(body):,} characters (limit {MAX_SVG:,})")
+    box = []
+    for key, usual in {"left": 0, "top": 0, "width": 16, "height": 16}.items():
+        side = icon.get(key, defaults.get(key, usual))
+        if isinstance(side, bool) or not isinstance(side, int | float) or not abs(side) <= _MAX_SIDE:
+            return Icon(name, "", tuple(aliases), problem=f"'{key}' is not a number of a box")
+        box.append(float(side))
+    if not (box[2] > 0 and box[3] > 0):
+        return Icon(name, "", tuple(aliases), problem="its box is empty")
+    return Icon(name, svg_document(*_turned(body, icon, *box)), tuple(aliases))
+
+
+def _turned(
+    body: str, icon: Mapping[str, Any], left: float, top: float, width: float, height: float
+) -> tuple[str, float, float, float, float]:
+    """A drawing and its box, turned as the icon says: first flipped, then rotated by quarters."""
+    middle_x, middle_y = left + width / 2, top + height / 2
+    quarters = icon.get("rotate", 0)
+    quarters = quarters % 4 if isinstance(quarters, int) else 0
+    flip_x, flip_y = -1 if icon.get("hFlip") else 1, -1 if icon.get("vFlip") else 1
+    if quarters == 0 and flip_x == flip_y == 1:
+        return body, left, top, width, height
+    cos, sin = round(math.cos(quarters * math.pi / 2)), round(math.sin(quarters * math.pi / 2))
+    a, b, c, d = cos * flip_x, sin * flip_x, -sin * flip_y, cos * flip_y
+    moved = (middle_x - a * middle_x - c * middle_y, middle_y - b * middle_x - d * middle_y)
+    body = f'<g transform="matrix({a} {b} {c} {d} {moved[0]:.9g} {moved[1]:.9g})">{body}</g>'
+    if quarters % 2:
+        return body, middle_x - height / 2, middle_y - width / 2, height, width
+    return body, left, top, width, height
+
+
+# --- Packages
+
+
+def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet:
+    files: dict[str, bytes] = {}
+    try:
+        with tempfile.TemporaryFile() as spooled:
+            spooled.write(content)
+            spooled.seek(0)
+            with tarfile.open(fileobj=spooled, mode="r:gz") as tar:
+                for member in tar:
+                    base = member.name.partition("/")[2]
+                    if member.isfile() and base in ("icons.json", "info.json"):
+                        if member.size > MAX_BYTES:
+                            raise ValueError(f"{base} has {member.size:,} bytes (limit {MAX_BYTES:,})")
+                        opened = tar.extractfile(member)
+                        assert opened is not None
+                        files[base] = opened.read()
+    except _DAMAGE as error:
+        raise UserError(
+            f"{name}: not a whole npm package ({error}); delete the file, and it is fetched again"
+        ) from error
+    if "icons.json" not in files:
+        raise UserError(f"{name}: an npm package without icons.json; expected one of @iconify-json")
+    found = parse_json(files["icons.json"], f"{name}: icons.json", files.get("info.json"), package)
+    if prefix and found.prefix != prefix:
+        raise UserError(
+            f"{name}: the set '{found.prefix}', and not '{prefix}'; delete the file, and it is fetched again"
+        )
+    return found
+
+
+def packages_folder() -> Path:
+    """The folder of fetched packages, in the user's cache."""
+    return user_cache() / "icons" / "packages"
+
+
+def _archive_name(prefix: str, version: str) -> str:
+    """As `npm pack` calls it."""
+    return f"iconify-json-{prefix}-{version}.tgz"
+
+
+def _version_of(path: Path, prefix: str) -> str:
+    return path.name.removeprefix(f"iconify-json-{prefix}-").removesuffix(".tgz")
+
+
+def _in_cache(prefix: str, version: str | None) -> Path | None:
+    """The archive of a set in the user's cache, of this version or the newest one."""
+    folder = packages_folder()
+    if version is not None:
+        path = folder / _archive_name(prefix, version)
+        return path if path.is_file() else None
+    # A version begins with a digit, and `iconify-json-fluent-emoji-1.2.3.tgz` is not of the set `fluent`.
+    paths = [path for path in folder.glob(f"iconify-json-{prefix}-*.tgz") if _version_of(path, prefix)[:1].isdigit()]
+    return max(paths, key=lambda path: _order(_version_of(path, prefix)), default=None)
+
+
+def _order(version: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.+-]", version)]
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, changed: int) -> str:  # noqa: ARG001 (a changed file is read again)
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_offline() -> bool:
+    """True if nothing may be fetched (`--offline`)."""
+    return os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+
+
+def _fetch(prefix: str, version: str | None) -> Path:
+    wanted = f"@iconify-json/{prefix}" + (f"@{version}" if version else "")
+    folder = packages_folder()
+    file = _archive_name(prefix, version or "VERSION")
+    by_hand = f"where there is npm, `npm pack {wanted}` writes {file}: put it into {folder}"
+    if is_offline():
+        raise UserError(
+            f"iconify:{prefix}: not on this machine, and --offline fetches nothing; {by_hand}{_guess(prefix)}"
+        )
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"iconify:{prefix}: npm fetches it, and is not installed; {by_hand}{_guess(prefix)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:
+            # npm runs no script of a package that it only packs; the flag says so again.
+            command = [npm, "pack", "--ignore-scripts", "--loglevel", "error", wanted]
+            said = subprocess.run(
+                command, cwd=arriving, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+            )
+            written = sorted(Path(arriving).glob("*.tgz"))
+            if said.returncode or len(written) != 1:
+                raise UserError(_why_not(prefix, wanted, f"{said.stderr}\n{said.stdout}", by_hand))
+            # Read once before it is kept: a file that was cut off would be found broken in each later run.
+            _of_archive(written[0].read_bytes(), f"npm pack {wanted}", prefix, "")
+            with written[0].open("rb") as opened:
+                os.fsync(opened.fileno())
+            return written[0].replace(folder / written[0].name)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"iconify:{prefix}: npm did not answer within {_SECONDS} seconds; {by_hand}") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _why_not(prefix: str, wanted: str, said: str, by_hand: str) -> str:
+    if "E404" in said or "404 Not Found" in said:
+        return f"iconify:{prefix}: there is no package {wanted}{_guess(prefix)}"
+    if "ETARGET" in said or "No matching version" in said:
+        return f"iconify:{prefix}: there is no such version of {wanted}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return f"npm pack {wanted} failed ({on_one_line(lines[0]) if lines else 'it gives no reason'}); {by_hand}"
+
+
+def _guess(prefix: str) -> str:
+    """A hint for a prefix that no set has: the nearest one."""
+    known = known_prefixes()
+    if prefix in known:
+        return ""
+    guess = nearest(prefix, known)
+    return f"; {guess}" if guess.startswith("did you mean") else "; https://icon-sets.iconify.design lists all sets"
+
+
+@lru_cache(maxsize=1)
+def known_prefixes() -> frozenset[str]:
+    """The prefixes of the sets of Iconify when this version was made."""
+    return frozenset(_PREFIXES.read_text(encoding="utf-8").split())

@@ -1,0 +1,214 @@
+"""Opens the icons of one argument: an Iconify set, a sprite or a font. Their SVG documents are packed into one file.
+
+A pack lies in the user's cache: the SVG documents one after the other, then a JSON object with their names, places and
+fields. So an index knows each icon as a part of a file, as it knows a member of a shard. The name of a pack is a hash
+of what it was made of: it never changes, and is made again if it is missing.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grr_coca.data.sources import icon_fonts, iconify, sprites
+from grr_coca.data.sources.base import BadSample, Cause, RawPair
+from grr_coca.data.sources.icon_set import IconSet, words_of_name
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import fill_whole, read_whole, user_cache
+
+_VERSION = 1
+_END = 8
+"""The last bytes of a pack: where its JSON object begins."""
+SUFFIX = ".icons"
+"""Of a pack."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedIcon:
+    """An icon of a pack. `offset`, `size`: of its SVG; a size of 0 means that it has none, for the reason `problem`."""
+
+    name: str
+    offset: int
+    size: int
+    fields: dict[str, str]
+    words: tuple[str, ...]
+    problem: str
+
+
+class PackedIcons(NamedTuple):
+    """The icons of one argument, and the file that holds their SVG documents."""
+
+    argument: str
+    file: Path
+    icons: list[PackedIcon]
+
+    def full_name(self, icon: PackedIcon) -> str:
+        """The place of an icon, such as `iconify:lucide: trash-2`."""
+        return f"{self.argument}: {icon.name}"
+
+
+def is_icon_source(argument: str) -> bool:
+    """True if an argument may be a source of icons, by its name. A JSON or SVG file may still be something else."""
+    return argument.startswith(iconify.SCHEME) or Path(argument).suffix.lower() in {
+        *icon_fonts.SUFFIXES,
+        ".json",
+        ".svg",
+        ".tgz",
+    }
+
+
+def read_icons(argument: str) -> IconSet | None:
+    """The icons of an argument; None if it is no source of icons of its own, such as a folder of SVG files.
+
+    Args:
+        argument: `iconify:PREFIX`, a JSON file of Iconify, an archive or unpacked folder of `@iconify-json/PREFIX`, an
+            SVG sprite, or an icon font.
+
+    Raises:
+        UserError: the source is damaged, or cannot be had.
+    """
+    if argument.startswith(iconify.SCHEME):
+        return iconify.read_package(argument)
+    path = Path(argument)
+    suffix = path.suffix.lower()
+    if suffix in icon_fonts.SUFFIXES and path.is_file():
+        return icon_fonts.read_font(path)
+    if suffix == ".json" and path.is_file() and _looks_like_iconify(path):
+        return iconify.read_iconify(path)
+    if suffix == ".tgz" and path.is_file():
+        return iconify.read_archive(path)
+    if suffix == ".svg":
+        return sprites.read_sprite(path)
+    return iconify.read_folder(path) if path.is_dir() else None
+
+
+def _looks_like_iconify(path: Path) -> bool:
+    """True if a JSON file has the keys of an icon set. A table of millions of rows is not parsed for that."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(2**20)
+    except OSError:
+        return False
+    return head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{") and b'"prefix"' in head and b'"annotations"' not in head
+
+
+def open_icons(argument: str) -> PackedIcons | None:
+    """The packed icons of an argument; None as in `read_icons`.
+
+    Raises:
+        UserError: see `read_icons`; or the user's cache cannot be written to.
+    """
+    if not is_icon_source(argument) and not (Path(argument) / "icons.json").is_file():
+        return None
+    found = read_icons(argument)
+    if found is None:
+        return None
+    name = argument.partition("@")[0] if argument.startswith(iconify.SCHEME) else argument
+    return PackedIcons(name, *_packed(found))
+
+
+def _packed(icons: IconSet) -> tuple[Path, list[PackedIcon]]:
+    digest = blake2b(digest_size=16)
+    for part in (str(_VERSION), icons.prefix, icons.title, icons.author, icons.licence, icons.package):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    for icon in icons.icons:
+        digest.update("\0".join((icon.name, icon.svg, *icon.aliases)).encode("utf-8", "surrogatepass") + b"\1")
+    stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in icons.prefix)[:60] or "icons"
+    path = user_cache() / "icons" / "packed" / digest.hexdigest() / f"{stem}{SUFFIX}"
+    if not path.is_file():
+        _write(path, icons)
+    return path, _read(path)
+
+
+def _write(path: Path, icons: IconSet) -> None:
+    parts: list[bytes] = []
+    listed: list[dict[str, Any]] = []
+    offset = 0
+    for icon in icons.icons:
+        svg = icon.svg.encode("utf-8", "replace")
+        words = list(dict.fromkeys(words_of_name(word) for word in (*icon.aliases, *icon.tags)))
+        listed.append(
+            {
+                "name": icon.name,
+                "offset": offset,
+                "size": len(svg),
+                "fields": icons.fields(icon),
+                "words": words,
+                "problem": icon.problem,
+            }
+        )
+        parts.append(svg)
+        offset += len(svg)
+    content = b"".join([*parts, json.dumps(listed).encode(), offset.to_bytes(_END, "big")])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill_whole(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"{path}: the user's cache cannot be written to ({error.strerror or error})") from error
+
+
+def _read(path: Path) -> list[PackedIcon]:
+    content = read_whole(path)
+    try:
+        start = int.from_bytes(content[-_END:], "big")
+        listed = json.loads(content[start:-_END])
+        return [PackedIcon(**{**icon, "words": tuple(icon["words"])}) for icon in listed]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged; delete it, and it is made again") from error
+
+
+# --- Pairs, for training and evaluation
+
+
+class IconPairs:
+    """The icons of one argument as pairs: the drawing, and its name in words. Aliases are further captions."""
+
+    def __init__(self, packed: PackedIcons) -> None:
+        self._packed = packed
+        self._icons: Sequence[PackedIcon] = packed.icons
+
+    def __len__(self) -> int:
+        return len(self._icons)
+
+    def __getitem__(self, index: int) -> RawPair:
+        """Read one pair."""
+        icon = self._icons[index]
+        image = self.image(index)
+        first, *more = self.captions(index)
+        name = self.name(index)
+        return RawPair(icon.name, name, image, first, more_captions=tuple(more), image_name=name)
+
+    def image(self, index: int) -> bytes:
+        """Read the SVG of an icon."""
+        icon = self._icons[index]
+        if not icon.size:
+            raise BadSample(f"{self.name(index)}: {icon.problem}", Cause.BROKEN_IMAGE)
+        with self._packed.file.open("rb") as file:
+            file.seek(icon.offset)
+            return file.read(icon.size)
+
+    def caption(self, index: int) -> str:
+        """The words of the name."""
+        return self.captions(index)[0]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The words of the name, and those of other names."""
+        icon = self._icons[index]
+        own = words_of_name(icon.name)
+        if not own:
+            raise BadSample(f"{self.name(index)}: a name without letters or digits", Cause.EMPTY_CAPTION)
+        return tuple(dict.fromkeys((own, *icon.words)))
+
+    def name(self, index: int) -> str:
+        """The place of the icon."""
+        return self._packed.full_name(self._icons[index])
+
+    def image_name(self, index: int) -> str:
+        """The place of the icon."""
+        return self.name(index)
+
+    def place(self, index: int) -> str:  # noqa: ARG002 (all are in one)
+        """The source of the icons."""
+        return self._packed.argument

@@ -1,0 +1,171 @@
+"""SVG sprites: one file with a `<symbol id>` for each icon.
+
+A sprite is parsed without entities and without anything from elsewhere. Each symbol becomes a document of its own, with
+the definitions of the sprite that it refers to.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError, tostring
+
+from grr_coca.data.images import MAX_BYTES
+from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
+from grr_coca.data.text import decode_text
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.files import read_whole
+
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+_REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")]+)")
+_MAX_REFERENCES = 200
+"""Most definitions that one symbol may need."""
+_UNUSUAL_BOX = (0.0, 0.0, 24.0, 24.0)
+"""The box of a symbol without one, in a sprite without one."""
+
+
+def read_sprite(path: Path) -> IconSet | None:
+    """The icons of a sprite, in its order; None if the file is an ordinary drawing.
+
+    An ordinary drawing shows something itself. A sprite has symbols and shows none of them.
+
+    Raises:
+        UserError: the file has symbols, and is no XML or declares entities.
+    """
+    if path.suffix.lower() != ".svg" or not path.is_file():
+        return None
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        return None  # the reader of images refuses it
+    content = read_whole(path)
+    if b"symbol" not in content:
+        return None
+    root = _parsed(content, str(path))
+    symbols = [element for element in root.iter("symbol") if element.get("id")]
+    if not symbols or _draws(root):
+        return None
+    named = {element.get("id", ""): element for element in root.iter() if element.get("id")}
+    icons: dict[str, Icon] = {}
+    for symbol in symbols:
+        icon = _icon(on_one_line(symbol.get("id", "")), symbol, root, named)
+        icons.setdefault(icon.name, icon)  # of two symbols of one name, the first counts, as in a browser
+    return IconSet(prefix=path.stem, icons=list(icons.values()))
+
+
+_HIDING = frozenset({"symbol", "defs", "title", "desc", "metadata", "style"})
+_SHAPES = frozenset({"path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "image", "use"})
+
+
+def _draws(element: Element) -> bool:
+    """True if an SVG draws something itself, outside of symbols and definitions."""
+    waiting = [element]
+    while waiting:
+        for inner in waiting.pop():
+            if inner.tag in _SHAPES:
+                return True
+            if inner.tag not in _HIDING:
+                waiting.append(inner)
+    return False
+
+
+def _parsed(content: bytes, name: str) -> Element:
+    from defusedxml import DefusedXmlException  # late: few images lie in a sprite
+    from defusedxml.ElementTree import fromstring
+
+    try:
+        root = fromstring(decode_text(content, name))
+    except DefusedXmlException as error:
+        raise UserError(f"{name}: a sprite that declares entities, which are not read") from error
+    except (ParseError, ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not a whole SVG file ({error})") from error
+    for element in root.iter():  # the documents declare these two namespaces
+        if isinstance(element.tag, str):
+            element.tag = element.tag.removeprefix(_SVG)
+        for key in [key for key in element.attrib if key.startswith(_XLINK)]:
+            element.set(f"xlink:{key.removeprefix(_XLINK)}", element.attrib.pop(key))
+    return root
+
+
+def _icon(name: str, symbol: Element, root: Element, named: dict[str, Element]) -> Icon:
+    box = _box(symbol) or _box(root) or _UNUSUAL_BOX
+    if not (box[2] > 0 and box[3] > 0):
+        return Icon(name, "", problem="its viewBox is empty")
+    # A browser gives the group the presentation of the symbol, and of what it is in.
+    group = Element("g", {key: value for key, value in symbol.attrib.items() if key in _PRESENTED})
+    group.extend(symbol)
+    try:
+        needed = list(_needed(group, named))
+        body = "".join(tostring(element, encoding="unicode") for element in [*needed, group])
+    except (RecursionError, ValueError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return Icon(name, "", problem=reason)
+    if len(body) > MAX_SVG:
+        return Icon(name, "", problem=f"has {len(body):,} characters (limit {MAX_SVG:,})")
+    return Icon(name, svg_document(body, *box))
+
+
+_PRESENTED = frozenset(
+    [
+        "fill",
+        "stroke",
+        "stroke-width",
+        "stroke-linecap",
+        "stroke-linejoin",
+        "stroke-miterlimit",
+        "stroke-dasharray",
+        "fill-rule",
+        "clip-rule",
+        "opacity",
+        "fill-opacity",
+        "stroke-opacity",
+        "color",
+        "style",
+        "transform",
+    ]
+)
+
+
+def _needed(group: Element, named: dict[str, Element]) -> Iterator[Element]:
+    """The elements of the sprite that an icon refers to, with what they refer to themselves."""
+    inside = {element.get("id") for element in group.iter()}
+    waiting, met = [group], set(inside)
+    while waiting:
+        for reference in _references(waiting.pop()):
+            if reference in met or reference not in named:
+                continue
+            met.add(reference)
+            if len(met) - len(inside) > _MAX_REFERENCES:
+                raise ValueError(f"refers to more than {_MAX_REFERENCES} other elements")
+            waiting.append(named[reference])
+            definitions = Element("defs")
+            definitions.append(named[reference])
+            yield definitions
+
+
+def _references(element: Element) -> Iterator[str]:
+    for inner in element.iter():
+        for key, value in inner.attrib.items():
+            if key in ("href", "xlink:href"):
+                if value.startswith("#"):
+                    yield value[1:]
+            elif "url(" in value:
+                yield from _REFERENCE.findall(value)
+
+
+def _box(element: Element) -> tuple[float, float, float, float] | None:
+    numbers = re.split(r"[\s,]+", (element.get("viewBox") or "").strip())
+    if len(numbers) != 4:
+        width, height = _length(element.get("width")), _length(element.get("height"))
+        return None if width is None or height is None else (0.0, 0.0, width, height)
+    try:
+        left, top, width, height = map(float, numbers)
+    except ValueError:
+        return None
+    return (left, top, width, height) if all(abs(side) < 1e6 for side in (left, top, width, height)) else None
+
+
+def _length(text: str | None) -> float | None:
+    found = re.fullmatch(r"\s*([0-9.]+)(?:px)?\s*", text or "")
+    try:
+        return float(found[1]) if found else None
+    except ValueError:
+        return None

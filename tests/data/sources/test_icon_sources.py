@@ -1,0 +1,434 @@
+"""Icons come in from where they lie: Iconify's JSON and packages, sprites, fonts."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grr_coca.search.image_files import iterate_images
+from grr_coca.data.images import decode_image
+from grr_coca.data.sources.base import BadSample
+from grr_coca.data.sources.icon_set import words_of_name
+from grr_coca.data.sources.iconify import packages_folder
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.open_icons import open_icons
+from grr_coca.common.errors import UserError
+
+SQUARE = '<path d="M2 2h8v8h-8z"/>'
+SET = {
+    "prefix": "tiny",
+    "info": {"name": "Tiny Icons", "author": {"name": "A. Uthor"}, "license": {"title": "MIT License", "spdx": "MIT"}},
+    "icons": {
+        "box": {"body": SQUARE},
+        "bar": {"body": '<path d="M0 0h12v4h-12z"/>'},
+        "old": {"body": SQUARE, "hidden": True},
+    },
+    "aliases": {
+        "square": {"parent": "box"},
+        "quad": {"parent": "square"},
+        "bar-down": {"parent": "bar", "rotate": 2},
+        "pole": {"parent": "bar", "rotate": 1},
+        "lost": {"parent": "nothing"},
+        "round": {"parent": "round"},
+    },
+    "width": 12,
+    "height": 12,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of this test alone, in which no package lies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return tmp_path / "cache"
+
+
+def archive(content: dict, info: dict | None = None) -> bytes:
+    """A package as `npm pack` writes it."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        for name, value in {"icons.json": content, "info.json": info or content.get("info", {})}.items():
+            data = json.dumps(value).encode()
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """An `npm` that knows one package, and notes how it was called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "tiny.tgz").write_bytes(archive(SET))
+    script = f"""#!/bin/sh
+echo "$@" >> {folder}/calls
+for last; do :; done
+case "$last" in
+  @iconify-json/tiny|@iconify-json/tiny@1.2.3) cp {folder}/tiny.tgz iconify-json-tiny-1.2.3.tgz;;
+  @iconify-json/tiny@*) echo "npm error code ETARGET" >&2; exit 1;;
+  @iconify-json/slow) exec sleep 60;;
+  *) echo "npm error code E404" >&2; exit 1;;
+esac
+"""
+    (folder / "npm").write_text(script)
+    (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def drawn(data: bytes) -> np.ndarray:
+    """Where an icon has ink, 12 × 12."""
+    image = decode_image(data, "an icon").convert("L").resize((12, 12))
+    return np.asarray(image) < 128
+
+
+def by_name(argument: Path | str) -> dict:
+    return {file.name.rpartition(": ")[2]: file for file in iterate_images(str(argument))}
+
+
+@pytest.fixture
+def json_file(tmp_path):
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(SET))
+    return path
+
+
+# --- Iconify
+
+
+def test_an_iconify_file_gives_its_icons_with_what_the_set_says(json_file):
+    found = by_name(json_file)
+    assert list(found) == ["box", "bar", "bar-down", "pole"], "neither hidden icons nor names that lead nowhere"
+    box = found["box"]
+    assert box.name == f"{json_file}: box"
+    assert box.fields() == {
+        "icon": "tiny:box",
+        "set": "Tiny Icons",
+        "licence": "MIT",
+        "author": "A. Uthor",
+        "aliases": "square, quad",
+    }
+    assert box.keywords == ("square", "quad")
+    assert drawn(box.read())[3:9, 3:9].all()
+    assert not drawn(box.read())[:, 11].any()
+
+
+def test_an_alias_that_turns_its_icon_is_an_icon_of_its_own(json_file):
+    found = by_name(json_file)
+    bar, down, pole = (drawn(found[name].read()) for name in ("bar", "bar-down", "pole"))
+    assert bar[1].all()
+    assert not bar[8].any()
+    assert np.array_equal(down, bar[::-1])
+    assert np.array_equal(pole, np.rot90(bar, -1)), "clockwise"
+
+
+@pytest.mark.parametrize("pack", [True, False], ids=["archive", "folder"])
+def test_a_package_on_the_disk_is_read_as_it_is(tmp_path, pack):
+    bare = {key: value for key, value in SET.items() if key != "info"}
+    if pack:
+        path = tmp_path / "iconify-json-tiny-1.2.3.tgz"
+        path.write_bytes(archive(bare, SET["info"]))
+    else:
+        path = tmp_path / "package"
+        path.mkdir()
+        (path / "icons.json").write_text(json.dumps(bare))
+        (path / "info.json").write_text(json.dumps(SET["info"]))
+    found = by_name(path)
+    assert found["bar"].fields()["licence"] == "MIT"
+
+
+def test_npm_fetches_a_set_once_and_runs_no_script(npm, monkeypatch):
+    first = by_name("iconify:tiny")
+    assert first["box"].name == "iconify:tiny: box"
+    assert first["box"].fields()["package"].startswith("@iconify-json/tiny@1.2.3 sha256-")
+    again = by_name("iconify:tiny")
+    assert again.keys() == first.keys()
+    (call,) = (npm / "calls").read_text().splitlines()
+    assert "--ignore-scripts" in call
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert by_name("iconify:tiny@1.2.3").keys() == first.keys(), "offline afterwards"
+
+
+def test_a_package_with_another_checksum_is_refused(npm):
+    by_name("iconify:tiny")
+    sha256 = "0" * 64
+    with pytest.raises(UserError, match=r"iconify-json-tiny-1\.2\.3\.tgz: not the package that was indexed"):
+        by_name(f"iconify:tiny@1.2.3#{sha256}")
+
+
+def test_a_damaged_package_in_the_cache_is_one_line(npm):
+    by_name("iconify:tiny")
+    path = packages_folder() / "iconify-json-tiny-1.2.3.tgz"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"not a whole npm package .*delete the file") as caught:
+        by_name("iconify:tiny")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_npm_the_message_says_which_file_to_put_where(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError) as caught:
+        by_name("iconify:lucide")
+    message = str(caught.value)
+    assert "npm pack @iconify-json/lucide" in message
+    assert "iconify-json-lucide-VERSION.tgz" in message
+    assert str(packages_folder()) in message
+
+
+def test_offline_fetches_nothing(npm, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="--offline fetches nothing"):
+        by_name("iconify:tiny")
+    assert not (npm / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("iconify:luicde", "there is no package @iconify-json/luicde; did you mean 'lucide'"),
+        ("iconify:tiny@9.9.9", "there is no such version of @iconify-json/tiny@9.9.9"),
+        ("iconify:", "expected iconify:PREFIX"),
+        ("iconify:../../etc", "expected iconify:PREFIX"),
+        ("iconify:tiny --registry=http://x", "expected iconify:PREFIX"),
+    ],
+)
+def test_a_set_that_does_not_exist_is_one_line(npm, argument, message):
+    with pytest.raises(UserError) as caught:
+        by_name(argument)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_npm_that_hangs_is_given_up(npm, monkeypatch):
+    monkeypatch.setattr("grr_coca.data.sources.iconify._SECONDS", 0.2)
+    with pytest.raises(UserError, match="did not answer within"):
+        by_name("iconify:slow")
+
+
+@pytest.mark.slow
+def test_the_real_npm_fetches_a_real_set():
+    found = by_name("iconify:geo")
+    assert len(found) > 10
+    assert "sha256-" in next(iter(found.values())).fields()["package"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prefix": "x", "icons": []}', "an icon set of Iconify"),
+        ('{"prefix": "x", "icons": {}}', "without an icon"),
+        ('{"prefix": "x", "icons": {"a"', "not a readable JSON file"),
+        ('{"icons": {"a": {"body": ""}}}', "an icon set of Iconify"),
+        ("[1, 2]", "an icon set of Iconify"),
+    ],
+)
+def test_json_that_is_no_icon_set_is_one_line(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        by_name(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_icons_of_a_set_do_not_spoil_the_others(tmp_path):
+    icons = {
+        "good": {"body": SQUARE},
+        "none": {},
+        "list": [],
+        "text": {"body": 7},
+        "wide": {"body": SQUARE, "width": 1e300},
+        "nan": {"body": SQUARE, "width": float("nan")},
+        "flat": {"body": SQUARE, "height": 0},
+        "endless": {"body": "x" * 2_000_000},
+    }
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"prefix": "x", "icons": icons}))
+    found = by_name(path)
+    assert drawn(found["good"].read()).any()
+    for name in icons.keys() - {"good"}:
+        with pytest.raises(UserError, match=f": {name}: "):
+            found[name].read()
+
+
+# --- Sprites
+
+SPRITE = """<?xml version="1.0"?>
+<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" style="display:none">
+  <defs><path id="shape" d="M2 2h8v8h-8z"/><linearGradient id="blue"><stop stop-color="#008"/></linearGradient></defs>
+  <symbol id="box" viewBox="0 0 12 12"><use xlink:href="#shape"/></symbol>
+  <symbol id="bar" viewBox="0 0 12 12" fill="#008"><path d="M0 0h12v4h-12z"/></symbol>
+  <symbol id="sky" viewBox="0 0 12 12"><path d="M2 2h8v8h-8z" fill="url(#blue)"/></symbol>
+  <symbol id="bar" viewBox="0 0 12 12"><path d="M0 0h1v1h-1z"/></symbol>
+  <symbol id="flat" viewBox="0 0 12 0"><path d="M0 0h1v1h-1z"/></symbol>
+  <symbol viewBox="0 0 12 12"/>
+</svg>"""
+
+
+def test_each_symbol_of_a_sprite_is_an_icon_with_what_it_refers_to(tmp_path):
+    path = tmp_path / "sprite.svg"
+    path.write_text(SPRITE)
+    found = by_name(path)
+    assert list(found) == ["box", "bar", "sky", "flat"], "of two of one name, the first"
+    for name in ("box", "sky"):
+        assert drawn(found[name].read())[3:9, 3:9].all()
+    assert drawn(found["bar"].read())[1].all()
+    assert found["box"].fields()["icon"] == "sprite:box"
+    with pytest.raises(UserError, match="flat: its viewBox is empty"):
+        found["flat"].read()
+
+
+def test_a_sprite_without_a_namespace_is_read_too(tmp_path):
+    path = tmp_path / "sprite.svg"
+    path.write_text(f'<svg><symbol id="box" viewBox="0 0 12 12">{SQUARE}</symbol></svg>')
+    assert drawn(by_name(path)["box"].read())[3:9, 3:9].all()
+
+
+def test_a_drawing_that_uses_its_own_symbol_is_no_sprite(tmp_path):
+    path = tmp_path / "drawing.svg"
+    symbol = f'<symbol id="a" viewBox="0 0 12 12">{SQUARE}</symbol>'
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12">{symbol}<use href="#a"/></svg>')
+    (file,) = iterate_images(str(path))
+    assert file.name == str(path)
+
+
+def test_entities_of_a_sprite_are_not_expanded(tmp_path):
+    bomb = '<!DOCTYPE svg [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+    path = tmp_path / "bomb.svg"
+    path.write_text(f'{bomb}<svg xmlns="http://www.w3.org/2000/svg"><symbol id="a">&b;</symbol></svg>')
+    with pytest.raises(UserError, match="declares entities, which are not read"):
+        by_name(path)
+
+
+def test_a_sprite_that_refers_to_other_files_fetches_nothing(tmp_path):
+    path = tmp_path / "sprite.svg"
+    image = '<image href="file:///etc/passwd"/>'
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg"><symbol id="a" viewBox="0 0 9 9">{image}</symbol></svg>')
+    with pytest.raises(BadSample, match="contains another image file"):
+        decode_image(by_name(path)["a"].read(), "a")
+
+
+def test_ten_thousand_symbols_and_one_broken(tmp_path):
+    symbols = "".join(f'<symbol id="s{n}" viewBox="0 0 12 12">{SQUARE}</symbol>' for n in range(10_000))
+    path = tmp_path / "sprite.svg"
+    broken = '<symbol id="broken" viewBox="0 0 0 0"/>'
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg">{symbols}{broken}</svg>')
+    found = by_name(path)
+    assert len(found) == 10_001
+    assert drawn(found["s9999"].read()).any()
+    with pytest.raises(UserError, match="broken: its viewBox is empty"):
+        found["broken"].read()
+
+
+# --- Fonts
+
+
+def make_font(path: Path, glyphs: dict[str, int], flavor: str | None = None, ligature: str = "") -> None:
+    """A font whose glyphs are squares on the base line."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    letters = sorted(set(ligature))
+    pen = TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for point in ((100, 500), (600, 500), (600, 0)):
+        pen.lineTo(point)
+    pen.closePath()
+    square, empty = pen.glyph(), TTGlyphPen(None).glyph()
+    names = [".notdef", *letters, *glyphs]
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({**{ord(letter): letter for letter in letters}, **{c: n for n, c in glyphs.items()}})
+    builder.setupGlyf({name: square if name in glyphs else empty for name in names})
+    builder.setupHorizontalMetrics({name: (1000, 100 if name in glyphs else 0) for name in names})
+    builder.setupHorizontalHeader(ascent=1000, descent=0)
+    builder.setupNameTable({"familyName": "Tiny", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    if ligature:
+        first, *rest = ligature
+        rule = f"feature liga {{ sub {first} {' '.join(rest)} by {next(iter(glyphs))}; }} liga;"
+        builder.addOpenTypeFeatures(rule)
+    builder.font.flavor = flavor
+    builder.save(path)
+
+
+@pytest.mark.parametrize("flavor", [None, "woff", "woff2"])
+def test_the_named_glyphs_of_a_font_are_icons(tmp_path, flavor):
+    path = tmp_path / f"tiny.{flavor or 'ttf'}"
+    make_font(path, {"trash": 0xE001, "uniE002": 0xE002}, flavor)
+    found = by_name(path)
+    assert list(found) == ["trash", "u-e002"], "a glyph without a name is called by its code point"
+    ink = drawn(found["trash"].read())
+    assert ink[7:11, 2:7].all(), "upright, above the base line"
+    assert not ink[:5].any()
+
+
+def test_a_font_without_names_names_its_icons_by_code_points(tmp_path):
+    path = tmp_path / "nameless.ttf"
+    make_font(path, {"uniE001": 0xE001, "uniE002": 0xE002})
+    assert list(by_name(path)) == ["u-e001", "u-e002"]
+
+
+def test_the_ligature_of_a_glyph_is_its_name(tmp_path):
+    path = tmp_path / "material.ttf"
+    make_font(path, {"uniE872": 0xE872}, ligature="delete")
+    assert list(by_name(path)) == ["delete"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no font", b"wOF2" + b"\xff" * 60, b"\0\1\0\0" + b"\xff" * 60], ids=range(4))
+def test_a_damaged_font_is_one_line(tmp_path, content):
+    path = tmp_path / "broken.woff2"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.woff2: ") as caught:
+        by_name(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_font_that_would_unpack_to_gigabytes_is_not_unpacked(tmp_path):
+    path = tmp_path / "bomb.woff2"
+    make_font(path, {"trash": 0xE001}, "woff2")
+    data = bytearray(path.read_bytes())
+    data[16:20] = (2**32 - 1).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="too large for an icon font"):
+        by_name(path)
+
+
+# --- All of them
+
+
+def test_icons_are_pairs_for_training(json_file):
+    source = open_source(str(json_file))
+    assert [source.caption(index) for index in range(len(source))] == ["box", "bar", "bar down", "pole"]
+    assert source[0].captions == ("box", "square", "quad")
+    assert source.place(0) == str(json_file)
+
+
+def test_icons_are_read_again_if_the_cache_was_emptied(json_file):
+    packed = open_icons(str(json_file))
+    file = by_name(json_file)["box"]
+    content = file.read()
+    packed.file.unlink()
+    assert file.read() == content
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_line(json_file, monkeypatch, tmp_path):
+    (tmp_path / "full").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "full"))
+    with pytest.raises(UserError, match="the user's cache cannot be written to"):
+        by_name(json_file)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Trash2", "trash 2"), ("trash-2", "trash 2"), ("ArrowUpAZ", "arrow up az"), ("HTMLFile", "html file"), ("_", "")],
+)
+def test_the_words_of_a_name(name, words):
+    assert words_of_name(name) == words

@@ -13,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from icon_captions import brand_captions, caption_of, further_caption, is_logo, style_words
+from icon_captions import brand_captions, further_caption, is_logo
 from icon_drawings import DrawnSet, read_drawn
 from icon_sources import Words
 from shards import unit_hash
+
+from grr_coca.data.icon_names import caption_of, style_words
 
 IDENTICAL = 3
 """Largest root mean square difference of two signatures, of 255, at which two pictures count as identical."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from icon_captions import brand_captions, caption_of, further_caption, is_logo, style_words
+from icon_captions import brand_captions, further_caption, is_logo
 from icon_drawings import aliases_of, declared_styles, draw_icon, icon_box, icon_svg, read_logo_names
 from icon_sources import Archives, IconSet, Words, kept_sets, read_tags
 from PIL import Image
@@ -30,6 +30,7 @@ from PIL import Image
 from grr_coca.cli import exit_code
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_own_name, user_cache, write_whole
+from grr_coca.data.icon_names import caption_of, style_words
 from grr_coca.model.checkpoint_folder import fingerprint
 from grr_coca.search.duplicates import perceptual_hash
 from grr_coca.search.entry import Entry, Stamp, chunks, name_id

@@ -1,14 +1,9 @@
 """Captions of icons: words of the thing, without those of drawing style."""
 
 import pytest
-from icon_captions import (
-    Styles,
-    brand_captions,
-    caption_of,
-    further_caption,
-    is_logo,
-    style_words,
-)
+from icon_captions import brand_captions, further_caption, is_logo
+
+from grr_coca.data.icon_names import Styles, caption_of, style_words
 
 ENDINGS = [
     f"{thing}-{style}" for thing in ("home", "user", "text-bold", "sun") for style in ("bold", "light", "duotone")

@@ -99,6 +99,7 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
         "config.json",
         "image.onnx",
         "manifest.json",
+        "match.json",
         "model.safetensors",
         "preprocess.json",
         "relevance.json",

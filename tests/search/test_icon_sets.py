@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 
-from grr_coca.data.sources.iconify import packages_folder
 from grr_coca.common.errors import UserError
+from grr_coca.data.sources.iconify import packages_folder
 from grr_coca.search.index import Index
 
 BODIES = {

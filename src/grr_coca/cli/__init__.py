@@ -45,6 +45,9 @@ VERBS = {
     "explain": Verb("explain.run", "show where a model looks for each word of a caption, or for a text"),
     "index": Verb("index.run", "index images for search, or bring an index up to date"),
     "search": Verb("search.search_index", "find images of an index by text or by image"),
+    "match": Verb(
+        "match.run", "find the equivalent of each picture of a library in another, such as icons of two sets"
+    ),
     "duplicates": Verb("search.list_duplicates", "list the images of an index that look the same"),
     "serve": Verb("serve.run", "serve captions, embeddings and search over HTTP, with a page to search pictures"),
     "models": Verb("info.list_models", "list the models that can be used by name"),
@@ -166,4 +169,6 @@ def _usage(first: str = "") -> str:
     width = max(map(len, verbs))
     lines = [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]
     usage = "usage: grr-coca VERB [options]    (grr-coca VERB --help lists its options)"
-    return "\n".join([usage, "", *lines, "", f"With any verb, {_OFFLINE} uses only models that are on this machine."])
+    return "\n".join(
+        [usage, "", *lines, "", f"With any verb, {_OFFLINE} uses only models and icon sets on this machine."]
+    )

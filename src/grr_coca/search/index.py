@@ -15,6 +15,8 @@ from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Header, chunks
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index_model import IndexModel, RayDescriber
+from grr_coca.search.match import PictureMatch
+from grr_coca.search.match_numbers import CANDIDATES
 from grr_coca.search.store import Changes, Store
 from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 
@@ -199,6 +201,29 @@ class Index:
         query = Query(texts=_many(texts), images=_many(image), without=_many(without), weights=tuple(weights))
         options = SearchOptions(n=n, where=where, hybrid=hybrid, fold=fold, min_relevance=min_relevance)
         return search_store(query, self.store, self.model, options)
+
+    def match(
+        self, other: "Index | str | Path | Sequence[str | Path]", *, n: int = CANDIDATES, names: bool = True
+    ) -> list[PictureMatch]:
+        """Find the equivalent of each image of this index in another library, such as each icon of a set in another.
+
+        Args:
+            other: an index of the same model; or icon sets, files and folders as in `grr-coca match`.
+            n: most candidates of each image.
+            names: also compare names, if both are icons.
+
+        Raises:
+            UserError: the other index was made by another model, or the other library has no image.
+        """
+        from grr_coca.search.matcher import Matcher  # late: it needs an extra
+
+        matcher = Matcher(str(self.model.folder), self.model.engine, names=names)
+        source = matcher.open_store(self.store)
+        if isinstance(other, Index):
+            target = matcher.open_store(other.store)
+        else:
+            target = matcher.open([str(other)] if isinstance(other, str | Path) else list(map(str, other)))
+        return matcher.match(source, target, n=n)
 
     def duplicates(self, *, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
         """Groups of images that look the same, the largest group first. See `duplicate_groups`.

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grr_coca.search.image_files import iterate_images
+from grr_coca.common.errors import UserError
+from grr_coca.data.icon_names import words_of_name
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.base import BadSample
-from grr_coca.data.sources.icon_set import words_of_name
 from grr_coca.data.sources.iconify import packages_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.open_icons import open_icons
-from grr_coca.common.errors import UserError
+from grr_coca.search.image_files import iterate_images
 
 SQUARE = '<path d="M2 2h8v8h-8z"/>'
 SET = {

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 from grr_coca.common.errors import UserError, first_line, on_one_line
 from grr_coca.common.extras import require_extra
+from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 
 if TYPE_CHECKING:
     from fontTools.ttLib import TTFont

@@ -1,6 +1,5 @@
 """An icon set: drawings with names, and what the set says of itself. Readers of all sources of icons return one."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -50,13 +49,6 @@ class IconSet:
             "package": self.package,
         }
         return {name: value for name, value in known.items() if value}
-
-
-def words_of_name(name: str) -> str:
-    """The words of an icon's name, in lower case: `Trash2`, `trash_2` and `trash-2` are all `trash 2`."""
-    if not name.islower():  # the name of a component
-        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9])", " ", name)
-    return " ".join(re.split(r"[\W_]+", name)).strip().lower()
 
 
 def svg_document(body: str, left: float, top: float, width: float, height: float) -> str:

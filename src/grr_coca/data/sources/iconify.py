@@ -20,10 +20,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grr_coca.data.images import MAX_BYTES
-from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 from grr_coca.common.errors import UserError, nearest, on_one_line
 from grr_coca.common.files import read_whole, user_cache
+from grr_coca.data.images import MAX_BYTES
+from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 
 SCHEME = "iconify:"
 """`iconify:lucide`, `iconify:lucide@1.2.3`."""

@@ -12,11 +12,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grr_coca.data.sources import icon_fonts, iconify, sprites
-from grr_coca.data.sources.base import BadSample, Cause, RawPair
-from grr_coca.data.sources.icon_set import IconSet, words_of_name
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import fill_whole, read_whole, user_cache
+from grr_coca.data.icon_names import words_of_name
+from grr_coca.data.sources import icon_fonts, iconify, sprites
+from grr_coca.data.sources.base import BadSample, Cause, RawPair
+from grr_coca.data.sources.icon_set import IconSet
 
 _VERSION = 1
 _END = 8

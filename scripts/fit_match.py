@@ -1,0 +1,542 @@
+"""Fit the numbers by which pictures are matched, and measure how good matches are: `python scripts/fit_match.py icons`.
+
+Writes `match.json` into `src/grr_coca/model/weights/NAME/` (see `grr_coca.search.match_numbers`), figures into its card, and
+`benchmarks/results/match.json`. Run it again whenever the weights or their preprocessing change: all pictures are
+embedded anew, which takes some ten minutes on two cores. It needs the packages of the corpus `icons`, which it fetches.
+
+What is fitted to what:
+
+1. The weights of the pictures' evidence: pairs of icons of equal names in different sets, with the names hidden. The
+   candidates among which the right one must win are the nearest, so they look alike.
+2. All weights: pairs with different names. Some were read by hand (`benchmarks/match/truth.csv`, parts `fit …`). The
+   others are tables that makers of components publish in their packages, which name an icon of each of several sets for
+   a role (`TABLES`). They are rough, so they count less.
+3. The curves: the icons of the parts `fit unseen` and `fit seen`, with those for which the target has no equivalent.
+
+What is reported was not fitted to: the parts `random` and `other names`, whose target is a family that training never
+saw, and that the fit saw neither; and of `fit seen` the targets in `REPORTED_SEEN`. No word of a reported icon's name
+names an icon of the fit.
+"""
+
+import argparse
+import csv
+import json
+import random
+import re
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.optimize import minimize
+
+sys.path.insert(0, str(Path(__file__).with_name("build_datasets")))
+
+from icon_pairs import HeldOut
+from icon_sources import PACKAGES as CORPUS
+from icon_sources import Archives, NpmPackage, kept_sets
+
+from grr_coca.cli import exit_code
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, listed_files, user_cache, whole_folder, write_whole
+from grr_coca.data.images import decode_image
+from grr_coca.evaluate.intervals import Interval, Measure
+from grr_coca.model.checkpoint_folder import MATCHING
+from grr_coca.search.index_model import IndexModel
+from grr_coca.search.match import Pairs
+from grr_coca.search.match_numbers import CANDIDATES, EVIDENCE, OF_PICTURES, MatchNumbers, Numbers, ProbabilityCurve
+from grr_coca.search.picture_set import OpenPictureSet, read_sources
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "src" / "grr_coca" / "model" / "weights"
+TRUTH = ROOT / "benchmarks" / "match" / "truth.csv"
+RESULTS = ROOT / "benchmarks" / "results" / "match.json"
+
+PACKAGES = {
+    "iconify": CORPUS["iconify"],
+    "quasar": NpmPackage("quasar", "2.27.0", "c6e0066f507bf5d90192bd54408b10eb0c2b43abc284500c7a5f4c756aa3b553"),
+    "vuetify": NpmPackage("vuetify", "4.3.0", "4335a294dab5fe90f5d9db1cb5cfe8d800f75eed54cf68af6f03482f92bab272"),
+}
+TABLES = {
+    "quasar": {
+        "bi": "icon-set/bootstrap-icons.js",
+        "eva": "icon-set/eva-icons.js",
+        "la": "icon-set/line-awesome.js",
+        "mdi": "icon-set/mdi-v7.js",
+        "material-symbols": "icon-set/material-symbols-outlined.js",
+        "fa6-solid": "icon-set/fontawesome-v6.js",
+    },
+    "vuetify": {
+        "ri": "lib/iconsets/ri.js",
+        "carbon": "lib/iconsets/carbon.js",
+        "ph": "lib/iconsets/ph.js",
+        "lucide": "lib/iconsets/lucide.js",
+        "mdi": "lib/iconsets/mdi.js",
+        "fa6-solid": "lib/iconsets/fa.js",
+    },
+}
+"""The file of each set in packages of components. A file gives each role, such as `chevron.left`, an icon."""
+
+EQUAL_SEEN = ("ph", "mdi", "material-symbols", "ri", "lucide", "hugeicons", "solar")
+EQUAL_UNSEEN = ("bi", "iconoir", "carbon", "la")
+"""Targets of pairs of equal names."""
+NUM_EQUAL, PER_CONCEPT = 600, 3
+TABLE_WEIGHT, EQUAL_WEIGHT = 0.15, 0.1
+"""Weights of a pair beside one that was read by hand."""
+L2 = 0.02
+REPORTED_SEEN = ("ph", "ri")
+MOST_MISSED = 0.10
+"""How often none may be told although there is an equivalent, on the fitted icons."""
+BINS = 10
+_NO_CURVE = ProbabilityCurve(per_score=0, per_lead=0, offset=0, least=0)
+ALL = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=_NO_CURVE, unseen=_NO_CURVE)
+
+
+class Row(NamedTuple):
+    """An icon, the set to match it with, and the names there that are right; none if there is no equivalent."""
+
+    source: str
+    target: str
+    right: frozenset[str]
+    why: str = ""
+    part: str = ""
+
+
+class Case(NamedTuple):
+    """A row with its candidates: their places in the target, their evidence P 8, and whether each is right, P."""
+
+    row: Row
+    columns: np.ndarray
+    evidence: np.ndarray
+    is_right: np.ndarray
+
+
+class Sets:
+    """The icon sets, drawn and embedded when they are needed."""
+
+    def __init__(self, archives: Archives, model: IndexModel) -> None:
+        self._model = model
+        self._archives = archives
+        self._folder = user_cache() / "match-sets"
+        self._opened: dict[str, OpenPictureSet] = {}
+        self._things: dict[str, dict[str, list[int]]] = {}
+        self.seen = _seen_sets(archives)
+
+    def extract(self, prefixes: Sequence[str]) -> None:
+        """Write the JSON file of each set."""
+        paths = {f"json/{prefix}.json" for prefix in prefixes if not self._path(prefix).exists()}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self._archives.files("iconify", paths.__contains__) if paths else ():
+            write_whole(self._path(Path(name).stem), content)
+
+    def _path(self, prefix: str) -> Path:
+        return self._folder / f"{prefix}.json"
+
+    def __getitem__(self, prefix: str) -> OpenPictureSet:
+        """A set."""
+        if prefix not in self._opened:
+            print(f"reading {prefix}", file=sys.stderr, flush=True)
+            # Whether training saw a set is asked for each case, so a set need not know.
+            numbers = MatchNumbers(with_names=ALL, without_names=ALL, seen_sets=())
+            self._opened[prefix] = read_sources([str(self._path(prefix))], self._model, numbers)
+        return self._opened[prefix]
+
+    def things(self, prefix: str) -> dict[str, list[int]]:
+        """The places of the drawings of each thing in a set."""
+        if prefix not in self._things:
+            found = defaultdict(list)
+            for place, thing in enumerate(self[prefix].set.things):
+                found[thing.partition(":")[2]].append(place)
+            self._things[prefix] = dict(found)
+        return self._things[prefix]
+
+    def thing(self, name: str) -> str:
+        """The name of an icon without words of style."""
+        pictures = self[name.partition(":")[0]].set
+        return pictures.things[pictures.places[name]].partition(":")[2]
+
+    def cases(self, rows: Sequence[Row]) -> list[Case]:
+        """The candidates of each row, in the order of the rows."""
+        together: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for number, row in enumerate(rows):
+            together[row.source.partition(":")[0], row.target].append(number)
+        found: dict[int, Case] = {}
+        for (source, target), numbers in together.items():
+            one, other = self[source].set, self[target].set
+            pairs = Pairs(one, other, ALL)
+            places = np.array([one.places[rows[number].source] for number in numbers])
+            columns, evidence, bounds = pairs.evidence(places)
+            for index, number in enumerate(numbers):
+                part = slice(bounds[index], bounds[index + 1])
+                names = [other.names[column].partition(":")[2] for column in columns[part]]
+                is_right = np.array([name in rows[number].right for name in names])
+                found[number] = Case(rows[number], columns[part], evidence[part], is_right)
+        return [found[number] for number in range(len(rows))]
+
+    def ranked(self, case: Case, scores: np.ndarray, count: int) -> list[int]:
+        """The candidates of a case by their scores, the best drawing of each thing."""
+        things = self[case.row.target].set.things
+        best: dict[str, int] = {}
+        for number in np.argsort(-scores, kind="stable").tolist():
+            best.setdefault(things[case.columns[number]], number)
+            if len(best) == count:
+                break
+        return list(best.values())
+
+
+def _seen_sets(archives: Archives) -> tuple[str, ...]:
+    held_out = HeldOut.read()
+    kept = kept_sets(archives.json("iconify", "collections.json"))
+    return tuple(prefix for prefix in kept if held_out.split_of(prefix) == "train")
+
+
+# --- Pairs
+
+
+def read_truth() -> list[Row]:
+    """The rows that were read by hand."""
+    with TRUTH.open(encoding="utf-8", newline="") as file:
+        return [
+            Row(row["source"], row["target"], frozenset(row["right"].split()), row["why"], row["part"])
+            for row in csv.DictReader(file)
+        ]
+
+
+def table_rows(archives: Archives, sets: Sets, left_out: frozenset[str]) -> list[Row]:
+    """Pairs of different names of the tables in `TABLES`, at most `PER_CONCEPT` of each thing.
+
+    Args:
+        archives: the packages.
+        sets: the icon sets.
+        left_out: things that are reported.
+    """
+    right: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for package, files in TABLES.items():
+        roles = {prefix: _roles(archives.text(package, file), prefix) for prefix, file in files.items()}
+        for one, icons in roles.items():
+            for other, theirs in roles.items():
+                for role, name in icons.items():
+                    if one != other and role in theirs:
+                        full = (f"{one}:{name}", f"{other}:{theirs[role]}")
+                        if full[0] in sets[one].set.places and full[1] in sets[other].set.places:
+                            right[full[0], other].add(sets.thing(full[1]))
+    by_thing: dict[str, list[Row]] = defaultdict(list)
+    for (source, target), things in right.items():
+        thing = sets.thing(source)
+        if thing not in left_out and thing not in things:
+            by_thing[thing].append(Row(source, target, _names(sets, target, things)))
+    chosen = random.Random(3)
+    return [row for rows in by_thing.values() for row in chosen.sample(rows, min(PER_CONCEPT, len(rows)))]
+
+
+def _roles(script: str, prefix: str) -> dict[str, str]:
+    """The icon of each role of a table, by the path of the role."""
+    roles: dict[str, str] = {}
+    path: list[str] = []
+    for line in script.splitlines():
+        if opened := re.match(r"\s*(\w+): \{", line):
+            path.append(opened[1])
+        elif re.match(r"\s*\},?$", line) and path:
+            path.pop()
+        elif named := re.match(r"\s*(\w+): ['\"]([^'\"]+)['\"]", line):
+            word = named[2].split()[-1].replace("_", "-")
+            name = re.sub(rf"^(?:i-)?(?:sym-o-|{prefix}[-:]|fa-)", "", word)
+            roles[".".join([*path, named[1]])] = name
+    return roles
+
+
+def equal_rows(sets: Sets, left_out: frozenset[str]) -> list[Row]:
+    """Icons of one name in two sets."""
+    chosen = random.Random(4)
+    rows = []
+    while len(rows) < NUM_EQUAL:
+        target = chosen.choice(EQUAL_UNSEEN if len(rows) % 2 else EQUAL_SEEN)
+        source = chosen.choice([prefix for prefix in EQUAL_SEEN if prefix != target])
+        shared = sorted((sets.things(source).keys() & sets.things(target).keys()) - left_out)
+        thing = chosen.choice(shared)
+        name = sets[source].set.names[chosen.choice(sets.things(source)[thing])]
+        rows.append(Row(name, target, _names(sets, target, {thing})))
+    return rows
+
+
+def _names(sets: Sets, prefix: str, things: set[str]) -> frozenset[str]:
+    names = sets[prefix].set.names
+    return frozenset(names[place].partition(":")[2] for thing in things for place in sets.things(prefix).get(thing, ()))
+
+
+# --- Fitting
+
+
+def fit_weights(cases: Sequence[tuple[Case, float]], names: Sequence[str]) -> dict[str, float]:
+    """The weights under which right candidates win: a conditional logit over the candidates of each case.
+
+    Args:
+        cases: each with its weight. Those whose candidates hold nothing right are left out.
+        names: of the evidence that gets a weight.
+    """
+    columns = [EVIDENCE.index(name) for name in names]
+    groups = [(case.evidence[:, columns], case.is_right, weight) for case, weight in cases if case.is_right.any()]
+    total = sum(weight for _, _, weight in groups)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = 0.0, np.zeros(len(weights))
+        for evidence, is_right, weight in groups:
+            shares = np.exp(evidence @ weights - (evidence @ weights).max())
+            right = np.where(is_right, shares, 0)
+            value -= weight * np.log(right.sum() / shares.sum() + 1e-12)
+            slope += weight * (evidence.T @ (shares / shares.sum()) - evidence.T @ (right / (right.sum() + 1e-12)))
+        return value / total + L2 * weights @ weights / 2, slope / total + L2 * weights
+
+    found = minimize(loss, np.zeros(len(columns)), jac=True, method="L-BFGS-B").x
+    return {name: round(float(weight), 4) for name, weight in zip(names, found, strict=True)}
+
+
+class Told(NamedTuple):
+    """The first candidates of some cases: score, lead, whether it is right, N 5 each; whether there is a right one."""
+
+    scores: np.ndarray
+    leads: np.ndarray
+    is_right: np.ndarray
+    has_right: np.ndarray
+
+
+def told(sets: Sets, cases: Sequence[Case], weights: dict[str, float]) -> Told:
+    """The first candidates of each case, as `match_pictures` ranks them."""
+    numbers = replace(ALL, weights=weights)
+    scores, leads, rights = [], [], []
+    for case in cases:
+        of_case = numbers.scores(case.evidence)
+        kept = sets.ranked(case, of_case, CANDIDATES + 1)
+        best = of_case[kept]
+        others = np.full(len(kept), best[0])
+        others[0] = best[1]
+        scores.append(best[:CANDIDATES])
+        leads.append((best - others)[:CANDIDATES])
+        rights.append(case.is_right[kept[:CANDIDATES]])
+    has_right = np.array([bool(case.row.right) for case in cases])
+    return Told(np.array(scores), np.array(leads), np.array(rights, float), has_right)
+
+
+def fit_curve(answers: Told) -> ProbabilityCurve:
+    """The curve over scores and leads, and the limit below which none is told."""
+    measured = np.stack([answers.scores.ravel(), answers.leads.ravel(), np.ones(answers.scores.size)], axis=1)
+    right = answers.is_right.ravel()
+
+    def loss(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = measured @ numbers
+        kept = np.r_[numbers[:2], 0] * 0.01
+        value = np.logaddexp(0, logits).mean() - (right * logits).mean() + kept @ numbers / 2
+        return value, measured.T @ (1 / (1 + np.exp(-logits)) - right) / len(right) + kept
+
+    per_score, per_lead, offset = (round(float(number), 4) for number in minimize(loss, np.zeros(3), jac=True).x)
+    curve = ProbabilityCurve(per_score=per_score, per_lead=per_lead, offset=offset, least=0.0)
+    of_right = np.sort(any_right(curve, answers)[answers.has_right])
+    least = float(of_right[int(MOST_MISSED * len(of_right))])
+    return replace(curve, least=round(least, 4))
+
+
+def any_right(curve: ProbabilityCurve, answers: Told) -> np.ndarray:
+    """The probability that any of the candidates is right, for each case."""
+    return 1 - np.prod(1 - curve.probabilities(answers.scores, answers.leads), axis=1)
+
+
+def fitted(
+    sets: Sets, names: Sequence[str], cases: Sequence[tuple[Case, float]], curves: dict[str, list[Case]]
+) -> Numbers:
+    """The numbers for this evidence."""
+    weights = fit_weights(cases, names)
+    seen, unseen = (fit_curve(told(sets, curves[kind], weights)) for kind in ("seen", "unseen"))
+    return Numbers(weights=weights, seen=seen, unseen=unseen)
+
+
+# --- Figures
+
+
+def hits(sets: Sets, cases: Sequence[Case], score: Callable[[Case], np.ndarray]) -> np.ndarray:
+    """Whether the first, and any of the first five, is right, for each case that has a right one: N 2."""
+    found = []
+    for case in cases:
+        if case.row.right:
+            kept = sets.ranked(case, score(case), CANDIDATES)
+            found.append([case.is_right[kept[0]], case.is_right[kept].any()])
+    return np.array(found, float)
+
+
+def figures_of(values: np.ndarray) -> dict[str, Any]:
+    """First and first five with intervals."""
+    first, first_five = (_with_interval(Measure.mean(values[:, column]).interval()) for column in range(2))
+    return {"first": first, "first_five": first_five, "icons": len(values)}
+
+
+def _with_interval(interval: Interval) -> dict[str, float]:
+    return {name: round(float(number), 4) for name, number in interval._asdict().items()}
+
+
+def calibration_error(probabilities: np.ndarray, is_right: np.ndarray) -> float:
+    """The mean distance between what is told and what is, over bins of equally many candidates."""
+    order = np.argsort(probabilities)
+    parts = np.array_split(order, BINS)
+    return float(
+        sum(len(part) * abs(probabilities[part].mean() - is_right[part].mean()) for part in parts) / len(order)
+    )
+
+
+def curve_figures(curve: ProbabilityCurve, answers: Told) -> dict[str, Any]:
+    """How well probabilities and none are told."""
+    probabilities = curve.probabilities(answers.scores, answers.leads)
+    is_none = any_right(curve, answers) < curve.least
+    order = np.argsort(probabilities.ravel())
+    bins = [
+        [round(float(probabilities.ravel()[part].mean()), 4), round(float(answers.is_right.ravel()[part].mean()), 4)]
+        for part in np.array_split(order, BINS)
+    ]
+    return {
+        "icons": len(is_none),
+        "calibration_error": round(calibration_error(probabilities.ravel(), answers.is_right.ravel()), 4),
+        "calibration_error_of_first": round(calibration_error(probabilities[:, 0], answers.is_right[:, 0]), 4),
+        "none_where_none": round(float(is_none[~answers.has_right].mean()), 4),
+        "none_where_one": round(float(is_none[answers.has_right].mean()), 4),
+        "curve": bins,
+    }
+
+
+_HASHED: dict[str, np.ndarray] = {}
+
+
+def by_hash(sets: Sets, case: Case) -> np.ndarray:
+    """Scores of all pictures of the target by a hash of 32 × 32 differences of pixels, as in whaticon 0.1.2."""
+    pictures = sets[case.row.target]
+    if case.row.target not in _HASHED:
+        _HASHED[case.row.target] = np.stack([_hash(pictures.read(place)) for place in range(len(pictures.set))])
+    one = sets[case.row.source.partition(":")[0]]
+    mine = _hash(one.read(one.set.places[case.row.source]))
+    return -np.count_nonzero(_HASHED[case.row.target] != mine, axis=1).astype(float)
+
+
+def _hash(svg: bytes) -> np.ndarray:
+    grey = np.asarray(decode_image(svg, "an icon").convert("L").resize((33, 32), Image.Resampling.BICUBIC), np.int16)
+    return (grey[:, :-1] > grey[:, 1:]).ravel()
+
+
+def hits_by_hash(sets: Sets, cases: Sequence[Case]) -> np.ndarray:
+    """As `hits`, among all pictures of the target."""
+    found = []
+    for case in cases:
+        if case.row.right:
+            pictures = sets[case.row.target].set
+            scores = by_hash(sets, case)
+            everything = np.arange(len(pictures))
+            is_right = np.array([name.partition(":")[2] in case.row.right for name in pictures.names])
+            kept = sets.ranked(case._replace(columns=everything), scores, CANDIDATES)
+            found.append([is_right[kept[0]], is_right[kept].any()])
+    return np.array(found, float)
+
+
+def report(sets: Sets, numbers: MatchNumbers, reported: dict[str, list[Case]]) -> dict[str, Any]:
+    """All figures."""
+    unseen = [*reported["random"], *reported["other names"]]
+    other_name = [case for case in unseen if case.row.why == "another name"]
+    groups = {"random": reported["random"], "other_name": other_name, "seen": reported["seen"]}
+    column = {name: EVIDENCE.index(name) for name in EVIDENCE}
+    ways: dict[str, Callable[[Case], np.ndarray]] = {
+        "fitted": lambda case: numbers.with_names.scores(case.evidence),
+        "fitted_pictures": lambda case: numbers.without_names.scores(case.evidence),
+        "picture": lambda case: case.evidence[:, column["picture"]],
+        "name": lambda case: case.evidence[:, column["spelling"]] + case.evidence[:, column["same_name"]],
+        "text_of_name": lambda case: case.evidence[:, column["name_shown"]],
+    }
+    found: dict[str, Any] = {}
+    for group, cases in groups.items():
+        found[group] = {way: figures_of(hits(sets, cases, score)) for way, score in ways.items()}
+        if group != "seen":
+            found[group]["hash"] = figures_of(hits_by_hash(sets, cases))
+    fitted_hits = Measure.mean(hits(sets, other_name, ways["fitted"])[:, 0])
+    for way in ("picture", "name"):
+        difference = fitted_hits.difference(Measure.mean(hits(sets, other_name, ways[way])[:, 0]))
+        found["other_name"][f"fitted_minus_{way}"] = _with_interval(difference)
+    weights = numbers.with_names.weights
+    found["probabilities"] = {
+        "unseen": curve_figures(numbers.with_names.unseen, told(sets, unseen, weights)),
+        "unseen_random": curve_figures(numbers.with_names.unseen, told(sets, reported["random"], weights)),
+        "seen": curve_figures(numbers.with_names.seen, told(sets, reported["seen"], weights)),
+    }
+    return found
+
+
+def _missed(sets: Sets, cases: Sequence[Case], numbers: Numbers) -> Iterator[str]:
+    for case in cases:
+        if case.row.right:
+            scores = numbers.scores(case.evidence)
+            kept = sets.ranked(case, scores, CANDIDATES)
+            if not case.is_right[kept[0]]:
+                name = sets[case.row.target].set.names[case.columns[kept[0]]]
+                yield f"{case.row.source} -> {name}, not {' '.join(sorted(case.row.right)[:2])}"
+
+
+def main() -> None:
+    """Fit, measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of a shipped model")
+    parser.add_argument("--archives", type=Path, default=user_cache() / "packages", help="folder of the packages")
+    parser.add_argument("--missed", action="store_true", help="print the reported icons whose first candidate is wrong")
+    options = parser.parse_args()
+    folder = WEIGHTS / options.name
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no shipped model")
+    archives = Archives(options.archives, PACKAGES)
+    archives.fetch(lambda _: None)
+    sets = Sets(archives, IndexModel(str(folder)))
+    rows = read_truth()
+    prefixes = {row.target for row in rows} | {row.source.partition(":")[0] for row in rows}
+    sets.extract(
+        sorted({*prefixes, *EQUAL_SEEN, *EQUAL_UNSEEN, *(set_ for files in TABLES.values() for set_ in files)})
+    )
+
+    by_part: dict[str, list[Case]] = defaultdict(list)
+    for case in sets.cases(rows):
+        by_part[case.row.part].append(case)
+    seen = by_part.pop("fit seen")
+    reported = {
+        "random": by_part["random"],
+        "other names": by_part["other names"],
+        "seen": [case for case in seen if case.row.target in REPORTED_SEEN],
+    }
+    left_out = frozenset(sets.thing(case.row.source) for cases in reported.values() for case in cases)
+    curves = {
+        "unseen": by_part["fit unseen"],
+        "seen": [case for case in seen if case.row.target not in REPORTED_SEEN],
+    }
+    by_hand = [(case, 1.0) for cases in curves.values() for case in cases]
+    tables = [(case, TABLE_WEIGHT) for case in sets.cases(table_rows(archives, sets, left_out))]
+    equal = [(case, EQUAL_WEIGHT) for case in sets.cases(equal_rows(sets, left_out))]
+    print(f"{len(by_hand)} by hand, {len(tables)} of tables, {len(equal)} of equal names", file=sys.stderr)
+    numbers = MatchNumbers(
+        with_names=fitted(sets, EVIDENCE, [*by_hand, *tables], curves),
+        without_names=fitted(sets, OF_PICTURES, [*by_hand, *tables, *equal], curves),
+        seen_sets=sets.seen,
+    )
+    found = report(sets, numbers, reported)
+    print(json.dumps(found, indent=1))
+    if options.missed:
+        print("\n".join(_missed(sets, [*reported["random"], *reported["other names"]], numbers.with_names)))
+    _ship(folder, numbers)
+    write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def _ship(folder: Path, numbers: MatchNumbers) -> None:
+    """Write the numbers beside the weights, and into their manifest."""
+    facts = {key: value for key, value in json.loads((folder / MANIFEST).read_text()).items() if key != "files"}
+    with whole_folder(folder, facts) as partial:
+        for name in listed_files(folder):
+            shutil.copyfile(folder / name, partial / name)
+        (partial / MATCHING).write_text(json.dumps(to_dict(numbers), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

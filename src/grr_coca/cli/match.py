@@ -1,0 +1,222 @@
+"""`grr-coca match`: which picture of that library is this one?"""
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, OptionalCheckpointFlag
+from grr_coca.cli.output import require_suffix, require_writable, say, to_json, write_output
+from grr_coca.cli.progress import JobProgress, bars
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.extras import require_extra
+
+if TYPE_CHECKING:
+    from grr_coca.search.match import PictureMatch
+    from grr_coca.search.matcher import Matcher, UsedIcons
+    from grr_coca.search.picture_set import OnProgress, OpenPictureSet
+
+_MAX_SHOWN = 20
+"""Lines about pictures that are left out."""
+_MAX_PLACES = 3
+"""Places in code that a line names."""
+
+
+def run(
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FROM TO")] = (),
+    used_in: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 5,
+    names: bool = True,
+    decided: Annotated[Path | None, tyro.conf.arg(metavar="MAP.json")] = None,
+    check: Annotated[Path | None, tyro.conf.arg(metavar="TABLE")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    json: Flag = False,
+    exclude: ExcludeFlag = (),
+    checkpoint: OptionalCheckpointFlag = None,
+    engine: EngineFlag = "auto",
+) -> int:
+    """Find the equivalent of each picture of one library in others, such as each icon of lucide in tabler.
+
+    A line for each picture: its name, and up to five candidates with the probability that they are the equivalent, or
+    "none" if nothing is likely. The exit code is 1 if --check finds something wrong.
+
+    Args:
+        sources: first what to match, then one or more places to find it in: iconify:PREFIX (fetched once by npm), a
+            JSON file of Iconify, a folder, an SVG sprite, an icon font, or an index.
+        used_in: match the icons that the code in this folder uses, instead of a whole library. All sources are then
+            places to find them in.
+        n: candidates of each picture.
+        names: also compare the names of icons.
+        decided: a map that people made or reviewed; its entries stay as they are.
+        check: a table that people wrote (a map, a flat JSON object, or a CSV of two columns): say which entries look
+            wrong, and which names do not exist.
+        out: also write review.html, a page to choose on; matches.csv; or map.json.
+        json: print JSON lines: icon, and matches with icon, probability and same_name; none if the list is empty.
+        exclude: leave out what this pattern of .gitignore matches.
+        checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if not
+            given, the model of the index, or icons.
+        engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
+    """
+    if n < 1:
+        raise UserError(f"-n {n}: give 1 or more")
+    from_, to = _sides(sources, used_in)
+    if out is not None:
+        require_suffix(out, (".html", ".csv", ".json"))
+        require_writable(out)
+    if check is not None and (json or out or decided):
+        raise UserError("--check only prints what looks wrong; give it without --json, --out and --decided")
+    require_extra("icons", "matching", unneeded=("fontTools", "brotli"))
+    from grr_coca.search.icon_map import read_map  # late: imports NumPy and Pillow
+    from grr_coca.search.libraries import is_index, open_library
+    from grr_coca.search.matcher import Matcher
+    from grr_coca.search.used_icons import find_uses
+
+    decisions = None if decided is None else read_map(decided)
+    table = None if check is None else read_map(check)
+    uses = None if used_in is None else find_uses(used_in, exclude)
+    matcher = Matcher(checkpoint, engine, names=names)
+    with _bars() as on_progress:
+        target = None
+        if any(map(is_index, to)):  # first: its model is the one to use
+            target = open_library(matcher, to, exclude=exclude, on_progress=on_progress)
+        used = None if uses is None else matcher.used(uses, on_progress)
+        source = used.icons if used else open_library(matcher, from_, exclude=exclude, on_progress=on_progress)
+        target = target or open_library(matcher, to, exclude=exclude, on_progress=on_progress)
+    _report_left_out([*source.failures, *target.failures])
+    if table is not None:
+        return _check(table, source, target, matcher)
+    places = None if used is None else list(used.uses)
+    matches = matcher.match(source, target, n=n, places=places, decided=decisions, where=str(decided))
+    if out is not None:
+        _write(out, matches, source, target)
+    _print(matches, used, json)
+    return 0
+
+
+def _sides(sources: Sequence[str], used_in: str | None) -> tuple[Sequence[str], Sequence[str]]:
+    if used_in is not None:
+        if not sources:
+            raise UserError("nothing to find the icons in; give a set, such as iconify:tabler")
+        return (), sources
+    if len(sources) < 2:
+        raise UserError("give what to match, and where to find it, such as iconify:lucide iconify:tabler")
+    return sources[:1], sources[1:]
+
+
+@contextmanager
+def _bars() -> "Iterator[OnProgress]":
+    """A progress bar that appears with the first picture that is embedded."""
+    with ExitStack() as stack:
+        shown: list[JobProgress] = []
+
+        def on_progress(done: int, total: int) -> None:
+            if not shown or done == 0:
+                shown.append(stack.enter_context(bars({"embedded": total})))
+            shown[-1].update("embedded", done, "")
+
+        yield on_progress
+
+
+def _report_left_out(failures: Sequence[str]) -> None:
+    if failures:
+        print(f"{len(failures):,} pictures are left out:", file=sys.stderr)
+        for line in failures[:_MAX_SHOWN]:
+            print(f"  {on_one_line(line)}", file=sys.stderr)
+        if len(failures) > _MAX_SHOWN:
+            print(f"  … and {len(failures) - _MAX_SHOWN:,} more", file=sys.stderr)
+
+
+# --- Output
+
+
+def _print(matches: "Sequence[PictureMatch]", used: "UsedIcons | None", json: bool) -> None:
+    for match in matches:
+        uses = [] if used is None else [use.place for use in used.uses[match.place]]
+        say(to_json(_record(match, uses)) if json else _line(match, uses))
+    if used is not None:
+        for use in used.unknown:
+            print(f"{use.place}: {use.prefix} has no icon '{on_one_line(use.name)}'", file=sys.stderr)
+    if not json:
+        some = sum(match.best is not None for match in matches)
+        decided = sum(match.is_decided for match in matches)
+        print(
+            f"{len(matches):,} pictures: {some:,} with an equivalent, {len(matches) - some:,} without"
+            + (f"; {decided:,} were decided before" if decided else ""),
+            file=sys.stderr,
+        )
+
+
+def _record(match: "PictureMatch", uses: Sequence[str]) -> Mapping[str, object]:
+    record: dict[str, object] = {
+        "icon": match.name,
+        "matches": [
+            {"icon": one.name, "probability": one.probability, "same_name": one.same_name} for one in match.candidates
+        ],
+    }
+    return {**record, "used": list(uses)} if uses else record
+
+
+def _line(match: "PictureMatch", uses: Sequence[str]) -> str:
+    told = ", ".join(
+        one.name
+        + ("" if one.probability is None or match.is_decided else f" {one.probability:.0%}")
+        + (" same name" if one.same_name else "")
+        for one in match.candidates
+    )
+    more = f", and {len(uses) - _MAX_PLACES} more" if len(uses) > _MAX_PLACES else ""
+    where = f"  ({', '.join(uses[:_MAX_PLACES])}{more})" if uses else ""
+    return on_one_line(f"{match.name}: {told or 'none'}{' (decided)' if match.is_decided else ''}{where}")
+
+
+def _write(out: Path, matches: "Sequence[PictureMatch]", source: "OpenPictureSet", target: "OpenPictureSet") -> None:
+    suffix = out.suffix.lower()
+    if suffix == ".html":
+        from grr_coca.search.review import review_page  # late: only this output needs it
+
+        title = f"{_sets(source.set.names)} to {_sets(target.set.names)}"
+        content = review_page(matches, source, target, title)
+    elif suffix == ".json":
+        from grr_coca.search.icon_map import write_map
+
+        content = write_map({match.name: match.best.name if match.best else None for match in matches})
+    else:
+        content = _csv(matches)
+    write_output(out, lambda file: file.write(content.encode("utf-8", "backslashreplace")))
+    print(f"{len(matches):,} matches are in {out}", file=sys.stderr)
+
+
+def _sets(names: Sequence[str]) -> str:
+    sets = list(dict.fromkeys(name.partition(":")[0] for name in names))
+    return ", ".join(sets[:3]) + (" …" if len(sets) > 3 else "")
+
+
+def _csv(matches: "Sequence[PictureMatch]") -> str:
+    """A row for each candidate, and one with an empty candidate for each picture without."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("icon", "rank", "match", "probability", "same_name"))
+    for match in matches:
+        for rank, one in enumerate(match.candidates, 1):
+            writer.writerow((match.name, rank, one.name, one.probability, int(one.same_name)))
+        if not match.candidates:
+            writer.writerow((match.name, "", "", "", ""))
+    return file.getvalue()
+
+
+def _check(
+    table: "Mapping[str, str | None]", source: "OpenPictureSet", target: "OpenPictureSet", matcher: "Matcher"
+) -> int:
+    from grr_coca.search.icon_map import aliases_of, check_map
+
+    aliases = tuple(aliases_of(side.set.names, side.further_names) for side in (source, target))
+    numbers = matcher.numbers(source.set, target.set)
+    findings = check_map(dict(table), source.set, target.set, numbers, (aliases[0], aliases[1]))
+    for finding in findings:
+        say(on_one_line(finding.message))
+    print(f"{len(findings):,} of {len(table):,} entries look wrong", file=sys.stderr)
+    return 1 if findings else 0

@@ -1,0 +1,94 @@
+"""Names of icons in words, without words of drawing style and without a set's own numbers."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+_STYLES = """
+outline outlined outlines filled rounded duotone twotone solid linear monochrome expressive ltr rtl xs sm md lg xl
+12px 16px 20px 24px 32px alt
+"""
+STYLES = frozenset(_STYLES.split())
+"""Words of drawing style in every set, at the end of a name."""
+
+_STYLES_IF_FREQUENT = """
+line lined fill bold light thin regular round sharp broken bulk mini micro flat duo remix stroke baseline two-tone
+print small compact active o r v m one two three four five six
+"""
+STYLES_IF_FREQUENT = frozenset(_STYLES_IF_FREQUENT.split())
+"""Words of drawing style only in a set that ends many names in them. Elsewhere they may be part of the thing (traffic
+light, text bold, one of two)."""
+
+FREQUENT, FREQUENT_FIRST = 0.03, 0.1
+"""Smallest share of a set's names that such a word must end, or begin, to count as a word of style."""
+
+_COUNTED = """
+number numbers dice die looks counter timer replay forward back hexagon step level layer layout grid keycap exposure
+filter iso plus minus speed battery signal wifi
+"""
+COUNTED = frozenset(_COUNTED.split())
+"""Words after which a number is part of the thing. After other words it only numbers the drawings of one thing."""
+
+
+def words_of_name(name: str) -> str:
+    """The words of an icon's name, in lower case: `Trash2`, `trash_2` and `trash-2` are all `trash 2`."""
+    if not name.islower():  # the name of a component
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9])", " ", name)
+    return " ".join(re.split(r"[\W_]+", name)).strip().lower()
+
+
+class Styles(NamedTuple):
+    """Words of drawing style in the names of one set: those that end names, and those that begin them."""
+
+    endings: frozenset[str] = STYLES
+    beginnings: frozenset[str] = frozenset()
+
+
+def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
+    """Words of drawing style of one set: declared ones, and those that end or begin many of its names.
+
+    Args:
+        names: of its icons.
+        declared: endings of names that the set itself lists, such as `20-filled`.
+    """
+    endings = {word for ending in declared for word in ending.split("-") if word} | STYLES
+    for _ in range(3):  # style words follow each other: `home-outline-rounded`, `user-20-filled`
+        styles = Styles(frozenset(endings))
+        lasts = Counter(words[-1] for name in names if len(words := without_styles(name.split("-"), styles)) > 1)
+        endings |= {word for word in STYLES_IF_FREQUENT if lasts[word] >= FREQUENT * len(names)}
+    firsts = Counter(name.split("-")[0] for name in names)
+    beginnings = {word for word in STYLES | STYLES_IF_FREQUENT if firsts[word] >= FREQUENT_FIRST * len(names)}
+    return Styles(frozenset(endings), frozenset(beginnings))
+
+
+def caption_of(name: str, styles: Styles) -> str:
+    """The caption of an icon's name, in lower case.
+
+    Args:
+        name: as Iconify has it, words joined by `-`.
+        styles: the set's words of drawing style.
+    """
+    words = without_styles([word for word in name.lower().split("-") if word], styles)
+    return " ".join(_without_number_glued(word) for word in words)
+
+
+def without_styles(words: list[str], styles: Styles) -> list[str]:
+    """The words without style words and own numbers at the end, and without style words at the beginning.
+
+    The last word that is left always stays.
+    """
+    while len(words) > 1 and (words[-1] in styles.endings or _is_own_number(words)):
+        words = words[:-1]
+    while len(words) > 1 and words[0] in styles.beginnings:
+        words = words[1:]
+    return words
+
+
+def _is_own_number(words: list[str]) -> bool:
+    return words[-1].isdigit() and words[-2] not in COUNTED
+
+
+def _without_number_glued(word: str) -> str:
+    found = re.fullmatch(r"([a-z]{4,})\d{1,2}", word)
+    return found[1] if found else word

@@ -1,0 +1,220 @@
+"""Maps from the icons of one set to those of another: what people decided, and whether a table of theirs is right.
+
+The format is JSON: `{"format": 1, "icons": {"lucide:x": "tabler:x", "lucide:y": null}}`, where null means that there is
+no equivalent. A flat object and a CSV of two columns are read too.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.files import read_whole
+from grr_coca.data.text import decode_text
+from grr_coca.search.match import Candidate, PictureMatch, PictureSet, match_pictures
+from grr_coca.search.match_numbers import Numbers
+
+FORMAT = 1
+IconMap = dict[str, str | None]
+"""Full names of icons, and of their equivalents; None: there is none."""
+
+_WRONG = 0.1
+"""An entry looks wrong if it is the equivalent with at most this probability …"""
+_LIKELY = 0.5
+"""… and another icon is it with at least this one."""
+
+
+def read_map(path: Path) -> IconMap:
+    """Read a map.
+
+    Raises:
+        UserError: the file is in no format of a map, or is that of a newer version.
+    """
+    text = decode_text(read_whole(path), str(path))
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return _of_table(text, path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    if isinstance(content, dict) and isinstance(content.get("icons"), dict) and "format" in content:
+        if content["format"] != FORMAT:
+            raise UserError(f"{path}: a map of format {content['format']!r}; this version reads {FORMAT}")
+        content = content["icons"]
+    if not isinstance(content, dict) or not content:
+        raise UserError(f'{path}: not a map of icons; expected {{"format": 1, "icons": {{"lucide:x": "tabler:x"}}}}')
+    for name, equivalent in content.items():
+        if equivalent is not None and not isinstance(equivalent, str):
+            raise UserError(f"{path}: '{on_one_line(name)}': expected the name of an icon, or null for none")
+    return {on_one_line(name): equivalent and on_one_line(equivalent) for name, equivalent in content.items()}
+
+
+def _of_table(text: str, path: Path) -> IconMap:
+    rows = list(csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    if not rows or any(len(row) < 2 for row in rows):
+        raise UserError(f"{path}: expected two columns: an icon, and its equivalent")
+    if {cell.lower() for cell in rows[0][:2]} & {"from", "source", "icon", "to", "target"}:
+        rows = rows[1:]
+    return {on_one_line(row[0]): on_one_line(row[1]) or None for row in rows}
+
+
+def write_map(icons: Mapping[str, str | None]) -> str:
+    """The text of a map, in the order of its names."""
+    return json.dumps({"format": FORMAT, "icons": dict(sorted(icons.items()))}, indent=1, ensure_ascii=False) + "\n"
+
+
+def decided_matches(
+    decided: IconMap, source: PictureSet, target: PictureSet, where: str, further: "Mapping[str, str] | None" = None
+) -> dict[int, PictureMatch]:
+    """The matches that a map has decided, by the place in the source. Entries of other icons are ignored.
+
+    Args:
+        decided: the map.
+        source: where its icons are.
+        target: where their equivalents are.
+        where: the file of the map, for messages.
+        further: aliases of the target, and the names of their icons.
+
+    Raises:
+        UserError: the map is of other sets, or names an equivalent that does not exist.
+    """
+    found: dict[int, PictureMatch] = {}
+    for name, equivalent in decided.items():
+        place = source.places.get(name)
+        if place is None:
+            continue
+        if equivalent is None:
+            found[place] = PictureMatch(name=name, place=place, candidates=(), is_decided=True)
+            continue
+        there = target.places.get((further or {}).get(equivalent, equivalent))
+        if there is None:
+            raise UserError(f"{where}: '{name}': {_unknown(equivalent, target)}")
+        candidate = Candidate(name=target.names[there], place=there, probability=1.0, score=0.0, same_name=False)
+        found[place] = PictureMatch(name=name, place=place, candidates=(candidate,), is_decided=True)
+    if decided and not found:
+        first = next(iter(decided.items()))
+        raise UserError(
+            f"{where}: a map of other icons: none of its {len(decided):,} is in {_prefixes(source.names)} "
+            f"(the first is {first[0]} → {first[1]})"
+        )
+    return found
+
+
+def _unknown(name: str, side: PictureSet) -> str:
+    near = get_close_matches(name, side.names, n=1, cutoff=0.5)
+    return f"there is no '{name}'" + (f"; did you mean '{near[0]}'?" if near else f" in {_prefixes(side.names)}")
+
+
+def _prefixes(names: Sequence[str]) -> str:
+    return ", ".join(sorted({name.partition(":")[0] for name in names})[:6])
+
+
+# --- Checking a table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What is wrong with an entry of a table.
+
+    `kind`: `unknown` if a name does not exist, `doubtful` if the equivalent looks wrong, `missed` if the table says
+    that there is none and there is one. `message`: one line; `suggestion`: a likelier name.
+    """
+
+    kind: str
+    icon: str
+    equivalent: str | None
+    message: str
+    suggestion: str | None = None
+    probability: float | None = None
+
+
+def check_map(
+    table: IconMap,
+    source: PictureSet,
+    target: PictureSet,
+    numbers: Numbers | None,
+    aliases: "tuple[Mapping[str, str], Mapping[str, str]]" = ({}, {}),
+) -> list[Finding]:
+    """What looks wrong in a table that people wrote.
+
+    Names without a prefix are those of the first set. Where the equivalent is not among the likely ones, but another
+    icon is, the entry is doubtful.
+
+    Args:
+        table: the entries.
+        source: the icons.
+        target: their equivalents.
+        numbers: of the model; None: only names are checked.
+        aliases: further names of the icons of both, and the full names of their icons.
+    """
+    findings: list[Finding] = []
+    asked: dict[int, tuple[str, str | None, int | None]] = {}
+    for icon, equivalent in table.items():
+        place = _place(icon, source, aliases[0])
+        there = None if equivalent is None else _place(equivalent, target, aliases[1])
+        for name, found, side in ((icon, place, source), (equivalent, there, target)):
+            if name is not None and found is None:
+                message = f"{icon} → {equivalent or 'none'}: {_unknown(_full(name, side), side)}"
+                near = get_close_matches(_full(name, side), side.names, n=1, cutoff=0.5)
+                findings.append(
+                    Finding(
+                        kind="unknown",
+                        icon=icon,
+                        equivalent=equivalent,
+                        message=message,
+                        suggestion=near[0] if near else None,
+                    )
+                )
+        if place is not None and (equivalent is None or there is not None):
+            asked[place] = (icon, equivalent, there)
+    if numbers is not None and asked:
+        places = sorted(asked)
+        matches = match_pictures(source, target, numbers, n=50, places=places)
+        findings += [
+            finding for match in matches if (finding := _doubt(match, *asked[match.place], target)) is not None
+        ]
+    order = {icon: number for number, icon in enumerate(table)}
+    return sorted(findings, key=lambda finding: order[finding.icon])
+
+
+def _doubt(
+    match: PictureMatch, icon: str, equivalent: str | None, there: int | None, target: PictureSet
+) -> Finding | None:
+    best = match.nearest[0]
+    assert best.probability is not None
+    if best.probability < _LIKELY:
+        return None
+    if there is None:
+        message = f"{icon} → none: {best.name} shows it ({best.probability:.0%})"
+        return Finding(
+            kind="missed", icon=icon, equivalent=None, message=message, suggestion=best.name, probability=0.0
+        )
+    thing = target.things[there]
+    given = next((one.probability for one in match.nearest if target.things[one.place] == thing), 0.0)
+    if given is None or given > _WRONG:
+        return None
+    message = f"{icon} → {equivalent}: looks wrong ({given:.0%}); {best.name} is likelier ({best.probability:.0%})"
+    return Finding(
+        kind="doubtful", icon=icon, equivalent=equivalent, message=message, suggestion=best.name, probability=given
+    )
+
+
+def _full(name: str, side: PictureSet) -> str:
+    return name if ":" in name else f"{side.names[0].partition(':')[0]}:{name}"
+
+
+def _place(name: str, side: PictureSet, aliases: Mapping[str, str]) -> int | None:
+    full = _full(name, side)
+    return side.places.get(aliases.get(full, full))
+
+
+def aliases_of(names: Sequence[str], further: Iterable[Sequence[str]]) -> dict[str, str]:
+    """The full names of aliases, and of their icons."""
+    return {
+        f"{name.partition(':')[0]}:{alias}": name for name, more in zip(names, further, strict=True) for alias in more
+    }

@@ -1,0 +1,296 @@
+"""PictureMatch pictures of one library with those of another: which icon of that set is this one?
+
+The candidates of a picture are the nearest by the cosines of pictures and of names. Their evidence is weighed by the
+numbers of the model (`match_numbers.py`). Drawings of one thing in several styles (`trash`, `trash-filled`) count as
+one candidate, the best of them.
+
+Shapes: N pictures of the source, M of the target, E embedding width, P pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from grr_coca.common.errors import UserError
+from grr_coca.search.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, Numbers
+
+_DEVIATION = 5.0
+"""Deviations are divided by this, so that all evidence is about as large."""
+_NEAREST = {"picture": 40, "name_shown": 30, "shown_name": 20, "names": 20}
+"""How many candidates each cosine brings."""
+_BACKGROUND = 4096
+"""Pictures of the target that a candidate must stand out from."""
+_PRODUCTS = 2**24
+"""Most cosines that are held at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSet:
+    """Pictures of one side of a match.
+
+    `names`: full names, such as `lucide:trash-2`; `words`: the names of each in words, without words of style, the own
+    name first and then its aliases; none of what has no name; `things`: the same text for drawings of one thing in
+    several styles; `vectors`: embeddings of unit length, N E; `name_vectors`: embeddings of the first of `words`, N E,
+    empty if there are no names; `is_seen`: whether training saw drawings of its set.
+    """
+
+    names: list[str]
+    words: list[tuple[str, ...]]
+    things: list[str]
+    vectors: np.ndarray
+    name_vectors: np.ndarray
+    is_seen: np.ndarray
+    places: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", {name: place for place, name in reversed(list(enumerate(self.names)))})
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def has_names(self) -> bool:
+        """True if names can be compared."""
+        return len(self.name_vectors) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A picture of the target.
+
+    `place`: its place in the target; `probability`: that it is the equivalent, None if that was not fitted for the
+    model; `score`: by which candidates are ranked; `same_name`: True if its name is the same, without words of style.
+    """
+
+    name: str
+    place: int
+    probability: float | None
+    score: float
+    same_name: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureMatch:
+    """A picture of the source and its candidates, the best first; none if nothing is likely.
+
+    `nearest`: the candidates even if none is likely. `is_decided`: True if a map has decided, and nothing was compared.
+    """
+
+    name: str
+    place: int
+    candidates: tuple[Candidate, ...]
+    nearest: tuple[Candidate, ...] = ()
+    is_decided: bool = False
+
+    @property
+    def best(self) -> Candidate | None:
+        """The first candidate; None if nothing is likely."""
+        return self.candidates[0] if self.candidates else None
+
+
+def match_pictures(
+    source: PictureSet,
+    target: PictureSet,
+    numbers: Numbers | None = None,
+    *,
+    n: int = CANDIDATES,
+    places: Sequence[int] | None = None,
+) -> list[PictureMatch]:
+    """The candidates of each picture of the source.
+
+    Args:
+        source: all pictures of the source. Those that are not asked for count as well: a candidate that shows another
+            thing of the source's set is less likely.
+        target: where to find candidates.
+        numbers: of the model, with names or without; None: rank by the cosine of the pictures.
+        n: most candidates of each picture.
+        places: of the pictures of the source to match; None: all.
+
+    Raises:
+        UserError: the target is empty, or `n` is below 1.
+    """
+    if n < 1:
+        raise UserError(f"{n} candidates: give 1 or more")
+    if not len(target):
+        raise UserError("the target has no pictures")
+    asked = np.arange(len(source)) if places is None else np.asarray(places, np.int64)
+    weigh = BY_PICTURE_ALONE if numbers is None else numbers
+    pairs = Pairs(source, target, weigh)
+    found: list[PictureMatch] = []
+    size = max(1, _PRODUCTS // len(target))
+    for start in range(0, len(asked), size):
+        rows = asked[start : start + size]
+        columns, evidence, bounds = pairs.evidence(rows)
+        scores = weigh.scores(evidence)
+        for number, row in enumerate(rows.tolist()):
+            part = slice(bounds[number], bounds[number + 1])
+            found.append(
+                _match(source, target, row, columns[part], scores[part], evidence[part], n, weigh, numbers is not None)
+            )
+    return found
+
+
+def _match(
+    source: PictureSet,
+    target: PictureSet,
+    row: int,
+    columns: np.ndarray,
+    scores: np.ndarray,
+    evidence: np.ndarray,
+    n: int,
+    weigh: Numbers,
+    is_fitted: bool,
+) -> PictureMatch:
+    same = evidence[:, EVIDENCE.index("same_name")] > 0
+    best: dict[str, int] = {}
+    for number in np.argsort(-scores, kind="stable").tolist():
+        best.setdefault(target.things[columns[number]], number)
+        if len(best) > max(n, CANDIDATES):
+            break
+    kept = list(best.values())
+    of_kept = scores[kept]
+    others = np.full(len(kept), of_kept[0])
+    others[0] = of_kept[1] if len(kept) > 1 else of_kept[0]
+    curve = weigh.seen if target.is_seen[columns[kept[0]]] else weigh.unseen
+    probabilities = curve.probabilities(of_kept, of_kept - others)
+    candidates = tuple(
+        Candidate(
+            name=target.names[columns[number]],
+            place=int(columns[number]),
+            probability=round(float(probabilities[rank]), 4) if is_fitted else None,
+            score=round(float(of_kept[rank]), 4),
+            same_name=bool(same[number]),
+        )
+        for rank, number in enumerate(kept[:n])
+    )
+    any_is_right = 1 - float(np.prod(1 - probabilities[:CANDIDATES]))
+    is_likely = not is_fitted or any_is_right >= curve.least
+    return PictureMatch(
+        name=source.names[row], place=row, candidates=candidates if is_likely else (), nearest=candidates
+    )
+
+
+class Pairs:
+    """The evidence of pairs of two picture sets."""
+
+    def __init__(self, source: PictureSet, target: PictureSet, numbers: Numbers) -> None:
+        self._source, self._target = source, target
+        self._uses_names = (
+            source.has_names
+            and target.has_names
+            and len(numbers.weights) > 0
+            and any(numbers.weights.get(name) for name in EVIDENCE[3:])
+        )
+        step = max(1, len(target) // _BACKGROUND)
+        self._background = slice(None, None, step)
+        self._things = {thing: number for number, thing in enumerate(dict.fromkeys(source.things))}
+        self._thing_of = np.array([self._things[thing] for thing in source.things], np.int64)
+        self._rivals = self._best_things() if numbers.weights.get("taken") else None
+        self._by_word: dict[str, list[int]] = {}
+        if self._uses_names:
+            for place, words in enumerate(target.words):
+                for word in words:
+                    self._by_word.setdefault(word, []).append(place)
+
+    def _best_things(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each picture of the target: the nearest thing of the source, its cosine, and that of the second thing."""
+        order = np.argsort(self._thing_of, kind="stable")
+        first = np.full(len(self._target), -1)
+        best = np.full(len(self._target), -1.0, np.float32)
+        second = best.copy()
+        starts = np.flatnonzero(np.r_[True, np.diff(self._thing_of[order]) > 0])
+        ends = np.r_[starts[1:], len(order)]
+        size = max(1, _PRODUCTS // len(self._target))
+        for begin in range(0, len(starts), size):
+            part = slice(begin, begin + size)
+            rows = order[starts[begin] : ends[part][-1]]
+            cosines = self._source.vectors[rows] @ self._target.vectors.T
+            of_things = np.maximum.reduceat(cosines, starts[part] - starts[begin], axis=0)
+            top = of_things.argmax(axis=0)
+            highest = np.take_along_axis(of_things, top[None], axis=0)[0]
+            np.put_along_axis(of_things, top[None], -1, axis=0)
+            runner_up = of_things.max(axis=0)
+            is_better = highest > best
+            second = np.maximum(np.where(is_better, best, highest), np.where(is_better, runner_up, second))
+            first = np.where(is_better, top + begin, first)
+            best = np.maximum(best, highest)
+        return first, best, second
+
+    def evidence(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """The candidates of some pictures of the source, their evidence, P 8, and where those of each picture begin."""
+        source, target = self._source, self._target
+        cosines = {"picture": source.vectors[rows] @ target.vectors.T}
+        if self._uses_names:
+            cosines["name_shown"] = source.name_vectors[rows] @ target.vectors.T
+            cosines["shown_name"] = source.vectors[rows] @ target.name_vectors.T
+            cosines["names"] = source.name_vectors[rows] @ target.name_vectors.T
+        nearest = [_largest(cosines[name], _NEAREST[name]) for name in cosines]
+        chosen: list[np.ndarray] = []
+        for number, row in enumerate(rows.tolist()):
+            equal = [place for word in source.words[row] for place in self._by_word.get(word, ())]
+            parts = [np.asarray(equal, np.int64), *(found[number] for found in nearest)]
+            chosen.append(np.unique(np.concatenate(parts)))
+        bounds = np.cumsum([0, *map(len, chosen)]).tolist()
+        columns = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
+        pair_rows = np.repeat(np.arange(len(rows)), np.diff(bounds))
+        evidence = np.zeros((len(columns), len(EVIDENCE)))
+        evidence[:, 0] = cosines["picture"][pair_rows, columns]
+        evidence[:, 1] = self._stands_out(cosines["picture"], pair_rows, columns)
+        evidence[:, 2] = self._taken(rows[pair_rows], columns, evidence[:, 0])
+        if self._uses_names:
+            evidence[:, 3] = self._stands_out(cosines["name_shown"], pair_rows, columns)
+            evidence[:, 4] = self._stands_out(cosines["shown_name"], pair_rows, columns)
+            evidence[:, 5] = cosines["names"][pair_rows, columns]
+            evidence[:, 6:] = self._written(rows[pair_rows], columns)
+        return columns, evidence, bounds
+
+    def _stands_out(self, cosines: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Cosines in deviations above the median of the target; the deviation is that of the lower half."""
+        background = cosines[:, self._background]
+        middle = np.median(background, axis=1)
+        below = np.minimum(background - middle[:, None], 0)
+        count = np.maximum(np.count_nonzero(below, axis=1), 1)
+        deviation = np.sqrt(np.square(below).sum(axis=1) / count) + 1e-4
+        return (cosines[rows, columns] - middle[rows]) / deviation[rows] / _DEVIATION
+
+    def _taken(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+        if self._rivals is None:
+            return np.zeros(len(rows))
+        first, best, second = self._rivals
+        rival = np.where(first[columns] == self._thing_of[rows], second[columns], best[columns])
+        return np.minimum(0, cosines - rival)
+
+    def _written(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Whether names are the same, and how similar they are written, P 2. Of several names, the closest count."""
+        from rapidfuzz import fuzz, process  # late: it needs an extra
+
+        written = np.zeros((len(rows), 2))
+        of_source = [[_sorted(words) for words in self._source.words[row]] for row in rows.tolist()]
+        of_target = [[_sorted(words) for words in self._target.words[column]] for column in columns.tolist()]
+        pairs = [
+            (number, one, other)
+            for number, (ones, others) in enumerate(zip(of_source, of_target, strict=True))
+            for one in ones
+            for other in others
+        ]
+        if not pairs:
+            return written
+        numbers, ones, others = zip(*pairs, strict=True)
+        similar = process.cpdist(ones, others, scorer=fuzz.ratio) / 100
+        rows_of_pairs = np.array(numbers)
+        np.maximum.at(written[:, 1], rows_of_pairs, similar)
+        same = np.array([one == other for one, other in zip(ones, others, strict=True)], float)
+        np.maximum.at(written[:, 0], rows_of_pairs, same)
+        return written
+
+
+def _sorted(words: str) -> str:
+    return " ".join(sorted(words.split()))
+
+
+def _largest(cosines: np.ndarray, count: int) -> np.ndarray:
+    """The columns of the largest values of each row, in any order."""
+    if cosines.shape[1] <= count:
+        return np.broadcast_to(np.arange(cosines.shape[1]), cosines.shape)
+    return np.argpartition(-cosines, count - 1, axis=1)[:, :count]

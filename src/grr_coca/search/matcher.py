@@ -1,0 +1,143 @@
+"""Matching from end to end: what the command line, the server and Python share.
+
+`Matcher` knows one model, opens picture sets, and matches them. `open_library` opens what people type.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.sources.iconify import SCHEME
+from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.search.icon_map import IconMap, aliases_of, decided_matches
+from grr_coca.search.index_model import IndexModel
+from grr_coca.search.match import PictureMatch, PictureSet, match_pictures
+from grr_coca.search.match_numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers
+from grr_coca.search.picture_set import OnProgress, OpenPictureSet, read_index, read_sources
+from grr_coca.search.store import Store
+from grr_coca.search.used_icons import Use, squashed
+
+
+class UsedIcons(NamedTuple):
+    """The icons that some code uses: their places among the icons of their sets, the uses of each, and the uses of
+    names that no set has."""
+
+    icons: OpenPictureSet
+    uses: dict[int, list[Use]]
+    unknown: list[Use]
+
+
+class Matcher:
+    """Matches picture sets with one model.
+
+    Args:
+        model: its name or folder; None: the model of the first index among the arguments, or the default.
+        engine: as in `grr_coca.load`.
+        names: False: compare pictures alone, and no names.
+    """
+
+    def __init__(self, model: str | None = None, engine: str = "auto", *, names: bool = True) -> None:
+        self._model_name, self._engine, self._names = model, engine, names
+        self._model: IndexModel | None = None
+
+    @property
+    def model(self) -> IndexModel:
+        """The model."""
+        if self._model is None:
+            self._model = IndexModel(self._model_name or DEFAULT, engine=self._engine)
+        return self._model
+
+    @cached_property
+    def fitted(self) -> MatchNumbers | None:
+        """What was fitted for the model; None if nothing was."""
+        return match_numbers(self.model.folder)
+
+    def numbers(self, source: PictureSet, target: PictureSet) -> Numbers | None:
+        """The numbers for two picture sets, with names if both have some."""
+        if self.fitted is None:
+            return None
+        uses_names = self._names and source.has_names and target.has_names
+        return self.fitted.with_names if uses_names else self.fitted.without_names
+
+    def open(
+        self, arguments: Sequence[str], *, exclude: Sequence[str] = (), on_progress: OnProgress = lambda *_: None
+    ) -> OpenPictureSet:
+        """Open icon sets, files and folders.
+
+        Raises:
+            UserError: an argument does not exist or has no picture.
+        """
+        return read_sources(arguments, self.model, self.fitted, exclude=exclude, on_progress=on_progress)
+
+    def open_store(self, store: Store) -> OpenPictureSet:
+        """Open an index.
+
+        Raises:
+            UserError: another model has made it, or it is empty.
+        """
+        if self._model is None and self._model_name is None:
+            self._model = IndexModel(store.header.model, engine=self._engine)
+        self.model.require(store.header, store.location)
+        return read_index(store, self.model, self.fitted)
+
+    def used(self, uses: Sequence[Use], on_progress: OnProgress = lambda *_: None) -> UsedIcons:
+        """The icons of some code, looked up in their sets, which are fetched.
+
+        Raises:
+            UserError: no use is that of an icon, or a set cannot be had.
+        """
+        if not uses:
+            raise UserError("no icon of a known set is used there")
+        prefixes = list(dict.fromkeys(use.prefix for use in uses))
+        icons = self.open([f"{SCHEME}{prefix}" for prefix in prefixes], on_progress=on_progress)
+        places: dict[tuple[str, str], int] = {}
+        for place, (name, further) in enumerate(zip(icons.set.names, icons.further_names, strict=True)):
+            prefix, _, own = name.partition(":")
+            for written in (own, *further):
+                places.setdefault((prefix, squashed(written)), place)
+        found: dict[int, list[Use]] = defaultdict(list)
+        unknown: list[Use] = []
+        for use in uses:
+            known = places.get((use.prefix, squashed(use.name)))
+            if known is None:
+                unknown.append(use)
+            else:
+                found[known].append(use)
+        return UsedIcons(icons, dict(sorted(found.items())), unknown)
+
+    def match(
+        self,
+        source: OpenPictureSet,
+        target: OpenPictureSet,
+        *,
+        n: int = CANDIDATES,
+        places: Sequence[int] | None = None,
+        decided: "Mapping[str, str | None] | None" = None,
+        where: str = "",
+    ) -> list[PictureMatch]:
+        """Match a picture set with another.
+
+        Args:
+            source: all its pictures.
+            target: where to find candidates.
+            n: most candidates of each picture.
+            places: of the pictures of the source to match; None: all.
+            decided: a map whose entries are not compared again.
+            where: the file of the map, for messages.
+
+        Raises:
+            UserError: the map is of other sets.
+        """
+        asked = list(range(len(source.set))) if places is None else list(places)
+        known: dict[int, PictureMatch] = {}
+        if decided is not None:
+            aliases = aliases_of(target.set.names, target.further_names)
+            known = decided_matches(IconMap(decided), source.set, target.set, where, aliases)
+        rest = [place for place in asked if place not in known]
+        numbers = self.numbers(source.set, target.set)
+        found: dict[int, PictureMatch] = {}
+        if rest:
+            found = {match.place: match for match in match_pictures(source.set, target.set, numbers, n=n, places=rest)}
+        return [known.get(place) or found[place] for place in asked]

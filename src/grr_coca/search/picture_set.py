@@ -1,0 +1,336 @@
+"""Reads the two sides of a match: icon sets and folders, drawn and embedded as needed, or an index.
+
+Embeddings are kept in the user's cache, by a hash of the bytes of the picture: a code base whose icons hardly change is
+matched again in a second.
+"""
+
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.files import user_cache
+from grr_coca.data.icon_names import caption_of, style_words, words_of_name
+from grr_coca.data.svg import is_svg
+from grr_coca.data.walk import Exclusions
+from grr_coca.search.entry import Entry, chunks
+from grr_coca.search.image_files import ImageFile, decoded, find_images
+from grr_coca.search.index_model import IndexModel
+from grr_coca.search.match import PictureSet
+from grr_coca.search.match_numbers import MatchNumbers
+from grr_coca.search.store import Store
+
+_VERSION = 1
+"""Of the drawings: another one leaves the kept embeddings unused."""
+_BATCH = 64
+OnProgress = Callable[[int, int], None]
+"""Called with the number of pictures embedded, and of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPictureSet:
+    """A picture set, and what its pictures are.
+
+    `read`: returns the bytes of a picture; `fields`: what its set says of each; `further_names`: of each, as they are
+    written; `failures`: a line for each picture that is left out.
+    """
+
+    set: PictureSet
+    read: Callable[[int], bytes]
+    fields: Sequence[dict[str, object]]
+    further_names: Sequence[tuple[str, ...]]
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class _Picture:
+    """A picture that is read: its full name, its aliases as written, and where its bytes come from."""
+
+    name: str
+    aliases: tuple[str, ...]
+    is_icon: bool
+    fields: dict[str, object]
+    read: Callable[[], bytes]
+    vector: np.ndarray | None = None
+
+
+def read_sources(
+    arguments: Sequence[str],
+    model: IndexModel,
+    numbers: MatchNumbers | None,
+    *,
+    exclude: Sequence[str] = (),
+    on_progress: OnProgress = lambda *_: None,
+) -> OpenPictureSet:
+    """Read, draw and embed the pictures of icon sets, files and folders.
+
+    Raises:
+        UserError: an argument does not exist or has no picture, or none of them can be read.
+    """
+    left_out = Exclusions(exclude)
+    pictures: dict[str, _Picture] = {}
+    failures: list[str] = []
+    files: dict[str, ImageFile] = {}
+    for argument in dict.fromkeys(arguments):
+        for file in find_images([argument], left_out):
+            picture = _of_file(file, argument)
+            if picture.name in pictures:
+                failures.append(f"{picture.name}: two pictures have this name; the first counts")
+                continue
+            pictures[picture.name], files[picture.name] = picture, file
+    with KeptEmbeddings(model) as kept:
+        failures += _embed(pictures, files, kept, on_progress)
+        found = [picture for picture in pictures.values() if picture.vector is not None]
+        if not found:
+            raise UserError(f"{', '.join(arguments)}: no picture can be read; the first: {(failures or ['none'])[0]}")
+        return _opened(found, kept, numbers, failures)
+
+
+def read_index(store: Store, model: IndexModel, numbers: MatchNumbers | None) -> OpenPictureSet:
+    """The pictures of an index, with the embeddings that it holds.
+
+    Raises:
+        UserError: the index is empty.
+    """
+    with store.snapshot():
+        pictures = [_of_entry(entry, np.asarray(vector, np.float32)) for entry, vector in store.everything()]
+    if not pictures:
+        raise UserError(f"{store.location}: an index without pictures")
+    once = {picture.name: picture for picture in reversed(pictures)}
+    failures = [f"{store.location}: {len(pictures) - len(once):,} pictures have the name of another"]
+    with KeptEmbeddings(model) as kept:
+        found = list(reversed(once.values()))
+        return _opened(found, kept, numbers, failures if len(once) < len(pictures) else [])
+
+
+def _of_file(file: ImageFile, argument: str) -> _Picture:
+    fields = dict(file.fields())
+    path = file.path
+    if "icon" in fields:
+        name = str(fields["icon"])
+    elif path is not None:
+        # A folder is a set of its own: `icons/arrow/left.svg` is `icons:arrow/left`.
+        root = Path(argument) if Path(argument).is_dir() else path.parent
+        inner = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+        name = f"{root.resolve().name or 'icons'}:{inner.with_suffix('').as_posix()}"
+    else:
+        name = file.name
+    aliases = tuple(part for part in str(fields.get("aliases", "")).split(", ") if part)
+    is_icon = "icon" in fields or (path is not None and path.suffix.lower() == ".svg")
+    return _Picture(name=on_one_line(name), aliases=aliases, is_icon=is_icon, fields=fields, read=file.read)
+
+
+def _of_entry(entry: Entry, vector: np.ndarray) -> _Picture:
+    fields: dict[str, object] = dict(entry.all_fields)
+    is_svg_file = entry.file.lower().endswith(".svg")
+    name = fields.get("icon")
+    if name is None:
+        root = entry.root if os.path.isdir(entry.root) else os.path.dirname(entry.name)  # noqa: PTH112, PTH120
+        inner = os.path.relpath(entry.name, root) if entry.name.startswith(root) else entry.title
+        name = f"{Path(root).name or 'icons'}:{os.path.splitext(inner)[0]}" if is_svg_file else entry.name  # noqa: PTH122
+    aliases = tuple(part for part in str(fields.get("aliases", "")).split(", ") if part)
+    return _Picture(
+        name=str(name),
+        aliases=aliases,
+        is_icon=is_svg_file or "icon" in fields,
+        fields=fields,
+        read=entry.span.read,
+        vector=vector,
+    )
+
+
+def _opened(
+    found: Sequence[_Picture], kept: "KeptEmbeddings", numbers: MatchNumbers | None, failures: list[str]
+) -> OpenPictureSet:
+    words, things = _words(found)
+    are_icons = 2 * sum(picture.is_icon for picture in found) > len(found)
+    uses_names = are_icons and numbers is not None
+    seen = frozenset(numbers.seen_sets) if numbers else frozenset()
+    made = PictureSet(
+        names=[picture.name for picture in found],
+        words=words,
+        things=things,
+        vectors=np.array([picture.vector for picture in found], np.float32),
+        name_vectors=kept.of_texts([own[0] if own else "" for own in words]) if uses_names else np.empty((0, 0)),
+        is_seen=np.array([_prefix(picture.name) in seen for picture in found]),
+    )
+    return OpenPictureSet(
+        set=made,
+        read=lambda place: found[place].read(),
+        fields=[picture.fields for picture in found],
+        further_names=[picture.aliases for picture in found],
+        failures=failures,
+    )
+
+
+def _prefix(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _words(pictures: Sequence[_Picture]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The names of each picture in words without style words, and the same text for drawings of one thing."""
+    by_set: dict[str, list[int]] = defaultdict(list)
+    own = []
+    for place, picture in enumerate(pictures):
+        by_set[_prefix(picture.name)].append(place)
+        own.append(_dashed(picture.name.partition(":")[2].rpartition("/")[2] or picture.name))
+    words: list[tuple[str, ...]] = [()] * len(pictures)
+    things = [""] * len(pictures)
+    for prefix, places in by_set.items():
+        styles = style_words([own[place] for place in places], ())
+        for place in places:
+            names = [own[place], *(_dashed(alias) for alias in pictures[place].aliases)]
+            words[place] = tuple(dict.fromkeys(name for name in (caption_of(name, styles) for name in names) if name))
+            is_named = pictures[place].is_icon and words[place]
+            things[place] = f"{prefix}:{words[place][0]}" if is_named else pictures[place].name
+    return words, things
+
+
+def _dashed(name: str) -> str:
+    return words_of_name(name).replace(" ", "-")
+
+
+# --- KeptEmbeddings
+
+
+def _embed(
+    pictures: dict[str, _Picture], files: dict[str, ImageFile], kept: "KeptEmbeddings", on_progress: OnProgress
+) -> list[str]:
+    """Set the embedding of each picture, from the cache or by the model. Returns a line for each that has none."""
+    failures: list[str] = []
+    digests: dict[str, bytes] = {}
+    for name, file in files.items():
+        try:
+            digests[name] = blake2b(file.read(), digest_size=16).digest()
+        except UserError as error:
+            failures.append(str(error))
+    known = kept.of_pictures(list(digests.values()))
+    missing = [name for name, digest in digests.items() if digest not in known]
+    made: dict[bytes, np.ndarray] = {}
+
+    def work(batch: "list[tuple[ImageFile, Image.Image | UserError]]") -> list[tuple[str, np.ndarray | str]]:
+        shown: list[tuple[str, Image.Image]] = []
+        results: list[tuple[str, np.ndarray | str]] = []
+        for file, image in batch:
+            name = names[file.name]
+            if isinstance(image, UserError):
+                results.append((name, str(image)))
+            elif _is_blank(image) and is_svg(file.read()):
+                results.append((name, f"{file.name}: draws nothing"))
+            else:
+                shown.append((name, image))
+        images = [image for _, image in shown]
+        vectors = list(kept.model.loaded.embed_images(images, batch_size=_BATCH)) if shown else []
+        return [*results, *((name, vector) for (name, _), vector in zip(shown, vectors, strict=True))]
+
+    done = 0
+
+    def take(results: list[tuple[str, np.ndarray | str]]) -> None:
+        nonlocal done
+        for name, result in results:
+            if isinstance(result, str):
+                failures.append(result)
+            else:
+                made[digests[name]] = np.asarray(result, np.float16)
+        done += len(results)
+        on_progress(done, len(missing))
+
+    names = {files[name].name: name for name in missing}
+    if missing:
+        batches = decoded([files[name] for name in missing], kept.model.loaded.preprocess, _BATCH)
+        kept.model.loaded.map_batches(batches, work, take)
+        kept.keep_pictures(made)
+    for name, digest in digests.items():
+        vector = known.get(digest, made.get(digest))
+        pictures[name].vector = None if vector is None else np.asarray(vector, np.float32)
+    return failures
+
+
+def _is_blank(image: Image.Image) -> bool:
+    return all(low == high for low, high in image.getextrema())  # type: ignore[misc]
+
+
+class KeptEmbeddings:
+    """Embeddings of pictures and of texts by one model, kept in the user's cache. A cache that cannot be used is done
+    without.
+
+    Args:
+        model: what embeds.
+    """
+
+    def __init__(self, model: IndexModel) -> None:
+        self.model = model
+        self._database: sqlite3.Connection | None = None
+
+    def __enter__(self) -> "KeptEmbeddings":
+        """Open the cache."""
+        path = user_cache() / "match" / f"{self.model.fingerprint}.v{_VERSION}.sqlite"
+        with suppress(OSError, sqlite3.Error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(path, timeout=10)
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            for table in ("pictures", "texts"):
+                database.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID"
+                )
+            self._database = database
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the cache."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def of_pictures(self, digests: Sequence[bytes]) -> dict[bytes, np.ndarray]:
+        """The kept embeddings of pictures, by the digest of their bytes."""
+        return dict(self._read("pictures", digests))
+
+    def keep_pictures(self, vectors: dict[bytes, np.ndarray]) -> None:
+        """Keep the embeddings of pictures, by the digest of their bytes."""
+        self._write("pictures", vectors)
+
+    def of_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """KeptEmbeddings of texts, N E. An empty text gives zeros."""
+        keys = {text: text.encode("utf-8", "surrogatepass") for text in dict.fromkeys(texts) if text.strip()}
+        known = dict(self._read("texts", list(keys.values())))
+        missing = [text for text, key in keys.items() if key not in known]
+        if missing:
+            made = self.model.loaded.embed_texts(missing)
+            new = {keys[text]: np.asarray(vector, np.float16) for text, vector in zip(missing, made, strict=True)}
+            self._write("texts", new)
+            known |= new
+        width = len(next(iter(known.values()))) if known else 1
+        rows = np.zeros((len(texts), width), np.float32)
+        for row, text in enumerate(texts):
+            if text in keys:
+                rows[row] = known[keys[text]]
+        return rows
+
+    def _read(self, table: str, keys: Iterable[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
+        if self._database is None:
+            return
+        found: list[tuple[bytes, bytes]] = []
+        with suppress(sqlite3.Error):
+            for chunk in chunks(keys, 500):
+                marks = ", ".join("?" * len(chunk))
+                statement = f"SELECT key, vector FROM {table} WHERE key IN ({marks})"
+                found += self._database.execute(statement, chunk).fetchall()
+        for key, vector in found:
+            yield key, np.frombuffer(vector, np.float16)
+
+    def _write(self, table: str, vectors: dict[bytes, np.ndarray]) -> None:
+        if self._database is None:
+            return
+        rows = ((key, vector.tobytes()) for key, vector in vectors.items())
+        with suppress(sqlite3.Error), self._database:
+            self._database.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", rows)

@@ -1,0 +1,206 @@
+"""The review of matches: one HTML file with each picture and its candidates side by side, in which people choose.
+
+The unsure come first. A button saves what was chosen as a map, with which `grr-coca match --decided` goes on. Drawings
+are shown as images, in which no script of a file can run, and the page loads nothing from elsewhere.
+"""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from string import Template
+from typing import Any
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.images import decode_image
+from grr_coca.data.svg import is_svg
+from grr_coca.search.match import Candidate, PictureMatch
+from grr_coca.search.picture_set import OpenPictureSet
+
+_SIDE = 96
+"""Longest side of a thumbnail of a picture that is no SVG, in pixels."""
+_MAX_SVG = 20_000
+"""A larger drawing is shown as pixels."""
+
+
+def review_page(matches: Sequence[PictureMatch], source: OpenPictureSet, target: OpenPictureSet, title: str) -> str:
+    """The page, as HTML.
+
+    Args:
+        matches: of the source with the target.
+        source: where the pictures are.
+        target: where their candidates are.
+        title: of the page.
+    """
+    drawings: dict[str, int] = {}
+
+    def drawn(side: OpenPictureSet, place: int) -> int:
+        return drawings.setdefault(_image(side, place), len(drawings))
+
+    rows = [
+        {
+            "name": match.name,
+            "image": drawn(source, match.place),
+            "chosen": match.best.name if match.best else None,
+            "sure": match.is_decided,
+            "matches": [_candidate(one, drawn(target, one.place)) for one in match.nearest or match.candidates],
+        }
+        for match in sorted(matches, key=_sureness)
+    ]
+    licences = sorted({str(fields[key]) for fields in target.fields for key in ("licence",) if fields.get(key)})
+    content = {"rows": rows, "images": list(drawings)}
+    # `<` cannot end the script that holds the data.
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return _PAGE.substitute(
+        title=html.escape(title),
+        count=f"{len(rows):,}",
+        licences=html.escape(f" Licence of the candidates: {', '.join(licences[:6])}." if licences else ""),
+        data=data,
+    )
+
+
+def _sureness(match: PictureMatch) -> tuple[bool, float, str]:
+    first = match.nearest[0].probability if match.nearest else None
+    return match.is_decided, first if first is not None else 0.0, match.name
+
+
+def _candidate(one: Candidate, image: int) -> dict[str, Any]:
+    return {"name": one.name, "image": image, "probability": one.probability, "same_name": one.same_name}
+
+
+def _image(side: OpenPictureSet, place: int) -> str:
+    try:
+        content = side.read(place)
+        if is_svg(content) and len(content) <= _MAX_SVG:
+            return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+        image = decode_image(content, side.set.names[place], to_srgb=True)
+    except UserError:
+        return ""
+    image.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --line: #8885; --accent: #2468d8; }
+* { box-sizing: border-box; }
+body { font: 14px/1.4 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 0 1rem 4rem; }
+header { background: Canvas; border-bottom: 1px solid var(--line); padding: .8rem 0; position: sticky; top: 0; }
+header div { align-items: center; display: flex; flex-wrap: wrap; gap: .6rem; }
+h1 { font-size: 1.2rem; margin: 0; }
+p { margin: .2rem 0; opacity: .75; }
+button, select, input { border: 1px solid var(--line); border-radius: 6px; font: inherit; padding: .3rem .7rem; }
+button { background: Canvas; color: CanvasText; cursor: pointer; }
+#save { background: var(--accent); border-color: var(--accent); color: #fff; }
+ol { list-style: none; margin: 0; padding: 0; }
+li { align-items: stretch; border-bottom: 1px solid var(--line); display: flex; gap: .6rem; padding: .6rem 0; }
+.source { flex: 0 0 9rem; }
+.choices { display: flex; flex-wrap: wrap; gap: .4rem; }
+.choices button { padding: .3rem; text-align: center; width: 7.6rem; }
+.choices button.none { width: 4rem; }
+.choices button[aria-pressed=true] { outline: 3px solid var(--accent); outline-offset: -2px; }
+img, .gone { background: #fff; border-radius: 6px; height: 48px; object-fit: contain; padding: 4px; width: 48px; }
+.gone { display: inline-block; }
+small { display: block; overflow-wrap: anywhere; }
+.told { font-variant-numeric: tabular-nums; opacity: .7; }
+</style>
+<header>
+<div><h1>$title</h1><button id="save">Save the map</button>
+<label>Show <select id="which"><option value="all">all</option><option value="open">not chosen yet</option>
+<option value="none">without an equivalent</option></select></label>
+<input id="filter" type="search" placeholder="name" aria-label="Only names with these letters"></div>
+<p><span id="told"></span> of $count chosen by hand; the others are as found. The unsure come first.$licences</p>
+</header>
+<ol id="rows"></ol>
+<script type="application/json" id="data">$data</script>
+<script>
+"use strict";
+const {rows, images} = JSON.parse(document.getElementById("data").textContent);
+const list = document.getElementById("rows");
+const PAGE = 100;
+const key = "grr-coca review " + document.title + rows.length;
+let byHand = {};
+try { byHand = JSON.parse(localStorage.getItem(key)) || {}; } catch { byHand = {}; }
+
+function make(tag, props, ...inner) {
+  const node = Object.assign(document.createElement(tag), props);
+  node.append(...inner);
+  return node;
+}
+function picture(number) {
+  const src = images[number];
+  return src ? make("img", {src, alt: "", loading: "lazy"}) : make("span", {className: "gone", title: "no drawing"});
+}
+const chosen = row => Object.hasOwn(byHand, row.name) ? byHand[row.name] : row.chosen;
+const isByHand = row => row.sure || Object.hasOwn(byHand, row.name);
+
+function choose(row, name, buttons) {
+  byHand[row.name] = name;
+  try { localStorage.setItem(key, JSON.stringify(byHand)); } catch { /* a private window; the button still saves */ }
+  press(row, buttons);
+  count();
+}
+function press(row, buttons) {
+  for (const [button, name] of buttons) button.setAttribute("aria-pressed", String(chosen(row) === name));
+}
+function item(row) {
+  const buttons = row.matches.map(match => {
+    const told = match.probability === null ? "" : Math.round(match.probability * 100) + " %";
+    const same = match.same_name ? " same name" : "";
+    return [make("button", {type: "button"}, picture(match.image), make("small", {textContent: match.name}),
+      make("small", {className: "told", textContent: told + same})), match.name];
+  });
+  buttons.push([make("button", {type: "button", className: "none", textContent: "none"}), null]);
+  for (const [button, name] of buttons) button.addEventListener("click", () => choose(row, name, buttons));
+  press(row, buttons);
+  const choices = make("div", {className: "choices"}, ...buttons.map(([button]) => button));
+  choices.setAttribute("role", "group");
+  choices.setAttribute("aria-label", "equivalent of " + row.name);
+  return make("li", {}, make("div", {className: "source"}, picture(row.image), make("small", {textContent: row.name})),
+    choices);
+}
+let shown = [], next = 0;
+function more() {
+  for (const row of shown.slice(next, next + PAGE)) list.append(item(row));
+  next += PAGE;
+}
+function show() {
+  const which = document.getElementById("which").value;
+  const letters = document.getElementById("filter").value.toLowerCase();
+  shown = rows.filter(row => row.name.toLowerCase().includes(letters) && (which === "all" ||
+    (which === "open" ? !isByHand(row) : chosen(row) === null)));
+  next = 0;
+  list.replaceChildren();
+  more();
+}
+function count() {
+  document.getElementById("told").textContent = rows.filter(isByHand).length.toLocaleString("en");
+}
+function save() {
+  const icons = Object.fromEntries(rows.map(row => [row.name, chosen(row)]).sort(([a], [b]) => a < b ? -1 : 1));
+  const text = JSON.stringify({format: 1, icons}, null, 1) + "\\n";
+  const href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  const link = make("a", {download: "map.json", href});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+document.getElementById("save").addEventListener("click", save);
+document.getElementById("which").addEventListener("change", show);
+document.getElementById("filter").addEventListener("input", show);
+addEventListener("scroll", () => {
+  if (next < shown.length && innerHeight + scrollY > document.body.scrollHeight - 800) more();
+}, {passive: true});
+count();
+show();
+</script>
+</html>
+""")

@@ -1,0 +1,308 @@
+"""Finds in code which icons of known sets it uses, with file and line.
+
+Code is read as text, line by line, and not parsed: imports of components, classes, ids and names in quotes are enough.
+A name is then looked up in its set: `Trash2` in code is `lucide:trash-2`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.sources.iconify import known_prefixes
+from grr_coca.data.walk import Exclusions, walk_visible
+
+_SUFFIXES = """
+js jsx ts tsx mjs cjs mts cts vue svelte astro html htm xhtml md mdx css scss sass less styl php twig blade erb haml
+slim pug ejs hbs handlebars mustache liquid njk jinja jinja2 j2 django py rb go templ cs cshtml razor java jsp kt kts
+dart swift ex exs heex eex leex rs elm clj cljs json jsonc yaml yml toml xml
+"""
+SUFFIXES = frozenset(_SUFFIXES.split())
+"""Suffixes of files that may be code that shows icons."""
+_MAX_BYTES = 2_000_000
+"""Larger files are bundles and data."""
+_NO_CODE = frozenset({"node_modules", "vendor", "dist", "build", "target", "__pycache__", "venv", "coverage"})
+
+
+class Use(NamedTuple):
+    """A use of an icon. `prefix`: its set; `name`: as the code writes it; `file`, `line`: where."""
+
+    prefix: str
+    name: str
+    file: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """File and line."""
+        return f"{self.file}:{self.line}"
+
+
+def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
+    """All uses of icons below a folder, or in a file, in order.
+
+    Raises:
+        UserError: there is no such folder, or no file of it is code that is known.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise UserError(f"--used-in {folder}: no such file or folder")
+    left_out = Exclusions(exclude)
+    files = [root] if root.is_file() else list(_files(root, left_out))
+    if not files:
+        raise UserError(f"--used-in {folder}: no file of code that is known (such as .jsx, .vue, .html, .css, .py)")
+    return [use for path in files for use in uses_in(_text(path), str(path))]
+
+
+def _files(root: Path, left_out: Exclusions) -> Iterator[Path]:
+    for folder, folders, names in walk_visible(root):
+        folders[:] = [name for name in folders if name not in _NO_CODE]
+        for name in names:
+            path = Path(folder) / name
+            if name.rpartition(".")[2].lower() in SUFFIXES and ".min." not in name:
+                inner = path.relative_to(root).as_posix()
+                if not left_out.hides(inner) and path.stat().st_size <= _MAX_BYTES:
+                    yield path
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def uses_in(text: str, file: str) -> Iterator[Use]:
+    """The uses of icons in a file."""
+    found: dict[tuple[int, str, str], None] = {}
+    for match in _IMPORT.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        for prefix, name in _imported(match["names"] or "", match["default"] or "", match["module"]):
+            found[line, prefix, name] = None
+    for number, line_text in enumerate(text.split("\n"), 1):
+        for pattern, icon in _IN_LINE:
+            for match in pattern.finditer(line_text):
+                for prefix, name in icon(match):
+                    found[number, prefix, name] = None
+    for number, prefix, name in sorted(found):
+        yield Use(prefix, name, file, number)
+
+
+def squashed(name: str) -> str:
+    """A name without what the code of components leaves out: `trash-2` and `Trash2` are both `trash2`."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+# --- Imports of components
+
+_IMPORT = re.compile(
+    r"""import\s+(?:type\s+)?(?:(?P<default>[\w$]+)\s*,?\s*)?(?:\{(?P<names>[^{}]{0,20000})\}\s*)?from\s*
+    ['"](?P<module>[^'"\n]+)['"]""",
+    re.VERBOSE,
+)
+
+Named = Iterable[tuple[str, str]]
+"""Prefixes of sets, and names in them."""
+
+
+def _ending(word: str, ending: str) -> str:
+    return word.removesuffix(ending) if len(word) > len(ending) else word
+
+
+def _lucide(name: str) -> Named:
+    name = name.removeprefix("Lucide") if name != "Lucide" else name
+    return [("lucide", _ending(name, "Icon"))]
+
+
+def _material(name: str) -> Named:
+    for ending, style in {"Outlined": "outline", "Rounded": "round", "Sharp": "sharp", "TwoTone": "twotone"}.items():
+        if name.endswith(ending) and name != ending:
+            return [("ic", f"{style}-{name.removesuffix(ending)}")]
+    return [("ic", f"baseline-{name}")]
+
+
+def _heroicons(module: str) -> Callable[[str], Named]:
+    size = "".join(re.findall(r"/(16|20|24)/", f"{module}/")) or "24"
+    is_solid = "solid" in module
+    style = {"24": "solid" if is_solid else "", "20": "20-solid", "16": "16-solid"}[size]
+    return lambda name: [("heroicons", f"{_ending(name, 'Icon')}-{style}".rstrip("-"))]
+
+
+_REACT_ICONS: dict[str, Callable[[str], Named]] = {
+    "ai": lambda name: [("ant-design", _moved(name, {"Outline": "outlined", "Fill": "filled", "Twotone": "twotone"}))],
+    "bi": lambda name: [("bxs", name.removeprefix("Solid"))] if name.startswith("Solid") else [("bx", name)],
+    "bs": lambda name: [("bi", _moved(name, {"Fill": "fill"}))],
+    "cg": lambda name: [("gg", name)],
+    "fa": lambda name: [("fa-regular", name.removeprefix("Reg"))] if name.startswith("Reg") else [("fa-solid", name)],
+    "fa6": lambda name: (
+        [("fa6-regular", name.removeprefix("Reg"))] if name.startswith("Reg") else [("fa6-solid", name)]
+    ),
+    "fi": lambda name: [("feather", name)],
+    "gi": lambda name: [("game-icons", name)],
+    "hi": lambda name: [("heroicons-outline", name[7:]) if name.startswith("Outline") else ("heroicons-solid", name)],
+    "hi2": lambda name: [("heroicons", _moved(name, {"Outline": "", "Mini": "20-solid"}, "solid"))],
+    "io5": lambda name: [("ion", _moved(name, {"Outline": "outline", "Sharp": "sharp"}, at_end=True))],
+    "lia": lambda name: [("la", name)],
+    "lu": lambda name: [("lucide", name)],
+    "md": lambda name: [("ic", _first(name, {"Outline": "outline", "OutlineX": "outline"}, "baseline"))],
+    "pi": lambda name: [("ph", name)],
+    "ri": lambda name: [("ri", name)],
+    "rx": lambda name: [("radix-icons", name)],
+    "si": lambda name: [("simple-icons", name)],
+    "tb": lambda name: [("tabler", name)],
+}
+"""The sets of react-icons, by the name of their module. Names come without the first letters, as in `FaTrash`."""
+
+
+def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = False) -> str:
+    """A name with its word of style at the end, as Iconify writes it."""
+    for word, style in styles.items():
+        if at_end and name.endswith(word) and name != word:
+            return f"{name.removesuffix(word)}-{style}".rstrip("-")
+        if not at_end and name.startswith(word) and name != word:
+            return f"{name.removeprefix(word)}-{style}".rstrip("-")
+    return f"{name}-{usual}".rstrip("-")
+
+
+def _first(name: str, styles: dict[str, str], usual: str) -> str:
+    for word, style in styles.items():
+        if name.startswith(word) and name != word:
+            return f"{style}-{name.removeprefix(word)}"
+    return f"{usual}-{name}"
+
+
+def _plain(prefix: str, beginning: str = "", ending: str = "") -> Callable[[str], Callable[[str], Named]]:
+    """Components named as their icons, but for a beginning and an ending."""
+    return lambda _: lambda name: [(prefix, _ending(_beginning(name, beginning), ending))]
+
+
+_MODULES = tuple(
+    (re.compile(pattern), icon_of)
+    for pattern, icon_of in (
+        (r"@?lucide(?:[-/].*)?", lambda _: _lucide),
+        (r"@tabler/icons-.*", _plain("tabler", beginning="Icon")),
+        (r"(?:@phosphor-icons/|phosphor-)\w+.*", _plain("ph", "Ph", "Icon")),
+        (r"@heroicons/\w+.*", _heroicons),
+        (r"react-icons/\w+", lambda module: _of_react_icons(module.rpartition("/")[2])),
+        (r"@fortawesome/free-solid-svg-icons.*", _plain("fa6-solid", beginning="fa")),
+        (r"@fortawesome/free-regular-svg-icons.*", _plain("fa6-regular", beginning="fa")),
+        (r"@fortawesome/free-brands-svg-icons.*", _plain("fa6-brands", beginning="fa")),
+        (r"@mui/icons-material|@material-ui/icons", lambda _: lambda name: _material(_ending(name, "Icon"))),
+        (r"@radix-ui/react-icons", _plain("radix-icons", ending="Icon")),
+        (r"@ant-design/icons.*", _plain("ant-design")),
+        (r"@remixicon/\w+", _plain("ri", beginning="Ri")),
+        (r"@carbon/icons-\w+.*", _plain("carbon")),
+        (r"react-bootstrap-icons", _plain("bi")),
+        (r"@mdi/(?:light-)?js", _plain("mdi", beginning="mdi")),
+        (r"ionicons/icons", _plain("ion")),
+        (r"hugeicons-react|@hugeicons/core-free-icons", _plain("hugeicons", ending="Icon")),
+        (r"react-feather|vue-feather-icons", _plain("feather", ending="Icon")),
+    )
+)
+"""The packages whose components are icons, each with what names the icon of a component."""
+
+_DEFAULT_MODULES = (
+    (re.compile(r"@mui/icons-material/(\w+)|@material-ui/icons/(\w+)"), _material),
+    (re.compile(r"lucide-\w+/dist/esm/icons/([\w-]+?)(?:\.m?js)?"), _lucide),
+    (re.compile(r"lucide-\w+/icons/([\w-]+)"), _lucide),
+)
+_VIRTUAL = re.compile(r"(?:~icons|@iconify-icons|@iconify/icons)/([a-z0-9-]+)/([\w-]+)")
+
+
+def _beginning(word: str, beginning: str) -> str:
+    return word.removeprefix(beginning) if len(word) > len(beginning) else word
+
+
+def _of_react_icons(module: str) -> Callable[[str], Named]:
+    named = _REACT_ICONS.get(module)
+
+    def icon(name: str) -> Named:
+        found = re.match(r"[A-Z][a-z]+(?=[A-Z0-9])", name)
+        return [] if named is None or found is None else named(name[found.end() :])
+
+    return icon
+
+
+def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str]]:
+    virtual = _VIRTUAL.match(module)
+    if virtual is not None and virtual[1] in known_prefixes():
+        yield virtual[1], virtual[2]
+    if default:
+        for pattern, icon in _DEFAULT_MODULES:
+            found = pattern.fullmatch(module)
+            if found is not None:
+                yield from icon(next(group for group in found.groups() if group))
+    for pattern, of_module in _MODULES:
+        if pattern.fullmatch(module):
+            icon_of = of_module(module)
+            for part in names.split(","):
+                name = re.sub(r"^\s*type\s+|\s+as\s+.*$", "", part.strip(), flags=re.DOTALL).strip()
+                if re.fullmatch(r"[\w$]+", name) and not re.fullmatch(r"Icon|Icons|IconProps|LucideIcon|icons", name):
+                    yield from icon_of(name)
+
+
+# --- Classes, ids and names in quotes
+
+_FONT_AWESOME = {
+    **dict.fromkeys(("fa", "fas", "fa-solid"), "fa6-solid"),
+    **dict.fromkeys(("far", "fa-regular"), "fa6-regular"),
+    **dict.fromkeys(("fab", "fa-brands"), "fa6-brands"),
+}
+_NO_ICON = re.compile(r"fw|lg|xs|sm|xl|2xs|2xl|10x|[1-9]x|spin|pulse|border|inverse|stack|li|ul")
+"""Classes of Font Awesome that name no icon."""
+
+
+def _font_awesome(match: re.Match[str]) -> Named:
+    style = _FONT_AWESOME[match["style"]]
+    names = re.findall(r"\bfa-([a-z0-9-]+)", match["rest"])
+    return [(style, name) for name in names[:1] if not _NO_ICON.fullmatch(name) and f"fa-{name}" not in _FONT_AWESOME]
+
+
+def _unocss(match: re.Match[str]) -> Named:
+    """`i-lucide-x`, `i-mdi:home`: the prefix is the longest that is one of a set."""
+    written = match["icon"].replace(":", "-")
+    prefix = max((prefix for prefix in known_prefixes() if written.startswith(f"{prefix}-")), key=len, default=None)
+    return [] if prefix is None else [(prefix, written.removeprefix(f"{prefix}-"))]
+
+
+def _iconify(match: re.Match[str]) -> Named:
+    return [(match["prefix"], match["icon"])] if match["prefix"] in known_prefixes() else []
+
+
+def _of(prefix: str) -> Callable[[re.Match[str]], Named]:
+    return lambda match: [(prefix, match["icon"])]
+
+
+_ICON = r"(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*)"
+_FONT_CLASS = (
+    r"(?<![\w-])(?P<style>fa[srb]?|fa-solid|fa-regular|fa-brands)\s+(?P<rest>fa-[a-z0-9-]+(?:\s+fa-[a-z0-9-]+)*)"
+)
+_LIGATURE = r"class(?:Name)?=[\"'][^\"']*\b{}\b[^\"']*[\"'][^<>]*>\s*(?P<icon>[a-z0-9_]+)\s*<"
+_IN_LINE: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Named]], ...] = tuple(
+    (re.compile(pattern), icon)
+    for pattern, icon in (
+        (rf"['\"`](?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*):{_ICON}['\"`]", _iconify),
+        (r"(?<![\w-])i-(?P<icon>[a-z0-9]+(?:[-:][a-z0-9]+)+)", _unocss),
+        (r"icon-\[(?P<prefix>[a-z0-9-]+?)--(?P<icon>[a-z0-9-]+)\]", _iconify),
+        (_FONT_CLASS, _font_awesome),
+        (rf"(?<![\w-])bi\s+bi-{_ICON}", _of("bi")),
+        (rf"(?<![\w-])mdi\s+mdi-{_ICON}", _of("mdi")),
+        (rf"(?<![\w-])ti\s+ti-{_ICON}", _of("tabler")),
+        (rf"(?<![\w-])ph(?:-(?:bold|fill|light|thin|duotone))?\s+ph-{_ICON}", _of("ph")),
+        (r"(?<![\w-])ri-(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*-(?:line|fill))(?![\w-])", _of("ri")),
+        (rf"(?<![\w-])bx\s+bx-{_ICON}", _of("bx")),
+        (rf"(?<![\w-])bxs?\s+bxs-{_ICON}", _of("bxs")),
+        (_LIGATURE.format("material-symbols-(?:outlined|rounded|sharp)"), _of("material-symbols")),
+        (_LIGATURE.format("material-icons"), lambda match: [("ic", f"baseline-{match['icon']}")]),
+        (rf"data-lucide=['\"]{_ICON}['\"]", _of("lucide")),
+        (rf"data-feather=['\"]{_ICON}['\"]", _of("feather")),
+        (rf"<ion-icon[^<>]*\bname=['\"]{_ICON}['\"]", _of("ion")),
+        (rf"<sl-icon(?:-button)?[^<>]*\bname=['\"]{_ICON}['\"]", _of("bi")),
+        (rf"tabler-sprite[\w-]*\.svg#(?:tabler-)?{_ICON}", _of("tabler")),
+        (rf"bootstrap-icons\.svg#{_ICON}", _of("bi")),
+        (rf"feather-sprite\.svg#{_ICON}", _of("feather")),
+        (rf"(?:lucide-sprite|lucide-static/sprite)\.svg#{_ICON}", _of("lucide")),
+    )
+)
+"""Patterns of one line, each with the icons of a match."""

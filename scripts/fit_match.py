@@ -1,6 +1,6 @@
 """Fit the numbers by which pictures are matched, and measure how good matches are: `python scripts/fit_match.py icons`.
 
-Writes `match.json` into `src/grr_coca/model/weights/NAME/` (see `grr_coca.search.match_numbers`), figures into its card, and
+Writes `match.json` (see `grr_coca.search.match_numbers`) into `src/grr_coca/model/weights/NAME/`, and
 `benchmarks/results/match.json`. Run it again whenever the weights or their preprocessing change: all pictures are
 embedded anew, which takes some ten minutes on two cores. It needs the packages of the corpus `icons`, which it fetches.
 

@@ -1,4 +1,4 @@
-"""PictureMatch pictures of one library with those of another: which icon of that set is this one?
+"""Matches pictures of one library with those of another: which icon of that set is this one?
 
 The candidates of a picture are the nearest by the cosines of pictures and of names. Their evidence is weighed by the
 numbers of the model (`match_numbers.py`). Drawings of one thing in several styles (`trash`, `trash-filled`) count as

@@ -31,7 +31,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported engines preci
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs notebook weights clean
+.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs paper notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
@@ -97,7 +97,7 @@ test-oldest:
 # By hand: the newest versions of everything, written into constraints.txt.
 lock:
 	$(PYTHON) -m venv --clear --upgrade-deps $(LOCK)
-	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs,milvus,ray,browser]"
+	$(LOCK)/bin/$(INSTALL) -e ".[dev,docs,paper,milvus,ray,browser]"
 	grep -E "^(#|torch)" constraints.txt > $(LOCK)/constraints.txt
 	$(LOCK)/bin/pip freeze --all --exclude-editable --exclude pip --exclude torch --exclude torchvision \
 		| tr A-Z a-z | grep -v -E "^(nvidia-|cuda-|triton=)" | sort >> $(LOCK)/constraints.txt
@@ -114,6 +114,10 @@ coverage: $(VENV)/.dev
 # The site, in docs/_build/html; a warning is an error.
 docs: $(VENV)/.docs
 	$(SINGLE) $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+# The page of results as a PDF with title, version, date, abstract and methods, in docs/_build.
+paper: $(VENV)/.paper
+	$(BIN)/python docs/make_paper.py
 
 # The notebook with the outputs of a new run.
 notebook: $(VENV)/.docs
@@ -152,9 +156,11 @@ bench-demo: $(VENV)/.demo
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
 
-# The reports on studies beside their ledgers, and the tables and the figure of docs/results.md.
+# The reports on studies beside their ledgers, and the figures of docs/results.md, whose text is held to the ledgers.
 study-docs: $(VENV)/.dev
 	$(SINGLE) $(BIN)/python studies/write_pages.py
+	$(SINGLE) $(BIN)/python studies/draw_results.py
+	$(SINGLE) $(BIN)/python studies/check.py
 
 # The model that ships under a name: trained by its recipe, measured, and written into the package with its card. A recipe
 # with a text teacher gets its embeddings first.
@@ -212,6 +218,10 @@ $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev,docs]"
 	touch $@
 
+$(VENV)/.paper: $(VENV)/.dev
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev,paper]"
+	touch $@
+
 $(VENV)/.milvus: $(VENV)/.dev $(MILVUS)/.installed
 	$(BIN)/$(INSTALL) $(LOCKED) -e ".[milvus]"
 	touch $@
@@ -231,8 +241,8 @@ $(VENV)/.ray: $(VENV)/.dev
 
 # All that goes into this environment, at once: each installation more takes ten seconds.
 $(VENV)/.all: $(VENV)/.dev
-	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev,docs,milvus,ray,browser]"
-	touch $@ $(VENV)/.docs $(VENV)/.milvus $(VENV)/.ray $(VENV)/.browser
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[dev,docs,paper,milvus,ray,browser]"
+	touch $@ $(VENV)/.docs $(VENV)/.paper $(VENV)/.milvus $(VENV)/.ray $(VENV)/.browser
 
 $(CLIENTS)/.installed: tests/serve/clients.txt
 	$(PYTHON) -m venv $(CLIENTS)

@@ -1,29 +1,25 @@
 """Write what the ledgers say: `make study-docs`, which runs `python studies/write_pages.py`.
 
 - `studies/NAME/README.md`: everything below the line `GENERATED`, with figures in `studies/NAME/figures/`.
-- `docs/results.md` and `studies/tokens16/README.md`: the tables between `<!-- studies NAME -->` and `<!-- end -->`.
-- `docs/results.svg`, the figure of the results.
+- `studies/tokens16/README.md`: the table between `<!-- studies NAME -->` and `<!-- end -->`.
 
-Each figure ends with the digest of the ledgers that it was drawn from. Tests hold pages and figures to the ledgers.
+Each figure ends with the digest of the ledgers that it was drawn from. Tests hold pages and figures to the ledgers. The
+page of results is written by hand: `check.py` holds it to the ledgers, and `draw_results.py` draws its figures.
 """
 
 import hashlib
 import math
 import re
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib.axes import Axes
-
 from grr_coca.model.losses import LossWeights, coca_loss
-from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
 from grr_coca.study.ledger import DIGESTS_FILE, PLAN_FILE, Ledger, LedgerRow, ledger_files, read_ledger
 from grr_coca.study.plan import Plan, arm_named, compared_with, plan_of_folder, stage_names
-from grr_coca.study.report.answer import REPORTED, answer, arm_titles, near_chance_in_words, verdict
+from grr_coca.study.report.answer import answer, arm_titles, near_chance_in_words, verdict
 from grr_coca.study.report.figures import late_changes, study_figures
 from grr_coca.study.report.numbers import (
     PARTS_OF_PRESET,
@@ -53,13 +49,12 @@ from grr_coca.study.stages import stage_recipe
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "studies"
-RESULTS = (ROOT / "docs" / "results.md", STUDIES / "tokens16" / "README.md")
-RESULTS_FIGURE = ROOT / "docs" / "results.svg"
+WITH_TABLES = (STUDIES / "tokens16" / "README.md",)
 GENERATED = "<!-- Everything below is written by studies/write_pages.py. -->\n"
 PLACE = re.compile(r"(?P<begin><!-- studies (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 COMMENT = re.compile(rb"^ *#.*\n", re.MULTILINE)
-TOGETHER = "taken as one"
-"""Stands among the splits: validation, test, and the unseen style."""
+TOGETHER = "val and test"
+"""Stands among the splits: both of them, weighted by pairs."""
 TRAINING = "training"
 """Stands among the splits: means over the last steps of training, on augmented images."""
 
@@ -71,35 +66,13 @@ class Pair(NamedTuple):
     over: str
 
 
-SETTINGS = {
-    "primary": "emoji, 64 patches, 600 steps",
-    "tokens16/600": "emoji, 16 patches, 600 steps",
-    "tokens16/1200": "emoji, 16 patches, 1,200 steps",
-    "tokens16/4000": "emoji, 16 patches, 4,000 steps",
-    "icons": "icons, 64 patches, 2,000 steps",
-    "rate_curves/3000": "emoji, our own recipe, 3,000 steps, each at its best rate",
-    "rate_curves/best": "emoji, 16 patches, 600 steps, each at its best rate",
-    "adamw/best": "the same with AdamW, each at its best rate",
-    "adamw/pooler": "the same with AdamW and a captioning pooler",
-}
-"""The studies of GRR-CoCa over Baseline CoCa. Models, batches and endpoints are alike, but for the pooler of the last.
-In all but those of best rates, both models have one learning rate; in all but the last two, the optimizer is Muon."""
 MODELS = Pair("grr_coca", "baseline_coca")
-MARKS = (
-    ("test", "pretraining/coca_loss", "test", COLOURS[0], "o"),
-    ("val", "pretraining/coca_loss", "val", "#5aa9dd", "s"),
-    ("unseen style", "pretraining/coca_loss", "test_style", COLOURS[1], "^"),
-    ("fine-tuned, test", "finetuning/coca_loss", "test", FAINT, "D"),
-)
-"""Of the figure: title, endpoint, split, colour and marker."""
 RATE_TRIALS = {
     "tokens16/1200": MODELS,
     "plus": Pair("grr_coca_plus", "baseline_plus"),
     "tokens16/rates": MODELS,
 }
 """Studies that tried both models at several learning rates with 16 patches, in 300, 1,000 and 1,200 steps."""
-RATE_CURVE, CURVE_STEPS = "rate_curves/600", 600
-"""The study that trained both models at several rates with several seeds."""
 DECAY = 0.5
 """The weight decay of these trials."""
 OTHER_BASELINES = {"plus": ("baseline_plus",), "variants": ("grr_coca",)}
@@ -236,86 +209,9 @@ def marked(svg: str, folders: Iterable[Path]) -> str:
     return f"{svg.rstrip()}\n<!-- drawn from the ledger {ledger_digest(folders)} -->\n"
 
 
-def with_results(text: str, studies: Path = STUDIES) -> str:
+def with_tables(text: str, studies: Path = STUDIES) -> str:
     """A page with the newest tables of all studies."""
     return PLACE.sub(lambda place: f"{place['begin']}{TABLES[place['name']](studies)}{place['end']}", text)
-
-
-def settings_folders(studies: Path = STUDIES) -> list[Path]:
-    """The studies of GRR-CoCa over Baseline CoCa that have rows, and that of the rates."""
-    return [studies / name for name in (*SETTINGS, RATE_CURVE) if ledger_files(studies / name)]
-
-
-def settings_table(studies: Path) -> str:
-    """GRR-CoCa's CoCa loss over Baseline CoCa's in each setting, by split."""
-    after, tuned = Endpoint("pretraining/coca_loss"), Endpoint("finetuning/coca_loss")
-    rows = []
-    for setting, study in _settings(studies).items():
-        effects = [_effect(study, after, split) for split in ("test", "val", "test_style", TOGETHER, TRAINING)]
-        starred = [_is_shown(study, endpoint) for endpoint in (after, tuned)]
-        cells = [effect_cell(effects[0], starred[0]), *map(effect_cell, effects[1:])]
-        cells += [effect_cell(_effect(study, tuned, study.plan.endpoints.split), starred[1])]
-        rows.append((setting, _rate(study), *cells))
-    heads = ("setting", "rate", "test", "val", "unseen style", "taken as one", "training", "fine-tuned, test")
-    return as_markdown(Table("", heads, tuple(rows)))
-
-
-def results_figure(studies: Path) -> str:
-    """The CoCa loss in each setting by split, and by learning rate in the trials, as SVG text."""
-    figure = new_figure(4.0)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_settings(left, _settings(studies))
-    _draw_rates(right, _rate_changes(studies), _rate_curve(studies))
-    return svg_text(figure)
-
-
-def _draw_settings(axes: Axes, opened: Mapping[str, Study]) -> None:
-    """A row for each setting, in it a mark and an interval for each split."""
-    for place, (title, endpoint, split, colour, marker) in enumerate(MARKS):
-        effects = [_effect(study, Endpoint(endpoint), split) for study in opened.values()]
-        known = [(row + 0.17 * (place - 1.5), effect) for row, effect in enumerate(effects) if effect]
-        heights = [height for height, _ in known]
-        axes.hlines(heights, [e.low for _, e in known], [e.high for _, e in known], color=colour, linewidth=1.6)
-        axes.plot([e.change for _, e in known], heights, marker, color=colour, markersize=5, label=title)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.axvline(REPORTED[MARKS[0][1]], color=FAINT, linewidth=1, linestyle="--", label="paper, after pretraining")
-    titles = [title if "rate" in title else f"{title}, rate {_rate(study)}" for title, study in opened.items()]
-    axes.set_yticks(range(len(opened)), [textwrap.fill(title, 30) for title in titles])
-    axes.set_ylim(len(opened) - 0.5, -0.5)
-    style_axes(axes, "CoCa loss of GRR-CoCa over Baseline CoCa, %")
-    axes.grid(visible=False)
-    axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.4, -0.06), ncols=3)  # covers nothing
-
-
-def _draw_rates(axes: Axes, changes: Mapping[str, Mapping[float, float]], curve: Mapping[float, Effect]) -> None:
-    """A line for each length of training: of trials with one seed, and of a study with intervals over its seeds."""
-    for (steps, by_rate), colour, marker in zip(changes.items(), (FAINT, *COLOURS), "s^o", strict=True):
-        rates = sorted(by_rate)
-        percent = [100 * math.expm1(by_rate[rate]) for rate in rates]
-        axes.plot(
-            rates,
-            percent,
-            marker=marker,
-            color=colour,
-            linewidth=1.4,
-            markersize=5,
-            label=f"{steps} steps, one seed, val",
-        )
-    if curve:
-        effects = list(curve.values())
-        axes.vlines(list(curve), [e.low for e in effects], [e.high for e in effects], color="black", linewidth=1.2)
-        label = f"{CURVE_STEPS} steps, {effects[0].num_seeds} seeds, test"
-        axes.plot(
-            list(curve), [e.change for e in effects], "D-", color="black", linewidth=1.4, markersize=4, label=label
-        )
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({rate for by_rate in changes.values() for rate in by_rate} | set(curve))
-    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], rotation=45)
-    axes.minorticks_off()
-    axes.set_xlabel("learning rate of both models", fontsize=8)
-    style_axes(axes, "By learning rate, 16 patches")
-    axes.legend(frameon=False, fontsize=7, loc="upper left")
 
 
 def rates_table(studies: Path) -> str:
@@ -344,44 +240,7 @@ def _rate_changes(studies: Path) -> dict[str, dict[float, float]]:
     return changes
 
 
-def _rate_curve(studies: Path) -> dict[float, Effect]:
-    """By learning rate: GRR-CoCa over Baseline CoCa on `test`, over the seeds of the study of rates."""
-    study = open_study(studies / RATE_CURVE)
-    found = rate_results(study.plan, study.ledger) if study else []
-    return found[0].at_rates if found else {}
-
-
-TABLES: dict[str, Callable[[Path], str]] = {"settings": settings_table, "rates": rates_table}
-
-
-def _settings(studies: Path) -> dict[str, Study]:
-    opened = {title: _setting(studies / name) for name, title in SETTINGS.items()}
-    return {title: study for title, study in opened.items() if study is not None}
-
-
-def _setting(folder: Path) -> Study | None:
-    """The two models of a study; of one with several rates, each at its best."""
-    study = open_study(folder)
-    if study is None or len(study.plan.arms) == 2:
-        return study
-    if not (rates := rate_results(study.plan, study.ledger)):
-        return open_study(folder, arm=MODELS.arm)
-    model, baseline = rates[0].model, rates[0].baseline
-    return open_study(folder, over=baseline.arms[baseline.best], arm=model.arms[model.best])
-
-
-def _rate(study: Study) -> str:
-    """The learning rate of pretraining: of both models, or of GRR-CoCa and of Baseline CoCa."""
-    stage = stage_names(study.plan)[0]
-    chosen = {row.arm: row.settings for row in study.ledger.rows if row.stage == stage}
-    settings = (arm.overrides | chosen[arm.name] for arm in study.plan.arms)
-    rates = dict.fromkeys(float(str(found["optimizer.lr"])) for found in settings)
-    return " / ".join(f"{rate:g}" for rate in rates)
-
-
-def _is_shown(study: Study, endpoint: Endpoint) -> bool:
-    results = study.results.arms[0].endpoints
-    return any(verdict(result) in ("better", "worse") for result in results if result.endpoint == endpoint.name)
+TABLES: dict[str, Callable[[Path], str]] = {"rates": rates_table}
 
 
 def _effect(study: Study, endpoint: Endpoint, split: str) -> Effect | None:
@@ -396,8 +255,8 @@ def _effect(study: Study, endpoint: Endpoint, split: str) -> Effect | None:
 
 
 def _with_together(row: LedgerRow) -> LedgerRow:
-    """A row with its validation and test splits, but not that of other concepts, taken as one, weighted by pairs."""
-    splits = [row.metrics[split] for split in ("val", "test", "test_style") if split in row.metrics]
+    """A row with `val` and `test` as one more split, weighted by pairs."""
+    splits = [row.metrics[split] for split in ("val", "test") if split in row.metrics]
     if len(splits) < 2 or any("num_pairs" not in found for found in splits):
         return row
     pairs = sum(found["num_pairs"] for found in splits)
@@ -623,7 +482,7 @@ def _path(folder: Path) -> str:
 
 
 def main() -> None:
-    """Rewrite all reports, the tables of the page of results, and their figures."""
+    """Rewrite all reports, their figures, and the table of `tokens16`."""
     for folder in study_folders():
         page, drawn = folder / "README.md", folder / "figures"
         page.write_text(with_report(page.read_text(encoding="utf-8"), folder), encoding="utf-8")
@@ -635,9 +494,8 @@ def main() -> None:
         for path in drawn.glob("*.svg"):
             if path.name not in svgs:
                 path.unlink()
-    for page in RESULTS:
-        page.write_text(with_results(page.read_text(encoding="utf-8")), encoding="utf-8")
-    RESULTS_FIGURE.write_text(marked(results_figure(STUDIES), settings_folders()), encoding="utf-8")
+    for page in WITH_TABLES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

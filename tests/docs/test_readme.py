@@ -2,12 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "grr_coca"
@@ -24,30 +21,10 @@ def card(*keys: str) -> float:
     return value
 
 
-def change_after_pretraining(study: str, arm: str, baseline: str, metric: str) -> Iterable[float]:
-    """The change of a metric in percent, geometric mean over paired seeds, and its 95 % t interval."""
-    rows = map(json.loads, (ROOT / study / "runs.jsonl").read_text(encoding="utf-8").splitlines())
-    runs = {(row["arm"], row["seed"]): row for row in rows if (row["kind"], row["stage"]) == ("run", "pictograms")}
-    seeds = [seed for name, seed in runs if name == arm]
-    assert len(seeds) == 8
-    logs = {key: np.log(row["metrics"]["test"][metric]) for key, row in runs.items()}
-    ratios = np.array([logs[arm, seed] - logs[baseline, seed] for seed in seeds])
-    interval = stats.t.interval(0.95, len(ratios) - 1, ratios.mean(), stats.sem(ratios))
-    return (PERCENT * np.expm1(x) for x in (ratios.mean(), *interval))
-
-
 def test_each_measured_number_is_that_of_its_source() -> None:
     thin_lines = card("figures", "test_family_tabler", "text_to_image/R@10", "value")
-    best = {"adamw": 0.0015, "rate_curves": 0.012}
-    changes = [
-        f"{x:+.1f}"
-        for study, rate in best.items()
-        for x in change_after_pretraining(
-            f"studies/{study}/best", f"grr_coca_{rate}", f"baseline_coca_{rate}", "coca_loss"
-        )
-    ]
-    expected = [f"{card('parameters') / 1e6:.1f}", f"{PERCENT * thin_lines:.1f}", *changes]
-    told = re.sub(r"\(95 %", "(", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    expected = [f"{card('parameters') / 1e6:.1f}", f"{PERCENT * thin_lines:.1f}"]
+    told = re.sub(r"```.*?```|## Is it better\?.*?\n## ", "", README, flags=re.DOTALL)  # `studies/check.py` holds these
     assert MEASURED.findall(told) == [number.replace("-", "−") for number in expected]
 
 

@@ -1,4 +1,4 @@
-"""Reports on studies and the page of results hold what the ledgers say, whatever state a study is in."""
+"""Reports on studies hold what the ledgers say, whatever state a study is in."""
 
 import math
 import re
@@ -12,13 +12,11 @@ from synthetic_study import STAGES, plan, rows_of, write_study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "studies"
-RESULTS = ROOT / "docs" / "results.md"
 PAIR = ("baseline_coca", "grr_coca")
 GENERATED = "<!-- Everything below is written by studies/write_pages.py. -->\n"
 REPORTED = {path.parent for path in STUDIES.rglob("README.md") if GENERATED in path.read_text(encoding="utf-8")}
 QUICK = {STUDIES / "primary" / "optimizer", STUDIES / "tokens16" / "rates"}
 SHOWN = re.compile(r"\]\((?P<path>[\w/-]+\.svg)\)")
-PLACE = re.compile(r"<!-- studies \w+ -->.*?<!-- end -->", re.DOTALL)
 
 
 @pytest.fixture
@@ -42,12 +40,6 @@ def study(folder, arms, rows, **changes):
     return folder
 
 
-def generated(page):
-    """What a script wrote of a page."""
-    text = page.read_text(encoding="utf-8")
-    return "".join(PLACE.findall(text)) + text.partition(GENERATED)[2]
-
-
 @pytest.mark.parametrize(
     "folder",
     [
@@ -66,38 +58,18 @@ def test_a_report_holds_what_its_ledger_says(script, folder):
 
 @pytest.mark.ci
 def test_the_tables_of_all_studies_hold_what_the_ledgers_say(script):
-    for page in script.RESULTS:
+    for page in script.WITH_TABLES:
         text = page.read_text(encoding="utf-8")
-        assert script.with_results(text) == text, "run `make study-docs`"
+        assert script.with_tables(text) == text, "run `make study-docs`"
 
 
 def test_figures_are_drawn_from_the_newest_ledgers(script):
-    drawn = {folder / "README.md": [folder] for folder in REPORTED} | {RESULTS: script.settings_folders()}
-    for page, folders in drawn.items():
+    for folder in REPORTED:
+        page = folder / "README.md"
         shown = {page.parent / match["path"] for match in SHOWN.finditer(page.read_text(encoding="utf-8"))}
-        mark = f"<!-- drawn from the ledger {script.ledger_digest(folders)} -->"
+        mark = f"<!-- drawn from the ledger {script.ledger_digest([folder])} -->"
         assert [path for path in shown if mark not in path.read_text(encoding="utf-8")] == [], "run `make study-docs`"
         assert set((page.parent / "figures").glob("*.svg")) <= shown, "figures that no page shows"
-
-
-def test_the_numbers_of_the_results_stand_in_the_tables_that_they_link_to(script):
-    """A change in a paragraph or an item is one of the studies that it links to, of the table, or the paper's."""
-    text = RESULTS.read_text(encoding="utf-8")
-    tables = generated(RESULTS) + " ".join(f"{change}" for change in script.REPORTED.values())
-    counted = 0
-    for paragraph in re.split(r"\n\n|\n- ", PLACE.sub("", text)):
-        linked = [RESULTS.parent / link for link in re.findall(r"\]\((\.\./studies/[\w/]+\.md)\)", paragraph)]
-        known = set(re.findall(r"\d+\.\d+", tables + "".join(map(generated, linked))))
-        told = re.findall(r"\d+\.\d+(?= %| points)", paragraph)
-        assert set(told) <= known, paragraph
-        counted += len(told)
-    assert counted > 10
-
-
-def test_the_results_are_one_short_page_and_the_answer_a_few_sentences():
-    text = RESULTS.read_text(encoding="utf-8")
-    assert len(text.split()) <= 1500
-    assert len(text.partition("**The answer.**")[2].partition("<!-- studies")[0].split()) <= 78
 
 
 def test_rows_of_several_versions_are_named_on_the_page(script, tmp_path):
@@ -116,7 +88,7 @@ def test_a_second_baseline_has_a_section_and_figures_of_its_own(script, monkeypa
     assert "(figures/over-grr_coca-endpoints.svg)" in text
 
 
-def test_splits_are_taken_as_one_by_their_pairs(script):
+def test_val_and_test_are_joined_by_their_pairs(script):
     (row,) = rows_of(["grr_coca"], [0])[:1]
     losses = {"contrastive_loss": 1.0, "captioning_loss": 2.0, "coca_loss": 5.0}
     double = {name: 2 * value for name, value in losses.items()}
@@ -173,26 +145,6 @@ def test_models_at_several_rates_are_compared_at_their_best(script, tmp_path):
     assert "### The same on every split, and in training\n" in text, "of best against best"
     assert "rates-grr-coca.svg" in script.figures(folder)
     assert "enough seeds to decide whether GRR-CoCa is better than Baseline CoCa, each at its best rate" in text
-
-
-def test_studies_stand_side_by_side_with_stars_where_a_difference_is_shown(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(script, "SETTINGS", {"one": "few pairs", "two": "many pairs", "three": "not run"})
-    write_study(tmp_path / "one", plan(PAIR), rows_of(PAIR, range(8)))
-    write_study(tmp_path / "two", plan(PAIR), rows_of(PAIR, range(3)))
-    head, _, *rows = script.settings_table(tmp_path).splitlines()
-    assert [cell.strip() for cell in head.split("|")][2:-1] == [
-        "rate",
-        "test",
-        "val",
-        "unseen style",
-        "taken as one",
-        "training",
-        "fine-tuned, test",
-    ]
-    assert [row.split("|")[1].strip() for row in rows] == ["few pairs", "many pairs"], "without rows: left out"
-    assert [row.count("*") for row in rows] == [2, 0], "three seeds show nothing"
-    assert [row.split("|")[2].strip() for row in rows] == ["0.006", "0.006"]
-    assert [row.split("|")[5].strip() for row in rows] == ["–", "–"], "these rows have no unseen style"
 
 
 def test_a_study_without_runs_says_how_far_it_is(script, tmp_path):

@@ -1,0 +1,140 @@
+"""The pages on the models say what the ledgers say, and `studies/check.py` notices when they do not."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = "docs/results.md"
+
+
+@pytest.fixture(scope="module")
+def check():
+    """The script, imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "studies")
+        import check
+
+        yield check
+
+
+@pytest.fixture(scope="module")
+def claims(check):
+    """The settings, and the pieces of each page as the rows fill them."""
+    known, pages = check.read_claims()
+    return known, {page: [piece.format_map(known) for piece in pieces] for page, pieces in pages.items()}
+
+
+def test_the_pages_say_what_the_ledgers_say(check, claims):
+    wrong = [error for page, wanted in claims[1].items() for error in check.errors_on(page, wanted)]
+    assert wrong == [], "see `python studies/check.py --print`"
+
+
+CHANGES = {
+    "number": (r"(?<=[−+])\d+\.\d", lambda found: f"{float(found) + 0.1:.1f}"),
+    "sign": (r"[−+](?=\d)", lambda found: "+" if found == "−" else "−"),
+    "verdict": (r"\b(lower|higher|no different)\b", lambda found: "higher" if found == "lower" else "lower"),
+    "advice": (r"GRR-CoCa|Baseline CoCa", lambda found: "Baseline CoCa" if found == "GRR-CoCa" else "GRR-CoCa"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_any_changed_number_sign_or_verdict_is_noticed(check, claims, kind):
+    """In each piece that has places, each number, sign, verdict and advice is changed by itself."""
+    text, wanted = " ".join(check.part_of(RESULTS).split()), claims[1][RESULTS]
+    pattern, other = CHANGES[kind]
+    pieces = [piece for piece, raw in zip(wanted, check.read_claims()[1][RESULTS], strict=True) if "{" in raw]
+    tried = 0
+    for piece in pieces:
+        for place in re.finditer(pattern, piece):
+            wrong = piece[: place.start()] + other(place[0]) + piece[place.end() :]
+            assert check.errors_of(text.replace(piece, wrong), wanted), wrong
+            tried += 1
+    assert tried >= 5
+
+
+def test_a_result_that_no_claim_holds_is_noticed(check, claims):
+    text, wanted = check.part_of(RESULTS), claims[1][RESULTS]
+    for more in (
+        "GRR-CoCa is better.",
+        "It falls by 3 %.",
+        "It changes by −2.",
+        "With 7 of 8 seeds.",
+        "No difference.",
+    ):
+        assert check.errors_of(f"{text} {more}", wanted), more
+
+
+def test_other_rows_change_what_the_page_must_say(check, claims, monkeypatch):
+    known, pages = claims
+    swapped = dict(known, adamw=check.Setting("adamw/best", known["adamw"].over, known["adamw"].arms, "adamw/best"))
+    wanted = [piece.format_map(swapped) for piece in check.read_claims()[1][RESULTS]]
+    lacking = [error for error in check.errors_of(check.part_of(RESULTS), wanted) if error.startswith("does not say")]
+    assert any("is 4 % higher with AdamW" in error for error in lacking)
+    assert any("| AdamW, 600 steps | Baseline CoCa |" in error for error in lacking)
+    assert wanted != pages[RESULTS]
+
+
+def test_words_follow_from_intervals(check):
+    logs = ([-0.1, -0.11, -0.09], [0.1, 0.11, 0.09], [-0.1, 0.2, 0.0])
+    falls, rises, open_ = (check.Change(np.array(values), "test", "coca_loss", []) for values in logs)
+    assert [f"{change:word}" for change in (falls, rises, open_)] == ["lower", "higher", "no different"]
+    assert [f"{change:use}" for change in (falls, rises, open_)] == ["GRR-CoCa", "Baseline CoCa", "either"]
+    assert f"{falls}" == "−9.5 % (−11.7 to −7.2)"
+    assert f"{falls:falls}" == "3 of 3"
+    assert f"{check.Change(np.array([0.001, -0.001, 0.0]), 'test', 'coca_loss', []):equal}" == "equal within 2 %"
+
+
+def test_its_numbers_are_those_of_the_reports(check, claims):
+    """The script imports nothing of the package; here both are asked for the same."""
+    from grr_coca.study.ledger import read_ledger
+    from grr_coca.study.plan import plan_of_folder
+    from grr_coca.study.report.numbers import study_results
+
+    folder = ROOT / "studies" / "adamw" / "best"
+    plan = plan_of_folder(folder)
+    (result, *_) = study_results(plan, read_ledger(folder, seeds=plan.seeds)).arms[0].endpoints
+    change = claims[0]["adamw"]["test coca"]
+    assert 100 * np.expm1(change.ends()) == pytest.approx([result.effect.change, result.effect.low, result.effect.high])
+    assert 100 * np.expm1(change.over_both()) == pytest.approx(result.over_both, abs=0.3)
+
+
+def test_figures_are_drawn_from_the_newest_ledgers(check):
+    text = (ROOT / RESULTS).read_text(encoding="utf-8")
+    import draw_results
+
+    for name, studies in draw_results.FIGURES.items():
+        assert f"({name})" in text
+        mark = f"<!-- drawn from the ledger {draw_results.digest(studies)} -->"
+        assert mark in (ROOT / "docs" / name).read_text(encoding="utf-8"), "run `make study-docs`"
+
+
+def test_the_paper_has_title_version_date_abstract_and_its_claims(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from make_paper import TITLE, page
+
+    text = re.sub(r"<[^>]+>", "", page()).replace("\N{NO-BREAK SPACE}", " ")
+    about = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    for key in ("version", "date-released"):
+        (value,) = re.findall(rf"^{key}: (.+)$", about, re.MULTILINE)
+        assert value in text
+    assert text.startswith(TITLE)
+    abstract = text.partition("Abstract.")[2].partition("you train with")[0]
+    assert "4 % lower with AdamW" in abstract
+    assert "not a reproduction" in abstract
+    for heading in ("What the rows say", "Limits", "Methods", "The settings in numbers", "References"):
+        assert f"\n{heading}\n" in text or f"{heading}\n" in text, heading
+    assert "2602.08071" in text.partition("References")[2]
+
+
+def test_the_paper_has_four_to_six_pages(monkeypatch):
+    try:
+        import weasyprint
+    except (ImportError, OSError):  # it, or Pango, is not installed
+        pytest.skip("make paper installs it")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from make_paper import DOCS, page
+
+    assert 4 <= len(weasyprint.HTML(string=page(), base_url=str(DOCS)).render().pages) <= 6

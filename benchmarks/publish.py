@@ -49,6 +49,17 @@ def training_table() -> str:
     return _markdown(lines)
 
 
+def compiled_table() -> str:
+    """A training step beside open_clip's main branch, both compiled."""
+    lines = [("captions", "precision", "ours, s a step", "open_clip, compiled", "times as fast")]
+    for row in _results("", "zen5")["training"]:
+        if row["peer"] == "open_clip_main":
+            seconds = [row["ours_s"], row["peer_s"]]
+            cells = (*(f"{value:.2f}" for value in seconds), f"{seconds[1] / seconds[0]:.2f}")
+            lines.append((LENGTHS[row["lengths"]], row["precision"], *cells))
+    return _markdown(lines)
+
+
 def captioning_table() -> str:
     """Captions a second beside the peers', on two machines."""
     here, there = (_results(folder, "captioning")["cells"] for folder in ("", "xeon"))
@@ -63,14 +74,17 @@ def captioning_table() -> str:
 
 
 def int8_table() -> str:
-    """Ours in int8 beside the peers in fp32."""
-    lines = [("decoding", "new tokens", "images", "peer", "ours, captions/s", "its", "times as fast")]
+    """Ours in int8 beside the peers in fp32, on two machines."""
+    lines = [("decoding", "new tokens", "images", "peer", "ours, captions/s", "its", "times as fast", "on the Zen 5")]
+    same = ("method", "tokens", "batch", "peer")
+    there = {tuple(cell[key] for key in same): cell["ratio"] for cell in _results("", "zen5")["captions_int8"]}
     for cell in _results("", "captioning-int8")["cells"]:
         if cell["ratio"] is not None:
             seconds = [statistics.median(cell["seconds"][side]) for side in ("ours", cell["peer"])]
             speeds = (f"{cell['batch'] / s:.3g}" for s in seconds)
             place = (cell["method"], str(cell["tokens"]), str(cell["batch"]), NAMES[cell["peer"]])
-            lines.append((*place, *speeds, f"{cell['ratio']:.1f}"))
+            other = there.get(tuple(cell[key] for key in same))
+            lines.append((*place, *speeds, f"{cell['ratio']:.1f}", f"{other:.1f}" if other else "–"))
     return _markdown(lines)
 
 
@@ -84,8 +98,11 @@ def imported_table() -> str:
 
 
 def engines_table() -> str:
-    """PyTorch's time for an item, and how many times as fast ONNX Runtime is, for batches of 1, 8 and 32."""
-    rows = _results("", "engines")["rows"]
+    """PyTorch's time for an item, and how many times as fast ONNX Runtime is, for batches of 1, 8 and 32.
+
+    Those of `icons` are of weights that no longer ship.
+    """
+    rows = [row for row in _results("", "engines")["rows"] if row["model"] != "icons"]
     lines = [("model", "width", "task", "PyTorch, ms", "ONNX, times as fast", "in int8")]
     for model, width, task in dict.fromkeys((row["model"], row["width"], row["task"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["task"]) == (model, task)]
@@ -144,6 +161,7 @@ DATA_ROWS = (
 """Results file, its row, what a reader calls it, and the unit."""
 TABLES: dict[str, Callable[[], str]] = {
     "training": training_table,
+    "compiled": compiled_table,
     "captioning": captioning_table,
     "int8": int8_table,
     "imported": imported_table,

@@ -133,7 +133,7 @@ class Ours(Contestant):
 
 
 class Peer(Contestant):
-    """Trained as its own code or manual does it, in eager mode, without clipping."""
+    """Trained as its own code or manual does it, without clipping; in eager mode, but for `OpenClipCompiled`."""
 
     optimizer: torch.optim.Optimizer
 
@@ -180,6 +180,18 @@ class OpenClip(Peer):
     def loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
         """Contrastive and captioning loss."""
         return sum(self.coca_loss(**self.model(*prepared), output_dict=True).values())  # type: ignore[return-value]
+
+
+class OpenClipCompiled(OpenClip):
+    """The same with model and loss in one `torch.compile`, as open_clip trains on its main branch alone."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        super().__init__(setup)
+        self.compiled = torch.compile(super().loss, disable=not setup["compile"])
+
+    def loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
+        """Contrastive and captioning loss."""
+        return self.compiled(prepared)
 
 
 class CoCaPytorch(Peer):
@@ -263,6 +275,7 @@ class Blip(Peer):
 CONTESTANTS: dict[str, type[Contestant]] = {
     "ours": Ours,
     "open_clip": OpenClip,
+    "open_clip_compiled": OpenClipCompiled,
     "coca_pytorch": CoCaPytorch,
     "blip": Blip,
 }

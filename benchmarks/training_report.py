@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-NAMES = {"ours": "GRR-CoCa b32", "open_clip": "open_clip", "coca_pytorch": "CoCa-pytorch", "blip": "BLIP"}
+NAMES = {
+    "ours": "GRR-CoCa b32",
+    "open_clip": "open_clip",
+    "open_clip_compiled": "open_clip, compiled",
+    "coca_pytorch": "CoCa-pytorch",
+    "blip": "BLIP",
+}
 LENGTHS = {"full": "all 76 tokens", "cc12m": "like CC12M", "coco": "like COCO", "demo": "the demo's corpora"}
 GIB = 2**30
 

@@ -193,7 +193,7 @@ FORMATS: dict[str, Callable[[Change], str]] = {
     "equal": lambda c: "equal within 2 %" if max(abs(math.expm1(end)) for end in c.ends()) < 0.02 else "not equal",
     "falls": lambda c: f"{(c.logs < 0).sum()} of {len(c.logs)}",
     "rises": lambda c: f"{(c.logs > 0).sum()} of {len(c.logs)}",
-    "p": lambda c: f"p {c.p():.4f}" if c.p() >= 1e-4 else "p < 0.0001",
+    "p": lambda c: f"{c.p():.4f}" if c.p() >= 1e-4 else "< 0.0001",
 }
 """What a claim may ask of a change."""
 

@@ -40,10 +40,13 @@ try: $(VENV)/.use
 demo: $(VENV)/.demo
 	$(BIN)/grr-coca demo
 
-# The drawings that come with the code, on the page.
+# A page that searches pictures: `make page IMAGES=~/Pictures/icons`, or the drawings that come with the code. Other pictures
+# get another index.
+IMAGES := docs/drawings datasets/pictograms/test_style-00000.tar
+PAGE_INDEX = runs/page-$(firstword $(shell printf %s '$(IMAGES)' | cksum)).index
 page: $(VENV)/.page
-	$(BIN)/grr-coca index docs/drawings datasets/pictograms/test_style-00000.tar --out runs/drawings.index
-	$(BIN)/grr-coca serve runs/drawings.index --open
+	$(BIN)/grr-coca index $(IMAGES) --out $(PAGE_INDEX)
+	$(BIN)/grr-coca serve $(PAGE_INDEX) --open
 
 test: $(VENV)/.dev lint
 	$(PYTEST) $(WORKERS) -m "not slow"
@@ -207,7 +210,7 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	touch $@ $(VENV)/.use
 
 $(VENV)/.page: $(VENV)/.python pyproject.toml constraints.txt
-	$(BIN)/$(INSTALL) $(LOCKED) -e ".[serve]"
+	$(BIN)/$(INSTALL) $(LOCKED) -e ".[serve,icons]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt

@@ -2,7 +2,11 @@
 
 import json
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +17,7 @@ MEASURED = re.compile(r"[−+]?\d[\d.]*(?= million parameters| %)|[−+]\d[\d.]*
 PERCENT = 100
 
 
-def card(*keys: str) -> float:
+def card(*keys: str) -> Any:
     """A value of the card of the model that ships."""
     value = json.loads((SRC / "model" / "weights" / "icons" / "card.json").read_text(encoding="utf-8"))
     for key in keys:
@@ -22,10 +26,25 @@ def card(*keys: str) -> float:
 
 
 def test_each_measured_number_is_that_of_its_source() -> None:
-    thin_lines = card("figures", "test_family_tabler", "text_to_image/R@10", "value")
-    expected = [f"{card('parameters') / 1e6:.1f}", f"{PERCENT * thin_lines:.1f}"]
+    thin_lines, emoji = (card("figures", split) for split in ("test_family_tabler", "test_style"))
+    shares = [
+        thin_lines["exact_captions"]["value"],
+        emoji["exact_captions"]["value"],
+        thin_lines["text_to_image/R@10"]["value"],
+    ]
+    expected = [f"{card('parameters') / 1e6:.1f}", *(f"{PERCENT * share:.1f}" for share in shares)]
     told = re.sub(r"```.*?```|## Is it better\?.*?\n## ", "", README, flags=re.DOTALL)  # `studies/check.py` holds these
     assert MEASURED.findall(told) == [number.replace("-", "−") for number in expected]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("given", "indexed"), [([], "docs/drawings"), (["IMAGES=a b/my-icons"], "a b/my-icons")])
+def test_the_page_is_of_the_pictures_that_are_given(given: list[str], indexed: str) -> None:
+    command = ["make", "--dry-run", "--no-print-directory", "page", *given]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    index, serve = (line for line in lines if "/grr-coca " in line)
+    assert f"grr-coca index {indexed}" in index
+    assert shlex.split(index)[-1] == shlex.split(serve)[2]
 
 
 def test_its_source_reads_as_plain_text() -> None:

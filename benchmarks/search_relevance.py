@@ -4,16 +4,22 @@
 
 The captions of a split are halved at random: the drawings of one half are the library, and the captions of both are
 queries. The splits are of `pictograms` and of `icons` (after `python scripts/build_datasets icons`); the model is the
-one that is used where none is named. Writes `results/search_relevance.json`. With `--fit`, it draws other halves,
-writes the numbers of the curve that fit each model best into the folder of the model, and prints those that fit all
-models at once.
+one that is used where none is named. Then 2,000 icons of Tabler are indexed, once with their names and once with
+numbers as names, and searched for 300 of these names and for things of another kind (`absent_queries.txt`): how many
+right hits are told that nothing looks like that? Writes `results/search_relevance.json`.
+
+With `--fit`, it draws other halves, writes the numbers that fit each model best into the folder of the model
+(`relevance.json`), and prints those that fit all models at once. This is to be done after each change of the weights or
+of the preprocessing: python benchmarks/search_relevance.py --fit && python benchmarks/search_relevance.py
 """
 
 import itertools
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +35,9 @@ from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_folder import RELEVANCE
 from grr_coca.model.shipped_models import DEFAULT, FOLDER
+from grr_coca.search.index import Index
 from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, curve_of, evidence
+from grr_coca.search.words import asked_words, has_words
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
 SPLITS = {
@@ -45,6 +53,13 @@ BANDS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0)
 QUERIES, LOOKED_AT, CAPTIONS, SAMPLE = 150, 10, 64, 4096
 MEASURED, FITTED = 1, 2
 """Seeds of the halves."""
+MAX_DENIED = 0.04
+"""Of the queries whose answer is among the first hits, at most this share may be told that nothing looks like that. One
+in a hundred less than what is promised, as other libraries differ."""
+SAME = 0.98
+"""A caption that agrees with the query more than this says the same. Equal words agree by 1."""
+NAMED, NUM_NAMED, NUM_ASKED, FIRST = "test_family_tabler", 2000, 300, 5
+ABSENT = Path(__file__).with_name("absent_queries.txt")
 
 
 class Split:
@@ -53,6 +68,7 @@ class Split:
     def __init__(self, model: ImageTextModel, path: str, every: int = 1) -> None:
         source = open_source(in_cache(path))
         pairs = [source[index] for index in range(0, len(source), every)]
+        self.pictures = [(pair.captions[0], pair.image) for pair in pairs]
         preprocess = model.preprocess
         described = model.describe_many([preprocess.square(preprocess.decode(p.image, p.name)) for p in pairs])
         self.labels = np.array([pair.captions[0] for pair in pairs])
@@ -106,36 +122,88 @@ def measured(splits: dict[str, Split], curve: RelevanceCurve, smoke: bool) -> di
 
 
 class Evidence(NamedTuple):
-    """The columns of `evidence` for many hits, and whether each of them is right."""
+    """The columns of `evidence` for many hits, whether each of them is right, and if its library is a whole half."""
 
     columns: np.ndarray
     is_right: np.ndarray
+    is_whole: np.ndarray
 
 
 def evidence_of(splits: Collection[Split]) -> Evidence:
     """The evidence of the hits of all splits."""
     random = np.random.default_rng(FITTED)
-    found, right = [], []
+    found, right, whole = [], [], []
     for split, size in itertools.product(splits, SIZES):
         for _ in range(trials(size)):
             for _, is_right, arguments in split.queries(size, random):
                 found.append(evidence(*arguments))
                 right.append(is_right)
-    return Evidence(np.concatenate(found), np.concatenate(right))
+                whole.append(np.full(len(is_right), size is None))
+    return Evidence(*map(np.concatenate, (found, right, whole)))
 
 
-def fitted(columns: np.ndarray, is_right: np.ndarray) -> RelevanceCurve:
-    """The curve under which these hits are likeliest."""
+def fitted(columns: np.ndarray, is_right: np.ndarray, is_whole: np.ndarray) -> RelevanceCurve:
+    """The curve under which these hits are likeliest. `evidence_of` gives the hits of a query one after the other."""
 
     def surprise(numbers: np.ndarray) -> float:
         logits = columns @ numbers[:-1] + numbers[-1]
         return float(np.logaddexp(0, np.where(is_right, -logits, logits)).mean())
 
     numbers = minimize(surprise, np.zeros(columns.shape[1] + 1)).x
-    per_deviation, per_agreement, per_log_images, offset = (round(float(number), 2) for number in numbers)
-    return RelevanceCurve(
-        per_deviation=per_deviation, per_agreement=per_agreement, per_log_images=per_log_images, offset=offset
+    names = ("per_deviation", "per_agreement", "per_log_images", "per_cosine", "offset")
+    curve = RelevanceCurve(**{name: round(float(number), 2) for name, number in zip(names, numbers, strict=True)})
+    # Among ten or fifty images, the ones that are there stand out more; the limit is for libraries that people search.
+    best = curve.relevances(columns[is_whole]).reshape(-1, LOOKED_AT).max(axis=1)
+    is_found = is_right[is_whole].reshape(-1, LOOKED_AT)[:, :FIRST].any(axis=1)
+    says_it = columns[:, 1] > SAME
+    return replace(
+        curve,
+        nothing_below=round(float(np.quantile(best[is_found], MAX_DENIED)), 4),
+        captioned=round(float(is_right[says_it].mean()), 2),
     )
+
+
+def denied(model_name: str, split: Split, size: int, num_asked: int) -> list[dict[str, object]]:
+    """How often a search says that nothing looks like that, of icons that are among the first five, and of things that
+    are not there: with the names of the icons as names of files, and with numbers.
+
+    Things of another kind are not there if a word of theirs is in no label of the split.
+    """
+    random = np.random.default_rng(MEASURED)
+    chosen = [split.pictures[place] for place in random.permutation(len(split.pictures))[:size]]
+    asked = random.choice(len(chosen), min(num_asked, len(chosen)), replace=False).tolist()
+    labels = [label for label, _ in split.pictures]
+    texts = ABSENT.read_text(encoding="utf-8").splitlines()
+    absent = [text for text in texts if not has_words(asked_words(text), labels)]
+    rows: list[dict[str, object]] = []
+    for kind in ("names", "numbers"):
+        with tempfile.TemporaryDirectory() as place, Index.open(f"{place}/index", model_name, create=True) as index:
+            for number, (label, content) in enumerate(chosen):
+                name = label.replace("/", " ").replace(" ", "-") if kind == "names" else f"{number:05}"
+                path = Path(place) / "icons" / str(number) / f"{name}.webp"
+                path.parent.mkdir(parents=True)
+                path.write_bytes(content)
+            index.add(Path(place) / "icons")
+            verdicts = []
+            for number in asked:
+                result = index.search(chosen[number][0], 10, fold=False)
+                if any(chosen[int(hit.entry.folder)][0] == chosen[number][0] for hit in result[:FIRST]):
+                    verdicts.append(result.verdict)
+            others = [index.search(text, 10, fold=False).verdict for text in absent]
+        rows.append(
+            {
+                "files": kind,
+                "images": len(chosen),
+                "asked": len(asked),
+                "found": round(len(verdicts) / len(asked), 3),
+                "denied": round(float(np.mean([said == "nothing" for said in verdicts])), 3) if verdicts else None,
+                "not_sure": round(float(np.mean([said == "unsure" for said in verdicts])), 3) if verdicts else None,
+                "absent": len(absent),
+                "absent_told": round(float(np.mean([said == "nothing" for said in others])), 3) if others else None,
+                "absent_likely": round(float(np.mean([said == "likely" for said in others])), 3) if others else None,
+            }
+        )
+    return rows
 
 
 def fit_all() -> None:
@@ -177,6 +245,12 @@ def main() -> None:
     else:
         splits = {name: Split(model, path) for name, path in SPLITS.items()}
     results = measured(splits, curve, bool(options.smoke))
+    asked = (
+        denied(DEFAULT, splits["test"], 50, 10)
+        if options.smoke
+        else denied(DEFAULT, splits[NAMED], NUM_NAMED, NUM_ASKED)
+    )
+    results["is_it_denied"] = asked
     (options.out / "search_relevance.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 

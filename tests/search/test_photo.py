@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from grr_coca.common.errors import UserError
 from grr_coca.search.image_files import ImageFile
-from grr_coca.search.photo import Photo, read_photo, sidecar_state
+from grr_coca.search.photo import READER, Photo, read_photo, sidecar_state
 from support import encode_image, snapshot
 
 PHOTOS = Path(__file__).parent / "photos"
@@ -90,7 +90,7 @@ def test_the_state_of_xmp_files_changes_with_each_of_them(tmp_path):
         states.append(sidecar_state(file))
     (tmp_path / "a.xmp").unlink()
     states.append(sidecar_state(file))
-    assert states[0] == 0
+    assert states[0] == READER
     assert len(set(states)) == 5
     assert max(states) < 2**63
 

@@ -48,7 +48,7 @@ def test_hits_are_those_of_the_index(served, index):
     assert [one["score"] for one in found["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-4)
     assert [one["relevance"] for one in found["hits"]] == pytest.approx([hit.relevance for hit in expected], abs=1e-3)
     assert (found["searched"], found["more"]) == (7, True)
-    assert (found["is_likely"], found["can_tell"]) == (expected.is_likely, expected.can_tell)
+    assert (found["verdict"], found["can_tell"]) == (expected.verdict, expected.can_tell)
 
 
 def test_pages_of_hits_are_the_hits_in_order(served):
@@ -56,7 +56,7 @@ def test_pages_of_hits_are_the_hits_in_order(served):
     pages = [served.post("/search", {"texts": ["a boat"], "offset": n, "limit": 2}).json() for n in (0, 2, 4)]
     assert [hit for page in pages for hit in page["hits"]] == whole["hits"]
     assert [page["more"] for page in pages] == [True, True, False]
-    assert len({page["is_likely"] for page in pages}) == 1
+    assert len({page["verdict"] for page in pages}) == 1
     assert served.post("/search", {"texts": ["a boat"], "offset": 900}).json()["hits"] == []
 
 

@@ -40,8 +40,8 @@ def search_index(
 ) -> None:
     """Find images of an index by text, by image, or by both. Each line is: rank, relevance, caption, path.
 
-    The relevance is the estimated probability that a hit matches the query. A message says if no hit is likely. Images
-    that look the same are one hit.
+    The relevance is the estimated probability that a hit matches the query. A message says if no hit is likely, and if
+    nothing looks like the query. Images that look the same are one hit.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
@@ -54,8 +54,8 @@ def search_index(
             title, caption, date, size, width, height, taken, camera, lens, lat, lon, confidence,
             unfamiliar, and the columns of tables.
         min_relevance: only hits with at least this relevance; none if relevances cannot be told.
-        hybrid: also search captions, file names and keywords for the words of the query, and fuse both rankings; only
-            for queries of text alone, and not on Milvus.
+        hybrid: also search file names, titles, keywords and captions for the words of the query, and add how well they
+            match to the scores; only for queries of text alone, and not on Milvus.
         json: print a list of objects with path, score, relevance, caption and copies.
         null: print only paths, each followed by a null byte, for `xargs -0`.
         out: also write a page with the images.
@@ -220,11 +220,8 @@ def _opening_line(answer: "SearchResult") -> str | None:
     """A remark before the hits; None if they need none."""
     if not answer.hits:
         return f"no hit among {answer.searched:,} images"
-    if not answer.can_tell:
-        return f"{answer.why_unknown}; the nearest of {answer.searched:,}:"
-    if not answer.is_likely:
-        return f"nothing here looks like that; the nearest of {answer.searched:,} images:"
-    return None
+    images = " images" if answer.can_tell else ""
+    return f"{answer.opening} of {answer.searched:,}{images}:" if answer.opening else None
 
 
 def _why_none(answer: "SearchResult", min_relevance: float, where: str | None) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, overload
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from grr_coca.common.errors import UserError
 from grr_coca.search.duplicates import folded
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters import Filter, parse_filter
-from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, can_tell, deviations, evidence
+from grr_coca.search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, deviations, evidence
 from grr_coca.search.store import Store
+from grr_coca.search.words import AskedName, asked_words, has_words, in_words
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,7 +56,15 @@ class Query:
     def words(self) -> str | None:
         """The text for the full-text index; None if the query has parts that this index does not support."""
         has_others = self.images or self.without or self.weights or self.like or self.unlike
-        return None if has_others else " ".join(self.texts)
+        if has_others:
+            return None
+        spelled = [text for text in self.texts if in_words(text) != text]  # names that are written as one word
+        return " ".join([*map(in_words, self.texts), *spelled])
+
+    @property
+    def asked_words(self) -> frozenset[str]:
+        """The words that a hit has in its texts if people or the model call it so; none if images are looked for."""
+        return frozenset() if self.images or self.like else asked_words(" ".join(map(in_words, self.texts)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,8 @@ class Hit:
     """An image that was found.
 
     `path`: its name in the index; `score`: cosine of its embedding with the query; `relevance`: the probability that it
-    is what the query asked for; `copies`: names of its near-duplicates; `is_there`: False if its file no longer exists.
+    is what the query asked for; `has_words`: True if its name, title, keywords or caption have the words of the query;
+    `copies`: names of its near-duplicates; `is_there`: False if its file no longer exists.
     """
 
     path: str
@@ -89,11 +99,16 @@ class Hit:
     copies: tuple[str, ...]
     is_there: bool
     entry: Entry
+    has_words: bool = False
+
+
+Verdict = Literal["likely", "unsure", "nothing"]
+"""Whether hits look like what the query asked for: some do, that is not sure, or none does."""
 
 
 _MIN_SPARE = 8
 """So many more images than hits, or a quarter more, are ranked at first, as some may be near-duplicates of others."""
-_NUM_DECISIVE_HITS = 10
+NUM_DECISIVE_HITS = 10
 """Number of first hits that decide if anything looks like what the query asked for."""
 
 
@@ -102,7 +117,8 @@ class SearchResult(Sequence[Hit]):
     """The hits of a query, best first.
 
     `vector`: embedding of the query; `searched`: number of images in the index; `can_tell`: True if relevances are
-    valid: the images differ enough, and relevances were fitted to models like this one (`is_fitted`).
+    valid: the images differ enough, and relevances were fitted to models like this one (`is_fitted`);
+    `nothing_below`: see `RelevanceCurve`.
     """
 
     hits: tuple[Hit, ...]
@@ -110,6 +126,7 @@ class SearchResult(Sequence[Hit]):
     searched: int
     can_tell: bool = True
     is_fitted: bool = True
+    nothing_below: float = 0.0
 
     @property
     def why_unknown(self) -> str:
@@ -126,9 +143,38 @@ class SearchResult(Sequence[Hit]):
         return replace(self, hits=kept)
 
     @property
+    def verdict(self) -> Verdict:
+        """Whether the first hits look like what the query asked for. `likely` if relevances are not valid.
+
+        It is never `nothing` if one of them has the words of the query in its name, title, keywords or caption.
+        """
+        decisive = self.hits[:NUM_DECISIVE_HITS]
+        best = max((hit.relevance for hit in decisive), default=0.0)
+        if not self.can_tell or best >= MIN_RELEVANCE:
+            return "likely"
+        return "unsure" if best >= self.nothing_below or any(hit.has_words for hit in decisive) else "nothing"
+
+    @property
+    def num_likely(self) -> int:
+        """Number of hits up to the last one that is likely. Order and relevance differ a little, as the order also
+        counts words; behind this place, hits are less likely. All hits if relevances are not valid, or none is likely.
+        """
+        likely = [place for place, hit in enumerate(self.hits, 1) if hit.relevance >= MIN_RELEVANCE]
+        return likely[-1] if self.can_tell and likely else len(self.hits)
+
+    @property
     def is_likely(self) -> bool:
-        """False if none of the first hits looks like what the query asked for. True if relevances are not valid."""
-        return not self.can_tell or any(hit.relevance >= MIN_RELEVANCE for hit in self.hits[:_NUM_DECISIVE_HITS])
+        """False if nothing looks like what the query asked for: the verdict is `nothing`."""
+        return self.verdict != "nothing"
+
+    @property
+    def opening(self) -> str:
+        """What to say before the hits, without a capital letter and without the number of images; empty: nothing."""
+        if not self.can_tell:
+            return f"{self.why_unknown}; the nearest"
+        if self.verdict == "unsure":
+            return "not sure; the closest"
+        return "nothing here looks like that; the nearest" if self.verdict == "nothing" else ""
 
     def shown_relevance(self, hit: Hit) -> str:
         """The relevance of a hit as a percentage; `?` if relevances are not valid."""
@@ -178,8 +224,8 @@ class Ranking:
 
     `groups`: each image, followed by its near-duplicates; `scores`: cosines of the images with the query, N; `best`:
     embedding of the first image; `vector`: that of the query; `asked`: embeddings of the texts of the query, or else of
-    the captions of its images; `sample`, `others`: embeddings of images and captions of the library; `searched`: number
-    of images in the index.
+    the captions of its images; `words`: see `Query.asked_words`; `sample`, `others`: embeddings of images and captions
+    of the library; `searched`: number of images in the index.
     """
 
     groups: list[list[Entry]]
@@ -187,6 +233,7 @@ class Ranking:
     best: np.ndarray
     vector: np.ndarray
     asked: np.ndarray
+    words: frozenset[str]
     sample: np.ndarray
     others: np.ndarray
     searched: int
@@ -210,7 +257,8 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         UserError: see `search_store`.
     """
     tree = None if options.where is None else parse_filter(options.where, store.columns())
-    embedded = model.embed_texts([*query.texts, *query.without]) if query.texts or query.without else np.empty((0, 0))
+    texts = [*map(in_words, query.texts), *map(in_words, query.without)]
+    embedded = model.embed_texts(texts) if texts else np.empty((0, 0))
     captions, wanted = _images_of_query(query, model)
     with store.snapshot():
         sample = store.sample()
@@ -224,6 +272,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         best=vectors[0] if len(vectors) else vector,
         vector=vector,
         asked=embedded[: len(query.texts)] if query.texts else model.embed_captions(captions + like.captions),
+        words=query.asked_words,
         sample=sample.vectors,
         others=model.embed_sample(sample.captions),
         searched=searched,
@@ -243,6 +292,11 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
     library = {"asked": ranking.asked, "captions": captions, "others": ranking.others}
     found = evidence(ranking.vector, scores, ranking.sample, **library)
     relevances = np.zeros(len(found)) if curve is None else curve.relevances(found)
+    is_written = np.array([has_words(ranking.words, best.written) for best, *_ in groups])
+    is_captioned = np.array([has_words(ranking.words, [best.caption]) for best, *_ in groups])
+    if curve is not None:
+        relevances[is_captioned] = np.maximum(relevances[is_captioned], curve.captioned)
+        relevances[is_written] = np.maximum(relevances[is_written], WRITTEN)
     hits = tuple(
         Hit(
             path=best.name,
@@ -252,8 +306,11 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
             copies=tuple(copy.name for copy in copies),
             is_there=best.is_there,
             entry=best,
+            has_words=bool(has),
         )
-        for (best, *copies), score, relevance in zip(groups, scores, relevances, strict=True)
+        for (best, *copies), score, relevance, has in zip(
+            groups, scores, relevances, is_written | is_captioned, strict=True
+        )
     )
     return SearchResult(
         hits=hits,
@@ -261,6 +318,7 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
         searched=ranking.searched,
         can_tell=is_fitted and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
         is_fitted=is_fitted,
+        nothing_below=0.0 if curve is None else curve.nothing_below,
     )
 
 
@@ -333,38 +391,50 @@ def _ranked(
 ) -> list[int]:
     if not options.hybrid or query.words is None:
         return [match.id for match in store.nearest(vector, count, tree)]
-    depth = -(-count // _FUSED_AT_ONCE) * _FUSED_AT_ONCE
+    depth = -(-count // FUSED_AT_ONCE) * FUSED_AT_ONCE
     nearest = [match.id for match in store.nearest(vector, depth, tree)]
-    by_words = store.word_matches(query.words, _SCORES_OF_WORDS * depth, tree)
+    by_words = store.word_matches(query.words, SCORES_OF_WORDS * depth, tree)
     if not by_words:
         return nearest[:count]
-    rarer = math.log(max(1.0, _MIN_IMAGES / max(1, len(store))))
+    rarer = math.log(max(1.0, MIN_IMAGES / max(1, len(store))))
     found: dict[int, None] = {}
-    for start in range(0, depth, _FUSED_AT_ONCE):
-        end = start + _FUSED_AT_ONCE
+    for start in range(0, depth, FUSED_AT_ONCE):
+        end = start + FUSED_AT_ONCE
         ids = sorted({*nearest[start:end], *(match.id for match in by_words[start:end])} - found.keys())
-        words = {match.id: match.score + rarer for match in by_words[: _SCORES_OF_WORDS * end]}
+        words = {match.id: match.score + rarer for match in by_words[: SCORES_OF_WORDS * end]}
         scores = deviations(vector, store.vectors(ids) @ vector, sample)
         scores += WORD_WEIGHT * np.array([words.get(identity, 0.0) for identity in ids])
-        found |= dict.fromkeys(ids[place] for place in np.argsort(-scores, kind="stable"))
+        matched = [identity for identity in ids if identity in words]
+        called = dict(zip(matched, (_called(query, entry) for entry in store.entries(matched)), strict=True))
+        tiers = np.array([called.get(identity, 0) for identity in ids])
+        found |= dict.fromkeys(ids[place] for place in np.lexsort((-scores, -tiers)))
     return list(found)[:count]
+
+
+def _called(query: Query, entry: Entry) -> int:
+    """How well an image is called what the query says: 3 if the query is its set and its name, 2 its name, 1 if people
+    wrote all words of the query into its name, title or keywords, else 0. Higher ones are ranked before lower ones."""
+    name = AskedName.of(query.texts[0])
+    if len(query.texts) == 1 and name.is_of(entry.title):
+        return 3 if name.prefix and name.prefix in entry.sets else 2
+    return int(has_words(query.asked_words, entry.written))
 
 
 WORD_WEIGHT = 0.25
 """Weight of BM25 beside the deviations by which an image stands out; chosen on `val` (`benchmarks/search.md`)."""
-_MIN_IMAGES = 1000
+MIN_IMAGES = 1000
 """BM25, a logarithm of rarity, is raised to what it is among so many images. Of few, every word is in a large part."""
-_FUSED_AT_ONCE = 100
-"""Ranks of both rankings that are fused at a time: the first hits must not depend on how many are asked for."""
-_SCORES_OF_WORDS = 10
+FUSED_AT_ONCE = 100
+"""Images of each ranking whose scores are added at a time: the first hits must not depend on how many are asked for."""
+SCORES_OF_WORDS = 10
 """The scores of so many times more word matches count. Else, of many images with a common word, some would get none."""
 
 
 # --- The vector of a query
 
-_MIN_DEVIATION = 1e-3
+MIN_DEVIATION = 1e-3
 """The smallest deviation that a part is divided by."""
-_WITHOUT_WEIGHT = 0.5
+WITHOUT_WEIGHT = 0.5
 """Weight of a text after `--without`, to be subtracted. Other parts have weight 1 by default."""
 
 
@@ -383,9 +453,9 @@ def _query_vector(
     Raises:
         UserError: the parts of the query cancel each other.
     """
-    weights = [*(query.weights or (1.0,) * len(query.texts)), *(-_WITHOUT_WEIGHT,) * len(query.without)]
+    weights = [*(query.weights or (1.0,) * len(query.texts)), *(-WITHOUT_WEIGHT,) * len(query.without)]
     parts = [*zip(weights, texts, strict=True)]
-    parts += [(1.0, vector) for vector in wanted] + [(-_WITHOUT_WEIGHT, vector) for vector in unwanted]
+    parts += [(1.0, vector) for vector in wanted] + [(-WITHOUT_WEIGHT, vector) for vector in unwanted]
     return _combined(parts, sample)
 
 
@@ -404,7 +474,7 @@ def _combined(parts: list[tuple[float, np.ndarray]], sample: np.ndarray) -> np.n
     total = np.zeros_like(parts[0][1])
     for weight, embedding in parts:
         deviation = float((sample @ embedding).std()) if len(sample) > 1 else 1.0
-        total = total + weight / max(deviation, _MIN_DEVIATION) * embedding
+        total = total + weight / max(deviation, MIN_DEVIATION) * embedding
     length = float(np.linalg.norm(total))
     if length < 1e-6:
         raise UserError("the query excludes what it asks for; nothing is left to look for")

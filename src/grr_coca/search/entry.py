@@ -93,16 +93,40 @@ class Entry:
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:
-        """The columns of its table, `PHOTO_FIELDS` and `CERTAINTY_FIELDS`. If a table has a column of such a name, it
-        counts."""
-        return {**certainty_fields(self.certainty), **(self.photo.fields if self.photo else {}), **self.fields}
+        """The columns of its table, `PHOTO_FIELDS`, `WRITTEN_FIELDS` (keywords with commas), and `CERTAINTY_FIELDS`. If
+        a table has a column of such a name, it counts."""
+        found = certainty_fields(self.certainty)
+        if self.photo is not None:
+            written = {"headline": self.photo.title, "keywords": ", ".join(self.photo.keywords)}
+            found |= {**self.photo.fields, **{name: value for name, value in written.items() if value}}
+        return {**found, **self.fields}
 
-    def value_of(self, field: str) -> "FieldValue | None":
-        """The value of a field: one of `OWN_FIELDS`, or of `all_fields`. None if the image lacks it."""
-        if field not in OWN_FIELDS:
-            return self.all_fields.get(field)
-        owned: dict[str, FieldValue] = {"path": self.name, "size": self.stamp.size}
-        return owned[field] if field in owned else getattr(self, field)
+    @property
+    def shown_fields(self) -> "dict[str, FieldValue | list[str]]":
+        """`all_fields` for the page, with keywords as a list."""
+        keywords = list(self.photo.keywords) if self.photo is not None and "keywords" not in self.fields else []
+        return {**self.all_fields, **({"keywords": keywords} if keywords else {})}
+
+    def values_of(self, field: str) -> "tuple[FieldValue, ...]":
+        """The values of a field: one of `OWN_FIELDS`, or of `all_fields`. None if the image lacks it, and each keyword
+        by itself."""
+        if field == "keywords" and field not in self.fields:
+            return self.photo.keywords if self.photo is not None else ()
+        if field in OWN_FIELDS:
+            owned: dict[str, FieldValue] = {"path": self.name, "size": self.stamp.size}
+            return (owned[field] if field in owned else getattr(self, field),)
+        found = self.all_fields.get(field)
+        return () if found is None else (found,)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """What people call the image: its file name, and its title and keywords."""
+        return (self.title, *(self.photo.words.splitlines() if self.photo else ()))
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What may stand before a colon and its name, as in `lucide:home`: its folder, or the prefix in its name."""
+        return (self.folder.lower(), self.title.rpartition(":")[0].lower())
 
     @property
     def is_there(self) -> bool:
@@ -200,6 +224,10 @@ OWN_FIELDS: dict[str, Kind] = {
 """The fields of every image, by which filters can select. `path`: absolute, or its place in a shard or table; `folder`:
 the name of its folder; `title`: its file name without the suffix; `date`: when it was changed, as `2026-03-01T12:00:00`
 in UTC; `size`: in bytes; `width`, `height`: in pixels, after EXIF rotation."""
+
+WRITTEN_FIELDS: dict[str, Kind] = {"headline": "text", "keywords": "text"}
+"""What people wrote into an image file or beside it: its title, and its keywords. A filter on `keywords` is true if it
+is true of one of them."""
 
 CERTAINTY_FIELDS: dict[str, Kind] = {"confidence": "number", "unfamiliar": "text"}
 """What the model knows of its caption: the probability that it is exactly right, and `yes` or `no`."""

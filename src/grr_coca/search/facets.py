@@ -15,9 +15,9 @@ Facet = dict[str, object]
 
 
 def facet_fields(columns: Iterable[str]) -> list[str]:
-    """The fields that may be facets, in the order in which they are shown. `columns`: those of tables."""
-    own = ("folder", "date", "size", "width", "height")
-    return list(dict.fromkeys([*own, *PHOTO_FIELDS, *CERTAINTY_FIELDS, *sorted(columns)]))
+    """The fields that may be facets, in the order in which they are shown: those of tables (`columns`) first."""
+    first, last = ("folder", "date"), ("size", "width", "height")
+    return list(dict.fromkeys([*sorted(columns), "keywords", *first, *PHOTO_FIELDS, *CERTAINTY_FIELDS, *last]))
 
 
 def facets(store: Store) -> list[Facet]:
@@ -31,9 +31,21 @@ def facets(store: Store) -> list[Facet]:
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
     """The facets of some images among these fields."""
-    return _facets(
-        (field, FieldSummary.of((entry.value_of(field) for entry in entries), _MAX_VALUES)) for field in fields
-    )
+    return _facets((field, _summary(entries, field)) for field in fields)
+
+
+def counts_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
+    """The values of the texts among these fields with the number of images of each, also where all of them differ."""
+    summaries = ((field, _summary(entries, field)) for field in fields)
+    return [
+        {"field": field, "kind": "text", "values": [list(pair) for pair in found.values]}
+        for field, found in summaries
+        if found.kind == "text" and found.low is not None and field not in _DATES
+    ]
+
+
+def _summary(entries: Sequence[Entry], field: str) -> FieldSummary:
+    return FieldSummary.of((value for entry in entries for value in entry.values_of(field)), _MAX_VALUES)
 
 
 def _facets(summaries: Iterable[tuple[str, FieldSummary]]) -> list[Facet]:

@@ -185,8 +185,8 @@ class Index:
             without: texts of what hits should not show.
             weights: the weight of each text.
             where: a filter such as `folder = 'logos' and width > 64`; see `grr_coca.search.filters`.
-            hybrid: if the query is only texts, fuse the ranking by embeddings with a full-text ranking by captions and
-                file names. An index on Milvus has no full-text index.
+            hybrid: if the query is only texts, rank images that people call so first, and add to the scores of the
+                others how well the words match. An index on Milvus has no full-text index.
             fold: make one hit of near-duplicates.
             min_relevance: leave out hits with a smaller relevance, from 0 to 1. If relevances are not valid (`can_tell`
                 of the result is False), no hit is left.

@@ -30,6 +30,9 @@ PHOTO_FIELDS: dict[str, Literal["text", "number"]] = {
 """Fields of an image that its camera has written. `taken`: local time, such as `2026-03-01T12:00:00`; `lat`, `lon`:
 degrees, positive in the north and east."""
 
+READER = 1
+"""Version of what is read. A new one makes updates of an index read the metadata of all images again."""
+
 _MAX_METADATA_BYTES = 2**24
 """More is not read. Some programs keep whole images there, and a crafted file may promise anything."""
 _MAX_TEXT = 500
@@ -47,7 +50,7 @@ class Photo:
     lon: float | None = None
     title: str | None = None
     keywords: tuple[str, ...] = ()
-    sidecars: int = 0
+    sidecars: int = READER
 
     @property
     def fields(self) -> dict[str, str | float]:
@@ -107,7 +110,7 @@ def sidecar_paths(file: ImageFile) -> list[str]:
 
 
 def sidecar_state(file: ImageFile) -> int:
-    """A number that changes when an XMP file of an image is made, changed or removed; 0 if there is none."""
+    """A number that changes when an XMP file of an image is made, changed or removed, or when `READER` changes."""
     found = []
     for place, path in enumerate(sidecar_paths(file)):
         try:
@@ -116,8 +119,8 @@ def sidecar_state(file: ImageFile) -> int:
             continue
         found.append((place, status.st_size, status.st_mtime_ns))
     if not found:
-        return 0
-    return int.from_bytes(blake2b(repr(found).encode(), digest_size=7).digest())
+        return READER
+    return int.from_bytes(blake2b(repr((READER, found)).encode(), digest_size=7).digest())
 
 
 def _with_sidecar(photo: Photo, sidecar: str) -> Photo:

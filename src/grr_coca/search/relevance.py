@@ -1,12 +1,15 @@
 """Relevance: the probability that a hit is what the query asked for.
 
-A cosine alone says little: its size depends on the model, the query and the library. Three measures say more. The
-first is how far the image stands out: its score, in deviations above the median of a sample of the library. The second
-is how close the image's own caption is to the query, compared with the captions of other images. The third is the size
-of the sample: among many images, more stand out by chance. A logistic curve turns them into a probability. Its numbers
-are those of the model, fitted to queries with known answers (`benchmarks/search_relevance.py`, which also measures how
-often it is right). In a library of few images, or of images of one thing, nothing can stand out, and the probabilities
-mean nothing (`can_tell`).
+Four measures tell it. The first is how far the image stands out: its score, in deviations above the median of a sample
+of the library. The second is how close the image's own caption is to the query, compared with the captions of other
+images. The third is the size of the sample: among many images, more stand out by chance. The fourth is the cosine
+itself: something always stands out, also where nothing is like the query. A logistic curve turns them into a
+probability. Its numbers are those of the model, fitted to queries with known answers (`search_relevance.py --fit` in
+`benchmarks/`, which also measures how often it is right). In a library of few images, or of images of one thing,
+nothing can stand out, and the probabilities mean nothing (`can_tell`).
+
+What people wrote counts more than any of these: an image whose name, title or keywords have the words of the query is
+likely what was asked for (`WRITTEN`).
 
 Shapes: H hits, S images of the sample, E embedding width.
 """
@@ -27,16 +30,18 @@ from grr_coca.search.duplicates import MIN_COSINE
 if TYPE_CHECKING:
     from grr_coca.model.config import CoCaConfig
 
-_PRIOR_IMAGES = 5
+PRIOR_IMAGES = 5
 """The deviation of random directions counts as much as the measured deviation of this many images."""
 MIN_RELEVANCE = 0.1
-"""If no hit has at least this relevance, nothing in the library looks like what the query asked for."""
-_MIN_DIFFERENT = 5
+"""Hits of less relevance are less likely. If no hit has at least this one, the search is not sure of any."""
+WRITTEN = 0.9
+"""The least relevance of a hit if people wrote the words of the query into its name, title or keywords."""
+MIN_DIFFERENT = 5
 """Relevances are valid if the library has at least this many different images: among fewer, nothing can stand out."""
-_MAX_IMAGE_COSINE = 0.75
+MAX_IMAGE_COSINE = 0.75
 """If the median cosine of the sample with the best hit is above this, most images are taken as images of one thing.
 With `icons`, it is usually 0.1, and 0.83 for rotated copies."""
-_MAX_CAPTION_COSINE = 0.9
+MAX_CAPTION_COSINE = 0.9
 """If the median cosine of captions with the query is above this, they are taken as captions of one thing."""
 _MAX_LOGIT = 500.0
 """Bound of the logits, which keeps the exponential finite."""
@@ -44,12 +49,20 @@ _MAX_LOGIT = 500.0
 
 @dataclass(frozen=True, kw_only=True)
 class RelevanceCurve:
-    """The numbers of the logistic curve: a weight for each column of `evidence`, and the logit where all are 0."""
+    """The numbers of the logistic curve: a weight for each column of `evidence`, and the logit where all are 0.
+
+    `nothing_below`: if all of the first hits have less relevance than this, nothing looks like what the query asked
+    for. It is chosen so that this is said of few queries whose answer is there. `captioned`: the share of right hits
+    among those whose caption says what the query says, which is their least relevance.
+    """
 
     per_deviation: float
     per_agreement: float
     per_log_images: float
     offset: float
+    per_cosine: float = 0.0
+    captioned: float = 0.0
+    nothing_below: float = 0.02
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -57,12 +70,21 @@ class RelevanceCurve:
                 raise UserError(f"'{name}': {value} is no finite number")
 
     def relevances(self, found: np.ndarray) -> np.ndarray:
-        """The probability that each hit is what the query asked for, H, from its `evidence`, H 3."""
-        logits = found @ (self.per_deviation, self.per_agreement, self.per_log_images) + self.offset
+        """The probability that each hit is what the query asked for, H, from its `evidence`, H 4."""
+        weights = (self.per_deviation, self.per_agreement, self.per_log_images, self.per_cosine)
+        logits = found @ weights + self.offset
         return 1 / (1 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
 
 
-_COMMON = RelevanceCurve(per_deviation=0.81, per_agreement=4.45, per_log_images=-0.37, offset=-5.85)
+_COMMON = RelevanceCurve(
+    per_deviation=0.82,
+    per_agreement=3.76,
+    per_log_images=-0.35,
+    per_cosine=2.99,
+    offset=-6.74,
+    nothing_below=0.0175,
+    captioned=0.8,
+)
 """Fitted to both models that ship at once, for models of the same architectures without numbers of their own."""
 
 
@@ -87,13 +109,13 @@ def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np
         best: embedding of the best hit, E.
         sample: as in `evidence`, like `asked` and `others`.
     """
-    if _median(sample @ best) > _MAX_IMAGE_COSINE or _usual_cosine(asked, others) > _MAX_CAPTION_COSINE:
+    if _median(sample @ best) > MAX_IMAGE_COSINE or _usual_cosine(asked, others) > MAX_CAPTION_COSINE:
         return False
     different = np.empty((0, sample.shape[1]), sample.dtype)
     for vector in sample:
         if (different @ vector < MIN_COSINE).all():
             different = np.concatenate([different, vector[None]])
-            if len(different) == _MIN_DIFFERENT:
+            if len(different) == MIN_DIFFERENT:
                 return True
     return False
 
@@ -106,8 +128,8 @@ def evidence(
     captions: np.ndarray,
     others: np.ndarray,
 ) -> np.ndarray:
-    """How far each hit stands out from the library, how close its caption is to the query, and the logarithm of the
-    number of images of the sample, H 3.
+    """How far each hit stands out from the library, how close its caption is to the query, the logarithm of the number
+    of images of the sample, and the cosine of the hit with the query, H 4.
 
     Args:
         vector: the query, E.
@@ -118,10 +140,11 @@ def evidence(
         others: embeddings of captions of some images of the library.
     """
     stands_out = deviations(vector, scores, sample)
-    usual = min(_usual_cosine(asked, others), _MAX_CAPTION_COSINE)
+    usual = min(_usual_cosine(asked, others), MAX_CAPTION_COSINE)
     # 0: as close as captions of other images; 1: the same words.
     agreement = ((captions @ asked.T).max(axis=1) - usual) / (1 - usual)
-    return np.stack([stands_out, agreement, np.full(len(scores), np.log(max(1, len(sample))))], axis=1)
+    log_images = np.full(len(scores), np.log(max(1, len(sample))))
+    return np.stack([stands_out, agreement, log_images, scores], axis=1)
 
 
 def deviations(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np.ndarray:
@@ -136,7 +159,7 @@ def deviations(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np
     # Only the lower half counts: in a small library, right answers may be a large part of the upper half.
     lower = background[background <= middle] - middle
     # The deviation of a few images is uncertain, so it is drawn towards that of random directions, 1 / sqrt(E).
-    variance = (np.square(lower).sum() + _PRIOR_IMAGES / len(vector)) / (len(lower) + _PRIOR_IMAGES)
+    variance = (np.square(lower).sum() + PRIOR_IMAGES / len(vector)) / (len(lower) + PRIOR_IMAGES)
     return (scores - middle) / float(np.sqrt(variance))
 
 

@@ -62,11 +62,9 @@ def answer_page(answer: SearchResult, query: Query, model: "IndexModel | None" =
             (blue).
     """
     summary = f"{len(answer):,} of {answer.searched:,} images."
-    if not answer.can_tell:
-        why = answer.why_unknown
-        summary = f"{why[0].upper()}{why[1:]}. The nearest: {summary}"
-    if not answer.is_likely:
-        summary = f"Nothing here looks like that. The nearest: {summary}"
+    if answer.opening:
+        why, nearest = (part[0].upper() + part[1:] for part in answer.opening.split("; "))
+        summary = f"{why}. {nearest}: {summary}"
     if model is not None:
         summary += " Red parts speak for the query, blue ones against it."
     items = "\n".join(_items(answer, model))

@@ -69,9 +69,9 @@ class FieldSummary(NamedTuple):
     high: FieldValue | None
 
     @classmethod
-    def of(cls, found: Iterable[FieldValue | None], count: int) -> "FieldSummary":
-        """The summary of the values of all images, None for one that lacks the field. `count`: see `Store.summary`."""
-        counts = Counter(value for value in found if value is not None)
+    def of(cls, found: Iterable[FieldValue], count: int) -> "FieldSummary":
+        """The summary of the values of all images. `count`: see `Store.summary`."""
+        counts = Counter(found)
         # As in SQL, numbers come before texts.
         ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
         most = sorted(ordered, key=lambda value: -counts[value])[:count]

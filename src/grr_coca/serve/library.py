@@ -22,7 +22,7 @@ from grr_coca.search.answer import Hit, Query, Ranking, SearchOptions, hits_of, 
 from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.embedded.database import FILE
 from grr_coca.search.entry import Entry, name_id
-from grr_coca.search.facets import Facet, facets
+from grr_coca.search.facets import Facet, counts_of, facet_fields, facets
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import open_store
 from grr_coca.search.relevance import RelevanceCurve
@@ -75,7 +75,7 @@ def picture(entry: Entry) -> dict[str, Any]:
         "size": entry.stamp.size,
         "width": entry.width,
         "height": entry.height,
-        "fields": entry.all_fields,
+        "fields": entry.shown_fields,
         "is_there": entry.is_there,
     }
 
@@ -147,9 +147,15 @@ class ServedIndex:
             ],
             "more": len(ranking.groups) > offset + limit,
             "searched": ranking.searched,
-            "is_likely": first.is_likely,
+            "verdict": first.verdict,
+            "num_likely": found.num_likely,
+            "facets": [] if offset else self._counts([best for best, *_ in ranking.groups]),
             "can_tell": first.can_tell,  # of a page behind the last hit, too
         }
+
+    def _counts(self, entries: Sequence[Entry]) -> list[Facet]:
+        with self._searched.use() as store:
+            return counts_of(entries, facet_fields(store.columns()))
 
     # --- Browsing
 

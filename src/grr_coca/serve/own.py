@@ -12,7 +12,7 @@ import grr_coca
 from grr_coca.infer.image_text_model import Description
 from grr_coca.search.answer import Query as SearchQuery
 from grr_coca.serve.guard import SESSION
-from grr_coca.serve.library import draw_of
+from grr_coca.serve.library import draw_of, picture
 from grr_coca.serve.pictures import from_data_uri, is_picture, picture_and_options
 from grr_coca.serve.queue import begun, caption_pieces, result_of, results_of
 from grr_coca.serve.refusal import Refusal, json_bytes, refusal_of, server_sent
@@ -25,6 +25,7 @@ from grr_coca.serve.schemas import (
     ExplainOptions,
     FacetsAnswer,
     GroupsAnswer,
+    IndexedPicture,
     InfoAnswer,
     LabelAnswer,
     LabelOptions,
@@ -152,6 +153,11 @@ def own_endpoints(service: Service) -> APIRouter:
         """The pictures of the index, the newest first."""
         return json_response(await service.browsing.do(service.index().pictures, where, offset, limit))
 
+    @router.get("/picture/{identity}", responses=answers(IndexedPicture, 404, 422))
+    async def one_picture(identity: str) -> Response:
+        """A picture of the index, by its id."""
+        return json_response(picture(await service.in_thread(service.index().entry, identity)))
+
     @router.get("/facets", responses=answers(FacetsAnswer, 404))
     async def facets() -> Response:
         """The fields by which pictures can be filtered, with their values."""
@@ -257,6 +263,7 @@ async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIter
                 text += piece
                 yield server_sent({"text": text})
             else:
-                yield server_sent({"text": piece.captions[0].text}, "done")
+                certainty = {"confidence": piece.confidence, "unfamiliar": piece.unfamiliar}
+                yield server_sent({"text": piece.captions[0].text, **certainty}, "done")
     except Exception as error:
         yield server_sent(refusal_of(error).content, "error")

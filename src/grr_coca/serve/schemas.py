@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from grr_coca.infer.class_names import NAME_ALONE
 from grr_coca.infer.generate import GenerationOptions
+from grr_coca.search.answer import Verdict
 from grr_coca.serve.library import MAX_RANKED
 from grr_coca.serve.pictures import is_picture
 
@@ -208,7 +209,7 @@ class IndexedPicture(BaseModel):
     size: int
     width: int
     height: int
-    fields: dict[str, str | int | float]
+    fields: dict[str, str | int | float | list[str]]
     is_there: bool
 
 
@@ -222,14 +223,18 @@ class FoundPicture(IndexedPicture):
 
 
 class SearchAnswer(BaseModel):
-    """Hits, the best first. `more`: there are further ones; `searched`: pictures of the index; `is_likely`: false if
-    nothing looks like the query; `can_tell`: false if relevances cannot be told."""
+    """Hits, the best first. `more`: there are further ones; `searched`: pictures of the index; `verdict`: whether
+    hits look like what the query asked for (`likely`), or that is not sure (`unsure`), or none does (`nothing`);
+    `num_likely`: hits of this answer up to the last likely one; `can_tell`: false if relevances cannot be told;
+    `facets`: the values of texts among the nearest pictures, in the first answer."""
 
     hits: list[FoundPicture]
     more: bool
     searched: int
-    is_likely: bool
+    verdict: Verdict
+    num_likely: int
     can_tell: bool
+    facets: "list[Facet]"
 
 
 class PicturesAnswer(BaseModel):

@@ -35,18 +35,44 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, user_cache, verify_folder, whole_folder
+from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_folder import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
+from grr_coca.search import answer, duplicates, relevance
 from grr_coca.search.duplicates import duplicate_groups
+from grr_coca.search.embedded import embedded_store as embedded
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facet_fields, facets_of
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
+from grr_coca.search.words import split_name
 from grr_coca.serve.page import FILES, POLICY
 
 CHUNK = 8192
 """Rows of a file of the library."""
 THUMBNAIL_SIDE = 400
 """Longest side of a thumbnail, in pixels."""
+
+RANKING: dict[str, float] = {
+    "num_decisive_hits": answer.NUM_DECISIVE_HITS,
+    "min_relevance": relevance.MIN_RELEVANCE,
+    "written": relevance.WRITTEN,
+    "prior_images": relevance.PRIOR_IMAGES,
+    "max_image_cosine": relevance.MAX_IMAGE_COSINE,
+    "max_caption_cosine": relevance.MAX_CAPTION_COSINE,
+    "min_different": relevance.MIN_DIFFERENT,
+    "max_bits": duplicates.MAX_BITS,
+    "min_cosine": duplicates.MIN_COSINE,
+    "without_weight": answer.WITHOUT_WEIGHT,
+    "min_deviation": answer.MIN_DEVIATION,
+    "title_weight": embedded.TITLE_WEIGHT,
+    "caption_weight": embedded.CAPTION_WEIGHT,
+    "word_weight": answer.WORD_WEIGHT,
+    "min_images": answer.MIN_IMAGES,
+    "fused_at_once": answer.FUSED_AT_ONCE,
+    "scores_of_words": answer.SCORES_OF_WORDS,
+    "max_words": embedded.MAX_WORDS,
+}
+"""The numbers by which hits are ranked and judged, for `library.js`, which has none of its own."""
 
 OnProgress = Callable[[int, int], object]
 """Called with the numbers of finished and of all images."""
@@ -240,6 +266,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         "chunk": CHUNK,
         "chunks": chunks,
         "curve": None if library.curve is None else to_dict(library.curve),
+        "ranking": RANKING,
         "sample": drawn,
         "captions": [library.entries[row].caption for row in drawn[:SAMPLE_CAPTIONS]],
         "facets": list(library.facets),
@@ -250,11 +277,11 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
 
 
 def _words(entry: Entry) -> str:
-    return entry.title if entry.photo is None else f"{entry.title}\n{entry.photo.words}".strip()
+    return "\n".join(filter(None, (*entry.written, split_name(entry.title))))
 
 
 def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool]) -> dict[str, Any]:
-    known = [entry.all_fields for entry in entries]
+    known = [entry.shown_fields for entry in entries]
     fields = sorted({field for values in known for field in values})
     return {
         "name": [entry.name.removeprefix(root) for entry in entries],
@@ -274,7 +301,7 @@ def _packed(column: Any) -> Any:
     """A column, shorter if its values repeat: `of` lists them, `at` has their places."""
     if isinstance(column, dict):
         return {key: _packed(values) for key, values in column.items()}
-    if not column or not isinstance(column[0], str | None):
+    if not column or not all(isinstance(value, str | None) for value in column):
         return column
     distinct = list(dict.fromkeys(column))
     if len(distinct) * 2 > len(column):
@@ -411,6 +438,7 @@ def write_site(
                 "engine": f"{manifest['precision']}, ONNX Runtime Web {RUNTIME.version}, in this browser",
                 "model": {"name": model, **manifest["model"]},
                 "preprocess": read_json(graphs / "preprocess.json"),
+                "calibration": _calibration(graphs),
                 "graphs": {name: f"model/{name}.onnx" for name in GRAPHS},
                 "weights": f"model/{weights}",
                 "tokenizer": "model/tokenizer.json",
@@ -428,6 +456,14 @@ def write_site(
             _name_version(site)
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+
+
+def _calibration(graphs: Path) -> dict[str, object] | None:
+    """The numbers by which the page tells pictures that the model does not know; None if it cannot."""
+    known = read_calibration(graphs)
+    if known is None:
+        return None
+    return {"mean": known.mean, "precision": known.precision, "max_distance": known.max_distance}
 
 
 def _write_page(site: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 @contextmanager
-def hosted(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Serve on a free port of this machine. Gives the address."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def hosted(handler: Callable[..., http.server.BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
+    """Serve on a port of this machine, or on a free one. Gives the address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from contextlib import suppress
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -45,9 +46,11 @@ def test_words_find_pictures_as_they_are_typed(host, tab):
     one.page.locator("#query").press_sequentially("clock", delay=30)
     one.settled()
     assert "clock" in one.captions(1)[0]
-    relevance, verdict = one.page.locator("#pictures li .note").first.inner_text().split()
+    assert "%" not in one.page.locator("#pictures").inner_text(), "numbers stand in the detail"
+    one.page.locator("#pictures .tile").first.click()
+    relevance = one.page.locator("#detail dt:text-is('Relevance') + dd").inner_text()
     assert int(relevance.removesuffix("%")) >= 100 * MIN_RELEVANCE
-    assert verdict == "likely"
+    one.page.keyboard.press("Escape")
     assert one.page.url.endswith("#q=clock")
     one.page.reload()
     one.ready()
@@ -102,10 +105,124 @@ def test_a_full_cache_of_texts_loses_none_of_a_search(site, tmp_path, tab):
             assert one.page.locator("#message").is_hidden()
 
 
-def test_words_after_a_minus_are_avoided(host, tab):
+def test_words_after_a_minus_are_avoided_and_become_chips(host, tab):
     one = tab(host).ready().ask("face")
     before = one.captions(6)
     assert one.ask("face -monkey").captions(6) != before
+    one.page.keyboard.press("Enter")
+    one.settled()
+    assert one.page.locator("#query").input_value() == "face"
+    assert one.page.locator("#parts .without").inner_text() == "without monkey"
+    assert "without=monkey" in one.page.url
+    assert one.captions(6) != before
+    one.page.locator("#parts .without").click()
+    assert one.settled().captions(6) == before
+
+
+def test_the_example_in_the_field_is_a_caption_of_the_index(host, tab):
+    one = tab(host).ready()
+    one.page.wait_for_selector("#query[placeholder$='for example']")
+    example = one.page.locator("#query").get_attribute("placeholder").removesuffix(", for example")
+    assert example in one.ask(example).captions(3)
+
+
+def test_less_likely_pictures_stand_below_a_line(host, tab):
+    one = tab(host).ready().ask("clock")
+    line = one.page.locator("#pictures .divider")
+    assert line.inner_text() == "Less likely"
+    below = line.bounding_box()["y"]
+    tops = [tile.bounding_box()["y"] for tile in one.page.locator("#pictures .tile").all()]
+    assert tops[0] < below < tops[-1]
+    assert one.page.locator("#status").inner_text() == "The nearest of 151, best first."
+    one.ask("qwrtzxp")
+    assert line.count() == 0, "where nothing is likely, all is said above the pictures"
+    assert not one.status.startswith("The nearest of")
+
+
+def test_each_query_view_and_detail_is_one_step_back(host, tab):
+    from playwright.sync_api import expect  # of the extra `browser`
+
+    one = tab(host).ready()
+    page = one.page
+    page.locator("#query").press_sequentially("clock", delay=20)
+    one.settled()
+    page.keyboard.press("Enter")
+    page.locator("#query").fill("face")
+    one.settled()
+    faces = one.captions(3)
+    page.locator("#pictures .tile").first.click()
+    page.locator("#detail[open]").wait_for()
+    page.locator("#detail .on").click()
+    page.go_back()
+    page.locator("#detail[open]").wait_for(state="detached")
+    assert page.locator("#query").input_value() == "face"
+    page.go_forward()
+    page.locator("#detail[open]").wait_for()
+    page.reload()
+    page.locator("#detail[open]").wait_for()
+    assert page.locator("#detail h2").inner_text() == faces[1]
+    page.go_back()
+    one.settled().page.locator("#show-duplicates").click()
+    page.locator("#duplicates section").first.wait_for()
+    assert "view=duplicates" in page.url
+    page.go_back()
+    page.locator("#duplicates").wait_for(state="hidden")
+    assert one.settled().captions(3) == faces
+    page.go_back()
+    expect(page.locator("#query")).to_have_value("clock")
+    assert "clock" in one.settled().captions(1)[0]
+    page.go_back()
+    expect(page.locator("#query")).to_have_value("")
+    assert "151 pictures" in one.settled().status
+
+
+def test_a_chip_keeps_its_picture_when_the_page_is_loaded_again(host, tab):
+    one = tab(host).ready()
+    one.page.locator("#pictures .tile").first.click()
+    one.page.get_by_role("button", name="More like this").click()
+    one.settled().page.locator("#parts .like img[src]").wait_for()
+    one.page.reload()
+    one.ready().page.locator("#parts .like img[src]").wait_for()
+
+
+def test_the_link_to_the_pictures_does_not_erase_the_search(host, tab):
+    one = tab(host).ready().ask("clock")
+    one.page.locator(".skip").focus()
+    one.page.keyboard.press("Enter")
+    one.page.locator("[data-index='0']:focus").wait_for()
+    assert one.page.url.endswith("#q=clock")
+    assert one.page.locator("#query").input_value() == "clock"
+
+
+def test_keys_go_through_pictures_in_the_detail_and_help_opens(host, tab):
+    one = tab(host).ready().ask("face")
+    captions = one.captions(5)
+    one.page.locator("#pictures .tile").first.click()
+    for caption in captions[1:]:
+        one.page.keyboard.press("ArrowRight")
+        one.page.locator("#detail h2", has_text=caption).wait_for()
+    one.page.keyboard.press("Escape")
+    one.page.locator("[data-index='4']:focus").wait_for()
+    one.page.keyboard.press("?")
+    one.page.locator("#help[open]").wait_for()
+    one.page.keyboard.press("Escape")
+    one.page.locator("#help").wait_for(state="hidden")
+
+
+def test_tiles_have_three_sizes_which_are_kept(host, tab):
+    one = tab(host).ready()
+
+    def width() -> float:
+        return one.page.locator("#pictures li").first.bounding_box()["width"]
+
+    widths = [width()]
+    for _ in range(2):
+        one.page.locator("#size").click()
+        widths.append(width())
+    assert len(set(widths)) == 3
+    one.page.reload()
+    one.ready()
+    assert width() == widths[-1]
 
 
 def test_filters_narrow_what_is_found(host, tab):
@@ -120,6 +237,35 @@ def test_filters_narrow_what_is_found(host, tab):
     one.page.keyboard.press("Escape")
     one.page.get_by_role("button", name="Clear filters").click()
     assert "filters" not in one.settled().page.url
+
+
+def test_a_filter_of_a_link_is_shown_and_counts_follow_the_search(host, tab):
+    one = tab(f"{host}#filters=" + '{"licence":{"in":["MIT"]}}').ready()
+    assert "No picture matches the filters." in one.status
+    assert one.page.locator("#filters .on summary").inner_text() == "Licence: MIT"
+    one.page.get_by_role("button", name="Clear filters").click()
+    one.ask("clock")
+    one.page.locator("#filters summary", has_text="Folder").click()
+    counts = one.page.locator("#filters details[open] small").all_inner_texts()
+    assert sum(map(int, counts)) <= 151
+    one.page.keyboard.press("Escape")
+    one.page.mouse.wheel(0, 1500)
+    one.page.wait_for_timeout(200)
+    assert one.page.locator("#filters").bounding_box()["y"] < 200, "filters stay in view"
+
+
+def test_all_filters_can_be_reached(tab):
+    fields = [f"column_{number}" for number in range(12)]
+    facets = [{"field": field, "kind": "text", "values": [["a", 1], ["b", 2]]} for field in fields]
+    with hosted(server(facets=facets)) as address:
+        one = tab(address).ready()
+        assert one.page.locator("#filters summary").count() == 6
+        one.page.get_by_role("button", name="More filters").click()
+        assert one.page.locator("#filters summary").count() == 12
+        one.page.locator("#filters summary").nth(11).click()
+        one.page.locator("#filters details[open] input").nth(1).check()
+        one.page.reload()
+        one.ready().page.locator("#filters .on summary", has_text="Column 11: b").wait_for()
 
 
 def test_near_duplicates_are_one_hit_and_have_a_view(host, tab):
@@ -375,6 +521,12 @@ class Server(StaticHost):
     breaks_off = False
     """A caption ends before it is whole."""
     may_explain: threading.Event | None = None
+    may_search: threading.Event | None = None
+    facets: ClassVar[list[dict[str, object]]] = [{"field": "size", "kind": "number", "min": 1000, "max": 261_000}]
+    breaks_images = False
+    """Thumbnails are answered by an error."""
+    unfamiliar = False
+    """All pictures are unlike what the model knows."""
 
     def end_headers(self) -> None:
         self.send_header("Content-Security-Policy", POLICY)
@@ -415,8 +567,14 @@ class Server(StaticHost):
             first = int(asked["offset"])
             return self.answer({"total": COUNT, "pictures": [picture(first + i) for i in range(int(asked["limit"]))]})
         if path == "/facets":
-            return self.answer({"facets": [{"field": "size", "kind": "number", "min": 1000, "max": 261_000}]})
+            return self.answer({"facets": self.facets})
+        if path == "/health":
+            return self.answer({"status": "ok"})
+        if path.startswith("/picture/"):
+            return self.answer(picture(int(path.rpartition("/")[2])))
         if path.startswith("/image/"):
+            if self.breaks_images:
+                return self.refuse(504, "The server is busy.")
             file = FILES / "icon.svg"
             return self.answer(file.read_bytes(), kind="image/svg+xml")
         return super().do_GET()
@@ -430,14 +588,21 @@ class Server(StaticHost):
             query = json.loads(body)
             if query["texts"] == ["refuse"]:
                 return self.refuse(504, "The model took too long.")
+            if self.may_search is not None:
+                assert self.may_search.wait(60)
             first = query["offset"]
-            hits = [{**picture(first + i), "score": 0.3, "relevance": 0.5, "copies": []} for i in range(query["limit"])]
+            more = {"score": 0.3, "relevance": 0.5, "copies": []}
+            if self.unfamiliar:
+                more["fields"] = {"unfamiliar": "yes"}
+            hits = [{**picture(first + i), **more} for i in range(query["limit"])]
             return self.answer(
                 {
                     "hits": hits,
                     "more": first < 500,
                     "searched": COUNT,
-                    "is_likely": True,
+                    "verdict": "likely",
+                    "num_likely": len(hits),
+                    "facets": [],
                     "can_tell": True,
                     "asked": query,
                 }
@@ -445,7 +610,8 @@ class Server(StaticHost):
         if self.path == "/caption":
             stream = 'data: {"text": "red"}\n\ndata: {"text": "red heart"}\n\n'
             if not self.breaks_off:
-                stream += 'event: done\ndata: {"text": "red heart"}\n\n'
+                said = {"text": "red heart", "confidence": None, "unfamiliar": self.unfamiliar}
+                stream += f"event: done\ndata: {json.dumps(said)}\n\n"
             return self.answer(stream.encode(), kind="text/event-stream")
         if self.path.startswith("/explain"):
             if self.may_explain is not None:
@@ -503,6 +669,71 @@ def test_a_server_with_a_key_asks_for_it_once(tab):
         one.page.get_by_role("button", name="Continue").click()
         assert one.ready().ask("red heart").captions(1) == ["red heart 0"]
         one.errors.clear()  # the browser notes the status
+
+
+def test_a_wrong_key_is_said_and_asked_for_again(tab):
+    with hosted(server(key="right")) as address:
+        one = tab(address)
+        one.page.get_by_label("API key").fill("wrong")
+        one.page.get_by_role("button", name="Continue").click()
+        one.page.locator("#key-title", has_text="Wrong key").wait_for()
+        one.page.get_by_label("API key").fill("right")
+        one.page.get_by_role("button", name="Continue").click()
+        assert one.ready().ask("red heart").captions(1) == ["red heart 0"]
+        one.errors.clear()  # the browser notes the status
+
+
+def test_a_server_that_is_gone_is_said_and_asked_until_it_is_back(tab):
+    with hosted(server()) as address:
+        one = tab(address).ready().ask("red heart")
+        port = int(address.rpartition(":")[2].strip("/"))
+    one.page.locator("#query").fill("blue heart")
+    one.page.locator("#message", has_text="Cannot reach the server. Trying again.").wait_for()
+    assert one.settled().page.locator("#pictures .tile").count() == 0, "hits of another query do not stay"
+    assert "no longer there" not in one.page.locator("main").inner_text()
+    with hosted(server(), port):
+        one.page.locator("#pictures .tile").first.wait_for()
+        assert one.page.locator("#message").is_hidden()
+        assert one.captions(1) == ["red heart 0"]
+    one.errors.clear()  # the browser notes that there was no answer
+
+
+def test_a_thumbnail_that_could_not_be_loaded_is_not_said_to_be_gone(tab):
+    with hosted(server(breaks_images=True)) as address:
+        one = tab(address).ready()
+        one.page.locator("#pictures li.unloaded").first.wait_for()
+        assert one.page.locator("#pictures li.gone").count() == 0
+        one.errors.clear()  # the browser notes the status
+
+
+def test_a_slow_answer_is_said_to_be_waited_for(tab):
+    may_search = threading.Event()
+    with hosted(server(may_search=may_search)) as address:
+        one = tab()
+        one.page.clock.install()
+        one.page.goto(address)
+        one.page.wait_for_selector("body[data-state=ready]")
+        one.page.locator("#query").fill("slow")
+        one.page.wait_for_selector("body.busy")
+        one.page.clock.run_for(11_000)
+        assert "Still waiting" in one.page.locator("#message").inner_text()
+        may_search.set()
+        one.page.locator("#message").wait_for(state="hidden")
+
+
+def test_a_picture_that_the_model_does_not_know_is_not_called_by_its_guess(drawings, tab):
+    with hosted(server(unfamiliar=True)) as address:
+        one = tab(address).ready().ask("red heart")
+        assert one.captions(1) == ["0"], "the file name leads"
+        one.page.locator("#pictures .tile").first.click()
+        assert one.page.locator("#detail h2").inner_text() == "0"
+        said = one.page.locator("#detail .said").inner_text()
+        assert "Unlike what this model knows. Its guess:" in said
+        assert "red heart 0" in said
+        one.page.keyboard.press("Escape")
+        one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
+        one.page.locator("#dropped.unfamiliar").wait_for()
+        assert one.page.locator("#dropped .eyebrow").inner_text() == "Unlike what this model knows. Its guess:"
 
 
 def test_a_page_that_is_opened_before_the_model_is_loaded_waits_for_it(tab):

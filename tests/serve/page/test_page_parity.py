@@ -19,10 +19,12 @@ import grr_coca
 from grr_coca.data.images import decode_image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe
+from grr_coca.infer.calibration import statistics
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import Index
+from grr_coca.search.words import AskedName, asked_words, has_words, in_words, words_of
 from grr_coca.serve.page import FILES
 from grr_coca.serve.site import find_runtime, graphs_of, write_site
 from support import DATASETS
@@ -313,7 +315,7 @@ def test_hits_and_relevances_are_those_of_python(host, drawings_index, tab):
         for texts, without in ((["red heart"], []), (["cat face"], []), (["bicycle"], ["person"]), (["zzz qqq"], [])):
             found = page.evaluate("(query) => backend.search(query)", {**QUERY, "texts": texts, "without": without})
             expected = index.search(texts, n=200, without=without)
-            assert found["is_likely"] == expected.is_likely
+            assert found["verdict"] == expected.verdict
             assert found["can_tell"] == expected.can_tell
             names = [hit.path for hit in expected]
             assert names[0].endswith(found["hits"][0]["name"])
@@ -361,3 +363,42 @@ def test_what_the_page_needs_is_listed(site):
         assert (site / path).is_file()
     for path in site.glob("*.js"):
         assert "http://" not in path.read_text(encoding="utf-8").replace("http://www.w3.org/", ""), path.name
+
+
+def test_names_and_queries_have_the_words_of_python(modules, tab):
+    texts = [
+        *random_texts(200),
+        *("ShoppingCart", "shopping-cart", "mdi:home", "SQLite3", "number72", "boxes of cities", "the", "x²½", "a b"),
+    ]
+    found = tab(modules).page.evaluate(
+        """async (texts) => {
+            const { askedName, askedWords, hasWords, inWords, isOf, wordsOf } = await import("./words.js");
+            return texts.map((text, i) => {
+                const [name, other] = [askedName(text), texts[(i * 7 + 1) % texts.length]];
+                const asked = askedWords(text);
+                return [wordsOf(text), inWords(text), [...asked].sort(), name.prefix, name.words, isOf(name, other),
+                    hasWords(asked, [text, other])];
+            });
+        }""",
+        texts,
+    )
+    for place, (text, told) in enumerate(zip(texts, found, strict=True)):
+        name, other = AskedName.of(text), texts[(place * 7 + 1) % len(texts)]
+        asked = asked_words(text)
+        expected = [words_of(text), in_words(text), sorted(asked), name.prefix, [*name.words]]
+        assert told == [*expected, name.is_of(other), has_words(asked, [text, other])], text
+
+
+def test_a_picture_is_unlike_the_training_as_in_python(modules, tab):
+    rng = np.random.default_rng(0)
+    flat = np.full((32, 32, 3), 250, np.uint8)
+    flat[8:20, 8:20] = [200, 30, 40]
+    pixels = np.stack([rng.integers(0, 256, (32, 32, 3), np.uint8), flat, np.zeros((32, 32, 3), np.uint8)])
+    found = tab(modules).page.evaluate(
+        """async (all) => {
+            const { statistics } = await import("./familiar.js");
+            return all.map((pixels) => statistics(Uint8Array.from(pixels)));
+        }""",
+        [image.ravel().tolist() for image in pixels],
+    )
+    assert np.array(found) == pytest.approx(statistics(pixels))

@@ -28,6 +28,7 @@ from grr_coca.search.entry import (
     os_bytes,
 )
 from grr_coca.search.photo import Photo
+from grr_coca.search.words import split_name
 
 FILE = "index.sqlite"
 _LOCK = "writer.lock"
@@ -288,7 +289,7 @@ def to_row(entry: Entry) -> tuple[object, ...]:
         as_bytes(entry.caption),
         entry.draw,
         _fields_column(entry),
-        *photo_columns(entry.photo),
+        *photo_columns(entry.photo, entry.title),
     )
 
 
@@ -299,9 +300,10 @@ def _fields_column(entry: Entry) -> str | None:
     return json.dumps(written) if written else None
 
 
-def photo_columns(photo: Photo | None) -> tuple[str | None, str]:
-    """The values of the columns `photo` and `keywords`."""
-    return (json.dumps(photo.to_dict()), photo.words) if photo is not None else (None, "")
+def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
+    """The values of the columns `photo` and `keywords`: what people wrote, and a file name split into its words."""
+    words = [photo.words if photo is not None else "", split_name(title)]
+    return None if photo is None else json.dumps(photo.to_dict()), "\n".join(filter(None, words))
 
 
 def from_row(row: tuple) -> Entry:

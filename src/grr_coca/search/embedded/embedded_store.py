@@ -27,7 +27,17 @@ from grr_coca.search.embedded.database import (
 )
 from grr_coca.search.embedded.vectors import State, best_rows, products, rows_of
 from grr_coca.search.embedded.writer import Writer
-from grr_coca.search.entry import CERTAINTY_FIELDS, OWN_FIELDS, Entry, Failure, FieldValue, ImagePlace, Stamp, chunks
+from grr_coca.search.entry import (
+    CERTAINTY_FIELDS,
+    OWN_FIELDS,
+    WRITTEN_FIELDS,
+    Entry,
+    Failure,
+    FieldValue,
+    ImagePlace,
+    Stamp,
+    chunks,
+)
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.photo import PHOTO_FIELDS
 from grr_coca.search.store import HASHED, Changes, FieldSummary, ImageDescription, ImageState, LibrarySample, Match
@@ -198,8 +208,10 @@ class EmbeddedStore:
     def summary(self, field: str, count: int) -> FieldSummary:
         """The values of a field."""
         names: list[FieldValue] = []
-        column = _column(field, names)
-        found = f"(SELECT {column} AS value FROM pictures)"
+        if field == "keywords":
+            found = f"(SELECT value FROM pictures, {_KEYWORDS})"
+        else:
+            found = f"(SELECT {_column(field, names)} AS value FROM pictures)"
         with self.snapshot():
             (number, different, low, high, texts) = self._database.execute(
                 "SELECT COUNT(value), COUNT(DISTINCT value), MIN(value), MAX(value), SUM(typeof(value) = 'text') "
@@ -362,12 +374,28 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
         kinds = [[v for v in tree.values if isinstance(v, str) is is_text] for is_text in (True, False)]
         return "(" + " OR ".join(_is_one_of(tree.field, kind, values) for kind in kinds if kind) + ")"
     assert isinstance(tree, Like)
+    if tree.field == "keywords":
+        values += [len(tree.prefix), tree.prefix]
+        return _of_keywords(f"substr(value, 1, ?) = {_TEXT}")
     column = _column(tree.field, values)
     values += [len(tree.prefix), tree.prefix]
     return _of_kind(f"substr({column}, 1, ?) = {_TEXT}", tree.field, tree.prefix, values)
 
 
+_KEYWORDS = """json_each(CASE json_type(pictures.fields, '$.keywords')
+    WHEN 'text' THEN json_array(json_extract(pictures.fields, '$.keywords'))
+    ELSE COALESCE(json_extract(pictures.photo, '$.keywords'), '[]') END)"""
+"""The keywords of an image as rows. A column of its table that is called so counts, as one text."""
+
+
+def _of_keywords(test: str) -> str:
+    return f"EXISTS (SELECT 1 FROM {_KEYWORDS} WHERE {test})"
+
+
 def _comparison(field: str, operator: str, value: FieldValue, values: list[FieldValue]) -> str:
+    if field == "keywords":
+        values.append(value)
+        return _of_keywords(f"value {operator} {_parameter(value)}")
     column = _column(field, values)
     values.append(value)
     return _of_kind(f"{column} {operator} {_parameter(value)}", field, value, values)
@@ -375,6 +403,9 @@ def _comparison(field: str, operator: str, value: FieldValue, values: list[Field
 
 def _is_one_of(field: str, of_a_kind: Sequence[FieldValue], values: list[FieldValue]) -> str:
     """The SQL test that a field has one of several values: a single `IN`, as SQLite limits the depth of `OR` chains."""
+    if field == "keywords":
+        values += of_a_kind
+        return _of_keywords(f"value IN ({', '.join(map(_parameter, of_a_kind))})")
     column = _column(field, values)
     values += of_a_kind
     return _of_kind(f"{column} IN ({', '.join(map(_parameter, of_a_kind))})", field, of_a_kind[0], values)
@@ -403,7 +434,7 @@ def _column(field: str, values: list[FieldValue]) -> str:
     if field in CERTAINTY_FIELDS:
         values.append(f'$."{OF_MODEL}".{field}')
         return "COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.fields, ?))"
-    if field not in PHOTO_FIELDS:
+    if field not in PHOTO_FIELDS and field not in WRITTEN_FIELDS:
         return "json_extract(pictures.fields, ?)"
-    values.append(f"$.{field}")
+    values.append("$.title" if field == "headline" else f"$.{field}")
     return "COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.photo, ?))"

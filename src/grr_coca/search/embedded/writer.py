@@ -5,7 +5,7 @@ off by the next commit.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from grr_coca.search.embedded.database import ADD, WriterLock, as_bytes, photo_columns, to_row, upgrade
 from grr_coca.search.embedded.vectors import append_rows, map_rows, read_state, vectors_file
 from grr_coca.search.entry import Entry
-from grr_coca.search.store import Changes
+from grr_coca.search.store import Changes, PhotoUpdate
 
 MIN_GONE = 1000
 """The file of vectors is rewritten only if it has at least this many rows of removed images."""
@@ -58,7 +58,7 @@ class Writer:
             first = before.rows + 1
             self._database.executemany(
                 "UPDATE pictures SET photo = ?, keywords = ? WHERE name = CAST(? AS TEXT)",
-                ((*photo_columns(noted.photo), as_bytes(noted.name)) for noted in changes.noted),
+                self._noted(changes.noted),
             )
             self._add([entry for entry, _ in added], first)
             self._database.executemany(
@@ -74,6 +74,12 @@ class Writer:
         except BaseException:
             self._roll_back()
             raise
+
+    def _noted(self, notes: Sequence[PhotoUpdate]) -> Iterator[tuple[object, ...]]:
+        for noted in notes:
+            name = as_bytes(noted.name)
+            row = self._database.execute("SELECT title FROM pictures WHERE name = CAST(? AS TEXT)", (name,)).fetchone()
+            yield (*photo_columns(noted.photo, row[0] if row else ""), name)
 
     def _remove(self, names: Sequence[str | bytes], revision: int) -> int:
         one = [(name,) for name in names]

@@ -163,7 +163,7 @@ class MilvusStore:
         """The values of a field. All rows are read."""
         with self.snapshot():
             entries = map(from_record, all_rows(self._client, self._name, ALWAYS, READ))
-            return FieldSummary.of((entry.value_of(field) for entry in entries), count)
+            return FieldSummary.of((value for entry in entries for value in entry.values_of(field)), count)
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""

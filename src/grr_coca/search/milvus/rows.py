@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from grr_coca.common.errors import UserError
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import (
     OWN_FIELDS,
@@ -161,6 +162,8 @@ def _column(field: str) -> str:
 
 
 def _comparison(field: str, operator: str, value: FieldValue) -> str:
+    if field == "keywords":
+        raise UserError("--where: an index on Milvus cannot be filtered by keywords; one in a folder can")
     sign = {"=": "=="}.get(operator, operator)
     if field not in OWN_FIELDS:
         return f"({_same_kind(field, value)} and {_column(field)} {sign} {_literal(value)})"

@@ -2,12 +2,13 @@
 // `graphs.js` in an exported site, `http.js` on a server. Both have the methods
 //   info() → {title, about, placeholder, pictures (number, or null without an index), can, ready}, where
 //     can is a list of search, duplicates, caption, explain, and ready is a promise of {files} to keep offline
-//   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, is_likely, can_tell}
+//   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, verdict, num_likely, can_tell, facets}
 //   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, groups}
-//   facets() → {facets};  caption(file, onToken, signal) → text;  explain({file | entry}, signal) → {caption, words}
+//   facets() → {facets};  caption(file, onToken, signal) → {caption, unfamiliar};  explain({file | entry}, signal) →
+//   {caption, words};  keyOf(entry) → what an address calls it;  entry(key) → entry
 //   opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
 
-import { Detail, drawHeat, once, wordsOf } from "./detail.js";
+import { Detail, drawHeat, namesOf, once, wordsOf } from "./detail.js";
 import { Filters } from "./filters.js";
 import { Graphs } from "./graphs.js";
 import { Grid } from "./grid.js";
@@ -15,6 +16,8 @@ import { Http } from "./http.js";
 
 const PAGE = 60; // hits that are asked for at a time
 const MAX_WAIT = 120; // ms before a search is said to take long
+const VERY_LONG = 10_000; // ms before that is said in words
+const PAUSE = 1500; // ms without a letter: what is typed after it is another step back
 const one = (selector, root = document) => root.querySelector(selector);
 const numbers = new Intl.NumberFormat("en");
 const count = (number, noun) => `${numbers.format(number)} ${noun}${number === 1 ? "" : "s"}`;
@@ -22,17 +25,19 @@ const count = (number, noun) => `${numbers.format(number)} ${noun}${number === 1
 const isExported = document.documentElement.dataset.backend === "graphs";
 export const backend = isExported ? new Graphs(showProgress) : new Http();
 const WHERE = isExported ? "All runs in this browser: nothing is sent." : "The model runs on this server: nothing goes elsewhere.";
-const query = { text: "", like: [], unlike: [], file: null, filters: {} };
+const query = { text: "", without: [], like: [], unlike: [], file: null, filters: {} };
 let info = { can: [], pictures: null };
 let running = null; // the AbortController of the newest search
 let result = null; // what the newest search found, for further pages
 let preview = null; // the address of the dropped picture
+let typed = -Infinity; // when the last letter was typed
 
 const grid = new Grid(one("#pictures"), {
   image: (entry) => backend.image(entry),
   describe,
   open: (index) => detail.open(index),
   leave: () => one("#query").focus(),
+  failed: () => backend.imageFailed?.(),
   end: () => loadMore(),
   error: showError,
 });
@@ -47,6 +52,7 @@ const detail = new Detail(one("#detail"), {
   isAsking,
   like: (entry) => add("like", entry),
   unlike: (entry) => add("unlike", entry),
+  moved: (isStep) => writeAddress(isStep),
   error: showError,
 });
 
@@ -55,6 +61,17 @@ const detail = new Detail(one("#detail"), {
 async function start() {
   backend.askForKey = askForKey;
   backend.onWait = setStatus;
+  backend.onLost = () => {
+    showMessage("Cannot reach the server. Trying again.");
+    document.body.classList.add("lost");
+  };
+  backend.onBack = () => {
+    document.body.classList.remove("lost");
+    showMessage("");
+    if (!document.body.dataset.state) return; // it was never reached: `info` is asked for again
+    grid.redraw();
+    update(true);
+  };
   try {
     info = await backend.info();
   } catch (error) {
@@ -69,10 +86,11 @@ async function start() {
   const canSearch = info.can.includes("search") && info.pictures !== 0;
   one("#search").classList.toggle("off", !canSearch && !info.can.includes("caption"));
   one("#query").disabled = !canSearch;
-  one("#query").placeholder = canSearch ? info.placeholder ?? "red bicycle −helmet" : "Drop or paste a picture";
+  one("#query").placeholder = canSearch ? info.placeholder ?? "" : "Drop or paste a picture";
   one("#choose").hidden = !info.can.includes("caption");
   one("#show-duplicates").hidden = !canSearch || !info.can.includes("duplicates");
-  readAddress();
+  showSize();
+  await readAddress();
   await update();
   info.ready.then(whenReady, (error) => {
     document.body.dataset.state = "broken";
@@ -87,6 +105,7 @@ async function start() {
 function whenReady({ files }) {
   one("#progress").hidden = true;
   document.body.dataset.state = "ready";
+  if (!one("#query").disabled && !info.placeholder) suggest();
   setStatus(isAsking() ? "Searching" : "");
   update(true);
   backend.prepare().catch(showError);
@@ -124,13 +143,21 @@ function browseCount(rows) {
   if (!Object.keys(query.filters).length && rows > grid.count) grid.grow(rows);
 }
 
+/** An example of what can be asked: a caption of the index. */
+async function suggest() {
+  const { pictures } = await backend.pictures({}, 0, 20).catch(() => ({ pictures: [] }));
+  const known = pictures.filter(({ caption, fields }) => caption && fields?.unfamiliar !== "yes");
+  known.sort((a, b) => (b.fields?.confidence ?? 0) - (a.fields?.confidence ?? 0));
+  if (known.length) one("#query").placeholder = `${known[0].caption}, for example`;
+}
+
 /** The key of a server, which the user types; null if they do not. */
-function askForKey() {
+function askForKey(isWrong) {
   const dialog = document.createElement("dialog");
   dialog.id = "key";
   dialog.setAttribute("aria-labelledby", "key-title");
   dialog.innerHTML = `<form method="dialog">
-    <h2 id="key-title">This server asks for a key</h2>
+    <h2 id="key-title">${isWrong ? "Wrong key" : "This server asks for a key"}</h2>
     <label>API key <input type="password" autocomplete="current-password" required /></label>
     <p class="actions"><button value="ok" class="primary">Continue</button></p>
   </form>`;
@@ -146,15 +173,30 @@ function askForKey() {
 
 // --- The query
 
-/** The words to look for, and those after a minus to avoid. */
+const AVOIDED = /(?:^|\s)[-−]\s?("([^"]+)"|\S+)/g;
+
+/** The words to look for, and those after a minus, and in chips, to avoid. */
 function parts() {
-  const without = [];
-  const text = query.text.replace(/(?:^|\s)[-−]\s?("([^"]+)"|\S+)/g, (_, word, quoted) => {
+  const without = [...query.without];
+  const text = query.text.replace(AVOIDED, (_, word, quoted) => {
     without.push(quoted ?? word);
     return " ";
   });
   const clean = text.trim().split(/\s+/).join(" ");
   return { texts: clean ? [clean] : [], without };
+}
+
+/** Turn words after a minus that are finished into chips. */
+function takeAvoided(isDone) {
+  const text = query.text.replace(AVOIDED, (whole, word, quoted, at) => {
+    const isFinished = isDone || quoted || at + whole.length < query.text.length;
+    if (!isFinished || word.startsWith('"') !== Boolean(quoted)) return whole;
+    query.without.push(quoted ?? word);
+    return " ";
+  });
+  if (text === query.text) return;
+  query.text = text.replace(/\s+/g, " ")[isDone ? "trim" : "trimStart"]();
+  one("#query").value = query.text;
 }
 
 /** True if something is looked for, and not everything shown. */
@@ -164,6 +206,7 @@ function isAsking() {
 }
 
 function changed(isStep = false) {
+  detail.close();
   writeAddress(isStep);
   showParts();
   scrollTo({ top: 0, behavior: "instant" });
@@ -175,17 +218,28 @@ async function update(keepsPlace = false) {
   if (!one("#duplicates").hidden) return;
   running?.abort();
   const { signal } = (running = new AbortController());
-  if (document.body.dataset.state !== "broken") showMessage("");
+  if (document.body.dataset.state !== "broken" && !document.body.classList.contains("lost")) showMessage("");
   const slow = setTimeout(() => document.body.classList.add("slow"), MAX_WAIT);
+  const verySlow = setTimeout(() => showMessage("This takes long. Still waiting for the answer."), VERY_LONG);
   document.body.classList.add("busy");
   try {
     if (info.pictures === null || info.pictures === 0) showEmpty();
     else if (isAsking()) await showHits(signal, keepsPlace);
     else await showAll(signal, keepsPlace);
   } catch (error) {
-    if (!signal.aborted) showError(error);
+    if (!signal.aborted) {
+      showError(error);
+      // What stands there answers another question.
+      if (isAsking()) {
+        result = null;
+        grid.show({ count: 0, entries: [], more: async () => [] });
+        setStatus("");
+      }
+    }
   } finally {
     clearTimeout(slow);
+    clearTimeout(verySlow);
+    if (running.signal === signal && !document.body.classList.contains("lost")) clearSlowMessage();
     if (running.signal === signal) document.body.classList.remove("slow", "busy");
   }
 }
@@ -199,6 +253,7 @@ async function showAll(signal, keepsPlace) {
   // Small pictures would be blurred in large tiles.
   if (pictures.length) document.body.classList.toggle("small", pictures.every(({ width, height }) => Math.max(width, height) <= 128));
   grid.show({ count: total, entries: pictures, more }, keepsPlace);
+  filters.count(null);
   const isFiltered = Object.keys(query.filters).length > 0;
   const noun = backend.hasDrawings ? "icon" : "picture";
   if (isFiltered) setStatus(total ? `${count(total, noun)} of ${numbers.format(info.pictures)}` : `No ${noun} matches the filters.`);
@@ -212,12 +267,15 @@ async function showHits(signal, keepsPlace) {
   if (signal.aborted) return;
   one("#empty").hidden = true;
   result = { asked, more: found.more, isLoading: false };
-  grid.show({ count: found.hits.length, entries: found.hits, more: async () => [] }, keepsPlace);
+  const split = found.verdict === "likely" && found.can_tell ? found.num_likely : undefined;
+  grid.show({ count: found.hits.length, entries: found.hits, more: async () => [], split }, keepsPlace);
+  filters.count(found.facets);
   if (!found.hits.length) setStatus("No picture matches the filters.");
   else if (!found.can_tell) setStatus("How likely a hit is cannot be told here. The nearest:");
-  else if (!found.is_likely) setStatus("Nothing here looks like that. The nearest:");
+  else if (found.verdict === "nothing") setStatus("Nothing here looks like that. The nearest:");
+  else if (found.verdict === "unsure") setStatus("Not sure. Closest:");
   else setStatus(`The nearest of ${numbers.format(found.searched)}, best first.`);
-  document.body.classList.toggle("unlikely", !found.is_likely);
+  document.body.classList.toggle("unlikely", found.verdict !== "likely");
 }
 
 /** Further hits, when the page is scrolled to the end. */
@@ -240,22 +298,55 @@ async function loadMore() {
 const ids = (entries) => entries.map(({ id }) => id);
 
 function describe(entry) {
-  const hasRelevance = entry.relevance !== undefined && entry.relevance !== null;
+  const { heading, set } = namesOf(entry);
   return {
-    caption: entry.caption || "no caption",
-    relevance: hasRelevance ? percent(entry.relevance) : "",
+    caption: heading,
+    set,
     alike: entry.copies?.length ? `+${entry.copies.length}` : "",
+    hint: [...new Set([heading, entry.caption, entry.name])].filter(Boolean).join("\n"),
   };
 }
 
-const percent = (share) => (share < 0.01 ? "<1%" : `${Math.round(share * 100)}%`);
+// --- How large tiles are
+
+const SIZES = ["small", "medium", "large"];
+const KEPT = "grr-coca size of tiles";
+
+/** The size that was chosen before; null if there is none, or this browser keeps nothing. */
+function kept() {
+  try {
+    return localStorage.getItem(KEPT);
+  } catch {
+    return null;
+  }
+}
+
+function nextSize() {
+  const size = SIZES[(SIZES.indexOf(document.body.dataset.size) + 1) % SIZES.length];
+  try {
+    localStorage.setItem(KEPT, size);
+  } catch {
+    // it is not kept
+  }
+  showSize(size);
+}
+
+function showSize(size = kept()) {
+  const chosen = SIZES.includes(size) ? size : "medium";
+  document.body.dataset.size = chosen;
+  one("#size").setAttribute("aria-label", `Size of the pictures: ${chosen}`);
+  one("#size").title = `Size of the pictures: ${chosen}`;
+  grid.redraw();
+}
 
 // --- Parts of the query beside the words: pictures that are like it, or not
 
 function add(kind, entry) {
   const other = kind === "like" ? "unlike" : "like";
   query[other] = query[other].filter(({ id }) => id !== entry.id);
-  if (!ids(query[kind]).includes(entry.id)) query[kind].push({ id: entry.id, caption: entry.caption, entry });
+  const part = { id: entry.id, key: backend.keyOf(entry), caption: entry.caption, entry };
+  met.set(part.key, Promise.resolve(part));
+  if (!ids(query[kind]).includes(entry.id)) query[kind].push(part);
   leaveDuplicates();
   changed(true);
 }
@@ -265,6 +356,7 @@ function showParts() {
   const chips = [
     ...query.like.map((part) => ["like", part]),
     ...query.unlike.map((part) => ["unlike", part]),
+    ...query.without.map((word) => ["without", word]),
   ];
   list.replaceChildren(
     ...chips.map(([kind, part]) => {
@@ -272,12 +364,6 @@ function showParts() {
       const button = document.createElement("button");
       button.type = "button";
       button.className = `chip ${kind}`;
-      const image = document.createElement("img");
-      image.alt = "";
-      if (part.entry) backend.image(part.entry).then((address) => (image.src = address), () => {});
-      const words = kind === "like" ? "like this" : "without this";
-      button.append(...(part.entry ? [image] : []), words);
-      button.setAttribute("aria-label", `${words}: ${part.caption}. Remove`);
       button.title = "Remove";
       button.addEventListener("click", () => {
         query[kind] = query[kind].filter((other) => other !== part);
@@ -285,6 +371,17 @@ function showParts() {
         one("#query").focus();
       });
       item.append(button);
+      if (kind === "without") {
+        button.append(`without ${part}`);
+        button.setAttribute("aria-label", `without ${part}. Remove`);
+        return item;
+      }
+      const image = document.createElement("img");
+      image.alt = "";
+      if (part.entry) backend.image(part.entry).then((address) => (image.src = address), () => {});
+      const words = kind === "like" ? "like this" : "without this";
+      button.append(...(part.entry ? [image] : []), words);
+      button.setAttribute("aria-label", `${words}: ${part.caption}. Remove`);
       return item;
     }),
   );
@@ -306,22 +403,25 @@ async function take(file) {
   if (preview) URL.revokeObjectURL(preview);
   preview = URL.createObjectURL(file);
   query.file = opened;
-  query.text = one("#query").value = "";
-  query.like = [];
-  query.unlike = [];
+  clearWords();
   const panel = one("#dropped");
   panel.hidden = false;
   one("canvas", panel)?.remove();
   one("img", panel).src = preview;
   one(".hint", panel).textContent = "";
+  one(".eyebrow", panel).textContent = "What the model sees";
+  panel.classList.remove("unfamiliar");
   const said = one(".caption", panel);
   said.textContent = "";
   said.classList.add("running");
   one("#empty").hidden = true;
   changed();
   try {
-    const caption = await backend.caption(opened, (text) => query.file === opened && (said.textContent = text));
+    const write = (text) => query.file === opened && (said.textContent = text);
+    const { caption, unfamiliar } = await backend.caption(opened, write);
     if (query.file !== opened) return;
+    panel.classList.toggle("unfamiliar", unfamiliar);
+    if (unfamiliar) one(".eyebrow", panel).textContent = "Unlike what this model knows. Its guess:";
     said.textContent = caption || "nothing that it has a word for";
     said.classList.remove("running");
     if (info.can.includes("explain") && caption) explainDropped(opened, said, panel);
@@ -355,14 +455,19 @@ function removePicture() {
 
 // --- Duplicates
 
+function toggleDuplicates() {
+  const isShown = !one("#duplicates").hidden;
+  if (isShown) leaveDuplicates();
+  else showDuplicates();
+  writeAddress(true);
+  if (isShown) update();
+}
+
 async function showDuplicates() {
   const place = one("#duplicates");
   const button = one("#show-duplicates");
-  if (!place.hidden) {
-    leaveDuplicates();
-    update();
-    return;
-  }
+  if (!place.hidden) return;
+  detail.close();
   running?.abort();
   result = null;
   button.setAttribute("aria-pressed", "true");
@@ -396,7 +501,7 @@ async function moreDuplicates(place, offset) {
 function groupOf(entries) {
   const section = document.createElement("section");
   const title = document.createElement("h2");
-  title.textContent = `${numbers.format(entries.length)} alike: ${entries[0].caption}`;
+  title.textContent = `${numbers.format(entries.length)} alike: ${namesOf(entries[0]).heading}`;
   const list = document.createElement("ul");
   for (const entry of entries.slice(0, 60)) {
     const item = document.createElement("li");
@@ -409,7 +514,7 @@ function groupOf(entries) {
     const image = document.createElement("img");
     image.alt = "";
     image.loading = "lazy";
-    image.addEventListener("error", () => item.classList.add("gone"));
+    image.addEventListener("error", () => item.classList.add("unloaded"));
     backend.image(entry).then((address) => (image.src = address), () => item.classList.add("gone"));
     frame.append(image);
     const line = document.createElement("span");
@@ -435,6 +540,13 @@ function leaveDuplicates() {
 
 // --- Messages
 
+function clearWords() {
+  query.text = one("#query").value = "";
+  query.without = [];
+  query.like = [];
+  query.unlike = [];
+}
+
 function setStatus(text) {
   document.body.classList.remove("unlikely");
   if (one("#status").textContent !== text) one("#status").textContent = text;
@@ -444,6 +556,10 @@ function showMessage(text) {
   const place = one("#message");
   place.hidden = !text;
   place.textContent = text;
+}
+
+function clearSlowMessage() {
+  if (one("#message").textContent.startsWith("This takes long.")) showMessage("");
 }
 
 function showError(error) {
@@ -477,22 +593,38 @@ function codeOf(text) {
 function writeAddress(isStep) {
   const given = new URLSearchParams();
   if (query.text.trim()) given.set("q", query.text.trim());
-  for (const { id } of query.like) given.append("like", id);
-  for (const { id } of query.unlike) given.append("unlike", id);
+  for (const word of query.without) given.append("without", word);
+  for (const { key } of query.like) given.append("like", key);
+  for (const { key } of query.unlike) given.append("unlike", key);
   if (Object.keys(query.filters).length) given.set("filters", JSON.stringify(query.filters));
+  if (!one("#duplicates").hidden) given.set("view", "duplicates");
+  if (detail.entry) given.set("open", backend.keyOf(detail.entry));
   const address = `#${given}`;
   if (address === (location.hash || "#")) return;
   if (isStep) history.pushState(null, "", address);
   else history.replaceState(null, "", address);
 }
 
-function readAddress() {
+const met = new Map(); // pictures of chips, by key: a chip keeps its picture, also after a step back
+
+/** Pictures of an address as parts of the query. Unknown ones are asked for; those that are gone are left out. */
+async function partsOf(keys) {
+  const found = keys.map(async (key) => {
+    if (!met.has(key)) met.set(key, backend.entry(key).then((entry) => ({ id: entry.id, key, caption: entry.caption, entry })));
+    return met.get(key).catch((error) => {
+      met.delete(key);
+      showError(error);
+      return null;
+    });
+  });
+  return (await Promise.all(found)).filter(Boolean);
+}
+
+async function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   query.text = one("#query").value = given.get("q") ?? "";
-  const known = new Map([...query.like, ...query.unlike].map((part) => [part.id, part]));
-  for (const kind of ["like", "unlike"]) {
-    query[kind] = given.getAll(kind).map((id) => known.get(id) ?? { id, caption: "a picture" });
-  }
+  query.without = given.getAll("without");
+  for (const kind of ["like", "unlike"]) query[kind] = await partsOf(given.getAll(kind));
   try {
     const chosen = JSON.parse(given.get("filters") ?? "{}");
     query.filters = chosen && typeof chosen === "object" && !Array.isArray(chosen) ? chosen : {};
@@ -501,36 +633,47 @@ function readAddress() {
   }
   filters.choose(query.filters);
   showParts();
+  if (given.get("view") === "duplicates" && info.can.includes("duplicates")) showDuplicates();
+  else leaveDuplicates();
+  const key = given.get("open");
+  if (!key) detail.close();
+  else if (!detail.entry || backend.keyOf(detail.entry) !== key) {
+    backend.entry(key).then((entry) => location.hash.includes("open=") && detail.openEntry(entry), showError);
+  }
 }
 
 // --- Events
 
 one("#query").addEventListener("input", ({ target }) => {
+  const isStep = performance.now() - typed > PAUSE;
+  typed = performance.now();
   query.text = target.value;
+  takeAvoided(false);
   leaveDuplicates();
-  changed();
+  changed(isStep);
 });
 one("#search").addEventListener("submit", (event) => {
   event.preventDefault();
+  takeAvoided(true);
+  typed = -Infinity; // what is typed next is another query
+  changed();
   if (matchMedia("(pointer: coarse)").matches) one("#query").blur(); // the keyboard would cover the hits
 });
 one("#query").addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown") {
     event.preventDefault();
     grid.focus(0);
-  } else if (event.key === "Escape" && (query.text || query.like.length || query.unlike.length)) {
+  } else if (event.key === "Escape" && (query.text || query.without.length || query.like.length || query.unlike.length)) {
     event.preventDefault();
-    query.text = event.target.value = "";
-    query.like = [];
-    query.unlike = [];
-    changed();
+    clearWords();
+    changed(true);
+  } else if (event.key === "Backspace" && !event.target.value && one("#parts li:last-child button")) {
+    one("#parts li:last-child button").click();
   }
 });
 one("#home").addEventListener("click", (event) => {
   event.preventDefault();
-  query.text = one("#query").value = "";
-  query.like = [];
-  query.unlike = [];
+  clearWords();
   query.filters = {};
   filters.choose({});
   leaveDuplicates();
@@ -547,11 +690,21 @@ one("#dropped .close").addEventListener("click", () => {
   removePicture();
   one("#query").focus();
 });
-one("#show-duplicates").addEventListener("click", showDuplicates);
-addEventListener("hashchange", () => {
-  leaveDuplicates();
-  readAddress();
-  update();
+one("#show-duplicates").addEventListener("click", toggleDuplicates);
+one("#size").addEventListener("click", nextSize);
+one("#show-help").addEventListener("click", () => one("#help").showModal());
+one("#help").addEventListener("click", ({ target }) => target === one("#help") && one("#help").close());
+one(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address holds the search
+  if (grid.count) grid.focus(0);
+  else one("#pictures").focus();
+});
+addEventListener("hashchange", async () => {
+  const before = JSON.stringify([query, one("#duplicates").hidden], (name, value) => (name === "entry" ? undefined : value));
+  await readAddress();
+  const after = JSON.stringify([query, one("#duplicates").hidden], (name, value) => (name === "entry" ? undefined : value));
+  typed = -Infinity;
+  if (before !== after) update();
 });
 addEventListener("keydown", (event) => {
   const isTyping = event.target.closest?.("input, textarea, select, dialog[open]");
@@ -559,6 +712,9 @@ addEventListener("keydown", (event) => {
     event.preventDefault();
     one("#query").focus();
     one("#query").select();
+  } else if (event.key === "?" && !isTyping && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault();
+    one("#help").showModal();
   }
 });
 addEventListener("paste", (event) => {

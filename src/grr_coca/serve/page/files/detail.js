@@ -6,11 +6,14 @@ const numbers = new Intl.NumberFormat("en");
 export class Detail {
   #dialog;
   #index = null;
+  entry = null; // the picture that is shown; null while it is closed
 
   /** @param {HTMLDialogElement} dialog */
   constructor(dialog, on) {
     this.#dialog = dialog;
     this.on = on;
+    dialog.tabIndex = -1; // it has the focus: keys work whatever is drawn in it
+    dialog.autofocus = true;
     dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close()); // beside it
     dialog.addEventListener("keydown", (event) => {
       if (event.altKey || event.ctrlKey || event.metaKey) return; // keys of the browser
@@ -21,8 +24,19 @@ export class Detail {
     });
     dialog.addEventListener("close", () => {
       if (this.#index !== null && !this.isLeaving) on.grid.focus(this.#index);
+      const isLeft = this.entry !== null;
       this.isLeaving = false;
+      this.entry = null;
+      if (isLeft) on.moved(true);
     });
+  }
+
+  /** Close it, without a step of the history: something else is shown now. */
+  close() {
+    if (!this.entry) return;
+    this.entry = null;
+    this.isLeaving = true;
+    this.#dialog.close();
   }
 
   /** Open the picture at an index of the grid. */
@@ -30,13 +44,17 @@ export class Detail {
     const entry = await this.on.grid.entryAt(index);
     if (!entry) return;
     this.#index = index;
+    const isStep = this.entry === null;
     this.#show(entry);
+    this.on.moved(isStep);
   }
 
   /** Open a picture that is not in the grid. */
   openEntry(entry) {
     this.#index = null;
+    const isStep = this.entry === null;
     this.#show(entry);
+    this.on.moved(isStep);
   }
 
   async #go(step) {
@@ -46,25 +64,30 @@ export class Detail {
   }
 
   #leave(then) {
-    this.isLeaving = true;
-    this.#dialog.close();
+    this.close();
     then();
   }
 
   #show(entry) {
     const { backend } = this.on;
+    this.entry = entry;
+    const { heading, set } = namesOf(entry);
+    const isGuess = entry.fields?.unfamiliar === "yes";
     const frame = element("div", { className: "frame" });
-    const image = element("img", { alt: entry.caption });
+    const image = element("img", { alt: heading });
     // A small picture stays small: enlarged more than this, it would be a blur.
     if (!backend.hasDrawings) image.addEventListener("load", () => {
       image.style.maxWidth = `${MAX_ENLARGED * image.naturalWidth}px`;
       image.style.maxHeight = `${MAX_ENLARGED * image.naturalHeight}px`;
     });
-    image.addEventListener("error", () => image.hasAttribute("src") && frame.classList.add("gone"));
+    image.addEventListener("error", () => image.hasAttribute("src") && frame.classList.add("unloaded"));
     backend.image(entry, 1024).then((address) => (image.src = address), () => frame.classList.add("gone"));
     frame.append(image);
 
-    const caption = element("h2", { id: "detail-caption", textContent: entry.caption });
+    const title = element("h2", { id: "detail-caption", textContent: heading });
+    const isNamed = heading !== entry.caption; // the caption is said below, or is the heading itself
+    const caption = isNamed ? element("p", { className: "guess", textContent: entry.caption }) : title;
+    const eyebrow = element("p", { className: "eyebrow", textContent: isGuess ? "Unlike what this model knows. Its guess:" : "What the model sees" });
     const hint = element("p", { className: "hint" });
     if (this.on.isExplaining() && entry.caption && entry.is_there) {
       hint.textContent = "Choose a word to see where the model looks.";
@@ -77,13 +100,22 @@ export class Detail {
     close.addEventListener("click", () => this.#dialog.close());
 
     const text = element("div", { className: "text" });
-    text.append(caption, hint, this.#actions(entry), facts(entry));
+    text.append(title);
+    if (set) text.append(element("p", { className: "set", textContent: set }));
+    if (isNamed && entry.caption && !entry.drawing) {
+      const said = element("div", { className: "said" });
+      said.append(eyebrow, caption, hint);
+      text.append(said);
+    } else text.append(hint);
+    text.append(this.#actions(entry), facts(entry));
     if (entry.copies?.length) text.append(this.#copies(entry.copies));
     const stage = element("div", { className: "stage" });
     stage.append(frame);
     if (this.#index !== null) stage.append(this.#arrow(-1), this.#arrow(1));
+    const had = this.#dialog.open && document.activeElement?.classList.contains("arrow");
     this.#dialog.replaceChildren(stage, text, close);
     if (!this.#dialog.open) this.#dialog.showModal();
+    if (!had) this.#dialog.focus();
   }
 
   #arrow(step) {
@@ -127,13 +159,31 @@ export class Detail {
       const image = element("img", { alt: "" });
       this.on.backend.image(copy).then((address) => (image.src = address), () => {});
       button.append(image);
-      button.addEventListener("click", () => this.#show(copy));
+      button.addEventListener("click", () => {
+        this.#show(copy);
+        this.on.moved(false);
+      });
       item.append(button);
       list.append(item);
     }
     part.append(list);
     return part;
   }
+}
+
+/**
+ * What a picture is called: an icon by its name and set; one that is unlike what the model knows by what people called
+ * it; any other by its caption.
+ */
+export function namesOf(entry) {
+  const file = entry.name.slice(entry.name.lastIndexOf("/") + 1);
+  const title = file.replace(/\.\w{2,5}$/, "");
+  const called = entry.fields?.headline || title;
+  if (entry.drawing || /\.svgz?$/i.test(file)) {
+    return { heading: title.slice(title.lastIndexOf(":") + 1).trim(), set: entry.fields?.set ?? entry.folder ?? "" };
+  }
+  if (entry.fields?.unfamiliar === "yes" || !entry.caption) return { heading: called, set: "" };
+  return { heading: entry.caption, set: "" };
 }
 
 /** What is known of a picture, as a list of terms. */
@@ -143,6 +193,7 @@ function facts(entry) {
     if (value === undefined || value === null || value === "") return;
     const text = element("dd");
     const isAddress = typeof value === "string" && /^https:\/\/[^\s]+$/.test(value);
+    if (Array.isArray(value)) value = value.join(", ");
     text.append(isAddress ? element("a", { href: value, textContent: value.replace(/^https:\/\//, ""), rel: "noreferrer", target: "_blank" }) : String(value));
     list.append(element("dt", { textContent: term }), text);
   };

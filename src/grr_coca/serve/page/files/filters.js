@@ -1,7 +1,8 @@
-// Filters by folder, date, size and the columns of a table: one small panel for each, opened by a button.
+// Filters by columns of tables, keywords, folder, date and so on: one small panel for each, opened by a button. The first
+// ones stand in the bar, the others behind "More filters"; one that is chosen always stands there.
 // The page holds them as {field: {in: [values]} | {from, to}}, which both backends understand.
 
-const MAX_FACETS = 8;
+const NUM_SHOWN = 6;
 const UNITS = { size: ["KB", 1000], width: ["px", 1], height: ["px", 1] };
 const numbers = new Intl.NumberFormat("en");
 
@@ -9,6 +10,8 @@ export class Filters {
   #place;
   #facets = [];
   #chosen = {};
+  #counts = null; // of the values among the hits, by field
+  #isWhole = false;
 
   /** @param {(chosen: object) => void} onChange */
   constructor(place, onChange) {
@@ -26,15 +29,20 @@ export class Filters {
   }
 
   get isEmpty() {
-    return !this.#facets.length;
+    return !this.#facets.length && !Object.keys(this.#chosen).length;
   }
 
   /** Show what can be chosen. */
   show(facets, chosen) {
-    this.#facets = facets.filter(isUseful).slice(0, MAX_FACETS);
+    this.#facets = facets.filter(isUseful);
     this.#chosen = { ...chosen };
-    this.#place.hidden = this.isEmpty;
     this.#draw();
+  }
+
+  /** How many of the hits have each value; null: all pictures are shown, and their numbers count. */
+  count(facets) {
+    this.#counts = facets && new Map(facets.map(({ field, values }) => [field, new Map(values ?? [])]));
+    for (const panel of this.#place.querySelectorAll("details")) this.#say(panel);
   }
 
   /** Choose, without a call of `onChange`. */
@@ -51,7 +59,19 @@ export class Filters {
       this.#draw();
       this.onChange({});
     });
-    this.#place.replaceChildren(...this.#facets.map((facet) => this.#panel(facet)), clear);
+    const isKnown = new Set(this.#facets.map(({ field }) => field));
+    const others = Object.entries(this.#chosen).filter(([field]) => !isKnown.has(field)).map(facetOf);
+    const isFirst = ({ field }, place) => this.#isWhole || place < NUM_SHOWN || field in this.#chosen;
+    const shown = [...this.#facets.filter(isFirst), ...others];
+    const more = element("button", { type: "button", className: "more", textContent: "More filters" });
+    more.hidden = shown.length >= this.#facets.length;
+    more.addEventListener("click", () => {
+      this.#isWhole = true;
+      this.#draw();
+      this.#place.querySelectorAll("summary")[NUM_SHOWN]?.focus();
+    });
+    this.#place.replaceChildren(...shown.map((facet) => this.#panel(facet)), more, clear);
+    this.#place.hidden = this.isEmpty;
   }
 
   #panel(facet) {
@@ -60,8 +80,10 @@ export class Filters {
     const inside = element("div", { className: "panel" });
     inside.append(facet.kind === "text" ? this.#values(facet) : this.#range(facet));
     panel.append(summary, inside);
+    panel.dataset.field = facet.field;
     panel.addEventListener("toggle", () => panel.open && panel.querySelector("input")?.focus());
     this.#name(panel, facet);
+    this.#say(panel);
     return panel;
   }
 
@@ -82,6 +104,7 @@ export class Filters {
     this.#name(panel, facet);
     const clear = this.#place.querySelector(".clear");
     clear.hidden = !Object.keys(this.#chosen).length;
+    panel.classList.toggle("on", Boolean(test));
     this.onChange({ ...this.#chosen });
   }
 
@@ -96,12 +119,25 @@ export class Filters {
         this.#set(box.closest("details"), facet, chosen.size ? { in: [...chosen] } : null);
       });
       const label = element("label");
-      label.append(box, element("span", { textContent: value }), element("small", { textContent: numbers.format(count) }));
+      const number = element("small", { textContent: count === null ? "" : numbers.format(count) });
+      number.dataset.value = JSON.stringify(value);
+      if (count !== null) number.dataset.all = count;
+      label.append(box, element("span", { textContent: value }), number);
       const item = element("li");
       item.append(label);
       list.append(item);
     }
     return list;
+  }
+
+  /** The numbers of a panel: of the hits, or else of all pictures. */
+  #say(panel) {
+    const counts = this.#counts?.get(panel.dataset.field);
+    for (const number of panel.querySelectorAll("small[data-all]")) {
+      const count = this.#counts ? counts?.get(JSON.parse(number.dataset.value)) ?? 0 : Number(number.dataset.all);
+      number.textContent = numbers.format(count);
+      number.closest("li").classList.toggle("none", count === 0);
+    }
   }
 
   #range(facet) {
@@ -133,6 +169,13 @@ export class Filters {
     }
     return place;
   }
+}
+
+/** What can be chosen of a field of which nothing is known but the choice: of a link, or of an index that has changed. */
+function facetOf([field, test]) {
+  if (test.in) return { field, kind: "text", values: test.in.map((value) => [value, null]) };
+  const [low, high] = [test.from ?? test.to, test.to ?? test.from];
+  return { field, kind: typeof low === "string" ? "date" : "number", min: low, max: high };
 }
 
 /** False if there is nothing to choose. */

@@ -53,6 +53,15 @@ export class Graphs {
     return this.#call("facets", {});
   }
 
+  /** What the address of a page calls a picture: its name, as its number is another one after the next export. */
+  keyOf(entry) {
+    return entry.name;
+  }
+
+  entry(key) {
+    return this.#call("entry", { key });
+  }
+
   duplicates(offset, limit, signal) {
     return this.#call("duplicates", { offset, limit }, { signal });
   }

@@ -20,14 +20,17 @@ export class Grid {
   #asked = new Set();
   #entries = [];
   #due = false;
+  #split = Infinity; // the first picture below the divider
+  #divider = newDivider();
 
   /**
    * @param {HTMLElement} list
    * @param {object} on
    * @param {(entry: object) => Promise<string>} on.image the address of a thumbnail
-   * @param {(entry: object) => {caption: string, relevance: string, alike: string}} on.describe the texts of a tile
+   * @param {(entry: object) => {caption: string, set: string, alike: string, hint: string}} on.describe the texts of a tile
    * @param {(index: number) => void} on.open
    * @param {() => void} on.leave the first row is left upwards, or Escape pressed
+   * @param {() => void} on.failed a thumbnail could not be loaded
    */
   constructor(list, on) {
     this.#list = list;
@@ -43,8 +46,8 @@ export class Grid {
 
   /**
    * Show other pictures.
-   * @param {{count: number, entries: object[], more: (start: number, end: number) => Promise<object[]>}} source
-   *   `entries`: those that are known, from the first on
+   * @param {{count: number, entries: object[], more: (start: number, end: number) => Promise<object[]>, split?: number}} source
+   *   `entries`: those that are known, from the first on; `split`: the first picture that stands below "Less likely"
    * @param {boolean} keepsPlace stay at this place of the page
    */
   show(source, keepsPlace = false) {
@@ -52,6 +55,7 @@ export class Grid {
     this.#source = source;
     this.#count = source.count;
     this.#entries = [...source.entries];
+    this.#split = source.split ?? Infinity;
     this.#asked.clear();
     this.#focused = keepsPlace ? Math.min(this.#focused, Math.max(0, this.#count - 1)) : 0;
     for (const index of [...this.#tiles.keys()]) this.#release(index);
@@ -95,10 +99,10 @@ export class Grid {
     this.#tiles.get(this.#focused)?.button.focus({ preventScroll: true });
   }
 
-  /** Draw all tiles again, as after a change of colours. */
+  /** Draw all tiles again, as after a change of colours or sizes, or when a server is back. */
   redraw() {
     for (const index of [...this.#tiles.keys()]) this.#release(index);
-    this.#render();
+    this.#measure();
   }
 
   // --- Places
@@ -110,20 +114,44 @@ export class Grid {
     this.#gap = parseFloat(style.getPropertyValue("--gap"));
     const under = parseFloat(style.getPropertyValue("--under"));
     const columns = Math.max(2, Math.floor((width + this.#gap) / (wanted + this.#gap)));
-    const first = this.#firstVisible();
+    const first = this.#indexAt(Math.max(0, this.#scrolled().top));
     this.#columns = columns;
     this.#width = (width - this.#gap * (columns - 1)) / columns;
     const row = this.#width + under + this.#gap;
     const isOther = Math.abs(row - this.#row) > 0.01;
     this.#row = row;
+    this.#rule = parseFloat(style.getPropertyValue("--divider"));
     this.#resize();
     if (isOther && first > 0) this.#reveal(first, true);
     for (const [index, tile] of this.#tiles) this.#place(tile, index);
     this.#render();
   }
 
+  #rule = 0; // the height of the divider
+
+  /** The row and column of a picture. Below the divider a new row begins. */
+  #cell(index) {
+    const isBelow = index >= this.#split;
+    const before = isBelow ? Math.ceil(this.#split / this.#columns) : 0;
+    const place = isBelow ? index - this.#split : index;
+    return [before + Math.floor(place / this.#columns), place % this.#columns];
+  }
+
+  /** How far a picture is from the top of the grid. */
+  #top(index) {
+    return this.#cell(index)[0] * this.#row + (index >= this.#split ? this.#rule : 0);
+  }
+
+  /** The first picture of the row at a distance from the top. */
+  #indexAt(distance) {
+    const row = Math.floor(distance / this.#row);
+    const above = Math.ceil(Math.min(this.#split, this.#count) / this.#columns);
+    if (row < above || this.#split >= this.#count) return row * this.#columns;
+    return this.#split + Math.max(0, Math.floor((distance - this.#rule) / this.#row) - above) * this.#columns;
+  }
+
   get #height() {
-    return Math.max(0, Math.ceil(this.#count / this.#columns) * this.#row - this.#gap);
+    return this.#count ? this.#top(this.#count - 1) + this.#row - this.#gap : 0;
   }
 
   #resize() {
@@ -140,14 +168,9 @@ export class Grid {
     return { top: real, shift: top - real };
   }
 
-  #firstVisible() {
-    const { top } = this.#scrolled();
-    return Math.max(0, Math.floor(top / this.#row)) * this.#columns;
-  }
-
   #reveal(index, isAtTop = false) {
     const { top } = this.#scrolled();
-    const place = Math.floor(index / this.#columns) * this.#row;
+    const place = this.#top(index);
     const header = parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop) || 0;
     let by = 0;
     if (isAtTop || place < top + header) by = place - top - header;
@@ -171,22 +194,33 @@ export class Grid {
   #render() {
     if (!this.#source) return;
     const { top, shift } = this.#scrolled();
-    const firstRow = Math.max(0, Math.floor(top / this.#row) - SPARE_ROWS);
-    const lastRow = Math.ceil((top + innerHeight) / this.#row) + SPARE_ROWS;
-    const start = Math.min(this.#count, firstRow * this.#columns);
-    const end = Math.max(start, Math.min(this.#count, lastRow * this.#columns));
+    const start = Math.min(this.#count, this.#indexAt(Math.max(0, top - SPARE_ROWS * this.#row)));
+    const last = this.#indexAt(Math.max(0, top + innerHeight + SPARE_ROWS * this.#row)) + this.#columns;
+    const end = Math.max(start, Math.min(this.#count, last));
     this.#list.style.setProperty("--shift", `${shift}px`);
     for (const index of [...this.#tiles.keys()]) {
       const isKept = index >= start && index < end;
       if (!isKept) this.#release(index);
     }
     for (let index = end - 1; index >= start; index--) if (!this.#tiles.has(index)) this.#make(index);
+    this.#divide(start);
     for (let index = start; index < end; index++) if (!this.#entries[index]) this.#ask(index);
     if (end === this.#count && this.#count) this.on.end?.();
   }
 
+  /** Put the divider where it belongs, also in the order in which the list is read aloud. */
+  #divide(start) {
+    if (this.#split <= 0 || this.#split >= this.#count) {
+      this.#divider.remove();
+      return;
+    }
+    const below = this.#tiles.get(Math.max(start, this.#split))?.item ?? null;
+    if (!this.#divider.isConnected || this.#divider.nextSibling !== below) this.#list.insertBefore(this.#divider, below);
+    this.#divider.style.translate = `0 calc(${this.#top(this.#split) - this.#rule}px + var(--shift))`;
+  }
+
   #make(index) {
-    const tile = this.#free.pop() ?? newTile();
+    const tile = this.#free.pop() ?? this.#newTile();
     this.#tiles.set(index, tile);
     tile.button.dataset.index = index;
     tile.button.tabIndex = index === this.#focused ? 0 : -1;
@@ -197,24 +231,36 @@ export class Grid {
     this.#list.insertBefore(tile.item, this.#tiles.get(index + 1)?.item ?? null); // read aloud in this order
   }
 
+  #newTile() {
+    const tile = newTile();
+    tile.image.addEventListener("error", () => {
+      if (!tile.image.hasAttribute("src")) return;
+      tile.item.classList.add("unloaded");
+      this.on.failed?.();
+    });
+    return tile;
+  }
+
   #place(tile, index) {
-    const [x, y] = [index % this.#columns, Math.floor(index / this.#columns)];
+    const x = this.#cell(index)[1] * (this.#width + this.#gap);
     tile.item.style.width = `${this.#width}px`;
-    tile.item.style.translate = `${x * (this.#width + this.#gap)}px calc(${y * this.#row}px + var(--shift))`;
+    tile.item.style.translate = `${x}px calc(${this.#top(index)}px + var(--shift))`;
   }
 
   #fill(tile, index) {
     const entry = this.#entries[index];
     tile.item.classList.toggle("waiting", !entry);
-    tile.item.classList.remove("gone");
+    tile.item.classList.remove("gone", "unloaded");
     tile.image.removeAttribute("src");
+    tile.button.removeAttribute("title");
     if (!entry) {
-      tile.caption.textContent = tile.note.textContent = tile.alike.textContent = "";
+      tile.caption.textContent = tile.set.textContent = tile.alike.textContent = "";
       return;
     }
-    const { caption, relevance, alike } = this.on.describe(entry);
+    const { caption, set, alike, hint } = this.on.describe(entry);
     tile.caption.textContent = caption;
-    say(tile.note, relevance, "likely");
+    tile.set.textContent = set;
+    tile.button.title = hint;
     say(tile.alike, alike, "more that look the same");
     const generation = (tile.generation = {});
     this.on.image(entry).then(
@@ -289,6 +335,14 @@ function say(place, text, more) {
   place.append(hidden);
 }
 
+/** The line above the pictures that are less likely. */
+function newDivider() {
+  const item = document.createElement("li");
+  item.className = "divider";
+  item.textContent = "Less likely";
+  return item;
+}
+
 function newTile() {
   const item = document.createElement("li");
   const button = document.createElement("button");
@@ -300,7 +354,6 @@ function newTile() {
   image.alt = "";
   image.decoding = "async";
   image.draggable = false;
-  image.addEventListener("error", () => image.hasAttribute("src") && item.classList.add("gone"));
   const alike = document.createElement("span");
   alike.className = "alike";
   frame.append(image);
@@ -308,10 +361,10 @@ function newTile() {
   line.className = "line";
   const caption = document.createElement("span");
   caption.className = "caption";
-  const note = document.createElement("span");
-  note.className = "note";
-  line.append(caption, note);
-  button.append(frame, line, alike);
+  const set = document.createElement("span");
+  set.className = "set";
+  line.append(caption, alike);
+  button.append(frame, line, set);
   item.append(button);
-  return { item, button, image, caption, note, alike };
+  return { item, button, image, caption, set, alike };
 }

@@ -10,7 +10,7 @@ export class Http {
       try {
         info = await this.#json("info");
       } catch (error) {
-        if (error.status !== 503) throw error;
+        if (error.status !== 503 && !error.isLost) throw error;
         this.onWait?.(error.message);
         await new Promise((resolve) => setTimeout(resolve, 1000));
       }
@@ -34,18 +34,27 @@ export class Http {
     return this.#longJson("facets");
   }
 
+  /** What the address of a page calls a picture, and the picture that is called so. */
+  keyOf(entry) {
+    return entry.id;
+  }
+
+  entry(key) {
+    return this.#json(`picture/${encodeURIComponent(key)}`);
+  }
+
   duplicates(offset, limit, signal) {
     return this.#longJson(`duplicates?${new URLSearchParams({ offset, limit })}`, { signal });
   }
 
-  /** A caption; `onToken` gets the text so far. */
+  /** {caption, unfamiliar}; `onToken` gets the text so far. */
   async caption(image, onToken, signal) {
     const headers = { "Content-Type": image.type || "application/octet-stream", Accept: "text/event-stream" };
     const response = await this.#fetch("caption", { method: "POST", body: image, headers, signal });
     let whole = null;
     for await (const { event, data } of events(response.body)) {
       if (event === "error") throw new Error(data.error.message);
-      if (event === "done") whole = data.text;
+      if (event === "done") whole = { caption: data.text, unfamiliar: data.unfamiliar === true };
       else onToken(data.text);
     }
     if (whole === null) throw new Error(BROKEN_OFF);
@@ -93,7 +102,7 @@ export class Http {
       response = await fetch(path, { credentials: "same-origin", ...options });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Error("The server does not answer. Is it still running?");
+      throw this.#lost();
     }
     if (response.ok) return response;
     if (response.status === 401 && path !== "session" && (await this.#askForKey())) return this.#fetch(path, options, isRepeated);
@@ -104,8 +113,40 @@ export class Http {
     throw Object.assign(new Error(await reason(response)), { status: response.status });
   }
 
+  /** The server cannot be reached. It is asked until it answers, and then `onBack` is called. */
+  #lost() {
+    if (!this.#isLost) {
+      this.#isLost = true;
+      this.onLost?.();
+      this.#untilBack();
+    }
+    return Object.assign(new Error("Cannot reach the server. Trying again."), { isLost: true });
+  }
+
+  #isLost = false;
+
+  async #untilBack() {
+    for (let wait = 500; ; wait = Math.min(MAX_WAIT, wait * 1.5)) {
+      await new Promise((resolve) => setTimeout(resolve, wait));
+      const isBack = await fetch("health", { cache: "no-store" }).then(() => true, () => false);
+      if (!isBack) continue;
+      this.#isLost = false;
+      this.onBack?.();
+      return;
+    }
+  }
+
   /** Called with what the server waits for. Set by the page. */
   onWait = null;
+
+  /** Called when the server cannot be reached, and when it answers again. Set by the page. */
+  onLost = null;
+  onBack = null;
+
+  /** Called when a picture could not be loaded: the server may be gone. */
+  async imageFailed() {
+    await this.#fetch("health", { cache: "no-store" }).catch(() => {});
+  }
 
   /** True if the server accepts a key that the page asks for. Set by the page. */
   askForKey = null;
@@ -113,15 +154,18 @@ export class Http {
 
   async #askForKey() {
     this.#asking ??= (async () => {
-      const key = await this.askForKey?.();
-      if (!key) return false;
-      const response = await fetch("session", { method: "POST", body: JSON.stringify({ key }), headers: JSON_TYPE });
-      return response.ok;
+      for (let isWrong = false; ; isWrong = true) {
+        const key = await this.askForKey?.(isWrong);
+        if (!key) return false;
+        const response = await fetch("session", { method: "POST", body: JSON.stringify({ key }), headers: JSON_TYPE });
+        if (response.status !== 401) return response.ok;
+      }
     })().finally(() => (this.#asking = null));
     return this.#asking;
   }
 }
 
+const MAX_WAIT = 5000; // ms between two attempts to reach a server that is gone
 const MAX_REPEATS = 20; // of requests that took too long: ten minutes
 const JSON_TYPE = { "Content-Type": "application/json" };
 const BROKEN_OFF = "The server broke off. Is it still running?";

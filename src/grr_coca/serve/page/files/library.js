@@ -1,34 +1,25 @@
 // The exported index: rows and 8-bit embeddings in memory, searched exactly. Runs in a worker.
 // Ranking, folding and relevance follow `grr_coca.search` (answer, duplicates, relevance).
 
-import { WordIndex } from "./words.js";
+import { WordIndex, askedName, askedWords, hasWords, inWords, isOf } from "./words.js";
 
 export const MAX_HITS = 600;
 const QUERY_LEVELS = 2047; // of an integer query: sums of up to 8,000 products fit into 32 bits
-const NUM_DECISIVE_HITS = 10;
-const MIN_RELEVANCE = 0.1;
-const PRIOR_IMAGES = 5;
-const [MAX_IMAGE_COSINE, MAX_CAPTION_COSINE] = [0.75, 0.9];
-const MIN_DIFFERENT = 5;
-const [MAX_BITS, MIN_COSINE] = [6, 0.95];
-const WITHOUT_WEIGHT = 0.5;
-const MIN_DEVIATION = 1e-3;
-const [TITLE_WEIGHT, CAPTION_WEIGHT, WORD_WEIGHT] = [5, 0.3, 0.25];
-const MIN_IMAGES = 1000;
-const FUSED_AT_ONCE = 100;
-const SCORES_OF_WORDS = 10;
-
 export class Library {
-  /** @param {object} about `library.json`: count, width, rows per chunk, sample, curve of relevances, facets, groups */
+  /**
+   * @param {object} about `library.json`: count, width, rows per chunk, sample, curve of relevances, facets, groups, and
+   *   `ranking`: the numbers of `grr_coca.search` by which hits are ranked
+   */
   constructor(about) {
     this.about = about;
+    this.ranking = about.ranking;
     this.size = 0; // rows that are loaded
     this.width = about.width;
     this.vectors = new Int8Array(about.count * about.width);
     this.scales = new Float32Array(about.count);
     this.hashes = new Uint32Array(about.count * 2);
     this.chunks = [];
-    this.words = new WordIndex();
+    this.words = new WordIndex(about.ranking.max_words);
     this.masks = new Map();
   }
 
@@ -42,7 +33,7 @@ export class Library {
       const at = (this.size + i) * 2;
       this.hashes[at] = parseInt(columns.phash[i].slice(0, 8), 16);
       this.hashes[at + 1] = parseInt(columns.phash[i].slice(8), 16);
-      this.words.add([[columns.words[i], TITLE_WEIGHT], [columns.caption[i], CAPTION_WEIGHT]]);
+      this.words.add([[columns.words[i], this.ranking.title_weight], [columns.caption[i], this.ranking.caption_weight]]);
     }
     this.chunks.push(columns);
     this.size += count;
@@ -62,6 +53,15 @@ export class Library {
       if (values[at] !== null) entry.fields[name] = values[at];
     }
     return entry;
+  }
+
+  /** The row of a name; -1 if there is none. */
+  rowOf(name) {
+    for (const [number, columns] of this.chunks.entries()) {
+      const at = columns.name.indexOf(name);
+      if (at >= 0) return number * this.about.chunk + at;
+    }
+    return -1;
   }
 
   vector(row) {
@@ -91,6 +91,19 @@ export class Library {
     if (this.masks.size > 20) this.masks.clear();
     this.masks.set(key, mask);
     return mask;
+  }
+
+  /** How many rows have each value of the fields that are texts: [{field, values}]. */
+  counts(rows) {
+    return this.about.facets.filter(({ kind }) => kind === "text").map(({ field }) => {
+      const counts = new Map();
+      for (const row of rows) {
+        const columns = this.chunks[Math.floor(row / this.about.chunk)];
+        const value = (columns[field] ?? columns.fields[field])?.[row % this.about.chunk] ?? [];
+        for (const one of [value].flat()) counts.set(one, (counts.get(one) ?? 0) + 1);
+      }
+      return { field, values: [...counts] };
+    });
   }
 
   /** Rows in the order of the library. */
@@ -129,29 +142,56 @@ export class Library {
    * Groups of near-duplicate rows, the best group first; the first row of a group is its best.
    * @param {Float32Array} vector the query
    * @param {Float32Array} scores of all rows
-   * @param {string | null} words for the full-text index, or null for a ranking by embeddings alone
+   * @param {string[] | null} texts of the query, or null for a ranking by embeddings alone
    */
-  rank(vector, scores, words, filters) {
+  rank(vector, scores, texts, filters) {
     const mask = this.mask(filters);
     const isAllowed = mask ? (row) => mask[row] === 1 : () => true;
     const nearest = best(scores, MAX_HITS, mask);
-    const byWords = words === null ? [] : this.words.search(words, SCORES_OF_WORDS * MAX_HITS, isAllowed);
-    return this.folded(byWords.length ? this.#fused(vector, scores, nearest, byWords) : nearest);
+    const byWords = texts === null ? [] : this.words.search(searchedWords(texts), this.ranking.scores_of_words * MAX_HITS, isAllowed);
+    return this.folded(byWords.length ? this.#fused(vector, scores, nearest, byWords, texts) : nearest);
   }
 
-  /** Rows by how far they stand out and by their words, together. */
-  #fused(vector, scores, nearest, byWords) {
+  #text(row, column) {
+    return this.chunks[Math.floor(row / this.about.chunk)][column][row % this.about.chunk];
+  }
+
+  /** Whether people, and whether the model, call a row by all these words. */
+  isCalled(row, asked) {
+    const [isWritten, isCaptioned] = ["words", "caption"].map((column) => hasWords(asked, [this.#text(row, column)]));
+    return { isWritten, isCaptioned };
+  }
+
+  /** As `_called` in Python: 3 if texts are set and name of a row, 2 its name, 1 if people wrote all words, else 0. */
+  #tier(row, texts, asked) {
+    const name = askedName(texts[0]);
+    const title = titleOf(this.#text(row, "name"));
+    if (texts.length === 1 && isOf(name, title)) {
+      const sets = [this.#text(row, "folder").toLowerCase(), title.slice(0, Math.max(0, title.lastIndexOf(":"))).toLowerCase()];
+      return name.prefix && sets.includes(name.prefix) ? 3 : 2;
+    }
+    return this.isCalled(row, asked).isWritten ? 1 : 0;
+  }
+
+  /** Rows by how they are called, and then by how far they stand out and by their words, together. */
+  #fused(vector, scores, nearest, byWords, texts) {
+    const { word_weight, min_images, fused_at_once, scores_of_words } = this.ranking;
     const { middle, spread } = this.#usual(vector);
-    const rarer = Math.log(Math.max(1, MIN_IMAGES / this.size));
+    const rarer = Math.log(Math.max(1, min_images / this.size));
+    const asked = askedWords(texts.map(inWords).join(" "));
     const found = new Set();
-    for (let start = 0; start < MAX_HITS; start += FUSED_AT_ONCE) {
-      const end = start + FUSED_AT_ONCE;
-      const words = new Map(byWords.slice(0, SCORES_OF_WORDS * end));
+    for (let start = 0; start < MAX_HITS; start += fused_at_once) {
+      const end = start + fused_at_once;
+      const words = new Map(byWords.slice(0, scores_of_words * end));
       const rows = new Set([...nearest.slice(start, end), ...byWords.slice(start, end).map(([row]) => row)]);
       const ranked = [...rows]
         .filter((row) => !found.has(row))
-        .map((row) => [row, (scores[row] - middle) / spread + (words.has(row) ? WORD_WEIGHT * (words.get(row) + rarer) : 0)])
-        .sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+        .map((row) => [
+          row,
+          (scores[row] - middle) / spread + (words.has(row) ? word_weight * (words.get(row) + rarer) : 0),
+          words.has(row) ? this.#tier(row, texts, asked) : 0,
+        ])
+        .sort((a, b) => b[2] - a[2] || b[1] - a[1] || a[0] - b[0]);
       for (const [row] of ranked) found.add(row);
     }
     return [...found].slice(0, MAX_HITS);
@@ -163,7 +203,7 @@ export class Library {
     const middle = median(products);
     const lower = products.filter((value) => value <= middle);
     const squares = lower.reduce((sum, value) => sum + (value - middle) ** 2, 0);
-    return { middle, spread: Math.sqrt((squares + PRIOR_IMAGES / this.width) / (lower.length + PRIOR_IMAGES)) };
+    return { middle, spread: Math.sqrt((squares + this.ranking.prior_images / this.width) / (lower.length + this.ranking.prior_images)) };
   }
 
   /** Rows, grouped by near-duplicates. */
@@ -173,9 +213,9 @@ export class Library {
     for (const row of rows) {
       let vector = null;
       const home = firsts.findIndex((first) => {
-        if (this.#differingBits(row, first.row) > MAX_BITS) return false;
+        if (this.#differingBits(row, first.row) > this.ranking.max_bits) return false;
         vector ??= this.vector(row);
-        return dot(vector, (first.vector ??= this.vector(first.row))) >= MIN_COSINE;
+        return dot(vector, (first.vector ??= this.vector(first.row))) >= this.ranking.min_cosine;
       });
       if (home >= 0) groups[home].push(row);
       else {
@@ -212,7 +252,7 @@ export class Library {
     const total = new Float32Array(this.width);
     for (const [weight, embedding] of parts) {
       const spread = sample.length > 1 ? deviation(sample.map((vector) => dot(vector, embedding))) : 1;
-      const factor = weight / Math.max(spread, MIN_DEVIATION);
+      const factor = weight / Math.max(spread, this.ranking.min_deviation);
       embedding.forEach((value, i) => (total[i] += factor * value));
     }
     const length = Math.sqrt(dot(total, total));
@@ -232,15 +272,16 @@ export class Library {
     const canTell = bestRow !== undefined && this.#canTell(this.vector(bestRow), usual);
     const { per_log_images, offset, ...weights } = this.about.curve;
     const base = per_log_images * Math.log(this.sample().length) + offset;
-    return { middle, spread, usual: Math.min(usual, MAX_CAPTION_COSINE), asked, canTell, base, ...weights };
+    return { middle, spread, usual: Math.min(usual, this.ranking.max_caption_cosine), asked, canTell, base, ...weights };
   }
 
   #canTell(top, usual) {
     const sample = this.sample();
-    if (median(sample.map((one) => dot(one, top))) > MAX_IMAGE_COSINE || usual > MAX_CAPTION_COSINE) return false;
+    const { max_image_cosine, max_caption_cosine, min_different, min_cosine } = this.ranking;
+    if (median(sample.map((one) => dot(one, top))) > max_image_cosine || usual > max_caption_cosine) return false;
     let left = sample;
-    for (let i = 1; i < MIN_DIFFERENT; i++) {
-      left = left.filter((one) => dot(one, left[0]) < MIN_COSINE);
+    for (let i = 1; i < min_different; i++) {
+      left = left.filter((one) => dot(one, left[0]) < min_cosine);
       if (!left.length) return false;
     }
     return true;
@@ -248,19 +289,39 @@ export class Library {
 }
 
 /** The probability that a hit is what the query asked for. `caption`: the embedding of its caption, or null. */
-export function relevance({ middle, spread, usual, asked, base, per_deviation, per_agreement }, score, caption) {
+export function relevance(background, score, caption) {
+  const { middle, spread, usual, asked, base, per_deviation, per_agreement, per_cosine } = background;
   // A picture to look for may have no caption, so nothing is asked for in words.
   const closest = caption && asked.length ? Math.max(...asked.map((text) => dot(caption, text))) : 0;
   const agreement = (closest - usual) / (1 - usual);
-  return 1 / (1 + Math.exp(-(per_deviation * ((score - middle) / spread) + per_agreement * agreement + base)));
+  const logit = per_deviation * ((score - middle) / spread) + per_agreement * agreement + per_cosine * score + base;
+  return 1 / (1 + Math.exp(-logit));
 }
 
-/** False if none of the first hits looks like what the query asked for. */
-export function isLikely(relevances) {
-  return relevances.slice(0, NUM_DECISIVE_HITS).some((value) => value >= MIN_RELEVANCE);
+/** What a search says of its first hits: `likely`, `unsure` or `nothing`. As `SearchResult.verdict` in Python. */
+export function verdict(hits, { num_decisive_hits, min_relevance }, nothingBelow) {
+  const first = hits.slice(0, num_decisive_hits);
+  const best = Math.max(0, ...first.map((hit) => hit.relevance));
+  if (best >= min_relevance) return "likely";
+  return best >= nothingBelow || first.some((hit) => hit.hasWords) ? "unsure" : "nothing";
 }
 
-export const AVOIDED = -WITHOUT_WEIGHT;
+/** The number of hits up to the last one that is likely; all if none is. As `SearchResult.num_likely` in Python. */
+export function numLikely(hits, { min_relevance }) {
+  return hits.findLastIndex((hit) => hit.relevance >= min_relevance) + 1 || hits.length;
+}
+
+/** What the full-text index is asked for: names in words, and as they were written. */
+function searchedWords(texts) {
+  return [...texts.map(inWords), ...texts.filter((text) => inWords(text) !== text)].join(" ");
+}
+
+/** The name of a file without folders and suffix, as `Path.stem` in Python. */
+export function titleOf(name) {
+  const last = name.slice(name.lastIndexOf("/") + 1);
+  const dot = last.lastIndexOf(".");
+  return dot > 0 && dot < last.length - 1 ? last.slice(0, dot) : last;
+}
 
 /** Columns, whose repeated values may be written as places in a list. */
 function unpacked(columns) {
@@ -273,7 +334,7 @@ function unpacked(columns) {
 function tester(test) {
   if (test.in) {
     const wanted = new Set(test.in);
-    return (value) => wanted.has(value);
+    return (value) => (Array.isArray(value) ? value.some((one) => wanted.has(one)) : wanted.has(value));
   }
   return (value) =>
     value !== null && value !== undefined && !(test.from !== undefined && value < test.from) && !(test.to !== undefined && value > test.to);

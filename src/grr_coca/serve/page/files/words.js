@@ -1,15 +1,21 @@
 // A full-text index: BM25 over stems with weights of fields, as in SQLite's FTS5 with `porter unicode61`.
 
+// And the words of names and queries, as in `grr_coca.search.words`.
+
 const K1 = 1.2;
 const B = 0.75;
 const MIN_IDF = 1e-6;
-const MAX_WORDS = 32; // of a text that are looked up, as in Python
 
 export class WordIndex {
   #postings = new Map(); // stem: a flat list of row, weighted occurrences
   #lengths = [];
   #total = 0;
   #stems = new Map();
+
+  /** @param {number} maxWords of a text that are looked up */
+  constructor(maxWords) {
+    this.maxWords = maxWords;
+  }
 
   /**
    * Add the next row.
@@ -20,7 +26,7 @@ export class WordIndex {
     const counts = new Map();
     let length = 0;
     for (const [text, weight] of fields) {
-      const words = wordsOf(text);
+      const words = tokensOf(text);
       length += words.length;
       for (const word of words) {
         const stem = this.#stem(word);
@@ -45,7 +51,7 @@ export class WordIndex {
     const scores = new Map();
     const size = this.#lengths.length;
     const usual = this.#total / Math.max(1, size);
-    for (const stem of new Set([...new Set(wordsOf(text))].slice(0, MAX_WORDS).map((word) => this.#stem(word)))) {
+    for (const stem of new Set([...new Set(tokensOf(text))].slice(0, this.maxWords).map((word) => this.#stem(word)))) {
       const posting = this.#postings.get(stem) ?? [];
       const found = posting.length / 2;
       const idf = Math.max(MIN_IDF, Math.log((size - found + 0.5) / (found + 0.5)));
@@ -67,9 +73,60 @@ export class WordIndex {
   }
 }
 
-function wordsOf(text) {
+function tokensOf(text) {
   const plain = text.normalize("NFD").replace(/\p{M}+/gu, "").toLowerCase();
   return plain.match(/[\p{L}\p{N}]+/gu) ?? [];
+}
+
+// --- Names: `ShoppingCart`, `shopping-cart` and `lucide:shopping-cart` are two words
+
+const SAY_NOTHING = new Set(["a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with"]);
+
+/** The words of a text in lower case, without accents. Names are split where case, letters and digits change. */
+export function wordsOf(text) {
+  const bare = text.normalize("NFD").replace(/\p{M}+/gu, "");
+  const runs = bare.match(/[\p{L}\p{Nl}\p{No}]+|\p{Nd}+/gu) ?? [];
+  return runs.flatMap((run) => run.match(/[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+/g)).map((word) => word.toLowerCase());
+}
+
+/** The name that a query asks for: the set before a colon, or "", and the words of the name. */
+export function askedName(query) {
+  const [, prefix, name] = /^(?:([^\s:]+):)?([^\s:]+)$/.exec(query.trim()) ?? [null, "", query];
+  return { prefix: (prefix ?? "").toLowerCase(), words: wordsOf(name) };
+}
+
+/** True if a name is the one that is asked for, whatever its spelling. */
+export function isOf(asked, name) {
+  return asked.words.length > 0 && wordsOf(name.slice(name.lastIndexOf(":") + 1)).join(" ") === asked.words.join(" ");
+}
+
+/** A query that is an identifier in words; another one as it is. */
+export function inWords(query) {
+  const { words } = askedName(query);
+  const isOne = query.trim().split(/\s+/).length === 1;
+  const bare = query.replace(/^[^\S\ufeff]+|[^\S\ufeff]+$/g, ""); // a byte order mark is no space in Python
+  const isPlain = wordsOf(query).join(" ") === bare.toLowerCase();
+  return isOne && words.length && !isPlain ? words.join(" ") : query;
+}
+
+/** The words of a query that say something, in the singular. */
+export function askedWords(query) {
+  const { words } = askedName(query);
+  const telling = words.filter((word) => !SAY_NOTHING.has(word));
+  return new Set((telling.length ? telling : words).map(singular));
+}
+
+/** True if texts have all words that were asked for, in the singular or plural. */
+export function hasWords(asked, texts) {
+  if (!asked.size) return false;
+  const found = new Set(texts.flatMap((text) => [...wordsOf(text), ...text.toLowerCase().trim().split(/\s+/)]).map(singular));
+  return [...asked].every((word) => found.has(word));
+}
+
+function singular(word) {
+  if (word.length > 4 && word.endsWith("ies")) return `${word.slice(0, -3)}y`;
+  if (word.length > 4 && /(ches|shes|sses|xes|zes)$/.test(word)) return word.slice(0, -2);
+  return word.length > 3 && word.endsWith("s") && !word.endsWith("ss") ? word.slice(0, -1) : word;
 }
 
 // --- Porter's stemmer (Program 14, 1980): https://tartarus.org/martin/PorterStemmer/def.txt

@@ -2,9 +2,11 @@
 // Messages in: {id, call, args}. Messages out: {id, result}, {id, token}, {id, error}, and {state} while it loads.
 
 import { Engine } from "./engine.js";
-import { AVOIDED, Library, isLikely, relevance } from "./library.js";
+import { Library, numLikely, relevance, verdict } from "./library.js";
+import { isUnfamiliar } from "./familiar.js";
 import { pixelsOf } from "./picture.js";
 import { Tokenizer } from "./tokenizer.js";
+import { askedWords, inWords } from "./words.js";
 
 const site = await (await fetch("site.json")).json();
 const ort = await import(new URL(site.runtime.module, self.location.href).href);
@@ -148,8 +150,10 @@ let last = null; // the last dropped picture: {digest, image, caption}
 async function encoded(blob) {
   const digest = new Uint8Array(await digestOf(new Uint8Array(await blob.arrayBuffer()))).join();
   if (last?.digest !== digest) {
-    const image = (async () => (await withGraph("image")).encodeImage(await pixelsOf(blob, site.preprocess)))();
-    last = { digest, image, caption: null, listeners: new Set(), text: "" };
+    const pixels = pixelsOf(blob, site.preprocess);
+    const image = (async () => (await withGraph("image")).encodeImage(await pixels))();
+    const unfamiliar = awaitedLater(pixels.then((square) => isUnfamiliar(square, site.calibration)));
+    last = { digest, image, unfamiliar, caption: null, listeners: new Set(), text: "" };
   }
   return last;
 }
@@ -188,23 +192,25 @@ async function ranked(query) {
   const key = image ? null : JSON.stringify([texts, without, like, unlike, filters, library.size]);
   if (key && queries.has(key)) return queries.get(key);
   const found = (async () => {
-    const vectors = await embedTexts([...texts, ...without]);
-    const parts = vectors.map((vector, i) => [i < texts.length ? 1 : AVOIDED, vector]);
+    const vectors = await embedTexts([...texts, ...without].map(inWords));
+    const avoided = -library.ranking.without_weight;
+    const parts = vectors.map((vector, i) => [i < texts.length ? 1 : avoided, vector]);
     for (const id of like) parts.push([1, library.vector(Number(id))]);
-    for (const id of unlike) parts.push([AVOIDED, library.vector(Number(id))]);
+    for (const id of unlike) parts.push([avoided, library.vector(Number(id))]);
     if (image) parts.push([1, (await (await encoded(image)).image).embedding]);
     const vector = library.combined(parts);
     if (!vector) throw new Error("The query excludes what it asks for. Nothing is left to look for.");
     const scores = library.scores(vector);
-    const words = like.length || unlike.length || image || without.length ? null : texts.join(" ");
-    const groups = library.rank(vector, scores, words, filters);
-    if (!library.about.curve) return { scores, groups, background: null };
-    const captions = texts.length ? texts : like.map((id) => library.entry(Number(id)).caption);
+    const isWordsAlone = !(like.length || unlike.length || image || without.length);
+    const groups = library.rank(vector, scores, isWordsAlone ? texts : null, filters);
+    const words = like.length || image ? new Set() : askedWords(texts.map(inWords).join(" "));
+    if (!library.about.curve) return { scores, groups, words, background: null };
+    const captions = texts.length ? texts.map(inWords) : like.map((id) => library.entry(Number(id)).caption);
     if (!texts.length && image) captions.push(await captionOf(image));
     const asked = await embedTexts(captions.filter((caption) => caption.trim()));
     const others = await embedTexts(library.about.captions.filter((caption) => caption.trim()));
     const background = library.background(vector, asked, others, groups[0]?.[0]);
-    return { scores, groups, background };
+    return { scores, groups, words, background };
   })();
   if (key) {
     if (queries.size > 8) queries.delete(queries.keys().next().value);
@@ -214,13 +220,19 @@ async function ranked(query) {
   return found;
 }
 
-async function relevances({ scores, groups, background }, start, end) {
+/** Of some hits: the relevance, and whether they have the words of the query. */
+async function judged({ scores, groups, words, background }, start, end) {
   if (!background) return [];
   const rows = groups.slice(start, end).map(([row]) => row);
   const captions = rows.map((row) => library.entry(row).caption);
   const vectors = await embedTexts(captions.filter((caption) => caption.trim()));
   let next = 0;
-  return rows.map((row, i) => relevance(background, scores[row], captions[i].trim() ? vectors[next++] : null));
+  return rows.map((row, i) => {
+    const likely = relevance(background, scores[row], captions[i].trim() ? vectors[next++] : null);
+    const { isWritten, isCaptioned } = library.isCalled(row, words);
+    const least = Math.max(isWritten ? library.ranking.written : 0, isCaptioned ? library.about.curve.captioned : 0);
+    return { relevance: Math.max(likely, least), hasWords: isWritten || isCaptioned };
+  });
 }
 
 const calls = {
@@ -245,20 +257,22 @@ const calls = {
     const { offset, limit } = query;
     const found = await ranked(query);
     const end = Math.min(found.groups.length, offset + limit);
-    const likely = await relevances(found, offset, end);
-    const first = offset ? await relevances(found, 0, 10) : likely;
+    const likely = await judged(found, offset, end);
+    const first = offset ? await judged(found, 0, library.ranking.num_decisive_hits) : likely;
     const isKnown = found.background?.canTell ?? false;
     const hits = found.groups.slice(offset, end).map(([row, ...copies], i) => ({
       ...library.entry(row),
       score: found.scores[row],
-      relevance: isKnown ? likely[i] : null,
+      relevance: isKnown ? likely[i].relevance : null,
       copies: copies.map((copy) => library.entry(copy)),
     }));
     return {
       hits,
       more: end < found.groups.length,
       searched: library.size,
-      is_likely: !isKnown || isLikely(first),
+      verdict: isKnown ? verdict(first, library.ranking, library.about.curve.nothing_below) : "likely",
+      num_likely: isKnown ? numLikely(likely, library.ranking) : hits.length,
+      facets: offset ? [] : library.counts(found.groups.map(([row]) => row)),
       can_tell: isKnown || !found.background,
     };
   },
@@ -267,6 +281,13 @@ const calls = {
     await opened;
     const { total, rows } = library.browse(filters, offset, limit);
     return { total, pictures: rows.map((row) => library.entry(row)) };
+  },
+
+  async entry({ key }) {
+    await indexed;
+    const row = library?.rowOf(key) ?? -1;
+    if (row < 0) throw new Error(`There is no picture '${key}' here any more.`);
+    return library.entry(row);
   },
 
   async duplicates({ offset, limit }) {
@@ -284,7 +305,8 @@ const calls = {
   },
 
   async caption({ image }, onToken) {
-    return captionOf(image, onToken);
+    const picture = await encoded(image);
+    return { caption: await captionOf(image, onToken), unfamiliar: await picture.unfamiliar };
   },
 };
 

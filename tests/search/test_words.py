@@ -1,0 +1,90 @@
+"""Words of names and queries, and what a search makes of them."""
+
+import shutil
+
+import pytest
+
+from grr_coca.search.index import Index
+from grr_coca.search.words import AskedName, asked_words, has_words, in_words, split_name, words_of
+from support import DATASETS
+
+DRAWINGS = DATASETS.parent / "docs" / "drawings"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ShoppingCart", ["shopping", "cart"]),
+        ("shopping-cart", ["shopping", "cart"]),
+        ("lucide:shopping_cart", ["lucide", "shopping", "cart"]),
+        ("number72", ["number", "72"]),
+        ("Café noir", ["cafe", "noir"]),
+        ("北京 大学", ["北京", "大学"]),
+        ("…", []),
+    ],
+)
+def test_names_are_split_into_words(text, words):
+    assert words_of(text) == words
+
+
+def test_a_query_that_is_a_name_is_asked_for_in_words():
+    assert in_words("ShoppingCart") == in_words("shopping-cart") == in_words("mdi:ShoppingCart") == "shopping cart"
+    assert in_words("a red T-shirt") == "a red T-shirt"
+    assert in_words("home") == "home"
+    assert AskedName.of("mdi:home") == ("mdi", ("home",))
+    assert AskedName.of("ShoppingCart").is_of("lucide:shopping-cart")
+    assert not AskedName.of("cart").is_of("shopping-cart")
+
+
+def test_plurals_and_small_words_make_no_difference():
+    assert has_words(asked_words("the boxes of a city"), ["box-city"])
+    assert has_words(asked_words("cart"), ["ShoppingCarts"])
+    assert has_words(asked_words("shoppingcart"), ["ShoppingCart"])
+    assert not has_words(asked_words("shopping cart"), ["cart"])
+    assert not has_words(frozenset(), ["cart"])
+
+
+def test_only_names_that_a_full_text_index_does_not_split_are_split_for_it():
+    assert split_name("ShoppingCart") == "shopping cart"
+    assert split_name("shopping-cart_2") == ""
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """Drawings under names that say nothing of what they show: the search must go by the names."""
+    folder = tmp_path_factory.mktemp("icons")
+    pictures = sorted(DRAWINGS.glob("*.webp"))
+    for name, picture in zip(
+        ("lucide/ShoppingCart", "lucide/cart", "mdi/shopping-cart-off", "mdi/home", "lucide/home", "mdi/other"),
+        pictures,
+        strict=True,
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(picture, folder / f"{name}.webp")
+    with Index.open(tmp_path_factory.mktemp("index") / "index", create=True) as index:
+        index.add(folder)
+        yield index
+
+
+def found(index: Index, query: str) -> list[str]:
+    return [f"{hit.entry.folder}/{hit.entry.title}" for hit in index.search(query, fold=False)]
+
+
+@pytest.mark.parametrize("query", ["ShoppingCart", "shopping-cart", "lucide:shopping-cart", "shopping cart"])
+def test_exact_names_come_first_then_names_with_all_words(named, query):
+    assert found(named, query)[:2] == ["lucide/ShoppingCart", "mdi/shopping-cart-off"]
+
+
+def test_the_set_before_a_colon_decides_between_equal_names(named):
+    assert found(named, "mdi:home")[:2] == ["mdi/home", "lucide/home"]
+    assert found(named, "lucide:home")[:2] == ["lucide/home", "mdi/home"]
+
+
+def test_it_is_never_said_that_nothing_looks_like_what_people_call_so(named):
+    """The drawings look like anything but their names."""
+    for query in ("shopping cart", "home"):
+        result = named.search(query)
+        assert result.verdict == "likely"
+        assert result[0].has_words
+        assert result[0].relevance >= 0.9
+    assert named.search("tax return form").verdict == "nothing"

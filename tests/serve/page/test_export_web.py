@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from grr_coca.cli import main
+from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.index import Index
 from grr_coca.search.relevance import RelevanceCurve
@@ -165,4 +166,4 @@ def test_a_site_has_the_curve_of_its_model(index, runtime, tmp_path, monkeypatch
     monkeypatch.setattr("grr_coca.search.relevance.curve_of", lambda folder, config: curve)
     main(["export", "web", "--index", str(index), "--out", str(tmp_path / "site"), "--runtime", str(runtime)])
     library = json.loads((tmp_path / "site" / "library" / "library.json").read_text(encoding="utf-8"))
-    assert library["curve"] == numbers
+    assert library["curve"] == (None if curve is None else to_dict(curve))

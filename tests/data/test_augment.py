@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.augment import (
@@ -20,8 +20,9 @@ from grr_coca.data.augment import (
     kept_patches,
     mix_images,
     sample_rng,
+    with_neighbour,
 )
-from grr_coca.data.augmentation import LUMA, Augmentation, Change
+from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
 from grr_coca.data.loader import make_loader
@@ -43,7 +44,10 @@ def dataset_of(source, **options) -> PairDataset:
 
 
 def test_a_draw_is_what_its_seed_always_gave():
-    ref, numbers = SampleRef(epoch=2, sample=7), {"CAPTION": 101, "PATCHES": 1000, "MIX": 1001, "REPLACEMENT": 1}
+    ref, numbers = (
+        SampleRef(epoch=2, sample=7),
+        {"CAPTION": 101, "PATCHES": 1000, "MIX": 1001, "NEIGHBOUR": 1002, "REPLACEMENT": 1},
+    )
     assert {stream.name: stream.value for stream in Stream} == numbers
     assert sample_rng(3, ref).random() == np.random.default_rng((3, 2, 7)).random()
     for stream, number in zip(Stream, sorted(numbers.values()), strict=True):
@@ -52,7 +56,7 @@ def test_a_draw_is_what_its_seed_always_gave():
 
 def test_no_two_draws_of_a_sample_have_the_same_numbers():
     attempts = [Stream.REPLACEMENT + attempt for attempt in range(MAX_REPLACEMENTS)]
-    streams = [None, *attempts, Stream.CAPTION, Stream.PATCHES, Stream.MIX]
+    streams = [None, *attempts, Stream.CAPTION, Stream.PATCHES, Stream.MIX, Stream.NEIGHBOUR]
     assert len({sample_rng(0, SampleRef(0, 0), stream).random() for stream in streams}) == len(streams)
 
 
@@ -117,8 +121,10 @@ def test_another_seed_draws_another_change_of_the_same_image(visit):
         Augmentation(recolour=1.0),
         Augmentation(tint=1.0),
         Augmentation(coarse=1.0),
+        Augmentation(shape=1.0),
+        Augmentation(jpeg=1.0),
     ],
-    ids=["scale", "crop", "shift", "rotate", "jitter", "grey", "recolour", "tint", "coarse"],
+    ids=["scale", "crop", "shift", "rotate", "jitter", "grey", "recolour", "tint", "coarse", "shape", "jpeg"],
 )
 def test_every_setting_has_an_effect(image, augmentation):
     assert not torch.equal(augmented(augmentation, image, 1), to_pixels(image))
@@ -180,8 +186,108 @@ def test_a_coarse_drawing_is_as_large_and_less_sharp(drawing):
     assert pixels[:, 2, 2].min() > 0.99
 
 
+BLUE, YELLOW, WHITE = np.array([0, 0, 1.0]), np.array([1, 1, 0.0]), np.ones(3)
+UNCHANGED = Augmentation().draw(np.random.default_rng(0))
+
+
+def set_into(image: Image.Image, **values) -> torch.Tensor:
+    shape = Shape(
+        **{"side": 1.0, "icon": 0.5, "roundness": 1.0, "fill": BLUE, "ground": WHITE, "ink": YELLOW, **values}
+    )
+    return change_images(to_bytes(image)[None], [replace(UNCHANGED, shape=shape)])[0]
+
+
+def colour_at(pixels, x, y) -> list[float]:
+    return pixels[:, y, x].round(decimals=2).tolist()
+
+
+def test_a_drawing_is_set_into_a_disc(drawing):
+    pixels = set_into(drawing, shadow=0.0)
+    assert colour_at(pixels, 32, 32) == YELLOW.tolist(), "the drawing"
+    assert colour_at(pixels, 32, 20) == BLUE.tolist(), "its ground"
+    assert colour_at(pixels, 32, 2) == BLUE.tolist(), "the disc reaches the sides"
+    assert colour_at(pixels, 4, 4) == WHITE.tolist(), "and not the corners"
+    area = (pixels[2] - pixels[0]).clamp(min=0).mean().item()
+    assert area == pytest.approx(np.pi / 4 - (1 / 4) ** 2, abs=0.01)
+
+
+def test_a_shape_may_have_corners_a_margin_and_a_shadow_below_it(drawing):
+    square = set_into(drawing, roundness=0.0, side=0.5, shadow=0.0)
+    assert colour_at(square, 17, 17) == BLUE.tolist()
+    assert colour_at(square, 14, 32) == WHITE.tolist()
+    shadow = set_into(drawing, roundness=0.0, side=0.5, shadow=0.5)
+    assert shadow[:, 49, 32].max() < 0.9
+    assert shadow[:, 14, 32].min() > 0.97
+    assert colour_at(shadow, 32, 2) == WHITE.tolist()
+
+
+def test_a_drawing_in_a_shape_may_keep_its_colours(drawing):
+    red = Image.new("RGB", (64, 64), "white")
+    red.paste("red", (16, 16, 48, 48))
+    pixels = set_into(red, ink=None, fill=np.array([1, 1, 0.5]), shadow=0.0)
+    assert colour_at(pixels, 32, 32) == [1.0, 0.0, 0.0]
+    assert colour_at(pixels, 32, 10) == [1.0, 1.0, 0.5]
+
+
+def test_random_shapes_are_discs_and_squares_and_their_ink_is_seen():
+    drawn = [Augmentation(shape=1.0).draw(np.random.default_rng(seed)).shape for seed in range(300)]
+    assert 0.35 < np.mean([shape.roundness == 1 for shape in drawn]) < 0.55
+    assert 0.08 < np.mean([shape.roundness == 0 for shape in drawn]) < 0.25
+    inked = [shape for shape in drawn if shape.ink is not None]
+    assert 0.15 < 1 - len(inked) / len(drawn) < 0.35
+    assert min(abs((shape.ink - shape.fill) @ np.array(LUMA)) for shape in inked) > 0.34
+    half = [Augmentation(shape=0.3, recolour=0.2).draw(np.random.default_rng(seed)).shape for seed in range(400)]
+    assert 0.24 < np.mean([shape is not None for shape in half]) < 0.36
+
+
+def test_a_jpeg_leaves_traces_beside_edges_and_the_rest_as_it_was():
+    disc = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(disc).ellipse((20, 20, 44, 44), "red")
+    pixels = change_images(to_bytes(disc)[None], [replace(UNCHANGED, quality=40)])[0]
+    away = (pixels - to_pixels(disc)).abs().amax(dim=0)
+    assert away.max() > 0.1
+    assert away[:8].max() < 0.01
+    small = change_images(to_bytes(disc)[None], [replace(UNCHANGED, quality=40, side=16)])[0]
+    assert (small - to_pixels(disc)).abs().mean() > 2 * away.mean(), "it was made in the small size"
+
+
+def test_a_neighbour_stands_at_one_side():
+    image = torch.full((3, 20, 20), 255, dtype=torch.uint8)
+    image[:, 10, 10] = 7
+    sides = set()
+    for seed in range(40):
+        found = with_neighbour(image, lambda: torch.zeros_like(image), np.random.default_rng(seed))
+        assert found.shape == image.shape
+        assert found[:, 10, 10].eq(7).all()
+        dark = (found[0] == 0).numpy()
+        rows, columns = dark.any(axis=1), dark.any(axis=0)
+        assert {rows.sum(), columns.sum()} <= {*range(1, 5), 20}
+        assert dark.sum() == rows.sum() * columns.sum()
+        sides |= {
+            name
+            for name, strip in zip("nsew", (dark[0], dark[-1], dark[:, -1], dark[:, 0]), strict=True)
+            if strip.all()
+        }
+    assert sides == set("nsew")
+    assert image.eq(255).sum() == image.numel() - 3, "the image itself stays"
+
+
+def test_neighbours_are_other_samples_and_depend_on_the_visit_alone():
+    plain, beside = (
+        dataset_of(PairsInMemory(PAIRS[:8]), augmentation=Augmentation(neighbour=share)) for share in (0.0, 0.5)
+    )
+    refs = [SampleRef(epoch, sample) for epoch in range(30) for sample in range(8)]
+    changed = [not torch.equal(plain[ref].image, beside[ref].image) for ref in refs]
+    assert 0.4 < np.mean(changed) < 0.6
+    again = dataset_of(PairsInMemory(PAIRS[:8]), augmentation=Augmentation(neighbour=0.5))
+    assert all(torch.equal(beside[ref].image, again[ref].image) for ref in reversed(refs))
+
+
 def test_new_changes_leave_the_draws_of_older_ones_as_they_were():
-    plain, more = Augmentation(scale=(0.8, 1.2), jitter=0.3), Augmentation(scale=(0.8, 1.2), jitter=0.3, coarse=1.0)
+    plain, more = (
+        Augmentation(scale=(0.8, 1.2), jitter=0.3),
+        Augmentation(scale=(0.8, 1.2), jitter=0.3, coarse=1.0, jpeg=1.0),
+    )
     for seed in range(5):
         first, second = (augmentation.draw(np.random.default_rng(seed)) for augmentation in (plain, more))
         assert np.array_equal(first.inverse, second.inverse)
@@ -276,7 +382,7 @@ def test_a_change_takes_its_pixels_from_where_pytorchs_affine_grid_says(size):
     images = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
     inverse = torch.eye(2, 3) + 0.3 * torch.randn(3, 2, 3, generator=generator)
     colour, offset = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
-    changed = change_images(images, [Change(matrix.numpy(), colour, offset) for matrix in inverse])
+    changed = change_images(images, [Change(inverse=matrix.numpy(), colour=colour, offset=offset) for matrix in inverse])
     grid = F.affine_grid(inverse, [3, 3, size, size], align_corners=False)
     expected = 1 - F.grid_sample(1 - images / 255, grid, align_corners=False)
     torch.testing.assert_close(changed, expected, rtol=0, atol=1e-4)

@@ -3,16 +3,18 @@
 Shapes: B images, S image size in pixels, N samples of a source, K kept patches.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from grr_coca.data.augmentation import Augmentation, Change
+from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
 from grr_coca.data.order import SampleRef
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.text import caption_id, clean_caption
@@ -38,6 +40,8 @@ class Stream(IntEnum):
     """The patches to keep."""
     MIX = 1001
     """The sibling of an image, and the mixture of the two."""
+    NEIGHBOUR = 1002
+    """What stands beside an image, and on which side."""
 
 
 def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.random.Generator:
@@ -53,6 +57,10 @@ def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.rando
 
 # --- Changes of images
 
+_MAX_REACH, _MARGIN = 0.2, 0.1
+"""Largest part of a neighbour that is seen, after what is left out of it as its margin, as shares of the side."""
+_SHADOW = 0.08
+"""How far a shadow falls, and how soft it is, in coordinates -1 … 1."""
 _SWAP_CELLS = 4
 """Number of cells along each side of the grid whose cells are swapped."""
 
@@ -75,12 +83,28 @@ def mix_images(
     return image
 
 
+def with_neighbour(
+    image: UInt8[Tensor, "3 S S"], read_other: Callable[[], UInt8[Tensor, "3 S S"]], rng: np.random.Generator
+) -> UInt8[Tensor, "3 S S"]:
+    """Put a part of another image at a random side of an image, as in a picture that was cut out of many. Both are
+    drawings on white."""
+    reach = int(rng.integers(1, 1 + round(_MAX_REACH * image.shape[-1])))
+    turns = int(rng.integers(4))
+    turned = torch.rot90(image, turns, (1, 2)).clone()
+    margin = round(_MARGIN * image.shape[-1])
+    beside = torch.rot90(read_other(), turns, (1, 2))[:, :, margin : margin + reach]
+    turned[:, :, -reach:] = torch.minimum(turned[:, :, -reach:], beside)
+    return torch.rot90(turned, -turns, (1, 2)).contiguous()
+
+
 def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -> Float[Tensor, "B 3 S S"]:
     """Apply a change to each image. The result has pixel values 0 … 1. Uncovered corners are white."""
     pixels = images.float().div_(255)
     for number, change in enumerate(changes):
-        if change.side is not None:
-            pixels[number] = _coarse(pixels[number], change.side)
+        if change.shape is not None:
+            pixels[number] = _set_into(pixels[number], change.shape)
+        if change.side is not None or change.quality is not None:
+            pixels[number] = _coarse(pixels[number], change.side or pixels.shape[-1], change.quality)
     inverse = torch.from_numpy(np.stack([change.inverse for change in changes]))
     if not inverse.eq(torch.eye(2, 3)).all():
         # Padding has the value 0, so pixels are shifted until white is 0.
@@ -90,12 +114,50 @@ def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -
     return torch.bmm(colour, pixels.flatten(2)).add_(offset).clamp_(0, 1).view_as(pixels)
 
 
-def _coarse(image: Float[Tensor, "3 S S"], side: int) -> Float[Tensor, "3 S S"]:
-    """An image scaled down to `side` pixels and up again, if it is larger than that."""
-    if side >= image.shape[-1]:
-        return image
-    small = interpolate(image[None], size=(side, side), mode="area")
+def _coarse(image: Float[Tensor, "3 S S"], side: int, quality: int | None) -> Float[Tensor, "3 S S"]:
+    """An image scaled down to `side` pixels, stored as a JPEG if a quality is given, and scaled up again."""
+    small = interpolate(image[None], size=(side, side), mode="area") if side < image.shape[-1] else image[None]
+    if quality is not None:
+        small = _as_jpeg(small[0], quality)[None]
     return interpolate(small, size=image.shape[-2:], mode="bilinear", align_corners=False)[0]
+
+
+def _as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tensor, "3 S S"]:
+    file = io.BytesIO()
+    pixels = image.mul(255).round_().byte().permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float().div_(255)
+
+
+def _set_into(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S S"]:
+    """A drawing on white, set into a shape. Its darkness is how much ink covers the fill."""
+    side = image.shape[-1]
+    icon = max(1, round(shape.side * shape.icon * side))
+    small = interpolate(image[None], size=(icon, icon), mode="bilinear", antialias=True, align_corners=False)[0]
+    drawing = torch.ones_like(image)
+    start = (side - icon) // 2
+    drawing[:, start : start + icon, start : start + icon] = small
+    fill, ground = (torch.from_numpy(colour).float()[:, None, None] for colour in (shape.fill, shape.ground))
+    if shape.ink is None:
+        inside = fill * drawing
+    else:
+        ink = torch.from_numpy(shape.ink).float()[:, None, None]
+        grey = torch.tensordot(torch.tensor(LUMA), drawing, dims=1)
+        inside = ink + (fill - ink) * grey
+    centres = (torch.arange(side) * 2 + 1).div(side).sub_(1)
+    outside = ground * (1 - shape.shadow * (0.5 - _away(shape, centres, centres - _SHADOW) / _SHADOW).clamp_(0, 1))
+    return torch.lerp(outside, inside, (0.5 - _away(shape, centres, centres) * (side / 2)).clamp_(0, 1))
+
+
+def _away(shape: Shape, across: Float[Tensor, " S"], down: Float[Tensor, " S"]) -> Float[Tensor, "S S"]:
+    """How far each place, in coordinates -1 … 1, is outside of a shape; negative inside of it.
+
+    The distance from a rounded box: https://iquilezles.org/articles/distfunctions2d
+    """
+    radius = shape.roundness * shape.side
+    x, y = (places.abs() - (shape.side - radius) for places in (across[None], down[:, None]))
+    corner = torch.hypot(x.clamp(min=0), y.clamp(min=0))
+    return corner + torch.maximum(x, y).clamp(max=0) - radius
 
 
 def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B S S 2"]:

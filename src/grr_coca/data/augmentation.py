@@ -4,8 +4,7 @@
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -28,19 +27,47 @@ _MIN_SIDE, _MAX_SIDE = 16, 48
 _MIN_CONTRAST = 0.35
 """Smallest difference of ink and ground in grey."""
 
+_QUALITY = (30, 80)
+"""Range of the quality of a JPEG."""
 
-class Change(NamedTuple):
+_SHAPE_SIDE, _ICON_SIDE = (0.84, 1.0), (0.5, 0.7)
+"""Ranges of the sides of a shape and of the icon in it, as shares: of the image, and of the shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A shape that a drawing is set into, such as a button.
+
+    `side`: of the shape, as a share of the side of the image. `icon`: of the drawing in it, as a share of that.
+    `roundness`: 0 is a square, 1 a disc. `fill`, `ground`: colours of the shape and around it. `ink`: of the drawing;
+    None keeps its colours. `shadow`: how dark the shadow below the shape is, 0 … 1.
+    """
+
+    side: float
+    icon: float
+    roundness: float
+    fill: Float[np.ndarray, "3"]
+    ground: Float[np.ndarray, "3"]
+    ink: Float[np.ndarray, "3"] | None
+    shadow: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
     """A change of one image.
 
     `inverse`: maps a pixel of the changed image to its place in the original, in coordinates -1 … 1 (`affine_grid`).
-    `colour`: a matrix to multiply colours with. `offset`: then added to colours. `side`: before all else, the image is
-    scaled down to this side in pixels; None leaves it.
+    `colour`: a matrix to multiply colours with. `offset`: then added to colours. Before that, in this order: `shape`,
+    what the image is set into; `side`, to which it is scaled down, in pixels; `quality` of a JPEG in that size. None
+    leaves it.
     """
 
     inverse: Float[np.ndarray, "2 3"]
     colour: Float[np.ndarray, "3 3"]
     offset: Float[np.ndarray, "3"]
     side: int | None = None
+    quality: int | None = None
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +85,13 @@ class Augmentation:
     - `recolour`: share of images that are drawn in two random colours, light on dark as often as dark on light
     - `tint`: share of images whose white becomes a random light colour
     - `coarse`: share of images that are scaled down to a random size, at least 16 pixels, and up again
+    - `shape`: share of images that are set into a disc or a square in random colours, like a button
+    - `jpeg`: share of images with the traces of a JPEG of a random quality
+    - `neighbour`: share of images at one of whose sides a part of another image stands
 
-    `recolour`, `tint` and `coarse` are for drawings on white, which users have on any ground and in any size.
-    `blend` and `swap` come before all other changes. They need another image of the same caption, so the caption stays
-    true, while the image has more than one style.
+    The last six are for drawings on white, which users have on any ground, in any size, and in screenshots. `blend`,
+    `swap` and `neighbour` come before all other changes. The first two need another image of the same caption, so the
+    caption stays true, while the image has more than one style.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -75,18 +105,22 @@ class Augmentation:
     recolour: float = 0.0
     tint: float = 0.0
     coarse: float = 0.0
+    shape: float = 0.0
+    jpeg: float = 0.0
+    neighbour: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise UserError(f"scale {self.scale} is out of range; give two numbers above 0, the smaller one first")
-        for key in ("crop", "shift", "rotate", "jitter", "grey", "blend", "swap", "recolour", "tint", "coarse"):
+        for key in (field.name for field in fields(self) if field.name != "scale"):
             value, limit = getattr(self, key), 180 if key == "rotate" else 1
             if not 0 <= value <= limit:
                 raise UserError(f"{key} {value} is out of range; give 0 to {limit}")
-        for one, other in (("blend", "swap"), ("recolour", "tint")):
-            share = getattr(self, one) + getattr(self, other)
+        for keys in (("blend", "swap"), ("recolour", "tint", "shape")):
+            share = sum(getattr(self, key) for key in keys)
             if share > 1:
-                raise UserError(f"{one} and {other} are {share:g} together, which is out of range; give 1 or less")
+                named = " and ".join(key for key in keys if getattr(self, key))
+                raise UserError(f"{named} are {share:g} together, which is out of range; give 1 or less")
 
     def draw(self, rng: np.random.Generator) -> Change:
         """Draw a random change."""
@@ -103,28 +137,53 @@ class Augmentation:
         # Brightness, contrast about mid-grey, and saturation together are one affine map of colours.
         colour = brightness * contrast * (saturation * _IDENTITY + (1 - saturation) * _GREY)
         offset = np.full(3, 0.5 * (1 - contrast))
-        if self.recolour or self.tint:
-            colour, offset = self._ground(rng, colour, offset)
+        shape = None
+        if self.recolour or self.tint or self.shape:
+            draw = rng.uniform()
+            if draw < self.recolour:
+                ink, ground = _two_colours(rng)
+                colour, offset = np.outer(ground - ink, LUMA), ink
+            elif draw < self.recolour + self.tint:
+                light = rng.uniform(0.6, 1, 3)
+                colour, offset = light[:, None] * colour, light * offset
+            elif draw < self.recolour + self.tint + self.shape:
+                shape = _random_shape(rng)
         side = int(rng.integers(_MIN_SIDE, _MAX_SIDE + 1)) if self.coarse and rng.uniform() < self.coarse else None
-        return Change(inverse, colour.astype(np.float32), offset.astype(np.float32), side)
-
-    def _ground(
-        self, rng: np.random.Generator, colour: Float[np.ndarray, "3 3"], offset: Float[np.ndarray, "3"]
-    ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-        """Recolour or tint an image at random. Returns the new colour matrix and offset, or the given ones."""
-        draw = rng.uniform()
-        if draw < self.recolour:
-            ink, ground = _two_colours(rng)
-            return np.outer(ground - ink, LUMA), ink
-        if draw < self.recolour + self.tint:
-            light = rng.uniform(0.6, 1, 3)
-            return light[:, None] * colour, light * offset
-        return colour, offset
+        quality = int(rng.integers(*_QUALITY)) if self.jpeg and rng.uniform() < self.jpeg else None
+        return Change(
+            inverse=inverse,
+            colour=colour.astype(np.float32),
+            offset=offset.astype(np.float32),
+            side=side,
+            quality=quality,
+            shape=shape,
+        )
 
     @property
     def mixes(self) -> bool:
         """True if images with the same caption are mixed."""
         return self.blend + self.swap > 0
+
+
+def _random_shape(rng: np.random.Generator) -> Shape:
+    """Most are discs or squares with round corners, in one colour on white; some drawings keep their own colours."""
+    roundness = float(rng.choice([1.0, rng.uniform(0.1, 0.7), 0.0], p=[0.45, 0.4, 0.15]))
+    ground = np.ones(3) if rng.uniform() < 0.6 else rng.uniform(0, 1, 3)
+    if rng.uniform() < 0.25:
+        ink, fill = None, rng.uniform(0.6, 1, 3)  # what is white becomes the fill
+    else:
+        ink, fill = _two_colours(rng)
+        ink = np.ones(3) if fill @ np.array(LUMA) < 1 - _MIN_CONTRAST and rng.uniform() < 0.6 else ink
+    shadow = float(rng.uniform(0.1, 0.5)) if rng.uniform() < 0.3 else 0.0
+    return Shape(
+        side=rng.uniform(*_SHAPE_SIDE),
+        icon=rng.uniform(*_ICON_SIDE),
+        roundness=roundness,
+        fill=fill,
+        ground=ground,
+        ink=ink,
+        shadow=shadow,
+    )
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.augment import MAX_REPLACEMENTS, Siblings, Stream, change_images, mix_images, sample_rng
+from grr_coca.data.augment import (
+    MAX_REPLACEMENTS,
+    Siblings,
+    Stream,
+    change_images,
+    mix_images,
+    sample_rng,
+    with_neighbour,
+)
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.batch import IGNORE_INDEX, Batch, Replacement, pad_rows
 from grr_coca.data.order import SampleRef
@@ -166,7 +174,7 @@ class PairDataset(Dataset[Sample]):
     def _image(self, pair: RawPair, ref: SampleRef) -> Tensor:
         if self.augmentation is None:
             return self._evaluated(pair)
-        return self._mixed(self._square(ref.sample, pair), ref)
+        return self._beside_another(self._mixed(self._square(ref.sample, pair), ref), ref)
 
     def _evaluated(self, pair: RawPair) -> Float[Tensor, "3 S S"]:
         # The captions of an image are consecutive, so it is decoded only for the first of them.
@@ -188,6 +196,18 @@ class PairDataset(Dataset[Sample]):
         if self._keeps_all:
             self._squares[sample] = square
         return square
+
+    def _beside_another(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
+        if self.augmentation is None or not self.augmentation.neighbour:
+            return image
+        rng = sample_rng(self.seed, ref, Stream.NEIGHBOUR)
+        if rng.uniform() >= self.augmentation.neighbour:
+            return image
+        other = int(rng.integers(len(self.source)))
+        try:
+            return with_neighbour(image, partial(self._square, other), rng)
+        except BadSample:  # the other image is reported when it is read itself
+            return image
 
     def _mixed(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
         if self.augmentation is None or self._siblings is None:

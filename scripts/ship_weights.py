@@ -13,6 +13,10 @@ had of them is gone.
     python scripts/ship_weights.py --graphs NAME
 
 exports the graphs of a model that ships anew, after a change of the exporter. Nothing else in the folder changes.
+
+    python scripts/ship_weights.py --framed NAME
+
+makes drawings framed before a model that ships sees them (`grr_coca.data.framing`), and measures it anew.
 """
 
 import argparse
@@ -27,8 +31,9 @@ import torch
 import yaml
 
 from grr_coca.cli import exit_code
-from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.files import CACHE, listed_files, whole_folder
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.files import CACHE, listed_files, read_json, whole_folder
+from grr_coca.data.framing import Framing
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
@@ -39,7 +44,7 @@ from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, write_files
 from grr_coca.model.losses import LossWeights
 from grr_coca.model.shipped_models import FOLDER, Figure, ModelCard
-from grr_coca.train.recipe import load_recipe
+from grr_coca.train.recipe import Recipe, load_recipe
 
 BATCH_SIZE = 32
 """Pairs of a contrastive loss, as in the recipes."""
@@ -65,37 +70,53 @@ def main() -> None:
         help="ship a mean, in which the weights of OTHER have this share",
     )
     parser.add_argument("--graphs", action="store_true", help="export the graphs of this model anew")
+    parser.add_argument("--framed", action="store_true", help="frame drawings before this model sees them")
     options = parser.parse_args()
-    if options.graphs == (options.run is not None):
-        parser.error("give RUN NAME, or --graphs NAME")
+    if options.graphs + options.framed + (options.run is not None) != 1:
+        parser.error("give RUN NAME, --graphs NAME or --framed NAME")
     if options.graphs:
         export_again(FOLDER / options.name)
         return
-    text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{options.name}.yaml").read_text(encoding="utf-8"))
-    recipe = load_recipe(options.run / "recipe.yaml")
+    if options.framed:
+        checkpoint = from_pretrained(FOLDER / options.name)
+        checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, framing=Framing()))
+        card = from_dict(ModelCard, read_json(FOLDER / options.name / "card.json"))
+        ship(checkpoint, load_recipe(ROOT / card.recipe), options.name)
+        return
     checkpoint = from_pretrained(options.run)
     if options.average is not None:
         other, share = options.average
         checkpoint = average(checkpoint, from_pretrained(Path(other)), float(share))
-    checkpoint = in_half_precision(checkpoint)
+    ship(in_half_precision(checkpoint), load_recipe(options.run / "recipe.yaml"), options.name)
+
+
+def ship(checkpoint: Checkpoint, recipe: Recipe, name: str) -> None:
+    """Measure a checkpoint in half precision, and write its folder and its card.
+
+    Args:
+        checkpoint: what ships.
+        recipe: names its splits.
+        name: of the shipped model.
+    """
+    text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{name}.yaml").read_text(encoding="utf-8"))
     splits = {"val": recipe.data.val or recipe.data.train, **recipe.data.test}
-    splits |= {name: _path(path) for name, path in text.pop("other_splits").items()}
+    splits |= {split: _path(path) for split, path in text.pop("other_splits").items()}
     found = {split: figures(checkpoint, open_source(path)) for split, path in splits.items()}
     if "search" in text:
         from icon_search import search_figures  # late: beside this script, for the models that are for search
 
         found |= search_figures(ImageTextModel(checkpoint), _path(text["search"]))
     card = ModelCard(
-        name=options.name,
+        name=name,
         preset=checkpoint.preset,
         parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
         steps=checkpoint.step,
         figures=found,
         **{key: text[key] for key in ("summary", "data", "licence", "recipe")},
     )
-    weights = {name: tensor.half() for name, tensor in checkpoint.model.state_dict().items()}
+    weights = {key: tensor.half() for key, tensor in checkpoint.model.state_dict().items()}
     facts: dict[str, object] = {}
-    with whole_folder(FOLDER / options.name, facts) as folder:
+    with whole_folder(FOLDER / name, facts) as folder:
         write_files(checkpoint, weights, folder)
         write_graphs(checkpoint, folder)
         facts |= manifest_facts(checkpoint, folder, "fp32")
@@ -104,8 +125,8 @@ def main() -> None:
     if "confidence" in text:
         from fit_confidence import fit_and_measure  # late: beside this script, for the models whose card asks for it
 
-        fit_and_measure(FOLDER / options.name, text)
-    print(f"{FOLDER / options.name}: {sum(path.stat().st_size for path in (FOLDER / options.name).iterdir()):,} bytes")
+        fit_and_measure(FOLDER / name, text)
+    print(f"{FOLDER / name}: {sum(path.stat().st_size for path in (FOLDER / name).iterdir()):,} bytes")
 
 
 def export_again(folder: Path) -> None:

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, read_json, whole_folder
+from grr_coca.data.framing import Framing
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import from_pretrained, load_tensors, save_checkpoint
-from grr_coca.model.checkpoint_folder import FILES, read_config, saved_config
+from grr_coca.model.checkpoint_folder import FILES, fingerprint, read_config, saved_config
 from grr_coca.model.presets import get_preset
 from grr_coca.model.shipped_models import FOLDER as WEIGHTS
 from model_configs import model_config
@@ -53,6 +54,17 @@ def test_everything_comes_back_as_it_was_saved(saved, tmp_path):
     assert (second.config, second.preset, second.preprocess) == (first.config, first.preset, first.preprocess)
     assert second.tokenizer.to_json() == first.tokenizer.to_json()
     assert second.step == first.step == 2
+
+
+def test_the_framing_of_drawings_is_saved_and_its_lack_leaves_no_key(saved, tmp_path):
+    """Checkpoints without it keep their hash, and those from before it have none."""
+    first = from_pretrained(saved)
+    assert "framing" not in json.loads((saved / "preprocess.json").read_text())
+    framed = replace(first, preprocess=replace(first.preprocess, framing=Framing(margin=0.1)))
+    save_checkpoint(framed, tmp_path / "framed")
+    assert from_pretrained(tmp_path / "framed").preprocess == framed.preprocess
+    assert fingerprint(tmp_path / "framed") != fingerprint(saved)
+    assert (tmp_path / "framed" / "config.json").read_bytes() == (saved / "config.json").read_bytes()
 
 
 def test_texts_become_rows_of_the_tokenizer_on_the_device_of_the_model(saved):

@@ -271,6 +271,21 @@ def test_a_heat_map_lies_over_the_patches_for_each_word(served, icons):
         assert heat.max() == 1
 
 
+def test_heat_maps_lie_over_what_the_model_sees(served, icons):
+    """Of an oblong picture, this is a square that reaches beyond it."""
+    image = Image.new("RGB", (400, 100), "white")
+    image.paste("black", (50, 40, 350, 60))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    left, top, right, bottom = served.post("/explain", file.getvalue()).json()["square"]
+    seen = icons.preprocess.seen(image)
+    assert (left * 400, top * 100, right * 400, bottom * 100) == pytest.approx(seen, abs=0.1)
+    assert left < 0.125
+    assert top < 0
+    assert right > 0.875
+    assert bottom > 1
+
+
 def test_heat_maps_need_no_matplotlib():
     code = "import sys, grr_coca.infer.explain; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

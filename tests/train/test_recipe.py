@@ -9,6 +9,7 @@ import yaml
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.framing import Framing
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.model.presets import PRESETS, SIZES, get_preset
@@ -295,6 +296,8 @@ def test_a_number_out_of_range_is_an_error_with_the_key(load, path, value):
         ),
         ({"blend": 0.5, "swap": 0.6}, "blend and swap are 1.1 together"),
         ({"recolour": 0.5, "tint": 0.6}, "recolour and tint are 1.1 together"),
+        ({"tint": 0.5, "shape": 0.6}, "tint and shape are 1.1 together"),
+        ({"jpeg": 2.0}, r"jpeg 2\.0 is out of range; give 0 to 1"),
     ],
 )
 def test_an_augmentation_that_is_out_of_range_says_what_is_not(values, message):
@@ -442,6 +445,12 @@ def test_captions_of_a_preset_without_captioning_pooler_can_attend_to_queries(si
 def test_pixels_are_scaled_as_the_recipe_says():
     model = ModelRecipe("grr_coca", "tiny", pixel_mean=1.0, pixel_std=0.4)
     assert model.preprocess(model.config(300)) == Preprocess(64, (1.0,) * 3, (0.4,) * 3)
+
+
+def test_drawings_are_framed_if_a_recipe_says_so():
+    for written, framing in (({}, Framing()), ({"margin": 0.1}, Framing(margin=0.1)), (None, None)):
+        model = from_dict(ModelRecipe, {"preset": "grr_coca", "size": "tiny", "framing": written})
+        assert model.preprocess(model.config(300)).framing == framing
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,10 @@ def run(
         (described,) = model.describe_many([opened])
         caption = described.captions[0]
         summary = f"caption: {caption.text}"
-        png = caption_picture(opened, caption_maps(model.checkpoint, pixels, caption.token_ids))
+        png = caption_picture(model.preprocess.cut(opened), caption_maps(model.checkpoint, pixels, caption.token_ids))
     else:
         found = text_map(model.checkpoint, pixels, text)
         summary = f"cosine with '{text}': {found.similarity:.3f}"
-        png = text_picture(opened, text, found)
+        png = text_picture(model.preprocess.cut(opened), text, found)
     write_output(out, lambda file: file.write(png))
     print(f"{summary}\nheat maps are in {out}")

@@ -4,7 +4,7 @@ Shapes: S image size in pixels.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import UInt8
+from grr_coca.data.framing import Box, Framing
 from grr_coca.data.images import Opening, decode_image, with_srgb_colours
 
 Order = Literal["crop_then_resize", "resize_then_crop"]
@@ -19,14 +20,19 @@ Order = Literal["crop_then_resize", "resize_then_crop"]
 _MAX_RESIZED_PIXELS = 10_000_000
 """If the resized image would have more pixels, only the part inside the crop is resized."""
 
+_IS_FRAMED = "is_framed"
+"""Key of `Image.info` of a square, with the value True, which no file can bring."""
+
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Crop the centre square and resize it. The model then normalizes pixels by mean and standard deviation.
+    """Frame the drawing or take the centre square, and resize it. The model then normalizes pixels by mean and standard
+    deviation.
 
     Every checkpoint stores it, because a model needs the preprocessing of its training. `mean`, `std`: of each channel,
     for pixel values 0 … 1. `order`: open_clip resizes before it crops, which gives other pixels at the edges of the
-    square. `opening`: how image files are opened.
+    square. `opening`: how image files are opened. `framing`: how drawings are framed; None takes the centre square of
+    every image.
     """
 
     image_size: int
@@ -34,6 +40,8 @@ class Preprocess:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     order: Order = "crop_then_resize"
     opening: Opening = "upright_on_white"
+    _: KW_ONLY
+    framing: Framing | None = None
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
@@ -52,13 +60,32 @@ class Preprocess:
         return decode_image(data, name, self.opening, to_srgb=to_srgb, is_scaled=True)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Crop and resize an image to a square of `image_size` pixels, and convert its colours if that was put off.
+        """Cut and resize an image to a square of `image_size` pixels, and convert its colours if that was put off. What
+        this has returned stays as it is.
 
-        By default it is cropped first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
+        By default it is cut first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
         """
-        return with_srgb_colours(self._scaled(image))
+        if self.framing is None:
+            return with_srgb_colours(self._resized(image))
+        if image.info.get(_IS_FRAMED) is True and image.size == (self.image_size, self.image_size):
+            return image
+        frame = self.framing.frame(image)
+        square = with_srgb_colours(self._resized(image if frame is None else frame.cut(image)))
+        square = square.copy() if square is image else square
+        square.info[_IS_FRAMED] = True
+        return square
 
-    def _scaled(self, image: Image.Image) -> Image.Image:
+    def seen(self, image: Image.Image) -> Box:
+        """The square of an image that a model sees, in its pixels. It may reach beyond the image."""
+        frame = None if self.framing is None else self.framing.frame(image)
+        return _centre(image.size, min(image.size)) if frame is None else frame.box
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The square of an image that a model sees, in full size."""
+        frame = None if self.framing is None else self.framing.frame(image)
+        return image.crop(_centre(image.size, min(image.size))) if frame is None else frame.cut(image)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
         if image.size == (self.image_size, self.image_size):
             return image
         if self.order == "resize_then_crop":
@@ -67,7 +94,7 @@ class Preprocess:
         return image.crop(square).resize(size, Image.Resampling.BICUBIC)
 
 
-def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+def _centre(size: tuple[int, int], side: int) -> Box:
     """The box of a square in the middle of an image, with sides of `side` pixels: left, upper, right, lower."""
     left, top = (round((length - side) / 2) for length in size)
     return left, top, left + side, top + side

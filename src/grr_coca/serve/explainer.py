@@ -12,6 +12,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.serve.refusal import Refusal
 
 if TYPE_CHECKING:
+    from grr_coca.data.framing import Box
     from grr_coca.infer import ImageTextModel
 
 _MAX_WAITING = 8
@@ -79,8 +80,14 @@ class Explainer:
         maps = caption_maps(checkpoint, checkpoint.pixels(image), caption.token_ids)
         return {
             "caption": caption.text,
+            "square": _in_shares(checkpoint.preprocess.seen(image), image.size),
             "words": [{"word": word, "heat": _scaled(heat.numpy())} for word, heat in maps],
         }
+
+
+def _in_shares(box: "Box", size: tuple[int, int]) -> list[float]:
+    """A box in shares of the width and height of a picture."""
+    return [round(place / length, _DIGITS) for place, length in zip(box, (*size, *size), strict=True)]
 
 
 def _scaled(heat: np.ndarray) -> list[list[float]]:

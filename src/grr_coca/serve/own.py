@@ -99,7 +99,7 @@ def own_endpoints(service: Service) -> APIRouter:
         openapi_extra=picture_request(ExplainOptions, {}),
     )
     async def explain(request: Request) -> Response:
-        """A caption, and for each of its words a map of where the model looks. The map lies over the centre square."""
+        """A caption, and for each of its words a map of where the model looks. The maps lie over `square`."""
         data, options = await picture_and_options(request, ExplainOptions)
         service.explainer.require()
         if options.id is not None:

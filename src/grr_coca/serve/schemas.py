@@ -192,9 +192,11 @@ class WordHeat(BaseModel):
 
 
 class ExplainAnswer(BaseModel):
-    """A caption with a map for each word, which lies over the centre square of the picture."""
+    """A caption with a map for each word. The maps lie over `square`, what the model sees of the picture: left, upper,
+    right, lower, in shares of its width and height. It may reach beyond the picture."""
 
     caption: str
+    square: tuple[float, float, float, float]
     words: list[WordHeat]
 
 

@@ -15,6 +15,7 @@ from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import in_cache, require_path, write_whole
 from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.framing import Framing
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
 from grr_coca.model.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm, Stem
 from grr_coca.model.presets import get_preset, size_of, with_captions_from, with_qk_norm
@@ -57,6 +58,7 @@ class ModelRecipe:
       to the patch tokens (`patches`), which in CoCa's ablation costs almost nothing
     - `pixel_mean`, `pixel_std`: normalization of pixels, which are in 0 … 1 before it; with a mean of 1, white becomes
       0
+    - `framing`: how drawings are framed, see `Framing`; `{}` has its defaults, None takes the centre square
     """
 
     preset: str
@@ -76,6 +78,7 @@ class ModelRecipe:
     captions_from: CaptionsFrom | None = None
     pixel_mean: float = 0.5
     pixel_std: float = 0.5
+    framing: Framing | None = None
 
     def __post_init__(self) -> None:
         positive = (
@@ -130,7 +133,9 @@ class ModelRecipe:
         """Resizing and normalization of the images."""
         from grr_coca.data.preprocess import Preprocess  # late: a recipe can be read without torch
 
-        return Preprocess(config.image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3)
+        return Preprocess(
+            config.image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3, framing=self.framing
+        )
 
 
 @dataclass(frozen=True)

@@ -621,7 +621,7 @@ class Server(StaticHost):
                 return self.refuse(429, "too many pictures wait")
             heat = [[float(x == y) for x in range(4)] for y in range(4)]
             words = [{"word": word, "heat": heat} for word in ("red", "heart")]
-            return self.answer({"caption": "red heart", "words": words})
+            return self.answer({"caption": "red heart", "square": [-0.1, 0, 0.9, 1], "words": words})
         return self.refuse(404, "There is no such thing here.")
 
 

@@ -16,6 +16,8 @@ from browsing import hosted, static
 from PIL import Image
 
 import grr_coca
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.data.framing import Framing
 from grr_coca.data.images import decode_image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe
@@ -27,6 +29,7 @@ from grr_coca.search.index import Index
 from grr_coca.search.words import AskedName, asked_words, has_words, in_words, words_of
 from grr_coca.serve.page import FILES
 from grr_coca.serve.site import find_runtime, graphs_of, write_site
+from picture_kinds import write_pictures
 from support import DATASETS
 
 ICONS = shipped_folder("icons")
@@ -112,8 +115,7 @@ PIXELS = """async ([data, preprocess]) => {
 
 
 def pixels_in_browser(page, content: bytes, preprocess: Preprocess) -> np.ndarray:
-    facts = {"image_size": preprocess.image_size, "order": preprocess.order, "opening": preprocess.opening}
-    found = page.evaluate(PIXELS, [base64.b64encode(content).decode(), facts])
+    found = page.evaluate(PIXELS, [base64.b64encode(content).decode(), to_dict(preprocess)])
     return np.array(found).reshape(preprocess.image_size, preprocess.image_size, 3)
 
 
@@ -130,6 +132,19 @@ def test_pixels_are_those_of_pillow_to_the_bit(order, modules, tab):
         preprocess = Preprocess(64, order=order)
         expected = np.asarray(preprocess.square(decode_image(content, "image.png")))
         assert (pixels_in_browser(page, content, preprocess) == expected).all(), size
+
+
+@pytest.mark.parametrize("framing", [Framing(), Framing(margin=0.2, tolerance=8, min_share=0.9, max_enlargement=1.5)])
+def test_drawings_are_framed_as_in_python(framing, modules, tab, tmp_path):
+    page = tab(modules).page
+    preprocess = Preprocess(64, framing=framing)
+    for path in write_pictures(tmp_path):
+        content = path.read_bytes()
+        expected = np.asarray(preprocess.square(decode_image(content, path.name))).astype(int)
+        away = np.abs(pixels_in_browser(page, content, preprocess) - expected).max()
+        # Browsers round 16 bits in another way, convert CMYK by a profile of their own, and decode JPEG differently.
+        allowed = {"transparent.png": 2, "grey-16-bit.png": 2, "cmyk.jpg": 60, "lossy.jpg": 4}
+        assert away <= allowed.get(path.name, 0), path.name
 
 
 def test_transparent_parts_are_white_and_pictures_stand_upright(modules, tab):

@@ -1,12 +1,13 @@
 """The README.md of a folder of graphs: what the files are, and a program that uses them. A test runs it."""
 
+from grr_coca.data.framing import STRAY
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.checkpoint_folder import QUANTIZED_WEIGHTS, WEIGHTS
 
 _OPEN = {
-    "as_stored": 'picture = Image.open(sys.argv[1]).convert("RGB")',
+    "as_stored": 'picture = picture.convert("RGB")',
     "upright_on_white": """\
-picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGBA")
+picture = ImageOps.exif_transpose(picture).convert("RGBA")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")""",
 }
 _SQUARE = {
@@ -20,8 +21,28 @@ left, top = round((width - {size}) / 2), round((height - {size}) / 2)
 picture = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + {size}, top + {size}))""",
 }
 
+_FRAME = """\
+pixels = np.asarray(picture)
+sides = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
+border = np.sort(np.concatenate(sides), axis=0)
+ground = border[(len(border) - 1) // 2].astype(np.int16)
+drawn = (abs(pixels - ground) > {tolerance}).any(axis=2)
+edges = drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]
+if drawn.any() and all({stray} * edge.sum() <= len(edge) for edge in edges):  # else it has no ground to cut away
+    rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    (width, height), longest = picture.size, max(right - left, bottom - top)
+    shift = max(abs(left + right - width), abs(top + bottom - height)) / 2
+    is_large = longest >= {min_share} * width and shift <= {max_shift} * width
+    if (left, top, right, bottom) != (0, 0, width, height) and not (width == height and is_large):
+        side = max(longest, round(longest / (1 - 2 * {margin})), math.ceil(min(picture.size) / {max_enlargement}))
+        square = Image.new("RGB", (side, side), tuple(ground.tolist()))
+        square.paste(picture, (-left - (right - left - side) // 2, -top - (bottom - top - side) // 2))
+        picture = square
+"""
+
 _PROGRAM = """\
-import sys
+{maths}import sys
 import numpy as np
 from onnxruntime import InferenceSession
 from PIL import Image, ImageOps
@@ -30,8 +51,11 @@ from tokenizers import Tokenizer
 image, text, step = (InferenceSession(f"{{name}}.onnx") for name in ("image", "text", "step"))
 tokenizer = Tokenizer.from_file("tokenizer.json")
 
+picture = Image.open(sys.argv[1])
+if picture.mode.startswith("I;16"):  # grey of 16 bits
+    picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
 {opened}
-{square}
+{framed}{square}
 embedding, *seen = image.run(None, {{"pixels": np.asarray(picture)[None]}})
 inputs = dict(zip([output.name for output in image.get_outputs()][1:], seen))
 past = {{i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in step.get_inputs() if "past" in i.name}}
@@ -60,6 +84,7 @@ An image-text model that captions images, and embeds images and texts as vectors
 {program}```
 
 It prints a caption of the image at the path `sys.argv[1]`, and the cosine between the image and "a red heart".
+It ignores colour profiles.
 
 | file | what |
 |---|---|
@@ -68,7 +93,7 @@ It prints a caption of the image at the path `sys.argv[1]`, and the cosine betwe
 | `step.onnx` | `token_ids` (R T), `cross_*` and `past_*` to `logits` (R T V) and `present_*`, the next `past_*` |
 | `{weights}` | the weights of all three; keep it beside them |
 | `tokenizer.json` | for the package tokenizers |
-| `preprocess.json` | how an image is opened, cut and resized; `image.onnx` normalizes the pixels itself |
+| `preprocess.json` | how an image is opened, framed, cut and resized; `image.onnx` normalizes the pixels itself |
 | `config.json` | the architecture |
 | `manifest.json` | checksums, precision, versions, and the numbers that the program above holds |
 
@@ -93,7 +118,9 @@ def readme(checkpoint: Checkpoint, precision: str) -> str:
     preprocess, tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     context_length = checkpoint.config.text_decoder.context_length
     program = _PROGRAM.format(
+        maths="" if preprocess.framing is None else "import math\n",
         opened=_OPEN[preprocess.opening],
+        framed="" if preprocess.framing is None else _FRAME.format(stray=STRAY, **vars(preprocess.framing)),
         square=_SQUARE[preprocess.order].format(size=preprocess.image_size),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,

@@ -439,8 +439,8 @@ function explainDropped(file, said, panel) {
   const maps = once(() => backend.explain({ file }));
   one(".hint", panel).textContent = "Choose a word to see where the model looks.";
   const choose = async (index) => {
-    const { words } = await maps();
-    if (query.file === file) drawHeat(one(".frame", panel), words[index]?.heat); // else there is another picture now
+    const { words, square } = await maps();
+    if (query.file === file) drawHeat(one(".frame", panel), words[index]?.heat, square); // else there is another picture now
   };
   wordsOf(said, choose, showError);
 }

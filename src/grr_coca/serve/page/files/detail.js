@@ -92,7 +92,11 @@ export class Detail {
     if (this.on.isExplaining() && entry.caption && entry.is_there) {
       hint.textContent = "Choose a word to see where the model looks.";
       const maps = once(() => backend.explain({ entry }));
-      wordsOf(caption, async (index) => drawHeat(frame, (await maps()).words[index]?.heat), this.on.error);
+      const choose = async (index) => {
+        const { words, square } = await maps();
+        drawHeat(frame, words[index]?.heat, square);
+      };
+      wordsOf(caption, choose, this.on.error);
     }
     const close = element("button", { type: "button", className: "quiet close" });
     close.setAttribute("aria-label", "Close");
@@ -256,8 +260,11 @@ export function wordsOf(place, choose, onError) {
   place.replaceChildren(...buttons.flatMap((button, i) => (i ? [" ", button] : [button])));
 }
 
-/** Lay a heat map over the centre square of a picture. Without a map, the picture is bare again. */
-export function drawHeat(frame, heat) {
+/**
+ * Lay a heat map over a picture. Without a map, the picture is bare again.
+ * @param {number[]} square what the model sees: left, upper, right, lower, in shares of the picture's width and height
+ */
+export function drawHeat(frame, heat, square) {
   frame.querySelector("canvas")?.remove();
   frame.classList.toggle("explained", Boolean(heat));
   if (!heat) return;
@@ -268,11 +275,13 @@ export function drawHeat(frame, heat) {
   const pixels = context.createImageData(side, side);
   heat.flat().forEach((value, i) => pixels.data.set([214, 64, 20, Math.round(220 * Math.min(1, Math.max(0, value)))], i * 4));
   context.putImageData(pixels, 0, 0);
-  // The map is of the middle of the picture, which fills the frame as far as its sides allow.
+  // The picture fills the frame as far as its sides allow.
   const [width, height] = [image.naturalWidth || 1, image.naturalHeight || 1];
   const scale = Math.min(image.clientWidth / width, image.clientHeight / height);
-  const length = Math.min(width, height) * scale;
-  canvas.style.width = canvas.style.height = `${length}px`;
+  const [left, top, right, bottom] = square;
+  canvas.style.width = canvas.style.height = `${(right - left) * width * scale}px`;
+  const away = [((left + right - 1) / 2) * width * scale, ((top + bottom - 1) / 2) * height * scale];
+  canvas.style.transform = `translate(${away[0]}px, ${away[1]}px)`;
   frame.append(canvas);
 }
 

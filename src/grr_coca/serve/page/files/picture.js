@@ -1,5 +1,7 @@
 // From the bytes of a picture file to the pixels that a model takes, equal to Pillow's (`grr_coca.data.preprocess`).
 
+import { frameOf, roundEven } from "./framing.js";
+
 export const MAX_PIXELS = 100_000_000;
 const MAX_BYTES = 2 ** 28;
 const MAX_RESIZED_PIXELS = 10_000_000;
@@ -121,7 +123,7 @@ export async function drawSvg(bytes, name) {
 /**
  * The square that a model sees.
  * @param {Blob} blob a picture that `requirePicture` accepts, but no SVG
- * @param {{image_size: number, order: string, opening: string}} preprocess of the checkpoint
+ * @param {{image_size: number, order: string, opening: string, framing: ?object}} preprocess of the checkpoint
  * @returns {Promise<Uint8Array>} RGB, S S 3
  * @throws {PictureError} it cannot be decoded
  */
@@ -167,13 +169,15 @@ function asStored(bytes) {
   return bytes;
 }
 
-function square(bitmap, { image_size: side, order }, onWhite) {
+function square(bitmap, { image_size: side, order, framing }, onWhite) {
   const { width, height } = bitmap;
+  const frame = framing ? frameOf(width, height, (box) => rowsOf(bitmap, box, onWhite), framing) : null;
+  if (frame) return resized(bitmap, frame.box, [side, side], onWhite, { isCrop: true, ground: frame.ground });
   if (width === side && height === side) return resized(bitmap, [0, 0, side, side], [side, side], onWhite);
   if (order !== "resize_then_crop") {
     const shorter = Math.min(width, height);
     const [left, top] = [width, height].map((length) => roundEven((length - shorter) / 2));
-    return resized(bitmap, [left, top, left + shorter, top + shorter], [side, side], onWhite, true);
+    return resized(bitmap, [left, top, left + shorter, top + shorter], [side, side], onWhite, { isCrop: true });
   }
   const size = [width, height].map((length) => Math.trunc((side * length) / Math.min(width, height)));
   const [left, top] = size.map((length) => roundEven((length - side) / 2));
@@ -185,19 +189,40 @@ function square(bitmap, { image_size: side, order }, onWhite) {
   return resized(bitmap, box, [side, side], onWhite);
 }
 
-/** Python's `round`: halves go to the even neighbour. */
-function roundEven(value) {
-  const below = Math.floor(value);
-  const rest = value - below;
-  return rest === 0.5 ? below + (below % 2) : Math.round(value);
+/**
+ * The pixels of a box, from above: some rows of RGBA at a time, beginning with the row `y` of the box.
+ * @param {number[]} ground the colour of what is outside of the picture
+ */
+function* rowsOf(bitmap, [left, top, right, bottom], onWhite, ground = [255, 255, 255]) {
+  const [width, height] = [right - left, bottom - top];
+  const canvas = new OffscreenCanvas(width, Math.min(STRIP, height));
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingEnabled = false;
+  const [fromX, toX] = [Math.max(0, left), Math.min(bitmap.width, right)];
+  for (let y = 0; y < height; y += STRIP) {
+    const rows = Math.min(STRIP, height - y);
+    const [fromY, toY] = [Math.max(0, top + y), Math.min(bitmap.height, top + y + rows)];
+    const [x, upper, across, down] = [fromX - left, fromY - top - y, toX - fromX, toY - fromY];
+    context.fillStyle = `rgb(${ground})`;
+    context.fillRect(0, 0, width, rows);
+    if (across > 0 && down > 0) {
+      if (onWhite) {
+        context.fillStyle = "#fff";
+        context.fillRect(x, upper, across, down);
+      } else context.clearRect(x, upper, across, down);
+      context.drawImage(bitmap, fromX, fromY, across, down, x, upper, across, down);
+    }
+    yield { y, data: context.getImageData(0, 0, width, rows).data };
+  }
 }
 
 /**
  * Bicubic resizing as in Pillow: two passes of 8-bit results, each wide enough for what is scaled down.
  * @param {number[]} box left, upper, right, lower, which may be fractions
- * @param {boolean} isCrop pixels outside of the box do not count, as after `crop`
+ * @param {boolean} isCrop pixels outside of the box do not count, as after `crop`; it may reach beyond the picture, where
+ *   all has the colour `ground`
  */
-function resized(bitmap, box, size, onWhite, isCrop = false) {
+function resized(bitmap, box, size, onWhite, { isCrop = false, ground = undefined } = {}) {
   let [left, top, right, bottom] = box;
   let [fromX, fromY, width, height] = [0, 0, bitmap.width, bitmap.height];
   if (isCrop) {
@@ -209,19 +234,10 @@ function resized(bitmap, box, size, onWhite, isCrop = false) {
   const first = down.starts[0];
   const last = down.starts[size[1] - 1] + down.counts[size[1] - 1];
   const wide = new Uint8Array((last - first) * size[0] * 3);
-  const canvas = new OffscreenCanvas(width, Math.min(STRIP, last - first));
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.imageSmoothingEnabled = false;
-  for (let y = first; y < last; y += STRIP) {
-    const rows = Math.min(STRIP, last - y);
-    if (onWhite) {
-      context.fillStyle = "#fff";
-      context.fillRect(0, 0, width, rows);
-    } else context.clearRect(0, 0, width, rows);
-    context.drawImage(bitmap, fromX, fromY + y, width, rows, 0, 0, width, rows);
-    const { data } = context.getImageData(0, 0, width, rows);
-    for (let row = 0; row < rows; row++) {
-      weigh(data, row * width * 4, 4, wide, (y - first + row) * size[0] * 3, 3, across, size[0]);
+  const place = [fromX, fromY + first, fromX + width, fromY + last];
+  for (const { y, data } of rowsOf(bitmap, place, onWhite, ground)) {
+    for (let row = 0; row * width * 4 < data.length; row++) {
+      weigh(data, row * width * 4, 4, wide, (y + row) * size[0] * 3, 3, across, size[0]);
     }
   }
   const out = new Uint8Array(size[0] * size[1] * 3);

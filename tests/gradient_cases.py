@@ -13,15 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.batch import Batch, Words, pad_rows
+from grr_coca.data.batch import Batch, pad_rows
 from grr_coca.data.dataset import next_token_labels
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig, Stem, TransformerConfig
-from grr_coca.model.losses import LossWeights, TeacherOptions
+from grr_coca.model.losses import LossWeights
 from grr_coca.model.presets import get_preset
 from grr_coca.train.blocks import checkpoint_blocks
 from grr_coca.train.launch import launched
+from grr_coca.train.micro_batches import embed_pairs
 from grr_coca.train.optimizer import Ema, Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, Parallelism, ScheduleRecipe
@@ -37,13 +38,6 @@ CAPTION_IDS = (0, 1, 2, 3, 4, 1, 6, 7)
 
 IMAGE_IDS = (0, 1, 2, 2, 4, 5, 6, 0)
 """The same image twice in a half, and on both."""
-
-
-NUM_WORDS_OF_PHRASES = (2, 7, 1, 4, 3, 1)
-"""Words of each phrase that no image has: three for each of two ranks, fewer than pieces where these are small."""
-
-PHRASE_IDS = (100, 101, 2, 100, 104, 105)
-"""One is the caption of a pair, one comes twice, once on each half."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +62,9 @@ CASES = {
     "patch dropout": Case(patch_dropout=True),
     "convolutional stem": Case(stem="convolutional", patch_dropout=True, checkpointing=True),
     "checkpointed blocks": Case(checkpointing=True),
-    "teacher": Case(losses=LossWeights(1.0, 2.0, 0.0, TeacherOptions(0.7, 0.0, 0.3))),
-    "teacher, soft targets": Case("coca", losses=LossWeights(0.5, 2.0, 0.0, TeacherOptions(0.7, 0.4, 0.3))),
-    "soft targets, sigmoid": Case(
-        contrastive="sigmoid", losses=LossWeights(1.0, 2.0, 0.0, TeacherOptions(0.0, 0.4, 0.3))
-    ),
+    "teacher": Case(losses=LossWeights(1.0, 2.0, teacher=0.7, teacher_temperature=0.3)),
+    "teacher, coca": Case("coca", losses=LossWeights(0.5, 2.0, teacher=0.7, teacher_temperature=0.3)),
+    "teacher, sigmoid": Case(contrastive="sigmoid", losses=LossWeights(teacher=0.7, teacher_temperature=0.3)),
     "captioning alone": Case(losses=LossWeights(0.0, 2.0)),
     "contrast alone": Case(losses=LossWeights(1.0, 0.0)),
     "frozen image encoder": Case(frozen=("image_encoder",)),
@@ -111,7 +103,6 @@ def make_batch(case: Case, dtype: torch.dtype) -> Batch:
     rows = [[1, *torch.randint(3, 60, (n,), generator=generator).tolist(), 2, 0] for n in NUM_WORDS]
     token_ids, lengths = pad_rows(rows)
     order = torch.rand(len(rows), 16, generator=generator).argsort()
-    taught = case.losses.teaching is not None
     return Batch(
         images=torch.randn(len(rows), 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype),
         token_ids=token_ids,
@@ -121,8 +112,7 @@ def make_batch(case: Case, dtype: torch.dtype) -> Batch:
         image_ids=torch.tensor(IMAGE_IDS),
         keys=tuple(map(str, range(len(rows)))),
         kept_patches=order[:, :9].sort().values if case.patch_dropout else None,
-        teacher=_teacher(CAPTION_IDS, dtype) if taught else None,
-        words=_phrases(dtype) if taught else None,
+        teacher=_teacher(CAPTION_IDS, dtype) if case.losses.teacher else None,
     )
 
 
@@ -132,16 +122,8 @@ def _teacher(ids: Sequence[int], dtype: torch.dtype) -> Tensor:
     return F.normalize(table[list(ids)], dim=1).to(dtype)
 
 
-def _phrases(dtype: torch.dtype) -> Words:
-    generator = torch.Generator().manual_seed(4)
-    rows = [[1, *torch.randint(3, 60, (n,), generator=generator).tolist(), 2, 0] for n in NUM_WORDS_OF_PHRASES]
-    token_ids, lengths = pad_rows(rows)
-    teacher = _teacher(PHRASE_IDS, dtype)
-    return Words(token_ids=token_ids, lengths=lengths, ids=torch.tensor(PHRASE_IDS), teacher=teacher)
-
-
-def cut(batch: Batch, first: int, last: int, words: Words | None = None) -> Batch:
-    """Some rows of a batch with some words, padded to the longest caption among them, as a loader would have it."""
+def cut(batch: Batch, first: int, last: int) -> Batch:
+    """Some rows of a batch, padded to the longest caption among them, as a loader would have it."""
     rows = slice(first, last)
     longest = int(batch.lengths[rows].max())
     return Batch(
@@ -154,25 +136,12 @@ def cut(batch: Batch, first: int, last: int, words: Words | None = None) -> Batc
         keys=batch.keys[rows],
         kept_patches=None if batch.kept_patches is None else batch.kept_patches[rows],
         teacher=None if batch.teacher is None else batch.teacher[rows],
-        words=words,
     )
-
-
-def share_of_words(batch: Batch, part: int, parts: int) -> Words | None:
-    """An even part of the words of a batch; None if there are none in it."""
-    if batch.words is None:
-        return None
-    columns = {name: column.tensor_split(parts)[part] for name, column in vars(batch.words).items()}
-    return Words(**columns) if len(columns["ids"]) else None
 
 
 def pieces(batch: Batch, size: int) -> list[Batch]:
     """Micro-batches of so many pairs, of which the last may be smaller."""
-    firsts = range(0, len(batch), size)
-    return [
-        cut(batch, first, min(first + size, len(batch)), share_of_words(batch, number, len(firsts)))
-        for number, first in enumerate(firsts)
-    ]
+    return [cut(batch, first, min(first + size, len(batch))) for first in range(0, len(batch), size)]
 
 
 def gradients_of(model: CoCa) -> dict[str, Tensor]:
@@ -192,10 +161,6 @@ def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[s
             others[i, j] = i != j and (CAPTION_IDS[i] == CAPTION_IDS[j] or IMAGE_IDS[i] == IMAGE_IDS[j])
     similarity = output.image_embedding @ output.text_embedding.T * model.logit_scale.exp()
     targets = torch.eye(count, dtype=dtype)
-    if (teaching := case.losses.teaching) is not None:
-        near = batch.teacher @ batch.teacher.T / teaching.temperature
-        near = near.masked_fill(others, -torch.inf).softmax(1)
-        targets = (1 - teaching.soft_targets) * targets + teaching.soft_targets * near
     if model.logit_bias is not None:
         logits = similarity + model.logit_bias
         log_likelihood = targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)
@@ -216,24 +181,21 @@ def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[s
     weights = case.losses
     captions = weights.captioning * captioning + weights.z * z
     total, losses = weights.contrastive * contrastive + captions, {}
-    if teaching is not None:
-        teacher = _teacher_loss(model, batch, output.text_embedding, teaching.temperature)
-        total, losses = total + teaching.weight * teacher, {"teacher": teacher.item()}
+    if weights.teacher:
+        teacher = _teacher_loss(batch, output.text_embedding, weights.teacher_temperature)
+        total, losses = total + weights.teacher * teacher, {"teacher": teacher.item()}
     total.backward()
     return gradients_of(model), {"contrastive": contrastive.item(), "captioning": captioning.item(), **losses}
 
 
-def _teacher_loss(model: CoCa, batch: Batch, text_embedding: Tensor, temperature: float) -> Tensor:
-    """The mean over captions and phrases of Σ p log(p / q), over all texts that are not the same, text by text."""
-    texts = torch.cat([text_embedding, model.encode_text(batch.words.token_ids, batch.words.lengths)])
-    taught = torch.cat([batch.teacher, batch.words.teacher])
-    ids = CAPTION_IDS + PHRASE_IDS
-    total = torch.zeros((), dtype=texts.dtype)
-    for i in range(len(ids)):
-        others = [j for j in range(len(ids)) if ids[j] != ids[i]]
-        p, q = (torch.softmax(x[others] @ x[i] / temperature, 0) for x in (taught, texts))
+def _teacher_loss(batch: Batch, text_embedding: Tensor, temperature: float) -> Tensor:
+    """The mean over captions of Σ p log(p / q), over all captions that are not the same, caption by caption."""
+    total = torch.zeros((), dtype=text_embedding.dtype)
+    for i, caption in enumerate(CAPTION_IDS):
+        others = [j for j, other in enumerate(CAPTION_IDS) if other != caption]
+        p, q = (torch.softmax(x[others] @ x[i] / temperature, 0) for x in (batch.teacher, text_embedding))
         total = total + (p * (p / q).log()).sum()
-    return total / len(ids)
+    return total / len(CAPTION_IDS)
 
 
 def computed(case: Case, dtype: torch.dtype, size: int) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -260,8 +222,7 @@ def _gradients_on(ranks: Ranks, task: Task) -> tuple[dict[str, Tensor], dict[str
     case = CASES[task.case]
     batch, model = make_batch(case, task.dtype), make_model(case, task.dtype)
     share = len(batch) // ranks.size
-    words = share_of_words(batch, ranks.rank, ranks.size)
-    batches = pieces(cut(batch, ranks.rank * share, (ranks.rank + 1) * share, words), task.size)
+    batches = pieces(cut(batch, ranks.rank * share, (ranks.rank + 1) * share), task.size)
     num_tokens = int(ranks.sum(torch.tensor(count_tokens(batches))))
     parallel = ParallelModel(model, task.parallelism, ranks)
     losses = compute_gradients(parallel, batches, num_tokens, case.losses, nullcontext())
@@ -281,10 +242,10 @@ def evaluated_with_the_average(folder: Path) -> None:
                 parameter.mul_(1.1)
         optimizers = Optimizers(model, OptimizerRecipe(), ScheduleRecipe(steps=1, warmup_steps=0))
         trainer = Trainer(parallel, optimizers, case.losses, nullcontext(), ema)
-        passes = {"before": parallel.embed(batch).image}
+        passes = {"before": embed_pairs(model, batch).image}
         with trainer.averaged():
-            passes["during"] = parallel.embed(batch).image
-        passes["after"] = parallel.embed(batch).image
+            passes["during"] = embed_pairs(model, batch).image
+        passes["after"] = embed_pairs(model, batch).image
         save_file(passes, folder / f"passes-{ranks.rank}.safetensors")
         _meet(ranks)
 

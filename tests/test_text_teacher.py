@@ -1,4 +1,4 @@
-"""What a text teacher is made of: the encoder, WordNet's words, and the queries that are kept from it."""
+"""The encoder of a text teacher, the folder that it writes, and the queries in everyday words from WordNet."""
 
 import json
 import sys
@@ -23,10 +23,10 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import user_cache
 from grr_coca.train.recipe import TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import training_sources
-from grr_coca.train.teacher import TeacherTexts
+from grr_coca.train.teacher import Teacher
 from minilm import MiniLM
 from support import real_pairs, tiny_recipe, write_shard
-from text_teacher import choose_words, embed_in_parts
+from text_teacher import embed_in_parts
 from wordnet import WordNet, is_common
 
 # --- The encoder
@@ -214,25 +214,6 @@ def test_names_numbers_and_short_forms_are_not_common():
     ]
 
 
-def test_words_are_common_no_captions_and_none_of_a_query(wordnet):
-    words = choose_words(wordnet, ["car", "trash can", "big moon"], ["n03699975"])
-    assert words == [
-        "a bin that holds rubbish until it is collected",
-        "a motor vehicle with four wheels",
-        "automobile",
-        "crimson",
-        "dustbin",
-        "edit",
-        "of a color at the end of the color spectrum",
-        "prepare for publication",
-    ]
-    assert choose_words(wordnet, ["ash"], [])[:2] == [
-        "a bin that holds rubbish until it is collected",
-        "a motor vehicle with four wheels",
-    ]
-    assert {"machine", "any mechanical or electrical device", "trash can"} < set(choose_words(wordnet, [], []))
-
-
 # --- Queries
 
 
@@ -277,27 +258,23 @@ def test_a_recipe_without_a_teacher_is_refused(tmp_path):
 
 
 @pytest.fixture
-def taught(encoder, wordnet, tmp_path, monkeypatch) -> Path:
+def taught(encoder, tmp_path, monkeypatch) -> Path:
     """A recipe whose teacher is the small encoder."""
     monkeypatch.setattr(text_teacher, "fetch", lambda *_: None)
     monkeypatch.setattr(text_teacher, "verify", lambda *_: tmp_path)
     monkeypatch.setattr(text_teacher, "read_minilm", lambda _: encoder)
-    monkeypatch.setattr(text_teacher, "read_queries", lambda _: [])
-    monkeypatch.setattr(WordNet, "from_package", lambda _: wordnet)
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(24)))
-    save_recipe(replace(recipe, teacher=TeacherRecipe(path="teacher", words=2)), tmp_path / "recipe.yaml")
+    save_recipe(replace(recipe, teacher=TeacherRecipe(path="teacher", words=0)), tmp_path / "recipe.yaml")
     return tmp_path / "recipe.yaml"
 
 
 def test_a_folder_that_is_written_stays_until_its_texts_change(taught, monkeypatch):
     folder = text_teacher.teach(taught, taught.parent)
-    before = TeacherTexts.read(str(folder))
-    before.require_captions(training_sources(load_recipe(taught))[0])
-    assert "automobile" in before.word_list
+    Teacher.read(str(folder)).require_captions(training_sources(load_recipe(taught))[0])
     monkeypatch.setattr(text_teacher, "read_minilm", lambda _: pytest.fail("nothing is to be embedded"))
     assert text_teacher.teach(taught, taught.parent) == folder
     assert [path.name for path in taught.parent.glob("teacher*")] == ["teacher"]
-    (folder / "words.txt").write_text("damaged")
+    (folder / "captions.txt").write_text("damaged")
     with pytest.raises(pytest.fail.Exception):
         text_teacher.teach(taught, taught.parent)
 

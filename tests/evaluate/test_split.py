@@ -22,7 +22,7 @@ from grr_coca.evaluate.split import (
     scaling_of,
     split_contrastive_loss,
 )
-from grr_coca.model.losses import LossWeights, PairEmbeddings, contrastive_loss, same_pair
+from grr_coca.model.losses import LossWeights, contrastive_loss
 from grr_coca.train.setup import new_checkpoint
 from support import ALONE, BATCH_SIZE, PairsInMemory, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
 
@@ -163,8 +163,8 @@ def test_all_numbers_are_reported_under_one_level_of_names(checkpoint, shard):
 
 def test_a_split_of_one_batch_has_that_batchs_loss():
     e = random_embeddings(8)
-    pairs = PairEmbeddings(e.image, e.text)
-    expected = contrastive_loss(pairs, pairs, SCALE, None, same_pair(e.caption_ids, e.image_ids), 0)
+    pairs = e.pairs(torch.arange(len(e.image)))
+    expected = contrastive_loss(pairs, pairs, SCALE)
     assert split_contrastive_loss(e, SCALING, 8) == pytest.approx(expected.item())
 
 
@@ -172,7 +172,7 @@ def test_a_split_of_one_batch_has_that_batchs_loss():
 def test_every_pair_counts_and_every_batch_is_of_the_stated_size(monkeypatch, num_pairs):
     seen = []
 
-    def spy(rows, columns, scale, bias, same, first_row):
+    def spy(rows, columns, scale, bias):
         seen.append(rows.image[:, 0].tolist())
         return torch.tensor(1.0)
 

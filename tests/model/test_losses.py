@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -20,14 +20,11 @@ from grr_coca.model.config import CoCaConfig
 from grr_coca.model.losses import (
     CaptioningLoss,
     LossWeights,
-    PairEmbeddings,
-    TeacherOptions,
+    Pairs,
     batch_loss,
     captioning_loss,
     coca_loss,
     contrastive_loss,
-    same_pair,
-    soft_targets,
     teacher_loss,
     token_losses,
 )
@@ -40,13 +37,37 @@ IMAGES = [[0.8, 0.6, 0.0], [0.0, 0.6, 0.8], [0.6, 0.0, 0.8]]
 SCALE = 2.0
 
 
-def _contrastive(same: Tensor) -> float:
-    return _whole_batch(torch.tensor(IMAGES), torch.eye(3), math.log(SCALE), same).item()
+def _contrastive(caption_ids: Sequence[int] = (7, 8, 9), image_ids: Sequence[int] = (1, 2, 3)) -> float:
+    return _whole_batch(torch.tensor(IMAGES), torch.eye(3), math.log(SCALE), caption_ids, image_ids).item()
 
 
-def _whole_batch(images: Tensor, texts: Tensor, logit_scale: float, same: Tensor) -> Tensor:
-    pairs = PairEmbeddings(images, texts)
-    return contrastive_loss(pairs, pairs, torch.tensor(logit_scale), None, same, first_row=0)
+def _whole_batch(
+    images: Tensor,
+    texts: Tensor,
+    logit_scale: float,
+    caption_ids: Sequence[int] | None = None,
+    image_ids: Sequence[int] | None = None,
+) -> Tensor:
+    pairs = _pairs(images, texts, caption_ids, image_ids)
+    return contrastive_loss(pairs, pairs, torch.tensor(logit_scale))
+
+
+def _pairs(
+    images: Tensor,
+    texts: Tensor,
+    caption_ids: Sequence[int] | None = None,
+    image_ids: Sequence[int] | None = None,
+    teacher: Tensor | None = None,
+) -> Pairs:
+    """Pairs, all of them different unless ids are given."""
+    captions, ids = (
+        torch.arange(len(texts)) if given is None else torch.tensor(given) for given in (caption_ids, image_ids)
+    )
+    return Pairs(images, texts, captions, ids, teacher)
+
+
+def _rows(pairs: Pairs, rows: slice) -> Pairs:
+    return Pairs(*(None if column is None else column[rows] for column in pairs))
 
 
 def _cross_entropy_by_hand(similarity: list[list[float]], masked: set[tuple[int, int]]) -> float:
@@ -67,7 +88,7 @@ def _contrastive_by_hand(masked: set[tuple[int, int]]) -> float:
 
 
 def test_contrastive_is_the_mean_of_both_directions() -> None:
-    loss = _contrastive(torch.eye(3, dtype=torch.bool))
+    loss = _contrastive()
     assert loss == pytest.approx(_contrastive_by_hand(set()), rel=1e-6)
     # The same in numbers: the first is log(e^1.6 + e^1.2 + e^0) - 1.6.
     image_to_text, text_to_image = [0.6271, 1.0271, 0.6271], [0.6271, 0.8334, 0.7893]
@@ -76,7 +97,7 @@ def test_contrastive_is_the_mean_of_both_directions() -> None:
 
 def test_contrastive_of_unrelated_embeddings_is_the_logarithm_of_the_batch_size() -> None:
     embedding = F.normalize(torch.ones(8, 4), dim=-1)
-    loss = _whole_batch(embedding, embedding, 2.0, torch.eye(8, dtype=torch.bool))
+    loss = _whole_batch(embedding, embedding, 2.0)
     assert loss.item() == pytest.approx(math.log(8), rel=1e-5)
 
 
@@ -93,9 +114,7 @@ def test_contrastive_of_unrelated_embeddings_is_the_logarithm_of_the_batch_size(
 def test_pairs_that_say_the_same_are_no_negatives(
     caption_ids: list[int], image_ids: list[int], masked: set[tuple[int, int]]
 ) -> None:
-    same = same_pair(torch.tensor(caption_ids), torch.tensor(image_ids))
-    assert {(i, j) for i in range(3) for j in range(3) if i != j and same[i, j]} == masked
-    loss = _contrastive(same)
+    loss = _contrastive(caption_ids, image_ids)
     assert loss == pytest.approx(_contrastive_by_hand(masked), rel=1e-6, abs=1e-7)
     assert loss < _contrastive_by_hand(set()) - 0.1, "counting them as negatives must be seen in the number"
 
@@ -103,8 +122,7 @@ def test_pairs_that_say_the_same_are_no_negatives(
 def test_an_equal_caption_is_pushed_away_from_no_image() -> None:
     images = torch.tensor(IMAGES, requires_grad=True)
     texts = torch.eye(3, requires_grad=True)
-    same = same_pair(torch.tensor([7, 8, 7]), torch.tensor([1, 2, 3]))
-    _whole_batch(images, texts, 0.0, same).backward()
+    _whole_batch(images, texts, 0.0, [7, 8, 7], [1, 2, 3]).backward()
     assert images.grad is not None
     assert images.grad.isfinite().all()
     assert images.grad[0, 2] == 0
@@ -112,8 +130,6 @@ def test_an_equal_caption_is_pushed_away_from_no_image() -> None:
 
 
 # --- Text teacher ---
-
-SAME = torch.eye(3, dtype=torch.bool)
 
 
 def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts() -> None:
@@ -124,58 +140,31 @@ def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts()
     for wanted, found in (((0.8, 0.0), (0.0, 0.6)), ((0.8, 0.0), (0.0, 0.8)), ((0.0, 0.0), (0.6, 0.8))):
         p, q = ([math.exp(2 * x) / sum(math.exp(2 * y) for y in row) for x in row] for row in (wanted, found))
         by_hand += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / 3
-    loss = teacher_loss(ours, ours, taught, taught, SAME, 0.5)
-    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    pairs = _pairs(ours, ours, teacher=taught)
+    assert teacher_loss(pairs, pairs, 0.5).item() == pytest.approx(by_hand, rel=1e-5)
     assert by_hand > 0.3
-    parts = [teacher_loss(ours[i : i + 1], ours, taught[i : i + 1], taught, SAME[i : i + 1], 0.5) for i in range(3)]
+    parts = [teacher_loss(_rows(pairs, slice(i, i + 1)), pairs, 0.5) for i in range(3)]
     assert sum(parts).item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_the_teacher_loss_is_zero_for_the_teachers_similarities_in_any_space() -> None:
     taught = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
     turned = F.pad(taught, (0, 3)) @ torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64)).Q
-    loss = teacher_loss(turned, turned, taught, taught, torch.eye(6, dtype=torch.bool), 0.1)
-    assert loss.item() == pytest.approx(0, abs=1e-12)
+    pairs = _pairs(turned, turned, teacher=taught)
+    assert teacher_loss(pairs, pairs, 0.1).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_equal_texts_are_not_compared_and_a_text_without_others_costs_nothing() -> None:
     ours = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), dim=1).requires_grad_()
-    taught = torch.eye(3)
-    everything = torch.ones(3, 3, dtype=torch.bool)
-    loss = teacher_loss(ours, ours, taught, taught, everything, 0.1)
+    equal, some = (_pairs(ours, ours, ids, teacher=torch.eye(3)) for ids in ([7, 7, 7], [7, 8, 7]))
+    loss = teacher_loss(equal, equal, 0.1)
     loss.backward()
     assert loss.item() == 0
     assert ours.grad is not None
     assert torch.equal(ours.grad, torch.zeros(3, 4))
-    same = SAME.clone()
-    same[0, 2] = same[2, 0] = True
-    one_other = teacher_loss(ours, ours, taught, taught, same, 0.1)
-    middle = teacher_loss(ours[1:2], ours, taught[1:2], taught, same[1:2], 0.1)
+    one_other = teacher_loss(some, some, 0.1)
+    middle = teacher_loss(_rows(some, slice(1, 2)), some, 0.1)
     assert one_other.item() == pytest.approx(middle.item()), "texts 0 and 2 have one other each, so nothing to choose"
-
-
-def test_soft_targets_share_with_near_texts_and_give_nothing_to_equal_ones() -> None:
-    taught = torch.tensor([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0]])
-    same = same_pair(torch.tensor([7, 8, 7]), torch.tensor([1, 2, 3]))
-    targets = soft_targets(taught, taught, same, 0, TeacherOptions(soft_targets=0.4, temperature=0.5))
-    near = math.exp(2 * 0.8) / (math.exp(2) + math.exp(2 * 0.8))  # of the second text, for the first image
-    assert targets[0].tolist() == pytest.approx([1 - 0.4 * near, 0.4 * near, 0.0])
-    assert targets.sum(1).tolist() == pytest.approx([1.0, 1.0, 1.0])
-    hard = soft_targets(taught, taught, same, 0, TeacherOptions(soft_targets=0.0))
-    assert torch.equal(hard, torch.eye(3))
-    last = soft_targets(taught[2:], taught, same[2:], 2, TeacherOptions(soft_targets=0.4, temperature=0.5))
-    assert torch.equal(last, targets[2:])
-
-
-@pytest.mark.parametrize("bias", [None, torch.tensor(-1.5)], ids=["softmax", "sigmoid"])
-def test_hard_targets_are_the_contrastive_loss_itself(bias: Tensor | None) -> None:
-    pairs, same = (
-        PairEmbeddings(torch.tensor(IMAGES), torch.eye(3)),
-        same_pair(torch.tensor([7, 8, 7]), torch.arange(3)),
-    )
-    scale = torch.tensor(math.log(SCALE))
-    plain = contrastive_loss(pairs, pairs, scale, bias, same, 0)
-    assert contrastive_loss(pairs, pairs, scale, bias, same, 0, torch.eye(3)).item() == pytest.approx(plain.item())
 
 
 @pytest.mark.parametrize("bias", [None, torch.tensor(-1.5, dtype=torch.float64)], ids=["softmax", "sigmoid"])
@@ -183,14 +172,11 @@ def test_gradients_with_a_teacher_are_those_of_finite_differences(bias: Tensor |
     generator = torch.Generator().manual_seed(2)
     raw = [torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     taught = F.normalize(torch.randn(4, 5, generator=generator, dtype=torch.float64), dim=1)
-    same = same_pair(torch.tensor([7, 8, 7, 9]), torch.arange(4))
-    targets = soft_targets(taught, taught, same, 0, TeacherOptions(soft_targets=0.3, temperature=0.5))
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
 
     def both(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        pairs = PairEmbeddings(F.normalize(image, dim=1), F.normalize(text, dim=1))
-        contrastive = contrastive_loss(pairs, pairs, scale, bias, same, 0, targets)
-        return contrastive + teacher_loss(pairs.text, pairs.text, taught, taught, same, 0.5)
+        pairs = _pairs(F.normalize(image, dim=1), F.normalize(text, dim=1), [7, 8, 7, 9], teacher=taught)
+        return contrastive_loss(pairs, pairs, scale, bias) + teacher_loss(pairs, pairs, 0.5)
 
     assert torch.autograd.gradcheck(both, (*raw, scale))
 
@@ -281,10 +267,9 @@ def test_the_losses_of_tokens_have_the_captioning_loss_for_their_mean(
 def test_similarities_are_compared_in_fp32_under_autocast() -> None:
     """A bf16 product of 100 times a cosine is off by half a nat."""
     image, text = (F.normalize(torch.randn(16, 64, generator=torch.Generator().manual_seed(n)), dim=-1) for n in (0, 1))
-    same = torch.eye(16, dtype=torch.bool)
-    exact = _whole_batch(image, text, math.log(100), same)
+    exact = _whole_batch(image, text, math.log(100))
     with torch.autocast("cpu", torch.bfloat16):
-        assert _whole_batch(image, text, math.log(100), same).equal(exact)
+        assert _whole_batch(image, text, math.log(100)).equal(exact)
 
 
 def test_shares_of_captions_add_up_to_the_loss_of_the_batch() -> None:
@@ -385,9 +370,8 @@ def _in_shares(sizes: list[int], bias: float | None) -> list[Tensor]:
     total, first = torch.zeros((), dtype=torch.float64), 0
     for size in sizes:
         own = slice(first, first + size)
-        same = same_pair(captions[own], images[own], (captions, images))
-        rows = PairEmbeddings(image[own], text[own])
-        total = total + contrastive_loss(rows, PairEmbeddings(image, text), scale, logit_bias, same, first)
+        pairs = Pairs(image, text, captions, images)
+        total = total + contrastive_loss(_rows(pairs, own), pairs, scale, logit_bias, first)
         first += size
     leaves = [leaf for leaf in (image, text, scale, logit_bias) if leaf is not None]
     return [total, *torch.autograd.grad(total, leaves)]
@@ -425,18 +409,12 @@ def test_shares_of_rows_add_up_to_the_loss_of_the_batch_and_to_its_gradients(
 
 def test_sigmoid_by_hand() -> None:
     # Similarities 1, 0 / 0, 1 at scale 2 and bias -1: two matches of logit 1, two negatives of logit -1.
-    pairs, same = PairEmbeddings(torch.eye(2), torch.eye(2)), torch.eye(2, dtype=torch.bool)
-    loss = contrastive_loss(pairs, pairs, torch.tensor(math.log(2)), torch.tensor(-1.0), same, 0)
+    pairs = _pairs(torch.eye(2), torch.eye(2))
+    loss = contrastive_loss(pairs, pairs, torch.tensor(math.log(2)), torch.tensor(-1.0))
     assert loss.item() == pytest.approx(2 * math.log(1 + math.exp(-1)), rel=1e-6)
-    all_same = torch.ones(2, 2, dtype=torch.bool)
-    masked = contrastive_loss(pairs, pairs, torch.tensor(math.log(2)), torch.tensor(-1.0), all_same, 0)
+    equal = _pairs(torch.eye(2), torch.eye(2), caption_ids=[7, 7])
+    masked = contrastive_loss(equal, equal, torch.tensor(math.log(2)), torch.tensor(-1.0))
     assert masked.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-6)
-
-
-def test_whether_rows_say_the_same_as_columns() -> None:
-    captions, images = torch.tensor([7, 8, 7, 9]), torch.tensor([1, 2, 3, 2])
-    whole = same_pair(captions, images)
-    assert torch.equal(same_pair(captions[1:3], images[1:3], (captions, images)), whole[1:3])
 
 
 def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(

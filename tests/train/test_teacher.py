@@ -1,4 +1,4 @@
-"""A text teacher in training: its folder, the words of each step, and what a whole run makes of it."""
+"""A text teacher in training: its folder, its part of a recipe, and what a whole run makes of it."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,21 +12,17 @@ import torch.nn.functional as F
 import drivers
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, whole_folder
-from grr_coca.common.ranks import Ranks
-from grr_coca.data.batch import Batch
 from grr_coca.data.sources.base import stable_id
-from grr_coca.data.tokenizer import train_bpe
 from grr_coca.model.checkpoint import from_pretrained, save_tensors
-from grr_coca.model.losses import LossWeights, TeacherOptions
+from grr_coca.model.losses import LossWeights
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import dry_run, new_checkpoint, training_batches, training_sources
-from grr_coca.train.teacher import EMBEDDINGS, Teacher, TeacherTexts, training_captions, write_teacher
+from grr_coca.train.teacher import CAPTIONS, EMBEDDINGS, Teacher, training_captions, write_teacher
 from jobs import Job, differing_files, small_recipe
 from support import (
     ALONE,
-    CPU,
     PairsInMemory,
     differing,
     pretrain,
@@ -36,8 +32,6 @@ from support import (
     weights,
     write_shard,
 )
-
-WORDS = [f"{size} {thing}" for size in ("tiny", "small", "large", "huge") for thing in ("boat", "Cat", "moon", "hat")]
 
 
 def embeddings(texts: list[str], width: int = 12) -> torch.Tensor:
@@ -53,10 +47,8 @@ def captions_of(recipe: Recipe) -> list[str]:
 def taught(recipe: Recipe, folder: Path, **keys: object) -> Recipe:
     """The recipe with a teacher of its captions."""
     captions = captions_of(recipe)
-    write_teacher(
-        folder, captions, WORDS, embeddings(captions), embeddings(WORDS), {"teacher": "none of the real ones"}
-    )
-    return replace(recipe, teacher=TeacherRecipe(path=str(folder), **{"words": 6, **keys}))
+    write_teacher(folder, captions, embeddings(captions), {"teacher": "none of the real ones"})
+    return replace(recipe, teacher=TeacherRecipe(path=str(folder), words=0, **keys))
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +61,18 @@ def recipe(tmp_path_factory):
 
 
 def test_each_caption_finds_its_embedding_in_any_case(recipe):
-    texts = TeacherTexts.read(recipe.teacher.path)
-    captions = captions_of(recipe)[::-1]
-    assert len(texts) == len(captions) + len(WORDS)
-    found = texts.of(torch.tensor([stable_id(caption) for caption in captions]))
-    assert torch.allclose(found, embeddings(captions), atol=1e-3)
-    pair = replace(real_pairs(1)[0], caption=captions[0].upper())
-    texts.require_captions(PairsInMemory([pair]))
+    teacher = Teacher.read(recipe.teacher.path)
+    captions = captions_of(recipe)
+    assert len(teacher) == len(captions)
+    pairs = [replace(real_pairs(1)[0], caption=caption.upper()) for caption in captions]
+    teacher.require_captions(PairsInMemory(pairs))
 
 
 def test_a_caption_finds_its_embedding_in_any_form_of_its_accents(tmp_path):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     pairs = [replace(pair, caption=composed) for pair in real_pairs(1)]
-    write_teacher(tmp_path / "teacher", [decomposed], ["hat"], embeddings([decomposed]), embeddings(["hat"]))
-    TeacherTexts.read(str(tmp_path / "teacher")).require_captions(PairsInMemory(pairs))
+    write_teacher(tmp_path / "teacher", [decomposed], embeddings([decomposed]))
+    Teacher.read(str(tmp_path / "teacher")).require_captions(PairsInMemory(pairs))
 
 
 def test_every_caption_that_training_may_draw_counts_each_once():
@@ -99,10 +89,10 @@ def test_a_missing_folder_is_named(tmp_path):
         UserError,
         match=rf"{tmp_path}/none: teacher: no such folder; `python scripts/text_teacher\.py RECIPE` writes it",
     ):
-        TeacherTexts.read(str(tmp_path / "none"))
+        Teacher.read(str(tmp_path / "none"))
 
 
-@pytest.mark.parametrize("name", ["captions.txt", "words.txt", EMBEDDINGS])
+@pytest.mark.parametrize("name", [CAPTIONS, EMBEDDINGS])
 def test_a_damaged_or_missing_file_is_named(recipe, tmp_path, name):
     folder = tmp_path / "teacher"
     taught(recipe, folder)
@@ -110,37 +100,42 @@ def test_a_damaged_or_missing_file_is_named(recipe, tmp_path, name):
     content[-2] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name}: damaged: its checksum differs"):
-        TeacherTexts.read(str(folder))
+        Teacher.read(str(folder))
     (folder / name).unlink()
     with pytest.raises(UserError, match=rf"{name}: missing"):
-        TeacherTexts.read(str(folder))
+        Teacher.read(str(folder))
     (folder / MANIFEST).unlink()
     with pytest.raises(UserError, match=r"manifest\.json: missing or damaged"):
-        TeacherTexts.read(str(folder))
+        Teacher.read(str(folder))
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said"),
+    ("captions", "said"),
     [
-        ({"words": embeddings(WORDS, 11)}, r"the captions' embeddings have 12 numbers, those of the words 11"),
-        ({"words": embeddings(WORDS[1:])}, r"has 15 embeddings of words, and words\.txt has 16 lines"),
-        ({"captions": 2 * embeddings(["a", "b"])}, r"an embedding of captions is not of unit length"),
-        ({"captions": torch.nan * embeddings(["a", "b"])}, r"an embedding of captions is not of unit length"),
-        ({"captions": torch.ones(2)}, r"has no matrix 'captions'"),
+        (embeddings(["a"]), r"has 1 embeddings, and captions\.txt has 2 lines"),
+        (2 * embeddings(["a", "b"]), r"an embedding is not of unit length"),
+        (torch.nan * embeddings(["a", "b"]), r"an embedding is not of unit length"),
+        (torch.ones(2), r"has no matrix 'captions'"),
     ],
-    ids=["width", "count", "length", "nan", "vector"],
+    ids=["count", "length", "nan", "vector"],
 )
-def test_texts_and_embeddings_that_do_not_fit_are_refused(tmp_path, tensors, said):
+def test_captions_and_embeddings_that_do_not_fit_are_refused(tmp_path, captions, said):
     folder = tmp_path / "teacher"
-    write_teacher(folder, ["a", "b"], WORDS, embeddings(["a", "b"]), embeddings(WORDS))
-    texts = {name: (folder / name).read_bytes() for name in ("captions.txt", "words.txt")}
     with whole_folder(folder) as partial_folder:
-        for name, content in texts.items():
-            (partial_folder / name).write_bytes(content)
-        whole = {"captions": embeddings(["a", "b"]), "words": embeddings(WORDS)}
-        save_tensors({**whole, **tensors}, partial_folder / EMBEDDINGS)
+        (partial_folder / CAPTIONS).write_text("a\nb\n")
+        save_tensors({"captions": captions}, partial_folder / EMBEDDINGS)
     with pytest.raises(UserError, match=said):
-        TeacherTexts.read(str(folder))
+        Teacher.read(str(folder))
+
+
+def test_the_words_in_a_folder_of_an_earlier_version_are_not_read(tmp_path):
+    folder = tmp_path / "teacher"
+    with whole_folder(folder) as partial_folder:
+        (partial_folder / CAPTIONS).write_text("a\nb\n")
+        (partial_folder / "words.txt").write_text("c\n")
+        tensors = {"captions": embeddings(["a", "b"]), "words": embeddings(["c"])}
+        save_tensors(tensors, partial_folder / EMBEDDINGS)
+    assert len(Teacher.read(str(folder))) == 2
 
 
 def test_a_teacher_of_other_captions_is_refused_before_the_first_step(recipe, tmp_path):
@@ -160,17 +155,17 @@ def test_a_teacher_of_other_captions_is_refused_before_the_first_step(recipe, tm
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"temperature": 0.0}, "temperature 0.0 is out of range"),
-        ({"soft_targets": 1.0}, r"soft_targets 1\.0 is out of range"),
+        ({"temperature": 0.0}, r"temperature 0\.0 is out of range"),
         ({"weight": -1.0}, r"weight -1\.0 is out of range"),
-        ({"weight": 0.0}, "weight and soft_targets are both 0"),
-        ({"weight": 0.0, "soft_targets": 0.1}, "words 128 are of no use with weight 0"),
-        ({"words": -1}, "words -1 is out of range"),
+        ({"weight": 0.0}, r"weight 0\.0 is out of range"),
+        ({"words": None}, r"words is missing, which meant 128 words a step; set words: 0 for none, or .* f3ecb185"),
+        ({"words": 128}, r"words 128: only captions are taught; set words: 0, or train with commit f3ecb185"),
+        ({"soft_targets": 0.9}, r"soft_targets 0\.9: there are none; set soft_targets: 0, or .* commit f3ecb185"),
     ],
 )
 def test_keys_out_of_range_are_refused(keys, said):
     with pytest.raises(UserError, match=said):
-        TeacherRecipe(path="x", **keys)
+        TeacherRecipe(path="x", **{"words": 0, **keys})
 
 
 def test_the_path_is_relative_to_the_recipes_folder_or_in_the_cache(recipe, tmp_path, monkeypatch):
@@ -180,49 +175,18 @@ def test_the_path_is_relative_to_the_recipes_folder_or_in_the_cache(recipe, tmp_
         assert load_recipe(tmp_path / "recipe.yaml").teacher == replace(recipe.teacher, path=wanted)
 
 
-# --- The words of each step
+# --- The batches
 
 
-def steps_of(recipe: Recipe, ranks: Ranks = ALONE, first_step: int = 0) -> list[list[Batch]]:
-    pairs = training_sources(recipe)[0]
-    return list(training_batches(recipe, new_checkpoint(recipe, ALONE), pairs, ranks, first_step))
-
-
-def words_of(steps: list[list[Batch]]) -> list[list[int]]:
-    return [[i for b in batches if b.words is not None for i in b.words.ids.tolist()] for batches in steps]
-
-
-def test_every_word_comes_once_an_epoch_with_its_own_tokens_and_embedding(recipe):
-    recipe = replace(recipe, schedule=replace(recipe.schedule, steps=8))
-    steps = steps_of(recipe)
-    ids = [i for step in words_of(steps) for i in step]
-    assert set(ids[:16]) == set(ids[16:32]) == set(map(stable_id, map(str.lower, WORDS)))
-    tokenizer = new_checkpoint(recipe, ALONE).tokenizer
-    ((batch,), *_) = steps
-    for row, number in enumerate(batch.words.ids.tolist()):
-        (word,) = (word for word in WORDS if stable_id(word.lower()) == number)
-        wanted = tokenizer.encode_row(word, 24)
-        assert batch.words.token_ids[row, : batch.words.lengths[row]].tolist() == wanted
-        assert torch.allclose(batch.words.teacher[row], embeddings([word])[0], atol=1e-3)
-
-
-def test_ranks_pieces_and_resuming_change_nothing_of_the_words(recipe):
-    wanted = words_of(steps_of(recipe))
-    assert len({tuple(step) for step in wanted}) == 4
-    assert words_of(steps_of(recipe, first_step=2)) == wanted[2:]
-    in_pieces = replace(recipe, data=replace(recipe.data, micro_batch_size=1))
-    assert words_of(steps_of(in_pieces)) == wanted, "eight pieces, six words"
-    halves = [words_of(steps_of(recipe, Ranks(rank, 2, CPU))) for rank in range(2)]
-    assert [first + second for first, second in zip(*halves, strict=True)] == wanted
-
-
-def test_words_that_cannot_be_shared_or_are_too_few_are_refused(recipe):
-    tokenizer, texts = train_bpe(WORDS, 300), TeacherTexts.read(recipe.teacher.path)
-    seven = replace(recipe, teacher=replace(recipe.teacher, words=7))
-    with pytest.raises(UserError, match=r"teacher: words 7 cannot be shared evenly among 2 processes; give 6 or 8"):
-        seven.require_even_shares(2)
-    with pytest.raises(UserError, match=r"words\.txt: has 16 words, fewer than teacher: words 17"):
-        Teacher(texts, 17, tokenizer, 24, seed=0, ranks=ALONE)
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_every_batch_gets_the_embeddings_of_its_captions(recipe, micro_batch_size):
+    recipe = replace(recipe, data=replace(recipe.data, micro_batch_size=micro_batch_size))
+    start, source = new_checkpoint(recipe, ALONE), training_sources(recipe)[0]
+    caption_of = {stable_id(caption): caption for caption in captions_of(recipe)}
+    for micro_batches in training_batches(recipe, start, source, ALONE):
+        for batch in micro_batches:
+            wanted = embeddings([caption_of[number] for number in batch.caption_ids.tolist()])
+            assert torch.allclose(batch.teacher, wanted, atol=1e-3)
 
 
 # --- Whole runs
@@ -247,15 +211,15 @@ def test_without_a_teacher_nothing_of_it_is_trained_or_logged(recipe, plain, tmp
     assert "teacher" not in read_metrics(tmp_path / "run", "train")[0]
 
 
-@pytest.mark.parametrize("keys", [{"words": 0}, {"soft_targets": 0.3}, {"temperature": 0.5}, {"weight": 0.5}])
+@pytest.mark.parametrize("keys", [{"temperature": 0.5}, {"weight": 0.5}])
 def test_each_key_changes_the_weights(recipe, plain, tmp_path, keys):
     changed = weights(pretrain(replace(recipe, teacher=replace(recipe.teacher, **keys)), tmp_path / "run"))
     assert len(differing(plain, changed)) > len(plain) // 2
 
 
 def test_the_trainer_gets_the_numbers_of_the_recipe(recipe):
-    wanted = LossWeights(1.0, 2.0, 0.0, TeacherOptions(1.0, 0.0, 0.1))
-    assert recipe.loss_weights == wanted
+    recipe = replace(recipe, teacher=replace(recipe.teacher, weight=0.7, temperature=0.3))
+    assert recipe.loss_weights == LossWeights(1.0, 2.0, teacher=0.7, teacher_temperature=0.3)
     assert replace(recipe, teacher=None).loss_weights == LossWeights()
 
 
@@ -269,7 +233,7 @@ def test_another_teacher_is_refused_when_a_run_is_resumed(recipe, tmp_path):
     pretrain(replace(mine, schedule=replace(mine.schedule, steps=2)), tmp_path / "run")
     point = tmp_path / "run" / "checkpoints" / "step-000000002"
     captions = captions_of(recipe)
-    write_teacher(tmp_path / "teacher", captions, WORDS, embeddings(captions), embeddings(WORDS[::-1]))
+    write_teacher(tmp_path / "teacher", captions, embeddings(captions[::-1]))
     with pytest.raises(
         UserError, match=r"teacher: data: teacher of the run: its texts or embeddings have changed since"
     ):
@@ -277,7 +241,7 @@ def test_another_teacher_is_refused_when_a_run_is_resumed(recipe, tmp_path):
 
 
 def test_a_killed_run_with_a_teacher_ends_in_the_same_bytes(tmp_path):
-    recipe = taught(small_recipe(tmp_path), tmp_path / "teacher", soft_targets=0.2)
+    recipe = taught(small_recipe(tmp_path), tmp_path / "teacher")
     jobs = []
     for name in ("killed", "whole"):
         (tmp_path / name).mkdir()

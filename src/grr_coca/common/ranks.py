@@ -5,7 +5,7 @@ A run of one process has one rank. Then every exchange returns its own input.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,22 +49,10 @@ class Ranks:
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate the rows of all ranks, b … to B …, in the order of ranks.
 
-        Every rank must have the same number of rows. No gradient flows through it.
+        Every rank must have the same number of rows. It can be differentiated: the gradient of each row is the sum of
+        its gradients on all ranks, which must all run the backward pass.
         """
-        if self.size == 1:
-            return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    def scatter_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks. Each rank keeps only its own rows of it, B … to b …."""
-        if self.size == 1:
-            return tensor
-        parts = [part.contiguous() for part in tensor.chunk(self.size)]
-        mine = torch.empty_like(parts[0])
-        dist.reduce_scatter(mine, parts)
-        return mine
+        return tensor if self.size == 1 else _Gather.apply(tensor, self.size)
 
     def gather_objects(self, item: object) -> list:
         """The Python objects of all ranks. This is slow: use it for small objects and rare events."""
@@ -95,3 +83,21 @@ class Ranks:
         if outcome[1] is not None:
             raise UserError(outcome[1])
         return outcome[0]
+
+
+class _Gather(torch.autograd.Function):
+    """`Ranks.gather`: b … to B …. Its backward pass sums gradients over the ranks, and keeps the rank's own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, size: int) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(size)]
+        dist.all_gather(parts, tensor.contiguous())
+        ctx.size = size
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        parts = [part.contiguous() for part in gradient.chunk(ctx.size)]
+        mine = torch.empty_like(parts[0])
+        dist.reduce_scatter(mine, parts)
+        return mine, None

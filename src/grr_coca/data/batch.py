@@ -13,25 +13,6 @@ IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
-    """Words and phrases that no image has, and the text teacher's embeddings of them.
-
-    Shapes: W words, T text positions, K width of the teacher's embeddings.
-
-    `token_ids` and `lengths` are those of a `Batch`. `ids` are compared with the `caption_ids` of a batch: equal texts
-    have equal ids.
-    """
-
-    token_ids: Int[Tensor, "W T"]
-    lengths: Int[Tensor, " W"]
-    ids: Int[Tensor, " W"]
-    teacher: Float[Tensor, "W K"]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Image-text pairs, padded to the longest caption.
 
@@ -57,8 +38,6 @@ class Batch:
     """Indices of the K patches of each image that patch dropout keeps; None: all patches are kept."""
     teacher: Float[Tensor, "B _"] | None = None
     """Embeddings of the captions by a text teacher, of unit length and any width; None: training without a teacher."""
-    words: Words | None = None
-    """Further texts for the teacher; None: there are none."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -86,8 +65,7 @@ class Batch:
 
     def _with_each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         moved = {name: move(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        words = None if self.words is None else Words(**{name: move(x) for name, x in vars(self.words).items()})
-        return replace(self, words=words, **moved)  # type: ignore[arg-type]
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 class CoCaOutput(NamedTuple):

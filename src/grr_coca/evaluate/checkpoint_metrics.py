@@ -29,7 +29,7 @@ from grr_coca.evaluate.split import (
     scaling_of,
 )
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.model.losses import LossWeights, PairEmbeddings, contrastive_loss, same_pair
+from grr_coca.model.losses import LossWeights, contrastive_loss
 
 
 def loss_measures(
@@ -69,11 +69,9 @@ def _contrastive_per_pair(results: PairResults, scaling: Scaling, batch_size: in
     e = results.embeddings
     losses, visits = torch.zeros(len(e.image)), torch.zeros(len(e.image))
     for rows in contrastive_batches(len(e.image), batch_size):
-        same = same_pair(e.caption_ids[rows], e.image_ids[rows])
-        pairs = PairEmbeddings(e.image[rows], e.text[rows])
+        pairs = e.pairs(rows)
         for i, row in enumerate(rows.tolist()):
-            one = PairEmbeddings(pairs.image[i : i + 1], pairs.text[i : i + 1])
-            losses[row] += len(rows) * contrastive_loss(one, pairs, *scaling, same[i : i + 1], i)
+            losses[row] += len(rows) * contrastive_loss(e.pairs(rows[i : i + 1]), pairs, *scaling, first_row=i)
         visits[rows] += 1
     return losses, visits
 

@@ -19,7 +19,7 @@ from grr_coca.data.batch import Batch
 from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
 from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa, evaluating
 from grr_coca.model.layers.norm import at_least_fp32
-from grr_coca.model.losses import LossWeights, PairEmbeddings, coca_loss, contrastive_loss, same_pair, token_losses
+from grr_coca.model.losses import LossWeights, Pairs, coca_loss, contrastive_loss, token_losses
 
 RECALLS = (1, 5, 10)
 MAX_LOG_PERPLEXITY = 700.0
@@ -34,6 +34,10 @@ class Embeddings:
     text: Float[Tensor, "N E"]
     caption_ids: Int[Tensor, " N"]
     image_ids: Int[Tensor, " N"]
+
+    def pairs(self, rows: Int[Tensor, " B"]) -> Pairs:
+        """Some of the pairs, for the contrastive loss."""
+        return Pairs(self.image[rows], self.text[rows], self.caption_ids[rows], self.image_ids[rows])
 
 
 class Scaling(NamedTuple):
@@ -175,9 +179,8 @@ def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size:
 def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Iterator[Float[Tensor, ""]]:
     """The contrastive loss of each batch, one by one. `split_contrastive_loss` is their mean."""
     for rows in contrastive_batches(len(embeddings.image), batch_size):
-        same = same_pair(embeddings.caption_ids[rows], embeddings.image_ids[rows])
-        pairs = PairEmbeddings(embeddings.image[rows], embeddings.text[rows])
-        yield contrastive_loss(pairs, pairs, *scaling, same, 0)
+        pairs = embeddings.pairs(rows)
+        yield contrastive_loss(pairs, pairs, *scaling)
 
 
 def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B"]]:

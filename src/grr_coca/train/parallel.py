@@ -6,11 +6,10 @@ The file also has functions for tensors that may be sharded (DTensor), and a mem
 import ctypes
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -18,10 +17,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.batch import Batch
 from grr_coca.model.coca import CoCa
-from grr_coca.model.losses import BatchEmbeddings, Compare, Losses, LossWeights, batch_loss, embed_words
 from grr_coca.train.recipe import Parallelism
+
+T = TypeVar("T")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -70,23 +69,23 @@ def keep_freed_memory() -> None:
 
 
 class TrainedCoCa(nn.Module):
-    """CoCa and its loss in one forward pass. DDP needs all parameters to be used within its forward pass."""
+    """A function of CoCa, such as its loss, as one forward pass. DDP needs all parameters to be used within it."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], compare: Compare) -> Losses:
-        """The losses of some pairs of the global batch; see `batch_loss`."""
-        return batch_loss(self.model, batch, weights, num_tokens=num_tokens, compare=compare)
+    def forward(self, function: Callable[[CoCa], T]) -> T:
+        """Call the function with the model."""
+        return function(self.model)
 
 
 class ParallelModel:
     """A model in training on all ranks. `raw` is the CoCa itself; weights are saved under its names.
 
     Both wrappers (DDP and FSDP) average gradients over the ranks. To get the sum, the caller multiplies the loss by the
-    number of ranks before `backward`. The caller also computes the gradients of scalars such as the temperature: FSDP
-    cannot shard scalars, and DDP would wait for their use in the forward pass.
+    number of ranks before `backward`. Neither exchanges the gradients of scalars such as the temperature, which FSDP
+    cannot shard: after `backward`, call `average_scalar_gradients`.
     """
 
     def __init__(self, raw: CoCa, parallelism: Parallelism, ranks: Ranks) -> None:
@@ -99,16 +98,15 @@ class ParallelModel:
         elif ranks.size > 1:
             self._forward = _replicate(trained)
 
-    def __call__(self, batch: Batch, weights: LossWeights, num_tokens: Int[Tensor, ""], compare: Compare) -> Losses:
-        """The losses of some of this rank's pairs; see `batch_loss`."""
-        return self._forward(batch, weights, num_tokens, compare)
+    def __call__(self, function: Callable[[CoCa], T]) -> T:
+        """The result of a function of the model, such as its loss, which must use all parameters."""
+        return self._forward(function)
 
-    @torch.no_grad()
-    def embed(self, batch: Batch) -> BatchEmbeddings:
-        """All embeddings, without a graph. The multimodal decoder does not run."""
-        image = self.raw.encode_image(batch.images, batch.kept_patches).embedding
-        text = self.raw.encode_text(batch.token_ids, batch.lengths)
-        return BatchEmbeddings(image, text, embed_words(self.raw, batch))
+    def average_scalar_gradients(self) -> None:
+        """Average the gradients of scalar parameters over the ranks, as the wrappers do with all others."""
+        for scalar in scalar_parameters(self.raw):
+            if scalar.grad is not None:
+                self.ranks.sum(scalar.grad).div_(self.ranks.size)
 
     def forget_gathered(self) -> None:
         """Make the next pass gather the weights again. Call it after anything but an optimizer has changed the weights.

@@ -22,7 +22,7 @@ from grr_coca.model.presets import get_preset, size_of, with_captions_from, with
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
-    from grr_coca.model.losses import LossWeights, TeacherOptions
+    from grr_coca.model.losses import LossWeights
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -263,45 +263,41 @@ class LossRecipe:
         return LossWeights(self.contrastive_weight, self.captioning_weight, self.z_loss_weight)
 
 
+_LAST_WITH_WORDS = "f3ecb185"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecipe:
     """A text teacher: a larger model that knows which texts mean nearly the same. It is needed in training only.
 
-    - `path`: folder of its embeddings of all training captions, and of words and phrases that no image has.
-      `scripts/text_teacher.py` writes it. A path that begins with `cache:` lies in the user's cache
+    - `path`: folder of its embeddings of all training captions. `scripts/text_teacher.py` writes it. A path that begins
+      with `cache:` lies in the user's cache
     - `weight`: weight of the teacher loss (see `teacher_loss`), which gives our text embeddings the similarities of the
       teacher's. It is part of the loss that training minimizes, and logged as `teacher`
-    - `words`: number of words and phrases of each step, over all processes
-    - `soft_targets`: share of the contrastive targets that follows the teacher (see `soft_targets`). A caption is most
-      similar to itself, so most of this share stays with it, and captions that mean nearly the same get the rest: 4 %
-      of it among 128 captions of icons. Training then logs a higher contrastive loss; validation measures the usual one
     - `temperature`: the lower, the fewer texts count as near
+    - `words`: must be given, as 0. Up to commit f3ecb185, a step could add words that no image has, and without this
+      key it added 128. Such a recipe is refused, instead of being trained in another way without a word
+    - `soft_targets`: 0. Up to the same commit, a share of the contrastive targets could follow the teacher
     """
 
     path: str
     weight: float = 1.0
-    words: int = 128
-    soft_targets: float = 0.0
     temperature: float = 0.1
+    words: int | None = None
+    soft_targets: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_at_least(0.0, weight=self.weight)
-        _require_at_least(0, words=self.words)
+        for name, value in (("weight", self.weight), ("temperature", self.temperature)):
+            if not value > 0:
+                raise UserError(f"{name} {value} is out of range; give more than 0")
         _require_finite(weight=self.weight, temperature=self.temperature)
-        _require_share(soft_targets=self.soft_targets)
-        if not self.temperature > 0:
-            raise UserError(f"temperature {self.temperature} is out of range; give more than 0")
-        if not self.weight and not self.soft_targets:
-            raise UserError("weight and soft_targets are both 0, so that the teacher teaches nothing; set one")
-        if self.words and not self.weight:
-            raise UserError(f"words {self.words} are of no use with weight 0; set words to 0 too")
-
-    @property
-    def teaching(self) -> "TeacherOptions":
-        """The numbers in the form that `grr_coca.model.losses` takes."""
-        from grr_coca.model.losses import TeacherOptions  # late: a recipe can be read without torch
-
-        return TeacherOptions(self.weight, self.soft_targets, self.temperature)
+        last = f"or train with commit {_LAST_WITH_WORDS}, the last that had them"
+        if self.words is None:
+            raise UserError(f"words is missing, which meant 128 words a step; set words: 0 for none, {last}")
+        if self.words:
+            raise UserError(f"words {self.words}: only captions are taught; set words: 0, {last}")
+        if self.soft_targets:
+            raise UserError(f"soft_targets {self.soft_targets}: there are none; set soft_targets: 0, {last}")
 
 
 @dataclass(frozen=True)
@@ -410,24 +406,24 @@ class Recipe:
     @property
     def loss_weights(self) -> "LossWeights":
         """All that the training step needs to know of the losses."""
-        return replace(self.losses.weights, teaching=None if self.teacher is None else self.teacher.teaching)
+        weights, teacher = self.losses.weights, self.teacher
+        if teacher is None:
+            return weights
+        return replace(weights, teacher=teacher.weight, teacher_temperature=teacher.temperature)
 
     def require_even_shares(self, num_processes: int) -> None:
         """Raise an error if a step cannot be shared evenly among so many processes.
 
         Raises:
-            UserError: the batch, or the words of the teacher, cannot.
+            UserError: the batch cannot.
         """
-        shared = {"data: batch_size": self.data.batch_size}
-        if self.teacher is not None:
-            shared["teacher: words"] = self.teacher.words
-        for key, count in shared.items():
-            if count % num_processes:
-                lower = count // num_processes * num_processes
-                fitting = " or ".join(str(size) for size in (lower, lower + num_processes) if size)
-                raise UserError(
-                    f"{key} {count} cannot be shared evenly among {num_processes} processes; give {fitting}"
-                )
+        count = self.data.batch_size
+        if count % num_processes:
+            lower = count // num_processes * num_processes
+            fitting = " or ".join(str(size) for size in (lower, lower + num_processes) if size)
+            raise UserError(
+                f"data: batch_size {count} cannot be shared evenly among {num_processes} processes; give {fitting}"
+            )
 
     def _check_gradient_checkpointing(self) -> None:
         share = self.gradient_checkpointing

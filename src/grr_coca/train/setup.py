@@ -42,7 +42,7 @@ from grr_coca.model.text_decoder import PADDING
 from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import Recipe, TeacherRecipe, TokenizerRecipe
 from grr_coca.train.step import build_trainer, count_tokens
-from grr_coca.train.teacher import Teacher, TeacherTexts
+from grr_coca.train.teacher import Teacher
 
 # --- State of the data
 
@@ -75,8 +75,8 @@ def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
     parts = pairs.sources if recipe.data.mix and isinstance(pairs, Chain) else [pairs]
     states = [SourceState(len(source), source_digest(source)) for source in (*parts, val)]
     if recipe.teacher is not None:
-        texts = teacher_texts(recipe.teacher, pairs)
-        states.append(SourceState(len(texts), texts.digest))
+        teacher = open_teacher(recipe.teacher, pairs)
+        states.append(SourceState(len(teacher), teacher.digest))
     return DataState(dict(zip(_paths(recipe), states, strict=True)))
 
 
@@ -94,7 +94,7 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
     """
     for name, path in _paths(recipe).items():
         found, before = now.sources[name], then.sources.get(name)
-        if before is None or found == before:
+        if before is None or found.digest == before.digest:
             continue
         changed = "the names or sizes of its files, or the pairs that are taken from it, have changed since"
         if name == "teacher":
@@ -198,15 +198,15 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     return pairs, every_caption(val)
 
 
-def teacher_texts(teacher: TeacherRecipe, pairs: PairSource) -> TeacherTexts:
-    """The texts of a teacher, which must have embedded the captions of these pairs.
+def open_teacher(recipe: TeacherRecipe, pairs: PairSource) -> Teacher:
+    """A teacher, which must have embedded the captions of these pairs.
 
     Raises:
         UserError: its folder is missing or damaged, or is of other captions.
     """
-    texts = TeacherTexts.read(teacher.path)
-    texts.require_captions(pairs)
-    return texts
+    teacher = Teacher.read(recipe.path)
+    teacher.require_captions(pairs)
+    return teacher
 
 
 def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
@@ -257,22 +257,12 @@ def training_batches(
     order = TrainingOrder(
         training_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size
     )
-    teacher = None if recipe.teacher is None else _open_teacher(recipe.teacher, start, recipe.seed, ranks)
+    teacher = None if recipe.teacher is None else Teacher.read(recipe.teacher.path)
     share = data.batch_size // ranks.size
     num_micro_batches = -(-share // (data.micro_batch_size or share))
     batches = iter(make_loader(dataset, order, data.num_workers))
-    for step in itertools.count(first_step):
-        micro_batches = list(islice(batches, num_micro_batches))
-        if not micro_batches:
-            return
-        yield micro_batches if teacher is None else teacher.teach(micro_batches, step)
-
-
-def _open_teacher(teacher: TeacherRecipe, start: Checkpoint, seed: int, ranks: Ranks) -> Teacher:
-    context_length = start.config.text_decoder.context_length
-    return Teacher(
-        TeacherTexts.read(teacher.path), teacher.words, start.tokenizer, context_length, seed=seed, ranks=ranks
-    )
+    while micro_batches := list(islice(batches, num_micro_batches)):
+        yield micro_batches if teacher is None else list(map(teacher.teach, micro_batches))
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
@@ -320,7 +310,7 @@ def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     pairs, val = training_sources(recipe)
     require_pairs(val, recipe.evaluation.batch_size)
     if (teacher := recipe.teacher) is not None:
-        ranks.on_first(lambda: len(teacher_texts(teacher, pairs)))
+        ranks.on_first(lambda: len(open_teacher(teacher, pairs)))
     recipe = ranks.on_first(lambda: decide(recipe, start.model, device)).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, ranks)
     losses = []

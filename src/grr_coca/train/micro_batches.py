@@ -1,0 +1,106 @@
+"""Exact gradients of a batch that does not fit into memory at once (`micro_batch_size`).
+
+The captioning loss is a sum over tokens, so the gradients of micro-batches add up. The contrastive loss compares every
+pair with every other, and so does the loss of a text teacher. They are cut at the embeddings (GradCache, Gao et al.,
+arXiv 2101.06983):
+
+1. Compute the embeddings of all micro-batches, without a graph.
+2. Compute the two losses of the embeddings, and their gradients with respect to the embeddings.
+3. In each micro-batch, a linear function of its embeddings, with these gradients as factors, replaces the two losses.
+   So the gradients with respect to the weights are the same.
+
+Shapes: b pairs of this rank, n pairs of a micro-batch, E embedding width.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.data.batch import Batch
+from grr_coca.model.coca import CoCa
+from grr_coca.model.losses import (
+    CaptioningLoss,
+    Losses,
+    LossWeights,
+    Pairs,
+    captioning_loss,
+    coca_loss,
+    comparison_loss,
+)
+from grr_coca.train.parallel import ParallelModel
+
+
+def accumulate_gradients(
+    model: ParallelModel,
+    micro_batches: Sequence[Batch],
+    num_tokens: int,
+    weights: LossWeights,
+    precision: AbstractContextManager,
+) -> Losses:
+    """Compute what the backward pass of `batch_loss` over all micro-batches would compute, in the memory of one.
+
+    Each micro-batch is run twice, the first time without a graph. The gradients are those of the loss times the number
+    of ranks. Returns this rank's part of the losses, detached from the graph.
+
+    Args:
+        model: the model on all ranks.
+        micro_batches: this rank's share of the batch. All ranks have as many pairs, in as many micro-batches.
+        num_tokens: tokens to predict in the global batch.
+        weights: weights of the losses.
+        precision: context of the forward passes.
+    """
+    ranks = model.ranks
+    with precision:
+        parts = [embed_pairs(model.raw, batch.to(ranks.device)) for batch in micro_batches]
+    columns = zip(*parts, strict=True)
+    pairs = Pairs(*(None if x[0] is None else torch.cat(x) for x in columns))  # type: ignore[arg-type]
+    pairs.image.requires_grad_()
+    pairs.text.requires_grad_()
+    compared = comparison_loss(model.raw, pairs, weights, ranks)
+    (ranks.size * compared.total).backward()
+    assert pairs.image.grad is not None
+    assert pairs.text.grad is not None
+
+    sizes = [len(batch) for batch in micro_batches]
+    captions = []
+    for batch, *factors in zip(micro_batches, pairs.image.grad.split(sizes), pairs.text.grad.split(sizes), strict=True):
+        run = partial(_captions_and_cut, batch.to(ranks.device), factors, num_tokens, weights)
+        with model.exchange(gradients=batch is micro_batches[-1]):
+            with precision:
+                captioned, cut = model(run)
+            (ranks.size * weights.captioning * captioned.total + cut).backward()
+        captions.append(torch.stack(captioned).detach())
+        del captioned, cut  # what is left of their graph would take memory beside that of the next micro-batch
+    total, captioning, z = torch.stack(captions).sum(dim=0)
+    return Losses(
+        total=compared.total.detach() + weights.captioning * total,
+        contrastive=compared.contrastive,
+        captioning=captioning,
+        coca=coca_loss(compared.contrastive, captioning, weights),
+        z=z,
+        teacher=compared.teacher,
+    )
+
+
+@torch.no_grad()
+def embed_pairs(model: CoCa, batch: Batch) -> Pairs:
+    """The embeddings of a batch, without a graph. The multimodal decoder does not run."""
+    image = model.encode_image(batch.images, batch.kept_patches).embedding
+    text = model.encode_text(batch.token_ids, batch.lengths)
+    return Pairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher)
+
+
+def _captions_and_cut(
+    batch: Batch, factors: list[Float[Tensor, "n E"]], num_tokens: int, weights: LossWeights, model: CoCa
+) -> tuple[CaptioningLoss, Float[Tensor, ""]]:
+    """The captioning loss of a micro-batch, and the linear function of its embeddings with these factors."""
+    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+    lm_head = model.multimodal_decoder.lm_head.weight
+    captioned = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)
+    image_factor, text_factor = factors
+    cut = (output.image_embedding * image_factor).sum() + (output.text_embedding * text_factor).sum()
+    return captioned, cut

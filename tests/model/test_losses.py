@@ -19,8 +19,8 @@ from grr_coca.model.build import build
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.losses import (
     CaptioningLoss,
+    EmbeddedPairs,
     LossWeights,
-    Pairs,
     batch_loss,
     captioning_loss,
     coca_loss,
@@ -58,16 +58,16 @@ def _pairs(
     caption_ids: Sequence[int] | None = None,
     image_ids: Sequence[int] | None = None,
     teacher: Tensor | None = None,
-) -> Pairs:
+) -> EmbeddedPairs:
     """Pairs, all of them different unless ids are given."""
     captions, ids = (
         torch.arange(len(texts)) if given is None else torch.tensor(given) for given in (caption_ids, image_ids)
     )
-    return Pairs(images, texts, captions, ids, teacher)
+    return EmbeddedPairs(images, texts, captions, ids, teacher)
 
 
-def _rows(pairs: Pairs, rows: slice) -> Pairs:
-    return Pairs(*(None if column is None else column[rows] for column in pairs))
+def _rows(pairs: EmbeddedPairs, rows: slice) -> EmbeddedPairs:
+    return EmbeddedPairs(*(None if column is None else column[rows] for column in pairs))
 
 
 def _cross_entropy_by_hand(similarity: list[list[float]], masked: set[tuple[int, int]]) -> float:
@@ -370,7 +370,7 @@ def _in_shares(sizes: list[int], bias: float | None) -> list[Tensor]:
     total, first = torch.zeros((), dtype=torch.float64), 0
     for size in sizes:
         own = slice(first, first + size)
-        pairs = Pairs(image, text, captions, images)
+        pairs = EmbeddedPairs(image, text, captions, images)
         total = total + contrastive_loss(_rows(pairs, own), pairs, scale, logit_bias, first)
         first += size
     leaves = [leaf for leaf in (image, text, scale, logit_bias) if leaf is not None]

@@ -25,7 +25,7 @@ from gradient_cases import (
 )
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
-from grr_coca.model.losses import Pairs, batch_loss, contrastive_loss
+from grr_coca.model.losses import EmbeddedPairs, batch_loss, contrastive_loss
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import Parallelism
 from grr_coca.train.step import compute_gradients, count_tokens
@@ -94,7 +94,7 @@ def test_the_comparison_is_differentiated_in_fp32_under_autocast():
     parallel = ParallelModel(model, "ddp", Ranks.here(torch.device("cpu")))
     compute_gradients(parallel, [batch], count_tokens([batch]), case.losses, bf16)
     image, text = (embedding.detach().double().requires_grad_() for embedding in outputs[0][:2])
-    pairs = Pairs(image, text, batch.caption_ids, batch.image_ids)
+    pairs = EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids)
     contrastive_loss(pairs, pairs, model.logit_scale.detach().double()).backward()
     for found, wanted in zip(outputs[0][:2], (image, text), strict=True):
         assert (found.grad - wanted.grad).norm() <= 1e-6 * wanted.grad.norm()

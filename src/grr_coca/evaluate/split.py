@@ -19,7 +19,7 @@ from grr_coca.data.batch import Batch
 from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
 from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa, evaluating
 from grr_coca.model.layers.norm import at_least_fp32
-from grr_coca.model.losses import LossWeights, Pairs, coca_loss, contrastive_loss, token_losses
+from grr_coca.model.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, token_losses
 
 RECALLS = (1, 5, 10)
 MAX_LOG_PERPLEXITY = 700.0
@@ -35,9 +35,9 @@ class Embeddings:
     caption_ids: Int[Tensor, " N"]
     image_ids: Int[Tensor, " N"]
 
-    def pairs(self, rows: Int[Tensor, " B"]) -> Pairs:
+    def pairs(self, rows: Int[Tensor, " B"]) -> EmbeddedPairs:
         """Some of the pairs, for the contrastive loss."""
-        return Pairs(self.image[rows], self.text[rows], self.caption_ids[rows], self.image_ids[rows])
+        return EmbeddedPairs(self.image[rows], self.text[rows], self.caption_ids[rows], self.image_ids[rows])
 
 
 class Scaling(NamedTuple):

@@ -23,7 +23,7 @@ Scalar = TypeVar("Scalar", float, Tensor)
 # --- Contrastive: which text belongs to which image
 
 
-class Pairs(NamedTuple):
+class EmbeddedPairs(NamedTuple):
     """Embedded image-text pairs. Text i belongs to image i.
 
     Embeddings are of unit length. Pairs with equal `caption_ids` or equal `image_ids` are not negatives of each other.
@@ -36,14 +36,14 @@ class Pairs(NamedTuple):
     image_ids: Int[Tensor, " B"]
     teacher: Float[Tensor, "B K"] | None = None
 
-    def gathered(self, ranks: Ranks) -> "Pairs":
+    def gathered(self, ranks: Ranks) -> "EmbeddedPairs":
         """The pairs of all ranks, in their order. Gradients flow back to the rank of each pair."""
-        return Pairs(*(None if column is None else ranks.gather(column) for column in self))  # type: ignore[arg-type]
+        return EmbeddedPairs(*(None if column is None else ranks.gather(column) for column in self))  # type: ignore[arg-type]
 
 
 def contrastive_loss(
-    rows: Pairs,
-    columns: Pairs,
+    rows: EmbeddedPairs,
+    columns: EmbeddedPairs,
     logit_scale: Float[Tensor, ""],
     logit_bias: Float[Tensor, ""] | None = None,
     first_row: int = 0,
@@ -170,7 +170,9 @@ class ComparisonLoss(NamedTuple):
     teacher: Float[Tensor, ""]
 
 
-def comparison_loss(model: CoCa, pairs: Pairs, weights: LossWeights, ranks: Ranks | None = None) -> ComparisonLoss:
+def comparison_loss(
+    model: CoCa, pairs: EmbeddedPairs, weights: LossWeights, ranks: Ranks | None = None
+) -> ComparisonLoss:
     """Compare each of these pairs with all pairs of the global batch.
 
     Args:
@@ -222,7 +224,9 @@ def batch_loss(
         ranks: all ranks, each with as many pairs as this one; None: this batch is the global one.
     """
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
-    pairs = Pairs(output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids, batch.teacher)
+    pairs = EmbeddedPairs(
+        output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids, batch.teacher
+    )
     compared = comparison_loss(model, pairs, weights, ranks)
     lm_head = model.multimodal_decoder.lm_head.weight
     captions = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)
@@ -239,7 +243,7 @@ def batch_loss(
 # --- Text teacher: which texts mean nearly the same
 
 
-def teacher_loss(rows: Pairs, columns: Pairs, temperature: float) -> Float[Tensor, ""]:
+def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float) -> Float[Tensor, ""]:
     """The part of b captions in the mean teacher loss over B captions, in nats. The parts add up to that mean.
 
     For each caption, the softmax over its similarities to all other captions is to be that of the teacher: the loss is

@@ -24,9 +24,9 @@ from grr_coca.data.batch import Batch
 from grr_coca.model.coca import CoCa
 from grr_coca.model.losses import (
     CaptioningLoss,
+    EmbeddedPairs,
     Losses,
     LossWeights,
-    Pairs,
     captioning_loss,
     coca_loss,
     comparison_loss,
@@ -57,7 +57,7 @@ def accumulate_gradients(
     with precision:
         parts = [embed_pairs(model.raw, batch.to(ranks.device)) for batch in micro_batches]
     columns = zip(*parts, strict=True)
-    pairs = Pairs(*(None if x[0] is None else torch.cat(x) for x in columns))  # type: ignore[arg-type]
+    pairs = EmbeddedPairs(*(None if x[0] is None else torch.cat(x) for x in columns))  # type: ignore[arg-type]
     pairs.image.requires_grad_()
     pairs.text.requires_grad_()
     compared = comparison_loss(model.raw, pairs, weights, ranks)
@@ -87,11 +87,11 @@ def accumulate_gradients(
 
 
 @torch.no_grad()
-def embed_pairs(model: CoCa, batch: Batch) -> Pairs:
+def embed_pairs(model: CoCa, batch: Batch) -> EmbeddedPairs:
     """The embeddings of a batch, without a graph. The multimodal decoder does not run."""
     image = model.encode_image(batch.images, batch.kept_patches).embedding
     text = model.encode_text(batch.token_ids, batch.lengths)
-    return Pairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher)
+    return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher)
 
 
 def _captions_and_cut(

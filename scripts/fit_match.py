@@ -49,6 +49,7 @@ from grr_coca.data.images import decode_image
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_folder import MATCHING
 from grr_coca.search.index_model import IndexModel
+from grr_coca.search.label_check import knows
 from grr_coca.search.match import Pairs
 from grr_coca.search.match_numbers import CANDIDATES, EVIDENCE, OF_PICTURES, MatchNumbers, Numbers, ProbabilityCurve
 from grr_coca.search.picture_set import OpenPictureSet, read_sources
@@ -91,6 +92,9 @@ TABLE_WEIGHT, EQUAL_WEIGHT = 0.15, 0.1
 """Weights of a pair beside one that was read by hand."""
 L2 = 0.02
 REPORTED_SEEN = ("ph", "ri")
+LABEL_SETS, LABEL_REPORTED = ("iconoir", "bi"), ("tabler", "carbon", "la", "lucide")
+"""Sets that the limits of names are taken from, and sets that they are measured on."""
+LABEL_SHARES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 MOST_MISSED = 0.10
 """How often none may be told although there is an equivalent, on the fitted icons."""
 BINS = 10
@@ -109,7 +113,7 @@ class Row(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A row with its candidates: their places in the target, their evidence P 8, and whether each is right, P."""
+    """A row with its candidates: their places in the target, their evidence P 10, and whether each is right, P."""
 
     row: Row
     columns: np.ndarray
@@ -121,7 +125,7 @@ class Sets:
     """The icon sets, drawn and embedded when they are needed."""
 
     def __init__(self, archives: Archives, model: IndexModel) -> None:
-        self._model = model
+        self.model = model
         self._archives = archives
         self._folder = user_cache() / "match-sets"
         self._opened: dict[str, OpenPictureSet] = {}
@@ -144,7 +148,7 @@ class Sets:
             print(f"reading {prefix}", file=sys.stderr, flush=True)
             # Whether training saw a set is asked for each case, so a set need not know.
             numbers = MatchNumbers(with_names=ALL, without_names=ALL, seen_sets=())
-            self._opened[prefix] = read_sources([str(self._path(prefix))], self._model, numbers)
+            self._opened[prefix] = read_sources([str(self._path(prefix))], self.model, numbers)
         return self._opened[prefix]
 
     def things(self, prefix: str) -> dict[str, list[int]]:
@@ -461,11 +465,60 @@ def report(sets: Sets, numbers: MatchNumbers, reported: dict[str, list[Case]]) -
         difference = fitted_hits.difference(Measure.mean(hits(sets, other_name, ways[way])[:, 0]))
         found["other_name"][f"fitted_minus_{way}"] = _with_interval(difference)
     weights = numbers.with_names.weights
+    found["labels"] = label_figures(sets, numbers.label_limits)
     found["probabilities"] = {
         "unseen": curve_figures(numbers.with_names.unseen, told(sets, unseen, weights)),
         "unseen_random": curve_figures(numbers.with_names.unseen, told(sets, reported["random"], weights)),
         "seen": curve_figures(numbers.with_names.seen, told(sets, reported["seen"], weights)),
     }
+    return found
+
+
+def cosines_of_names(sets: Sets, prefix: str, model: IndexModel) -> tuple[np.ndarray, np.ndarray]:
+    """The cosine of each picture that is judged and its own name, the best of its aliases, and that of another's name.
+
+    Only the first drawing of each thing counts, and only names that the model knows.
+    """
+    pictures = sets[prefix].set
+    places = [found[0] for found in sets.things(prefix).values()]
+    places = [place for place in places if knows(model.loaded, pictures.words[place][0])]
+    own = np.array([(pictures.vectors[place] * pictures.name_vectors[place]).sum() for place in places])
+    further = [(number, word) for number, place in enumerate(places) for word in pictures.words[place][1:]]
+    if further:
+        vectors = model.loaded.embed_texts([word for _, word in further])
+        for (number, _), vector in zip(further, vectors, strict=True):
+            own[number] = max(own[number], float(vector @ pictures.vectors[places[number]]))
+    order = np.random.default_rng(7).permutation(len(places))
+    swapped = np.array([
+        (pictures.vectors[place] * pictures.name_vectors[places[other]]).sum()
+        for place, other in zip(places, order.tolist(), strict=True)
+        if place != places[other]
+    ])  # fmt: skip
+    return own, swapped
+
+
+def label_limits(sets: Sets) -> tuple[tuple[float, ...], ...]:
+    """Shares of right names of `LABEL_SETS`, and the cosines that they are below."""
+    own = np.concatenate([cosines_of_names(sets, prefix, sets.model)[0] for prefix in LABEL_SETS])
+    return tuple((share, round(float(np.quantile(own, share)), 4)) for share in LABEL_SHARES)
+
+
+def label_figures(sets: Sets, limits: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """At each limit: the share of right names that is reported by mistake, and of swapped names that is found."""
+    found: dict[str, Any] = {}
+    for prefix in LABEL_REPORTED:
+        own, swapped = cosines_of_names(sets, prefix, sets.model)
+        found[prefix] = {
+            "names": len(own),
+            "limits": [
+                {
+                    "share": share,
+                    "false_alarms": round(float((own < limit).mean()), 4),
+                    "found": round(float((swapped < limit).mean()), 4),
+                }
+                for share, limit in limits
+            ],
+        }
     return found
 
 
@@ -520,6 +573,7 @@ def main() -> None:
         with_names=fitted(sets, EVIDENCE, [*by_hand, *tables], curves),
         without_names=fitted(sets, OF_PICTURES, [*by_hand, *tables, *equal], curves),
         seen_sets=sets.seen,
+        label_limits=label_limits(sets),
     )
     found = report(sets, numbers, reported)
     print(json.dumps(found, indent=1))

@@ -65,6 +65,18 @@ FLAGS = {
         "checkpoint": None,
         "engine": "auto",
     },
+    "lint": {
+        "sources": (),
+        "false_alarms": "0.01",
+        "baseline": None,
+        "update_baseline": False,
+        "out": None,
+        "json": False,
+        "exclude": (),
+        "checkpoint": "icons",
+        "engine": "auto",
+    },
+    "mcp": {"indexes": (), "engine": "auto"},
     "duplicates": {"index": ..., "max_distance": 6, "min_cosine": "0.95", "json": False},
     "index": {
         "out": ...,

@@ -84,6 +84,8 @@ def test_evidence_is_what_its_names_say(random):
     assert column["same_name"].tolist() == [1, 0, 0, 0, 0, 0]
     assert column["spelling"][0] == 1
     assert column["spelling"][2] > column["spelling"][1] > 0
+    assert column["missing_words"].tolist() == [0, -1, 0, 0, 0, 0], "the target has no word house"
+    assert column["extra_words"].tolist() == [0, 0, 0, -1, 0, -0.5]
     rivals = np.array([[np.delete(cosines[:, to], one).max() for to in range(3)] for one in range(2)])
     assert np.allclose(column["taken"], np.minimum(0, cosines[:2] - rivals).ravel(), atol=1e-6)
 

@@ -25,9 +25,11 @@ Extra = Literal[
     "photos",
     "serve",
     "export",
+    "mcp",
 ]
 
 _TORCH = {"torch": "torch", "jaxtyping": "jaxtyping"}
+_ICONS = {"resvg_py": "resvg-py", "rapidfuzz": "rapidfuzz", "fontTools": "fonttools", "brotli": "brotli"}
 PACKAGES: dict[Extra, dict[str, str]] = {
     "torch": _TORCH,
     "train": {**_TORCH, "tensorboard": "tensorboard", "yaml": "pyyaml"},
@@ -39,7 +41,8 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "ray": {"ray": "ray"},
     "probe": {**_TORCH, "sklearn": "scikit-learn"},
     "open-clip": {**_TORCH, "ftfy": "ftfy"},
-    "icons": {"resvg_py": "resvg-py", "rapidfuzz": "rapidfuzz", "fontTools": "fonttools", "brotli": "brotli"},
+    "icons": _ICONS,
+    "mcp": {**_ICONS, "mcp": "mcp"},
     "export": {**_TORCH, "onnx": "onnx", "onnxscript": "onnxscript"},
     "serve": {
         "fastapi": "fastapi",

@@ -9,6 +9,7 @@ Shapes: N pictures of the source, M of the target, E embedding width, P pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -189,6 +190,11 @@ class Pairs:
         self._rivals = self._best_things() if numbers.weights.get("taken") else None
         self._by_word: dict[str, list[int]] = {}
         if self._uses_names:
+            self._source_names = [_names(words) for words in source.words]
+            self._target_names = [_names(words) for words in target.words]
+            self._source_words, self._target_words = (
+                frozenset().union(*(names.first for names in side)) for side in (self._source_names, self._target_names)
+            )
             for place, words in enumerate(target.words):
                 for word in words:
                     self._by_word.setdefault(word, []).append(place)
@@ -218,7 +224,7 @@ class Pairs:
         return first, best, second
 
     def evidence(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """The candidates of some pictures of the source, their evidence, P 8, and where those of each picture begin."""
+        """The candidates of some pictures of the source, their evidence, P 10, and where each begins."""
         source, target = self._source, self._target
         cosines = {"picture": source.vectors[rows] @ target.vectors.T}
         if self._uses_names:
@@ -262,27 +268,51 @@ class Pairs:
         return np.minimum(0, cosines - rival)
 
     def _written(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Whether names are the same, and how similar they are written, P 2. Of several names, the closest count."""
+        """What the names say as they are written: `EVIDENCE[6:]`, P 4. Of several names, the closest count."""
         from rapidfuzz import fuzz, process  # late: it needs an extra
 
-        written = np.zeros((len(rows), 2))
-        of_source = [[_sorted(words) for words in self._source.words[row]] for row in rows.tolist()]
-        of_target = [[_sorted(words) for words in self._target.words[column]] for column in columns.tolist()]
-        pairs = [
-            (number, one, other)
-            for number, (ones, others) in enumerate(zip(of_source, of_target, strict=True))
-            for one in ones
-            for other in others
-        ]
+        written = np.zeros((len(rows), 4))
+        pairs: list[tuple[int, str, str]] = []
+        for number, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+            ones, others = self._source_names[row], self._target_names[column]
+            pairs += [(number, one, other) for one in ones.sorted for other in others.sorted]
+            written[number, 2] = -_lacking(ones.first, others.all, self._target_words)
+            written[number, 3] = -_lacking(others.first, ones.all, self._source_words)
         if not pairs:
             return written
-        numbers, ones, others = zip(*pairs, strict=True)
-        similar = process.cpdist(ones, others, scorer=fuzz.ratio) / 100
+        numbers, one_names, other_names = zip(*pairs, strict=True)
         rows_of_pairs = np.array(numbers)
+        similar = process.cpdist(one_names, other_names, scorer=fuzz.ratio) / 100
         np.maximum.at(written[:, 1], rows_of_pairs, similar)
-        same = np.array([one == other for one, other in zip(ones, others, strict=True)], float)
+        same = np.array([one == other for one, other in zip(one_names, other_names, strict=True)], float)
         np.maximum.at(written[:, 0], rows_of_pairs, same)
         return written
+
+
+class _Names(NamedTuple):
+    """The names of a picture: each with its words in alphabetical order; the words of the first, and of all."""
+
+    sorted: tuple[str, ...]
+    first: frozenset[str]
+    all: frozenset[str]
+
+
+def _names(words: Sequence[str]) -> _Names:
+    each = [frozenset(map(_singular, name.split())) for name in words]
+    return _Names(
+        sorted=tuple(_sorted(name) for name in words),
+        first=each[0] if each else frozenset(),
+        all=frozenset().union(*each),
+    )
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def _lacking(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:
+    """The share of words that are not there, although they are used."""
+    return len((words - there) & used) / max(1, len(words))
 
 
 def _sorted(words: str) -> str:

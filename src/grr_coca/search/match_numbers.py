@@ -23,7 +23,18 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_folder import MATCHING
 
-EVIDENCE = ("picture", "picture_stands_out", "taken", "name_shown", "shown_name", "names", "same_name", "spelling")
+EVIDENCE = (
+    "picture",
+    "picture_stands_out",
+    "taken",
+    "name_shown",
+    "shown_name",
+    "names",
+    "same_name",
+    "spelling",
+    "missing_words",
+    "extra_words",
+)
 """What speaks for a pair of a source and a candidate:
 
 - `picture`: cosine of the two pictures
@@ -34,6 +45,9 @@ EVIDENCE = ("picture", "picture_stands_out", "taken", "name_shown", "shown_name"
 - `names`: cosine of the two names
 - `same_name`: 1 if a name of one, without words of style, is one of the other
 - `spelling`: how similar the names are written, from 0 to 1
+- `missing_words`: minus the share of the words of the source's name that the candidate's names lack, although the
+  target's names use them: of `wifi-cog`, `wifi` lacks a word
+- `extra_words`: the same for the words of the candidate's name
 """
 OF_PICTURES = EVIDENCE[:3]
 """The evidence that needs no names."""
@@ -74,7 +88,7 @@ class Numbers:
             raise UserError(f"'weights' are not those of {', '.join(EVIDENCE)}")
 
     def scores(self, evidence: np.ndarray) -> np.ndarray:
-        """The score of each pair, N, from its evidence, N 8."""
+        """The score of each pair, N, from its evidence, N 10."""
         return evidence @ np.array([self.weights.get(name, 0.0) for name in EVIDENCE])
 
 
@@ -82,12 +96,14 @@ class Numbers:
 class MatchNumbers:
     """All numbers that were fitted for a model.
 
-    `with_names`, `without_names`; `seen_sets`: prefixes of the icon sets that training saw.
+    `with_names`, `without_names`; `seen_sets`: prefixes of the icon sets that training saw; `label_limits`: pairs of a
+    share of right names, and the cosine of picture and name that this share is below (see `label_check`).
     """
 
     with_names: Numbers
     without_names: Numbers
     seen_sets: tuple[str, ...]
+    label_limits: tuple[tuple[float, ...], ...] = ()
 
 
 BY_PICTURE_ALONE = Numbers(

@@ -3,11 +3,13 @@
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.serve.guard import Guard
+from grr_coca.serve.mcp_http import McpEndpoint
 from grr_coca.serve.openai import openai_endpoints
 from grr_coca.serve.own import own_endpoints
 from grr_coca.serve.page import FILES, POLICY
@@ -43,6 +45,8 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
+    location = None if service.library is None else service.library.location
+    app.router.routes.append(Route("/mcp", McpEndpoint(location), include_in_schema=False))
     for kind in (Exception, HTTPException, RequestValidationError, Refusal, UserError, MemoryError):
         app.add_exception_handler(kind, _told)
     return Guard(

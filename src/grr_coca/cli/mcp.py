@@ -1,0 +1,29 @@
+"""`grr-coca mcp`: indexes of icons as tools of agents."""
+
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.flags import EngineFlag
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+
+
+def run(
+    indexes: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")] = (),
+    engine: EngineFlag = "auto",
+) -> None:
+    """Serve indexes of icons to agents by the Model Context Protocol, over standard input and output.
+
+    Tools: search_icons, search_by_picture, match_icon, caption_picture, get_icon, check_names. They only read.
+
+    Args:
+        indexes: folders of indexes of one model, such as one for each icon set.
+        engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
+    """
+    if not indexes:
+        raise UserError("no index; make one first: grr-coca index iconify:lucide --out lucide.index")
+    require_extra("mcp", "serving agents")
+    from grr_coca.serve.mcp import serve_stdio  # late: it needs an extra
+
+    serve_stdio(list(indexes), engine)

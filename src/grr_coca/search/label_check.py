@@ -1,0 +1,142 @@
+"""Says which names and labels contradict their picture.
+
+A label contradicts a picture if the cosine of the two is below a limit. The limits lie beside the weights
+(`MatchNumbers.label_limits`): at each, a known share of right names is reported by mistake. What the model does not
+know is not judged: unfamiliar pictures, and labels of words that it has hardly seen.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.icon_names import words_of_name
+from grr_coca.infer.image_text_model import ImageTextModel
+
+_MAX_PIECES = 3
+"""A word that the tokenizer cuts into more pieces was hardly in the training captions."""
+_MAX_WORDS = 8
+"""Longer labels are sentences, which the model was not trained on."""
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """A picture and its label. `texts`: the label, and other names that the picture may have; one that fits is enough.
+    `where`: the file, or the name of the icon; `line`: in the file, 0 if that means nothing."""
+
+    image: Image.Image
+    texts: tuple[str, ...]
+    where: str
+    line: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contradiction:
+    """A label that contradicts its picture.
+
+    `cosine`: of both; `suggestions`: what the picture shows, the likeliest first.
+    """
+
+    label: str
+    where: str
+    line: int
+    cosine: float
+    suggestions: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """What stays the same if lines move: for a file of known findings."""
+        return hashlib.sha256(f"{self.where}\0{self.label}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        shown = " or ".join(f"“{text}”" for text in self.suggestions)
+        return f"“{self.label}” does not seem to be what the picture shows ({shown})"
+
+
+@dataclass
+class Checked:
+    """What was checked: how many labels were judged, and how many were not, as the model does not know enough."""
+
+    contradictions: list[Contradiction]
+    judged: int = 0
+    passed_over: int = 0
+
+
+def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: float) -> Checked:
+    """The labels that contradict their pictures.
+
+    Args:
+        pictures: with their labels.
+        model: what compares them.
+        limit: the cosine below which a label contradicts its picture.
+    """
+    checked = Checked([])
+    batch: list[Labelled] = []
+    for one in pictures:
+        batch.append(one)
+        if len(batch) == _BATCH:
+            _check(batch, model, limit, checked)
+            batch = []
+    if batch:
+        _check(batch, model, limit, checked)
+    return checked
+
+
+def _check(batch: Sequence[Labelled], model: ImageTextModel, limit: float, checked: Checked) -> None:
+    known = [(one, texts) for one in batch if (texts := [text for text in one.texts if knows(model, text)])]
+    # A label of one unknown word may be right: nothing is said of it.
+    known = [(one, texts) for one, texts in known if texts[0] == one.texts[0]]
+    unfamiliar = model.are_unfamiliar([one.image for one, _ in known]) if known else []
+    known = [pair for pair, is_strange in zip(known, unfamiliar, strict=True) if not is_strange]
+    checked.passed_over += len(batch) - len(known)
+    checked.judged += len(known)
+    if not known:
+        return
+    pictures = model.embed_images([one.image for one, _ in known])
+    flat = [words_of_name(text) for _, texts in known for text in texts]
+    vectors = model.embed_texts(flat)
+    ends = np.cumsum([len(texts) for _, texts in known])
+    doubtful = []
+    for (one, texts), picture, end in zip(known, pictures, ends, strict=True):
+        cosine = float((vectors[end - len(texts) : end] @ picture).max())
+        if cosine < limit:
+            doubtful.append((one, cosine))
+    for (one, cosine), said in zip(doubtful, _suggested(model, [one for one, _ in doubtful]), strict=True):
+        checked.contradictions.append(
+            Contradiction(label=one.texts[0], where=one.where, line=one.line, cosine=round(cosine, 4), suggestions=said)
+        )
+
+
+def knows(model: ImageTextModel, text: str) -> bool:
+    """True if the model may judge a label: a few words, each of which it has seen."""
+    words = words_of_name(text).split()
+    if not 0 < len(words) <= _MAX_WORDS or not any(any(letter.isalpha() for letter in word) for word in words):
+        return False
+    return all(len(model.tokenizer.encode(word)) <= _MAX_PIECES for word in words)
+
+
+def _suggested(model: ImageTextModel, pictures: Sequence[Labelled]) -> list[tuple[str, ...]]:
+    if not pictures:
+        return []
+    said = model.caption([one.image for one in pictures], num_beams=3, num_captions=3)
+    return [tuple(dict.fromkeys(captions)) for captions in said]
+
+
+def require_limit(limits: Sequence[tuple[float, float]], share: float) -> float:
+    """The limit at which this share of right names is reported by mistake, between those that were measured.
+
+    Raises:
+        UserError: the share is outside of what was measured, or nothing was.
+    """
+    if not limits:
+        raise UserError("for this model it was never measured how far names may be from pictures; use icons")
+    shares, cosines = zip(*limits, strict=True)
+    if not shares[0] <= share <= shares[-1]:
+        raise UserError(f"--false-alarms {share:g}: give a share from {shares[0]:g} to {shares[-1]:g}")
+    return float(np.interp(share, shares, cosines))

@@ -1,0 +1,335 @@
+"""What agents can ask of indexes of icons: the tools of the Model Context Protocol, without the protocol.
+
+Each tool answers with text, and some with a small contact sheet. Text that comes from files (names, tags, captions) is
+data: its control characters are escaped, and it stands in JSON, so it cannot look like something else.
+"""
+
+import base64
+import binascii
+import io
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.data.images import decode_image
+from grr_coca.data.sources.base import BadSample
+from grr_coca.data.svg import is_svg, render_svg
+from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.search.entry import Entry
+from grr_coca.search.icon_map import aliases_of
+from grr_coca.search.index import Index
+from grr_coca.search.match import match_pictures
+from grr_coca.search.matcher import Matcher
+from grr_coca.search.picture_set import OpenPictureSet
+
+_MAX_HITS = 50
+_MAX_NAMES = 200
+_MAX_QUERY = 500
+_MAX_PICTURE = 5 * 2**20
+"""Most bytes of a picture that is given as data."""
+_CELL, _COLUMNS, _SHOWN = 72, 6, 18
+"""The contact sheet: side of a cell in pixels, cells in a row, and most cells."""
+
+_IMPORTS: dict[str, Callable[[str], list[str]]] = {
+    "lucide": lambda name: [f"import {{ {_pascal(name)} }} from 'lucide-react'"],
+    "tabler": lambda name: [f"import {{ Icon{_pascal(name)} }} from '@tabler/icons-react'"],
+    "ph": lambda name: [f"import {{ {_pascal(name)}Icon }} from '@phosphor-icons/react'"],
+    "heroicons": lambda name: [_heroicon(name)],
+    "ri": lambda name: [f"import {{ Ri{_pascal(name)} }} from '@remixicon/react'"],
+    "mdi": lambda name: [f"import {{ mdi{_pascal(name)} }} from '@mdi/js'"],
+    "bi": lambda name: [f'<i class="bi bi-{name}"></i>'],
+}
+"""Lines by which code uses an icon of a set, besides those of Iconify."""
+
+
+class Answer(NamedTuple):
+    """The answer of a tool: text, which is JSON, and a PNG file, empty if there is no picture."""
+
+    text: str
+    picture: bytes = b""
+
+
+class IconTools:
+    """The tools. All methods may be called from any thread, one at a time does its work.
+
+    Args:
+        indexes: by the names that the tools call them.
+        reads_files: whether a picture may be given as a file below the folders of the indexes.
+    """
+
+    def __init__(self, indexes: Mapping[str, Index], *, reads_files: bool) -> None:
+        self._indexes = dict(indexes)
+        self._reads_files = reads_files
+        self._lock = threading.Lock()
+        self._sets: dict[str, OpenPictureSet] = {}
+        self._matcher = Matcher(str(next(iter(indexes.values())).model.folder))
+
+    def warm_up(self) -> None:
+        """Load the model, so that the first call does not wait for it."""
+        with self._lock:
+            first = next(iter(self._indexes.values()))
+            first.model.loaded.embed_texts(["icon"])
+            for index in self._indexes.values():
+                index.model.__dict__["loaded"] = first.model.loaded  # one model serves all
+
+    # --- Tools
+
+    def search_icons(self, query: str, index: str | None = None, limit: int = 12) -> Answer:
+        """Find icons by what they show."""
+        with self._lock:
+            return self._found(self._each(index), limit, lambda one, n: one.search(_query(query), n))
+
+    def search_by_picture(
+        self, data: str | None = None, file: str | None = None, index: str | None = None, limit: int = 12
+    ) -> Answer:
+        """Find icons that look like a picture."""
+        with self._lock:
+            picture = self._picture(data, file)
+            return self._found(self._each(index), limit, lambda one, n: one.search(image=picture, n=n))
+
+    def match_icon(self, icon: str, index: str | None = None, limit: int = 5) -> Answer:
+        """Find the equivalent of an icon of one index in the others, or in one of them."""
+        with self._lock:
+            own, place = self._find(icon)
+            source = self._set(own)
+            others = [name for name in self._each(index) if name != own or index is not None]
+            if not others:
+                raise UserError(f"there is no other index than '{own}' to find an equivalent in")
+            found, cells = [], [source.read(place)]
+            for name in others:
+                target = self._set(name)
+                numbers = self._matcher.numbers(source.set, target.set)
+                (match,) = match_pictures(source.set, target.set, numbers, n=_count(limit), places=[place])
+                found.append(
+                    {
+                        "index": name,
+                        "matches": [
+                            {"icon": _plain(one.name), "probability": one.probability, "same_name": one.same_name}
+                            for one in match.candidates
+                        ],
+                    }
+                )
+                cells += [target.read(one.place) for one in match.candidates]
+            return Answer(_json({"icon": source.set.names[place], "in": found}), _sheet(cells))
+
+    def caption_picture(self, data: str | None = None, file: str | None = None) -> Answer:
+        """Say what a picture shows."""
+        with self._lock:
+            described = self._model.describe(self._picture(data, file))
+            assert not isinstance(described, list)
+            first = described.captions[0].text
+            return Answer(
+                _json(
+                    {
+                        "caption": _plain(first),
+                        "confidence": described.confidence and round(described.confidence, 3),
+                        "unfamiliar": described.unfamiliar,
+                    }
+                )
+            )
+
+    def get_icon(self, icon: str) -> Answer:
+        """The SVG of an icon, its licence, and lines of code that use it."""
+        with self._lock:
+            own, place = self._find(icon)
+            opened = self._set(own)
+            name, fields = opened.set.names[place], opened.fields[place]
+            content = opened.read(place)
+            prefix, _, short = name.partition(":")
+            is_drawn = content.lstrip()[:5] in (b"<svg ", b"<?xml", b"<svg>")
+            return Answer(
+                _json(
+                    {
+                        "icon": name,
+                        "svg": content.decode("utf-8", "replace") if is_drawn else None,
+                        **{key: _plain(str(fields[key])) for key in ("set", "licence", "author") if fields.get(key)},
+                        "use": [
+                            *(_IMPORTS[prefix](short) if prefix in _IMPORTS else []),
+                            *([f'<Icon icon="{name}" />'] if "package" in fields else []),
+                        ],
+                    }
+                ),
+                _sheet([content]),
+            )
+
+    def check_names(self, names: Sequence[str]) -> Answer:
+        """Which names of icons exist, and the nearest that do."""
+        if len(names) > _MAX_NAMES:
+            raise UserError(f"{len(names)} names: give at most {_MAX_NAMES}")
+        with self._lock:
+            known = {name: name for own in self._indexes for name in self._set(own).set.names}
+            for own in self._indexes:
+                opened = self._set(own)
+                known = {**aliases_of(opened.set.names, opened.further_names), **known}
+            found = []
+            for name in map(str, names):
+                near = [] if name in known else get_close_matches(name[:200], known, n=3, cutoff=0.6)
+                found.append(
+                    {"name": _plain(name[:200]), "exists": name in known, **({"nearest": near} if near else {})}
+                )
+            return Answer(_json(found))
+
+    # --- Indexes and pictures
+
+    @property
+    def _model(self) -> ImageTextModel:
+        return next(iter(self._indexes.values())).model.loaded
+
+    def _each(self, index: str | None) -> list[str]:
+        if index is None:
+            return list(self._indexes)
+        if index not in self._indexes:
+            raise UserError(f"there is no index '{_plain(index)}'; there are {', '.join(self._indexes)}")
+        return [index]
+
+    def _set(self, index: str) -> OpenPictureSet:
+        if index not in self._sets:
+            self._sets[index] = self._matcher.open_store(self._indexes[index].store)
+        return self._sets[index]
+
+    def _find(self, icon: str) -> tuple[str, int]:
+        """The index of an icon, and its place there."""
+        names: list[str] = []
+        for own in self._indexes:
+            opened = self._set(own)
+            name = aliases_of(opened.set.names, opened.further_names).get(icon, icon)
+            if name in opened.set.places:
+                return own, opened.set.places[name]
+            names += opened.set.names
+        near = get_close_matches(icon[:200], names, n=3, cutoff=0.5)
+        hint = f"; the nearest are {', '.join(near)}" if near else "; find icons with search_icons"
+        raise UserError(f"there is no icon '{_plain(icon[:200])}'{hint}")
+
+    def _found(self, indexes: Sequence[str], limit: int, search: Callable[[Index, int], Any]) -> Answer:
+        count = _count(limit)
+        hits = []
+        for own in indexes:
+            result = search(self._indexes[own], count)
+            hits += [(hit.relevance if result.can_tell else None, hit.score, own, hit.entry) for hit in result]
+        hits.sort(key=lambda hit: -hit[1])
+        rows = [
+            {
+                "icon": _name(entry),
+                "index": own,
+                "shows": _plain(entry.caption),
+                **({} if relevance is None else {"relevance": round(relevance, 3)}),
+                **({"licence": _plain(str(entry.fields["licence"]))} if "licence" in entry.fields else {}),
+            }
+            for relevance, _, own, entry in hits[:count]
+        ]
+        return Answer(_json(rows), _sheet([_content(entry) for _, _, _, entry in hits[:count]]))
+
+    def _picture(self, data: str | None, file: str | None) -> Image.Image:
+        if (data is None) == (file is None):
+            raise UserError("give a picture, as data (base64 or SVG) or as a file")
+        if data is not None:
+            content = data.encode() if data.lstrip().startswith("<") else _decoded(data)
+        else:
+            content = self._file(str(file))
+        if len(content) > _MAX_PICTURE:
+            raise UserError(f"the picture has {len(content):,} bytes (limit {_MAX_PICTURE:,})")
+        return decode_image(content, "the picture", to_srgb=True)
+
+    def _file(self, file: str) -> bytes:
+        if not self._reads_files:
+            raise UserError("files of the server are not read here; give the picture as data")
+        path = Path(file).resolve()
+        roots = [Path(root).resolve() for index in self._indexes.values() for root in index.store.roots()]
+        if not any(path == root or path.is_relative_to(root) for root in roots if root.exists()):
+            raise UserError("the file is not below a folder of an index; give the picture as data")
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UserError(f"the file cannot be read ({error.strerror or error})") from error
+
+
+def _decoded(data: str) -> bytes:
+    written = re.sub(r"^data:[\w/+.;-]+;base64,", "", data.strip())
+    try:
+        return base64.b64decode(written, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError("the picture is neither base64 nor SVG; a URL is not fetched") from error
+
+
+def _query(text: str) -> str:
+    if len(text) > _MAX_QUERY:
+        raise UserError(f"a query of {len(text):,} characters: give at most {_MAX_QUERY}")
+    return text
+
+
+def _count(limit: int) -> int:
+    if not 1 <= limit <= _MAX_HITS:
+        raise UserError(f"limit {limit}: give a number from 1 to {_MAX_HITS}")
+    return limit
+
+
+def _name(entry: Entry) -> str:
+    return _plain(str(entry.fields.get("icon", entry.name)))
+
+
+def _plain(text: str) -> str:
+    """Text of a file: on one line, without characters that change the direction of what follows."""
+    return re.sub(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", on_one_line(text))[:500]
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def _pascal(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
+
+
+def _heroicon(name: str) -> str:
+    for ending, module in {"-20-solid": "20/solid", "-16-solid": "16/solid", "-solid": "24/solid"}.items():
+        if name.endswith(ending):
+            return f"import {{ {_pascal(name.removesuffix(ending))}Icon }} from '@heroicons/react/{module}'"
+    return f"import {{ {_pascal(name)}Icon }} from '@heroicons/react/24/outline'"
+
+
+# --- Contact sheets
+
+
+def _content(entry: Entry) -> bytes:
+    try:
+        return entry.span.read()
+    except UserError:
+        return b""
+
+
+def _sheet(contents: Sequence[bytes]) -> bytes:
+    """The pictures in rows, in order, on white: a small PNG file."""
+    shown = contents[:_SHOWN]
+    rows = -(-len(shown) // _COLUMNS)
+    if not rows:
+        return b""
+    sheet = Image.new("RGB", (_CELL * min(len(shown), _COLUMNS), _CELL * rows), "white")
+    for number, content in enumerate(shown):
+        try:
+            image = _thumbnail(content)
+        except (BadSample, ValueError, OSError):
+            continue  # gone since it was indexed: its cell stays empty
+        left, top = number % _COLUMNS * _CELL, number // _COLUMNS * _CELL
+        sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
+    is_grey = np.ptp(np.asarray(sheet), axis=2).max() == 0
+    buffer = io.BytesIO()
+    (sheet.convert("L") if is_grey else sheet).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _thumbnail(content: bytes) -> Image.Image:
+    side = _CELL - 8
+    if is_svg(content):  # drawn small: a sheet is part of each answer
+        drawn = render_svg(content.decode("utf-8-sig"), side)
+        return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+    image = decode_image(content, "a picture", to_srgb=True)
+    image.thumbnail((side, side))
+    return image

@@ -1,0 +1,226 @@
+"""`match` and `lint` from the command line, on tiny icon sets."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from grr_coca.search.index import Index
+
+STROKE = 'fill="none" stroke="currentColor" stroke-width="2"'
+TRASH = f'<path d="M4 7h16M10 11v6M14 11v6M5 7l1 12h12l1-12M9 7V4h6v3" {STROKE}/>'
+HOME = f'<path d="M3 12l9-9l9 9M5 10v10h14V10" {STROKE}/>'
+MOON = f'<path d="M12 3a9 9 0 1 0 9 9a7 7 0 0 1-9-9" {STROKE}/>'
+HEART = f'<path d="M12 20L4 12a5 5 0 1 1 8-6a5 5 0 1 1 8 6z" {STROKE}/>'
+
+
+def svg(body: str) -> str:
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{body}</svg>'
+
+
+def icon_set(prefix: str, icons: dict[str, str]) -> str:
+    bodies = {name: {"body": body} for name, body in icons.items()}
+    info = {"name": prefix, "license": {"spdx": "MIT"}}
+    return json.dumps({"prefix": prefix, "info": info, "icons": bodies, "width": 24, "height": 24})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """One cache for all tests: the same drawings are embedded once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "match-cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """A folder of SVG, and an Iconify set of the same things with other names."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, body in {"trash": TRASH, "home": HOME, "moon": MOON}.items():
+        (folder / f"{name}.svg").write_text(svg(body))
+    other = tmp_path / "other.json"
+    other.write_text(icon_set("other", {"trash": TRASH, "house": HOME, "night": MOON, "like": HEART}))
+    return folder, other
+
+
+def test_each_icon_has_a_line_with_its_candidates(grr_coca, sets):
+    said = grr_coca("match", *sets)
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert [line.split(":")[1] for line in lines] == ["home", "moon", "trash"]
+    assert re.match(r"mine:trash: other:trash \d+% same name", lines[2])
+    assert "3 pictures: " in said.err
+
+
+def test_json_lines_are_as_programs_expect_them(grr_coca, sets):
+    said = grr_coca("match", *sets, "--json", "-n", 2)
+    records = [json.loads(line) for line in said.out.splitlines()]
+    assert [record["icon"] for record in records] == ["mine:home", "mine:moon", "mine:trash"]
+    first = records[2]["matches"][0]
+    assert (first["icon"], first["same_name"]) == ("other:trash", True)
+    assert 0 <= first["probability"] <= 1
+    assert all(len(record["matches"]) <= 2 for record in records)
+
+
+def test_a_map_that_was_written_is_taken_as_decided(grr_coca, sets, tmp_path):
+    path = tmp_path / "map.json"
+    assert grr_coca("match", *sets, "--out", path).code == 0
+    written = json.loads(path.read_text())
+    assert written["format"] == 1
+    assert written["icons"]["mine:trash"] == "other:trash"
+    written["icons"]["mine:trash"] = "other:like"
+    written["icons"]["mine:moon"] = None
+    path.write_text(json.dumps(written))
+    said = grr_coca("match", *sets, "--decided", path, "--json")
+    records = {record["icon"]: record["matches"] for record in map(json.loads, said.out.splitlines())}
+    assert records["mine:trash"][0]["icon"] == "other:like"
+    assert records["mine:moon"] == []
+
+
+def test_the_table_has_a_row_for_each_candidate(grr_coca, sets, tmp_path):
+    path = tmp_path / "matches.csv"
+    grr_coca("match", *sets, "--out", path)
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert {row["icon"] for row in rows} == {"mine:home", "mine:moon", "mine:trash"}
+    assert next(row["match"] for row in rows if row["icon"] == "mine:trash") == "other:trash"
+
+
+def test_the_review_page_is_one_file_in_which_no_text_of_an_icon_is_code(grr_coca, tmp_path):
+    hostile = tmp_path / "hostile.json"
+    hostile.write_text(icon_set("x", {"</script><script>alert(1)</script>": TRASH, "home": HOME}))
+    other = tmp_path / "other.json"
+    other.write_text(icon_set("other", {"trash": TRASH, "house": HOME}))
+    page = tmp_path / "review.html"
+    assert grr_coca("match", hostile, other, "--out", page).code == 0
+    content = page.read_text()
+    assert "alert(1)</script>" not in content
+    assert content.count("<script") == 2
+    assert not re.search(r"(src|href)=[\"']https?:", content)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', content, re.DOTALL)[1])
+    assert {row["name"] for row in data["rows"]} == {"x:</script><script>alert(1)</script>", "x:home"}
+    assert all(image.startswith("data:image/svg+xml;base64,") for image in data["images"])
+
+
+def test_a_table_of_people_is_checked(grr_coca, sets, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("from,to\nmine:trash,other:trash\nhome,hous\n")
+    said = grr_coca("match", *sets, "--check", table)
+    assert said.code == 1
+    assert said.out == "home → hous: there is no 'other:hous'; did you mean 'other:house'?\n"
+    table.write_text("mine:trash,other:trash\n")
+    assert grr_coca("match", *sets, "--check", table).code == 0
+
+
+def test_indexes_are_matched_as_sources_are(grr_coca, sets, tmp_path):
+    for source, name in zip(sets, ("a", "b"), strict=True):
+        assert grr_coca("index", source, "--out", tmp_path / name).code == 0
+    from_sources = grr_coca("match", *sets, "--json").out
+    from_indexes = grr_coca("match", tmp_path / "a", tmp_path / "b", "--json").out
+    firsts = [[json.loads(line)["matches"][:1] for line in out.splitlines()] for out in (from_sources, from_indexes)]
+    assert [[one["icon"] for one in first] for first in firsts[0]] == [
+        [one["icon"] for one in first] for first in firsts[1]
+    ]
+    with Index.open(tmp_path / "a") as one, Index.open(tmp_path / "b") as other:
+        assert [match.name for match in one.match(other)] == ["mine:home", "mine:moon", "mine:trash"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give what to match, and where to find it"),
+        (["{mine}"], "give what to match, and where to find it"),
+        (["--used-in", "{mine}"], "nothing to find the icons in"),
+        (["{mine}", "{other}", "-n", "0"], "-n 0: give 1 or more"),
+        (["{mine}", "{other}", "--out", "a.txt"], "'.txt' is not the suffix of a format"),
+        (["{mine}", "iconify:luicde"], "did you mean 'lucide'"),
+        (["{mine}", "{other}", "--decided", "{foreign}"], "a map of other icons"),
+        (["{mine}", "{empty}"], "draws nothing"),
+        (["--used-in", "{mine}", "{other}"], "no file of code that is known"),
+    ],
+)
+def test_wrong_use_is_one_line(grr_coca, sets, tmp_path, arguments, message):
+    (tmp_path / "empty.svg").write_text(svg(""))
+    (tmp_path / "foreign.json").write_text('{"mdi:home": "ph:house"}')
+    places = {"mine": sets[0], "other": sets[1], "empty": tmp_path / "empty.svg", "foreign": tmp_path / "foreign.json"}
+    said = grr_coca("match", *(word.format(**places) for word in arguments))
+    assert said.code == 2
+    assert message in said.err
+    assert "Traceback" not in said.err
+
+
+def test_two_icons_of_one_name_are_told(grr_coca, sets, tmp_path):
+    again = tmp_path / "again.json"
+    again.write_text(icon_set("other", {"trash": HEART, "new": HEART}))
+    said = grr_coca("match", *sets, again, "--json")
+    assert "other:trash: two pictures have this name; the first counts" in said.err
+
+
+# --- lint
+
+
+@pytest.fixture
+def swapped(tmp_path):
+    folder = tmp_path / "icons"
+    folder.mkdir()
+    for name, body in {"trash": TRASH, "home": HOME, "moon": MOON, "shopping-cart": HEART}.items():
+        (folder / f"{name}.svg").write_text(svg(body))
+    return folder
+
+
+def test_a_name_that_contradicts_its_picture_is_found(grr_coca, swapped):
+    said = grr_coca("lint", swapped, "--json")
+    assert said.code == 1
+    (found,) = map(json.loads, said.out.splitlines())
+    assert found["label"] == "shopping cart"
+    assert found["file"].endswith("shopping-cart.svg")
+    assert found["suggestions"]
+    (swapped / "shopping-cart.svg").rename(swapped / "heart.svg")
+    assert grr_coca("lint", swapped).code == 0
+
+
+def test_labels_in_code_are_checked_and_empty_ones_left_alone(grr_coca, swapped, tmp_path):
+    (swapped / "shopping-cart.svg").rename(swapped / "heart.svg")
+    page = tmp_path / "icons" / "page.html"
+    page.write_text(
+        '<img src="home.svg" alt="shopping cart">\n<img src="home.svg" alt="">\n<img src="home.svg" alt="home">\n'
+        f'<button aria-label="trash">{svg(TRASH)}</button>\n'
+        f'<button aria-label="bicycle">{svg(TRASH)}</button>\n<img src="https://example.org/a.png" alt="bicycle">\n'
+    )
+    said = grr_coca("lint", page, "--json")
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [(one["label"], one["line"]) for one in found] == [("shopping cart", 1), ("bicycle", 5)]
+
+
+def test_known_findings_are_left_out(grr_coca, swapped, tmp_path):
+    baseline = tmp_path / "known.json"
+    assert grr_coca("lint", swapped, "--baseline", baseline, "--update-baseline").code == 0
+    said = grr_coca("lint", swapped, "--baseline", baseline)
+    assert said.code == 0
+    assert "1 more are known" in said.err
+
+
+def test_findings_as_sarif(grr_coca, swapped, tmp_path):
+    path = tmp_path / "lint.sarif"
+    grr_coca("lint", swapped, "--out", path)
+    content = json.loads(path.read_text())
+    assert content["version"] == "2.1.0"
+    (result,) = content["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].endswith("shopping-cart.svg")
+    assert result["ruleId"] == content["runs"][0]["tool"]["driver"]["rules"][0]["id"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to check"),
+        (["{icons}", "--update-baseline"], "give the file by --baseline"),
+        (["{icons}", "--false-alarms", "0.9"], "give a share from"),
+        (["{icons}", "--baseline", "missing.json"], "missing.json"),
+        (["{icons}", "-c", "pictograms"], "use icons"),
+        (["missing"], "missing: no such file"),
+    ],
+)
+def test_wrong_use_of_lint_is_one_line(refused, swapped, arguments, message):
+    assert message in refused("lint", *(word.format(icons=swapped) for word in arguments))

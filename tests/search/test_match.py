@@ -37,6 +37,7 @@ def gallery(prefix: str, names: list[str], vectors: np.ndarray, *, seed: int = 0
         vectors=unit(vectors),
         name_vectors=unit(np.array([random[word] for (word,) in words])) if has_names else np.empty((0, 0)),
         is_seen=np.zeros(len(names), bool),
+        is_filled=np.array([name.endswith("filled") for name in names]),
     )
 
 
@@ -60,14 +61,16 @@ def test_the_nearest_picture_comes_first_whatever_it_is_called(random):
     assert all(match.best.probability is None for match in matches), "nothing was fitted"
 
 
-def test_styles_of_one_thing_are_one_candidate_and_the_nearest_drawing_stands_for_it(random):
+def test_styles_of_one_thing_are_one_candidate(random):
     pictures = random.normal(size=(3, WIDTH))
-    source = gallery("one", ["bin"], pictures[:1])
+    source = gallery("one", ["bin-filled", "bin"], pictures[[0, 0]])
     drawn = np.stack([pictures[0] + 0.5 * pictures[1], pictures[0], pictures[1], pictures[2]])
     target = gallery("two", ["trash", "trash-filled", "home", "star"], drawn)
-    (match,) = match_pictures(source, target, n=5)
-    assert [one.name for one in match.candidates][:1] == ["two:trash-filled"]
-    assert len(match.candidates) == 3
+    filled, outline = match_pictures(source, target, n=5)
+    assert [one.name for one in filled.candidates][:1] == ["two:trash-filled"]
+    assert [one.name for one in outline.candidates][:1] == ["two:trash"], "in the style of the source"
+    assert outline.best.score == filled.best.score
+    assert len(filled.candidates) == len(outline.candidates) == 3
 
 
 def test_evidence_is_what_its_names_say(random):

@@ -2,7 +2,7 @@
 
 The candidates of a picture are the nearest by the cosines of pictures and of names. Their evidence is weighed by the
 numbers of the model (`match_numbers.py`). Drawings of one thing in several styles (`trash`, `trash-filled`) count as
-one candidate, the best of them.
+one candidate: the best of them, or the best that is filled as the source is, if names say so.
 
 Shapes: N pictures of the source, M of the target, E embedding width, P pairs.
 """
@@ -33,7 +33,8 @@ class PictureSet:
     `names`: full names, such as `lucide:trash-2`; `words`: the names of each in words, without words of style, the own
     name first and then its aliases; none of what has no name; `things`: the same text for drawings of one thing in
     several styles; `vectors`: embeddings of unit length, N E; `name_vectors`: embeddings of the first of `words`, N E,
-    empty if there are no names; `is_seen`: whether training saw drawings of its set.
+    empty if there are no names; `is_seen`: whether training saw drawings of its set; `is_filled`: whether the name says
+    that the drawing is filled, N each.
     """
 
     names: list[str]
@@ -42,6 +43,7 @@ class PictureSet:
     vectors: np.ndarray
     name_vectors: np.ndarray
     is_seen: np.ndarray
+    is_filled: np.ndarray
     places: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -145,12 +147,16 @@ def _match(
 ) -> PictureMatch:
     same = evidence[:, EVIDENCE.index("same_name")] > 0
     best: dict[str, int] = {}
+    alike: dict[str, int] = {}  # the best drawing in the style of the source
     for number in np.argsort(-scores, kind="stable").tolist():
-        best.setdefault(target.things[columns[number]], number)
-        if len(best) > max(n, CANDIDATES):
+        thing = target.things[columns[number]]
+        if thing not in best and len(best) > max(n, CANDIDATES):
             break
-    kept = list(best.values())
-    of_kept = scores[kept]
+        best.setdefault(thing, number)
+        if target.is_filled[columns[number]] == source.is_filled[row]:
+            alike.setdefault(thing, number)
+    of_kept = scores[list(best.values())]
+    kept = [alike.get(thing, number) for thing, number in best.items()]
     others = np.full(len(kept), of_kept[0])
     others[0] = of_kept[1] if len(kept) > 1 else of_kept[0]
     curve = weigh.seen if target.is_seen[columns[kept[0]]] else weigh.unseen

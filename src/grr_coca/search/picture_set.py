@@ -28,6 +28,8 @@ from grr_coca.search.match import PictureSet
 from grr_coca.search.match_numbers import MatchNumbers
 from grr_coca.search.store import Store
 
+_FILLED = frozenset({"fill", "filled", "solid", "bold"})
+"""Words of style of filled drawings."""
 _VERSION = 1
 """Of the drawings: another one leaves the kept embeddings unused."""
 _BATCH = 64
@@ -161,6 +163,7 @@ def _opened(
         vectors=np.array([picture.vector for picture in found], np.float32),
         name_vectors=kept.of_texts([own[0] if own else "" for own in words]) if uses_names else np.empty((0, 0)),
         is_seen=np.array([_prefix(picture.name) in seen for picture in found]),
+        is_filled=np.array([not _FILLED.isdisjoint(picture.name.split("-")) for picture in found]),
     )
     return OpenPictureSet(
         set=made,

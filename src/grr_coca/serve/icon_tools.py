@@ -50,7 +50,7 @@ _IMPORTS: dict[str, Callable[[str], list[str]]] = {
 """Lines by which code uses an icon of a set, besides those of Iconify."""
 
 
-class Answer(NamedTuple):
+class ToolAnswer(NamedTuple):
     """The answer of a tool: text, which is JSON, and a PNG file, empty if there is no picture."""
 
     text: str
@@ -82,20 +82,20 @@ class IconTools:
 
     # --- Tools
 
-    def search_icons(self, query: str, index: str | None = None, limit: int = 12) -> Answer:
+    def search_icons(self, query: str, index: str | None = None, limit: int = 12) -> ToolAnswer:
         """Find icons by what they show."""
         with self._lock:
             return self._found(self._each(index), limit, lambda one, n: one.search(_query(query), n))
 
     def search_by_picture(
         self, data: str | None = None, file: str | None = None, index: str | None = None, limit: int = 12
-    ) -> Answer:
+    ) -> ToolAnswer:
         """Find icons that look like a picture."""
         with self._lock:
             picture = self._picture(data, file)
             return self._found(self._each(index), limit, lambda one, n: one.search(image=picture, n=n))
 
-    def match_icon(self, icon: str, index: str | None = None, limit: int = 5) -> Answer:
+    def match_icon(self, icon: str, index: str | None = None, limit: int = 5) -> ToolAnswer:
         """Find the equivalent of an icon of one index in the others, or in one of them."""
         with self._lock:
             own, place = self._find(icon)
@@ -118,15 +118,15 @@ class IconTools:
                     }
                 )
                 cells += [target.read(one.place) for one in match.candidates]
-            return Answer(_json({"icon": source.set.names[place], "in": found}), _sheet(cells))
+            return ToolAnswer(_json({"icon": source.set.names[place], "in": found}), _sheet(cells))
 
-    def caption_picture(self, data: str | None = None, file: str | None = None) -> Answer:
+    def caption_picture(self, data: str | None = None, file: str | None = None) -> ToolAnswer:
         """Say what a picture shows."""
         with self._lock:
             described = self._model.describe(self._picture(data, file))
             assert not isinstance(described, list)
             first = described.captions[0].text
-            return Answer(
+            return ToolAnswer(
                 _json(
                     {
                         "caption": _plain(first),
@@ -136,7 +136,7 @@ class IconTools:
                 )
             )
 
-    def get_icon(self, icon: str) -> Answer:
+    def get_icon(self, icon: str) -> ToolAnswer:
         """The SVG of an icon, its licence, and lines of code that use it."""
         with self._lock:
             own, place = self._find(icon)
@@ -145,7 +145,7 @@ class IconTools:
             content = opened.read(place)
             prefix, _, short = name.partition(":")
             is_drawn = content.lstrip()[:5] in (b"<svg ", b"<?xml", b"<svg>")
-            return Answer(
+            return ToolAnswer(
                 _json(
                     {
                         "icon": name,
@@ -160,7 +160,7 @@ class IconTools:
                 _sheet([content]),
             )
 
-    def check_names(self, names: Sequence[str]) -> Answer:
+    def check_names(self, names: Sequence[str]) -> ToolAnswer:
         """Which names of icons exist, and the nearest that do."""
         if len(names) > _MAX_NAMES:
             raise UserError(f"{len(names)} names: give at most {_MAX_NAMES}")
@@ -175,7 +175,7 @@ class IconTools:
                 found.append(
                     {"name": _plain(name[:200]), "exists": name in known, **({"nearest": near} if near else {})}
                 )
-            return Answer(_json(found))
+            return ToolAnswer(_json(found))
 
     # --- Indexes and pictures
 
@@ -208,7 +208,7 @@ class IconTools:
         hint = f"; the nearest are {', '.join(near)}" if near else "; find icons with search_icons"
         raise UserError(f"there is no icon '{_plain(icon[:200])}'{hint}")
 
-    def _found(self, indexes: Sequence[str], limit: int, search: Callable[[Index, int], Any]) -> Answer:
+    def _found(self, indexes: Sequence[str], limit: int, search: Callable[[Index, int], Any]) -> ToolAnswer:
         count = _count(limit)
         hits = []
         for own in indexes:
@@ -225,7 +225,7 @@ class IconTools:
             }
             for relevance, _, own, entry in hits[:count]
         ]
-        return Answer(_json(rows), _sheet([_content(entry) for _, _, _, entry in hits[:count]]))
+        return ToolAnswer(_json(rows), _sheet([_content(entry) for _, _, _, entry in hits[:count]]))
 
     def _picture(self, data: str | None, file: str | None) -> Image.Image:
         if (data is None) == (file is None):

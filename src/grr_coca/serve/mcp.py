@@ -24,7 +24,7 @@ from mcp.types import (
 import grr_coca
 from grr_coca.common.errors import UserError, printable
 from grr_coca.search.index import Index
-from grr_coca.serve.icon_tools import Answer, IconTools
+from grr_coca.serve.icon_tools import IconTools, ToolAnswer
 
 _INSTRUCTIONS = (
     "Find icons by what they show, by a picture, or as the equivalent of an icon of another set. Names are those of "
@@ -115,7 +115,7 @@ def make_mcp_server(tools: IconTools, *, reads_files: bool) -> Server:
     )
 
 
-def _work(tools: IconTools, name: str, arguments: Mapping[str, Any], *, reads_files: bool) -> Callable[[], Answer]:
+def _work(tools: IconTools, name: str, arguments: Mapping[str, Any], *, reads_files: bool) -> Callable[[], ToolAnswer]:
     """A call of a tool whose arguments are of the right kinds.
 
     Raises:

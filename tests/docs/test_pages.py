@@ -115,7 +115,7 @@ TITLES = ("a pair to its loss and its gradients", "an image to its caption", "a 
 def walks() -> dict[str, list[str]]:
     """The files that each example of "How it works" names, in order."""
     page = (DOCS / "how-it-works.md").read_text(encoding="utf-8")
-    named = {walk["title"]: re.findall(r"`([\w/]+\.py)`", walk["text"]) for walk in WALK.finditer(page)}
+    named = {walk["title"]: re.findall(r"(?<!\[)`([\w/]+\.py)`", walk["text"]) for walk in WALK.finditer(page)}
     return {title: list(dict.fromkeys(files)) for title, files in named.items()}
 
 

@@ -32,9 +32,10 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_own_name, user_cache, write_whole
 from grr_coca.data.icon_names import caption_of, style_words
 from grr_coca.model.checkpoint_folder import fingerprint
-from grr_coca.search.duplicates import perceptual_hash
+from grr_coca.search.duplicates import grouped, look_of, perceptual_hash
 from grr_coca.search.entry import Entry, Stamp, chunks, name_id
 from grr_coca.search.facets import facets_of
+from grr_coca.search.relevance import curve_of
 from grr_coca.serve.site import Library, find_runtime, graphs_of, write_site
 
 KNOWN = """
@@ -63,11 +64,13 @@ class Icon:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The drawn icons of a set that show something: their positions N, embeddings N E and perceptual hashes N."""
+    """The drawn icons of a set that show something: their positions N, embeddings N E, perceptual hashes N and small
+    copies (`look_of`) N."""
 
     places: np.ndarray
     vectors: np.ndarray
     hashes: np.ndarray
+    looks: np.ndarray
 
 
 def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> list[Icon]:
@@ -106,22 +109,25 @@ def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Embedded:
         places: list[int] = []
         vectors: list[np.ndarray] = []
         hashes: list[int] = []
+        looks: list[bytes] = []
         for batch in chunks(_drawn(icons), BATCH):
             images = [image for _, image in batch]
             places += [place for place, _ in batch]
             vectors.append(np.asarray(model.embed_images(images), np.float16))
             hashes += [perceptual_hash(image) for image in images]
+            looks += [look_of(image) for image in images]
         file = io.BytesIO()
         np.savez(
             file,
             places=np.array(places, np.int64),
             vectors=np.concatenate(vectors) if vectors else np.empty((0, 0), np.float16),
             hashes=np.array(hashes, np.int64),
+            looks=np.array([list(look) for look in looks], np.uint8),
         )
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, file.getvalue())
     with np.load(kept, allow_pickle=False) as arrays:
-        return Embedded(arrays["places"], arrays["vectors"], arrays["hashes"])
+        return Embedded(arrays["places"], arrays["vectors"], arrays["hashes"], arrays["looks"])
 
 
 def _drawn(icons: Sequence[Icon]) -> Iterator[tuple[int, Image.Image]]:
@@ -177,21 +183,23 @@ def build(
         prefix = Path(path).stem
         icons = icons_of(json.loads(content), brands, tags.get(prefix, {}))
         digest = hashlib.sha256("\n".join((model_id, *(icon.svg for icon in icons))).encode()).hexdigest()[:16]
-        found = embed(icons, model, user_cache() / "icon-site" / f"{prefix}-{digest}.npz")
-        for place, vector, phash in zip(found.places, found.vectors, found.hashes, strict=True):
+        found = embed(icons, model, user_cache() / "icon-site" / f"{prefix}-{digest}.v2.npz")
+        for place, vector, phash, look in zip(found.places, found.vectors, found.hashes, found.looks, strict=True):
             icon = icons[place]
-            rows.append((_entry(wanted[prefix], icon, int(phash)), vector, icon))
+            rows.append((_entry(wanted[prefix], icon, int(phash), look.tobytes()), vector, icon))
         on_set(prefix, len(rows))
     rows.sort(key=lambda row: name_id(row[0].name))  # a mixture of all sets
     entries = [entry for entry, _, _ in rows]
     order = sorted(range(len(rows)), key=lambda row: (entries[row].caption, entries[row].name))
+    vectors = np.array([vector for _, vector, _ in rows])
     library = Library(
         entries=entries,
-        vectors=np.array([vector for _, vector, _ in rows]),
+        vectors=vectors,
+        groups=grouped(entries, vectors),
         facets=facets_of(entries, ("set", "licence", "colours")),
         drawings=[(icon.box, icon.body) for _, _, icon in rows],
         drawn_order=order,
-        curve=None,  # captions are names
+        curve=curve_of(checkpoint, model.config),
         words=[" ".join((entry.name, *icon.words)) for entry, _, icon in rows],
     )
     counts = Counter(str(entry.fields["set"]) for entry in entries)
@@ -213,7 +221,7 @@ def build(
     return len(entries)
 
 
-def _entry(about: IconSet, icon: Icon, phash: int) -> Entry:
+def _entry(about: IconSet, icon: Icon, phash: int, look: bytes) -> Entry:
     fields: dict[str, str | int | float] = {
         "set": about.title,
         "licence": about.licence,
@@ -229,6 +237,7 @@ def _entry(about: IconSet, icon: Icon, phash: int) -> Entry:
         stamp=Stamp(len(icon.svg), 0),
         digest="",
         phash=phash,
+        look=look,
         width=round(icon.box[2]),
         height=round(icon.box[3]),
         caption=icon.caption,

@@ -324,3 +324,59 @@ def test_a_moved_image_keeps_what_was_written(store, model, photos, tmp_path):
     shutil.move(photos / "c.jpg", photos / "d.jpg")
     assert update(store, model, photos).moved == 1
     assert matching(store, "camera = 'X100V'") == ["d"]
+
+
+def test_keywords_and_titles_are_fields(tmp_path):
+    """Each keyword counts by itself; a column of a table that is called so counts instead."""
+    from library import HEADER, make_entry, make_vectors
+
+    from grr_coca.search.facets import facets
+    from grr_coca.search.filters import parse_filter
+    from grr_coca.search.index import make_store
+
+    written = (
+        {"photo": Photo(title="Harbour", keywords=("cat", "sea"))},
+        {"photo": Photo(keywords=("cat", "cathedral"))},
+        {"photo": Photo()},
+        {"fields": {"keywords": "cat"}, "photo": Photo(keywords=("dog",))},
+    )
+    store = make_store(str(tmp_path / "index"), HEADER)
+    entries = [make_entry(number, **{"fields": {}, **change}) for number, change in enumerate(written)]
+    store.commit(Changes(added=list(zip(entries, make_vectors(len(entries)), strict=True))))
+
+    def found(where: str) -> list[int]:
+        return [int(entry.title) for entry in store.matching(parse_filter(where, store.columns()))]
+
+    assert found("keywords = 'cat'") == [0, 1, 3]
+    assert found("keywords in ('sea', 'dog')") == [0]
+    assert found("keywords like 'cath%'") == [1]
+    assert found("not keywords = 'cat'") == [2]
+    assert found("headline = 'Harbour'") == [0]
+    keywords = next(facet for facet in facets(store) if facet["field"] == "keywords")
+    assert keywords["values"] == [["cat", 3], ["cathedral", 1], ["sea", 1]]
+    assert entries[0].shown_fields["keywords"] == ["cat", "sea"]
+    store.close()
+
+
+def test_an_older_index_gets_small_copies_at_its_next_update(tmp_path):
+    """Its pictures are not described anew."""
+    import sqlite3
+
+    from grr_coca.search.index import Index
+    from support import DATASETS
+
+    drawings = DATASETS.parent / "docs" / "drawings"
+    with Index.open(tmp_path / "index", create=True) as index:
+        index.add(drawings)
+        looks = {entry.name: entry.look for entry, _ in index.store.everything()}
+        assert all(len(look) == 384 for look in looks.values())
+    database = sqlite3.connect(tmp_path / "index" / "index.sqlite")
+    database.execute("ALTER TABLE pictures DROP COLUMN look")
+    database.execute("UPDATE pictures SET photo = json_set(photo, '$.sidecars', 0)")
+    database.commit()
+    database.close()
+    with Index.open(tmp_path / "index") as index:
+        assert {entry.look for entry, _ in index.store.everything()} == {b""}
+        update = index.refresh()
+        assert (update.unchanged, update.noted, update.new) == (len(looks), len(looks), 0)
+        assert {entry.name: entry.look for entry, _ in index.store.everything()} == looks

@@ -365,7 +365,7 @@ def _groups(
         vectors, entries = store.vectors(ids), store.entries(ids)
         if not options.fold:
             return [[entry] for entry in entries[: options.n]], vectors[: options.n]
-        places = folded(vectors, np.array([entry.phash for entry in entries], np.int64))
+        places = folded(vectors, entries)
         if len(places) > options.n or len(ids) < count:
             places = [_existing_first(group, entries) for group in places[: options.n]]
             return [[entries[place] for place in group] for group in places], vectors[[group[0] for group in places]]

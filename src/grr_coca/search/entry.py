@@ -47,8 +47,8 @@ class Entry:
 
     `name`: its absolute path, or its place in a shard or table; `root`: the argument that it was found by; `file`,
     `offset`: where its bytes are, `offset` None if they are the whole file; `digest`: of its bytes; `phash`: see
-    `perceptual_hash`; `fields`: the columns of its table; `photo`: what its camera and people wrote, None if that was
-    not read yet; `certainty`: what the model knows of its caption.
+    `perceptual_hash`; `look`: see `look_of`, empty if it is not known; `fields`: the columns of its table; `photo`:
+    what its camera and people wrote, None if that was not read yet; `certainty`: what the model knows of its caption.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Entry:
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     photo: Photo | None = None
     certainty: Certainty = UNKNOWN
+    look: bytes = b""
 
     @property
     def title(self) -> str:
@@ -120,8 +121,9 @@ class Entry:
 
     @property
     def written(self) -> tuple[str, ...]:
-        """What people call the image: its file name, and its title and keywords."""
-        return (self.title, *(self.photo.words.splitlines() if self.photo else ()))
+        """What people call the image: its file name, its title and keywords, and such columns of its table."""
+        columns = (str(self.fields[name]) for name in ("aliases", "keywords", "tags") if name in self.fields)
+        return (self.title, *(self.photo.words.splitlines() if self.photo else ()), *columns)
 
     @property
     def sets(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.infer.on_ray import map_on_ray
 from grr_coca.model.checkpoint_folder import fingerprint
 from grr_coca.model.shipped_models import DEFAULT, shipped_folder
-from grr_coca.search.duplicates import perceptual_hash
+from grr_coca.search.duplicates import look_of, perceptual_hash
 from grr_coca.search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
 from grr_coca.search.image_files import ImageFile, done_ahead
 from grr_coca.search.photo import Photo, read_photo
@@ -55,6 +55,7 @@ class DecodedImage:
     width: int
     height: int
     phash: int
+    look: bytes
     photo: Photo
     square: Image.Image | None
     described: ImageDescription | None = None
@@ -93,6 +94,7 @@ def decode_found(found: FoundImage, preprocess: "Preprocess") -> DecodedImage | 
         width=image.width,
         height=image.height,
         phash=perceptual_hash(image),
+        look=look_of(image),
         photo=read_photo(found.file, content),
         square=preprocess.square(image),
     )
@@ -115,6 +117,7 @@ def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
         stamp=stamp,
         digest=decoded.digest,
         phash=decoded.phash,
+        look=decoded.look,
         width=decoded.width,
         height=decoded.height,
         caption=described.caption,

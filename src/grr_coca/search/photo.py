@@ -31,7 +31,8 @@ PHOTO_FIELDS: dict[str, Literal["text", "number"]] = {
 degrees, positive in the north and east."""
 
 READER = 1
-"""Version of what is read. A new one makes updates of an index read the metadata of all images again."""
+"""Version of what is read of an image besides what the model says. A new one makes updates of an index read metadata,
+hashes and small copies of all images again."""
 
 _MAX_METADATA_BYTES = 2**24
 """More is not read. Some programs keep whole images there, and a crafted file may promise anything."""

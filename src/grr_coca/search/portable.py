@@ -114,6 +114,7 @@ def _schema(store: Store) -> Any:
         for name, kind in PHOTO_FIELDS.items()
     ]
     photos.append(pyarrow.field("keywords", pyarrow.list_(pyarrow.string())))
+    photos.append(pyarrow.field("look", pyarrow.binary()))
     photos += [pyarrow.field("confidence", pyarrow.float64()), pyarrow.field("unfamiliar", pyarrow.bool_())]
     vector = pyarrow.field("embedding", pyarrow.list_(pyarrow.float16(), header.embed_dim))
     written = [pyarrow.field(name, pyarrow.string()) for name in ("fields", "photo")]
@@ -131,6 +132,7 @@ def _columns(images: list[tuple[Entry, np.ndarray]], width: int) -> dict[str, An
     columns["photo"] = [None if entry.photo is None else json.dumps(entry.photo.to_dict()) for entry, _ in images]
     columns |= {name: [getattr(entry.photo, name, None) for entry, _ in images] for name in PHOTO_FIELDS}
     columns["keywords"] = [None if entry.photo is None else list(entry.photo.keywords) for entry, _ in images]
+    columns["look"] = [entry.look for entry, _ in images]
     for name in Certainty._fields:
         columns[name] = [getattr(entry.certainty, name) for entry, _ in images]
     flat = np.stack([np.asarray(vector, np.float16) for _, vector in images]).reshape(-1)
@@ -153,12 +155,13 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
         photo = row.pop("photo", None)  # missing in files of an older version
         for name in (*PHOTO_FIELDS, "keywords"):
             row.pop(name, None)
+        look = row.pop("look", None) or b""
         certainty = Certainty(*(row.pop(name, None) for name in Certainty._fields))
         if not isinstance(fields, dict) or not all(isinstance(n, int | None) for n in row.values()):
             raise ValueError("a cell of the wrong type")
         stamp = Stamp(row.pop("size"), row.pop("mtime_ns"))
         noted = None if photo is None else Photo.from_dict(json.loads(photo))
-        yield Entry(**texts, stamp=stamp, fields=fields, photo=noted, certainty=certainty, **row), vector
+        yield Entry(**texts, stamp=stamp, fields=fields, photo=noted, certainty=certainty, look=look, **row), vector
 
 
 def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Failure:

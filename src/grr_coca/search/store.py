@@ -101,10 +101,12 @@ class Touch(NamedTuple):
 
 
 class PhotoUpdate(NamedTuple):
-    """What the camera and people wrote into an image of the index, read again."""
+    """What the camera and people wrote into an image of the index, and by what its copies are found, read again."""
 
     name: str
     photo: Photo
+    phash: int | None = None
+    look: bytes = b""
 
 
 @dataclass

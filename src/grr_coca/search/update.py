@@ -23,10 +23,12 @@ from typing import Literal, Protocol
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_path
-from grr_coca.data.images import has_more_frames
+from grr_coca.data.images import decode_image, has_more_frames
+from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.iconify import SCHEME as ICONIFY
 from grr_coca.data.sources.iconify import pinned
 from grr_coca.data.walk import Exclusions
+from grr_coca.search.duplicates import look_of, perceptual_hash
 from grr_coca.search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
 from grr_coca.search.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
 from grr_coca.search.index_model import DecodedImage, FoundImage, Take, make_entry
@@ -345,7 +347,7 @@ class _Run:
             if name in known and known[name].digest == one.digest and not _is_edited(one.found, known[name]):
                 span = one.found.file.span
                 self._pending.touched.append(Touch(name, one.found.stamp, None if span is None else span.offset))
-                self._pending.noted.append(PhotoUpdate(name, one.photo))
+                self._pending.noted.append(PhotoUpdate(name, one.photo, one.phash, one.look))
                 self.update.unchanged += 1
                 continue
             is_known = name in known and bool(known[name].digest)
@@ -424,10 +426,13 @@ def _state(found: FoundImage, before: ImageState | None) -> _State:
 
 
 def _noted(found: FoundImage) -> PhotoUpdate | None:
-    """What the camera and people wrote; None if the file cannot be read now."""
+    """What the camera and people wrote, and by what copies are found; None if the file cannot be read now."""
     try:
-        return PhotoUpdate(found.file.name, read_photo(found.file))
-    except UserError:
+        content = found.file.read()
+        image = decode_image(content, found.file.name, is_scaled=True)
+        photo = read_photo(found.file, content)
+        return PhotoUpdate(found.file.name, photo, perceptual_hash(image), look_of(image))
+    except (UserError, BadSample):
         return None
 
 

@@ -60,7 +60,6 @@ RANKING: dict[str, float] = {
     "max_image_cosine": relevance.MAX_IMAGE_COSINE,
     "max_caption_cosine": relevance.MAX_CAPTION_COSINE,
     "min_different": relevance.MIN_DIFFERENT,
-    "max_bits": duplicates.MAX_BITS,
     "min_cosine": duplicates.MIN_COSINE,
     "without_weight": answer.WITHOUT_WEIGHT,
     "min_deviation": answer.MIN_DEVIATION,
@@ -291,7 +290,6 @@ def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool]) -> dict
         "size": [entry.stamp.size for entry in entries],
         "width": [entry.width for entry in entries],
         "height": [entry.height for entry in entries],
-        "phash": [f"{entry.phash & (2**64 - 1):016x}" for entry in entries],
         "is_there": list(there),
         "fields": {field: [values.get(field) for values in known] for field in fields},
     }

@@ -72,7 +72,8 @@ CREATE TABLE pictures (
     draw INTEGER NOT NULL,
     fields TEXT,
     photo TEXT,                       -- what the camera and people wrote, as JSON; NULL if it was not read yet
-    keywords TEXT NOT NULL DEFAULT '' -- the words of that
+    keywords TEXT NOT NULL DEFAULT '', -- the words of that
+    look BLOB                         -- the small copy by which copies of pictures are found; NULL if it is not known
 );
 CREATE INDEX pictures_digest ON pictures (digest);
 CREATE INDEX pictures_root ON pictures (root);
@@ -116,19 +117,19 @@ INSERT INTO words (words) VALUES ('rebuild');
 COMMIT;
 """
 """Adds the columns of photos to an index from before them."""
-_LACKING = "CREATE TEMP VIEW pictures AS SELECT *, NULL AS photo, '' AS keywords FROM main.pictures"
-"""Stands in for these columns until a writer upgrades the index. A name of a temporary view comes before a table's."""
+_LATER = {"photo": "NULL AS photo", "keywords": "'' AS keywords", "look": "NULL AS look"}
+"""Columns that older indexes lack, and what stands in for them until a writer adds them."""
 
 ADD = """
 INSERT INTO pictures (id, name, title, root, file, "offset", size, mtime_ns, date, folder, digest, phash, width, height,
-    caption, draw, fields, photo, keywords)
+    caption, draw, fields, photo, keywords, look)
 VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?,
-    CAST(? AS TEXT), ?, ?, ?, ?)
+    CAST(? AS TEXT), ?, ?, ?, ?, ?)
 """
 """Insert an image: the id, then the values of `to_row`. Texts are bound as bytes, as file names need not be UTF-8."""
 
 READ = """
-SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields, photo
+SELECT id, name, root, file, "offset", size, mtime_ns, digest, phash, width, height, caption, fields, photo, look
 FROM pictures
 """
 
@@ -212,8 +213,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
         database = _connected(path) if os.access(folder, os.W_OK) else _connected_to_read(path)
         try:
             _check(database, folder)
-            if not _has_photos(database):
-                database.execute(_LACKING)
+            _stand_in(database)
         except BaseException:
             database.close()
             raise
@@ -221,22 +221,34 @@ def open_database(folder: Path) -> sqlite3.Connection:
 
 
 def upgrade(database: sqlite3.Connection) -> None:
-    """Add the columns of photos to an index that lacks them, completely or not at all. Only the writer may do it."""
-    if _has_photos(database):
+    """Add the columns that an older index lacks, completely or not at all. Only the writer may do it."""
+    lacking = _lacking(database)
+    if not lacking:
         return
     database.execute("DROP VIEW IF EXISTS temp.pictures")
     try:
-        database.executescript(_UPGRADE)
+        if "photo" in lacking:
+            database.executescript(_UPGRADE)
+        if "look" in lacking:
+            database.execute("ALTER TABLE main.pictures ADD COLUMN look BLOB")
     except BaseException:
         if database.in_transaction:
             database.execute("ROLLBACK")
-        database.execute(_LACKING)
+        _stand_in(database)
         raise
 
 
-def _has_photos(database: sqlite3.Connection) -> bool:
-    columns = database.execute("SELECT name FROM pragma_table_info('pictures', 'main')")
-    return ("photo",) in columns.fetchall()
+def _lacking(database: sqlite3.Connection) -> list[str]:
+    rows = database.execute("SELECT name FROM pragma_table_info('pictures', 'main')")
+    names = {name for (name,) in rows}
+    return [name for name in _LATER if name not in names]
+
+
+def _stand_in(database: sqlite3.Connection) -> None:
+    """Let a view stand in for columns that an older index lacks. Its name comes before that of the table."""
+    if lacking := _lacking(database):
+        columns = ", ".join(_LATER[name] for name in lacking)
+        database.execute(f"CREATE TEMP VIEW pictures AS SELECT *, {columns} FROM main.pictures")
 
 
 def read_header(database: sqlite3.Connection) -> Header:
@@ -290,6 +302,7 @@ def to_row(entry: Entry) -> tuple[object, ...]:
         entry.draw,
         _fields_column(entry),
         *photo_columns(entry.photo, entry.title),
+        entry.look or None,
     )
 
 
@@ -308,7 +321,7 @@ def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
 
 def from_row(row: tuple) -> Entry:
     """Convert a row of the query `READ` to an entry."""
-    _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields, photo = row
+    _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields, photo, look = row
     return Entry(
         name=name,
         root=root,
@@ -323,6 +336,7 @@ def from_row(row: tuple) -> Entry:
         fields=fields_of_row(fields),
         certainty=certainty_of_row(fields),
         photo=Photo.from_dict(json.loads(photo)) if photo else None,
+        look=look or b"",
     )
 
 

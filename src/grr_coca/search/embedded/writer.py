@@ -57,7 +57,8 @@ class Writer:
             self._touch(changes)
             first = before.rows + 1
             self._database.executemany(
-                "UPDATE pictures SET photo = ?, keywords = ? WHERE name = CAST(? AS TEXT)",
+                "UPDATE pictures SET photo = ?, keywords = ?, phash = COALESCE(?, phash), look = COALESCE(?, look) "
+                "WHERE name = CAST(? AS TEXT)",
                 self._noted(changes.noted),
             )
             self._add([entry for entry, _ in added], first)
@@ -79,7 +80,7 @@ class Writer:
         for noted in notes:
             name = as_bytes(noted.name)
             row = self._database.execute("SELECT title FROM pictures WHERE name = CAST(? AS TEXT)", (name,)).fetchone()
-            yield (*photo_columns(noted.photo, row[0] if row else ""), name)
+            yield (*photo_columns(noted.photo, row[0] if row else ""), noted.phash, noted.look or None, name)
 
     def _remove(self, names: Sequence[str | bytes], revision: int) -> int:
         one = [(name,) for name in names]

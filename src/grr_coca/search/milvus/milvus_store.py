@@ -265,14 +265,16 @@ class MilvusStore:
 
     def _touched_and_noted(self, changes: Changes) -> list[dict[str, Any]]:
         touches = {name_id(touch.name): touch for touch in changes.touched}
-        photos = {name_id(noted.name): noted.photo for noted in changes.noted}
+        photos = {name_id(noted.name): noted for noted in changes.noted}
         records = []
         for row in self._rows(list({**touches, **photos}), [*READ, "vector"]):
             entry = from_record(row)
             if row["id"] in touches:
                 entry = replace(entry, stamp=touches[row["id"]].stamp, offset=touches[row["id"]].offset)
             if row["id"] in photos:
-                entry = replace(entry, photo=photos[row["id"]])
+                noted = photos[row["id"]]
+                phash = entry.phash if noted.phash is None else noted.phash
+                entry = replace(entry, photo=noted.photo, phash=phash, look=noted.look or entry.look)
             records.append(to_record(entry, np.array(row["vector"])))
         return records
 

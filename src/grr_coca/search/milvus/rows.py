@@ -1,5 +1,6 @@
 """How images, texts and filters are written for Milvus, and read back: rows, valid UTF-8, and expressions."""
 
+import base64
 import json
 import math
 from typing import Any
@@ -46,9 +47,10 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
     fields = entry.all_fields
     kinds: dict[str, Any] = {name: "text" if isinstance(value, str) else "number" for name, value in fields.items()}
     certain = certainty_fields(entry.certainty)
-    if entry.photo is not None or certain:
+    if entry.photo is not None or certain or entry.look:
         photo = None if entry.photo is None else entry.photo.to_dict()
-        kinds[_PHOTO] = {"photo": photo, "certainty": certain, "columns": list(entry.fields)}
+        look = base64.b85encode(entry.look).decode()
+        kinds[_PHOTO] = {"photo": photo, "certainty": certain, "columns": list(entry.fields), "look": look}
     return {
         **texts,
         "id": entry.draw,
@@ -82,6 +84,7 @@ def from_record(record: dict[str, Any]) -> Entry:
         fields=dict(fields) if noted is None else {name: fields[name] for name in noted["columns"]},
         photo=None if noted is None or noted["photo"] is None else Photo.from_dict(noted["photo"]),
         certainty=certainty_of_record(record),
+        look=base64.b85decode((noted or {}).get("look", "")),
     )
 
 

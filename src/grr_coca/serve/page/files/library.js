@@ -17,7 +17,7 @@ export class Library {
     this.width = about.width;
     this.vectors = new Int8Array(about.count * about.width);
     this.scales = new Float32Array(about.count);
-    this.hashes = new Uint32Array(about.count * 2);
+    this.groupOf = new Map(about.groups.flatMap((rows, group) => rows.map((row) => [row, group])));
     this.chunks = [];
     this.words = new WordIndex(about.ranking.max_words);
     this.masks = new Map();
@@ -30,9 +30,6 @@ export class Library {
     this.scales.set(new Float32Array(buffer, 0, count), this.size);
     this.vectors.set(new Int8Array(buffer, count * 4, count * this.width), this.size * this.width);
     for (let i = 0; i < count; i++) {
-      const at = (this.size + i) * 2;
-      this.hashes[at] = parseInt(columns.phash[i].slice(0, 8), 16);
-      this.hashes[at + 1] = parseInt(columns.phash[i].slice(8), 16);
       this.words.add([[columns.words[i], this.ranking.title_weight], [columns.caption[i], this.ranking.caption_weight]]);
     }
     this.chunks.push(columns);
@@ -206,30 +203,15 @@ export class Library {
     return { middle, spread: Math.sqrt((squares + this.ranking.prior_images / this.width) / (lower.length + this.ranking.prior_images)) };
   }
 
-  /** Rows, grouped by near-duplicates. */
+  /** Rows, grouped by near-duplicates, which Python has found. */
   folded(rows) {
-    const groups = [];
-    const firsts = [];
+    const groups = new Map();
     for (const row of rows) {
-      let vector = null;
-      const home = firsts.findIndex((first) => {
-        if (this.#differingBits(row, first.row) > this.ranking.max_bits) return false;
-        vector ??= this.vector(row);
-        return dot(vector, (first.vector ??= this.vector(first.row))) >= this.ranking.min_cosine;
-      });
-      if (home >= 0) groups[home].push(row);
-      else {
-        firsts.push({ row, vector });
-        groups.push([row]);
-      }
+      const home = this.groupOf.get(row) ?? `row ${row}`;
+      if (groups.has(home)) groups.get(home).push(row);
+      else groups.set(home, [row]);
     }
-    return groups;
-  }
-
-  #differingBits(one, other) {
-    return (
-      bits(this.hashes[one * 2] ^ this.hashes[other * 2]) + bits(this.hashes[one * 2 + 1] ^ this.hashes[other * 2 + 1])
-    );
+    return [...groups.values()];
   }
 
   // --- The vector of a query
@@ -387,12 +369,6 @@ function dot(a, b) {
   let sum = 0;
   for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
   return sum;
-}
-
-function bits(value) {
-  value -= (value >>> 1) & 0x55555555;
-  value = (value & 0x33333333) + ((value >>> 2) & 0x33333333);
-  return Math.imul((value + (value >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }
 
 function median(values) {

@@ -2,7 +2,8 @@
 # `make bench` needs a C++ compiler too, and so does one of the tests of `make test-ci`.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+PROGRAMS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(PROGRAMS)
 # One job per core: two jobs of two threads each on two cores slow each other tenfold.
 SINGLE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # No plugins but those of pyproject.toml, whose sources pytest would rewrite. Each worker goes through its half of the
@@ -21,6 +22,9 @@ OLDEST := .venv-oldest
 LOCK := .venv-lock
 MILVUS := .venv-milvus
 CLIENTS := .venv-clients
+EVERYWHERE := .venv-everywhere
+RELEASE := .venv-release
+TAG :=
 SLOW := not slow
 ONLY :=
 
@@ -31,7 +35,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported engines preci
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs paper notebook weights clean
+.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs paper notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
@@ -90,6 +94,19 @@ servers-clients: $(CLIENTS)/.installed
 servers-milvus servers-ray: servers-%: $(VENV)/.%
 	scripts/own_network.sh
 
+# On any system, with any Python: index, captions, search, a server, a small training and its resume, without anything that
+# only POSIX has. EXTRAS= does it without PyTorch and the server.
+EXTRAS := serve,train
+TRY_EVERYWHERE = $(SINGLE) $(EVERYWHERE)/$(PROGRAMS)/python -m pytest --confcutdir tests/any_system tests/any_system
+test-everywhere:
+	$(PYTHON) -m venv --clear $(EVERYWHERE)
+	$(EVERYWHERE)/$(PROGRAMS)/python -m $(INSTALL) $(LOCKED) -e ".$(if $(EXTRAS),[$(EXTRAS)])" pytest pytest-timeout pytest-xdist
+	$(TRY_EVERYWHERE)
+
+# The same with the newest version of each package.
+test-newest: LOCKED :=
+test-newest: test-everywhere
+
 # By hand: smoke tests with the oldest versions that pyproject.toml allows, but for torch.
 test-oldest:
 	$(PYTHON) -m venv --clear $(OLDEST)
@@ -110,6 +127,28 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers $(JOBS)
+
+# What continuous integration runs, whole.
+ci:
+	bash .ci/run
+
+# The files of .github: valid by their schemas, and without the holes that zizmor knows.
+check-workflows: $(RELEASE)/.installed
+	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(RELEASE)/bin/zizmor --offline --persona pedantic .github
+
+# The sdist and the wheel of the last commit, in dist/: built twice, equal byte for byte, and checked.
+dist: $(RELEASE)/.installed
+	scripts/build_dist.sh $(RELEASE)/bin
+
+# All of a release but the upload. TAG=v0.1.0 must be the version; without it, the version of the last commit is checked.
+release: $(RELEASE)/.installed dist
+	$(RELEASE)/bin/python scripts/check_release.py $(TAG)
+	scripts/check_wheel.sh docs/drawings dist/*.whl
+	scripts/try_installers.sh $(RELEASE)/bin dist/*.whl docs/drawings
 
 coverage: $(VENV)/.dev
 	$(PYTEST) $(WORKERS) -m "not slow" -p pytest_cov --cov --cov-report term-missing
@@ -194,7 +233,7 @@ datasets: $(VENV)/.dev
 
 # Everything that can be made again; `runs`, with what was trained, stays.
 clean:
-	rm -rf $(VENV) $(MILVUS) $(CLIENTS) $(PEERS) $(OLDEST) $(LOCK) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MILVUS) $(CLIENTS) $(PEERS) $(OLDEST) $(LOCK) $(EVERYWHERE) $(RELEASE) dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("%s is Python %s, and 3.11 or newer is needed: make PYTHON=python3.12, for example" % (sys.executable, sys.version.split()[0]))'
@@ -250,6 +289,11 @@ $(VENV)/.all: $(VENV)/.dev
 $(CLIENTS)/.installed: tests/serve/clients.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/$(INSTALL) -r tests/serve/clients.txt
+	touch $@
+
+$(RELEASE)/.installed: scripts/release_tools.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/$(INSTALL) -r scripts/release_tools.txt
 	touch $@
 
 $(PEERS)/.installed: $(VENV)/.demo benchmarks/peers.txt

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.common.extras import PACKAGES
+from grr_coca.common.extras import PACKAGES, install_command
 from support import hide_packages
 
 ROOT = Path(__file__).parents[2]
@@ -82,4 +82,4 @@ def test_a_missing_package_is_one_line_with_the_command_that_brings_it(
     places["plan"] = ROOT / "recipes" / "demo.yaml"
     hide_packages(monkeypatch, module)
     message = refused(*(word.format(**places) for word in call.split()))
-    assert f"needs {PACKAGES[extra][module]}; pip install 'grr-coca[{extra}]'" in message
+    assert f"needs {PACKAGES[extra][module]}; {install_command(extra)}" in message

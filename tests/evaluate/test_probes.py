@@ -1,5 +1,6 @@
 """Probes find what is there, and nothing where nothing is."""
 
+import re
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.extras import install_command
 from grr_coca.evaluate.probes import (
     STRENGTHS,
     AttentionProbeOptions,
@@ -70,7 +72,7 @@ def test_too_few_training_images_are_refused():
 
 def test_without_scikit_learn_the_way_to_get_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(UserError, match=r"pip install 'grr-coca\[probe\]'"):
+    with pytest.raises(UserError, match=re.escape(install_command("probe"))):
         linear_probe(np.ones((9, 2)), np.arange(9) % 2, np.ones((2, 2)))
 
 

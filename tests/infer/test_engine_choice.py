@@ -13,6 +13,7 @@ import pytest
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
+from grr_coca.common.extras import install_command
 from grr_coca.common.files import MANIFEST, file_sha256
 from grr_coca.infer import choose_engine as choose
 from grr_coca.infer.choose_engine import choose_engine
@@ -120,12 +121,12 @@ def test_a_checkpoint_without_graphs_needs_torch_in_one_line(folder, without_tor
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert f"{folder}: has no ONNX graphs (grr-coca export onnx writes them), so it needs torch" in message
-    assert "pip install 'grr-coca[torch]'" in message
+    assert install_command("torch") in message
 
 
 @pytest.mark.parametrize(("engine", "device"), [("torch", None), ("auto", "cuda")])
 def test_what_needs_torch_says_how_to_install_it(without_torch, engine, device):
-    with pytest.raises(UserError, match=re.escape("needs torch and jaxtyping; pip install 'grr-coca[torch]'")):
+    with pytest.raises(UserError, match=re.escape(f"needs torch and jaxtyping; {install_command('torch')}")):
         grr_coca.load("icons", device, engine)
 
 

@@ -1,6 +1,7 @@
 """Names of checkpoints: a folder before a shipped model, a shipped model before the hub."""
 
 import json
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 import grr_coca
 from grr_coca.common.errors import UserError
+from grr_coca.common.extras import install_command
 from grr_coca.common.files import MANIFEST, listed_files
 from grr_coca.infer import load
 from grr_coca.infer.locate import locate_checkpoint
@@ -158,5 +160,5 @@ def test_what_the_hub_does_not_give_is_told_in_one_line(hub, error):
 
 def test_without_the_hubs_package_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install 'grr-coca\[hub\]'"):
+    with pytest.raises(UserError, match=re.escape(install_command("hub"))):
         load("someone/emoji-captioner")

@@ -120,7 +120,7 @@ def test_one_process_writes_and_the_other_is_told_which(store, reopened):
     assert len(other) == 1
     with pytest.raises(UserError, match="this process already writes to this index"):
         other.commit(Changes(removed=["a"]))
-    (folder_of(store) / "writer.lock").write_text("12\n")
+    (folder_of(store) / "writer.lock").write_text(" 12\n")
     with pytest.raises(UserError, match=r"another process \(12\) writes to this index"):
         other.commit(Changes(removed=["a"]))
     store.close()

@@ -1,6 +1,5 @@
 """The ledger: what was written is there, once, and nothing else counts."""
 
-import fcntl
 import json
 import os
 import subprocess
@@ -324,13 +323,13 @@ with LedgerWriter(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_two_that_look_whether_a_ledger_is_taken_do_not_see_each_other(folder):
+def test_a_ledger_is_taken_while_it_is_written_and_keeps_no_other_file(folder):
     path = write(folder, a_row())
-    with path.open("rb") as other:
-        fcntl.flock(other, fcntl.LOCK_SH)
-        assert not is_locked(path)
+    assert not is_locked(path)
     with LedgerWriter(path):
         assert is_locked(path)
+    assert not is_locked(path)
+    assert [other.name for other in folder.iterdir() if other.name.endswith(".lock")] == []
 
 
 def test_a_second_process_on_a_ledger_says_so(folder):

@@ -4,7 +4,6 @@ A file of rows grows row by row, so an interrupted job can continue.
 """
 
 import csv
-import fcntl
 import io
 import json as json_format
 import sys
@@ -39,6 +38,7 @@ from grr_coca.cli.sidecars import (
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import behind_link
+from grr_coca.common.locks import LockHeldError, ProcessLock
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
@@ -305,62 +305,53 @@ class _RowFile(_Output):
         self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
         require_writable(path)
         self._file: TextIO | None = None
-        self._is_begun = False
+        self._lock = self._locked()
         try:
             with disk_errors(path):
-                if path.exists():
-                    self._file = self._opened("a")
-                counts = Counter() if self._file is None else Counter(row.image for row in self._read())
+                counts = Counter(row.image for row in self._read()) if path.exists() else Counter()
         except UserError:
             self.close()
             raise
         self.done = {image for image, count in counts.items() if count >= rows_per_image}
         self._incomplete = (counts.keys() - self.done) & set(images)
 
+    def _locked(self) -> ProcessLock | None:
+        """The lock of the file, in a hidden file beside it; None if the file system has no locks."""
+        target = behind_link(self.path)
+        try:
+            return ProcessLock(target.with_name(f".{target.name}.lock"), removes=True)
+        except LockHeldError as error:
+            raise UserError(
+                f"{self.path}: another process writes to it; wait until it is done, or use another file"
+            ) from error
+        except OSError:
+            return None
+
     def write(self, image: "ImageFile", description: "Description") -> None:
         """Add the rows of an image, and flush them at once."""
         with disk_errors(self.path):
-            if not self._is_begun:
+            if self._file is None:
                 self._file = self._begun()
-                self._is_begun = True
-            assert self._file is not None
             self._file.write("".join(self._line(row) for row in _rows(image, description.captions)))
             self._file.flush()
 
     def close(self) -> None:
-        with disk_errors(self.path):
-            if self._file is not None:
-                self._file.close()
+        try:
+            with disk_errors(self.path):
+                if self._file is not None:
+                    self._file.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def _begun(self) -> TextIO:
         """The file, ready for the first new row. If no row is new, the file stays unchanged."""
-        file = self._file
-        if file is None:
-            file = self._opened("x")
-        elif self._incomplete or _is_torn(self.path):
+        if self.path.exists() and (self._incomplete or _is_torn(self.path)):
             write_output(self.path, self._write_complete)
-            file.close()
-            file = self._opened("a")
+        file = behind_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
         if self._is_csv and self.path.stat().st_size == 0:
             file.write(_csv_line(_Row._fields))
         return file
-
-    def _opened(self, mode: Literal["a", "x"]) -> TextIO:
-        """Open the file, and keep other processes from it. `x`: there was none when this job began."""
-        try:
-            file = behind_link(self.path).open(mode, encoding="utf-8", errors="surrogateescape", newline="")
-        except FileExistsError as error:
-            raise self._busy() from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if isinstance(error, BlockingIOError):  # else the file system has no locks
-                file.close()
-                raise self._busy() from error
-        return file
-
-    def _busy(self) -> UserError:
-        return UserError(f"{self.path}: another process writes to it; wait until it is done, or use another file")
 
     def _line(self, row: _Row) -> str:
         return _csv_line(row) if self._is_csv else to_json(row._asdict()) + "\n"

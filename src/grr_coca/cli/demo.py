@@ -22,7 +22,7 @@ from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import called_as, report_stop
 from grr_coca.common.dict_to_dataclass import read_yaml
 from grr_coca.common.errors import Interruption, UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.extras import install_command, require_extra
 from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
@@ -259,4 +259,4 @@ def closing_lines(plan: "DemoPlan", checkpoint: Path, out: Path) -> Iterator[str
     yield shlex.join([*called_as(), "search", str(folder), query, "-n", str(_NUM_HITS)])
     yield from hit_lines(found)
     serve = shlex.join([*called_as(), "serve", str(folder), "--open"])
-    yield f"as a page, with pip install 'grr-coca[serve]':  {serve}"
+    yield f"as a page, with {install_command('serve')}:  {serve}"

@@ -9,7 +9,7 @@ import tyro
 from grr_coca.cli.flags import Flag
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.extras import install_command, require_extra
 from grr_coca.common.files import read_json
 from grr_coca.infer.choose_engine import choose_engine
 from grr_coca.infer.published_models import PUBLISHED, PublishedModel, is_here, published_folder
@@ -75,7 +75,7 @@ def list_models(json: Flag = False) -> None:
         return
     for name, card in cards.items():
         print(_described(card, _ENGINES[engines[name]]))
-    print("\nfor photographs, published by open_clip; pip install 'grr-coca[photos]' lets the first use fetch them:")
+    print(f"\nfor photographs, published by open_clip; {install_command('photos')} lets the first use fetch them:")
     for name, model in PUBLISHED.items():
         print(_published_lines(model, places[name]))
 

@@ -13,6 +13,9 @@ from typing import IO
 from grr_coca.common.errors import Interruption, UserError, nearest, on_one_line
 from grr_coca.common.files import behind_link, fill_whole
 
+UNREAD = 128 + 13
+"""Exit code of a program whose output nobody reads any more: that of SIGPIPE, which Windows does not have."""
+
 
 def say(text: str, end: str = "\n") -> None:
     """Print a text, then `end`. Bytes of a file name that are not UTF-8 are printed unchanged.
@@ -31,7 +34,7 @@ def say(text: str, end: str = "\n") -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
-        raise SystemExit(128 + signal.SIGPIPE) from error
+        raise SystemExit(UNREAD) from error
 
 
 def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], indent: int | None = None) -> str:

@@ -1,12 +1,20 @@
-"""Packages that only some uses need, and the commands that install them.
+"""Packages that only some uses need, and the commands that install them here.
 
-`pip install grr-coca` installs what captioning, embedding, classification and search need. Extras install the other
-packages, such as PyTorch.
+The base installation brings what captioning, embedding, classification and search need. Extras bring other packages,
+such as PyTorch.
 """
 
+import importlib.metadata
+import json
+import os
+import shlex
+import sys
 from collections.abc import Collection
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from grr_coca.common.errors import UserError
 
@@ -27,6 +35,8 @@ Extra = Literal[
     "export",
     "mcp",
 ]
+
+_IS_WINDOWS = os.name == "nt"
 
 _TORCH = {"torch": "torch", "jaxtyping": "jaxtyping"}
 _ICONS = {"resvg_py": "resvg-py", "rapidfuzz": "rapidfuzz", "fontTools": "fonttools", "brotli": "brotli"}
@@ -55,7 +65,6 @@ PACKAGES: dict[Extra, dict[str, str]] = {
         "onnx": "onnx",
         "onnxscript": "onnxscript",
         "huggingface_hub": "huggingface-hub",
-        "filelock": "filelock",
         "ftfy": "ftfy",
         "pillow_heif": "pillow-heif",
     },
@@ -76,4 +85,66 @@ def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) ->
     """
     missing = [name for module, name in PACKAGES[extra].items() if module not in unneeded and find_spec(module) is None]
     if missing:
-        raise UserError(f"{purpose} needs {' and '.join(missing)}; pip install 'grr-coca[{extra}]'")
+        raise UserError(f"{purpose} needs {' and '.join(missing)}; {install_command(extra)}")
+
+
+def install_command(extra: Extra) -> str:
+    """The command that installs an extra, of the source or the wheel that this package was installed from.
+
+    Never `pip install grr-coca[EXTRA]`: anybody may own that name where pip looks. If nothing tells where this package
+    came from, the command names the packages of the extra.
+    """
+    installer = _installer()
+    origin = _origin(extra)
+    if origin is not None:
+        return f"{installer} {origin}"
+    if not installer.endswith("pip install"):  # a command that installs programs, not packages
+        installer = f"{_quoted(sys.executable)} -m pip install"
+    return f"{installer} {' '.join(PACKAGES[extra].values())}"
+
+
+def _origin(extra: Extra) -> str | None:
+    """The source, wheel or address of this package with an extra, as installers take it; None if it is not known, or no
+    longer there."""
+    clone = Path(__file__).parents[3]
+    if (clone / "src" / "grr_coca" / "common" / Path(__file__).name).is_file() and (clone / "pyproject.toml").is_file():
+        place = "." if _is_current(clone) else str(clone)
+        return f"-e {_quoted(f'{place}[{extra}]')}"
+    told = json.loads(_told("direct_url.json") or "{}")  # PEP 610
+    url = str(told.get("url", ""))
+    if url.startswith("file:"):
+        path = Path(url2pathname(urlsplit(url).path))
+        return _quoted(f"{path}[{extra}]") if path.exists() else None
+    if "vcs_info" in told:
+        url = f"{told['vcs_info']['vcs']}+{url}@{told['vcs_info']['commit_id']}"
+    return _quoted(f"grr-coca[{extra}] @ {url}") if url else None
+
+
+def _told(name: str) -> str | None:
+    """A file of the metadata of the installation."""
+    try:
+        return importlib.metadata.distribution("grr-coca").read_text(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _installer() -> str:
+    """The command that installs into this environment."""
+    environment = Path(sys.prefix)
+    if (environment / "pipx_metadata.json").exists():
+        return "pipx install --force"
+    if (environment / "uv-receipt.toml").exists():
+        return "uv tool install --force"
+    return "uv pip install" if (_told("INSTALLER") or "").strip() == "uv" else "pip install"
+
+
+def _is_current(folder: Path) -> bool:
+    try:
+        return folder.samefile(Path.cwd())
+    except OSError:  # the current folder was removed
+        return False
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell of this system. That of Windows knows no single quotes."""
+    return f'"{word}"' if _IS_WINDOWS else shlex.quote(word)

@@ -4,14 +4,23 @@ import hashlib
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from grr_coca.common.errors import UserError
 
 MANIFEST = "manifest.json"
+
+BINARY = getattr(os, "O_BINARY", 0)
+"""Flag of `os.open`. Without it, Windows changes the ends of lines."""
+
+_SECONDS_BETWEEN_TRIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Pauses before a rename is tried again. On Windows, it fails while another process has the file open, such as a
+scanner of viruses."""
 
 CACHE = "cache:"
 """Prefix of paths in the user's cache."""
@@ -114,14 +123,51 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             if path.is_file() and not path.is_symlink():
                 mode = path.stat().st_mode & 0o777
                 if mode != os.fstat(file.fileno()).st_mode & 0o777:  # some drives refuse every chmod
-                    os.fchmod(file.fileno(), mode)
+                    partial.chmod(mode)
             write(file)
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
+            file.flush()
+            os.fsync(file.fileno())
+        replace_file(partial, path)
+        _sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file. A file that is there is replaced.
+
+    Raises:
+        OSError: the folder is not writable, or another process on Windows keeps one of the files open.
+    """
+    _tried_again(lambda: source.replace(target))
+
+
+def _tried_again(rename: Callable[[], object]) -> None:
+    for seconds in _SECONDS_BETWEEN_TRIES:
+        try:
+            rename()
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    rename()
+
+
+def open_to_read(path: Path) -> int:
+    """A descriptor of a file, for `read_at`."""
+    return os.open(path, os.O_RDONLY | BINARY)
+
+
+_SEEKING = threading.Lock()
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Read a part of a file. Several threads can do so at once. The part is shorter if the file ends before."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
 
 
 def behind_link(path: Path) -> Path:
@@ -149,7 +195,7 @@ def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Ite
         yield partial
         _write_manifest(partial, facts or {})
         for path in (*partial.rglob("*"), partial):
-            _sync(path)
+            _sync_folder(path) if path.is_dir() else _sync_file(path)
         _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -209,16 +255,16 @@ def _write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in paths
     }
-    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2), encoding="utf-8")
+    (folder / MANIFEST).write_bytes(json.dumps({**facts, "files": files}, indent=2).encode())
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
     older = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(older, ignore_errors=True)
-        folder.rename(older)
-    partial.rename(folder)
-    _sync(folder.parent)
+        _tried_again(lambda: folder.rename(older))
+    _tried_again(lambda: partial.rename(folder))
+    _sync_folder(folder.parent)
     shutil.rmtree(older, ignore_errors=True)
 
 
@@ -228,9 +274,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync_file(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR)  # Windows asks for permission to write
+    except PermissionError:
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk. Windows has no such call: it opens no folder."""
+    with suppress(PermissionError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -78,7 +78,7 @@ def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS does not have it, so any SIGTERM ends workers there
+    if hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not have it, so any SIGTERM ends workers there
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_at_signal_of_parent, daemon=True).start()
 

@@ -65,7 +65,7 @@ def draw_svg(data: bytes, name: str) -> Image.Image:
             manage to draw it (`Cause.UNREADABLE`), which may be different next time.
     """
     if find_spec("resvg_py") is None:
-        message = f"{name}: an SVG file, which needs resvg-py; pip install 'grr-coca[icons]'"
+        message = f"{name}: an SVG file, which needs resvg-py; pip install resvg-py"
         raise BadSample(message, Cause.NOT_INSTALLED)
     try:
         image = render_svg(data.decode("utf-8-sig"), SVG_SIDE)

@@ -66,7 +66,7 @@ class Exclusions:
 
     def hides(self, path: str) -> bool:
         """True if a file, or a folder above it, is left out. Nothing is counted."""
-        *folders, name = path.split("/")
+        *folders, name = path.replace(os.sep, "/").split("/")
         return (
             is_hidden(name)
             or any(is_hidden(folder) or folder.lower() in _TRASH for folder in folders)
@@ -159,7 +159,7 @@ class Walk:
                 try:
                     self._sort_in(entry, listing, folders)
                 except OSError as error:
-                    error.filename = entry.path.removeprefix("./")
+                    error.filename = entry.path.removeprefix(os.path.join(".", ""))  # noqa: PTH118
                     self.refused.append(error)
 
     def _sort_in(self, entry: "os.DirEntry[str]", listing: Listing, folders: list[str]) -> None:

@@ -87,12 +87,12 @@ def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
         OSError: the disk is full or cannot be written to.
     """
     header = _Header(files.preset, files.step, saved_config(files.config), files.tokenizer.cleaning, files.caution)
-    (folder / "config.json").write_text(json.dumps(to_dict(header), indent=2), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(files.tokenizer.to_json(), encoding="utf-8")
+    (folder / "config.json").write_bytes(json.dumps(to_dict(header), indent=2).encode())
+    (folder / "tokenizer.json").write_bytes(files.tokenizer.to_json().encode())
     preprocess = to_dict(files.preprocess)
     if files.preprocess.framing is None:  # older files do not have the key, and must keep their hash
         del preprocess["framing"]
-    (folder / "preprocess.json").write_text(json.dumps(preprocess, indent=2), encoding="utf-8")
+    (folder / "preprocess.json").write_bytes(json.dumps(preprocess, indent=2).encode())
 
 
 def _verify(folder: Path) -> None:

@@ -241,7 +241,7 @@ def _body(facts: CardFacts) -> Iterator[str]:
         f"A CoCa (Contrastive Captioner) that captions and searches images: `{facts.preset}`, "
         f"{facts.parameters:,} parameters, images of {facts.image_size} px{trained}."
     )
-    yield from ("", "## Use", "", "```python", "import grr_coca  # pip install 'grr-coca[hub]'", "")
+    yield from ("", "## Use", "", "```python", "import grr_coca  # in a clone of GRR-CoCa: pip install '.[hub]'", "")
     yield f'model = grr_coca.load("{facts.name}")'
     yield from ('model.caption("image.jpg")', 'model.similarity("image.jpg", ["a cat", "a dog"])', "```", "")
     yield from ("## Data", "", f"{facts.data or 'Not stated.'}", "")

@@ -189,9 +189,10 @@ def _not_none(images: Iterator[ImageFile], message: str, left_out: Exclusions) -
 
 
 def _matches(pattern: str, left_out: Exclusions) -> Iterator[ImageFile]:
+    pattern = pattern.replace(os.sep, "/")
     fixed = pattern[: pattern.rfind("/", 0, re.search(r"[*?[]", pattern).start()) + 1]  # type: ignore[union-attr]
     for name in sorted(set(_expanded(pattern, left_out))):
-        path, below = Path(name), name.removeprefix(fixed).removeprefix("./")
+        path, below = Path(name), name.replace(os.sep, "/").removeprefix(fixed).removeprefix("./")
         if has_wanted_suffix(name) and path.is_file() and not left_out.has_file(path.name, below, keep_hidden=True):
             yield from _open(str(path))
 
@@ -205,7 +206,7 @@ def _expanded(pattern: str, left_out: Exclusions) -> Iterator[str]:
     above, rest = pattern[: stars.start()], pattern[stars.end() :] or "*"
     for top in glob(above or stars[1] or "."):  # noqa: PTH207
         for folder, _ in Walk(top, left_out):
-            yield from _expanded(f"{escape(folder or '.').rstrip('/')}/{rest}", left_out)
+            yield from _expanded(f"{escape(folder or '.').replace(os.sep, '/').rstrip('/')}/{rest}", left_out)
 
 
 def _in_folder(root: Path, left_out: Exclusions) -> Iterator[ImageFile]:

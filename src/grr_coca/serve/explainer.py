@@ -47,7 +47,7 @@ class Explainer:
             Refusal: with the command that installs it.
         """
         if not self.is_installed:
-            raise Refusal(501, "heat maps need PyTorch, which is not installed: pip install 'grr-coca[torch]'")
+            raise Refusal(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
 
     async def explain(self, data: bytes) -> dict[str, Any]:
         """The caption of a picture, and a map for each of its words.

@@ -36,7 +36,11 @@ class McpEndpoint:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if self._location is None or find_spec("mcp") is None:
-            why = "needs an index" if self._location is None else "needs mcp; pip install 'grr-coca[mcp]'"
+            why = (
+                "needs an index"
+                if self._location is None
+                else "needs mcp, which is not installed on the server (extra `mcp`)"
+            )
             await _refuse(Refusal(404, f"/mcp {why}"), send)
             return
         async with self._starting:

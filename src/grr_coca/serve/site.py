@@ -255,7 +255,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         columns["words"] = list(map(_words, library.entries[rows])) if words is None else words[rows]
         levels, scales = quantized(library.vectors[rows].astype(np.float32))
         names = {"rows": f"{number:04}.json", "vectors": f"{number:04}.bin"}
-        (folder / names["rows"]).write_text(_json({key: _packed(column) for key, column in columns.items()}), "utf-8")
+        (folder / names["rows"]).write_bytes(_json({key: _packed(column) for key, column in columns.items()}).encode())
         (folder / names["vectors"]).write_bytes(scales.astype("<f4").tobytes() + levels.tobytes())
         chunks.append(names)
     drawn = sorted(range(count), key=lambda row: name_id(library.entries[row].name))[:SAMPLE]
@@ -271,7 +271,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         "facets": list(library.facets),
         "groups": [list(group) for group in library.groups],
     }
-    (folder / "library.json").write_text(_json(about), "utf-8")
+    (folder / "library.json").write_bytes(_json(about).encode())
     return thumbnails
 
 
@@ -315,7 +315,7 @@ def _common_folder(entries: Sequence[Entry]) -> str:
         common = os.path.commonpath(folders) if folders else ""
     except ValueError:  # some of them are not absolute
         return ""
-    return common if common.endswith("/") or not common else f"{common}/"
+    return os.path.join(common, "") if common else ""  # noqa: PTH118
 
 
 def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> list[bool]:
@@ -355,7 +355,7 @@ def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
         rows = order[start : start + DRAWINGS_PER_FILE]
         drawings = [library.drawings[row] for row in rows]
         content = [{"box": list(box), "body": body} for box, body in drawings]
-        (folder / f"{number}.json").write_text(_json(content), "utf-8")
+        (folder / f"{number}.json").write_bytes(_json(content).encode())
         for place, row in enumerate(rows):
             places[row] = [number, place]
     return places
@@ -450,7 +450,7 @@ def write_site(
                 facts["library"] = "library/library.json"
             loaded = [path for part in ("runtime", "model", "library") for path in (site / part).glob("*")]
             facts["bytes"] = sum(path.stat().st_size for path in loaded if path.suffix not in (".txt", ".js"))
-            (site / "site.json").write_text(_json(facts), "utf-8")
+            (site / "site.json").write_bytes(_json(facts).encode())
             _name_version(site)
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
@@ -475,7 +475,7 @@ def _write_page(site: Path) -> None:
     changed = changed.replace('<meta charset="utf-8" />', f'<meta charset="utf-8" />\n    {policy}')
     assert changed.count(policy) == 1
     assert 'data-backend="graphs"' in changed
-    index.write_text(changed, "utf-8")
+    index.write_bytes(changed.encode())
 
 
 def _name_version(site: Path) -> None:
@@ -487,7 +487,7 @@ def _name_version(site: Path) -> None:
     worker = site / "offline.js"
     code = worker.read_text("utf-8")
     assert '"site"' in code
-    worker.write_text(code.replace('"site"', f'"{digest.hexdigest()[:16]}"'), "utf-8")
+    worker.write_bytes(code.replace('"site"', f'"{digest.hexdigest()[:16]}"').encode())
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

@@ -9,7 +9,6 @@
 A report reads these files and the images in `showcase/`, and nothing else.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -23,7 +22,8 @@ from typing import Literal
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_json, read_whole, write_whole
+from grr_coca.common.files import BINARY, read_at, read_json, read_whole, write_whole
+from grr_coca.common.locks import LockHeldError, ProcessLock, is_held
 
 LEDGER_FILE = "runs.jsonl"
 PLAN_FILE = "plan.yaml"
@@ -369,6 +369,7 @@ class LedgerWriter:
         self.path = path
         self.notes: list[str] = []
         self._file = -1
+        self._lock: ProcessLock | None = None
 
     def __enter__(self) -> "LedgerWriter":
         """Open and lock the ledger.
@@ -377,27 +378,33 @@ class LedgerWriter:
             UserError: another process holds it, or it cannot be written to.
         """
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = ProcessLock(_lock_file(self.path), removes=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
             self._end_last_line()
-        except BlockingIOError as error:
-            os.close(self._file)
+        except LockHeldError as error:
             raise UserError(
                 f"{self.path}: another process is running this study; wait until it has ended, or give every process "
                 "its own part with --shard I/N"
             ) from error
         except OSError as error:
+            self._close()
             raise UserError(f"{self.path}: cannot be written to ({error.strerror or error})") from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._file)
+        self._close()
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        if self._lock is not None:
+            self._lock.release()
 
     def _end_last_line(self) -> None:
         """Complete the last line: add a newline that an editor or a copy has dropped, or remove a torn row."""
-        content = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        content = read_at(self._file, os.fstat(self._file).st_size, 0)
         end = content.rfind(b"\n") + 1
         if _is_object(content[end:]):
             os.write(self._file, b"\n")
@@ -429,12 +436,11 @@ class LedgerWriter:
 
 def is_locked(path: Path) -> bool:
     """True if a process has a ledger open for writing."""
-    with path.open("rb") as file:
-        try:  # a shared lock: two readers do not block each other, and NFS grants it on a file opened for reading
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+    return is_held(_lock_file(path))
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def write_beside_ledger(path: Path, text: str) -> None:

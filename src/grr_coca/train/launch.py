@@ -20,8 +20,9 @@ from torch.distributed.rendezvous import rendezvous
 from grr_coca.common.errors import Interruption, UserError
 from grr_coca.common.ranks import Ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Signals that schedulers and people send: to end a run, to interrupt it, and to warn it of SLURM's time limit."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+"""Signals that schedulers and people send: to end a run, to interrupt it, and to warn it of SLURM's time limit. Windows
+has no SIGUSR1."""
 
 
 class StopSignals:

@@ -224,7 +224,7 @@ def save(
         for name, tensors in training.items():
             save_tensors(tensors, folder / STATE_FOLDER / f"{name}.safetensors")
         for name, content in (("progress", progress), *fixed._asdict().items()):
-            (folder / STATE_FOLDER / f"{name}.json").write_text(json.dumps(to_dict(content)), encoding="utf-8")
+            (folder / STATE_FOLDER / f"{name}.json").write_bytes(json.dumps(to_dict(content)).encode())
 
     ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
 

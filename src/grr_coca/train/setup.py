@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -331,17 +330,22 @@ def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
             f"first loss   {losses[0]:.3f}",
             f"data         {num_pairs:,} pairs, {recipe.data.batch_size} a batch",
             f"steps        {steps:,}, {epochs:.1f} epochs",
-            f"peak memory  {_peak_memory(device) / 2**30:.2f} GiB",
+            f"peak memory  {_peak_memory(device)}",
             f"time         {seconds:.3f} s a step, {_duration(seconds * steps)} in all, validation not counted",
         ]
     )
 
 
-def _peak_memory(device: torch.device) -> int:
+def _peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        try:
+            import resource
+        except ImportError:
+            return "unknown on this system"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{peak / 2**30:.2f} GiB"
 
 
 def _duration(seconds: float) -> str:

@@ -133,7 +133,7 @@ def write_teacher(
         OSError: the disk is full or cannot be written to.
     """
     with whole_folder(folder, facts) as partial:
-        (partial / CAPTIONS).write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
+        (partial / CAPTIONS).write_bytes("".join(f"{caption}\n" for caption in captions).encode())
         save_tensors({_CAPTIONS_TENSOR: embeddings.half()}, partial / EMBEDDINGS)
 
 

@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.extras import install_command
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.images import decode_image
@@ -374,7 +376,7 @@ def test_parquet_tables_are_read_and_a_pattern_joins_them(tmp_path):
 def test_parquet_without_pyarrow_is_an_error_that_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"needs pyarrow; pip install 'grr-coca\[parquet\]'"):
+    with pytest.raises(UserError, match=re.escape(f"needs pyarrow; {install_command('parquet')}")):
         open_source(str(tmp_path / "a.parquet"))
 
 

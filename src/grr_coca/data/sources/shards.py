@@ -15,12 +15,11 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from grr_coca.common.files import user_cache, write_whole
+from grr_coca.common.files import open_to_read, read_at, user_cache, write_whole
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
 from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, RawPair, locate
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard
@@ -122,7 +121,7 @@ class TarShards:
         return index
 
     def _open(self, shard: int) -> int:
-        return os.open(self.paths[shard], os.O_RDONLY)
+        return open_to_read(self.paths[shard])
 
     def _name(self, shard: int, row: int) -> str:
         return f"{self.paths[shard]}: {self._indices[shard].key(row)}"
@@ -152,7 +151,7 @@ class TarShards:
                 Cause.TOO_LARGE,
             )
         try:
-            content = os.pread(self._files[shard], size, offset)
+            content = read_at(self._files[shard], size, offset)
         except OSError as error:
             message = f"{self._name(shard, row)}: cannot be read ({error.strerror})"
             raise BadSample(message, Cause.UNREADABLE) from error
@@ -296,8 +295,12 @@ def allow_open_files() -> int:
     """Raise the limit of open files of this process to `_OPEN_FILES`, or as far as the system allows.
 
     Returns:
-        The new limit.
+        The new limit. Windows allows as many from the beginning.
     """
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
+    except ImportError:
+        return _OPEN_FILES
     soft, hard = (_OPEN_FILES if limit == RLIM_INFINITY else limit for limit in getrlimit(RLIMIT_NOFILE))
     allowed = min(hard, _OPEN_FILES)
     if allowed <= soft:

@@ -22,6 +22,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
+from grr_coca.common.files import open_to_read, read_at
 from grr_coca.data.sources.base import BadSample, Cause, as_captions, find_columns
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
 from grr_coca.data.sources.shards import HandleCache, allow_open_files
@@ -173,9 +174,7 @@ def _open_tables() -> HandleCache[tuple[int, Path], int]:
     """The cache of open table files of this process, by number of the reader and path.
 
     The number tells old and new files apart, as the file at a path may be replaced."""
-    return HandleCache(
-        lambda table: os.open(table[1], os.O_RDONLY), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8)
-    )
+    return HandleCache(lambda table: open_to_read(table[1]), os.close, min(_MAX_OPEN_TABLES, allow_open_files() // 8))
 
 
 def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> bytes:
@@ -186,7 +185,7 @@ def _read_part(table: tuple[int, Path], start: int, size: int, name: str) -> byt
     """
     try:
         with _READING:
-            content = os.pread(_open_tables()[table], size, start)
+            content = read_at(_open_tables()[table], size, start)
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
     if len(content) != size:

@@ -57,7 +57,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
                 case "int8":
                     _write_quantized(checkpoint, partial)
             facts |= manifest_facts(checkpoint, source if precision == "int8" else partial, precision)
-            (partial / "README.md").write_text(readme(checkpoint, precision), encoding="utf-8")
+            (partial / "README.md").write_bytes(readme(checkpoint, precision).encode())
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
 

@@ -54,7 +54,7 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     try:
         with whole_folder(folder) as partial:
             save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, partial / WEIGHTS[0])
-            (partial / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+            (partial / SETTINGS).write_bytes(json.dumps(settings, indent=2).encode())
     except OSError as error:
         raise UserError(f"{folder}: could not be written ({error.strerror or error})") from error
 

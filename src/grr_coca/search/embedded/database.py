@@ -6,16 +6,16 @@ file names, captions, and what people wrote.
 """
 
 import errno
-import fcntl
 import json
 import os
 import sqlite3
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.files import replace_file
+from grr_coca.common.locks import LockHeldError, ProcessLock
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import (
     VERSION,
@@ -32,6 +32,8 @@ from grr_coca.search.words import split_name
 
 FILE = "index.sqlite"
 _LOCK = "writer.lock"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a file system says that has no locks."""
 _PARTIAL = f".{FILE}.partial"
 """Name of the database until it is complete. The names of SQLite's files beside it begin with this."""
 _SECONDS_TO_WAIT = 30.0
@@ -152,7 +154,7 @@ def create_database(folder: Path, header: Header) -> None:
     """
     with database_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = WriterLock(folder)
+        lock = lock_writer(folder)
         try:
             if not (folder / FILE).exists():  # otherwise another process has created it in between
                 _create(folder, header)
@@ -195,7 +197,7 @@ def _create(folder: Path, header: Header) -> None:
         database.execute("PRAGMA journal_mode = WAL")  # readers beside a writer
     finally:
         database.close()
-    partial.replace(folder / FILE)
+    replace_file(partial, folder / FILE)
 
 
 def open_database(folder: Path) -> sqlite3.Connection:
@@ -388,55 +390,33 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
     if version > VERSION:
         raise UserError(
             f"{folder}: written by a newer grr-coca (format {version}; this one reads {VERSION}); "
-            "pip install --upgrade grr-coca"
+            "use that one, or make the index again"
         )
 
 
-class WriterLock:
-    """The lock of the writer, which only one process can hold.
-
-    It is held until `release`, until the object is deleted, or until the process ends, however that happens.
+def lock_writer(folder: Path) -> ProcessLock:
+    """Take the lock of the writer of an index, which only one process can hold.
 
     Raises:
         UserError: another process holds it, or this one already does; the message names the process.
     """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            self._descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            reason = "a symbolic link, which an index never has" if error.errno == errno.ELOOP else error.strerror
-            raise UserError(f"{folder / _LOCK}: cannot be written ({reason})") from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            writer = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
-            os.close(self._descriptor)
-            if writer == str(os.getpid()):
-                message = f"{folder}: this process already writes to this index; close it there first"
-                raise UserError(message) from error
+    try:
+        return ProcessLock(folder / _LOCK)
+    except LockHeldError as error:
+        if error.is_ours:
+            raise UserError(f"{folder}: this process already writes to this index; close it there first") from error
+        raise UserError(
+            f"{folder}: another process ({error.holder}) writes to this index; wait until it is done, or stop it; "
+            "you can search meanwhile"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
             raise UserError(
-                f"{folder}: another process ({writer}) writes to this index; wait until it is done, or stop it; "
-                "you can search meanwhile"
+                f"{folder / _LOCK}: cannot be written (a symbolic link, which an index never has)"
             ) from error
-        except OSError as error:
-            os.close(self._descriptor)
+        if error.errno in _WITHOUT_LOCKS:
             raise UserError(
                 f"{folder}: the file system has no locks ({error.strerror or error}), and without them two writers "
                 "would damage the index; give --out a folder on another file system"
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._unlock = weakref.finalize(self, _unlock, self._descriptor, os.getpid())
-        self._unlock.atexit = False  # the end of the process unlocks; the end of a forked process must not
-
-    def release(self) -> None:
-        """Release the lock."""
-        self._unlock()
-
-
-def _unlock(descriptor: int, owner: int) -> None:
-    """Release the lock. Closing the file is not enough: a process forked in between has it open too."""
-    if os.getpid() == owner:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+        raise UserError(f"{folder / _LOCK}: cannot be written ({error.strerror or error})") from error

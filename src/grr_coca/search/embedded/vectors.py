@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.files import BINARY
 from grr_coca.common.threads import num_threads
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
 
@@ -55,17 +57,22 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
     """
     start = rows * vectors.shape[1] * 2
     content = np.ascontiguousarray(vectors, np.float16).tobytes()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY, 0o666)
     try:
-        _require_size(path, os.fstat(descriptor).st_size, start)
-        os.ftruncate(descriptor, start)
+        size = os.fstat(descriptor).st_size
+        _require_size(path, size, start)
+        if size > start:
+            with suppress(OSError):  # Windows does not shorten a file that a reader has mapped; it is overwritten
+                os.ftruncate(descriptor, start)
         try:
-            written = 0
-            while written < len(content):
-                written += os.pwrite(descriptor, content[written:], start + written)
+            os.lseek(descriptor, start, os.SEEK_SET)
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
         except OSError:
-            os.ftruncate(descriptor, start)
+            with suppress(OSError):
+                os.ftruncate(descriptor, start)
             raise
     finally:
         os.close(descriptor)

@@ -6,11 +6,12 @@ off by the next commit.
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from grr_coca.search.embedded.database import ADD, WriterLock, as_bytes, photo_columns, to_row, upgrade
+from grr_coca.search.embedded.database import ADD, as_bytes, lock_writer, photo_columns, to_row, upgrade
 from grr_coca.search.embedded.vectors import append_rows, map_rows, read_state, vectors_file
 from grr_coca.search.entry import Entry
 from grr_coca.search.store import Changes, PhotoUpdate
@@ -30,7 +31,7 @@ class Writer:
         self._folder = folder
         self._database = database
         self._width = width
-        self._lock = WriterLock(folder)
+        self._lock = lock_writer(folder)
         try:
             upgrade(database)
             self._tidy()
@@ -133,7 +134,7 @@ class Writer:
         except BaseException:
             self._roll_back()
             raise
-        old.unlink(missing_ok=True)
+        _remove(old)
         return True
 
     def _tidy(self) -> None:
@@ -142,12 +143,18 @@ class Writer:
         current = vectors_file(self._folder, written.generation)
         for path in self._folder.glob("vectors*.f16"):
             if path != current:
-                path.unlink(missing_ok=True)
+                _remove(path)
         append_rows(current, written.rows, np.empty((0, self._width), np.float16))
 
     def _roll_back(self) -> None:
         if self._database.in_transaction:
             self._database.execute("ROLLBACK")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of vectors. On Windows, one that a reader has mapped stays until a later writer comes."""
+    with suppress(PermissionError):
+        path.unlink(missing_ok=True)
 
 
 def _moves(ids: Iterable[int]) -> Iterable[tuple[int, int]]:

@@ -1,0 +1,122 @@
+"""A lock between processes, on a file of its own. `filelock` brings the system's locks: `flock`, or that of Windows."""
+
+import errno
+import os
+import time
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from grr_coca.common.files import BINARY
+
+_SECONDS_OF_A_GLANCE = 0.2
+"""How long to wait for a lock: `is_held` takes it for an instant."""
+
+
+class LockHeldError(Exception):
+    """Another process holds a lock, or this one already does. `holder`: the number of the process, or `?`."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(f"held by process {holder}")
+        self.holder = holder
+
+    @property
+    def is_ours(self) -> bool:
+        """True if this process holds it."""
+        return self.holder == str(os.getpid())
+
+
+class ProcessLock:
+    """A lock that one process can hold. The file, which is made if it is missing, tells which.
+
+    It is held until `release`, until the object is deleted, or until the process ends, however that happens.
+
+    Args:
+        path: the file. Nothing else may be in it.
+        removes: remove the file at `release`. A process that was killed leaves it, which does no harm.
+
+    Raises:
+        LockHeldError: it is held.
+        OSError: the file cannot be written to, is a symbolic link, or lies on a file system without locks.
+    """
+
+    def __init__(self, path: Path, *, removes: bool = False) -> None:
+        end = time.monotonic() + _SECONDS_OF_A_GLANCE
+        while (descriptor := _locked(path)) is None:
+            if time.monotonic() > end:
+                raise LockHeldError(_holder(path))
+            time.sleep(_SECONDS_OF_A_GLANCE / 10)
+        os.ftruncate(descriptor, 0)
+        # Windows locks the first byte against reading, too.
+        os.lseek(descriptor, 1, os.SEEK_SET)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._release = weakref.finalize(self, _unlock, descriptor, os.getpid(), path if removes else None)
+        self._release.atexit = removes  # otherwise the end of the process unlocks
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._release()
+
+
+def is_held(path: Path) -> bool:
+    """True if a process holds the lock of a file. The file need not exist."""
+    if not path.exists():
+        return False
+    try:
+        ProcessLock(path).release()
+    except LockHeldError:
+        return True
+    except OSError:  # on a file system without locks, or without permission to write, nobody can tell
+        return False
+    return False
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor of the locked file; None if it is held."""
+    if path.is_symlink():  # `O_NOFOLLOW` is not everywhere
+        raise OSError(errno.ELOOP, "a symbolic link", str(path))
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY, 0o666)
+    try:
+        if lock_descriptor(descriptor, blocking=False) and _is_still_there(path, descriptor):
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _is_still_there(path: Path, descriptor: int) -> bool:
+    """False if the process that held the lock before has removed the file in between."""
+    with suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
+    return False
+
+
+def _holder(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(1)
+            return file.read(32).decode("ascii", "replace").strip() or "?"
+    except OSError:
+        return "?"
+
+
+def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
+    """Release a lock. Closing the file is not enough: a process forked in between has it open too."""
+    is_ours = os.getpid() == owner
+    if is_ours:
+        is_removed = removed is None or _is_removed(removed)
+        unlock_descriptor(descriptor)
+    os.close(descriptor)
+    if is_ours and not is_removed and removed is not None:  # Windows removes no open file, so also none of a new holder
+        _is_removed(removed)
+
+
+def _is_removed(path: Path) -> bool:
+    with suppress(OSError):
+        path.unlink()
+        return True
+    return False

@@ -1,0 +1,103 @@
+"""A lock of one process: who waits, who is told, and what is left of it."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from grr_coca.common.locks import LockHeldError, ProcessLock, is_held
+
+HOLD = """
+import pathlib, sys
+from grr_coca.common.locks import ProcessLock
+lock = ProcessLock(pathlib.Path(sys.argv[1]), removes=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.lock"
+
+
+@pytest.fixture
+def other(path):
+    """Another process that holds the lock."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_the_error_names_the_process_that_holds_it(path, other):
+    with pytest.raises(LockHeldError) as caught:
+        ProcessLock(path)
+    assert caught.value.holder == str(other.pid)
+    assert not caught.value.is_ours
+    assert is_held(path)
+
+
+def test_a_killed_process_frees_it_and_its_file_does_no_harm(path, other):
+    other.kill()
+    other.wait()
+    assert path.exists()
+    assert not is_held(path)
+    ProcessLock(path, removes=True).release()
+    assert not path.exists()
+
+
+def test_it_is_held_once_in_a_process_too(path):
+    lock = ProcessLock(path)
+    with pytest.raises(LockHeldError) as caught:
+        ProcessLock(path)
+    assert caught.value.is_ours
+    lock.release()
+    assert not is_held(path)
+
+
+def test_a_lock_that_is_forgotten_is_free(path):
+    ProcessLock(path)
+    assert not is_held(path)
+
+
+def test_who_comes_while_another_looks_waits_for_that_instant(path):
+    lock = ProcessLock(path)
+    threading.Timer(0.05, lock.release).start()
+    ProcessLock(path).release()
+
+
+def test_a_file_that_was_removed_before_it_was_locked_is_not_held(path, monkeypatch):
+    """The holder before has removed it: two processes would hold locks on two files of one name."""
+    before = os.open(path, os.O_RDWR | os.O_CREAT)
+    opened = os.open
+
+    def late(*arguments, **options):
+        monkeypatch.undo()
+        path.unlink()
+        return before
+
+    monkeypatch.setattr(os, "open", late)
+    lock = ProcessLock(path)
+    assert os.open is opened
+    assert path.exists()
+    assert is_held(path)
+    lock.release()
+
+
+def test_a_link_is_refused_and_its_target_left_alone(path, tmp_path):
+    (tmp_path / "precious").write_text("words")
+    path.symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic link"):
+        ProcessLock(path)
+    assert (tmp_path / "precious").read_text() == "words"
+
+
+def test_nothing_is_held_where_no_file_is(path):
+    assert not is_held(path)
+    assert not path.exists()

@@ -29,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,12 +43,13 @@ from icon_sources import PACKAGES as CORPUS
 from icon_sources import Archives, NpmPackage, kept_sets
 
 from grr_coca.cli import exit_code
-from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, listed_files, user_cache, whole_folder, write_whole
+from grr_coca.common.files import MANIFEST, listed_files, read_json, user_cache, whole_folder, write_whole
 from grr_coca.data.images import decode_image
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_folder import MATCHING
+from grr_coca.model.shipped_models import Figure, ModelCard
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.label_check import knows
 from grr_coca.search.match import Pairs
@@ -579,17 +581,66 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if options.missed:
         print("\n".join(_missed(sets, [*reported["random"], *reported["other names"]], numbers.with_names)))
-    _ship(folder, numbers)
+    ship(folder, numbers, found)
     write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
 
 
-def _ship(folder: Path, numbers: MatchNumbers) -> None:
-    """Write the numbers beside the weights, and into their manifest."""
+_TITLE, _NEXT = "## Matches of icons", "## Cost"
+
+
+def ship(folder: Path, numbers: MatchNumbers, found: dict[str, Any]) -> None:
+    """Write the numbers beside the weights, the figures into the card, and both into the manifest."""
     facts = {key: value for key, value in json.loads((folder / MANIFEST).read_text()).items() if key != "files"}
+    card = from_dict(ModelCard, read_json(folder / "card.json"), str(folder / "card.json"))
+    card = replace(card, figures={**card.figures, "matches": card_figures(found)})
     with whole_folder(folder, facts) as partial:
         for name in listed_files(folder):
             shutil.copyfile(folder / name, partial / name)
         (partial / MATCHING).write_text(json.dumps(to_dict(numbers), indent=1) + "\n", encoding="utf-8")
+        (partial / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
+        page = (folder / "card.md").read_text(encoding="utf-8")
+        (partial / "card.md").write_text(with_section(page, found), encoding="utf-8")
+
+
+def card_figures(found: dict[str, Any]) -> dict[str, Figure]:
+    """The figures of the card. Those without an interval have one of width 0."""
+    told = found["probabilities"]["unseen"]
+    figures = {
+        f"{group} {part}": Figure(**found[group]["fitted"][part])
+        for group in ("random", "other_name")
+        for part in ("first", "first_five")
+    }
+    alone = {name: told[name] for name in ("calibration_error", "none_where_none", "none_where_one")}
+    return figures | {name: Figure(value, value, value) for name, value in alone.items()}
+
+
+def with_section(page: str, found: dict[str, Any]) -> str:
+    """The card's page with the section on matches, before that on cost."""
+    before, _, after = page.partition(f"{_TITLE if _TITLE in page else _NEXT}\n")
+    if _TITLE in page:
+        after = after.partition(f"{_NEXT}\n")[2]
+    told, other = found["probabilities"]["unseen"], found["other_name"]["fitted"]
+    first, first_five = other["first"], other["first_five"]
+    said = (
+        f"Of {other['icons']} icons whose equivalent in `tabler`, a family never seen, has another name, it is first "
+        f"for {first['value']:.0%} ({first['low']:.0%} to {first['high']:.0%}), and among the first five for "
+        f"{first_five['value']:.0%}. Where there is none, that is told for {told['none_where_none']:.0%}; where there "
+        f"is one, wrongly for {told['none_where_one']:.0%}. Probabilities are off by {told['calibration_error']:.3f} "
+        f"on average, over ten bins of {5 * told['icons']:,} candidates:"
+    )
+    lines = [
+        _TITLE,
+        "",
+        fill(said, 120),
+        "",
+        "| told | " + " | ".join(f"{told_:.0%}" for told_, _ in told["curve"]) + " |",
+        "|---" * (BINS + 1) + "|",
+        "| right | " + " | ".join(f"{right:.0%}" for _, right in told["curve"]) + " |",
+        "",
+        "`scripts/fit_match.py` fits and measures this; see `docs/match.md`.",
+        "",
+    ]
+    return "\n".join([before.rstrip("\n"), "", *lines, _NEXT, after])
 
 
 if __name__ == "__main__":

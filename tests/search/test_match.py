@@ -18,6 +18,7 @@ from grr_coca.search.match_numbers import (
     ProbabilityCurve,
     match_numbers,
 )
+from support import hide_packages
 
 WIDTH = 16
 
@@ -139,6 +140,15 @@ def test_without_names_names_are_not_compared(random):
         "two:y",
         "two:x",
     ]
+
+
+def test_names_are_compared_by_a_package_of_the_extra(random, monkeypatch):
+    source = gallery("one", ["a", "b"], random.normal(size=(2, WIDTH)))
+    weights = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    hide_packages(monkeypatch, "rapidfuzz")
+    with pytest.raises(UserError, match=r"comparing names needs rapidfuzz; pip install"):
+        match_pictures(source, source, weights)
+    assert match_pictures(source, source, BY_PICTURE)
 
 
 def test_an_empty_target_is_one_line(random):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
 from grr_coca.search.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, Numbers
 
 _DEVIATION = 5.0
@@ -196,6 +197,7 @@ class Pairs:
         self._rivals = self._best_things() if numbers.weights.get("taken") else None
         self._by_word: dict[str, list[int]] = {}
         if self._uses_names:
+            require_extra("icons", "comparing names", unneeded=("resvg_py", "fontTools", "brotli"))
             self._source_names = [_names(words) for words in source.words]
             self._target_names = [_names(words) for words in target.words]
             self._source_words, self._target_words = (

@@ -61,8 +61,9 @@ def review_page(matches: Sequence[PictureMatch], source: OpenPictureSet, target:
 
 
 def _sureness(match: PictureMatch) -> tuple[bool, float, str]:
+    """Those first that may be right or wrong; last what a map has decided."""
     first = match.nearest[0].probability if match.nearest else None
-    return match.is_decided, first if first is not None else 0.0, match.name
+    return match.is_decided, abs((0.5 if first is None else first) - 0.5), match.name
 
 
 def _candidate(one: Candidate, image: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 // One picture, large: its caption, where it lies, what its table says, and what can be done with it.
 
+import { inOtherSets } from "./others.js";
+
 const MAX_ENLARGED = 4;
 const numbers = new Intl.NumberFormat("en");
 
@@ -112,7 +114,12 @@ export class Detail {
       text.append(said);
     } else text.append(hint);
     text.append(this.#actions(entry), facts(entry));
-    if (entry.copies?.length) text.append(this.#copies(entry.copies));
+    if (entry.copies?.length) {
+      text.append(this.#strip(`${entry.copies.length} more that look the same`, entry.copies));
+    }
+    inOtherSets(backend, entry).then((others) => {
+      if (others.length && this.entry === entry) text.append(this.#strip("In the other sets", others));
+    }, () => {}); // without it, the picture is shown all the same
     const stage = element("div", { className: "stage" });
     stage.append(frame);
     if (this.#index !== null) stage.append(this.#arrow(-1), this.#arrow(1));
@@ -152,14 +159,16 @@ export class Detail {
     return place;
   }
 
-  #copies(copies) {
+  /** A row of pictures that can be opened. */
+  #strip(heading, entries) {
     const part = element("section", { className: "copies" });
-    part.append(element("h3", { textContent: `${copies.length} more that look the same` }));
+    part.append(element("h3", { textContent: heading }));
     const list = element("ul");
-    for (const copy of copies.slice(0, 24)) {
+    for (const copy of entries.slice(0, 24)) {
       const item = element("li");
-      const button = element("button", { type: "button", title: copy.name });
-      button.setAttribute("aria-label", copy.name);
+      const title = copy.fields?.set ? `${copy.fields.icon ?? copy.name} (${copy.fields.set})` : copy.name;
+      const button = element("button", { type: "button", title });
+      button.setAttribute("aria-label", title);
       const image = element("img", { alt: "" });
       this.on.backend.image(copy).then((address) => (image.src = address), () => {});
       button.append(image);

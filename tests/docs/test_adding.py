@@ -1,0 +1,44 @@
+"""The page that tells how to add a verb, an endpoint and a field is followed to the letter, on a copy of the code."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from followed_page import follow
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "adding.md"
+OUR_TESTS = ("search/library.py", "serve/serving.py", "cli/conftest.py", "cli/test_flags.py", "cli/test_startup.py")
+
+
+@pytest.mark.ci
+def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path: Path) -> None:
+    weights = "model/weights"
+    package = tmp_path / "src" / "grr_coca"
+    shutil.copytree(ROOT / "src" / "grr_coca", package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    (package / weights).symlink_to(ROOT / "src" / "grr_coca" / weights)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "datasets").symlink_to(ROOT / "datasets")
+    ours = [path for path in (ROOT / "tests").glob("*.py") if not path.name.startswith("test_")]
+    for path in (*ours, *(ROOT / "tests" / name for name in OUR_TESTS)):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+
+    touched = follow(PAGE, tmp_path)
+    assert [path.removeprefix("src/grr_coca/") for path in touched if path.startswith("src")] == [
+        "cli/similarity.py",
+        "cli/__init__.py",
+        "serve/similarity.py",
+        "serve/app.py",
+        "search/photo.py",
+    ]
+    named = ["-k", "similarity or verbs_are_these or iso or not_there_is_named or guitar"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *named, "tests"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

@@ -12,6 +12,7 @@ from grr_coca.cli import VERBS, data
 from grr_coca.infer.generate import GenerationOptions
 
 FLAGS = {
+    "doctor": {"json": False},
     "models": {"json": False},
     "serve": {
         "index": None,

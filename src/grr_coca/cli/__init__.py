@@ -52,6 +52,7 @@ VERBS = {
     "duplicates": Verb("search.list_duplicates", "list the images of an index that look the same"),
     "serve": Verb("serve.run", "serve captions, embeddings and search over HTTP, with a page to search pictures"),
     "mcp": Verb("mcp.run", "serve indexes of icons to agents by the Model Context Protocol"),
+    "doctor": Verb("doctor.run", "show what is installed here, and check that it is whole"),
     "models": Verb("info.list_models", "list the models that can be used by name"),
     "data": Verb("data.run", "check image-text pairs, count them, or convert them to shards"),
     "info": Verb("info.describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"),

@@ -106,8 +106,7 @@ def install_command(extra: Extra) -> str:
 def _origin(extra: Extra) -> str | None:
     """The source, wheel or address of this package with an extra, as installers take it; None if it is not known, or no
     longer there."""
-    clone = Path(__file__).parents[3]
-    if (clone / "src" / "grr_coca" / "common" / Path(__file__).name).is_file() and (clone / "pyproject.toml").is_file():
+    if (clone := _clone()) is not None:
         place = "." if _is_current(clone) else str(clone)
         return f"-e {_quoted(f'{place}[{extra}]')}"
     told = json.loads(_told("direct_url.json") or "{}")  # PEP 610
@@ -118,6 +117,24 @@ def _origin(extra: Extra) -> str | None:
     if "vcs_info" in told:
         url = f"{told['vcs_info']['vcs']}+{url}@{told['vcs_info']['commit_id']}"
     return _quoted(f"grr-coca[{extra}] @ {url}") if url else None
+
+
+def install_origin() -> str:
+    """Where this package was installed from: `a clone`, the name of a wheel or folder, or an address."""
+    if _clone() is not None:
+        return "a clone"
+    told = json.loads(_told("direct_url.json") or "{}")
+    url = urlsplit(str(told.get("url", "")))
+    if url.scheme == "file":
+        return Path(url2pathname(url.path)).name
+    return f"{url.scheme}://{url.hostname}{url.path}" if url.scheme else "an unknown place"
+
+
+def _clone() -> Path | None:
+    """The clone that this file lies in; None if it was copied into an environment."""
+    clone = Path(__file__).parents[3]
+    is_there = Path(__file__).parents[2] == clone / "src" and (clone / "pyproject.toml").is_file()
+    return clone if is_there else None
 
 
 def _told(name: str) -> str | None:

@@ -1,0 +1,146 @@
+"""`grr-coca doctor`: what is installed here, what is missing, and whether what ships is whole. It imports little."""
+
+import base64
+import hashlib
+import importlib
+import importlib.metadata
+import json as json_format
+import locale
+import os
+import platform
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import grr_coca
+from grr_coca.cli.flags import Flag
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import PACKAGES, install_command, install_origin
+from grr_coca.common.files import file_sha256, listed_files, read_json, user_cache
+from grr_coca.common.threads import num_threads
+from grr_coca.infer.choose_engine import choose_engine
+from grr_coca.model.checkpoint_folder import read_config
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.shipped_models import DEFAULT, FOLDER
+
+_BASE = ("numpy", "pillow", "tokenizers", "safetensors", "onnxruntime", "tyro", "rich", "filelock", "pathspec")
+_FEATURES = ("SSE42", "AVX2", "FMA3", "AVX512F", "AVX512VNNI", "AVX512_SPR", "NEON", "ASIMDDP", "SVE")
+"""Features of processors on which speed depends, as NumPy names them."""
+_SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
+_MAX_SHOWN = 5
+
+
+def run(json: Flag = False) -> int:
+    """Show versions, engine, processor, threads, caches and extras, and check the files that ship by their hashes.
+
+    Put its output into a report of a defect. It names no file of yours, apart from the folder of the cache.
+
+    Args:
+        json: print one JSON object.
+    """
+    damaged = list(_damaged())
+    found = {
+        "grr-coca": f"{grr_coca.__version__}, from {install_origin()}",
+        "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.architecture()[0]})",
+        "system": platform.platform(),
+        "processor": " ".join([platform.machine(), *_features()]),
+        "threads": f"{num_threads()} of {os.cpu_count()}",
+        "settings": " ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ) or "none",
+        "encodings": f"{sys.stdout.encoding}, files {locale.getpreferredencoding(False)}",
+        "sqlite": sqlite3.sqlite_version,
+        "engine": f"{choose_engine(FOLDER / DEFAULT, _config())} for {DEFAULT}",
+        "packages": {name: _version(name) or "missing" for name in _BASE},
+        "extras": {extra: _of_extra(packages) for extra, packages in PACKAGES.items()},
+        "missing": {
+            extra: install_command(extra)
+            for extra, packages in PACKAGES.items()
+            if not all(map(_version, packages.values()))
+        },
+        "cache": _sizes(user_cache()),
+        "files": f"damaged or missing: {', '.join(damaged)}" if damaged else "whole",
+    }
+    print(json_format.dumps(found) if json else "\n".join(_lines(found)))
+    if damaged:
+        more = f" and {len(damaged) - _MAX_SHOWN} more" if len(damaged) > _MAX_SHOWN else ""
+        raise UserError(f"{', '.join(damaged[:_MAX_SHOWN])}{more}: damaged or missing; install grr-coca again")
+    return 0
+
+
+def _lines(found: Mapping[str, object]) -> Iterator[str]:
+    for name, value in found.items():
+        if not isinstance(value, Mapping):
+            yield f"{name:<11}{value}"
+            continue
+        yield f"{name:<11}{'none' if not value else ''}".rstrip()
+        width = max(map(len, value), default=0)
+        yield from (f"  {key:<{width}}  {text}" for key, text in value.items())
+
+
+def _config() -> CoCaConfig:
+    file = FOLDER / DEFAULT / "config.json"
+    return read_config(read_json(file)["model"], str(file))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _of_extra(packages: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {_version(name) or '(missing)'}" for name in packages.values())
+
+
+def _features() -> list[str]:
+    try:
+        features = importlib.import_module("numpy._core._multiarray_umath").__cpu_features__
+    except (ImportError, AttributeError):  # a private name of NumPy 2
+        return []
+    return [name for name in _FEATURES if features.get(name)]
+
+
+def _sizes(cache: Path) -> dict[str, str]:
+    """The size of each folder in the cache, by path."""
+    folders = sorted(path for path in cache.iterdir() if path.is_dir()) if cache.is_dir() else []
+    return {str(folder): f"{_bytes(folder) / 1e6:,.1f} MB" for folder in folders}
+
+
+def _bytes(folder: Path) -> int:
+    return sum((Path(above) / name).lstat().st_size for above, _, names in os.walk(folder) for name in names)
+
+
+def _damaged() -> Iterator[str]:
+    """The files that ship and are not as they were built: by the record of the installation, and by manifests."""
+    for folder in sorted(path.parent for path in FOLDER.glob("*/manifest.json")):
+        try:
+            listed = listed_files(folder)
+        except UserError:
+            yield f"{folder.name}/manifest.json"
+            continue
+        for name, (_, sha256) in listed.items():
+            path = folder / name
+            if not path.is_file() or file_sha256(path) != sha256:
+                yield f"{folder.name}/{name}"
+    if not (FOLDER / DEFAULT / "manifest.json").is_file():
+        yield f"{DEFAULT}/manifest.json"
+    yield from _damaged_of_record()
+
+
+def _damaged_of_record() -> Iterator[str]:
+    """Of an installed wheel, every file is recorded with its hash. A clone has no such record."""
+    try:
+        files = importlib.metadata.distribution("grr-coca").files or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.hash is None or file.hash.mode != "sha256" or file.parts[0] != "grr_coca":
+            continue
+        path = Path(str(file.locate()))
+        if path.parent.parent == FOLDER:
+            continue  # in a manifest
+        content = path.read_bytes() if path.is_file() else b""
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+        if digest != file.hash.value:
+            yield file.as_posix()

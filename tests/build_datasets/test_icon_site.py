@@ -1,5 +1,6 @@
 """The site of icons, built from a sample of 400 icons that is laid out as the real packages are."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -37,10 +38,10 @@ def built(tmp_path_factory):
         count = icon_site.build(folder / "site", [], folder / "runtime.tgz", lambda *_: None, archives_in(SAMPLE))
     finally:
         patches.undo()
-    library = json.loads((folder / "site" / "library" / "library.json").read_text(encoding="utf-8"))
+    library = json.loads(gzip.decompress((folder / "site" / "library" / "library.json.gz").read_bytes()))
     assert library["count"] == count > 100
     [chunk] = library["chunks"]
-    return folder / "site", json.loads((folder / "site" / "library" / chunk["rows"]).read_text(encoding="utf-8"))
+    return folder / "site", json.loads(gzip.decompress((folder / "site" / "library" / chunk["rows"]).read_bytes()))
 
 
 def values(column) -> list:
@@ -51,7 +52,7 @@ def test_each_icon_has_its_drawing_its_set_and_a_permissive_licence(built):
     folder, rows = built
     names, captions = values(rows["name"]), values(rows["caption"])
     for name, caption, (file, place) in zip(names, captions, rows["drawing"], strict=True):
-        drawing = json.loads((folder / "drawings" / f"{file}.json").read_text(encoding="utf-8"))[place]
+        drawing = json.loads(gzip.decompress((folder / "drawings" / f"{file}.json.gz").read_bytes()))[place]
         assert drawing["box"][2] > 0
         assert "<" in drawing["body"]
         assert all(word in name for word in caption.split()), (name, caption)
@@ -62,15 +63,15 @@ def test_each_icon_has_its_drawing_its_set_and_a_permissive_licence(built):
 
 def test_each_icon_has_the_embedding_of_its_own_drawing(built):
     folder, rows = built
-    library = json.loads((folder / "library" / "library.json").read_text(encoding="utf-8"))
-    content = (folder / "library" / library["chunks"][0]["vectors"]).read_bytes()
+    library = json.loads(gzip.decompress((folder / "library" / "library.json.gz").read_bytes()))
+    content = gzip.decompress((folder / "library" / library["chunks"][0]["vectors"]).read_bytes())
     count = library["count"]
     scales, levels = np.frombuffer(content, "<f4", count), np.frombuffer(content, np.int8, offset=4 * count)
     vectors = levels.reshape(count, library["width"]) * scales[:, None]
     model = grr_coca.load(icon_site.MODEL)
     for row in (0, count // 2, count - 1):
         file, place = rows["drawing"][row]
-        drawing = json.loads((folder / "drawings" / f"{file}.json").read_text(encoding="utf-8"))[place]
+        drawing = json.loads(gzip.decompress((folder / "drawings" / f"{file}.json.gz").read_bytes()))[place]
         box = dict(zip(("left", "top", "width", "height"), drawing["box"], strict=True))
         drawn = draw_icon(icon_svg({"body": drawing["body"]}, box))
         cosines = vectors @ model.embed_images(Image.open(io.BytesIO(drawn.webp)).convert("RGB"))

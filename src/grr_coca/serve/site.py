@@ -9,11 +9,13 @@
 | `library/` | the index: rows in JSON, embeddings in 8 bits |
 | `thumbnails/` | its images, scaled down |
 
-Embeddings are quantized by row: 8-bit integers, and one scale that makes each row a unit vector again.
+Large files are compressed (`.gz`), and the page unpacks them, so that a host need not. Embeddings are quantized by row:
+8-bit integers, and one scale that makes each row a unit vector again.
 
 Shapes: N images, E embedding width.
 """
 
+import gzip
 import hashlib
 import io
 import json
@@ -254,9 +256,10 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
             columns["drawing"] = places[rows]
         columns["words"] = list(map(_words, library.entries[rows])) if words is None else words[rows]
         levels, scales = quantized(library.vectors[rows].astype(np.float32))
-        names = {"rows": f"{number:04}.json", "vectors": f"{number:04}.bin"}
-        (folder / names["rows"]).write_bytes(_json({key: _packed(column) for key, column in columns.items()}).encode())
-        (folder / names["vectors"]).write_bytes(scales.astype("<f4").tobytes() + levels.tobytes())
+        names = {"rows": f"{number:04}.json.gz", "vectors": f"{number:04}.bin.gz"}
+        packed = {key: _packed(column) for key, column in columns.items()}
+        _write_gz(folder / names["rows"], _json(packed).encode())
+        _write_gz(folder / names["vectors"], scales.astype("<f4").tobytes() + levels.tobytes())
         chunks.append(names)
     drawn = sorted(range(count), key=lambda row: name_id(library.entries[row].name))[:SAMPLE]
     about = {
@@ -271,7 +274,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         "facets": list(library.facets),
         "groups": [list(group) for group in library.groups],
     }
-    (folder / "library.json").write_bytes(_json(about).encode())
+    _write_gz(folder / "library.json.gz", _json(about).encode())
     return thumbnails
 
 
@@ -355,7 +358,7 @@ def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
         rows = order[start : start + DRAWINGS_PER_FILE]
         drawings = [library.drawings[row] for row in rows]
         content = [{"box": list(box), "body": body} for box, body in drawings]
-        (folder / f"{number}.json").write_bytes(_json(content).encode())
+        _write_gz(folder / f"{number}.json.gz", _json(content).encode())
         for place, row in enumerate(rows):
             places[row] = [number, place]
     return places
@@ -420,13 +423,14 @@ def write_site(
         with whole_folder(out) as site:
             _write_page(site)
             for name, content in {
-                **{f"runtime/{name}": content for name, content in runtime.items()},
+                **{f"runtime/{name}": content for name, content in runtime.items() if name != "ort.wasm"},
                 **(more or {}),
             }.items():
                 _write_bytes(site / name, content)
             (site / "model").mkdir()
+            _write_gz(site / "runtime" / "ort.wasm.gz", runtime["ort.wasm"])
             for name in (*GRAPH_FILES, weights, "tokenizer.json"):
-                shutil.copyfile(graphs / name, site / "model" / name)
+                _write_gz(site / "model" / f"{name}.gz", (graphs / name).read_bytes())
             can = ["caption", *(["search"] if library else []), *(["duplicates"] if library and library.groups else [])]
             facts: dict[str, object] = {
                 "title": title,
@@ -437,17 +441,17 @@ def write_site(
                 "model": {"name": model, **manifest["model"]},
                 "preprocess": read_json(graphs / "preprocess.json"),
                 "calibration": _calibration(graphs),
-                "graphs": {name: f"model/{name}.onnx" for name in GRAPHS},
-                "weights": f"model/{weights}",
-                "tokenizer": "model/tokenizer.json",
-                "runtime": {"module": "runtime/ort.js", "wasm": "runtime/ort.wasm", "bytes": len(runtime["ort.wasm"])},
+                "graphs": {name: f"model/{name}.onnx.gz" for name in GRAPHS},
+                "weights": dict.fromkeys(GRAPHS, f"model/{weights}.gz"),
+                "tokenizer": "model/tokenizer.json.gz",
+                "runtime": {"module": "runtime/ort.js", "wasm": "runtime/ort.wasm.gz"},
                 "library": None,
                 "thumbnails": {"kind": "files", "folder": "thumbnails"},
                 "version": version("grr-coca"),
             }
             if library is not None:
                 facts["thumbnails"] = _write_library(library, site, on_progress)
-                facts["library"] = "library/library.json"
+                facts["library"] = "library/library.json.gz"
             loaded = [path for part in ("runtime", "model", "library") for path in (site / part).glob("*")]
             facts["bytes"] = sum(path.stat().st_size for path in loaded if path.suffix not in (".txt", ".js"))
             (site / "site.json").write_bytes(_json(facts).encode())
@@ -488,6 +492,11 @@ def _name_version(site: Path) -> None:
     code = worker.read_text("utf-8")
     assert '"site"' in code
     worker.write_bytes(code.replace('"site"', f'"{digest.hexdigest()[:16]}"').encode())
+
+
+def _write_gz(path: Path, content: bytes) -> None:
+    """Write a file compressed, as `packed.js` reads it: not every host compresses what it sends."""
+    path.write_bytes(gzip.compress(content, 6, mtime=0))
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

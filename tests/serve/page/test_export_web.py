@@ -1,5 +1,6 @@
 """`export web` in Python: what the folder holds, what it does not tell, and what is refused. No browser is needed."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -33,6 +34,12 @@ def archive(**files: bytes) -> bytes:
     return packed.getvalue()
 
 
+def json_of(path):
+    """The content of a JSON file, which may be compressed."""
+    content = path.read_bytes()
+    return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+
+
 @pytest.fixture
 def runtime(tmp_path, monkeypatch):
     """An archive in place of ONNX Runtime Web's 33 MB, which are pinned in its place."""
@@ -64,16 +71,16 @@ def test_a_site_holds_all_that_its_page_names_and_no_path_of_this_machine(index,
     out = tmp_path / "site"
     assert main(["export", "web", "--index", str(index), "--out", str(out), "--runtime", str(runtime)]) == 0
     about = json.loads((out / "site.json").read_text(encoding="utf-8"))
-    library = json.loads((out / about["library"]).read_text(encoding="utf-8"))
+    library = json_of(out / about["library"])
     assert about["title"] == "drawings"
     assert about["count"] == library["count"] == 6
     [chunk] = library["chunks"]
-    rows = json.loads((out / "library" / chunk["rows"]).read_text(encoding="utf-8"))
+    rows = json_of(out / "library" / chunk["rows"])
     assert sorted(rows["name"]) == sorted(path.name for path in DRAWINGS.iterdir())
     assert all((out / "thumbnails" / "0" / f"{row}.webp").is_file() for row in range(6))
     for path in out.rglob("*"):
-        if path.suffix in (".json", ".js", ".html"):
-            text = path.read_text(encoding="utf-8")
+        if path.suffixes[:1] in ([".json"], [".js"], [".html"]):
+            text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
             assert "whereabouts" not in text, path
             assert str(tmp_path) not in text, path
     page = (out / "index.html").read_text(encoding="utf-8")
@@ -146,8 +153,7 @@ def test_a_site_tells_what_a_camera_and_people_wrote_but_not_the_place(runtime, 
         assert next(made.store.everything())[0].photo.lat is not None
     out = tmp_path / "site"
     main(["export", "web", "--index", str(tmp_path / "photos.index"), "--out", str(out), "--runtime", str(runtime)])
-    written = {path.name: path.read_text(encoding="utf-8") for path in (out / "library").glob("*.json")}
-    rows, library = json.loads(written["0000.json"]), json.loads(written["library.json"])
+    rows, library = (json_of(out / "library" / f"{name}.json.gz") for name in ("0000", "library"))
     place = rows["name"].index("exiftool.jpg")
     assert rows["fields"]["camera"][place] == "FUJIFILM X100V"
     assert set(rows["fields"]["unfamiliar"]["of"]) <= {"yes", "no"}
@@ -165,5 +171,5 @@ def test_a_site_has_the_curve_of_its_model(index, runtime, tmp_path, monkeypatch
     curve = None if numbers is None else RelevanceCurve(**numbers)
     monkeypatch.setattr("grr_coca.search.relevance.curve_of", lambda folder, config: curve)
     main(["export", "web", "--index", str(index), "--out", str(tmp_path / "site"), "--runtime", str(runtime)])
-    library = json.loads((tmp_path / "site" / "library" / "library.json").read_text(encoding="utf-8"))
+    library = json_of(tmp_path / "site" / "library" / "library.json.gz")
     assert library["curve"] == (None if curve is None else to_dict(curve))

@@ -125,7 +125,13 @@ async function keepOffline(files) {
   registration.active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...own, ...files])] });
 }
 
+let couldMean = false; // words find by meaning, and not only by words
+
 function showProgress(state) {
+  if (state.canMean && !couldMean) {
+    couldMean = true;
+    if (isAsking()) update(true);
+  }
   const bar = one("#progress");
   if (state.isReady || ["ready", "broken"].includes(document.body.dataset.state)) return;
   const share = Math.min(1, state.bytes / Math.max(1, state.total));
@@ -270,7 +276,8 @@ async function showHits(signal, keepsPlace) {
   const split = found.verdict === "likely" && found.can_tell ? found.num_likely : undefined;
   grid.show({ count: found.hits.length, entries: found.hits, more: async () => [], split }, keepsPlace);
   filters.count(found.facets);
-  if (!found.hits.length) setStatus("No picture matches the filters.");
+  if (found.isByWords) setStatus(found.hits.length ? "By words; by what they show as soon as the model is loaded." : "No name has these words. Looking further as soon as the model is loaded.");
+  else if (!found.hits.length) setStatus("No picture matches the filters.");
   else if (!found.can_tell) setStatus("How likely a hit is cannot be told here. The nearest:");
   else if (found.verdict === "nothing") setStatus("Nothing here looks like that. The nearest:");
   else if (found.verdict === "unsure") setStatus("Not sure. Closest:");

@@ -1,5 +1,6 @@
 // The backend of an exported site: model and index are files of the site, and everything runs in this browser.
 
+import { jsonOf } from "./packed.js";
 import { drawSvg, isSvg, requirePicture } from "./picture.js";
 
 // The smallest module with a vector instruction, `i8x16.splat`.
@@ -98,8 +99,8 @@ export class Graphs {
   async svg(entry, colour = null) {
     const [pack, place] = entry.drawing;
     if (!this.#packs.has(pack)) {
-      const path = `${this.#site.thumbnails.folder}/${pack}.json`;
-      this.#packs.set(pack, fetch(path).then((response) => response.json()));
+      const path = `${this.#site.thumbnails.folder}/${pack}.json.gz`;
+      this.#packs.set(pack, fetch(path).then((response) => response.arrayBuffer()).then((buffer) => jsonOf(new Uint8Array(buffer))));
       this.#packs.get(pack).catch(() => this.#packs.delete(pack));
     }
     const { box, body } = (await this.#packs.get(pack))[place];

@@ -14,6 +14,7 @@ export class Library {
     this.about = about;
     this.ranking = about.ranking;
     this.size = 0; // rows that are loaded
+    this.numEmbedded = 0; // rows whose vectors are loaded, too
     this.width = about.width;
     this.vectors = new Int8Array(about.count * about.width);
     this.scales = new Float32Array(about.count);
@@ -23,12 +24,18 @@ export class Library {
     this.masks = new Map();
   }
 
-  /** Add the next chunk: the columns of its rows, and their vectors (scales of 32 bits, then the 8-bit integers). */
-  add(packed, buffer) {
+  /** Add the vectors of the next chunk: scales of 32 bits, then the 8-bit integers. */
+  addVectors(buffer) {
+    const count = buffer.byteLength / (4 + this.width);
+    this.scales.set(new Float32Array(buffer, 0, count), this.numEmbedded);
+    this.vectors.set(new Int8Array(buffer, count * 4, count * this.width), this.numEmbedded * this.width);
+    this.numEmbedded += count;
+  }
+
+  /** Add the next chunk: the columns of its rows. They can be searched by words. */
+  addRows(packed) {
     const columns = unpacked(packed);
     const count = columns.name.length;
-    this.scales.set(new Float32Array(buffer, 0, count), this.size);
-    this.vectors.set(new Int8Array(buffer, count * 4, count * this.width), this.size * this.width);
     for (let i = 0; i < count; i++) {
       this.words.add([[columns.words[i], this.ranking.title_weight], [columns.caption[i], this.ranking.caption_weight]]);
     }
@@ -125,7 +132,7 @@ export class Library {
 
   /** Dot products of all rows with a vector. */
   scores(vector) {
-    const { vectors, size, scales } = this;
+    const { vectors, numEmbedded: size, scales } = this;
     const largest = vector.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12);
     const query = Int32Array.from(vector, (value) => Math.round((value / largest) * QUERY_LEVELS));
     const unit = largest / QUERY_LEVELS;
@@ -143,10 +150,19 @@ export class Library {
    */
   rank(vector, scores, texts, filters) {
     const mask = this.mask(filters);
-    const isAllowed = mask ? (row) => mask[row] === 1 : () => true;
+    const isAllowed = (row) => row < this.numEmbedded && (!mask || mask[row] === 1);
     const nearest = best(scores, MAX_HITS, mask);
     const byWords = texts === null ? [] : this.words.search(searchedWords(texts), this.ranking.scores_of_words * MAX_HITS, isAllowed);
     return this.folded(byWords.length ? this.#fused(vector, scores, nearest, byWords, texts) : nearest);
+  }
+
+  /** Groups of near-duplicate rows by words alone, while there are no embeddings of queries yet. */
+  rankByWords(texts, filters) {
+    const mask = this.mask(filters);
+    const asked = askedWords(texts.map(inWords).join(" "));
+    const found = this.words.search(searchedWords(texts), MAX_HITS, mask ? (row) => mask[row] === 1 : () => true);
+    const ranked = found.map(([row, score]) => [row, score, this.#tier(row, texts, asked)]);
+    return this.folded(ranked.sort((a, b) => b[2] - a[2] || b[1] - a[1] || a[0] - b[0]).map(([row]) => row));
   }
 
   #text(row, column) {
@@ -218,7 +234,7 @@ export class Library {
 
   /** Embeddings of a random sample of the library. */
   sample() {
-    const drawn = this.about.sample.filter((row) => row < this.size);
+    const drawn = this.about.sample.filter((row) => row < this.numEmbedded);
     if (this.sampled?.length !== drawn.length) this.sampled = drawn.map((row) => this.vector(row));
     return this.sampled;
   }

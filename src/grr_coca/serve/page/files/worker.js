@@ -4,17 +4,14 @@
 import { Engine } from "./engine.js";
 import { Library, numLikely, relevance, verdict } from "./library.js";
 import { isUnfamiliar } from "./familiar.js";
+import { unpacked } from "./packed.js";
 import { pixelsOf } from "./picture.js";
 import { Tokenizer } from "./tokenizer.js";
 import { askedWords, inWords } from "./words.js";
 
 const site = await (await fetch("site.json")).json();
-const ort = await import(new URL(site.runtime.module, self.location.href).href);
-ort.env.wasm.numThreads = 1; // more would need headers that not every host sends
-ort.env.wasm.wasmPaths = { wasm: new URL(site.runtime.wasm, self.location.href).href };
-ort.env.logLevel = "error";
 
-const state = { bytes: 0, total: site.bytes, rows: 0, count: 0, isReady: false };
+const state = { bytes: 0, total: site.bytes, rows: 0, count: 0, canMean: false, isReady: false };
 let told = 0;
 
 /** Tell the page how far loading is; at most ten times a second. */
@@ -28,7 +25,7 @@ function tell(isDue = true) {
 async function fetchBytes(path) {
   const response = await fetch(path);
   if (!response.ok) throw new Error(`${path}: the host answers ${response.status}`);
-  if (!response.body) return new Uint8Array(await response.arrayBuffer());
+  if (!response.body) return unpacked(new Uint8Array(await response.arrayBuffer()));
   const parts = [];
   const reader = response.body.getReader();
   for (;;) {
@@ -44,7 +41,7 @@ async function fetchBytes(path) {
     whole.set(part, at);
     at += part.length;
   }
-  return whole;
+  return unpacked(whole);
 }
 
 /** A promise whose failure is told where it is awaited, even if that is later. */
@@ -53,31 +50,61 @@ function awaitedLater(promise) {
   return promise;
 }
 
-// --- Loading: the text graph and the index first, so that words find something soon
+const json = async (path) => JSON.parse(new TextDecoder().decode(await fetchBytes(path)));
 
-const name = site.weights.split("/").pop();
-const weights = awaitedLater(fetchBytes(site.weights).then((bytes) => ({ name, bytes })));
-const graphs = {};
-for (const [name, path] of Object.entries(site.graphs)) graphs[name] = awaitedLater(fetchBytes(path));
+// --- Loading: the rows first, so that pictures are seen and words find something; then the text graph and the vectors.
+// On a slow line, each of them would be late if all came at once.
 
-// The graph y = x. Its session makes the runtime load and compile itself, beside the other files.
+let library = null;
+
+const opened = awaitedLater((async () => {
+  if (!site.library) return;
+  library = new Library(await json(site.library));
+  state.count = library.about.count;
+})());
+
+const folder = site.library?.slice(0, site.library.lastIndexOf("/") + 1);
+
+const listed = awaitedLater((async () => {
+  await opened;
+  for (const { rows } of library?.about.chunks ?? []) {
+    library.addRows(await json(folder + rows));
+    state.rows = library.size;
+    queries.clear();
+    tell();
+  }
+})());
+
+/** A file of the model, which is fetched when the rows are there. A page without an index begins with it. */
+const afterRows = (path) => awaitedLater(listed.then(() => fetchBytes(path)));
+
+// The graph y = x. Its session makes the runtime compile itself, beside the other files.
 const IDENTITY = Uint8Array.of(
   8, 8, 58, 55, 10, 16, 10, 1, 120, 18, 1, 121, 34, 8, 73, 100, 101, 110, 116, 105, 116, 121, 18, 1, 103, 90,
   15, 10, 1, 120, 18, 10, 10, 8, 8, 1, 18, 4, 10, 2, 8, 1, 98, 15, 10, 1, 121, 18, 10, 10, 8, 8, 1, 18, 4, 10,
   2, 8, 1, 66, 4, 10, 0, 16, 13,
 );
 
-const runtime = awaitedLater(
-  ort.InferenceSession.create(IDENTITY, { executionProviders: ["wasm"] }).then(() => {
-    state.bytes += site.runtime.bytes;
-    tell();
-  }),
-);
+const wasm = afterRows(site.runtime.wasm);
+const graphs = { text: afterRows(site.graphs.text) };
+const weights = {};
+
+/** The file with the tensors of a graph. Graphs may share one. */
+function weightsOf(graph) {
+  const path = site.weights[graph];
+  return (weights[path] ??= afterRows(path).then((bytes) => ({ name: path.split("/").pop().replace(/\.gz$/, ""), bytes })));
+}
+awaitedLater(weightsOf("text"));
 
 const engine = awaitedLater((async () => {
-  const tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(await fetchBytes(site.tokenizer))));
-  await runtime;
-  return new Engine(ort, site.model, tokenizer);
+  const tokenizer = awaitedLater(listed.then(() => json(site.tokenizer)));
+  const wasmBinary = await wasm;
+  const ort = await import(new URL(site.runtime.module, self.location.href).href);
+  ort.env.wasm.numThreads = 1; // more would need headers that not every host sends
+  ort.env.wasm.wasmBinary = wasmBinary;
+  ort.env.logLevel = "error";
+  await ort.InferenceSession.create(IDENTITY, { executionProviders: ["wasm"] });
+  return new Engine(ort, site.model, new Tokenizer(await tokenizer));
 })());
 
 let turn = engine; // the runtime makes one session at a time
@@ -87,40 +114,22 @@ const loaded = {};
 function withGraph(name) {
   return (loaded[name] ??= turn = awaitedLater(turn.then(async () => {
     const one = await engine;
-    await one.load(name, await graphs[name], await weights);
+    await one.load(name, await (graphs[name] ??= fetchBytes(site.graphs[name])), await weightsOf(name));
     return one;
   })));
 }
 
-const AT_ONCE = 3; // chunks of the index that are fetched at the same time
-let library = null;
-
-const opened = awaitedLater((async () => {
-  if (!site.library) return;
-  library = new Library(JSON.parse(new TextDecoder().decode(await fetchBytes(site.library))));
-  state.count = library.about.count;
-})());
-
 const indexed = awaitedLater((async () => {
-  await opened;
-  if (!library) return;
-  const { about } = library;
-  const folder = site.library.slice(0, site.library.lastIndexOf("/") + 1);
-  for (let start = 0; start < about.chunks.length; start += AT_ONCE) {
-    const few = about.chunks.slice(start, start + AT_ONCE).map(async (names) => {
-      const [rows, vectors] = await Promise.all([fetchBytes(folder + names.rows), fetchBytes(folder + names.vectors)]);
-      return [JSON.parse(new TextDecoder().decode(rows)), vectors.buffer];
-    });
-    few.forEach(awaitedLater);
-    for (const chunk of few) {
-      library.add(...(await chunk));
-      state.rows = library.size;
-      queries.clear();
-      tell();
-    }
-    // The first pictures can be searched before the others arrive, if the model need not share the line with these.
-    await Promise.all([runtime, weights, graphs.text]);
+  await listed;
+  await Promise.all([wasm, weightsOf("text")]); // words find by meaning once these and the vectors are there
+  for (const { vectors } of library?.about.chunks ?? []) {
+    const bytes = await fetchBytes(folder + vectors);
+    library.addVectors(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+    queries.clear();
+    // The first pictures are found by meaning before the vectors of the others are there.
+    withGraph("text").then(() => (state.canMean = true) && tell(), () => {});
   }
+  await Promise.all(Object.keys(site.graphs).filter((name) => name !== "text").map((name) => (graphs[name] ??= awaitedLater(fetchBytes(site.graphs[name])))));
 })());
 
 // --- Texts
@@ -189,7 +198,7 @@ const queries = new Map(); // the last rankings, for further pages of the same q
 
 async function ranked(query) {
   const { texts, without, like, unlike, image, filters } = query;
-  const key = image ? null : JSON.stringify([texts, without, like, unlike, filters, library.size]);
+  const key = image ? null : JSON.stringify([texts, without, like, unlike, filters, library.numEmbedded]);
   if (key && queries.has(key)) return queries.get(key);
   const found = (async () => {
     const vectors = await embedTexts([...texts, ...without].map(inWords));
@@ -235,6 +244,21 @@ async function judged({ scores, groups, words, background }, start, end) {
   });
 }
 
+/** What words find while the model is loaded. */
+async function foundByWords({ texts, filters, offset, limit }) {
+  await listed;
+  const groups = library.rankByWords(texts, filters);
+  const hits = groups.slice(offset, offset + limit).map(([row, ...copies]) => ({
+    ...library.entry(row),
+    score: 0,
+    relevance: null,
+    copies: copies.map((copy) => library.entry(copy)),
+  }));
+  const told = { verdict: "likely", num_likely: hits.length, can_tell: true, isByWords: true };
+  const facets = offset ? [] : library.counts(groups.map(([row]) => row));
+  return { hits, more: offset + limit < groups.length, searched: library.size, facets, ...told };
+}
+
 const calls = {
   async ready() {
     await Promise.all([withGraph("text"), indexed]);
@@ -255,6 +279,7 @@ const calls = {
     await opened;
     if (!library) throw new Error("This site has no pictures to search.");
     const { offset, limit } = query;
+    if (!state.canMean && !query.image && !query.like.length && query.texts.length) return foundByWords(query);
     const found = await ranked(query);
     const end = Math.min(found.groups.length, offset + limit);
     const likely = await judged(found, offset, end);
@@ -284,14 +309,14 @@ const calls = {
   },
 
   async entry({ key }) {
-    await indexed;
+    await listed;
     const row = library?.rowOf(key) ?? -1;
     if (row < 0) throw new Error(`There is no picture '${key}' here any more.`);
     return library.entry(row);
   },
 
   async duplicates({ offset, limit }) {
-    await indexed;
+    await listed;
     const groups = library.about.groups;
     return {
       total: groups.length,

@@ -1,4 +1,4 @@
-"""`grr-coca serve`: the HTTP face and the page."""
+"""`grr-coca serve`: the HTTP server and its page."""
 
 from typing import Annotated
 

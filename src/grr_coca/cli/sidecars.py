@@ -43,8 +43,8 @@ def places_beside(
 
 
 def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
-    """Images beside which nothing can be written, since the folder is read-only: by name, a message. So they are known
-    before a model works on them, and do not end the work on the others."""
+    """The images in read-only folders, by name, each with an error message. They are found before the work begins, so
+    that they do not end it for the others."""
     folders = {place.parent for place in places.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}
     return {name: f"{place}: the folder is read-only" for name, place in places.items() if place.parent in closed}

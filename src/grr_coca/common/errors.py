@@ -66,8 +66,8 @@ def printable(text: str) -> str:
 
 
 def print_warnings() -> None:
-    """Print warnings and errors of the log to standard error, and when a model is fetched, unless the caller has
-    configured logging."""
+    """Print warnings and errors of the log to standard error, and say when a model is fetched. Nothing changes if the
+    caller has configured logging."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

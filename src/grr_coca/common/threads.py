@@ -83,7 +83,7 @@ def wait_passively() -> None:
 
 
 def multiply_on_one_thread() -> None:
-    """Let NumPy multiply on the thread that asks it to. Call this before NumPy is imported.
+    """Let NumPy compute matrix products on the calling thread alone. Call this before NumPy is imported.
 
     A search has threads of its own, which otherwise wait for those of OpenBLAS. For the command line alone: in a
     program of somebody else, this would slow down that program's own products. A user's own setting stays.

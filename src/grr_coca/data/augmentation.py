@@ -166,7 +166,8 @@ class Augmentation:
 
 
 def _random_shape(rng: np.random.Generator) -> Shape:
-    """Most are discs or squares with round corners, in one colour on white; some drawings keep their own colours."""
+    """A random shape. Most are discs or squares with round corners, in one colour on white; some drawings keep their
+    own colours."""
     roundness = float(rng.choice([1.0, rng.uniform(0.1, 0.7), 0.0], p=[0.45, 0.4, 0.15]))
     ground = np.ones(3) if rng.uniform() < 0.6 else rng.uniform(0, 1, 3)
     if rng.uniform() < 0.25:

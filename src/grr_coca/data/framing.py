@@ -1,4 +1,4 @@
-"""Framing: what has the colour of the border is cut away, and the rest is made square with a margin.
+"""Framing of drawings: the empty border is cut away, and the rest is made square with a margin.
 
 People have drawings with wide margins, off centre, or in a corner of a screenshot. A model that reads its drawings
 framed sees them all alike. Photographs, which fill their frame, stay as they are.

@@ -299,7 +299,7 @@ _PROFILE = "profile_to_convert"
 
 
 def with_srgb_colours(image: Image.Image) -> Image.Image:
-    """Convert an RGB image whose conversion `decode_image` has put off; any other image unchanged."""
+    """Convert an RGB image to sRGB if `decode_image` has left that for later; any other image stays unchanged."""
     profile = image.info.get(_PROFILE)
     if profile is None:
         return image

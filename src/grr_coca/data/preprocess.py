@@ -60,8 +60,8 @@ class Preprocess:
         return decode_image(data, name, self.opening, to_srgb=to_srgb, is_scaled=True)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Cut and resize an image to a square of `image_size` pixels, and convert its colours if that was put off. What
-        this has returned stays as it is.
+        """Cut and resize an image to a square of `image_size` pixels, with colours in sRGB. An image that this has
+        returned is not changed again.
 
         By default it is cut first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
         """
@@ -76,7 +76,7 @@ class Preprocess:
         return square
 
     def seen(self, image: Image.Image) -> Box:
-        """The square of an image that a model sees, in its pixels. It may reach beyond the image."""
+        """The square of an image that a model sees, in pixels of the image. It may reach beyond the image."""
         frame = None if self.framing is None else self.framing.frame(image)
         return _centre(image.size, min(image.size)) if frame is None else frame.box
 

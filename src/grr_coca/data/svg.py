@@ -1,4 +1,4 @@
-"""Draws SVG files, in helper programs, so that no file can end or stop this one. `svg_program.py` is the program.
+"""Draws SVG files in helper programs, so that no file can crash or block this process. `svg_program.py` is the program.
 
 resvg draws them, which the extra `[icons]` installs. It is written in Rust, and holds Python's lock while it draws. In
 this process, a file of 190 bytes could abort everything, and another could stop all threads for minutes.
@@ -99,7 +99,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
 
 
 class _HelperExit(Exception):  # noqa: N818 (what becomes of it depends)
-    """A helper has ended while it drew, with an exit code, or by a signal if the code is negative."""
+    """A helper ended while it drew. A negative exit code is the number of the signal that ended it."""
 
     def __init__(self, code: int) -> None:
         names = {-number: number.name for number in signal.Signals}
@@ -181,7 +181,7 @@ class _Helper:
         self._process.wait()
 
     def leave(self) -> None:
-        """Close this process' copies of the pipes of a helper of another process, from which this one was forked."""
+        """Close the inherited pipes of a helper that belongs to the parent process. To be called after a fork."""
         self._close()
         self._process.returncode = 0  # it is not ours to wait for
 

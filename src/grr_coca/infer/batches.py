@@ -38,7 +38,7 @@ _THREAD = threading.local()
 
 
 def in_worker() -> bool:
-    """True in a thread that does a batch while others do theirs. It needs no threads of its own."""
+    """True in one of several threads that each run a batch. Work in it should start no threads of its own."""
     return getattr(_THREAD, "is_worker", False)
 
 

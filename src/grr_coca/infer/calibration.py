@@ -27,7 +27,7 @@ from grr_coca.model.checkpoint_folder import CONFIDENCE
 
 
 class Certainty(NamedTuple):
-    """What a model knows of its caption of an image; None: it cannot tell.
+    """How sure a model is of its caption of an image; None: it cannot tell.
 
     `confidence`: the probability that the caption is exactly right. It is None also for an unfamiliar image, for a
     caption that follows a prompt, and for one that `max_length` cut off. `unfamiliar`: True if the image is unlike

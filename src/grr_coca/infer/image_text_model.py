@@ -298,13 +298,13 @@ class ImageTextModel:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """By which the model knows how sure it is; None if that was not fitted for it."""
+        """The fitted numbers that give confidence and familiarity; None if none were fitted for this model."""
         return None if self.folder is None else read_calibration(self.folder)
 
     def certainties(
         self, pixels: UInt8[np.ndarray, "B S S 3"], captions: Sequence[Sequence[Caption]], prompt: str = ""
     ) -> list[tuple[Certainty, ...]]:
-        """What the model knows of each caption of some images.
+        """How sure the model is of each caption of some images.
 
         Args:
             pixels: the images, as the engine takes them.

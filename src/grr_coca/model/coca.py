@@ -32,7 +32,8 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 
 class EncodedImage(NamedTuple):
-    """`tokens`: the image tokens that captions attend to. `embedding`: of unit length, compared with texts."""
+    """Encoded images. `tokens`: the image tokens that captions attend to. `embedding`: of unit length, compared with
+    texts."""
 
     tokens: Float[Tensor, "B Q D"]
     embedding: Float[Tensor, "B E"]

@@ -44,8 +44,8 @@ class PackedText(NamedTuple):
 
 
 class TextDecoderOutput(NamedTuple):
-    """`cls`: the normalized output at the [CLS] of each caption. `tokens`: the residual stream of all tokens that have
-    a next token. The multimodal half continues from it."""
+    """Output of the unimodal half. `cls`: the normalized output at the [CLS] of each caption. `tokens`: the residual
+    stream of all tokens that have a next token. The multimodal half continues from it."""
 
     cls: Float[Tensor, "B D"]
     tokens: Float[Tensor, "1 L D"]

@@ -63,7 +63,7 @@ class Query:
 
     @property
     def asked_words(self) -> frozenset[str]:
-        """The words that a hit has in its texts if people or the model call it so; none if images are looked for."""
+        """The words to look for in the name, title, keywords and caption of a hit; none if the query has images."""
         return frozenset() if self.images or self.like else asked_words(" ".join(map(in_words, self.texts)))
 
 
@@ -71,7 +71,7 @@ class Query:
 class SearchOptions:
     """The options of a search.
 
-    `n`: the largest number of hits; `where`: a filter that hits must match; `hybrid`: if the query is texts alone, use
+    `n`: the maximum number of hits; `where`: a filter that hits must match; `hybrid`: if the query is texts alone, use
     the full-text index too; `fold`: make one hit of near-duplicates; `min_relevance`: hits with a smaller relevance are
     left out, and all hits if relevances are not valid.
     """
@@ -412,7 +412,7 @@ def _ranked(
 
 
 def _called(query: Query, entry: Entry) -> int:
-    """How well an image is called what the query says: 3 if the query is its set and its name, 2 its name, 1 if people
+    """How well the name of an image fits the query: 3 if the query is its set and its name, 2 its name, 1 if people
     wrote all words of the query into its name, title or keywords, else 0. Higher ones are ranked before lower ones."""
     name = AskedName.of(query.texts[0])
     if len(query.texts) == 1 and name.is_of(entry.title):

@@ -127,7 +127,8 @@ class Entry:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What may stand before a colon and its name, as in `lucide:home`: its folder, or the prefix in its name."""
+        """The prefixes under which a query may name the image, as in `lucide:home`: its folder, or the prefix in its
+        name."""
         return (self.folder.lower(), self.title.rpartition(":")[0].lower())
 
     @property

@@ -7,7 +7,7 @@ from grr_coca.search.photo import PHOTO_FIELDS
 from grr_coca.search.store import FieldSummary, Store
 
 _MAX_VALUES = 100
-"""Most values of a field that are listed, the most frequent ones."""
+"""Maximum number of values that are listed of a field: the most frequent ones."""
 _DATES = ("date", "taken")
 
 Facet = dict[str, object]

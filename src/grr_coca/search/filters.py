@@ -129,9 +129,9 @@ _SYNONYMS = {"==": "=", "<>": "!="}
 _COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
 _MAX_DEPTH = 50
 _MAX_TESTS = 900
-"""Largest number of tests of a filter: SQLite takes trees of depth 1000, and each `and` and `or` is one deeper."""
+"""Maximum number of tests of a filter: SQLite takes trees of depth 1000, and each `and` and `or` is one deeper."""
 _MAX_INTEGER_LENGTH = len(str(-(2**63)))
-"""Largest number of characters of an integer. Longer ones are out of range, and `int` refuses thousands of digits."""
+"""Maximum number of characters of an integer. Longer ones are out of range, and `int` refuses thousands of digits."""
 
 
 class _Token(NamedTuple):

@@ -180,7 +180,7 @@ class Index:
 
         Args:
             texts: what the images show. Several texts are combined.
-            n: the largest number of hits.
+            n: the maximum number of hits.
             image: one or several images that hits should look like.
             without: texts of what hits should not show.
             weights: the weight of each text.

@@ -183,7 +183,7 @@ class Store(Protocol):
         ...
 
     def revision(self) -> str:
-        """A text that is another one after each commit."""
+        """A text that changes with each commit."""
         ...
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:

@@ -290,7 +290,8 @@ class _Run:
         return pinned(argument, str(known[first.name].fields.get("package", ""))) if first and known else argument
 
     def note(self) -> None:
-        """Read again what cameras and people wrote, of known images of which it has changed or was not read yet."""
+        """Read the metadata of known images again if they have changed or were not read yet: what cameras and people
+        wrote."""
         if not self._to_note:
             return
         for batch in done_ahead(self._in_state("unnoted"), _noted, _NOTED_AT_ONCE):

@@ -368,7 +368,7 @@ async def caption_pieces(start: "Callable[..., Future[Description]]") -> AsyncIt
 
 
 async def begun(items: AsyncIterator[Item]) -> AsyncIterator[Item]:
-    """The same items, after the first one has come: an error before that can still get a status."""
+    """The same items, once the first one has come, so that an error before it can still get a status code."""
     first = await anext(items)
 
     async def again() -> AsyncIterator[Item]:

@@ -12,7 +12,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 
 MAX_TEXT = 2**20
-"""Largest number of bytes of a caption in a file or shard, or of all captions of an image."""
+"""Maximum number of bytes of a caption in a file or shard, or of all captions of an image."""
 
 
 @dataclass(frozen=True)

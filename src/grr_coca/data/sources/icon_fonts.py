@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".ttf", ".otf", ".woff", ".woff2"})
 _MAX_BYTES = 2**25
 _MAX_UNPACKED = 2**27
-"""Largest number of bytes of a font, as it lies on the disk and unpacked."""
+"""Maximum number of bytes of a font, as it lies on the disk and unpacked."""
 _MAX_GLYPHS = 70_000
 
 _NO_NAME = re.compile(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MAX_SVG = 2**20
-"""Largest number of bytes of the SVG of one icon in a set. The largest of all sets of Iconify has 200 kB."""
+"""Maximum number of bytes of the SVG of one icon in a set. The largest of all sets of Iconify has 200 kB."""
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ def packages_folder() -> Path:
 
 
 def _archive_name(prefix: str, version: str) -> str:
-    """As `npm pack` calls it."""
+    """The file name that `npm pack` gives to the archive."""
     return f"iconify-json-{prefix}-{version}.tgz"
 
 

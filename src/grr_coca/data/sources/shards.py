@@ -28,7 +28,7 @@ from grr_coca.data.text import decode_text
 _log = logging.getLogger(__name__)
 
 _MAX_OPEN = 256
-"""Largest number of shards of a source that a process keeps open, each with two file descriptors. A window of the
+"""Maximum number of shards of a source that a process keeps open, each with two file descriptors. A window of the
 training order has as many blocks."""
 
 _OPEN_FILES = 8192

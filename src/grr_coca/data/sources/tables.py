@@ -31,7 +31,7 @@ from grr_coca.data.text import decode_text
 _CHUNK_BYTES = 2**24
 _MAX_ROW = 2**24
 _MAX_OPEN_TABLES = 64
-"""Largest number of tables that a process keeps open, of all its sources together. A pattern may join thousands."""
+"""Maximum number of tables that a process keeps open, of all its sources together. A pattern may join thousands."""
 
 _NUMBERS = count()
 _READING = Lock()

@@ -34,8 +34,8 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images as an engine sees them. `embedding`: fp32, of unit length. `context`: what captions attend to, in a form
-    that only the engine itself reads."""
+    """Images after encoding. `embedding`: fp32, of unit length. `context`: what captions attend to, in a form that only
+    the engine itself reads."""
 
     embedding: Float[np.ndarray, "B E"]
     context: Any
@@ -94,21 +94,21 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model that is ready for use. It is always in evaluation mode, and may be sent to another process."""
+    """A model that is ready for use. It is always in eval mode, and may be sent to another process."""
 
     name: EngineName
     embed_dim: int
     context_length: int
-    """The most tokens of a text, with [BOS], [EOS] and [CLS]."""
+    """Maximum number of tokens of a text, with [BOS], [EOS] and [CLS]."""
     vocab_size: int
 
     @property
     def workers(self) -> int:
-        """How many batches it computes best at the same time. If the model is small, one on each core: several threads
-        for one batch would gain nothing. Else 1."""
+        """Number of batches to compute at the same time. One on each core if the model is small, as several threads
+        would not compute one batch faster; else 1."""
 
     def one_thread_each(self) -> AbstractContextManager:
-        """While in this context, new threads compute with one thread each. For threads that each do a batch."""
+        """A context in which new threads compute with one thread each, for threads that each run a batch."""
 
     @property
     def logit_scale(self) -> float:
@@ -178,7 +178,8 @@ class ArrayLogits:
 
     @cached_property
     def _normalizer(self) -> Float[np.ndarray, "R 1"]:
-        """What is subtracted from logits to give log-probabilities, in fp64: it is nearly as large as they are."""
+        """The logarithm of the softmax's denominator, which turns logits into log-probabilities. In fp64, as it is
+        nearly as large as the logits."""
         return _log_sum_exp(self._logits) if self._given_normalizer is None else self._given_normalizer
 
 

@@ -30,7 +30,8 @@ lies in its own memory: nothing is copied."""
 
 
 class _Graph(NamedTuple):
-    """An open graph, the names of its outputs, and those of the inputs of `step` that take all but the first."""
+    """An open graph, the names of its outputs, and the names of the inputs of `step` that take all outputs but the
+    first."""
 
     session: "InferenceSession"
     outputs: list[str]
@@ -172,7 +173,8 @@ _OPENING = threading.Lock()
 
 class OnnxDecoder:
     """A `Decoder` whose keys and values are outputs of the graphs. A step takes those of the earlier tokens, and
-    gives them back with its own behind. The captions of an image share its keys and values of the cross-attention."""
+    returns them with the new ones appended. The captions of an image share its keys and values of the
+    cross-attention."""
 
     def __init__(self, engine: OnnxEngine, cross: _Values) -> None:
         self.engine = engine

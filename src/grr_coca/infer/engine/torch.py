@@ -55,7 +55,8 @@ class TorchEngine:
 
     @property
     def model(self) -> CoCa:
-        """The copy that computes: the fast one, or under autocast, which that does not support, the other."""
+        """The copy of the model that computes: the fast one, or under autocast the plain one, as fast layers do not
+        support it."""
         return self._plain if torch.is_autocast_enabled("cpu") else self._fast
 
     @property
@@ -65,7 +66,7 @@ class TorchEngine:
 
     @property
     def workers(self) -> int:
-        """As in `Engine`. Under autocast 1, since that holds for the present thread alone."""
+        """As in `Engine`, but 1 under autocast, which PyTorch keeps for each thread separately."""
         is_split = self._is_small and self.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         return min(torch.get_num_threads(), num_threads(), MAX_WORKERS) if is_split else 1
 

@@ -128,7 +128,7 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     """A graph of a model in fp32, of standard operators, for any number of images, captions and tokens.
 
     Args:
-        model: in evaluation mode, in fp32 and on the CPU.
+        model: in eval mode, in fp32 and on the CPU.
         config: the model's.
         preprocess: its mean and deviation of pixels become part of the image graph.
         name: which graph.

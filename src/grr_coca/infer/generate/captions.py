@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class Caption(NamedTuple):
-    """`text`: the prompt and the new words. `token_ids`: the new tokens, with the end token if there is one.
-    `log_probs`: the log-probability of each new token in the model's own distribution, before options change it."""
+    """One caption. `text`: the prompt and the new words. `token_ids`: the new tokens, with the end token if there is
+    one. `log_probs`: the log-probability of each new token in the model's own distribution, before options change
+    it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -139,7 +140,7 @@ def _keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
 
 
 class _Captioning:
-    """One call: what it was asked, and its use of the engine."""
+    """One call of `generate` or `stream_captions`: its options, its prompt, and the engine."""
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, options: GenerationOptions, prompt: str, keys: Sequence[object]

@@ -42,7 +42,8 @@ Pooler = Callable[[Tensor], Tensor]
 
 
 class PoolerOutput(NamedTuple):
-    """`tokens`: the image tokens that captions attend to. `contrastive`: the token that becomes the image embedding."""
+    """Output of both poolers. `tokens`: the image tokens that captions attend to. `contrastive`: the token that becomes
+    the image embedding."""
 
     tokens: Float[Tensor, "B Q D"]
     contrastive: Float[Tensor, "B 1 D"]

@@ -1,4 +1,4 @@
-"""Positions of tokens: rotary position embedding (RoPE) over a line or a grid, and the vectors that it replaces.
+"""Positions of tokens: rotary position embedding (RoPE) over a line or a grid, and learned position vectors.
 
 Shapes: B batch, T positions, D width, H heads of width Dh, C = Dh / 2 complex channels.
 """

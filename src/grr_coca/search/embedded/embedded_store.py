@@ -43,14 +43,14 @@ from grr_coca.search.photo import PHOTO_FIELDS
 from grr_coca.search.store import HASHED, Changes, FieldSummary, ImageDescription, ImageState, LibrarySample, Match
 
 _MAX_PARAMETERS = 500
-"""Largest number of parameters of one statement. Older versions of SQLite take 999."""
+"""Maximum number of parameters of one statement. Older versions of SQLite take 999."""
 TITLE_WEIGHT, CAPTION_WEIGHT = 5.0, 0.3
 _BM25 = f"bm25({TITLE_WEIGHT}, {CAPTION_WEIGHT}, {TITLE_WEIGHT})"
 """The weights of a word in the title, the caption and the keywords. The caption says little that the embedding does not
 say: one model made both."""
 ROWS_PER_READ = 2048
 MAX_WORDS = 32
-"""Largest number of words of a text that are looked up. SQLite compares every image that has one of them with all of
+"""Maximum number of words of a text that are looked up. SQLite compares every image that has one of them with all of
 them, so a pasted page of text would take minutes in a large index, while no other search is answered."""
 
 

@@ -200,7 +200,7 @@ class State:
 
     @property
     def revision(self) -> str:
-        """A text that is another one after each commit."""
+        """A text that changes with each commit."""
         return f"{self._generation}.{self._revision}"
 
     def sample(self, database: sqlite3.Connection) -> LibrarySample:

@@ -48,7 +48,7 @@ from grr_coca.search.store import (
 
 _CHUNK_SIZE = 500
 _MAX_HITS = 16_384
-"""Largest number of hits that a server returns at once."""
+"""Maximum number of hits that a server returns at once."""
 _IDS = 2**63
 """All ids are below this."""
 

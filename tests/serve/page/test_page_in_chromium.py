@@ -160,6 +160,7 @@ def test_each_query_view_and_detail_is_one_step_back(host, tab):
     page.go_forward()
     page.locator("#detail[open]").wait_for()
     page.reload()
+    one.ready()
     page.locator("#detail[open]").wait_for()
     assert page.locator("#detail h2").inner_text() == faces[1]
     page.go_back()

@@ -288,7 +288,7 @@ def fifty_drawings() -> list[tuple[str, bytes]]:
 
 CAPTION = """async ([data, type]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    return window.backend.caption(new Blob([bytes], { type }), (text) => (window.last = text));
+    return (await window.backend.caption(new Blob([bytes], { type }), (text) => (window.last = text))).caption;
 }"""
 
 

@@ -7,9 +7,9 @@ import os
 import sqlite3
 import subprocess
 import time
-import warnings
 from collections import deque
 from contextlib import closing
+from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from library import HEADER, WIDTH, ColourModel, fill, make_entry, make_vectors, paint
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.search.embedded.database import FAILURES_OF, IMAGES_OF
 from grr_coca.search.embedded.embedded_store import MAX_WORDS, EmbeddedStore
-from grr_coca.search.embedded.vectors import append_rows, map_rows, products
+from grr_coca.search.embedded.vectors import VectorFile, append_rows, products
 from grr_coca.search.entry import VERSION, Failure
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import make_store, open_store
@@ -40,19 +40,31 @@ def test_products_of_halves_are_those_of_numpy():
     np.testing.assert_allclose(products(vectors, queries), np.float32(vectors) @ queries.T, atol=1e-6)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not list its mappings")
-def test_vectors_do_not_count_as_memory(tmp_path):
-    """A mapping that may be written to is refused where it is larger than the memory of the system."""
-    rows = make_vectors(3).astype(np.float16)
-    append_rows(tmp_path / "vectors.f16", 0, rows)
-    mapped = map_rows(tmp_path / "vectors.f16", 3, WIDTH)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        np.testing.assert_allclose(products(mapped, np.float32(rows))[0, 0], 1, atol=1e-2)
-    (line,) = (line for line in Path("/proc/self/maps").read_text().splitlines() if "vectors.f16" in line)
-    assert line.split()[1] == "r--s"
-    del mapped
-    assert "vectors.f16" not in Path("/proc/self/maps").read_text(), "what is not used any more is let go"
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list its open files")
+def test_vectors_are_read_and_neither_mapped_nor_kept(tmp_path):
+    """A mapped file that is cut off ends the process."""
+    rows = make_vectors(3000).astype(np.float16)
+    path = tmp_path / "vectors.f16"
+    append_rows(path, 0, rows)
+    file = VectorFile(path, 3000, WIDTH)
+    np.testing.assert_allclose(products(file, np.float32(rows[:2]))[:2].diagonal(), 1, atol=1e-2)
+    for numbers in ([], [7], [2999, 0, 1, 2, 1, 1, 5], range(3000)):
+        assert np.array_equal(file.rows(numbers), rows[list(numbers)])
+    assert "vectors.f16" not in Path("/proc/self/maps").read_text()
+    with path.open("r+b") as cut:
+        cut.truncate(BYTES * 2000)
+    for reading in (partial(products, file, np.float32(rows[:1])), partial(file.rows, [2000])):
+        with pytest.raises(DamagedError, match=r"vectors\.f16: damaged: it ends before row .* rename both"):
+            reading()
+    assert np.array_equal(file.rows([1999]), rows[1999:2000])
+
+    def is_open() -> bool:
+        return any("vectors.f16" in os.path.realpath(one) for one in Path("/proc/self/fd").iterdir())
+
+    assert is_open()
+    del file, reading
+    gc.collect()
+    assert not is_open(), "what is not used any more is let go"
 
 
 def test_the_longest_and_deepest_filter_is_not_too_deep_for_sqlite(store):

@@ -223,8 +223,7 @@ def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photo
         raise OSError("it was late")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", refuse)
-        patched.setattr("tarfile.open", refuse)
+        patched.setattr("grr_coca.search.image_files.open_regular", refuse)
         assert look("photos") == {}
     with monkeypatch.context() as patched:
         patched.setattr("grr_coca.data.svg.find_spec", lambda _: None)

@@ -21,6 +21,7 @@ JSON = {"Content-Type": "application/json"}
 EVENTS = {"Accept": "text/event-stream"}
 OPTIONS = ServeOptions(
     index=None,
+    pictures=(),
     model=None,
     load=lambda folder, engine: grr_coca.load(folder, engine=engine),
     engine="auto",
@@ -117,9 +118,14 @@ def received(connection: socket.socket) -> bytes:
 @contextmanager
 def serving(index: object = None, **changes: Any) -> Iterator[Client]:
     """A server on a free port, which is ready. At the end it is stopped."""
-    said: list[str] = []
     location = None if index is None else str(index)
-    server = RunningServer(replace(OPTIONS, index=location, **changes), said.append)
+    with running(RunningServer(replace(OPTIONS, index=location, **changes), [].append)) as client:
+        yield client
+
+
+@contextmanager
+def running(server: RunningServer) -> Iterator[Client]:
+    """Run a server until the end of the block. It is ready."""
     failures: list[BaseException] = []
 
     def run() -> None:

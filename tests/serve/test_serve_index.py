@@ -28,9 +28,10 @@ from grr_coca.search.facets import facets
 from grr_coca.search.image_files import Span
 from grr_coca.search.index import open_store
 from grr_coca.search.store import Changes
+from grr_coca.serve.files import PictureFiles
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.library import ServedIndex, picture_id
-from grr_coca.serve.pictures import PictureReader
+from grr_coca.serve.memory import Budget
 from grr_coca.serve.server import RunningServer
 from grr_coca.serve.site import _write_thumbnails
 
@@ -102,7 +103,7 @@ def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
     store = open_store(str(index))
     monkeypatch.setattr("grr_coca.serve.library.time", SimpleNamespace(monotonic=lambda: 3.0))
-    opened = ServedIndex(str(index), store.header.fingerprint, None, None)
+    opened = ServedIndex(str(index), store.header.fingerprint, None, None, PictureFiles(Budget(2**20), None))
     assert opened.facets()
     opened.close()
     store.close()
@@ -114,10 +115,10 @@ def test_thumbnails_have_the_colours_of_the_profile(tmp_path):
     path = tmp_path / "p3.png"
     Image.new("RGB", (80, 80), (60, 150, 90)).save(path, icc_profile=profile)
     shown = decode_image(path.read_bytes(), "p3.png", to_srgb=True).getpixel((9, 9))
-    entry = SimpleNamespace(name="p3.png", span=Span(path, None, None), is_there=True)
+    entry = SimpleNamespace(name="p3.png", span=Span(path), file=str(path), offset=None, is_there=True)
     _write_thumbnails([entry], tmp_path / "site", lambda *_: None)
     for thumbnail in (
-        PictureReader(10_000, 1)._thumbnail(entry, 64),
+        PictureFiles(Budget(2**20), None)._thumbnail(entry, 64),
         (tmp_path / "site" / "0" / "0.webp").read_bytes(),
     ):
         with Image.open(io.BytesIO(thumbnail)) as image:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
-from serving import DRAWINGS, EVENTS, OPTIONS, Client, serving, wait_until
+from serving import DRAWINGS, EVENTS, OPTIONS, Client, received, running, serving, wait_until
 from starlette.responses import Response
 
 from grr_coca.common.errors import UserError
@@ -344,6 +344,42 @@ def test_an_answer_that_is_never_read_is_not_kept_for_ever(monkeypatch):
             wait_until(lambda: not client.server._server.server_state.connections, seconds=10)
 
 
+def test_connections_that_wait_for_nothing_are_closed_for_those_that_ask(gate, monkeypatch):
+    monkeypatch.setattr("grr_coca.serve.server._MAX_CONNECTIONS", 20)
+    with serving() as client, ExitStack() as stack:
+        pool, (asking,) = at_once(client, 1)
+        wait_until(lambda: client.metric("grr_coca_queue_requests") == 1)
+        begun = stack.enter_context(socket.create_connection(client.place, timeout=20))
+        begun.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+        idle = [stack.enter_context(socket.create_connection(client.place, timeout=20)) for _ in range(60)]
+        for connection in idle[:5]:
+            connection.sendall(b"GET /health HTT")
+        assert client.get("/health").status == 200
+        assert received(begun) == b"", "it has been silent for longer than all others"
+        assert received(idle[10]) == b""
+        idle[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert idle[-1].recv(12) == b"HTTP/1.1 200"
+        gate.open()
+        assert asking.result().status == 200, "a request that is complete is answered"
+        pool.shutdown()
+
+
+def test_no_more_connections_are_open_than_files_may_be(monkeypatch):
+    import resource
+
+    from grr_coca.serve.server import _max_connections
+
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 2000))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, given: limits.append(given))
+    assert _max_connections() == 1200
+    assert limits == [(2000, 2000)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100_000, 100_000))
+    assert _max_connections() == 4096
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    assert _max_connections() == 4096
+
+
 # --- Who may ask
 
 
@@ -403,6 +439,14 @@ def test_a_page_gets_a_cookie_for_the_key(locked):
         ("127.0.0.1.evil.example:8000", 403),
         ("192.168.0.7", 403),
         ("", 200),
+        ("[::1].evil.example", 403),
+        ("[::1]evil.example:8000", 403),
+        ("[::ffff:127.0.0.1]", 200),
+        ("[::ffff:10.0.0.1]", 403),
+        ("[localhost]", 403),
+        ("localhost:8000:80", 403),
+        ("127.0.0.1:8000.evil.example", 403),
+        ("localhost.", 403),
     ],
 )
 def test_a_local_server_without_a_key_answers_under_its_own_names_alone(served, host, status):
@@ -410,9 +454,87 @@ def test_a_local_server_without_a_key_answers_under_its_own_names_alone(served, 
     assert said.startswith(f"HTTP/1.1 {status}".encode())
 
 
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.2", 403), ("::1", 403), ("0.0.0.0", 200)])
+def test_whether_a_server_is_local_depends_on_its_address_and_not_on_how_that_is_written(host, status):
+    said: list[str] = []
+    try:
+        server = RunningServer(replace(OPTIONS, host=host), said.append)
+    except UserError:
+        pytest.skip("this machine has no such address")
+    with running(server) as client:
+        answer = client.get("/info", Host="evil.example")
+        assert answer.status == status
+        assert ("anyone" in "".join(said)) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://pictures.example"}, 200),  # a proxy has changed Host
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),  # another port of this machine
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}, 403),
+        ({"Sec-Fetch-Site": "SAME-ORIGIN"}, 403),
+        ({"Origin": "http://localhost:8000"}, 200),
+        ({"Origin": "http://LOCALHOST:8000"}, 200),
+        ({"Origin": "http://localhost:3000"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+    ],
+)
+def test_a_page_of_another_site_may_ask_for_nothing(served, locked, headers, status):
+    key = {"Authorization": "Bearer open sesame"}
+    for client, given in ((served, {}), (locked, key)):
+        for path in ("/caption", "/search", "/v1/embeddings", "/session"):
+            answer = client.post(path, b"", {"Host": "localhost:8000", **headers, **given})
+            assert (answer.status == 403) == (status == 403), path
+            assert status == 200 or "another site" in answer.reason()
+    answer = served.get("/image/0123456789abcdef", Host="localhost:8000", **headers)
+    assert answer.status == (404 if status == 200 or "Sec-Fetch-Dest" in headers else 403)
+
+
+def test_a_link_of_another_site_leads_to_the_page_and_no_frame_shows_it(served):
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert served.get("/", **link).status == 200
+    for within in ("iframe", "object", "image", "script", "empty"):
+        assert served.get("/", **{**link, "Sec-Fetch-Dest": within}).status == 403
+
+
+def test_no_other_site_can_tell_which_pictures_are_there(served):
+    known = served.get("/pictures").json()["pictures"][0]["id"]
+    paths = (f"/image/{known}", "/image/0123456789abcdef", "/nothing", "/", "/info", "/health")
+    answers = [served.get(path) for path in paths] + [served.post("/caption", b""), served.post("/search", {"a": 1})]
+    answers.append(served.get("/info", Host="evil.example"))
+    assert {answer.status for answer in answers} >= {200, 403, 404, 422}
+    assert {answer.headers.get("cross-origin-resource-policy") for answer in answers} == {"same-origin"}
+
+
 def test_a_server_with_a_key_answers_under_every_name(locked):
     headers = b"Host: pictures.example\r\nAuthorization: Bearer open sesame\r\nConnection: close\r\n\r\n"
     assert locked.raw(b"GET /info HTTP/1.1\r\n" + headers).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("given", ["Schlüssel", "ключ", " spaces around \t", "🔑", "a\n"])
+def test_a_key_may_be_any_text_that_a_header_can_carry(monkeypatch, given):
+    monkeypatch.setenv(KEY_VARIABLE, given)
+    key = given.strip()
+    with serving() as client:
+        for sent in {key.encode(), *([key.encode("latin-1")] if key.isascii() or "ü" in key else [])}:
+            head = b"GET /info HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\nAuthorization: Bearer "
+            assert client.raw(head + sent + b"\r\n\r\n").startswith(b"HTTP/1.1 200 "), sent
+            assert client.raw(head + sent + b"x\r\n\r\n").startswith(b"HTTP/1.1 401 ")
+        assert client.post("/session", {"key": key}).status == 204
+        assert client.post("/session", {"key": f" {key} "}).status == 204
+
+
+@pytest.mark.parametrize("given", ["", "  ", "\n", "two\nlines", "bell\a", "a" * 1001])
+def test_a_key_that_opens_to_all_or_to_none_is_refused_at_the_start(monkeypatch, given):
+    monkeypatch.setenv(KEY_VARIABLE, given)
+    with pytest.raises(UserError, match=KEY_VARIABLE):
+        RunningServer(OPTIONS, print)
 
 
 # --- Methods and paths

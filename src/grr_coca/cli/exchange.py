@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from grr_coca.cli.flags import CheckpointFlag, Flag, IndexArgument, OptionalCheckpointFlag
+from grr_coca.cli.flags import CheckpointFlag, Flag, IndexArgument, OptionalCheckpointFlag, PicturesFlag
 from grr_coca.cli.output import require_free, require_suffix, require_writable, say, write_output
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
+from grr_coca.common.files import is_within
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.model import hub
 from grr_coca.model.open_clip_checkpoints import find_weights
@@ -102,6 +103,7 @@ def export_web(
     index: Annotated[str | None, tyro.conf.arg(metavar="INDEX")] = None,
     title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     runtime: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    pictures: PicturesFlag = (),
 ) -> None:
     """Write a folder of static files for any web host: a page that captions and searches images in the browser.
 
@@ -115,6 +117,7 @@ def export_web(
         index: the images that can be searched; if not given, the page captions images only.
         title: name of the site; if not given, that of the index.
         runtime: archive of the npm package onnxruntime-web; if not given, npm fetches it once.
+        pictures: show only pictures in this folder. An index that `import index` made shows none without it.
     """
     from grr_coca.model.checkpoint_without_weights import read_files
     from grr_coca.search.index import open_store
@@ -132,6 +135,9 @@ def export_web(
         files = site.find_runtime(runtime)
         curve = curve_of(folder, read_files(folder).config)
         library = None if store is None else site.read_library(store, curve)
+        if library is not None and store is not None and (pictures or store.was_imported()):
+            entries = [one if is_within(one.file, pictures) else replace(one, file="") for one in library.entries]
+            library = replace(library, entries=entries)
     finally:
         if store is not None:
             store.close()

@@ -1,6 +1,7 @@
 """Types of the flags and arguments that several verbs share."""
 
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
@@ -22,6 +23,9 @@ EngineFlag = Annotated[Literal["auto", "onnx", "torch"], tyro.conf.arg(metavar="
 ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 
 ExcludeFlag = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
+
+PicturesFlag = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")]
+"""Folders whose pictures are shown to others."""
 
 IndexArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
 

@@ -33,6 +33,7 @@ def run(
     forget: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = (),
     exclude: ExcludeFlag = (),
     watch: Flag = False,
+    check: Flag = False,
     batch_size: int = 32,
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
     engine: EngineFlag = "auto",
@@ -53,11 +54,17 @@ def run(
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif". The
             index remembers its patterns until others are given; "" removes them.
         watch: keep the index up to date until Ctrl-C.
+        check: read the whole index and compare it with its checksums, and do nothing else.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     require_batch_size(batch_size)
+    if check:
+        if images or forget or exclude or watch:
+            raise UserError("--check does nothing else; give it alone, with --out INDEX")
+        _check(out)
+        return 0
     if exclude and forget and not images and not watch:
         raise UserError("--forget without images does nothing else, so --exclude would be lost; give images, too")
     if on == "ray":
@@ -86,6 +93,23 @@ def run(
             if update.new or update.changed or update.moved or update.removed or update.noted:
                 _report(update, index, time.monotonic() - began)
     return 1 if update.failures and len(update.failures) >= update.found else 0
+
+
+def _check(location: str) -> None:
+    from grr_coca.search.index import open_store  # late: imports NumPy and Pillow
+
+    store = open_store(location)
+    assert store is not None
+    try:
+        found = store.check()
+    finally:
+        store.close()
+    print(f"{location}: {found.images:,} images, all as they were written")
+    if found.without_checksum:
+        print(
+            f"{found.without_checksum:,} embeddings have no checksum, as an older version wrote them; "
+            f"grr-coca index --out {location} adds them"
+        )
 
 
 def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Index":

@@ -5,7 +5,7 @@ from typing import Annotated
 import tyro
 
 import grr_coca
-from grr_coca.cli.flags import EngineFlag, Flag, OptionalCheckpointFlag
+from grr_coca.cli.flags import EngineFlag, Flag, OptionalCheckpointFlag, PicturesFlag
 from grr_coca.cli.output import say
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
@@ -14,6 +14,7 @@ from grr_coca.common.extras import require_extra
 def run(
     index: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")] = None,
     checkpoint: OptionalCheckpointFlag = None,
+    pictures: PicturesFlag = (),
     host: str = "127.0.0.1",
     port: int = 8000,
     open: Flag = False,
@@ -32,6 +33,8 @@ def run(
         index: folder of an index, or http://HOST:PORT/NAME of a Milvus server, to search and to show.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if not
             given, the model of the index, or icons.
+        pictures: show only pictures in this folder. An index that `import index` made shows none without it, as it may
+            name any file of this machine.
         host: address to listen at; 0.0.0.0 lets other machines in.
         port: port to listen at; 0 for a free one.
         open: open the page in a browser.
@@ -47,6 +50,9 @@ def run(
             raise UserError(f"--{name} {value}: give more than 0")
     if not 0 <= port < 2**16:
         raise UserError(f"--port {port}: give a number from 0 to 65535")
+    for folder in pictures:
+        if not folder.is_dir():
+            raise UserError(f"--pictures {folder}: no such folder")
     require_extra("serve", "serving")
     from grr_coca.serve.guard import Limits
     from grr_coca.serve.server import RunningServer, ServeOptions
@@ -59,6 +65,7 @@ def run(
     )
     options = ServeOptions(
         index=index,
+        pictures=pictures,
         model=checkpoint,
         load=lambda folder, engine: grr_coca.load(folder, engine=engine),
         engine=engine,

@@ -5,6 +5,8 @@ import logging
 import re
 from collections.abc import Iterable
 
+_MAX_COMPARED = 200
+"""Of a longer unknown name, the beginning is compared: it may come from a stranger, and have megabytes."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -17,6 +19,10 @@ class UserError(ValueError):
 
 class DivergedError(UserError):
     """Training diverged: the loss or the gradients are not finite."""
+
+
+class DamagedError(UserError):
+    """A file holds something else than what was written. The message says how to restore it."""
 
 
 class DiskError(UserError):
@@ -38,7 +44,7 @@ class Interruption(Exception):  # noqa: N818 (nothing went wrong)
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for an unknown name: `did you mean 'x'?` with the most similar valid name, or all valid names."""
     valid = sorted(valid)
-    guess = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    guess = difflib.get_close_matches(name[:_MAX_COMPARED], valid, n=1, cutoff=0.5)
     if guess:
         return f"did you mean '{guess[0]}'?"
     return "valid names: " + ", ".join(valid)

@@ -1,15 +1,17 @@
 """Read files with clear errors, and write files and folders completely or not at all, even if the machine stops."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from grr_coca.common.errors import UserError
 
@@ -49,6 +51,31 @@ def require_path(path: str) -> None:
     """
     if not path:
         raise UserError("an empty path; give files or folders, `.` for this folder")
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file to read it. To open a named pipe would wait for a writer, perhaps for ever.
+
+    Raises:
+        OSError: it does not exist, cannot be read, or is no regular file.
+        ValueError: it is no path, such as one with a null byte.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise OSError(kind, "not a regular file", str(path))
+        return open(descriptor, "rb")  # noqa: PTH123 (of a descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def is_within(path: str | Path, folders: Iterable[str | Path]) -> bool:
+    """True if a path leads into one of some folders. Symbolic links are followed, and the path need not exist."""
+    place = Path(os.path.realpath(path))
+    return any(place.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 def read_whole(path: str | Path) -> bytes:

@@ -7,6 +7,7 @@ import io
 import re
 import struct
 import warnings
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from posixpath import basename
@@ -76,8 +77,36 @@ _TURNS = {
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
 
 
+_PEAK_BYTES_PER_PIXEL = {
+    "JPEG": 12,
+    "MPO": 12,
+    "PNG": 10,
+    "WEBP": 17,
+    "GIF": 9,
+    "BMP": 9,
+    "TIFF": 16,
+    "PPM": 9,
+    "JPEG2000": 28,
+    "AVIF": 17,
+    "HEIF": 14,
+}
+"""Memory that decoding an image and scaling it down takes at most, by format: `tests/data/test_image_memory.py`
+measures it. It is several times that of the pixels, as decoders have coefficients, planes or frames of their own."""
+
+
+def peak_bytes(opened: Image.Image) -> int:
+    """The memory that decoding an image takes, and that scaling it down does. Its header has been read."""
+    return opened.width * opened.height * _PEAK_BYTES_PER_PIXEL.get(opened.format or "", 28)
+
+
 def decode_image(
-    data: bytes, name: str, opening: Opening = "upright_on_white", *, to_srgb: bool = False, is_scaled: bool = False
+    data: bytes,
+    name: str,
+    opening: Opening = "upright_on_white",
+    *,
+    to_srgb: bool = False,
+    is_scaled: bool = False,
+    at_least: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Decode the bytes of an image file into an RGB image.
 
@@ -93,6 +122,9 @@ def decode_image(
             they are stored.
         is_scaled: the caller will scale the image down, and then call `with_srgb_colours`. Large images are not
             converted before, which would take several times as long as decoding.
+        at_least: width and height that are enough, before the image is turned upright. A JPEG is decoded at a half, a
+            quarter or an eighth of its size if that is no smaller, which saves memory and time; pixels then differ
+            slightly. None: as it is.
 
     Raises:
         BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
@@ -103,6 +135,8 @@ def decode_image(
     ignore_warnings_of_pillow()
     try:
         opened = open_header(data, name)
+        if at_least is not None:
+            opened.draft(None, at_least)
         opened.load()
         image = open_rgb(opened, opening, to_srgb=to_srgb, is_scaled=is_scaled)
         if _is_first_of_several(opened):
@@ -247,24 +281,70 @@ def _to_rgb(image: Image.Image, opening: Opening) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
     if image.has_transparency_data and opening == "upright_on_white":
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
+        return _by_strips(image, "RGB", _on_white)
+    return _same_pixels(image) if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode == "F":
-        # Floating-point images have no fixed range, so the smallest value becomes black and the largest white.
+    # Floating-point images have no fixed range, so the smallest value becomes black and the largest white.
+    low, high = _finite_range(image) if image.mode == "F" else (0.0, 0.0)
+    transparent = image.info.get("transparency")  # the grey value that is transparent in a PNG
+
+    def convert(strip: Image.Image) -> Image.Image:
+        values = np.asarray(strip, dtype=np.float64)
+        if image.mode == "F":
+            values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
+            values *= 65535 / max(high - low, 1e-12)
+        grey = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
+        if transparent is not None:
+            grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        return grey
+
+    return _by_strips(image, "L" if transparent is None else "LA", convert)
+
+
+def _finite_range(image: Image.Image) -> tuple[float, float]:
+    """The smallest and the largest finite value of a floating-point image; zeros if it has none."""
+    low, high = np.inf, -np.inf
+    for strip in _strips(image):
+        values = np.asarray(strip, dtype=np.float64)
         finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
-        values *= 65535 / max(high - low, 1e-12)
-    grey = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
-    if "transparency" in image.info:  # the grey value that is transparent in a PNG
-        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
-    return grey
+        low, high = min(low, finite.min(initial=np.inf)), max(high, finite.max(initial=-np.inf))
+    return (float(low), float(high)) if low <= high else (0.0, 0.0)
+
+
+_STRIP_PIXELS = 2**18
+"""Pixels that are converted at a time. A large image at once would take several times its memory."""
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """The image in strips of whole rows, from top to bottom."""
+    rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert an image strip by strip into one of another mode. The conversion looks at each pixel by itself."""
+    if image.width * image.height <= _STRIP_PIXELS:
+        converted = convert(image)
+        converted.info = {}
+        return converted
+    converted, top = Image.new(mode, image.size), 0
+    for strip in _strips(image):
+        converted.paste(convert(strip), (0, top))
+        top += strip.height
+    return converted
+
+
+def _same_pixels(image: Image.Image) -> Image.Image:
+    """The image without its file. The pixels are shared: a copy of a large image would double its memory."""
+    image.load()
+    return image._new(image.im)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -317,20 +397,24 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """
     from PIL import ImageCms  # late: few images need it
 
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    has_alpha = image.has_transparency_data
     mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(image.mode, "RGB")
     try:
         transform = _transform_to_srgb(profile, mode)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         transform = None
     if transform is None:
-        image = image.copy()
-    else:
-        image = cast(Image.Image, ImageCms.applyTransform(image.convert(mode), transform))
-        if alpha is not None:
-            image.putalpha(alpha)
-    image.info.pop("icc_profile", None)
-    return image
+        image = _same_pixels(image)
+        image.info.pop("icc_profile", None)
+        return image
+
+    def convert(strip: Image.Image) -> Image.Image:
+        converted = cast(Image.Image, ImageCms.applyTransform(strip.convert(mode), transform))
+        if has_alpha:
+            converted.putalpha(strip.convert("RGBA").getchannel("A"))
+        return converted
+
+    return _by_strips(image, "RGBA" if has_alpha else "RGB", convert)
 
 
 @lru_cache(maxsize=16)

@@ -51,13 +51,15 @@ class Preprocess:
         """The pixels of an RGB image of any size, as an engine takes them. `data.tensors` makes a tensor of them."""
         return np.array(self.square(image))
 
-    def decode(self, data: bytes, name: str, *, to_srgb: bool = True) -> Image.Image:
+    def decode(
+        self, data: bytes, name: str, *, to_srgb: bool = True, at_least: tuple[int, int] | None = None
+    ) -> Image.Image:
         """Decode the bytes of an image file, see `decode_image`. `name`: the name of the file in messages.
 
         Raises:
             BadSample: the file cannot be decoded.
         """
-        return decode_image(data, name, self.opening, to_srgb=to_srgb, is_scaled=True)
+        return decode_image(data, name, self.opening, to_srgb=to_srgb, is_scaled=True, at_least=at_least)
 
     def square(self, image: Image.Image) -> Image.Image:
         """Cut and resize an image to a square of `image_size` pixels, with colours in sRGB. An image that this has
@@ -91,7 +93,8 @@ class Preprocess:
         if self.order == "resize_then_crop":
             return _resize_then_crop(image, self.image_size)
         square, size = _centre(image.size, min(image.size)), (self.image_size, self.image_size)
-        return image.crop(square).resize(size, Image.Resampling.BICUBIC)
+        cropped = image if image.width == image.height else image.crop(square)
+        return cropped.resize(size, Image.Resampling.BICUBIC)
 
 
 def _centre(size: tuple[int, int], side: int) -> Box:

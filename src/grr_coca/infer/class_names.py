@@ -88,6 +88,13 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace(PLACE, name) for name in names for template in templates]
 
 
+def filled_length(names: Sequence[str], templates: Sequence[str]) -> int:
+    """The number of characters of all sentences that `fill_templates` would make. It makes none."""
+    places = [template.count(PLACE) for template in templates]
+    fixed = sum(map(len, templates)) - len(PLACE) * sum(places)
+    return len(names) * fixed + sum(map(len, names)) * sum(places)
+
+
 def find_class(name: str, index: dict[str, int], where: str) -> int:
     """The index of a class, by its name.
 

@@ -48,6 +48,12 @@ def locate_checkpoint(named: str | Path) -> Path:
     )
 
 
+def is_on_hub(name: str) -> bool:
+    """True if `locate_checkpoint` would look for this name on the Hugging Face hub."""
+    is_known = shipped_folder(name) is not None or find_published(name) is not None
+    return not is_known and not Path(name).exists() and _HUB_NAME.fullmatch(name) is not None
+
+
 def _fetch(hub_id: str) -> Path:
     """Download a checkpoint from the hub by its `_HUB_NAME`, and return its local folder.
 

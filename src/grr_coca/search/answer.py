@@ -4,7 +4,7 @@ Shapes: N images of the sample, E embedding width.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, overload
@@ -67,13 +67,23 @@ class Query:
         return frozenset() if self.images or self.like else asked_words(" ".join(map(in_words, self.texts)))
 
 
+AreThere = Callable[[Iterable[Entry]], Mapping[str, bool]]
+"""Tells whether the files of images exist, by `Entry.file`."""
+
+
+def are_there(entries: Iterable[Entry]) -> dict[str, bool]:
+    """Look for each file."""
+    return {entry.file: entry.is_there for entry in entries}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """The options of a search.
 
     `n`: the maximum number of hits; `where`: a filter that hits must match; `hybrid`: if the query is texts alone, use
     the full-text index too; `fold`: make one hit of near-duplicates; `min_relevance`: hits with a smaller relevance are
-    left out, and all hits if relevances are not valid.
+    left out, and all hits if relevances are not valid; `are_there`: looks for files, which may be on a drive that
+    hangs.
     """
 
     n: int
@@ -81,6 +91,7 @@ class SearchOptions:
     hybrid: bool
     fold: bool
     min_relevance: float = 0.0
+    are_there: AreThere = are_there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +290,9 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
     )
 
 
-def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None) -> SearchResult:
+def hits_of(
+    ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None, are_there: AreThere = are_there
+) -> SearchResult:
     """The hits of a ranking with their relevances: all, or those from `first` up to and without `last`."""
     groups, scores = ranking.groups[first:last], ranking.scores[first:last]
     curve = model.curve
@@ -297,6 +310,7 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
     if curve is not None:
         relevances[is_captioned] = np.maximum(relevances[is_captioned], curve.captioned)
         relevances[is_written] = np.maximum(relevances[is_written], WRITTEN)
+    there = are_there([best for best, *_ in groups])
     hits = tuple(
         Hit(
             path=best.name,
@@ -304,7 +318,7 @@ def hits_of(ranking: Ranking, model: QueryModel, first: int = 0, last: int | Non
             relevance=round(float(relevance), 4),
             caption=best.caption,
             copies=tuple(copy.name for copy in copies),
-            is_there=best.is_there,
+            is_there=there[best.file],
             entry=best,
             has_words=bool(has),
         )
@@ -367,16 +381,18 @@ def _groups(
             return [[entry] for entry in entries[: options.n]], vectors[: options.n]
         places = folded(vectors, entries)
         if len(places) > options.n or len(ids) < count:
-            places = [_existing_first(group, entries) for group in places[: options.n]]
+            places = places[: options.n]
+            there = options.are_there([entries[place] for group in places if len(group) > 1 for place in group])
+            places = [_existing_first(group, entries, there) for group in places]
             return [[entries[place] for place in group] for group in places], vectors[[group[0] for group in places]]
         count *= 2  # many near-duplicates: too few groups for `n` hits
 
 
-def _existing_first(group: list[int], entries: Sequence[Entry]) -> list[int]:
+def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[str, bool]) -> list[int]:
     """The group with an existing file first. After a folder was renamed, old paths must not hide the new ones."""
     if len(group) == 1:
         return group
-    best = next((place for place in group if entries[place].is_there), group[0])
+    best = next((place for place in group if there[entries[place].file]), group[0])
     return [best, *(place for place in group if place != best)]
 
 

@@ -15,6 +15,8 @@ from grr_coca.infer.calibration import UNKNOWN, Certainty
 from grr_coca.search.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.search.photo import Photo
 
+MAX_WIDTH = 2**16
+"""Largest width of an embedding."""
 VERSION = 1
 """Version of the format of an index. Older code refuses a newer one."""
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_whole, require_path
+from grr_coca.common.files import open_regular, read_whole, require_path
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, is_image_name
 from grr_coca.data.sources.base import BadSample, Cause
@@ -51,17 +51,27 @@ class Span(NamedTuple):
         """Read the bytes.
 
         Raises:
-            UserError: the file does not exist or cannot be read, or the image has more than `MAX_BYTES`.
+            UserError: the file does not exist, cannot be read, or is no regular file, or the image has more than
+                `MAX_BYTES`.
         """
-        if self.offset is None:
-            return _read_file(self.file)
         _require_bytes(self.size or 0, str(self.file))
         try:
-            with self.file.open("rb") as file:
-                file.seek(self.offset)
-                return file.read(-1 if self.size is None else self.size)
+            with open_regular(self.file) as file:
+                if self.offset is not None:
+                    file.seek(self.offset)
+                    return file.read(MAX_BYTES if self.size is None else self.size)
+                _require_bytes(os.fstat(file.fileno()).st_size, str(self.file))
+                return file.read()
+        except BadSample:
+            raise
+        except FileNotFoundError as error:
+            raise UserError(f"{self.file}: no such file") from error
+        except IsADirectoryError as error:
+            raise UserError(f"{self.file}: is a folder; give a file") from error
         except OSError as error:
             raise UserError(f"{self.file}: cannot be read ({error.strerror or error})") from error
+        except ValueError as error:  # a null byte in a path, or an offset below 0
+            raise UserError(f"{str(self.file)!r}: cannot be read ({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ class ImageFile:
         Raises:
             UserError: the image cannot be read, or has more than `MAX_BYTES`.
         """
-        return _read_file(Path(self.name)) if self.source is None else self.source()
+        return Span(Path(self.name)).read() if self.source is None else self.source()
 
     @property
     def path(self) -> Path | None:
@@ -148,6 +158,8 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
         yield from _not_none(_matches(argument, left_out), f"{argument}: no image matches this pattern", left_out)
     elif Path(argument.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES:
         yield from _of_table(argument)
+    elif _is_stream(path):
+        yield ImageFile(str(path), partial(read_whole, path))
     elif not left_out.has_file(path.name, path.name, keep_hidden=True):
         yield from _open(str(path))
 
@@ -167,6 +179,14 @@ def _read_icon(argument: str, span: Span) -> bytes:
     if not span.file.exists():  # the cache was emptied meanwhile, or this is another machine
         open_icons(argument)
     return span.read()
+
+
+def _is_stream(path: Path) -> bool:
+    """True for an argument such as `/dev/stdin` or `<(curl …)`: it is waited for, unlike a pipe in a folder."""
+    try:
+        return path.is_fifo() or path.is_char_device()
+    except (OSError, ValueError):
+        return False
 
 
 def is_forbidden(path: str) -> bool:
@@ -256,7 +276,7 @@ def _of_tar(path: Path) -> Iterator[ImageFile]:
     """The images of a shard, with or without captions. If it is damaged, the last image raises an error when read."""
     count = 0
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as shard, tarfile.open(fileobj=shard, mode="r:") as tar:
             while (member := next_member(tar)) is not None:
                 if member.isreg() and is_image_name(member.name):
                     count += 1
@@ -309,15 +329,6 @@ class _Table:
 @lru_cache(maxsize=4)
 def _opened(argument: str) -> _Table:
     return _Table(argument)
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-    except (OSError, ValueError):
-        size = 0  # `read_whole` says what is wrong
-    _require_bytes(size, str(path))
-    return read_whole(path)
 
 
 def _require_bytes(size: int, name: str) -> None:

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from grr_coca.common.errors import UserError
+from grr_coca.infer.locate import is_on_hub
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.answer import Query, SearchOptions, SearchResult, search_store
@@ -235,6 +236,12 @@ class Index:
 
 
 def _model_of(store: Store, batch_size: int, engine: str) -> IndexModel:
+    name = store.header.model
+    if store.was_imported() and is_on_hub(name):
+        raise UserError(
+            f"{store.location}: made of a file from elsewhere, which names the model {name} on the Hugging Face hub; "
+            f"if you trust it, give -c {name}"
+        )
     try:
         return IndexModel(store.header.model, batch_size, engine)
     except UserError as error:

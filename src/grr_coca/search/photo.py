@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, IptcImagePlugin
 from PIL.ImageFile import ImageFile as OpenedFile
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.files import open_regular
 from grr_coca.data.images import ignore_warnings_of_pillow, open_header
 from grr_coca.search.image_files import ImageFile
 
@@ -128,9 +129,10 @@ def _with_sidecar(photo: Photo, sidecar: str) -> Photo:
     """What an XMP file says counts more than what is in the image. Keywords of both are kept."""
     path = Path(sidecar)
     try:
-        if not path.is_file() or path.stat().st_size > _MAX_METADATA_BYTES:  # a named pipe would be waited for
-            return photo
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _MAX_METADATA_BYTES:
+                return photo
+            content = file.read()
     except (OSError, ValueError):
         return photo
     carrier = Image.new("1", (1, 1))

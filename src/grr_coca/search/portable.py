@@ -16,10 +16,10 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.calibration import Certainty
-from grr_coca.search.entry import VERSION, Entry, Failure, Header, Stamp, chunks
+from grr_coca.search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Stamp, chunks
 from grr_coca.search.index import make_store, open_store, remove_store
 from grr_coca.search.photo import PHOTO_FIELDS, Photo
-from grr_coca.search.store import Changes, Store
+from grr_coca.search.store import Changes, Store, is_of_unit_length
 
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048
@@ -70,7 +70,7 @@ def import_parquet(path: Path, location: str) -> int:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
     if header.version > VERSION:
         raise UserError(f"{path}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})")
-    if header.embed_dim < 1:
+    if not 1 <= header.embed_dim <= MAX_WIDTH:
         raise UserError(f"{path}: damaged (embeddings of {header.embed_dim} numbers)")
     existing = open_store(location, is_optional=True)
     if existing is not None:
@@ -79,6 +79,7 @@ def import_parquet(path: Path, location: str) -> int:
     with closing(make_store(location, header)) as store:
         store.claim()
         try:
+            store.mark_as_imported()
             store.exclude(exclude)
             store.commit(Changes(failed=failures))
             for images in _read_images(file, header.embed_dim, path):
@@ -150,6 +151,8 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
         vector = np.array(row.pop("embedding"), np.float16)
         if vector.shape != (width,):
             raise ValueError(f"an embedding of shape {vector.shape} instead of {width} numbers")
+        if not is_of_unit_length(vector):  # false for NaN too
+            raise ValueError("an embedding that is not of unit length")
         texts: dict[str, Any] = {name: _read(row.pop(name)) for name in _TEXTS}
         fields = json.loads(row.pop("fields"))
         photo = row.pop("photo", None)  # missing in files of an older version

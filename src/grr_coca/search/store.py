@@ -19,8 +19,15 @@ from grr_coca.search.photo import Photo
 
 SAMPLE = 4096
 """Number of images in the sample of a library. Relevances compare a hit with it."""
+_MAX_ROUNDING = 0.01
+"""How far the length of an embedding in half precision may be from 1."""
 SAMPLE_CAPTIONS = 64
 """Number of captions in the sample of a library."""
+
+
+def is_of_unit_length(vector: np.ndarray) -> bool:
+    """True for an embedding as a model gives it, rounded to half precision. False for one with NaN."""
+    return abs(float(np.linalg.norm(vector.astype(np.float32))) - 1) < _MAX_ROUNDING
 
 
 class ImageState(NamedTuple):
@@ -82,6 +89,14 @@ class FieldSummary(NamedTuple):
             low=ordered[0] if ordered else None,
             high=ordered[-1] if ordered else None,
         )
+
+
+class Checked(NamedTuple):
+    """The number of images of an index that was checked, and of embeddings that have no checksum yet, as an older
+    version wrote them."""
+
+    images: int
+    without_checksum: int
 
 
 class ImageDescription(NamedTuple):
@@ -230,6 +245,19 @@ class Store(Protocol):
         """The patterns of what updates leave out."""
         ...
 
+    def check(self) -> Checked:
+        """Read everything, and compare it with its checksums. This may take minutes.
+
+        Raises:
+            DamagedError: something is not what was written; the message says how to restore it.
+            UserError: this store keeps no checksums.
+        """
+        ...
+
+    def was_imported(self) -> bool:
+        """True if it was made of a file from elsewhere, which may name any picture and any model."""
+        ...
+
     # --- Writing
 
     def claim(self) -> None:
@@ -242,6 +270,14 @@ class Store(Protocol):
 
     def exclude(self, patterns: Sequence[str]) -> None:
         """Remember the patterns of what updates leave out, in place of earlier ones.
+
+        Raises:
+            UserError: as in `commit`.
+        """
+        ...
+
+    def mark_as_imported(self) -> None:
+        """Remember that it was made of a file from elsewhere.
 
         Raises:
             UserError: as in `commit`.

@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import UInt8
 from grr_coca.serve.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ _DIGITS = 4
 
 
 class Explainer:
-    """Explains pictures, one after the other, in a thread of its own.
+    """Explains pictures, one after the other, in a thread of its own. Shapes: S image size in pixels.
 
     Args:
         load: loads the model with PyTorch; called in the thread.
@@ -49,23 +51,22 @@ class Explainer:
         if not self.is_installed:
             raise Refusal(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
 
-    async def explain(self, data: bytes) -> dict[str, Any]:
-        """The caption of a picture, and a map for each of its words.
+    async def explain(self, pixels: UInt8[np.ndarray, "S S 3"]) -> dict[str, Any]:
+        """The caption of a picture, given as the model takes it, and a map for each of its words.
 
         Raises:
             Refusal: PyTorch is not installed, or too many pictures wait.
-            UserError: the picture cannot be read.
         """
         self.require()
         if self._waiting >= _MAX_WAITING:
             raise Refusal(429, "too many pictures wait for heat maps; try again in a moment", retry_after=2)
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._explained, data)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._explained, pixels)
         finally:
             self._waiting -= 1
 
-    def _explained(self, data: bytes) -> dict[str, Any]:
+    def _explained(self, pixels: UInt8[np.ndarray, "S S 3"]) -> dict[str, Any]:
         from grr_coca.infer.explain import caption_maps  # late: it imports torch
 
         if self._model is None:
@@ -74,7 +75,7 @@ class Explainer:
             except UserError as error:  # such as a model in int8
                 raise Refusal(501, f"no heat maps of this model: {error}") from error
         checkpoint = self._model.checkpoint
-        image = checkpoint.preprocess.decode(data, "the picture")
+        image = Image.fromarray(pixels)
         (described,) = self._model.describe_many([image])
         caption = described.captions[0]
         maps = caption_maps(checkpoint, checkpoint.pixels(image), caption.token_ids)

@@ -1,7 +1,8 @@
 """The gate that every request passes: who may ask, how many bytes, how long, and what happens when the server stops.
 
-It reads the whole body, bounded in bytes and time, before the application sees the request. So nothing is parsed,
-written to a disk or decoded that is too large, and a client that goes away afterwards ends its request at once.
+It reads the whole body, bounded in bytes, time and parts of JSON, before the application sees the request. So nothing
+is parsed, written to a disk or decoded that is too large, and a client that goes away afterwards ends its request at
+once.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from typing import Any
 
 from starlette.requests import cookie_parser
 
+from grr_coca.common.errors import UserError
+from grr_coca.serve.bounds import require_bounded
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.queue import too_late
 from grr_coca.serve.refusal import Refusal, error_headers, json_bytes, refusal_of
@@ -26,6 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 KEY_VARIABLE = "GRR_COCA_API_KEY"
+MAX_KEY_LENGTH = 1000
 SESSION = "grr_coca_session"
 """Name of the cookie of the page."""
 DEADLINE = "deadline"
@@ -35,6 +40,10 @@ EXITS = "exits"
 
 _PUBLIC = frozenset({"/health", "/ready", "/session"})
 """Paths that need no key, beside the files of the page."""
+_MAX_PUBLIC_BYTES = 4096
+"""Of a body that is sent without a key. The largest is the key itself, for `/session`."""
+_ALWAYS = [(b"cross-origin-resource-policy", b"same-origin")]
+"""Headers of every answer. Without this one, any web page could show a picture of the index, or ask if it is there."""
 SECONDS_TO_SEND = 300.0
 """A response that is not read by then is cut off."""
 _GONE = 499
@@ -60,21 +69,33 @@ class Key:
     """The key that requests must have, as `Authorization: Bearer KEY` or as the cookie of the page.
 
     The cookie holds no key: it is a hash of it, which replicas with the same key share.
+
+    Raises:
+        UserError: the key is empty, or no request can send it.
     """
 
     def __init__(self, key: str) -> None:
-        self._digest = _digest(key.encode())
-        self.session = hmac.new(key.encode(), b"grr-coca session", hashlib.sha256).hexdigest()
+        written = key.strip().encode("utf-8", "surrogateescape")
+        if not written:
+            raise UserError(f"{KEY_VARIABLE} is empty, which would let everybody in; give it a key, or unset it")
+        if any(byte < 32 or byte == 127 for byte in written):
+            raise UserError(f"{KEY_VARIABLE} has a line end or control character, which no request can send")
+        if len(written) > MAX_KEY_LENGTH:
+            raise UserError(f"{KEY_VARIABLE} has {len(written):,} bytes (limit {MAX_KEY_LENGTH:,})")
+        self._digest = _digest(written)
+        self.session = hmac.new(written, b"grr-coca session", hashlib.sha256).hexdigest()
 
-    def opens(self, given: str) -> bool:
-        """True if this is the key. Takes the same time for every wrong one."""
-        return hmac.compare_digest(_digest(given.encode("utf-8", "surrogateescape")), self._digest)
+    def opens(self, given: str | bytes) -> bool:
+        """True if this is the key, with or without spaces around it. Takes the same time for every wrong one."""
+        content = given.encode("utf-8", "surrogatepass") if isinstance(given, str) else given
+        return hmac.compare_digest(_digest(content.strip()), self._digest)
 
     def is_with(self, headers: dict[bytes, bytes]) -> bool:
         """True if a request has the key, or the cookie of a page that had it."""
-        scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if scheme.lower() == "bearer":
-            return self.opens(given.strip())
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            # Some clients write headers in UTF-8, others in Latin-1.
+            return self.opens(given) | self.opens(given.decode("latin-1"))
         # Browsers send the cookies of all servers of a host. `http.cookies` gives up at the first that it cannot read.
         cookie = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(SESSION, "")
         return hmac.compare_digest(cookie.encode(), self.session.encode())
@@ -153,6 +174,8 @@ class Guard:
             body = await self._read(scope, exchange)
             if body is not None:
                 try:
+                    if _is_json(scope):
+                        require_bounded(body)
                     await self._run(scope, exchange, body)
                 finally:
                     self._hold(-len(body))
@@ -165,7 +188,7 @@ class Guard:
             return  # the server closes the connection, since the response is not complete
         exchange.status = refusal.status
         content = json_bytes(refusal.content)
-        headers = error_headers(refusal, content)
+        headers = error_headers(refusal, content) + _ALWAYS
         if self.is_draining:
             headers.append((b"connection", b"close"))
         await exchange.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
@@ -178,6 +201,7 @@ class Guard:
         path = scope["path"]
         if self.is_draining and path != "/health":
             raise Refusal(503, "the server is stopping; try again in a moment", retry_after=5)
+        _require_own_page(scope["method"], headers)
         if self._key is None:
             if self._is_local and not _is_own_name(headers.get(b"host", b"")):
                 # Otherwise a web page could read the index, if its own name is made to lead to this machine.
@@ -197,7 +221,8 @@ class Guard:
         try:
             declared = dict(scope["headers"]).get(b"content-length", b"")
             size = int(declared) if declared.isdigit() else 0
-            self._require_bytes(size, size)
+            limit = _MAX_PUBLIC_BYTES if scope["path"] in self._public else self._limits.max_bytes
+            self._require_bytes(size, size, limit)
             async with asyncio.timeout(self._limits.body_seconds):
                 while True:
                     message = await exchange.receive()
@@ -205,7 +230,7 @@ class Guard:
                         self._hold(-len(body))
                         return None
                     chunk = message.get("body", b"")
-                    self._require_bytes(len(body) + len(chunk), len(chunk))
+                    self._require_bytes(len(body) + len(chunk), len(chunk), limit)
                     self._hold(len(chunk))
                     body += chunk
                     if not message.get("more_body", False):
@@ -217,10 +242,10 @@ class Guard:
                 raise Refusal(408, reason) from error
             raise
 
-    def _require_bytes(self, size: int, more: int) -> None:
+    def _require_bytes(self, size: int, more: int, limit: int) -> None:
         """Raise an error if a body of this size, of which so many bytes are not held yet, is too large."""
-        if size > self._limits.max_bytes:
-            raise Refusal(413, f"too many bytes: more than {self._limits.max_bytes:,}, the limit of a request")
+        if size > limit:
+            raise Refusal(413, f"too many bytes: more than {limit:,}, the limit of a request")
         if self._held + more > self._limits.max_held_bytes:
             raise Refusal(429, "too many large requests at once; try again in a moment", retry_after=2)
 
@@ -256,8 +281,8 @@ class Guard:
                 exits.close()
             if message["type"] == "http.response.start":
                 exchange.has_begun, exchange.status = True, message["status"]
-                if self.is_draining:
-                    message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+                closing = [(b"connection", b"close")] if self.is_draining else []
+                message["headers"] = [*message.get("headers", []), *_ALWAYS, *closing]
             await exchange.send(message)
             exchange.is_complete = is_last
 
@@ -298,13 +323,48 @@ async def _cancelled(task: asyncio.Future) -> None:
             await task
 
 
+def _is_json(scope: Message) -> bool:
+    """True if the application may read the body as JSON. A header may be there twice."""
+    return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
+
+
+def _require_own_page(method: str, headers: dict[bytes, bytes]) -> None:
+    """Raise an error for what another site's page asks for. What is no browser sends none of these headers.
+
+    A link to the page is followed. A server that stands behind a proxy compares with the `Host` that the proxy sends.
+    """
+    # Browsers send it to servers with HTTPS, and to this machine. No page can change it.
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        is_link = method in ("GET", "HEAD") and headers.get(b"sec-fetch-dest") == b"document"
+        is_own = site in (b"same-origin", b"none") or is_link
+    else:
+        origin = headers.get(b"origin")
+        is_own = origin is None or origin.partition(b"://")[2].lower() == headers.get(b"host", b"").lower()
+    if not is_own:
+        raise Refusal(
+            403,
+            "a page of another site asked for this, in a browser; open the page of this server instead. A proxy must "
+            "pass the header Host on as it came",
+        )
+
+
+_HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::[0-9]*)?", re.ASCII)
+
+
 def _is_own_name(host: bytes) -> bool:
     """True if the header `Host` names this machine alone: localhost, or an address of the loopback."""
-    name = host.decode("latin-1").strip().lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    if name in ("", "localhost"):
-        return True
+    found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
+    if found is None:
+        return False
+    name = found["six"] or found["name"]
+    return name in ("", "localhost", None) or is_loopback(name)
+
+
+def is_loopback(address: str) -> bool:
+    """True for an address that only this machine can reach."""
     try:
-        return ipaddress.ip_address(name).is_loopback
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback

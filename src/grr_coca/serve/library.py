@@ -7,16 +7,15 @@ newest state.
 import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.data.text import clean_query
 from grr_coca.search.answer import Hit, Query, Ranking, SearchOptions, hits_of, rank_images
 from grr_coca.search.duplicates import duplicate_groups
@@ -27,16 +26,17 @@ from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import open_store
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import Store
+from grr_coca.serve.files import PictureFiles
+from grr_coca.serve.lru_cache import LruCache
 from grr_coca.serve.queue import ModelQueue, too_late
 from grr_coca.serve.refusal import Refusal
-
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
 
 MAX_RANKED = 1000
 """The most hits of one query. The page asks for some of them at a time."""
 _FIRST_RANKED = 100
 """Hits that are ranked for the first page: while somebody types, nobody asks for more."""
+_MAX_ORDER_BYTES = 2**27
+"""Bytes of lists of all pictures that a filter finds, 8 for each: the order of 16 million pictures."""
 _SECONDS_OF_FACETS = 10.0
 """Facets are counted at most this often while an index grows."""
 
@@ -64,8 +64,8 @@ def _unknown() -> Refusal:
     return Refusal(404, "the index has no picture with this id")
 
 
-def picture(entry: Entry) -> dict[str, Any]:
-    """An image of the index, for JSON."""
+def picture(entry: Entry, there: Mapping[str, bool]) -> dict[str, Any]:
+    """An image of the index, for JSON. `there`: see `PictureFiles.are_there`."""
     return {
         "id": picture_id(entry.name),
         "name": entry.name,
@@ -76,7 +76,7 @@ def picture(entry: Entry) -> dict[str, Any]:
         "width": entry.width,
         "height": entry.height,
         "fields": entry.shown_fields,
-        "is_there": entry.is_there,
+        "is_there": there[entry.file],
     }
 
 
@@ -88,15 +88,24 @@ class ServedIndex:
         fingerprint: of the model that embeds queries; an index of another model is refused.
         model: the queue of this model.
         curve: of its relevances; None if there is none.
+        files: of its pictures.
     """
 
-    def __init__(self, location: str, fingerprint: str, model: ModelQueue, curve: RelevanceCurve | None) -> None:
+    def __init__(
+        self,
+        location: str,
+        fingerprint: str,
+        model: ModelQueue,
+        curve: RelevanceCurve | None,
+        files: PictureFiles,
+    ) -> None:
         self.location = location
+        self.files = files
         self._model = model
         self._curve = curve
         self._captions = LruCache[str, np.ndarray](50_000)
         self._rankings = LruCache[Hashable, Ranking](32)
-        self._orders = LruCache[Hashable, np.ndarray](8)
+        self._orders = LruCache[Hashable, np.ndarray](_MAX_ORDER_BYTES)
         # One store answers searches, one browses, and one gives single images and the state of the index: neither a
         # search nor a thumbnail waits until a long list is sorted.
         self._searched = _OpenStore(location, fingerprint)
@@ -133,18 +142,17 @@ class ServedIndex:
             key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
         if ranking is None:
-            options = SearchOptions(n=count, where=where, hybrid=True, fold=True)
+            options = SearchOptions(n=count, where=where, hybrid=True, fold=True, are_there=self.files.are_there)
             with self._searched.use() as store:
                 ranking = rank_images(query, store, model, options)
             if key is not None:
                 self._rankings.put(key, ranking)
-        found = hits_of(ranking, model, offset, offset + limit)
-        first = found if offset == 0 else hits_of(ranking, model, 0, min(offset, 10))
+        groups = ranking.groups[offset : offset + limit]
+        there = self.files.are_there([entry for group in groups for entry in group])
+        found = hits_of(ranking, model, offset, offset + limit, lambda _: there)
+        first = found if offset == 0 else hits_of(ranking, model, 0, min(offset, 10), self.files.are_there)
         return {
-            "hits": [
-                _hit(hit, copies, found.can_tell)
-                for hit, (_, *copies) in zip(found, ranking.groups[offset : offset + limit], strict=True)
-            ],
+            "hits": [_hit(hit, copies, found.can_tell, there) for hit, (_, *copies) in zip(found, groups, strict=True)],
             "more": len(ranking.groups) > offset + limit,
             "searched": ranking.searched,
             "verdict": first.verdict,
@@ -171,9 +179,10 @@ class ServedIndex:
             if order is None:
                 tree = None if where is None else parse_filter(where, store.columns())
                 order = store.newest_first(tree)
-                self._orders.put(key, order)
-            chosen = order[offset : offset + limit].tolist()
-            return {"total": len(order), "pictures": [picture(entry) for entry in store.entries(chosen)]}
+                self._orders.put(key, order, order.nbytes)
+            entries = store.entries(order[offset : offset + limit].tolist())
+        there = self.files.are_there(entries)
+        return {"total": len(order), "pictures": [picture(entry, there) for entry in entries]}
 
     def entry(self, identity: str) -> Entry:
         """An image by its id.
@@ -214,13 +223,15 @@ class ServedIndex:
             found = [
                 store.entries([ids[draw] for draw in group if draw in ids]) for group in groups[offset : offset + limit]
             ]
-        return {"total": len(groups), "groups": [[picture(entry) for entry in group] for group in found]}
+        there = self.files.are_there([entry for group in found for entry in group])
+        return {"total": len(groups), "groups": [[picture(entry, there) for entry in group] for group in found]}
 
 
-def _hit(hit: Hit, copies: Sequence[Entry], can_tell: bool) -> dict[str, Any]:
+def _hit(hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool]) -> dict[str, Any]:
     """A hit and its near-duplicates, for JSON."""
     relevance = hit.relevance if can_tell else None
-    return {**picture(hit.entry), "score": hit.score, "relevance": relevance, "copies": [*map(picture, copies)]}
+    shown = [picture(copy, there) for copy in copies]
+    return {**picture(hit.entry, there), "score": hit.score, "relevance": relevance, "copies": shown}
 
 
 class _OpenStore:
@@ -250,8 +261,9 @@ class _OpenStore:
         except KeyError as error:  # an image was removed between two reads
             raise Refusal(503, "the index changed meanwhile; try again", retry_after=1) from error
         except UserError as error:
-            if error.__cause__ is None:
+            if error.__cause__ is None and not isinstance(error, DamagedError):
                 raise
+            self.close()  # it is opened again: somebody may have put it in order
             raise Refusal(503, f"the index cannot be read now: {error}", retry_after=5) from error
 
     def _current(self) -> Store:
@@ -294,29 +306,6 @@ class _OpenStore:
             status = (Path(self._location) / FILE).stat()
             return status.st_dev, status.st_ino
         return None
-
-
-class LruCache(Generic[Key, Value]):
-    """The values that were used last, by key; for any thread."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._values: OrderedDict[Key, Value] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Key) -> Value | None:
-        """The value of a key, if it is still there."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
-
-    def put(self, key: Key, value: Value) -> None:
-        """Keep a value, and drop the oldest one if there are too many."""
-        with self._lock:
-            self._values[key] = value
-            if len(self._values) > self._count:
-                self._values.popitem(last=False)
 
 
 class _QueryModel:

@@ -23,7 +23,7 @@ from grr_coca.serve.own import event_stream, json_response
 from grr_coca.serve.pictures import from_data_uri, is_picture
 from grr_coca.serve.queue import begun, caption_pieces, result_of
 from grr_coca.serve.refusal import Refusal, refusal_of, server_sent
-from grr_coca.serve.schemas import HEART, MAX_TEXTS, Text, Words, WordsOrPicture, answers
+from grr_coca.serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
 from grr_coca.serve.service import Service, deadline_of
 
 _CREATED = int(time.time())
@@ -63,7 +63,7 @@ class Message(BaseModel):
     """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(max_length=100)] | None = None
+    content: Text | Annotated[list[Part], Field(max_length=100, fail_fast=True)] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -78,7 +78,7 @@ class ChatInput(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_CHAT]})
 
     model: Text
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
@@ -87,7 +87,7 @@ class ChatInput(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int | None = None
-    stop: Text | Annotated[list[Words], Field(max_length=4)] | None = None
+    stop: Text | Annotated[list[Words], Field(max_length=4, fail_fast=True)] | None = None
     response_format: dict[str, Any] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
@@ -101,7 +101,9 @@ class EmbeddingsInput(BaseModel):
     model: Text
     input: (
         WordsOrPicture
-        | Annotated[list[WordsOrPicture] | list[int] | list[list[int]], Field(min_length=1, max_length=MAX_TEXTS)]
+        | Annotated[list[WordsOrPicture], SOME]
+        | Annotated[list[int], SOME]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], SOME]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None

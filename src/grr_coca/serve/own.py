@@ -103,10 +103,9 @@ def own_endpoints(service: Service) -> APIRouter:
         data, options = await picture_and_options(request, ExplainOptions)
         service.explainer.require()
         if options.id is not None:
-            entry = await service.in_thread(service.index().entry, options.id)
-            data = await service.in_thread(entry.span.read)
-        await service.square(data)  # says what is wrong with the picture
-        return json_response(await service.explainer.explain(data))
+            index = service.index()
+            data = await index.files.read(await service.in_thread(index.entry, options.id))
+        return json_response(await service.explainer.explain(await service.square(data)))
 
     # --- The index
 
@@ -177,8 +176,8 @@ def own_endpoints(service: Service) -> APIRouter:
     )
     async def image(identity: str, side: Annotated[int, Query(ge=64, le=1600)] = 320) -> Response:
         """A picture of the index, scaled down. A placeholder if its file is gone."""
-        entry = await service.in_thread(service.index().entry, identity)
-        content = await service.reader.thumbnail(entry, side)
+        index = service.index()
+        content = await index.files.thumbnail(await service.in_thread(index.entry, identity), side)
         if content is None:
             return Response(_PLACEHOLDER, media_type="image/svg+xml", headers={**_PRIVATE, "X-Missing": "1"})
         return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400"})
@@ -210,11 +209,17 @@ def own_endpoints(service: Service) -> APIRouter:
 
     @router.get("/ready", responses=answers(StatusAnswer))
     async def ready() -> Response:
-        """The server can answer: the model is loaded, and the index can be read."""
+        """The server can answer: the model is loaded, and the index can be read. `warnings`: what it cannot do."""
         queue.ready()
+        if service.reader.hangs:
+            raise Refusal(503, "pictures are not decoded any more: all threads for it are busy", retry_after=5)
+        warnings = []
         if service.library is not None:
             await service.in_thread(service.library.state)
-        return json_response({"status": "ready", "model": service.model_name, "max_batch": queue.max_batch})
+            if late := service.library.files.num_late:
+                warnings.append(f"{late} files of pictures do not answer; their drive may hang")
+        ready = {"status": "ready", "model": service.model_name, "max_batch": queue.max_batch}
+        return json_response({**ready, "warnings": warnings})
 
     @router.get("/metrics", response_class=PlainTextResponse, responses=answers(None))
     async def metrics() -> Response:

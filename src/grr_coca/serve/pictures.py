@@ -1,17 +1,13 @@
-"""Pictures in requests (the body itself, a part of a form, or a data URI in JSON), and thumbnails in answers.
+"""Pictures in requests: the body itself, a part of a form, or a data URI in JSON.
 
 Shapes: S image size in pixels.
 """
 
-import asyncio
 import base64
 import binascii
-import io
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,16 +16,17 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import nearest
 from grr_coca.common.shapes import UInt8
-from grr_coca.data.images import BROKEN, decode_image, open_header, with_srgb_colours
+from grr_coca.data.images import BROKEN, open_header, peak_bytes
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.svg import is_svg
+from grr_coca.serve.memory import Budget
 from grr_coca.serve.refusal import Refusal
+from grr_coca.serve.workers import Workers
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
-    from grr_coca.search.entry import Entry
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -166,23 +163,66 @@ def _json(body: bytes) -> dict[str, Any]:
 
 # --- Decoding
 
+_BYTES_PER_PIXEL = 20
+"""Memory that pictures may take together while they are decoded, for each pixel of the largest picture."""
+_MAX_WHOLE_PIXELS = 25_000_000
+"""A larger JPEG is decoded at a fraction of its size, if four times the side of the model's input is left."""
+_SPARE = 4
+_DRAWING_BYTES = 2**20
+
+
+def memory_of_pictures(max_pixels: int) -> Budget:
+    """What all pictures that are decoded at a time may take together, for this limit of one picture."""
+    return Budget(_BYTES_PER_PIXEL * max_pixels)
+
+
+def require_decodable(data: bytes, max_bytes: int, at_least: tuple[int, int] | None = None) -> int:
+    """The memory that decoding a picture takes at most, by its header. See `decode_image` for `at_least`.
+
+    Raises:
+        Refusal: it is more than `max_bytes`.
+    """
+    if is_svg(data):
+        return _DRAWING_BYTES
+    try:
+        opened = open_header(data, _NAME)
+    except (*BROKEN, BadSample):
+        return 0  # decoding says what is wrong
+    if at_least is not None:
+        opened.draft(None, at_least)
+    size = peak_bytes(opened)
+    if size > max_bytes:
+        pixels = opened.width * opened.height
+        raise Refusal(
+            413,
+            f"too many pixels for {opened.format}: {pixels:,}, for which decoding takes {size:,} bytes "
+            f"(limit {max_bytes:,}); scale it down first",
+        )
+    return size
+
 
 class PictureReader:
-    """Decodes pictures in threads of its own, after a look at the header.
+    """Decodes pictures of requests in threads of its own, after a look at the header.
 
     Args:
         max_pixels: larger pictures are refused before any pixel is decoded.
+        memory: of all pictures that are decoded at a time.
         threads: how many pictures are decoded at a time.
+        seconds: after which a picture that is being decoded is late.
     """
 
-    def __init__(self, max_pixels: int, threads: int) -> None:
-        self._max_pixels = max_pixels
-        self._pool = ThreadPoolExecutor(threads, "decode")
-        self._thumbnails = _Cache(64 * 2**20)
+    def __init__(self, max_pixels: int, memory: Budget, threads: int, seconds: float) -> None:
+        self._max_pixels, self._memory, self._threads = max_pixels, memory, threads
+        self._workers = Workers(threads, "decode", seconds)
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._workers.close()
+
+    @property
+    def hangs(self) -> bool:
+        """True if as many pictures are late as may be decoded at a time."""
+        return self._workers.num_late >= self._threads
 
     async def square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
         """The pixels of a picture as the model takes them.
@@ -190,62 +230,24 @@ class PictureReader:
         Raises:
             Refusal, UserError: it is no picture, or too large.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._square, data, preprocess)
+        return await self._workers.do(self._square, data, preprocess)
 
     def _square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
-        self._require_pixels(data)
-        return preprocess(preprocess.decode(data, _NAME))
+        is_large = self._require_pixels(data) > _MAX_WHOLE_PIXELS
+        at_least = (_SPARE * preprocess.image_size,) * 2 if is_large else None
+        with self._memory.taken(require_decodable(data, self._memory.size, at_least)):
+            return preprocess(preprocess.decode(data, _NAME, at_least=at_least))
 
-    def _require_pixels(self, data: bytes) -> None:
+    def _require_pixels(self, data: bytes) -> int:
+        """The number of pixels of a picture, by its header; 0 if that is not known."""
         if not data:
             raise Refusal(422, "there is no picture; send its bytes as the body, or as the part 'image' of a form")
         if is_svg(data):
-            return
+            return 0
         try:
             width, height = open_header(data, _NAME).size
         except (*BROKEN, BadSample):
-            return  # decoding says what is wrong
+            return 0  # decoding says what is wrong
         if width * height > self._max_pixels:
             raise Refusal(413, f"too many pixels: {width * height:,} (limit {self._max_pixels:,}); scale it down first")
-
-    async def thumbnail(self, entry: "Entry", side: int) -> bytes | None:
-        """An image of an index as WebP, its longest side at most `side`; None if its file is gone or broken."""
-        key = (entry.name, entry.stamp, side)
-        known = self._thumbnails.get(key)
-        if known is None:
-            known = await asyncio.get_running_loop().run_in_executor(self._pool, self._thumbnail, entry, side)
-            if known is not None:
-                self._thumbnails.put(key, known)
-        return known
-
-    def _thumbnail(self, entry: "Entry", side: int) -> bytes | None:
-        try:
-            image = decode_image(entry.span.read(), entry.name, to_srgb=True, is_scaled=True)
-        except UserError:
-            return None
-        image.thumbnail((side, side))
-        buffer = io.BytesIO()
-        with_srgb_colours(image).save(buffer, "WEBP", quality=80, method=2)
-        return buffer.getvalue()
-
-
-class _Cache:
-    """The newest values, up to a number of bytes. Used from the event loop alone."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._values: OrderedDict[Any, bytes] = OrderedDict()
-
-    def get(self, key: Any) -> bytes | None:
-        """The value of a key, if it is still there."""
-        if key in self._values:
-            self._values.move_to_end(key)
-        return self._values.get(key)
-
-    def put(self, key: Any, value: bytes) -> None:
-        """Keep a value, and drop the oldest ones if there are too many bytes."""
-        self._bytes += len(value) - len(self._values.pop(key, b""))
-        self._values[key] = value
-        while self._bytes > self._max_bytes:
-            self._bytes -= len(self._values.popitem(last=False)[1])
+        return width * height

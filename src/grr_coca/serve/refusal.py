@@ -23,21 +23,25 @@ _KINDS = {
 """The type of an error by its status, as clients of OpenAI know them. Others below 500 are invalid requests."""
 
 
+MAX_BYTES = 2048
+"""The JSON of an error has no more. A message may quote the request, which may have megabytes."""
+
+
 class Refusal(Exception):  # noqa: N818 (not an error of the server)
     """A request that gets an error instead of an answer.
 
     Args:
         status: of HTTP.
-        message: a sentence for a person, who sees nothing else.
-        param: the key of the request that is wrong.
+        message: a sentence for a person, who sees nothing else. A long one is cut.
+        param: the key of the request that is wrong. A long one is cut.
         retry_after: seconds after which another attempt may succeed.
     """
 
     def __init__(self, status: int, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
-        super().__init__(message)
+        self.message = _cut(message, MAX_BYTES - 512)
+        super().__init__(self.message)
         self.status = status
-        self.message = message
-        self.param = param
+        self.param = None if param is None else _cut(param, 256)
         self.retry_after = retry_after
 
     @property
@@ -52,6 +56,14 @@ class Refusal(Exception):  # noqa: N818 (not an error of the server)
         other = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
         kind = _KINDS.get(self.status, other)
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": None}}
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """The beginning of a text that takes no more bytes in JSON."""
+    cut = text[:max_bytes]
+    while len(json_bytes(cut)) > max_bytes:
+        cut = cut[: len(cut) * 3 // 4]
+    return cut if len(cut) == len(text) else f"{cut}…"
 
 
 def refusal_of(error: Exception) -> Refusal:

@@ -4,13 +4,14 @@ Answers are written as plain dictionaries; tests hold them to the models here.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from grr_coca.infer.class_names import NAME_ALONE
+from grr_coca.infer.class_names import NAME_ALONE, filled_length
 from grr_coca.infer.generate import GenerationOptions
 from grr_coca.search.answer import Verdict
+from grr_coca.serve.guard import MAX_KEY_LENGTH
 from grr_coca.serve.library import MAX_RANKED
 from grr_coca.serve.pictures import is_picture
 
@@ -20,11 +21,16 @@ HEART = (
 )
 """A picture of a red heart, for examples."""
 MAX_TEXTS = 2048
+SOME = Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)
+"""The length of a list of texts or pictures. Like every list here, it is refused at its first wrong element: Pydantic
+would otherwise write a report of each of them."""
 MAX_LIMIT = 200
 """Hits or pictures that one request may ask for."""
 
 
 _MAX_LENGTH = 10_000
+_MAX_FILLED_LENGTH = 1_000_000
+"""Characters of all labels in all templates: a thousand labels in sixteen templates of 60 characters."""
 
 
 def _require_short(text: str) -> str:
@@ -80,9 +86,19 @@ class CaptionOptions(Strict):
 class LabelOptions(Strict):
     """Labels to choose from, and templates in which `{}` stands for a label."""
 
-    labels: Annotated[list[Words], Field(min_length=2, max_length=1000)]
-    templates: Annotated[list[Words], Field(min_length=1, max_length=16)] = list(NAME_ALONE)
+    labels: Annotated[list[Words], Field(min_length=2, max_length=1000, fail_fast=True)]
+    templates: Annotated[list[Words], Field(min_length=1, max_length=16, fail_fast=True)] = list(NAME_ALONE)
     top: Annotated[int, Field(ge=1, le=1000)] = 5
+
+    @model_validator(mode="after")
+    def _require_short_sentences(self) -> Self:
+        """A template may hold its placeholder many times, so lengths that are small each become large together."""
+        length = filled_length(self.labels, self.templates)
+        if length > _MAX_FILLED_LENGTH:
+            raise ValueError(
+                f"labels and templates make sentences of {length:,} characters together (limit {_MAX_FILLED_LENGTH:,})"
+            )
+        return self
 
 
 class SimilarOptions(Strict):
@@ -105,7 +121,7 @@ class EmbedInput(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a red heart", HEART]}]})
 
-    inputs: WordsOrPicture | Annotated[list[WordsOrPicture], Field(min_length=1, max_length=MAX_TEXTS)]
+    inputs: WordsOrPicture | Annotated[list[WordsOrPicture], SOME]
     normalize: Literal[True] = True
     truncate: bool = True
 
@@ -117,11 +133,11 @@ class SearchInput(Strict):
         json_schema_extra={"examples": [{"texts": ["red fruit"], "where": "width >= 16", "limit": 2}]}
     )
 
-    texts: Annotated[list[Words], Field(max_length=16)] = []
-    without: Annotated[list[Words], Field(max_length=16)] = []
-    weights: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=16)] = []
-    like: Annotated[list[Text], Field(max_length=16)] = []
-    unlike: Annotated[list[Text], Field(max_length=16)] = []
+    texts: Annotated[list[Words], Field(max_length=16, fail_fast=True)] = []
+    without: Annotated[list[Words], Field(max_length=16, fail_fast=True)] = []
+    weights: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=16, fail_fast=True)] = []
+    like: Annotated[list[Text], Field(max_length=16, fail_fast=True)] = []
+    unlike: Annotated[list[Text], Field(max_length=16, fail_fast=True)] = []
     image: Annotated[str | None, Field(description="a picture, as `data:image/…;base64,…`")] = None
     where: Where = None
     offset: Offset = 0
@@ -131,7 +147,7 @@ class SearchInput(Strict):
 class SessionInput(Strict):
     """The key of the server."""
 
-    key: Annotated[str, Field(max_length=1000)]
+    key: Annotated[str, Field(max_length=MAX_KEY_LENGTH)]
 
 
 # --- Answers
@@ -284,11 +300,12 @@ class InfoAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """The state of the server."""
+    """The state of the server. `warnings`: what it cannot do, though it is ready."""
 
     status: str
     model: str | None = None
     max_batch: int | None = None
+    warnings: list[str] = []
 
 
 # --- OpenAPI

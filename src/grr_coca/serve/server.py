@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
 import time
 import webbrowser
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,22 +27,31 @@ from grr_coca.search.index_model import IndexModel
 from grr_coca.search.relevance import curve_of
 from grr_coca.serve.app import make_app
 from grr_coca.serve.explainer import Explainer
-from grr_coca.serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limits
+from grr_coca.serve.files import PictureFiles
+from grr_coca.serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limits, is_loopback
 from grr_coca.serve.library import ServedIndex
 from grr_coca.serve.metrics import Metrics
-from grr_coca.serve.pictures import PictureReader
+from grr_coca.serve.pictures import PictureReader, memory_of_pictures
 from grr_coca.serve.queue import ModelQueue
 from grr_coca.serve.refusal import Refusal, error_headers, json_bytes
-from grr_coca.serve.service import LongWork, Service
+from grr_coca.serve.service import Service
+from grr_coca.serve.workers import Workers
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 _SECONDS_TO_STOP = 60.0
 """How long a stop waits for requests that were accepted."""
 _SECONDS_TO_WAIT = 15.0
 """How long a connection may take for the headers of a request, or for the rest of a body that was refused."""
+_MAX_CONNECTIONS = 4096
+_SHARE_OF_FILES = 0.6
+"""Share of the files that this process may have open, which connections may be. The system counts both together."""
 _INDEX_THREADS = 4
 _DECODE_THREADS = 4
 
@@ -51,12 +60,13 @@ _DECODE_THREADS = 4
 class ServeOptions:
     """What to serve, and where.
 
-    `index`: location of an index, or None; `model`: name or folder of the model, None for the index's own or the
-    default; `load`: loads a model by name with an engine; `capacity`: requests that may wait; `opens`: open the page in
-    a browser.
+    `index`: location of an index, or None; `pictures`: folders whose pictures are shown, empty for all, or for none if
+    the index was imported; `model`: name or folder of the model, None for the index's own or the default; `load`: loads
+    a model by name with an engine; `capacity`: requests that may wait; `opens`: open the page in a browser.
     """
 
     index: str | None
+    pictures: Sequence[Path]
     model: str | None
     load: "Callable[[Path, str], ImageTextModel]"
     engine: str
@@ -86,16 +96,42 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _model_of(options: ServeOptions) -> IndexModel:
-    """The model to serve, which is not loaded yet.
+def _max_connections() -> int:
+    """How many connections may be open, by the limit of open files. The limit is raised as far as is allowed."""
+    if resource is None:
+        return _MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = math.ceil(_MAX_CONNECTIONS / _SHARE_OF_FILES)
+    if resource.RLIM_INFINITY != soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    return _MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MAX_CONNECTIONS, int(soft * _SHARE_OF_FILES))
+
+
+def _model_of(options: ServeOptions) -> tuple[IndexModel, bool]:
+    """The model to serve, which is not loaded yet, and whether its index was imported.
 
     Raises:
         UserError: there is no such model or index, or another model has made the index.
     """
     if options.index is None:
-        return IndexModel(options.model or DEFAULT)
+        return IndexModel(options.model or DEFAULT), False
     with Index.open(options.index, options.model) as index:
-        return index.model
+        return index.model, index.store.was_imported()
+
+
+def _shown(folders: Sequence[Path], was_imported: bool) -> str:
+    """A line about the pictures that are shown, if not all of the index are."""
+    if folders:
+        return f"pictures are shown from {', '.join(map(str, folders))} alone"
+    if was_imported:
+        return (
+            "no pictures are shown: this index was made of a file from elsewhere, which may name any file of this "
+            "machine; give their folder by --pictures DIR"
+        )
+    return ""
 
 
 class RunningServer:
@@ -114,12 +150,12 @@ class RunningServer:
         self._failure: BaseException | None = None
         self._listening = listen(options.host, options.port)
         try:
-            self._prepare(options, _model_of(options))
+            self._prepare(options, *_model_of(options))
         except BaseException:
             self._listening.close()
             raise
 
-    def _prepare(self, options: ServeOptions, model: IndexModel) -> None:
+    def _prepare(self, options: ServeOptions, model: IndexModel, was_imported: bool) -> None:
         metrics = Metrics()
         queue = ModelQueue(
             lambda: options.load(model.folder, options.engine),
@@ -129,30 +165,34 @@ class RunningServer:
             on_failure=self._fail,
         )
         key = os.environ.get(KEY_VARIABLE)
-        library = None
+        library: ServedIndex | None = None
+        memory = memory_of_pictures(options.limits.max_pixels)
         if options.index is not None:
             file = model.folder / "config.json"
             curve = curve_of(model.folder, read_config(read_json(file).get("model", {}), str(file)))
-            library = ServedIndex(options.index, model.fingerprint, queue, curve)
+            files = PictureFiles(memory, options.pictures if options.pictures or was_imported else None)
+            metrics.show("grr_coca_late_files", "Files of pictures that do not answer", lambda: files.num_late)
+            library = ServedIndex(options.index, model.fingerprint, queue, curve, files)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
             title=Path(options.index or "").name,
             queue=queue,
-            reader=PictureReader(options.limits.max_pixels, _DECODE_THREADS),
+            reader=PictureReader(options.limits.max_pixels, memory, _DECODE_THREADS, options.limits.seconds),
             explainer=Explainer(lambda: options.load(model.folder, "torch")),
             library=library,
             metrics=metrics,
             limits=options.limits,
-            key=Key(key) if key else None,
-            threads=ThreadPoolExecutor(_INDEX_THREADS, "index"),
-            browsing=LongWork("pictures"),
-            counting=LongWork("facets"),
-            grouping=LongWork("duplicates"),
+            key=None if key is None else Key(key),
+            threads=Workers(_INDEX_THREADS, "index"),
+            browsing=Workers(1, "pictures"),
+            counting=Workers(1, "facets"),
+            grouping=Workers(1, "duplicates"),
         )
         metrics.show("grr_coca_queue_requests", "Requests that wait or are worked on", lambda: queue.in_use)
         metrics.show("grr_coca_queue_capacity", "Requests that may wait", lambda: queue.capacity)
         metrics.show("grr_coca_max_batch", "The largest batch", lambda: queue.max_batch)
-        self._is_local = options.host in _LOCAL
+        self._shown = _shown(options.pictures, was_imported)
+        self._is_local = is_loopback(self._listening.getsockname()[0])
         self._guard = make_app(self.service, is_local=self._is_local)
         config = uvicorn.Config(
             self._guard,
@@ -166,6 +206,7 @@ class RunningServer:
             timeout_graceful_shutdown=int(_SECONDS_TO_STOP),
             timeout_keep_alive=30,
         )
+        _Protocol.max_connections = _max_connections()
         self._server = _Server(config, self._guard)
 
     @property
@@ -190,18 +231,20 @@ class RunningServer:
         self._say(f"serving {self._what()} at {self.address} (Ctrl-C stops)")
         if not self._is_local and service.key is None:
             self._say(f"anyone who can reach this machine can use it; set {KEY_VARIABLE} to ask for a key")
+        if self._shown:
+            self._say(self._shown)
         if self._opens:
             webbrowser.open(self.address)
         try:
             self._server.run(sockets=[self._listening])
         finally:
-            for work in (service.browsing, service.counting, service.grouping):
-                work.close()
-            service.threads.shutdown(cancel_futures=True)
+            for workers in (service.browsing, service.counting, service.grouping, service.threads):
+                workers.close()
             service.explainer.close()
             service.reader.close()
             service.queue.close()
             if service.library is not None:
+                service.library.files.close()
                 service.library.close()
         if self._failure is not None:
             raise self._failure
@@ -240,8 +283,14 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP of uvicorn, with limits of time for headers and for bodies that nobody reads, and refusals in JSON."""
+    """HTTP of uvicorn, with limits of time for headers and for bodies that nobody reads, and refusals in JSON.
 
+    If there are too many connections, the one that has sent nothing for the longest time is closed. So connections that
+    wait for nothing keep nobody out.
+    """
+
+    max_connections = _MAX_CONNECTIONS
+    _heard = 0.0
     _timer: asyncio.TimerHandle | None = None
     _waits_for: Literal["headers", "end of a refused body"] | None = None
     _sending: asyncio.TimerHandle | None = None
@@ -249,10 +298,26 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection begins."""
         super().connection_made(transport)
+        self._heard = self.loop.time()
         self._wait_for("headers")
+        if len(self.connections) > self.max_connections:
+            self._close_another()
+
+    def _close_another(self) -> None:
+        """Close the connection that has been silent for the longest time, of those whose request is not complete."""
+        idle = [
+            one
+            for one in self.connections
+            if isinstance(one, _Protocol) and one is not self and one.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        ]
+        if idle:
+            silent = min(idle, key=lambda one: one._heard)
+            silent.transport.abort()
+            self.connections.discard(silent)
 
     def data_received(self, data: bytes) -> None:
         """A part of a request has come."""
+        self._heard = self.loop.time()
         is_new = self.conn.their_state is h11.IDLE and self._waits_for is None
         super().data_received(data)
         is_between = self.conn.their_state is h11.IDLE

@@ -1,12 +1,8 @@
 """What all endpoints share: the model behind its queue, the index, and the reader of pictures."""
 
-import asyncio
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,50 +12,30 @@ from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.text import clean_query
 from grr_coca.infer.class_names import check_class_names, fill_templates
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
+from grr_coca.search.entry import chunks
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.guard import DEADLINE, EXITS, Key, Limits
-from grr_coca.serve.library import LruCache, ServedIndex
+from grr_coca.serve.library import ServedIndex
+from grr_coca.serve.lru_cache import LruCache
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.queue import ModelQueue, results_of
 from grr_coca.serve.refusal import Refusal
+from grr_coca.serve.workers import Workers
 
 Result = TypeVar("Result")
 
-
-class LongWork:
-    """One thread for work that reads a whole index, which may take minutes. Short reads do not wait for it, and the end
-    of the process abandons it."""
-
-    def __init__(self, name: str) -> None:
-        self._waiting = SimpleQueue[tuple[Future, Callable[[], Any]] | None]()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
-
-    async def do(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Do some work after what waits already. If the request is cancelled before it begins, it is left out."""
-        future: Future[Result] = Future()
-        self._waiting.put((future, partial(work, *arguments)))
-        return await asyncio.wrap_future(future)
-
-    def close(self) -> None:
-        """End the thread after its present work, without waiting for that."""
-        self._waiting.put(None)
-
-    def _run(self) -> None:
-        while (job := self._waiting.get()) is not None:
-            future, work = job
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except BaseException as error:
-                    future.set_exception(error)
+_MAX_CLASSIFIERS = 2**24
+"""Characters and bytes of the classifiers that are kept."""
+_MAX_PIXELS_HELD = 64
+"""Pictures of one request whose pixels are in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """One server. `model_name`: the name under which clients ask for the model; `library`: None without an index;
     `title`: the name of the index; `threads`: for searches and short reads of it; `browsing`, `counting`, `grouping`:
-    for its lists, facets and duplicates."""
+    for its lists, facets and duplicates. Those read a whole index, which may take minutes."""
 
     model_name: str
     queue: ModelQueue
@@ -69,12 +45,12 @@ class Service:
     metrics: Metrics
     limits: Limits
     key: Key | None
-    threads: ThreadPoolExecutor
-    browsing: LongWork
-    counting: LongWork
-    grouping: LongWork
+    threads: Workers
+    browsing: Workers
+    counting: Workers
+    grouping: Workers
     title: str
-    classifiers: LruCache[tuple, ZeroShotClassifier] = field(default_factory=partial(LruCache, 64))
+    classifiers: LruCache[tuple, ZeroShotClassifier] = field(default_factory=partial(LruCache, _MAX_CLASSIFIERS))
 
     def admit(self, request: Request, weight: int = 1) -> None:
         """Take a place in the queue for a request, until its response is sent.
@@ -96,7 +72,7 @@ class Service:
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Run short work on the index in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, partial(work, *arguments, **named))
+        return await self.threads.do(partial(work, *arguments, **named))
 
     async def square(self, data: bytes) -> UInt8[np.ndarray, "S S 3"]:
         """The pixels of a picture, as the model takes them.
@@ -127,7 +103,7 @@ class Service:
             texts = fill_templates(check_class_names(labels, "labels"), templates)
             embedded = np.stack(await results_of(self.queue.embed_texts(texts, expires)))
             known = make_classifier(lambda _: embedded, labels, templates)
-            self.classifiers.put(key, known)
+            self.classifiers.put(key, known, sum(map(len, (*labels, *templates))) + embedded.nbytes // len(templates))
         return known
 
     async def embedded(self, inputs: "list[str | bytes]", expires: float) -> Float[np.ndarray, "N E"]:
@@ -137,13 +113,17 @@ class Service:
             Refusal: a picture cannot be read.
             UserError: a text is empty.
         """
-        texts = [clean_query(one, f"input {n}") for n, one in enumerate(inputs) if isinstance(one, str)]
-        squares = [await self.square(one) for one in inputs if isinstance(one, bytes)]
-        futures = [*self.queue.embed_texts(texts, expires), *self.queue.embed_images(squares, expires)]
-        rows = iter(await results_of(futures))
-        of_text = [next(rows) for _ in texts]
-        of_picture = list(rows)
-        return np.stack([(of_text if isinstance(one, str) else of_picture).pop(0) for one in inputs])
+        cleaned = [clean_query(one, f"input {n}") if isinstance(one, str) else one for n, one in enumerate(inputs)]
+        rows = []
+        for chunk in chunks(cleaned, _MAX_PIXELS_HELD):
+            texts = [one for one in chunk if isinstance(one, str)]
+            squares = [await self.square(one) for one in chunk if isinstance(one, bytes)]
+            futures = [*self.queue.embed_texts(texts, expires), *self.queue.embed_images(squares, expires)]
+            found = iter(await results_of(futures))
+            of_text = [next(found) for _ in texts]
+            of_picture = list(found)
+            rows += [(of_text if isinstance(one, str) else of_picture).pop(0) for one in chunk]
+        return np.stack(rows)
 
 
 def deadline_of(request: Request) -> float:

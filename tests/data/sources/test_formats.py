@@ -603,7 +603,7 @@ def test_a_folder_is_no_image_and_is_not_left_open(tmp_path):
     assert source[0].image == JPEGS[0]
     gc.collect()  # or files of other tests are closed meanwhile
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(BadSample, match=r"row 2, folder: not a file"):
+    with pytest.raises(BadSample, match=r"row 2, folder: cannot be read \(not a regular file\)"):
         source[1]
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 

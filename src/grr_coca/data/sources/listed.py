@@ -6,7 +6,6 @@ Paths that leave the folder of the images are refused. Nothing is downloaded or 
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.files import open_regular
 from grr_coca.data.images import MAX_BYTES, has_image_suffix
 from grr_coca.data.sources.base import BadSample, Cause, RawPair, Strings
 
@@ -261,27 +261,17 @@ def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
         BadSample: the file does not exist, is not a regular file, is too large, or cannot be read.
     """
     try:
-        descriptor = _opened(path, name)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadSample(f"{name}: not a file", Cause.UNREADABLE)
-            if status.st_size > max_bytes:
-                raise BadSample(f"{name}: too many bytes: {status.st_size:,} (limit {max_bytes:,})", Cause.TOO_LARGE)
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read()
-        finally:
-            os.close(descriptor)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise BadSample(f"{name}: too many bytes: {size:,} (limit {max_bytes:,})", Cause.TOO_LARGE)
+            return file.read()
+    except BadSample:
+        raise
     except FileNotFoundError as error:
         raise BadSample(f"{name}: the file {path} does not exist", Cause.NO_IMAGE) from error
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
-
-
-def _opened(path: Path, name: str) -> int:
-    try:
-        # Not blocking, because opening a named pipe without a writer would wait forever.
-        return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:  # a null byte, or half an emoji, which JSON can contain
         raise BadSample(f"{name}: {str(path)!r} is not a path ({error})", Cause.NO_IMAGE) from error
 

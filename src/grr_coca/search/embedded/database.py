@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.common.files import replace_file
 from grr_coca.common.locks import LockHeldError, ProcessLock
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import (
+    MAX_WIDTH,
     VERSION,
     Entry,
     FieldValue,
@@ -254,9 +255,19 @@ def _stand_in(database: sqlite3.Connection) -> None:
 
 
 def read_header(database: sqlite3.Connection) -> Header:
-    """The header of the index."""
+    """The header of the index.
+
+    Raises:
+        DamagedError: it has not what a header has.
+    """
     values = dict(database.execute("SELECT key, value FROM header"))
-    return Header(values["model"], values["fingerprint"], int(values["embed_dim"]))
+    try:
+        model, fingerprint, width = str(values["model"]), str(values["fingerprint"]), int(values["embed_dim"])
+        if not 1 <= width <= MAX_WIDTH:
+            raise ValueError(f"embeddings of {width} numbers")
+    except _DAMAGE as error:
+        raise DamagedError(f"the index is damaged: its header is none ({error})") from error
+    return Header(model, fingerprint, width)
 
 
 @contextmanager
@@ -273,6 +284,8 @@ def database_errors(folder: Path) -> Iterator[None]:
         if any(sign in words for sign in _SIGNS_OF_DAMAGE):
             raise UserError(f"{folder / FILE}: damaged, or not an index ({words})") from error
         raise UserError(f"{folder / FILE}: {words}") from error
+    except UnicodeDecodeError as error:  # of a message of SQLite, which quotes a name from the file
+        raise DamagedError(f"{folder / FILE}: damaged, or not an index ({error})") from error
     except OSError as error:
         message = f"{folder}: cannot be read or written ({error.strerror or error}); what was committed before is kept"
         raise UserError(message) from error
@@ -322,8 +335,29 @@ def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
 
 
 def from_row(row: tuple) -> Entry:
-    """Convert a row of the query `READ` to an entry."""
+    """Convert a row of the query `READ` to an entry.
+
+    Raises:
+        DamagedError: a value is not what `to_row` writes. SQLite accepts any value in any column.
+    """
+    try:
+        return _entry(row)
+    except _DAMAGE as error:
+        raise DamagedError(
+            f"the index is damaged: its image {row[0]} has a value that no index has ({error})"
+        ) from error
+
+
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
+
+
+def _entry(row: tuple) -> Entry:
     _, name, root, file, offset, size, mtime_ns, digest, phash, width, height, caption, fields, photo, look = row
+    texts, numbers = (name, root, file, digest, caption), (size, mtime_ns, phash, width, height)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        raise TypeError("a text in the place of a number, or a number in that of a text")
+    if not isinstance(offset, int | None):
+        raise TypeError("a text in the place of an offset")
     return Entry(
         name=name,
         root=root,

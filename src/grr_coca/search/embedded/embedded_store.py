@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from grr_coca.common.errors import DamagedError, UserError
+from grr_coca.search.embedded.checksums import damaged_blocks, read_blocks
 from grr_coca.search.embedded.database import (
     FAILURES_OF,
+    FILE,
     IMAGES_OF,
     OF_MODEL,
     READ,
@@ -25,7 +28,7 @@ from grr_coca.search.embedded.database import (
     open_database,
     read_header,
 )
-from grr_coca.search.embedded.vectors import State, best_rows, products, rows_of
+from grr_coca.search.embedded.vectors import State, best_rows, how_to_restore, products
 from grr_coca.search.embedded.writer import Writer
 from grr_coca.search.entry import (
     CERTAINTY_FIELDS,
@@ -40,7 +43,16 @@ from grr_coca.search.entry import (
 )
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.photo import PHOTO_FIELDS
-from grr_coca.search.store import HASHED, Changes, FieldSummary, ImageDescription, ImageState, LibrarySample, Match
+from grr_coca.search.store import (
+    HASHED,
+    Changes,
+    Checked,
+    FieldSummary,
+    ImageDescription,
+    ImageState,
+    LibrarySample,
+    Match,
+)
 
 _MAX_PARAMETERS = 500
 """Maximum number of parameters of one statement. Older versions of SQLite take 999."""
@@ -48,6 +60,9 @@ TITLE_WEIGHT, CAPTION_WEIGHT = 5.0, 0.3
 _BM25 = f"bm25({TITLE_WEIGHT}, {CAPTION_WEIGHT}, {TITLE_WEIGHT})"
 """The weights of a word in the title, the caption and the keywords. The caption says little that the embedding does not
 say: one model made both."""
+_MAX_LENGTH = 1.1
+"""An embedding has unit length. One that is longer than this is damaged."""
+_MAX_BLOCKS_NAMED = 3
 ROWS_PER_READ = 2048
 MAX_WORDS = 32
 """Maximum number of words of a text that are looked up. SQLite compares every image that has one of them with all of
@@ -78,7 +93,7 @@ class EmbeddedStore:
         """Close the files, and release the lock of the writer."""
         with self._lock:
             self._database.close()
-            self._state = State(self._folder, self.header.embed_dim)  # drops the mapping of the file of vectors
+            self._state = State(self._folder, self.header.embed_dim)  # closes the file of vectors
             if self._writer is not None:
                 self._writer.release()
                 self._writer = None
@@ -124,8 +139,20 @@ class EmbeddedStore:
         with self.snapshot():
             scores = products(self._state.vectors, vector[None])[:, 0]
             allowed = self._state.live if where is None else self._allowed(where)
+            scores = np.where(allowed, scores, 0)
+            # Embeddings have unit length. NaN and infinity, as `products` reads them, are large numbers.
+            if len(scores) and not max(scores.max(), -scores.min()) <= _MAX_LENGTH * np.linalg.norm(vector):
+                raise self._damaged()
             rows = best_rows(np.where(allowed, scores, -np.inf), count)
             return [Match(int(row) + 1, float(scores[row])) for row in rows]
+
+    def _damaged(self) -> DamagedError:
+        """The error about vectors that are none. Within a snapshot."""
+        vectors = self._state.vectors
+        damaged = list(damaged_blocks(read_blocks(self._database, self._state.generation), vectors))
+        where = ", ".join(f"rows {block.first + 1:,} to {block.end:,}" for block in damaged[:_MAX_BLOCKS_NAMED])
+        what = f"{where} are not what was written" if damaged else "some rows are no embeddings"
+        return DamagedError(f"{vectors.path}: damaged: {what}; {how_to_restore(self._folder)}")
 
     def _allowed(self, where: Filter) -> np.ndarray:
         condition, values = to_sql(where)
@@ -159,12 +186,17 @@ class EmbeddedStore:
             for chunk in chunks(ids, _MAX_PARAMETERS):
                 rows = self._database.execute(f"{READ} WHERE id IN ({_marks(chunk)})", chunk)
                 found |= {row[0]: from_row(row) for row in rows}
+        if missing := set(ids).difference(found):
+            raise UserError(
+                f"{self.location}: {len(missing)} images were removed meanwhile, or its index of words is damaged; "
+                f"search again, or check it: grr-coca index --check --out {self.location}"
+            ) from KeyError(min(missing))
         return [found[identity] for identity in ids]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
         """The embeddings of these ids."""
         with self.snapshot():
-            return rows_of(self._state.vectors, np.asarray(ids, np.int64) - 1)
+            return self._state.vectors.rows(np.asarray(ids, np.int64) - 1).astype(np.float32)
 
     def sample(self) -> LibrarySample:
         """A random sample of the images."""
@@ -228,15 +260,19 @@ class EmbeddedStore:
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""
         with self.snapshot():
-            return np.fromiter(self._database.execute("SELECT id, phash, digest FROM pictures ORDER BY id"), HASHED)
+            rows = self._database.execute("SELECT id, phash, digest FROM pictures ORDER BY id")
+            try:
+                return np.fromiter(rows, HASHED)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise self._damaged_database(f"a hash that is none ({error})") from error
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
         """All entries with their embeddings, in the order of their ids."""
         with self.snapshot():
             cursor = self._database.execute(f"{READ} ORDER BY id")
             while rows := cursor.fetchmany(ROWS_PER_READ):
-                for row in rows:
-                    yield from_row(row), self._state.vectors[row[0] - 1]
+                vectors = self._state.vectors.rows([row[0] - 1 for row in rows])
+                yield from zip(map(from_row, rows), vectors, strict=True)
 
     def failures(self) -> list[Failure]:
         """The images that could not be read."""
@@ -274,7 +310,7 @@ class EmbeddedStore:
                     f"SELECT id, digest, caption, fields FROM pictures WHERE digest IN ({_marks(chunk)})", chunk
                 )
                 for identity, digest, caption, fields in rows:
-                    embedding = np.array(self._state.vectors[identity - 1])
+                    (embedding,) = self._state.vectors.rows([identity - 1])
                     found[digest] = ImageDescription(caption, embedding, certainty_of_row(fields))
         return found
 
@@ -306,6 +342,38 @@ class EmbeddedStore:
             row = self._database.execute("SELECT value FROM header WHERE key = 'exclude'").fetchone()
             return tuple(json.loads(row[0])) if row else ()
 
+    def check(self) -> Checked:
+        """Read everything, and compare it with its checksums."""
+        with self.snapshot():
+            self._check_database()
+            vectors, blocks = self._state.vectors, read_blocks(self._database, self._state.generation)
+            if next(damaged_blocks(blocks, vectors), None) is not None:
+                raise self._damaged()
+            covered = blocks[-1].end if blocks else 0
+            for start in range(0, len(vectors), ROWS_PER_READ):
+                stop = min(start + ROWS_PER_READ, len(vectors))
+                lengths = np.linalg.norm(vectors.read(start, stop).astype(np.float32), axis=1)
+                if not np.all(lengths[self._state.live[start:stop]] <= _MAX_LENGTH):
+                    raise self._damaged()
+            return Checked(images=self._state.count, without_checksum=len(vectors) - covered)
+
+    def _check_database(self) -> None:
+        found = [text for (text,) in self._database.execute("PRAGMA integrity_check(3)")]
+        if found != ["ok"]:
+            raise self._damaged_database("; ".join(found))
+        count = sum(1 for _ in self.everything())
+        (same,) = self._database.execute("SELECT COUNT(*) FROM pictures WHERE draw IS NOT NULL").fetchone()
+        if not count == same == self._state.count == int(self._state.live.sum()):
+            raise self._damaged_database(f"{count:,} images, of {self._state.count:,} that were committed")
+
+    def _damaged_database(self, what: str) -> DamagedError:
+        return DamagedError(f"{self._folder / FILE}: damaged: {what}; {how_to_restore(self._folder)}")
+
+    def was_imported(self) -> bool:
+        """True if it was made of a file from elsewhere."""
+        with self.snapshot():
+            return self._database.execute("SELECT 1 FROM header WHERE key = 'imported'").fetchone() is not None
+
     # --- Writing
 
     def claim(self) -> None:
@@ -323,6 +391,12 @@ class EmbeddedStore:
         with self._lock, database_errors(self._folder):
             self._claimed()
             self._database.execute("INSERT OR REPLACE INTO header VALUES ('exclude', ?)", (json.dumps(list(patterns)),))
+
+    def mark_as_imported(self) -> None:
+        """Remember that it was made of a file from elsewhere."""
+        with self._lock, database_errors(self._folder):
+            self._claimed()
+            self._database.execute("INSERT OR REPLACE INTO header VALUES ('imported', 'yes')")
 
     def compact(self) -> bool:
         """Rewrite the file of vectors if more than half of its rows are of removed images."""

@@ -5,17 +5,19 @@ Shapes: N rows, E embedding width, Q queries.
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.files import BINARY
+from grr_coca.common.errors import DamagedError
+from grr_coca.common.files import BINARY, read_at
 from grr_coca.common.threads import num_threads
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
 
@@ -33,17 +35,83 @@ def vectors_file(folder: Path, generation: int) -> Path:
     return folder / (f"vectors-{generation}.f16" if generation else "vectors.f16")
 
 
-def map_rows(path: Path, rows: int, width: int) -> np.ndarray:
-    """Map the first rows of a file into memory: N E.
+def how_to_restore(folder: Path) -> str:
+    """What to do about a damaged index. To copy into its folder would change files under those who read them."""
+    return (
+        f"make the index again, or copy a backup to a new folder beside {folder}, and rename both; never copy into a "
+        "folder that is in use"
+    )
+
+
+class VectorFile:
+    """The first rows of a file of vectors in half precision: N E. They are read when they are needed.
+
+    They are not mapped: if somebody copies a file over it, or cuts it off, reading gives an error, and a mapping ends
+    the process (SIGBUS). Reading takes 0.85 of the time, too.
+
+    Args:
+        path: the file.
+        rows: the number of rows, N.
+        width: of a row, E.
 
     Raises:
         FileNotFoundError: a file of a newer generation has replaced it.
-        UserError: the file is shorter than its committed rows.
+        DamagedError: the file is shorter than its committed rows.
     """
-    if rows == 0:
-        return np.empty((0, width), np.float16)
-    _require_size(path, path.stat().st_size, rows * width * 2)
-    return np.asarray(np.memmap(path, np.float16, "r", shape=(rows, width)))
+
+    def __init__(self, path: Path, rows: int, width: int) -> None:
+        self.path, self.shape = path, (rows, width)
+        self._row_bytes = 2 * width
+        if rows == 0:
+            return
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
+        weakref.finalize(self, os.close, self._file)
+        _require_size(path, os.fstat(self._file).st_size, rows * self._row_bytes)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, start: int, stop: int, into: np.ndarray | None = None) -> np.ndarray:
+        """The rows from `start` up to and without `stop`. Any number of threads may read.
+
+        Args:
+            start: the first row.
+            stop: the row after the last one.
+            into: an array of at least as many rows of 16 bits, which is filled; None: a new one.
+
+        Raises:
+            DamagedError: the file ends before them.
+        """
+        rows = np.empty((stop - start, self.shape[1]), np.float16) if into is None else into[: stop - start]
+        content = memoryview(rows.view(np.uint8).reshape(-1).data) if rows.size else memoryview(b"")
+        done, place = 0, start * self._row_bytes
+        while done < len(content):
+            count = _read_into(content[done:], self._file, place + done)
+            if count == 0:
+                raise DamagedError(
+                    f"{self.path}: damaged: it ends before row {stop:,}; {how_to_restore(self.path.parent)}"
+                )
+            done += count
+        return rows
+
+    def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """These rows, as they are kept."""
+        wanted = np.asarray(numbers, np.int64)
+        found = np.empty((len(wanted), self.shape[1]), np.float16)
+        runs = np.flatnonzero(np.diff(wanted, prepend=-2) != 1).tolist()  # where rows do not follow each other
+        for begin, end in pairwise([*runs, len(wanted)]):
+            first = int(wanted[begin])
+            self.read(first, first + end - begin, found[begin:end])
+        return found
+
+
+def _read_into(buffer: memoryview, file: int, place: int) -> int:
+    """Fill a buffer with the bytes of a file from a place on. Returns their number, 0 at the end of the file."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file, [buffer], place)
+    content = read_at(file, len(buffer), place)  # Windows
+    buffer[: len(content)] = content
+    return len(content)
 
 
 def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
@@ -53,7 +121,7 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
 
     Raises:
         OSError: the disk is full or cannot be written to; the file then ends after the first rows.
-        UserError: the file is shorter than the first rows.
+        DamagedError: the file is shorter than the first rows.
     """
     start = rows * vectors.shape[1] * 2
     content = np.ascontiguousarray(vectors, np.float16).tobytes()
@@ -80,14 +148,17 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
 
 def _require_size(path: Path, size: int, committed: int) -> None:
     if size < committed:
-        raise UserError(
-            f"{path}: damaged: {size:,} bytes, of {committed:,} that were committed; "
-            "make the index again, or restore it from a copy"
+        raise DamagedError(
+            f"{path}: damaged: {size:,} bytes, of {committed:,} that were committed; {how_to_restore(path.parent)}"
         )
 
 
-def products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Dot products of all rows with all queries, as float32: N Q from N E and Q E."""
+def products(vectors: VectorFile | np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Dot products of all rows with all queries, as float32: N Q from N E and Q E.
+
+    Raises:
+        DamagedError: the file ends before the last row.
+    """
     scores = np.empty((len(vectors), len(queries)), np.float32)
     scaled = np.ascontiguousarray(queries.T, np.float32) * _HALF_TO_SINGLE
     step = max(1, _CHUNK_BYTES // (4 * max(1, vectors.shape[1])))
@@ -95,10 +166,11 @@ def products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
     share = -(-len(vectors) // threads) or 1
 
     def multiply(first: int) -> None:
-        buffer = np.empty((step, vectors.shape[1]), np.int32)
+        halves, buffer = (np.empty((step, vectors.shape[1]), kind) for kind in (np.float16, np.int32))
         for start in range(first, min(first + share, len(vectors)), step):
-            part = slice(start, min(start + step, first + share, len(vectors)))
-            np.matmul(_unscaled(vectors[part], buffer), scaled, out=scores[part])
+            stop = min(start + step, first + share, len(vectors))
+            rows = vectors.read(start, stop, halves) if isinstance(vectors, VectorFile) else vectors[start:stop]
+            np.matmul(_unscaled(rows, buffer), scaled, out=scores[start:stop])
 
     # NumPy releases the interpreter's lock. One share is of this thread.
     others = [_helpers(threads - 1).submit(multiply, first) for first in range(share, len(vectors), share)]
@@ -135,9 +207,19 @@ def best_rows(scores: np.ndarray, count: int) -> np.ndarray:
     return candidates[np.argsort(-scores[candidates], kind="stable")][:count]
 
 
-def rows_of(vectors: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    """These rows as float32."""
-    return np.asarray(vectors[np.asarray(rows, np.int64)], np.float32)
+def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
+    """The rows of ids.
+
+    Raises:
+        ValueError: one is no id of the first `count` rows.
+    """
+    try:
+        rows = np.array(ids, np.int64) - 1
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+        raise ValueError("out of range")
+    return rows
 
 
 class StateRow(NamedTuple):
@@ -153,16 +235,16 @@ def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
     """Read the table `state`.
 
     Raises:
-        UserError: a value is not a number. SQLite accepts any text in a column of numbers.
+        DamagedError: a value is not a number. SQLite accepts any text in a column of numbers.
     """
-    row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone()
+    row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone() or (None,)
     if not all(isinstance(number, int) and number >= 0 for number in row):
-        raise UserError(f"{folder}: damaged: its state is {row}; make the index again, or restore it from a copy")
+        raise DamagedError(f"{folder}: damaged: its state is {row}; {how_to_restore(folder)}")
     return StateRow(*row)
 
 
 class State:
-    """A cached copy of the committed state of an index. `vectors`: rows × E; `live`: True for rows of images.
+    """A cached copy of the committed state of an index. `vectors`: rows E; `live`: True for rows of images.
 
     `refresh` reads only what has changed since the last time, so a search in a large index does not read all of it.
     """
@@ -173,7 +255,7 @@ class State:
         self._revision = -1
         self._generation = -1
         self._sample: LibrarySample | None = None
-        self.vectors = np.empty((0, width), np.float16)
+        self.vectors = VectorFile(folder, 0, width)
         self.live = np.empty(0, bool)
         self.count = 0
 
@@ -182,12 +264,12 @@ class State:
 
         Raises:
             FileNotFoundError: the file of vectors was rewritten after the transaction began.
-            UserError: that file is damaged.
+            DamagedError: that file is damaged, or the numbers of its rows are.
         """
         revision, generation, rows, live = read_state(database, self._folder)
         if revision == self._revision:
             return
-        self.vectors = map_rows(vectors_file(self._folder, generation), rows, self._width)
+        self.vectors = VectorFile(vectors_file(self._folder, generation), rows, self._width)
         if generation != self._generation:
             self.live, self._revision = np.empty(0, bool), -1
         # The revision goes back only if a user has replaced the database. Then all rows are read again.
@@ -195,8 +277,17 @@ class State:
         self.live = np.concatenate([known, np.ones(rows - len(known), bool)])
         since = self._revision if len(known) else -1
         gone = [identity for (identity,) in database.execute("SELECT id FROM gone WHERE revision > ?", (since,))]
-        self.live[np.asarray(gone, np.int64) - 1] = False
+        try:
+            self.live[_rows_of(gone, rows)] = False
+        except ValueError as error:
+            message = f"{self._folder}: damaged: it removed images that it never had"
+            raise DamagedError(f"{message}; {how_to_restore(self._folder)}") from error
         self._revision, self._generation, self.count, self._sample = revision, generation, live, None
+
+    @property
+    def generation(self) -> int:
+        """Number of times that the file of vectors was rewritten."""
+        return self._generation
 
     @property
     def revision(self) -> str:
@@ -209,5 +300,5 @@ class State:
             drawn = database.execute("SELECT id, caption FROM pictures ORDER BY draw LIMIT ?", (SAMPLE,)).fetchall()
             rows = np.array([identity for identity, _ in drawn], np.int64) - 1
             captions = tuple(caption for _, caption in drawn[:SAMPLE_CAPTIONS])
-            self._sample = LibrarySample(rows_of(self.vectors, rows), captions)
+            self._sample = LibrarySample(self.vectors.rows(rows).astype(np.float32), captions)
         return self._sample

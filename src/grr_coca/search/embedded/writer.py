@@ -11,8 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from grr_coca.search.embedded.checksums import (
+    ROWS_PER_BLOCK,
+    Block,
+    append_blocks,
+    cover,
+    following_blocks,
+    write_blocks,
+)
 from grr_coca.search.embedded.database import ADD, as_bytes, lock_writer, photo_columns, to_row, upgrade
-from grr_coca.search.embedded.vectors import append_rows, map_rows, read_state, vectors_file
+from grr_coca.search.embedded.vectors import VectorFile, append_rows, read_state, vectors_file
 from grr_coca.search.entry import Entry
 from grr_coca.search.store import Changes, PhotoUpdate
 
@@ -70,6 +78,8 @@ class Writer:
                     for name, root, stamp, message in {failure.name: failure for failure in changes.failed}.values()
                 ),
             )
+            if added:
+                append_blocks(self._database, before.generation, vectors)
             after = (revision, before.rows + len(added), before.live + len(added) - removed)
             self._database.execute("UPDATE state SET revision = ?, rows = ?, live = ?", after)
             self._database.execute("COMMIT")
@@ -113,12 +123,15 @@ class Writer:
         ids = np.array([row for (row,) in self._database.execute("SELECT id FROM pictures ORDER BY id")], np.int64)
         old = vectors_file(self._folder, before.generation)
         new = vectors_file(self._folder, before.generation + 1)
-        vectors = map_rows(old, before.rows, self._width)
-        step = 2**16
+        vectors = VectorFile(old, before.rows, self._width)
+        step = 16 * ROWS_PER_BLOCK
+        blocks: list[Block] = []
         try:
             append_rows(new, 0, np.empty((0, self._width), np.float16))
             for start in range(0, len(ids), step):
-                append_rows(new, start, vectors[ids[start : start + step] - 1])
+                rows = vectors.rows(ids[start : start + step] - 1)
+                append_rows(new, start, rows)
+                blocks += following_blocks(Block(start, 0, 0), rows)
         except OSError:
             new.unlink(missing_ok=True)  # otherwise, a full disk would stay full
             raise
@@ -128,6 +141,8 @@ class Writer:
             self._database.executemany("UPDATE pictures SET id = ? WHERE id = ?", _moves(ids))
             self._database.execute("INSERT INTO words (words) VALUES ('rebuild')")
             self._database.execute("DELETE FROM gone")
+            self._database.execute("DELETE FROM blocks")
+            write_blocks(self._database, before.generation + 1, blocks)
             after = (before.revision + 1, before.generation + 1, len(ids))
             self._database.execute("UPDATE state SET revision = ?, generation = ?, rows = ?", after)
             self._database.execute("COMMIT")
@@ -145,6 +160,7 @@ class Writer:
             if path != current:
                 _remove(path)
         append_rows(current, written.rows, np.empty((0, self._width), np.float16))
+        cover(self._database, VectorFile(current, written.rows, self._width), written.generation)
 
     def _roll_back(self) -> None:
         if self._database.in_transaction:

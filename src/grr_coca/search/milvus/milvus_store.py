@@ -39,6 +39,7 @@ from grr_coca.search.store import (
     SAMPLE,
     SAMPLE_CAPTIONS,
     Changes,
+    Checked,
     FieldSummary,
     ImageDescription,
     ImageState,
@@ -219,6 +220,15 @@ class MilvusStore:
         with self.snapshot():
             return self._notes.excluded()
 
+    def check(self) -> Checked:
+        """Refuse: the server checks its files itself."""
+        raise UserError(f"{self.location}: a server checks its files itself; --check is for an index in a folder")
+
+    def was_imported(self) -> bool:
+        """True if it was made of a file from elsewhere."""
+        with self.snapshot():
+            return self._notes.was_imported()
+
     def _rows_in_order(self, ids: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         found = {row["id"]: row for row in self._rows(ids, columns)}
         if missing := set(ids).difference(found):
@@ -257,6 +267,12 @@ class MilvusStore:
         """Remember patterns."""
         with self.snapshot():
             self._notes.exclude(patterns)
+            self._reads.forget()
+
+    def mark_as_imported(self) -> None:
+        """Remember that it was made of a file from elsewhere."""
+        with self.snapshot():
+            self._notes.mark_as_imported()
             self._reads.forget()
 
     def compact(self) -> bool:

@@ -1,4 +1,5 @@
-"""The notes of an index on a server: header, revision, names of fields, unreadable images and excluded patterns."""
+"""The notes of an index on a server: header, revision, names of fields from tables, unreadable images, excluded
+patterns, and whether it was imported."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from grr_coca.search.milvus.rows import as_utf8, from_utf8, quoted
 
 NOTES = {"key", "kind", "root", "value", "nothing"}
 """Columns of the collection of notes."""
-_Kind = Literal["header", "revision", "column", "failure", "exclude"]
+_Kind = Literal["header", "revision", "column", "failure", "exclude", "imported"]
 _MAX_MESSAGE_LENGTH = 16_000
 """Longer messages are cut to this number of characters."""
 _CHUNK_SIZE = 500
@@ -113,6 +114,14 @@ class Notes:
     def exclude(self, patterns: Sequence[str]) -> None:
         """Replace these patterns."""
         self._write([("exclude", "", "", json.dumps(list(patterns)))])
+
+    def was_imported(self) -> bool:
+        """True after `mark_as_imported`."""
+        return any(True for _ in self._read("imported"))
+
+    def mark_as_imported(self) -> None:
+        """Note that the index was made of a file from elsewhere."""
+        self._write([("imported", "", "", "yes")])
 
     def roots(self) -> set[str]:
         """The arguments that have found failures."""

@@ -1,0 +1,113 @@
+"""Checksums of the file of vectors, by block of rows, in the table `blocks`.
+
+SQLite notices much of what happens to its own file, but any bytes are vectors. The writer adds the checksums with the
+rows, in one transaction. Rows that an older version has written get theirs when a writer next opens the index.
+"""
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from grr_coca.search.embedded.vectors import VectorFile
+
+ROWS_PER_BLOCK = 4096
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS blocks (
+    generation INTEGER NOT NULL, first INTEGER NOT NULL, rows INTEGER NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (generation, first)
+) WITHOUT ROWID
+"""
+
+
+class Block(NamedTuple):
+    """The checksum of `rows` rows of the file, from the row `first`."""
+
+    first: int
+    rows: int
+    checksum: int
+
+    @property
+    def end(self) -> int:
+        """The row after the last one."""
+        return self.first + self.rows
+
+
+_NONE = Block(0, 0, 0)
+
+
+def read_blocks(database: sqlite3.Connection, generation: int) -> list[Block]:
+    """The blocks of the file of a generation, in order. Empty if only an older version has written it."""
+    if not _has_table(database):
+        return []
+    statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first"
+    return [Block(*row) for row in database.execute(statement, (generation,))]
+
+
+def append_blocks(database: sqlite3.Connection, generation: int, vectors: np.ndarray) -> None:
+    """Add the checksums of rows that follow those of the table. The caller commits."""
+    write_blocks(database, generation, following_blocks(_last(database, generation), vectors))
+
+
+def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable[Block]) -> None:
+    """Write blocks. The caller commits."""
+    database.executemany(
+        "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", ((generation, *block) for block in blocks)
+    )
+
+
+def following_blocks(last: Block, vectors: np.ndarray) -> Iterator[Block]:
+    """The blocks of N E rows that follow a block. If that is not full, it comes first, with some of the rows."""
+    place = 0
+    while place < len(vectors):
+        if last.rows % ROWS_PER_BLOCK == 0:
+            last = Block(last.end, 0, 0)
+        rows = np.ascontiguousarray(vectors[place : place + ROWS_PER_BLOCK - last.rows], np.float16)
+        last = Block(last.first, last.rows + len(rows), zlib.crc32(rows.tobytes(), last.checksum))
+        place += len(rows)
+        yield last
+
+
+def cover(database: sqlite3.Connection, file: VectorFile, generation: int) -> None:
+    """Add the checksums that are missing, and remove those of other generations. For a writer outside of transactions.
+
+    Raises:
+        DamagedError: the file is shorter than its rows.
+    """
+    if _has_table(database) and _last(database, generation).end == len(file):
+        return
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        database.execute(_TABLE)
+        database.execute("DELETE FROM blocks WHERE generation <> ? OR first + rows > ?", (generation, len(file)))
+        start = _last(database, generation).end
+        for first in range(start, len(file), ROWS_PER_BLOCK):
+            append_blocks(database, generation, file.read(first, min(first + ROWS_PER_BLOCK, len(file))))
+        database.execute("COMMIT")
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+
+
+def damaged_blocks(blocks: Iterable[Block], file: VectorFile) -> Iterator[Block]:
+    """The blocks whose rows are not those that were written.
+
+    Raises:
+        DamagedError: the file ends before their last row.
+    """
+    for block in blocks:
+        if block.end > len(file) or zlib.crc32(file.read(block.first, block.end).tobytes()) != block.checksum:
+            yield block
+
+
+def _last(database: sqlite3.Connection, generation: int) -> Block:
+    statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first DESC LIMIT 1"
+    row = database.execute(statement, (generation,)).fetchone()
+    return _NONE if row is None else Block(*row)
+
+
+def _has_table(database: sqlite3.Connection) -> bool:
+    return database.execute("SELECT 1 FROM sqlite_master WHERE name = 'blocks'").fetchone() is not None

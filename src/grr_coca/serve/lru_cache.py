@@ -1,0 +1,38 @@
+"""A cache of the values that were used last."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class LruCache(Generic[Key, Value]):
+    """The values that were used last, by key; for any thread.
+
+    Args:
+        size: how much all values may weigh together. One that weighs more by itself is not kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._weight = size, 0
+        self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value | None:
+        """The value of a key, if it is still there."""
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: Key, value: Value, weight: int = 1) -> None:
+        """Keep a value, and drop the oldest ones if all weigh too much."""
+        with self._lock:
+            self._weight += weight - self._values.pop(key, (None, 0))[1]
+            self._values[key] = value, weight
+            while self._weight > self._size:
+                self._weight -= self._values.popitem(last=False)[1][1]

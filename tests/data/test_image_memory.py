@@ -1,0 +1,131 @@
+"""Memory of decoding: large images are converted in strips, which changes no pixel, and a peak is as it is stated."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from grr_coca.data import images
+from grr_coca.data.images import decode_image, peak_bytes
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+def noise(mode: str, size: tuple[int, int] = (61, 47)) -> Image.Image:
+    """Random pixels of a mode."""
+    made = np.random.default_rng(0)
+    if mode == "F":
+        values = made.standard_normal(size[::-1]).astype(np.float32) * 1e3
+        values[3, 4:7] = [np.nan, np.inf, -np.inf]
+        return Image.fromarray(values)
+    if mode in ("I", "I;16"):
+        return Image.fromarray(made.integers(0, 65536, size[::-1], np.int32 if mode == "I" else np.uint16))
+    image = Image.fromarray(made.integers(0, 256, (*size[::-1], 4), np.uint8))
+    return image.convert("RGB").quantize(17) if mode == "P" else image.convert(mode)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("F", "TIFF", {}),
+        ("I", "TIFF", {}),
+        ("I;16", "PNG", {}),
+        ("I;16", "PNG", {"transparency": 5}),
+        ("1", "PNG", {}),
+        ("L", "PNG", {"transparency": 7}),
+        ("LA", "PNG", {}),
+        ("P", "PNG", {}),
+        ("P", "PNG", {"transparency": 3}),
+        ("P", "GIF", {"transparency": 3}),
+        ("RGB", "PNG", {"transparency": (1, 2, 3)}),
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"exif": bytes.fromhex("4d4d002a000000080001011200030000000100060000")}),
+        ("CMYK", "JPEG", {}),
+        ("RGBA", "PNG", {}),
+        ("RGBA", "PNG", {"icc_profile": PROFILE}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("RGBA", "TIFF", {}),
+    ],
+)
+@pytest.mark.parametrize("to_srgb", [False, True])
+def test_an_image_in_strips_is_the_same_image(monkeypatch, mode, kind, options, to_srgb):
+    image = noise(mode)
+    if mode == "I;16" and options:
+        image.putpixel((2, 2), 5)
+    data = encoded(image, kind, **options)
+    for opening in ("upright_on_white", "as_stored"):
+        whole = decode_image(data, "a", opening, to_srgb=to_srgb)
+        with monkeypatch.context() as patches:
+            patches.setattr(images, "_STRIP_PIXELS", 200)  # three rows at a time
+            strips = decode_image(data, "a", opening, to_srgb=to_srgb)
+        assert strips.mode == whole.mode == "RGB"
+        assert np.array_equal(np.asarray(strips), np.asarray(whole))
+        assert strips.info.keys() == whole.info.keys()
+
+
+def test_a_jpeg_is_decoded_no_smaller_than_is_asked_for():
+    data = encoded(noise("RGB", (1000, 700)), "JPEG")
+    sizes = {at_least: decode_image(data, "a", at_least=at_least).size for at_least in [(350, 350), (351, 351), (1, 1)]}
+    assert sizes == {(350, 350): (500, 350), (351, 351): (1000, 700), (1, 1): (125, 88)}
+    assert decode_image(data, "a").size == (1000, 700)
+    assert decode_image(encoded(noise("RGB"), "PNG"), "a", at_least=(1, 1)).size == (61, 47)
+
+
+MEASURE = """
+import io, json, sys
+from PIL import Image
+from grr_coca.data.images import open_header, peak_bytes
+from grr_coca.data.preprocess import Preprocess
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+preprocess, found = Preprocess(224), {}
+for name in json.loads(sys.argv[1]):
+    data = open(name, "rb").read()
+    preprocess(preprocess.decode(open(name + ".small", "rb").read(), "small"))  # loads what is needed
+    open("/proc/self/clear_refs", "w").write("5")
+    before = kilobytes("VmRSS")
+    preprocess(preprocess.decode(data, name))
+    found[name] = (kilobytes("VmHWM") - before) * 1024 / peak_bytes(open_header(data, name))
+print(json.dumps(found))
+"""
+FORMS = {
+    "jpeg": ("RGB", "JPEG", {"quality": 80, "subsampling": 0}),
+    "progressive": ("CMYK", "JPEG", {"quality": 80, "progressive": True}),
+    "png": ("RGBA", "PNG", {"compress_level": 1}),
+    "tiff": ("F", "TIFF", {"compression": "tiff_deflate", "strip_size": 2**30}),
+    "webp": ("RGBA", "WEBP", {"quality": 10, "method": 0}),
+    "avif": ("RGBA", "AVIF", {"quality": 10, "speed": 10}),
+    "jpeg2000": ("RGBA", "JPEG2000", {"irreversible": True, "quality_mode": "rates", "quality_layers": [200]}),
+    "gif": ("P", "GIF", {}),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_decoding_takes_no_more_memory_than_it_is_taken_for(tmp_path):
+    for name, (mode, kind, options) in FORMS.items():
+        small = noise(mode, (300, 300))
+        large = small.resize((2100, 2100), Image.Resampling.NEAREST)
+        (tmp_path / name).write_bytes(encoded(large, kind, **options))
+        (tmp_path / f"{name}.small").write_bytes(encoded(small, kind, **options))
+    names = json.dumps([str(tmp_path / name) for name in FORMS])
+    done = subprocess.run([sys.executable, "-c", MEASURE, names], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shares = {name.rpartition("/")[2]: share for name, share in json.loads(done.stdout).items()}
+    assert all(0.1 < share <= 1.1 for share in shares.values()), shares
+
+
+def test_a_format_that_is_not_known_takes_the_most():
+    image = Image.new("RGB", (10, 10))
+    assert peak_bytes(image) == 2800
+    image.format = "PNG"
+    assert peak_bytes(image) == 1000

@@ -1,0 +1,98 @@
+"""Damages an index, by a seed: bytes of its files, values of its tables, and files that are cut off or swapped."""
+
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+from library import make_entry, make_vectors
+
+from grr_coca.search.duplicates import duplicate_groups
+from grr_coca.search.facets import facets
+from grr_coca.search.filters import parse_filter
+from grr_coca.search.index import open_store
+from grr_coca.search.store import Changes
+
+_VALUES = [None, -1, 2**62, 0.5, "", "x", "é" * 50, b"\xff\x00", "[]", "{", '{"a": [1]}', '[["a"]]', "null"]
+
+
+def damage(folder: Path, seed: int) -> str:
+    """Damage the index in a folder. Returns what was done."""
+    made = random.Random(seed)
+    kind = made.choice(["bytes", "bytes", "page", "cut", "grow", "value", "value", "drop"])
+    file = folder / made.choice(["index.sqlite", "index.sqlite", "vectors.f16"])
+    if kind in ("value", "drop"):
+        return _damage_table(folder, made, kind)
+    content = bytearray(file.read_bytes())
+    if kind == "bytes":
+        for _ in range(made.choice([1, 3, 30])):
+            content[made.randrange(len(content))] = made.randrange(256)
+    elif kind == "page":
+        start = made.randrange(0, len(content), 512)
+        content[start : start + 4096] = made.choice([bytes(4096), made.randbytes(4096), b"\xff" * 4096])
+    elif kind == "cut":
+        del content[made.randrange(len(content)) :]
+    else:
+        content += made.randbytes(5000)
+    file.write_bytes(content)
+    return f"{file.name}: {kind}"
+
+
+def _damage_table(folder: Path, made: random.Random, kind: str) -> str:
+    with closing(sqlite3.connect(folder / "index.sqlite")) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        table = made.choice([name for name in tables if not name.startswith("sqlite")])
+        what = f"{table}: {kind}"
+        with suppress(sqlite3.Error), database:  # some tables may not be changed so
+            if kind == "drop":
+                database.execute(made.choice([f'DROP TABLE "{table}"', f'DELETE FROM "{table}"']))
+            else:
+                columns = [row[1] for row in database.execute(f'PRAGMA table_info("{table}")')]
+                column, value = made.choice(columns), made.choice(_VALUES)
+                what = f"{table}.{column} = {value!r}"
+                database.execute(f'UPDATE "{table}" SET "{column}" = ? WHERE rowid % 3 = 0 OR 1', (value,))
+    return what
+
+
+def uses(folder: Path) -> dict[str, Callable[[], object]]:
+    """What is done with an index, by name. Each opens it."""
+
+    def using(work):
+        def use() -> object:
+            store = open_store(str(folder))
+            try:
+                return work(store)
+            finally:
+                store.close()
+
+        return use
+
+    def write(store) -> None:
+        entry = make_entry(999)
+        store.commit(Changes(added=[(entry, make_vectors(1)[0])]))
+        store.compact()
+
+    def browse(store) -> None:
+        ids = store.newest_first().tolist()
+        store.entries(ids[:10])
+        for entry in store.entries(ids[:5]):
+            assert isinstance(entry.date + entry.folder + entry.title, str)
+            assert entry.all_fields is not None
+
+    return {
+        "check": using(lambda store: store.check()),
+        "nearest": using(lambda store: store.nearest(make_vectors(1)[0], 5)),
+        "words": using(lambda store: store.entries([m.id for m in store.word_matches("red thing", 5)])),
+        "filter": using(lambda store: list(store.matching(parse_filter("width > 20", store.columns())))),
+        "browse": using(browse),
+        "facets": using(facets),
+        "duplicates": using(duplicate_groups),
+        "everything": using(lambda store: [*store.everything(), store.failures(), store.roots(), store.excluded()]),
+        "known": using(lambda store: store.known([make_entry(n).name for n in range(9)])),
+        "twins": using(lambda store: store.twins([make_entry(n).digest for n in range(9)])),
+        "sample": using(lambda store: store.sample()),
+        "places": using(lambda store: list(store.places("/pictures"))),
+        "imported": using(lambda store: store.was_imported()),
+        "write": using(write),
+    }

@@ -1,0 +1,161 @@
+"""What a request may hold: parts of JSON, sentences of labels, and bytes without a key. An error is short."""
+
+import json
+import random
+
+import pytest
+from serving import JSON, serving
+
+from grr_coca.serve.bounds import MAX_DEPTH, MAX_PARTS, require_bounded
+from grr_coca.serve.guard import KEY_VARIABLE
+from grr_coca.serve.refusal import MAX_BYTES, Refusal
+from grr_coca.serve.schemas import HEART
+
+MANY = MAX_PARTS // 2
+"""Elements of a list, or keys of an object, that are just too many."""
+
+
+def parts_of(content: object) -> tuple[int, int]:
+    """Number and depth of the parts of a JSON value, as they are written."""
+    if isinstance(content, str):
+        return 1 + content.count('"'), 0
+    if not isinstance(content, list | dict):
+        return 0, 0
+    within = [parts_of(one) for one in (content if isinstance(content, list) else content.values())]
+    keys = [parts_of(key)[0] for key in content] if isinstance(content, dict) else []
+    counts = [count for count, _ in within] + keys
+    return 2 + max(0, len(within) - 1) + sum(counts), 1 + max((depth for _, depth in within), default=0)
+
+
+def value(made: random.Random, depth: int = 0) -> object:
+    """A random JSON value, with many quotation marks and backslashes."""
+    kind = made.randrange(7 if depth < 6 else 5)
+    if kind < 2:
+        return "".join(made.choices('ab"\\[]{},: \n\u2200\u00e9\u2028', k=made.randrange(12)))
+    if kind < 5:
+        return made.choice([None, True, -1, 2.5e-7, 10**20])
+    if kind == 5:
+        return [value(made, depth + 1) for _ in range(made.randrange(5))]
+    return {str(value(made, 9)): value(made, depth + 1) for _ in range(made.randrange(5))}
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_parts_are_counted_as_they_are_written(monkeypatch, seed):
+    content = value(random.Random(seed))
+    count, depth = parts_of(content)
+    body = json.dumps(content, ensure_ascii=seed % 2 == 0, indent=seed % 3 or None).encode()
+    monkeypatch.setattr("grr_coca.serve.bounds.MAX_PARTS", count)
+    monkeypatch.setattr("grr_coca.serve.bounds.MAX_DEPTH", depth)
+    require_bounded(body)
+    for name, limit in (("MAX_PARTS", count), ("MAX_DEPTH", depth)):
+        if limit:
+            with monkeypatch.context() as patches:
+                patches.setattr(f"grr_coca.serve.bounds.{name}", limit - 1)
+                with pytest.raises(Refusal):
+                    require_bounded(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"null," * MAX_PARTS + b"null]",
+        b"{" + b",".join(b'"%d":1' % n for n in range(MANY)) + b"}",
+        b'["' + b'\\"' * MAX_PARTS + b'"]',
+        b'"' + b'\\"' * MAX_PARTS,
+        b'""' * (MAX_PARTS + 1),
+        b"[" * MAX_PARTS,
+        ("[" + '"\u2200",' * MANY + "0]").encode(),
+        ("[" + '"\u2200",' * MANY + "0]").encode("utf-16-le"),  # of which U+2200 has the byte of a quotation mark
+        b"\xfe\xff[]",
+    ],
+)
+def test_json_with_too_much_in_it_is_refused_before_it_is_parsed(served, body, monkeypatch):
+    monkeypatch.setattr("json.loads", lambda *_: pytest.fail("parsed"))
+    for path in ("/embed", "/v1/embeddings", "/v1/chat/completions", "/search", "/caption", "/classify"):
+        for kind in ("application/json", "application/x+json; charset=utf-16", "text/plain, Application/JSON"):
+            answer = served.post(path, body, {"Content-Type": kind})
+            assert answer.status in (413, 422), path
+            assert len(answer.body) <= MAX_BYTES
+
+
+def test_a_content_type_that_is_given_twice_hides_no_json(served, monkeypatch):
+    monkeypatch.setattr("json.loads", lambda *_: pytest.fail("parsed"))
+    body = b"[" * MAX_DEPTH * 2
+    for kinds in (("application/json", "image/png"), ("image/png", "application/json")):
+        head = "".join(f"Content-Type: {kind}\r\n" for kind in kinds)
+        said = served.raw(
+            f"POST /embed HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert said.startswith(b"HTTP/1.1 422 ")
+
+
+def test_conversations_and_batches_of_clients_are_within_the_bounds(served):
+    part = {"type": "text", "text": 'say "what" it shows'}
+    picture = {"type": "image_url", "image_url": {"url": HEART}}
+    messages = [{"role": "user", "content": [part]}] * 999 + [{"role": "user", "content": [part, picture]}]
+    assert served.post("/v1/chat/completions", {"model": "icons", "messages": messages}).status == 200
+    assert len(served.post("/embed", {"inputs": ["a cat, a dog"] * 300}).json()) == 300
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
+@pytest.mark.parametrize("wrong", [None, [None], [0.5], {}, ""])
+def test_the_report_of_wrong_elements_ends_at_the_first(served, path, wrong, monkeypatch):
+    counts: list[int] = []
+    made = "grr_coca.serve.app.invalid"
+    from grr_coca.serve.pictures import invalid
+
+    monkeypatch.setattr(made, lambda error: counts.append(len(error.errors())) or invalid(error))
+    answer = served.post(path, {"model": "icons", "input": [wrong] * 5000, "inputs": [wrong] * 5000})
+    assert answer.status in (400, 422)
+    assert counts[0] < 12, "some for each type that an element may have"
+
+
+@pytest.mark.parametrize("path", ["/search", "/embed", "/v1/embeddings", "/caption", "/classify"])
+@pytest.mark.parametrize("key", ["a" * 200_000, "\x01" * 100_000, "é" * 100_000, "\U0001f600" * 9, "["])
+def test_an_error_is_short_whatever_it_quotes(served, path, key):
+    for content in ({key: 1}, {"texts": [{key: 1}]}, {"inputs": key, key: key}, {"model": key, "input": "a"}):
+        answer = served.post(path, content)
+        assert answer.status >= 400
+        assert len(answer.body) <= MAX_BYTES
+        assert answer.reason()
+    form = f'--b\r\nContent-Disposition: form-data; name="{key[:9000]}"\r\n\r\n1\r\n--b--\r\n'.encode()
+    answer = served.post("/caption", form, {"Content-Type": "multipart/form-data; boundary=b"})
+    assert 400 <= answer.status < 500
+    assert len(answer.body) <= MAX_BYTES
+
+
+def test_an_error_that_lists_every_repeated_label_is_short(served):
+    labels = [f"label {n}" for n in range(500)]
+    answer = served.post("/classify", {"image": HEART, "labels": labels + labels})
+    assert answer.status == 422
+    assert len(answer.body) <= MAX_BYTES
+    assert "more than once" in answer.reason()
+
+
+def test_labels_and_templates_that_are_short_each_are_refused_if_they_are_long_together(served, monkeypatch):
+    content = {"image": HEART, "labels": ["a" * 1000, *map(str, range(99))], "templates": ["{}" * 5000] * 16}
+    with monkeypatch.context() as patches:
+        patches.setattr("grr_coca.serve.service.fill_templates", lambda *_: pytest.fail("filled"))
+        answer = served.post("/classify", content)
+    assert answer.status == 422
+    assert "95,040,000 characters together (limit 1,000,000)" in answer.reason()
+    fine = {"image": HEART, "labels": ["cat", "dog"], "templates": ["{} and {}", "a {{}}"]}
+    assert served.post("/classify", fine).status == 200
+
+
+@pytest.mark.parametrize("path", ["/session", "/health", "/ready", "/", "/app.js"])
+def test_what_needs_no_key_takes_no_large_body(served, path):
+    body = json.dumps({"key": "a", **{str(n): n for n in range(1000)}}).encode()
+    answer = served.ask("POST" if path == "/session" else "GET", path, body, JSON)
+    assert answer.status == 413
+    assert "more than 4,096" in answer.reason()
+
+
+def test_a_key_of_the_largest_size_opens_a_session(monkeypatch):
+    key = "é" * 500
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with serving() as client:
+        assert client.post("/session", {"key": key}).status == 204
+        assert client.post("/session", {"key": key[1:]}).status == 401

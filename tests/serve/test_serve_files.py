@@ -1,0 +1,356 @@
+"""Picture files of an index: those on a drive that hangs, those that are none any more, those that are not shown."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from serving import DRAWINGS, serving, wait_until
+
+import grr_coca
+from grr_coca.data.images import decode_image
+from grr_coca.search.index import open_store
+from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.serve.guard import Limits
+from grr_coca.serve.memory import Budget
+from grr_coca.serve.workers import Workers
+
+GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with eight pictures, and its index."""
+    folder = tmp_path_factory.mktemp("own")
+    for number in range(8):
+        Image.new("RGB", (40, 40), (number * 30, 90, 90)).save(folder / f"{number}.png")
+    with grr_coca.Index.open(folder / "index", "icons", create=True) as index:
+        index.add(str(folder / "*.png"))
+    return folder
+
+
+def ids(client) -> dict[str, str]:
+    """The ids of all pictures, by the name of their file."""
+    return {Path(one["name"]).name: one["id"] for one in client.get("/pictures").json()["pictures"]}
+
+
+class Hanging:
+    """A drive that does not answer: reading a file in this folder, or looking for it, waits until the end."""
+
+    def __init__(self, monkeypatch, folder: Path) -> None:
+        self.answers = threading.Event()
+        self.waiting = 0
+        for place in ("grr_coca.common.files.os.open", "os.path.exists"):
+            monkeypatch.setattr(place, self._hanging(eval(place.removeprefix("grr_coca.common.files.")), str(folder)))
+
+    def _hanging(self, real, folder: str):
+        def wait(path, *arguments):
+            if str(path).startswith(folder) and str(path).endswith(".png"):
+                self.waiting += 1
+                self.answers.wait(60)
+            return real(path, *arguments)
+
+        return wait
+
+
+@pytest.fixture
+def hanging(monkeypatch, own):
+    drive = Hanging(monkeypatch, own)
+    monkeypatch.setattr("grr_coca.serve.files._SECONDS", 0.2)
+    monkeypatch.setattr("grr_coca.serve.files._SECONDS_TO_LOOK", 0.2)
+    monkeypatch.setattr("grr_coca.serve.files._SECONDS_UNTIL_LATE", 0.5)
+    yield drive
+    drive.answers.set()
+
+
+def test_a_drive_that_hangs_keeps_no_caption_and_no_search_waiting(own, hanging):
+    with serving(own / "index") as client:
+        for identity in ids(client).values():
+            answer = client.get(f"/image/{identity}")
+            assert answer.status == 200
+            assert answer.headers["x-missing"] == "1"
+        assert client.post("/caption", GUITAR).status == 200
+        found = client.post("/search", {"texts": ["a square"]}).json()["hits"]
+        assert len(found) > 0
+        assert all(hit["is_there"] for hit in found), "nobody knows"
+        wait_until(lambda: client.metric("grr_coca_late_files") >= 4)
+        ready = client.get("/ready")
+        assert ready.status == 200
+        assert "do not answer" in ready.json()["warnings"][0]
+        hanging.answers.set()
+        wait_until(lambda: client.metric("grr_coca_late_files") == 0)
+        assert client.get("/ready").json()["warnings"] == []
+        answer = client.get(f"/image/{ids(client)['3.png']}")
+        assert answer.headers["content-type"] == "image/webp"
+
+
+def test_a_file_that_hangs_is_waited_for_once_and_others_are_shown(own, hanging, tmp_path):
+    Image.new("RGB", (30, 30)).save(tmp_path / "fine.png")
+    with grr_coca.Index.open(tmp_path / "index", "icons", create=True) as index:
+        hanging.answers.set()
+        index.add([str(tmp_path / "fine.png"), str(own / "0.png")])
+        hanging.answers.clear()
+    with serving(tmp_path / "index") as client:
+        known = ids(client)
+        before = hanging.waiting
+        for _ in range(6):
+            assert "x-missing" in client.get(f"/image/{known['0.png']}").headers
+        assert hanging.waiting == before + 1
+        assert client.get(f"/image/{known['fine.png']}").headers["content-type"] == "image/webp"
+
+
+def test_a_hanging_file_is_not_explained(own, hanging):
+    pytest.importorskip("torch")
+    with serving(own / "index") as client:
+        answer = client.post("/explain", {"id": ids(client)["1.png"]})
+        assert answer.status == 504
+        assert "drive may hang" in answer.reason()
+
+
+def test_a_server_whose_pictures_are_pipes_answers_captions_and_ends(tmp_path):
+    for number in range(6):
+        Image.new("RGB", (40, 40), (number * 30, 90, 90)).save(tmp_path / f"{number}.png")
+    with grr_coca.Index.open(tmp_path / "index", "icons", create=True) as index:
+        index.add(str(tmp_path / "*.png"))
+    for number in range(6):
+        (tmp_path / f"{number}.png").unlink()
+        os.mkfifo(tmp_path / f"{number}.png")
+    with serving(tmp_path / "index", limits=Limits(seconds=5)) as client:
+        for identity in ids(client).values():
+            assert client.get(f"/image/{identity}").headers["x-missing"] == "1"
+        assert client.post("/caption", GUITAR).status == 200
+
+
+def test_a_process_ends_though_its_threads_hang(own):
+    code = """
+import os, sys, threading
+real, never = os.open, threading.Event()
+sys.path[:0] = [sys.argv[2]]
+from serving import serving
+with serving(sys.argv[1] + "/index") as client:
+    os.open = lambda path, *a, **k: never.wait() if str(path).startswith(sys.argv[1]) else real(path, *a, **k)
+    import grr_coca.serve.files as files
+    files._SECONDS = 0.1
+    for one in client.get("/pictures").json()["pictures"]:
+        client.get("/image/" + one["id"])
+print("ended")
+"""
+    arguments = [sys.executable, "-c", code, str(own), str(Path(__file__).parent)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
+def test_a_server_that_decodes_no_more_says_that_it_is_not_ready(monkeypatch):
+    held = threading.Event()
+    monkeypatch.setattr("grr_coca.serve.pictures.open_header", lambda *_: held.wait(60))
+    try:
+        with serving(limits=Limits(seconds=0.3)) as client:
+            assert [client.post("/caption", GUITAR).status for _ in range(4)] == [504] * 4
+            wait_until(lambda: client.get("/ready").status == 503)
+            assert "not decoded any more" in client.get("/ready").reason()
+            held.set()
+            wait_until(lambda: client.get("/ready").status == 200)
+    finally:
+        held.set()
+
+
+# --- Threads and memory
+
+
+def test_a_late_thread_is_replaced_and_leaves_when_it_is_done():
+    release = threading.Event()
+    workers = Workers(2, "test", seconds=0.05)
+    held = [workers.put(release.wait, 30) for _ in range(2)]
+    wait_until(lambda: workers.num_late == 2)
+    assert workers.put(lambda: 7).result(10) == 7
+    wait_until(lambda: len(workers._began) == 4)
+    release.set()
+    assert all(one.result(10) for one in held)
+    wait_until(lambda: len(workers._began) == 2)
+    assert [workers.put(int, text).result(10) for text in "123"] == [1, 2, 3]
+    workers.close()
+    wait_until(lambda: not workers._began)
+
+
+def test_work_that_fails_or_is_cancelled_does_not_end_a_thread():
+    workers = Workers(1, "test")
+    assert isinstance(workers.put(int, "x").exception(10), ValueError)
+    release = threading.Event()
+    first, second = workers.put(release.wait, 30), workers.put(lambda: 1)
+    assert second.cancel()
+    release.set()
+    assert first.result(10)
+    assert workers.put(lambda: 2).result(10) == 2
+    workers.close()
+
+
+def test_memory_is_shared_in_the_order_in_which_it_is_asked_for():
+    budget, order = Budget(100), []
+    begin = {name: threading.Event() for name in "abc"}
+    end = {name: threading.Event() for name in "abc"}
+
+    def take(name: str, size: int) -> None:
+        begin[name].set()
+        with budget.taken(size):
+            order.append(name)
+            end[name].wait(30)
+
+    threads = []
+    for name, size in (("a", 60), ("b", 1000), ("c", 30)):
+        threads.append(threading.Thread(target=take, args=(name, size)))
+        threads[-1].start()
+        begin[name].wait(10)
+        time.sleep(0.05)
+    assert order == ["a"], "b takes all there is, and c waits behind it"
+    end["a"].set()
+    wait_until(lambda: order == ["a", "b"])
+    end["b"].set()
+    wait_until(lambda: order == ["a", "b", "c"])
+    end["c"].set()
+    for thread in threads:
+        thread.join(10)
+
+
+def test_pictures_that_are_decoded_together_share_the_memory(monkeypatch):
+    present, most = [], []
+
+    def decode(data, name, *arguments, **options):
+        present.append(1)
+        most.append(len(present))
+        time.sleep(0.02)
+        image = decode_image(data, name, *arguments, **options)
+        present.pop()
+        return image
+
+    monkeypatch.setattr("grr_coca.data.preprocess.decode_image", decode)
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 200)).save(buffer, "TIFF")  # 16 bytes for a pixel, of 20 for each of 50,000
+    with serving(limits=Limits(max_pixels=50_000)) as client:
+        from test_serve_limits import at_once
+
+        pool, futures = at_once(client, 8, body=buffer.getvalue())
+        assert {future.result().status for future in futures} == {200}
+        pool.shutdown()
+    assert max(most) == 1
+
+
+def test_a_picture_whose_format_takes_too_much_memory_is_refused():
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 200)).save(buffer, "JPEG2000")
+    with serving(limits=Limits(max_pixels=40_000)) as client:
+        answer = client.post("/caption", buffer.getvalue())
+    assert answer.status == 413
+    assert "too many pixels for JPEG2000: 40,000, for which decoding takes 1,120,000 bytes (limit 800,000)" in (
+        answer.reason()
+    )
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_and_gives_nearly_the_same_pixels(monkeypatch):
+    sizes = []
+
+    def decode(*arguments, **options):
+        image = decode_image(*arguments, **options)
+        sizes.append(image.size)
+        return image
+
+    monkeypatch.setattr("grr_coca.data.preprocess.decode_image", decode)
+    with Image.open(DRAWINGS / "guitar.webp") as image:
+        large = image.convert("RGB").resize((2000, 1500), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    large.save(buffer, "JPEG", quality=92)
+    with serving() as client:
+        whole = client.post("/caption", buffer.getvalue()).json()
+        monkeypatch.setattr("grr_coca.serve.pictures._MAX_WHOLE_PIXELS", 2_000_000)
+        reduced = client.post("/caption", buffer.getvalue()).json()
+        side = client.server.service.queue.ready().preprocess.image_size
+    assert sizes[0] == (2000, 1500)
+    assert 4 * side <= min(sizes[1]) < 1500
+    assert reduced["caption"] == whole["caption"]
+    assert reduced["captions"][0]["log_prob"] == pytest.approx(whole["captions"][0]["log_prob"], abs=0.2)
+
+
+# --- An index from elsewhere
+
+
+@pytest.fixture(scope="module")
+def imported(own):
+    """The index of `own`, as somebody else would get it."""
+    file = own / "index.parquet"
+    store = open_store(str(own / "index"))
+    with file.open("wb") as written:
+        export_parquet(store, written)
+    store.close()
+    import_parquet(file, str(own / "imported"))
+    return own / "imported"
+
+
+@pytest.mark.parametrize(("folders", "shown"), [(["."], 8), ([], 0), (["index"], 0), (["index", "link"], 8)])
+def test_an_index_from_elsewhere_shows_pictures_of_given_folders_alone(own, imported, folders, shown):
+    if not (own / "link").exists():
+        (own / "link").symlink_to(own)
+    with serving(imported, pictures=[own / folder for folder in folders]) as client:
+        known = client.get("/pictures").json()["pictures"]
+        assert len(known) == 8
+        assert sum(one["is_there"] for one in known) == shown
+        answers = [client.get(f"/image/{one['id']}") for one in known]
+        assert sum(answer.headers["content-type"] == "image/webp" for answer in answers) == shown
+        assert len(client.post("/search", {"texts": ["a square"]}).json()["hits"]) > 0
+        if client.server.service.explainer.is_installed:
+            answer = client.post("/explain", {"id": known[0]["id"]})
+            assert answer.status == (200 if shown else 403)
+            assert shown or "--pictures" in answer.reason()
+
+
+def test_folders_of_pictures_are_kept_to_for_any_index(own):
+    outside = {"pictures": [own / "index"]}
+    with serving(own / "index", **outside) as client:
+        assert not any(one["is_there"] for one in client.get("/pictures").json()["pictures"])
+    with serving(own / "index") as client:
+        assert all(one["is_there"] for one in client.get("/pictures").json()["pictures"])
+
+
+def test_the_command_line_says_which_pictures_are_shown(own, imported):
+    for arguments, said in (([], "no pictures are shown"), (["--pictures", str(own)], f"shown from {own} alone")):
+        command = [sys.executable, "-m", "grr_coca", "serve", str(imported), "--port", "0", *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if said in line:
+                    break
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=100)
+        assert any(said in line for line in lines)
+    done = subprocess.run(
+        [sys.executable, "-m", "grr_coca", "serve", str(imported), "--pictures", str(own / "nowhere")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no such folder" in done.stderr
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown" / "a.png").symlink_to(own / "1.png")
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "shown" / "b.png")
+    with grr_coca.Index.open(tmp_path / "index", "icons", create=True) as index:
+        index.add([str(tmp_path / "shown" / name) for name in ("a.png", "b.png")])
+    with serving(tmp_path / "index", pictures=[tmp_path / "shown"]) as client:
+        there = {Path(one["name"]).name: one["is_there"] for one in client.get("/pictures").json()["pictures"]}
+    assert there == {"a.png": False, "b.png": True}
+
+
+def test_names_that_are_no_paths_are_not_there(served):
+    entries = [type("Entry", (), {"file": file}) for file in ("\0", "", "a" * 5000, "/proc/self/mem\0.png")]
+    there = served.server.service.library.files.are_there(entries)
+    assert set(there.values()) == {False}
+    assert json.dumps(there)

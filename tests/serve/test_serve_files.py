@@ -18,9 +18,9 @@ import grr_coca
 from grr_coca.data.images import decode_image
 from grr_coca.search.index import open_store
 from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.memory import Budget
-from grr_coca.serve.workers import Workers
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -135,7 +135,7 @@ real, never = os.open, threading.Event()
 sys.path[:0] = [sys.argv[2]]
 from serving import serving
 with serving(sys.argv[1] + "/index") as client:
-    os.open = lambda path, *a, **k: never.wait() if str(path).startswith(sys.argv[1]) else real(path, *a, **k)
+    os.open = lambda path, *a, **k: never.wait() if str(path).endswith(".png") else real(path, *a, **k)
     import grr_coca.serve.files as files
     files._SECONDS = 0.1
     for one in client.get("/pictures").json()["pictures"]:
@@ -166,7 +166,7 @@ def test_a_server_that_decodes_no_more_says_that_it_is_not_ready(monkeypatch):
 
 def test_a_late_thread_is_replaced_and_leaves_when_it_is_done():
     release = threading.Event()
-    workers = Workers(2, "test", seconds=0.05)
+    workers = DaemonThreads(2, "test", seconds=0.05)
     held = [workers.put(release.wait, 30) for _ in range(2)]
     wait_until(lambda: workers.num_late == 2)
     assert workers.put(lambda: 7).result(10) == 7
@@ -180,7 +180,7 @@ def test_a_late_thread_is_replaced_and_leaves_when_it_is_done():
 
 
 def test_work_that_fails_or_is_cancelled_does_not_end_a_thread():
-    workers = Workers(1, "test")
+    workers = DaemonThreads(1, "test")
     assert isinstance(workers.put(int, "x").exception(10), ValueError)
     release = threading.Event()
     first, second = workers.put(release.wait, 30), workers.put(lambda: 1)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, TypeVar
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_within
 from grr_coca.data.images import decode_image, with_srgb_colours
+from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.lru_cache import LruCache
 from grr_coca.serve.memory import Budget
 from grr_coca.serve.pictures import require_decodable
 from grr_coca.serve.refusal import Refusal
-from grr_coca.serve.workers import Workers
 
 if TYPE_CHECKING:
     from grr_coca.search.entry import Entry
@@ -52,7 +52,7 @@ class PictureFiles:
         self._memory = memory
         self._folders = folders
         self._file_bytes = Budget(_MAX_FILE_BYTES)
-        self._workers = Workers(_THREADS, "files", _SECONDS_UNTIL_LATE)
+        self._workers = DaemonThreads(_THREADS, "files", _SECONDS_UNTIL_LATE)
         self._thumbnails = LruCache[tuple, bytes](_MAX_THUMBNAIL_BYTES)
         self._being_made: dict[tuple, Future[bytes | None]] = {}
         self._blind_until = 0.0

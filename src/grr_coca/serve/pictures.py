@@ -21,9 +21,9 @@ from grr_coca.common.shapes import UInt8
 from grr_coca.data.images import BROKEN, open_header, peak_bytes
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.svg import is_svg
+from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.memory import Budget
 from grr_coca.serve.refusal import Refusal
-from grr_coca.serve.workers import Workers
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -213,7 +213,7 @@ class PictureReader:
 
     def __init__(self, max_pixels: int, memory: Budget, threads: int, seconds: float) -> None:
         self._max_pixels, self._memory, self._threads = max_pixels, memory, threads
-        self._workers = Workers(threads, "decode", seconds)
+        self._workers = DaemonThreads(threads, "decode", seconds)
 
     def close(self) -> None:
         """End the threads."""

@@ -26,6 +26,7 @@ from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.relevance import curve_of
 from grr_coca.serve.app import make_app
+from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.files import PictureFiles
 from grr_coca.serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limits, is_loopback
@@ -35,7 +36,6 @@ from grr_coca.serve.pictures import PictureReader, memory_of_pictures
 from grr_coca.serve.queue import ModelQueue
 from grr_coca.serve.refusal import Refusal, error_headers, json_bytes
 from grr_coca.serve.service import Service
-from grr_coca.serve.workers import Workers
 
 try:
     import resource
@@ -183,10 +183,10 @@ class RunningServer:
             metrics=metrics,
             limits=options.limits,
             key=None if key is None else Key(key),
-            threads=Workers(_INDEX_THREADS, "index"),
-            browsing=Workers(1, "pictures"),
-            counting=Workers(1, "facets"),
-            grouping=Workers(1, "duplicates"),
+            threads=DaemonThreads(_INDEX_THREADS, "index"),
+            browsing=DaemonThreads(1, "pictures"),
+            counting=DaemonThreads(1, "facets"),
+            grouping=DaemonThreads(1, "duplicates"),
         )
         metrics.show("grr_coca_queue_requests", "Requests that wait or are worked on", lambda: queue.in_use)
         metrics.show("grr_coca_queue_capacity", "Requests that may wait", lambda: queue.capacity)

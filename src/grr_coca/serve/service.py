@@ -13,6 +13,7 @@ from grr_coca.data.text import clean_query
 from grr_coca.infer.class_names import check_class_names, fill_templates
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.search.entry import chunks
+from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.guard import DEADLINE, EXITS, Key, Limits
 from grr_coca.serve.library import ServedIndex
@@ -21,7 +22,6 @@ from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.queue import ModelQueue, results_of
 from grr_coca.serve.refusal import Refusal
-from grr_coca.serve.workers import Workers
 
 Result = TypeVar("Result")
 
@@ -45,10 +45,10 @@ class Service:
     metrics: Metrics
     limits: Limits
     key: Key | None
-    threads: Workers
-    browsing: Workers
-    counting: Workers
-    grouping: Workers
+    threads: DaemonThreads
+    browsing: DaemonThreads
+    counting: DaemonThreads
+    grouping: DaemonThreads
     title: str
     classifiers: LruCache[tuple, ZeroShotClassifier] = field(default_factory=partial(LruCache, _MAX_CLASSIFIERS))
 

@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS blocks (
 """
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """The checksum of `rows` rows of the file, from the row `first`."""
 
     first: int
@@ -36,15 +36,15 @@ class Block(NamedTuple):
         return self.first + self.rows
 
 
-_NONE = Block(0, 0, 0)
+_NONE = RowBlock(0, 0, 0)
 
 
-def read_blocks(database: sqlite3.Connection, generation: int) -> list[Block]:
+def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]:
     """The blocks of the file of a generation, in order. Empty if only an older version has written it."""
     if not _has_table(database):
         return []
     statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first"
-    return [Block(*row) for row in database.execute(statement, (generation,))]
+    return [RowBlock(*row) for row in database.execute(statement, (generation,))]
 
 
 def append_blocks(database: sqlite3.Connection, generation: int, vectors: np.ndarray) -> None:
@@ -52,21 +52,21 @@ def append_blocks(database: sqlite3.Connection, generation: int, vectors: np.nda
     write_blocks(database, generation, following_blocks(_last(database, generation), vectors))
 
 
-def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable[Block]) -> None:
+def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable[RowBlock]) -> None:
     """Write blocks. The caller commits."""
     database.executemany(
         "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", ((generation, *block) for block in blocks)
     )
 
 
-def following_blocks(last: Block, vectors: np.ndarray) -> Iterator[Block]:
+def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
     """The blocks of N E rows that follow a block. If that is not full, it comes first, with some of the rows."""
     place = 0
     while place < len(vectors):
         if last.rows % ROWS_PER_BLOCK == 0:
-            last = Block(last.end, 0, 0)
+            last = RowBlock(last.end, 0, 0)
         rows = np.ascontiguousarray(vectors[place : place + ROWS_PER_BLOCK - last.rows], np.float16)
-        last = Block(last.first, last.rows + len(rows), zlib.crc32(rows.tobytes(), last.checksum))
+        last = RowBlock(last.first, last.rows + len(rows), zlib.crc32(rows.tobytes(), last.checksum))
         place += len(rows)
         yield last
 
@@ -92,7 +92,7 @@ def cover(database: sqlite3.Connection, file: VectorFile, generation: int) -> No
         raise
 
 
-def damaged_blocks(blocks: Iterable[Block], file: VectorFile) -> Iterator[Block]:
+def damaged_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[RowBlock]:
     """The blocks whose rows are not those that were written.
 
     Raises:
@@ -103,10 +103,10 @@ def damaged_blocks(blocks: Iterable[Block], file: VectorFile) -> Iterator[Block]
             yield block
 
 
-def _last(database: sqlite3.Connection, generation: int) -> Block:
+def _last(database: sqlite3.Connection, generation: int) -> RowBlock:
     statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first DESC LIMIT 1"
     row = database.execute(statement, (generation,)).fetchone()
-    return _NONE if row is None else Block(*row)
+    return _NONE if row is None else RowBlock(*row)
 
 
 def _has_table(database: sqlite3.Connection) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from grr_coca.search.embedded.checksums import (
     ROWS_PER_BLOCK,
-    Block,
+    RowBlock,
     append_blocks,
     cover,
     following_blocks,
@@ -125,13 +125,13 @@ class Writer:
         new = vectors_file(self._folder, before.generation + 1)
         vectors = VectorFile(old, before.rows, self._width)
         step = 16 * ROWS_PER_BLOCK
-        blocks: list[Block] = []
+        blocks: list[RowBlock] = []
         try:
             append_rows(new, 0, np.empty((0, self._width), np.float16))
             for start in range(0, len(ids), step):
                 rows = vectors.rows(ids[start : start + step] - 1)
                 append_rows(new, start, rows)
-                blocks += following_blocks(Block(start, 0, 0), rows)
+                blocks += following_blocks(RowBlock(start, 0, 0), rows)
         except OSError:
             new.unlink(missing_ok=True)  # otherwise, a full disk would stay full
             raise

@@ -16,7 +16,7 @@ _MAX_REPLACED = 8
 """Threads that are started in place of late ones, which take a stack each."""
 
 
-class Workers:
+class DaemonThreads:
     """Some threads that do one piece of work after the other. The end of the process abandons them.
 
     A thread whose work takes too long is late. Another one is started in its place, so that one drive that hangs does

@@ -1,0 +1,226 @@
+"""Damaged indexes: each use of one works or says what is damaged, and checking finds every changed embedding."""
+
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damage import damage, uses
+from library import HEADER, WIDTH, fill, make_entry, make_vectors
+
+from grr_coca.cli import main
+from grr_coca.common.errors import DamagedError, UserError
+from grr_coca.search.embedded import checksums
+from grr_coca.search.embedded.embedded_store import EmbeddedStore
+from grr_coca.search.entry import Failure, Stamp
+from grr_coca.search.index import make_store, open_store
+from grr_coca.search.store import Changes
+
+SEEDS = 40
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """An index of sixty images, of which one was removed."""
+    folder = tmp_path_factory.mktemp("good") / "index"
+    store = make_store(str(folder), HEADER)
+    fill(store, 60)
+    failed = [Failure("/a", "/pictures", Stamp(1, 2), "broken")]
+    store.commit(Changes(failed=failed, removed=[make_entry(1).name]))
+    store.exclude(["*.gif"])
+    store.close()
+    return folder
+
+
+@pytest.fixture
+def bad(good, tmp_path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(good, tmp_path / "bad"))
+
+
+def use_damaged(good: Path, folder: Path, seed: int) -> tuple[str, bool]:
+    """What was damaged, and whether any use has noticed it. No use may raise anything but a `UserError`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(good, folder)
+    what, is_noticed = damage(folder, seed), False
+    for name, use in uses(folder).items():
+        try:
+            use()
+        except UserError:
+            is_noticed = True
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {what}: {name}") from error
+    return what, is_noticed
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_damaged_index_is_told_without_a_traceback(good, tmp_path, seed):
+    use_damaged(good, tmp_path / "bad", seed)
+
+
+@pytest.mark.slow
+def test_two_thousand_damaged_indexes(good, tmp_path):
+    for seed in range(SEEDS, 2000):
+        what, is_noticed = use_damaged(good, tmp_path / "bad", seed)
+        assert is_noticed or not what.startswith("vectors") or what.endswith("grow"), (seed, what)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_checking_finds_any_change_of_the_vectors(good, tmp_path, seed):
+    folder = Path(shutil.copytree(good, tmp_path / "bad"))
+    made = random.Random(seed)
+    path = folder / "vectors.f16"
+    content = bytearray(path.read_bytes())
+    content[made.randrange(len(content))] ^= 1 << made.randrange(8)
+    path.write_bytes(content)
+    with closing(open_store(str(folder))) as store, pytest.raises(DamagedError, match="rows 1 to 60 are not"):
+        store.check()
+
+
+def test_an_index_that_is_whole_passes(good, bad):
+    with closing(open_store(str(bad))) as store:
+        assert store.check() == (59, 0)
+        fill(store, 30, first=100)
+        assert store.check() == (89, 0)
+
+
+@pytest.mark.parametrize("bits", [0x7E00, 0x7C00, 0xFC00, 0x7BFF])  # NaN, infinities, a large number
+def test_a_search_that_meets_what_is_no_embedding_says_so(bad, bits):
+    path = bad / "vectors.f16"
+    rows = np.fromfile(path, np.uint16).reshape(-1, WIDTH)
+    rows[17, 3] = bits
+    rows.tofile(path)
+    with closing(open_store(str(bad))) as store:
+        with pytest.raises(DamagedError, match=r"vectors\.f16: damaged: rows 1 to 60 .*rename both.*never copy into"):
+            store.nearest(make_vectors(1)[0], 5)
+        store.commit(Changes(removed=[make_entry(17).name]))
+        assert len(store.nearest(make_vectors(1)[0], 5)) == 5, "what was removed is not looked at"
+
+
+def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
+    monkeypatch.setattr(checksums, "ROWS_PER_BLOCK", 64)
+    with closing(open_store(str(bad))) as store:
+        for first, count in ((100, 3), (200, 1), (300, 150), (500, 64)):
+            fill(store, count, seed=first, first=first)
+            assert store.check().without_checksum == 0
+        blocks = checksums.read_blocks(store._database, 0)
+        assert [(block.first, block.rows) for block in blocks] == [(0, 64), (64, 64), (128, 64), (192, 64), (256, 22)]
+    os.truncate(bad / "vectors.f16", 200 * WIDTH * 2)
+    with pytest.raises(DamagedError), closing(open_store(str(bad))) as store:
+        store.check()
+
+
+def test_checksums_are_made_anew_when_the_vectors_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.search.embedded.writer.MIN_GONE", 5)
+    monkeypatch.setattr(checksums, "ROWS_PER_BLOCK", 16)
+    monkeypatch.setattr("grr_coca.search.embedded.writer.ROWS_PER_BLOCK", 16)
+    store = make_store(str(tmp_path / "index"), HEADER)
+    fill(store, 700)
+    store.commit(Changes(removed=[make_entry(number).name for number in range(400)]))
+    assert store.compact()
+    assert store.check() == (300, 0)
+    fill(store, 9, first=900)
+    assert store.check() == (309, 0)
+    store.close()
+
+
+def test_an_index_of_an_older_version_gets_its_checksums_from_the_next_writer(bad):
+    with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
+        database.execute("DROP TABLE blocks")
+    with closing(open_store(str(bad))) as store:
+        assert store.check() == (59, 60)
+        assert len(store.nearest(make_vectors(1)[0], 5)) == 5
+    with closing(open_store(str(bad))) as store:
+        store.claim()
+        assert store.check() == (59, 0)
+
+
+def test_rows_that_an_older_version_has_added_are_covered_too(bad, good):
+    with closing(open_store(str(bad))) as store:
+        fill(store, 20, first=100)
+        database = store._database
+        database.execute("DELETE FROM blocks")
+        with closing(open_store(str(good))) as older:
+            checksums.write_blocks(database, 0, checksums.read_blocks(older._database, 0))
+    with closing(open_store(str(bad))) as store:
+        assert store.check() == (79, 20)
+        store.claim()
+        assert store.check() == (79, 0)
+
+
+# --- A copy that is laid over an index in use
+
+READER = """
+import os, sys
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+from grr_coca.common.errors import UserError
+from grr_coca.search.index import open_store
+from library import make_vectors
+store, told = open_store(sys.argv[1]), 0
+query = make_vectors(1)[0]
+with store.snapshot():
+    print(len(store.nearest(query, 5)), flush=True)
+    sys.stdin.readline()
+    for use in (lambda: store.nearest(query, 5), lambda: store.vectors([15_000]), store.sample):
+        try:
+            use()
+        except UserError as error:
+            told += "damaged: it ends before row" in str(error)
+print(told, flush=True)
+sys.stdin.readline()
+again = open_store(sys.argv[1])
+print(len(again.nearest(query, 5)), flush=True)
+"""
+
+
+def test_a_file_that_is_cut_off_under_a_reader_ends_no_process(tmp_path):
+    folder = tmp_path / "index"
+    store = make_store(str(folder), HEADER)
+    fill(store, 16_000)
+    store.close()
+    content = (folder / "vectors.f16").read_bytes()
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", READER, str(folder), str(here), str(here.parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout.readline() == "5\n"
+        os.truncate(folder / "vectors.f16", 0)  # as `cp` does first
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        assert reader.stdout.readline() == "3\n"
+        (folder / "vectors.f16").write_bytes(content)
+        reader.communicate("\n", timeout=60)
+    assert reader.returncode == 0
+
+
+def test_a_backup_that_is_put_in_its_place_as_the_message_says_is_read(good, bad, tmp_path):
+    backup = Path(shutil.copytree(good, tmp_path / "backup"))
+    (bad / "vectors.f16").write_bytes(b"")
+    with closing(EmbeddedStore(bad)) as store, pytest.raises(DamagedError, match=f"a new folder beside {bad}"):
+        store.nearest(make_vectors(1)[0], 5)
+    bad.rename(tmp_path / "old")
+    backup.rename(bad)
+    with closing(EmbeddedStore(bad)) as store:
+        assert store.check() == (59, 0)
+
+
+# --- The verb
+
+
+def test_the_verb_checks_an_index_and_does_nothing_else(bad, capsys):
+    assert main(["index", "--check", "--out", str(bad)]) == 0
+    assert capsys.readouterr().out == f"{bad}: 59 images, all as they were written\n"
+    with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
+        database.execute("DROP TABLE blocks")
+    assert main(["index", "--check", "--out", str(bad)]) == 0
+    assert "60 embeddings have no checksum" in capsys.readouterr().out
+    (bad / "vectors.f16").write_bytes(bytes(60 * WIDTH * 2 - 1))
+    assert main(["index", "--check", "--out", str(bad)]) == 2
+    assert "damaged" in capsys.readouterr().err
+    assert main(["index", "--check", "--out", str(bad), str(bad)]) == 2
+    assert "--check does nothing else" in capsys.readouterr().err

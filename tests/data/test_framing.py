@@ -137,6 +137,17 @@ def test_both_orders_and_the_part_that_is_seen_agree():
     assert plain.cut(image).tobytes() == image.crop((50, 0, 250, 200)).tobytes()
 
 
+def test_a_long_thin_drawing_makes_no_square_of_thousands_of_millions_of_pixels(monkeypatch):
+    line = drawing((60_000, 40), (100, 18, 59_900, 22))
+    assert FRAMED.cut(line).size == (4096, 4096), "and not 71,190 pixels high and wide"
+    long = drawing((900, 60), (10, 20, 890, 40), ink="red")
+    whole = FRAMED(long).astype(int)
+    monkeypatch.setattr("grr_coca.data.framing._MAX_SIDE", 256)
+    assert FRAMED.cut(long).size == (256, 256)
+    assert np.abs(FRAMED(long) - whole).mean() < 1
+    assert FRAMED.cut(drawing((900, 800), (10, 20, 600, 500))).size == (702, 702), "no larger than the image"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -17,6 +17,9 @@ Box = tuple[int, int, int, int]
 """Left, upper, right, lower."""
 Colour = tuple[int, int, int]
 
+_MAX_SIDE = 4096
+"""Largest side of a square that is larger than its image."""
+
 STRAY = 10
 """At most one in this many pixels of a side may differ from the ground. Of 98 photographs, 8 have such sides, with a
 dark sky or a wall all around; if every other pixel may differ, 24 have them."""
@@ -107,11 +110,26 @@ class Frame(NamedTuple):
     ground: Colour
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """The square, cut out of the image."""
+        """The square, cut out of the image. One that would be larger than `_MAX_SIDE` is scaled down to it."""
         left, top, right, bottom = self.box
+        if right - left > max(_MAX_SIDE, min(image.size)):
+            return self._cut_small(image)
         if left >= 0 and top >= 0 and right <= image.width and bottom <= image.height:
             return image.crop(self.box)
         square = Image.new("RGB", (right - left, bottom - top), self.ground)
         square.paste(image, (-left, -top))
+        square.info = dict(image.info)
+        return square
+
+    def _cut_small(self, image: Image.Image) -> Image.Image:
+        """The square around a drawing that is long and thin: in full size, it would have thousands of millions of
+        pixels."""
+        left, top, right, bottom = self.box
+        scale = _MAX_SIDE / (right - left)
+        seen = max(0, left), max(0, top), min(right, image.width), min(bottom, image.height)
+        size = max(1, round((seen[2] - seen[0]) * scale)), max(1, round((seen[3] - seen[1]) * scale))
+        square = Image.new("RGB", (_MAX_SIDE, _MAX_SIDE), self.ground)
+        scaled = image.resize(size, Image.Resampling.BICUBIC, box=seen)
+        square.paste(scaled, (round((seen[0] - left) * scale), round((seen[1] - top) * scale)))
         square.info = dict(image.info)
         return square

@@ -7,10 +7,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.shapes import UInt8
+from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -23,17 +22,19 @@ _DIGITS = 4
 
 
 class Explainer:
-    """Explains pictures, one after the other, in a thread of its own. Shapes: S image size in pixels.
+    """Explains pictures, one after the other, in a thread of its own.
 
     Args:
         load: loads the model with PyTorch; called in the thread.
+        reader: decodes pictures.
     """
 
     is_installed = find_spec("torch") is not None
     """True if PyTorch is installed."""
 
-    def __init__(self, load: "Callable[[], ImageTextModel]") -> None:
+    def __init__(self, load: "Callable[[], ImageTextModel]", reader: PictureReader) -> None:
         self._load = load
+        self._reader = reader
         self._model: ImageTextModel | None = None
         self._thread = ThreadPoolExecutor(1, "explain")
         self._waiting = 0
@@ -51,22 +52,23 @@ class Explainer:
         if not self.is_installed:
             raise Refusal(501, "heat maps need PyTorch, which is not installed on the server (extra `torch`)")
 
-    async def explain(self, pixels: UInt8[np.ndarray, "S S 3"]) -> dict[str, Any]:
-        """The caption of a picture, given as the model takes it, and a map for each of its words.
+    async def explain(self, data: bytes) -> dict[str, Any]:
+        """The caption of a picture, and a map for each of its words.
 
         Raises:
             Refusal: PyTorch is not installed, or too many pictures wait.
+            UserError: the picture cannot be read.
         """
         self.require()
         if self._waiting >= _MAX_WAITING:
             raise Refusal(429, "too many pictures wait for heat maps; try again in a moment", retry_after=2)
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._explained, pixels)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._explained, data)
         finally:
             self._waiting -= 1
 
-    def _explained(self, pixels: UInt8[np.ndarray, "S S 3"]) -> dict[str, Any]:
+    def _explained(self, data: bytes) -> dict[str, Any]:
         from grr_coca.infer.explain import caption_maps  # late: it imports torch
 
         if self._model is None:
@@ -75,13 +77,14 @@ class Explainer:
             except UserError as error:  # such as a model in int8
                 raise Refusal(501, f"no heat maps of this model: {error}") from error
         checkpoint = self._model.checkpoint
-        image = Image.fromarray(pixels)
-        (described,) = self._model.describe_many([image])
+        with self._reader.decoded(data, checkpoint.preprocess) as image:
+            (described,) = self._model.describe_many([image])
+            pixels, square = checkpoint.pixels(image), _in_shares(checkpoint.preprocess.seen(image), image.size)
         caption = described.captions[0]
-        maps = caption_maps(checkpoint, checkpoint.pixels(image), caption.token_ids)
+        maps = caption_maps(checkpoint, pixels, caption.token_ids)
         return {
             "caption": caption.text,
-            "square": _in_shares(checkpoint.preprocess.seen(image), image.size),
+            "square": square,
             "words": [{"word": word, "heat": _scaled(heat.numpy())} for word, heat in maps],
         }
 

@@ -197,6 +197,15 @@ class ServedIndex:
                 raise _unknown()
             return store.entries([ids[draw]])[0]
 
+    def picture(self, identity: str) -> dict[str, Any]:
+        """An image by its id, for JSON.
+
+        Raises:
+            Refusal: the index does not have it.
+        """
+        entry = self.entry(identity)
+        return picture(entry, self.files.are_there([entry]))
+
     def facets(self) -> list[Facet]:
         """The fields by which images can be filtered, with their values. To be called from one thread alone."""
         with self._looked_up.use() as current:

@@ -12,7 +12,7 @@ import grr_coca
 from grr_coca.infer.image_text_model import Description
 from grr_coca.search.answer import Query as SearchQuery
 from grr_coca.serve.guard import SESSION
-from grr_coca.serve.library import draw_of, picture
+from grr_coca.serve.library import draw_of
 from grr_coca.serve.pictures import from_data_uri, is_picture, picture_and_options
 from grr_coca.serve.queue import begun, caption_pieces, result_of, results_of
 from grr_coca.serve.refusal import Refusal, json_bytes, refusal_of, server_sent
@@ -105,7 +105,8 @@ def own_endpoints(service: Service) -> APIRouter:
         if options.id is not None:
             index = service.index()
             data = await index.files.read(await service.in_thread(index.entry, options.id))
-        return json_response(await service.explainer.explain(await service.square(data)))
+        await service.square(data)  # says what is wrong with the picture
+        return json_response(await service.explainer.explain(data))
 
     # --- The index
 
@@ -155,7 +156,7 @@ def own_endpoints(service: Service) -> APIRouter:
     @router.get("/picture/{identity}", responses=answers(IndexedPicture, 404, 422))
     async def one_picture(identity: str) -> Response:
         """A picture of the index, by its id."""
-        return json_response(picture(await service.in_thread(service.index().entry, identity)))
+        return json_response(await service.in_thread(service.index().picture, identity))
 
     @router.get("/facets", responses=answers(FacetsAnswer, 404))
     async def facets() -> Response:

@@ -7,11 +7,13 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from fastapi import Request
+from PIL import Image
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -233,10 +235,20 @@ class PictureReader:
         return await self._workers.do(self._square, data, preprocess)
 
     def _square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
+        with self.decoded(data, preprocess) as image:
+            return preprocess(image)
+
+    @contextmanager
+    def decoded(self, data: bytes, preprocess: "Preprocess") -> Iterator[Image.Image]:
+        """A picture for a block, in this thread. It counts as memory of pictures until the end of the block.
+
+        Raises:
+            Refusal, UserError: it is no picture, or too large.
+        """
         is_large = self._require_pixels(data) > _MAX_WHOLE_PIXELS
         at_least = (_SPARE * preprocess.image_size,) * 2 if is_large else None
         with self._memory.taken(require_decodable(data, self._memory.size, at_least)):
-            return preprocess(preprocess.decode(data, _NAME, at_least=at_least))
+            yield preprocess.decode(data, _NAME, at_least=at_least)
 
     def _require_pixels(self, data: bytes) -> int:
         """The number of pixels of a picture, by its header; 0 if that is not known."""

@@ -167,6 +167,7 @@ class RunningServer:
         key = os.environ.get(KEY_VARIABLE)
         library: ServedIndex | None = None
         memory = memory_of_pictures(options.limits.max_pixels)
+        reader = PictureReader(options.limits.max_pixels, memory, _DECODE_THREADS, options.limits.seconds)
         if options.index is not None:
             file = model.folder / "config.json"
             curve = curve_of(model.folder, read_config(read_json(file).get("model", {}), str(file)))
@@ -177,8 +178,8 @@ class RunningServer:
             model_name=Path(model.name).name or model.name,
             title=Path(options.index or "").name,
             queue=queue,
-            reader=PictureReader(options.limits.max_pixels, memory, _DECODE_THREADS, options.limits.seconds),
-            explainer=Explainer(lambda: options.load(model.folder, "torch")),
+            reader=reader,
+            explainer=Explainer(lambda: options.load(model.folder, "torch"), reader),
             library=library,
             metrics=metrics,
             limits=options.limits,

@@ -91,7 +91,7 @@ class FieldSummary(NamedTuple):
         )
 
 
-class Checked(NamedTuple):
+class CheckedIndex(NamedTuple):
     """The number of images of an index that was checked, and of embeddings that have no checksum yet, as an older
     version wrote them."""
 
@@ -245,7 +245,7 @@ class Store(Protocol):
         """The patterns of what updates leave out."""
         ...
 
-    def check(self) -> Checked:
+    def check(self) -> CheckedIndex:
         """Read everything, and compare it with its checksums. This may take minutes.
 
         Raises:

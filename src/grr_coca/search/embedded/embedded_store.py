@@ -46,7 +46,7 @@ from grr_coca.search.photo import PHOTO_FIELDS
 from grr_coca.search.store import (
     HASHED,
     Changes,
-    Checked,
+    CheckedIndex,
     FieldSummary,
     ImageDescription,
     ImageState,
@@ -342,7 +342,7 @@ class EmbeddedStore:
             row = self._database.execute("SELECT value FROM header WHERE key = 'exclude'").fetchone()
             return tuple(json.loads(row[0])) if row else ()
 
-    def check(self) -> Checked:
+    def check(self) -> CheckedIndex:
         """Read everything, and compare it with its checksums."""
         with self.snapshot():
             self._check_database()
@@ -355,7 +355,7 @@ class EmbeddedStore:
                 lengths = np.linalg.norm(vectors.read(start, stop).astype(np.float32), axis=1)
                 if not np.all(lengths[self._state.live[start:stop]] <= _MAX_LENGTH):
                     raise self._damaged()
-            return Checked(images=self._state.count, without_checksum=len(vectors) - covered)
+            return CheckedIndex(images=self._state.count, without_checksum=len(vectors) - covered)
 
     def _check_database(self) -> None:
         found = [text for (text,) in self._database.execute("PRAGMA integrity_check(3)")]

@@ -39,7 +39,7 @@ from grr_coca.search.store import (
     SAMPLE,
     SAMPLE_CAPTIONS,
     Changes,
-    Checked,
+    CheckedIndex,
     FieldSummary,
     ImageDescription,
     ImageState,
@@ -220,7 +220,7 @@ class MilvusStore:
         with self.snapshot():
             return self._notes.excluded()
 
-    def check(self) -> Checked:
+    def check(self) -> CheckedIndex:
         """Refuse: the server checks its files itself."""
         raise UserError(f"{self.location}: a server checks its files itself; --check is for an index in a folder")
 

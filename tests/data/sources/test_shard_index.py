@@ -186,14 +186,14 @@ def test_a_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatc
 )
 def test_as_many_files_are_allowed_as_the_system_lets(monkeypatch, before, allowed, after):
     limits = [before]
-    monkeypatch.setattr(shards, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(shards, "setrlimit", lambda _, limit: limits.append(limit))
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
     assert shards.allow_open_files() == allowed
     assert limits[-1] == after
 
 
 def test_where_few_files_are_allowed_each_source_takes_a_quarter_at_most(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "getrlimit", lambda _: (24, 24))
+    monkeypatch.setattr("resource.getrlimit", lambda _: (24, 24))
     paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
     before = num_descriptors()
     source = TarShards(paths)

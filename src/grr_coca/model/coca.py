@@ -7,11 +7,12 @@
                     └──────────────────── multimodal_decoder ─ states ─ lm_head ─── next tokens
 
 Shapes: B pairs, I images, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, M
-tokens of all captions that have a next token, L: M rounded up.
+tokens of all captions that have a next token, L: M rounded up; R captions in progress, of which R / B neighbours share
+an image, C width of image tokens.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -23,9 +24,11 @@ from torch import Tensor, nn
 from grr_coca.data.batch import CoCaOutput
 from grr_coca.model.config import Contrastive
 from grr_coca.model.image_encoder import ImageEncoder
+from grr_coca.model.layers.layout import CachedLayout
 from grr_coca.model.layers.norm import at_least_fp32
 from grr_coca.model.layers.pooler import Arrange
-from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
+from grr_coca.model.layers.scaled_attention import KeyValues
+from grr_coca.model.text_decoder import MultimodalDecoder, PackedText, TextDecoder
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on the inverse temperature (arXiv 2103.00020). Above it, training becomes unstable."""
@@ -107,7 +110,31 @@ class CoCa(nn.Module):
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
         """Encode texts alone: embeddings of unit length."""
-        return _unit(self.text_proj(self.text_decoder(self.text_decoder.pack(token_ids, lengths)).cls))
+        return self.embed_text(self.text_decoder.pack(token_ids, lengths))
+
+    def embed_text(self, text: PackedText) -> Float[Tensor, "B E"]:
+        """`encode_text` for texts that are packed already."""
+        return _unit(self.text_proj(self.text_decoder(text).cls))
+
+    def decode_step(
+        self,
+        token_ids: Int[Tensor, "R T"],
+        contexts: Sequence[Float[Tensor, "B Q C"] | KeyValues],
+        layouts: Sequence[CachedLayout],
+    ) -> Float[Tensor, "R T D"]:
+        """States that predict what follows each of the next tokens of R captions, and one more step in their caches.
+
+        `contexts`: what the cross-attention of each multimodal block reads. `layouts`: of each block of both halves,
+        with its cache of the earlier tokens.
+        """
+        text, multimodal = self.text_decoder, self.multimodal_decoder
+        x = text.position(text.tok_embeddings(token_ids), layouts[0].positions)  # R T D
+        num_text = len(text.blocks)
+        for block, layout in zip(text.blocks, layouts[:num_text], strict=True):
+            x = block(x, layout)
+        for block, context, layout in zip(multimodal.blocks, contexts, layouts[num_text:], strict=True):
+            x = block(x, context, layout)
+        return multimodal.norm(x)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -21,7 +21,7 @@ from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.layers.attention import CrossAttention, SelfAttention
 from grr_coca.model.layers.block import Block
 from grr_coca.model.layers.feed_forward import MLP
-from grr_coca.model.layers.layout import PLAIN, Layout, pack_lengths
+from grr_coca.model.layers.layout import PLAIN, Layout, LayoutOf, pack_lengths
 from grr_coca.model.layers.pooler import AttentionalPooler, Pooler, PoolerOutput
 from grr_coca.model.layers.position import LearnedPosition
 from grr_coca.model.layers.scaled_attention import KeyValues
@@ -165,7 +165,9 @@ def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float
 class ClsLastTextDecoder(TextDecoder):
     """A unimodal decoder that was trained with captions padded to the context, and [CLS] at its end."""
 
-    def pack(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> PackedText:
+    def pack(
+        self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout_of: LayoutOf = pack_lengths
+    ) -> PackedText:
         """Pack padded captions. [CLS] has the last position of the context.
 
         open_clip's mask is off by one: it hides every token that follows a padding token, instead of the padding
@@ -173,18 +175,16 @@ class ClsLastTextDecoder(TextDecoder):
         This padding token is kept here, and all other padding is dropped. A word with id 0 hides the token after it in
         the same way (as in open_clip 3).
         """
-        longest = token_ids.shape[1] + 1
-        if not torch.compiler.is_exporting():  # an exported model has no `min` of shapes; no token sees the column more
-            longest = min(longest, self.context_length)
+        longest = token_ids.shape[1] + 1  # no token of a caption that fills the context sees the last column
         steps = torch.arange(longest, device=token_ids.device)
-        token_ids = F.pad(token_ids, (0, 1))[:, :longest].masked_fill(steps >= lengths[:, None] - 1, PADDING)
-        layout = pack_lengths((lengths + 1).clamp(max=self.context_length), longest)
+        token_ids = F.pad(token_ids, (0, 1)).masked_fill(steps >= lengths[:, None] - 1, PADDING)
+        layout = layout_of((lengths + 1).clamp(max=self.context_length), longest)
 
         cls_positions = layout.positions.index_fill(0, layout.last_tokens, self.context_length - 1)
         hidden = F.pad(token_ids[:, :-1] == PADDING, (1, 0))  # B T
         past = steps <= steps[:, None]  # T T
         layout = layout._replace(positions=cls_positions, mask=past & ~hidden[:, None, None])
-        return PackedText.of(token_ids, lengths, layout)
+        return PackedText.of(token_ids, layout, layout_of(lengths - 2, longest - 2))
 
 
 class OpenClipMultimodalDecoder(MultimodalDecoder):

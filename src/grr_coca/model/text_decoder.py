@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.model.layers.layout import PackedLayout, pack_lengths
+from grr_coca.model.layers.layout import LayoutOf, PackedLayout, pack_lengths
 
 PADDING = 0
 """Token id of padding and of the [CLS] slot. In CLIP's vocabulary it is also that of a word, "!" before a symbol."""
@@ -36,9 +36,8 @@ class PackedText(NamedTuple):
     predicting_layout: PackedLayout
 
     @classmethod
-    def of(cls, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout: PackedLayout) -> "PackedText":
+    def of(cls, token_ids: Int[Tensor, "B T"], layout: PackedLayout, predicting_layout: PackedLayout) -> "PackedText":
         """Pack padded captions. In `layout`, [CLS] must be the last token of each caption."""
-        predicting_layout = pack_lengths(lengths - 2, token_ids.shape[1] - 2)
         predicting = predicting_layout.unpad(layout.pad_index[:, :-2])[0]
         return cls(layout.unpad(token_ids), layout, layout.last_tokens, predicting, predicting_layout)
 
@@ -74,9 +73,12 @@ class TextDecoder(nn.Module):
         self.blocks = blocks
         self.cls_norm = cls_norm
 
-    def pack(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> PackedText:
+    def pack(
+        self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout_of: LayoutOf = pack_lengths
+    ) -> PackedText:
         """Pack padded captions for `forward`. `lengths` include [BOS], [EOS] and [CLS]."""
-        return PackedText.of(token_ids, lengths, pack_lengths(lengths, token_ids.shape[1]))
+        longest = token_ids.shape[1]
+        return PackedText.of(token_ids, layout_of(lengths, longest), layout_of(lengths - 2, longest - 2))
 
     def forward(self, text: PackedText) -> TextDecoderOutput:
         """Run the captions of a batch through all blocks."""

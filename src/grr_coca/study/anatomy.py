@@ -97,7 +97,11 @@ def _on_meta_device(config: CoCaConfig) -> CoCa:
     with torch.device("meta"):
         model = build_without_weights(config)
     pack = model.text_decoder.pack
-    model.text_decoder.pack = lambda token_ids, lengths: _to_meta(pack(token_ids, lengths))  # type: ignore[method-assign]
+
+    def pack_for_meta(*padded: Any) -> Any:
+        return _to_meta(pack(*padded))
+
+    model.text_decoder.pack = pack_for_meta  # type: ignore[method-assign]
     return model
 
 

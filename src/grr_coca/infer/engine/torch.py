@@ -168,8 +168,7 @@ class TorchDecoder:
         num_reads = num_prompt + num_captions * (max_tokens - 1)
         self.contexts = [_context(block, image_tokens, num_captions, num_reads) for block in blocks]
         num_slots = num_reads if beams else num_prompt + max_tokens - 1
-        self.text_caches = [KeyValueCache(num_slots) for _ in model.text_decoder.blocks]
-        self.multimodal_caches = [KeyValueCache(num_slots) for _ in blocks]
+        self.caches = [KeyValueCache(num_slots) for _ in (*model.text_decoder.blocks, *blocks)]
         self.visible = np.ones((self.num_images, 1, 0), dtype=bool) if beams else None  # B K L
 
     @torch.inference_mode()
@@ -190,13 +189,9 @@ class TorchDecoder:
 
     def _logits(self, token_ids: Int[Tensor, "R T"], positions: slice, mask: Mask) -> Float[Tensor, "R V"]:
         """Run the new tokens through the model. `mask`: the slots that each token attends to."""
-        text, multimodal = self.model.text_decoder, self.model.multimodal_decoder
-        x = text.position(text.tok_embeddings(token_ids), positions)  # R T D
-        for block, cache in zip(text.blocks, self.text_caches, strict=True):
-            x = block(x, CachedLayout(cache, positions, mask))
-        for block, context, cache in zip(multimodal.blocks, self.contexts, self.multimodal_caches, strict=True):
-            x = block(x, context, CachedLayout(cache, positions, mask))
-        return at_least_fp32(multimodal.lm_head(multimodal.norm(x[:, -1])))
+        layouts = [CachedLayout(cache, positions, mask) for cache in self.caches]
+        states = self.model.decode_step(token_ids, self.contexts, layouts)
+        return at_least_fp32(self.model.multimodal_decoder.lm_head(states[:, -1]))
 
     @torch.inference_mode()
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
@@ -216,7 +211,7 @@ class TorchDecoder:
             ]
         if self.visible is None or len(images) < self.num_images:
             lines = self._index(rows if self.visible is None else images)
-            for cache in (*self.text_caches, *self.multimodal_caches):
+            for cache in self.caches:
                 cache.select(lines)
         self.num_images, self.rows_per_image = len(images), int(counts[0])
 

@@ -34,12 +34,13 @@ from torch.export import Dim
 
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tensors import normalize
+from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
 from grr_coca.model.checkpoint_folder import GraphName
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.layers.attention import CrossAttention
 from grr_coca.model.layers.layout import CachedLayout
-from grr_coca.model.layers.scaled_attention import GrowingCache, KeyValues
+from grr_coca.model.layers.scaled_attention import KeyValues
 
 OPSET = 23
 """The version of ONNX's operators. It is the first that has attention, rotary positions and RMSNorm."""
@@ -70,7 +71,8 @@ class _TextGraph(nn.Module):
 
     def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
         # A text without words has one token that predicts another, and tracing holds every length of 1 for a constant.
-        return self.model.encode_text(F.pad(token_ids, (0, 1)), lengths)
+        text = self.model.text_decoder.pack(F.pad(token_ids, (0, 1)), lengths, pad_lengths)
+        return self.model.embed_text(text)
 
 
 class _StepGraph(nn.Module):
@@ -85,7 +87,6 @@ class _StepGraph(nn.Module):
         self.model = model
 
     def forward(self, token_ids: Int[Tensor, "B K T"], cross: list[Tensor], past: list[Tensor]) -> tuple[Tensor, ...]:
-        text, multimodal = self.model.text_decoder, self.model.multimodal_decoder
         token_ids = token_ids.flatten(0, 1)  # R T
         num_past, num_new = past[0].shape[2], token_ids.shape[1]
         positions = torch.arange(num_new) + num_past
@@ -95,13 +96,8 @@ class _StepGraph(nn.Module):
             KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
             for keys, values in zip(cross[0::2], cross[1::2], strict=True)
         ]
-        num_text = len(text.blocks)
-        x = text.position(text.tok_embeddings(token_ids), positions)  # R T D
-        for block, cache in zip(text.blocks, caches[:num_text], strict=True):
-            x = block(x, CachedLayout(cache, positions, mask))
-        for block, context, cache in zip(multimodal.blocks, contexts, caches[num_text:], strict=True):
-            x = block(x, context, CachedLayout(cache, positions, mask))
-        logits = multimodal.lm_head(multimodal.norm(x))
+        layouts = [CachedLayout(cache, positions, mask) for cache in caches]
+        logits = self.model.multimodal_decoder.lm_head(self.model.decode_step(token_ids, contexts, layouts))
         return logits, *(kept for cache in caches for kept in (cache.keys, cache.values))
 
 
@@ -136,7 +132,7 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     Raises:
         torch._dynamo.exc.UserError: a layer takes a size that may vary for a constant.
     """
-    form = _form(model, config, preprocess, name)
+    form = _form(exportable(model), config, preprocess, name)
     minima = {"T": _MIN_TEXT} if name == "text" else _MIN
     dims = {size: Dim(size, min=minima.get(size, 0)) for size in _EXAMPLE}
     examples = [_example(name, shape) for name, shape in form.inputs.items()]

@@ -6,13 +6,12 @@ The projections have no biases unless `bias` asks for them, so that the models o
 that they are named after.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.model.layers.layout import PLAIN, AttentionInputs, CachedLayout, Layout
+from grr_coca.model.layers.layout import PLAIN, AttentionInputs, Layout
 from grr_coca.model.layers.position import Rotary
-from grr_coca.model.layers.scaled_attention import KeyValueCache, KeyValues, scaled_attention
+from grr_coca.model.layers.scaled_attention import KeyValues, scaled_attention
 
 
 class SelfAttention(nn.Module):
@@ -35,6 +34,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.rotary = rotary
         self.qk_norm = qk_norm or nn.Identity()
+        self.mix = Mix()
         self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim, bias=bias)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
 
@@ -51,9 +51,17 @@ class SelfAttention(nn.Module):
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "R T D"]:
         """Attention from given queries, keys and values, then the output projection."""
-        exporting = torch.compiler.is_exporting()
-        mixed = _exported(qk, v, layout) if exporting else _mix(layout.attention_inputs(qk, v))
-        return self.out_proj(layout.unpad(mixed))
+        return self.out_proj(layout.unpad(self.mix(qk, v, layout)))
+
+
+class Mix(nn.Module):
+    """The weightless middle of self-attention. It is a module so that another form of it can be put in its place."""
+
+    def forward(
+        self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
+    ) -> Float[Tensor, "B S D"]:
+        """Attention of the tokens of each sequence to each other, padded as the layout has it for attention."""
+        return _mix(layout.attention_inputs(qk, v))
 
 
 class CrossAttention(nn.Module):
@@ -90,26 +98,3 @@ def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:
     q_, k, v = (projected.transpose(1, 2) for projected in (queries, *key_values))  # B H · Dh
     mixed = scaled_attention(q_, k, v, mask)
     return mixed.transpose(1, 2).reshape(*q.shape[:2], -1)
-
-
-def _exported(qk: Float[Tensor, "R N 2 H Dh"], v: Float[Tensor, "R N H Dh"], layout: Layout) -> Float[Tensor, "B T D"]:
-    """Self-attention as one operator of ONNX. It takes the heads side by side, and appends to the cache by itself. With
-    operators for that, a step of a small model would take a third longer."""
-    from torch.onnx.ops import attention  # late: only who exports has it
-
-    q, k = layout.pad(qk).flatten(2).chunk(2, dim=-1)  # B T D each
-    cache = layout.cache if isinstance(layout, CachedLayout) else None
-    assert not isinstance(cache, KeyValueCache), "the caches of an exported model grow"
-    mixed, keys, values, _ = attention(
-        q,
-        k,
-        layout.pad(v).flatten(2),
-        layout.mask if isinstance(layout.mask, Tensor) else None,
-        *(() if cache is None else (cache.keys, cache.values)),
-        is_causal=not isinstance(layout.mask, Tensor) and layout.mask == "causal",
-        q_num_heads=v.shape[2],
-        kv_num_heads=v.shape[2],
-    )
-    if cache is not None:
-        cache.keys, cache.values = keys, values
-    return mixed

@@ -14,6 +14,7 @@ Shapes: B sequences, R rows of captions, T tokens of the longest sequence, N tok
 D width, * any dimensions of a token.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from grr_coca.model.layers.scaled_attention import GrowingCache, KeyValueCache, KeyValues, Mask
+from grr_coca.model.layers.scaled_attention import Cache, KeyValues, Mask
 
 ROUND_TO = 16
 """The number of tokens of a packed row is a multiple of this."""
@@ -63,7 +64,6 @@ PLAIN = PlainLayout(slice(None))
 """The layout of sequences that fill every position."""
 
 
-@final
 class PackedLayout(NamedTuple):
     """Sequences of different lengths, concatenated into one row without padding. Every token attends to the tokens of
     its own sequence up to and including itself, unless `mask` says otherwise.
@@ -97,31 +97,17 @@ class PackedLayout(NamedTuple):
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
         """Pad the sequences to the longest."""
-        if torch.compiler.is_exporting():  # they are padded already, see `pack_lengths`
-            return packed.flatten(0, 1).unflatten(0, self.pad_index.shape)
         return packed[0].index_select(0, self.pad_index.flatten()).unflatten(0, self.pad_index.shape)
 
     def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
         """Drop the padding."""
-        if torch.compiler.is_exporting():
-            return padded.flatten(0, 1).unflatten(0, (1, -1))
         return padded.flatten(0, 1).index_select(0, self.unpad_index)[None]
 
 
 def pack_lengths(lengths: Int[Tensor, " B"], longest: int) -> PackedLayout:
-    """The packed layout of sequences of these lengths, none of them longer than `longest`.
-
-    An exported model keeps the padding, because the number of its tokens must follow from shapes alone.
-    """
+    """The packed layout of sequences of these lengths, none of them longer than `longest`."""
     steps = torch.arange(longest, device=lengths.device)
     last = lengths[:, None] - 1
-    if torch.compiler.is_exporting():
-        unpad_index = torch.arange(lengths.shape[0] * longest, device=lengths.device)
-        first = torch.arange(lengths.shape[0], device=lengths.device)[:, None] * longest
-        # Padding has the position of its sequence's last token, so that every position has a row in the tables.
-        return PackedLayout(
-            unpad_index, first + steps.minimum(last), steps.minimum(last).flatten(), unpad_index.shape[0]
-        )
     unpad_index = (steps <= last).flatten().nonzero()[:, 0]
     num_tokens = unpad_index.shape[0]
     unpad_index = F.pad(unpad_index, (0, -num_tokens % ROUND_TO))
@@ -130,18 +116,21 @@ def pack_lengths(lengths: Int[Tensor, " B"], longest: int) -> PackedLayout:
     return PackedLayout(unpad_index, pad_index, unpad_index % longest, num_tokens)
 
 
+LayoutOf = Callable[[Int[Tensor, " B"], int], PackedLayout]
+"""`pack_lengths`, or another function that lays out sequences of given lengths."""
+
+
 @final
 class CachedLayout(NamedTuple):
     """The next tokens of sequences whose earlier tokens are in the cache of this layer. `mask`: which slots of the
     cache each new token attends to, after the new tokens were written into it."""
 
-    cache: KeyValueCache | GrowingCache
+    cache: Cache
     positions: Positions
     mask: Mask
 
     def attention_inputs(self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"]) -> AttentionInputs:
         """Write the new keys and values into the cache. The new queries may attend to everything in it."""
-        assert isinstance(self.cache, KeyValueCache)
         queries, keys = qk.unbind(2)
         return AttentionInputs(queries, self.cache.extend(KeyValues(keys, v)), self.mask)
 

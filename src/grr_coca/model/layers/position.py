@@ -44,8 +44,7 @@ class Rotary(nn.Module):
     """Rotates queries and keys by the angle of their position (RoFormer, arXiv 2104.09864).
 
     Neighbouring channels (2c, 2c + 1) form the complex number that is rotated. In eager mode on a CPU, a complex
-    product is three times as fast as the rotate-half form. ONNX has no complex numbers, but an operator that does all
-    of this.
+    product is three times as fast as the rotate-half form.
     """
 
     table: Complex64[Tensor, "T C"]
@@ -57,19 +56,9 @@ class Rotary(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
         """Rotate queries and keys (N = 2) of every token by the token's position."""
-        if torch.compiler.is_exporting():
-            return self._exported(x, positions)
         rotation = self.table[positions]  # T C, or B T C if every row has its own positions
         rotated = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * rotation[..., None, None, :]
         return torch.view_as_real(rotated).flatten(-2).type_as(x)
-
-    def _exported(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
-        """The same rotation as one operator of ONNX."""
-        from torch.onnx.ops import rotary_embedding  # late: only who exports has it
-
-        cos, sin = (part[positions].expand(x.shape[0], -1, -1) for part in (self.table.real, self.table.imag))  # B T C
-        rotated = rotary_embedding(x.flatten(2), cos, sin, interleaved=True, num_heads=x.shape[2] * x.shape[3])
-        return rotated.view_as(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: ARG002
         # `model.to(torch.bfloat16)` moves the table but must not round its angles.

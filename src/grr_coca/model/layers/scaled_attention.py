@@ -4,8 +4,7 @@ Shapes: B batch (or lines of slots of a cache), R rows of captions, T new tokens
 slots), Dh width of a head.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +50,13 @@ def _as_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     return scores.softmax(-1, dtype=v.dtype) @ v
 
 
+class Cache(Protocol):
+    """Keys and values of the earlier tokens of captions in one attention layer."""
+
+    def extend(self, new: KeyValues) -> KeyValues:
+        """Append keys and values, and return all of them."""
+
+
 class KeyValueCache:
     """Keys and values of one attention layer, in buffers of a fixed size (2 B H num_slots Dh).
 
@@ -88,11 +94,3 @@ class KeyValueCache:
             old = self._buffer
             self._buffer = old.new_empty(2, lines.shape[0], *old.shape[2:])
             self._buffer[:, :, :, : self.filled] = old[:, :, :, : self.filled].index_select(1, lines)
-
-
-@dataclass
-class GrowingCache:
-    """Keys and values of one attention layer in an exported model, where a step replaces them by longer tensors."""
-
-    keys: Float[Tensor, "R H P Dh"]
-    values: Float[Tensor, "R H P Dh"]

@@ -1,0 +1,122 @@
+"""Layers in the form that ONNX has: `exportable` puts them into a copy of a model.
+
+Each computes the same as the layer in whose place it stands, up to rounding.
+
+Shapes: B sequences, R rows of captions, T tokens of the longest sequence, N = B · T, P earlier tokens, D width, H heads
+of width Dh, C = Dh / 2 complex channels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Complex64, Float, Int, Shaped
+from torch import Tensor, nn
+from torch.onnx.ops import attention, rotary_embedding
+
+from grr_coca.common.torch_private import children_of, copy_with_children
+from grr_coca.model.layers.attention import Mix
+from grr_coca.model.layers.layout import CachedLayout, Layout, PackedLayout, Positions
+from grr_coca.model.layers.position import Rotary
+from grr_coca.model.layers.scaled_attention import KeyValues
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def exportable(model: Module) -> Module:
+    """A copy of a model with the layers of this file. Parameters are shared."""
+    return _swapped(model)  # type: ignore[return-value]
+
+
+def _swapped(module: nn.Module) -> nn.Module:
+    if type(module) in _ONNX_LAYERS:
+        return _ONNX_LAYERS[type(module)](module)
+    children = children_of(module).items()
+    return copy_with_children(module, {name: None if child is None else _swapped(child) for name, child in children})
+
+
+class OnnxRotary(nn.Module):
+    """`Rotary` as one operator. ONNX has no complex numbers."""
+
+    table: Complex64[Tensor, "T C"]
+
+    def __init__(self, rotary: Rotary) -> None:
+        super().__init__()
+        self.register_buffer("table", rotary.table, persistent=False)
+
+    def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
+        """As in `Rotary`."""
+        cos, sin = (part[positions].expand(x.shape[0], -1, -1) for part in (self.table.real, self.table.imag))  # B T C
+        rotated = rotary_embedding(x.flatten(2), cos, sin, interleaved=True, num_heads=x.shape[2] * x.shape[3])
+        return rotated.view_as(x)
+
+
+class OnnxMix(nn.Module):
+    """`Mix` as one operator. It takes the heads side by side, and appends to the cache by itself. With operators for
+    that, a step of a small model would take a third longer."""
+
+    def __init__(self, _: Mix) -> None:
+        super().__init__()
+
+    def forward(
+        self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
+    ) -> Float[Tensor, "B S D"]:
+        """As in `Mix`. A cache must be a `GrowingCache`."""
+        q, k = layout.pad(qk).flatten(2).chunk(2, dim=-1)  # B T D each
+        cache = layout.cache if isinstance(layout, CachedLayout) else None
+        assert cache is None or isinstance(cache, GrowingCache)
+        mixed, keys, values, _ = attention(
+            q,
+            k,
+            layout.pad(v).flatten(2),
+            layout.mask if isinstance(layout.mask, Tensor) else None,
+            *(() if cache is None else (cache.keys, cache.values)),
+            is_causal=not isinstance(layout.mask, Tensor) and layout.mask == "causal",
+            q_num_heads=v.shape[2],
+            kv_num_heads=v.shape[2],
+        )
+        if cache is not None:
+            cache.keys, cache.values = keys, values
+        return mixed
+
+
+_ONNX_LAYERS: Mapping[type[nn.Module], Callable[..., nn.Module]] = {Rotary: OnnxRotary, Mix: OnnxMix}
+
+
+@dataclass
+class GrowingCache:
+    """Keys and values of one attention layer, which a step replaces by longer tensors."""
+
+    keys: Float[Tensor, "R H P Dh"]
+    values: Float[Tensor, "R H P Dh"]
+
+    def extend(self, new: KeyValues) -> KeyValues:
+        """As in `Cache`."""
+        self.keys, self.values = (
+            torch.cat([old, added.transpose(1, 2)], dim=2)
+            for old, added in zip((self.keys, self.values), new, strict=True)
+        )
+        return KeyValues(self.keys.transpose(1, 2), self.values.transpose(1, 2))
+
+
+class PaddedLayout(PackedLayout):
+    """Padded sequences in one row: the number of tokens in a graph must follow from shapes alone."""
+
+    def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
+        """Separate the sequences, which are padded already."""
+        return packed.flatten(0, 1).unflatten(0, self.pad_index.shape)
+
+    def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
+        """Join the sequences. The padding stays."""
+        return padded.flatten(0, 1).unflatten(0, (1, -1))
+
+
+def pad_lengths(lengths: Int[Tensor, " B"], longest: int) -> PaddedLayout:
+    """The layout of sequences of these lengths, padded to `longest`."""
+    steps = torch.arange(longest, device=lengths.device)
+    last = lengths[:, None] - 1
+    unpad_index = torch.arange(lengths.shape[0] * longest, device=lengths.device)
+    first = torch.arange(lengths.shape[0], device=lengths.device)[:, None] * longest
+    # Padding has the position of its sequence's last token, so that every position has a row in the tables.
+    return PaddedLayout(unpad_index, first + steps.minimum(last), steps.minimum(last).flatten(), unpad_index.shape[0])

@@ -101,7 +101,7 @@ def _on_meta_device(config: CoCaConfig) -> CoCa:
     def pack_for_meta(*padded: Any) -> Any:
         return _to_meta(pack(*padded))
 
-    model.text_decoder.pack = pack_for_meta  # type: ignore[method-assign]
+    model.text_decoder.pack = pack_for_meta  # type: ignore[assignment]
     return model
 
 

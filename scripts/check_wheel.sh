@@ -19,14 +19,14 @@ else
     "${pip[@]}" wheel --no-deps --wheel-dir "$place" .
 fi
 cd "$place"
-"${pip[@]}" install -c "$constraints" grr_coca-*.whl
+"${pip[@]}" install --no-compile -c "$constraints" grr_coca-*.whl
 if venv/bin/python -c "import torch" 2> /dev/null; then
     echo "the wheel brings PyTorch, which inference does without" >&2
     exit 1
 fi
 megabytes() { echo $(($(du -sk "$1" | cut -f 1) / 1024)); }
 echo "installed: $(megabytes venv) MB with pip; the wheel: $(megabytes grr_coca-*.whl) MB"
-[ "$(megabytes venv)" -le 275 ] # 260 MB without pip
+[ "$(megabytes venv)" -le 260 ]
 [ "$(megabytes grr_coca-*.whl)" -le 13 ]
 
 grr-coca() { "$place/venv/bin/grr-coca" "$@"; }

@@ -18,6 +18,7 @@ if sys.platform != "win32":
     import builtins
     import errno
     import fcntl
+    import glob
     import io
     import multiprocessing
     import multiprocessing.connection
@@ -275,6 +276,10 @@ if sys.platform != "win32":
                 os.environ[name] = here(os.environ[name])
         os.environ["USERPROFILE"] = os.environ.get("HOME", "C:\\")
         os.linesep = "\r\n"
+        if hasattr(os, "process_cpu_count"):  # since Python 3.13; it asks for the affinity
+            os.process_cpu_count = os.cpu_count
+        if (globber := getattr(glob, "_StringGlobber", None)) is not None:  # Python 3.13 keeps functions of the system
+            globber.lstat, globber.scandir = staticmethod(os.lstat), staticmethod(os.scandir)
         reload(shutil)
         reload(tempfile)
         tempfile.TemporaryFile = tempfile.NamedTemporaryFile  # type: ignore[assignment]

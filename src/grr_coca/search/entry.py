@@ -128,6 +128,11 @@ class Entry:
         return (self.title, *(self.photo.words.splitlines() if self.photo else ()), *columns)
 
     @property
+    def is_vector(self) -> bool:
+        """True if the image is an SVG file, or an icon of a set, which is one too."""
+        return self.name.lower().endswith(".svg") or "icon" in self.fields
+
+    @property
     def sets(self) -> tuple[str, ...]:
         """The prefixes under which a query may name the image, as in `lucide:home`: its folder, or the prefix in its
         name."""

@@ -77,6 +77,7 @@ def picture(entry: Entry, there: Mapping[str, bool]) -> dict[str, Any]:
         "height": entry.height,
         "fields": entry.shown_fields,
         "is_there": there[entry.file],
+        "is_vector": entry.is_vector,
     }
 
 

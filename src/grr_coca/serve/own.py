@@ -9,8 +9,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 import grr_coca
+from grr_coca.common.errors import UserError
 from grr_coca.infer.image_text_model import Description
 from grr_coca.search.answer import Query as SearchQuery
+from grr_coca.search.entry import Entry
 from grr_coca.serve.guard import SESSION
 from grr_coca.serve.library import draw_of
 from grr_coca.serve.pictures import from_data_uri, is_picture, picture_and_options
@@ -40,6 +42,7 @@ from grr_coca.serve.schemas import (
     picture_request,
 )
 from grr_coca.serve.service import Service, deadline_of
+from grr_coca.serve.vectors import HEADERS, clean_svg
 
 
 def own_endpoints(service: Service) -> APIRouter:
@@ -183,6 +186,21 @@ def own_endpoints(service: Service) -> APIRouter:
             return Response(_PLACEHOLDER, media_type="image/svg+xml", headers={**_PRIVATE, "X-Missing": "1"})
         return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400"})
 
+    @router.get(
+        "/vector/{identity}",
+        response_class=Response,
+        responses=answers(None, 404, 422) | {200: {"content": {"image/svg+xml": {}, "image/webp": {}}}},
+    )
+    async def vector(identity: str, ink: Annotated[str | None, Query(max_length=6)] = None) -> Response:
+        """An SVG file of the index, without scripts and references; `ink`: the colour of what has none, as `1b1b1a`. Of
+        other files, and of those that cannot be cleaned, a picture."""
+        entry = await service.in_thread(service.index().entry, identity)
+        content = await service.in_thread(_vector, entry, ink) if entry.is_vector else None
+        if content is None:
+            return await image(identity, 320)
+        cached = {"Cache-Control": "private, max-age=86400"}
+        return Response(content, media_type="image/svg+xml", headers={**HEADERS, **cached})
+
     # --- The server
 
     @router.get("/info", responses=answers(InfoAnswer))
@@ -240,6 +258,13 @@ def own_endpoints(service: Service) -> APIRouter:
         return response
 
     return router
+
+
+def _vector(entry: Entry, ink: str | None) -> bytes | None:
+    try:
+        return clean_svg(entry.span.read(), ink)
+    except UserError:  # the file is gone
+        return None
 
 
 _PRIVATE = {"Cache-Control": "no-store"}

@@ -217,7 +217,8 @@ class ExplainAnswer(BaseModel):
 
 
 class IndexedPicture(BaseModel):
-    """A picture of the index. `id`: valid as long as the index has it; `date`: in UTC; `size`: in bytes."""
+    """A picture of the index. `id`: valid as long as the index has it; `date`: in UTC; `size`: in bytes;
+    `is_vector`: it is an SVG file, and `/vector/ID` has it."""
 
     id: str
     name: str
@@ -229,6 +230,7 @@ class IndexedPicture(BaseModel):
     height: int
     fields: dict[str, str | int | float | list[str]]
     is_there: bool
+    is_vector: bool
 
 
 class FoundPicture(IndexedPicture):

@@ -48,6 +48,7 @@ from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 from grr_coca.search.words import split_name
 from grr_coca.serve.page import FILES, POLICY
+from grr_coca.serve.vectors import clean_svg
 
 CHUNK = 8192
 """Rows of a file of the library."""
@@ -241,17 +242,17 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
     count, width = library.vectors.shape
     places = None
     if library.drawings is None:
-        there = _write_thumbnails(library.entries, site / "thumbnails", on_progress)
+        there, vectors = _write_thumbnails(library.entries, site / "thumbnails", on_progress)
         thumbnails = {"kind": "files", "folder": "thumbnails"}
     else:
-        there = [True] * count
+        there, vectors = [True] * count, [False] * count
         places = _write_drawings(library, site / "drawings")
         thumbnails = {"kind": "svg", "folder": "drawings"}
     root = _common_folder(library.entries) if library.drawings is None else ""
     chunks, words = [], library.words
     for number, start in enumerate(range(0, count, CHUNK)):
         rows = slice(start, start + CHUNK)
-        columns = _columns(library.entries[rows], root, there[rows])
+        columns = _columns(library.entries[rows], root, there[rows], vectors[rows])
         if places is not None:
             columns["drawing"] = places[rows]
         columns["words"] = list(map(_words, library.entries[rows])) if words is None else words[rows]
@@ -282,7 +283,7 @@ def _words(entry: Entry) -> str:
     return "\n".join(filter(None, (*entry.written, split_name(entry.title))))
 
 
-def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool]) -> dict[str, Any]:
+def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool], vectors: Sequence[bool]) -> dict[str, Any]:
     known = [entry.shown_fields for entry in entries]
     fields = sorted({field for values in known for field in values})
     return {
@@ -294,6 +295,7 @@ def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool]) -> dict
         "width": [entry.width for entry in entries],
         "height": [entry.height for entry in entries],
         "is_there": list(there),
+        "is_vector": list(vectors),
         "fields": {field: [values.get(field) for values in known] for field in fields},
     }
 
@@ -321,28 +323,34 @@ def _common_folder(entries: Sequence[Entry]) -> str:
     return os.path.join(common, "") if common else ""  # noqa: PTH118
 
 
-def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> list[bool]:
-    """Write an image for each entry whose file still exists. Returns which ones do."""
+def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> tuple[list[bool], list[bool]]:
+    """Write an image for each entry whose file still exists, or the file itself if it is SVG. Returns for each entry
+    whether it exists, and whether it is SVG."""
     from PIL import Image
 
     from grr_coca.data.images import decode_image, with_srgb_colours
 
-    there = []
+    there, vectors = [], []
     for row, entry in enumerate(entries):
+        image, svg = None, None
         try:
-            image = None
-            if entry.is_there:
-                image = decode_image(entry.span.read(), entry.name, to_srgb=True, is_scaled=True)
+            content = entry.span.read() if entry.is_there else b""
+            svg = clean_svg(content) if entry.is_vector else None
+            if entry.is_there and svg is None:
+                image = decode_image(content, entry.name, to_srgb=True, is_scaled=True)
         except UserError:
-            image = None
-        there.append(image is not None)
-        if image is not None:
+            pass
+        there.append(image is not None or svg is not None)
+        vectors.append(svg is not None)
+        path = folder / str(row // 1000) / f"{row}.webp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if svg is not None:
+            path.with_suffix(".svg").write_bytes(svg)
+        elif image is not None:
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS, reducing_gap=3)
-            path = folder / str(row // 1000) / f"{row}.webp"
-            path.parent.mkdir(parents=True, exist_ok=True)
             with_srgb_colours(image).save(path, "WEBP", quality=82)
         on_progress(row + 1, len(entries))
-    return there
+    return there, vectors
 
 
 DRAWINGS_PER_FILE = 64

@@ -19,9 +19,10 @@ from browsing import StaticHost, hosted, static
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.search.index import Index
 from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, evidence
 from grr_coca.serve.page import FILES, POLICY
-from grr_coca.serve.site import find_runtime, graphs_of, write_site
+from grr_coca.serve.site import find_runtime, graphs_of, read_library, write_site
 
 DROP = """async ([data, name, type, kind]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -515,6 +516,53 @@ def test_no_request_leaves_the_host(host, tab):
     one.ready().ask("clock")
     assert len(asked) > 15
     assert {address for address in asked if not address.startswith((host, "blob:", "data:"))} == set()
+
+
+# --- Icons
+
+BOX = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" width="24" height="24" fill="none" stroke="%s" '
+    'stroke-width="2"><path class="a" d="M4 4h16v16H4z"/></svg>'
+)
+
+
+@pytest.fixture(scope="module")
+def icons(tmp_path_factory):
+    """A site of SVG files."""
+    folder = tmp_path_factory.mktemp("icons")
+    (folder / "icons").mkdir()
+    for name, colour in (("box-open", "currentColor"), ("red-box", "#d21")):
+        (folder / "icons" / f"{name}.svg").write_text(BOX % colour)
+    with Index.open(folder / "index", create=True) as index:
+        index.add(folder / "icons")
+        library = read_library(index.store, index.model.curve)
+    with graphs_of(shipped_folder("icons")) as graphs:
+        write_site(graphs, folder / "site", find_runtime(), library, title="Icons", model="icons")
+    return folder / "site"
+
+
+def test_an_icon_is_a_vector_in_the_colour_of_the_text_and_can_be_copied(icons, axe, tab):
+    with hosted(static(icons)) as address:
+        rights = {"permissions": ["clipboard-read", "clipboard-write"], "bypass_csp": True}  # to read what is drawn
+        one = tab(address, color_scheme="dark", **rights).ready()
+        one.page.locator("#pictures img[src^='blob:']").nth(1).wait_for()
+        read = "(index) => fetch(document.querySelectorAll('#pictures img')[index].src).then((answer) => answer.text())"
+        drawn = [one.page.evaluate(read, index) for index in range(2)]
+        assert all('color="#eceae6"' in text for text in drawn)
+        one.ask("BoxOpen")
+        assert one.captions(1) == ["box-open"]
+        one.page.locator("#pictures .tile").first.click()
+        one.page.get_by_role("button", name="JSX").click()
+        one.page.get_by_role("button", name="Copied").wait_for()
+        copied = one.page.evaluate("navigator.clipboard.readText()")
+        assert "export function BoxOpen(props)" in copied
+        assert 'strokeWidth="2"' in copied
+        assert 'className="a"' in copied
+        one.page.evaluate(axe)
+        assert one.page.evaluate(AXE_RUN) == []
+        with one.page.expect_download() as saved:
+            one.page.get_by_role("button", name="Save PNG").click()
+        assert saved.value.suggested_filename == "box-open.png"
 
 
 # --- A server behind the page, and very many pictures

@@ -753,6 +753,6 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => backend.hasDrawings && grid.redraw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => grid.redraw());
 
 start();

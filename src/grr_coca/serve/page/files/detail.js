@@ -1,5 +1,6 @@
 // One picture, large: its caption, where it lies, what its table says, and what can be done with it.
 
+import { iconPart, isIcon, nameOf } from "./icon.js";
 import { inOtherSets } from "./others.js";
 
 const MAX_ENLARGED = 4;
@@ -78,7 +79,7 @@ export class Detail {
     const frame = element("div", { className: "frame" });
     const image = element("img", { alt: heading });
     // A small picture stays small: enlarged more than this, it would be a blur.
-    if (!backend.hasDrawings) image.addEventListener("load", () => {
+    if (!isIcon(entry)) image.addEventListener("load", () => {
       image.style.maxWidth = `${MAX_ENLARGED * image.naturalWidth}px`;
       image.style.maxHeight = `${MAX_ENLARGED * image.naturalHeight}px`;
     });
@@ -113,6 +114,7 @@ export class Detail {
       said.append(eyebrow, caption, hint);
       text.append(said);
     } else text.append(hint);
+    if (isIcon(entry)) text.append(iconPart(entry, once(() => backend.svg(entry)), image, copy));
     text.append(this.#actions(entry), facts(entry));
     if (entry.copies?.length) {
       text.append(this.#strip(`${entry.copies.length} more that look the same`, entry.copies));
@@ -120,7 +122,7 @@ export class Detail {
     inOtherSets(backend, entry).then((others) => {
       if (others.length && this.entry === entry) text.append(this.#strip("In the other sets", others));
     }, () => {}); // without it, the picture is shown all the same
-    const stage = element("div", { className: "stage" });
+    const stage = element("div", { className: isIcon(entry) ? "stage vector" : "stage" });
     stage.append(frame);
     if (this.#index !== null) stage.append(this.#arrow(-1), this.#arrow(1));
     const had = this.#dialog.open && document.activeElement?.classList.contains("arrow");
@@ -149,13 +151,10 @@ export class Detail {
       button.addEventListener("click", () => work(button));
       place.append(button);
     };
-    if (backend.hasDrawings) {
-      act("Copy SVG", (button) => copy(button, () => backend.svg(entry)), "primary");
-      act("Copy name", (button) => copy(button, async () => entry.name));
-    }
-    act("More like this", () => this.#leave(() => this.on.like(entry)), backend.hasDrawings ? "" : "primary");
+    act("More like this", () => this.#leave(() => this.on.like(entry)), isIcon(entry) ? "" : "primary");
     if (this.on.isAsking()) act("Without this", () => this.#leave(() => this.on.unlike(entry)));
-    if (!backend.hasDrawings) act("Copy path", (button) => copy(button, async () => entry.name));
+    if (!backend.hasDrawings) act("Copy path", (button) => copy(button, async () => pathOf(entry)));
+    if (!isIcon(entry)) act("Copy link", (button) => copy(button, async () => location.href));
     return place;
   }
 
@@ -192,12 +191,13 @@ export function namesOf(entry) {
   const file = entry.name.slice(entry.name.lastIndexOf("/") + 1);
   const title = file.replace(/\.\w{2,5}$/, "");
   const called = entry.fields?.headline || title;
-  if (entry.drawing || /\.svgz?$/i.test(file)) {
-    return { heading: title.slice(title.lastIndexOf(":") + 1).trim(), set: entry.fields?.set ?? entry.folder ?? "" };
-  }
+  if (isIcon(entry)) return { heading: nameOf(entry).name, set: entry.fields?.set ?? entry.folder ?? "" };
   if (entry.fields?.unfamiliar === "yes" || !entry.caption) return { heading: called, set: "" };
   return { heading: entry.caption, set: "" };
 }
+
+/** A path that opens: of the file that holds the picture, if it is a part of one. */
+const pathOf = (entry) => entry.name.replace(/^(.*?\.(?:tar|tgz|zip|json)): .*$/, "$1");
 
 /** What is known of a picture, as a list of terms. */
 function facts(entry) {

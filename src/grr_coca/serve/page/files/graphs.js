@@ -1,5 +1,6 @@
 // The backend of an exported site: model and index are files of the site, and everything runs in this browser.
 
+import { inkNow } from "./icon.js";
 import { jsonOf } from "./packed.js";
 import { drawSvg, isSvg, requirePicture } from "./picture.js";
 
@@ -82,9 +83,15 @@ export class Graphs {
     const { thumbnails } = this.#site;
     if (thumbnails.kind === "files") {
       if (!entry.is_there) throw new Error("there was no picture when the site was made");
+      if (entry.is_vector) return this.#drawn(entry);
       return `${thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.webp`;
     }
-    const colour = matchMedia("(prefers-color-scheme: dark)").matches ? "#eceae6" : "#1b1b1a";
+    return this.#drawn(entry);
+  }
+
+  /** The address of a drawing in the colour of the text, if it has none of its own. */
+  async #drawn(entry) {
+    const colour = inkNow();
     const svg = await this.svg(entry, colour);
     const key = `${entry.id} ${colour}`;
     if (!this.#urls.has(key)) this.#urls.set(key, URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" })));
@@ -97,6 +104,12 @@ export class Graphs {
 
   /** The SVG source of an entry, drawn in a colour if it has none of its own. */
   async svg(entry, colour = null) {
+    if (!entry.drawing) {
+      const response = await fetch(`${this.#site.thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.svg`);
+      if (!response.ok) throw new Error(`the host answers ${response.status}`);
+      const source = await response.text();
+      return colour ? source.replace("<svg ", `<svg color="${colour}" `) : source;
+    }
     const [pack, place] = entry.drawing;
     if (!this.#packs.has(pack)) {
       const path = `${this.#site.thumbnails.folder}/${pack}.json.gz`;

@@ -258,6 +258,7 @@ export class Grid {
       return;
     }
     const { caption, set, alike, hint } = this.on.describe(entry);
+    tile.item.classList.toggle("vector", Boolean(entry.is_vector));
     tile.caption.textContent = caption;
     tile.set.textContent = set;
     tile.button.title = hint;

@@ -1,5 +1,6 @@
 // The backend of `grr-coca serve`: model and index are on a server, and the page asks for them over HTTP.
 
+import { inkNow } from "./icon.js";
 import { requirePicture } from "./picture.js";
 
 export class Http {
@@ -74,11 +75,17 @@ export class Http {
   }
 
   async image(entry, side = 320) {
+    if (entry.is_vector) return `vector/${encodeURIComponent(entry.id)}?${new URLSearchParams({ ink: inkNow().slice(1), of: `${entry.date} ${entry.size}` })}`;
     // The browser keeps a thumbnail for a day, but not longer than its file is the same.
     return `image/${encodeURIComponent(entry.id)}?${new URLSearchParams({ side, of: `${entry.date} ${entry.size}` })}`;
   }
 
   hasDrawings = false;
+
+  /** The cleaned SVG source of an entry that has one. */
+  async svg(entry) {
+    return (await this.#fetch(`vector/${encodeURIComponent(entry.id)}`)).text();
+  }
 
   /** JSON that a large index may need longer for than one request may take. The server goes on, and is asked again. */
   async #longJson(path, options) {

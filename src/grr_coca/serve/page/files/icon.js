@@ -1,0 +1,166 @@
+// What can be done with an icon: copied into code in many forms, saved, and tried in sizes and colours.
+
+const SIZES = [16, 24, 32, 48, 64, 128, 256, 512];
+const NEEDS_CREDIT = /^CC-BY/i;
+
+/** The colour of the text, for drawings that have none of their own. */
+export function inkNow() {
+  return matchMedia("(prefers-color-scheme: dark)").matches ? "#eceae6" : "#1b1b1a";
+}
+
+/** True if an entry is an icon whose SVG can be had. */
+export const isIcon = (entry) => Boolean(entry.drawing || entry.is_vector);
+
+/** The name of an icon in its set, and the set's prefix; the prefix is "" for a file. */
+export function nameOf(entry) {
+  const file = entry.name.slice(entry.name.lastIndexOf("/") + 1).replace(/\.svgz?$/i, "");
+  const known = entry.fields?.icon ?? (entry.drawing ? entry.name : null);
+  const [prefix, name] = known ? known.split(":") : ["", file];
+  return { prefix, name: name ?? file };
+}
+
+const pascal = (name) => name.split(/[^\p{L}\p{N}]+/u).map((part) => part.slice(0, 1).toUpperCase() + part.slice(1)).join("");
+const componentOf = (name) => (/^\p{L}/u.test(name) ? pascal(name) : `Icon${pascal(name)}`);
+
+/** SVG as React writes it: names of attributes in camel case, and the properties of the caller. */
+export function jsx(svg, name) {
+  const named = svg
+    .replace(/<\?xml[^>]*>\s*/, "")
+    .replace(/\sclass=/g, " className=")
+    .replace(/\s(?!(?:data|aria)-)([a-z]+(?:[-:][a-z]+)+)=/g, (_, attribute) => ` ${attribute.replace(/[-:]([a-z])/g, (__, letter) => letter.toUpperCase())}=`)
+    .replace(/\sstyle="([^"]*)"/g, (_, style) => ` style={${JSON.stringify(Object.fromEntries(style.split(";").filter((one) => one.includes(":")).map((one) => [one.slice(0, one.indexOf(":")).trim().replace(/-([a-z])/g, (__, letter) => letter.toUpperCase()), one.slice(one.indexOf(":") + 1).trim()])))}}`)
+    .replace("<svg", "<svg {...props}");
+  return `export function ${componentOf(name)}(props) {\n  return (\n    ${named.trim()}\n  );\n}\n`;
+}
+
+export const vue = (svg) => `<template>\n  ${svg.replace(/<\?xml[^>]*>\s*/, "").trim()}\n</template>\n`;
+
+export function dataUri(svg) {
+  const short = svg.replace(/\s+/g, " ").replaceAll('"', "'");
+  return `data:image/svg+xml,${short.replace(/[%#<>?[\\\]^`{|}]/g, encodeURIComponent)}`;
+}
+
+/** A rule that takes the colour of the text, as a mask. */
+export const css = (svg, name) =>
+  `.icon-${name} {\n  width: 1em;\n  height: 1em;\n  background: currentColor;\n  mask: url("${dataUri(svg)}") center / contain no-repeat;\n}\n`;
+
+/** The import of an icon of a package that people use; null if none is known. */
+export function importLine({ prefix, name }) {
+  const packages = {
+    lucide: ["lucide-react", pascal(name)],
+    tabler: ["@tabler/icons-react", `Icon${pascal(name)}`],
+    ph: ["@phosphor-icons/react", pascal(name)],
+    mdi: ["@mdi/js", `mdi${pascal(name)}`],
+  };
+  const [from, what] = packages[prefix] ?? [];
+  return from ? `import { ${what} } from "${from}";` : null;
+}
+
+/** A line that names the author and licence, where the licence asks for it; else null. */
+export function credit(entry) {
+  const { licence, author, set } = entry.fields ?? {};
+  return licence && NEEDS_CREDIT.test(licence) ? `${nameOf(entry).name} from ${set ?? "an icon set"}${author ? ` by ${author}` : ""}, ${licence}` : null;
+}
+
+/** A PNG of an icon, in a size and colour. */
+async function png(svg, side) {
+  const image = new Image();
+  const address = URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" }));
+  try {
+    image.src = address;
+    await image.decode();
+    const scale = side / Math.max(image.naturalWidth || side, image.naturalHeight || side);
+    const canvas = new OffscreenCanvas(side, side);
+    const [width, height] = [(image.naturalWidth || side) * scale, (image.naturalHeight || side) * scale];
+    canvas.getContext("2d").drawImage(image, (side - width) / 2, (side - height) / 2, width, height);
+    return await canvas.convertToBlob({ type: "image/png" });
+  } finally {
+    URL.revokeObjectURL(address);
+  }
+}
+
+function save(content, name) {
+  const link = element("a", { href: URL.createObjectURL(content), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+/**
+ * The part of a detail that offers an icon.
+ * @param {() => Promise<string>} source its SVG
+ * @param {HTMLImageElement} image the picture above it, which is drawn anew in another size or colour, and dragged out
+ * @param {(button: HTMLButtonElement, make: () => Promise<string>) => void} copy
+ */
+export function iconPart(entry, source, image, copy) {
+  const part = element("section", { className: "icon" });
+  const { prefix, name } = nameOf(entry);
+  const choices = { colour: "", side: 0 };
+  const coloured = async () => {
+    const svg = await source();
+    return choices.colour ? svg.replace("<svg", `<svg color="${choices.colour}"`) : svg;
+  };
+
+  const list = element("p", { className: "actions" });
+  const act = (label, make, className = "") => {
+    const button = element("button", { type: "button", textContent: label, className });
+    button.addEventListener("click", () => copy(button, make));
+    list.append(button);
+  };
+  act("Copy SVG", coloured, "primary");
+  act("Name", async () => name);
+  if (prefix) act("Iconify", async () => `${prefix}:${name}`);
+  act("JSX", async () => jsx(await source(), name));
+  act("Vue", async () => vue(await source()));
+  act("CSS", async () => css(await source(), name));
+  act("Data URI", async () => dataUri(await coloured()));
+  const line = importLine({ prefix, name });
+  if (line) act("Import", async () => line);
+  act("Link", async () => location.href);
+  const wanted = credit(entry);
+  if (wanted) act("Credit", async () => wanted);
+
+  const tried = element("div", { className: "tried" });
+  const size = element("select");
+  size.setAttribute("aria-label", "Size in pixels");
+  size.append(...SIZES.map((side) => element("option", { value: side, textContent: `${side} px`, selected: side === 64 })));
+  const colour = element("input", { type: "color", value: inkNow() });
+  colour.setAttribute("aria-label", "Colour");
+  const paper = element("button", { type: "button", textContent: "Light or dark" });
+  const draw = async () => {
+    const svg = await coloured();
+    image.src = URL.createObjectURL(new Blob([choices.colour ? svg : svg.replace("<svg", `<svg color="${inkNow()}"`)], { type: "image/svg+xml" }));
+    image.style.width = image.style.height = choices.side ? `${choices.side}px` : "";
+  };
+  size.addEventListener("change", () => {
+    choices.side = Number(size.value);
+    draw();
+  });
+  colour.addEventListener("input", () => {
+    choices.colour = colour.value;
+    draw();
+  });
+  paper.addEventListener("click", () => image.closest(".stage").classList.toggle("turned"));
+  const saveAs = (label, make, suffix) => {
+    const button = element("button", { type: "button", textContent: label });
+    button.addEventListener("click", async () => save(await make(), `${name}${suffix}`));
+    return button;
+  };
+  const blob = async () => new Blob([await coloured()], { type: "image/svg+xml" });
+  const savePng = saveAs("Save PNG", async () => png(await coloured(), Number(size.value)), ".png");
+  tried.append(size, colour, paper, saveAs("Save SVG", blob, ".svg"), savePng);
+
+  image.draggable = true;
+  let ready = null;
+  source().then((svg) => (ready = svg), () => {});
+  image.addEventListener("dragstart", (event) => {
+    if (!ready) return;
+    event.dataTransfer.setData("text/plain", ready);
+    event.dataTransfer.setData("DownloadURL", `image/svg+xml:${name}.svg:${dataUri(ready)}`);
+  });
+  part.append(list, tried);
+  return part;
+}
+
+function element(name, properties = {}) {
+  return Object.assign(document.createElement(name), properties);
+}

@@ -1,0 +1,74 @@
+"""SVG files for the page: without scripts and references, in the colour of the text if they have none of their own."""
+
+import re
+from xml.etree import ElementTree
+
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_MAX_BYTES = 2**20
+_ACTIVE = frozenset({"script", "foreignObject", "a", "animate", "animateMotion", "animateTransform", "set", "handler"})
+"""Elements that run code, hold other documents, lead away, or change the attributes of others."""
+_EMBEDDED = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,", re.IGNORECASE)
+_OUTSIDE = re.compile(r"""@import[^;]*;?|url\(\s*(?!['"]?\s*#)[^)]*\)|expression\s*\(|javascript:""", re.IGNORECASE)
+"""What a style may load or run."""
+_DOCTYPE = re.compile(rb"<!DOCTYPE[^>\[]*>", re.IGNORECASE)
+_INK = re.compile(r"[0-9a-f]{6}")
+
+HEADERS = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Of an SVG file in an answer: it can run nothing and load nothing, even if it is opened by itself."""
+
+ElementTree.register_namespace("", _SVG)
+ElementTree.register_namespace("xlink", _XLINK)
+
+
+def clean_svg(data: bytes, ink: str | None = None) -> bytes | None:
+    """An SVG document without what could run code or load something; None if it cannot be cleaned.
+
+    Args:
+        data: the file.
+        ink: six hexadecimal digits: the colour for `currentColor`.
+    """
+    data = _DOCTYPE.sub(b"", data)
+    if len(data) > _MAX_BYTES or b"<!ENTITY" in data or b"<!DOCTYPE" in data.upper():
+        return None
+    try:
+        root = ElementTree.fromstring(data)
+        if root.tag != f"{{{_SVG}}}svg":
+            return None
+        _clean(root)
+        if ink is not None and _INK.fullmatch(ink):
+            root.set("color", f"#{ink}")
+        return ElementTree.tostring(root)
+    except (ElementTree.ParseError, RecursionError, ValueError, LookupError):
+        return None
+
+
+def _clean(root: ElementTree.Element) -> None:
+    for element in root.iter():
+        for child in [child for child in element if not _is_kept(child)]:
+            element.remove(child)
+        for name, value in list(element.attrib.items()):
+            kept = _kept_value(name, value)
+            if kept is None:
+                del element.attrib[name]
+            elif kept != value:
+                element.set(name, kept)
+        if element.tag == f"{{{_SVG}}}style" and element.text:
+            element.text = _OUTSIDE.sub("none", element.text)
+
+
+def _is_kept(element: ElementTree.Element) -> bool:
+    name = element.tag if isinstance(element.tag, str) else ""  # comments and instructions have functions there
+    return name.startswith(f"{{{_SVG}}}") and name.removeprefix(f"{{{_SVG}}}") not in _ACTIVE
+
+
+def _kept_value(name: str, value: str) -> str | None:
+    """An attribute as it may stay; None if it may not."""
+    plain = name.rpartition("}")[2].lower()
+    if plain.startswith("on") or (name.startswith("{") and not name.startswith(f"{{{_XLINK}}}")):
+        return None
+    if plain in ("href", "src"):
+        return value if value.strip().startswith("#") or _EMBEDDED.match(value.strip()) else None
+    return _OUTSIDE.sub("none", value)

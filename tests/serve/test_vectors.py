@@ -1,0 +1,74 @@
+"""SVG files of strangers, as the page gets them: no script, no reference, and a policy that allows neither."""
+
+import pytest
+from serving import serving
+
+from grr_coca.search.index import Index
+from grr_coca.serve.vectors import clean_svg
+
+HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 24 24"'
+EVIL = [
+    "<script>alert(1)</script>",
+    '<path onload="alert(1)" d="M0 0"/>',
+    '<a href="javascript:alert(1)"><path/></a>',
+    '<image href="https://evil.example/x.png"/>',
+    '<image xlink:href="https://evil.example/x.png"/>',
+    '<use href="https://evil.example/x.svg#a"/>',
+    '<foreignObject><body xmlns="http://www.w3.org/1999/xhtml">evil</body></foreignObject>',
+    "<style>@import 'https://evil.example/x.css'; path { fill: url(https://evil.example/x) }</style>",
+    '<path style="background: url( https://evil.example/x )"/>',
+    '<set attributeName="href" to="https://evil.example"/>',
+    '<x:script xmlns:x="http://www.w3.org/2000/svg">alert(1)</x:script>',
+    '<script xmlns="http://www.w3.org/1999/xhtml">alert(1)</script>',
+]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_scripts_and_references_are_taken_out(evil):
+    cleaned = clean_svg(f'{HEAD}><g>{evil}<path d="M1 2h3"/></g></svg>'.encode())
+    assert b"M1 2h3" in cleaned
+    assert not [word for word in (b"evil", b"alert", b"javascript", b"script") if word in cleaned], cleaned
+
+
+def test_references_within_the_file_and_embedded_pictures_stay():
+    svg = (
+        f'{HEAD} width="24"><defs><linearGradient id="a"/></defs><path fill="url(#a)" d="M1 2"/><use xlink:href="#a"/>'
+        '<image href="data:image/png;base64,iVBORw0K"/></svg>'
+    )
+    cleaned = clean_svg(svg.encode(), "a1b2c3")
+    for kept in (b"url(#a)", b'"#a"', b"data:image/png;base64,iVBORw0K", b'width="24"', b'color="#a1b2c3"'):
+        assert kept in cleaned
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<html/>",
+        b"not xml",
+        b'<!DOCTYPE svg [<!ENTITY a "aaaa">]><svg xmlns="http://www.w3.org/2000/svg">&a;</svg>',
+        HEAD.encode() + b">" + b"<g>" * 100_000 + b"</g>" * 100_000 + b"</svg>",
+        HEAD.encode() + b">" + b" " * 2**21 + b"</svg>",
+    ],
+    ids=["html", "text", "entities", "deep", "large"],
+)
+def test_what_cannot_be_cleaned_is_not_sent(data):
+    assert clean_svg(data) is None
+
+
+def test_an_index_of_svg_files_is_served_as_svg_and_can_run_nothing(tmp_path):
+    icons = tmp_path / "icons"
+    icons.mkdir()
+    (icons / "box.svg").write_text(
+        f'{HEAD} fill="none" stroke="currentColor"><script>alert(1)</script><path d="M4 4h16v16H4z"/></svg>'
+    )
+    with Index.open(tmp_path / "index", create=True) as index:
+        index.add(icons)
+    with serving(tmp_path / "index") as client:
+        [picture] = client.get("/pictures").json()["pictures"]
+        assert picture["is_vector"]
+        answer = client.get(f"/vector/{picture['id']}?ink=eceae6")
+        assert answer.headers["content-type"] == "image/svg+xml"
+        assert answer.headers["content-security-policy"].startswith("sandbox;")
+        assert b"script" not in answer.body
+        assert b'color="#eceae6"' in answer.body
+        assert client.get(f"/picture/{picture['id']}").json() == picture

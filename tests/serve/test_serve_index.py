@@ -115,7 +115,7 @@ def test_thumbnails_have_the_colours_of_the_profile(tmp_path):
     path = tmp_path / "p3.png"
     Image.new("RGB", (80, 80), (60, 150, 90)).save(path, icc_profile=profile)
     shown = decode_image(path.read_bytes(), "p3.png", to_srgb=True).getpixel((9, 9))
-    entry = SimpleNamespace(name="p3.png", span=Span(path), file=str(path), offset=None, is_there=True)
+    entry = SimpleNamespace(name="p3.png", span=Span(path), file=str(path), offset=None, is_there=True, is_vector=False)
     _write_thumbnails([entry], tmp_path / "site", lambda *_: None)
     for thumbnail in (
         PictureFiles(Budget(2**20), None)._thumbnail(entry, 64),

@@ -1,6 +1,7 @@
 """The endpoints of grr-coca itself: `/caption`, `/embed`, `/classify`, `/search` and what the page asks for."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -12,7 +13,6 @@ import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.infer.image_text_model import Description
 from grr_coca.search.answer import Query as SearchQuery
-from grr_coca.search.entry import Entry
 from grr_coca.serve.guard import SESSION
 from grr_coca.serve.library import draw_of
 from grr_coca.serve.pictures import from_data_uri, is_picture, picture_and_options
@@ -194,8 +194,12 @@ def own_endpoints(service: Service) -> APIRouter:
     async def vector(identity: str, ink: Annotated[str | None, Query(max_length=6)] = None) -> Response:
         """An SVG file of the index, without scripts and references; `ink`: the colour of what has none, as `1b1b1a`. Of
         other files, and of those that cannot be cleaned, a picture."""
-        entry = await service.in_thread(service.index().entry, identity)
-        content = await service.in_thread(_vector, entry, ink) if entry.is_vector else None
+        index = service.index()
+        entry = await service.in_thread(index.entry, identity)
+        content = None
+        if entry.is_vector:
+            with suppress(UserError, Refusal):  # the file is gone, or may not be shown
+                content = await service.in_thread(clean_svg, await index.files.read(entry), ink)
         if content is None:
             return await image(identity, 320)
         cached = {"Cache-Control": "private, max-age=86400"}
@@ -258,13 +262,6 @@ def own_endpoints(service: Service) -> APIRouter:
         return response
 
     return router
-
-
-def _vector(entry: Entry, ink: str | None) -> bytes | None:
-    try:
-        return clean_svg(entry.span.read(), ink)
-    except UserError:  # the file is gone
-        return None
 
 
 _PRIVATE = {"Cache-Control": "no-store"}

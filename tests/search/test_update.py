@@ -113,7 +113,6 @@ def test_a_removed_image_is_removed_if_its_argument_was_looked_through(store, lo
     (photos / "1.png").unlink()
     (photos / "deep" / "3.png").unlink()
     assert look(other.parent) == {"unchanged": 1}
-    assert look(photos / "deep", "other") if any((photos / "deep").iterdir()) else True
     assert look("photos") == {"removed": 2, "unchanged": 2}
     assert len(store) == 3
 

@@ -260,14 +260,22 @@ def test_depth_counts_the_layers_to_the_nearest_head(tiny_config: Callable[..., 
     assert {name: layer_depth(model, name) for name in names & expected.keys()} == expected
 
 
-@pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+stem", "coca"])
+@pytest.mark.parametrize(
+    ("preset", "parts"),
+    [
+        ("grr_coca+registers", {"image_encoder.registers"}),
+        ("grr_coca+stem", {"image_encoder.stem"}),
+        ("coca", {"image_encoder.position", "text_decoder.position"}),
+    ],
+)
 def test_positions_registers_and_a_stem_are_as_deep_as_the_embeddings(
-    tiny_config: Callable[..., CoCaConfig], preset: str
+    tiny_config: Callable[..., CoCaConfig], preset: str, parts: set[str]
 ) -> None:
     model = build(tiny_config(preset))
-    for name, _ in model.named_parameters():
-        if name.endswith(("position.embedding", "registers")) or ".stem." in name:
-            assert layer_depth(model, name) == (4 if name.startswith("image_encoder") else 3)
+    names = [name for name, _ in model.named_parameters() if ".".join(name.split(".")[:2]) in parts]
+    assert {".".join(name.split(".")[:2]) for name in names} == parts
+    for name in names:
+        assert layer_depth(model, name) == (4 if name.startswith("image_encoder") else 3)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -162,7 +162,8 @@ MISSING = [
 
 
 def test_what_is_not_there_is_named_without_an_engine(there):
-    assert {line.split()[0] for line in MISSING} == {verb.split()[0] for verb in VERBS} - {"models"}, "it takes no name"
+    take_no_name = {"models", "doctor"}
+    assert {line.split()[0] for line in MISSING} == {verb.split()[0] for verb in VERBS} - take_no_name
     before = sorted(path.name for path in there.iterdir())
     found = answers([line.split() for line in MISSING], there)
     for line, (code, said, imported) in zip(MISSING, found, strict=True):

@@ -35,7 +35,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported engines preci
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs paper notebook weights clean
+.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients attack test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs paper notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
@@ -82,6 +82,12 @@ test-browser: $(VENV)/.browser
 servers-browser: $(VENV)/.browser
 	(command -v chromium && command -v npm) > /dev/null || apt-get install --yes --quiet --no-install-recommends chromium npm
 	$(BIN)/python -c "from grr_coca.serve.site import find_runtime; find_runtime()"
+
+# A server under requests by grammar and pictures by mutation, for an hour; prints what held. A request that went wrong is
+# sent again by its number: `tests/serve/grammar.py --first NUMBER --count 1`.
+SECONDS ?= 3600
+attack: $(VENV)/.dev
+	$(SINGLE) nice -n 19 $(BIN)/python tests/serve/grammar.py --seconds $(SECONDS)
 
 # Clients of other projects against `grr-coca serve`: openai, litellm, langchain-openai, huggingface_hub, curl.
 test-clients: $(VENV)/.dev $(CLIENTS)/.installed

@@ -532,3 +532,30 @@ def test_a_manifest_of_what_no_file_has_is_damaged(folder, name, size):
 def test_a_file_that_is_missing_is_not_called_unreadable(tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json: the file is missing$"):
         read_json(tmp_path / MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("image_encoder", "transformer", "embed_dim"), 10**30, "embed_dim is too large; give 16,777,216 or less"),
+        (("image_encoder", "transformer", "num_layers"), 10**5, "num_layers is too large; give 1,000 or less"),
+        (
+            ("text_decoder", "transformer", "num_layers"),
+            999,
+            "the weights do not fit .* parameters or more; the file has",
+        ),
+        (("image_encoder", "image_size"), 10**6, "makes .* patches; at most 262,144"),
+        (("text_decoder", "context_length"), 10**30, "context_length is too large"),
+        (("embed_dim",), 10**400, "embed_dim is too large"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_one_is_built(folder, monkeypatch, place, value, message):
+    content = json.loads((folder / "config.json").read_text())
+    part = content["model"]
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    monkeypatch.setattr("grr_coca.model.checkpoint.build_without_weights", lambda _: pytest.fail("built"))
+    with pytest.raises(UserError, match=message):
+        from_pretrained(folder)

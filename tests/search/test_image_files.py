@@ -1,6 +1,7 @@
 """Which images the arguments mean."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,18 @@ def test_a_parquet_table_of_images_needs_no_captions(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist([{"path": "0.webp", "price": 5}]), tmp_path / "a.parquet")
     (image,) = find_images([str(tmp_path / "a.parquet")])
     assert (image.read(), image.fields()) == (pair.image, {"price": 5})
+
+
+def test_an_image_that_becomes_a_named_pipe_is_not_waited_for_and_one_that_is_given_is(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"image")
+    (found,) = find_images([str(tmp_path)])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"a\.png: cannot be read \(not a regular file\)"):
+        found.read()
+    (given,) = find_images([str(path)])
+    writing = threading.Thread(target=path.write_bytes, args=(b"through the pipe",))
+    writing.start()
+    assert given.read() == b"through the pipe"
+    writing.join()

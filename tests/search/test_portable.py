@@ -1,7 +1,9 @@
 """An index as a Parquet file, and back."""
 
 import io
+import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
@@ -11,7 +13,7 @@ from library import fill, make_entry, make_vectors
 
 from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
-from grr_coca.search.index import open_store
+from grr_coca.search.index import Index, open_store
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.store import Changes
 
@@ -128,3 +130,38 @@ def test_a_cell_of_another_type_is_told_and_leaves_no_index(store, tmp_path, col
     with pytest.raises(UserError, match=r"a\.parquet: damaged"):
         import_parquet(path, str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 3.0])
+def test_an_embedding_that_is_none_is_refused(store, tmp_path, wrong):
+    fill(store, 5)
+    path = exported(store, tmp_path / "a.parquet")
+    table = pyarrow.parquet.read_table(path)
+    rows = np.array(table["embedding"].to_pylist(), np.float16)
+    rows[3, 7] = wrong
+    embedding = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
+    place = table.column_names.index("embedding")
+    pyarrow.parquet.write_table(table.set_column(place, table.schema.field(place), embedding), path)
+    with pytest.raises(UserError, match="not of unit length"):
+        import_parquet(path, str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_index_from_elsewhere_is_marked_and_fetches_no_model(store, tmp_path):
+    fill(store, 3)
+    assert not store.was_imported()
+    header = replace(store.header, model="somebody/model")
+    path = exported(store, tmp_path / "a.parquet")
+    table = pyarrow.parquet.read_table(path)
+    written = json.loads(table.schema.metadata[b"grr_coca.index"])
+    written["header"] = vars(header)
+    table = table.replace_schema_metadata({b"grr_coca.index": json.dumps(written)})
+    pyarrow.parquet.write_table(table, path)
+    import_parquet(path, str(tmp_path / "other"))
+    with pytest.raises(
+        UserError, match="names the model somebody/model on the Hugging Face hub; if you trust it, give -c"
+    ):
+        Index.open(tmp_path / "other")
+    again = open_store(str(tmp_path / "other"))
+    assert again.was_imported()
+    again.close()

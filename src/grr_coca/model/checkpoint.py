@@ -182,6 +182,7 @@ def with_weights(
     Raises:
         UserError: the weights are missing or damaged, do not fit the config, or do not fit into memory.
     """
+    _require_enough_bytes(files.config, folder / WEIGHTS)
     try:
         model = build_without_weights(files.config)
     except (MemoryError, RuntimeError) as error:  # PyTorch raises the second
@@ -191,6 +192,18 @@ def with_weights(
         change(model, files.config)
     _load_weights(model, folder / WEIGHTS)
     return Checkpoint(model=model.to(device).eval(), **vars(files))
+
+
+def _require_enough_bytes(config: CoCaConfig, path: Path) -> None:
+    """Raise an error if a config describes a model that is far too large for its weights. Building it would fill the
+    memory. A file that is missing is told later."""
+    parts = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    least = sum(part.transformer.min_parameters for part in parts)
+    if path.is_file() and least > path.stat().st_size:
+        raise UserError(
+            f"{path}: the weights do not fit the model of config.json, which has {least:,} parameters or more; the "
+            f"file has {path.stat().st_size:,} bytes"
+        )
 
 
 def _load_weights(model: CoCa, path: Path) -> None:

@@ -24,10 +24,18 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+_MAX_SIZE = 2**24
+_MAX_LAYERS = 1000
+_MAX_PATCHES = 2**18
+"""Larger sizes are no model, and building one would fill the memory before its weights are looked at."""
+
+
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(value is None or value >= 1, f"{name} {value} must be 1 or more")
+        largest = _MAX_LAYERS if name == "num_layers" else _MAX_SIZE
+        _require(value is None or value <= largest, f"{name} is too large; give {largest:,} or less")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,11 @@ class TransformerConfig:
         )
 
     @property
+    def min_parameters(self) -> int:
+        """Fewer parameters than this cannot be in the blocks: those of the attention, and two of the feed-forward."""
+        return self.num_layers * self.embed_dim * (4 * self.embed_dim + 2 * self.hidden_dim)
+
+    @property
     def head_dim(self) -> int:
         """Channels per attention head."""
         return self.embed_dim // self.num_heads
@@ -92,6 +105,11 @@ class ImageEncoderConfig:
                 f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
                 f"the nearest that are: {nearest_multiples(self.image_size, self.patch_size)}"
             )
+        _require(
+            self.num_patches <= _MAX_PATCHES,
+            f"image_size {self.image_size} with patch_size {self.patch_size} makes {self.num_patches:,} patches; "
+            f"at most {_MAX_PATCHES:,} are possible",
+        )
 
     def _require_power_of_two(self) -> None:
         """A convolutional stem halves the sides of an image at least once."""
@@ -128,8 +146,8 @@ class TextDecoderConfig:
 
     def __post_init__(self) -> None:
         _require_text_position(self.transformer)
-        _require_positive(self, "vocab_size")
         _require(self.context_length >= 4, f"context_length {self.context_length} holds no word; use 4 or more")
+        _require_positive(self, "vocab_size", "context_length")
 
 
 @dataclass(frozen=True)

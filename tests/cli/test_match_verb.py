@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import tarfile
 
 import pytest
 
@@ -124,6 +125,39 @@ def test_indexes_are_matched_as_sources_are(grr_coca, sets, tmp_path):
     ]
     with Index.open(tmp_path / "a") as one, Index.open(tmp_path / "b") as other:
         assert [match.name for match in one.match(other)] == ["mine:home", "mine:moon", "mine:trash"]
+
+
+def test_an_index_of_another_model_is_one_line(grr_coca, sets, tmp_path):
+    for model in ("icons", "pictograms"):
+        assert grr_coca("index", sets[0], "--out", tmp_path / model, "-c", model).code == 0
+    said = grr_coca("match", tmp_path / "icons", tmp_path / "pictograms")
+    assert said.code == 2
+    assert "whose embeddings are not comparable" in said.err
+    assert said.err.count("\n") == 1
+    alone = grr_coca("match", tmp_path / "pictograms", tmp_path / "pictograms", "--json")
+    first = json.loads(alone.out.splitlines()[0])
+    assert first["matches"][0] == {"icon": first["icon"], "probability": None, "same_name": False}
+
+
+def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp_path, monkeypatch):
+    from grr_coca.data.sources import iconify
+
+    packages = tmp_path / "cache" / "grr-coca" / "icons" / "packages"
+    packages.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tarfile.open(packages / "iconify-json-lucide-1.0.0.tgz", "w:gz") as tar:
+        data = icon_set("lucide", {"trash-2": TRASH, "house": HOME}).encode()
+        member = tarfile.TarInfo("package/icons.json")
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+    assert iconify.packages_folder() == packages
+    (tmp_path / "app.tsx").write_text("\nimport { Trash2, Nonsense } from 'lucide-react'\n")
+    said = grr_coca("match", "--used-in", tmp_path / "app.tsx", sets[1], "--json")
+    (record,) = map(json.loads, said.out.splitlines())
+    assert record["icon"] == "lucide:trash-2"
+    assert record["used"] == [f"{tmp_path}/app.tsx:2"]
+    assert record["matches"][0]["icon"] == "other:trash"
+    assert f"{tmp_path}/app.tsx:2: lucide has no icon 'Nonsense'" in said.err
 
 
 @pytest.mark.parametrize(

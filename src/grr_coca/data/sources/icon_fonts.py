@@ -52,8 +52,7 @@ def read_font(path: Path) -> IconSet:
         raise UserError(f"{path}: not a whole font ({first_line(error)})") from error
     if not icons:
         raise UserError(f"{path}: a font without a drawn glyph that has a name or a code point")
-    notes = () if any(not icon.name.startswith("u-") for icon in icons) else ("a font without names of its glyphs",)
-    return IconSet(prefix=path.stem, icons=icons, title=title, licence=licence[:100], author=author, notes=notes)
+    return IconSet(prefix=path.stem, icons=icons, title=title, licence=licence[:100], author=author)
 
 
 def _require_small(path: Path) -> None:

@@ -1,7 +1,7 @@
 """An icon set: drawings with names, and what the set says of itself. Readers of all sources of icons return one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MAX_SVG = 2**20
 """Maximum number of bytes of the SVG of one icon in a set. The largest of all sets of Iconify has 200 kB."""
@@ -36,7 +36,6 @@ class IconSet:
     author: str = ""
     licence: str = ""
     package: str = ""
-    notes: Sequence[str] = field(default=())
 
     def fields(self, icon: Icon) -> dict[str, str]:
         """What is known of an icon, as columns of a table. What is unknown is left out."""

@@ -631,7 +631,7 @@ def with_section(page: str, found: dict[str, Any]) -> str:
     lines = [
         _TITLE,
         "",
-        fill(said, 120),
+        fill(said, 110),
         "",
         "| told | " + " | ".join(f"{told_:.0%}" for told_, _ in told["curve"]) + " |",
         "|---" * (BINS + 1) + "|",
@@ -640,7 +640,8 @@ def with_section(page: str, found: dict[str, Any]) -> str:
         "`scripts/fit_match.py` fits and measures this; see `docs/match.md`.",
         "",
     ]
-    return "\n".join([before.rstrip("\n"), "", *lines, _NEXT, after])
+    written = "\n".join(lines).replace("%", " %")
+    return "\n".join([before.rstrip("\n"), "", written, _NEXT, after])
 
 
 if __name__ == "__main__":

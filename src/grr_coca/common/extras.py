@@ -4,7 +4,6 @@ The base installation brings what captioning, embedding, classification and sear
 such as PyTorch.
 """
 
-import importlib.metadata
 import json
 import os
 import shlex
@@ -13,8 +12,6 @@ from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from grr_coca.common.errors import UserError
 
@@ -112,7 +109,7 @@ def _origin(extra: Extra) -> str | None:
     told = json.loads(_told("direct_url.json") or "{}")  # PEP 610
     url = str(told.get("url", ""))
     if url.startswith("file:"):
-        path = Path(url2pathname(urlsplit(url).path))
+        path = _file_of(url)
         return _quoted(f"{path}[{extra}]") if path.exists() else None
     if "vcs_info" in told:
         url = f"{told['vcs_info']['vcs']}+{url}@{told['vcs_info']['commit_id']}"
@@ -124,10 +121,18 @@ def install_origin() -> str:
     if _clone() is not None:
         return "a clone"
     told = json.loads(_told("direct_url.json") or "{}")
-    url = urlsplit(str(told.get("url", "")))
-    if url.scheme == "file":
-        return Path(url2pathname(url.path)).name
-    return f"{url.scheme}://{url.hostname}{url.path}" if url.scheme else "an unknown place"
+    url = str(told.get("url", ""))
+    if url.startswith("file:"):
+        return _file_of(url).name
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else "an unknown place"
+
+
+def _file_of(url: str) -> Path:
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    return Path(url2pathname(urlsplit(url).path))
 
 
 def _clone() -> Path | None:
@@ -139,6 +144,8 @@ def _clone() -> Path | None:
 
 def _told(name: str) -> str | None:
     """A file of the metadata of the installation."""
+    import importlib.metadata  # late, as in `_file_of`: only messages need it
+
     try:
         return importlib.metadata.distribution("grr-coca").read_text(name)
     except importlib.metadata.PackageNotFoundError:

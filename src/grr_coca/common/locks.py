@@ -7,8 +7,6 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import lock_descriptor, unlock_descriptor
-
 from grr_coca.common.files import BINARY
 
 _SECONDS_OF_A_GLANCE = 0.2
@@ -75,6 +73,8 @@ def is_held(path: Path) -> bool:
 
 def _locked(path: Path) -> int | None:
     """The descriptor of the locked file; None if it is held."""
+    from filelock import lock_descriptor  # late: its import takes a tenth of a second, and help needs no lock
+
     if path.is_symlink():  # `O_NOFOLLOW` is not everywhere
         raise OSError(errno.ELOOP, "a symbolic link", str(path))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY, 0o666)
@@ -106,6 +106,8 @@ def _holder(path: Path) -> str:
 
 def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
     """Release a lock. Closing the file is not enough: a process forked in between has it open too."""
+    from filelock import unlock_descriptor
+
     is_ours = os.getpid() == owner
     if is_ours:
         is_removed = removed is None or _is_removed(removed)

@@ -631,6 +631,10 @@ def with_section(page: str, found: dict[str, Any]) -> str:
     lines = [
         _TITLE,
         "",
+        "| | icons | first | among the first five |",
+        "|---|---|---|---|",
+        f"| matches | {other['icons']} | {first['value']:.0%} | {first_five['value']:.0%} |",
+        "",
         fill(said, 110),
         "",
         "| told | " + " | ".join(f"{told_:.0%}" for told_, _ in told["curve"]) + " |",

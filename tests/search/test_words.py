@@ -1,6 +1,7 @@
 """Words of names and queries, and what a search makes of them."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -88,3 +89,17 @@ def test_it_is_never_said_that_nothing_looks_like_what_people_call_so(named):
         assert result[0].has_words
         assert result[0].relevance >= 0.9
     assert named.search("tax return form").verdict == "nothing"
+
+
+def test_hits_are_less_likely_behind_several_that_are(named):
+    result = named.search("shopping cart", fold=False)
+    first = result.hits[0]
+
+    def likely(*relevances: float) -> int:
+        return replace(
+            result, can_tell=True, hits=tuple(replace(first, relevance=one) for one in relevances)
+        ).num_likely
+
+    assert likely(0.9, 0.05, 0.3, 0.05) == 3
+    assert likely(0.9, 0.05, 0.05, 0.05, 0.05, 0.05, 0.9) == 1
+    assert likely(0.05, 0.02) == 2, "none is likely: all is said above"

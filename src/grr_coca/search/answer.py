@@ -119,6 +119,8 @@ Verdict = Literal["likely", "unsure", "nothing"]
 
 _MIN_SPARE = 8
 """So many more images than hits, or a quarter more, are ranked at first, as some may be near-duplicates of others."""
+NUM_LESS_LIKELY = 5
+"""After so many hits in a row that are less likely, all others count as less likely too."""
 NUM_DECISIVE_HITS = 10
 """Number of first hits that decide if anything looks like what the query asked for."""
 
@@ -167,11 +169,15 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def num_likely(self) -> int:
-        """Number of hits up to the last one that is likely. Order and relevance differ a little, as the order also
-        counts words; behind this place, hits are less likely. All hits if relevances are not valid, or none is likely.
-        """
-        likely = [place for place, hit in enumerate(self.hits, 1) if hit.relevance >= MIN_RELEVANCE]
-        return likely[-1] if self.can_tell and likely else len(self.hits)
+        """Number of hits up to the last likely one, before several in a row that are less likely. Order and relevance
+        differ a little, as the order also counts words. All hits if relevances are not valid, or none is likely."""
+        last = 0
+        for place, hit in enumerate(self.hits, 1):
+            if hit.relevance >= MIN_RELEVANCE:
+                last = place
+            elif place - last >= NUM_LESS_LIKELY:
+                break
+        return last if self.can_tell and last else len(self.hits)
 
     @property
     def is_likely(self) -> bool:

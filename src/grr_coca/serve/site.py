@@ -57,6 +57,7 @@ THUMBNAIL_SIDE = 400
 
 RANKING: dict[str, float] = {
     "num_decisive_hits": answer.NUM_DECISIVE_HITS,
+    "num_less_likely": answer.NUM_LESS_LIKELY,
     "min_relevance": relevance.MIN_RELEVANCE,
     "written": relevance.WRITTEN,
     "prior_images": relevance.PRIOR_IMAGES,

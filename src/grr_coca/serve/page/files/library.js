@@ -304,9 +304,13 @@ export function verdict(hits, { num_decisive_hits, min_relevance }, nothingBelow
   return best >= nothingBelow || first.some((hit) => hit.hasWords) ? "unsure" : "nothing";
 }
 
-/** The number of hits up to the last one that is likely; all if none is. As `SearchResult.num_likely` in Python. */
-export function numLikely(hits, { min_relevance }) {
-  return hits.findLastIndex((hit) => hit.relevance >= min_relevance) + 1 || hits.length;
+/** The number of hits up to the last likely one; all if none is. As `SearchResult.num_likely` in Python. */
+export function numLikely(hits, { min_relevance, num_less_likely }) {
+  let last = 0;
+  for (let place = 1; place <= hits.length && place - last <= num_less_likely; place++) {
+    if (hits[place - 1].relevance >= min_relevance) last = place;
+  }
+  return last || hits.length;
 }
 
 /** What the full-text index is asked for: names in words, and as they were written. */

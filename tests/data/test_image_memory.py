@@ -73,6 +73,14 @@ def test_an_image_in_strips_is_the_same_image(monkeypatch, mode, kind, options, 
         assert strips.info.keys() == whole.info.keys()
 
 
+def test_a_signalling_nan_of_a_damaged_file_gives_no_warning():
+    values = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
+    values.view(np.uint32)[3, 4] = 0x7F800001
+    image = decode_image(encoded(Image.fromarray(values), "TIFF"), "a")
+    assert image.getpixel((4, 3)) == (0, 0, 0)
+    assert image.getpixel((29, 19)) == (255, 255, 255)
+
+
 def test_a_jpeg_is_decoded_no_smaller_than_is_asked_for():
     data = encoded(noise("RGB", (1000, 700)), "JPEG")
     sizes = {at_least: decode_image(data, "a", at_least=at_least).size for at_least in [(350, 350), (351, 351), (1, 1)]}

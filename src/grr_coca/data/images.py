@@ -295,7 +295,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     transparent = image.info.get("transparency")  # the grey value that is transparent in a PNG
 
     def convert(strip: Image.Image) -> Image.Image:
-        values = np.asarray(strip, dtype=np.float64)
+        values = _as_numbers(strip)
         if image.mode == "F":
             values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
             values *= 65535 / max(high - low, 1e-12)
@@ -311,10 +311,15 @@ def _finite_range(image: Image.Image) -> tuple[float, float]:
     """The smallest and the largest finite value of a floating-point image; zeros if it has none."""
     low, high = np.inf, -np.inf
     for strip in _strips(image):
-        values = np.asarray(strip, dtype=np.float64)
+        values = _as_numbers(strip)
         finite = values[np.isfinite(values)]
         low, high = min(low, finite.min(initial=np.inf)), max(high, finite.max(initial=-np.inf))
     return (float(low), float(high)) if low <= high else (0.0, 0.0)
+
+
+def _as_numbers(image: Image.Image) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return np.asarray(image, dtype=np.float64)
 
 
 _STRIP_PIXELS = 2**18

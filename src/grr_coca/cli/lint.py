@@ -18,7 +18,7 @@ from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca.infer.image_text_model import ImageTextModel
-    from grr_coca.search.label_check import Contradiction, Labelled
+    from grr_coca.search.match.label_check import Contradiction, Labelled
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 _RULE = "label-contradicts-picture"
@@ -66,8 +66,8 @@ def run(
     known = set() if baseline is None or update_baseline else _read_baseline(baseline)
     from grr_coca.infer.image_text_model import load  # late: imports an engine
     from grr_coca.infer.locate import locate_checkpoint
-    from grr_coca.search.label_check import check_labels, require_limit
-    from grr_coca.search.match_numbers import match_numbers
+    from grr_coca.search.match.label_check import check_labels, require_limit
+    from grr_coca.search.match.numbers import match_numbers
     from grr_coca.search.update import is_there
 
     for source in sources:
@@ -120,7 +120,7 @@ def _read_baseline(path: Path) -> set[str]:
 def _labelled(
     sources: Sequence[str], exclude: Sequence[str], model: "ImageTextModel", failures: list[str]
 ) -> Iterator["Labelled"]:
-    from grr_coca.search.labelled_pictures import CODE  # late: imports NumPy and Pillow
+    from grr_coca.search.match.labelled_pictures import CODE  # late: imports NumPy and Pillow
 
     for source in sources:
         path = Path(source)
@@ -138,7 +138,7 @@ def _named(
     from grr_coca.data.icon_names import caption_of, style_words, words_of_name
     from grr_coca.data.walk import Exclusions
     from grr_coca.search.image_files import TABLE_SUFFIXES, find_images
-    from grr_coca.search.label_check import Labelled
+    from grr_coca.search.match.label_check import Labelled
 
     try:
         files = find_images([source], Exclusions(exclude))
@@ -178,8 +178,8 @@ def _named(
 
 def _in_code(path: Path, exclude: Sequence[str], model: "ImageTextModel", failures: list[str]) -> Iterator["Labelled"]:
     """Pictures of labels in code. Icons of sets that cannot be had are passed over."""
-    from grr_coca.search.label_check import Labelled
-    from grr_coca.search.labelled_pictures import labels_in_code
+    from grr_coca.search.match.label_check import Labelled
+    from grr_coca.search.match.labelled_pictures import labels_in_code
 
     icons = _Icons(failures)
     for label in labels_in_code(path, exclude):
@@ -207,7 +207,7 @@ class _Icons:
     def find(self, prefix: str, name: str) -> bytes | None:
         """An icon by its set, and by its name as code writes it; None if there is none."""
         from grr_coca.data.sources.iconify import SCHEME, read_package
-        from grr_coca.search.used_icons import squashed
+        from grr_coca.search.match.used_icons import squashed
 
         if prefix not in self._sets:
             self._sets[prefix] = {}

@@ -16,8 +16,8 @@ from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Header, chunks
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index_model import IndexModel, RayDescriber
-from grr_coca.search.match import PictureMatch
-from grr_coca.search.match_numbers import CANDIDATES
+from grr_coca.search.match.candidates import PictureMatch
+from grr_coca.search.match.numbers import CANDIDATES
 from grr_coca.search.store import Changes, Store
 from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 
@@ -216,7 +216,7 @@ class Index:
         Raises:
             UserError: the other index was made by another model, or the other library has no image.
         """
-        from grr_coca.search.matcher import Matcher  # late: it needs an extra
+        from grr_coca.search.match.matcher import Matcher  # late: it needs an extra
 
         matcher = Matcher(str(self.model.folder), self.model.engine, names=names)
         source = matcher.open_store(self.store)

@@ -24,11 +24,11 @@ from grr_coca.data.sources.base import BadSample
 from grr_coca.data.svg import is_svg, render_svg
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.search.entry import Entry
-from grr_coca.search.icon_map import aliases_of
 from grr_coca.search.index import Index
-from grr_coca.search.match import match_pictures
-from grr_coca.search.matcher import Matcher
-from grr_coca.search.picture_set import OpenPictureSet
+from grr_coca.search.match.candidates import match_pictures
+from grr_coca.search.match.icon_map import aliases_of
+from grr_coca.search.match.matcher import Matcher
+from grr_coca.search.match.picture_set import OpenPictureSet
 
 _MAX_HITS = 50
 _MAX_NAMES = 200

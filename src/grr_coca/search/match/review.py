@@ -15,8 +15,8 @@ from typing import Any
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
 from grr_coca.data.svg import is_svg
-from grr_coca.search.match import Candidate, PictureMatch
-from grr_coca.search.picture_set import OpenPictureSet
+from grr_coca.search.match.candidates import Candidate, PictureMatch
+from grr_coca.search.match.picture_set import OpenPictureSet
 
 _SIDE = 96
 """Longest side of a thumbnail of a picture that is no SVG, in pixels."""

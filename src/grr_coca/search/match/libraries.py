@@ -6,8 +6,8 @@ from pathlib import Path
 from grr_coca.common.errors import UserError
 from grr_coca.search.embedded.database import FILE
 from grr_coca.search.index import open_store
-from grr_coca.search.matcher import Matcher
-from grr_coca.search.picture_set import OnProgress, OpenPictureSet
+from grr_coca.search.match.matcher import Matcher
+from grr_coca.search.match.picture_set import OnProgress, OpenPictureSet
 
 
 def is_index(argument: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import has_image_suffix
 from grr_coca.data.walk import Exclusions, walk_visible
-from grr_coca.search.used_icons import Use, uses_in
+from grr_coca.search.match.used_icons import Use, uses_in
 
 CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
 """Suffixes of files whose labels are read."""

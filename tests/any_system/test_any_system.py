@@ -138,7 +138,8 @@ def test_an_index_is_made_brought_up_to_date_searched_and_left_by_its_lock(folde
         ["run", ["index", "--out", index, "--forget", pictures]],
     )
     require_success(second)
-    names = [hit["path"].rpartition("\\")[2] for hit in json.loads(second[1]["out"])]
+    hits = json.loads(second[1]["out"])
+    names = [path.rpartition("\\")[2] for hit in hits for path in (hit["path"], *hit["copies"])]
     assert "another.webp" in names
     assert DRAWINGS[0].name not in names
 

@@ -182,6 +182,7 @@ FORMATS: dict[str, Callable[[Change], str]] = {
     "both": lambda c: interval(c.over_both()),
     "pair": lambda c: interval(c.ends(more=1)[1:]),
     "fall": lambda c: signed(c.ends()[0]).removeprefix("−"),
+    "by": lambda c: f"{signed(c.ends()[0]).lstrip('+−')} % {('no different', 'lower', 'higher')[c.side()]}",
     "rise": lambda c: signed(c.ends()[0]).removeprefix("+"),
     "whole": lambda c: f"{abs(100 * math.expm1(c.ends()[0])):.0f}",
     "third": lambda c: "a third" if abs(math.expm1(c.ends()[0]) + 1 / 3) < 0.05 else "another part",

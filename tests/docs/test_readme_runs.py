@@ -21,8 +21,8 @@ PLACES = {
     "DATA": "pairs",
     "SPLIT": "pairs",
 }
-OF_OTHERS = ("export web", "push")
-"""They need packages of npm, and the Hugging Face hub. `tests/serve/page` and `tests/cli/test_push.py` have them."""
+OF_OTHERS = ("export web", "push", "match iconify", "mcp", "lint")
+"""They need packages of npm, the Hugging Face hub, a client, or find something. They have tests of their own."""
 MODEL = """
 model: {preset: grr_coca, size: tiny, image_layers: 1, image_dim: 64, text_layers: 1, text_dim: 64, image_size: 16}
 tokenizer: {kind: bpe, vocab_size: 300}

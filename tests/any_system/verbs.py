@@ -48,6 +48,7 @@ def run_and_stop(arguments: list[str], step: int) -> dict[str, Any]:
         return train(trainer, micro_batches, num_tokens, number)
 
     Trainer.step = interrupted  # type: ignore[method-assign]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests themselves may run with it ignored
     try:
         return run(arguments)
     finally:

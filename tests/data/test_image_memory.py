@@ -129,7 +129,9 @@ def test_decoding_takes_no_more_memory_than_it_is_taken_for(tmp_path):
     done = subprocess.run([sys.executable, "-c", MEASURE, names], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shares = {name.rpartition("/")[2]: share for name, share in json.loads(done.stdout).items()}
-    assert all(0.1 < share <= 1.1 for share in shares.values()), shares
+    assert {name: share for name, share in shares.items() if share > 1.1} == {}
+    # One that takes the memory that another has left behind seems to need none.
+    assert sorted(shares.values())[len(shares) // 2] > 0.3, shares
 
 
 def test_a_format_that_is_not_known_takes_the_most():

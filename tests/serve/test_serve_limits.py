@@ -64,10 +64,13 @@ def at_once(
 
 def test_requests_that_wait_share_a_batch(gate):
     with serving() as client:
-        pool, futures = at_once(client, 10)
+        first, alone = at_once(client, 1)
+        wait_until(lambda: gate.sizes == [1])
+        pool, futures = at_once(client, 9)
         wait_until(lambda: client.metric("grr_coca_queue_requests") == 10)
         gate.open()
-        captions = {future.result().json()["caption"] for future in futures}
+        captions = {future.result().json()["caption"] for future in alone + futures}
+        first.shutdown()
         pool.shutdown()
         assert len(captions) == 1
         assert gate.sizes[0] == 1, "the first does not wait for others"

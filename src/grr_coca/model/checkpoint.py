@@ -196,10 +196,11 @@ def with_weights(
 
 def _require_enough_bytes(config: CoCaConfig, path: Path) -> None:
     """Raise an error if a config describes a model that is far too large for its weights. Building it would fill the
-    memory. A file that is missing is told later."""
+    memory. A file that is missing or damaged is told later, or now if it is too small as well."""
     parts = config.image_encoder, config.text_decoder, config.multimodal_decoder
     least = sum(part.transformer.min_parameters for part in parts)
     if path.is_file() and least > path.stat().st_size:
+        load_tensors(path)
         raise UserError(
             f"{path}: the weights do not fit the model of config.json, which has {least:,} parameters or more; the "
             f"file has {path.stat().st_size:,} bytes"

@@ -368,7 +368,7 @@ def test_what_the_page_needs_is_listed(site):
     """The page may use what a file of ours imports, and nothing from elsewhere."""
     about = json.loads((site / "site.json").read_text(encoding="utf-8"))
     for path in (
-        about["weights"],
+        *about["weights"].values(),
         about["tokenizer"],
         about["library"],
         *about["graphs"].values(),

@@ -378,7 +378,7 @@ class LedgerWriter:
             UserError: another process holds it, or it cannot be written to.
         """
         try:
-            self._lock = ProcessLock(_lock_file(self.path), removes=True)
+            self._lock = ProcessLock(lock_file(self.path), removes=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
             self._end_last_line()
         except LockHeldError as error:
@@ -436,10 +436,11 @@ class LedgerWriter:
 
 def is_locked(path: Path) -> bool:
     """True if a process has a ledger open for writing."""
-    return is_held(_lock_file(path))
+    return is_held(lock_file(path))
 
 
-def _lock_file(path: Path) -> Path:
+def lock_file(path: Path) -> Path:
+    """The file of a ledger's lock. A process that was killed leaves it, which does no harm."""
     return path.with_name(f".{path.name}.lock")
 
 

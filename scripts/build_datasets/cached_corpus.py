@@ -1,4 +1,4 @@
-"""What the corpora in the user's cache share: where one goes, whether it is there, and the files in its shards."""
+"""A corpus in the user's cache: where it goes, whether it is there, and the files in its shards."""
 
 import hashlib
 import io
@@ -46,6 +46,11 @@ def odd_versions(drawn_with: Mapping[str, str]) -> list[str]:
     """
     found = {name: version(name) for name in drawn_with}
     return [f"{name} {found[name]}, not {wanted}" for name, wanted in drawn_with.items() if found[name] != wanted]
+
+
+def unit_hash(salt: str, name: str) -> float:
+    """A number in [0, 1) that depends on the name alone, so that adding a sample moves no other."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8], "big") / 2**64
 
 
 def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from cached_corpus import unit_hash
 from icon_captions import brand_captions, further_caption, is_logo
 from icon_drawings import DrawnSet, read_drawn
 from icon_sources import Words
-from shards import unit_hash
 
 from grr_coca.data.icon_names import caption_of, style_words
 

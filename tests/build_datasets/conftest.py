@@ -7,7 +7,7 @@ import jaxtyping
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts" / "build_datasets"))
-jaxtyping.install_import_hook(["icon_drawings", "scenes"], "shape_check.check")
+jaxtyping.install_import_hook(["icon_drawings"], "shape_check.check")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -248,6 +250,26 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     with pytest.raises(UserError, match=r"letter\.txt: is a file; give a new folder"):
         icons.build(lambda *_: None, tmp_path / "mine/letter.txt", archives_in(SAMPLE))
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
+
+
+def test_a_file_and_the_current_folder_are_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"mine\.txt: is a file; give a new folder"):
+        icons.build(pytest.fail, tmp_path / "mine.txt")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    with pytest.raises(UserError, match="has no name of its own"):
+        icons.build(pytest.fail, Path())
+    with pytest.raises(UserError, match="is the current folder, which cannot be replaced"):
+        icons.build(pytest.fail, empty)
+
+
+def test_the_command_tells_a_mistake_in_one_line(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    command = [sys.executable, str(Path(icons.__file__).parent), "icons", "--out", str(tmp_path / "mine.txt")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (2, f"error: {tmp_path / 'mine.txt'}: is a file; give a new folder\n")
 
 
 def test_a_corpus_that_is_there_is_not_built_again(tmp_path, corpus, monkeypatch):

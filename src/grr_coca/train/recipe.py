@@ -163,7 +163,7 @@ class DataRecipe:
     - `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
       epoch and sample; evaluation sees all patches
 
-    A path that begins with `cache:` lies in the user's cache, where `scripts/build_datasets` builds large corpora.
+    A path that begins with `cache:` lies in the user's cache, where `scripts/build_datasets` builds the corpus `icons`.
     """
 
     train: str

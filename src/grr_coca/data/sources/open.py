@@ -41,8 +41,8 @@ _LISTINGS = (
 )
 """Files that show the format of a folder, the surest first. A folder without them has images and text files."""
 
-_BUILT_IN_CACHE = ("icons", "scenes")
-"""Corpora that `scripts/build_datasets` builds in the user's cache."""
+_BUILT_IN_CACHE = "icons"
+"""The corpus that `scripts/build_datasets` builds in the user's cache."""
 
 
 def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
@@ -158,7 +158,7 @@ def _is_listing(path: Path) -> bool:
 def _what_is_there(path: Path) -> str:
     if path.is_relative_to(user_cache()) and not path.parent.is_dir():
         name = path.relative_to(user_cache()).parts[0]
-        if name in _BUILT_IN_CACHE:
+        if name == _BUILT_IN_CACHE:
             return f"; in a clone of the repository, `python scripts/build_datasets {name}` builds it there"
     siblings = sorted(entry.name for entry in path.parent.glob("*")) if path.parent.is_dir() else []
     return f"; {path.parent} has {', '.join(siblings[:8])}" if siblings else ""

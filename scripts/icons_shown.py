@@ -8,8 +8,12 @@ takes 400 icons of `tabler`, which training never saw, of the corpus `icons`, an
 - R@1 and R@10 from text to picture, among the 400 as they are shown
 - how many captions are exactly right
 
-and, over splits that training never saw, the last two of drawings whose captions tell a place or a size ("dot",
-"minus", "badge", "small"), as they are in the corpus. `--unframed` measures the model without the framing of its
+and, over splits that training never saw, as they are in the corpus:
+
+- the last two of drawings whose captions tell a place or a size ("dot", "minus", "badge", "small")
+- how often a picture finds one with the same caption in another family, first and among ten, of pairs of families
+
+`--unframed` measures the model without the framing of its
 checkpoint.
 
 Shapes: N icons, S image size in pixels, E embedding width.
@@ -17,6 +21,7 @@ Shapes: N icons, S image size in pixels, E embedding width.
 
 import argparse
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -41,6 +46,7 @@ PLACE_OR_SIZE = re.compile(
     r"\b(dots?|minus|remove|badge|small|tiny|mini|point|period|bullet|corner|subtract|top|bottom|left|right)\b"
 )
 BATCH_SIZE = 64
+FAMILIES = ("tabler", "carbon", "game-icons")
 
 
 # --- Ways to show an icon
@@ -129,6 +135,15 @@ def read(model: ImageTextModel, preprocess: Preprocess, pictures: list[Image.Ima
     return Read(np.concatenate(embeddings), captions)
 
 
+def embed(model: ImageTextModel, preprocess: Preprocess, pictures: list[Image.Image]) -> np.ndarray:
+    """Embeddings of pictures, without captions."""
+    parts = []
+    for start in range(0, len(pictures), BATCH_SIZE):
+        pixels = np.stack([preprocess(picture) for picture in pictures[start : start + BATCH_SIZE]])
+        parts.append(model.engine.encode_images(pixels).embedding)
+    return np.concatenate(parts)
+
+
 def rank(scores: np.ndarray, is_right: np.ndarray) -> np.ndarray:
     """For each row, how many are better than the best right one."""
     best = np.where(is_right, scores, -np.inf).max(axis=1, keepdims=True)
@@ -183,6 +198,27 @@ def measure_places(model: ImageTextModel, preprocess: Preprocess) -> None:
     )
 
 
+def measure_families(model: ImageTextModel, preprocess: Preprocess) -> None:
+    """Print a line for pictures that find the same thing in another family."""
+    embeddings, titles = [], []
+    for family in FAMILIES:
+        source = open_source(in_cache(f"cache:icons/test_family_{family}-*.tar"))
+        icons = [preprocess.decode(source[number].image, "icon") for number in range(len(source))]
+        embeddings.append(embed(model, preprocess, icons))
+        titles.append(np.array(titles_of(source, range(len(source)))))
+    ranks = []
+    for one, other in itertools.permutations(range(len(FAMILIES)), 2):
+        both = np.flatnonzero(np.isin(titles[one], titles[other]))
+        ranks.append(rank(embeddings[one][both] @ embeddings[other].T, titles[one][both, None] == titles[other]))
+    first = np.concatenate(ranks)
+    print(
+        f"{len(first)} pictures find the same thing in another family: R@1 / R@10 {share(first < 1)} / "
+        f"{share(first < 10)}; mean over pairs of families "
+        f"{np.mean([100 * (pair < 1).mean() for pair in ranks]):.1f} / "
+        f"{np.mean([100 * (pair < 10).mean() for pair in ranks]):.1f}"
+    )
+
+
 def main() -> None:
     """Measure a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,6 +229,7 @@ def main() -> None:
     preprocess = replace(model.preprocess, framing=None) if options.unframed else model.preprocess
     measure_ways(model, preprocess)
     measure_places(model, preprocess)
+    measure_families(model, preprocess)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ CAPTION_IDS = (0, 1, 2, 3, 4, 1, 6, 7)
 IMAGE_IDS = (0, 1, 2, 2, 4, 5, 6, 0)
 """The same image twice in a half, and on both."""
 
+THING_IDS = (0, 1, 2, 2, 1, 1, 6, 2)
+"""Three of one thing, of which two are the same image, and three of another; two things alone."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -65,6 +68,8 @@ CASES = {
     "teacher": Case(losses=LossWeights(1.0, 2.0, teacher=0.7, teacher_temperature=0.3)),
     "teacher, coca": Case("coca", losses=LossWeights(0.5, 2.0, teacher=0.7, teacher_temperature=0.3)),
     "teacher, sigmoid": Case(contrastive="sigmoid", losses=LossWeights(teacher=0.7, teacher_temperature=0.3)),
+    "siblings": Case(losses=LossWeights(sibling=0.6)),
+    "siblings, teacher, sigmoid": Case(contrastive="sigmoid", losses=LossWeights(1.0, 2.0, teacher=0.7, sibling=0.6)),
     "captioning alone": Case(losses=LossWeights(0.0, 2.0)),
     "contrast alone": Case(losses=LossWeights(1.0, 0.0)),
     "frozen image encoder": Case(frozen=("image_encoder",)),
@@ -113,6 +118,7 @@ def make_batch(case: Case, dtype: torch.dtype) -> Batch:
         keys=tuple(map(str, range(len(rows)))),
         kept_patches=order[:, :9].sort().values if case.patch_dropout else None,
         teacher=_teacher(CAPTION_IDS, dtype) if case.losses.teacher else None,
+        thing_ids=torch.tensor(THING_IDS) if case.losses.sibling else None,
     )
 
 
@@ -136,6 +142,7 @@ def cut(batch: Batch, first: int, last: int) -> Batch:
         keys=batch.keys[rows],
         kept_patches=None if batch.kept_patches is None else batch.kept_patches[rows],
         teacher=None if batch.teacher is None else batch.teacher[rows],
+        thing_ids=None if batch.thing_ids is None else batch.thing_ids[rows],
     )
 
 
@@ -158,7 +165,8 @@ def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[s
     others = torch.zeros(count, count, dtype=torch.bool)
     for i in range(count):
         for j in range(count):
-            others[i, j] = i != j and (CAPTION_IDS[i] == CAPTION_IDS[j] or IMAGE_IDS[i] == IMAGE_IDS[j])
+            is_sibling = bool(case.losses.sibling) and THING_IDS[i] == THING_IDS[j]
+            others[i, j] = i != j and (CAPTION_IDS[i] == CAPTION_IDS[j] or IMAGE_IDS[i] == IMAGE_IDS[j] or is_sibling)
     similarity = output.image_embedding @ output.text_embedding.T * model.logit_scale.exp()
     targets = torch.eye(count, dtype=dtype)
     if model.logit_bias is not None:
@@ -184,6 +192,9 @@ def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[s
     if weights.teacher:
         teacher = _teacher_loss(batch, output.text_embedding, weights.teacher_temperature)
         total, losses = total + weights.teacher * teacher, {"teacher": teacher.item()}
+    if weights.sibling:
+        sibling = _sibling_loss(output.image_embedding)
+        total, losses = total + weights.sibling * sibling, {**losses, "sibling": sibling.item()}
     total.backward()
     return gradients_of(model), {"contrastive": contrastive.item(), "captioning": captioning.item(), **losses}
 
@@ -196,6 +207,17 @@ def _teacher_loss(batch: Batch, text_embedding: Tensor, temperature: float) -> T
         p, q = (torch.softmax(x[others] @ x[i] / temperature, 0) for x in (batch.teacher, text_embedding))
         total = total + (p * (p / q).log()).sum()
     return total / len(CAPTION_IDS)
+
+
+def _sibling_loss(image_embedding: Tensor) -> Tensor:
+    """The mean over images of the mean of -log p(sibling) over its siblings, among all that are not the same image."""
+    total = torch.zeros((), dtype=image_embedding.dtype)
+    for i, (thing, image) in enumerate(zip(THING_IDS, IMAGE_IDS, strict=True)):
+        others = [j for j, other in enumerate(IMAGE_IDS) if other != image]
+        p = torch.softmax(image_embedding[others] @ image_embedding[i] / 0.1, 0)
+        parts = [-p[place].log() for place, j in enumerate(others) if THING_IDS[j] == thing]
+        total = total + (torch.stack(parts).mean() if parts else 0.0)
+    return total / len(IMAGE_IDS)
 
 
 def computed(case: Case, dtype: torch.dtype, size: int) -> tuple[dict[str, Tensor], dict[str, float]]:

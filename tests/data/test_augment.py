@@ -15,6 +15,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.augment import (
     MAX_REPLACEMENTS,
     Siblings,
+    SiblingVisits,
     Stream,
     change_images,
     kept_patches,
@@ -46,7 +47,7 @@ def dataset_of(source, **options) -> PairDataset:
 def test_a_draw_is_what_its_seed_always_gave():
     ref, numbers = (
         SampleRef(epoch=2, sample=7),
-        {"CAPTION": 101, "PATCHES": 1000, "MIX": 1001, "NEIGHBOUR": 1002, "REPLACEMENT": 1},
+        {"CAPTION": 101, "PATCHES": 1000, "MIX": 1001, "NEIGHBOUR": 1002, "SIBLING": 1003, "REPLACEMENT": 1},
     )
     assert {stream.name: stream.value for stream in Stream} == numbers
     assert sample_rng(3, ref).random() == np.random.default_rng((3, 2, 7)).random()
@@ -56,7 +57,7 @@ def test_a_draw_is_what_its_seed_always_gave():
 
 def test_no_two_draws_of_a_sample_have_the_same_numbers():
     attempts = [Stream.REPLACEMENT + attempt for attempt in range(MAX_REPLACEMENTS)]
-    streams = [None, *attempts, Stream.CAPTION, Stream.PATCHES, Stream.MIX, Stream.NEIGHBOUR]
+    streams = [None, *attempts, Stream.CAPTION, Stream.PATCHES, Stream.MIX, Stream.NEIGHBOUR, Stream.SIBLING]
     assert len({sample_rng(0, SampleRef(0, 0), stream).random() for stream in streams}) == len(streams)
 
 
@@ -471,6 +472,49 @@ def test_siblings_have_the_same_caption_and_none_is_its_own(alike):
     assert {siblings.draw(0, rng) for _ in range(30)} == {2, 3}
     assert {siblings.draw(3, rng) for _ in range(30)} == {0, 2}
     assert siblings.draw(1, rng) is None
+
+
+@pytest.fixture
+def in_sets(tmp_path):
+    keys = ("a_cat", "b_dog", "a_cat-thin", "b_cat", "a_cow")
+    pairs = [replace(pair, key=key) for pair, key in zip(ALIKE, keys, strict=True)]
+    return open_source(str(write_shard(tmp_path / "sets.tar", pairs)))
+
+
+def test_siblings_apart_are_of_other_sets(in_sets):
+    siblings, rng = Siblings(in_sets, apart=True), np.random.default_rng(0)
+    assert {siblings.draw(0, rng) for _ in range(30)} == {3}
+    assert {siblings.draw(3, rng) for _ in range(30)} == {0, 2}
+    assert siblings.draw(4, rng) is None
+
+
+def test_a_share_of_the_visits_shows_siblings_of_the_visits_before(in_sets):
+    plain = Shuffle(5, seed=0)
+    visits = SiblingVisits(plain, Siblings(in_sets, apart=True), 0.4, seed=0)
+    expected = {0: {3}, 2: {3}, 3: {0, 2}}
+    shown = 0
+    for position in range(1, 1000):
+        before, visit = plain.at(position - 1), visits.at(position)
+        if visit == plain.at(position):
+            continue
+        shown += 1
+        assert position % 5 in (2, 4), "two of five visits, never two in a row"
+        assert visit.sample in expected[before.sample]
+        assert visit.epoch == before.epoch
+    assert 0.4 * 1000 * 0.3 < shown < 0.4 * 1000
+    again = SiblingVisits(Shuffle(5, seed=0), Siblings(in_sets, apart=True), 0.4, seed=0)
+    assert [again.at(p) for p in (901, 4, 77)] == [visits.at(p) for p in (901, 4, 77)], "any position, in any order"
+
+
+def test_a_batch_with_siblings_has_ids_of_things_from_first_captions():
+    first, second = (replace(pair, more_captions=("pet", "beast")) for pair in ALIKE[:1] + ALIKE[3:4])
+    source = PairsInMemory([first, second])
+    order = TrainingOrder(Shuffle(2, seed=0), GlobalBatches(2, 20))
+    batches = list(make_loader(dataset_of(source, augmentation=PLAIN, has_siblings=True), order, 0))
+    assert all(batch.thing_ids[0] == batch.thing_ids[1] for batch in batches)
+    assert any(batch.caption_ids[0] != batch.caption_ids[1] for batch in batches)
+    (batch,) = make_loader(dataset_of(source), TrainingOrder(Shuffle(2, seed=0), GlobalBatches(2, 1)), 0)
+    assert batch.thing_ids is None
 
 
 def test_an_image_is_mixed_with_its_siblings_alone(alike):

@@ -18,6 +18,7 @@ from grr_coca.model import losses
 from grr_coca.model.build import build
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.losses import (
+    SIBLING_TEMPERATURE,
     CaptioningLoss,
     EmbeddedPairs,
     LossWeights,
@@ -25,6 +26,7 @@ from grr_coca.model.losses import (
     captioning_loss,
     coca_loss,
     contrastive_loss,
+    sibling_loss,
     teacher_loss,
     token_losses,
 )
@@ -130,6 +132,36 @@ def test_an_equal_caption_is_pushed_away_from_no_image() -> None:
 
 
 # --- Text teacher ---
+
+
+def test_the_sibling_loss_is_the_cross_entropy_of_siblings_among_other_images() -> None:
+    images = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.5], [0.0, 1.0], [1.0, 0.2]]), dim=1)
+    pairs = _pairs(images, images, image_ids=(0, 1, 2, 3))._replace(thing_ids=torch.tensor([5, 5, 6, 5]))
+    similarity = (images @ images.T / SIBLING_TEMPERATURE).exp()
+    by_hand = 0.0
+    for image, siblings in ((0, (1, 3)), (1, (0, 3)), (3, (0, 1))):
+        among = sum(similarity[image, other].item() for other in range(4) if other != image)
+        by_hand -= sum(math.log(similarity[image, sibling].item() / among) for sibling in siblings) / 2
+    assert sibling_loss(pairs, pairs).item() == pytest.approx(by_hand / 4, rel=1e-5)
+    parts = [sibling_loss(_rows(pairs, slice(i, i + 1)), pairs) for i in range(4)]
+    assert sum(part.item() for part in parts) == pytest.approx(by_hand / 4, rel=1e-5)
+
+
+def test_the_sibling_loss_is_zero_without_siblings_and_the_same_image_is_none() -> None:
+    images = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    alone = _pairs(images, images)._replace(thing_ids=torch.arange(3))
+    assert sibling_loss(alone, alone).item() == 0
+    twice = _pairs(images, images, image_ids=(1, 1, 1))._replace(thing_ids=torch.tensor([5, 5, 5]))
+    assert sibling_loss(twice, twice).item() == 0
+
+
+def test_images_of_one_thing_are_no_negatives_whichever_captions_were_drawn() -> None:
+    images = torch.tensor(IMAGES)
+    pairs = _pairs(images, torch.eye(3))._replace(thing_ids=torch.tensor([1, 2, 1]))
+    as_one = _pairs(images, torch.eye(3), caption_ids=(1, 2, 1))
+    scale = torch.tensor(math.log(SCALE))
+    assert contrastive_loss(pairs, pairs, scale) == contrastive_loss(as_one, as_one, scale)
+    assert contrastive_loss(pairs, pairs, scale) != _contrastive()
 
 
 def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts() -> None:

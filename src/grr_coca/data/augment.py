@@ -4,6 +4,7 @@ Shapes: B images, S image size in pixels, N samples of a source, K kept patches.
 """
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
-from grr_coca.data.order import SampleRef
-from grr_coca.data.sources.base import BadSample, PairSource
+from grr_coca.data.order import PERIOD, SampleRef, Visits
+from grr_coca.data.sources.base import BadSample, PairSource, stable_id
 from grr_coca.data.text import caption_id, clean_caption
 
 # --- Streams of random numbers
@@ -42,6 +43,8 @@ class Stream(IntEnum):
     """The sibling of an image, and the mixture of the two."""
     NEIGHBOUR = 1002
     """What stands beside an image, and on which side."""
+    SIBLING = 1003
+    """The sibling that the next visit shows."""
 
 
 def sample_rng(seed: int, ref: SampleRef, stream: int | None = None) -> np.random.Generator:
@@ -175,11 +178,14 @@ def _affine_grid(inverse: Float[Tensor, "B 2 3"], size: int) -> Float[Tensor, "B
 class Siblings:
     """The siblings of each sample: other samples with the same first caption, which show the same thing.
 
-    All captions are read once. 24 bytes per sample are kept.
+    `apart`: only samples of other sets are siblings. What stands before the first `_` of a file's name is its set, as
+    in `lucide_trash.svg`. All captions are read once. 24 bytes per sample are kept, and 8 more for sets.
     """
 
-    def __init__(self, source: PairSource) -> None:
+    def __init__(self, source: PairSource, *, apart: bool = False) -> None:
         captions = np.fromiter((_caption_id(source, index) for index in range(len(source))), np.int64, len(source))
+        sets = (stable_id(_set_of(source.name(index))) for index in range(len(source)))
+        self._sets = np.fromiter(sets, np.int64, len(source)) if apart else None
         # Sorted by caption, samples with the same caption are neighbours.
         self._order: Int[np.ndarray, " N"] = np.argsort(captions, kind="stable")
         self._captions = captions
@@ -192,8 +198,39 @@ class Siblings:
             return None
         first, end = np.searchsorted(self._sorted, (caption, caption + 1))
         group = self._order[first:end]
-        others = group[group != sample]
+        others = group[group != sample if self._sets is None else self._sets[group] != self._sets[sample]]
         return int(others[rng.integers(len(others))]) if len(others) else None
+
+
+class SiblingVisits:
+    """Visits of which a share, at even distances, shows a sibling of the visit before, if it has one.
+
+    The visit at any position can be computed directly, and `visits` stay as they are in between.
+
+    Args:
+        visits: the visits without siblings.
+        siblings: of the same samples.
+        share: the share of visits that shows siblings, one half at most.
+        seed: the seed of the run.
+    """
+
+    def __init__(self, visits: Visits, siblings: Siblings, share: float, seed: int) -> None:
+        self._visits, self._siblings, self._seed = visits, siblings, seed
+        self._in_period = round(share * PERIOD)
+
+    def at(self, position: int) -> SampleRef:
+        """The visit at a position in the sequence."""
+        shows_sibling = (position + 1) * self._in_period // PERIOD > position * self._in_period // PERIOD
+        if shows_sibling and position:
+            before = self._visits.at(position - 1)
+            sibling = self._siblings.draw(before.sample, sample_rng(self._seed, before, Stream.SIBLING))
+            if sibling is not None:
+                return SampleRef(before.epoch, sibling)
+        return self._visits.at(position)
+
+
+def _set_of(name: str) -> str:
+    return re.split(r"[/\\: ]", name)[-1].partition("_")[0]
 
 
 def _caption_id(source: PairSource, index: int) -> int:

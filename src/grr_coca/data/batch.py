@@ -38,6 +38,9 @@ class Batch:
     """Indices of the K patches of each image that patch dropout keeps; None: all patches are kept."""
     teacher: Float[Tensor, "B _"] | None = None
     """Embeddings of the captions by a text teacher, of unit length and any width; None: training without a teacher."""
+    thing_ids: Int[Tensor, " B"] | None = None
+    """Ids of the first captions. Pairs with equal ones show the same thing, so they are never negatives of each other
+    either. None: training without siblings."""
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -48,6 +48,7 @@ class Sample:
     token_ids: list[int]
     caption_id: int
     image_id: int
+    thing_id: int | None = None
     is_cut: bool = False
     replaced: Replacement | None = None
     kept_patches: Int[Tensor, " K"] | None = None
@@ -76,6 +77,7 @@ class PairDataset(Dataset[Sample]):
         seed: int = 0,
         keep_patches: Callable[[np.random.Generator], Tensor] | None = None,
         first_caption: float = 0.0,
+        has_siblings: bool = False,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -85,6 +87,7 @@ class PairDataset(Dataset[Sample]):
         self.seed = seed
         self.keep_patches = keep_patches
         self.first_caption = first_caption
+        self.has_siblings = has_siblings
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
         self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= _MAX_KEPT_PIXELS
         self._pairs: dict[int, RawPair] = {}  # without image bytes: `_squares` has the decoded images
@@ -148,6 +151,7 @@ class PairDataset(Dataset[Sample]):
             token_ids=self.tokenizer.row(words, self.context_length),
             caption_id=caption_id(caption),
             image_id=stable_id(pair.image_name or pair.name),
+            thing_id=caption_id(clean_caption(pair.captions[0], pair.name)) if self.has_siblings else None,
             is_cut=len(words) + NUM_SPECIAL_TOKENS > self.context_length,
             kept_patches=self._kept_patches(ref),
         )
@@ -226,6 +230,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Make a batch of samples: pad to the longest caption, and compute the labels."""
     token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
     kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
+    thing_ids = [sample.thing_id for sample in samples if sample.thing_id is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         token_ids=token_ids,
@@ -237,6 +242,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         replaced=tuple(sample.replaced for sample in samples if sample.replaced is not None),
         cut_captions=sum(sample.is_cut for sample in samples),
         kept_patches=torch.stack(kept_patches) if kept_patches else None,
+        thing_ids=torch.tensor(thing_ids) if thing_ids else None,
     )
 
 

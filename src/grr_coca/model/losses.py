@@ -1,4 +1,5 @@
-"""CoCa's losses (arXiv 2205.01917, section 3), and what a text teacher adds to them. `batch_loss` puts them together.
+"""CoCa's losses (arXiv 2205.01917, section 3), and what a text teacher and siblings add to them. `batch_loss` puts them
+together.
 
 Shapes: B pairs of the global batch, b pairs of this rank, E embedding width, K width of the teacher's embeddings; M
 tokens to predict, m tokens of a chunk of them, D width of the states that predict them, V vocabulary.
@@ -26,8 +27,9 @@ Scalar = TypeVar("Scalar", float, Tensor)
 class EmbeddedPairs(NamedTuple):
     """Embedded image-text pairs. Text i belongs to image i.
 
-    Embeddings are of unit length. Pairs with equal `caption_ids` or equal `image_ids` are not negatives of each other.
-    `teacher`: embeddings of the captions by a text teacher, also of unit length; None: there is no teacher.
+    Embeddings are of unit length. Pairs with equal `caption_ids`, `image_ids` or `thing_ids` are not negatives of each
+    other. `teacher`: embeddings of the captions by a text teacher, also of unit length; None: there is no teacher.
+    `thing_ids`: None: there are no siblings.
     """
 
     image: Float[Tensor, "B E"]
@@ -35,6 +37,7 @@ class EmbeddedPairs(NamedTuple):
     caption_ids: Int[Tensor, " B"]
     image_ids: Int[Tensor, " B"]
     teacher: Float[Tensor, "B K"] | None = None
+    thing_ids: Int[Tensor, " B"] | None = None
 
     def gathered(self, ranks: Ranks) -> "EmbeddedPairs":
         """The pairs of all ranks, in their order. Gradients flow back to the rank of each pair."""
@@ -65,6 +68,8 @@ def contrastive_loss(
     target = torch.arange(first_row, first_row + b, device=rows.image.device)
     itself = target[:, None] == torch.arange(B, device=target.device)
     same = (rows.caption_ids[:, None] == columns.caption_ids) | (rows.image_ids[:, None] == columns.image_ids)  # b B
+    if rows.thing_ids is not None and columns.thing_ids is not None:
+        same |= rows.thing_ids[:, None] == columns.thing_ids
     others = same & ~itself
     # bf16 would round a similarity of 1 at temperature 0.01 by half a nat.
     with torch.autocast(target.device.type, enabled=False):
@@ -141,6 +146,7 @@ class LossWeights:
     - `z`: weight of the z-loss, see `captioning_loss`. It needs a captioning weight above 0
     - `teacher`: weight of `teacher_loss`; 0: there is no teacher
     - `teacher_temperature`: the teacher's similarities and ours are divided by it
+    - `sibling`: weight of `sibling_loss`; 0: there is none
     """
 
     contrastive: float = 1.0
@@ -148,6 +154,7 @@ class LossWeights:
     z: float = 0.0
     teacher: float = 0.0
     teacher_temperature: float = 0.1
+    sibling: float = 0.0
 
     @property
     def z_per_captioning(self) -> float:
@@ -162,12 +169,13 @@ def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> 
 
 
 class ComparisonLoss(NamedTuple):
-    """The losses that compare pairs with each other, in nats. Differentiate `total`, which has their weights. The other
-    two are for the log. `teacher` is 0 without a teacher."""
+    """The losses that compare pairs with each other, in nats. Differentiate `total`, which has their weights. The
+    others are for the log. `teacher` and `sibling` are 0 if their weight is."""
 
     total: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
     teacher: Float[Tensor, ""]
+    sibling: Float[Tensor, ""]
 
 
 def comparison_loss(
@@ -184,16 +192,19 @@ def comparison_loss(
     everyone = pairs if ranks is None else pairs.gathered(ranks)
     first_row = 0 if ranks is None else ranks.rank * len(pairs.image)
     contrastive = contrastive_loss(pairs, everyone, model.logit_scale, model.logit_bias, first_row)
-    total, teacher = weights.contrastive * contrastive, torch.zeros_like(contrastive)
+    total, teacher, sibling = weights.contrastive * contrastive, *torch.zeros_like(contrastive).expand(2)
     if weights.teacher:
         teacher = teacher_loss(pairs, everyone, weights.teacher_temperature)
         total = total + weights.teacher * teacher
-    return ComparisonLoss(total, contrastive.detach(), teacher.detach())
+    if weights.sibling:
+        sibling = sibling_loss(pairs, everyone)
+        total = total + weights.sibling * sibling
+    return ComparisonLoss(total, contrastive.detach(), teacher.detach(), sibling.detach())
 
 
 class Losses(NamedTuple):
-    """The losses of one batch, in nats. Differentiate `total`, which is `coca` plus the weighted losses `z` and
-    `teacher`. The others are for the log. `teacher` is 0 without a teacher."""
+    """The losses of one batch, in nats. Differentiate `total`, which is `coca` plus the weighted losses `z`, `teacher`
+    and `sibling`. The others are for the log. `teacher` and `sibling` are 0 if their weight is."""
 
     total: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
@@ -201,6 +212,7 @@ class Losses(NamedTuple):
     coca: Float[Tensor, ""]
     z: Float[Tensor, ""]
     teacher: Float[Tensor, ""]
+    sibling: Float[Tensor, ""]
 
 
 def batch_loss(
@@ -225,7 +237,12 @@ def batch_loss(
     """
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
     pairs = EmbeddedPairs(
-        output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids, batch.teacher
+        output.image_embedding,
+        output.text_embedding,
+        batch.caption_ids,
+        batch.image_ids,
+        batch.teacher,
+        batch.thing_ids,
     )
     compared = comparison_loss(model, pairs, weights, ranks)
     lm_head = model.multimodal_decoder.lm_head.weight
@@ -237,6 +254,7 @@ def batch_loss(
         coca=coca_loss(compared.contrastive, captions.captioning, weights),
         z=captions.z,
         teacher=compared.teacher,
+        sibling=compared.sibling,
     )
 
 
@@ -267,8 +285,36 @@ def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float
 def _log_softmax_over_others(
     similarity: Float[Tensor, "b B"], same: Bool[Tensor, "b B"], temperature: float
 ) -> Float[Tensor, "b B"]:
-    # A finite number instead of -inf: a text that has no others gets a uniform softmax on both sides, so a loss of 0.
+    # A finite number instead of -inf: what has no others gets a uniform softmax, on both sides of the teacher loss, and
+    # so a loss of 0.
     return (similarity / temperature).masked_fill(same, -1e4).log_softmax(1)
+
+
+# --- Siblings: which images show the same thing
+
+SIBLING_TEMPERATURE = 0.1
+"""Similarities of images are divided by it, as in the paper of this loss."""
+
+
+def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, ""]:
+    """The part of b images in the mean sibling loss over B images, in nats. The parts add up to that mean.
+
+    For each image, the mean over its siblings of the cross-entropy of the sibling among all other images (supervised
+    contrastive loss, arXiv 2004.11362, equation 2). Siblings are images with equal `thing_ids`. An image without
+    siblings in the batch counts as 0.
+
+    Args:
+        rows: the pairs whose share is computed.
+        columns: all pairs of the batch. The rows are compared with them, equal images left out.
+    """
+    assert rows.thing_ids is not None, "the batches of a run with this loss have ids of things"
+    assert columns.thing_ids is not None
+    same = rows.image_ids[:, None] == columns.image_ids  # b B
+    siblings = (rows.thing_ids[:, None] == columns.thing_ids) & ~same
+    with torch.autocast(same.device.type, enabled=False):
+        log_probs = _log_softmax_over_others(rows.image @ columns.image.T, same, SIBLING_TEMPERATURE)
+        nll = -(log_probs * siblings).sum(1) / siblings.sum(1).clamp(min=1)
+    return nll.sum() / same.shape[1]
 
 
 # --- The output layer and its loss, one chunk of tokens after the other

@@ -1,12 +1,12 @@
 """Exact gradients of a batch that does not fit into memory at once (`micro_batch_size`).
 
 The captioning loss is a sum over tokens, so the gradients of micro-batches add up. The contrastive loss compares every
-pair with every other, and so does the loss of a text teacher. They are cut at the embeddings (GradCache, Gao et al.,
-arXiv 2101.06983):
+pair with every other, and so do the losses of a text teacher and of siblings. They are cut at the embeddings
+(GradCache, Gao et al., arXiv 2101.06983):
 
 1. Compute the embeddings of all micro-batches, without a graph.
-2. Compute the two losses of the embeddings, and their gradients with respect to the embeddings.
-3. In each micro-batch, a linear function of its embeddings, with these gradients as factors, replaces the two losses.
+2. Compute these losses of the embeddings, and their gradients with respect to the embeddings.
+3. In each micro-batch, a linear function of its embeddings, with these gradients as factors, replaces these losses.
    So the gradients with respect to the weights are the same.
 
 Shapes: b pairs of this rank, n pairs of a micro-batch, E embedding width.
@@ -83,6 +83,7 @@ def accumulate_gradients(
         coca=coca_loss(compared.contrastive, captioning, weights),
         z=z,
         teacher=compared.teacher,
+        sibling=compared.sibling,
     )
 
 
@@ -91,7 +92,7 @@ def embed_pairs(model: CoCa, batch: Batch) -> EmbeddedPairs:
     """The embeddings of a batch, without a graph. The multimodal decoder does not run."""
     image = model.encode_image(batch.images, batch.kept_patches).embedding
     text = model.encode_text(batch.token_ids, batch.lengths)
-    return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher)
+    return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher, batch.thing_ids)
 
 
 def _captions_and_cut(

@@ -155,6 +155,9 @@ class DataRecipe:
       of its own; the rest comes from `train`
     - `first_caption`: share of the visits of an image with several captions that take its first one; the others take
       any of them
+    - `siblings`: share of the visits, one half at most, that show a sibling of the visit before: an image of another
+      set with the same first caption, see `Siblings`. So a batch has things that were drawn twice; `losses:
+      sibling_weight` makes them alike
     - `val`: None keeps every 20th training image, at most 5,000, for validation, with all its pairs
     - `test`: splits by name, which are used for evaluation only
     - `batch_size`: pairs of one step of the optimizer, over all processes
@@ -171,6 +174,7 @@ class DataRecipe:
     val: str | None = None
     test: dict[str, str] = field(default_factory=dict)
     first_caption: float = 0.0
+    siblings: float = 0.0
     batch_size: int = 64
     micro_batch_size: int | None = None
     num_workers: int = 0
@@ -181,6 +185,8 @@ class DataRecipe:
         _require_share(patch_dropout=self.patch_dropout, first_caption=self.first_caption)
         _require_share(**{f"mix: {path}": share for path, share in self.mix.items()})
         _require_share(mix=sum(self.mix.values()))
+        if not 0 <= self.siblings <= 0.5:
+            raise UserError(f"siblings {self.siblings} is out of range; give 0 to 0.5")
         _require_visits(self.mix)
         _require_at_least(1, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
         _require_at_least(0, num_workers=self.num_workers)
@@ -240,11 +246,15 @@ class LossRecipe:
     `z_loss_weight`: weight of log² Z per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, uses 1e-4).
     The z-loss is part of the loss that training minimizes, and logged as `z`. In the log and in evaluation, `coca` is
     the paper's loss, without it.
+
+    `sibling_weight`: weight of the sibling loss, which makes the embeddings of images that show the same thing alike
+    (see `sibling_loss`). It needs `data: siblings`, and is logged as `sibling`. It is not part of `coca` either.
     """
 
     contrastive_weight: float = 1.0
     captioning_weight: float = 2.0
     z_loss_weight: float = 0.0
+    sibling_weight: float = 0.0
 
     def __post_init__(self) -> None:
         weights = to_dict(self)
@@ -260,7 +270,9 @@ class LossRecipe:
         """The weights in the form that `grr_coca.model.losses` takes."""
         from grr_coca.model.losses import LossWeights  # late: a recipe can be read without torch
 
-        return LossWeights(self.contrastive_weight, self.captioning_weight, self.z_loss_weight)
+        return LossWeights(
+            self.contrastive_weight, self.captioning_weight, self.z_loss_weight, sibling=self.sibling_weight
+        )
 
 
 _LAST_WITH_WORDS = "f3ecb185"
@@ -397,6 +409,10 @@ class Recipe:
             _require_share(ema=self.ema)
         self._check_gradient_checkpointing()
         _require_at_least(0, seed=self.seed)
+        if self.losses.sibling_weight and not self.data.siblings:
+            raise UserError(
+                f"losses: sibling_weight {self.losses.sibling_weight:g} needs batches with siblings; set data: siblings"
+            )
         if self.checkpoints.keep_best in CAPTION_SCORES and not self.evaluation.num_captions:
             raise UserError(
                 f"checkpoints: keep_best {self.checkpoints.keep_best} scores captions, and there are none: "

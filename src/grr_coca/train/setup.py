@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.augment import kept_patches
+from grr_coca.data.augment import Siblings, SiblingVisits, kept_patches
 from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.loader import make_loader
@@ -251,6 +251,7 @@ def training_batches(
         seed=recipe.seed,
         keep_patches=keep_patches,
         first_caption=data.first_caption,
+        has_siblings=data.siblings > 0,
     )
     global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, first_step)
     order = TrainingOrder(
@@ -265,11 +266,15 @@ def training_batches(
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
-    """The pairs in random order: those of one source, or of the mixture of several that the recipe names."""
-    if not recipe.data.mix:
-        return Shuffle(len(pairs), recipe.seed)
-    assert isinstance(pairs, Chain)
-    return Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
+    """The pairs in random order, those of one source or of the mixture of several that the recipe names; with their
+    siblings, if it asks for them."""
+    visits: Visits = Shuffle(len(pairs), recipe.seed)
+    if recipe.data.mix:
+        assert isinstance(pairs, Chain)
+        visits = Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
+    if not recipe.data.siblings:
+        return visits
+    return SiblingVisits(visits, Siblings(pairs, apart=True), recipe.data.siblings, recipe.seed)
 
 
 def _new_tokenizer(recipe: Recipe) -> Tokenizer:

@@ -86,6 +86,8 @@ class Trainer:
         }
         if self.losses.teacher:
             metrics["teacher"] = losses.teacher
+        if self.losses.sibling:
+            metrics["sibling"] = losses.sibling
         values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device once
         if all(map(math.isfinite, values)):
             self.optimizers.update(step)

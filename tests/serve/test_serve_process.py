@@ -154,7 +154,7 @@ def test_a_second_signal_stops_at_once(index):
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
         wait_until(lambda: client.metric("grr_coca_body_bytes") == 1)
         server.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        wait_until(lambda: client.get("/ready").status == 503)
         assert server.poll() is None, "it waits for the request"
         server.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0

@@ -31,5 +31,4 @@ def test_freed_memory_stays_with_the_process(tmp_path: Path) -> None:
     for keep in (False, True):
         launch(tmp_path, measure, keep, tmp_path / str(keep)).finish()
     given_back, kept = (int((tmp_path / str(keep)).read_text()) for keep in (False, True))
-    assert given_back < 100
-    assert kept > 250
+    assert kept - given_back > 200, f"of 320 MiB, {kept} stay with the process, and {given_back} without it"

@@ -34,6 +34,7 @@ def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path
         "cli/__init__.py",
         "serve/similarity.py",
         "serve/app.py",
+        "search/fields.py",
         "search/photo.py",
     ]
     named = ["-k", "similarity or verbs_are_these or iso or not_there_is_named or guitar"]

@@ -10,8 +10,10 @@ from PIL import Image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import Entry, Header, Stamp
+from grr_coca.search.fields import FieldValue
 from grr_coca.search.image_files import done_ahead
 from grr_coca.search.index_model import DecodedImage, Take, decode_found
+from grr_coca.search.photo import READER, Photo
 from grr_coca.search.store import Changes, ImageDescription, Store
 
 WIDTH = 32
@@ -23,6 +25,11 @@ def make_vectors(count: int, seed: int = 0) -> np.ndarray:
     """Unit vectors as an index keeps them: rounded to halves."""
     vectors = np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+
+
+def photo_of(keywords: tuple[str, ...] = (), sidecars: int = READER, **fields: FieldValue) -> Photo:
+    """What was read of an image."""
+    return Photo(fields=fields, keywords=keywords, sidecars=sidecars)
 
 
 def make_entry(number: int, **changes: object) -> Entry:

@@ -4,12 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from library import fill, make_entry, make_vectors
+from library import fill, make_entry, make_vectors, photo_of
 
 from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.facets import facet_fields, facets, facets_of
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.photo import Photo
 from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, ImageState, Touch
 
 TIE = 1e-5
@@ -309,7 +308,7 @@ def test_the_summary_of_a_field_is_that_of_python(filled, field):
 
 def test_facets_are_the_fields_that_tell_images_apart(store):
     fields = ({"price": n / 2, "brand": f"maker {n % 2}", "code": f"x{n}", "taken": n} for n in range(4))
-    photo = Photo(taken="2024-05-01", camera="Canon EOS R5")
+    photo = photo_of(taken="2024-05-01", camera="Canon EOS R5")
     names = [f"/pictures/{'ab'[n % 2]}/{n}.png" for n in range(5)]
     entries = [
         make_entry(n, name=names[n], file=names[n], stamp=Stamp(100 * n, n * 86_400 * 10**9), fields=own)
@@ -331,11 +330,14 @@ def test_facets_are_the_fields_that_tell_images_apart(store):
 
 
 def test_a_time_of_photographs_is_a_date_and_a_column_of_numbers_is_not(store):
-    photos = [make_entry(n, fields={}, photo=Photo(taken=f"202{n}-05-01T00:00:00")) for n in range(3)]
+    photos = [make_entry(n, fields={}, photo=photo_of(taken=f"202{n}-05-01T00:00:00")) for n in range(3)]
     store.commit(Changes(added=list(zip(photos, make_vectors(3), strict=True))))
-    assert {"field": "taken", "kind": "date", "min": photos[0].photo.taken, "max": photos[2].photo.taken} in facets(
-        store
-    )
+    assert {
+        "field": "taken",
+        "kind": "date",
+        "min": photos[0].photo.fields["taken"],
+        "max": photos[2].photo.fields["taken"],
+    } in facets(store)
     tables = [make_entry(n, fields={"taken": n}) for n in range(3)]
     store.commit(Changes(added=list(zip(tables, make_vectors(3), strict=True))))
     assert {"field": "taken", "kind": "number", "min": 0, "max": 2} in facets(store)

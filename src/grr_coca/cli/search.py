@@ -12,11 +12,16 @@ from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalC
 from grr_coca.cli.output import require_suffix, require_writable, say, to_json, write_output
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
+from grr_coca.search.fields import FIELDS
 
 if TYPE_CHECKING:
     from grr_coca.search.answer import Hit, Query, SearchResult
     from grr_coca.search.index import Index
 
+_WHERE = (
+    "only images that match this filter, such as \"folder = 'logos' and width > 64\". Fields are "
+    f"{', '.join(FIELDS)}, and the columns of tables."
+)
 _MAX_CAPTION = 40
 """Characters of a caption in a line of hits."""
 
@@ -28,7 +33,7 @@ def search_index(
     image: Annotated[Lists[Path], tyro.conf.arg(metavar="FILE")] = (),
     without: Annotated[Lists[str], tyro.conf.arg(metavar="TEXT")] = (),
     weights: Annotated[Lists[float], tyro.conf.arg(metavar="NUMBER")] = (),
-    where: Annotated[str | None, tyro.conf.arg(metavar="FILTER")] = None,
+    where: Annotated[str | None, tyro.conf.arg(metavar="FILTER", help=_WHERE)] = None,
     min_relevance: Annotated[float, tyro.conf.arg(metavar="0…1")] = 0.0,
     hybrid: bool = True,
     json: Flag = False,
@@ -50,9 +55,7 @@ def search_index(
         image: find images that are similar to these.
         without: what the images must not show.
         weights: weight of each text, as many as there are texts.
-        where: only images that match this filter, such as "folder = 'logos' and width > 64". Fields are path, folder,
-            title, caption, date, size, width, height, taken, camera, lens, lat, lon, confidence,
-            unfamiliar, and the columns of tables.
+        where: see `_WHERE`.
         min_relevance: only hits with at least this relevance; none if relevances cannot be told.
         hybrid: also search file names, titles, keywords and captions for the words of the query, and add how well they
             match to the scores; only for queries of text alone, and not on Milvus.

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.sources.open_icons import SUFFIX as PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, Certainty
+from grr_coca.search.fields import OWN_FIELDS, FieldValue
 from grr_coca.search.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.search.photo import Photo
 
@@ -19,8 +20,6 @@ MAX_WIDTH = 2**16
 """Largest width of an embedding."""
 VERSION = 1
 """Version of the format of an index. Older code refuses a newer one."""
-
-FieldValue = str | int | float
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,12 @@ class Entry:
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:
-        """The columns of its table, `PHOTO_FIELDS`, `WRITTEN_FIELDS` (keywords with commas), and `CERTAINTY_FIELDS`. If
-        a table has a column of such a name, it counts."""
+        """What the model says, what is read from the file (keywords with commas), and the columns of its table. If one
+        of these has the name of another field, it counts."""
         found = certainty_fields(self.certainty)
         if self.photo is not None:
-            written = {"headline": self.photo.title, "keywords": ", ".join(self.photo.keywords)}
-            found |= {**self.photo.fields, **{name: value for name, value in written.items() if value}}
+            keywords = {"keywords": ", ".join(self.photo.keywords)} if self.photo.keywords else {}
+            found |= {**self.photo.fields, **keywords}
         return {**found, **self.fields}
 
     @property
@@ -125,7 +124,7 @@ class Entry:
     def written(self) -> tuple[str, ...]:
         """What people call the image: its file name, its title and keywords, and such columns of its table."""
         columns = (str(self.fields[name]) for name in ("aliases", "keywords", "tags") if name in self.fields)
-        return (self.title, *(self.photo.words.splitlines() if self.photo else ()), *columns)
+        return (self.title, *(self.photo.words if self.photo else ()), *columns)
 
     @property
     def is_vector(self) -> bool:
@@ -217,34 +216,11 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-# --- Fields
-
-Kind = Literal["text", "number"]
-
-OWN_FIELDS: dict[str, Kind] = {
-    "path": "text",
-    "folder": "text",
-    "title": "text",
-    "caption": "text",
-    "date": "text",
-    "size": "number",
-    "width": "number",
-    "height": "number",
-}
-"""The fields of every image, by which filters can select. `path`: absolute, or its place in a shard or table; `folder`:
-the name of its folder; `title`: its file name without the suffix; `date`: when it was changed, as `2026-03-01T12:00:00`
-in UTC; `size`: in bytes; `width`, `height`: in pixels, after EXIF rotation."""
-
-WRITTEN_FIELDS: dict[str, Kind] = {"headline": "text", "keywords": "text"}
-"""What people wrote into an image file or beside it: its title, and its keywords. A filter on `keywords` is true if it
-is true of one of them."""
-
-CERTAINTY_FIELDS: dict[str, Kind] = {"confidence": "number", "unfamiliar": "text"}
-"""What the model knows of its caption: the probability that it is exactly right, and `yes` or `no`."""
+# --- Fields of the model
 
 
 def certainty_fields(certainty: Certainty) -> dict[str, FieldValue]:
-    """A certainty as `CERTAINTY_FIELDS`. What is unknown is left out."""
+    """What the model knows of its caption, as fields. What is unknown is left out."""
     found: dict[str, FieldValue] = {}
     if certainty.confidence is not None:
         found["confidence"] = round(certainty.confidence, 4)
@@ -260,6 +236,8 @@ def certainty_of(fields: Mapping[str, FieldValue]) -> Certainty:
         None if confidence is None else float(confidence), None if unfamiliar is None else unfamiliar == "yes"
     )
 
+
+# --- Columns of tables
 
 FILTER_WORDS = frozenset({"and", "or", "not", "in", "like"})
 """Keywords of the filter language. No field has such a name."""

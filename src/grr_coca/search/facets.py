@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from grr_coca.search.entry import CERTAINTY_FIELDS, Entry
-from grr_coca.search.photo import PHOTO_FIELDS
+from grr_coca.search.entry import Entry
+from grr_coca.search.fields import FIELDS
 from grr_coca.search.store import FieldSummary, Store
 
 _MAX_VALUES = 100
 """Maximum number of values that are listed of a field: the most frequent ones."""
-_DATES = ("date", "taken")
 
 Facet = dict[str, object]
 """`field`, and `kind`: `text` with `values` (value and number of images), `number` or `date` with `min` and `max`."""
@@ -16,8 +15,7 @@ Facet = dict[str, object]
 
 def facet_fields(columns: Iterable[str]) -> list[str]:
     """The fields that may be facets, in the order in which they are shown: those of tables (`columns`) first."""
-    first, last = ("folder", "date"), ("size", "width", "height")
-    return list(dict.fromkeys([*sorted(columns), "keywords", *first, *PHOTO_FIELDS, *CERTAINTY_FIELDS, *last]))
+    return list(dict.fromkeys([*sorted(columns), *(name for name, field in FIELDS.items() if field.is_facet)]))
 
 
 def facets(store: Store) -> list[Facet]:
@@ -40,8 +38,12 @@ def counts_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
     return [
         {"field": field, "kind": "text", "values": [list(pair) for pair in found.values]}
         for field, found in summaries
-        if found.kind == "text" and found.low is not None and field not in _DATES
+        if found.kind == "text" and found.low is not None and not _is_date(field)
     ]
+
+
+def _is_date(field: str) -> bool:
+    return field in FIELDS and FIELDS[field].is_date
 
 
 def _summary(entries: Sequence[Entry], field: str) -> FieldSummary:
@@ -58,7 +60,7 @@ def _facet(field: str, found: FieldSummary) -> Facet | None:
     title."""
     if found.low is None:
         return None
-    is_date = field in _DATES and isinstance(found.low, str)  # false for a column `taken` of a table with numbers
+    is_date = _is_date(field) and isinstance(found.low, str)  # false for a column `taken` of a table with numbers
     if is_date or found.kind == "number":
         return {"field": field, "kind": "date" if is_date else "number", "min": found.low, "max": found.high}
     if found.all_differ:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
 from grr_coca.common.errors import UserError, nearest
-from grr_coca.search.entry import CERTAINTY_FIELDS, FILTER_WORDS, OWN_FIELDS, WRITTEN_FIELDS, FieldValue, Kind
-from grr_coca.search.photo import PHOTO_FIELDS
+from grr_coca.search.entry import FILTER_WORDS
+from grr_coca.search.fields import FIELDS, FieldValue, Kind
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
@@ -76,7 +76,7 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
 
     Args:
         text: the filter, as a user wrote it.
-        columns: the fields of this index besides those of `grr_coca.search.entry` and `PHOTO_FIELDS`.
+        columns: the fields of this index besides `FIELDS`: those of tables.
 
     Raises:
         UserError: the filter is invalid or too long, or names a field that no image has. The message gives the place
@@ -86,15 +86,14 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
     tests = list(_tests(tree))
     if len(tests) > _MAX_TESTS:
         raise UserError(f"--where: {len(tests):,} comparisons (limit {_MAX_TESTS}); 'in' takes many values of a field")
-    kinds: dict[str, Kind] = {**CERTAINTY_FIELDS, **PHOTO_FIELDS, **WRITTEN_FIELDS, **OWN_FIELDS}
     of_tables = set(columns)  # a column with the name of a photo's field may hold anything
-    valid = {*kinds, *of_tables}
+    valid = {*FIELDS, *of_tables}
     for name in sorted({test.field for test in tests}):
         if name not in valid:
             raise UserError(f"--where: there is no field '{name}'; {nearest(name, valid)}")
     for test in tests:
         if test.field not in of_tables:
-            _require_kind(test, kinds[test.field])
+            _require_kind(test, FIELDS[test.field].kind)
     return tree
 
 

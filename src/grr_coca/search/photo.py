@@ -7,11 +7,11 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Any, Self, cast
 
 from PIL import ExifTags, Image, IptcImagePlugin
 from PIL.ImageFile import ImageFile as OpenedFile
@@ -19,17 +19,12 @@ from PIL.ImageFile import ImageFile as OpenedFile
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
 from grr_coca.data.images import ignore_warnings_of_pillow, open_header
+from grr_coca.search.fields import FIELDS, FieldValue, names_of
 from grr_coca.search.image_files import ImageFile
 
-PHOTO_FIELDS: dict[str, Literal["text", "number"]] = {
-    "taken": "text",
-    "camera": "text",
-    "lens": "text",
-    "lat": "number",
-    "lon": "number",
-}
-"""Fields of an image that its camera has written. `taken`: local time, such as `2026-03-01T12:00:00`; `lat`, `lon`:
-degrees, positive in the north and east."""
+_NAMES = [name for name in names_of("file") if name != "keywords"]
+_Found = Mapping[str, Any]
+"""What EXIF, XMP or IPTC data say: values by the names of fields, and `keywords`. None: not known."""
 
 READER = 1
 """Version of what is read of an image besides what the model says. A new one makes updates of an index read metadata,
@@ -43,37 +38,28 @@ _MAX_KEYWORDS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """What was read of an image. `sidecars`: see `sidecar_state`. The other values are those of `PHOTO_FIELDS`."""
+    """What was read of an image. `fields`: those of the source `file` that are known, without the keywords; `sidecars`:
+    see `sidecar_state`."""
 
-    taken: str | None = None
-    camera: str | None = None
-    lens: str | None = None
-    lat: float | None = None
-    lon: float | None = None
-    title: str | None = None
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
     keywords: tuple[str, ...] = ()
     sidecars: int = READER
 
     @property
-    def fields(self) -> dict[str, str | float]:
-        """The values of `PHOTO_FIELDS` that are known."""
-        return {name: value for name in PHOTO_FIELDS if (value := getattr(self, name)) is not None}
-
-    @property
-    def words(self) -> str:
-        """Title and keywords, for a full-text index."""
-        return "\n".join([*([self.title] if self.title else []), *self.keywords])
+    def words(self) -> tuple[str, ...]:
+        """Title and keywords: what people wrote."""
+        return (*([str(self.fields["headline"])] if "headline" in self.fields else []), *self.keywords)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them. Unknown ones are left out."""
-        known = {name: value for name, value in asdict(self).items() if value not in (None, ())}
-        return {**known, "sidecars": self.sidecars}
+        """The values as JSON can hold them."""
+        known = {FIELDS[name].key: value for name, value in self.fields.items()}
+        return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Restore the values of `to_dict`. Others, of a newer version, are ignored."""
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        return cls(**{**known, "keywords": tuple(known.get("keywords", ()))})
+        known = {name: values[FIELDS[name].key] for name in _NAMES if FIELDS[name].key in values}
+        return cls(fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER))
 
 
 def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
@@ -90,14 +76,20 @@ def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
     if content is None and file.path is not None:
         try:
             with file.path.open("rb") as opened:
-                photo = _in_file(opened, file.name)
+                inside = _in_file(opened, file.name)
         except OSError as error:
             raise UserError(f"{file.name}: cannot be read ({error.strerror or error})") from error
     else:
-        photo = _in_file(io.BytesIO(file.read() if content is None else content), file.name)
-    for path in sidecar_paths(file):
-        photo = _with_sidecar(photo, path)
-    return replace(photo, sidecars=sidecars, keywords=_unique([*photo.keywords, *file.keywords]))
+        inside = _in_file(io.BytesIO(file.read() if content is None else content), file.name)
+    beside = list(map(_in_sidecar, sidecar_paths(file)))
+    ranked = [*reversed(beside), *inside]  # the first that knows a field counts, and keywords of all are kept
+    known = {name: next((one[name] for one in ranked if one.get(name) is not None), None) for name in _NAMES}
+    keywords = [word for one in (*inside, *beside) for word in one.get("keywords", ())]
+    return Photo(
+        fields={name: value for name, value in known.items() if value is not None},
+        keywords=_unique([*keywords, *file.keywords]),
+        sidecars=sidecars,
+    )
 
 
 # --- Sidecars
@@ -125,21 +117,17 @@ def sidecar_state(file: ImageFile) -> int:
     return int.from_bytes(blake2b(repr((READER, found)).encode(), digest_size=7).digest())
 
 
-def _with_sidecar(photo: Photo, sidecar: str) -> Photo:
-    """What an XMP file says counts more than what is in the image. Keywords of both are kept."""
-    path = Path(sidecar)
+def _in_sidecar(sidecar: str) -> _Found:
     try:
-        with open_regular(path) as file:
+        with open_regular(Path(sidecar)) as file:
             if os.fstat(file.fileno()).st_size > _MAX_METADATA_BYTES:
-                return photo
+                return {}
             content = file.read()
     except (OSError, ValueError):
-        return photo
+        return {}
     carrier = Image.new("1", (1, 1))
     carrier.info["xmp"] = content.removeprefix(b"\xef\xbb\xbf")
-    found = _of_xmp(_xmp(carrier))
-    known = {name: value for name, value in found.to_dict().items() if name not in ("keywords", "sidecars")}
-    return replace(photo, **known, keywords=_unique([*photo.keywords, *found.keywords]))
+    return _xmp(carrier)
 
 
 # --- Image files
@@ -164,51 +152,39 @@ _LAZY = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*":
 """Formats whose metadata can be read without the pixels, by the first bytes of a file."""
 
 
-def _in_file(file: IO[bytes], name: str) -> Photo:
+def _in_file(file: IO[bytes], name: str) -> list[_Found]:
+    """What is written into a file, in three forms. What cameras wrote counts more than what programs did."""
     head = file.read(16)
     file.seek(0)
     lazy = next((kind for magic, kind in _LAZY.items() if head.startswith(magic)), None)
     if lazy is None and head[8:12] != b"WEBP" and head[4:8] != b"ftyp":
-        return Photo()  # no other format has such metadata
+        return []  # no other format has such metadata
     ignore_warnings_of_pillow()
     try:
         image = (
             Image.open(cast(IO[bytes], _LimitedFile(file)), formats=[lazy]) if lazy else open_header(file.read(), name)
         )
     except Exception:  # damaged files raise many types; decoding says what is wrong
-        return Photo()
-    exif, xmp, iptc = _exif(image), _of_xmp(_xmp(image)), _iptc(image)
-    taken = exif.taken or xmp.taken or iptc.taken
-    lat, lon = (exif.lat, exif.lon) if exif.lat is not None else (xmp.lat, xmp.lon)
-    return Photo(
-        taken=taken,
-        camera=exif.camera or xmp.camera,
-        lens=exif.lens or xmp.lens,
-        lat=lat,
-        lon=lon,
-        title=xmp.title or iptc.title,
-        keywords=_unique([*xmp.keywords, *iptc.keywords]),
-    )
+        return []
+    return [_exif(image), _xmp(image), _iptc(image)]
 
 
 # --- EXIF
 
 
-def _exif(image: Image.Image) -> Photo:
+def _exif(image: Image.Image) -> _Found:
     # Each part by itself: damage to one must not hide the others.
     main = _tags(image, None)
     more, place = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
     tag, where = ExifTags.Base, ExifTags.GPS
     lat = _degrees(place.get(where.GPSLatitude), place.get(where.GPSLatitudeRef), 90)
     lon = _degrees(place.get(where.GPSLongitude), place.get(where.GPSLongitudeRef), 180)
-    lat, lon = _place(lat, lon)
-    return Photo(
-        taken=_exif_time(more.get(tag.DateTimeOriginal)) or _exif_time(more.get(tag.DateTimeDigitized)),
-        camera=_camera(main.get(tag.Make), main.get(tag.Model)),
-        lens=_text(more.get(tag.LensModel)),
-        lat=lat,
-        lon=lon,
-    )
+    return {
+        "taken": _exif_time(more.get(tag.DateTimeOriginal)) or _exif_time(more.get(tag.DateTimeDigitized)),
+        "camera": _camera(main.get(tag.Make), main.get(tag.Model)),
+        "lens": _text(more.get(tag.LensModel)),
+        **_place(lat, lon),
+    }
 
 
 def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
@@ -248,15 +224,29 @@ def _degrees(parts: object, reference: object, limit: float) -> float | None:
     return sign * round(degrees, 6) if all(n >= 0 for n in numbers) and degrees <= limit else None  # false for NaN too
 
 
-def _place(lat: float | None, lon: float | None) -> tuple[float | None, float | None]:
+def _place(lat: float | None, lon: float | None) -> dict[str, float]:
     """Both, or none. Cameras that do not know where they are write zeros."""
-    return (None, None) if lat is None or lon is None or lat == lon == 0 else (lat, lon)
+    return {} if lat is None or lon is None or lat == lon == 0 else {"lat": lat, "lon": lon}
 
 
 # --- XMP
 
 
-def _xmp(image: Image.Image) -> dict[str, Any]:
+def _xmp(image: Image.Image) -> _Found:
+    xmp = _properties(image)
+    paths = [path.split("|") for path in _texts(xmp.get("hierarchicalSubject"))]  # of Lightroom, as `animals|cat`
+    paths += [path.split("/") for path in _texts(xmp.get("TagsList"))]  # of digiKam
+    return {
+        "taken": _xmp_time(xmp.get("DateTimeOriginal")) or _xmp_time(xmp.get("DateCreated")),
+        "camera": _camera(xmp.get("Make"), xmp.get("Model")),
+        "lens": _text(xmp.get("LensModel")) or _text(xmp.get("Lens")),
+        "headline": next(filter(None, map(_text, _texts(xmp.get("title")))), None),
+        "keywords": [*_texts(xmp.get("subject")), *(part for path in paths for part in path)],
+        **_place(_xmp_degrees(xmp.get("GPSLatitude"), 90), _xmp_degrees(xmp.get("GPSLongitude"), 180)),
+    }
+
+
+def _properties(image: Image.Image) -> dict[str, Any]:
     """The properties of all descriptions, by their names without namespaces."""
     try:
         found = image.getxmp()
@@ -270,21 +260,6 @@ def _xmp(image: Image.Image) -> dict[str, Any]:
         if isinstance(one, dict):
             properties |= one
     return properties
-
-
-def _of_xmp(xmp: Mapping[str, Any]) -> Photo:
-    paths = [path.split("|") for path in _texts(xmp.get("hierarchicalSubject"))]  # of Lightroom, as `animals|cat`
-    paths += [path.split("/") for path in _texts(xmp.get("TagsList"))]  # of digiKam
-    lat, lon = _place(_xmp_degrees(xmp.get("GPSLatitude"), 90), _xmp_degrees(xmp.get("GPSLongitude"), 180))
-    return Photo(
-        taken=_xmp_time(xmp.get("DateTimeOriginal")) or _xmp_time(xmp.get("DateCreated")),
-        camera=_camera(xmp.get("Make"), xmp.get("Model")),
-        lens=_text(xmp.get("LensModel")) or _text(xmp.get("Lens")),
-        lat=lat,
-        lon=lon,
-        title=next(filter(None, map(_text, _texts(xmp.get("title")))), None),
-        keywords=_unique([*_texts(xmp.get("subject")), *(part for path in paths for part in path)]),
-    )
 
 
 _XMP_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?|$)")
@@ -330,22 +305,22 @@ _UTF8 = b"\x1b%G"
 _CHARACTERS, _TITLE, _KEYWORDS, _DAY = (1, 90), (2, 5), (2, 25), (2, 55)
 
 
-def _iptc(image: Image.Image) -> Photo:
+def _iptc(image: Image.Image) -> _Found:
     try:
         found = IptcImagePlugin.getiptcinfo(cast(OpenedFile, image)) or {}
     except Exception:  # damaged data raise many types
-        return Photo()
+        return {}
 
     def texts(key: tuple[int, int]) -> list[str]:
         values = found.get(key, [])
         return [_decoded(value, found.get(_CHARACTERS)) for value in (values if isinstance(values, list) else [values])]
 
     day = next(iter(texts(_DAY)), "")
-    return Photo(
-        taken=_xmp_time(f"{day[:4]}-{day[4:6]}-{day[6:8]}"),
-        title=next(filter(None, map(_text, texts(_TITLE))), None),
-        keywords=_unique(texts(_KEYWORDS)),
-    )
+    return {
+        "taken": _xmp_time(f"{day[:4]}-{day[4:6]}-{day[6:8]}"),
+        "headline": next(filter(None, map(_text, texts(_TITLE))), None),
+        "keywords": texts(_KEYWORDS),
+    }
 
 
 def _decoded(value: bytes | None, characters: object) -> str:

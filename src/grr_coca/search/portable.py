@@ -17,14 +17,17 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Stamp, chunks
+from grr_coca.search.fields import FIELDS, names_of
 from grr_coca.search.index import make_store, open_store, remove_store
-from grr_coca.search.photo import PHOTO_FIELDS, Photo
+from grr_coca.search.photo import Photo
 from grr_coca.search.store import Changes, Store, is_of_unit_length
 
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048
 _TEXTS = ("name", "root", "file", "digest", "caption")
 _NUMBERS = ("size", "mtime_ns", "phash", "width", "height")
+_OF_FILES = [FIELDS[name] for name in names_of("file") if name not in ("headline", "keywords")]
+"""Fields that get a column of their own, for other programs. All are in the column `photo`, too."""
 
 
 def export_parquet(store: Store, file: IO[bytes]) -> int:
@@ -111,8 +114,8 @@ def _schema(store: Store) -> Any:
     texts = [pyarrow.field(name, pyarrow.string()) for name in _TEXTS]
     numbers = [pyarrow.field(name, pyarrow.int64()) for name in (*_NUMBERS, "offset")]
     photos = [
-        pyarrow.field(name, pyarrow.string() if kind == "text" else pyarrow.float64())
-        for name, kind in PHOTO_FIELDS.items()
+        pyarrow.field(field.name, pyarrow.string() if field.kind == "text" else pyarrow.float64())
+        for field in _OF_FILES
     ]
     photos.append(pyarrow.field("keywords", pyarrow.list_(pyarrow.string())))
     photos.append(pyarrow.field("look", pyarrow.binary()))
@@ -131,7 +134,8 @@ def _columns(images: list[tuple[Entry, np.ndarray]], width: int) -> dict[str, An
     columns["fields"] = [json.dumps(dict(entry.fields)) for entry, _ in images]
     # Once complete, to be read back, and once as columns, for other programs.
     columns["photo"] = [None if entry.photo is None else json.dumps(entry.photo.to_dict()) for entry, _ in images]
-    columns |= {name: [getattr(entry.photo, name, None) for entry, _ in images] for name in PHOTO_FIELDS}
+    for field in _OF_FILES:
+        columns[field.name] = [entry.photo and entry.photo.fields.get(field.name) for entry, _ in images]
     columns["keywords"] = [None if entry.photo is None else list(entry.photo.keywords) for entry, _ in images]
     columns["look"] = [entry.look for entry, _ in images]
     for name in Certainty._fields:
@@ -148,23 +152,26 @@ def _number(entry: Entry, name: str) -> int | None:
 def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndarray]]:
     for values in zip(*columns.values(), strict=True):
         row = dict(zip(columns, values, strict=True))
-        vector = np.array(row.pop("embedding"), np.float16)
+        vector = np.array(row["embedding"], np.float16)
         if vector.shape != (width,):
             raise ValueError(f"an embedding of shape {vector.shape} instead of {width} numbers")
         if not is_of_unit_length(vector):  # false for NaN too
             raise ValueError("an embedding that is not of unit length")
-        texts: dict[str, Any] = {name: _read(row.pop(name)) for name in _TEXTS}
-        fields = json.loads(row.pop("fields"))
-        photo = row.pop("photo", None)  # missing in files of an older version
-        for name in (*PHOTO_FIELDS, "keywords"):
-            row.pop(name, None)
-        look = row.pop("look", None) or b""
-        certainty = Certainty(*(row.pop(name, None) for name in Certainty._fields))
-        if not isinstance(fields, dict) or not all(isinstance(n, int | None) for n in row.values()):
+        texts: dict[str, Any] = {name: _read(row[name]) for name in _TEXTS}
+        numbers = {name: row[name] for name in (*_NUMBERS, "offset")}
+        fields = json.loads(row["fields"])
+        if not isinstance(fields, dict) or not all(isinstance(number, int | None) for number in numbers.values()):
             raise ValueError("a cell of the wrong type")
-        stamp = Stamp(row.pop("size"), row.pop("mtime_ns"))
-        noted = None if photo is None else Photo.from_dict(json.loads(photo))
-        yield Entry(**texts, stamp=stamp, fields=fields, photo=noted, certainty=certainty, look=look, **row), vector
+        entry = Entry(
+            **texts,
+            stamp=Stamp(numbers.pop("size"), numbers.pop("mtime_ns")),
+            fields=fields,
+            photo=None if row["photo"] is None else Photo.from_dict(json.loads(row["photo"])),
+            certainty=Certainty(*(row[name] for name in Certainty._fields)),
+            look=row.get("look") or b"",  # missing in files of an older version
+            **numbers,
+        )
+        yield entry, vector
 
 
 def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Failure:

@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from grr_coca.infer.calibration import Certainty
-from grr_coca.search.entry import Entry, Failure, FieldValue, Header, ImagePlace, Kind, Stamp
+from grr_coca.search.entry import Entry, Failure, Header, ImagePlace, Stamp
+from grr_coca.search.fields import FieldValue, Kind
 from grr_coca.search.filters import Filter
 from grr_coca.search.photo import Photo
 

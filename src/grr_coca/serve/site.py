@@ -44,6 +44,7 @@ from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.embedded import embedded_store as embedded
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facet_fields, facets_of
+from grr_coca.search.fields import FIELDS
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 from grr_coca.search.words import split_name
@@ -213,7 +214,7 @@ def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
         raise UserError(f"{store.location}: has no images; add some: grr-coca index IMAGES… --out {store.location}")
     everything.sort(key=lambda pair: pair[0].name)
     everything.sort(key=lambda pair: pair[0].date, reverse=True)
-    entries = [_without_place(entry) for entry, _ in everything]
+    entries = [_without_private(entry) for entry, _ in everything]
     rows = {entry.name: row for row, entry in enumerate(entries)}
     return Library(
         entries=entries,
@@ -224,8 +225,11 @@ def read_library(store: Store, curve: RelevanceCurve | None) -> Library:
     )
 
 
-def _without_place(entry: Entry) -> Entry:
-    return entry if entry.photo is None else replace(entry, photo=replace(entry.photo, lat=None, lon=None))
+def _without_private(entry: Entry) -> Entry:
+    if entry.photo is None:
+        return entry
+    shown = {name: value for name, value in entry.photo.fields.items() if not FIELDS[name].is_private}
+    return replace(entry, photo=replace(entry.photo, fields=shown))
 
 
 def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

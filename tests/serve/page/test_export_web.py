@@ -150,7 +150,7 @@ def test_a_site_tells_what_a_camera_and_people_wrote_but_not_the_place(runtime, 
         shutil.copy(PHOTOS / name, tmp_path / "photos")
     with Index.open(tmp_path / "photos.index", create=True) as made:
         made.add(tmp_path / "photos")
-        assert next(made.store.everything())[0].photo.lat is not None
+        assert next(made.store.everything())[0].photo.fields["lat"] is not None
     out = tmp_path / "site"
     main(["export", "web", "--index", str(tmp_path / "photos.index"), "--out", str(out), "--runtime", str(runtime)])
     rows, library = (json_of(out / "library" / f"{name}.json.gz") for name in ("0000", "library"))

@@ -21,13 +21,13 @@ from grr_coca.search.entry import (
     MAX_WIDTH,
     VERSION,
     Entry,
-    FieldValue,
     Header,
     Stamp,
     certainty_fields,
     certainty_of,
     os_bytes,
 )
+from grr_coca.search.fields import FieldValue
 from grr_coca.search.photo import Photo
 from grr_coca.search.words import split_name
 
@@ -107,21 +107,6 @@ CREATE TRIGGER pictures_noted AFTER UPDATE OF keywords ON pictures BEGIN
     INSERT INTO words (rowid, title, caption, keywords) VALUES (new.id, new.title, new.caption, new.keywords);
 END;
 """
-
-_UPGRADE = f"""
-BEGIN IMMEDIATE;
-ALTER TABLE pictures ADD COLUMN photo TEXT;
-ALTER TABLE pictures ADD COLUMN keywords TEXT NOT NULL DEFAULT '';
-DROP TRIGGER pictures_added;
-DROP TRIGGER pictures_removed;
-DROP TABLE words;
-{_WORDS}
-INSERT INTO words (words) VALUES ('rebuild');
-COMMIT;
-"""
-"""Adds the columns of photos to an index from before them."""
-_LATER = {"photo": "NULL AS photo", "keywords": "'' AS keywords", "look": "NULL AS look"}
-"""Columns that older indexes lack, and what stands in for them until a writer adds them."""
 
 ADD = """
 INSERT INTO pictures (id, name, title, root, file, "offset", size, mtime_ns, date, folder, digest, phash, width, height,
@@ -224,34 +209,21 @@ def open_database(folder: Path) -> sqlite3.Connection:
 
 
 def upgrade(database: sqlite3.Connection) -> None:
-    """Add the columns that an older index lacks, completely or not at all. Only the writer may do it."""
-    lacking = _lacking(database)
-    if not lacking:
-        return
+    """Add the column `look`, which an older index lacks. Only the writer may do it."""
+    if _lacks_look(database):
+        database.execute("ALTER TABLE main.pictures ADD COLUMN look BLOB")
     database.execute("DROP VIEW IF EXISTS temp.pictures")
-    try:
-        if "photo" in lacking:
-            database.executescript(_UPGRADE)
-        if "look" in lacking:
-            database.execute("ALTER TABLE main.pictures ADD COLUMN look BLOB")
-    except BaseException:
-        if database.in_transaction:
-            database.execute("ROLLBACK")
-        _stand_in(database)
-        raise
 
 
-def _lacking(database: sqlite3.Connection) -> list[str]:
-    rows = database.execute("SELECT name FROM pragma_table_info('pictures', 'main')")
-    names = {name for (name,) in rows}
-    return [name for name in _LATER if name not in names]
+def _lacks_look(database: sqlite3.Connection) -> bool:
+    columns = database.execute("SELECT name FROM pragma_table_info('pictures', 'main')")
+    return ("look",) not in columns.fetchall()
 
 
 def _stand_in(database: sqlite3.Connection) -> None:
-    """Let a view stand in for columns that an older index lacks. Its name comes before that of the table."""
-    if lacking := _lacking(database):
-        columns = ", ".join(_LATER[name] for name in lacking)
-        database.execute(f"CREATE TEMP VIEW pictures AS SELECT *, {columns} FROM main.pictures")
+    """Let a view stand in for the column that an older index lacks. Its name comes before that of the table."""
+    if _lacks_look(database):
+        database.execute("CREATE TEMP VIEW pictures AS SELECT *, NULL AS look FROM main.pictures")
 
 
 def read_header(database: sqlite3.Connection) -> Header:
@@ -330,7 +302,7 @@ def _fields_column(entry: Entry) -> str | None:
 
 def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
     """The values of the columns `photo` and `keywords`: what people wrote, and a file name split into its words."""
-    words = [photo.words if photo is not None else "", split_name(title)]
+    words = [*(photo.words if photo is not None else ()), split_name(title)]
     return None if photo is None else json.dumps(photo.to_dict()), "\n".join(filter(None, words))
 
 

@@ -31,18 +31,14 @@ from grr_coca.search.embedded.database import (
 from grr_coca.search.embedded.vectors import State, best_rows, how_to_restore, products
 from grr_coca.search.embedded.writer import Writer
 from grr_coca.search.entry import (
-    CERTAINTY_FIELDS,
-    OWN_FIELDS,
-    WRITTEN_FIELDS,
     Entry,
     Failure,
-    FieldValue,
     ImagePlace,
     Stamp,
     chunks,
 )
+from grr_coca.search.fields import FIELDS, OWN_FIELDS, FieldValue
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
-from grr_coca.search.photo import PHOTO_FIELDS
 from grr_coca.search.store import (
     HASHED,
     Changes,
@@ -424,8 +420,6 @@ def _words(text: str) -> list[str]:
 
 # --- Filters as SQL. Every value is a parameter of the statement.
 
-_COLUMNS = {"path": "name"}
-"""The column of each field whose name differs from it."""
 _TEXT = "CAST(? AS TEXT)"
 """A text as a parameter. The bytes of a file name that is not UTF-8 become a text too."""
 
@@ -501,14 +495,13 @@ def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue])
 
 def _column(field: str, values: list[FieldValue]) -> str:
     if field in OWN_FIELDS:
-        return f"pictures.{_COLUMNS.get(field, field)}"
+        return f"pictures.{FIELDS[field].key}"
     # The name of a field is a parameter too: nothing that a user has written becomes part of the statement. SQLite
     # before 3.45 compares it with the JSON as it is written, with letters of other scripts escaped.
     values.append(f"$.{json.dumps(field)}")
-    if field in CERTAINTY_FIELDS:
-        values.append(f'$."{OF_MODEL}".{field}')
-        return "COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.fields, ?))"
-    if field not in PHOTO_FIELDS and field not in WRITTEN_FIELDS:
+    if field not in FIELDS:
         return "json_extract(pictures.fields, ?)"
-    values.append("$.title" if field == "headline" else f"$.{field}")
-    return "COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.photo, ?))"
+    is_of_model = FIELDS[field].source == "model"
+    values.append(f'$."{OF_MODEL}".{field}' if is_of_model else f"$.{FIELDS[field].key}")
+    column = "fields" if is_of_model else "photo"
+    return f"COALESCE(json_extract(pictures.fields, ?), json_extract(pictures.{column}, ?))"

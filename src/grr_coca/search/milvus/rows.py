@@ -10,14 +10,13 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import (
-    OWN_FIELDS,
     Entry,
-    FieldValue,
     ImagePlace,
     Stamp,
     certainty_fields,
     certainty_of,
 )
+from grr_coca.search.fields import FIELDS, OWN_FIELDS, FieldValue
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.photo import Photo
 
@@ -129,8 +128,6 @@ def from_utf8(text: str) -> str:
 
 # --- Filters as expressions
 
-_FIELD_COLUMNS = {"path": "name"}
-"""The column of each field whose name differs from it."""
 _LAST = "\U0010ffff"
 """The last character of Unicode, which no text holds."""
 _NEVER, ALWAYS = "id < 0", "id >= 0"
@@ -161,7 +158,7 @@ def quoted(text: str) -> str:
 
 
 def _column(field: str) -> str:
-    return _FIELD_COLUMNS.get(field, field) if field in OWN_FIELDS else f"fields[{quoted(field)}]"
+    return FIELDS[field].key if field in OWN_FIELDS else f"fields[{quoted(field)}]"
 
 
 def _comparison(field: str, operator: str, value: FieldValue) -> str:

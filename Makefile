@@ -204,9 +204,8 @@ bench-demo: $(VENV)/.demo
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
 
-# The reports on studies beside their ledgers, and the figures of docs/results.md, whose text is held to the ledgers.
+# The figures of docs/results.md, whose text is held to the ledgers.
 study-docs: $(VENV)/.dev
-	$(SINGLE) $(BIN)/python studies/write_pages.py
 	$(SINGLE) $(BIN)/python studies/draw_results.py
 	$(SINGLE) $(BIN)/python studies/check.py
 

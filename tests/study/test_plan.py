@@ -1,14 +1,14 @@
 """A plan that cannot be run as it says is refused before anything is trained."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.model.presets import get_preset
-from grr_coca.study.ledger import read_digests, read_ledger, read_rows
-from grr_coca.study.plan import Arm, Plan, read_plan, scores_captions, stage_names
+from grr_coca.study.ledger import PLAN_FILE, read_digests
+from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.report.answer import arm_titles
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.stages import (
@@ -33,7 +33,10 @@ PRIMARY = STUDIES / "primary"
         ({"arms": ["baseline_coca", "grr_cocoa"]}, "did you mean 'grr_coca'?"),
         ({"arms": ["baseline_coca"]}, "needs two or more"),
         ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overides": {}}]}, "did you mean 'overrides'?"),
-        ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "variant": "mixed"}]}, "'mixed_rope'"),
+        (
+            {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "variant": "mixed_rope"}]},
+            "arms: a: variant: this code has no such models; commit ed1405e6 runs this plan",
+        ),
         (
             {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimiser.lr": 1}}]},
             "optimizer",
@@ -282,9 +285,8 @@ def test_what_changes_the_run_changes_its_digest(recipe, key, value):
     assert recipe_digest(with_settings(recipe, {key: value}, "test"), None) != recipe_digest(recipe, None)
 
 
-def test_a_digest_knows_the_start_and_the_variant(recipe):
-    digests = {recipe_digest(recipe, None), recipe_digest(recipe, "a"), recipe_digest(recipe, None, "mixed_rope")}
-    assert len(digests) == 3
+def test_a_digest_knows_the_start(recipe):
+    assert recipe_digest(recipe, None) != recipe_digest(recipe, "a")
 
 
 def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
@@ -315,72 +317,30 @@ def test_the_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_pat
 # --- The plans that come with the code
 
 
-PLANS = [*STUDIES.rglob("plan.yaml"), *STUDIES.glob("*.yaml"), *(STUDIES / "tokens16").glob("*.yaml")]
-PLANS.remove(STUDIES / "tokens16" / "pictograms.yaml")  # a recipe
+PLANS = [STUDIES / "cc12m.yaml", STUDIES / "cc3m_one_gpu.yaml", STUDIES / "gpu/plan.yaml"]
+"""Those that have not run. Finished ones are frozen: the README of each names the commit whose code ran it."""
 
 
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_plan_that_comes_with_the_code_can_be_read(path):
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_a_plan_that_is_still_to_be_run_can_be_read(path):
     assert read_plan(path, Plan).arms
 
 
-def test_the_primary_study_is_the_whole_factorial_with_eight_seeds():
-    plan = read_plan(PRIMARY / "plan.yaml", Plan)
-    check_recipes(plan, PRIMARY / "plan.yaml")
-    parts = set()
-    for arm in plan.arms:
-        transformer = get_preset(arm.preset_name, "tiny").image_encoder.transformer
-        parts.add((transformer.norm, transformer.feed_forward, transformer.position))
-        assert arm == Arm(name=arm.preset_name), "nothing but the preset"
-    assert len(parts) == len(plan.arms) == 8
-    assert len(plan.seeds) == 8
-    assert stage_names(plan) == ("pictograms", "health", "clipart", "glyphs")
-    assert len(plan.endpoints.primary) == 6
-    assert scores_captions(plan)
-    recipe = stage_recipe(plan, plan.arms[0], "pictograms", 0, {})
-    assert (recipe.precision, recipe.optimizer.muon_precision) == ("fp32", "fp32")
-    config = recipe.model.config(recipe.tokenizer.vocab_size)
-    assert config.image_encoder.num_patches == 64
+def test_a_finished_plan_is_read_or_refused_with_the_commit_that_runs_it():
+    finished = {path.parent for path in STUDIES.rglob("runs.jsonl")}
+    assert len(finished) > 10
+    for folder in finished:
+        path = folder / PLAN_FILE
+        if re.search("variant: [a-z]*_", path.read_text(encoding="utf-8")):
+            with pytest.raises(UserError, match="commit ed1405e6 runs this plan"):
+                read_plan(path, Plan)
+        else:
+            assert read_plan(path, Plan).arms
 
 
-def test_the_rows_of_the_primary_study_are_of_its_plan():
-    """The digests of committed rows must not change when the code does."""
-    plan = read_plan(PRIMARY / "plan.yaml", Plan)
-    rows = read_rows(PRIMARY, [])
-    agenda = Agenda(plan, StudyPart(()), lambda *_: Path("nowhere"), rows)
-    assert rows
-    written = read_digests(PRIMARY)
-    if written.trials is None:  # by a version that did not know those of trials
-        written = replace(written, trials=agenda.digests.trials, tuning_seed=agenda.digests.tuning_seed)
-    assert agenda.digests == written
-    ledger = read_ledger(PRIMARY, agenda.digests)
-    assert [note for note in ledger.notes if "commits" not in note] == []
-    assert len(ledger.trials) == sum(row.kind == "trial" for row in rows)
-    assert {row.precision for row in rows} == {"fp32"}
-
-
-def test_the_variants_take_their_two_models_and_the_tuning_from_the_primary_study():
-    plan = read_plan(STUDIES / "variants" / "plan.yaml", Plan)
-    rows = [row for row in read_rows(PRIMARY, []) if row.arm in ("baseline_coca", "grr_coca")]
-    lacking = Agenda(plan, StudyPart(tuple(arm.name for arm in plan.arms)), lambda *_: Path("nowhere"), rows).lacking()
-    assert {kind for kind, _, _ in lacking} == {"run"}
-    assert {arm for _, arm, _ in lacking} == {arm.name for arm in plan.arms[2:]}
-
-
-def test_the_parts_with_few_patches_take_their_two_models_and_the_tuning_from_the_study_of_that_length():
-    plan = read_plan(STUDIES / "tokens16" / "parts.yaml", Plan)
-    rows = [row for row in read_rows(STUDIES / "tokens16" / "1200", []) if row.stage == "pictograms"]
-    lacking = Agenda(plan, StudyPart(tuple(arm.name for arm in plan.arms)), lambda *_: Path("nowhere"), rows).lacking()
-    assert {kind for kind, _, _ in lacking} == {"run"}
-    assert {arm for _, arm, _ in lacking} == {"baseline_rms", "baseline_geglu", "baseline_rope_2d"}
-
-
-def test_the_trials_of_all_lengths_are_the_same():
-    digests = []
-    for length in (600, 1200, 4000):
-        plan = read_plan(STUDIES / "tokens16" / f"{length}.yaml", Plan)
-        settings = grid_of(plan, "pictograms")[0]
-        trials = [stage_recipe(plan, arm, "pictograms", 100, settings, is_trial=True) for arm in plan.arms]
-        digests.append([recipe_digest(recipe, None) for recipe in trials])
-        assert stage_recipe(plan, plan.arms[0], "pictograms", 0, settings).schedule.steps == length
-    assert digests[0] == digests[1] == digests[2]
+def test_digests_of_committed_rows_do_not_change_with_the_code():
+    folder = STUDIES / "adamw" / "best"
+    agenda = Agenda(read_plan(folder / PLAN_FILE, Plan), StudyPart(()), lambda *_: Path("nowhere"), ())
+    written = read_digests(folder)
+    assert written.recipes
+    assert (agenda.digests.recipes, agenda.digests.data) == (written.recipes, written.data)

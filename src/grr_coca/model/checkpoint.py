@@ -10,7 +10,7 @@
 | `training/` | what a run needs to continue; see `grr_coca.train.run_checkpoints` |
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IMODE
@@ -31,9 +31,6 @@ from grr_coca.model.checkpoint_folder import FILES, WEIGHTS, find_checkpoint
 from grr_coca.model.checkpoint_without_weights import CheckpointFiles, read_files, require_fitting, write_beside_weights
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-
-ChangeModel = Callable[[CoCa, CoCaConfig], None]
-"""A function that replaces modules of a model, in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,27 +153,21 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from error
 
 
-def from_pretrained(
-    path: str | Path, device: str | torch.device = "cpu", change: ChangeModel | None = None
-) -> Checkpoint:
+def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Load a checkpoint folder, or the newest checkpoint of a run folder.
 
     Args:
         path: the folder.
         device: where the model goes.
-        change: a change of modules that the checkpoint was trained with, as in some studies; applied before the
-            weights are loaded.
 
     Raises:
         UserError: there is no checkpoint, a file is missing or damaged, or the weights do not fit the config.
     """
     folder = find_checkpoint(Path(path))
-    return with_weights(read_files(folder), folder, device, change)
+    return with_weights(read_files(folder), folder, device)
 
 
-def with_weights(
-    files: CheckpointFiles, folder: Path, device: str | torch.device = "cpu", change: ChangeModel | None = None
-) -> Checkpoint:
+def with_weights(files: CheckpointFiles, folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Load the weights of a checkpoint whose other files have been read. The arguments are those of `from_pretrained`.
 
     Raises:
@@ -188,8 +179,6 @@ def with_weights(
     except (MemoryError, RuntimeError) as error:  # PyTorch raises the second
         cause = str(error).split("\n", 1)[0]
         raise UserError(f"{folder}: a model of the sizes in config.json does not fit into memory ({cause})") from error
-    if change is not None:
-        change(model, files.config)
     _load_weights(model, folder / WEIGHTS)
     return Checkpoint(model=model.to(device).eval(), **vars(files))
 

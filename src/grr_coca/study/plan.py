@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml
 from grr_coca.common.errors import UserError, nearest
@@ -28,8 +28,8 @@ REPORT_FOLDER = "study"
 
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
-Variant = Literal["input_rope", "mixed_rope", "learned_positions"]
-"""Changes of a model that only arms of studies have, and configs do not offer; see `study.variants`."""
+_LAST_WITH_VARIANTS = "ed1405e6"
+"""The last commit whose code runs arms with the key `variant`: models that no config describes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,6 @@ class Arm:
     - `title`: display name in reports; None: named after its parts, or by its name
     - `preset`: None if the arm has the name of its preset
     - `overrides`: values for keys of the pretraining recipe, such as `model.qk_norm: rms`
-    - `variant`: a change of the model after it was built
     - `recipes`: a folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
       everything but the data, the tokenizer, the weights of the losses and the evaluation batch size. The author of the
       plan chooses their steps so that all arms cost the same
@@ -49,7 +48,6 @@ class Arm:
     title: str | None = None
     preset: str | None = None
     overrides: dict[str, object] = field(default_factory=dict)
-    variant: Variant | None = None
     recipes: str | None = None
 
     @property
@@ -226,7 +224,7 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
     Raises:
         UserError: the file is missing or not YAML, or a key or value is invalid.
     """
-    plan = from_dict(kind, _with_full_arms(read_yaml(path, "plan")), str(path))
+    plan = from_dict(kind, _with_full_arms(read_yaml(path, "plan"), path), str(path))
     _check(plan, path)
     folder = path.resolve().parent
 
@@ -268,11 +266,21 @@ def report_folder(folder: Path) -> Path:
     return folder / REPORT_FOLDER if isinstance(plan_of_folder(folder), DemoPlan) else folder
 
 
-def _with_full_arms(content: object) -> object:
-    """Replace each arm that is given by its preset's name alone by the full form."""
+def _with_full_arms(content: object, path: Path) -> object:
+    """Replace each arm that is given by its preset's name alone by the full form.
+
+    Raises:
+        UserError: an arm of an earlier study has a model that this code does not have.
+    """
     if not isinstance(content, Mapping) or not isinstance(content.get("arms"), list):
         return content
     arms = [{"name": arm} if isinstance(arm, str) else arm for arm in content["arms"]]
+    for arm in arms:
+        if isinstance(arm, dict) and arm.pop("variant", None) is not None:
+            raise UserError(
+                f"{path}: arms: {arm.get('name')}: variant: this code has no such models; "
+                f"commit {_LAST_WITH_VARIANTS} runs this plan"
+            )
     return {**content, "arms": arms}
 
 

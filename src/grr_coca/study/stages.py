@@ -149,11 +149,6 @@ def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, fil
             f"{file}: model: preset is '{recipe.model.preset}', but arm '{arm.name}' has '{arm.preset_name}'; "
             f"give the arm preset: {recipe.model.preset}"
         )
-    if arm.variant is not None and recipe.evaluation.num_captions:
-        raise UserError(
-            f"{file}: evaluation: num_captions: give 0; arm '{arm.name}' is a variant, and validation would caption "
-            "with the model without its change"
-        )
     if plan.endpoints.split not in recipe.data.test:
         raise UserError(f"{file}: data: test: add a split named '{plan.endpoints.split}', which the endpoints need")
     if recipe.data.val is None:
@@ -241,7 +236,7 @@ _FREE_KEYS = ("train", "mix", "val", "test", "num_workers", "micro_batch_size")
 """Keys of `data` that the data digest covers, or that do not change the result."""
 
 
-def recipe_digest(recipe: Recipe, start: str | None, variant: str | None = None) -> str:
+def recipe_digest(recipe: Recipe, start: str | None) -> str:
     """Digest of everything in a recipe that changes training or evaluation, except its seed and its data.
 
     Keys with their default value are left out, so that a key which is added later changes no digest.
@@ -249,7 +244,6 @@ def recipe_digest(recipe: Recipe, start: str | None, variant: str | None = None)
     Args:
         recipe: without `auto`.
         start: digest of the run that this one starts from; None: it starts from new weights.
-        variant: the change of the model after it was built, if any.
     """
     bare = replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
     content = _changed(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
@@ -262,8 +256,6 @@ def recipe_digest(recipe: Recipe, start: str | None, variant: str | None = None)
         # The config that a preset stands for counts, its name does not.
         content["model"] = _changed(recipe.model.config(recipe.tokenizer.vocab_size))
         content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
-    if variant is not None:
-        content["variant"] = variant
     return _digest({"recipe": content, "start": start})
 
 

@@ -218,7 +218,7 @@ def factorial_corners(plan: Plan) -> dict[Cell, str]:
         The corner without any factor first, then those with one; empty if there is no factorial.
     """
     baseline = arm_named(plan, plan.baseline)
-    arms = [arm for arm in plan.arms if arm.preset_name in PARTS_OF_PRESET and arm.variant is None]
+    arms = [arm for arm in plan.arms if arm.preset_name in PARTS_OF_PRESET]
     arms = [arm for arm in arms if (arm.overrides, arm.recipes) == (baseline.overrides, baseline.recipes)]
     arm_of = {PARTS_OF_PRESET[arm.preset_name]: arm.name for arm in arms}
     factors = [cell for cell in arm_of if cell and not any(other and other < cell for other in arm_of)]

@@ -352,13 +352,13 @@ def rate_figure(results: RateResults) -> str:
     return svg_text(figure)
 
 
-_Model = tuple[str, str | None, str | None, str]
+_Model = tuple[str, str | None, str]
 """A key that is equal for arms that differ in the learning rate alone."""
 
 
 def _model_of(arm: Arm) -> _Model:
     others = {key: value for key, value in arm.overrides.items() if key != RATE}
-    return arm.preset_name, arm.variant, arm.recipes, repr(sorted(others.items()))
+    return arm.preset_name, arm.recipes, repr(sorted(others.items()))
 
 
 def _rate_of(arm: Arm) -> float | None:

@@ -17,7 +17,6 @@ from grr_coca.study.plan import (
     Arm,
     Plan,
     Tuning,
-    Variant,
     arm_named,
     scores_captions,
     showcase_of,
@@ -40,7 +39,6 @@ class Task:
     """One stage of a study for one arm and seed: all that a process needs to run it.
 
     - `recipe`: with all settings
-    - `variant`: the change of the model after it was built, if any
     - `folder`: folder of the run
     - `start`, `start_data_digest`: folder and data of the pretraining from which a fine-tuning starts
     - `showcase`, `num_captions`: the test split whose captions are shown, and how many
@@ -53,7 +51,6 @@ class Task:
     seed: int
     stage: str
     recipe: Recipe
-    variant: Variant | None
     settings: dict[str, object]
     recipe_digest: str
     data_digest: str
@@ -362,7 +359,7 @@ class Agenda:
     def _new_task(self, kind: Kind, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
         plan = self._plan
         recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial=kind == "trial")
-        digest = recipe_digest(recipe, None if start is None else start.recipe_digest, arm.variant)
+        digest = recipe_digest(recipe, None if start is None else start.recipe_digest)
         showcase, num_captions = showcase_of(plan, stage)
         return Task(
             kind=kind,
@@ -370,7 +367,6 @@ class Agenda:
             seed=seed,
             stage=stage,
             recipe=recipe,
-            variant=arm.variant,
             settings=settings_of(recipe, settings),
             recipe_digest=digest,
             data_digest=self._data[stage],

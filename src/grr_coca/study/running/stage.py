@@ -47,7 +47,6 @@ from grr_coca.study.running.measured import (
     measure_validation,
     without_words,
 )
-from grr_coca.study.variants import change_of
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe
@@ -119,13 +118,9 @@ def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Check
 
 
 def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkpoint:
-    change = change_of(task.variant, task.seed)
     if point is not None or task.start is not None:
-        return from_pretrained(point or task.start or task.folder, device, change)
-    start = new_checkpoint(task.recipe, Ranks.here(device))
-    if change is not None:
-        change(start.model, start.config)
-    return start
+        return from_pretrained(point or task.start or task.folder, device)
+    return new_checkpoint(task.recipe, Ranks.here(device))
 
 
 @dataclass

@@ -174,6 +174,17 @@ def test_characters_that_xml_cannot_hold_are_left_out(tmp_path, caption, kept):
     assert keywords_of(tmp_path / "a.xmp") == [kept]
 
 
+@pytest.mark.parametrize("caption", ["", " \n", "\0\x07", "\ud800", None])
+def test_a_caption_of_which_nothing_is_left_is_not_written(tmp_path, caption):
+    write_sidecar(tmp_path / "new.xmp", caption, ["\0"])
+    assert not (tmp_path / "new.xmp").exists()
+    write_sidecar(tmp_path / "keywords.xmp", caption, ["cat"])
+    assert not has_caption(tmp_path / "keywords.xmp")
+    (tmp_path / "old.xmp").write_bytes(TRANSLATED.encode())
+    write_sidecar(tmp_path / "old.xmp", caption, overwrite=True)
+    assert (tmp_path / "old.xmp").read_bytes() == TRANSLATED.encode()
+
+
 def test_the_permissions_of_a_file_stay(tmp_path):
     path = tmp_path / "a.xmp"
     path.write_bytes(EXISTING["darktable"])

@@ -59,18 +59,17 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
 
     Args:
         sidecar: the file.
-        caption: None: none.
-        keywords: are added to those that the file has.
+        caption: None: none, as for a caption of which XML can hold nothing.
+        keywords: are added to those that the file has. If there is nothing to write, no file is made.
         overwrite: replace a caption that the file has. Its translations stay.
 
     Raises:
         XmpError: the file exists and is not an XMP file that can be changed, or is a link. It stays as it is.
         OSError: the disk is full or cannot be written to. The file stays as it is.
     """
-    is_there = os.path.lexists(sidecar)
-    content = _read(sidecar) if is_there else _NEW.encode()
-    changed = _inserted(content, sidecar, caption, keywords, overwrite)
-    if changed != content or not is_there:
+    content = _read(sidecar) if os.path.lexists(sidecar) else _NEW.encode()
+    changed = _inserted(content, sidecar, _plain(caption or "") or None, keywords, overwrite)
+    if changed != content:
         write_whole(sidecar, changed)
 
 
@@ -90,7 +89,7 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
     edits: list[tuple[int, int, str]] = []
     properties = ""
     if caption is not None and not found.has_description:
-        item = f'<rdf:li xml:lang="x-default">{_text(caption)}</rdf:li>'
+        item = f'<rdf:li xml:lang="x-default">{escape(caption, quote=False)}</rdf:li>'
         properties += _property("description", "Alt", item)
     elif caption is not None and overwrite:
         edits.append(_new_description(found, caption, sidecar))
@@ -115,12 +114,12 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
 
 def _new_description(found: "_Places", caption: str, sidecar: Path) -> tuple[int, int, str]:
     if found.default is not None:
-        return *found.default, _text(caption)
+        return *found.default, escape(caption, quote=False)
     if found.alternatives is not None:
         return (
             found.alternatives,
             found.alternatives,
-            (f"<rdf:li xmlns:rdf='{_RDF}' xml:lang=\"x-default\">{_text(caption)}</rdf:li>"),
+            f"<rdf:li xmlns:rdf='{_RDF}' xml:lang=\"x-default\">{escape(caption, quote=False)}</rdf:li>",
         )
     raise XmpError(f"{sidecar}: its caption is written in a way that cannot be replaced; it is left as it is")
 
@@ -139,10 +138,6 @@ def _new_properties(found: "_Places", properties: str, sidecar: Path) -> tuple[i
 def _property(name: str, kind: str, items: str) -> str:
     spaces = f"xmlns:dc='{_DC}' xmlns:rdf='{_RDF}'"
     return f"  <dc:{name} {spaces}><rdf:{kind}>{items}</rdf:{kind}></dc:{name}>\n"
-
-
-def _text(text: str) -> str:
-    return escape(_plain(text), quote=False)
 
 
 def _plain(text: str) -> str:

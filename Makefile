@@ -35,7 +35,7 @@ BENCHMARKS := training scaling parts arms demo captioning imported engines preci
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients attack test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
+.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients attack attack-drawings attack-pictures attack-indexes test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
@@ -88,6 +88,13 @@ servers-browser: $(VENV)/.browser
 SECONDS ?= 3600
 attack: $(VENV)/.dev
 	$(SINGLE) nice -n 19 $(BIN)/python tests/serve/grammar.py --seconds $(SECONDS)
+
+# What one file does: drawings by grammar and pictures by mutation for an hour, and 2,000 damaged indexes.
+attack-drawings attack-pictures: attack-%: $(VENV)/.dev
+	$(SINGLE) nice -n 19 $(BIN)/python tests/data/file_attack.py $* --seconds $(SECONDS)
+
+attack-indexes: $(VENV)/.dev
+	nice -n 19 $(PYTEST) tests/search/test_damage.py -m slow --timeout 36000
 
 # Clients of other projects against `grr-coca serve`: openai, litellm, langchain-openai, huggingface_hub, curl.
 test-clients: $(VENV)/.dev $(CLIENTS)/.installed

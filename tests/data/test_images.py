@@ -6,11 +6,13 @@ import subprocess
 import sys
 import warnings
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from file_attack import outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -114,6 +116,12 @@ def test_a_damaged_file_gives_an_image_or_an_error_that_names_it(kind, draw):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("grr_coca.data.images.MAX_PIXELS", 10_000)  # a damaged size could be of seconds
         rgb_or_error_with_the_name(bytes(data))
+
+
+def test_no_picture_by_mutation_does_more_than_fail():
+    counts = Counter(outcome("pictures", number) for number in range(400))
+    assert counts.keys() == {"decoded", "refused"}
+    assert min(counts.values()) > 50
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])

@@ -6,7 +6,6 @@ on its number alone, so one that fails can be sent again: `python tests/serve/gr
 
 import argparse
 import http.client
-import io
 import json
 import os
 import random
@@ -19,16 +18,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
-from PIL import Image
+TESTS = Path(__file__).parents[1]
+if str(TESTS) not in sys.path:  # as a script
+    sys.path.append(str(TESTS))
+
+from picture_grammar import picture, seed_picture  # noqa: E402
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
 MAX_ERROR_BYTES = 2048
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "F", "CMYK")
 
 
 @dataclass(frozen=True)
@@ -39,43 +39,6 @@ class Asked:
     path: str
     body: bytes
     headers: dict[str, str]
-
-
-# --- Pictures by mutation
-
-
-@cache
-def _seed_picture(kind: str, mode: str, side: int) -> bytes:
-    with Image.open(sorted(DRAWINGS.iterdir())[len(kind + mode) % 5]) as image:
-        image = image.convert("RGB").resize((side, side))
-    image = image.convert("I").convert(mode) if mode in ("I;16", "F") else image.convert(mode)
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, kind)
-    except (OSError, ValueError, KeyError):  # the format has no such mode
-        image.convert("RGB").save(buffer, kind)
-    return buffer.getvalue()
-
-
-def picture(made: random.Random) -> bytes:
-    """A picture in one of nine formats with bytes changed, repeated, cut off or spliced, and sizes that lie."""
-    content = bytearray(_seed_picture(made.choice(_FORMATS), made.choice(_MODES), made.choice([16, 64, 300])))
-    for _ in range(made.choice([0, 1, 2, 8, 60])):
-        place, kind = made.randrange(len(content)), made.randrange(6)
-        if kind < 3:
-            content[place] = made.choice([0, 255, 127, made.randrange(256)])
-        elif kind == 3:
-            content[place : place + 4] = made.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0"])
-        elif kind == 4:
-            content[place:place] = content[place : place + made.randrange(1, 200)]
-        else:
-            del content[place : place + made.randrange(1, 50)]
-        if not content:
-            return b""
-    if made.random() < 0.1:
-        other = _seed_picture(made.choice(_FORMATS), "RGB", 64)
-        content += other[made.randrange(len(other)) :]
-    return bytes(content[: made.choice([len(content), made.randrange(len(content) + 1)])])
 
 
 # --- JSON by grammar
@@ -134,7 +97,7 @@ _BODIES: dict[str, Callable[[random.Random], dict[str, object]]] = {
 def _uri(made: random.Random) -> str:
     import base64
 
-    content = picture(made) if made.random() < 0.5 else _seed_picture("PNG", "RGB", 64)
+    content = picture(made) if made.random() < 0.5 else seed_picture("PNG", "RGB", 64)
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 

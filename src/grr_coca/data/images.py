@@ -148,7 +148,7 @@ def decode_image(
     except UnidentifiedImageError as error:
         raise BadSample(f"{name}: not an image in a format that can be read", Cause.NOT_AN_IMAGE) from error
     except BROKEN as error:
-        raise BadSample(f"{name}: broken or truncated image ({error})", Cause.BROKEN_IMAGE) from error
+        raise BadSample(f"{name}: broken or truncated image ({str(error).strip()})", Cause.BROKEN_IMAGE) from error
     return image
 
 

@@ -20,6 +20,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.serve.guard import KEY_VARIABLE, Limits
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.queue import ModelQueue
+from grr_coca.serve.refusal import json_list
 from grr_coca.serve.server import RunningServer
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
@@ -345,6 +346,36 @@ def test_an_answer_that_is_never_read_is_not_kept_for_ever(monkeypatch):
             connection.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
             wait_until(lambda: not client.server._server.server_state.connections, seconds=10)
+
+
+def test_answers_that_are_not_read_are_bounded_together(monkeypatch):
+    monkeypatch.setattr("grr_coca.serve.server.MAX_UNREAD_BYTES", 50_000_000)
+    with serving() as client, ExitStack() as stack:
+        client.server._guard._app.add_route("/large", lambda request: Response(bytes(20_000_000)))
+        unread = []
+        for _ in range(4):
+            unread.append(stack.enter_context(socket.create_connection(client.place, timeout=20)))
+            unread[-1].sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert unread[-1].recv(15) == b"HTTP/1.1 200 OK"
+        assert client.get("/large").status == client.get("/health").status == 200, "who reads is answered"
+        sizes = [len(received(connection)) > 20_000_000 for connection in unread]
+        assert sizes == [False, False, True, True], "those that were not read for the longest time were cut off"
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"), [("/embed", {"inputs": ["a"]}), ("/v1/embeddings", {"model": "icons", "input": ["a"]})]
+)
+def test_large_answers_are_written_while_others_are_answered(served, monkeypatch, path, asked):
+    threads = []
+
+    def seen(rows):
+        threads.append(threading.current_thread().name)
+        return json_list(rows)
+
+    for module in ("own", "openai"):
+        monkeypatch.setattr(f"grr_coca.serve.{module}.json_list", seen)
+    assert served.post(path, asked).status == 200
+    assert [name.startswith("index") for name in threads] == [True]
 
 
 def test_connections_that_wait_for_nothing_are_closed_for_those_that_ask(gate, monkeypatch):

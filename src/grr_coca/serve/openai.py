@@ -22,7 +22,7 @@ from grr_coca.infer.image_text_model import Description
 from grr_coca.serve.own import event_stream, json_response
 from grr_coca.serve.pictures import from_data_uri, is_picture
 from grr_coca.serve.queue import begun, caption_pieces, result_of
-from grr_coca.serve.refusal import Refusal, refusal_of, server_sent
+from grr_coca.serve.refusal import Refusal, json_bytes, json_list, refusal_of, server_sent
 from grr_coca.serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
 from grr_coca.serve.service import Service, deadline_of
 
@@ -195,14 +195,9 @@ def openai_endpoints(service: Service) -> APIRouter:
         decoded = [from_data_uri(one, "input") if is_picture(one) else one for one in inputs]
         service.admit(request, sum(isinstance(one, bytes) for one in decoded))
         vectors = await service.embedded(decoded, deadline_of(request))
-        data = [
-            {"object": "embedding", "index": number, "embedding": _encoded(row, given.encoding_format)}
-            for number, row in enumerate(vectors)
-        ]
         texts = [one for one in decoded if isinstance(one, str)]
-        num_tokens = await service.in_thread(lambda: sum(map(service.num_tokens, texts)))
-        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        return json_response({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+        content = await service.in_thread(_embeddings_answer, service, vectors, texts, given.encoding_format)
+        return Response(content, media_type="application/json")
 
     @router.post("/chat/completions", responses=answers(ChatAnswer, 404, 415, 422, streams=True))
     async def chat(given: ChatInput, request: Request) -> Response:
@@ -230,6 +225,18 @@ def _require_model(name: str, service: Service) -> None:
     if name != service.model_name:
         message = f"the model '{name[:200]}' is not served here; the model of this server is '{service.model_name}'"
         raise Refusal(404, message, param="model")
+
+
+def _embeddings_answer(service: Service, vectors: np.ndarray, texts: list[str], encoding: str) -> bytes:
+    """JSON of embeddings, which may have megabytes. To be called in a thread."""
+    rows = json_list(
+        {"object": "embedding", "index": number, "embedding": _encoded(row, encoding)}
+        for number, row in enumerate(vectors)
+    )
+    count = sum(map(service.num_tokens, texts))
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    rest = json_bytes({"object": "list", "model": service.model_name, "usage": usage})
+    return b'{"data":' + rows + b"," + rest[1:]
 
 
 def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:

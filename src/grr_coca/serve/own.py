@@ -17,7 +17,7 @@ from grr_coca.serve.guard import SESSION
 from grr_coca.serve.library import draw_of
 from grr_coca.serve.pictures import from_data_uri, is_picture, picture_and_options
 from grr_coca.serve.queue import begun, caption_pieces, result_of, results_of
-from grr_coca.serve.refusal import Refusal, json_bytes, refusal_of, server_sent
+from grr_coca.serve.refusal import Refusal, json_bytes, json_list, refusal_of, server_sent
 from grr_coca.serve.schemas import (
     MAX_LIMIT,
     CaptionAnswer,
@@ -77,7 +77,8 @@ def own_endpoints(service: Service) -> APIRouter:
         decoded = [from_data_uri(one, "inputs") if is_picture(one) else one for one in inputs]
         service.admit(request, sum(isinstance(one, bytes) for one in decoded))
         vectors = await service.embedded(decoded, deadline_of(request))
-        return json_response(vectors.tolist())
+        content = await service.in_thread(lambda: json_list(row.tolist() for row in vectors))  # megabytes
+        return Response(content, media_type="application/json")
 
     @router.post(
         "/classify",

@@ -50,6 +50,8 @@ _SECONDS_TO_STOP = 60.0
 _SECONDS_TO_WAIT = 15.0
 """How long a connection may take for the headers of a request, or for the rest of a body that was refused."""
 _MAX_CONNECTIONS = 4096
+MAX_UNREAD_BYTES = 256 * 2**20
+"""Of all answers together that clients have not read yet."""
 _SHARE_OF_FILES = 0.6
 """Share of the files that this process may have open, which connections may be. The system counts both together."""
 _INDEX_THREADS = 4
@@ -287,7 +289,7 @@ class _Protocol(H11Protocol):
     """HTTP of uvicorn, with limits of time for headers and for bodies that nobody reads, and refusals in JSON.
 
     If there are too many connections, the one that has sent nothing for the longest time is closed. So connections that
-    wait for nothing keep nobody out.
+    wait for nothing keep nobody out. The same goes for answers that are not read, by their bytes.
     """
 
     max_connections = _MAX_CONNECTIONS
@@ -337,6 +339,17 @@ class _Protocol(H11Protocol):
         """So much waits to be sent that the client does not read: it has some time. `close` would wait for it."""
         super().pause_writing()
         self._sending = self.loop.call_later(SECONDS_TO_SEND, self.transport.abort)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connections that have not read their answers for the longest time, if all have too many bytes."""
+        unread = [one for one in self.connections if isinstance(one, _Protocol) and one._sending is not None]
+        unread.sort(key=lambda one: one._sending.when() if one._sending is not None else 0.0)
+        excess = sum(one.transport.get_write_buffer_size() for one in unread) - MAX_UNREAD_BYTES
+        for one in unread:
+            if excess > 0 and one is not self:
+                excess -= one.transport.get_write_buffer_size()
+                one.transport.abort()
 
     def resume_writing(self) -> None:
         """The client reads."""

@@ -30,7 +30,7 @@ ONLY :=
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
-BENCHMARKS := training scaling parts arms demo captioning imported engines precision busy footprint loader order search serving
+BENCHMARKS := training captioning imported engines precision busy footprint loader order search serving
 
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
@@ -191,21 +191,15 @@ bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
 bench-serving: $(VENV)/.dev
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/serving.py
 
-bench-scaling bench-parts bench-loader bench-order: bench-%: $(VENV)/.demo
+bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py
 
 # Those of ONNX graphs, which are exported first.
 bench-engines bench-precision bench-busy bench-footprint: bench-%: $(VENV)/.dev
 	$(SINGLE) $(BIN)/python benchmarks/$*.py
 
-bench-arms: $(VENV)/.dev
-	$(BIN)/python benchmarks/arms.py
-
 bench-search: $(VENV)/.demo $(PEERS)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_index.py --peer-python $(PEERS)/bin/python
-
-bench-demo: $(VENV)/.demo
-	$(BIN)/python benchmarks/demo_step.py
 
 # The numbers and tables that were measured, put into the pages of docs/ and benchmarks/.
 bench-docs: $(VENV)/.demo

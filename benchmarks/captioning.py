@@ -9,36 +9,53 @@ own, with the same torch:
     peers/bin/pip install torch open_clip_torch==3.3.0 "transformers>=4.50,<4.56"
     python benchmarks/captioning.py --peer-python peers/bin/python
 
-Writes `captioning.json`, `.md` and `.png` in `benchmarks/results/`, anew after each cell, so that a run cut short
+Writes `captioning.json` and `.png` in `benchmarks/results/`, anew after each cell, so that a run cut short
 loses nothing; with --only, cells that the same machine measured before stay. On a quiet machine of two cores it takes
 about 20 minutes, most of it open_clip's: a run of it that lasts longer than `--limit` seconds is stopped, which bounds
-the ratio from below. `--precision bf16` casts the weights and images of every contestant, and writes
-`captioning-bf16.*`. `--precision int8` measures ours in ONNX Runtime and in int8 against the peers in fp32, and writes
-`captioning-int8.*`; it makes the model in the folder `--models`, which takes minutes, and finds it there later.
+the ratio from below. `--precision int8` measures ours in ONNX Runtime and in int8 against the peers in fp32, and writes
+`captioning-int8.json`; it makes the model in the folder `--models`, which takes minutes, and finds it there later.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import threading
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioning_report import Cell, plot, row, table
-from contestants import SMALL
 from engines import graphs_of, random_checkpoint
-from machine import parse, parser_of
+from machine import machine, parse, parser_of, write
+from plots import captioning_plot
+from workers import TooLongError, Worker, WorkerError
 
-HERE = Path(__file__).parent
 RUNS = 3
 SLOW = 15.0
 """Seconds; a contestant whose run takes longer runs once."""
+NEVER = 86_400.0
+"""Seconds that no run takes."""
+
+
+@dataclass
+class Cell:
+    """What is decoded, who against whom, and the seconds that each run took."""
+
+    method: str
+    batch: int
+    tokens: int
+    peer: str
+    goal: float
+    """How many times as fast as the peer we mean to be."""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    stopped: bool = False
+    """The peer's run was stopped at the limit: the ratio is a lower bound."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Our captions per second in units of the peer's."""
+        ours, peers = (self.seconds.get(name) for name in ("ours", self.peer))
+        return statistics.median(peers) / statistics.median(ours) if ours and peers else None
 
 
 def all_cells() -> list[Cell]:
@@ -70,69 +87,33 @@ def int8_cells() -> list[Cell]:
     ]
 
 
-class Contestant:
-    """A process that answers."""
+def start_contestant(name: str, python: str, threads: int, **setup: object) -> Worker:
+    """A process of `contestants.py`.
 
-    def __init__(self, name: str, python: str, threads: int, precision: str, *more: str) -> None:
-        self.name = name
-        program = "quantized" if precision == "int8" else name
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        self.process = subprocess.Popen(
-            [python, str(HERE / "contestants.py"), program, str(threads), precision, *more],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        self.stopped = False
-        self.about = self._read() or {"missing": f"{python} could not run it"}
-
-    def ask(self, limit: float | None = None, **cell: Any) -> dict[str, Any] | None:
-        """The answer, or None when it was stopped after `limit` seconds. A contestant that dies ends the run: its
-        time would be counted as slowness."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(cell) + "\n")
-        self.process.stdin.flush()
-        timer = threading.Timer(limit or 0, self._stop)
-        if limit:
-            timer.start()
-        answer = self._read()
-        timer.cancel()
-        if answer is None and not self.stopped:
-            sys.exit(f"{self.name} failed at {cell}: run {Path(__file__).with_name('contestants.py').name} by hand")
-        return answer
-
-    def _stop(self) -> None:
-        self.stopped = True
-        self.process.kill()
-
-    def _read(self) -> dict[str, Any] | None:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
+    Raises:
+        WorkerError: it cannot be run, or lacks a package.
+    """
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    return Worker(name, "contestants.py", {"name": name, "threads": threads, **setup}, python, environment)
 
 
-def measure(cell: Cell, contestants: Sequence[Contestant], limit: float, runs: int = RUNS) -> None:
-    """Let the contestants take turns; who is slow runs once."""
+def measure(cell: Cell, contestants: Mapping[str, Worker], limit: float, runs: int = RUNS) -> None:
+    """Let the contestants take turns; who is slow runs once.
+
+    Raises:
+        WorkerError: one ended. Its time would be counted as slowness.
+    """
     for _ in range(runs):
-        for contestant in contestants:
-            times = cell.seconds.setdefault(contestant.name, [])
+        for name, contestant in contestants.items():
+            times = cell.seconds.setdefault(name, [])
             if times and times[0] > SLOW:
                 continue
-            bound = None if contestant.name == "ours" else limit  # we are never given up on: only a peer's bound counts
-            answer = contestant.ask(bound, method=cell.method, batch=cell.batch, tokens=cell.tokens)
-            if answer is None:
+            bound = NEVER if name == "ours" else limit  # we are never given up on: only a peer's bound counts
+            try:
+                answer = contestant.ask(bound, what="caption", method=cell.method, batch=cell.batch, tokens=cell.tokens)
+            except TooLongError:
                 cell.stopped = True
                 times.append(limit)
-                return
-            if "failed" in answer:
-                cell.failed = f"{contestant.name}: {answer['failed']}"
                 return
             times.append(answer["seconds"])
 
@@ -142,27 +123,11 @@ def smallest_cells() -> list[Cell]:
     return [Cell(method, 1, 2, "open_clip", 1) for method in ("sampling", "beam")] + [Cell("greedy", 1, 2, "blip", 1)]
 
 
-def growth(ours: Contestant, batch: int = 8, runs: int = RUNS) -> dict[str, float]:
+def growth(ours: Worker, batch: int = 8, runs: int = RUNS) -> dict[str, float]:
     """Milliseconds of a decoding step at length 5 and at length 60, medians over neighbouring steps and runs."""
-    answers = [ours.ask(method="steps", batch=batch, tokens=64) for _ in range(runs)]
-    times = [answer["milliseconds"] for answer in answers if answer]
+    times = [ours.ask(NEVER, what="steps", batch=batch, tokens=64)["milliseconds"] for _ in range(runs)]
     at = {length: statistics.median(t for run in times for t in run[length - 3 : length + 3]) for length in (5, 60)}
     return {"batch": batch, "ms_at_5": at[5], "ms_at_60": at[60], "ratio": at[60] / at[5]}
-
-
-def machine(threads: int, precision: str) -> dict[str, Any]:
-    """What it was measured on."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "precision": precision,
-        "python": platform.python_version(),
-    }
 
 
 def main() -> None:
@@ -176,53 +141,49 @@ def main() -> None:
             f"--only: no cell {', '.join(sorted(unknown))}; there are {', '.join(dict.fromkeys(map(_name, cells)))}"
         )
     asked = [cell for cell in cells if not options.only or _name(cell) in options.only.split(",")]
-    pythons = {"ours": sys.executable, "open_clip": options.peer_python, "blip": options.peer_python}
-
     graphs = _graphs(options.models) if is_int8 else None
 
-    def start(name: str) -> Contestant:
-        more = [str(graphs)] if graphs and name == "ours" else [SMALL] if options.smoke else []
-        precision = "fp32" if is_int8 and name != "ours" else options.precision
-        return Contestant(name, pythons[name], options.threads, precision, *more)
+    def start(name: str) -> Worker:
+        if name != "ours":
+            return start_contestant(name, options.peer_python, options.threads)
+        more = {"is_small": bool(options.smoke), "folder": str(graphs)}
+        return start_contestant("quantized" if is_int8 else "ours", sys.executable, options.threads, **more)
 
-    peers = dict.fromkeys(cell.peer for cell in asked) if options.peer_python else ()
-    contestants = {name: start(name) for name in ("ours", *peers)}
-    abouts = {name: contestant.about for name, contestant in contestants.items()}
-    for name, about in abouts.items():
-        if "missing" in about:
-            print(f"{name} is not measured: {about['missing']}; see the top of {Path(__file__).name}", file=sys.stderr)
-    if "missing" in abouts["ours"]:
-        sys.exit(2)
+    contestants = {"ours": start("ours")}
+    for name in dict.fromkeys(cell.peer for cell in asked) if options.peer_python else ():
+        try:
+            contestants[name] = start(name)
+        except WorkerError as error:
+            print(f"{name} is not measured; see the top of {Path(__file__).name}\n{error}", file=sys.stderr)
     for batch in (1, 2):  # lays the weights out, once for a model
-        contestants["ours"].ask(method="sampling", batch=batch, tokens=2)
-    where = machine(options.threads, options.precision)
-    report = {
-        "machine": where,
-        "contestants": abouts,
+        contestants["ours"].ask(NEVER, what="caption", method="sampling", batch=batch, tokens=2)
+    report: dict[str, Any] = {
+        "machine": {**machine(), "threads": options.threads, "precision": options.precision},
+        "contestants": {name: contestant.about for name, contestant in contestants.items()},
         "limit_s": options.limit,
         "step": growth(contestants["ours"], runs=runs),
     }
     name = "captioning" if options.precision == "fp32" else f"captioning-{options.precision}"
     if options.only:
-        report["contestants"] = _take_previous(options.out / f"{name}.json", where, cells, asked) | abouts
+        before = _take_previous(options.out / f"{name}.json", report["machine"], cells, asked)
+        report["contestants"] = before | report["contestants"]
     for cell in asked:
-        if cell.peer in contestants and contestants[cell.peer].stopped:
+        measure(cell, {who: contestants[who] for who in ("ours", cell.peer) if who in contestants}, options.limit, runs)
+        print(f"{_name(cell)}, {cell.peer}: {cell.seconds}, {cell.ratio}", flush=True)
+        if cell.stopped:
             contestants[cell.peer] = start(cell.peer)
-        both = [contestants[name] for name in ("ours", cell.peer) if name in contestants]
-        measure(cell, [contestant for contestant in both if "missing" not in contestant.about], options.limit, runs)
-        print(row(cell), flush=True)
-        _write(report, cells, options.out, name)
+        found = [{**asdict(each), "ratio": each.ratio} for each in cells]
+        write(name, {**report, "cells": found}, options.out)
+        if name == "captioning":
+            captioning_plot(found, options.out / "captioning.png")
     for contestant in contestants.values():
         contestant.close()
-    print("\n" + table(report, cells))
 
 
 def _options() -> argparse.Namespace:
     parser = parser_of(__doc__, peers=True)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "int8"), default="fp32", help="of all contestants; int8: of ours alone"
-    )
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="of ours; the peers are in fp32")
     parser.add_argument("--models", type=Path, help="folder of the model in int8")
     parser.add_argument("--limit", type=float, default=400, help="seconds after which a peer's run is stopped")
     parser.add_argument("--only", default="", help="cells to run, e.g. sampling-8-20,beam-8-20")
@@ -247,16 +208,8 @@ def _take_previous(
     for cell in cells:
         found = measured.get((cell.method, cell.batch, cell.tokens, cell.peer))
         if found and cell not in asked:
-            cell.seconds, cell.stopped, cell.failed = found["seconds"], found["stopped"], found["failed"]
+            cell.seconds, cell.stopped = found["seconds"], found["stopped"]
     return before["contestants"]
-
-
-def _write(report: dict[str, Any], cells: Sequence[Cell], out: Path, name: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    whole = {**report, "cells": [{**asdict(cell), "ratio": cell.ratio} for cell in cells]}
-    (out / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    (out / f"{name}.md").write_text(table(report, cells), encoding="utf-8")
-    plot(cells, out / f"{name}.png")
 
 
 def _name(cell: Cell) -> str:

@@ -1,8 +1,6 @@
-"""What this machine can do at most: matrix products and memory, measured through torch.
+"""What this machine can do at most: matrix products and memory, measured through torch in a process of its own.
 
-    python benchmarks/ceilings.py
-
-Other benchmarks hold what they measure against it, in the same run: a share of a ceiling says more than seconds do.
+`training.py` holds its steps against it, in the same run: a share of a ceiling says more than seconds do.
 """
 
 import statistics
@@ -13,9 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import parse, parser_of
 from torch import Tensor
-from workers import Worker, is_worker, serve
+from workers import Worker, serve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = {"4096³": (4096, 4096, 4096), "feed-forward": (1568, 768, 3072)}
@@ -79,19 +76,5 @@ def start(threads: int, environment: dict[str, str] | None = None, smoke: bool =
     return Worker("ceilings", "ceilings.py", {"threads": threads, "smoke": smoke}, environment=environment)
 
 
-def main() -> None:
-    """Print them all."""
-    options = parse(parser_of(__doc__))
-    with start(torch.get_num_threads(), smoke=bool(options.smoke)) as worker:
-        for precision in DTYPES:
-            for shape, rate in worker.ask(120, what="gemm", precision=precision).items():
-                print(f"{precision} {shape:<14}{rate / 1e9:8.0f} GFLOP/s")
-        for name, rate in worker.ask(120, what="memory").items():
-            print(f"memory {name:<12}{rate / 1e9:8.1f} GB/s")
-
-
 if __name__ == "__main__":
-    if is_worker():
-        serve(Ceilings, ("gemm", "memory"))
-    else:
-        main()
+    serve(Ceilings, ("gemm", "memory"))

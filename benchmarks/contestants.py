@@ -1,14 +1,12 @@
-"""One contestant of `captioning.py`, in a process and perhaps an environment of its own.
+"""One contestant of `captioning.py` and `imported.py`, in a process and perhaps an environment of its own.
 
-Reads a cell a line from standard input, as JSON, and answers each with the seconds that it took.
+Setup: `name`, `threads`, the `folder` of weights or graphs for those that need one, and `is_small` for the smallest
+form, in which ours has one layer where it has twelve.
 """
 
 import importlib.metadata
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from workers import serve
 
 NUM_BEAMS, NUM_GROUPS = 6, 3
 TOP_K = 50
-SMALL = "small"
-"""Last argument of the smallest form: ours has one layer where it has twelve."""
+Setup = dict[str, Any]
 Cell = dict[str, Any]
 """`method`: sampling, beam or greedy; `batch`: images; `tokens`: new tokens of each caption."""
 
@@ -40,14 +38,14 @@ class Ours:
 
     packages = ("grr-coca",)
 
-    def __init__(self) -> None:
+    def __init__(self, setup: Setup) -> None:
         from grr_coca.data.tokenizer import clip_bpe
         from grr_coca.model.build import build
         from grr_coca.model.presets import get_preset
 
         self.tokenizer = clip_bpe()
         config = get_preset("grr_coca", "b32")
-        self.model = build(shallow(config) if sys.argv[-1] == SMALL else config).eval()
+        self.model = build(shallow(config) if setup.get("is_small") else config).eval()
 
     @cached_property
     def engine(self) -> Any:
@@ -87,29 +85,30 @@ class Ours:
 
 
 class Quantized(Ours):
-    """The same size in int8, computed by ONNX Runtime. The folder that is named last holds the graphs."""
+    """The same size in int8, computed by ONNX Runtime from the graphs in the folder."""
 
     packages = ("grr-coca", "onnxruntime")
 
-    def __init__(self) -> None:
+    def __init__(self, setup: Setup) -> None:
+        self.folder = setup["folder"]
         with torch.device("meta"):  # parameters that can be counted, and take no memory
-            super().__init__()
+            super().__init__(setup)
 
     @cached_property
     def engine(self) -> Any:
         """The graphs, on as many threads as the others have."""
         from grr_coca.infer.engine.onnx import OnnxEngine
 
-        return OnnxEngine(sys.argv[-1], threads=torch.get_num_threads())
+        return OnnxEngine(self.folder, threads=torch.get_num_threads())
 
 
 class Imported(Ours):
-    """open_clip's own weights in our engine, read from `open_clip-b32.safetensors` in the folder that is named last."""
+    """open_clip's own weights in our engine, read from `open_clip-b32.safetensors` in the folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, setup: Setup) -> None:
         from grr_coca.model.open_clip_checkpoints.read import read_open_clip
 
-        checkpoint = read_open_clip(Path(sys.argv[-1]) / "open_clip-b32.safetensors", "coca_ViT-B-32")
+        checkpoint = read_open_clip(Path(setup["folder"]) / "open_clip-b32.safetensors", "coca_ViT-B-32")
         self.tokenizer, self.model = checkpoint.tokenizer, checkpoint.model
 
 
@@ -118,7 +117,7 @@ class OpenClip:
 
     packages = ("open_clip_torch", "transformers")
 
-    def __init__(self) -> None:
+    def __init__(self, _: Setup) -> None:
         import open_clip
         from open_clip.coca_model import _has_transformers
 
@@ -145,7 +144,7 @@ class Blip:
 
     packages = ("transformers",)
 
-    def __init__(self) -> None:
+    def __init__(self, _: Setup) -> None:
         from transformers import BlipConfig, BlipForConditionalGeneration
 
         torch.manual_seed(0)
@@ -177,17 +176,17 @@ class Blip:
 
 
 class Exported(OpenClip):
-    """The same, which writes its weights into the folder that is named last, for `Imported` to read."""
+    """The same, which writes its weights into the folder, for `Imported` to read."""
 
-    def __init__(self) -> None:
+    def __init__(self, setup: Setup) -> None:
         from safetensors.torch import save_file
 
-        super().__init__()
+        super().__init__(setup)
         weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
-        save_file(weights, Path(sys.argv[-1]) / "open_clip-b32.safetensors")
+        save_file(weights, Path(setup["folder"]) / "open_clip-b32.safetensors")
 
 
-CONTESTANTS: dict[str, Callable[[], Any]] = {
+CONTESTANTS: dict[str, Callable[[Setup], Any]] = {
     "ours": Ours,
     "quantized": Quantized,
     "open_clip": OpenClip,
@@ -197,52 +196,29 @@ CONTESTANTS: dict[str, Callable[[], Any]] = {
 }
 
 
-@contextmanager
-def standard_output_for_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """What libraries print goes to standard error."""
-    out, sys.stdout = sys.stdout, sys.stderr
-    try:
-        yield lambda answer: print(json.dumps(answer), file=out, flush=True)
-    finally:
-        sys.stdout = out
+class Captioner:
+    """A contestant that answers in a process of its own."""
 
+    def __init__(self, setup: dict[str, Any]) -> None:
+        torch.set_num_threads(setup["threads"])
+        self.contestant = CONTESTANTS[setup["name"]](setup)
+        versions = {package: importlib.metadata.version(package) for package in ("torch", *self.contestant.packages)}
+        parameters = sum(parameter.numel() for parameter in self.contestant.model.parameters())
+        self.about = {"versions": versions, "parameters": parameters}
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+    def caption(self, **cell: Any) -> dict[str, Any]:
+        """The time of a cell on the clock and of the processor."""
+        images = torch.randn(cell["batch"], 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        start, cpu_start = time.perf_counter(), time.process_time()
+        made = self.contestant.run(cell, images)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        assert made == cell["tokens"], f"made {made} tokens, not {cell['tokens']}"
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
-
-def main(name: str, num_threads: int, precision: str) -> None:
-    """Answer until the input ends."""
-    torch.set_num_threads(num_threads)
-    dtype = PRECISIONS[precision]
-    with standard_output_for_answers() as answer:
-        try:
-            contestant = CONTESTANTS[name]()
-            contestant.model.to(dtype)
-        except ImportError as error:
-            answer({"missing": str(error)})
-            return
-        versions = {package: importlib.metadata.version(package) for package in ("torch", *contestant.packages)}
-        parameters = sum(parameter.numel() for parameter in contestant.model.parameters())
-        answer({"versions": versions, "parameters": parameters})
-        for line in sys.stdin:
-            cell = json.loads(line)
-            if cell["method"] == "steps":
-                answer({"milliseconds": contestant.steps(cell["batch"], cell["tokens"])})
-                continue
-            answer(_timed(contestant, cell, dtype))
-
-
-def _timed(contestant: Any, cell: Cell, dtype: torch.dtype) -> dict[str, Any]:
-    images = torch.randn(cell["batch"], 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(dtype)
-    start, cpu_start = time.perf_counter(), time.process_time()
-    try:
-        made = contestant.run(cell, images)
-    except (RuntimeError, TypeError, ValueError) as error:  # a precision that it does not support
-        return {"failed": f"{type(error).__name__}: {error}"[:200]}
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    assert made == cell["tokens"], f"made {made} tokens, not {cell['tokens']}"
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+    def steps(self, batch: int, tokens: int) -> dict[str, Any]:
+        """Milliseconds of each step of decoding."""
+        return {"milliseconds": self.contestant.steps(batch, tokens)}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    serve(Captioner, ("caption", "steps"))

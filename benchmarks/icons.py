@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from machine import machine, parse, parser_of
+from machine import machine, parse, parser_of, write
 
 import grr_coca
 from grr_coca.cli import exit_code
@@ -76,7 +76,7 @@ def main() -> None:
     path = options.out / "icons.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results[kind] = {"machine": machine(), **found}
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write("icons", results, options.out)
     print(kind, found)
 
 

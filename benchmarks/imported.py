@@ -9,10 +9,10 @@ Writes `results/imported.json`. On a quiet machine it takes some five minutes, m
 import statistics
 import sys
 import tempfile
-from pathlib import Path
 
-from captioning import Contestant
+from captioning import NEVER, start_contestant
 from machine import parse, parser_of, report
+from workers import Worker
 
 ROUNDS = 3
 SLOW = 30.0
@@ -29,26 +29,22 @@ def main() -> None:
     if options.peer_python is None:
         sys.exit(0)  # without open_clip, there is nothing to import
     tokens, rounds = (2, 1) if options.smoke else (TOKENS, ROUNDS)
-    with tempfile.TemporaryDirectory() as folder:
-        theirs = Contestant("exported", options.peer_python, 1, "fp32", folder)
-        if "missing" in theirs.about:
-            sys.exit(f"open_clip: {theirs.about['missing']}")
-        ours = Contestant("imported", sys.executable, 1, "fp32", folder)
-        assert (Path(folder) / "open_clip-b32.safetensors").exists()
-        ours.ask(method="greedy", batch=2, tokens=2)  # lays the weights out, once for a model
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_contestant("exported", options.peer_python, 1, folder=folder) as theirs,
+        start_contestant("imported", sys.executable, 1, folder=folder) as ours,
+    ):
+        ours.ask(NEVER, what="caption", method="greedy", batch=2, tokens=2)  # lays the weights out, once for a model
         rows = [_row(name, ours, theirs, tokens, rounds) for name in CELLS]
-        ours.close()
-        theirs.close()
     report("imported", rows, options.out)
 
 
-def _row(name: str, ours: Contestant, theirs: Contestant, tokens: int, rounds: int) -> dict[str, object]:
+def _row(name: str, ours: Worker, theirs: Worker, tokens: int, rounds: int) -> dict[str, object]:
     method, batch = CELLS[name]
     times: dict[str, list[float]] = {"ours": [], "open_clip": []}
     for _ in range(rounds):
         for side, contestant in (("ours", ours), ("open_clip", theirs)):
-            answer = contestant.ask(method=method, batch=batch, tokens=tokens)
-            assert answer is not None
+            answer = contestant.ask(NEVER, what="caption", method=method, batch=batch, tokens=tokens)
             times[side].append(answer["cpu_seconds"])
         if times["open_clip"][0] > SLOW:
             break

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,6 +73,10 @@ def report(name: str, rows: list[dict[str, object]], out: Path = RESULTS) -> Non
     width = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     for row in [dict(zip(width, width, strict=True)), *rows]:
         print("  ".join(f"{row[key]!s:<{width[key]}}" for key in width))
+    write(name, {"machine": where, "rows": rows}, out)
+
+
+def write(name: str, results: dict[str, Any], out: Path = RESULTS) -> None:
+    """Write results to `NAME.json` in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": where, "rows": rows}, indent=2)
-    (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -6,8 +6,15 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from training_report import NAMES, label
 
+NAMES = {
+    "ours": "GRR-CoCa b32",
+    "open_clip": "open_clip",
+    "open_clip_compiled": "open_clip, compiled",
+    "coca_pytorch": "CoCa-pytorch",
+    "blip": "BLIP",
+}
+LENGTHS = {"full": "all 76 tokens", "cc12m": "like CC12M", "coco": "like COCO", "demo": "the demo's corpora"}
 COLOURS = {"ours": "#1b6ca8", "peer": "#d1741f"}
 """Told apart by every kind of colour vision, and in print."""
 BAR = 0.38
@@ -41,43 +48,36 @@ def training_plot(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def scaling_plot(report: dict[str, Any], path: Path) -> None:
-    """A small plot an axis: time against counted FLOPs with its straight line, and peak memory below."""
-    axes_of = report["axes"]
-    figure = Figure(figsize=(2.7 * len(axes_of), 5.2), layout="constrained")
-    grid = figure.subplots(2, len(axes_of), squeeze=False)
-    for column, (name, axis) in enumerate(axes_of.items()):
-        points, fit = axis["points"], axis["fit"]
-        flops = [point["flops"] / 1e9 for point in points]
-        time, memory = grid[0][column], grid[1][column]
-        time.plot(flops, [point["seconds"] for point in points], "o", color=COLOURS["ours"], markersize=5)
-        ends = [0.0, max(flops)]
-        time.plot(ends, [fit["intercept"] + fit["slope"] * 1e9 * x for x in ends], color=COLOURS["peer"], linewidth=1.2)
-        _below(time, points, flops)
-        time.set_xlim(left=0)
-        time.set_ylim(bottom=0)
-        time.set_xlabel("GFLOP a step", fontsize=8)
-        _style(
-            time, f"{name.replace('_', ' ')}: off the line by {fit['largest_deviation']:.1%} at most".replace("%", " %")
-        )
-        memory.plot(
-            range(len(points)), [p["peak_bytes"] / 2**30 for p in points], "o-", color=COLOURS["ours"], markersize=4
-        )
-        memory.set_xticks(range(len(points)), [str(point["value"]) for point in points], fontsize=7)
-        memory.set_ylim(bottom=0)
-        memory.set_xlabel(name.replace("_", " "), fontsize=8)
-        _style(memory, "peak memory, GiB")
-    grid[0][0].set_ylabel("seconds a step", fontsize=8)
-    where = report["machine"]
-    figure.suptitle(f"{where['processor']}, {report['threads']} threads, {report['precision']}", size=10)
-    figure.savefig(path, dpi=130)
+def captioning_plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
+    """A bar for each measured cell: how many times as fast as the peer, and how many times we mean to be."""
+    measured = [cell for cell in cells if cell["ratio"]]
+    if not measured:
+        return
+    figure = Figure(figsize=(8, 0.45 * len(measured) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(measured))
+    axes.barh(places, [cell["ratio"] for cell in measured], color=COLOURS["ours"])
+    for place, cell in zip(places, measured, strict=True):  # behind the aim, where that is further out
+        end = (max(cell["ratio"], cell["goal"]), place)
+        told = f"{'≥ ' if cell['stopped'] else ''}{cell['ratio']:.1f} ×"
+        axes.annotate(told, end, xytext=(5, 0), textcoords="offset points", va="center")
+    axes.scatter([cell["goal"] for cell in measured], places, marker="|", s=300, color="black", label="aim", zorder=3)
+    names = [f"{cell['method']} {cell['batch']} × {cell['tokens']}, {cell['peer']}" for cell in measured]
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlim(0.8, 2 * max(max(cell["ratio"], cell["goal"]) for cell in measured))
+    axes.set_xlabel("captions per second, in units of the peer's")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
 
 
-def _below(axes: Axes, points: Sequence[dict[str, Any]], flops: Sequence[float]) -> None:
-    for point, x in zip(points, flops, strict=True):
-        axes.annotate(
-            str(point["value"]), (x, point["seconds"]), (3, -9), textcoords="offset points", fontsize=7, color="#555555"
-        )
+def label(row: dict[str, Any]) -> str:
+    """What is trained on, in words."""
+    without = " without AMX" if row["environment"] else ""
+    share = row.get("gradient_checkpointing")
+    recomputed = f", {share:.0%} recomputed".replace("%", " %") if share else ""
+    return f"{LENGTHS[row['lengths']]}{without}{recomputed}"
 
 
 def _mfu(row: dict[str, Any], name: str) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training_report import LENGTHS, NAMES
+from plots import LENGTHS, NAMES
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine, parse, parser_of
+from machine import machine, parse, parser_of, write
+from workers import Worker
 
 import grr_coca
 from grr_coca.common.files import user_cache
@@ -35,7 +36,9 @@ from grr_coca.search.embedded.vectors import best_rows, products
 from grr_coca.search.image_files import find_images
 
 ROOT = Path(__file__).parents[1]
-TURN = 1000
+PICTURES, TURN = 10_000, 1000
+LIMIT = 3600.0
+"""Seconds in which open_clip must answer."""
 COUNTS = (100_000, 1_000_000)
 """Pictures that are searched exactly."""
 SMOKE = {"pictures": 60, "turn": 30, "counts": [1000], "rounds": 1}
@@ -50,32 +53,6 @@ def seconds(work: Callable[[], object]) -> Seconds:
     began, cpu_began = time.perf_counter(), time.process_time()
     work()
     return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
-
-
-class Peer:
-    """`search_contestant.py` in a process, and perhaps an environment, of its own."""
-
-    def __init__(self, python: str) -> None:
-        program = [python, str(Path(__file__).with_name("search_contestant.py"))]
-        self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = self._read()
-
-    def ask(self, **request: object) -> Seconds:
-        """Its answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else sys.exit("open_clip could not be run; see above")
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
 
 
 def gather(folder: Path, count: int, turn: int) -> tuple[list[Path], str]:
@@ -147,7 +124,6 @@ def medians(sides: dict[str, Callable[[], Seconds]], rounds: int) -> dict[str, f
 def main() -> None:
     """Measure, and write the results."""
     parser = parser_of(__doc__, peers=True)
-    parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument(
         "--exact", type=int, nargs="+", help="print the exact search of so many pictures alone, and write nothing"
     )
@@ -155,19 +131,19 @@ def main() -> None:
     if options.exact:
         print(json.dumps(exact_search(options.exact)))
         return
-    size = SMOKE if options.smoke else {"pictures": options.pictures, "turn": TURN, "counts": COUNTS, "rounds": 15}
-    peer = Peer(options.peer_python) if options.peer_python else None
+    size = SMOKE if options.smoke else {"pictures": PICTURES, "turn": TURN, "counts": COUNTS, "rounds": 15}
+    peer = Worker("open_clip", "search_contestant.py", {}, options.peer_python) if options.peer_python else None
     place = Path(tempfile.mkdtemp())
     try:
         results = measured(place, peer, **size)
     finally:
         shutil.rmtree(place)
-    (options.out / "search.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write("search", results, options.out)
     print(json.dumps(results, indent=1))
 
 
 def measured(
-    place: Path, peer: Peer | None, pictures: int, turn: int, counts: Sequence[int], rounds: int
+    place: Path, peer: Worker | None, pictures: int, turn: int, counts: Sequence[int], rounds: int
 ) -> dict[str, object]:
     """All that is measured of so many pictures; without a peer, what is compared with it is left out."""
     folders, kind = gather(place / "pictures", pictures, turn)
@@ -224,9 +200,9 @@ PEER_RATIOS = {
 }
 
 
-def _by_open_clip(peer: Peer, files: list[Path]) -> dict[str, Seconds]:
-    embedded = peer.ask(embed=[str(path) for path in files])
-    captioned = peer.ask(caption=[str(path) for path in files[:CAPTIONED]])
+def _by_open_clip(peer: Worker, files: list[Path]) -> dict[str, Seconds]:
+    embedded = peer.ask(LIMIT, what="embed", paths=[str(path) for path in files])
+    captioned = peer.ask(LIMIT, what="caption", paths=[str(path) for path in files[:CAPTIONED]])
     more = len(files) / len(files[:CAPTIONED])
     return {
         "open_clip_embed": embedded,
@@ -235,7 +211,7 @@ def _by_open_clip(peer: Peer, files: list[Path]) -> dict[str, Seconds]:
 
 
 def queries(
-    index: grr_coca.Index, model: Any, matrix: np.ndarray, paths: list[Path], peer: Peer | None, rounds: int
+    index: grr_coca.Index, model: Any, matrix: np.ndarray, paths: list[Path], peer: Worker | None, rounds: int
 ) -> dict[str, float]:
     """Milliseconds of a query: of an embedding, of words to paths, and the whole search with all that a hit has."""
     vector = model.embed_texts(QUERY)
@@ -255,7 +231,7 @@ def queries(
             "embedding_by_hand": lambda: seconds(by_hand),
             "embedding_by_numpy": lambda: seconds(lambda: np.argsort(-(matrix @ vector))[:20]),
             "words": lambda: seconds(words),
-            **({"words_by_open_clip": lambda: peer.ask(query=QUERY)} if peer else {}),
+            **({"words_by_open_clip": lambda: peer.ask(LIMIT, what="query", text=QUERY)} if peer else {}),
             "search": lambda: seconds(lambda: index.search(QUERY)),
         },
         rounds,

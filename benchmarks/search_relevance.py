@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from machine import machine, parse, parser_of
+from machine import machine, parse, parser_of, write
 from scipy.optimize import minimize
 
 import grr_coca
@@ -251,7 +251,7 @@ def main() -> None:
         else denied(DEFAULT, splits[NAMED], NUM_NAMED, NUM_ASKED)
     )
     results["is_it_denied"] = asked
-    (options.out / "search_relevance.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write("search_relevance", results, options.out)
     print(json.dumps(results, indent=1))
 
 

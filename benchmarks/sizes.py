@@ -53,7 +53,7 @@ def fresh_checkpoint(recipe: Recipe, size: dict[str, Any] | None) -> Checkpoint:
     )
 
 
-def sized(width: int, depth: int, image_size: int, patch_size: int = 32, vocab_size: int = 8192) -> CoCaConfig:
+def sized(width: int, depth: int, image_size: int) -> CoCaConfig:
     """GRR-CoCa with one width and one depth for all of its stacks, heads of 64 channels, and 64 queries."""
     config = get_preset("grr_coca", "base")
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
@@ -65,12 +65,12 @@ def sized(width: int, depth: int, image_size: int, patch_size: int = 32, vocab_s
         image_encoder=replace(
             image,
             image_size=image_size,
-            patch_size=patch_size,
+            patch_size=32,
             transformer=replace(image.transformer, **shape),
         ),
         text_decoder=replace(
             text,
-            vocab_size=vocab_size,
+            vocab_size=8192,
             context_length=CONTEXT,
             transformer=replace(text.transformer, **shape),
         ),

@@ -4,7 +4,7 @@
 
 Each row has two processes, ours and a peer, that take turns, a step each; only one computes at a time. Medians of the
 steps after the warm-up; compiling is not counted but reported. The ceiling of matrix products in the row's precision
-is measured before and after its steps. Writes `results/training.json`, `.md` and `.png`, anew after every row; with
+is measured before and after its steps. Writes `results/training.json` and `.png`, anew after every row; with
 --only, rows that the same machine measured before stay. On two cores all rows take more than an hour.
 """
 
@@ -23,9 +23,9 @@ from typing import Any
 import ceilings
 from lengths import batch_lengths
 from machine import has_amx, machine, parse, parser_of
+from machine import write as write_json
 from plots import training_plot
 from sizes import SMALLEST
-from training_report import table
 from workers import Worker, WorkerError
 
 SCRIPT = "training_contestants.py"
@@ -36,6 +36,11 @@ WARM_UP = 2
 """Steps before the measured ones. In the first, sides that are compiled compile, and the others take their memory."""
 OTHER_QUANTILES = 0.3
 """The first step has captions of other lengths, so that nothing is compiled for the measured ones alone."""
+BATCH = 32
+STEPS = 5
+"""Measured steps of each side."""
+LIMIT = 600.0
+"""Seconds after which a step is given up."""
 SMALLER = 4
 """CoCa-pytorch and BLIP are measured at a batch so many times smaller: the figures to reach are open_clip's."""
 
@@ -144,13 +149,13 @@ class Benchmark:
 
     def measure(self, row: Row) -> None:
         """Fill in a row; a side that fails says so, and the other one goes on alone."""
-        threads, limit = self.options.threads, self.options.limit
+        threads = self.options.threads
         with ceilings.start(threads, row.environment, bool(self.options.smoke)) as probe:
-            row.gemm.append(probe.ask(limit, what="gemm", precision=row.precision))
+            row.gemm.append(probe.ask(LIMIT, what="gemm", precision=row.precision))
             workers = {name: self._start(row, name) for name in (row.peer, "ours")}
             workers = {name: worker for name, worker in workers.items() if worker is not None}
             self._take_turns(row, workers)
-            row.gemm.append(probe.ask(limit, what="gemm", precision=row.precision))
+            row.gemm.append(probe.ask(LIMIT, what="gemm", precision=row.precision))
         row.when = datetime.now(UTC).isoformat(timespec="minutes")
 
     def _start(self, row: Row, name: str) -> Worker | None:
@@ -204,23 +209,23 @@ class Benchmark:
             answer = self._step(row, worker, number, 0.5 if number else OTHER_QUANTILES)
             side.first_seconds = side.first_seconds or answer["seconds"]
             print(f"  {worker.name} warm-up {answer['seconds']:.1f} s, loss {answer['loss']:.2f}", flush=True)
-        worker.ask(self.options.limit, what="forget")
+        worker.ask(LIMIT, what="forget")
 
     def _measure(self, row: Row, worker: Worker, number: int) -> None:
         row.sides[worker.name].seconds.append(self._step(row, worker, number)["seconds"])
 
     def _step(self, row: Row, worker: Worker, number: int, offset: float = 0.5) -> dict[str, Any]:
         lengths = batch_lengths(row.lengths, row.batch, number, offset)
-        return worker.ask(self.options.limit, what="step", lengths=lengths, seed=number)
+        return worker.ask(LIMIT, what="step", lengths=lengths, seed=number)
 
     def _end(self, row: Row, worker: Worker) -> None:
         side = row.sides[worker.name]
-        side.peak_bytes = worker.ask(self.options.limit, what="peak")["bytes"]
+        side.peak_bytes = worker.ask(LIMIT, what="peak")["bytes"]
         always_full = worker.about["padding"].startswith("always")
         key = (worker.name, row.batch, "full" if always_full else row.lengths)
         if key not in self.counted:
             lengths = batch_lengths(row.lengths, row.batch, 0)
-            self.counted[key] = worker.ask(self.options.limit, what="flops", lengths=lengths, seed=0)["flops"]
+            self.counted[key] = worker.ask(LIMIT, what="flops", lengths=lengths, seed=0)["flops"]
         side.flops = self.counted[key]
 
 
@@ -233,10 +238,8 @@ def previous(path: Path, threads: int) -> dict[str, Any]:
 
 
 def write(report: dict[str, Any], out: Path) -> None:
-    """JSON, table and plot."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "training.md").write_text(table(report), encoding="utf-8")
+    """JSON and plot."""
+    write_json("training", report, out)
     training_plot(report, out / "training.png")
 
 
@@ -244,13 +247,9 @@ def main() -> None:
     """Measure all rows, or those asked for."""
     parser = parser_of(__doc__, peers=True)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5, help="measured steps of each side")
-    parser.add_argument("--limit", type=float, default=600, help="seconds after which a step is given up")
     parser.add_argument("--only", default="", help="rows to measure, e.g. full-fp32,coco-bf16")
     options = parse(parser)
-    if options.smoke:
-        options.batch, options.steps = 2, 1
+    options.batch, options.steps = (2, 1) if options.smoke else (BATCH, STEPS)
     rows = all_rows(options.batch)
     unknown = set(filter(None, options.only.split(","))) - {row.name for row in rows}
     if unknown:
@@ -260,7 +259,7 @@ def main() -> None:
     only = options.only or (smallest if options.smoke else "")
     rows = [row for row in rows if not only or row.name in only.split(",")]
     with ceilings.start(options.threads, smoke=bool(options.smoke)) as probe:
-        memory = probe.ask(options.limit, what="memory")
+        memory = probe.ask(LIMIT, what="memory")
     report: dict[str, Any] = {"machine": machine(), "threads": options.threads, "memory": memory}
     report["rows"] = previous(options.out / "training.json", options.threads) if options.only else {}
     began = time.monotonic()
@@ -281,7 +280,8 @@ def main() -> None:
             for name, side in row.sides.items():
                 outcome = f"{side.median:.2f} s a step" if side.median else "failed"
                 print(f"  {name}: {outcome}", flush=True)
-    print(f"{(time.monotonic() - began) / 60:.0f} min\n\n" + table(report))
+            print(f"  {report['rows'][row.name]['ratios']}", flush=True)
+    print(f"{(time.monotonic() - began) / 60:.0f} min")
     if any(side.error for row in rows for side in row.sides.values()):
         sys.exit(1)
 

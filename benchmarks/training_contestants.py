@@ -5,15 +5,16 @@ A step is asked for with the lengths of its captions; words and pixels are rando
 """
 
 import importlib.metadata
+import resource
 import time
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from flops import flop_counter
-from memory import forget_peak, peak_bytes
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from workers import serve
 
 BOS, EOS, PAD = 49406, 49407, 0
@@ -37,6 +38,47 @@ def padded(rows: list[list[int]], width: int | None = None) -> Tensor:
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = torch.tensor(row)
     return ids
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+# Named here and not by `grr_coca.common.torch_private`: peers have an environment without grr_coca.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts multiplications and additions of matrix products, convolutions and attention; causal attention in full."""
+    return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+FORGET_PEAK = "5"
+
+
+def forget_peak() -> bool:
+    """Count the peak from now on; False where the system does not let us, so that it is counted from the start."""
+    try:
+        CLEAR.write_text(FORGET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had, pages of files counted."""
+    if STATUS.exists():
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes where there is no /proc, on macOS
 
 
 class Contestant(ABC):
@@ -253,7 +295,7 @@ class Blip(Peer):
         super().__init__(setup)
         from contestants import Blip as Captioner
 
-        self.model = Captioner().model.train()
+        self.model = Captioner({}).model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5)
 
     def prepare(self, images: Tensor, rows: list[list[int]]) -> dict[str, Tensor]:

@@ -6,9 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,10 @@ SHOWN = 2_000
 
 class WorkerError(Exception):
     """A program ended, or took too long, where an answer was expected."""
+
+
+class TooLongError(WorkerError):
+    """A program took too long, and was stopped."""
 
 
 class Worker:
@@ -57,7 +59,8 @@ class Worker:
         """The answer to a question.
 
         Raises:
-            WorkerError: the program ended, or did not answer within `limit` seconds and was stopped.
+            TooLongError: the program did not answer within `limit` seconds, and was stopped.
+            WorkerError: it ended.
         """
         assert self._process.stdin is not None
         try:
@@ -71,13 +74,14 @@ class Worker:
         assert self._process.stdout is not None
         too_long = threading.Event()
         timer = threading.Timer(limit, lambda: (too_long.set(), self._process.kill()))
+        timer.daemon = True
         timer.start()
         line = self._process.stdout.readline()
         timer.cancel()
         if line:
             return json.loads(line)
         if too_long.is_set():
-            raise WorkerError(f"{self.name}: no answer within {limit:.0f} s")
+            raise TooLongError(f"{self.name}: no answer within {limit:.0f} s")
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip()[-SHOWN:]
@@ -96,35 +100,21 @@ class Worker:
         self.close()
 
 
-@contextmanager
-def output_for_answers() -> Iterator[Callable[[Answer], None]]:
-    """What libraries print goes to standard error."""
-    out, sys.stdout = sys.stdout, sys.stderr
-    try:
-        yield lambda answer: print(json.dumps(answer), file=out, flush=True)
-    finally:
-        sys.stdout = out
-
-
-def is_worker() -> bool:
-    """True if this process was started by `Worker`: its one argument is the setup."""
-    return len(sys.argv) == 2 and sys.argv[1].startswith("{")
-
-
 def serve(make: Callable[[Answer], Any], questions: tuple[str, ...]) -> None:
     """Be a worker: make something of the setup, then answer a question by its method of that name.
 
-    The first answer is its attribute `about`. An error ends the process with its traceback on standard error.
+    The first answer is its attribute `about`. What libraries print goes to standard error. An error ends the process
+    with its traceback there.
     """
-    with output_for_answers() as answer:
-        try:
-            contestant = make(json.loads(sys.argv[1]))
-            answer(contestant.about)
-            for line in sys.stdin:
-                question = json.loads(line)
-                what = question.pop("what")
-                assert what in questions, what
-                answer(getattr(contestant, what)(**question))
-        except Exception:
-            traceback.print_exc()
-            sys.exit(1)
+    out, sys.stdout = sys.stdout, sys.stderr
+
+    def answer(found: Answer) -> None:
+        print(json.dumps(found), file=out, flush=True)
+
+    contestant = make(json.loads(sys.argv[1]))
+    answer(contestant.about)
+    for line in sys.stdin:
+        question = json.loads(line)
+        what = question.pop("what")
+        assert what in questions, what
+        answer(getattr(contestant, what)(**question))

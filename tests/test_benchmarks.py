@@ -12,9 +12,14 @@ import pytest
 from processes import launch, script
 
 ROOT = Path(__file__).parents[1]
-MEASURE_NOTHING = {"contestants", "search_contestant", "training_contestants", "publish", "run_clip_benchmark"}
-LONG = {"arms", "ceilings", "demo_step", "first_minutes"}
-"""Their smallest form is left to `make test-slow`: it is long, or others run what it measures (`ceilings`)."""
+MEASURE_NOTHING = {
+    "ceilings",
+    "contestants",
+    "search_contestant",
+    "training_contestants",
+    "publish",
+    "run_clip_benchmark",
+}
 PROGRAMS = {
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
@@ -27,21 +32,15 @@ def _benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in LONG else pytest.mark.ci)
-        for name in sorted(PROGRAMS - MEASURE_NOTHING)
-    ],
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("name", sorted(PROGRAMS - MEASURE_NOTHING))
 def test_a_benchmark_still_runs_in_its_smallest_form(name, tmp_path):
     """Beside its peers too, where `make bench` has installed them."""
     out = tmp_path / "results"
     launched = launch(tmp_path, script, ROOT / "benchmarks" / f"{name}.py", "--smoke", out)
     launched.finish(timeout=300)
     results = list(out.glob("*.json"))
-    if name != "ceilings":  # which prints
-        assert results or "peers are not measured" in launched.text()
+    assert results or "peers are not measured" in launched.text()
     assert all(json.loads(path.read_text(encoding="utf-8")) for path in results)
     if "peers are not measured" in launched.text():
         pytest.skip(f"ran without its peers: {launched.text().strip()}")
@@ -69,79 +68,6 @@ def test_the_demos_captions_are_short():
     from lengths import batch_lengths
 
     assert 5 < statistics.mean(batch_lengths("demo", 32, seed=0)) < 15
-
-
-def test_a_straight_line_is_found():
-    from scaling import fit_line
-
-    fit = fit_line([1e9, 2e9, 4e9], [1.5, 2.5, 4.5])  # half a second, and one for each GFLOP
-    assert (fit.intercept, fit.slope) == (pytest.approx(0.5), pytest.approx(1e-9))
-    assert fit.r_squared == pytest.approx(1)
-    assert fit.largest_deviation == pytest.approx(0, abs=1e-9)
-
-
-def test_what_is_off_the_line_is_seen():
-    from scaling import fit_line
-
-    assert fit_line([1e9, 2e9, 3e9, 4e9], [1.0, 2.0, 4.5, 4.0]).largest_deviation > 0.1
-
-
-def test_the_parts_of_a_step_add_up_to_the_whole(tiny_config, make_batch):
-    import torch
-    from flops import flop_counter
-    from spans import PARTS, UPDATE, Spans
-
-    from grr_coca.common.ranks import Ranks
-    from grr_coca.data.preprocess import Preprocess
-    from grr_coca.data.tokenizer import clip_bpe
-    from grr_coca.model.build import build
-    from grr_coca.model.checkpoint import Checkpoint
-    from grr_coca.train.recipe import DataRecipe, Recipe, ScheduleRecipe
-    from grr_coca.train.step import build_trainer, count_tokens
-
-    config = tiny_config()
-    start = Checkpoint(
-        model=build(config),
-        config=config,
-        preset="grr_coca",
-        tokenizer=clip_bpe(),
-        preprocess=Preprocess(16),
-        step=0,
-    )
-    recipe = Recipe(data=DataRecipe(train=""), schedule=ScheduleRecipe(steps=2, warmup_steps=1), precision="fp32")
-    trainer = build_trainer(recipe, start, Ranks.here(torch.device("cpu")))
-    batch = make_batch(config)
-    with flop_counter() as counter:
-        spans = Spans(trainer, counter.get_total_flops)
-        with spans.watching():
-            trainer.step([batch], count_tokens([batch]), 0)
-            spans.begin(None)
-    assert sum(spans.total.values()) == counter.get_total_flops()
-    assert {part for part in PARTS if spans.total[part] > 0} == PARTS.keys() - {UPDATE}
-
-
-def test_arms_take_turns_and_the_warm_up_does_not_count():
-    import arms
-
-    order: list[tuple[str, int]] = []
-    acts = {name: (lambda turn, name=name: order.append((name, turn))) for name in "abc"}
-    seconds = arms.seconds_in_turn(acts, 3)
-    assert [name for name, _ in order] == list("abcbcacababcbca")
-    assert [turn for _, turn in order[::3]] == [0, 1, 2, 3, 4]
-    assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3, "c": 3}
-
-
-def test_an_arm_is_compared_within_a_turn():
-    import arms
-
-    baseline = [1.0, 5.0, 2.0, 4.0, 3.0]  # a machine whose pace wanders
-    assert arms.over([1.1 * seconds for seconds in baseline], baseline) == "1.10 × (1.10–1.10)"
-
-
-def test_rows_become_a_table():
-    import arms
-
-    assert arms.as_table([{"arm": "a", "s": 1}]) == "| arm | s |\n| --- | ---: |\n| a | 1 |\n"
 
 
 def test_the_rule_of_engines_is_that_of_the_table():

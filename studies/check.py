@@ -212,11 +212,14 @@ class Group:
     def __format__(self, asked: str) -> str:
         """`shown`: that pass Holm's correction (1979) for all. A number: whose interval excludes so large a fall.
 
-        A word: of which it is said. `agree`: whether none is higher where another is lower.
+        A word: of which it is said. `agree`: whether none is higher where another is lower. `ahead`: whether
+        one is lower.
         """
         count, words = len(self.changes), [f"{change:word}" for change in self.changes]
         if asked == "agree":
             return "disagree" if {"lower", "higher"} <= {*words} else "agree"
+        if asked == "ahead":
+            return "ahead" if "lower" in words else "not ahead"
         if asked == "shown":
             p_values = sorted(change.p() for change in self.changes)
             return f"{next((i for i, p in enumerate(p_values) if p * (count - i) >= 0.05), count)} of {count}"

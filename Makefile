@@ -201,7 +201,7 @@ bench-engines bench-precision bench-busy bench-footprint: bench-%: $(VENV)/.dev
 bench-search: $(VENV)/.demo $(PEERS)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_index.py --peer-python $(PEERS)/bin/python
 
-# The numbers and tables that were measured, put into the pages of docs/ and benchmarks/.
+# The tables that were measured, put into docs/performance.md, and the numbers that other pages lack.
 bench-docs: $(VENV)/.demo
 	$(BIN)/python benchmarks/publish.py
 

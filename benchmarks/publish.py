@@ -1,15 +1,13 @@
-"""Write what was measured into the pages of `docs/` and `benchmarks/`: `make bench-docs`.
+"""Write tables of what was measured into two pages of `docs/`, and say which numbers others lack: `make bench-docs`.
 
-A table of *Performance* begins with `<!-- measured NAME -->` and ends with `<!-- end -->`; it is made of JSON files of
-`results/`. A single number stands between `<!-- figure FILE KEY:KEY:… FORMAT -->` and `<!-- end -->`. FILE is a JSON
-file of `results/`, or one elsewhere by its path from the root. The keys lead to the number; in a list, `name=value,…`
-picks an entry. FORMAT is how Python writes it: `.0%` gives `61 %`.
+A table begins with `<!-- measured NAME -->` and ends with `<!-- end -->`; it is made of JSON files of `results/`.
+Single numbers are typed, and held to their files by the pieces of `docs/numbers.txt`.
 """
 
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,16 @@ from plots import LENGTHS, NAMES
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md")))
+NUMBERS = ROOT / "docs" / "numbers.txt"
+CARD = ROOT / "src" / "grr_coca" / "model" / "weights" / "icons" / "card.json"
+TABLED = (ROOT / "docs" / "performance.md", ROOT / "docs" / "deploy.md")
 TABLE = re.compile(r"(?P<begin><!-- measured (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-FIGURE = re.compile(r"(?P<begin><!-- figure (?P<file>\S+) (?P<keys>.+?) (?P<format>\S+) -->).*?(?P<end><!-- end -->)")
+PLACE = re.compile(r"\{(?P<file>\S+) (?P<keys>[^{}]+) (?P<format>\S+)\}")
 
 
 def published(text: str) -> str:
-    """A document with the newest tables and figures."""
-    return FIGURE.sub(_with_number, TABLE.sub(_with_table, text))
+    """A document with the newest tables."""
+    return TABLE.sub(_with_table, text)
 
 
 def training_table() -> str:
@@ -184,12 +184,30 @@ def _with_table(place: re.Match[str]) -> str:
     return f"{place['begin']}{TABLES[place['name']]()}{place['end']}"
 
 
-def _with_number(place: re.Match[str]) -> str:
-    folder = ROOT if "/" in place["file"] else RESULTS
-    value = json.loads((folder / place["file"]).read_text(encoding="utf-8"))
+def lacking(page: Path, pieces: Iterable[str]) -> list[str]:
+    """The pieces that a page lacks, with the numbers that they must have."""
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", page.read_text(encoding="utf-8"))
+    text = " ".join(re.sub("[*`]", "", text).split())
+    return [filled for filled in (PLACE.sub(_number, piece) for piece in pieces) if filled not in text]
+
+
+def pieces_of_pages() -> dict[Path, list[str]]:
+    """The pieces of each page with their places, from `docs/numbers.txt`."""
+    found: dict[Path, list[str]] = {}
+    for line in NUMBERS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("== "):
+            pieces = found.setdefault(ROOT / line[3:], [])
+        elif line and not line.startswith("#"):
+            pieces.append(line)
+    return found
+
+
+def _number(place: re.Match[str]) -> str:
+    path = CARD if place["file"] == CARD.name else RESULTS / place["file"]
+    value = json.loads(path.read_text(encoding="utf-8"))
     for key in place["keys"].split(":"):
         value = _entry(value, key) if isinstance(value, list) else value[key]
-    return f"{place['begin']}{format(value, place['format']).replace('%', ' %')}{place['end']}"
+    return format(value, place["format"]).replace("%", " %")
 
 
 def _entry(entries: list[dict[str, Any]], key: str) -> dict[str, Any]:
@@ -199,9 +217,12 @@ def _entry(entries: list[dict[str, Any]], key: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Rewrite the pages."""
-    for path in DOCUMENTS:
+    """Rewrite the tables, and print which numbers the pages lack."""
+    for path in TABLED:
         path.write_text(published(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, pieces in pieces_of_pages().items():
+        for piece in lacking(page, pieces):
+            print(f"{page.relative_to(ROOT)} does not say: {piece}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grr_coca.model.shipped_models import DEFAULT, shipped_models
-from grr_coca.study.forecast import MFU_OF_NARROW
+from grr_coca.train.forecast import MFU_OF_NARROW
 
 # --- info
 

@@ -8,11 +8,11 @@ import torch
 import yaml
 
 from grr_coca.cli import main
-from grr_coca.study.anatomy import flops_of_pairs, num_parameters
-from grr_coca.study.forecast import TRAINING_PASSES
+from grr_coca.model.anatomy import flops_of_pairs, num_parameters
 from grr_coca.study.plan import Plan, read_plan
 from grr_coca.study.running import expectation as pace
 from grr_coca.study.stages import check_recipes, require_precisions
+from grr_coca.train.forecast import TRAINING_PASSES
 from grr_coca.train.recipe import load_recipe
 
 GPU = Path(__file__).parents[2] / "studies" / "gpu"

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from grr_coca.common.dict_to_dataclass import differences
+from grr_coca.model.anatomy import count_parameters, flops_per_pair, parts, share_that_differs
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.anatomy import count_parameters, flops_per_pair, parts, share_that_differs
-from grr_coca.study.forecast import DTYPES, Forecast, Precision, forecast, matmul_rate, memory, mfu_in_fp32
+from grr_coca.train.forecast import DTYPES, Forecast, Precision, forecast, matmul_rate, memory, mfu_in_fp32
 
 _GIB = 2**30
 

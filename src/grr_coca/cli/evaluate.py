@@ -110,7 +110,7 @@ def compare_checkpoints(
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
     require_extra("torch", "comparing checkpoints")
 
-    from grr_coca.study.demo.table import average_row, format_table, row  # late: imports torch
+    from grr_coca.evaluate.table import average_row, format_table, row  # late: imports torch
     from grr_coca.study.running.measured import row_metrics
 
     models = (_load(folders[0]), _load(folders[1]))

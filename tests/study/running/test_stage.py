@@ -11,7 +11,7 @@ import torch
 from grr_coca.common.errors import Interruption
 from grr_coca.data.order import Shuffle
 from grr_coca.data.sources.open import open_source
-from grr_coca.study.anatomy import flops_per_pair
+from grr_coca.model.anatomy import flops_per_pair
 from grr_coca.study.ledger import LedgerWriter, read_ledger, write_digests
 from grr_coca.study.running import stage as stage_module
 from grr_coca.study.running.stage import caption_lengths, order_hash, run_flops, run_stage, step_flops, weight_hashes

@@ -25,10 +25,10 @@ from grr_coca.common.dict_to_dataclass import differences, read_yaml
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import write_whole
 from grr_coca.common.ranks import Ranks
+from grr_coca.evaluate.table import format_table
 from grr_coca.study.demo.outcome import ArmResult, arm_results, make_exhibits
 from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
 from grr_coca.study.demo.report import comparison_rows, write_report
-from grr_coca.study.demo.table import format_table
 from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE, Ledger, lock_file, read_ledger
 from grr_coca.study.plan import REPORT_FOLDER, DemoPlan, arm_named, read_plan, stage_names
 from grr_coca.study.running.agenda import Agenda, StudyPart, Task

@@ -13,10 +13,10 @@ from grr_coca.common.files import write_whole
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
+from grr_coca.evaluate.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.infer.explain import WordMap, caption_picture
 from grr_coca.study.demo.outcome import ArmResult
 from grr_coca.study.demo.plan import arm_names, demo_recipes
-from grr_coca.study.demo.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.study.drawing import COLOURS, new_figure, render_page, style_axes, svg_text
 from grr_coca.study.plan import DemoPlan, showcase_of
 from grr_coca.study.thumbnails import as_webp, data_address, thumbnail

@@ -18,9 +18,9 @@ from grr_coca.data.batch import Batch
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.checkpoint_metrics import evaluate_checkpoint
+from grr_coca.model.anatomy import flops_of_pairs, num_parameters
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.anatomy import flops_of_pairs, num_parameters
 from grr_coca.study.plan import Arm, Plan, arm_named, scores_captions, stage_names
 from grr_coca.study.running.agenda import Want
 from grr_coca.study.running.stage import caption_lengths, step_flops

@@ -33,10 +33,9 @@ from grr_coca.data.order import Visits
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import require_pairs
+from grr_coca.model.anatomy import count_parameters, flops_of_pairs, flops_per_pair
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.anatomy import count_parameters, flops_of_pairs, flops_per_pair
-from grr_coca.study.forecast import TRAINING_PASSES
 from grr_coca.study.ledger import CaptionedExample, CurvePoint, Kind, LedgerRow, finite
 from grr_coca.study.running.agenda import FINISHED, Task
 from grr_coca.study.running.measured import (
@@ -47,6 +46,7 @@ from grr_coca.study.running.measured import (
     measure_validation,
     without_words,
 )
+from grr_coca.train.forecast import TRAINING_PASSES
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe

@@ -3,7 +3,7 @@
 import pytest
 
 from grr_coca.evaluate.split import Evaluation
-from grr_coca.study.demo.table import Row, average_row, format_table, row
+from grr_coca.evaluate.table import Row, average_row, format_table, row
 from grr_coca.study.running.measured import row_metrics
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from grr_coca.model.anatomy import count_parameters, flops_per_pair, saved_bytes_per_pair
 from grr_coca.model.build import build
 from grr_coca.model.presets import get_preset
-from grr_coca.study import forecast as module
-from grr_coca.study.anatomy import count_parameters, flops_per_pair, saved_bytes_per_pair
-from grr_coca.study.forecast import (
+from grr_coca.train import forecast as module
+from grr_coca.train.forecast import (
     MFU_OF_NARROW,
     MFU_OF_WIDE,
     Forecast,

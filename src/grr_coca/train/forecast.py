@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grr_coca.model.anatomy import flops_per_pair, num_parameters, saved_bytes_per_pair
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.anatomy import flops_per_pair, num_parameters, saved_bytes_per_pair
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -7,9 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from grr_coca.common.dict_to_dataclass import differences
-from grr_coca.model.build import build
-from grr_coca.model.presets import PRESETS, get_preset
-from grr_coca.study.anatomy import (
+from grr_coca.model.anatomy import (
     UNCOUNTED,
     count_parameters,
     flops_of_pairs,
@@ -17,6 +15,8 @@ from grr_coca.study.anatomy import (
     parts,
     share_that_differs,
 )
+from grr_coca.model.build import build
+from grr_coca.model.presets import PRESETS, get_preset
 from model_configs import model_config
 
 

@@ -52,8 +52,10 @@ page: $(VENV)/.page
 	$(BIN)/grr-coca index $(IMAGES) --out $(PAGE_INDEX)
 	$(BIN)/grr-coca serve $(PAGE_INDEX) --open
 
-test: $(VENV)/.dev lint
+# GRR_COCA_CHECK_SHAPES=1 checks the shapes of all tensors, too, as continuous integration does.
+test: $(VENV)/.dev
 	$(PYTEST) $(WORKERS) -m "not slow"
+	$(MAKE) lint
 
 # What is no part of the package, in a small form: the builder of `icons`, every benchmark, the adapter for
 # clip_benchmark, our own plans and reports; and training on a simulated device, which takes a C++ compiler.

@@ -38,9 +38,9 @@ import grr_coca
 from grr_coca.infer.generate import GenerationOptions
 from grr_coca.model.shipped_models import DEFAULT, shipped_folder
 from grr_coca.search.entry import Entry, Stamp
-from grr_coca.search.index import make_store
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.store import Changes
+from grr_coca.search.stores import make_store
 
 CLIENTS = 64
 FILES = {DEFAULT: 3000, "b32": 200}

@@ -11,8 +11,8 @@ from library import make_entry, make_vectors
 from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.facets import facets
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.index import open_store
 from grr_coca.search.store import Changes
+from grr_coca.search.stores import open_store
 
 _VALUES = [None, -1, 2**62, 0.5, "", "x", "é" * 50, b"\xff\x00", "[]", "{", '{"a": [1]}', '[["a"]]', "null"]
 

@@ -19,8 +19,8 @@ from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.search.embedded import checksums
 from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Failure, Stamp
-from grr_coca.search.index import make_store, open_store
 from grr_coca.search.store import Changes
+from grr_coca.search.stores import make_store, open_store
 
 SEEDS = 40
 
@@ -109,7 +109,8 @@ def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
         for first, count in ((100, 3), (200, 1), (300, 150), (500, 64)):
             fill(store, count, seed=first, first=first)
             assert store.check().without_checksum == 0
-        blocks = checksums.read_blocks(store._database, 0)
+        with store.snapshot() as now:
+            blocks = checksums.read_blocks(now.database, 0)
         assert [(block.first, block.rows) for block in blocks] == [(0, 64), (64, 64), (128, 64), (192, 64), (256, 22)]
     os.truncate(bad / "vectors.f16", 200 * WIDTH * 2)
     with pytest.raises(DamagedError), closing(open_store(str(bad))) as store:
@@ -144,10 +145,10 @@ def test_an_index_of_an_older_version_gets_its_checksums_from_the_next_writer(ba
 def test_rows_that_an_older_version_has_added_are_covered_too(bad, good):
     with closing(open_store(str(bad))) as store:
         fill(store, 20, first=100)
-        database = store._database
+        database = store._writer._database
         database.execute("DELETE FROM blocks")
-        with closing(open_store(str(good))) as older:
-            checksums.write_blocks(database, 0, checksums.read_blocks(older._database, 0))
+        with closing(open_store(str(good))) as older, older.snapshot() as now:
+            checksums.write_blocks(database, 0, checksums.read_blocks(now.database, 0))
     with closing(open_store(str(bad))) as store:
         assert store.check() == (79, 20)
         store.claim()
@@ -160,7 +161,7 @@ READER = """
 import os, sys
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
 from grr_coca.common.errors import UserError
-from grr_coca.search.index import open_store
+from grr_coca.search.stores import open_store
 from library import make_vectors
 store, told = open_store(sys.argv[1]), 0
 query = make_vectors(1)[0]

@@ -23,8 +23,8 @@ from grr_coca.search.embedded.embedded_store import MAX_WORDS, EmbeddedStore
 from grr_coca.search.embedded.vectors import VectorFile, append_rows, products
 from grr_coca.search.entry import VERSION, Failure
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.index import make_store, open_store
 from grr_coca.search.store import Changes
+from grr_coca.search.stores import make_store, open_store
 from grr_coca.search.update import update_store
 from support import disk_of, syncs_and_renames
 
@@ -275,7 +275,8 @@ def test_vectors_are_on_the_disk_before_the_database_names_them(store, reopened,
     fill(store, 3)
     assert ("sync", str(folder_of(store) / "vectors.f16")) in done
     for one in (store, reopened()):
-        assert one._database.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: a commit waits for the disk"
+        with one.snapshot() as now:
+            assert now.database.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: a commit waits for the disk"
 
 
 def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reopened):

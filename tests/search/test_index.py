@@ -7,8 +7,9 @@ from grr_coca.common.errors import UserError
 from grr_coca.infer.image_text_model import load
 from grr_coca.model.checkpoint_folder import FILES
 from grr_coca.search.entry import Header
-from grr_coca.search.index import Index, make_store
+from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
+from grr_coca.search.stores import make_store
 
 
 @pytest.fixture

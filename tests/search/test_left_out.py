@@ -10,8 +10,8 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.search.index import open_store
 from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.stores import open_store
 from grr_coca.search.update import update_store
 
 

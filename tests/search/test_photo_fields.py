@@ -16,11 +16,11 @@ from PIL import ExifTags, Image
 from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Entry
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.index import make_store, open_store
 from grr_coca.search.milvus.rows import from_record, to_expression, to_record
 from grr_coca.search.photo import Photo
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.store import Changes, PhotoUpdate
+from grr_coca.search.stores import make_store, open_store
 from grr_coca.search.update import update_store
 from support import snapshot
 
@@ -302,7 +302,7 @@ def test_keywords_and_titles_are_fields(tmp_path):
 
     from grr_coca.search.facets import facets
     from grr_coca.search.filters import parse_filter
-    from grr_coca.search.index import make_store
+    from grr_coca.search.stores import make_store
 
     written = (
         {"photo": photo_of(headline="Harbour", keywords=("cat", "sea"))},

@@ -13,9 +13,10 @@ from library import fill, make_entry, make_vectors
 
 from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
-from grr_coca.search.index import Index, open_store
+from grr_coca.search.index import Index
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.store import Changes
+from grr_coca.search.stores import open_store
 
 
 def exported(store, path):

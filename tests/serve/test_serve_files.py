@@ -16,8 +16,8 @@ from serving import DRAWINGS, serving, wait_until
 
 import grr_coca
 from grr_coca.data.images import decode_image
-from grr_coca.search.index import open_store
 from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.stores import open_store
 from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.memory import Budget

@@ -26,8 +26,8 @@ from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Entry, Stamp
 from grr_coca.search.facets import facets
 from grr_coca.search.image_files import Span
-from grr_coca.search.index import open_store
 from grr_coca.search.store import Changes
+from grr_coca.search.stores import open_store
 from grr_coca.serve.files import PictureFiles
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.library import ServedIndex, picture_id

@@ -20,7 +20,7 @@ from serving import DRAWINGS, Client, wait_until
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.search.entry import Header
-from grr_coca.search.index import make_store
+from grr_coca.search.stores import make_store
 from grr_coca.serve.server import listen
 from processes import running
 

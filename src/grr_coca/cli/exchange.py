@@ -120,9 +120,9 @@ def export_web(
         pictures: show only pictures in this folder. An index that `import index` made shows none without it.
     """
     from grr_coca.model.checkpoint_without_weights import read_files
-    from grr_coca.search.index import open_store
     from grr_coca.search.index_model import IndexModel
     from grr_coca.search.relevance import curve_of
+    from grr_coca.search.stores import open_store
     from grr_coca.serve import site  # late, as below: other verbs need none of this
 
     require_free(out)
@@ -183,8 +183,8 @@ def export_index(
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
         out: .parquet file to write.
     """
-    from grr_coca.search.index import open_store
     from grr_coca.search.portable import export_parquet
+    from grr_coca.search.stores import open_store
 
     require_suffix(out, (".parquet",))
     require_extra("parquet", "exporting an index")

@@ -96,7 +96,7 @@ def run(
 
 
 def _check(location: str) -> None:
-    from grr_coca.search.index import open_store  # late: imports NumPy and Pillow
+    from grr_coca.search.stores import open_store  # late: imports NumPy and Pillow
 
     store = open_store(location)
     assert store is not None
@@ -113,7 +113,8 @@ def _check(location: str) -> None:
 
 
 def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Index":
-    from grr_coca.search.index import Index, open_store  # late: imports NumPy and Pillow
+    from grr_coca.search.index import Index  # late: imports NumPy and Pillow
+    from grr_coca.search.stores import open_store
     from grr_coca.search.update import require_arguments
 
     store = open_store(out, is_optional=True)

@@ -71,10 +71,10 @@ def run(
     if check is not None and (json or out or decided):
         raise UserError("--check only prints what looks wrong; give it without --json, --out and --decided")
     require_extra("icons", "matching", unneeded=("fontTools", "brotli"))
-    from grr_coca.search.match.icon_map import read_map  # late: imports NumPy and Pillow
-    from grr_coca.search.match.libraries import is_index, open_library
+    from grr_coca.search.match.icon_map import read_map
     from grr_coca.search.match.matcher import Matcher
     from grr_coca.search.match.used_icons import find_uses
+    from grr_coca.search.stores import is_index  # late: imports NumPy and Pillow
 
     decisions = None if decided is None else read_map(decided)
     table = None if check is None else read_map(check)
@@ -83,10 +83,10 @@ def run(
     with _bars() as on_progress:
         target = None
         if any(map(is_index, to)):  # first: its model is the one to use
-            target = open_library(matcher, to, exclude=exclude, on_progress=on_progress)
+            target = matcher.open(to, exclude=exclude, on_progress=on_progress)
         used = None if uses is None else matcher.used(uses, on_progress)
-        source = used.icons if used else open_library(matcher, from_, exclude=exclude, on_progress=on_progress)
-        target = target or open_library(matcher, to, exclude=exclude, on_progress=on_progress)
+        source = used.icons if used else matcher.open(from_, exclude=exclude, on_progress=on_progress)
+        target = target or matcher.open(to, exclude=exclude, on_progress=on_progress)
     _report_left_out([*source.failures, *target.failures])
     if table is not None:
         return _check(table, source, target, matcher)

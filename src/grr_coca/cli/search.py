@@ -118,7 +118,7 @@ def list_duplicates(
         json: print JSON lines, each with the paths of a group, and the exact copies in it with their originals.
     """
     from grr_coca.search.duplicates import duplicate_groups  # late: imports NumPy and Pillow
-    from grr_coca.search.index import open_store
+    from grr_coca.search.stores import open_store
 
     store = open_store(index)
     assert store is not None

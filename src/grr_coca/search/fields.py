@@ -66,4 +66,6 @@ def names_of(source: Literal["index", "file", "model"]) -> tuple[str, ...]:
 
 
 OWN_FIELDS = frozenset(names_of("index"))
-"""The fields of every image, which are columns of their own in each store."""
+"""The fields of every image."""
+COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "root", "digest": "digest"}
+"""What each store has a column for, with its name. Programs can ask for root and digest of an `Entry`, too."""

@@ -11,14 +11,13 @@ from grr_coca.infer.on_ray import Machines
 from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.answer import Query, SearchOptions, SearchResult, search_store
 from grr_coca.search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
-from grr_coca.search.embedded.database import FILE, create_database, holds_nothing_else, remove_database
-from grr_coca.search.embedded.embedded_store import EmbeddedStore
-from grr_coca.search.entry import Header, chunks
+from grr_coca.search.entry import chunks
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index_model import IndexModel, RayDescriber
 from grr_coca.search.match.candidates import PictureMatch
 from grr_coca.search.match.numbers import CANDIDATES
 from grr_coca.search.store import Changes, Store
+from grr_coca.search.stores import make_store, open_store
 from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 
 if TYPE_CHECKING:
@@ -255,60 +254,3 @@ def _many(one_or_many: object) -> tuple:
     if isinstance(one_or_many, list | tuple):
         return tuple(one_or_many)
     return (one_or_many,)
-
-
-# --- Stores
-
-_MILVUS = ("http://", "https://", "milvus:", "tcp://")
-
-
-def open_store(location: str, is_optional: bool = False) -> Store | None:
-    """Open the store of an index.
-
-    Args:
-        location: a folder, `http://HOST:PORT/COLLECTION`, or `milvus:FILE`.
-        is_optional: if there is no index yet, return None instead of raising an error.
-
-    Raises:
-        UserError: there is no index, or it cannot be reached.
-    """
-    if location.startswith(_MILVUS):
-        from grr_coca.search.milvus.milvus_store import open_collection  # late: it needs an extra
-
-        return open_collection(location, is_optional)
-    folder = Path(location)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file, but an index is a folder; give another name")
-    if is_optional and not (folder / FILE).exists():
-        if folder.exists() and not holds_nothing_else(folder):
-            raise UserError(f"{folder}: has other files, and is not an index; give an empty or new folder")
-        return None
-    return EmbeddedStore(folder)
-
-
-def make_store(location: str, header: Header) -> Store:
-    """Create a store without images.
-
-    Raises:
-        UserError: it cannot be created there.
-    """
-    if location.startswith(_MILVUS):
-        from grr_coca.search.milvus.milvus_store import create_collection
-
-        return create_collection(location, header)
-    create_database(Path(location), header)
-    return EmbeddedStore(Path(location))
-
-
-def remove_store(location: str) -> None:
-    """Remove an index, finished or not. No other process may use it.
-
-    Raises:
-        UserError: it cannot be removed, or the server cannot be reached.
-    """
-    if location.startswith(_MILVUS):
-        from grr_coca.search.milvus.milvus_store import drop_collections
-
-        drop_collections(location)
-    else:
-        remove_database(Path(location))

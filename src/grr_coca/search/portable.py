@@ -18,9 +18,9 @@ from grr_coca.common.extras import require_extra
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Stamp, chunks
 from grr_coca.search.fields import FIELDS, names_of
-from grr_coca.search.index import make_store, open_store, remove_store
 from grr_coca.search.photo import Photo
 from grr_coca.search.store import Changes, Store, is_of_unit_length
+from grr_coca.search.stores import make_store, open_store, remove_store
 
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048

@@ -1,21 +1,31 @@
-"""The interface of a store, which keeps an index in a folder or on a Milvus server, and the values that it exchanges.
+"""A store keeps an index, in a folder or on a server. Ten operations are its own; all else follows from them.
+
+These are `__len__` (count), `get`, `scan`, `nearest`, `word_matches`, `commit` (write), `revision`, `snapshot` (made by
+`begin`), `claim` and `compact`. A server needs no `claim` and no `compact`, and may have no words. A store also keeps
+the `failures` and some `notes`.
+What follows from these reads more than it must: a store overrides what it can do faster.
 
 Shapes: N images, E embedding width.
 """
 
+import heapq
+import json
+import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from grr_coca.common.errors import UserError
 from grr_coca.infer.calibration import Certainty
-from grr_coca.search.entry import Entry, Failure, Header, ImagePlace, Stamp
+from grr_coca.search.entry import Entry, Failure, Header, ImagePlace, Stamp, chunks, name_id
 from grr_coca.search.fields import FieldValue, Kind
-from grr_coca.search.filters import Filter
+from grr_coca.search.filters import Comparison, Filter, OneOf
 from grr_coca.search.photo import Photo
 
 SAMPLE = 4096
@@ -43,12 +53,25 @@ class ImageState(NamedTuple):
     fields: Mapping[str, FieldValue] = MappingProxyType({})
     sidecars: int | None = None
 
+    @classmethod
+    def of(cls, entry: Entry) -> Self:
+        """The state of an image that was read."""
+        return cls(entry.stamp, entry.digest, entry.fields, None if entry.photo is None else entry.photo.sidecars)
+
 
 class Match(NamedTuple):
     """The id of an image and its score. An id is valid within one snapshot."""
 
     id: int
     score: float
+
+
+class StoredImage(NamedTuple):
+    """An image of a store, with its embedding (float16) if it was asked for."""
+
+    id: int
+    entry: Entry
+    vector: np.ndarray | None = None
 
 
 HASHED = np.dtype([("id", np.int64), ("phash", np.int64), ("digest", "S32")])
@@ -125,13 +148,13 @@ class PhotoUpdate(NamedTuple):
     look: bytes = b""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Changes:
     """The changes of one commit.
 
     `added`: images with their embeddings; they replace those with the same names. `touched`: images with unchanged
     bytes. `noted`: what cameras and people wrote, in place of what was known. `removed`: names of images or failures.
-    `failed`: images that could not be read.
+    `failed`: images that could not be read. `notes`: see `Store.notes`.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
@@ -139,112 +162,70 @@ class Changes:
     noted: list[PhotoUpdate] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.added) + len(self.touched) + len(self.noted) + len(self.removed) + len(self.failed)
+        return sum(map(len, vars(self).values()))
 
 
-class Store(Protocol):
+_AT_ONCE = 500
+"""Ids or digests of one read."""
+
+
+class Store(ABC):
     """A store of images by name, each with an embedding of unit length in half precision.
 
-    All reads within one `snapshot` see the same committed state. Only one process writes at a time.
+    All reads of a thread within one `snapshot` see the same committed state. Only one process writes at a time. The id
+    of an image is its `Entry.draw`, unless a store overrides `ids_of`.
     """
 
-    header: Header
-    location: str
+    def __init__(self, location: str, header: Header) -> None:
+        self.location = location
+        self.header = header
+        self._thread = threading.local()
 
+    # --- The index as a whole
+
+    @classmethod
+    @abstractmethod
+    def open(cls, location: str, *, is_optional: bool = False) -> Self | None:
+        """Open an index. If there is none, and that is allowed: None.
+
+        Raises:
+            UserError: there is no index, or it cannot be reached or read.
+        """
+
+    @classmethod
+    @abstractmethod
+    def create(cls, location: str, header: Header) -> Self:
+        """Create an index without images.
+
+        Raises:
+            UserError: it cannot be created there.
+        """
+
+    @classmethod
+    @abstractmethod
+    def remove(cls, location: str) -> None:
+        """Remove an index, finished or not. No other process may use it.
+
+        Raises:
+            UserError: it cannot be removed.
+        """
+
+    @classmethod
+    def is_there(cls, location: str) -> bool:  # noqa: ARG003
+        """True if a location can only be that of an index."""
+        return True
+
+    @property
+    def is_replaced(self) -> bool:
+        """True if another index has taken the place of the one that was opened."""
+        return False
+
+    @abstractmethod
     def close(self) -> None:
         """Close files and connections."""
-        ...
-
-    def snapshot(self) -> AbstractContextManager[None]:
-        """A context in which all reads see the newest state that was committed when it began."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
-
-    # --- Reading
-
-    def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The images whose embeddings have the largest dot products with a vector of width E, best first. Exact."""
-        ...
-
-    def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """The images whose captions, file names, titles or keywords contain words of a text, best first (BM25).
-
-        Of a long text, the first words count. The list is empty if this store has no full-text index.
-        """
-        ...
-
-    def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """The entries of these ids, in the same order."""
-        ...
-
-    def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """The embeddings of these ids in the same order, as float32: N E."""
-        ...
-
-    def sample(self) -> LibrarySample:
-        """A random sample of the images. The same state has the same sample."""
-        ...
-
-    def columns(self) -> frozenset[str]:
-        """The names of all fields that come from tables."""
-        ...
-
-    def matching(self, where: Filter) -> Iterator[Entry]:
-        """All images that match a filter."""
-        ...
-
-    def revision(self) -> str:
-        """A text that changes with each commit."""
-        ...
-
-    def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """The ids of images in this snapshot, by their `Entry.draw`. Images that are not in the index are left out."""
-        ...
-
-    def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """The ids of all images that match a filter: the newest date first, and by name within one date."""
-        ...
-
-    def summary(self, field: str, count: int) -> FieldSummary:
-        """The values of a field; `count`: how many of the most frequent ones to return."""
-        ...
-
-    def hashes(self) -> np.ndarray:
-        """Ids, perceptual hashes and digests of all images: N rows of `HASHED`."""
-        ...
-
-    def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
-        """All entries with their embeddings (float16)."""
-        ...
-
-    def failures(self) -> list[Failure]:
-        """The images that could not be read at the last attempt."""
-        ...
-
-    def known(self, names: Sequence[str]) -> dict[str, ImageState]:
-        """The known state of these images, by name. Includes images that could not be read; leaves out unknown ones."""
-        ...
-
-    def twins(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
-        """What is known of the images with these digests, by digest."""
-        ...
-
-    def roots(self) -> list[str]:
-        """The arguments (files, folders, patterns) through which images or failures were found."""
-        ...
-
-    def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of the images and failures that were found through an argument."""
-        ...
-
-    def excluded(self) -> tuple[str, ...]:
-        """The patterns of what updates leave out."""
-        ...
 
     def check(self) -> CheckedIndex:
         """Read everything, and compare it with its checksums. This may take minutes.
@@ -253,45 +234,80 @@ class Store(Protocol):
             DamagedError: something is not what was written; the message says how to restore it.
             UserError: this store keeps no checksums.
         """
-        ...
+        raise UserError(f"{self.location}: a server checks its files itself; --check is for an index in a folder")
 
-    def was_imported(self) -> bool:
-        """True if it was made of a file from elsewhere, which may name any picture and any model."""
-        ...
+    # --- The ten operations
 
-    # --- Writing
+    @contextmanager
+    def snapshot(self) -> Iterator[Any]:
+        """A context in which all reads of this thread see the newest state that was committed when it began.
 
-    def claim(self) -> None:
+        A snapshot within another one is part of that. The value is what `begin` gives.
+        """
+        now = getattr(self._thread, "snapshot", None)
+        if now is not None:
+            yield now
+            return
+        with self.begin() as now:
+            self._thread.snapshot = now
+            try:
+                yield now
+            finally:
+                self._thread.snapshot = None
+
+    @abstractmethod
+    def begin(self) -> AbstractContextManager[Any]:
+        """A new snapshot: what the reads of the store need, such as a connection. For `snapshot`."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
+        """The images of these ids that are in the index, in any order."""
+
+    @abstractmethod
+    def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
+        """All images that match a filter, in the order of their ids."""
+
+    @abstractmethod
+    def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
+        """The images whose embeddings have the largest dot products with a vector of width E, best first. Exact."""
+
+    def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:  # noqa: ARG002
+        """The images whose captions, file names, titles or keywords contain words of a text, best first (BM25).
+
+        Of a long text, the first words count. The list is empty if this store has no full-text index.
+        """
+        return []
+
+    @abstractmethod
+    def revision(self) -> str:
+        """A text that changes with each commit."""
+
+    @abstractmethod
+    def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
+        """The images that could not be read at the last attempt, sorted by name: all, or those of these names."""
+
+    @abstractmethod
+    def notes(self) -> Mapping[str, str]:
+        """What is remembered of the whole index, by key: `exclude`, `imported`."""
+
+    def claim(self) -> None:  # noqa: B027 (a server takes turns itself)
         """Take the lock of the writer, until the store is closed.
 
         Raises:
             UserError: another process writes; the message names it.
         """
-        ...
 
-    def exclude(self, patterns: Sequence[str]) -> None:
-        """Remember the patterns of what updates leave out, in place of earlier ones.
-
-        Raises:
-            UserError: as in `commit`.
-        """
-        ...
-
-    def mark_as_imported(self) -> None:
-        """Remember that it was made of a file from elsewhere.
-
-        Raises:
-            UserError: as in `commit`.
-        """
-        ...
-
+    @abstractmethod
     def commit(self, changes: Changes) -> None:
         """Write changes. When this returns, all are on disk. If it raises, none is; a server may have written a part.
 
         Raises:
             UserError: another process writes, the disk is full, or the server does not answer. Earlier commits stay.
         """
-        ...
 
     def compact(self) -> bool:
         """Free the space of removed images if there are enough of them. Returns True if it did.
@@ -299,4 +315,117 @@ class Store(Protocol):
         Raises:
             UserError: as in `commit`.
         """
-        ...
+        return False
+
+    # --- What follows from them
+
+    def entries(self, ids: Sequence[int]) -> list[Entry]:
+        """The entries of these ids, in the same order."""
+        found = {row.id: row.entry for row in self.get(ids)}
+        self._require_all(ids, found)
+        return [found[identity] for identity in ids]
+
+    def vectors(self, ids: Sequence[int]) -> np.ndarray:
+        """The embeddings of these ids in the same order, as float32: N E."""
+        found = {row.id: row.vector for row in self.get(ids, vectors=True)}
+        self._require_all(ids, found)
+        return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
+
+    def _require_all(self, ids: Sequence[int], found: Mapping[int, object]) -> None:
+        """Raise an error, caused by a `KeyError`, if an id was not found."""
+        if missing := set(ids).difference(found):
+            raise UserError(
+                f"{self.location}: {len(missing)} images were removed meanwhile{self._other_reason}"
+            ) from KeyError(min(missing))
+
+    _other_reason = "; search again"
+    """Why an image of an id may not be there, besides that it was removed; and what to do."""
+
+    def sample(self) -> LibrarySample:
+        """A random sample of the images. The same state has the same sample."""
+        drawn = heapq.nsmallest(SAMPLE, self.scan(vectors=True), key=lambda row: row.entry.draw)
+        vectors = np.array([row.vector for row in drawn], np.float32).reshape(len(drawn), self.header.embed_dim)
+        return LibrarySample(vectors, tuple(row.entry.caption for row in drawn[:SAMPLE_CAPTIONS]))
+
+    def columns(self) -> frozenset[str]:
+        """The names of all fields that come from tables."""
+        return frozenset(name for row in self.scan() for name in row.entry.fields)
+
+    def matching(self, where: Filter) -> Iterator[Entry]:
+        """All images that match a filter."""
+        return (row.entry for row in self.scan(where))
+
+    def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
+        """All entries with their embeddings (float16)."""
+        for row in self.scan(vectors=True):
+            assert row.vector is not None
+            yield row.entry, row.vector
+
+    def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
+        """The ids of images in this snapshot, by their `Entry.draw`. Images that are not in the index are left out."""
+        return {row.entry.draw: row.id for row in self.get(draws)}
+
+    def newest_first(self, where: Filter | None = None) -> np.ndarray:
+        """The ids of all images that match a filter: the newest date first, and by name within one date."""
+        found = sorted(((row.entry.date, row.entry.name, row.id) for row in self.scan(where)), key=lambda row: row[1])
+        return np.array([row[2] for row in sorted(found, key=lambda row: row[0], reverse=True)], np.int64)
+
+    def summary(self, field: str, count: int) -> FieldSummary:
+        """The values of a field; `count`: how many of the most frequent ones to return."""
+        return FieldSummary.of((value for row in self.scan() for value in row.entry.values_of(field)), count)
+
+    def hashes(self) -> np.ndarray:
+        """Ids, perceptual hashes and digests of all images: N rows of `HASHED`."""
+        return np.fromiter(((row.id, row.entry.phash, row.entry.digest) for row in self.scan()), HASHED)
+
+    def known(self, names: Sequence[str]) -> dict[str, ImageState]:
+        """The known state of these images, by name. Includes images that could not be read; leaves out unknown ones."""
+        with self.snapshot():
+            found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
+            ids = self.ids_of([name_id(name) for name in names])
+            return found | {row.entry.name: ImageState.of(row.entry) for row in self.get(list(ids.values()))}
+
+    def twins(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
+        """What is known of the images with these digests, by digest."""
+        found: dict[str, ImageDescription] = {}
+        for chunk in chunks(digests, _AT_ONCE):
+            for row in self.scan(OneOf("digest", tuple(chunk)), vectors=True):
+                assert row.vector is not None
+                found[row.entry.digest] = ImageDescription(row.entry.caption, row.vector, row.entry.certainty)
+        return found
+
+    def roots(self) -> list[str]:
+        """The arguments (files, folders, patterns) through which images or failures were found."""
+        with self.snapshot():
+            return sorted({row.entry.root for row in self.scan()} | {failure.root for failure in self.failures()})
+
+    def places(self, root: str) -> Iterator[ImagePlace]:
+        """The places of the images and failures that were found through an argument."""
+        with self.snapshot():
+            for row in self.scan(Comparison("root", "=", root)):
+                yield ImagePlace.of(row.entry.name, row.entry.file, row.entry.offset)
+            yield from (ImagePlace.of_name(one.name) for one in self.failures() if one.root == root)
+
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of what updates leave out."""
+        return tuple(json.loads(self.notes().get("exclude", "[]")))
+
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """Remember the patterns of what updates leave out, in place of earlier ones.
+
+        Raises:
+            UserError: as in `commit`.
+        """
+        self.commit(Changes(notes={"exclude": json.dumps(list(patterns))}))
+
+    def was_imported(self) -> bool:
+        """True if it was made of a file from elsewhere, which may name any picture and any model."""
+        return "imported" in self.notes()
+
+    def mark_as_imported(self) -> None:
+        """Remember that it was made of a file from elsewhere.
+
+        Raises:
+            UserError: as in `commit`.
+        """
+        self.commit(Changes(notes={"imported": "yes"}))

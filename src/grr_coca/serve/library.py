@@ -9,8 +9,7 @@ import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,12 @@ from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.data.text import clean_query
 from grr_coca.search.answer import Hit, Query, Ranking, SearchOptions, hits_of, rank_images
 from grr_coca.search.duplicates import duplicate_groups
-from grr_coca.search.embedded.database import FILE
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, counts_of, facet_fields, facets
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.index import open_store
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import Store
+from grr_coca.search.stores import open_store
 from grr_coca.serve.files import PictureFiles
 from grr_coca.serve.lru_cache import LruCache
 from grr_coca.serve.queue import ModelQueue, too_late
@@ -107,24 +105,18 @@ class ServedIndex:
         self._captions = LruCache[str, np.ndarray](50_000)
         self._rankings = LruCache[Hashable, Ranking](32)
         self._orders = LruCache[Hashable, np.ndarray](_MAX_ORDER_BYTES)
-        # One store answers searches, one browses, and one gives single images and the state of the index: neither a
-        # search nor a thumbnail waits until a long list is sorted.
-        self._searched = _OpenStore(location, fingerprint)
-        self._browsed = _OpenStore(location, fingerprint)
-        self._looked_up = _OpenStore(location, fingerprint)
+        self._open = _OpenStore(location, fingerprint)
         self._facets: tuple[str, float, list[Facet]] = ("", -math.inf, [])
         self._groups: tuple[str, list[list[int]]] = ("", [])
 
     def close(self) -> None:
         """Close the index."""
-        self._searched.close()
-        self._browsed.close()
-        self._looked_up.close()
+        self._open.close()
 
     def state(self) -> tuple[int, str]:
         """The number of images, and a text that changes when the index does."""
-        with self._looked_up.use() as store, store.snapshot():
-            return len(store), self._looked_up.revision(store)
+        with self._open.use() as store, store.snapshot():
+            return len(store), self._open.revision(store)
 
     # --- Search
 
@@ -136,15 +128,15 @@ class ServedIndex:
             Refusal: the time is over.
         """
         model = _QueryModel(self._model, self._curve, self._captions, expires)
-        with self._searched.use() as store:
-            revision = self._searched.revision(store)
+        with self._open.use() as store:
+            revision = self._open.revision(store)
             # Images of the query are not compared: they are arrays, and are asked for once.
             count = _FIRST_RANKED if offset + limit < _FIRST_RANKED else MAX_RANKED
             key = None if query.images else (revision, query, where, count)
             ranking = self._rankings.get(key)
         if ranking is None:
             options = SearchOptions(n=count, where=where, hybrid=True, fold=True, are_there=self.files.are_there)
-            with self._searched.use() as store:
+            with self._open.use() as store:
                 ranking = rank_images(query, store, model, options)
             if key is not None:
                 self._rankings.put(key, ranking)
@@ -163,7 +155,7 @@ class ServedIndex:
         }
 
     def _counts(self, entries: Sequence[Entry]) -> list[Facet]:
-        with self._searched.use() as store:
+        with self._open.use() as store:
             return counts_of(entries, facet_fields(store.columns()))
 
     # --- Browsing
@@ -174,8 +166,8 @@ class ServedIndex:
         Raises:
             UserError: the filter is invalid.
         """
-        with self._browsed.use() as store, store.snapshot():
-            key = (self._browsed.revision(store), where)
+        with self._open.use() as store, store.snapshot():
+            key = (self._open.revision(store), where)
             order = self._orders.get(key)
             if order is None:
                 tree = None if where is None else parse_filter(where, store.columns())
@@ -192,7 +184,7 @@ class ServedIndex:
             Refusal: the index does not have it.
         """
         draw = draw_of(identity)
-        with self._looked_up.use() as store, store.snapshot():
+        with self._open.use() as store, store.snapshot():
             ids = store.ids_of([draw])
             if not ids:
                 raise _unknown()
@@ -209,26 +201,24 @@ class ServedIndex:
 
     def facets(self) -> list[Facet]:
         """The fields by which images can be filtered, with their values. To be called from one thread alone."""
-        with self._looked_up.use() as current:
-            revision = self._looked_up.revision(current)
+        with self._open.use() as current:
+            revision = self._open.revision(current)
             known, counted, found = self._facets
             if known != revision and time.monotonic() - counted > _SECONDS_OF_FACETS:
-                # A store of its own: among millions of images this takes minutes.
-                with closing(self._looked_up.opened()) as store, store.snapshot():
-                    found = facets(store)
+                with current.snapshot():
+                    found = facets(current)
                 self._facets = (revision, time.monotonic(), found)
             return found
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
         """Some groups of images that look the same, the largest group first. To be called from one thread alone."""
-        with self._looked_up.use() as current:
-            revision = self._looked_up.revision(current)
+        with self._open.use() as current:
+            revision = self._open.revision(current)
             if self._groups[0] != revision:
-                with closing(self._looked_up.opened()) as store:  # of its own, as for `facets`
-                    groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(store)]
+                groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(current)]
                 self._groups = (revision, groups)
         groups = self._groups[1]
-        with self._looked_up.use() as store, store.snapshot():
+        with self._open.use() as store, store.snapshot():
             ids = store.ids_of([draw for group in groups[offset : offset + limit] for draw in group])
             found = [
                 store.entries([ids[draw] for draw in group if draw in ids]) for group in groups[offset : offset + limit]
@@ -252,7 +242,6 @@ class _OpenStore:
         self._fingerprint = fingerprint
         self._lock = threading.Lock()
         self._store: Store | None = None
-        self._identity: tuple[int, int] | None = None
         self._num_opened = 0
 
     def revision(self, store: Store) -> str:
@@ -278,19 +267,18 @@ class _OpenStore:
 
     def _current(self) -> Store:
         with self._lock:
-            identity = self._on_disk()
-            if self._store is not None and identity != self._identity:
+            if self._store is not None and self._store.is_replaced:
                 self._store.close()
                 self._store = None
             if self._store is None:
                 try:
-                    self._store, self._identity = self.opened(), identity
+                    self._store = self._opened()
                     self._num_opened += 1
                 except UserError as error:
                     raise Refusal(503, f"there is no index now: {error}", retry_after=5) from error
             return self._store
 
-    def opened(self) -> Store:
+    def _opened(self) -> Store:
         """A new store of the index.
 
         Raises:
@@ -309,13 +297,6 @@ class _OpenStore:
             if self._store is not None:
                 self._store.close()
                 self._store = None
-
-    def _on_disk(self) -> tuple[int, int] | None:
-        """What tells the file of an index from another one in its place; None if there is no file, as on a server."""
-        with suppress(OSError):
-            status = (Path(self._location) / FILE).stat()
-            return status.st_dev, status.st_ino
-        return None
 
 
 class _QueryModel:

@@ -5,10 +5,13 @@ Shapes: N images, E embedding width.
 
 import json
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from itertools import repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,33 +24,36 @@ from grr_coca.search.embedded.database import (
     OF_MODEL,
     READ,
     as_bytes,
-    certainty_of_row,
+    create_database,
     database_errors,
     fields_of_row,
     from_row,
+    holds_nothing_else,
     open_database,
     read_header,
+    remove_database,
 )
 from grr_coca.search.embedded.vectors import State, best_rows, how_to_restore, products
 from grr_coca.search.embedded.writer import Writer
 from grr_coca.search.entry import (
-    Entry,
     Failure,
+    Header,
     ImagePlace,
     Stamp,
     chunks,
 )
-from grr_coca.search.fields import FIELDS, OWN_FIELDS, FieldValue
+from grr_coca.search.fields import COLUMNS, FIELDS, FieldValue
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.store import (
     HASHED,
     Changes,
     CheckedIndex,
     FieldSummary,
-    ImageDescription,
     ImageState,
     LibrarySample,
     Match,
+    Store,
+    StoredImage,
 )
 
 _MAX_PARAMETERS = 500
@@ -65,8 +71,15 @@ MAX_WORDS = 32
 them, so a pasted page of text would take minutes in a large index, while no other search is answered."""
 
 
-class EmbeddedStore:
-    """An index in a folder. `grr_coca.search.store.Store` documents its methods.
+class Snapshot(NamedTuple):
+    """One read transaction: its connection, which no other thread uses meanwhile, and the state that it sees."""
+
+    database: sqlite3.Connection
+    state: State
+
+
+class EmbeddedStore(Store):
+    """An index in a folder. Each snapshot has a connection of its own, so threads do not wait for each other.
 
     The first `claim`, `commit` or `compact` takes the lock of the writer, which is held until the store is closed.
 
@@ -75,162 +88,201 @@ class EmbeddedStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.location = str(folder)
         self._folder = folder
-        self._database = open_database(folder)
+        self._identity = _identity(folder)
+        database = open_database(folder)
         with database_errors(folder):
-            self.header = read_header(self._database)
-        self._state = State(folder, self.header.embed_dim)
+            header = read_header(database)
+        super().__init__(str(folder), header)
+        self._idle = [database]
+        self._is_closed = False
+        self._state: State | None = None
         self._writer: Writer | None = None
-        self._lock = threading.RLock()
-        self._depth = 0
+        self._lock, self._writing = threading.Lock(), threading.RLock()
+
+    @classmethod
+    def open(cls, location: str, *, is_optional: bool = False) -> "EmbeddedStore | None":
+        """Open the index of a folder. If it is empty or not there, and that is allowed: None."""
+        folder = Path(location)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: a file, but an index is a folder; give another name")
+        if is_optional and not (folder / FILE).exists():
+            if folder.exists() and not holds_nothing_else(folder):
+                raise UserError(f"{folder}: has other files, and is not an index; give an empty or new folder")
+            return None
+        return cls(folder)
+
+    @classmethod
+    def create(cls, location: str, header: Header) -> "EmbeddedStore":
+        """Create an index in a folder."""
+        create_database(Path(location), header)
+        return cls(Path(location))
+
+    @classmethod
+    def remove(cls, location: str) -> None:
+        """Remove an index, and its folder if that is empty then."""
+        remove_database(Path(location))
+
+    @classmethod
+    def is_there(cls, location: str) -> bool:
+        """True if a folder has an index."""
+        return (Path(location) / FILE).is_file()
+
+    @property
+    def is_replaced(self) -> bool:
+        """True if the database is another file, or gone."""
+        return _identity(self._folder) != self._identity
 
     def close(self) -> None:
-        """Close the files, and release the lock of the writer."""
-        with self._lock:
-            self._database.close()
-            self._state = State(self._folder, self.header.embed_dim)  # closes the file of vectors
+        """Close the files, and release the lock of the writer. A snapshot closes its connection at its end."""
+        with self._writing, self._lock:
+            self._is_closed = True
+            for database in self._idle:
+                database.close()
+            self._state = None  # closes the file of vectors
             if self._writer is not None:
                 self._writer.release()
                 self._writer = None
 
     @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """One read transaction. Threads of one process take turns."""
-        with self._lock, database_errors(self._folder):
-            if self._depth == 0:
-                self._begin()
-            self._depth += 1
+    def begin(self) -> Iterator[Snapshot]:
+        """One read transaction."""
+        with database_errors(self._folder):
+            with self._lock:
+                idle = self._idle.pop() if self._idle else None
+            database = open_database(self._folder) if idle is None else idle
             try:
-                yield
+                with self._lock:
+                    self._state = state = self._begun(database)
+                try:
+                    yield Snapshot(database, state)
+                finally:
+                    if database.in_transaction:
+                        database.execute("ROLLBACK")
             finally:
-                self._depth -= 1
-                if self._depth == 0 and self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
+                with self._lock:
+                    self._idle.append(database)
+                    if self._is_closed:
+                        database.close()
 
-    def _begin(self) -> None:
+    def _begun(self, database: sqlite3.Connection) -> State:
+        """Begin a transaction, and return the state that it sees."""
         while True:
-            self._database.execute("BEGIN")
+            database.execute("BEGIN")
             try:
-                self._state.refresh(self._database)
-                return
+                return State.read(database, self._folder, self.header.embed_dim, self._state)
             except FileNotFoundError:
                 # The writer has rewritten the vectors in between: begin again with the newer state.
-                (revision,) = self._database.execute("SELECT revision FROM state").fetchone()
-                self._database.execute("ROLLBACK")
-                if (revision,) == self._database.execute("SELECT revision FROM state").fetchone():
+                (revision,) = database.execute("SELECT revision FROM state").fetchone()
+                database.execute("ROLLBACK")
+                if (revision,) == database.execute("SELECT revision FROM state").fetchone():
                     raise
             except BaseException:
-                self._database.execute("ROLLBACK")
+                database.execute("ROLLBACK")
                 raise
 
     def __len__(self) -> int:
-        with self.snapshot():
-            return self._state.count
+        """Number of images."""
+        with self.snapshot() as now:
+            return now.state.row.live
 
     # --- Reading
 
+    def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
+        """The images of these ids."""
+        for chunk in chunks(ids, _MAX_PARAMETERS):
+            yield from self._rows(f"WHERE id IN ({_marks(chunk)})", chunk, vectors)
+
+    def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
+        """All images that match a filter."""
+        condition, values = _where(where)
+        return self._rows(f"WHERE {condition} ORDER BY id", values, vectors)
+
+    def _rows(self, rest: str, values: Sequence[object], vectors: bool) -> Iterator[StoredImage]:
+        with self.snapshot() as now:
+            cursor = now.database.execute(f"{READ} {rest}", values)
+            while rows := cursor.fetchmany(ROWS_PER_READ):
+                kept = now.state.vectors.rows([row[0] - 1 for row in rows]) if vectors else repeat(None)
+                yield from (StoredImage(row[0], from_row(row), vector) for row, vector in zip(rows, kept, strict=False))
+
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
         """The images with the largest dot products."""
-        with self.snapshot():
-            scores = products(self._state.vectors, vector[None])[:, 0]
-            allowed = self._state.live if where is None else self._allowed(where)
+        with self.snapshot() as now:
+            state = now.state
+            scores = products(state.vectors, vector[None])[:, 0]
+            allowed = state.live if where is None else _allowed(now, where)
             scores = np.where(allowed, scores, 0)
             # Embeddings have unit length. NaN and infinity, as `products` reads them, are large numbers.
             if len(scores) and not max(scores.max(), -scores.min()) <= _MAX_LENGTH * np.linalg.norm(vector):
-                raise self._damaged()
+                raise self._damaged(now)
             rows = best_rows(np.where(allowed, scores, -np.inf), count)
             return [Match(int(row) + 1, float(scores[row])) for row in rows]
 
-    def _damaged(self) -> DamagedError:
-        """The error about vectors that are none. Within a snapshot."""
-        vectors = self._state.vectors
-        damaged = list(damaged_blocks(read_blocks(self._database, self._state.generation), vectors))
+    def _damaged(self, now: Snapshot) -> DamagedError:
+        """The error about vectors that are none."""
+        vectors = now.state.vectors
+        damaged = list(damaged_blocks(read_blocks(now.database, now.state.row.generation), vectors))
         where = ", ".join(f"rows {block.first + 1:,} to {block.end:,}" for block in damaged[:_MAX_BLOCKS_NAMED])
         what = f"{where} are not what was written" if damaged else "some rows are no embeddings"
         return DamagedError(f"{vectors.path}: damaged: {what}; {how_to_restore(self._folder)}")
-
-    def _allowed(self, where: Filter) -> np.ndarray:
-        condition, values = to_sql(where)
-        found = self._database.execute(f"SELECT id FROM pictures WHERE {condition}", _bound(values))
-        allowed = np.zeros(len(self._state.live), bool)
-        allowed[np.fromiter((identity for (identity,) in found), np.int64) - 1] = True
-        return allowed
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
         """The images that match the words best. They need not contain all of them."""
         words = _words(text)
         if not words:
             return []
-        join, values = "", list[FieldValue]()
-        if where is not None:
-            condition, values = to_sql(where)
-            join = f"JOIN pictures ON pictures.id = words.rowid AND {condition}"
+        condition, values = _where(where)
+        join = "" if where is None else f"JOIN pictures ON pictures.id = words.rowid AND {condition}"
         # In double quotes, FTS5 does not take a word for a keyword of its query language.
         query = " OR ".join(f'"{word}"' for word in words)
         statement = (
             f"SELECT words.rowid, -rank FROM words {join} WHERE words MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
         )
-        with self.snapshot():
-            found = self._database.execute(statement, [*_bound(values), query, _BM25, count])
+        with self.snapshot() as now:
+            found = now.database.execute(statement, [*values, query, _BM25, count])
             return [Match(identity, score) for identity, score in found]
 
-    def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """The entries of these ids."""
-        found: dict[int, Entry] = {}
-        with self.snapshot():
-            for chunk in chunks(ids, _MAX_PARAMETERS):
-                rows = self._database.execute(f"{READ} WHERE id IN ({_marks(chunk)})", chunk)
-                found |= {row[0]: from_row(row) for row in rows}
-        if missing := set(ids).difference(found):
-            raise UserError(
-                f"{self.location}: {len(missing)} images were removed meanwhile, or its index of words is damaged; "
-                f"search again, or check it: grr-coca index --check --out {self.location}"
-            ) from KeyError(min(missing))
-        return [found[identity] for identity in ids]
+    @property
+    def _other_reason(self) -> str:  # type: ignore[override]
+        return (
+            ", or its index of words is damaged; search again, or check it: "
+            f"grr-coca index --check --out {self.location}"
+        )
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
         """The embeddings of these ids."""
-        with self.snapshot():
-            return self._state.vectors.rows(np.asarray(ids, np.int64) - 1).astype(np.float32)
+        with self.snapshot() as now:
+            return now.state.vectors.rows(np.asarray(ids, np.int64) - 1).astype(np.float32)
 
     def sample(self) -> LibrarySample:
         """A random sample of the images."""
-        with self.snapshot():
-            return self._state.sample(self._database)
+        with self.snapshot() as now:
+            return now.state.sample(now.database)
 
     def columns(self) -> frozenset[str]:
         """The names of all fields that come from tables."""
-        with self.snapshot():
-            return frozenset(name for (name,) in self._database.execute("SELECT name FROM columns"))
-
-    def matching(self, where: Filter) -> Iterator[Entry]:
-        """All images that match a filter."""
-        condition, values = to_sql(where)
-        with self.snapshot():
-            for row in self._database.execute(f"{READ} WHERE {condition} ORDER BY id", _bound(values)):
-                yield from_row(row)
+        with self.snapshot() as now:
+            return frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
 
     def revision(self) -> str:
         """The number of commits, and how often the vectors were rewritten."""
-        with self.snapshot():
-            return self._state.revision
+        with self.snapshot() as now:
+            return f"{now.state.row.generation}.{now.state.row.revision}"
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
         """The ids of images, by their `Entry.draw`."""
         found: dict[int, int] = {}
-        with self.snapshot():
+        with self.snapshot() as now:
             for chunk in chunks(draws, _MAX_PARAMETERS):
                 statement = f"SELECT draw, id FROM pictures WHERE draw IN ({_marks(chunk)})"
-                found |= dict(self._database.execute(statement, chunk))
+                found |= dict(now.database.execute(statement, chunk))
         return found
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
         """The ids of all images that match a filter, the newest first."""
-        condition, values = ("1", []) if where is None else to_sql(where)
-        statement = f"SELECT id FROM pictures WHERE {condition} ORDER BY date DESC, name"
-        with self.snapshot():
-            rows = self._database.execute(statement, _bound(values))
+        condition, values = _where(where)
+        with self.snapshot() as now:
+            rows = now.database.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY date DESC, name", values)
             return np.fromiter((identity for (identity,) in rows), np.int64)
 
     def summary(self, field: str, count: int) -> FieldSummary:
@@ -240,13 +292,13 @@ class EmbeddedStore:
             found = f"(SELECT value FROM pictures, {_KEYWORDS})"
         else:
             found = f"(SELECT {_column(field, names)} AS value FROM pictures)"
-        with self.snapshot():
-            (number, different, low, high, texts) = self._database.execute(
+        with self.snapshot() as now:
+            (number, different, low, high, texts) = now.database.execute(
                 "SELECT COUNT(value), COUNT(DISTINCT value), MIN(value), MAX(value), SUM(typeof(value) = 'text') "
                 f"FROM {found}",
                 names,
             ).fetchone()
-            most = self._database.execute(
+            most = now.database.execute(
                 f"SELECT value, COUNT(*) FROM {found} WHERE value IS NOT NULL "
                 "GROUP BY value ORDER BY 2 DESC, 1 LIMIT ?",
                 [*names, count],
@@ -255,66 +307,55 @@ class EmbeddedStore:
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""
-        with self.snapshot():
-            rows = self._database.execute("SELECT id, phash, digest FROM pictures ORDER BY id")
+        with self.snapshot() as now:
+            rows = now.database.execute("SELECT id, phash, digest FROM pictures ORDER BY id")
             try:
                 return np.fromiter(rows, HASHED)
             except (TypeError, ValueError, OverflowError) as error:
                 raise self._damaged_database(f"a hash that is none ({error})") from error
 
-    def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
-        """All entries with their embeddings, in the order of their ids."""
-        with self.snapshot():
-            cursor = self._database.execute(f"{READ} ORDER BY id")
-            while rows := cursor.fetchmany(ROWS_PER_READ):
-                vectors = self._state.vectors.rows([row[0] - 1 for row in rows])
-                yield from zip(map(from_row, rows), vectors, strict=True)
-
-    def failures(self) -> list[Failure]:
+    def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
         """The images that could not be read."""
-        with self.snapshot():
-            rows = self._database.execute("SELECT name, root, size, mtime_ns, message FROM failures ORDER BY name")
-            return [
-                Failure(name, root, None if size is None else Stamp(size, mtime_ns), message)
-                for name, root, size, mtime_ns, message in rows
+        parts = (
+            [("1", [])]
+            if names is None
+            else [
+                (f"name IN ({_marks(chunk, _TEXT)})", chunk) for chunk in chunks(map(as_bytes, names), _MAX_PARAMETERS)
             ]
+        )
+        with self.snapshot() as now:
+            return sorted(
+                Failure(name, root, None if size is None else Stamp(size, mtime_ns), message)
+                for condition, values in parts
+                for name, root, size, mtime_ns, message in now.database.execute(
+                    f"SELECT name, root, size, mtime_ns, message FROM failures WHERE {condition}", values
+                )
+            )
+
+    def notes(self) -> dict[str, str]:
+        """What is remembered of the index, from the table of the header."""
+        with self.snapshot() as now:
+            return dict(now.database.execute("SELECT key, value FROM header"))
 
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
         """The known state of these images, by name."""
-        found: dict[str, ImageState] = {}
-        with self.snapshot():
+        with self.snapshot() as now:
+            found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
             for chunk in chunks(map(as_bytes, names), _MAX_PARAMETERS):
-                for table, described in (
-                    ("failures", "'', NULL, NULL"),
-                    ("pictures", "digest, fields, json_extract(photo, '$.sidecars')"),
-                ):
-                    rows = self._database.execute(
-                        f"SELECT name, size, mtime_ns, {described} FROM {table} "
-                        f"WHERE name IN ({_marks(chunk, 'CAST(? AS TEXT)')}) AND size IS NOT NULL",
-                        chunk,
-                    )
-                    for name, size, mtime_ns, digest, fields, sidecars in rows:
-                        found[name] = ImageState(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
-        return found
-
-    def twins(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
-        """Caption and embedding of images with these digests, by digest."""
-        found: dict[str, ImageDescription] = {}
-        with self.snapshot():
-            for chunk in chunks(digests, _MAX_PARAMETERS):
-                rows = self._database.execute(
-                    f"SELECT id, digest, caption, fields FROM pictures WHERE digest IN ({_marks(chunk)})", chunk
+                rows = now.database.execute(
+                    "SELECT name, size, mtime_ns, digest, fields, json_extract(photo, '$.sidecars') FROM pictures "
+                    f"WHERE name IN ({_marks(chunk, _TEXT)})",
+                    chunk,
                 )
-                for identity, digest, caption, fields in rows:
-                    (embedding,) = self._state.vectors.rows([identity - 1])
-                    found[digest] = ImageDescription(caption, embedding, certainty_of_row(fields))
+                for name, size, mtime_ns, digest, fields, sidecars in rows:
+                    found[name] = ImageState(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
         return found
 
     def roots(self) -> list[str]:
         """The arguments (files, folders, patterns) through which images or failures were found."""
-        with self.snapshot():
+        with self.snapshot() as now:
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
-            return [root for (root,) in self._database.execute(statement)]
+            return [root for (root,) in now.database.execute(statement)]
 
     def places(self, root: str) -> Iterator[ImagePlace]:
         """The places of the images and failures that were found through an argument."""
@@ -322,91 +363,91 @@ class EmbeddedStore:
         yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
 
     def _pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
-        """The rows of an argument. They are read page by page, so that a writer can commit in between."""
+        """The rows of an argument. They are read page by page: a long snapshot would keep SQLite from tidying up."""
         last = first
         while True:
-            with self.snapshot():
-                rows = self._database.execute(statement, (as_bytes(root), last, ROWS_PER_READ)).fetchall()
+            with self.snapshot() as now:
+                rows = now.database.execute(statement, (as_bytes(root), last, ROWS_PER_READ)).fetchall()
             if not rows:
                 break
             yield from rows
             last = rows[-1][-1]
 
-    def excluded(self) -> tuple[str, ...]:
-        """The patterns of what updates leave out."""
-        with self.snapshot():
-            row = self._database.execute("SELECT value FROM header WHERE key = 'exclude'").fetchone()
-            return tuple(json.loads(row[0])) if row else ()
-
     def check(self) -> CheckedIndex:
         """Read everything, and compare it with its checksums."""
-        with self.snapshot():
-            self._check_database()
-            vectors, blocks = self._state.vectors, read_blocks(self._database, self._state.generation)
+        # SQLite takes the index of words for damaged if this connection had read it before another one wrote to it.
+        with closing(EmbeddedStore(self._folder)) as fresh:
+            return fresh._checked()
+
+    def _checked(self) -> CheckedIndex:
+        with self.snapshot() as now:
+            self._check_database(now)
+            vectors, blocks = now.state.vectors, read_blocks(now.database, now.state.row.generation)
             if next(damaged_blocks(blocks, vectors), None) is not None:
-                raise self._damaged()
+                raise self._damaged(now)
             covered = blocks[-1].end if blocks else 0
             for start in range(0, len(vectors), ROWS_PER_READ):
                 stop = min(start + ROWS_PER_READ, len(vectors))
                 lengths = np.linalg.norm(vectors.read(start, stop).astype(np.float32), axis=1)
-                if not np.all(lengths[self._state.live[start:stop]] <= _MAX_LENGTH):
-                    raise self._damaged()
-            return CheckedIndex(images=self._state.count, without_checksum=len(vectors) - covered)
+                if not np.all(lengths[now.state.live[start:stop]] <= _MAX_LENGTH):
+                    raise self._damaged(now)
+            return CheckedIndex(images=now.state.row.live, without_checksum=len(vectors) - covered)
 
-    def _check_database(self) -> None:
-        found = [text for (text,) in self._database.execute("PRAGMA integrity_check(3)")]
+    def _check_database(self, now: Snapshot) -> None:
+        found = [text for (text,) in now.database.execute("PRAGMA integrity_check(3)")]
         if found != ["ok"]:
             raise self._damaged_database("; ".join(found))
-        count = sum(1 for _ in self.everything())
-        (same,) = self._database.execute("SELECT COUNT(*) FROM pictures WHERE draw IS NOT NULL").fetchone()
-        if not count == same == self._state.count == int(self._state.live.sum()):
-            raise self._damaged_database(f"{count:,} images, of {self._state.count:,} that were committed")
+        count, committed = sum(1 for _ in self.everything()), now.state.row.live
+        (same,) = now.database.execute("SELECT COUNT(*) FROM pictures WHERE draw IS NOT NULL").fetchone()
+        if not count == same == committed == int(now.state.live.sum()):
+            raise self._damaged_database(f"{count:,} images, of {committed:,} that were committed")
 
     def _damaged_database(self, what: str) -> DamagedError:
         return DamagedError(f"{self._folder / FILE}: damaged: {what}; {how_to_restore(self._folder)}")
-
-    def was_imported(self) -> bool:
-        """True if it was made of a file from elsewhere."""
-        with self.snapshot():
-            return self._database.execute("SELECT 1 FROM header WHERE key = 'imported'").fetchone() is not None
 
     # --- Writing
 
     def claim(self) -> None:
         """Take the lock of the writer."""
-        with self._lock, database_errors(self._folder):
+        with self._writing, database_errors(self._folder):
             self._claimed()
 
     def commit(self, changes: Changes) -> None:
         """Write changes, and wait until they are on the disk."""
-        with self._lock, database_errors(self._folder):
+        with self._writing, database_errors(self._folder):
             self._claimed().commit(changes)
-
-    def exclude(self, patterns: Sequence[str]) -> None:
-        """Remember patterns."""
-        with self._lock, database_errors(self._folder):
-            self._claimed()
-            self._database.execute("INSERT OR REPLACE INTO header VALUES ('exclude', ?)", (json.dumps(list(patterns)),))
-
-    def mark_as_imported(self) -> None:
-        """Remember that it was made of a file from elsewhere."""
-        with self._lock, database_errors(self._folder):
-            self._claimed()
-            self._database.execute("INSERT OR REPLACE INTO header VALUES ('imported', 'yes')")
 
     def compact(self) -> bool:
         """Rewrite the file of vectors if more than half of its rows are of removed images."""
-        with self._lock, database_errors(self._folder):
+        with self._writing, database_errors(self._folder):
             return self._claimed().compact()
 
     def _claimed(self) -> Writer:
         if self._writer is None:
-            self._writer = Writer(self._folder, self._database, self.header.embed_dim)
+            self._writer = Writer(self._folder, self.header.embed_dim)
         return self._writer
 
 
-def _bound(values: Sequence[object]) -> list[object]:
-    return [as_bytes(value) if isinstance(value, str) else value for value in values]
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells the database of an index from another one in its place; None if there is none."""
+    with suppress(OSError):
+        status = (folder / FILE).stat()
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _allowed(now: Snapshot, where: Filter) -> np.ndarray:
+    condition, values = _where(where)
+    found = now.database.execute(f"SELECT id FROM pictures WHERE {condition}", values)
+    allowed = np.zeros(len(now.state.live), bool)
+    allowed[np.fromiter((identity for (identity,) in found), np.int64) - 1] = True
+    return allowed
+
+
+def _where(where: Filter | None) -> tuple[str, list[object]]:
+    """The condition of a filter, and what is bound to its question marks."""
+    condition, values = ("1", []) if where is None else to_sql(where)
+    return condition, [as_bytes(value) if isinstance(value, str) else value for value in values]
 
 
 def _marks(items: Sequence[object], mark: str = "?") -> str:
@@ -486,7 +527,7 @@ def _parameter(value: FieldValue) -> str:
 def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue]) -> str:
     """Extend a SQL test to give false, not NULL, for images whose field is missing or of the other kind (text or
     number)."""
-    if field in OWN_FIELDS:
+    if field in COLUMNS:
         return f"({test})"
     kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"
     typed = _column(field, values)
@@ -494,8 +535,8 @@ def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue])
 
 
 def _column(field: str, values: list[FieldValue]) -> str:
-    if field in OWN_FIELDS:
-        return f"pictures.{FIELDS[field].key}"
+    if field in COLUMNS:
+        return f"pictures.{COLUMNS[field]}"
     # The name of a field is a parameter too: nothing that a user has written becomes part of the statement. SQLite
     # before 3.45 compares it with the JSON as it is written, with letters of other scripts escaped.
     values.append(f"$.{json.dumps(field)}")

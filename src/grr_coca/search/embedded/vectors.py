@@ -244,55 +244,39 @@ def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
 
 
 class State:
-    """A cached copy of the committed state of an index. `vectors`: rows E; `live`: True for rows of images.
+    """A committed state of an index, which many snapshots can share. `vectors`: rows E; `live`: True for rows of
+    images; `row`: its numbers."""
 
-    `refresh` reads only what has changed since the last time, so a search in a large index does not read all of it.
-    """
-
-    def __init__(self, folder: Path, width: int) -> None:
-        self._folder = folder
-        self._width = width
-        self._revision = -1
-        self._generation = -1
+    def __init__(self, row: StateRow, vectors: VectorFile, live: np.ndarray) -> None:
+        self.row, self.vectors, self.live = row, vectors, live
         self._sample: LibrarySample | None = None
-        self.vectors = VectorFile(folder, 0, width)
-        self.live = np.empty(0, bool)
-        self.count = 0
 
-    def refresh(self, database: sqlite3.Connection) -> None:
-        """Bring the copy up to date with the state that the transaction of `database` sees.
+    @classmethod
+    def read(cls, database: sqlite3.Connection, folder: Path, width: int, before: "State | None") -> "State":
+        """The state that the transaction of `database` sees. Only what has changed since `before` is read, so a search
+        in a large index does not read all of it.
 
         Raises:
             FileNotFoundError: the file of vectors was rewritten after the transaction began.
             DamagedError: that file is damaged, or the numbers of its rows are.
         """
-        revision, generation, rows, live = read_state(database, self._folder)
-        if revision == self._revision:
-            return
-        self.vectors = VectorFile(vectors_file(self._folder, generation), rows, self._width)
-        if generation != self._generation:
-            self.live, self._revision = np.empty(0, bool), -1
+        row = read_state(database, folder)
+        if before is not None and row.revision == before.row.revision:
+            return before
+        vectors = VectorFile(vectors_file(folder, row.generation), row.rows, width)
+        known, since = np.empty(0, bool), -1
         # The revision goes back only if a user has replaced the database. Then all rows are read again.
-        known = self.live[:rows] if revision > self._revision else np.empty(0, bool)
-        self.live = np.concatenate([known, np.ones(rows - len(known), bool)])
-        since = self._revision if len(known) else -1
+        if before is not None and row.generation == before.row.generation and row.revision > before.row.revision:
+            known = before.live[: row.rows]
+            since = before.row.revision if len(known) else -1
+        live = np.concatenate([known, np.ones(row.rows - len(known), bool)])
         gone = [identity for (identity,) in database.execute("SELECT id FROM gone WHERE revision > ?", (since,))]
         try:
-            self.live[_rows_of(gone, rows)] = False
+            live[_rows_of(gone, row.rows)] = False
         except ValueError as error:
-            message = f"{self._folder}: damaged: it removed images that it never had"
-            raise DamagedError(f"{message}; {how_to_restore(self._folder)}") from error
-        self._revision, self._generation, self.count, self._sample = revision, generation, live, None
-
-    @property
-    def generation(self) -> int:
-        """Number of times that the file of vectors was rewritten."""
-        return self._generation
-
-    @property
-    def revision(self) -> str:
-        """A text that changes with each commit."""
-        return f"{self._generation}.{self._revision}"
+            message = f"{folder}: damaged: it removed images that it never had"
+            raise DamagedError(f"{message}; {how_to_restore(folder)}") from error
+        return cls(row, vectors, live)
 
     def sample(self, database: sqlite3.Connection) -> LibrarySample:
         """A random sample of the images. See `Entry.draw`."""

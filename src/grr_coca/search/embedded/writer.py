@@ -4,7 +4,6 @@ Whatever happens in between, the state is that of the last transaction. Vectors 
 off by the next commit.
 """
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,15 @@ from grr_coca.search.embedded.checksums import (
     following_blocks,
     write_blocks,
 )
-from grr_coca.search.embedded.database import ADD, as_bytes, lock_writer, photo_columns, to_row, upgrade
+from grr_coca.search.embedded.database import (
+    ADD,
+    as_bytes,
+    lock_writer,
+    open_database,
+    photo_columns,
+    to_row,
+    upgrade,
+)
 from grr_coca.search.embedded.vectors import VectorFile, append_rows, read_state, vectors_file
 from grr_coca.search.entry import Entry
 from grr_coca.search.store import Changes, PhotoUpdate
@@ -35,20 +42,25 @@ class Writer:
         UserError: another process writes.
     """
 
-    def __init__(self, folder: Path, database: sqlite3.Connection, width: int) -> None:
+    def __init__(self, folder: Path, width: int) -> None:
         self._folder = folder
-        self._database = database
         self._width = width
         self._lock = lock_writer(folder)
         try:
-            upgrade(database)
-            self._tidy()
+            self._database = open_database(folder)
         except BaseException:
             self._lock.release()
             raise
+        try:
+            upgrade(self._database)
+            self._tidy()
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock, and close the connection."""
+        self._database.close()
         self._lock.release()
 
     def commit(self, changes: Changes) -> None:
@@ -78,6 +90,7 @@ class Writer:
                     for name, root, stamp, message in {failure.name: failure for failure in changes.failed}.values()
                 ),
             )
+            self._database.executemany("INSERT OR REPLACE INTO header VALUES (?, ?)", changes.notes.items())
             if added:
                 append_blocks(self._database, before.generation, vectors)
             after = (revision, before.rows + len(added), before.live + len(added) - removed)

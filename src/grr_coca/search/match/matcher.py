@@ -1,6 +1,6 @@
 """Matching from end to end: what the command line, the server and Python share.
 
-`Matcher` knows one model, opens picture sets, and matches them. `open_library` opens what people type.
+`Matcher` knows one model, opens picture sets by what people type, and matches them.
 """
 
 from collections import defaultdict
@@ -18,6 +18,7 @@ from grr_coca.search.match.numbers import CANDIDATES, MatchNumbers, Numbers, mat
 from grr_coca.search.match.picture_set import OnProgress, OpenPictureSet, read_index, read_sources
 from grr_coca.search.match.used_icons import Use, squashed
 from grr_coca.search.store import Store
+from grr_coca.search.stores import is_index, open_store
 
 
 class UsedIcons(NamedTuple):
@@ -64,12 +65,23 @@ class Matcher:
     def open(
         self, arguments: Sequence[str], *, exclude: Sequence[str] = (), on_progress: OnProgress = lambda *_: None
     ) -> OpenPictureSet:
-        """Open icon sets, files and folders.
+        """Open icon sets, files and folders, or one index.
 
         Raises:
-            UserError: an argument does not exist or has no picture.
+            UserError: an argument does not exist or has no picture, an index is given together with something else, or
+                it was made by another model.
         """
-        return read_sources(arguments, self.model, self.fitted, exclude=exclude, on_progress=on_progress)
+        indexes = [argument for argument in arguments if is_index(argument)]
+        if not indexes:
+            return read_sources(arguments, self.model, self.fitted, exclude=exclude, on_progress=on_progress)
+        if len(arguments) > 1:
+            raise UserError(f"{indexes[0]}: an index is matched alone; give one index, or sources")
+        store = open_store(indexes[0])
+        assert store is not None
+        try:
+            return self.open_store(store)
+        finally:
+            store.close()
 
     def open_store(self, store: Store) -> OpenPictureSet:
         """Open an index.

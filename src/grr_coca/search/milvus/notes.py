@@ -2,8 +2,7 @@
 patterns, and whether it was imported."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 from uuid import uuid4
 
@@ -13,6 +12,7 @@ from grr_coca.search.milvus.rows import as_utf8, from_utf8, quoted
 NOTES = {"key", "kind", "root", "value", "nothing"}
 """Columns of the collection of notes."""
 _Kind = Literal["header", "revision", "column", "failure", "exclude", "imported"]
+_TEXTS: tuple[_Kind, ...] = ("exclude", "imported")
 _MAX_MESSAGE_LENGTH = 16_000
 """Longer messages are cut to this number of characters."""
 _CHUNK_SIZE = 500
@@ -40,7 +40,6 @@ class Notes:
     """The collection of notes: texts by key."""
 
     def __init__(self, client: Any, name: str) -> None:
-        self.reads = Reads(client)
         self._client = client
         self._name = notes_of(name)
 
@@ -64,30 +63,30 @@ class Notes:
         """Write the header."""
         self._write([("header", "", "", json.dumps(vars(header)))])
 
-    def revision(self) -> str:
+    def revision(self, reads: "Reads") -> str:
         """What `renew_revision` wrote last; empty before."""
-        rows = self.reads.query(self._name, filter='key == "revision:"', output_fields=["value"], limit=1)
+        rows = reads.query(self._name, filter='key == "revision:"', output_fields=["value"], limit=1)
         return rows[0]["value"] if rows else ""
 
     def renew_revision(self) -> None:
         """Write another revision. It is random, because several writers could count to the same number."""
         self._write([("revision", "", "", uuid4().hex)])
 
-    def columns(self) -> frozenset[str]:
+    def columns(self, reads: "Reads") -> frozenset[str]:
         """The names of all fields that come from tables."""
-        rows = self.reads.query(self._name, filter='kind == "column"', output_fields=["value"], limit=_MAX_COLUMNS)
+        rows = reads.query(self._name, filter='kind == "column"', output_fields=["value"], limit=_MAX_COLUMNS)
         return frozenset(row["value"] for row in rows)
 
     def add_columns(self, names: Iterable[str]) -> None:
         """Add names of fields that come from tables."""
         self._write([("column", name, "", name) for name in names])
 
-    def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
+    def failures(self, reads: "Reads", names: Sequence[str] | None) -> list[Failure]:
         """Images that could not be read, sorted by name: all of them, or those with these names."""
         if names is None:
             rows = list(self._read("failure"))
         else:
-            rows = [row for chunk in chunks(names, _CHUNK_SIZE) for row in self._of(chunk)]
+            rows = [row for chunk in chunks(names, _CHUNK_SIZE) for row in self._of(reads, chunk)]
         found = []
         for row in rows:
             stamp, message = json.loads(row["value"])
@@ -107,29 +106,17 @@ class Notes:
             keys = ", ".join(quoted(f"failure:{name}") for name in chunk)
             self._client.delete(self._name, filter=f"key in [{keys}]")
 
-    def excluded(self) -> tuple[str, ...]:
-        """The patterns of what updates leave out."""
-        return tuple(pattern for row in self._read("exclude") for pattern in json.loads(row["value"]))
+    def texts(self) -> dict[str, str]:
+        """What `write` has written."""
+        return {kind: row["value"] for kind in _TEXTS for row in self._read(kind)}
 
-    def exclude(self, patterns: Sequence[str]) -> None:
-        """Replace these patterns."""
-        self._write([("exclude", "", "", json.dumps(list(patterns)))])
+    def write(self, texts: Mapping[str, str]) -> None:
+        """Write what is remembered of the whole index."""
+        self._write([(kind, "", "", texts[kind]) for kind in _TEXTS if kind in texts])
 
-    def was_imported(self) -> bool:
-        """True after `mark_as_imported`."""
-        return any(True for _ in self._read("imported"))
-
-    def mark_as_imported(self) -> None:
-        """Note that the index was made of a file from elsewhere."""
-        self._write([("imported", "", "", "yes")])
-
-    def roots(self) -> set[str]:
-        """The arguments that have found failures."""
-        return {from_utf8(row["root"]) for row in self._read("failure")}
-
-    def _of(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def _of(self, reads: "Reads", names: Sequence[str]) -> list[dict[str, Any]]:
         keys = ", ".join(quoted(f"failure:{name}") for name in names)
-        return self.reads.query(self._name, filter=f"key in [{keys}]", output_fields=["key", "root", "value"])
+        return reads.query(self._name, filter=f"key in [{keys}]", output_fields=["key", "root", "value"])
 
     def _read(self, kind: _Kind) -> Iterator[dict[str, Any]]:
         return all_rows(self._client, self._name, f'kind == "{kind}"', ["key", "root", "value"])
@@ -153,28 +140,16 @@ class Notes:
 
 
 class Reads:
-    """Queries and searches that see at least the state at the beginning of their snapshot.
+    """The queries and searches of one snapshot, which see at least the state at its beginning.
 
-    Only the first read of a snapshot waits. A strong read waits for the next tick of the server's clock, a fifth of a
-    second, so that it sees everything written before. Later reads of the same snapshot find that state without waiting:
-    an index is loaded once, so one node answers all reads, and it never goes back.
+    Only the first one waits. A strong read waits for the next tick of the server's clock, a fifth of a second, so that
+    it sees everything written before. Later reads of the same snapshot find that state without waiting: an index is
+    loaded once, so one node answers all reads, and it never goes back.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._depth = 0
         self._seen: set[str] = set()
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """A context for reads. A snapshot inside another one is part of it."""
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self.forget()
 
     def forget(self) -> None:
         """Called after a write: the next read of each collection waits until it sees that write."""
@@ -182,17 +157,15 @@ class Reads:
 
     def query(self, name: str, **options: Any) -> list[dict[str, Any]]:
         """`MilvusClient.query`."""
-        with self.snapshot():
-            rows = self._client.query(name, consistency_level=self._level(name), **options)
-            self._seen.add(name)
-            return list(rows)
+        rows = self._client.query(name, consistency_level=self._level(name), **options)
+        self._seen.add(name)
+        return list(rows)
 
     def search(self, name: str, **options: Any) -> list[list[dict[str, Any]]]:
         """`MilvusClient.search`."""
-        with self.snapshot():
-            hits = self._client.search(name, consistency_level=self._level(name), **options)
-            self._seen.add(name)
-            return list(hits)
+        hits = self._client.search(name, consistency_level=self._level(name), **options)
+        self._seen.add(name)
+        return list(hits)
 
     def _level(self, name: str) -> str:
         return "Eventually" if name in self._seen else "Strong"

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import (
     Entry,
-    ImagePlace,
     Stamp,
     certainty_fields,
     certainty_of,
 )
-from grr_coca.search.fields import FIELDS, OWN_FIELDS, FieldValue
+from grr_coca.search.fields import COLUMNS, FieldValue
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.photo import Photo
 
@@ -32,8 +30,8 @@ TEXTS = {
 }
 """Columns of text, each with its largest number of characters. Milvus counts bytes, up to four per character."""
 NUMBERS = ("offset", "size", "mtime_ns", "phash", "width", "height")
-COLUMNS = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
-READ = ["name", "root", "file", "digest", "caption", *NUMBERS, "fields", "kinds"]
+ALL = {"id", *TEXTS, *NUMBERS, "fields", "kinds", "vector"}
+READ = ["id", "name", "root", "file", "digest", "caption", *NUMBERS, "fields", "kinds"]
 _NO_OFFSET = -1
 _PHOTO = ""
 """Key in `kinds` of what a camera, people and the model wrote, which no field has as its name. The column `fields`
@@ -73,7 +71,7 @@ def from_record(record: dict[str, Any]) -> Entry:
         name=from_utf8(record["name"]),
         root=from_utf8(record["root"]),
         file=from_utf8(record["file"]),
-        offset=_offset(record),
+        offset=None if record["offset"] == _NO_OFFSET else record["offset"],
         stamp=Stamp(record["size"], record["mtime_ns"]),
         digest=record["digest"],
         phash=record["phash"],
@@ -82,23 +80,9 @@ def from_record(record: dict[str, Any]) -> Entry:
         caption=record["caption"],
         fields=dict(fields) if noted is None else {name: fields[name] for name in noted["columns"]},
         photo=None if noted is None or noted["photo"] is None else Photo.from_dict(noted["photo"]),
-        certainty=certainty_of_record(record),
+        certainty=certainty_of((noted or {}).get("certainty", {})),
         look=base64.b85decode((noted or {}).get("look", "")),
     )
-
-
-def certainty_of_record(record: dict[str, Any]) -> Certainty:
-    """What the model knows of its caption, from the column `kinds`."""
-    return certainty_of(((record["kinds"] or {}).get(_PHOTO) or {}).get("certainty", {}))
-
-
-def place_of_record(record: dict[str, Any]) -> ImagePlace:
-    """The name and place of the image of a row."""
-    return ImagePlace.of(from_utf8(record["name"]), from_utf8(record["file"]), _offset(record))
-
-
-def _offset(record: dict[str, Any]) -> int | None:
-    return None if record["offset"] == _NO_OFFSET else record["offset"]
 
 
 def as_kept(vector: np.ndarray) -> np.ndarray:
@@ -144,12 +128,14 @@ def to_expression(tree: Filter) -> str:
     if isinstance(tree, Comparison):
         return _comparison(tree.field, tree.operator, tree.value)
     if isinstance(tree, OneOf):
+        if tree.field in COLUMNS and all(isinstance(value, str) for value in tree.values):
+            return f"({COLUMNS[tree.field]} in [{', '.join(map(_literal, tree.values))}])"
         return "(" + " or ".join(_comparison(tree.field, "=", value) for value in tree.values) + ")"
     assert isinstance(tree, Like)
     # `like` takes `_` for any character, and not all versions can escape it.
     column = _column(tree.field)
     test = f"{column} >= {quoted(tree.prefix)} and {column} < {quoted(tree.prefix + _LAST)}"
-    return f"({test})" if tree.field in OWN_FIELDS else f"({_same_kind(tree.field, tree.prefix)} and {test})"
+    return f"({test})" if tree.field in COLUMNS else f"({_same_kind(tree.field, tree.prefix)} and {test})"
 
 
 def quoted(text: str) -> str:
@@ -158,14 +144,14 @@ def quoted(text: str) -> str:
 
 
 def _column(field: str) -> str:
-    return FIELDS[field].key if field in OWN_FIELDS else f"fields[{quoted(field)}]"
+    return COLUMNS[field] if field in COLUMNS else f"fields[{quoted(field)}]"
 
 
 def _comparison(field: str, operator: str, value: FieldValue) -> str:
     if field == "keywords":
         raise UserError("--where: an index on Milvus cannot be filtered by keywords; one in a folder can")
     sign = {"=": "=="}.get(operator, operator)
-    if field not in OWN_FIELDS:
+    if field not in COLUMNS:
         return f"({_same_kind(field, value)} and {_column(field)} {sign} {_literal(value)})"
     if isinstance(value, float):
         return _integer_comparison(field, operator, value)

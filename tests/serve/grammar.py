@@ -91,7 +91,30 @@ _BODIES: dict[str, Callable[[random.Random], dict[str, object]]] = {
     "/similar": lambda made: {"image": _uri(made), "where": "width > 3"},
     "/explain": lambda made: {"image": _uri(made)},
     "/session": lambda made: {"key": "a"},
+    "/mcp": lambda made: _call(made),
 }
+
+
+def _call(made: random.Random) -> dict[str, object]:
+    """A message of the Model Context Protocol."""
+    name = made.choice(
+        ["search_icons", "search_by_picture", "match_icon", "caption_picture", "get_icon", "check_names"]
+    )
+    arguments = {
+        made.choice(["query", "data", "icon", "names", "index", "limit", "file"]): made.choice(
+            [made.choice(_TEXTS), [made.choice(_TEXTS)] * made.choice([1, 200]), _uri(made), made.choice(_NUMBERS)]
+        )
+        for _ in range(made.randrange(1, 3))
+    }
+    method, params = made.choice(
+        [
+            ("initialize", {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a"}}),
+            ("tools/list", {"cursor": made.choice(_TEXTS)}),
+            *[("tools/call", {"name": name, "arguments": arguments})] * 6,
+            (made.choice(["ping", "resources/list", "notifications/initialized", ""]), {}),
+        ]
+    )
+    return {"jsonrpc": "2.0", "id": made.choice([1, "a", None, 2**70]), "method": method, "params": params}
 
 
 def _uri(made: random.Random) -> str:
@@ -176,6 +199,8 @@ def request(number: int) -> Asked:
             headers[name] = made.choice(values)
     if kind < 5:
         path = made.choice(list(_BODIES))
+        if path == "/mcp" and made.random() < 0.9:
+            headers["Accept"] = "application/json, text/event-stream"
         content: object = _BODIES[path](made)
         for _ in range(made.choice([0, 1, 1, 2, 4])):
             content = _mutated(content, made)

@@ -45,8 +45,7 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
-    location = None if service.library is None else service.library.location
-    app.router.routes.append(Route("/mcp", McpEndpoint(location), include_in_schema=False))
+    app.router.routes.append(Route("/mcp", McpEndpoint(service.library), include_in_schema=False))
     for kind in (Exception, HTTPException, RequestValidationError, Refusal, UserError, MemoryError):
         app.add_exception_handler(kind, _told)
     return Guard(

@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from PIL import Image
+
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_within
 from grr_coca.data.images import decode_image, with_srgb_colours
@@ -78,6 +80,37 @@ class PictureFiles:
             raise Refusal(504, f"the file of this picture has not answered for {_SECONDS:g} s; its drive may hang")
         return content
 
+    def read_now(self, entry: "Entry") -> bytes:
+        """The bytes of a picture, as by `read`. Called from any thread but the loop's.
+
+        Raises:
+            UserError: its file cannot be read, is not shown, or does not answer.
+        """
+        reading = self._workers.put(self._read, entry)
+        try:
+            return reading.result(_SECONDS)
+        except Refusal as refusal:
+            raise UserError(refusal.message) from refusal
+        except TimeoutError as error:
+            reading.cancel()
+            raise UserError(f"the file of this picture has not answered for {_SECONDS:g} s") from error
+
+    def decode(self, data: bytes, name: str, side: int) -> Image.Image:
+        """A picture of which no side is longer than `side`. Waits for memory; called from any thread but the loop's.
+
+        Raises:
+            UserError: it is no picture, or too large.
+        """
+        at_least = (2 * side, 1)
+        try:
+            size = require_decodable(data, self._memory.size, at_least)
+        except Refusal as refusal:
+            raise UserError(refusal.message) from refusal
+        with self._memory.taken(size):
+            image = decode_image(data, name, to_srgb=True, is_scaled=True, at_least=at_least)
+            image.thumbnail((side, side))
+        return with_srgb_colours(image)
+
     async def thumbnail(self, entry: "Entry", side: int) -> bytes | None:
         """A picture as WebP, its longest side at most `side`; None if its file is gone, broken, or does not answer."""
         key = (entry.name, entry.stamp, side)
@@ -138,13 +171,9 @@ class PictureFiles:
         try:
             size = entry.span.size if entry.offset is not None else os.stat(entry.file).st_size  # noqa: PTH116
             with self._file_bytes.taken(size or 0):
-                data = self._read(entry)
-                at_least = (2 * side, 1)
-                with self._memory.taken(require_decodable(data, self._memory.size, at_least)):
-                    image = decode_image(data, entry.name, to_srgb=True, is_scaled=True, at_least=at_least)
-                    image.thumbnail((side, side))
+                image = self.decode(self._read(entry), entry.name, side)
         except (UserError, Refusal, OSError, ValueError):  # a null byte in the name
             return None
         buffer = io.BytesIO()
-        with_srgb_colours(image).save(buffer, "WEBP", quality=80, method=2)
+        image.save(buffer, "WEBP", quality=80, method=2)
         return buffer.getvalue()

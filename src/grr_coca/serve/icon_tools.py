@@ -11,7 +11,6 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,13 +27,15 @@ from grr_coca.search.index import Index
 from grr_coca.search.match.candidates import match_pictures
 from grr_coca.search.match.icon_map import aliases_of
 from grr_coca.search.match.matcher import Matcher
-from grr_coca.search.match.picture_set import OpenPictureSet
+from grr_coca.search.match.picture_set import OpenPictureSet, read_file
 
 _MAX_HITS = 50
 _MAX_NAMES = 200
 _MAX_QUERY = 500
 _MAX_PICTURE = 5 * 2**20
 """Most bytes of a picture that is given as data."""
+_MAX_SIDE = 1024
+"""Side in pixels of a picture that is given. A larger one may be scaled down."""
 _CELL, _COLUMNS, _SHOWN = 72, 6, 18
 """The contact sheet: side of a cell in pixels, cells in a row, and most cells."""
 
@@ -63,11 +64,22 @@ class IconTools:
     Args:
         indexes: by the names that the tools call them.
         reads_files: whether a picture may be given as a file below the folders of the indexes.
+        read: reads a picture of an index.
+        decode: decodes a picture, given its bytes, its name in messages, and a length. It may scale it down so that
+            no side is longer than that.
     """
 
-    def __init__(self, indexes: Mapping[str, Index], *, reads_files: bool) -> None:
+    def __init__(
+        self,
+        indexes: Mapping[str, Index],
+        *,
+        reads_files: bool,
+        read: Callable[[Entry], bytes] = read_file,
+        decode: Callable[[bytes, str, int], Image.Image] = lambda data, name, _: decode_image(data, name, to_srgb=True),
+    ) -> None:
         self._indexes = dict(indexes)
         self._reads_files = reads_files
+        self._read, self._decode = read, decode
         self._lock = threading.Lock()
         self._sets: dict[str, OpenPictureSet] = {}
         self._matcher = Matcher(str(next(iter(indexes.values())).model.folder))
@@ -103,7 +115,7 @@ class IconTools:
             others = [name for name in self._each(index) if name != own or index is not None]
             if not others:
                 raise UserError(f"there is no other index than '{own}' to find an equivalent in")
-            found, cells = [], [source.read(place)]
+            found, cells = [], [_content(source.read, place)]
             for name in others:
                 target = self._set(name)
                 numbers = self._matcher.numbers(source.set, target.set)
@@ -117,8 +129,8 @@ class IconTools:
                         ],
                     }
                 )
-                cells += [target.read(one.place) for one in match.candidates]
-            return ToolAnswer(_json({"icon": source.set.names[place], "in": found}), _sheet(cells))
+                cells += [_content(target.read, one.place) for one in match.candidates]
+            return ToolAnswer(_json({"icon": source.set.names[place], "in": found}), self._sheet(cells))
 
     def caption_picture(self, data: str | None = None, file: str | None = None) -> ToolAnswer:
         """Say what a picture shows."""
@@ -157,7 +169,7 @@ class IconTools:
                         ],
                     }
                 ),
-                _sheet([content]),
+                self._sheet([content]),
             )
 
     def check_names(self, names: Sequence[str]) -> ToolAnswer:
@@ -169,9 +181,9 @@ class IconTools:
             for own in self._indexes:
                 opened = self._set(own)
                 known = {**aliases_of(opened.set.names, opened.further_names), **known}
-            found = []
+            written, found = list(known), []
             for name in map(str, names):
-                near = [] if name in known else get_close_matches(name[:200], known, n=3, cutoff=0.6)
+                near = [] if name in known else _nearest(name, written)
                 found.append(
                     {"name": _plain(name[:200]), "exists": name in known, **({"nearest": near} if near else {})}
                 )
@@ -192,7 +204,7 @@ class IconTools:
 
     def _set(self, index: str) -> OpenPictureSet:
         if index not in self._sets:
-            self._sets[index] = self._matcher.open_store(self._indexes[index].store)
+            self._sets[index] = self._matcher.open_store(self._indexes[index].store, self._read)
         return self._sets[index]
 
     def _find(self, icon: str) -> tuple[str, int]:
@@ -204,7 +216,7 @@ class IconTools:
             if name in opened.set.places:
                 return own, opened.set.places[name]
             names += opened.set.names
-        near = get_close_matches(icon[:200], names, n=3, cutoff=0.5)
+        near = _nearest(icon, names)
         hint = f"; the nearest are {', '.join(near)}" if near else "; find icons with search_icons"
         raise UserError(f"there is no icon '{_plain(icon[:200])}'{hint}")
 
@@ -225,7 +237,8 @@ class IconTools:
             }
             for relevance, _, own, entry in hits[:count]
         ]
-        return ToolAnswer(_json(rows), _sheet([_content(entry) for _, _, _, entry in hits[:count]]))
+        contents = [_content(self._read, entry) for _, _, _, entry in hits[: min(count, _SHOWN)]]
+        return ToolAnswer(_json(rows), self._sheet(contents))
 
     def _picture(self, data: str | None, file: str | None) -> Image.Image:
         if (data is None) == (file is None):
@@ -236,7 +249,35 @@ class IconTools:
             content = self._file(str(file))
         if len(content) > _MAX_PICTURE:
             raise UserError(f"the picture has {len(content):,} bytes (limit {_MAX_PICTURE:,})")
-        return decode_image(content, "the picture", to_srgb=True)
+        return self._decode(content, "the picture", _MAX_SIDE)
+
+    def _sheet(self, contents: Sequence[bytes]) -> bytes:
+        """The pictures in rows, in order, on white: a small PNG file."""
+        shown = contents[:_SHOWN]
+        rows = -(-len(shown) // _COLUMNS)
+        if not rows:
+            return b""
+        sheet = Image.new("RGB", (_CELL * min(len(shown), _COLUMNS), _CELL * rows), "white")
+        for number, content in enumerate(shown):
+            try:
+                image = self._thumbnail(content)
+            except (BadSample, ValueError, OSError):
+                continue  # gone since it was indexed, or not shown: its cell stays empty
+            left, top = number % _COLUMNS * _CELL, number // _COLUMNS * _CELL
+            sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
+        is_grey = np.ptp(np.asarray(sheet), axis=2).max() == 0
+        buffer = io.BytesIO()
+        (sheet.convert("L") if is_grey else sheet).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _thumbnail(self, content: bytes) -> Image.Image:
+        side = _CELL - 8
+        if is_svg(content):  # drawn small: a sheet is part of each answer
+            drawn = render_svg(content.decode("utf-8-sig"), side)
+            return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+        image = self._decode(content, "a picture", side)
+        image.thumbnail((side, side))
+        return image
 
     def _file(self, file: str) -> bytes:
         if not self._reads_files:
@@ -257,6 +298,21 @@ def _decoded(data: str) -> bytes:
         return base64.b64decode(written, validate=True)
     except (binascii.Error, ValueError) as error:
         raise UserError("the picture is neither base64 nor SVG; a URL is not fetched") from error
+
+
+def _content(read: Callable[[Any], bytes], which: object) -> bytes:
+    """The bytes of a picture; none if its file is gone, or may not be shown."""
+    try:
+        return read(which)
+    except UserError:
+        return b""
+
+
+def _nearest(name: str, names: Sequence[str]) -> list[str]:
+    """The three names that are most like another one, as far as they are like it."""
+    from rapidfuzz import fuzz, process  # late: it needs an extra
+
+    return [near for near, _, _ in process.extract(name[:200], names, scorer=fuzz.ratio, limit=3, score_cutoff=60)]
 
 
 def _query(text: str) -> str:
@@ -293,43 +349,3 @@ def _heroicon(name: str) -> str:
         if name.endswith(ending):
             return f"import {{ {_pascal(name.removesuffix(ending))}Icon }} from '@heroicons/react/{module}'"
     return f"import {{ {_pascal(name)}Icon }} from '@heroicons/react/24/outline'"
-
-
-# --- Contact sheets
-
-
-def _content(entry: Entry) -> bytes:
-    try:
-        return entry.span.read()
-    except UserError:
-        return b""
-
-
-def _sheet(contents: Sequence[bytes]) -> bytes:
-    """The pictures in rows, in order, on white: a small PNG file."""
-    shown = contents[:_SHOWN]
-    rows = -(-len(shown) // _COLUMNS)
-    if not rows:
-        return b""
-    sheet = Image.new("RGB", (_CELL * min(len(shown), _COLUMNS), _CELL * rows), "white")
-    for number, content in enumerate(shown):
-        try:
-            image = _thumbnail(content)
-        except (BadSample, ValueError, OSError):
-            continue  # gone since it was indexed: its cell stays empty
-        left, top = number % _COLUMNS * _CELL, number // _COLUMNS * _CELL
-        sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
-    is_grey = np.ptp(np.asarray(sheet), axis=2).max() == 0
-    buffer = io.BytesIO()
-    (sheet.convert("L") if is_grey else sheet).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _thumbnail(content: bytes) -> Image.Image:
-    side = _CELL - 8
-    if is_svg(content):  # drawn small: a sheet is part of each answer
-        drawn = render_svg(content.decode("utf-8-sig"), side)
-        return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
-    image = decode_image(content, "a picture", to_srgb=True)
-    image.thumbnail((side, side))
-    return image

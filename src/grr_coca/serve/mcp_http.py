@@ -6,14 +6,20 @@ The SDK is imported, and the index opened, at the first request: most servers ne
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grr_coca.serve.refusal import Refusal, error_headers, json_bytes
+from grr_coca.serve.refusal import MAX_BYTES, Refusal, error_headers, json_bytes
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+    from grr_coca.serve.library import ServedIndex
+
+_MAX_CALLS = 32
+"""Requests that are answered or wait at a time. One call of a tool does its work at a time."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -24,40 +30,48 @@ class McpEndpoint:
     """An ASGI application for one path.
 
     Args:
-        location: of the index that the tools answer from; None: there is none.
+        library: the index that the tools answer from; None: there is none. They see the pictures that it shows.
     """
 
-    def __init__(self, location: str | None) -> None:
-        self._location = location
+    def __init__(self, library: "ServedIndex | None") -> None:
+        self._library = library
+        self._num_calls = 0
         self._manager: StreamableHTTPSessionManager | None = None
         self._starting = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if self._location is None or find_spec("mcp") is None:
-            why = (
-                "needs an index"
-                if self._location is None
-                else "needs mcp, which is not installed on the server (extra `mcp`)"
-            )
-            await _refuse(Refusal(404, f"/mcp {why}"), send)
-            return
-        async with self._starting:
-            if self._manager is None:
-                self._manager = await self._start(self._location)
-        await self._manager.handle_request(scope, receive, send)
+        if self._library is None:
+            await _refuse(Refusal(404, "/mcp needs an index"), send)
+        elif find_spec("mcp") is None:
+            await _refuse(Refusal(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)"), send)
+        elif scope["method"] != "POST":  # the server has nothing to say by itself, and no session to end
+            await _refuse(Refusal(405, f"/mcp does not take {scope['method'][:20]}"), send)
+        elif self._num_calls >= _MAX_CALLS:
+            await _refuse(Refusal(429, f"{_MAX_CALLS} calls of tools are waiting already", retry_after=5), send)
+        else:
+            self._num_calls += 1
+            try:
+                async with self._starting:
+                    if self._manager is None:
+                        self._manager = await self._start(self._library)
+                await self._manager.handle_request(scope, receive, _with_short_errors(send))
+            finally:
+                self._num_calls -= 1
 
-    async def _start(self, location: str) -> "StreamableHTTPSessionManager":
+    async def _start(self, library: "ServedIndex") -> "StreamableHTTPSessionManager":
         from mcp.server.streamable_http_manager import StreamableHTTPSessionManager  # late: it needs an extra
 
         from grr_coca.search.index import Index
         from grr_coca.serve.icon_tools import IconTools
         from grr_coca.serve.mcp import make_mcp_server
 
-        name = Path(location).name.removesuffix(".index") or "icons"
-        index = await asyncio.to_thread(Index.open, location)
-        server = make_mcp_server(IconTools({name: index}, reads_files=False), reads_files=False)
+        name = Path(library.location).name.removesuffix(".index") or "icons"
+        index = await asyncio.to_thread(Index.open, library.location)
+        files = library.files
+        tools = IconTools({name: index}, reads_files=False, read=files.read_now, decode=files.decode)
+        server = make_mcp_server(tools, reads_files=False)
         manager = StreamableHTTPSessionManager(app=server, json_response=True, stateless=True)
         started = asyncio.Event()
 
@@ -71,6 +85,25 @@ class McpEndpoint:
         self._running = asyncio.create_task(run())
         await started.wait()
         return manager
+
+
+def _with_short_errors(send: Send) -> Send:
+    """`send`, but a long error of the SDK, which lists all that is wrong with a message, becomes a refusal."""
+    held: list[Message] = []
+
+    async def send_short(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            held.append(message)
+            return
+        if held:
+            start = held.pop()
+            if start["status"] >= HTTPStatus.BAD_REQUEST and len(message.get("body", b"")) > MAX_BYTES:
+                await _refuse(Refusal(start["status"], message["body"].decode("utf-8", "replace")), send)
+                return
+            await send(start)
+        await send(message)
+
+    return send_short
 
 
 async def _refuse(refusal: Refusal, send: Send) -> None:

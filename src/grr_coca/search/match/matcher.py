@@ -4,18 +4,19 @@
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.sources.iconify import SCHEME
 from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.search.entry import Entry
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.candidates import PictureMatch, PictureSet, match_pictures
 from grr_coca.search.match.icon_map import IconMap, aliases_of, decided_matches
 from grr_coca.search.match.numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers
-from grr_coca.search.match.picture_set import OnProgress, OpenPictureSet, read_index, read_sources
+from grr_coca.search.match.picture_set import OnProgress, OpenPictureSet, read_file, read_index, read_sources
 from grr_coca.search.match.used_icons import Use, squashed
 from grr_coca.search.store import Store
 from grr_coca.search.stores import is_index, open_store
@@ -83,8 +84,8 @@ class Matcher:
         finally:
             store.close()
 
-    def open_store(self, store: Store) -> OpenPictureSet:
-        """Open an index.
+    def open_store(self, store: Store, read: Callable[[Entry], bytes] = read_file) -> OpenPictureSet:
+        """Open an index, whose pictures are read by `read`.
 
         Raises:
             UserError: another model has made it, or it is empty.
@@ -92,7 +93,7 @@ class Matcher:
         if self._model is None and self._model_name is None:
             self._model = IndexModel(store.header.model, engine=self._engine)
         self.model.require(store.header, store.location)
-        return read_index(store, self.model, self.fitted)
+        return read_index(store, self.model, self.fitted, read)
 
     def used(self, uses: Sequence[Use], on_progress: OnProgress = lambda *_: None) -> UsedIcons:
         """The icons of some code, looked up in their sets, which are fetched.

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -96,14 +97,31 @@ def read_sources(
         return _opened(found, kept, numbers, failures)
 
 
-def read_index(store: Store, model: IndexModel, numbers: MatchNumbers | None) -> OpenPictureSet:
+def read_file(entry: Entry) -> bytes:
+    """The bytes of a picture of an index.
+
+    Raises:
+        UserError: its file cannot be read.
+    """
+    return entry.span.read()
+
+
+def read_index(
+    store: Store, model: IndexModel, numbers: MatchNumbers | None, read: Callable[[Entry], bytes] = read_file
+) -> OpenPictureSet:
     """The pictures of an index, with the embeddings that it holds.
+
+    Args:
+        store: the index.
+        model: the model that has made it.
+        numbers: what was fitted to tell matches; None for another model.
+        read: reads a picture.
 
     Raises:
         UserError: the index is empty.
     """
     with store.snapshot():
-        pictures = [_of_entry(entry, np.asarray(vector, np.float32)) for entry, vector in store.everything()]
+        pictures = [_of_entry(entry, np.asarray(vector, np.float32), read) for entry, vector in store.everything()]
     if not pictures:
         raise UserError(f"{store.location}: an index without pictures")
     once = {picture.name: picture for picture in reversed(pictures)}
@@ -130,7 +148,7 @@ def _of_file(file: ImageFile, argument: str) -> _Picture:
     return _Picture(name=on_one_line(name), aliases=aliases, is_icon=is_icon, fields=fields, read=file.read)
 
 
-def _of_entry(entry: Entry, vector: np.ndarray) -> _Picture:
+def _of_entry(entry: Entry, vector: np.ndarray, read: Callable[[Entry], bytes]) -> _Picture:
     fields: dict[str, object] = dict(entry.all_fields)
     is_svg_file = entry.file.lower().endswith(".svg")
     name = fields.get("icon")
@@ -144,7 +162,7 @@ def _of_entry(entry: Entry, vector: np.ndarray) -> _Picture:
         aliases=aliases,
         is_icon=is_svg_file or "icon" in fields,
         fields=fields,
-        read=entry.span.read,
+        read=partial(read, entry),
         vector=vector,
     )
 

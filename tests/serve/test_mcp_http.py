@@ -1,0 +1,187 @@
+"""The Model Context Protocol over HTTP, attacked: what clients leave open goes, and what the server promises holds."""
+
+import base64
+import gc
+import io
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+from serving import Client, serving, wait_until
+from test_serve_fuzz import bomb
+
+import grr_coca
+from grr_coca.search.index import open_store
+from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.serve.guard import KEY_VARIABLE
+from grr_coca.serve.icon_tools import IconTools
+
+pytest.importorskip("mcp")
+
+from mcp.server.streamable_http import StreamableHTTPServerTransport
+
+ACCEPT = {"Accept": "application/json, text/event-stream"}
+STAR = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M1 1h7v7H1z"/></svg>'
+INITIALIZE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}}
+
+
+def asked(method: str, **params: object) -> dict:
+    return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+
+
+def call(client: Client, name: str, **arguments: object):
+    """Whether a call of a tool is an error, its text, and the sizes of its pictures."""
+    answer = client.post("/mcp", asked("tools/call", name=name, arguments=arguments), ACCEPT)
+    assert answer.status == 200, answer.body
+    result = answer.json()["result"]
+    texts = [part["text"] for part in result["content"] if part["type"] == "text"]
+    pictures = [base64.b64decode(part["data"]) for part in result["content"] if part["type"] == "image"]
+    return result.get("isError", False), texts[0], pictures
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """An index of two SVG files and a picture, and the same index as it would come from elsewhere."""
+    folder = tmp_path_factory.mktemp("own")
+    for name in ("star", "square"):
+        (folder / f"{name}.svg").write_text(STAR.replace("1h7", f"{len(name) % 3}h7"))
+    Image.new("RGB", (40, 40), "red").save(folder / "red.png")
+    with grr_coca.Index.open(folder / "own.index", "icons", create=True) as index:
+        index.add(folder)
+    store = open_store(str(folder / "own.index"))
+    with (folder / "own.parquet").open("wb") as written:
+        export_parquet(store, written)
+    store.close()
+    import_parquet(folder / "own.parquet", str(folder / "imported.index"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tools(own):
+    with serving(own / "own.index") as client:
+        yield client
+
+
+def test_sessions_that_nobody_closes_leave_nothing(tools):
+    def left() -> int:
+        gc.collect()
+        return sum(type(one) is StreamableHTTPServerTransport for one in gc.get_objects())
+
+    for _ in range(50):
+        answer = tools.post("/mcp", asked("initialize", **INITIALIZE), ACCEPT)
+        assert answer.status == 200
+        assert "mcp-session-id" not in answer.headers
+    wait_until(lambda: left() == 0, seconds=20)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+def test_no_stream_is_held_open(tools, method):
+    answer = tools.ask(method, "/mcp", headers={"Accept": "text/event-stream"})
+    assert answer.status == 405
+    assert "does not take" in answer.reason()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"[" * 60 + b"]" * 60, {}, 422),
+        (b'{"a":' * 60, {}, 422),
+        (b"[" + b"null," * 60_000 + b"null]", {}, 413),
+        (json.dumps(asked("tools/list", a="x" * 21_000_000)).encode(), {}, 413),
+        (json.dumps(asked("tools/list")).encode(), {"Host": "evil.example"}, 403),
+        (json.dumps(asked("tools/list")).encode(), {"Origin": "http://evil.example"}, 403),
+        (json.dumps(asked("tools/list")).encode(), {"Sec-Fetch-Site": "cross-site"}, 403),
+        (b"", {}, 400),
+        (b"{}", {}, 400),
+        (
+            json.dumps(dict.fromkeys(("jsonrpc", "id", "method", "params", "result", "error"), "x" * 50)).encode(),
+            {},
+            400,
+        ),
+        (b"\xff\xfe", {}, 422),
+        (json.dumps(asked("tools/list")).encode(), {"Content-Type": "text/plain"}, 400),
+        (json.dumps(asked("tools/list")).encode(), {"Mcp-Protocol-Version": "9999-99-99"}, 400),
+    ],
+)
+def test_what_is_no_call_is_refused(tools, body, headers, status):
+    answer = tools.ask("POST", "/mcp", body, {"Content-Type": "application/json", **ACCEPT, **headers})
+    assert answer.status == status or (status == 400 and answer.status in (400, 406, 415)), answer
+    assert len(answer.body) <= 2048
+
+
+def test_without_the_key_nothing_is_called(own, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    with serving(own / "own.index") as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "grr_coca_session=x"}):
+            assert client.post("/mcp", asked("tools/list"), {**ACCEPT, **headers}).status == 401
+        assert client.ask("GET", "/mcp").status == 401
+
+
+def test_calls_that_wait_are_bounded(own, monkeypatch):
+    may_end, real = threading.Event(), IconTools.check_names
+
+    def slow(*arguments):
+        assert may_end.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(IconTools, "check_names", slow)
+    monkeypatch.setattr("grr_coca.serve.mcp_http._MAX_CALLS", 5)
+    with serving(own / "own.index") as client, ThreadPoolExecutor(12) as pool:
+        request = asked("tools/call", name="check_names", arguments={"names": ["a"]})
+        answers = [pool.submit(client.post, "/mcp", request, ACCEPT) for _ in range(12)]
+        wait_until(lambda: sum(answer.done() for answer in answers) == 7)
+        assert client.get("/health").status == 200
+        may_end.set()
+        statuses = sorted(answer.result().status for answer in answers)
+    assert statuses == [200] * 5 + [429] * 7
+
+
+def test_an_index_from_elsewhere_shows_agents_only_pictures_of_given_folders(own):
+    for folders, is_shown in (([], False), ([own], True)):
+        with serving(own / "imported.index", pictures=folders) as client:
+            is_error, text, _ = call(client, "get_icon", icon=f"{own.name}:star")
+            assert is_error is not is_shown
+            assert ("<svg" in text) is is_shown
+            assert is_shown or "--pictures" in text
+            is_error, _, (sheet,) = call(client, "search_icons", query="a square")
+            assert not is_error
+            with Image.open(io.BytesIO(sheet)) as image:
+                is_blank = image.convert("L").getextrema() == (255, 255)
+            assert is_blank is not is_shown
+
+
+def test_a_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.serve.files._SECONDS", 0.3)
+    (tmp_path / "star.svg").write_text(STAR)
+    with grr_coca.Index.open(tmp_path / "x.index", "icons", create=True) as index:
+        index.add(tmp_path)
+    (tmp_path / "star.svg").unlink()
+    os.mkfifo(tmp_path / "star.svg")
+    with serving(tmp_path / "x.index") as client:
+        assert call(client, "get_icon", icon=f"{tmp_path.name}:star")[0]
+        assert not call(client, "search_icons", query="a square")[0]
+
+
+def test_pictures_for_agents_are_bounded_as_those_of_all(tools):
+    for data in (bomb(60_000, 60_000), bomb(12_000, 12_000)):
+        is_error, text, _ = call(tools, "caption_picture", data=base64.b64encode(data).decode())
+        assert is_error
+        assert "too many pixels" in text
+    is_error, text, _ = call(tools, "search_by_picture", data=base64.b64encode(own_picture()).decode())
+    assert not is_error
+
+
+def own_picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (3000, 2000), "red").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_names_that_are_wrong_get_the_nearest(tools, own):
+    is_error, text, _ = call(tools, "check_names", names=[f"{own.name}:stra", "x" * 300])
+    assert not is_error
+    assert json.loads(text)[0]["nearest"][0] == f"{own.name}:star"
+    assert "nearest" not in json.loads(text)[1]

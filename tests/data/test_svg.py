@@ -14,7 +14,9 @@ import svg_grammar
 from PIL import Image
 
 from grr_coca.data import svg as svg_module
+from grr_coca.data.framing import Framing
 from grr_coca.data.images import decode_image, open_header
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.svg import SVG_SIDE as SIDE
 from grr_coca.data.svg import draw_svg, is_svg, render_svg
@@ -40,6 +42,31 @@ def test_an_oblong_one_is_shown_whole_in_the_middle_of_a_square():
         (255, 0, 0),
         (255, 255, 255),
     ]
+
+
+SMALL = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path d="M2 3h9v4H2z"/></svg>'
+
+
+def test_a_model_gets_a_drawing_at_twice_its_size_and_people_get_it_whole():
+    for_model = Preprocess(64)
+    assert for_model.decode(SQUARE, "a.svg").size == (128, 128)
+    assert for_model.decode(SQUARE, "a.svg", for_people=True).size == (SIDE, SIDE)
+    assert Preprocess(224).decode(SQUARE, "a.svg").size == (SIDE, SIDE), "never larger"
+
+
+def test_a_drawing_that_framing_will_enlarge_is_drawn_large():
+    assert Preprocess(64).decode(SMALL, "a.svg").size == (SIDE, SIDE)
+    blank = SMALL.replace(b"<path", b"<path fill='none'")
+    assert Preprocess(64).decode(blank, "a.svg").size == (128, 128)
+
+
+def test_a_model_sees_a_drawing_of_half_the_size_nearly_alike():
+    preprocess = Preprocess(64, framing=Framing())
+    for drawing in (SQUARE, OBLONG, SMALL):
+        small, whole = (
+            preprocess(preprocess.decode(drawing, "a.svg", for_people=f)).astype(int) for f in (False, True)
+        )
+        assert abs(small - whole).mean() < 2
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def run(
     from grr_coca.infer.explain import caption_maps, caption_picture, text_map, text_picture  # late: imports torch
 
     model = grr_coca.load(folder, engine="torch")
-    opened = model.preprocess.decode(data, str(image))
+    opened = model.preprocess.decode(data, str(image), for_people=True)
     pixels = model.checkpoint.pixels(opened)
     if text is None:
         (described,) = model.describe_many([opened])

@@ -18,7 +18,7 @@ import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pi
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.data.svg import draw_svg, is_svg
+from grr_coca.data.svg import SVG_SIDE, draw_svg, is_svg
 
 if TYPE_CHECKING:
     from PIL import ImageCms
@@ -107,6 +107,7 @@ def decode_image(
     to_srgb: bool = False,
     is_scaled: bool = False,
     at_least: tuple[int, int] | None = None,
+    svg_side: int = SVG_SIDE,
 ) -> Image.Image:
     """Decode the bytes of an image file into an RGB image.
 
@@ -125,6 +126,7 @@ def decode_image(
         at_least: width and height that are enough, before the image is turned upright. A JPEG is decoded at a half, a
             quarter or an eighth of its size if that is no smaller, which saves memory and time; pixels then differ
             slightly. None: as it is.
+        svg_side: side in pixels at which an SVG file is drawn, see `draw_svg`.
 
     Raises:
         BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
@@ -134,7 +136,7 @@ def decode_image(
         raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
     ignore_warnings_of_pillow()
     try:
-        opened = open_header(data, name)
+        opened = open_header(data, name, svg_side)
         if at_least is not None:
             opened.draft(None, at_least)
         opened.load()
@@ -162,7 +164,7 @@ def ignore_warnings_of_pillow() -> None:
         warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
-def open_header(data: bytes, name: str) -> Image.Image:
+def open_header(data: bytes, name: str, svg_side: int = SVG_SIDE) -> Image.Image:
     """Open an image and read its header. No pixel is decoded, except that SVG is drawn.
 
     Raises:
@@ -170,7 +172,7 @@ def open_header(data: bytes, name: str) -> Image.Image:
         One of `BROKEN`: the file is broken.
     """
     if is_svg(data):
-        return draw_svg(data, name)
+        return draw_svg(data, name, svg_side)
     kind = _container_kind(data)
     if kind == "HEIC":
         image = _open_heic(data, name)

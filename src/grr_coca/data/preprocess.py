@@ -14,6 +14,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import UInt8
 from grr_coca.data.framing import Box, Framing
 from grr_coca.data.images import Opening, decode_image, with_srgb_colours
+from grr_coca.data.svg import SVG_SIDE
 
 Order = Literal["crop_then_resize", "resize_then_crop"]
 
@@ -52,14 +53,31 @@ class Preprocess:
         return np.array(self.square(image))
 
     def decode(
-        self, data: bytes, name: str, *, to_srgb: bool = True, at_least: tuple[int, int] | None = None
+        self,
+        data: bytes,
+        name: str,
+        *,
+        to_srgb: bool = True,
+        at_least: tuple[int, int] | None = None,
+        for_people: bool = False,
     ) -> Image.Image:
-        """Decode the bytes of an image file, see `decode_image`. `name`: the name of the file in messages.
+        """Decode the bytes of an image file, see `decode_image`.
+
+        Args:
+            data: the content of the file.
+            name: the name of the file in messages.
+            to_srgb: convert the colours of an embedded profile.
+            at_least: width and height that are enough.
+            for_people: the image is also shown. An SVG file is then drawn in full size, instead of twice the size that
+                the model sees: drawing takes longer than all the rest.
 
         Raises:
             BadSample: the file cannot be decoded.
         """
-        return decode_image(data, name, self.opening, to_srgb=to_srgb, is_scaled=True, at_least=at_least)
+        svg_side = SVG_SIDE if for_people else min(2 * self.image_size, SVG_SIDE)
+        return decode_image(
+            data, name, self.opening, to_srgb=to_srgb, is_scaled=True, at_least=at_least, svg_side=svg_side
+        )
 
     def square(self, image: Image.Image) -> Image.Image:
         """Cut and resize an image to a square of `image_size` pixels, with colours in sRGB. An image that this has

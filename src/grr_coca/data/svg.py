@@ -27,7 +27,8 @@ from grr_coca.data import svg_program as program
 from grr_coca.data.sources.base import BadSample, Cause
 
 SVG_SIDE = 256
-"""Side in pixels at which SVG files are drawn, since they have no size in pixels. Models see them scaled down."""
+"""Side in pixels at which SVG files are drawn for people, since they have no size in pixels. For models, it is the
+largest."""
 
 _HEAD_BYTES = 4096
 """The first tag of an SVG file must begin within this many bytes, after comments and declarations."""
@@ -55,10 +56,16 @@ def is_svg(data: bytes) -> bool:
     return head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!")) and b"<svg" in head)
 
 
-def draw_svg(data: bytes, name: str) -> Image.Image:
-    """Draw an SVG file as a transparent square of `SVG_SIDE` pixels, with oblong drawings in the middle.
+def draw_svg(data: bytes, name: str, side: int = SVG_SIDE) -> Image.Image:
+    """Draw an SVG file as a transparent square, with oblong drawings in the middle.
 
     Nothing else is read: no fonts of the system, and no other image.
+
+    Args:
+        data: the file.
+        name: its name in messages.
+        side: of the square, in pixels. If the drawing itself is smaller than half of it, the square has `SVG_SIDE`
+            pixels instead, since whoever cuts the drawing out needs more of it.
 
     Raises:
         BadSample: the file cannot be drawn (`Cause.BROKEN_IMAGE`), resvg is not installed, or this machine did not
@@ -68,13 +75,21 @@ def draw_svg(data: bytes, name: str) -> Image.Image:
         message = f"{name}: an SVG file, which needs resvg-py; pip install resvg-py"
         raise BadSample(message, Cause.NOT_INSTALLED)
     try:
-        image = render_svg(data.decode("utf-8-sig"), SVG_SIDE)
+        svg = data.decode("utf-8-sig")
+        image = render_svg(svg, side)
+        if side < SVG_SIDE and _is_small(image):
+            image = render_svg(svg, SVG_SIDE)
     except ValueError as error:
         raise BadSample(f"{name}: an SVG file that cannot be drawn ({error})", Cause.BROKEN_IMAGE) from error
     except OSError as error:
         raise BadSample(f"{name}: an SVG file that was not drawn ({error}); try again", Cause.UNREADABLE) from error
     image.format = "SVG"
     return image
+
+
+def _is_small(image: Image.Image) -> bool:
+    left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, *image.size)
+    return 2 * max(right - left, bottom - top) < image.width
 
 
 def render_svg(svg: str, side: int) -> Image.Image:

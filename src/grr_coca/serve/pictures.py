@@ -239,8 +239,9 @@ class PictureReader:
             return preprocess(image)
 
     @contextmanager
-    def decoded(self, data: bytes, preprocess: "Preprocess") -> Iterator[Image.Image]:
-        """A picture for a block, in this thread. It counts as memory of pictures until the end of the block.
+    def decoded(self, data: bytes, preprocess: "Preprocess", *, for_people: bool = False) -> Iterator[Image.Image]:
+        """A picture for a block, in this thread. It counts as memory of pictures until the end of the block. See
+        `Preprocess.decode` for `for_people`.
 
         Raises:
             Refusal, UserError: it is no picture, or too large.
@@ -248,7 +249,7 @@ class PictureReader:
         is_large = self._require_pixels(data) > _MAX_WHOLE_PIXELS
         at_least = (_SPARE * preprocess.image_size,) * 2 if is_large else None
         with self._memory.taken(require_decodable(data, self._memory.size, at_least)):
-            yield preprocess.decode(data, _NAME, at_least=at_least)
+            yield preprocess.decode(data, _NAME, at_least=at_least, for_people=for_people)
 
     def _require_pixels(self, data: bytes) -> int:
         """The number of pixels of a picture, by its header; 0 if that is not known."""

@@ -102,6 +102,49 @@ def content(name: str) -> bytes:
     return (PICTURES / name).read_bytes()
 
 
+MATRIX = Path(__file__).parents[2] / "docs" / "photos.md"
+SUFFIXES = {
+    "JPEG": ("jpg",),
+    "PNG": ("png",),
+    "WebP": ("webp",),
+    "TIFF": ("tif",),
+    "AVIF": ("avif",),
+    "HEIC, HEIF": ("heic",),
+    "GIF": ("gif",),
+    "JPEG 2000, PPM": ("jp2", "ppm"),
+    "BMP": ("bmp",),
+}
+IN_NAMES = {
+    "grey": "grey",
+    "CMYK": "cmyk",
+    "palette": "palette",
+    "transparent": "alpha",
+    "ICC": "display-p3|adobe-rgb|profile",
+    "16": "16bit",
+    "32": "32bit",
+    "10": "10bit",
+    "12": "12bit",
+    "EXIF": "turned",
+    "the file's own": "turned",
+    "first": "animated|pages",
+}
+
+
+def test_the_matrix_of_the_docs_says_what_these_files_are():
+    """Each word of a row has a file of that format, and each file has its word."""
+    rows = re.findall(r"^\| ([A-Z].+?) \| (.*) \|$", MATRIX.read_text(encoding="utf-8").split("\n\n")[2], re.MULTILINE)
+    assert {name for name, _ in rows} == {*SUFFIXES, "SVG"}
+    for name, row in rows[:-1]:
+        files = [file for file in FILES if file.endswith(SUFFIXES[name])]
+        shown = {word for word, part in IN_NAMES.items() if any(re.search(part, file) for file in files)}
+        said = set(re.findall("|".join(rf"\b{word}\b" for word in IN_NAMES), row))
+        if name == "GIF":
+            shown.add("palette")  # as all of them
+        both = {"EXIF", "the file's own"}
+        assert said - both == shown - both, name
+        assert bool(said & both) == bool(shown & both), name
+
+
 def test_the_matrix_has_every_file():
     assert {path.name for path in PICTURES.iterdir()} - {"README.md"} == set(FILES)
 

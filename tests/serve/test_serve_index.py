@@ -393,6 +393,16 @@ def test_columns_of_a_table_can_be_filtered_by(tmp_path):
         assert facets["artist"] == {"field": "artist", "kind": "text", "values": [["Ann", 3], ["Ben", 3]]}
         assert facets["year"] == {"field": "year", "kind": "number", "min": 1990, "max": 1995}
         assert "code" not in facets, "all values differ"
+        narrowed = client.get("/facets?where=year+%3E+1991&field=artist&field=code").json()["facets"]
+        assert {one["field"]: dict(one["values"]) for one in narrowed} == {
+            "artist": {"Ann": 2, "Ben": 2},
+            "code": {f"c{n}": 1 for n in range(2, 6)},
+        }
+        assert "did you mean 'artist'?" in client.get("/facets?where=year+%3E+1991&field=artst").reason()
+        answer = client.post("/search", {"texts": ["a"], "where": "year > 1991"}).json()
+        assert answer["counted"] == 4
+        counted = {one["field"]: dict(one["values"]) for one in answer["facets"]}
+        assert counted["artist"] == {"Ann": 2, "Ben": 2}
         found = client.post("/search", {"texts": ["a"], "where": "artist = 'Ann' and year > 1992"}).json()["hits"]
         assert {one["fields"]["year"] for one in found} == {1993, 1995}
 

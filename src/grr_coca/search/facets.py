@@ -1,9 +1,10 @@
 """Facets: by which fields the images of an index can be filtered, and which values these have."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from grr_coca.search.entry import Entry
-from grr_coca.search.fields import FIELDS
+from grr_coca.search.fields import FIELDS, FieldValue
+from grr_coca.search.filters import Filter
 from grr_coca.search.store import FieldSummary, Store
 
 _MAX_VALUES = 100
@@ -32,9 +33,27 @@ def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
     return _facets((field, _summary(entries, field)) for field in fields)
 
 
-def counts_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
-    """The values of the texts among these fields with the number of images of each, also where all of them differ."""
-    summaries = ((field, _summary(entries, field)) for field in fields)
+def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
+    """The values of the texts among these fields with the number of images that match a filter, also where all differ.
+
+    Raises:
+        UserError: the index cannot be read.
+    """
+    return _counts((field, store.summary(field, _MAX_VALUES, where)) for field in fields)
+
+
+def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
+    """The values of the texts among these fields with the number of groups that have each, also where all differ. Of
+    near-duplicates, one that has the value is enough: a filter would select it."""
+
+    def values(field: str) -> Iterator[FieldValue]:
+        for group in groups:
+            yield from {value for entry in group for value in entry.values_of(field)}
+
+    return _counts((field, FieldSummary.of(values(field), _MAX_VALUES)) for field in fields)
+
+
+def _counts(summaries: Iterable[tuple[str, FieldSummary]]) -> list[Facet]:
     return [
         {"field": field, "kind": "text", "values": [list(pair) for pair in found.values]}
         for field, found in summaries

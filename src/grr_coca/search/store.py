@@ -370,9 +370,10 @@ class Store(ABC):
         found = sorted(((row.entry.date, row.entry.name, row.id) for row in self.scan(where)), key=lambda row: row[1])
         return np.array([row[2] for row in sorted(found, key=lambda row: row[0], reverse=True)], np.int64)
 
-    def summary(self, field: str, count: int) -> FieldSummary:
-        """The values of a field; `count`: how many of the most frequent ones to return."""
-        return FieldSummary.of((value for row in self.scan() for value in row.entry.values_of(field)), count)
+    def summary(self, field: str, count: int, where: Filter | None = None) -> FieldSummary:
+        """The values of a field of all images that match a filter; `count`: how many of the most frequent ones to
+        return."""
+        return FieldSummary.of((value for row in self.scan(where) for value in row.entry.values_of(field)), count)
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images: N rows of `HASHED`."""

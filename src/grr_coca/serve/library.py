@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.common.errors import DamagedError, UserError
+from grr_coca.common.errors import DamagedError, UserError, nearest
 from grr_coca.data.text import clean_query
 from grr_coca.search.answer import Hit, Query, Ranking, SearchOptions, hits_of, rank_images
 from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.entry import Entry, name_id
-from grr_coca.search.facets import Facet, counts_of, facet_fields, facets
+from grr_coca.search.facets import Facet, counts, counts_of, facet_fields, facets
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import Store
@@ -107,6 +107,7 @@ class ServedIndex:
         self._orders = LruCache[Hashable, np.ndarray](_MAX_ORDER_BYTES)
         self._open = _OpenStore(location, fingerprint)
         self._facets: tuple[str, float, list[Facet]] = ("", -math.inf, [])
+        self._counted = LruCache[Hashable, list[Facet]](100)
         self._groups: tuple[str, list[list[int]]] = ("", [])
 
     def close(self) -> None:
@@ -150,13 +151,14 @@ class ServedIndex:
             "searched": ranking.searched,
             "verdict": first.verdict,
             "num_likely": found.num_likely,
-            "facets": [] if offset else self._counts([best for best, *_ in ranking.groups]),
+            "facets": [] if offset else self._counts(ranking.groups),
+            "counted": 0 if offset else len(ranking.groups),
             "can_tell": first.can_tell,  # of a page behind the last hit, too
         }
 
-    def _counts(self, entries: Sequence[Entry]) -> list[Facet]:
+    def _counts(self, groups: Sequence[Sequence[Entry]]) -> list[Facet]:
         with self._open.use() as store:
-            return counts_of(entries, facet_fields(store.columns()))
+            return counts_of(groups, facet_fields(store.columns()))
 
     # --- Browsing
 
@@ -208,6 +210,29 @@ class ServedIndex:
                 with current.snapshot():
                     found = facets(current)
                 self._facets = (revision, time.monotonic(), found)
+            return found
+
+    def counts(self, where: str, fields: Sequence[str]) -> list[Facet]:
+        """The values of texts with the number of images that match a filter. To be called from one thread alone.
+
+        Args:
+            where: the filter.
+            fields: which to count; none: all by which images can be filtered.
+
+        Raises:
+            UserError: the filter is invalid, or images cannot be filtered by a field.
+        """
+        with self._open.use() as store, store.snapshot():
+            columns = store.columns()
+            tree, known = parse_filter(where, columns), facet_fields(columns)
+            for field in fields:
+                if field not in known:
+                    raise UserError(f"field: images cannot be filtered by '{field}'; {nearest(field, known)}")
+            key = (self._open.revision(store), where, tuple(fields))
+            found = self._counted.get(key)
+            if found is None:
+                found = counts(store, fields or known, tree)
+                self._counted.put(key, found)
             return found
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:

@@ -162,10 +162,18 @@ def own_endpoints(service: Service) -> APIRouter:
         """A picture of the index, by its id."""
         return json_response(await service.in_thread(service.index().picture, identity))
 
-    @router.get("/facets", responses=answers(FacetsAnswer, 404))
-    async def facets() -> Response:
-        """The fields by which pictures can be filtered, with their values."""
-        return json_response({"facets": await service.counting.do(service.index().facets)})
+    @router.get("/facets", responses=answers(FacetsAnswer, 404, 422))
+    async def facets(
+        where: Where = None, field: Annotated[list[str] | None, Query(max_length=MAX_LIMIT)] = None
+    ) -> Response:
+        """The fields by which pictures can be filtered, with their values. With a filter: the texts of what it selects,
+        with the number of pictures of each."""
+        index = service.index()
+        if where is None:
+            found = await service.counting.do(index.facets)
+            wanted = [one for one in found if field is None or one["field"] in field]
+            return json_response({"facets": wanted})
+        return json_response({"facets": await service.counting.do(index.counts, where, tuple(field or ()))})
 
     @router.get("/duplicates", responses=answers(GroupsAnswer, 404, 422))
     async def duplicates(

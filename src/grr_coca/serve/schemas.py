@@ -246,7 +246,7 @@ class SearchAnswer(BaseModel):
     """Hits, the best first. `more`: there are further ones; `searched`: pictures of the index; `verdict`: whether
     hits look like what the query asked for (`likely`), or that is not sure (`unsure`), or none does (`nothing`);
     `num_likely`: hits of this answer up to the last likely one; `can_tell`: false if relevances cannot be told;
-    `facets`: the values of texts among the nearest pictures, in the first answer."""
+    `facets`: the values of texts among the nearest pictures, of which there are `counted`, in the first answer."""
 
     hits: list[FoundPicture]
     more: bool
@@ -255,6 +255,7 @@ class SearchAnswer(BaseModel):
     num_likely: int
     can_tell: bool
     facets: "list[Facet]"
+    counted: int
 
 
 class PicturesAnswer(BaseModel):

@@ -8,7 +8,8 @@ _MAX_BYTES = 2**20
 _ACTIVE = frozenset({"script", "foreignObject", "a", "animate", "animateMotion", "animateTransform", "set", "handler"})
 """Elements that run code, hold other documents, lead away, or change the attributes of others."""
 _EMBEDDED = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,", re.IGNORECASE)
-_OUTSIDE = re.compile(r"""@import[^;]*;?|url\(\s*(?!['"]?\s*#)[^)]*\)|expression\s*\(|javascript:""", re.IGNORECASE)
+_IMPORT = re.compile(r"@import[^;]*;?", re.IGNORECASE)
+_OUTSIDE = re.compile(r"""url\(\s*(?!['"]?\s*#)[^)]*\)|expression\s*\(|javascript:""", re.IGNORECASE)
 """What a style may load or run."""
 _DOCTYPE = re.compile(rb"<!DOCTYPE[^>\[]*>", re.IGNORECASE)
 _INK = re.compile(r"[0-9a-f]{6}")
@@ -56,7 +57,7 @@ def _clean(root: ElementTree.Element) -> None:
             elif kept != value:
                 element.set(name, kept)
         if element.tag == f"{{{_SVG}}}style" and element.text:
-            element.text = _OUTSIDE.sub("none", element.text)
+            element.text = _OUTSIDE.sub("none", _IMPORT.sub("", element.text))
 
 
 def _is_kept(element: ElementTree.Element) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from browsing import Tab, hosted, static
+from icon_places import PLACES, opened_place, write_icon_index, write_icon_sites
 from PIL import Image
 
 from grr_coca.common.files import user_cache
@@ -118,4 +119,23 @@ def site(drawings_index, tmp_path_factory) -> Path:
 def host(site) -> Iterator[str]:
     """The address of the site."""
     with hosted(static(site)) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def icon_index(tmp_path_factory) -> Path:
+    """See `icon_places`."""
+    return write_icon_index(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="session")
+def icon_sites(icon_index, tmp_path_factory) -> dict[str, Path]:
+    """See `icon_places`."""
+    return write_icon_sites(icon_index, tmp_path_factory.mktemp("sites"))
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def place(request, icon_index, icon_sites) -> Iterator[str]:
+    """The address of the page on a server, in an export, and in the icon site."""
+    with opened_place(request.param, icon_index, icon_sites) as address:
         yield address

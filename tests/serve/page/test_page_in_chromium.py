@@ -78,8 +78,9 @@ def test_pictures_can_be_asked_for_like_another_and_without_another(host, tab):
     one.ask("")
     assert one.captions(1) == [before[2]]
     one.page.go_back()
-    one.settled()
-    assert "like=" not in one.page.url
+    one.page.wait_for_url("**/#q=face&like=*")
+    one.page.go_back()
+    one.page.wait_for_url("**/#q=face")
 
 
 def test_going_back_leaves_the_duplicates(host, tab):

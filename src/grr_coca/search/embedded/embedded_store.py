@@ -285,23 +285,24 @@ class EmbeddedStore(Store):
             rows = now.database.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY date DESC, name", values)
             return np.fromiter((identity for (identity,) in rows), np.int64)
 
-    def summary(self, field: str, count: int) -> FieldSummary:
-        """The values of a field."""
+    def summary(self, field: str, count: int, where: Filter | None = None) -> FieldSummary:
+        """The values of a field of all images that match a filter."""
         names: list[FieldValue] = []
-        if field == "keywords":
-            found = f"(SELECT value FROM pictures, {_KEYWORDS})"
-        else:
-            found = f"(SELECT {_column(field, names)} AS value FROM pictures)"
+        column = "value" if field == "keywords" else f"{_column(field, names)} AS value"
+        condition, values = _where(where)
+        pictures = f"(SELECT * FROM pictures WHERE {condition}) AS pictures"
+        found = f"(SELECT {column} FROM {pictures}{f', {_KEYWORDS}' if field == 'keywords' else ''})"
+        bound = [*names, *values]
         with self.snapshot() as now:
             (number, different, low, high, texts) = now.database.execute(
                 "SELECT COUNT(value), COUNT(DISTINCT value), MIN(value), MAX(value), SUM(typeof(value) = 'text') "
                 f"FROM {found}",
-                names,
+                bound,
             ).fetchone()
             most = now.database.execute(
                 f"SELECT value, COUNT(*) FROM {found} WHERE value IS NOT NULL "
                 "GROUP BY value ORDER BY 2 DESC, 1 LIMIT ?",
-                [*names, count],
+                [*bound, count],
             ).fetchall()
         return FieldSummary("text" if texts else "number", most, number == different, low, high)
 

@@ -2,9 +2,9 @@
 // `graphs.js` in an exported site, `http.js` on a server. Both have the methods
 //   info() → {title, about, placeholder, pictures (number, or null without an index), can, ready}, where
 //     can is a list of search, duplicates, caption, explain, and ready is a promise of {files} to keep offline
-//   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, verdict, num_likely, can_tell, facets}
+//   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, verdict, num_likely, can_tell, facets, counted}
 //   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, groups}
-//   facets() → {facets};  caption(file, onToken, signal) → {caption, unfamiliar};  explain({file | entry}, signal) →
+//   facets() → {facets};  counts(filters, fields, signal) → {facets};  caption(file, onToken, signal) → {caption, unfamiliar};  explain({file | entry}, signal) →
 //   {caption, words};  keyOf(entry) → what an address calls it;  entry(key) → entry
 //   opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
 
@@ -213,6 +213,7 @@ function isAsking() {
 
 function changed(isStep = false) {
   detail.close();
+  if (isStep) typed = -Infinity; // what is typed next is another step
   writeAddress(isStep);
   showParts();
   scrollTo({ top: 0, behavior: "instant" });
@@ -259,7 +260,7 @@ async function showAll(signal, keepsPlace) {
   // Small pictures would be blurred in large tiles.
   if (pictures.length) document.body.classList.toggle("small", pictures.every(({ width, height }) => Math.max(width, height) <= 128));
   grid.show({ count: total, entries: pictures, more }, keepsPlace);
-  filters.count(null);
+  countValues(signal);
   const isFiltered = Object.keys(query.filters).length > 0;
   const noun = backend.hasDrawings ? "icon" : "picture";
   if (isFiltered) setStatus(total ? `${count(total, noun)} of ${numbers.format(info.pictures)}` : `No ${noun} matches the filters.`);
@@ -275,7 +276,7 @@ async function showHits(signal, keepsPlace) {
   result = { asked, more: found.more, isLoading: false };
   const split = found.verdict === "likely" && found.can_tell ? found.num_likely : undefined;
   grid.show({ count: found.hits.length, entries: found.hits, more: async () => [], split }, keepsPlace);
-  filters.count(found.facets);
+  countValues(signal, asked, found);
   if (found.isByWords) setStatus(found.hits.length ? "By words; by what they show as soon as the model is loaded." : "No name has these words. Looking further as soon as the model is loaded.");
   else if (!found.hits.length) setStatus("No picture matches the filters.");
   else if (!found.can_tell) setStatus("How likely a hit is cannot be told here. The nearest:");
@@ -283,6 +284,31 @@ async function showHits(signal, keepsPlace) {
   else if (found.verdict === "unsure") setStatus("Not sure. Closest:");
   else setStatus(`The nearest of ${numbers.format(found.searched)}, best first.`);
   document.body.classList.toggle("unlikely", found.verdict !== "likely");
+}
+
+/**
+ * Show in the filters how many pictures have each value: of the hits, or else of all that the filters select. What is
+ * chosen of a field does not count for this field itself: its other values would all have none.
+ */
+async function countValues(signal, asked, found) {
+  const { filters: chosen } = query;
+  const isWhole = !asked && !Object.keys(chosen).length;
+  const without = (field) => Object.fromEntries(Object.entries(chosen).filter(([other]) => other !== field));
+  const own = async (field) => {
+    const others = without(field);
+    if (!asked && !Object.keys(others).length) return { field, values: null };
+    const counted = asked ? backend.search({ ...asked, filters: others, offset: 0, limit: 1 }, signal) : backend.counts(others, [field], signal);
+    return (await counted).facets.find((facet) => facet.field === field) ?? { field, values: [] };
+  };
+  try {
+    const parts = await Promise.all(Object.keys(chosen).filter((field) => chosen[field].in).map(own));
+    const others = isWhole ? [] : found?.facets ?? (await backend.counts(chosen, [], signal)).facets;
+    if (signal.aborted) return;
+    const isOther = ({ field }) => !parts.some((part) => part.field === field);
+    filters.count(isWhole ? null : [...parts, ...others.filter(isOther)], found?.counted);
+  } catch {
+    if (!signal.aborted) filters.count(); // they are not known
+  }
 }
 
 /** Further hits, when the page is scrolled to the end. */
@@ -653,11 +679,11 @@ async function readAddress() {
 
 one("#query").addEventListener("input", ({ target }) => {
   const isStep = performance.now() - typed > PAUSE;
-  typed = performance.now();
   query.text = target.value;
   takeAvoided(false);
   leaveDuplicates();
   changed(isStep);
+  typed = performance.now();
 });
 one("#search").addEventListener("submit", (event) => {
   event.preventDefault();

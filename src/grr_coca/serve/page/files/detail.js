@@ -165,7 +165,7 @@ export class Detail {
     const list = element("ul");
     for (const copy of entries.slice(0, 24)) {
       const item = element("li");
-      const title = copy.fields?.set ? `${copy.fields.icon ?? copy.name} (${copy.fields.set})` : copy.name;
+      const title = copy.fields?.set ? `${nameOf(copy).name} (${copy.fields.set})` : copy.name;
       const button = element("button", { type: "button", title });
       button.setAttribute("aria-label", title);
       const image = element("img", { alt: "" });

@@ -10,7 +10,8 @@ export class Filters {
   #place;
   #facets = [];
   #chosen = {};
-  #counts = null; // of the values among the hits, by field
+  #counts = null; // of the values among the hits, by field; undefined: not known
+  #among = null; // how many hits are counted
   #isWhole = false;
 
   /** @param {(chosen: object) => void} onChange */
@@ -39,9 +40,15 @@ export class Filters {
     this.#draw();
   }
 
-  /** How many of the hits have each value; null: all pictures are shown, and their numbers count. */
-  count(facets) {
-    this.#counts = facets && new Map(facets.map(({ field, values }) => [field, new Map(values ?? [])]));
+  /**
+   * How many pictures have each value.
+   * @param {{field: string, values: [any, number][] | null}[] | null | undefined} facets null: all pictures are shown, and
+   *   their numbers count, as of a field without values; undefined: not known
+   * @param {number | null} among the number of hits, if the numbers are of these
+   */
+  count(facets, among = null) {
+    this.#counts = facets && new Map(facets.map(({ field, values }) => [field, values && new Map(values)]));
+    this.#among = among;
     for (const panel of this.#place.querySelectorAll("details")) this.#say(panel);
   }
 
@@ -111,7 +118,8 @@ export class Filters {
   #values(facet) {
     const list = element("ul");
     const chosen = new Set(this.#chosen[facet.field]?.in ?? []);
-    for (const [value, count] of facet.values) {
+    const note = element("p", { className: "note", hidden: true });
+    const add = ([value, count]) => {
       const box = element("input", { type: "checkbox", checked: chosen.has(value) });
       box.addEventListener("change", () => {
         if (box.checked) chosen.add(value);
@@ -126,18 +134,31 @@ export class Filters {
       const item = element("li");
       item.append(label);
       list.append(item);
-    }
-    return list;
+    };
+    facet.values.forEach(add);
+    list.addEventListener("more", ({ detail }) => add([detail, 0])); // a rare value, which some hits have
+    const place = element("div", { className: "values" });
+    place.append(note, list);
+    return place;
   }
 
-  /** The numbers of a panel: of the hits, or else of all pictures. */
+  /** The numbers of a panel: of the hits, of what the filters select, or of all pictures. */
   #say(panel) {
-    const counts = this.#counts?.get(panel.dataset.field);
-    for (const number of panel.querySelectorAll("small[data-all]")) {
-      const count = this.#counts ? counts?.get(JSON.parse(number.dataset.value)) ?? 0 : Number(number.dataset.all);
-      number.textContent = numbers.format(count);
-      number.closest("li").classList.toggle("none", count === 0);
+    const list = panel.querySelector(".values ul");
+    if (!list) return;
+    const { field } = panel.dataset;
+    const isOfAll = this.#counts === null || this.#counts?.get(field) === null;
+    const counts = this.#counts?.get(field) ?? new Map();
+    const listed = new Set(Array.from(list.querySelectorAll("small"), (number) => JSON.parse(number.dataset.value)));
+    for (const value of counts.keys()) if (!listed.has(value)) list.dispatchEvent(new CustomEvent("more", { detail: value }));
+    for (const number of list.querySelectorAll("small[data-all]")) {
+      const count = isOfAll ? Number(number.dataset.all) : counts.get(JSON.parse(number.dataset.value)) ?? 0;
+      number.textContent = this.#counts === undefined ? "" : numbers.format(count);
+      number.closest("li").classList.toggle("none", count === 0 && this.#counts !== undefined);
     }
+    const note = panel.querySelector(".note");
+    note.hidden = this.#among === null;
+    if (this.#among !== null) note.textContent = this.#among === 1 ? "Of the nearest one" : `Of the nearest ${numbers.format(this.#among)}`;
   }
 
   #range(facet) {

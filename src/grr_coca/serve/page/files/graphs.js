@@ -55,6 +55,11 @@ export class Graphs {
     return this.#call("facets", {});
   }
 
+  /** How many of the pictures that filters select have each value of the fields. */
+  counts(filters, fields, signal) {
+    return this.#call("counts", { filters }, { signal });
+  }
+
   /** What the address of a page calls a picture: its name, as its number is another one after the next export. */
   keyOf(entry) {
     return entry.name;

@@ -35,6 +35,11 @@ export class Http {
     return this.#longJson("facets");
   }
 
+  /** How many of the pictures that filters select have each value of some fields, or of all. */
+  counts(filters, fields, signal) {
+    return this.#longJson(`facets?${new URLSearchParams([...Object.entries(where(filters)), ...fields.map((field) => ["field", field])])}`, { signal });
+  }
+
   /** What the address of a page calls a picture, and the picture that is called so. */
   keyOf(entry) {
     return entry.id;

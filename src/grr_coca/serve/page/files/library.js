@@ -97,14 +97,19 @@ export class Library {
     return mask;
   }
 
-  /** How many rows have each value of the fields that are texts: [{field, values}]. */
-  counts(rows) {
+  /**
+   * How many groups of rows have each value of the fields that are texts: [{field, values}]. Of near-duplicates, one that
+   * has the value is enough: a filter would select it.
+   */
+  counts(groups) {
     return this.about.facets.filter(({ kind }) => kind === "text").map(({ field }) => {
       const counts = new Map();
-      for (const row of rows) {
+      const valuesOf = (row) => {
         const columns = this.chunks[Math.floor(row / this.about.chunk)];
-        const value = (columns[field] ?? columns.fields[field])?.[row % this.about.chunk] ?? [];
-        for (const one of [value].flat()) counts.set(one, (counts.get(one) ?? 0) + 1);
+        return (columns[field] ?? columns.fields[field])?.[row % this.about.chunk] ?? [];
+      };
+      for (const rows of groups) {
+        for (const value of new Set(rows.flatMap(valuesOf))) counts.set(value, (counts.get(value) ?? 0) + 1);
       }
       return { field, values: [...counts] };
     });

@@ -255,8 +255,8 @@ async function foundByWords({ texts, filters, offset, limit }) {
     copies: copies.map((copy) => library.entry(copy)),
   }));
   const told = { verdict: "likely", num_likely: hits.length, can_tell: true, isByWords: true };
-  const facets = offset ? [] : library.counts(groups.map(([row]) => row));
-  return { hits, more: offset + limit < groups.length, searched: library.size, facets, ...told };
+  const facets = offset ? [] : library.counts(groups);
+  return { hits, more: offset + limit < groups.length, searched: library.size, facets, counted: groups.length, ...told };
 }
 
 const calls = {
@@ -297,7 +297,8 @@ const calls = {
       searched: library.size,
       verdict: isKnown ? verdict(first, library.ranking, library.about.curve.nothing_below) : "likely",
       num_likely: isKnown ? numLikely(likely, library.ranking) : hits.length,
-      facets: offset ? [] : library.counts(found.groups.map(([row]) => row)),
+      facets: offset ? [] : library.counts(found.groups),
+      counted: found.groups.length,
       can_tell: isKnown || !found.background,
     };
   },
@@ -322,6 +323,11 @@ const calls = {
       total: groups.length,
       groups: groups.slice(offset, offset + limit).map((rows) => rows.map((row) => library.entry(row))),
     };
+  },
+
+  async counts({ filters }) {
+    await listed;
+    return { facets: library.counts(library.browse(filters, 0, Infinity).rows.map((row) => [row])) };
   },
 
   async facets() {

@@ -32,8 +32,7 @@ def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path
     assert [path.removeprefix("src/grr_coca/") for path in touched if path.startswith("src")] == [
         "cli/similarity.py",
         "cli/__init__.py",
-        "serve/similarity.py",
-        "serve/app.py",
+        "serve/endpoints/similarity.py",
         "search/fields.py",
         "search/photo.py",
     ]

@@ -1,5 +1,8 @@
 """What the gate and the queue keep out: too much, too slow, too many, the wrong name, and what comes while stopping."""
 
+import asyncio
+import contextlib
+import http.client
 import io
 import json
 import re
@@ -114,6 +117,43 @@ def test_a_full_queue_answers_429_and_says_when_to_come_again(gate):
         assert [future.result().status for future in futures] == [200] * 3
         pool.shutdown()
         assert client.post("/caption", GUITAR).status == 200
+
+
+@pytest.mark.parametrize("headers", [{}, EVENTS], ids=["at once", "word by word"])
+def test_a_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
+    """With room for one request, the place is free before the last byte of an answer is sent."""
+    with serving(capacity=1) as client:
+        in_use = []
+
+        async def ask() -> None:
+            parts = [{"type": "http.request", "body": GUITAR, "more_body": False}]
+            heads = [
+                (b"host", b"localhost"),
+                *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+            ]
+
+            async def receive():
+                if not parts:
+                    await asyncio.Event().wait()
+                return parts.pop()
+
+            async def send(message):
+                is_last = message["type"] == "http.response.body" and not message.get("more_body")
+                in_use.append((is_last, client.server.service.queue.in_use))
+
+            scope = {"type": "http", "method": "POST", "path": "/caption", "raw_path": b"/caption", "query_string": b"",
+                     "headers": heads, "scheme": "http", "http_version": "1.1", "root_path": ""}  # fmt: skip
+            await client.server._guard(scope, receive, send)
+
+        asyncio.run(ask())
+        *before, last = in_use
+        assert last == (True, 0)
+        assert set(before) == {(False, 1)}
+        with contextlib.closing(http.client.HTTPConnection(*client.place, timeout=60)) as connection:
+            for _ in range(20):
+                connection.request("POST", "/caption", GUITAR, headers)
+                response = connection.getresponse()
+                assert (response.status, bool(response.read())) == (200, True)
 
 
 def test_a_full_queue_refuses_whatever_needs_the_model_before_its_body(gate, index):
@@ -372,8 +412,8 @@ def test_large_answers_are_written_while_others_are_answered(served, monkeypatch
         threads.append(threading.current_thread().name)
         return json_list(rows)
 
-    for module in ("own", "openai"):
-        monkeypatch.setattr(f"grr_coca.serve.{module}.json_list", seen)
+    for module in ("embed", "openai"):
+        monkeypatch.setattr(f"grr_coca.serve.endpoints.{module}.json_list", seen)
     assert served.post(path, asked).status == 200
     assert [name.startswith("index") for name in threads] == [True]
 

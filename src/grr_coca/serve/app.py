@@ -8,21 +8,16 @@ from starlette.staticfiles import StaticFiles
 
 import grr_coca
 from grr_coca.common.errors import UserError
+from grr_coca.serve.endpoints import all_routers
 from grr_coca.serve.guard import Guard
 from grr_coca.serve.mcp_http import McpEndpoint
-from grr_coca.serve.openai import openai_endpoints
-from grr_coca.serve.own import own_endpoints
 from grr_coca.serve.page import FILES, POLICY
 from grr_coca.serve.pictures import invalid
 from grr_coca.serve.refusal import Refusal, json_bytes, refusal_of
-from grr_coca.serve.service import Service
+from grr_coca.serve.service import Service, path_with_a_place
 
 _PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
 """The paths of the page, which need no key."""
-_OF_MODEL = frozenset(
-    ("/caption", "/embed", "/classify", "/search", "/similar", "/v1/chat/completions", "/v1/embeddings")
-)
-"""The endpoints that use the model by way of its queue."""
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -40,8 +35,10 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
     """
     # FastAPI's own /docs and /redoc load scripts from elsewhere.
     app = FastAPI(title="GRR-CoCa", version=grr_coca.__version__, docs_url=None, redoc_url=None)
-    app.include_router(own_endpoints(service))
-    app.include_router(openai_endpoints(service))
+    app.state.service = service
+    routers = all_routers()
+    for router in routers:
+        app.include_router(router)
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
@@ -54,7 +51,7 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
         metrics=service.metrics,
         key=service.key,
         page=_PATHS,
-        of_model=_OF_MODEL,
+        of_model=frozenset(filter(None, (path_with_a_place(route) for router in routers for route in router.routes))),
         require_room=service.queue.require_room,
         is_local=is_local,
     )

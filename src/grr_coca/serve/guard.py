@@ -35,8 +35,6 @@ SESSION = "grr_coca_session"
 """Name of the cookie of the page."""
 DEADLINE = "deadline"
 """Key of a request's state: when its answer must have begun, by the monotonic clock."""
-EXITS = "exits"
-"""Key of a request's state: an `ExitStack` that is closed after the response."""
 
 _PUBLIC = frozenset({"/health", "/ready", "/session"})
 """Paths that need no key, beside the files of the page."""
@@ -264,10 +262,10 @@ class Guard:
     async def _run(self, scope: Message, exchange: _Exchange, body: bytes) -> None:
         """Run the application until it has answered, its time is over, or the client goes away."""
         deadline = time.monotonic() + self._limits.seconds
-        exits = contextlib.ExitStack()
-        scope["state"] = {**scope.get("state", {}), DEADLINE: deadline, EXITS: exits}
+        scope["state"] = {**scope.get("state", {}), DEADLINE: deadline}
         is_gone = asyncio.Event()
         parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        end: list[Message] = []
 
         async def receive() -> Message:
             if parts:
@@ -276,22 +274,31 @@ class Guard:
             return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
-            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if is_last:  # before the client can send its next request
-                exits.close()
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                end.append(message)
+                return
             if message["type"] == "http.response.start":
                 exchange.has_begun, exchange.status = True, message["status"]
                 closing = [(b"connection", b"close")] if self.is_draining else []
                 message["headers"] = [*message.get("headers", []), *_ALWAYS, *closing]
             await exchange.send(message)
-            exchange.is_complete = is_last
+
+        async def run() -> None:
+            # The end of the response is sent after that of the application, which frees the place in the queue: the
+            # client may send its next request at once.
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                if end:
+                    await exchange.send(end[0])
+                    exchange.is_complete = True
 
         async def watch() -> None:
             while (await exchange.receive())["type"] != "http.disconnect":
                 pass
             is_gone.set()
 
-        running = asyncio.ensure_future(self._app(scope, receive, send))
+        running = asyncio.ensure_future(run())
         watching = asyncio.ensure_future(watch())
         try:
             await self._wait(exchange, running, watching)
@@ -303,7 +310,6 @@ class Guard:
         finally:
             await _cancelled(running)
             await _cancelled(watching)
-            exits.close()
 
     async def _wait(self, exchange: _Exchange, running: asyncio.Future, watching: asyncio.Future) -> None:
         """Wait until the application has answered, its time is over, or the client has gone away."""

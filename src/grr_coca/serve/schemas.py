@@ -1,17 +1,13 @@
-"""What requests and answers hold. The OpenAPI document is made of these, with examples that the tests send.
+"""What requests and answers of several endpoints hold, and how the OpenAPI document is made of them.
 
-Answers are written as plain dictionaries; tests hold them to the models here.
+It has examples, which the tests send. Answers are written as plain dictionaries; tests hold them to their models.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from grr_coca.infer.class_names import NAME_ALONE, filled_length
-from grr_coca.infer.generate import GenerationOptions
-from grr_coca.search.answer import Verdict
-from grr_coca.serve.guard import MAX_KEY_LENGTH
 from grr_coca.serve.library import MAX_RANKED
 from grr_coca.serve.pictures import is_picture
 
@@ -29,8 +25,6 @@ MAX_LIMIT = 200
 
 
 _MAX_LENGTH = 10_000
-_MAX_FILLED_LENGTH = 1_000_000
-"""Characters of all labels in all templates: a thousand labels in sixteen templates of 60 characters."""
 
 
 def _require_short(text: str) -> str:
@@ -54,103 +48,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-# --- Requests
-
-
-class CaptionOptions(Strict):
-    """How to decode: `GenerationOptions`, with limits for one request, and the beginning of the caption."""
-
-    prompt: Annotated[str, Field(max_length=500)] = ""
-    num_captions: Annotated[int, Field(ge=1, le=8)] = 1
-    max_length: Annotated[int, Field(ge=1, le=1024)] | None = None
-    min_length: Annotated[int, Field(ge=0, le=1024)] = 0
-    temperature: float | None = None
-    top_k: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    num_beams: Annotated[int, Field(ge=1, le=8)] = 1
-    length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: Annotated[int, Field(ge=0, le=64)] = 0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-
-    def generation(self) -> GenerationOptions:
-        """The options of decoding.
-
-        Raises:
-            UserError: options contradict each other.
-        """
-        return GenerationOptions(**self.model_dump(exclude={"prompt"}))
-
-
-class LabelOptions(Strict):
-    """Labels to choose from, and templates in which `{}` stands for a label."""
-
-    labels: Annotated[list[Words], Field(min_length=2, max_length=1000, fail_fast=True)]
-    templates: Annotated[list[Words], Field(min_length=1, max_length=16, fail_fast=True)] = list(NAME_ALONE)
-    top: Annotated[int, Field(ge=1, le=1000)] = 5
-
-    @model_validator(mode="after")
-    def _require_short_sentences(self) -> Self:
-        """A template may hold its placeholder many times, so lengths that are small each become large together."""
-        length = filled_length(self.labels, self.templates)
-        if length > _MAX_FILLED_LENGTH:
-            raise ValueError(
-                f"labels and templates make sentences of {length:,} characters together (limit {_MAX_FILLED_LENGTH:,})"
-            )
-        return self
-
-
-class SimilarOptions(Strict):
-    """Which hits to return. `id`: a picture of the index, instead of one in the body."""
-
-    id: Text | None = None
-    where: Where = None
-    offset: Offset = 0
-    limit: Limit = 20
-
-
-class ExplainOptions(Strict):
-    """`id`: a picture of the index, instead of one in the body."""
-
-    id: Text | None = None
-
-
-class EmbedInput(Strict):
-    """Texts and pictures (as data URIs) to embed, in the form of Hugging Face's inference servers."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a red heart", HEART]}]})
-
-    inputs: WordsOrPicture | Annotated[list[WordsOrPicture], SOME]
-    normalize: Literal[True] = True
-    truncate: bool = True
-
-
-class SearchInput(Strict):
-    """What pictures should show, and which hits to return. `like`, `unlike`: ids of pictures of the index."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"texts": ["red fruit"], "where": "width >= 16", "limit": 2}]}
-    )
-
-    texts: Annotated[list[Words], Field(max_length=16, fail_fast=True)] = []
-    without: Annotated[list[Words], Field(max_length=16, fail_fast=True)] = []
-    weights: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=16, fail_fast=True)] = []
-    like: Annotated[list[Text], Field(max_length=16, fail_fast=True)] = []
-    unlike: Annotated[list[Text], Field(max_length=16, fail_fast=True)] = []
-    image: Annotated[str | None, Field(description="a picture, as `data:image/…;base64,…`")] = None
-    where: Where = None
-    offset: Offset = 0
-    limit: Limit = 60
-
-
-class SessionInput(Strict):
-    """The key of the server."""
-
-    key: Annotated[str, Field(max_length=MAX_KEY_LENGTH)]
-
-
-# --- Answers
+# --- Parts of answers
 
 
 class ErrorDetail(BaseModel):
@@ -166,54 +64,6 @@ class ErrorAnswer(BaseModel):
     """Why there is no answer."""
 
     error: ErrorDetail
-
-
-class CaptionText(BaseModel):
-    """A caption, and the sum of the log-probabilities of its tokens."""
-
-    text: str
-    log_prob: float
-
-
-class CaptionAnswer(BaseModel):
-    """Captions, the best first. `caption`: the best one. `confidence`: the probability that it is exactly right.
-    `unfamiliar`: whether the picture is unlike those that the model was trained on. null: unknown."""
-
-    caption: str
-    captions: list[CaptionText]
-    confidence: float | None
-    unfamiliar: bool | None
-    model: str
-
-
-class LabelShare(BaseModel):
-    """A label and its probability."""
-
-    label: str
-    probability: float
-
-
-class LabelAnswer(BaseModel):
-    """The likeliest labels, the best first. The probabilities of all labels sum to 1."""
-
-    labels: list[LabelShare]
-    model: str
-
-
-class WordHeat(BaseModel):
-    """Where the model looks for a word: rows of numbers from 0 to 1."""
-
-    word: str
-    heat: list[list[float]]
-
-
-class ExplainAnswer(BaseModel):
-    """A caption with a map for each word. The maps lie over `square`, what the model sees of the picture: left, upper,
-    right, lower, in shares of its width and height. It may reach beyond the picture."""
-
-    caption: str
-    square: tuple[float, float, float, float]
-    words: list[WordHeat]
 
 
 class IndexedPicture(BaseModel):
@@ -233,38 +83,6 @@ class IndexedPicture(BaseModel):
     is_vector: bool
 
 
-class FoundPicture(IndexedPicture):
-    """A hit. `score`: cosine with the query; `relevance`: probability that it is right, null if that cannot be told;
-    `copies`: its near-duplicates."""
-
-    score: float
-    relevance: float | None
-    copies: list[IndexedPicture]
-
-
-class SearchAnswer(BaseModel):
-    """Hits, the best first. `more`: there are further ones; `searched`: pictures of the index; `verdict`: whether
-    hits look like what the query asked for (`likely`), or that is not sure (`unsure`), or none does (`nothing`);
-    `num_likely`: hits of this answer up to the last likely one; `can_tell`: false if relevances cannot be told;
-    `facets`: the values of texts among the nearest pictures, of which there are `counted`, in the first answer."""
-
-    hits: list[FoundPicture]
-    more: bool
-    searched: int
-    verdict: Verdict
-    num_likely: int
-    can_tell: bool
-    facets: "list[Facet]"
-    counted: int
-
-
-class PicturesAnswer(BaseModel):
-    """Some of `total` pictures, the newest first."""
-
-    total: int
-    pictures: list[IndexedPicture]
-
-
 class Facet(BaseModel):
     """A field to filter by: a text with its most frequent values, or a number or date with its bounds."""
 
@@ -275,40 +93,6 @@ class Facet(BaseModel):
     values: list[tuple[str | int | float, int]] | None = None
     min: str | int | float | None = None
     max: str | int | float | None = None
-
-
-class FacetsAnswer(BaseModel):
-    """The fields to filter by."""
-
-    facets: list[Facet]
-
-
-class GroupsAnswer(BaseModel):
-    """Some of `total` groups of pictures that look the same."""
-
-    total: int
-    groups: list[list[IndexedPicture]]
-
-
-class InfoAnswer(BaseModel):
-    """What the server is. `pictures`: null without an index; `revision`: changes when the index does."""
-
-    title: str
-    pictures: int | None
-    model: str
-    engine: str
-    version: str
-    revision: str
-    can: list[Literal["search", "caption", "explain"]]
-
-
-class StatusAnswer(BaseModel):
-    """The state of the server. `warnings`: what it cannot do, though it is ready."""
-
-    status: str
-    model: str | None = None
-    max_batch: int | None = None
-    warnings: list[str] = []
 
 
 # --- OpenAPI

@@ -1,12 +1,15 @@
 """What all endpoints share: the model behind its queue, the index, and the reader of pictures."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import Request
+from fastapi import Depends, Request
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.text import clean_query
@@ -15,7 +18,7 @@ from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.search.entry import chunks
 from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.explainer import Explainer
-from grr_coca.serve.guard import DEADLINE, EXITS, Key, Limits
+from grr_coca.serve.guard import DEADLINE, Key, Limits
 from grr_coca.serve.library import ServedIndex
 from grr_coca.serve.lru_cache import LruCache
 from grr_coca.serve.metrics import Metrics
@@ -51,14 +54,6 @@ class Service:
     grouping: DaemonThreads
     title: str
     classifiers: LruCache[tuple, ZeroShotClassifier] = field(default_factory=partial(LruCache, _MAX_CLASSIFIERS))
-
-    def admit(self, request: Request, weight: int = 1) -> None:
-        """Take a place in the queue for a request, until its response is sent.
-
-        Raises:
-            Refusal: the queue is full.
-        """
-        request.scope["state"][EXITS].enter_context(self.queue.admitted(weight))
 
     def index(self) -> ServedIndex:
         """The index.
@@ -124,6 +119,52 @@ class Service:
             of_picture = list(found)
             rows += [(of_text if isinstance(one, str) else of_picture).pop(0) for one in chunk]
         return np.stack(rows)
+
+
+# --- Dependencies of endpoints
+
+
+async def _service_of(request: Request) -> Service:
+    return request.app.state.service  # type: ignore[no-any-return]
+
+
+ThisService = Annotated[Service, Depends(_service_of)]
+"""The server of a request."""
+
+
+class PlaceInQueue:
+    """The place of one request in the queue of the model, from `take` until the response is complete.
+
+    A request takes it after all of it was checked. While the queue is full, the guard refuses such requests before it
+    reads their bodies.
+    """
+
+    def __init__(self, queue: ModelQueue, held: ExitStack) -> None:
+        self._queue, self._held = queue, held
+
+    def take(self, weight: int = 1) -> None:
+        """Take a place for some images.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        self._held.enter_context(self._queue.admitted(weight))
+
+
+async def _place_of(service: ThisService) -> AsyncIterator[PlaceInQueue]:
+    with ExitStack() as held:
+        yield PlaceInQueue(service.queue, held)
+
+
+Place = Annotated[PlaceInQueue, Depends(_place_of)]
+"""A place in the queue of the model."""
+
+
+def path_with_a_place(route: BaseRoute) -> str | None:
+    """The path of an endpoint that takes a place in the queue of the model; None for others."""
+    if isinstance(route, APIRoute) and any(one.call is _place_of for one in route.dependant.dependencies):
+        return route.path
+    return None
 
 
 def deadline_of(request: Request) -> float:

@@ -19,13 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from grr_coca.data.text import clean_prompt
 from grr_coca.infer.generate import Caption, GenerationOptions
 from grr_coca.infer.image_text_model import Description
-from grr_coca.serve.own import event_stream, json_response
 from grr_coca.serve.pictures import from_data_uri, is_picture
 from grr_coca.serve.queue import begun, caption_pieces, result_of
 from grr_coca.serve.refusal import Refusal, json_bytes, json_list, refusal_of, server_sent
+from grr_coca.serve.responses import event_stream, json_response
 from grr_coca.serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
-from grr_coca.serve.service import Service, deadline_of
+from grr_coca.serve.service import Place, Service, ThisService, deadline_of
 
+router = APIRouter(prefix="/v1")
 _CREATED = int(time.time())
 
 
@@ -161,60 +162,57 @@ class ChatAnswer(BaseModel):
     usage: Usage
 
 
-def openai_endpoints(service: Service) -> APIRouter:
-    """The endpoints below `/v1`, for one server."""
-    router = APIRouter(prefix="/v1")
+@router.get("/models", responses=answers(ModelList))
+async def models(service: ThisService) -> Response:
+    """The model of this server."""
+    return json_response({"object": "list", "data": [_model(service)]})
 
-    @router.get("/models", responses=answers(ModelList))
-    async def models() -> Response:
-        """The model of this server."""
-        return json_response({"object": "list", "data": [_model(service)]})
 
-    @router.get("/models/{name:path}", responses=answers(ServedModel, 404))
-    async def model(name: str) -> Response:
-        """The model of this name."""
-        _require_model(name, service)
-        return json_response(_model(service))
+@router.get("/models/{name:path}", responses=answers(ServedModel, 404))
+async def model(name: str, service: ThisService) -> Response:
+    """The model of this name."""
+    _require_model(name, service)
+    return json_response(_model(service))
 
-    @router.post("/embeddings", responses=answers(EmbeddingsAnswer, 404, 415, 422))
-    async def embeddings(given: EmbeddingsInput, request: Request) -> Response:
-        """Embed texts, and pictures as data URIs."""
-        _require_model(given.model, service)
-        given_inputs = [given.input] if isinstance(given.input, str) else given.input
-        inputs = [one for one in given_inputs if isinstance(one, str)]
-        if len(inputs) < len(given_inputs):
-            raise Refusal(
-                400,
-                "input: token ids of another model's tokenizer mean nothing here; send texts. In langchain: "
-                "OpenAIEmbeddings(check_embedding_ctx_length=False)",
-                param="input",
-            )
-        width = service.queue.ready().engine.embed_dim
-        if given.dimensions not in (None, width):
-            raise Refusal(400, f"dimensions: this model has {width}", param="dimensions")
-        decoded = [from_data_uri(one, "input") if is_picture(one) else one for one in inputs]
-        service.admit(request, sum(isinstance(one, bytes) for one in decoded))
-        vectors = await service.embedded(decoded, deadline_of(request))
-        texts = [one for one in decoded if isinstance(one, str)]
-        content = await service.in_thread(_embeddings_answer, service, vectors, texts, given.encoding_format)
-        return Response(content, media_type="application/json")
 
-    @router.post("/chat/completions", responses=answers(ChatAnswer, 404, 415, 422, streams=True))
-    async def chat(given: ChatInput, request: Request) -> Response:
-        """Caption the picture of a conversation."""
-        _require_model(given.model, service)
-        _require_followed(given)
-        data, prompt = _picture_of(given.messages), _prompt_of(given.messages)
-        options, expires = _options(given, service, prompt), deadline_of(request)
-        service.admit(request)
-        pixels = await service.square(data)
-        start = partial(service.queue.caption, pixels, expires, prompt, options)
-        answer = _Answer(given, service, prompt)
-        if given.stream:
-            return event_stream(answer.events(await begun(caption_pieces(start))))
-        return json_response(answer.whole(await result_of(start())))
+@router.post("/embeddings", responses=answers(EmbeddingsAnswer, 404, 415, 422))
+async def embeddings(given: EmbeddingsInput, request: Request, service: ThisService, place: Place) -> Response:
+    """Embed texts, and pictures as data URIs."""
+    _require_model(given.model, service)
+    given_inputs = [given.input] if isinstance(given.input, str) else given.input
+    inputs = [one for one in given_inputs if isinstance(one, str)]
+    if len(inputs) < len(given_inputs):
+        raise Refusal(
+            400,
+            "input: token ids of another model's tokenizer mean nothing here; send texts. In langchain: "
+            "OpenAIEmbeddings(check_embedding_ctx_length=False)",
+            param="input",
+        )
+    width = service.queue.ready().engine.embed_dim
+    if given.dimensions not in (None, width):
+        raise Refusal(400, f"dimensions: this model has {width}", param="dimensions")
+    decoded = [from_data_uri(one, "input") if is_picture(one) else one for one in inputs]
+    place.take(sum(isinstance(one, bytes) for one in decoded))
+    vectors = await service.embedded(decoded, deadline_of(request))
+    texts = [one for one in decoded if isinstance(one, str)]
+    content = await service.in_thread(_embeddings_answer, service, vectors, texts, given.encoding_format)
+    return Response(content, media_type="application/json")
 
-    return router
+
+@router.post("/chat/completions", responses=answers(ChatAnswer, 404, 415, 422, streams=True))
+async def chat(given: ChatInput, request: Request, service: ThisService, place: Place) -> Response:
+    """Caption the picture of a conversation."""
+    _require_model(given.model, service)
+    _require_followed(given)
+    data, prompt = _picture_of(given.messages), _prompt_of(given.messages)
+    options, expires = _options(given, service, prompt), deadline_of(request)
+    place.take()
+    pixels = await service.square(data)
+    start = partial(service.queue.caption, pixels, expires, prompt, options)
+    answer = _Answer(given, service, prompt)
+    if given.stream:
+        return event_stream(answer.events(await begun(caption_pieces(start))))
+    return json_response(answer.whole(await result_of(start())))
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""`POST /caption`: captions of a picture, at once or word by word."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from grr_coca.infer.generate import GenerationOptions
+from grr_coca.infer.image_text_model import Description
+from grr_coca.serve.pictures import picture_and_options
+from grr_coca.serve.queue import begun, caption_pieces, result_of
+from grr_coca.serve.refusal import refusal_of, server_sent
+from grr_coca.serve.responses import event_stream, json_response
+from grr_coca.serve.schemas import Strict, answers, picture_request
+from grr_coca.serve.service import Place, ThisService, deadline_of
+
+router = APIRouter()
+
+
+class CaptionOptions(Strict):
+    """How to decode: `GenerationOptions`, with limits for one request, and the beginning of the caption."""
+
+    prompt: Annotated[str, Field(max_length=500)] = ""
+    num_captions: Annotated[int, Field(ge=1, le=8)] = 1
+    max_length: Annotated[int, Field(ge=1, le=1024)] | None = None
+    min_length: Annotated[int, Field(ge=0, le=1024)] = 0
+    temperature: float | None = None
+    top_k: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    num_beams: Annotated[int, Field(ge=1, le=8)] = 1
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: Annotated[int, Field(ge=0, le=64)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    def generation(self) -> GenerationOptions:
+        """The options of decoding.
+
+        Raises:
+            UserError: options contradict each other.
+        """
+        return GenerationOptions(**self.model_dump(exclude={"prompt"}))
+
+
+class CaptionText(BaseModel):
+    """A caption, and the sum of the log-probabilities of its tokens."""
+
+    text: str
+    log_prob: float
+
+
+class CaptionAnswer(BaseModel):
+    """Captions, the best first. `caption`: the best one. `confidence`: the probability that it is exactly right.
+    `unfamiliar`: whether the picture is unlike those that the model was trained on. null: unknown."""
+
+    caption: str
+    captions: list[CaptionText]
+    confidence: float | None
+    unfamiliar: bool | None
+    model: str
+
+
+@router.post(
+    "/caption",
+    responses=answers(CaptionAnswer, 415, 422, streams=True),
+    openapi_extra=picture_request(CaptionOptions, {"num_beams": 2, "num_captions": 2}),
+)
+async def caption(request: Request, service: ThisService, place: Place) -> Response:
+    """Caption a picture; word by word if the client accepts `text/event-stream`."""
+    data, options = await picture_and_options(request, CaptionOptions)
+    generation, expires = options.generation(), deadline_of(request)
+    place.take()
+    pixels = await service.square(data)
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        found: Description = await result_of(service.queue.caption(pixels, expires, options.prompt, generation))
+        captions = [{"text": one.text, "log_prob": float(np.sum(one.log_probs))} for one in found.captions]
+        certainty = {"confidence": found.confidence, "unfamiliar": found.unfamiliar}
+        answer = {"caption": captions[0]["text"], "captions": captions, **certainty, "model": service.model_name}
+        return json_response(answer)
+    pieces = caption_pieces(partial(service.queue.caption, pixels, expires, options.prompt, generation))
+    return event_stream(_caption_events(await begun(pieces)))
+
+
+async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIterator[bytes]:
+    """The events of a caption: its text so far after each token, and at last the whole text, or an error."""
+    text = ""
+    try:
+        async for piece in pieces:
+            if isinstance(piece, str):
+                text += piece
+                yield server_sent({"text": text})
+            else:
+                certainty = {"confidence": piece.confidence, "unfamiliar": piece.unfamiliar}
+                yield server_sent({"text": piece.captions[0].text, **certainty}, "done")
+    except Exception as error:
+        yield server_sent(refusal_of(error).content, "error")

@@ -1,0 +1,68 @@
+"""`POST /classify`: the labels that fit a picture best."""
+
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field, model_validator
+
+from grr_coca.infer.class_names import NAME_ALONE, filled_length
+from grr_coca.serve.pictures import picture_and_options
+from grr_coca.serve.queue import results_of
+from grr_coca.serve.responses import json_response
+from grr_coca.serve.schemas import Strict, Words, answers, picture_request
+from grr_coca.serve.service import Place, ThisService, deadline_of
+
+router = APIRouter()
+
+_MAX_FILLED_LENGTH = 1_000_000
+"""Characters of all labels in all templates: a thousand labels in sixteen templates of 60 characters."""
+
+
+class LabelOptions(Strict):
+    """Labels to choose from, and templates in which `{}` stands for a label."""
+
+    labels: Annotated[list[Words], Field(min_length=2, max_length=1000, fail_fast=True)]
+    templates: Annotated[list[Words], Field(min_length=1, max_length=16, fail_fast=True)] = list(NAME_ALONE)
+    top: Annotated[int, Field(ge=1, le=1000)] = 5
+
+    @model_validator(mode="after")
+    def _require_short_sentences(self) -> Self:
+        """A template may hold its placeholder many times, so lengths that are small each become large together."""
+        length = filled_length(self.labels, self.templates)
+        if length > _MAX_FILLED_LENGTH:
+            raise ValueError(
+                f"labels and templates make sentences of {length:,} characters together (limit {_MAX_FILLED_LENGTH:,})"
+            )
+        return self
+
+
+class LabelShare(BaseModel):
+    """A label and its probability."""
+
+    label: str
+    probability: float
+
+
+class LabelAnswer(BaseModel):
+    """The likeliest labels, the best first. The probabilities of all labels sum to 1."""
+
+    labels: list[LabelShare]
+    model: str
+
+
+@router.post(
+    "/classify",
+    responses=answers(LabelAnswer, 415, 422),
+    openapi_extra=picture_request(LabelOptions, {"labels": ["heart", "star"]}),
+)
+async def classify(request: Request, service: ThisService, place: Place) -> Response:
+    """The labels that fit a picture best, with probabilities. Any labels work (zero-shot)."""
+    data, options = await picture_and_options(request, LabelOptions)
+    expires = deadline_of(request)
+    place.take()
+    pixels = await service.square(data)
+    classifier = await service.classifier(options.labels, options.templates, expires)
+    (row,) = await results_of(service.queue.embed_images([pixels], expires))
+    (ranked,) = service.queue.ready().rank_labels(classifier, row[None])
+    best = [{"label": label, "probability": share} for label, share in ranked[: options.top]]
+    return json_response({"labels": best, "model": service.model_name})

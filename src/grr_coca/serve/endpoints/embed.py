@@ -1,0 +1,34 @@
+"""`POST /embed`: vectors of texts and pictures."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ConfigDict
+
+from grr_coca.serve.pictures import from_data_uri, is_picture
+from grr_coca.serve.refusal import json_list
+from grr_coca.serve.schemas import HEART, SOME, Strict, WordsOrPicture, answers
+from grr_coca.serve.service import Place, ThisService, deadline_of
+
+router = APIRouter()
+
+
+class EmbedInput(Strict):
+    """Texts and pictures (as data URIs) to embed, in the form of Hugging Face's inference servers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a red heart", HEART]}]})
+
+    inputs: WordsOrPicture | Annotated[list[WordsOrPicture], SOME]
+    normalize: Literal[True] = True
+    truncate: bool = True
+
+
+@router.post("/embed", responses=answers(list[list[float]], 415, 422))
+async def embed(given: EmbedInput, request: Request, service: ThisService, place: Place) -> Response:
+    """Embed texts, and pictures as data URIs: a list of vectors of unit length."""
+    inputs = [given.inputs] if isinstance(given.inputs, str) else given.inputs
+    decoded = [from_data_uri(one, "inputs") if is_picture(one) else one for one in inputs]
+    place.take(sum(isinstance(one, bytes) for one in decoded))
+    vectors = await service.embedded(decoded, deadline_of(request))
+    content = await service.in_thread(lambda: json_list(row.tolist() for row in vectors))  # megabytes
+    return Response(content, media_type="application/json")

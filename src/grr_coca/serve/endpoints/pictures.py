@@ -1,0 +1,115 @@
+"""The index as the page shows it: lists of pictures, one picture and its file, facets, duplicates."""
+
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+
+from grr_coca.common.errors import UserError
+from grr_coca.serve.refusal import Refusal
+from grr_coca.serve.responses import json_response
+from grr_coca.serve.schemas import MAX_LIMIT, Facet, IndexedPicture, Where, answers
+from grr_coca.serve.service import ThisService
+from grr_coca.serve.vectors import HEADERS, clean_svg
+
+router = APIRouter()
+
+_Skip = Annotated[int, Query(ge=0, lt=2**53)]
+_Count = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
+
+_PRIVATE = {"Cache-Control": "no-store"}
+_PLACEHOLDER = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 320" role="img" aria-label="gone">
+<rect width="320" height="320" fill="#8882"/>
+<path d="M104 120h112v80H104zm0 64 32-28 24 20 20-16 36 28M96 96l128 128" fill="none" stroke="#888" stroke-width="8"/>
+</svg>"""
+
+
+class PicturesAnswer(BaseModel):
+    """Some of `total` pictures, the newest first."""
+
+    total: int
+    pictures: list[IndexedPicture]
+
+
+class FacetsAnswer(BaseModel):
+    """The fields to filter by."""
+
+    facets: list[Facet]
+
+
+class GroupsAnswer(BaseModel):
+    """Some of `total` groups of pictures that look the same."""
+
+    total: int
+    groups: list[list[IndexedPicture]]
+
+
+@router.get("/pictures", responses=answers(PicturesAnswer, 404, 422))
+async def pictures(service: ThisService, where: Where = None, offset: _Skip = 0, limit: _Count = 100) -> Response:
+    """The pictures of the index, the newest first."""
+    return json_response(await service.browsing.do(service.index().pictures, where, offset, limit))
+
+
+@router.get("/picture/{identity}", responses=answers(IndexedPicture, 404, 422))
+async def one_picture(identity: str, service: ThisService) -> Response:
+    """A picture of the index, by its id."""
+    return json_response(await service.in_thread(service.index().picture, identity))
+
+
+@router.get("/facets", responses=answers(FacetsAnswer, 404, 422))
+async def facets(
+    service: ThisService,
+    where: Where = None,
+    field: Annotated[list[str] | None, Query(max_length=MAX_LIMIT)] = None,
+) -> Response:
+    """The fields by which pictures can be filtered, with their values. With a filter: the texts of what it selects,
+    with the number of pictures of each."""
+    index = service.index()
+    if where is None:
+        found = await service.counting.do(index.facets)
+        wanted = [one for one in found if field is None or one["field"] in field]
+        return json_response({"facets": wanted})
+    return json_response({"facets": await service.counting.do(index.counts, where, tuple(field or ()))})
+
+
+@router.get("/duplicates", responses=answers(GroupsAnswer, 404, 422))
+async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50) -> Response:
+    """Groups of pictures that look the same, the largest group first."""
+    return json_response(await service.grouping.do(service.index().duplicates, offset, limit))
+
+
+@router.get(
+    "/image/{identity}",
+    response_class=Response,
+    responses=answers(None, 404, 422) | {200: {"content": {"image/webp": {}, "image/svg+xml": {}}}},
+)
+async def image(identity: str, service: ThisService, side: Annotated[int, Query(ge=64, le=1600)] = 320) -> Response:
+    """A picture of the index, scaled down. A placeholder if its file is gone."""
+    index = service.index()
+    content = await index.files.thumbnail(await service.in_thread(index.entry, identity), side)
+    if content is None:
+        return Response(_PLACEHOLDER, media_type="image/svg+xml", headers={**_PRIVATE, "X-Missing": "1"})
+    return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400"})
+
+
+@router.get(
+    "/vector/{identity}",
+    response_class=Response,
+    responses=answers(None, 404, 422) | {200: {"content": {"image/svg+xml": {}, "image/webp": {}}}},
+)
+async def vector(
+    identity: str, service: ThisService, ink: Annotated[str | None, Query(max_length=6)] = None
+) -> Response:
+    """An SVG file of the index, without scripts and references; `ink`: the colour of what has none, as `1b1b1a`. Of
+    other files, and of those that cannot be cleaned, a picture."""
+    index = service.index()
+    entry = await service.in_thread(index.entry, identity)
+    content = None
+    if entry.is_vector:
+        with suppress(UserError, Refusal):  # the file is gone, or may not be shown
+            content = await service.in_thread(clean_svg, await index.files.read(entry), ink)
+    if content is None:
+        return await image(identity, service, 320)
+    cached = {"Cache-Control": "private, max-age=86400"}
+    return Response(content, media_type="image/svg+xml", headers={**HEADERS, **cached})

@@ -1,0 +1,102 @@
+"""The server itself: what it can do, whether it is alive and ready, its metrics, and the cookie of its page."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, Field
+
+import grr_coca
+from grr_coca.serve.guard import MAX_KEY_LENGTH, SESSION
+from grr_coca.serve.refusal import Refusal
+from grr_coca.serve.responses import json_response
+from grr_coca.serve.schemas import Strict, answers
+from grr_coca.serve.service import ThisService
+
+router = APIRouter()
+
+
+class InfoAnswer(BaseModel):
+    """What the server is. `pictures`: null without an index; `revision`: changes when the index does."""
+
+    title: str
+    pictures: int | None
+    model: str
+    engine: str
+    version: str
+    revision: str
+    can: list[Literal["search", "caption", "explain"]]
+
+
+class StatusAnswer(BaseModel):
+    """The state of the server. `warnings`: what it cannot do, though it is ready."""
+
+    status: str
+    model: str | None = None
+    max_batch: int | None = None
+    warnings: list[str] = []
+
+
+class SessionInput(Strict):
+    """The key of the server."""
+
+    key: Annotated[str, Field(max_length=MAX_KEY_LENGTH)]
+
+
+@router.get("/info", responses=answers(InfoAnswer))
+async def info(service: ThisService) -> Response:
+    """What this server is, and what it can do."""
+    engine = service.queue.ready().engine
+    can = ["caption"] if service.library is None else ["search", "caption"]
+    count, revision = (None, "") if service.library is None else await service.in_thread(service.library.state)
+    return json_response(
+        {
+            "title": service.title,
+            "pictures": count,
+            "model": service.model_name,
+            "engine": f"{engine.name} {getattr(engine, 'precision', 'fp32')}",
+            "version": grr_coca.__version__,
+            "revision": revision,
+            "can": [*can, "explain"] if service.explainer.is_installed else can,
+        }
+    )
+
+
+@router.get("/health", responses=answers(StatusAnswer))
+async def health() -> Response:
+    """The process is alive."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/ready", responses=answers(StatusAnswer))
+async def ready(service: ThisService) -> Response:
+    """The server can answer: the model is loaded, and the index can be read. `warnings`: what it cannot do."""
+    service.queue.ready()
+    if service.reader.hangs:
+        raise Refusal(503, "pictures are not decoded any more: all threads for it are busy", retry_after=5)
+    warnings = []
+    if service.library is not None:
+        await service.in_thread(service.library.state)
+        if late := service.library.files.num_late:
+            warnings.append(f"{late} files of pictures do not answer; their drive may hang")
+    ready = {"status": "ready", "model": service.model_name, "max_batch": service.queue.max_batch}
+    return json_response({**ready, "warnings": warnings})
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=answers(None))
+async def metrics(service: ThisService) -> Response:
+    """Numbers for Prometheus."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.post("/session", status_code=204, responses=answers(None, 422, success=204))
+async def session(given: SessionInput, request: Request, service: ThisService) -> Response:
+    """Exchange the key for a cookie, for pages: images of a page send no header."""
+    if service.key is None:
+        return Response(status_code=204)
+    if not service.key.opens(given.key):
+        raise Refusal(401, "this is not the key of the server")
+    response = Response(status_code=204)
+    is_https = request.url.scheme == "https"
+    response.set_cookie(SESSION, service.key.session, httponly=True, samesite="strict", secure=is_https)
+    return response

@@ -1,0 +1,19 @@
+"""Responses of endpoints."""
+
+from collections.abc import AsyncIterator
+
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
+from grr_coca.serve.refusal import json_bytes
+
+
+def json_response(content: object) -> Response:
+    """A response with JSON."""
+    return Response(json_bytes(content), media_type="application/json")
+
+
+def event_stream(events: AsyncIterator[bytes]) -> Response:
+    """A response of server-sent events, which no proxy holds back."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)

@@ -42,7 +42,7 @@ CALLS = [
     ("train", "tensorboard", "pretrain {recipe}"),
     ("train", "tensorboard", "finetune {recipe} --checkpoint {run}"),
     ("train", "yaml", "demo {plan}"),
-    ("report", "jinja2", "demo {plan}"),
+    ("report", "matplotlib", "demo {plan}"),
     ("report", "matplotlib", "explain {image} -c {run}"),
     ("torch", "torch", "explain {image}"),
     ("torch", "torch", "evaluate {run} --data {image}"),

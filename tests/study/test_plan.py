@@ -9,7 +9,7 @@ import pytest
 from grr_coca.common.errors import UserError
 from grr_coca.study.ledger import PLAN_FILE, read_digests
 from grr_coca.study.plan import Plan, read_plan
-from grr_coca.study.report.answer import arm_titles
+from grr_coca.study.report.verdict import arm_titles
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.stages import (
     check_recipes,

@@ -55,11 +55,11 @@ class Status:
 
 @dataclass(frozen=True)
 class ReportStudy:
-    """Write the results of a study, finished or not: results.json, table.md and report.html.
+    """Write the results of a study, finished or not: results.json, report.md with figures, and report.html.
 
     Args:
         folder: folder of the ledger.
-        out: folder for the three files; if not given, the study's own (of a demo: its folder `study`), with --over its
+        out: folder for the files; if not given, the study's own (of a demo: its folder `study`), with --over its
             folder `over-ARM`.
         over: compare with this arm instead of the plan's baseline.
     """

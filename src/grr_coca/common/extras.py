@@ -40,8 +40,8 @@ _ICONS = {"resvg_py": "resvg-py", "rapidfuzz": "rapidfuzz", "fontTools": "fontto
 PACKAGES: dict[Extra, dict[str, str]] = {
     "torch": _TORCH,
     "train": {**_TORCH, "tensorboard": "tensorboard", "yaml": "pyyaml"},
-    "report": {"matplotlib": "matplotlib", "jinja2": "jinja2"},
-    "study": {**_TORCH, "scipy": "scipy", "matplotlib": "matplotlib", "jinja2": "jinja2", "yaml": "pyyaml"},
+    "report": {"matplotlib": "matplotlib"},
+    "study": {**_TORCH, "scipy": "scipy", "matplotlib": "matplotlib", "yaml": "pyyaml"},
     "hub": {"huggingface_hub": "huggingface-hub"},
     "parquet": {"pyarrow": "pyarrow"},
     "milvus": {"pymilvus": "pymilvus"},

@@ -1,9 +1,7 @@
-"""Look of all reports: figures as SVG text, in colours that colour-blind readers can tell apart, and HTML pages."""
+"""Look of all figures: SVG text, in colours that colour-blind readers can tell apart."""
 
 import io
-from importlib import resources
 
-import jinja2
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,25 +34,3 @@ def svg_text(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-_STYLE_FILE = "page.css"
-
-
-def render_page(room: str, template: str, **values: object) -> str:
-    """Render a template of a page; it also gets `style`, the style sheet of all pages.
-
-    Args:
-        room: package of the template.
-        template: its file name.
-        values: its variables.
-    """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["percent"] = lambda share: f"{share:+.2%}"
-    colours = f"  :root {{ --a: {COLOURS[0]}; --b: {COLOURS[1]}; --line: #d9dde2; --soft: #5b6570; }}\n"
-    style = colours + _text("grr_coca.study", _STYLE_FILE)
-    return environment.from_string(_text(room, template)).render(style=style, **values)
-
-
-def _text(room: str, name: str) -> str:
-    return resources.files(room).joinpath(name).read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The statistics of a study: paired differences over seeds, tests, power, and factorial effects.
+"""The statistics of a study: paired differences over seeds, tests, and power.
 
 Two arms that share a seed share the data, their order and the initial weights of equal parts. So arms are compared seed
 by seed.
@@ -6,9 +6,8 @@ by seed.
 Shapes: S seeds, E endpoints. Leading dimensions, if any, are studies that are computed side by side.
 """
 
-from collections.abc import Mapping
 from functools import lru_cache
-from itertools import combinations, count
+from itertools import count
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from grr_coca.study.plan import SIGNIFICANCE_LEVEL
 LEVEL = 0.95
 """Confidence level of all intervals."""
 RESAMPLES = 2000
+"""Draws of a bootstrap over seeds and images."""
 MARGIN = 2.0
 """Per cent: arms whose difference is smaller than this are called equal."""
 
@@ -30,12 +30,6 @@ _POWER = 0.8
 _LARGE_EFFECT = 2.0
 """Standard deviations over seeds."""
 _NUM_QUANTILES = 4000
-_NUM_SIMULATED = 2000
-"""Studies that are simulated to find the coverage of the bootstrap."""
-_MAX_FLIPS = 2**16
-"""Sign patterns of an exact test, enough for all patterns of 16 seeds; of more seeds, so many are drawn at random."""
-_ROUNDING = 1e-12
-"""An effect below this share of the largest value is rounding error, and set to zero."""
 
 
 # --- Paired differences
@@ -75,35 +69,6 @@ def standard_error(values: Samples) -> Numbers:
     return values.std(axis=-1, ddof=1) / np.sqrt(count)
 
 
-def bootstrap_interval(values: Samples, resamples: int = RESAMPLES) -> tuple[Numbers, Numbers]:
-    """Ends of the percentile bootstrap interval of the mean (Efron, The Annals of Statistics 7, 1979).
-
-    It is too narrow over few seeds; `bootstrap_coverage` says by how much. It is reported beside the t interval, and no
-    verdict uses it. NaN for a single seed.
-    """
-    if values.shape[-1] < 2:
-        return np.full(values.shape[:-1], np.nan), np.full(values.shape[:-1], np.nan)
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        axis=-1,
-        n_resamples=resamples,
-        batch=100,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return found.low, found.high
-
-
-@lru_cache
-def bootstrap_coverage(num_seeds: int) -> float:
-    """Coverage of the bootstrap's 95 % interval for normal differences, from simulated studies."""
-    drawn = np.random.default_rng(0).standard_normal((_NUM_SIMULATED, num_seeds))
-    low, high = bootstrap_interval(drawn, resamples=500)
-    return float(np.mean((low <= 0) & (high >= 0)))
-
-
 def is_equivalent(low: float, high: float) -> bool:
     """True if an interval lies within ± `MARGIN` per cent: the arms are equivalent.
 
@@ -118,29 +83,6 @@ def is_equivalent(low: float, high: float) -> bool:
 
 
 # --- Tests
-
-
-def sign_flip_p(values: Samples) -> Numbers:
-    """Two-sided p of the sign-flip test of the mean (Fisher, The Design of Experiments, 1935, section 21).
-
-    If the arms do not differ, each seed's difference is as likely to have the other sign. p is the share of all 2^S
-    sign patterns whose mean is at least as far from zero as the observed mean. The test assumes that the distribution
-    is symmetric, and nothing else. The smallest possible p of S seeds is 2 / 2^S. No verdict uses it: it is a second
-    reading.
-    """
-    if values.shape[-1] < 2:  # scipy refuses these; both patterns are equally far from zero
-        return np.ones(values.shape[:-1])
-    found = stats.permutation_test(
-        (values,),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        axis=-1,
-        n_resamples=_MAX_FLIPS,
-        batch=256,
-        rng=np.random.default_rng(0),
-    )
-    return np.minimum(found.pvalue, 1.0)
 
 
 def t_test_p(values: Samples) -> Numbers:
@@ -211,46 +153,3 @@ def min_seeds(num_endpoints: int) -> int:
     recall that differs by the same hit in both seeds would have p = 0.
     """
     return next(seeds for seeds in count(2) if smallest_detectable_effect(seeds, num_endpoints) <= _LARGE_EFFECT)
-
-
-# --- Factorial
-
-Cell = frozenset[str]
-"""A corner of a factorial: the parts that its arm has."""
-
-
-def factorial_effects(cells: Mapping[Cell, Samples]) -> dict[tuple[str, ...], Samples]:
-    """Main effects and interactions of a two-level factorial, a value for each seed.
-
-    An effect is the mean of the corners in which the signs of its parts multiply to plus, minus the mean of the others
-    (Yates, The Design and Analysis of Factorial Experiments, 1937; Montgomery, Design and Analysis of Experiments,
-    chapter 6). So a main effect is the change that a part makes, averaged over all combinations of the other parts. The
-    interaction of A and B is half the difference between the effect of A with B and without B. Of three parts, the main
-    effects and the three-way interaction add up to the corner with all parts minus the corner with none.
-
-    Each seed is a block: what it adds to all corners cancels. Each effect gets its error from its own values over
-    seeds, so the effects of one seed may be correlated.
-
-    Args:
-        cells: values of every corner (log of a metric), seeds in the same order.
-
-    Returns:
-        Effects by the names of their parts, main effects first.
-    """
-    parts = [part for cell in cells if len(cell) == 1 for part in cell]  # in the order of the caller
-    assert len(cells) == 2 ** len(parts), "every corner is needed"
-    half = len(cells) / 2
-    rounding = _ROUNDING * max(float(np.abs(values).max(initial=0.0)) for values in cells.values())
-    effects = {
-        chosen: np.sum([_sign(chosen, cell) * values for cell, values in cells.items()], axis=0) / half
-        for size in range(1, len(parts) + 1)
-        for chosen in combinations(parts, size)
-    }
-    # Rounding errors of equal corners may be the same with every seed, and would be significant.
-    return {chosen: np.where(np.abs(values) <= rounding, 0.0, values) for chosen, values in effects.items()}
-
-
-def _sign(chosen: tuple[str, ...], cell: Cell) -> int:
-    """Product over the chosen parts of +1 where the corner has the part and −1 where not."""
-    missing = sum(part not in cell for part in chosen)
-    return -1 if missing % 2 else 1

@@ -1,6 +1,5 @@
-"""Thumbnails for reports: small WebP files that pages embed, and those of a study's showcase beside its ledger."""
+"""Thumbnails for reports: small WebP files, and those of a study's showcase beside its ledger."""
 
-import base64
 import io
 from pathlib import Path
 
@@ -33,11 +32,6 @@ def as_webp(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "webp", quality=_QUALITY)
     return buffer.getvalue()
-
-
-def data_address(webp: bytes) -> str:
-    """The data address of a WebP, by which a page embeds it."""
-    return "data:image/webp;base64," + base64.b64encode(webp).decode()
 
 
 def thumbnail_path(folder: Path, stage: str, key: str) -> Path:

@@ -8,7 +8,7 @@ from grr_coca.study.demo.plan import demo_recipes, load_demo
 from grr_coca.study.demo.report import _caption_cards, learning_curves
 from grr_coca.study.ledger import CaptionedExample
 from grr_coca.study.running.measured import drawn_examples
-from grr_coca.study.thumbnails import data_address, thumbnail
+from grr_coca.study.thumbnails import thumbnail
 from grr_coca.train.recipe import load_recipe, save_recipe
 from synthetic_study import rows_of
 
@@ -29,7 +29,7 @@ def test_captions_stand_beside_the_images_that_they_are_of(write_plan, tmp_path)
     ]
     arms = arm_results(plan, rows, [Exhibits([], [])] * 2)
     cards = _caption_cards(plan, demo_recipes(plan)["health"], "health", arms)
-    assert [(card.image, card.truth) for card in cards] == [(data_address(thumbnail(p)), p.caption) for p in pairs]
+    assert [(card.image, card.truth) for card in cards] == [(thumbnail(p), p.caption) for p in pairs]
 
 
 def test_a_line_of_the_log_without_losses_is_left_out():

@@ -13,19 +13,17 @@ from grr_coca.evaluate.split import contrastive_batches
 from grr_coca.model.presets import get_preset
 from grr_coca.study.ledger import read_ledger
 from grr_coca.study.plan import METRICS, Plan, read_plan
-from grr_coca.study.report.answer import verdict
 from grr_coca.study.report.numbers import (
-    PARTS,
     PARTS_OF_PRESET,
     STATISTICS,
     Endpoint,
     effect_of,
-    factorial_corners,
     image_intervals,
     rows_by_run,
     study_results,
 )
 from grr_coca.study.report.tables import cost_table
+from grr_coca.study.report.verdict import verdict
 from grr_coca.study.statistics import smallest_detectable_effect
 from synthetic_study import EFFECTS, plan, rows_of, write_study
 
@@ -45,7 +43,7 @@ def plan_of(folder, content) -> Plan:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The results of a finished factorial."""
+    """The results of a finished study."""
     return results_of(tmp_path_factory.mktemp("whole"), plan(ALL), rows_of(ALL, range(8)))
 
 
@@ -65,7 +63,7 @@ def test_an_effect_is_the_mean_log_ratio_as_a_percentage():
 
 def test_one_seed_has_a_change_and_nothing_else():
     effect = effect_of({0: math.log(1.5)})
-    assert (effect.change, effect.p_sign_flip) == (pytest.approx(50.0), 1.0)
+    assert effect.change == pytest.approx(50.0)
     assert (effect.low, effect.high, effect.p_t, effect.deviation) == (None,) * 4
     assert not effect.is_equivalent
     assert effect_of({}) is None
@@ -101,28 +99,6 @@ def test_the_true_effects_lie_in_the_intervals(whole):
     assert (whole.num_seeds, whole.missing, whole.notes) == (8, (), ())
 
 
-def test_main_effects_are_those_of_the_parts(whole):
-    assert [found.factors for found in whole.factorial][:3] == [(part,) for part in PARTS]
-    assert len(whole.factorial) == 7
-    for found in whole.factorial[:3]:
-        effect = found.effects["pretraining/coca_loss"]
-        assert effect.change == pytest.approx(100 * EFFECTS[found.factors[0]], abs=0.6)
-    rope = whole.factorial[2]
-    assert rope.p_holm["pretraining/coca_loss"] < 0.01
-
-
-def test_an_effect_of_exactly_zero_leaves_the_others_their_p(tmp_path):
-    # Only RoPE acts: arms with it find everything, and the others agree to the bit.
-    rows = [
-        replace(row, metrics={"test": {"R@1": 1.0 if "RoPE" in PARTS_OF_PRESET[row.arm] else 0.5 + 0.01 * row.seed}})
-        for row in rows_of(ALL, range(8))
-    ]
-    content = plan(ALL, endpoints={"split": "test", "primary": ["pretraining/R@1"]})
-    found = {effect.factors: effect.p_holm for effect in results_of(tmp_path, content, rows).factorial}
-    assert found["RoPE",]["pretraining/R@1"] < 0.01
-    assert found["GEGLU",]["pretraining/R@1"] == 1.0
-
-
 def test_what_could_have_been_shown_is_told_of_primary_endpoints(whole, tmp_path):
     found = endpoint(whole, "grr_coca", "pretraining/coca_loss")
     deviations = smallest_detectable_effect(8, 6)
@@ -134,7 +110,7 @@ def test_what_could_have_been_shown_is_told_of_primary_endpoints(whole, tmp_path
 
 
 def test_the_t_test_decides_where_a_seed_disagrees(tmp_path):
-    """Seven seeds of eight fall by 3 to 5 %, one rises: too few for the exact test, enough for the t test."""
+    """Seven seeds of eight fall by 3 to 5 %, one rises."""
     ratios = [0.95, 0.96, 0.97, 0.95, 0.96, 0.97, 0.96, 1.005]
     rows = [replace(row, metrics={"test": dict.fromkeys(METRICS, 2.0)}) for row in rows_of(PAIR, range(8))]
     rows = [
@@ -148,8 +124,7 @@ def test_the_t_test_decides_where_a_seed_disagrees(tmp_path):
     t = logs.mean() / (logs.std(ddof=1) / math.sqrt(8))
     assert found.effect.p_t == pytest.approx(2 * stats.t.sf(-t, 7))
     assert found.p_holm == pytest.approx(6 * found.effect.p_t), "of six endpoints, the others do not differ at all"
-    assert found.effect.p_sign_flip == pytest.approx(4 / 256)
-    assert (verdict(found), 6 * found.effect.p_sign_flip > 0.05) == ("better", True)
+    assert verdict(found) == "better"
 
 
 def test_all_of_it_is_json(whole):
@@ -168,7 +143,6 @@ def test_a_study_that_is_not_finished_says_what_is_missing(tmp_path):
     )
     assert endpoint(found, "grr_coca", "pretraining/coca_loss").effect.seeds == (0, 1, 2)
     assert endpoint(found, "grr_coca", "finetuning/coca_loss").effect.seeds == (0, 1)
-    assert found.factorial == ()
 
 
 def test_rows_of_other_recipes_are_named_and_do_not_count(tmp_path):
@@ -217,42 +191,6 @@ def test_a_presets_parts_are_those_of_its_image_encoder():
             for key, *_ in differences(get_preset(name, "tiny"), baseline)
         }
         assert changed - {"hidden_dim"} == {keys[part] for part in parts}, name
-
-
-def test_arms_that_go_together_are_one_factor(tmp_path):
-    arms = ("baseline_coca", "grr_coca", "baseline_rope_2d", "baseline_rms_geglu")
-    assert factorial_corners(plan_of(tmp_path, plan(arms))) == {
-        frozenset(): "baseline_coca",
-        frozenset({"RMSNorm + GEGLU"}): "baseline_rms_geglu",
-        frozenset({"RoPE"}): "baseline_rope_2d",
-        frozenset({"RMSNorm + GEGLU", "RoPE"}): "grr_coca",
-    }
-
-
-@pytest.mark.parametrize(
-    "arms",
-    [
-        PAIR,
-        ALL[:7],
-        ("baseline_coca", "baseline_rms_geglu", "baseline_geglu_rope_2d", "grr_coca"),
-        (
-            "baseline_coca",
-            "baseline_rms",
-            {"name": "baseline_geglu", "overrides": {"model.qk_norm": "rms"}},
-            "baseline_rms_geglu",
-        ),
-        ("baseline_coca", "baseline_rms", {"name": "baseline_geglu", "recipes": "own"}, "baseline_rms_geglu"),
-    ],
-    ids=[
-        "two arms",
-        "a corner lacks",
-        "parts overlap",
-        "an arm has more than its parts",
-        "an arm is trained otherwise",
-    ],
-)
-def test_what_is_no_factorial_is_not_taken_for_one(tmp_path, arms):
-    assert factorial_corners(plan_of(tmp_path, plan(arms))) == {}
 
 
 def test_seconds_are_medians_over_seeds(tmp_path):

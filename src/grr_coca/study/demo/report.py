@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from grr_coca.evaluate.table import LOSSES, Row, average_row, row, short_names
 from grr_coca.infer.explain import WordMap, caption_picture
 from grr_coca.study.demo.outcome import ArmResult
 from grr_coca.study.demo.plan import arm_names, demo_recipes
-from grr_coca.study.drawing import COLOURS, new_figure, render_page, style_axes, svg_text
+from grr_coca.study.drawing import COLOURS, new_figure, style_axes, svg_text
+from grr_coca.study.html_page import escaped, html_page, markdown_table, picture
 from grr_coca.study.plan import DemoPlan, showcase_of
-from grr_coca.study.thumbnails import as_webp, data_address, thumbnail
+from grr_coca.study.thumbnails import as_webp, thumbnail
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import Recipe
 
@@ -54,29 +55,117 @@ def write_report(plan: DemoPlan, arms: Arms, runs: tuple[Path, Path], machine: s
         machine: a line on the machine.
         out: the file to write.
     """
-    recipes = demo_recipes(plan)
-    names = arm_names(plan)
-    pretrain = next(iter(recipes.values()))
-    rows = comparison_rows(plan, arms)
-    html = render_page(
-        "grr_coca.study.demo",
-        "report.html.j2",
-        plan=plan,
-        names=names,
-        short=short_names(names),
-        arms=arms,
-        recipes=recipes,
-        rows=rows,
-        losses=LOSSES,
-        guessing=math.log(pretrain.evaluation.batch_size),
-        machine=machine,
-        curves={name: _curves(names, runs, name) for name in recipes},
-        bars=_improvement_bars([_short(r) for r in rows if _WITHOUT not in r.name], names),
-        caption_grids={name: _caption_cards(plan, recipes[name], name, arms) for name in recipes},
-        heat_maps=_heat_maps(open_source(pretrain.data.test[plan.showcase]), arms),
-        strips=_search_strips(open_source(pretrain.data.test[plan.showcase]), arms),
+    recipes, names, pictures = demo_recipes(plan), arm_names(plan), _Pictures()
+    pretrain, rows = next(iter(recipes.values())), comparison_rows(plan, arms)
+    showcase = open_source(pretrain.data.test[plan.showcase])
+    first, *finetunings = recipes
+    title = f"{names[0]} against {names[1]}"
+    bars = _improvement_bars([_short(r) for r in rows if _WITHOUT not in r.name], names)
+    parts = [
+        f"# {escaped(title)}\n",
+        f"Both models were pretrained on {first} and fine-tuned on {', '.join(finetunings)}: the same pairs in the "
+        "same order, the same steps, the same settings. They differ in the image encoder alone.\n",
+        "## Results\n",
+        _results_table(rows, short_names(names)),
+        f"Change: over {escaped(names[1])}, below zero {escaped(names[0])} is better. Contrastive losses are means "
+        f"over batches of {pretrain.evaluation.batch_size} pairs; they grow with that number. A model that guesses has "
+        f"{math.log(pretrain.evaluation.batch_size):.2f}, and losses near or above that say nothing; the CoCa loss "
+        "contains them, R@1 does not. Perplexity is per token of the models' shared vocabulary. Equal captions count "
+        "as right answers of each other. Values are rounded here; the changes are not.\n",
+        pictures.add("Change of each loss", bars) + "\n",
+        "## What it took\n",
+        _cost_table(arms, names, tuple(recipes)),
+        f"{escaped(machine)} Seed {pretrain.seed}: {_schedules(recipes)}. Trained in {pretrain.precision}, measured in "
+        "fp32.\n",
+        "**One seed is not a claim.** The order of the two models can change with the seed. `grr-coca study run` runs "
+        "both with many seeds, and compares them seed by seed. With a few, a real difference often passes unseen; its "
+        "report says from how many on a difference is called one. And what holds for models of this size, after "
+        "minutes, need not hold for larger ones.\n",
+        "## Learning curves\n",
+        "Validation losses are of the validation split without augmentation; its contrastive losses are of batches "
+        f"of {pretrain.evaluation.batch_size} pairs, those of training of {pretrain.data.batch_size}, and so are "
+        "higher.\n",
+    ]
+    for stage in recipes:
+        curves = pictures.add(f"Losses of {stage} by step", _curves(names, runs, stage))
+        parts += [f"### {stage}\n", f"{curves}\n"]
+    for stage, recipe in recipes.items():
+        is_first = stage == first
+        drawn = (
+            f"the split {plan.showcase}: a drawing style that neither model was trained on"
+            if is_first
+            else "the test split"
+        )
+        cards = [
+            [pictures.add(card.truth, card.image), escaped(card.truth), *map(escaped, card.captions)]
+            for card in _caption_cards(plan, recipe, stage, arms)
+        ]
+        parts += [
+            f"## Captions: {stage}{f', {plan.showcase}' if is_first else ''}\n",
+            f"Images drawn at random from {drawn}; greedy captions.\n",
+            markdown_table(("image", "true caption", *map(escaped, names)), cards),
+        ]
+    parts += [
+        f"## Where the models look: {plan.showcase}\n",
+        "For each word of a model's caption, how much each patch of the image counts for it: from white to red, up to "
+        "the patch that counts most. Attention to the patches times the gradient of the word's logit.\n",
+    ]
+    for heat in _heat_maps(showcase, arms):
+        parts.append(f"### {escaped(heat.truth)}\n")
+        for name, image in zip(names, heat.pictures, strict=True):
+            parts.append(f"{escaped(name)}: {pictures.add(f'where {name} looks', image)}\n")
+    parts.append(f"## Search: text → images of {plan.showcase}\n")
+    for strip in _search_strips(showcase, arms):
+        lines = [
+            [escaped(name), " ".join(pictures.add(caption, image) for image, caption in hits)]
+            for name, hits in zip(names, strip.hits, strict=True)
+        ]
+        parts.append(markdown_table((escaped(strip.query), "hits"), lines))
+    write_whole(out, html_page(title, "\n".join(parts), pictures.by_address).encode("utf-8", "backslashreplace"))
+
+
+class _Pictures:
+    """Pictures of a page by their addresses."""
+
+    def __init__(self) -> None:
+        self.by_address: dict[str, str | bytes] = {}
+
+    def add(self, alt: str, content: str | bytes) -> str:
+        """Add a picture, and return it in Markdown."""
+        address = f"picture-{len(self.by_address)}"
+        self.by_address[address] = content
+        return picture(alt, address)
+
+
+def _results_table(rows: Sequence[Row], short: tuple[str, str]) -> str:
+    heads = ["split"]
+    for loss in LOSSES:
+        heads += [f"{_LOSS_NAMES[loss]}, {short[0]}", short[1], "change"]
+    heads += [f"R@1, text → image, {short[0]}", short[1], "chance"]
+    lines = []
+    for each in rows:
+        line = [escaped(each.name)]
+        for loss in LOSSES:
+            line += [f"{each.model[loss]:.3f}", f"{each.baseline[loss]:.3f}", f"{each.change(loss):+.2%}"]
+        recalls = f"{each.model['R@1']:.1%}", f"{each.baseline['R@1']:.1%}", f"{each.model['chance']:.2%}"
+        lines.append([*line, *recalls])
+    return markdown_table(list(map(escaped, heads)), lines, of_numbers=True)
+
+
+def _cost_table(arms: Arms, names: tuple[str, str], stages: Sequence[str]) -> str:
+    lines = [
+        ["parameters", *(f"{arm.parameters:,}" for arm in arms)],
+        ["of them in the image encoder", *(f"{arm.image_encoder_parameters:,}" for arm in arms)],
+        ["MFLOP per pair, forward, full context", *(f"{arm.flops_per_pair / 1e6:.1f}" for arm in arms)],
+        *([f"seconds, {stage}", *(f"{arm.seconds[stage]:.0f}" for arm in arms)] for stage in stages),
+    ]
+    return markdown_table(("", *map(escaped, names)), lines, of_numbers=True)
+
+
+def _schedules(recipes: Mapping[str, Recipe]) -> str:
+    return ", ".join(
+        f"{stage} {recipe.schedule.steps} steps of {recipe.data.batch_size} pairs" for stage, recipe in recipes.items()
     )
-    write_whole(out, html.encode())
 
 
 # --- Plots
@@ -144,32 +233,32 @@ def _curves(names: tuple[str, str], runs: tuple[Path, Path], stage: str) -> str:
 class _CaptionCard:
     """An image with its reference caption and the captions of both models."""
 
-    image: str
+    image: bytes
     truth: str
     captions: tuple[str, str]
 
 
 @dataclass(frozen=True)
 class _HeatCard:
-    """The reference caption of an image and, as data addresses, each model's heat maps of the words of its caption."""
+    """The reference caption of an image, and each model's heat maps of the words of its caption."""
 
     truth: str
-    pictures: tuple[str, str]
+    pictures: tuple[bytes, bytes]
 
 
 @dataclass(frozen=True)
 class _SearchStrip:
-    """A query and the images that each model finds, as data addresses with their reference captions."""
+    """A query and the images that each model finds, with their reference captions."""
 
     query: str
-    hits: tuple[list[tuple[str, str]], list[tuple[str, str]]]
+    hits: tuple[list[tuple[bytes, str]], list[tuple[bytes, str]]]
 
 
 def _caption_cards(plan: DemoPlan, recipe: Recipe, stage: str, arms: Arms) -> list[_CaptionCard]:
     source = open_source(recipe.data.test[showcase_of(plan, stage)[0]])
     pairs = zip(arms[0].captions[stage], arms[1].captions[stage], strict=True)
     return [
-        _CaptionCard(_data_address(source, first.index), first.truth, (first.caption, second.caption))
+        _CaptionCard(thumbnail(source[first.index]), first.truth, (first.caption, second.caption))
         for first, second in pairs
     ]
 
@@ -183,18 +272,14 @@ def _heat_maps(source: PairSource, arms: Arms) -> list[_HeatCard]:
         for explained in both:
             words = zip(explained.words, explained.heat, strict=True)
             png = caption_picture(image, [WordMap(word, torch.tensor(heat)) for word, heat in words], _HEAT_MAP_DPI)
-            pictures.append(data_address(as_webp(Image.open(io.BytesIO(png)).convert("RGB"))))
+            pictures.append(as_webp(Image.open(io.BytesIO(png)).convert("RGB")))
         cards.append(_HeatCard(pair.caption, (pictures[0], pictures[1])))
     return cards
 
 
 def _search_strips(source: PairSource, arms: Arms) -> list[_SearchStrip]:
-    def hits(indices: Sequence[int]) -> list[tuple[str, str]]:
-        return [(_data_address(source, index), source.caption(index)) for index in indices]
+    def hits(indices: Sequence[int]) -> list[tuple[bytes, str]]:
+        return [(thumbnail(source[index]), source.caption(index)) for index in indices]
 
     both = zip(arms[0].searches, arms[1].searches, strict=True)
     return [_SearchStrip(first.query, (hits(first.indices), hits(second.indices))) for first, second in both]
-
-
-def _data_address(source: PairSource, index: int) -> str:
-    return data_address(thumbnail(source[index]))

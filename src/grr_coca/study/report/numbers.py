@@ -1,6 +1,6 @@
 """The results of a study in numbers, computed from its plan and its ledger: `study_results`.
 
-Its parts come first: endpoints and their values, effects over seeds, the factorial, costs, intervals over images.
+Its parts come first: endpoints and their values, effects over seeds, costs, intervals over images.
 
 Shapes: N images, S seeds, R resamples, Q quotients that a metric is the sum of.
 """
@@ -8,7 +8,6 @@ Shapes: N images, S seeds, R resamples, Q quotients that a metric is the sum of.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
 from statistics import median
 from typing import NamedTuple
 
@@ -16,21 +15,16 @@ import numpy as np
 
 from grr_coca.evaluate.intervals import by_image, draws
 from grr_coca.study.ledger import Ledger, LedgerRow
-from grr_coca.study.plan import LOSS_METRICS, Plan, arm_named, lacking_scores, split_endpoint, stage_names
+from grr_coca.study.plan import LOSS_METRICS, Plan, lacking_scores, split_endpoint, stage_names
 from grr_coca.study.statistics import (
     LEVEL,
     RESAMPLES,
-    Cell,
     Numbers,
     as_percent,
-    bootstrap_coverage,
-    bootstrap_interval,
-    factorial_effects,
     holm,
     is_equivalent,
     log_ratios,
     min_seeds,
-    sign_flip_p,
     smallest_detectable_effect,
     t_interval,
     t_test_p,
@@ -130,9 +124,8 @@ class Effect:
     """A change in per cent over several seeds. Fields that need two seeds are None for a single one.
 
     - `changes`: of each of the `seeds`; `change`: from the mean of their log ratios
-    - `low`, `high`: 95 % t interval; `bootstrap_low`, `bootstrap_high`: for comparison only
-    - `p_t`: two-sided p of the t test, which decides; not corrected for several endpoints. `p_sign_flip`: of the exact
-      sign-flip test, a second reading that decides nothing
+    - `low`, `high`: 95 % t interval
+    - `p_t`: two-sided p of the t test, not corrected for several endpoints
     - `deviation`: standard deviation over seeds
     - `is_equivalent`: the interval lies within ± 2 %
     """
@@ -142,9 +135,6 @@ class Effect:
     change: float
     low: float | None
     high: float | None
-    bootstrap_low: float | None
-    bootstrap_high: float | None
-    p_sign_flip: float
     p_t: float | None
     deviation: float | None
     is_equivalent: bool
@@ -153,11 +143,6 @@ class Effect:
     def num_seeds(self) -> int:
         """Number of seeds."""
         return len(self.seeds)
-
-    def interval_among(self, num_endpoints: int) -> tuple[float, float]:
-        """The t interval with Bonferroni's correction for `num_endpoints`; it needs two seeds."""
-        low, high = t_interval(np.log1p(np.array(self.changes) / 100), 1 - (1 - LEVEL) / num_endpoints)
-        return float(as_percent(low)), float(as_percent(high))
 
     @property
     def excludes_zero(self) -> bool:
@@ -171,7 +156,6 @@ def effect_of(log_ratio_by_seed: Mapping[int, float]) -> Effect | None:
         return None
     values = np.array(list(log_ratio_by_seed.values()))
     low, high = t_interval(values)
-    bootstrap_low, bootstrap_high = bootstrap_interval(values)
     deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     return Effect(
         seeds=tuple(log_ratio_by_seed),
@@ -179,9 +163,6 @@ def effect_of(log_ratio_by_seed: Mapping[int, float]) -> Effect | None:
         change=float(as_percent(values.mean())),
         low=_number(as_percent(low)),
         high=_number(as_percent(high)),
-        bootstrap_low=_number(as_percent(bootstrap_low)),
-        bootstrap_high=_number(as_percent(bootstrap_high)),
-        p_sign_flip=float(sign_flip_p(values)),
         p_t=_number(t_test_p(values)),
         deviation=_number(100 * deviation),
         is_equivalent=is_equivalent(float(low), float(high)),
@@ -192,10 +173,10 @@ def _number(value: Numbers) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-# --- Factorial
+# --- Parts
 
 PARTS = ("RMSNorm", "GEGLU", "RoPE")
-PARTS_OF_PRESET: dict[str, Cell] = {
+PARTS_OF_PRESET: dict[str, frozenset[str]] = {
     "baseline_coca": frozenset(),
     "baseline_rms": frozenset({"RMSNorm"}),
     "baseline_geglu": frozenset({"GEGLU"}),
@@ -208,90 +189,8 @@ PARTS_OF_PRESET: dict[str, Cell] = {
 """Parts of GRR-CoCa in the image encoders of presets that are Baseline CoCa otherwise."""
 
 
-def factorial_corners(plan: Plan) -> dict[Cell, str]:
-    """Arms by their factors, if the plan has a full factorial of two or more factors.
-
-    A factor is a part, or several parts that arms only have together: Baseline CoCa, GRR-CoCa, RoPE alone and all but
-    RoPE are the corners of the factors `RMSNorm + GEGLU` and `RoPE`. Only arms that are trained as the baseline count.
-
-    Returns:
-        The corner without any factor first, then those with one; empty if there is no factorial.
-    """
-    baseline = arm_named(plan, plan.baseline)
-    arms = [arm for arm in plan.arms if arm.preset_name in PARTS_OF_PRESET]
-    arms = [arm for arm in arms if (arm.overrides, arm.recipes) == (baseline.overrides, baseline.recipes)]
-    arm_of = {PARTS_OF_PRESET[arm.preset_name]: arm.name for arm in arms}
-    factors = [cell for cell in arm_of if cell and not any(other and other < cell for other in arm_of)]
-    factors.sort(key=lambda cell: min(map(PARTS.index, cell)))
-    corners = list(chain.from_iterable(combinations(factors, size) for size in range(len(factors) + 1)))
-    unions = [frozenset(chain.from_iterable(corner)) for corner in corners]
-    are_apart = len(frozenset(chain.from_iterable(factors))) == sum(map(len, factors))
-    if len(factors) < 2 or not are_apart or not arm_of.keys() >= set(unions):
-        return {}
-    return {frozenset(map(_name, corner)): arm_of[union] for corner, union in zip(corners, unions, strict=True)}
-
-
-def _name(factor: Cell) -> str:
-    return " + ".join(sorted(factor, key=PARTS.index))
-
-
-Factors = tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactorResults:
-    """A main effect (one factor) or an interaction (several) on each primary endpoint.
-
-    `effects`: by endpoint. `p_holm`: by endpoint, of the t test with Holm's correction for all effects on it; without
-    endpoints that have too few seeds for a verdict.
-    """
-
-    factors: Factors
-    effects: dict[str, Effect]
-    p_holm: dict[str, float]
-
-
-def _factor_results(rows: Rows, plan: Plan) -> tuple[FactorResults, ...]:
-    """All effects of the factorial, main effects first, over the seeds that have every corner."""
-    effects = {name: _effects(logs) for name in plan.endpoints.primary if (logs := corner_logs(rows, plan, name))}
-    p_values = {name: _corrected(found) for name, found in effects.items()}
-    return tuple(
-        FactorResults(
-            factors=factors,
-            effects={name: found[factors] for name, found in effects.items()},
-            p_holm={name: found[factors] for name, found in p_values.items() if factors in found},
-        )
-        for factors in (next(iter(effects.values())) if effects else ())
-    )
-
-
-def corner_logs(rows: Rows, plan: Plan, endpoint: str) -> dict[Cell, dict[int, float]]:
-    """Log of an endpoint by corner and seed, for seeds that all corners have; empty without such seeds or corners."""
-    corners = factorial_corners(plan)
-    values = {cell: endpoint_values(rows, plan, Endpoint(endpoint), arm) for cell, arm in corners.items()}
-    seeds = [seed for seed in plan.seeds if all(seed in found for found in values.values())]
-    if not corners or not seeds:
-        return {}
-    return {cell: {seed: float(np.log(found[seed])) for seed in seeds} for cell, found in values.items()}
-
-
-def _effects(logs: Mapping[Cell, Mapping[int, float]]) -> dict[Factors, Effect]:
-    seeds = list(next(iter(logs.values())))
-    by_factors = factorial_effects({cell: np.array(list(found.values())) for cell, found in logs.items()})
-    effects = {
-        factors: effect_of(dict(zip(seeds, values.tolist(), strict=True))) for factors, values in by_factors.items()
-    }
-    return {factors: effect for factors, effect in effects.items() if effect is not None}
-
-
-def _corrected(effects: Mapping[Factors, Effect]) -> dict[Factors, float]:
-    """p of each effect with Holm's correction; empty with too few seeds, which all effects on an endpoint share."""
-    p_values = holm(np.array([_deciding_p(effect, len(effects)) for effect in effects.values()]))
-    return {factors: p for factors, p in zip(effects, p_values.tolist(), strict=True) if np.isfinite(p)}
-
-
 def _deciding_p(effect: Effect | None, num_tests: int) -> float:
-    """p of the test that decides, not corrected; NaN without enough seeds for a verdict in one of `num_tests` tests."""
+    """p of the t test, not corrected; NaN without enough seeds for a verdict in one of `num_tests` tests."""
     if effect is None or effect.p_t is None or effect.num_seeds < min_seeds(num_tests):
         return math.nan
     return effect.p_t
@@ -566,9 +465,7 @@ class StudyResults:
     - `missing`: unfinished stages, by arm and seed, in words
     - `lost`: stages that diverged, or whose pretraining did. `num_lost_seeds`: seeds with a lost stage of the first arm
       or of the baseline
-    - `factorial`: effects over the seeds that have every corner; empty if the plan has no factorial
     - `near_chance`: stages whose contrastive loss is hardly better than guessing
-    - `bootstrap_coverage`: coverage of the bootstrap's 95 % intervals with so many seeds
     - `notes`: sentences on rows that do not count, and on values that are missing
     """
 
@@ -583,13 +480,11 @@ class StudyResults:
     missing: tuple[str, ...]
     lost: tuple[str, ...]
     arms: tuple[ArmResults, ...]
-    factorial: tuple[FactorResults, ...]
     near_chance: tuple[NearChance, ...]
     costs: tuple[ArmCost, ...]
     machines: tuple[str, ...]
     precisions: tuple[str, ...]
     commits: tuple[str, ...]
-    bootstrap_coverage: float | None
     notes: tuple[str, ...]
 
     @property
@@ -609,7 +504,7 @@ class StudyResults:
 
 
 def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
-    """Compare every arm of a study with the baseline, and compute the effects of its factorial, if it has one."""
+    """Compare every arm of a study with the baseline."""
     rows = rows_by_run(ledger.rows)
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
     stages = stage_names(plan)
@@ -631,13 +526,11 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         missing=_by_arm(plan, lambda key: key not in whole and key not in lost),
         lost=lost_in_words,
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(rows, plan, arm)) for arm in others),
-        factorial=_factor_results(rows, plan),
         near_chance=_near_chance(rows, plan, (others[0], plan.baseline)),
         costs=_arm_costs(plan, ledger.rows),
         machines=_distinct(row.machine for row in ledger.rows),
         precisions=_distinct(row.precision for row in ledger.rows),
         commits=_distinct(row.commit for row in ledger.rows),
-        bootstrap_coverage=bootstrap_coverage(len(complete)) if len(complete) > 1 else None,
         notes=(*ledger.notes, *(f"diverged, {line}" for line in lost_in_words), *_without_ratio(rows, plan)),
     )
 

@@ -1,18 +1,18 @@
-"""Writes the report of a study: `results.json`, `table.md` and `report.html`, a page that loads nothing else."""
+"""Writes the report of a study: `results.json`, and `report.md` with its figures, also as a page in HTML."""
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import write_whole
-from grr_coca.study.drawing import render_page
-from grr_coca.study.ledger import CaptionedExample, Ledger, LedgerRow, read_ledger
+from grr_coca.study.html_page import escaped, html_page, markdown_table, picture
+from grr_coca.study.ledger import Ledger, LedgerRow, read_ledger
 from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of, stage_names
-from grr_coca.study.report.answer import Answer, answer, arm_titles
 from grr_coca.study.report.figures import main_and_baseline, study_figures
-from grr_coca.study.report.numbers import StudyResults, study_results
+from grr_coca.study.report.numbers import PHASE_TITLES, StudyResults, study_results
 from grr_coca.study.report.rates import (
     RateResults,
     at_best_rates,
@@ -22,23 +22,12 @@ from grr_coca.study.report.rates import (
     rates_answer,
     rates_as_plain,
 )
-from grr_coca.study.report.tables import (
-    Table,
-    arms_tables,
-    as_markdown,
-    cost_table,
-    endpoint_table,
-    factorial_tables,
-    tuning_table,
-)
-from grr_coca.study.thumbnails import data_address, thumbnail_path
+from grr_coca.study.report.tables import Table, arms_tables, as_markdown, cost_table, endpoint_table, tuning_table
+from grr_coca.study.report.verdict import Answer, answer, arm_titles
+from grr_coca.study.thumbnails import thumbnail_path
 
-_RESULTS_FILE = "results.json"
-_TABLE_FILE = "table.md"
-PAGE_FILE = "report.html"
-
-_OfRates = Sequence[tuple[RateResults, Sequence[Table]]]
-"""The results of each model at its best rate, with their tables; empty if the study is not one of rates."""
+RESULTS_FILE, REPORT_FILE, PAGE_FILE = "results.json", "report.md", "report.html"
+FIGURES = "figures"
 
 
 def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
@@ -46,7 +35,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
 
     Args:
         folder: folder of the study.
-        out: an existing folder, to which the three files are written.
+        out: an existing folder, to which the files are written.
         over: the arm with which the others are compared; None: the plan's baseline.
 
     Returns:
@@ -67,37 +56,88 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         results = replace(results, notes=(*results.notes, note))
     rates = rate_results(plan, ledger)
     plain = to_dict(results) | ({"learning_rates": [rates_as_plain(found) for found in rates]} if rates else {})
-    content = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(out / _RESULTS_FILE, _encoded(content))
+    write_whole(out / RESULTS_FILE, _encoded(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
     # Of a study of rates, the first arm over the baseline answers no question.
     answered = rates_answer(plan, rates) if rates else answer(plan, results)
-    of_rates = [(found, _rate_tables(plan, ledger, found)) for found in rates]
-    write_whole(out / _TABLE_FILE, _encoded(_study_tables(plan, results, answered, of_rates)))
-    write_whole(out / PAGE_FILE, _encoded(_study_page(plan, ledger, results, answered, of_rates, folder)))
-    return _for_terminal(plan, results, answered, of_rates)
+    report = _Report(answered, results)
+    _add_answer(report, plan, ledger, rates)
+    _add_rest(report, plan, ledger)
+    _add_captions(report, plan, ledger.rows, folder, out)
+    _add_notes(report)
+    (out / FIGURES).mkdir(exist_ok=True)
+    for name, svg in report.figures.items():
+        write_whole(out / name, _encoded(svg))
+    write_whole(out / REPORT_FILE, _encoded(report.text))
+    write_whole(out / PAGE_FILE, _encoded(html_page(answered.question, report.text, report.pictures)))
+    return _for_terminal(plan, results, answered, rates)
 
 
-def _study_page(
-    plan: Plan, ledger: Ledger, results: StudyResults, answered: Answer, of_rates: _OfRates, folder: Path
-) -> str:
-    """The HTML of a report, which loads nothing else. Thumbnails are read from the study's folder."""
-    return render_page(
-        "grr_coca.study.report",
-        "study.html.j2",
-        plan=plan,
-        results=results,
-        answer=answered,
-        titles=arm_titles(plan),
-        primary=endpoint_table(plan, results, primary=True),
-        secondary=endpoint_table(plan, results, primary=False),
-        figures=study_figures(plan, ledger, results),
-        arms=arms_tables(plan, results) if len(results.begun_arms) > 1 else [],
-        factorial=factorial_tables(plan, results),
-        rates=[(rate_figure(found), tables) for found, tables in of_rates],
-        cost=cost_table(plan, results) if results.costs else None,
-        tuning=tuning_table(plan, ledger) if ledger.trials else None,
-        examples=_example_captions(plan, ledger.rows, main_and_baseline(results), folder),
-    )
+class _Report:
+    """The report as Markdown, section by section, with its pictures by their addresses."""
+
+    def __init__(self, answered: Answer, results: StudyResults) -> None:
+        self.results = results
+        self.figures: dict[str, str] = {}
+        self.pictures: dict[str, str | bytes] = {}
+        self._parts = [f"# {escaped(answered.question)}\n\n**{escaped(answered.headline)}.**\n"]
+        if not results.is_complete:
+            self._parts.append(
+                f"**Not finished:** {results.num_rows} of {results.num_planned_rows} stages are done; "
+                f"{results.num_seeds} of {results.num_planned_seeds} seeds have all stages of the two arms. Numbers "
+                "will change.\n"
+            )
+        if answered.cautions:
+            self._parts.append("".join(f"- {escaped(caution)}\n" for caution in answered.cautions))
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join(self._parts)
+
+    def add(self, *parts: str) -> None:
+        """Add paragraphs, headings or tables."""
+        self._parts += parts
+
+    def add_table(self, table: Table, level: str = "##") -> None:
+        """Add a table with its title and note."""
+        self.add(f"{level} {escaped(table.title)}\n", as_markdown(table), *([f"{table.note}\n"] if table.note else []))
+
+    def add_figure(self, alt: str, name: str, svg: str | None) -> None:
+        """Add a figure, if there is one."""
+        if svg:
+            address = f"{FIGURES}/{name}.svg"
+            self.figures[address] = self.pictures[address] = svg
+            self.add(f"{picture(alt, address)}\n")
+
+
+def _add_answer(report: _Report, plan: Plan, ledger: Ledger, rates: Sequence[RateResults]) -> None:
+    """Endpoints of the first arm, or of each model at its best rate."""
+    results, drawn = report.results, study_figures(plan, ledger, report.results)
+    for number, found in enumerate(rates):
+        report.add(f"## {escaped(found.model.title)} at its best learning rate\n")
+        report.add_figure("Loss by learning rate, and the change at each rate", f"rates-{number}", rate_figure(found))
+        for table in _rate_tables(plan, ledger, found):
+            report.add_table(table, "###")
+    for kind in () if rates else ("primary", "secondary"):
+        table = endpoint_table(plan, results, primary=kind == "primary")
+        if table.rows:
+            report.add_table(table)
+            report.add_figure(f"Change of each {kind} endpoint with its interval", kind, drawn.get(kind))
+    if len(results.begun_arms) > 1:
+        for (phase, _), table in zip(_phases(plan), arms_tables(plan, results), strict=True):
+            report.add_table(table)
+            report.add_figure("Change of every arm with its interval", f"arms-{phase}", drawn.get(f"arms-{phase}"))
+    curves = {name: svg for name, svg in drawn.items() if name.startswith("curves-")}
+    if curves:
+        report.add("## Learning curves\n", "Losses on `val`. Lines are means over seeds, bands their range.\n")
+    for name, svg in curves.items():
+        report.add_figure(f"Validation losses of {name.removeprefix('curves-')} by step", name, svg)
+
+
+def _phases(plan: Plan) -> list[tuple[str, str]]:
+    """The phases of the primary endpoints, in the order of `arms_tables`."""
+    phases = dict.fromkeys(name.partition("/")[0] for name in plan.endpoints.primary)
+    return [(phase, PHASE_TITLES[phase]) for phase in phases]
 
 
 def _rate_tables(plan: Plan, ledger: Ledger, found: RateResults) -> list[Table]:
@@ -108,24 +148,77 @@ def _rate_tables(plan: Plan, ledger: Ledger, found: RateResults) -> list[Table]:
     return [*rate_tables(found), *([named] if named.rows else [])]
 
 
-def _study_tables(plan: Plan, results: StudyResults, answered: Answer, of_rates: _OfRates) -> str:
-    """The answer and all tables of a study as Markdown."""
-    tables = [table for _, of_model in of_rates for table in of_model]
-    if not tables:
-        tables = [endpoint_table(plan, results, primary=True), endpoint_table(plan, results, primary=False)]
-    tables += arms_tables(plan, results) if len(results.begun_arms) > 1 else []
-    tables += [*factorial_tables(plan, results), cost_table(plan, results)]
-    sentences = "\n".join(f"- {sentence}" for sentence in answered.sentences)
-    sections = [f"# {answered.question}\n\n**{answered.headline}.**\n\n{sentences}\n", *map(_section, tables)]
-    if results.missing:
-        sections.append("## Missing\n\n" + "\n".join(f"- {line}" for line in results.missing) + "\n")
-    if results.notes:
-        sections.append("## Notes on the ledger\n\n" + "\n".join(f"- {note}" for note in results.notes) + "\n")
-    return "\n".join(sections)
+def _add_rest(report: _Report, plan: Plan, ledger: Ledger) -> None:
+    """Cost, machines and tuning."""
+    results = report.results
+    if results.costs:
+        report.add_table(cost_table(plan, results))
+    for title, items in (
+        ("Machines", results.machines),
+        ("Precision", results.precisions),
+        ("Code", results.commits),
+    ):
+        if items:
+            report.add(f"{title}: {escaped('; '.join(items))}.\n")
+    if ledger.trials:
+        report.add_table(tuning_table(plan, ledger))
 
 
-def _section(table: Table) -> str:
-    return f"## {table.title}\n\n{as_markdown(table)}\n{table.note}\n"
+def _add_captions(report: _Report, plan: Plan, rows: Sequence[LedgerRow], folder: Path, out: Path) -> None:
+    """Captions of the arms side by side, for each stage, all of one seed.
+
+    It is the first seed for which most of the first arm and the baseline have some. Thumbnails lie in the study's
+    folder, if it has them.
+    """
+    titles = arm_titles(plan)
+    for stage in stage_names(plan):
+        found = {(row.arm, row.seed): row.captions for row in rows if row.captions and row.stage == stage}
+        both = main_and_baseline(report.results)
+        seeds = sorted({seed for arm, seed in found if arm in both})
+        if not seeds:
+            continue
+        seed = max(seeds, key=lambda seed: (sum((arm, seed) in found for arm in both), -seed))
+        said = {arm: {one.image: one.caption for one in found[arm, seed]} for arm in both if (arm, seed) in found}
+        lines = []
+        for example in found[next(iter(said)), seed]:
+            if all(example.image in captions for captions in said.values()):
+                shown = _thumbnail(report, thumbnail_path(folder, stage, example.image), example.image, out)
+                captions = [escaped(captions[example.image]) for captions in said.values()]
+                lines.append([shown, escaped(" / ".join(example.references)), *captions])
+        heads = ("image", "people say", *(escaped(titles[arm]) for arm in said))
+        report.add(
+            f"## Captions: {stage}, split {showcase_of(plan, stage)[0]}, seed {seed}\n",
+            "Images drawn at random, the same for all seeds and arms; greedy captions.\n",
+            markdown_table(heads, lines),
+        )
+
+
+def _thumbnail(report: _Report, path: Path, name: str, out: Path) -> str:
+    """The thumbnail of an image in Markdown, or its name if there is none."""
+    if not path.is_file():
+        return escaped(name)
+    address = Path(os.path.relpath(path, out)).as_posix()
+    report.pictures[address] = path.read_bytes()
+    return picture(name, address)
+
+
+def _add_notes(report: _Report) -> None:
+    results = report.results
+    finetuned = f" Of fine-tuning it is the mean over {', '.join(results.stages[1:])}." if results.stages[1:] else ""
+    report.add(
+        "## How it was worked out\n",
+        f"- Arms are compared seed by seed: the log ratio to {escaped(results.baseline)}, as a change in per cent."
+        f"{finetuned}\n"
+        "- Intervals are 95 % t intervals over seeds, each of one endpoint by itself. They speak of other seeds with "
+        "the same data, not of other data.\n"
+        "- Better or worse is said only of primary endpoints, and only if the t test over seeds passes Holm's "
+        "correction at 5 %. Equal: it does not, with seeds enough for a verdict, and the interval lies within ±2 %. "
+        "Where each model has its best rate, the interval in which each draw of seeds chooses its rates must exclude "
+        "zero too.\n",
+    )
+    for title, lines in (("Missing", results.missing), ("Notes on the ledger", results.notes)):
+        if lines:
+            report.add(f"## {title}\n", "".join(f"- {escaped(line)}\n" for line in lines))
 
 
 def _encoded(text: str) -> bytes:
@@ -133,62 +226,11 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _for_terminal(plan: Plan, results: StudyResults, answered: Answer, of_rates: _OfRates) -> str:
-    lines = [answered.question, f"{answered.headline}.", "", *answered.sentences, ""]
-    tables = [of_model[0] for _, of_model in of_rates] or [endpoint_table(plan, results, primary=True)]
+def _for_terminal(plan: Plan, results: StudyResults, answered: Answer, rates: Sequence[RateResults]) -> str:
+    lines = [answered.question, f"{answered.headline}.", "", *answered.cautions]
+    tables = [rate_tables(found)[0] for found in rates] or [endpoint_table(plan, results, primary=True)]
     lines += map(as_markdown, tables)
     if not results.is_complete:
         lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")
         lines += [f"  {line}" for line in results.missing]
     return "\n".join([*lines, *results.notes])
-
-
-# --- Captions of all arms side by side
-
-
-@dataclass(frozen=True)
-class _ExampleCaptions:
-    """An image of the showcase: its reference captions, each arm's caption, and its thumbnail as a data address."""
-
-    image: str
-    references: tuple[str, ...]
-    captions: tuple[str, ...]
-    picture: str | None
-
-
-@dataclass(frozen=True)
-class _ExampleGrid:
-    """Captions of some arms on images of a split, all of one stage and seed."""
-
-    stage: str
-    split: str
-    seed: int
-    arms: tuple[str, ...]
-    examples: tuple[_ExampleCaptions, ...]
-
-
-def _example_captions(plan: Plan, rows: Sequence[LedgerRow], arms: Sequence[str], folder: Path) -> list[_ExampleGrid]:
-    """The captions to show for each stage, all of one seed.
-
-    It is the first seed for which most of `arms` have some. Thumbnails are read from the study's folder, if it has
-    them.
-    """
-    grids = []
-    for stage in stage_names(plan):
-        found = {(row.arm, row.seed): row.captions for row in rows if row.captions and row.stage == stage}
-        seeds = sorted({seed for arm, seed in found if arm in arms})
-        if not seeds:
-            continue
-        seed = max(seeds, key=lambda seed: (sum((arm, seed) in found for arm in arms), -seed))
-        shown = tuple(arm for arm in arms if (arm, seed) in found)
-        by_arm = [{example.image: example for example in found[arm, seed]} for arm in shown]
-        common = [example for example in found[shown[0], seed] if all(example.image in said for said in by_arm)]
-        examples = tuple(_example(example, by_arm, thumbnail_path(folder, stage, example.image)) for example in common)
-        grids.append(_ExampleGrid(stage, showcase_of(plan, stage)[0], seed, shown, examples))
-    return grids
-
-
-def _example(first: CaptionedExample, by_arm: Sequence[dict[str, CaptionedExample]], picture: Path) -> _ExampleCaptions:
-    captions = tuple(captions[first.image].caption for captions in by_arm)
-    address = data_address(picture.read_bytes()) if picture.is_file() else None
-    return _ExampleCaptions(first.image, first.references, captions, address)

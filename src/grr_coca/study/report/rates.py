@@ -19,15 +19,6 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
 from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Arm, Plan, arm_named, stage_names
-from grr_coca.study.report.answer import (
-    Answer,
-    arm_titles,
-    change_in_words,
-    endpoints_in_words,
-    interval_in_words,
-    listed,
-    signed,
-)
 from grr_coca.study.report.numbers import (
     Effect,
     Endpoint,
@@ -40,6 +31,7 @@ from grr_coca.study.report.numbers import (
     stages_of,
 )
 from grr_coca.study.report.tables import Table, effect_cell
+from grr_coca.study.report.verdict import Answer, arm_titles, capitalized, listed, signed
 from grr_coca.study.statistics import LEVEL, MARGIN, RESAMPLES, as_percent, min_seeds
 
 RATE = "optimizer.lr"
@@ -186,8 +178,7 @@ def rates_answer(plan: Plan, found: Sequence[RateResults]) -> Answer:
     """The answer of a study of rates: its first model against the baseline's, each at its best rate.
 
     Better or worse is said only of this comparison, and only if the t test over seeds at the rates as chosen passes at
-    5 %, and the interval with the choice drawn excludes zero. Equal: both intervals lie within ± 2 %. Other models are
-    described.
+    5 %, and the interval with the choice drawn excludes zero. Equal: both intervals lie within ± 2 %.
     """
     main = found[0]
     names = main.model.title, main.baseline.title
@@ -204,17 +195,18 @@ def rates_answer(plan: Plan, found: Sequence[RateResults]) -> Answer:
             "worse": f"{names[0]} is worse than {names[1]}, each at its best rate",
         }[_verdict(main)]
     )
-    sentences = [sentence for results in found for sentence in _sentences(results)]
+    cautions = []
     if _verdict(main) == "few":
-        sentences.append(f"Nothing is called better or worse with fewer than {min_seeds(1)} seeds.")
+        cautions.append(f"Nothing is called better or worse with fewer than {min_seeds(1)} seeds.")
     others = [Endpoint(name) for name in plan.endpoints.primary[1:]]
     if others:
-        sentences.append(f"Nothing is decided on {endpoints_in_words(others)}: only the first primary endpoint is.")
-    sentences += _left_out(plan, found)
+        titles = listed([endpoint.full_title for endpoint in others])
+        cautions.append(f"Nothing is decided on {titles}: only the first primary endpoint is.")
+    cautions += _left_out(plan, found)
     if missing and _verdict(main) in ("better", "worse"):
-        sentences.append("Wait for all seeds: stopping at the first difference finds differences that do not exist.")
+        cautions.append("Wait for all seeds: stopping at the first difference finds differences that do not exist.")
     question = f"Is {names[0]} better than {names[1]}, each at its best learning rate?"
-    return Answer(question, headline[0].upper() + headline[1:], tuple(sentences))
+    return Answer(question, capitalized(headline), tuple(cautions))
 
 
 def _verdict(results: RateResults) -> Literal["few", "open", "equal", "better", "worse"]:
@@ -225,37 +217,6 @@ def _verdict(results: RateResults) -> Literal["few", "open", "equal", "better", 
         is_equal = effect.is_equivalent and max(-best.low, best.high) < MARGIN
         return "equal" if is_equal else "open"
     return "better" if (effect.change < 0) == results.endpoint.lower_is_better else "worse"
-
-
-def _sentences(results: RateResults) -> list[str]:
-    """Best against best, the differences at shared rates, and what may lie beyond the rates of the plan."""
-    best, effect = results.best, results.best.effect
-    names, title = (results.model.title, results.baseline.title), results.endpoint.full_title
-    drawn = (
-        ""
-        if best.low is None
-        else f"; {signed(best.low)} to {signed(best.high)} if each draw of seeds chooses its rates"
-    )
-    sentences = [
-        f"{names[0]} is best at {results.model.best_rate:g} and {names[1]} at {results.baseline.best_rate:g}. There, "
-        f"{names[0]}'s {title} is {change_in_words(effect.change)} ({interval_in_words(effect)}{drawn})."
-    ]
-    if len(results.at_rates) > 1:
-        changes = [f"{signed(found.change)} at {rate:g}" for rate, found in results.at_rates.items()]
-        sentences.append(f"At one rate for both, the difference in % is {listed(changes)}.")
-    if results.interaction is not None and results.interaction.low is not None:
-        slope = results.interaction
-        depends = "depends on the rate" if slope.excludes_zero else "is not shown to depend on the rate"
-        interval = f"{signed(slope.low)} to {signed(slope.high)}"
-        sentences.append(
-            f"The difference {depends}: doubling the rate changes it by {signed(slope.change)} % ({interval})."
-        )
-    edges = [curve.title for curve in (results.model, results.baseline) if curve.is_best_at_edge]
-    if edges:
-        sentences.append(
-            f"{listed(edges)}: the best rate is the lowest or the highest tried; a better one may lie beyond."
-        )
-    return sentences
 
 
 def rates_as_plain(results: RateResults) -> dict[str, object]:

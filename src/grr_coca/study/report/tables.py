@@ -1,20 +1,20 @@
-"""The tables of a study, which Markdown files and HTML pages share: endpoints, arms, factorial, cost and tuning."""
+"""The tables of a study: endpoints, arms, cost and tuning."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from grr_coca.study.html_page import markdown_table
 from grr_coca.study.ledger import Ledger, LedgerRow
-from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Plan, stage_names
-from grr_coca.study.report.answer import (
+from grr_coca.study.plan import Plan, stage_names
+from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, EndpointResult, StudyResults
+from grr_coca.study.report.verdict import (
     VERDICT_TITLES,
     arm_titles,
     interval_in_signs,
     p_in_words,
-    reported_change,
     signed,
     verdict,
 )
-from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, EndpointResult, StudyResults
 
 _DETECTABLE = (
     "Detectable: the smallest true decrease, or equivalent increase, that would be called better or worse with a power "
@@ -33,15 +33,8 @@ class Table:
 
 
 def as_markdown(table: Table) -> str:
-    """The table as Markdown with aligned columns, numbers at the right."""
-    lines = [[cell.replace("|", r"\|") for cell in line] for line in (table.heads, *table.rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(table.heads))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (padded[0], rule, *padded[1:])) + "\n"
+    """The table as Markdown."""
+    return markdown_table(table.heads, table.rows, of_numbers=True)
 
 
 def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table:
@@ -65,10 +58,6 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
             [*row, p_in_words(r.p_holm), VERDICT_TITLES[verdict(r)], _detectable(r)]
             for row, r in zip(rows, chosen, strict=True)
         ]
-    reported = [reported_change(r.endpoint, main.arm, results.baseline) for r in chosen]
-    if any(change is not None for change in reported):
-        heads.append("paper, %")
-        rows = [[*row, signed(change, 2)] for row, change in zip(rows, reported, strict=True)]
     note = (
         f"Values: geometric means over seeds, and over all fine-tunings, on the split {results.split}. 95 % interval: "
         "over seeds, for the same images. Over images: for the same trained models, by a bootstrap, which is too "
@@ -97,28 +86,6 @@ def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
             cells = [effect_cell(result.effect, verdict(result) in ("better", "worse")) for result in found]
             rows.append((titles[arm.arm], _seed_range(found), *cells))
         tables.append(Table(f"Every arm, {phase}", heads, tuple(rows), note))
-    return tables
-
-
-def factorial_tables(plan: Plan, results: StudyResults) -> list[Table]:
-    """Main effects and interactions on the primary endpoints, a table for each phase; none without a factorial."""
-    tables = []
-    for phase, endpoints in _by_phase(plan).items() if results.factorial else ():
-        known = results.factorial[0].effects
-        seeds = _counts({known[endpoint.name].num_seeds for endpoint in endpoints if endpoint.name in known})
-        note = (
-            f"In %, over the {seeds} seeds that have every combination of the parts. The row of one part is its main "
-            "effect: the change that it makes, averaged over all combinations of the others. A row with × is an "
-            "interaction: at 0, the logarithms of the effects add up. Star: the t test passes Holm's correction for "
-            "the effects of a column."
-        )
-        heads = ("effect", *(endpoint.title for endpoint in endpoints))
-        rows = []
-        for found in results.factorial:
-            is_found = [found.p_holm.get(endpoint.name, 1.0) <= SIGNIFICANCE_LEVEL for endpoint in endpoints]
-            effects = [found.effects.get(endpoint.name) for endpoint in endpoints]
-            rows.append((effect_title(found.factors), *map(effect_cell, effects, is_found)))
-        tables.append(Table(f"Main effects and interactions, {phase}", heads, tuple(rows), note))
     return tables
 
 
@@ -188,11 +155,6 @@ def ends_of_grids(plan: Plan, ledger: Ledger) -> list[str]:
             if len(tried) > 2 and value in (min(tried), max(tried)):
                 arms.setdefault(f"{choice.stage}, {_short(key)} {value}", []).append(titles[choice.arm])
     return [f"{what} ({', '.join(names)})" for what, names in arms.items()]
-
-
-def effect_title(factors: Sequence[str]) -> str:
-    """Display name of a main effect (`RoPE`) or an interaction (`GEGLU × RoPE`)."""
-    return " × ".join(factors)
 
 
 def effect_cell(effect: Effect | None, is_starred: bool = False) -> str:

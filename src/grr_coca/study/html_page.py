@@ -1,0 +1,84 @@
+"""Pages from Markdown, which load nothing else: `html_page`."""
+
+import base64
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from urllib.parse import quote, unquote
+
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+
+from grr_coca.study.drawing import COLOURS
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|&])")
+
+
+def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) -> str:
+    """A page with all of its pictures in it.
+
+    Args:
+        title: of the page.
+        markdown: CommonMark with tables. HTML in it is shown as text.
+        pictures: by the address that the Markdown has: the text of an SVG file, or the bytes of a WebP file. A picture
+            that is not among them is shown by its name.
+    """
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    reader.add_render_rule("image", _image)
+    for name, tag in (("table_open", '<div class="scroll"><table>\n'), ("table_close", "</table></div>\n")):
+        reader.add_render_rule(name, _constant(tag))
+    body = reader.render(markdown, {"pictures": pictures})
+    style = resources.files("grr_coca.study").joinpath("page.css").read_text("utf-8")
+    colours = f":root {{ --a: {COLOURS[0]}; --b: {COLOURS[1]}; --line: #d9dde2; --soft: #5b6570; }}\n"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{colours}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def escaped(text: str) -> str:
+    """Text of a person or a model for Markdown, in one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def picture(alt: str, address: str) -> str:
+    """A picture in Markdown. `address`: not yet quoted, such as a path."""
+    return f"![{escaped(alt)}]({quote(address, errors='surrogateescape')})"
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, of_numbers: bool = False) -> str:
+    """A table in Markdown with aligned columns; with `of_numbers`, all but the first at the right.
+
+    A bar in a cell is escaped, if it is not yet.
+    """
+    lines = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in line] for line in (heads, *rows)]
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(heads))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + (":" if of_numbers else "-") for width in widths[1:])]
+    pad = str.rjust if of_numbers else str.ljust
+    padded = [
+        [line[0].ljust(widths[0]), *(pad(cell, width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (padded[0], rule, *padded[1:])) + "\n"
+
+
+def _image(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    token = tokens[index]
+    alt = html.escape(renderer.renderInlineAsText(token.children, options, env))
+    found = env["pictures"].get(unquote(str(token.attrs["src"]), errors="surrogateescape"))
+    if found is None:
+        return f"<em>{alt}</em>"
+    if isinstance(found, str):
+        return f'<span class="figure" role="img" aria-label="{alt}">{found}</span>'
+    return f'<img src="data:image/webp;base64,{base64.b64encode(found).decode()}" alt="{alt}" title="{alt}">'
+
+
+def _constant(text: str) -> Callable[..., str]:
+    def rule(*_: object) -> str:
+        return text
+
+    return rule

@@ -159,8 +159,11 @@ check-workflows: $(RELEASE)/.installed
 dist: $(RELEASE)/.installed
 	scripts/build_dist.sh $(RELEASE)/bin
 
-# All of a release but the upload. TAG=v0.1.0 must be the version; without it, the version of the last commit is checked.
-release: $(RELEASE)/.installed dist
+# All of a release but the upload: the changelog gets its date, in a commit of its own, and what is built of that is checked.
+# With TAG=v0.1.0, nothing is committed, and the tag must be the version.
+release: $(RELEASE)/.installed
+	$(if $(TAG),,$(RELEASE)/bin/python scripts/date_changelog.py)
+	$(MAKE) dist
 	$(RELEASE)/bin/python scripts/check_release.py $(TAG)
 	scripts/check_wheel.sh docs/drawings dist/*.whl
 	scripts/try_installers.sh $(RELEASE)/bin dist/*.whl docs/drawings

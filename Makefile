@@ -110,8 +110,8 @@ servers-milvus servers-ray: servers-%: $(VENV)/.%
 	scripts/own_network.sh
 
 # On any system, with any Python: index, captions, search, a server, a small training and its resume, without anything that
-# only POSIX has. EXTRAS= does it without PyTorch and the server.
-EXTRAS := serve,train
+# only POSIX has. EXTRAS= does it without PyTorch, the server and drawings.
+EXTRAS := serve,train,icons
 TRY_EVERYWHERE = $(SINGLE) $(EVERYWHERE)/$(PROGRAMS)/python -m pytest --confcutdir tests/any_system tests/any_system
 test-everywhere:
 	$(PYTHON) -m venv --clear $(EVERYWHERE)

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DRAWINGS = sorted((ROOT / "docs" / "drawings").glob("*.webp"))
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
+needs_icons = pytest.mark.skipif(find_spec("resvg_py") is None, reason="resvg is not installed")
 needs_serve = pytest.mark.skipif(find_spec("fastapi") is None, reason="the server is not installed")
 RECIPE = """
 model:
@@ -142,6 +143,27 @@ def test_an_index_is_made_brought_up_to_date_searched_and_left_by_its_lock(folde
     names = [path.rpartition("\\")[2] for hit in hits for path in (hit["path"], *hit["copies"])]
     assert "another.webp" in names
     assert DRAWINGS[0].name not in names
+
+
+@needs_icons
+def test_drawings_are_drawn_in_helper_programs_and_one_that_crashes_costs_a_line(folder):
+    pictures = folder / "pictures"
+    square = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{}<path d="M1 1h7v7H1z"/></svg>'
+    (pictures / "square.svg").write_text(square.format(""), encoding="utf-8")
+    tall = '<pattern id="p" width="5" height="99999999999"><rect width="3" height="3"/></pattern>'
+    crash = f'{tall}<path d="M0 0L9 90V0Z" fill="url(#p)"/>'
+    (pictures / "crash.svg").write_text(square.format(crash), encoding="utf-8")
+    captioned, indexed = done(
+        folder,
+        ["run", ["caption", f"{shown(pictures)}\\square.svg"]],
+        ["run", ["index", shown(pictures), "--out", shown(folder / "index")]],
+    )
+    require_success([captioned])
+    assert captioned["out"].startswith(f"{shown(pictures)}\\square.svg\t")
+    assert indexed["code"] in (0, 1), indexed
+    told = [line for line in indexed["err"].splitlines() if "crash.svg" in line]
+    assert len(told) == 1, indexed["err"]
+    assert "Traceback" not in indexed["err"]
 
 
 @needs_serve

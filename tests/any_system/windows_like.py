@@ -31,6 +31,7 @@ if sys.platform != "win32":
     import shutil
     import signal
     import sqlite3
+    import subprocess
     import tempfile
     import warnings
     from collections.abc import Callable
@@ -51,6 +52,18 @@ if sys.platform != "win32":
         sigpending setitimer getitimer alarm pause siginterrupt
     """
     NOT_IN_NAMES = set('<>:"|?*')
+
+    BARE = f"""
+import os, runpy, signal, sys
+for name in {MODULES!r}:
+    sys.modules[name] = None
+for module, names in ((os, {OF_SYSTEM.split()!r}), (signal, {OF_SIGNAL.split()!r})):
+    for name in names:
+        if hasattr(module, name):
+            delattr(module, name)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
     def there(path: Any) -> Any:
         """The path of this system for one of Windows: `/folder/file` for `C:\\folder\\file`, in its own case."""
@@ -289,6 +302,17 @@ if sys.platform != "win32":
         multiprocessing.connection.arbitrary_address = lambda family: there(socket_name(family))
         warnings.filterwarnings("error", category=EncodingWarning)
         _translate_libraries()
+
+    class _Program(subprocess.Popen):
+        """A program that this process starts. One in Python has nothing of POSIX, too."""
+
+        def __init__(self, command: Any, *arguments: Any, **options: Any) -> None:
+            if isinstance(command, list) and sys.executable in command[:1] and "-c" not in command:
+                place = next(i for i, argument in enumerate(command) if argument.endswith(".py"))
+                command = [*command[:place], "-c", BARE, *map(there, command[place:])]
+            super().__init__(command, *arguments, **options)
+
+    subprocess.Popen = _Program  # type: ignore[misc]
 
     def _translate_libraries() -> None:
         """Files that libraries open without Python."""

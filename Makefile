@@ -35,7 +35,7 @@ BENCHMARKS := training captioning imported engines precision busy footprint load
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo page test test-slow test-ci test-milvus test-ray test-browser test-clients attack attack-drawings attack-pictures attack-indexes test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
+.PHONY: try demo page test test-gpu test-slow test-ci test-milvus test-ray test-browser test-clients attack attack-drawings attack-pictures attack-indexes test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch.
 try: $(VENV)/.use
@@ -62,6 +62,10 @@ test: $(VENV)/.dev
 # Only files with such tests are collected: the others would take each worker 16 seconds.
 test-ci: $(VENV)/.dev
 	$(PYTEST) $(WORKERS) -m ci $$(grep -rl --include='*.py' 'mark\.ci' tests | sed 's,/conftest.py,,')
+
+# On a machine with an NVIDIA GPU.
+test-gpu: $(VENV)/.dev
+	$(PYTEST) -m gpu tests/test_gpu.py
 
 test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600

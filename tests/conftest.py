@@ -41,10 +41,14 @@ BOS, EOS, CLS_SLOT = 1, 2, 0
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What continuous integration runs beside `make test` is slow, too, so that `-m "not slow"` leaves it out."""
+    """What continuous integration runs beside `make test` is slow, too, so that `-m "not slow"` leaves it out. Without a
+    GPU, what needs one is skipped.
+    """
     for item in items:
         if item.get_closest_marker("ci"):
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU; runs by `make test-gpu`"))
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,8 @@ BOS, EOS, CLS_SLOT = 1, 2, 0
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What continuous integration runs beside `make test` is slow, too, so that `-m "not slow"` leaves it out. Without a
-    GPU, what needs one is skipped.
+    """Tests of continuous integration are slow tests, too, so that `-m "not slow"` leaves them out. Those that need a GPU
+    are skipped without one.
     """
     for item in items:
         if item.get_closest_marker("ci"):

@@ -41,7 +41,7 @@ BOS, EOS, CLS_SLOT = 1, 2, 0
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of continuous integration are slow tests, too, so that `-m "not slow"` leaves them out. Those that need a GPU
+    """Tests marked `ci` are slow, too, so that `-m "not slow"` leaves them out. Those that need a GPU
     are skipped without one.
     """
     for item in items:

@@ -45,7 +45,7 @@ def escaped(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
-def picture(alt: str, address: str) -> str:
+def markdown_picture(alt: str, address: str) -> str:
     """A picture in Markdown. `address`: not yet quoted, such as a path."""
     return f"![{escaped(alt)}]({quote(address, errors='surrogateescape')})"
 

@@ -18,7 +18,7 @@ from grr_coca.infer.explain import WordMap, caption_picture
 from grr_coca.study.demo.outcome import ArmResult
 from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.drawing import COLOURS, new_figure, style_axes, svg_text
-from grr_coca.study.html_page import escaped, html_page, markdown_table, picture
+from grr_coca.study.html_page import escaped, html_page, markdown_picture, markdown_table
 from grr_coca.study.plan import DemoPlan, showcase_of
 from grr_coca.study.thumbnails import as_webp, thumbnail
 from grr_coca.train.logs import read_metrics
@@ -134,7 +134,7 @@ class _Pictures:
         """Add a picture, and return it in Markdown."""
         address = f"picture-{len(self.by_address)}"
         self.by_address[address] = content
-        return picture(alt, address)
+        return markdown_picture(alt, address)
 
 
 def _results_table(rows: Sequence[Row], short: tuple[str, str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import write_whole
-from grr_coca.study.html_page import escaped, html_page, markdown_table, picture
+from grr_coca.study.html_page import escaped, html_page, markdown_picture, markdown_table
 from grr_coca.study.ledger import Ledger, LedgerRow, read_ledger
 from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of, stage_names
 from grr_coca.study.report.figures import main_and_baseline, study_figures
@@ -107,7 +107,7 @@ class _Report:
         if svg:
             address = f"{FIGURES}/{name}.svg"
             self.figures[address] = self.pictures[address] = svg
-            self.add(f"{picture(alt, address)}\n")
+            self.add(f"{markdown_picture(alt, address)}\n")
 
 
 def _add_answer(report: _Report, plan: Plan, ledger: Ledger, rates: Sequence[RateResults]) -> None:
@@ -199,7 +199,7 @@ def _thumbnail(report: _Report, path: Path, name: str, out: Path) -> str:
         return escaped(name)
     address = Path(os.path.relpath(path, out)).as_posix()
     report.pictures[address] = path.read_bytes()
-    return picture(name, address)
+    return markdown_picture(name, address)
 
 
 def _add_notes(report: _Report) -> None:

@@ -180,7 +180,10 @@ def torchrun_of_the_shell(folder: Path, *arguments: object) -> None:
     subprocess.run([*command, "--max-restarts", "1", drivers.__file__, str(folder), *map(str, arguments)], check=True)
 
 
-@pytest.mark.parametrize("run", [torchrun, pytest.param(torchrun_of_the_shell, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(torchrun, marks=pytest.mark.ci), pytest.param(torchrun_of_the_shell, marks=pytest.mark.slow)],
+)
 def test_a_dead_rank_ends_the_other_and_torchruns_restart_resumes(make_job, undisturbed, run):
     job = make_job()
     save_recipe(job.recipe, job.folder / "recipe.yaml")
@@ -192,6 +195,7 @@ def test_a_dead_rank_ends_the_other_and_torchruns_restart_resumes(make_job, undi
     assert 0 < restarted - died < 60
 
 
+@pytest.mark.ci
 def test_a_disk_that_is_full_is_a_clear_error_on_all_ranks(make_job, undisturbed, tmp_path):
     size = sum(map(len, undisturbed.values()))
     with disk_of(int(2.5 * size), tmp_path / "disk") as disk:
@@ -228,6 +232,7 @@ def forget_keys(job):
         path.unlink()
 
 
+@pytest.mark.ci
 def test_other_numbers_of_workers_and_ranks_change_nothing_of_the_order(make_job):
     alone = make_job(ranks=1)
     alone.start(partial(drivers.record_keys, alone.folder)).finish()

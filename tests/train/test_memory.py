@@ -75,7 +75,7 @@ def measured(folder: Path, image_size: int, num_pieces: int, size: int) -> dict[
 
 @pytest.mark.parametrize(
     ("image_size", "num_pieces", "size"),
-    [pytest.param(64, 16, 64, marks=pytest.mark.slow), (32, 8, 24)],
+    [pytest.param(64, 16, 64, marks=pytest.mark.slow), pytest.param(32, 8, 24, marks=pytest.mark.ci)],
     ids=["1024 as 16 x 64", "192 as 8 x 24"],
 )
 def test_an_accumulated_batch_takes_the_memory_of_one_micro_batch(tmp_path, image_size, num_pieces, size):

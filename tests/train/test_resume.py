@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load
 
 import drivers
@@ -18,8 +19,10 @@ from grr_coca.common.files import MANIFEST
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.launch import StopSignals
 from grr_coca.train.loop import train
-from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe
+from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe, TeacherRecipe
 from grr_coca.train.run_checkpoints import resume_point
+from grr_coca.train.setup import training_sources
+from grr_coca.train.teacher import training_captions, write_teacher
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
 from support import (
     ALONE,
@@ -89,12 +92,28 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(make_job, u
     assert differing_files(job.finish(), whole) == []
 
 
-@pytest.mark.slow
-def test_a_run_over_mixed_sources_goes_on_with_the_same_pairs(make_job, tmp_path):
-    more = write_shard(tmp_path / "more.tar", real_pairs(50)[40:])
+def mixed(recipe, folder):
+    more = write_shard(folder / "more.tar", real_pairs(50)[40:])
+    return replace(recipe, data=replace(recipe.data, mix={str(more): 0.3}))
+
+
+def taught(recipe, folder):
+    captions = training_captions(training_sources(recipe)[0])
+    rows = torch.randn(len(captions), 12, generator=torch.Generator().manual_seed(0))
+    write_teacher(folder / "teacher", captions, F.normalize(rows, dim=1))
+    return replace(recipe, teacher=TeacherRecipe(path=str(folder / "teacher"), words=0))
+
+
+def with_siblings(recipe, folder):
+    return replace(recipe, data=replace(recipe.data, siblings=0.5), losses=replace(recipe.losses, sibling_weight=0.5))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("change", [mixed, taught, with_siblings])
+def test_a_killed_run_that_reads_more_than_pairs_ends_in_the_same_bytes(make_job, tmp_path, change):
     job, other = make_job(ONE), make_job(ONE)
     for each in (job, other):
-        each.recipe = replace(each.recipe, data=replace(each.recipe.data, mix={str(more): 0.3}))
+        each.recipe = change(each.recipe, tmp_path)
     job.start(partial(drivers.die_before, "micro-batch", 3 * INTERVAL + 2)).wait()
     assert job.steps() != []
     assert differing_files(job.finish(), other.finish()) == []
@@ -166,6 +185,7 @@ def test_signals_save_and_leave_with_a_clear_word(make_job, undisturbed):
     assert differing_files(job.finish(), undisturbed(ONE)[0]) == []
 
 
+@pytest.mark.ci
 def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_at_work(make_job, undisturbed):
     job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
     job.recipe = replace(job.recipe, data=replace(job.recipe.data, num_workers=2))
@@ -176,6 +196,7 @@ def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_at_work(
     assert differing_files(job.finish(), undisturbed(ONE)[0]) == []
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_that_torchrun_sends_once_more_does_not_keep_the_run_from_saving(make_job, number):
     job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
@@ -345,6 +366,7 @@ def test_a_run_whose_checkpoints_cannot_be_listed_does_not_begin_anew(finished, 
         resume_point(tmp_path, finished.recipe)
 
 
+@pytest.mark.ci
 def test_a_run_that_began_in_another_spread_goes_on(make_job, undisturbed):
     job = make_job(ONE)
     job.start(partial(drivers.die_before, "micro-batch", 20)).wait()

@@ -113,6 +113,7 @@ def test_killed_at_any_stage_of_a_save_there_is_a_whole_checkpoint(make_store, t
     assert found == {"step-000000003", "step-000000004"}
 
 
+@pytest.mark.ci
 def test_killed_at_any_stage_while_a_damaged_checkpoint_is_replaced_there_is_a_whole_one(make_store):
     def make_damaged():
         store = make_store()

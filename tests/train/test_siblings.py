@@ -1,16 +1,13 @@
 """Siblings in training: images of one thing from other sets, and what a whole run makes of them."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
-import drivers
 from grr_coca.common.errors import UserError
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.recipe import LossRecipe, Recipe
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
-from jobs import Job, differing_files, small_recipe
 from support import ALONE, differing, pretrain, real_pairs, tiny_recipe, weights, with_caption, write_shard
 
 
@@ -71,14 +68,3 @@ def test_each_key_changes_the_weights(recipe, plain, tmp_path, keys):
 def test_a_loss_without_siblings_is_refused(recipe):
     with pytest.raises(UserError, match=r"sibling_weight 0\.5 needs batches with siblings; set data: siblings"):
         replace(recipe, data=replace(recipe.data, siblings=0.0), losses=LossRecipe(sibling_weight=0.5))
-
-
-def test_a_killed_run_with_siblings_ends_in_the_same_bytes(tmp_path):
-    recipe = with_siblings(small_recipe(tmp_path))
-    jobs = []
-    for name in ("killed", "whole"):
-        (tmp_path / name).mkdir()
-        jobs.append(Job(recipe, tmp_path / name, 1))
-    jobs[0].start(partial(drivers.die_before, "micro-batch", 20)).wait()
-    assert jobs[0].steps() != []
-    assert differing_files(jobs[0].finish(), jobs[1].finish()) == []

@@ -1,7 +1,6 @@
 """A text teacher in training: its folder, its part of a recipe, and what a whole run makes of it."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import drivers
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, whole_folder
 from grr_coca.data.sources.base import stable_id
@@ -20,7 +18,6 @@ from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import dry_run, new_checkpoint, training_batches, training_sources
 from grr_coca.train.teacher import CAPTIONS, EMBEDDINGS, Teacher, training_captions, write_teacher
-from jobs import Job, differing_files, small_recipe
 from support import (
     ALONE,
     PairsInMemory,
@@ -211,12 +208,6 @@ def test_without_a_teacher_nothing_of_it_is_trained_or_logged(recipe, plain, tmp
     assert "teacher" not in read_metrics(tmp_path / "run", "train")[0]
 
 
-@pytest.mark.parametrize("keys", [{"temperature": 0.5}, {"weight": 0.5}])
-def test_each_key_changes_the_weights(recipe, plain, tmp_path, keys):
-    changed = weights(pretrain(replace(recipe, teacher=replace(recipe.teacher, **keys)), tmp_path / "run"))
-    assert len(differing(plain, changed)) > len(plain) // 2
-
-
 def test_the_trainer_gets_the_numbers_of_the_recipe(recipe):
     recipe = replace(recipe, teacher=replace(recipe.teacher, weight=0.7, temperature=0.3))
     assert recipe.loss_weights == LossWeights(1.0, 2.0, teacher=0.7, teacher_temperature=0.3)
@@ -238,14 +229,3 @@ def test_another_teacher_is_refused_when_a_run_is_resumed(recipe, tmp_path):
         UserError, match=r"teacher: data: teacher of the run: its texts or embeddings have changed since"
     ):
         train(mine, from_pretrained(point), tmp_path / "run", ALONE, silent, point)
-
-
-def test_a_killed_run_with_a_teacher_ends_in_the_same_bytes(tmp_path):
-    recipe = taught(small_recipe(tmp_path), tmp_path / "teacher")
-    jobs = []
-    for name in ("killed", "whole"):
-        (tmp_path / name).mkdir()
-        jobs.append(Job(recipe, tmp_path / name, 1))
-    jobs[0].start(partial(drivers.die_before, "micro-batch", 20)).wait()
-    assert jobs[0].steps() != []
-    assert differing_files(jobs[0].finish(), jobs[1].finish()) == []

@@ -50,7 +50,7 @@ def _imported(source: str) -> list[str]:
     return [module for module in modules if module.split(".")[0] == "grr_coca"]
 
 
-def test_imports_go_downward_only() -> None:
+def test_imports_go_downward_only():
     upward = [
         f"{path.relative_to(SRC)} may not know of '{other}'"
         for path in FILES
@@ -61,7 +61,7 @@ def test_imports_go_downward_only() -> None:
     assert upward == []
 
 
-def test_the_package_has_its_ten_rooms_and_two_files() -> None:
+def test_the_package_has_its_ten_rooms_and_two_files():
     top = {path.relative_to(SRC / "grr_coca").parts[0] for path in FILES}
     assert top == {*ROOMS, "__init__.py", "__main__.py"}, f"see ROOMS in {Path(__file__).name}"
 
@@ -98,13 +98,13 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return sorted(sorted(circle) for circle in circles if circle)
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+def test_no_files_import_each_other_in_a_circle():
     sources = {_module(path): path.read_text(encoding="utf-8") for path in FILES}
     # The package and `__init__` files hand names on from below, by late imports: whoever imports them imports the file.
     assert _circles(_graph(sources)) == []
 
 
-def test_a_circle_of_late_imports_would_be_seen() -> None:
+def test_a_circle_of_late_imports_would_be_seen():
     sources = {
         "grr_coca.a": "from grr_coca.b import f",
         "grr_coca.b": "def f():\n    from grr_coca import c",
@@ -114,13 +114,13 @@ def test_a_circle_of_late_imports_would_be_seen() -> None:
     assert _circles(_graph(sources)) == [["grr_coca.a", "grr_coca.b", "grr_coca.c"]]
 
 
-def test_an_upward_import_would_be_seen() -> None:
+def test_an_upward_import_would_be_seen():
     source = "import grr_coca.cli\ndef f():\n    from grr_coca.train.loop import train\nfrom grr_coca import data\n"
     assert _imported(source) == ["grr_coca.cli", "grr_coca.data", "grr_coca.train.loop"]
     assert FLOOR_OF[_room("grr_coca.train.loop")] > FLOOR_OF[_room("grr_coca.model.build")]
 
 
-def test_no_two_files_of_tests_have_one_name() -> None:
+def test_no_two_files_of_tests_have_one_name():
     """pytest imports each by its name alone, and refuses the second."""
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
@@ -150,7 +150,7 @@ def _classes(source: str) -> list[ast.ClassDef]:
     return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
 
 
-def test_constructors_take_five_arguments_by_position_at_most() -> None:
+def test_constructors_take_five_arguments_by_position_at_most():
     counts = {
         f"{path.relative_to(SRC).as_posix()}: {node.name}": _positional_of_constructor(node)
         for path in FILES
@@ -171,7 +171,7 @@ def test_constructors_take_five_arguments_by_position_at_most() -> None:
         ("class A:\n    a: int", 0),
     ],
 )
-def test_arguments_by_position_are_counted(source: str, count: int) -> None:
+def test_arguments_by_position_are_counted(source, count):
     assert [_positional_of_constructor(node) for node in _classes(source)] == [count]
 
 
@@ -179,7 +179,7 @@ ONE_NAME_OF_MANY = {"run", "main", "load"}
 """A verb's function, the two entrances, and `load`, which the package hands on from `inference`."""
 
 
-def test_one_name_means_one_thing() -> None:
+def test_one_name_means_one_thing():
     names = [
         node.name
         for path in FILES

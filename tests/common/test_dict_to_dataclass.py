@@ -47,7 +47,7 @@ def _message(data: object, cls: type = Tree) -> str:
     return str(error.value)
 
 
-def test_children_and_defaults_are_filled_in() -> None:
+def test_children_and_defaults_are_filled_in():
     tree = from_dict(Tree, _tree({"kind": "square"}, parts=["a", "b"], betas=[0.5, 1], paths={"x": "y"}, limit=4))
     assert tree == Tree(Leaf(3, "square"), "oak", 4, (0.5, 1.0), ("a", "b"), {"x": "y"})
     assert from_dict(Tree, _tree()) == Tree(Leaf(3), "oak")
@@ -86,46 +86,46 @@ def test_children_and_defaults_are_filled_in() -> None:
     ],
     ids=str,
 )
-def test_a_wrong_key_or_value_is_named_with_its_path(data: object, parts: list[str]) -> None:
+def test_a_wrong_key_or_value_is_named_with_its_path(data, parts):
     message = _message(data)
     for part in parts:
         assert part in message
 
 
-def test_a_value_in_place_of_a_mapping_is_named_with_its_path() -> None:
+def test_a_value_in_place_of_a_mapping_is_named_with_its_path():
     assert "tree.yaml: paths" in _message(_tree(paths="all"))
 
 
-def test_yamls_reading_of_1e_3_is_still_a_number() -> None:
+def test_yamls_reading_of_1e_3_is_still_a_number():
     assert from_dict(Leaf, {"width": 1, "ratio": "1e-3"}).ratio == 0.001
     ratio = from_dict(Leaf, {"width": 1, "ratio": 2}).ratio
     assert (ratio, type(ratio)) == (2.0, float)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_survives_the_way_to_a_dict_and_back(preset: str) -> None:
+def test_every_preset_survives_the_way_to_a_dict_and_back(preset):
     config = get_preset(preset, "tiny")
     assert from_dict(CoCaConfig, to_dict(config)) == config
 
 
-def test_to_dict_is_plain() -> None:
+def test_to_dict_is_plain():
     plain = to_dict(Tree(Leaf(3), "oak", parts=("a",), paths={"x": "y"}))
     assert plain["leaf"] == {"width": 3, "kind": "round", "ratio": 0.5, "on": False}
     assert (plain["parts"], plain["betas"], plain["paths"], plain["limit"]) == (["a"], [0.9, 0.98], {"x": "y"}, None)
 
 
-def test_a_deep_key_of_a_real_config_is_named_with_its_whole_path() -> None:
+def test_a_deep_key_of_a_real_config_is_named_with_its_whole_path():
     data: dict[str, Any] = to_dict(get_preset("grr_coca", "tiny"))
     data["image_encoder"]["transformer"]["mlp_ratio"] = 4
     assert "tree.yaml: image_encoder: transformer: unknown key 'mlp_ratio'" in _message(data, CoCaConfig)
 
 
-def test_a_key_of_the_wrong_recipe_section_is_an_error() -> None:
+def test_a_key_of_the_wrong_recipe_section_is_an_error():
     data = {"data": {"train": "x", "val": "y", "lr": 1e-3}, "schedule": {"steps": 10, "warmup_steps": 1}}
     assert "tree.yaml: data: unknown key 'lr'" in _message(data, Recipe)
 
 
-def test_nearest_falls_back_to_all_names() -> None:
+def test_nearest_falls_back_to_all_names():
     assert nearest("widht", ["depth", "width"]) == "did you mean 'width'?"
     assert nearest("zzz", ["depth", "width"]) == "valid names: depth, width"
 
@@ -172,18 +172,18 @@ def _transformer(**keys: Any) -> TransformerConfig:
         ),
     ],
 )
-def test_widths_that_do_not_fit_are_named(make: Any, message: str) -> None:
+def test_widths_that_do_not_fit_are_named(make, message):
     with pytest.raises(UserError, match=re.escape(message).replace(r"\$", "$")):
         make()
 
 
-def test_a_head_width_fits_what_its_position_needs_and_no_more() -> None:
+def test_a_head_width_fits_what_its_position_needs_and_no_more():
     assert _transformer(embed_dim=12, num_heads=4, position="learned").head_dim == 3
     assert _transformer(embed_dim=8, num_heads=4).head_dim == 2
     assert (IMAGE.grid_size, IMAGE.num_patches) == (IMAGE.image_size // IMAGE.patch_size, IMAGE.grid_size**2)
 
 
-def test_a_config_from_before_an_option_was_there_is_one_without_it() -> None:
+def test_a_config_from_before_an_option_was_there_is_one_without_it():
     config = get_preset("grr_coca", "tiny")
     data = to_dict(config)
     del data["contrastive"], data["image_encoder"]["num_registers"]

@@ -36,7 +36,7 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_operators_take_what_they_are_given(name: str) -> None:
+def test_operators_take_what_they_are_given(name):
     schemas = {str(schema).split("(")[0]: schema for schema in torch._C._jit_get_all_schemas()}
     assert name in schemas, CHANGED.format(name)
     arguments = [(argument.name, str(argument.type)) for argument in schemas[name].arguments]
@@ -44,7 +44,7 @@ def test_operators_take_what_they_are_given(name: str) -> None:
 
 
 @pytest.mark.parametrize("bias", [None, _random(40, seed=2)])
-def test_products_with_a_blocked_weight_are_linear_layers(bias: torch.Tensor | None) -> None:
+def test_products_with_a_blocked_weight_are_linear_layers(bias):
     assert torch_private.has_blocked_linear(), CHANGED.format("torch.ops.mkldnn")
     x, weight, factor = _random(3, 5, 24), _random(40, 24, seed=1), _random(3, 5, 40, seed=3)
     blocked, expected = torch_private.block_weight(weight), F.linear(x, weight, bias)
@@ -56,14 +56,14 @@ def test_products_with_a_blocked_weight_are_linear_layers(bias: torch.Tensor | N
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5, msg=CHANGED.format("mkldnn::_linear_pointwise"))
 
 
-def test_tensors_move_a_share_of_the_way() -> None:
+def test_tensors_move_a_share_of_the_way():
     starts, ends = [_random(3), _random(2, 2)], [_random(3, seed=1), _random(2, 2, seed=1)]
     expected = [start + 0.25 * (end - start) for start, end in zip(starts, ends, strict=True)]
     torch_private.lerp_each(starts, ends, 0.25)
     torch.testing.assert_close(starts, expected, msg=CHANGED.format("torch._foreach_lerp_"))
 
 
-def test_the_compilers_settings_are_there() -> None:
+def test_the_compilers_settings_are_there():
     import torch._dynamo
     import torch._functorch.config
 
@@ -79,7 +79,7 @@ def test_the_compilers_settings_are_there() -> None:
         assert torch._functorch.config.activation_memory_budget == 0.5
 
 
-def test_attention_on_a_cpu_is_the_operator_that_is_counted() -> None:
+def test_attention_on_a_cpu_is_the_operator_that_is_counted():
     q = _random(1, 2, 3, 8)
     with torch.profiler.profile() as profiler:
         F.scaled_dot_product_attention(q, q, q)
@@ -88,7 +88,7 @@ def test_attention_on_a_cpu_is_the_operator_that_is_counted() -> None:
     assert name in run, CHANGED.format(name)
 
 
-def test_a_copy_has_other_children_and_shares_the_rest() -> None:
+def test_a_copy_has_other_children_and_shares_the_rest():
     module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     copied = torch_private.copy_with_children(module, {"0": module[0], "1": nn.Tanh()})
     assert type(copied) is nn.Sequential, CHANGED.format("nn.Module._modules")
@@ -98,7 +98,7 @@ def test_a_copy_has_other_children_and_shares_the_rest() -> None:
     assert list(torch_private.children_of(module)) == ["0", "1"]
 
 
-def test_a_copy_calls_the_hooks_that_it_was_made_with_and_no_later_ones() -> None:
+def test_a_copy_calls_the_hooks_that_it_was_made_with_and_no_later_ones():
     module, called = nn.Sequential(nn.Linear(2, 2)), []
     module[0].register_forward_hook(lambda *_: called.append("before"))
     copied = torch_private.copy_modules(module)
@@ -111,7 +111,7 @@ def test_a_copy_calls_the_hooks_that_it_was_made_with_and_no_later_ones() -> Non
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_are_seen(register: str) -> None:
+def test_hooks_are_seen(register):
     module = nn.Linear(2, 2)
     assert not torch_private.is_watched(module)
     getattr(module, register)(lambda *_: None)

@@ -15,7 +15,7 @@ OUR_TESTS = ("search/library.py", "serve/serving.py", "cli/conftest.py", "cli/te
 
 
 @pytest.mark.ci
-def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path: Path) -> None:
+def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path):
     weights = "model/weights"
     package = tmp_path / "src" / "grr_coca"
     shutil.copytree(ROOT / "src" / "grr_coca", package, ignore=shutil.ignore_patterns("weights", "__pycache__"))

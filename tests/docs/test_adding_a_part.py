@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "adding-a-part.md"
 
 
 @pytest.mark.ci
-def test_a_part_is_added_by_following_the_page(tmp_path: Path) -> None:
+def test_a_part_is_added_by_following_the_page(tmp_path):
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     (tmp_path / "tests" / "model" / "layers").mkdir(parents=True)
     for name in ("conftest.py", "model_configs.py", "shape_check.py", "model/test_presets.py"):

@@ -4,14 +4,12 @@ import doctest
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-it-works.md"
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_the_traced_examples_print_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traced_examples_print_what_the_page_says(monkeypatch):
     monkeypatch.chdir(ROOT)
     page = PAGE.read_text(encoding="utf-8")
     blocks = "\n".join(EXAMPLE.findall(page))

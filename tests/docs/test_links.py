@@ -24,7 +24,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_no_link_is_dead(page: Path) -> None:
+def test_no_link_is_dead(page):
     for link in LINK.finditer(CODE.sub("``", page.read_text(encoding="utf-8"))):
         if "://" in link["path"]:
             continue

@@ -32,14 +32,14 @@ def _scripts(monkeypatch):
 
 
 @pytest.mark.usefixtures("_scripts")
-def test_the_page_of_commands_is_their_help() -> None:
+def test_the_page_of_commands_is_their_help():
     from cli_page import PAGE, page
 
     assert words(PAGE.read_text(encoding="utf-8")) == words(page()), "run `python docs/cli_page.py`"
 
 
 @pytest.mark.usefixtures("_scripts")
-def test_tables_are_the_newest() -> None:
+def test_tables_are_the_newest():
     from publish import TABLE, TABLED, published
 
     for path in PAGES:
@@ -50,7 +50,7 @@ def test_tables_are_the_newest() -> None:
 
 
 @pytest.mark.usefixtures("_scripts")
-def test_numbers_are_those_that_were_measured() -> None:
+def test_numbers_are_those_that_were_measured():
     from publish import lacking, pieces_of_pages
 
     pieces = pieces_of_pages()
@@ -59,7 +59,7 @@ def test_numbers_are_those_that_were_measured() -> None:
 
 
 @pytest.mark.usefixtures("_scripts")
-def test_a_number_that_is_not_the_measured_one_is_told(tmp_path) -> None:
+def test_a_number_that_is_not_the_measured_one_is_told(tmp_path):
     from publish import lacking
 
     key = "training.json rows:full-bf16:ratios:speed"
@@ -84,7 +84,7 @@ def shell_lines(path: Path) -> str:
     return "".join(block["lines"] for block in blocks if block["kind"] in ("", "bash"))
 
 
-def test_the_commands_of_the_pages_exist() -> None:
+def test_the_commands_of_the_pages_exist():
     """Each verb, and each of its flags, stands in the page of commands, which is their help."""
     helps = dict(re.findall(r"^##+ ([^\n]+)\n\n```text\n(.*?)^```$", CLI.read_text(encoding="utf-8"), re.M | re.S))
     wrong = []
@@ -102,7 +102,7 @@ def test_the_commands_of_the_pages_exist() -> None:
     assert wrong == []
 
 
-def test_the_targets_of_make_exist() -> None:
+def test_the_targets_of_make_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     benchmarks = re.findall(r"\w+", re.findall(r"^BENCHMARKS := (.+)", makefile, re.MULTILINE)[0])
     targets = {
@@ -132,13 +132,13 @@ def _imports(file: str) -> set[str]:
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_each_file_of_a_walk_is_imported_by_another_or_imports_it(title: str) -> None:
+def test_each_file_of_a_walk_is_imported_by_another_or_imports_it(title):
     walk = walks()[title]
     imports = {file: _imports(file) & set(walk) - {file} for file in walk}
     assert [file for file in walk if not imports[file] and not any(file in other for other in imports.values())] == []
 
 
-def test_the_walk_to_the_loss_leaves_out_no_box_of_the_figure() -> None:
+def test_the_walk_to_the_loss_leaves_out_no_box_of_the_figure():
     walk = walks()["a pair to its loss and its gradients"]
     way = walk[: walk.index("train/step.py")]
     boxes = {
@@ -147,7 +147,7 @@ def test_the_walk_to_the_loss_leaves_out_no_box_of_the_figure() -> None:
     assert boxes - set(way) == set()
 
 
-def test_paths_between_backticks_exist() -> None:
+def test_paths_between_backticks_exist():
     missing = set()
     for path in PAGES:
         text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -167,7 +167,7 @@ def test_paths_between_backticks_exist() -> None:
     assert missing == {(page, name) for page, names in added.items() for name in names}
 
 
-def test_the_recipe_of_the_training_page_is_one() -> None:
+def test_the_recipe_of_the_training_page_is_one():
     page = (DOCS / "training.md").read_text(encoding="utf-8")
     whole, *parts = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
     recipe = from_dict(Recipe, whole, "training.md")
@@ -176,7 +176,7 @@ def test_the_recipe_of_the_training_page_is_one() -> None:
         from_dict(Recipe, {**to_dict(recipe), **part}, "training.md")
 
 
-def test_the_training_loop_of_the_training_page_works(make_batch, tmp_path: Path) -> None:
+def test_the_training_loop_of_the_training_page_works(make_batch, tmp_path):
     page = (DOCS / "training.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
@@ -190,6 +190,6 @@ def test_the_training_loop_of_the_training_page_works(make_batch, tmp_path: Path
     assert not torch.equal(*weights)
 
 
-def test_the_glossary_has_the_names_that_a_reader_meets_first() -> None:
+def test_the_glossary_has_the_names_that_a_reader_meets_first():
     terms = set(re.findall(r"^(.+)\n: ", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"caption", "`Batch`", "`Checkpoint`", "`Recipe`", "split", "contrastive loss", "R@k, recall at k"} <= terms

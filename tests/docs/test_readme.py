@@ -25,7 +25,7 @@ def card(*keys: str) -> Any:
     return value
 
 
-def test_each_measured_number_is_that_of_its_source() -> None:
+def test_each_measured_number_is_that_of_its_source():
     thin_lines, emoji = (card("figures", split) for split in ("test_family_tabler", "test_style"))
     shares = [
         thin_lines["exact_captions"]["value"],
@@ -39,7 +39,7 @@ def test_each_measured_number_is_that_of_its_source() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize(("given", "indexed"), [([], "docs/drawings"), (["IMAGES=a b/my-icons"], "a b/my-icons")])
-def test_the_page_is_of_the_pictures_that_are_given(given: list[str], indexed: str) -> None:
+def test_the_page_is_of_the_pictures_that_are_given(given, indexed):
     command = ["make", "--dry-run", "--no-print-directory", "page", *given]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     index, serve = (line for line in lines if "/grr-coca " in line)
@@ -47,12 +47,12 @@ def test_the_page_is_of_the_pictures_that_are_given(given: list[str], indexed: s
     assert shlex.split(index)[-1] == shlex.split(serve)[2]
 
 
-def test_its_source_reads_as_plain_text() -> None:
+def test_its_source_reads_as_plain_text():
     assert "<!--" not in README
 
 
 @pytest.mark.parametrize(("folder", "line"), [(SRC, r"^  (\w+)/ +\S"), (ROOT, r"^(\w+)/ +\S|^(src)/")])
-def test_its_layout_names_every_folder(folder: Path, line: str) -> None:
+def test_its_layout_names_every_folder(folder, line):
     layout = README.partition("## Layout")[2].partition("##")[0]
     named = ["".join(found) for found in re.findall(line, layout, re.MULTILINE)]
     left_out = {".", "_", "runs"}

@@ -1,15 +1,12 @@
 """The composed model: what comes out in every arrangement, and what training can reach."""
 
 import math
-from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
 
-from grr_coca.data.batch import Batch
 from grr_coca.model.build import build
-from grr_coca.model.config import CoCaConfig
 from grr_coca.model.layers.position import Rotary
 from grr_coca.model.losses import LossWeights, batch_loss
 from grr_coca.train.numerics import faster_for_passes
@@ -22,13 +19,8 @@ ARRANGEMENTS = list(product(("cascade", "parallel"), (None, 1, 5), ((48, 32), (3
 @pytest.mark.parametrize(("arrangement", "num_queries", "widths"), ARRANGEMENTS, ids=str)
 @pytest.mark.parametrize("preset", ["grr_coca", "coca"])
 def test_shapes_are_the_same_in_every_arrangement_of_the_poolers(
-    tiny_config: Callable[..., CoCaConfig],
-    make_batch: Callable[..., Batch],
-    preset: str,
-    arrangement: str,
-    num_queries: int | None,
-    widths: tuple[int, int],
-) -> None:
+    tiny_config, make_batch, preset, arrangement, num_queries, widths
+):
     image_dim, text_dim = widths
     config = tiny_config(preset, image_dim, text_dim, num_queries=num_queries, arrangement=arrangement)
     model, batch = build(config), make_batch(config, num_words=(3, 7))
@@ -41,16 +33,14 @@ def test_shapes_are_the_same_in_every_arrangement_of_the_poolers(
         torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(2))
 
 
-def test_256_queries_give_256_caption_tokens(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_256_queries_give_256_caption_tokens(tiny_config):
     config = tiny_config(num_queries=256)
     encoded = build(config).encode_image(torch.randn(1, 3, 16, 16))
     assert encoded.tokens.shape == (1, 256, 32)
     assert encoded.embedding.shape == (1, 24)
 
 
-def test_in_cascade_the_image_embedding_reads_the_caption_tokens_and_in_parallel_the_patches(
-    tiny_config: Callable[..., CoCaConfig],
-) -> None:
+def test_in_cascade_the_image_embedding_reads_the_caption_tokens_and_in_parallel_the_patches(tiny_config):
     image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for arrangement, reads_caption_tokens in (("cascade", True), ("parallel", False)):
         model = build(tiny_config(arrangement=arrangement))
@@ -62,12 +52,8 @@ def test_in_cascade_the_image_embedding_reads_the_caption_tokens_and_in_parallel
 @pytest.mark.parametrize("weights", [LossWeights(0.0, 2.0), LossWeights(1.0, 0.0), LossWeights()], ids=str)
 @pytest.mark.parametrize("preset", ["grr_coca", "coca"])
 def test_every_parameter_has_a_gradient_even_if_a_loss_counts_for_nothing(
-    tiny_config: Callable[..., CoCaConfig],
-    make_batch: Callable[..., Batch],
-    preset: str,
-    weights: LossWeights,
-    poolers: dict[str, object],
-) -> None:
+    tiny_config, make_batch, preset, weights, poolers
+):
     config = tiny_config(preset, **poolers)
     model = build(config)
     batch_loss(model, make_batch(config), weights).total.backward()
@@ -75,9 +61,7 @@ def test_every_parameter_has_a_gradient_even_if_a_loss_counts_for_nothing(
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "coca", "open_clip_coca"])
-def test_every_parameter_moves_the_loss(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str
-) -> None:
+def test_every_parameter_moves_the_loss(tiny_config, make_batch, preset):
     """A part that is built and then bypassed has a gradient of zero."""
     config = tiny_config(preset)
     model = build(config)
@@ -98,9 +82,7 @@ def test_every_parameter_moves_the_loss(
         ("multimodal_decoder", ["multimodal_decoder"], ["image_encoder", "text_decoder"]),
     ],
 )
-def test_freezing_a_part_freezes_all_that_belongs_to_it_and_nothing_else(
-    tiny_config: Callable[..., CoCaConfig], part: str, stands: list[str], moves: list[str]
-) -> None:
+def test_freezing_a_part_freezes_all_that_belongs_to_it_and_nothing_else(tiny_config, part, stands, moves):
     model = build(tiny_config())
     freeze(model, [part])
     trainable = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -108,7 +90,7 @@ def test_freezing_a_part_freezes_all_that_belongs_to_it_and_nothing_else(
     assert trainable >= set(moves)
 
 
-def test_logit_scale_is_clamped_between_1_and_100(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_logit_scale_is_clamped_between_1_and_100(tiny_config):
     model = build(tiny_config())
     for value, expected in ((10.0, 100.0), (-1.0, 1.0), (2.0, math.exp(2))):
         model.logit_scale.data.fill_(value)
@@ -118,9 +100,7 @@ def test_logit_scale_is_clamped_between_1_and_100(tiny_config: Callable[..., CoC
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_change_of_type_leaves_every_rotary_table_exact(
-    tiny_config: Callable[..., CoCaConfig], dtype: torch.dtype
-) -> None:
+def test_a_change_of_type_leaves_every_rotary_table_exact(tiny_config, dtype):
     before, model = build(tiny_config()), build(tiny_config()).to(dtype)
     tables = [module.table for module in model.modules() if isinstance(module, Rotary)]
     expected = [module.table for module in before.modules() if isinstance(module, Rotary)]
@@ -131,9 +111,7 @@ def test_a_change_of_type_leaves_every_rotary_table_exact(
         assert torch.equal(table, exact)
 
 
-def test_a_bf16_model_stays_near_the_fp32_model(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
-) -> None:
+def test_a_bf16_model_stays_near_the_fp32_model(tiny_config, make_batch):
     config = tiny_config()
     batch = make_batch(config)
     exact = build(config)(batch.images, batch.token_ids, batch.lengths)
@@ -144,9 +122,7 @@ def test_a_bf16_model_stays_near_the_fp32_model(
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "coca"])
-def test_losses_under_bf16_autocast_stay_near_fp32(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str
-) -> None:
+def test_losses_under_bf16_autocast_stay_near_fp32(tiny_config, make_batch, preset):
     config = tiny_config(preset)
     model, batch, device = build(config), make_batch(config), torch.device("cpu")
     width = config.image_encoder.transformer.embed_dim
@@ -159,7 +135,7 @@ def test_losses_under_bf16_autocast_stay_near_fp32(
             torch.testing.assert_close(losses.total.float(), exact.total, rtol=tolerance, atol=0)
 
 
-def test_weights_survive_a_state_dict(tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]) -> None:
+def test_weights_survive_a_state_dict(tiny_config, make_batch):
     config = tiny_config()
     model, other, batch = build(config, seed=0), build(config, seed=1), make_batch(config)
     other.load_state_dict(model.state_dict())

@@ -1,11 +1,9 @@
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from grr_coca.data.batch import Batch
 from grr_coca.model.build import build
 from grr_coca.model.config import CoCaConfig, Stem
 from grr_coca.model.image_encoder import ImageEncoder
@@ -13,7 +11,7 @@ from grr_coca.model.losses import batch_loss
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca_rope_1d", "baseline_coca"])
-def test_every_kind_of_position_tells_patches_apart(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+def test_every_kind_of_position_tells_patches_apart(tiny_config, preset):
     """Without positions, an image with two patches exchanged would give the same embedding."""
     model = build(tiny_config(preset)).eval()
     image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -41,9 +39,7 @@ def _images(count: int = 2, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("preset", POSITIONS)
-def test_registers_are_read_by_the_patches_and_do_not_come_out(
-    tiny_config: Callable[..., CoCaConfig], preset: str
-) -> None:
+def test_registers_are_read_by_the_patches_and_do_not_come_out(tiny_config, preset):
     encoder, images = _encoder(tiny_config(preset), num_registers=3), _images()
     assert encoder.registers.shape == (3, 48)
     before = encoder(images)
@@ -54,7 +50,7 @@ def test_registers_are_read_by_the_patches_and_do_not_come_out(
 
 
 @pytest.mark.parametrize("preset", POSITIONS)
-def test_registers_have_no_position(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+def test_registers_have_no_position(tiny_config, preset):
     encoder, images = _encoder(tiny_config(preset), num_registers=3), _images()
     before = encoder(images)
     with torch.no_grad():
@@ -63,7 +59,7 @@ def test_registers_have_no_position(tiny_config: Callable[..., CoCaConfig], pres
 
 
 @pytest.mark.parametrize("preset", POSITIONS)
-def test_registers_that_nothing_attends_to_change_nothing(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+def test_registers_that_nothing_attends_to_change_nothing(tiny_config, preset):
     """Registers whose keys lose every comparison leave the patches as they are without registers."""
     config, images = tiny_config(preset), _images()
     with_registers, without = _encoder(config, num_registers=3), _encoder(config)
@@ -78,7 +74,7 @@ def test_registers_that_nothing_attends_to_change_nothing(tiny_config: Callable[
         torch.testing.assert_close(with_registers(images), without(images), rtol=1e-4, atol=1e-5)
 
 
-def test_without_registers_there_is_no_parameter_of_them(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_without_registers_there_is_no_parameter_of_them(tiny_config):
     assert not [name for name in build(tiny_config()).state_dict() if "registers" in name]
 
 
@@ -92,9 +88,7 @@ def _kept(*rows: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("num_registers", [0, 2])
 @pytest.mark.parametrize("preset", POSITIONS)
-def test_kept_patches_keep_their_places_and_see_nothing_of_the_others(
-    tiny_config: Callable[..., CoCaConfig], preset: str, num_registers: int, stem: Stem
-) -> None:
+def test_kept_patches_keep_their_places_and_see_nothing_of_the_others(tiny_config, preset, num_registers, stem):
     """The others are dropped after the stem, so a convolutional one has read pixels of theirs."""
     encoder, images = _encoder(tiny_config(preset), num_registers, stem), _images()
     kept = _kept([1, 4, 9, 15], [0, 2, 3, 8])
@@ -115,9 +109,7 @@ def test_kept_patches_keep_their_places_and_see_nothing_of_the_others(
 
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("num_registers", [0, 2])
-def test_keeping_all_patches_is_dropping_none(
-    tiny_config: Callable[..., CoCaConfig], num_registers: int, stem: Stem
-) -> None:
+def test_keeping_all_patches_is_dropping_none(tiny_config, num_registers, stem):
     encoder, images = _encoder(tiny_config(), num_registers, stem), _images()
     everything = torch.arange(16).expand(2, -1)
     torch.testing.assert_close(encoder(images, everything), encoder(images), rtol=1e-6, atol=1e-6)
@@ -125,9 +117,7 @@ def test_keeping_all_patches_is_dropping_none(
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
 @pytest.mark.parametrize("poolers", [{}, {"num_queries": None}, {"arrangement": "parallel"}], ids=str)
-def test_the_whole_model_trains_on_kept_patches(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], poolers: dict[str, object], preset: str
-) -> None:
+def test_the_whole_model_trains_on_kept_patches(tiny_config, make_batch, poolers, preset):
     config = tiny_config(preset, **poolers)
     model, batch = build(config), make_batch(config, num_words=(3, 7))
     whole, part, again = (
@@ -141,7 +131,7 @@ def test_the_whole_model_trains_on_kept_patches(
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem", "baseline_rope_2d", "baseline_rms", "baseline_coca"])
-def test_all_models_add_up_in_fp32_under_autocast(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+def test_all_models_add_up_in_fp32_under_autocast(tiny_config, preset):
     """Models that are compared must not be rounded differently."""
     encoder = build(tiny_config(preset)).image_encoder
     seen = []

@@ -1,17 +1,14 @@
 """Every parameter is written, with the spread that the module documents, from the seed and its name alone."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from grr_coca.data.batch import Batch
 from grr_coca.model.build import build, build_without_weights
 from grr_coca.model.coca import CoCa
-from grr_coca.model.config import CoCaConfig
 from grr_coca.model.init import init_weights
 from grr_coca.model.losses import batch_loss
 from grr_coca.model.presets import PRESETS, get_preset
@@ -33,9 +30,7 @@ def model() -> CoCa:
     ],
     ids=str,
 )
-def test_no_parameter_keeps_what_was_in_its_memory(
-    tiny_config: Callable[..., CoCaConfig], preset: str, poolers: dict[str, object]
-) -> None:
+def test_no_parameter_keeps_what_was_in_its_memory(tiny_config, preset, poolers):
     model = build(tiny_config(preset, **poolers), seed=4)
     drawn = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
@@ -46,9 +41,7 @@ def test_no_parameter_keeps_what_was_in_its_memory(
         assert torch.equal(parameter, drawn[name]), f"{name} is not what build made of it"
 
 
-def test_torch_draws_no_weights_of_its_own_before(
-    tiny_config: Callable[..., CoCaConfig], filled_with_nan: None
-) -> None:
+def test_torch_draws_no_weights_of_its_own_before(tiny_config, filled_with_nan):
     before = torch.get_rng_state()
     for preset in (*PRESETS, "grr_coca+stem"):
         model = build(tiny_config(preset))
@@ -57,7 +50,7 @@ def test_torch_draws_no_weights_of_its_own_before(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_seed_alone_decides(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_the_seed_alone_decides(tiny_config):
     torch.manual_seed(1)
     first = build(tiny_config(), seed=7).state_dict()
     torch.manual_seed(2)
@@ -68,14 +61,14 @@ def test_the_seed_alone_decides(tiny_config: Callable[..., CoCaConfig]) -> None:
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
 
 
-def test_building_leaves_the_global_random_state_of_the_weights_alone(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_building_leaves_the_global_random_state_of_the_weights_alone(tiny_config):
     with_noise = build(tiny_config(), seed=0)
     torch.rand(1000)
     again = build(tiny_config(), seed=0)
     assert all(torch.equal(a, b) for a, b in zip(with_noise.parameters(), again.parameters(), strict=True))
 
 
-def test_shared_parts_of_grr_and_baseline_start_equal(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_shared_parts_of_grr_and_baseline_start_equal(tiny_config):
     grr, baseline = (build(tiny_config(p), seed=0).state_dict() for p in ("grr_coca", "baseline_coca"))
     shared = [name for name in grr if name in baseline and grr[name].shape == baseline[name].shape]
     assert {name for name in grr if not name.startswith("image_encoder.")} <= set(shared)
@@ -84,13 +77,13 @@ def test_shared_parts_of_grr_and_baseline_start_equal(tiny_config: Callable[...,
         assert torch.equal(grr[name], baseline[name]), name
 
 
-def test_no_two_matrices_start_equal(model: CoCa) -> None:
+def test_no_two_matrices_start_equal(model):
     matrices = [p for p in model.parameters() if p.dim() == 2 and p.shape == (128, 128)]
     assert len(matrices) > 10
     assert len({tuple(matrix[0].tolist()) for matrix in matrices}) == len(matrices)
 
 
-def test_embeddings_queries_and_positions_have_the_documented_deviation(model: CoCa) -> None:
+def test_embeddings_queries_and_positions_have_the_documented_deviation(model):
     expected = {
         "text_decoder.tok_embeddings.weight": 128**-0.5,
         "text_decoder.cls_embedding": 128**-0.5,
@@ -105,7 +98,7 @@ def test_embeddings_queries_and_positions_have_the_documented_deviation(model: C
         assert parameter.std().item() == pytest.approx(std, rel=4 / math.sqrt(2 * parameter.numel())), name
 
 
-def test_matrices_keep_the_variance_of_their_input(model: CoCa) -> None:
+def test_matrices_keep_the_variance_of_their_input(model):
     branches = {
         "image_encoder": 2 * len(model.image_encoder.blocks),
         "text_decoder": 2 * len(model.text_decoder.blocks) + 3 * len(model.multimodal_decoder.blocks),
@@ -119,7 +112,7 @@ def test_matrices_keep_the_variance_of_their_input(model: CoCa) -> None:
             assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
 
 
-def test_norms_biases_and_temperature_start_neutral(model: CoCa) -> None:
+def test_norms_biases_and_temperature_start_neutral(model):
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             assert torch.equal(parameter, torch.ones_like(parameter)), name
@@ -128,7 +121,7 @@ def test_norms_biases_and_temperature_start_neutral(model: CoCa) -> None:
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-6)
 
 
-def test_learned_queries_start_apart_so_that_the_pooler_does_not_collapse() -> None:
+def test_learned_queries_start_apart_so_that_the_pooler_does_not_collapse():
     model = build(get_preset("grr_coca", "tiny"))
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -136,13 +129,13 @@ def test_learned_queries_start_apart_so_that_the_pooler_does_not_collapse() -> N
     assert tokens.std(dim=1).mean() > 0.1
 
 
-def test_registers_have_the_documented_deviation() -> None:
+def test_registers_have_the_documented_deviation():
     config = model_config("grr_coca+registers", "tiny")
     registers = build(config).image_encoder.registers
     assert registers.std().item() == pytest.approx(0.02, rel=4 / math.sqrt(2 * registers.numel()))
 
 
-def test_a_sigmoid_starts_with_siglips_temperature_and_bias() -> None:
+def test_a_sigmoid_starts_with_siglips_temperature_and_bias():
     model = build(model_config("grr_coca+sigmoid", "tiny"))
     assert model.logit_scale.exp().item() == pytest.approx(10.0, rel=1e-6)
     assert model.logit_bias.item() == -10.0
@@ -150,14 +143,14 @@ def test_a_sigmoid_starts_with_siglips_temperature_and_bias() -> None:
 
 
 @pytest.mark.parametrize("preset", ["grr_coca+registers", "grr_coca+qk_norm", "grr_coca+sigmoid"])
-def test_an_option_leaves_every_other_weight_as_it_is(preset: str) -> None:
+def test_an_option_leaves_every_other_weight_as_it_is(preset):
     plain, other = (build(model_config(name, "tiny")).state_dict() for name in ("grr_coca", preset))
     assert len(other) > len(plain)
     changed = {name for name in plain if not torch.equal(plain[name], other[name])}
     assert changed == ({"logit_scale"} if preset == "grr_coca+sigmoid" else set())
 
 
-def test_convolutions_are_drawn_as_matrices_and_patches_are() -> None:
+def test_convolutions_are_drawn_as_matrices_and_patches_are():
     stem = build(model_config("grr_coca+stem", "tiny")).image_encoder.stem
     for stage in stem.stages:
         weight, bias = stage.conv.weight, stage.conv.bias
@@ -167,7 +160,7 @@ def test_convolutions_are_drawn_as_matrices_and_patches_are() -> None:
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "coca", "grr_coca+qk_norm", "grr_coca+registers", "grr_coca+stem"])
-def test_blank_images_have_gradients_like_others(preset: str, make_batch: Callable[..., Batch]) -> None:
+def test_blank_images_have_gradients_like_others(preset, make_batch):
     """Were their patches zero vectors, each norm would make the gradient a thousand times as large: 1e25 in all."""
     config = model_config(preset, "tiny")
     norms = []

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grr_coca.data.batch import Batch, pad_rows
+from grr_coca.data.batch import pad_rows
 from grr_coca.data.dataset import next_token_labels
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.evaluate.split import aggregate, concatenate, run_pairs, scaling_of
 from grr_coca.model import losses
 from grr_coca.model.build import build
-from grr_coca.model.config import CoCaConfig
 from grr_coca.model.losses import (
     SIBLING_TEMPERATURE,
     CaptioningLoss,
@@ -89,7 +88,7 @@ def _contrastive_by_hand(masked: set[tuple[int, int]]) -> float:
 # --- Contrastive ---
 
 
-def test_contrastive_is_the_mean_of_both_directions() -> None:
+def test_contrastive_is_the_mean_of_both_directions():
     loss = _contrastive()
     assert loss == pytest.approx(_contrastive_by_hand(set()), rel=1e-6)
     # The same in numbers: the first is log(e^1.6 + e^1.2 + e^0) - 1.6.
@@ -97,7 +96,7 @@ def test_contrastive_is_the_mean_of_both_directions() -> None:
     assert loss == pytest.approx((sum(image_to_text) + sum(text_to_image)) / 6, abs=1e-4)
 
 
-def test_contrastive_of_unrelated_embeddings_is_the_logarithm_of_the_batch_size() -> None:
+def test_contrastive_of_unrelated_embeddings_is_the_logarithm_of_the_batch_size():
     embedding = F.normalize(torch.ones(8, 4), dim=-1)
     loss = _whole_batch(embedding, embedding, 2.0)
     assert loss.item() == pytest.approx(math.log(8), rel=1e-5)
@@ -113,15 +112,13 @@ def test_contrastive_of_unrelated_embeddings_is_the_logarithm_of_the_batch_size(
     ],
     ids=["equal captions", "one image with two captions", "both", "nothing but equals"],
 )
-def test_pairs_that_say_the_same_are_no_negatives(
-    caption_ids: list[int], image_ids: list[int], masked: set[tuple[int, int]]
-) -> None:
+def test_pairs_that_say_the_same_are_no_negatives(caption_ids, image_ids, masked):
     loss = _contrastive(caption_ids, image_ids)
     assert loss == pytest.approx(_contrastive_by_hand(masked), rel=1e-6, abs=1e-7)
     assert loss < _contrastive_by_hand(set()) - 0.1, "counting them as negatives must be seen in the number"
 
 
-def test_an_equal_caption_is_pushed_away_from_no_image() -> None:
+def test_an_equal_caption_is_pushed_away_from_no_image():
     images = torch.tensor(IMAGES, requires_grad=True)
     texts = torch.eye(3, requires_grad=True)
     _whole_batch(images, texts, 0.0, [7, 8, 7], [1, 2, 3]).backward()
@@ -134,7 +131,7 @@ def test_an_equal_caption_is_pushed_away_from_no_image() -> None:
 # --- Text teacher ---
 
 
-def test_the_sibling_loss_is_the_cross_entropy_of_siblings_among_other_images() -> None:
+def test_the_sibling_loss_is_the_cross_entropy_of_siblings_among_other_images():
     images = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.5], [0.0, 1.0], [1.0, 0.2]]), dim=1)
     pairs = _pairs(images, images, image_ids=(0, 1, 2, 3))._replace(thing_ids=torch.tensor([5, 5, 6, 5]))
     similarity = (images @ images.T / SIBLING_TEMPERATURE).exp()
@@ -147,7 +144,7 @@ def test_the_sibling_loss_is_the_cross_entropy_of_siblings_among_other_images() 
     assert sum(part.item() for part in parts) == pytest.approx(by_hand / 4, rel=1e-5)
 
 
-def test_the_sibling_loss_is_zero_without_siblings_and_the_same_image_is_none() -> None:
+def test_the_sibling_loss_is_zero_without_siblings_and_the_same_image_is_none():
     images = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     alone = _pairs(images, images)._replace(thing_ids=torch.arange(3))
     assert sibling_loss(alone, alone).item() == 0
@@ -155,7 +152,7 @@ def test_the_sibling_loss_is_zero_without_siblings_and_the_same_image_is_none() 
     assert sibling_loss(twice, twice).item() == 0
 
 
-def test_images_of_one_thing_are_no_negatives_whichever_captions_were_drawn() -> None:
+def test_images_of_one_thing_are_no_negatives_whichever_captions_were_drawn():
     images = torch.tensor(IMAGES)
     pairs = _pairs(images, torch.eye(3))._replace(thing_ids=torch.tensor([1, 2, 1]))
     as_one = _pairs(images, torch.eye(3), caption_ids=(1, 2, 1))
@@ -164,7 +161,7 @@ def test_images_of_one_thing_are_no_negatives_whichever_captions_were_drawn() ->
     assert contrastive_loss(pairs, pairs, scale) != _contrastive()
 
 
-def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts() -> None:
+def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts():
     ours = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     taught = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
     # Of the first text: the teacher has (0.8, 0) / 0.5, we have (0, 0.6) / 0.5; and so on.
@@ -179,14 +176,14 @@ def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts()
     assert sum(parts).item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_the_teacher_loss_is_zero_for_the_teachers_similarities_in_any_space() -> None:
+def test_the_teacher_loss_is_zero_for_the_teachers_similarities_in_any_space():
     taught = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
     turned = F.pad(taught, (0, 3)) @ torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64)).Q
     pairs = _pairs(turned, turned, teacher=taught)
     assert teacher_loss(pairs, pairs, 0.1).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_equal_texts_are_not_compared_and_a_text_without_others_costs_nothing() -> None:
+def test_equal_texts_are_not_compared_and_a_text_without_others_costs_nothing():
     ours = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), dim=1).requires_grad_()
     equal, some = (_pairs(ours, ours, ids, teacher=torch.eye(3)) for ids in ([7, 7, 7], [7, 8, 7]))
     loss = teacher_loss(equal, equal, 0.1)
@@ -200,7 +197,7 @@ def test_equal_texts_are_not_compared_and_a_text_without_others_costs_nothing() 
 
 
 @pytest.mark.parametrize("bias", [None, torch.tensor(-1.5, dtype=torch.float64)], ids=["softmax", "sigmoid"])
-def test_gradients_with_a_teacher_are_those_of_finite_differences(bias: Tensor | None) -> None:
+def test_gradients_with_a_teacher_are_those_of_finite_differences(bias):
     generator = torch.Generator().manual_seed(2)
     raw = [torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     taught = F.normalize(torch.randn(4, 5, generator=generator, dtype=torch.float64), dim=1)
@@ -221,7 +218,7 @@ def _of_logits(logits: Tensor, labels: Tensor, *args: object) -> CaptioningLoss:
     return captioning_loss(logits, torch.eye(logits.shape[-1], dtype=logits.dtype), labels, *args)
 
 
-def test_captioning_is_the_mean_over_tokens() -> None:
+def test_captioning_is_the_mean_over_tokens():
     # One token of probability 1/2, three of probability 1/4.
     logits = torch.zeros(4, 4)
     logits[0, 0] = math.log(3)
@@ -230,14 +227,14 @@ def test_captioning_is_the_mean_over_tokens() -> None:
     assert loss.total == loss.captioning
 
 
-def test_captioning_in_bf16_is_taken_in_fp32() -> None:
+def test_captioning_in_bf16_is_taken_in_fp32():
     logits = torch.randn(10, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
     loss, wider = (_of_logits(x, torch.arange(10)).total for x in (logits, logits.float()))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(wider.item(), rel=1e-6)
 
 
-def test_z_loss_is_the_mean_squared_log_of_the_denominator() -> None:
+def test_z_loss_is_the_mean_squared_log_of_the_denominator():
     loss = _of_logits(torch.tensor([[0.0, 0.0], [1.0, 3.0], [2.0, 2.0]]), torch.tensor([0, 1, 1]), None, 0.5)
     log_z = [math.log(2), math.log(math.e + math.exp(3)), math.log(2 * math.exp(2))]
     assert loss.z.item() == pytest.approx(sum(z * z for z in log_z) / 3, rel=1e-6)
@@ -246,9 +243,7 @@ def test_z_loss_is_the_mean_squared_log_of_the_denominator() -> None:
 
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
 @pytest.mark.parametrize("at_once", [1, 7 * 11, 10**6])
-def test_head_and_loss_in_chunks_have_the_gradients_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, z_weight: float, at_once: int
-) -> None:
+def test_head_and_loss_in_chunks_have_the_gradients_of_the_whole(monkeypatch, z_weight, at_once):
     monkeypatch.setattr(losses, "MAX_LOGITS", at_once)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
@@ -266,7 +261,7 @@ def test_head_and_loss_in_chunks_have_the_gradients_of_the_whole(
     assert not loss.z.requires_grad
 
 
-def test_no_chunk_has_more_logits_than_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_chunk_has_more_logits_than_the_maximum(monkeypatch):
     monkeypatch.setattr(losses, "MAX_LOGITS", 33)
     shapes = []
 
@@ -283,9 +278,7 @@ def test_no_chunk_has_more_logits_than_the_maximum(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("at_once", [1, 7 * 11, 10**6])
-def test_the_losses_of_tokens_have_the_captioning_loss_for_their_mean(
-    monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
+def test_the_losses_of_tokens_have_the_captioning_loss_for_their_mean(monkeypatch, at_once):
     monkeypatch.setattr(losses, "MAX_LOGITS", at_once)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
@@ -296,7 +289,7 @@ def test_the_losses_of_tokens_have_the_captioning_loss_for_their_mean(
     torch.testing.assert_close(found.mean(), captioning_loss(states, head, labels).captioning)
 
 
-def test_similarities_are_compared_in_fp32_under_autocast() -> None:
+def test_similarities_are_compared_in_fp32_under_autocast():
     """A bf16 product of 100 times a cosine is off by half a nat."""
     image, text = (F.normalize(torch.randn(16, 64, generator=torch.Generator().manual_seed(n)), dim=-1) for n in (0, 1))
     exact = _whole_batch(image, text, math.log(100))
@@ -304,7 +297,7 @@ def test_similarities_are_compared_in_fp32_under_autocast() -> None:
         assert _whole_batch(image, text, math.log(100)).equal(exact)
 
 
-def test_shares_of_captions_add_up_to_the_loss_of_the_batch() -> None:
+def test_shares_of_captions_add_up_to_the_loss_of_the_batch():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(16, 11, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 11, (16,), generator=generator)
@@ -317,13 +310,11 @@ def test_shares_of_captions_add_up_to_the_loss_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize(("weights", "expected"), [((1.0, 2.0), 13.0), ((0.0, 2.0), 10.0), ((1.0, 0.0), 3.0)])
-def test_coca_is_the_weighted_sum(weights: tuple[float, float], expected: float) -> None:
+def test_coca_is_the_weighted_sum(weights, expected):
     assert coca_loss(3.0, 5.0, LossWeights(*weights)) == expected
 
 
-def test_a_step_combines_the_losses_of_its_batch(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
-) -> None:
+def test_a_step_combines_the_losses_of_its_batch(tiny_config, make_batch):
     config = tiny_config()
     model, batch = build(config), make_batch(config, num_words=(2, 6, 4))
     output = model(batch.images, batch.token_ids, batch.lengths)
@@ -344,7 +335,7 @@ def test_a_step_combines_the_losses_of_its_batch(
 # --- Labels ---
 
 
-def test_labels_are_shifted_once_and_end_with_the_end_token() -> None:
+def test_labels_are_shifted_once_and_end_with_the_end_token():
     token_ids, lengths = pad_rows(
         [[BOS, 11, 12, 13, EOS, CLS_SLOT], [BOS, 21, EOS, CLS_SLOT], [BOS, 31, 32, EOS, CLS_SLOT]]
     )
@@ -357,19 +348,19 @@ def test_labels_are_shifted_once_and_end_with_the_end_token() -> None:
     ]
 
 
-def test_labels_leave_the_tokens_as_they_were() -> None:
+def test_labels_leave_the_tokens_as_they_were():
     token_ids, lengths = pad_rows([[BOS, 11, 12, EOS, CLS_SLOT], [BOS, 21, EOS, CLS_SLOT]])
     before = token_ids.clone()
     next_token_labels(token_ids, lengths)
     assert torch.equal(token_ids, before)
 
 
-def test_a_word_whose_id_is_that_of_padding_is_still_a_target() -> None:
+def test_a_word_whose_id_is_that_of_padding_is_still_a_target():
     token_ids, lengths = pad_rows([[BOS, CLS_SLOT, 12, CLS_SLOT, EOS, CLS_SLOT], [BOS, CLS_SLOT, EOS, CLS_SLOT]])
     assert next_token_labels(token_ids, lengths).tolist() == [[0, 12, 0, EOS], [0, EOS, -100, -100]]
 
 
-def test_a_caption_that_is_cut_keeps_its_end_token() -> None:
+def test_a_caption_that_is_cut_keeps_its_end_token():
     tokenizer = train_bpe(["a red circle above a blue square"] * 3, 300)
     row = tokenizer.encode_row("a red circle above a blue square " * 20, context_length=12)
     assert len(row) == 12
@@ -432,14 +423,12 @@ def _reference(bias: float | None) -> list[Tensor]:
 
 @pytest.mark.parametrize("bias", [None, -3.0], ids=["softmax", "sigmoid"])
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
-def test_shares_of_rows_add_up_to_the_loss_of_the_batch_and_to_its_gradients(
-    sizes: list[int], bias: float | None
-) -> None:
+def test_shares_of_rows_add_up_to_the_loss_of_the_batch_and_to_its_gradients(sizes, bias):
     for found, expected in zip(_in_shares(sizes, bias), _reference(bias), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_sigmoid_by_hand() -> None:
+def test_sigmoid_by_hand():
     # Similarities 1, 0 / 0, 1 at scale 2 and bias -1: two matches of logit 1, two negatives of logit -1.
     pairs = _pairs(torch.eye(2), torch.eye(2))
     loss = contrastive_loss(pairs, pairs, torch.tensor(math.log(2)), torch.tensor(-1.0))
@@ -449,9 +438,7 @@ def test_sigmoid_by_hand() -> None:
     assert masked.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-6)
 
 
-def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
-) -> None:
+def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(tiny_config, make_batch):
     config = tiny_config("grr_coca+sigmoid")
     model, batch = build(config), make_batch(config)
     output = model(batch.images, batch.token_ids, batch.lengths)
@@ -469,9 +456,7 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(
 # --- z-loss ---
 
 
-def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
-) -> None:
+def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(tiny_config, make_batch):
     config = tiny_config()
     model, batch = build(config), make_batch(config)
     output = model(batch.images, batch.token_ids, batch.lengths)
@@ -484,13 +469,13 @@ def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(
     assert (grads[0] - grads[1]).abs().max() > 1e-4
 
 
-def test_a_token_without_its_label_is_refused_and_not_given_that_of_another() -> None:
+def test_a_token_without_its_label_is_refused_and_not_given_that_of_another():
     unchecked = inspect.unwrap(captioning_loss)  # tests check shapes, and users need not
     with pytest.raises(ValueError, match="4 states and 3 labels: every token of a caption needs its label"):
         unchecked(torch.zeros(4, 4), torch.eye(4), torch.tensor([0, 1, 2]))
 
 
-def test_the_derivative_of_its_gradient_is_refused_and_not_wrong() -> None:
+def test_the_derivative_of_its_gradient_is_refused_and_not_wrong():
     states, head = (torch.randn(n, 5, requires_grad=True) for n in (3, 7))
     loss = captioning_loss(states, head, torch.tensor([0, 1, 2])).total
     with pytest.raises(RuntimeError, match="can be differentiated only once, so not with create_graph=True"):

@@ -13,7 +13,7 @@ from grr_coca.model.open_clip import ChannelAffine, ClassToken, NormalizedQuerie
 from grr_coca.model.presets import get_preset, with_qk_norm
 
 
-def test_a_token_with_its_position_is_appended_to_every_sequence() -> None:
+def test_a_token_with_its_position_is_appended_to_every_sequence():
     token, x = ClassToken(3), torch.randn(2, 4, 3)
     with torch.no_grad():
         token.embedding.copy_(torch.tensor([1.0, 2.0, 3.0]))
@@ -23,7 +23,7 @@ def test_a_token_with_its_position_is_appended_to_every_sequence() -> None:
     assert torch.equal(found[:, 4], torch.tensor([[1.5, 2.5, 3.5]] * 2))
 
 
-def test_a_layer_norm_is_its_plain_half_and_a_channel_affine() -> None:
+def test_a_layer_norm_is_its_plain_half_and_a_channel_affine():
     norm, plain, affine = nn.LayerNorm(8), nn.LayerNorm(8, elementwise_affine=False), ChannelAffine(8)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
@@ -32,7 +32,7 @@ def test_a_layer_norm_is_its_plain_half_and_a_channel_affine() -> None:
     torch.testing.assert_close(affine(plain(x)), norm(x))
 
 
-def test_normalized_queries_are_read_and_not_those_that_were_learned() -> None:
+def test_normalized_queries_are_read_and_not_those_that_were_learned():
     free = AttentionalPooler(4, 32, CrossAttention(32, 20, 4), nn.Identity())
     normalized = NormalizedQueriesPooler(4, 32, CrossAttention(32, 20, 4), nn.Identity(), nn.LayerNorm(32))
     normalized.attn.load_state_dict(free.attn.state_dict())
@@ -43,14 +43,14 @@ def test_normalized_queries_are_read_and_not_those_that_were_learned() -> None:
     assert torch.equal(normalized(context), free(context))
 
 
-def test_the_first_query_of_a_shared_pooler_is_the_image_and_the_others_are_its_tokens() -> None:
+def test_the_first_query_of_a_shared_pooler_is_the_image_and_the_others_are_its_tokens():
     patches = torch.arange(6.0).view(1, 3, 2)
     tokens, pooled = shared(lambda x: 2 * x, nn.Identity(), patches)
     assert torch.equal(torch.cat([pooled, tokens], dim=1), 2 * patches)
     assert pooled.shape == (1, 1, 2)
 
 
-def test_a_model_has_all_parts_of_open_clips_or_none() -> None:
+def test_a_model_has_all_parts_of_open_clips_or_none():
     theirs, ours = get_preset("open_clip_coca", "tiny"), get_preset("grr_coca", "tiny")
     with pytest.raises(UserError, match="architecture 'open_clip' has norm 'layer_1e-5', not 'rms'"):
         replace(ours, architecture="open_clip")

@@ -1,13 +1,9 @@
 """A model that learns can learn one batch by heart: captions word for word, and every pair told from every other."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
-from grr_coca.data.batch import Batch
 from grr_coca.model.build import build
-from grr_coca.model.config import CoCaConfig
 from grr_coca.model.losses import batch_loss
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
@@ -19,9 +15,7 @@ STEPS = 80
 @pytest.mark.parametrize(
     ("preset", "name"), [("grr_coca", "adamw"), pytest.param("baseline_coca", "muon", marks=pytest.mark.slow)]
 )
-def test_one_batch_is_learned_by_heart(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str, name: str
-) -> None:
+def test_one_batch_is_learned_by_heart(tiny_config, make_batch, preset, name):
     config = tiny_config(preset)
     model, batch = build(config), make_batch(config, num_words=[3, 6, 9, 5] * 2)
     recipe = OptimizerRecipe(name=name, lr=4e-3, weight_decay=0.0, muon_precision="fp32")

@@ -52,7 +52,7 @@ def _image_parts(preset: str) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_grr_and_baseline_differ_in_the_image_encoder_alone(size: str, build_empty: BuildEmpty) -> None:
+def test_grr_and_baseline_differ_in_the_image_encoder_alone(size, build_empty):
     grr, baseline = get_preset("grr_coca", size), get_preset("baseline_coca", size)
     assert grr.image_encoder != baseline.image_encoder
     assert replace(grr, image_encoder=baseline.image_encoder) == baseline
@@ -66,7 +66,7 @@ def test_grr_and_baseline_differ_in_the_image_encoder_alone(size: str, build_emp
     assert outside(grr) == outside(baseline)
 
 
-def test_the_image_encoders_have_the_parts_of_their_names() -> None:
+def test_the_image_encoders_have_the_parts_of_their_names():
     assert {preset: _image_parts(preset) for preset in PRESETS} == {
         "grr_coca": ("rms", "geglu", "rope_2d"),
         "baseline_coca": ("layer", "gelu", "learned"),
@@ -103,13 +103,13 @@ OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_plus")
         ("grr_coca_plus", {"poolers.num_queries": None}),
     ],
 )
-def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset: str, differing: dict[str, object]) -> None:
+def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset, differing):
     arm, grr = model_config(preset, "small"), get_preset("grr_coca", "small")
     assert {key: value for key, value, _ in differences(arm, grr)} == differing
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("coca", "open_clip_coca")])
-def test_every_arm_has_the_text_decoders_of_grr(preset: str) -> None:
+def test_every_arm_has_the_text_decoders_of_grr(preset):
     grr = get_preset("grr_coca", "small")
     config = get_preset(preset, "small")
     assert replace(config, image_encoder=grr.image_encoder, poolers=grr.poolers) == grr
@@ -118,7 +118,7 @@ def test_every_arm_has_the_text_decoders_of_grr(preset: str) -> None:
     assert (text.norm, text.feed_forward, text.position) == ("rms", "geglu", "rope_1d")
 
 
-def test_coca_has_the_original_parts_everywhere() -> None:
+def test_coca_has_the_original_parts_everywhere():
     config = get_preset("coca", "base")
     for t in (config.image_encoder.transformer, config.text_decoder.transformer, config.multimodal_decoder.transformer):
         assert (t.norm, t.feed_forward, t.position, t.hidden_dim) == ("layer", "gelu", "learned", 4 * t.embed_dim)
@@ -130,7 +130,7 @@ def test_coca_has_the_original_parts_everywhere() -> None:
     [(preset, "tiny") for preset in PRESETS]
     + [(preset, size) for size in SIZES if size != "tiny" for preset in ("grr_coca", "grr_coca_plus", "coca")],
 )
-def test_every_preset_and_every_size_builds(preset: str, size: str, build_empty: BuildEmpty) -> None:
+def test_every_preset_and_every_size_builds(preset, size, build_empty):
     config = get_preset(preset, size)
     model = build_empty(config)
     assert len(model.image_encoder.blocks) == config.image_encoder.transformer.num_layers
@@ -141,14 +141,14 @@ def test_every_preset_and_every_size_builds(preset: str, size: str, build_empty:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_grr_and_baseline_have_as_many_parameters(size: str, build_empty: BuildEmpty) -> None:
+def test_grr_and_baseline_have_as_many_parameters(size, build_empty):
     grr, baseline = (build_empty(get_preset(preset, size)) for preset in ("grr_coca", "baseline_coca"))
     assert _count(grr) == pytest.approx(_count(baseline), rel=0.02)
     assert _count(grr.image_encoder) == pytest.approx(_count(baseline.image_encoder), rel=0.02)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_geglu_at_four_times_the_width_adds_about_a_third_to_the_blocks(size: str, build_empty: BuildEmpty) -> None:
+def test_geglu_at_four_times_the_width_adds_about_a_third_to_the_blocks(size, build_empty):
     wide, baseline = (build_empty(get_preset(p, size)) for p in ("grr_coca_geglu_4x", "baseline_coca"))
     ratio = _count(wide.image_encoder.blocks) / _count(baseline.image_encoder.blocks)
     assert ratio == pytest.approx(4 / 3, rel=0.02)
@@ -156,13 +156,13 @@ def test_geglu_at_four_times_the_width_adds_about_a_third_to_the_blocks(size: st
 
 @pytest.mark.parametrize("embed_dim", [32, 64, 128, 256, 384, 512, 768, 1024])
 @pytest.mark.parametrize("mlp_ratio", [4, 8])
-def test_geglu_width_matches_the_parameters_of_an_mlp(embed_dim: int, mlp_ratio: int) -> None:
+def test_geglu_width_matches_the_parameters_of_an_mlp(embed_dim, mlp_ratio):
     hidden_dim = geglu_hidden_dim(embed_dim, mlp_ratio)
     assert hidden_dim % 8 == 0
     assert 3 * hidden_dim == pytest.approx(2 * mlp_ratio * embed_dim, rel=0.04)
 
 
-def test_base_is_coca_base() -> None:
+def test_base_is_coca_base():
     """arXiv 2205.01917, table 1."""
     config = get_preset("coca", "base")
     image, text = config.image_encoder, config.text_decoder
@@ -173,7 +173,7 @@ def test_base_is_coca_base() -> None:
     assert (config.poolers.num_queries, config.poolers.arrangement) == (256, "cascade")
 
 
-def test_b32_has_open_clips_numbers(build_empty: BuildEmpty) -> None:
+def test_b32_has_open_clips_numbers(build_empty):
     config = get_preset("coca", "b32")
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
     assert (image.image_size, image.patch_size) == (224, 32)
@@ -188,9 +188,7 @@ def test_b32_has_open_clips_numbers(build_empty: BuildEmpty) -> None:
 
 
 @pytest.mark.parametrize(("size", "millions"), [("b32", 253.56), ("l14", 638.45)])
-def test_open_clips_models_have_their_numbers_of_parameters(
-    build_empty: BuildEmpty, size: str, millions: float
-) -> None:
+def test_open_clips_models_have_their_numbers_of_parameters(build_empty, size, millions):
     """open_clip's docs/model_profile.csv; its patches are embedded without our bias."""
     config = get_preset("open_clip_coca", size)
     bias = config.image_encoder.transformer.embed_dim
@@ -224,12 +222,12 @@ def test_open_clips_models_have_their_numbers_of_parameters(
         "architecture",
     ],
 )
-def test_every_choice_is_used_by_a_preset_or_a_recipe(choices: object, used: Callable[[CoCaConfig], set]) -> None:
+def test_every_choice_is_used_by_a_preset_or_a_recipe(choices, used):
     found = set().union(*(used(model_config(name, "tiny")) for name in (*PRESETS, *SET_BY_RECIPES)))
     assert found == (set(get_args(choices)) or {True, False})
 
 
-def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+def test_a_wrong_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="no preset 'grr_cocoa'; did you mean 'grr_coca'"):
         get_preset("grr_cocoa", "tiny")
     with pytest.raises(UserError, match="no size 'smal'; did you mean 'small'"):

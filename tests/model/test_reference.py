@@ -5,13 +5,12 @@ loops over heads, positions and patches, and computes in fp64. No module of torc
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from grr_coca.data.batch import Batch
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig, TransformerConfig
@@ -219,9 +218,7 @@ def _with_every_parameter_moved(config: CoCaConfig) -> CoCa:
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()) or "default",
 )
-def test_model_equals_the_naive_reference(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str, poolers: dict[str, object]
-) -> None:
+def test_model_equals_the_naive_reference(tiny_config, make_batch, preset, poolers):
     config = tiny_config(preset, **poolers)
     model, batch = _with_every_parameter_moved(config), make_batch(config, num_words=(3, 9, 1))
     with torch.no_grad():

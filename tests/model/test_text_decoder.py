@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grr_coca.data.batch import Batch
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
@@ -37,21 +36,19 @@ def _padded(caption: list[int], length: int, junk: list[int] | None = None) -> t
 
 
 @given(caption=words, junk=st.lists(st.integers(0, 59), min_size=40, max_size=40), length=st.integers(24, 40))
-def test_text_embedding_does_not_depend_on_padding(
-    model: CoCa, caption: list[int], junk: list[int], length: int
-) -> None:
+def test_text_embedding_does_not_depend_on_padding(model, caption, junk, length):
     alone = model.encode_text(*_padded(caption, len(caption) + 3))
     padded = model.encode_text(*_padded(caption, length, junk))
     torch.testing.assert_close(padded, alone, rtol=0, atol=1e-6)
 
 
-def test_one_caption_padded_to_8_and_to_40_has_one_embedding(model: CoCa) -> None:
+def test_one_caption_padded_to_8_and_to_40_has_one_embedding(model):
     short, long = (model.encode_text(*_padded([5, 6, 7], length)) for length in (8, 40))
     torch.testing.assert_close(short, long, rtol=0, atol=1e-6)
 
 
 @given(caption=st.lists(st.integers(3, 59), min_size=2, max_size=20), data=st.data())
-def test_changing_a_token_moves_no_earlier_logits(model: CoCa, caption: list[int], data: st.DataObject) -> None:
+def test_changing_a_token_moves_no_earlier_logits(model, caption, data):
     changed = data.draw(st.integers(0, len(caption) - 1))
     other = list(caption)
     other[changed] = 3 + (caption[changed] - 2) % 57
@@ -65,7 +62,7 @@ def test_changing_a_token_moves_no_earlier_logits(model: CoCa, caption: list[int
     assert (after.text_embedding - before.text_embedding).abs().max() > 1e-6
 
 
-def test_cls_attends_to_the_whole_caption_and_itself_and_to_no_pad(model: CoCa) -> None:
+def test_cls_attends_to_the_whole_caption_and_itself_and_to_no_pad(model):
     """With scores of zero attention is the plain mean of what is visible, which can be written down."""
     attn = model.text_decoder.blocks[0].attn
     width = attn.out_proj.weight.shape[0]
@@ -85,16 +82,14 @@ def test_cls_attends_to_the_whole_caption_and_itself_and_to_no_pad(model: CoCa) 
     torch.testing.assert_close(seen["y"][0, length - 1], seen["x"][0, :length].mean(0), rtol=0, atol=1e-5)
 
 
-def test_cls_is_a_learned_vector_whatever_id_holds_its_slot(model: CoCa) -> None:
+def test_cls_is_a_learned_vector_whatever_id_holds_its_slot(model):
     token_ids, lengths = _padded([5, 6, 7], 10)
     other = token_ids.clone()
     other[0, int(lengths) - 1] = 33
     assert torch.equal(model.encode_text(token_ids, lengths), model.encode_text(other, lengths))
 
 
-def test_a_row_alone_and_in_a_batch_of_longer_rows_are_one(
-    model: CoCa, tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
-) -> None:
+def test_a_row_alone_and_in_a_batch_of_longer_rows_are_one(model, tiny_config, make_batch):
     batch = make_batch(tiny_config(), num_words=(2, 15, 7))
     output = model(batch.images, batch.token_ids, batch.lengths)
     for i, length in enumerate(batch.lengths.tolist()):
@@ -105,7 +100,7 @@ def test_a_row_alone_and_in_a_batch_of_longer_rows_are_one(
         torch.testing.assert_close(logits, by_caption(model, output, batch.lengths)[i], rtol=0, atol=2e-5)
 
 
-def test_captions_depend_on_the_image(model: CoCa) -> None:
+def test_captions_depend_on_the_image(model):
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     token_ids, lengths = _padded([5, 6, 7], 6)
     output = model(images, token_ids.expand(2, -1), lengths.expand(2))

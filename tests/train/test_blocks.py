@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -42,9 +41,7 @@ def _gradients(model: CoCa, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_checkpointed_blocks_have_the_same_gradients_bit_for_bit_and_keep_less(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], preset: str
-) -> None:
+def test_checkpointed_blocks_have_the_same_gradients_bit_for_bit_and_keep_less(tiny_config, make_batch, preset):
     config = tiny_config(preset)
     plain, checkpointed, batch = build(config), build(config), make_batch(config)
     checkpoint_blocks(checkpointed)
@@ -56,9 +53,7 @@ def test_checkpointed_blocks_have_the_same_gradients_bit_for_bit_and_keep_less(
         assert torch.equal(gradient, expected[name]), name
 
 
-def test_every_block_is_computed_again(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch]
-) -> None:
+def test_every_block_is_computed_again(tiny_config, make_batch):
     config = tiny_config()
     model, calls = build(config), []
     stacks = (model.image_encoder, model.text_decoder, model.multimodal_decoder)
@@ -70,9 +65,7 @@ def test_every_block_is_computed_again(
     assert all(calls.count(norm) == 2 for norm in calls)
 
 
-def test_copies_of_a_model_with_checkpointed_blocks_run_their_own_blocks(
-    tiny_config: Callable[..., CoCaConfig],
-) -> None:
+def test_copies_of_a_model_with_checkpointed_blocks_run_their_own_blocks(tiny_config):
     model = build(tiny_config())
     checkpoint_blocks(model)
     for copied in (copy_modules(model), fast_copy(model)):
@@ -80,7 +73,7 @@ def test_copies_of_a_model_with_checkpointed_blocks_run_their_own_blocks(
     assert sum("forward" in vars(module) for module in model.modules()) == 6
 
 
-def test_captioning_takes_no_notice_of_checkpointed_blocks(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_captioning_takes_no_notice_of_checkpointed_blocks(tiny_config):
     model = build(tiny_config())
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     tokenizer = train_bpe(["a red square"] * 2, 258)
@@ -133,8 +126,8 @@ def _compared(folder: Path, *arguments: object) -> dict[str, Any]:
     ],
 )
 def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients_and_keep_less(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path, preset: str
-) -> None:
+    tiny_config, make_batch, tmp_path, preset
+):
     config = tiny_config(preset)
     batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (12, 1, 1, 6), (5, 5, 4, 2))]
     found = _compared(tmp_path, "aot_eager", 0.75, config, batches, [])
@@ -144,8 +137,8 @@ def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients
 
 @pytest.mark.slow
 def test_compiled_blocks_are_the_same_in_machine_code_with_fewer_patches_and_in_evaluation(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], tmp_path: Path
-) -> None:
+    tiny_config, make_batch, tmp_path
+):
     if not any(map(shutil.which, CPP_COMPILERS)):
         pytest.skip("there is no C++ compiler")
     config = tiny_config("grr_coca+registers")
@@ -158,9 +151,7 @@ def test_compiled_blocks_are_the_same_in_machine_code_with_fewer_patches_and_in_
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
-def test_every_block_is_compiled(
-    tiny_config: Callable[..., CoCaConfig], monkeypatch: pytest.MonkeyPatch, preset: str
-) -> None:
+def test_every_block_is_compiled(tiny_config, monkeypatch, preset):
     monkeypatch.setenv("CXX", sys.executable)  # no compiler is needed before the first step
     model = build(tiny_config(preset))
     compile_blocks(model)
@@ -170,9 +161,7 @@ def test_every_block_is_compiled(
     assert compiled == stem | {f"{stack}.blocks.{i}" for stack in stacks for i in range(2)}
 
 
-def test_a_missing_compiler_is_told_before_the_first_step(
-    tiny_config: Callable[..., CoCaConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_compiler_is_told_before_the_first_step(tiny_config, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"compile: no C\+\+ compiler found \(no-such-compiler\)"):
         compile_blocks(build(tiny_config()))

@@ -1,7 +1,5 @@
 """The running average of the weights, against a sequence worked out by hand."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from grr_coca.model.build import build
-from grr_coca.model.config import CoCaConfig
 from grr_coca.train.optimizer import Ema, freeze
 
 
@@ -59,7 +56,7 @@ def test_the_average_of_bf16_weights_is_kept_in_fp32():
     assert model.weight.item() == 1.0078125
 
 
-def test_applied_swaps_the_average_in_and_the_weights_back(tiny_config: Callable[..., CoCaConfig]):
+def test_applied_swaps_the_average_in_and_the_weights_back(tiny_config):
     model = build(tiny_config())
     ema = Ema(model, 0.9)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -108,14 +105,14 @@ def test_a_state_of_other_parameters_is_refused_by_name():
         ema.load_state_dict(state)
 
 
-def test_frozen_weights_are_not_kept_twice(tiny_config: Callable[..., CoCaConfig]):
+def test_frozen_weights_are_not_kept_twice(tiny_config):
     model = build(tiny_config())
     freeze(model, ["image_encoder"])
     names = Ema(model, 0.9).state_dict().keys()
     assert names == {name for name, p in model.named_parameters() if p.requires_grad} | {"num_updates"}
 
 
-def test_sharded_weights_have_the_same_average(tiny_config: Callable[..., CoCaConfig], one_process: None):
+def test_sharded_weights_have_the_same_average(tiny_config, one_process):
     plain, sharded = (build(tiny_config()) for _ in range(2))
     fully_shard(sharded, ignored_params={sharded.logit_scale})  # FSDP2 takes no scalars
     averages = [Ema(model, 0.9) for model in (plain, sharded)]

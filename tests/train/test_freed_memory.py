@@ -27,7 +27,7 @@ def measure(keep: bool, file: Path) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
-def test_freed_memory_stays_with_the_process(tmp_path: Path) -> None:
+def test_freed_memory_stays_with_the_process(tmp_path):
     for keep in (False, True):
         launch(tmp_path, measure, keep, tmp_path / str(keep)).finish()
     given_back, kept = (int((tmp_path / str(keep)).read_text()) for keep in (False, True))

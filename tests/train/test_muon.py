@@ -26,7 +26,7 @@ def _train(optimizer: torch.optim.Optimizer, matrices: list[nn.Parameter], steps
         optimizer.step()
 
 
-def test_in_bf16_it_takes_the_steps_of_pytorchs_muon() -> None:
+def test_in_bf16_it_takes_the_steps_of_pytorchs_muon():
     ours, theirs = _matrices(), _matrices()
     settings = {"lr": 0.05, "weight_decay": 0.3}
     _train(Muon([{"params": ours, **settings}], lr=0.05, precision="bf16"), ours)
@@ -35,7 +35,7 @@ def test_in_bf16_it_takes_the_steps_of_pytorchs_muon() -> None:
         assert torch.equal(mine, reference)
 
 
-def test_the_two_precisions_differ_by_the_rounding_of_bf16_alone() -> None:
+def test_the_two_precisions_differ_by_the_rounding_of_bf16_alone():
     ours, theirs = _matrices(), _matrices()
     for matrices, precision in ((ours, "fp32"), (theirs, "bf16")):
         _train(Muon(matrices, lr=0.05, precision=precision), matrices)
@@ -45,7 +45,7 @@ def test_the_two_precisions_differ_by_the_rounding_of_bf16_alone() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (96, 32), (32, 96), (3, 16, 48)], ids=str)
-def test_orthogonalized_matrices_keep_their_directions_and_have_singular_values_about_one(shape) -> None:
+def test_orthogonalized_matrices_keep_their_directions_and_have_singular_values_about_one(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     found = orthogonalize(matrix, torch.float64)
@@ -56,7 +56,7 @@ def test_orthogonalized_matrices_keep_their_directions_and_have_singular_values_
     assert ((values > 0.6) & (values < 1.3))[is_large].all()
 
 
-def test_a_gradient_of_zero_moves_nothing_but_by_decay() -> None:
+def test_a_gradient_of_zero_moves_nothing_but_by_decay():
     (matrix,) = _matrices()[:1]
     before = matrix.detach().clone()
     matrix.grad = torch.zeros_like(matrix)
@@ -64,7 +64,7 @@ def test_a_gradient_of_zero_moves_nothing_but_by_decay() -> None:
     torch.testing.assert_close(matrix.detach(), before * 0.95)
 
 
-def test_sharded_matrices_take_bitwise_the_steps_of_whole_ones(one_process: None) -> None:
+def test_sharded_matrices_take_bitwise_the_steps_of_whole_ones(one_process):
     layers = [nn.Linear(24, 40, bias=False) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     fully_shard(layers[1])
@@ -77,7 +77,7 @@ def test_sharded_matrices_take_bitwise_the_steps_of_whole_ones(one_process: None
     assert torch.equal(layers[0].weight, layers[1].weight.full_tensor())
 
 
-def test_matrices_of_one_shape_may_be_orthogonalized_together() -> None:
+def test_matrices_of_one_shape_may_be_orthogonalized_together():
     """As on a GPU; on a CPU one after the other is faster."""
     alike = [torch.randn(16, 40, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     together = orthogonalize(torch.stack(alike), torch.float32)
@@ -86,7 +86,7 @@ def test_matrices_of_one_shape_may_be_orthogonalized_together() -> None:
 
 
 @pytest.mark.parametrize(("slow", "expected"), [(torch.float32, "bf16"), (torch.bfloat16, "fp32"), (None, "fp32")])
-def test_the_faster_precision_is_chosen_and_fp32_where_both_are_level(monkeypatch, slow, expected) -> None:
+def test_the_faster_precision_is_chosen_and_fp32_where_both_are_level(monkeypatch, slow, expected):
     def repeat(timed, number: int, repeat: int) -> list[float]:
         return [2.0 if timed.args[0].dtype == slow else 1.0] * repeat
 

@@ -1,7 +1,6 @@
 """Which parameter is updated how: decay, freezing, clipping and the schedule, seen from outside."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,10 +10,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.batch import Batch
 from grr_coca.model.build import build
 from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa
-from grr_coca.model.config import CoCaConfig
 from grr_coca.model.losses import batch_loss
 from grr_coca.train.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
@@ -41,7 +38,7 @@ def _step_with_gradients_of_zero(model: CoCa, recipe: OptimizerRecipe) -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("preset", ["grr_coca", "coca"])
-def test_decay_is_for_matrices_alone(tiny_config: Callable[..., CoCaConfig], preset: str, name: str) -> None:
+def test_decay_is_for_matrices_alone(tiny_config, preset, name):
     """Without gradients, decay is all that is left of a step."""
     model = build(tiny_config(preset))
     with torch.no_grad():
@@ -59,9 +56,7 @@ def test_decay_is_for_matrices_alone(tiny_config: Callable[..., CoCaConfig], pre
 
 @pytest.mark.parametrize("frozen", [(), ("image_encoder",), ("image_backbone", "multimodal_decoder")], ids=str)
 @pytest.mark.parametrize("preset", ["grr_coca", "baseline_coca", "coca"])
-def test_every_trainable_parameter_is_of_exactly_one_kind(
-    tiny_config: Callable[..., CoCaConfig], preset: str, frozen: tuple[str, ...]
-) -> None:
+def test_every_trainable_parameter_is_of_exactly_one_kind(tiny_config, preset, frozen):
     model = build(tiny_config(preset))
     freeze(model, frozen)
     sorted_out = [id(parameter) for kind in parameter_kinds(model) for parameter in kind]
@@ -70,7 +65,7 @@ def test_every_trainable_parameter_is_of_exactly_one_kind(
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
-def test_hidden_matrices_are_all_but_the_heads(tiny_config: Callable[..., CoCaConfig], preset: str) -> None:
+def test_hidden_matrices_are_all_but_the_heads(tiny_config, preset):
     """Convolutions among them: Muon takes their kernels as matrices."""
     model = build(tiny_config(preset))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -91,9 +86,7 @@ def test_hidden_matrices_are_all_but_the_heads(tiny_config: Callable[..., CoCaCo
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_frozen_image_encoder_keeps_its_embeddings_through_training(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], name: str
-) -> None:
+def test_a_frozen_image_encoder_keeps_its_embeddings_through_training(tiny_config, make_batch, name):
     config = tiny_config()
     model, batch = build(config), make_batch(config)
     freeze(model, ["image_encoder"])
@@ -113,16 +106,14 @@ def test_a_frozen_image_encoder_keeps_its_embeddings_through_training(
     assert not torch.equal(text_before, model.text_decoder.tok_embeddings.weight)
 
 
-def test_freezing_everything_is_an_error(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_freezing_everything_is_an_error(tiny_config):
     with pytest.raises(UserError, match="image_encoder, text_decoder, multimodal_decoder: nothing is left to train"):
         freeze(build(tiny_config()), ["image_encoder", "text_decoder", "multimodal_decoder"])
 
 
 @pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_step_moves_every_parameter_and_clears_the_gradients(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], name: str, preset: str
-) -> None:
+def test_a_step_moves_every_parameter_and_clears_the_gradients(tiny_config, make_batch, name, preset):
     config = tiny_config(preset)
     model = build(config)
     before = _copy(model)
@@ -134,9 +125,7 @@ def test_a_step_moves_every_parameter_and_clears_the_gradients(
         assert parameter.grad is None
 
 
-def test_gradients_are_clipped_and_their_norm_is_that_before(
-    tiny_config: Callable[..., CoCaConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_clipped_and_their_norm_is_that_before(tiny_config, monkeypatch):
     model = build(tiny_config())
     parameters = list(model.parameters())
     for parameter in parameters:
@@ -155,7 +144,7 @@ def test_gradients_are_clipped_and_their_norm_is_that_before(
     assert seen == pytest.approx([2.0], rel=1e-4)
 
 
-def test_an_infinite_norm_leaves_gradients_as_they_are(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_an_infinite_norm_leaves_gradients_as_they_are(tiny_config):
     model = build(tiny_config())
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e6)
@@ -165,9 +154,7 @@ def test_an_infinite_norm_leaves_gradients_as_they_are(tiny_config: Callable[...
 
 
 @pytest.mark.parametrize(("before", "after"), [(10.0, MAX_LOGIT_SCALE), (-1.0, 0.0)])
-def test_a_step_keeps_the_temperature_within_its_bounds(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], before: float, after: float
-) -> None:
+def test_a_step_keeps_the_temperature_within_its_bounds(tiny_config, make_batch, before, after):
     config = tiny_config()
     model, batch = build(config), make_batch(config)
     with torch.no_grad():
@@ -178,7 +165,7 @@ def test_a_step_keeps_the_temperature_within_its_bounds(
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_the_decays_of_the_moments_are_the_recipes(tiny_config: Callable[..., CoCaConfig], name: str) -> None:
+def test_the_decays_of_the_moments_are_the_recipes(tiny_config, name):
     recipe = OptimizerRecipe(name=name, muon_precision="fp32", betas=(0.5, 0.6))
     adamw = Optimizers(build(tiny_config()), recipe, CONSTANT).optimizers[0]
     assert isinstance(adamw, torch.optim.AdamW)
@@ -188,12 +175,12 @@ def test_the_decays_of_the_moments_are_the_recipes(tiny_config: Callable[..., Co
 # --- Schedule ---
 
 
-def test_warm_up_is_linear_and_reaches_the_peak() -> None:
+def test_warm_up_is_linear_and_reaches_the_peak():
     schedule = ScheduleRecipe(steps=100, warmup_steps=4)
     assert [lr_factor(step, schedule) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_after_warm_up_a_cosine_leads_to_the_final_ratio() -> None:
+def test_after_warm_up_a_cosine_leads_to_the_final_ratio():
     schedule = ScheduleRecipe(steps=104, warmup_steps=4, final_lr_ratio=0.1)
     factors = [lr_factor(step, schedule) for step in range(4, 104)]
     assert factors == sorted(factors, reverse=True)
@@ -202,21 +189,21 @@ def test_after_warm_up_a_cosine_leads_to_the_final_ratio() -> None:
     assert lr_factor(104, schedule) == lr_factor(1000, schedule) == pytest.approx(0.1)
 
 
-def test_the_last_step_has_the_final_ratio() -> None:
+def test_the_last_step_has_the_final_ratio():
     assert lr_factor(9, ScheduleRecipe(steps=10, warmup_steps=2, final_lr_ratio=0.1)) == pytest.approx(0.1)
 
 
-def test_no_warm_up_starts_at_the_peak() -> None:
+def test_no_warm_up_starts_at_the_peak():
     assert lr_factor(0, ScheduleRecipe(steps=10, warmup_steps=0)) == 1.0
 
 
-def test_a_run_shorter_than_its_warm_up_never_passes_the_peak() -> None:
+def test_a_run_shorter_than_its_warm_up_never_passes_the_peak():
     schedule = ScheduleRecipe(steps=3, warmup_steps=6)
     assert [lr_factor(step, schedule) for step in range(3)] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
     assert lr_factor(6, schedule) == 1.0
 
 
-def test_the_learning_rate_of_a_step_follows_the_schedule(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_the_learning_rate_of_a_step_follows_the_schedule(tiny_config):
     model = build(tiny_config())
     schedule = ScheduleRecipe(steps=10, warmup_steps=2)
     optimizers = Optimizers(model, OptimizerRecipe(lr=0.2), schedule)
@@ -231,7 +218,7 @@ def test_the_learning_rate_of_a_step_follows_the_schedule(tiny_config: Callable[
 # --- Layer-wise decay ---
 
 
-def test_depth_counts_the_layers_to_the_nearest_head(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_depth_counts_the_layers_to_the_nearest_head(tiny_config):
     model = build(tiny_config("grr_coca+sigmoid"))  # two layers a stack
     expected = {
         "multimodal_decoder.lm_head.weight": 0,
@@ -268,9 +255,7 @@ def test_depth_counts_the_layers_to_the_nearest_head(tiny_config: Callable[..., 
         ("coca", {"image_encoder.position", "text_decoder.position"}),
     ],
 )
-def test_positions_registers_and_a_stem_are_as_deep_as_the_embeddings(
-    tiny_config: Callable[..., CoCaConfig], preset: str, parts: set[str]
-) -> None:
+def test_positions_registers_and_a_stem_are_as_deep_as_the_embeddings(tiny_config, preset, parts):
     model = build(tiny_config(preset))
     names = [name for name, _ in model.named_parameters() if ".".join(name.split(".")[:2]) in parts]
     assert {".".join(name.split(".")[:2]) for name in names} == parts
@@ -279,7 +264,7 @@ def test_positions_registers_and_a_stem_are_as_deep_as_the_embeddings(
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config: Callable[..., CoCaConfig], name: str) -> None:
+def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config, name):
     """Two models, equal but for the decay, take one step with equal gradients."""
     moved = {}
     for decay in (1.0, 0.5):
@@ -300,15 +285,13 @@ def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config: Callable[..
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_without_layer_decay_there_are_no_more_groups_than_kinds_of_decay(
-    tiny_config: Callable[..., CoCaConfig], name: str
-) -> None:
+def test_without_layer_decay_there_are_no_more_groups_than_kinds_of_decay(tiny_config, name):
     optimizers = Optimizers(build(tiny_config()), OptimizerRecipe(name, muon_precision="fp32"), CONSTANT)
     groups = [len(optimizer.param_groups) for optimizer in optimizers.optimizers]
     assert groups == ([2] if name == "adamw" else [2, 1])
 
 
-def test_layer_decay_and_freezing_go_together(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_layer_decay_and_freezing_go_together(tiny_config):
     model = build(tiny_config())
     freeze(model, ["image_encoder"])
     optimizers = Optimizers(model, OptimizerRecipe("muon", muon_precision="fp32", layer_decay=0.5), CONSTANT)
@@ -321,7 +304,7 @@ def test_layer_decay_and_freezing_go_together(tiny_config: Callable[..., CoCaCon
 # --- Clipping by itself, and sharded parameters ---
 
 
-def test_an_update_applies_gradients_as_they_are(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_an_update_applies_gradients_as_they_are(tiny_config):
     first, second = (build(tiny_config()) for _ in range(2))
     for model in (first, second):
         for parameter in model.parameters():
@@ -338,7 +321,7 @@ def test_an_update_applies_gradients_as_they_are(tiny_config: Callable[..., CoCa
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_dropping_gradients_leaves_the_weights(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_dropping_gradients_leaves_the_weights(tiny_config):
     model = build(tiny_config())
     optimizers = Optimizers(model, OptimizerRecipe("muon", muon_precision="fp32"), CONSTANT)
     for parameter in model.parameters():
@@ -348,12 +331,7 @@ def test_dropping_gradients_leaves_the_weights(tiny_config: Callable[..., CoCaCo
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_sharded_parameters_take_the_same_step(
-    tiny_config: Callable[..., CoCaConfig],
-    make_batch: Callable[..., Batch],
-    one_process: None,
-    name: str,
-) -> None:
+def test_sharded_parameters_take_the_same_step(tiny_config, make_batch, one_process, name):
     config = tiny_config()
     batch = make_batch(config)
     recipe = OptimizerRecipe(name=name, muon_precision="fp32", layer_decay=0.7, clip_norm=0.5)
@@ -379,9 +357,7 @@ def test_sharded_parameters_take_the_same_step(
 
 
 @pytest.mark.parametrize(("name", "precision"), [("adamw", "fp32"), ("muon", "bf16")])
-def test_both_optimizers_and_both_precisions_train(
-    tiny_config: Callable[..., CoCaConfig], make_batch: Callable[..., Batch], name: str, precision: str
-) -> None:
+def test_both_optimizers_and_both_precisions_train(tiny_config, make_batch, name, precision):
     config = tiny_config()
     model, batch = build(config), make_batch(config)
     optimizers = Optimizers(model, OptimizerRecipe(name=name, muon_precision="fp32", lr=3e-3), CONSTANT)

@@ -30,14 +30,14 @@ everywhere = pytest.mark.parametrize("make", [in_array, on_device])
 
 @everywhere
 @pytest.mark.parametrize("k", [1, 2, 7, 300, VOCAB, 10**9])
-def test_the_largest_come_in_order_with_their_log_probabilities(make, k) -> None:
+def test_the_largest_come_in_order_with_their_log_probabilities(make, k):
     values, ids = make(LOGITS).largest(k)
     assert ids.tolist() == np.argsort(-LOGITS, axis=1)[:, :k].tolist()
     assert values == pytest.approx(np.take_along_axis(LOG_PROBS, ids, axis=1), abs=1e-5)
 
 
 @given(num=st.integers(1, 9000), k=st.integers(1, 70), seed=st.integers(0, 99), levels=st.sampled_from([3, 10**6]))
-def test_the_largest_of_many_numbers_are_those_of_a_sort(num: int, k: int, seed: int, levels: int) -> None:
+def test_the_largest_of_many_numbers_are_those_of_a_sort(num, k, seed, levels):
     logits = np.random.default_rng(seed).integers(0, levels, (2, num)).astype(np.float32)
     _, ids = ArrayLogits(logits).largest(k)
     assert np.array_equal(np.take_along_axis(logits, ids, axis=1), -np.sort(-logits, axis=1)[:, :k])
@@ -45,12 +45,12 @@ def test_the_largest_of_many_numbers_are_those_of_a_sort(num: int, k: int, seed:
 
 
 @everywhere
-def test_log_probabilities_are_those_of_the_softmax(make) -> None:
+def test_log_probabilities_are_those_of_the_softmax(make):
     assert make(LOGITS).of(ALL) == pytest.approx(LOG_PROBS, abs=1e-5)
 
 
 @everywhere
-def test_replaced_log_probabilities_leave_the_others_and_the_original(make) -> None:
+def test_replaced_log_probabilities_leave_the_others_and_the_original(make):
     logits = make(LOGITS)
     changed = logits.replaced(np.array([0, 2]), np.array([5, 6]), np.array([-np.inf, -0.25], dtype=np.float32))
     expected = LOG_PROBS.copy()
@@ -61,20 +61,20 @@ def test_replaced_log_probabilities_leave_the_others_and_the_original(make) -> N
 
 
 @everywhere
-def test_rows_are_repeated_side_by_side(make) -> None:
+def test_rows_are_repeated_side_by_side(make):
     assert make(LOGITS).repeated(2).of(ALL.repeat(2, axis=0)) == pytest.approx(LOG_PROBS.repeat(2, axis=0), abs=1e-5)
 
 
 @everywhere
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-def test_the_total_is_the_sum_of_all_at_a_temperature(make, temperature) -> None:
+def test_the_total_is_the_sum_of_all_at_a_temperature(make, temperature):
     expected = np.log(np.exp(LOG_PROBS / temperature).sum(axis=1))
     assert make(LOGITS).total(temperature) == pytest.approx(expected, abs=1e-4)
 
 
 @everywhere
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
-def test_a_draw_is_the_token_in_whose_share_the_uniform_number_lies(make, temperature) -> None:
+def test_a_draw_is_the_token_in_whose_share_the_uniform_number_lies(make, temperature):
     shares = np.exp(LOG_PROBS / temperature)
     shares /= shares.sum(axis=1, keepdims=True)
     middle = shares.cumsum(axis=1) - shares / 2
@@ -84,7 +84,7 @@ def test_a_draw_is_the_token_in_whose_share_the_uniform_number_lies(make, temper
 
 
 @everywhere
-def test_nothing_that_is_ruled_out_is_drawn_while_anything_is_left(make) -> None:
+def test_nothing_that_is_ruled_out_is_drawn_while_anything_is_left(make):
     logits = np.full((1, 5), -np.inf, dtype=np.float32)
     logits[0, [1, 3]] = 0.0
     for uniform, token in ((0.0, 1), (0.4999, 1), (0.5001, 3), (1 - 2**-53, 3)):
@@ -93,7 +93,7 @@ def test_nothing_that_is_ruled_out_is_drawn_while_anything_is_left(make) -> None
 
 
 @everywhere
-def test_one_nan_makes_the_whole_row_nan_and_no_other(make) -> None:
+def test_one_nan_makes_the_whole_row_nan_and_no_other(make):
     logits = LOGITS.copy()
     logits[1, 9] = np.nan
     for result in (make(logits).of(ALL), make(logits).largest(4)[0], make(logits).largest(1)[0]):
@@ -101,7 +101,7 @@ def test_one_nan_makes_the_whole_row_nan_and_no_other(make) -> None:
         assert not np.isnan(result[[0, 2]]).any()
 
 
-def test_an_array_is_not_copied_to_read_it() -> None:
+def test_an_array_is_not_copied_to_read_it():
     logits = LOGITS.copy()
     held = ArrayLogits(logits)
     logits[0, 3] = 90.0

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def pixels_of(name: str) -> np.ndarray:
 
 
 @names
-def test_its_numbers_are_those_of_the_model(name: str) -> None:
+def test_its_numbers_are_those_of_the_model(name):
     ours, theirs = onnx_engine(name), torch_engine(name)
     assert isinstance(ours, Engine)
     for number in ("embed_dim", "context_length", "vocab_size", "logit_bias"):
@@ -66,7 +65,7 @@ def test_its_numbers_are_those_of_the_model(name: str) -> None:
 
 @names
 @pytest.mark.parametrize("count", [1, 7])
-def test_embeddings_are_those_of_pytorch(name: str, count: int) -> None:
+def test_embeddings_are_those_of_pytorch(name, count):
     pixels = pixels_of(name)[:count]
     found, wanted = (engine.encode_images(pixels).embedding for engine in (onnx_engine(name), torch_engine(name)))
     assert found.dtype == np.float32
@@ -89,7 +88,7 @@ WAYS = {
 @names
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("prompt", ["", "a picture of"])
-def test_captions_are_those_of_pytorch(name: str, way: str, prompt: str) -> None:
+def test_captions_are_those_of_pytorch(name, way, prompt):
     tokenizer, options = checkpoint_of(name).tokenizer, GenerationOptions(**WAYS[way])
     found, wanted = (
         generate(engine, tokenizer, pixels_of(name), options, prompt).captions
@@ -111,7 +110,7 @@ def same_up_to_a_tie(caption: Caption, other: Caption) -> bool:
     return abs(sum(caption.log_probs) - sum(other.log_probs)) < 1e-3
 
 
-def test_a_stream_is_that_of_pytorch() -> None:
+def test_a_stream_is_that_of_pytorch():
     tokenizer, pixels = checkpoint_of("icons").tokenizer, pixels_of("icons")
     ours, theirs = (list(stream_captions(engine("icons"), tokenizer, pixels)) for engine in (onnx_engine, torch_engine))
     assert ours == theirs
@@ -130,7 +129,7 @@ def decoders(**options: object) -> tuple[OnnxDecoder, Decoder]:
     return ours, theirs
 
 
-def test_rows_that_move_leave_and_multiply_keep_their_past() -> None:
+def test_rows_that_move_leave_and_multiply_keep_their_past():
     both = decoders(num_captions=3, beams=True)
     chance = np.random.default_rng(0)
     orders = [np.arange(4).repeat(3), np.array([1, 0, 0, 3, 4, 5, 7, 8, 6, 11, 11, 11]), np.array([2, 0, 1, 9, 9, 10])]
@@ -147,7 +146,7 @@ def test_rows_that_move_leave_and_multiply_keep_their_past() -> None:
     assert isinstance(both[0], Decoder)
 
 
-def test_neither_keys_of_images_nor_caches_are_copied_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_keys_of_images_nor_caches_are_copied_without_need(monkeypatch):
     decoder, _ = decoders(num_captions=2)
     places = {name: value.ctypes.data for name, value in decoder.cross.items()}
     decoder.step(np.zeros((4, 2), dtype=np.int64))
@@ -165,7 +164,7 @@ def test_neither_keys_of_images_nor_caches_are_copied_without_need(monkeypatch: 
     assert {name: given[0][name].ctypes.data for name in past} == past
 
 
-def test_logits_outlive_their_decoder() -> None:
+def test_logits_outlive_their_decoder():
     decoder, _ = decoders()
     logits = decoder.step(np.ones((4, 2), dtype=np.int64))
     before = logits.largest(5)
@@ -178,7 +177,7 @@ def test_logits_outlive_their_decoder() -> None:
 # --- What is opened, and how
 
 
-def test_a_text_opens_its_graph_alone_and_a_caption_the_two_others() -> None:
+def test_a_text_opens_its_graph_alone_and_a_caption_the_two_others():
     engine = OnnxEngine(shipped_folder("icons"))
     engine.encode_texts(np.array([[0, 5, 1, 0]]), np.array([4]))
     assert set(engine._graphs) == {"text"}
@@ -187,7 +186,7 @@ def test_a_text_opens_its_graph_alone_and_a_caption_the_two_others() -> None:
     assert set(other._graphs) == {"image", "step"}
 
 
-def test_captions_need_no_pytorch() -> None:
+def test_captions_need_no_pytorch():
     code = f"""
 import sys
 sys.path.insert(0, {str(SRC)!r})
@@ -213,9 +212,7 @@ for options in ({{}}, dict(num_beams=2), dict(temperature=1.0, top_p=0.9)):
     ("given", "variable", "threads", "workers"),
     [(None, None, 1, 5), (None, "2", 1, 2), (None, "99", 1, 8), (3, "2", 3, 1)],
 )
-def test_threads_are_few_and_do_not_spin(
-    given: int | None, variable: str | None, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_are_few_and_do_not_spin(given, variable, threads, workers, monkeypatch):
     """A small model is no faster with two, but does two batches at the same time. Its workers have one thread each.
     A thread that spins slows down whatever shares its core."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(5))
@@ -229,7 +226,7 @@ def test_threads_are_few_and_do_not_spin(
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
-def test_a_large_model_takes_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_takes_all_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("grr_coca.infer.engine.onnx.num_threads", lambda: 5)
     monkeypatch.setattr("grr_coca.infer.engine.onnx.SMALL_MODEL", 1000)
@@ -237,7 +234,7 @@ def test_a_large_model_takes_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (engine.threads, engine.workers) == (5, 1)
 
 
-def test_an_engine_that_was_used_can_be_sent_to_another_process() -> None:
+def test_an_engine_that_was_used_can_be_sent_to_another_process():
     engine = onnx_engine("icons")
     expected = engine.encode_images(pixels_of("icons")).embedding
     sent = pickle.loads(pickle.dumps(engine))
@@ -270,9 +267,7 @@ def take_from_another(path: Path) -> None:
         ("model.safetensors", Path.unlink, r"model\.safetensors: missing, or cannot be read"),
     ],
 )
-def test_a_file_that_is_damaged_missing_or_exchanged_is_named(
-    folder: Path, name: str, damage: Callable, told: str, capfd: pytest.CaptureFixture
-) -> None:
+def test_a_file_that_is_damaged_missing_or_exchanged_is_named(folder, name, damage, told, capfd):
     engine = OnnxEngine(folder)
     damage(folder / name)
     with pytest.raises(UserError, match=f"{told}.*grr-coca export onnx"):
@@ -287,7 +282,7 @@ def relist(folder: Path, name: str) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_a_folder_that_was_exported_before_still_runs(tmp_path: Path) -> None:
+def test_a_folder_that_was_exported_before_still_runs(tmp_path):
     """Its graph appends to caches by operators beside attention. Inputs, outputs and results are the same."""
     folder = Path(shutil.copytree(shipped_folder("pictograms"), tmp_path / "pictograms"))
     before = Path(__file__).parent / "recorded" / "pictograms-step.onnx.xz"
@@ -303,9 +298,7 @@ def test_a_folder_that_was_exported_before_still_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["opset", "ir"])
-def test_an_onnx_runtime_that_is_too_old_is_told_to_be_upgraded(
-    folder: Path, version: str, capfd: pytest.CaptureFixture
-) -> None:
+def test_an_onnx_runtime_that_is_too_old_is_told_to_be_upgraded(folder, version, capfd):
     graph = onnx.load(folder / "text.onnx", load_external_data=False)
     if version == "opset":
         graph.opset_import[0].version = 999
@@ -319,7 +312,7 @@ def test_an_onnx_runtime_that_is_too_old_is_told_to_be_upgraded(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_graph_that_cannot_be_opened_is_told_in_one_line(folder: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_graph_that_cannot_be_opened_is_told_in_one_line(folder, capfd):
     cut(folder / "text.onnx")
     relist(folder, "text.onnx")
     with pytest.raises(UserError, match=r"text\.onnx: cannot be opened \(.*\); write the folder again") as error:
@@ -328,7 +321,7 @@ def test_a_graph_that_cannot_be_opened_is_told_in_one_line(folder: Path, capfd: 
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_checkpoint_without_graphs_is_told_how_to_get_them(folder: Path) -> None:
+def test_a_checkpoint_without_graphs_is_told_how_to_get_them(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({"files": manifest["files"]}))
     with pytest.raises(UserError, match=r"has no ONNX graphs .*grr-coca export onnx"):
@@ -340,14 +333,14 @@ def test_a_checkpoint_without_graphs_is_told_how_to_get_them(folder: Path) -> No
 
 
 @pytest.mark.parametrize("model", [[], {"embed_dim": "wide", "context_length": 48, "vocab_size": 4096}])
-def test_a_manifest_that_is_damaged_is_named(folder: Path, model: object) -> None:
+def test_a_manifest_that_is_damaged_is_named(folder, model):
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**manifest, "model": model}))
     with pytest.raises(UserError, match=r"manifest\.json: damaged"):
         OnnxEngine(folder)
 
 
-def test_links_to_files_of_one_folder_are_followed(folder: Path, tmp_path: Path) -> None:
+def test_links_to_files_of_one_folder_are_followed(folder, tmp_path):
     """So the Hugging Face hub keeps what was downloaded."""
     links = tmp_path / "links"
     links.mkdir()

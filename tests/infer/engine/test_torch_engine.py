@@ -57,7 +57,7 @@ def _input(pixels: np.ndarray = PIXELS) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, NUM_IMAGES])
 @torch.no_grad()
-def test_images_and_texts_have_the_embeddings_of_the_model(model: CoCa, count: int) -> None:
+def test_images_and_texts_have_the_embeddings_of_the_model(model, count):
     engine = TorchEngine(model, PREPROCESS)
     assert isinstance(engine, Engine)
     found = engine.encode_images(PIXELS[:count])
@@ -69,7 +69,7 @@ def test_images_and_texts_have_the_embeddings_of_the_model(model: CoCa, count: i
     assert found.embedding.shape[1] == engine.embed_dim
 
 
-def test_the_numbers_of_an_engine_are_those_of_the_model(tiny_config: Callable[..., CoCaConfig]) -> None:
+def test_the_numbers_of_an_engine_are_those_of_the_model(tiny_config):
     config = tiny_config()
     for contrastive in ("softmax", "sigmoid"):
         model = build(replace(config, contrastive=contrastive))
@@ -83,14 +83,14 @@ def test_the_numbers_of_an_engine_are_those_of_the_model(tiny_config: Callable[.
     assert engine.logit_bias == pytest.approx(model.logit_bias.item())
 
 
-def test_pixels_may_be_read_only_and_lie_in_any_order(simple: CoCa) -> None:
+def test_pixels_may_be_read_only_and_lie_in_any_order(simple):
     engine = TorchEngine(simple, PREPROCESS)
     pixels = PIXELS[::-1].copy(order="F")[::-1]
     pixels.flags.writeable = False
     assert np.array_equal(engine.encode_images(pixels).embedding, engine.encode_images(PIXELS).embedding)
 
 
-def test_after_a_change_of_weights_refresh_takes_the_new_ones(simple: CoCa) -> None:
+def test_after_a_change_of_weights_refresh_takes_the_new_ones(simple):
     model = copy.deepcopy(simple)
     engine = TorchEngine(model, PREPROCESS)
     before = engine.encode_images(PIXELS).embedding
@@ -102,7 +102,7 @@ def test_after_a_change_of_weights_refresh_takes_the_new_ones(simple: CoCa) -> N
     assert np.abs(fresh - before).max() > 1e-3
 
 
-def test_on_a_cpu_the_fast_copy_computes_except_within_autocast(simple: CoCa) -> None:
+def test_on_a_cpu_the_fast_copy_computes_except_within_autocast(simple):
     engine = TorchEngine(simple, PREPROCESS)
     assert any(isinstance(module, FastLinear) for module in engine.model.modules())
     whole = engine.encode_images(PIXELS).embedding
@@ -111,7 +111,7 @@ def test_on_a_cpu_the_fast_copy_computes_except_within_autocast(simple: CoCa) ->
         assert 1e-5 < np.abs(engine.encode_images(PIXELS).embedding - whole).max() < 0.1
 
 
-def test_an_engine_that_was_used_can_be_sent_to_another_process(simple: CoCa) -> None:
+def test_an_engine_that_was_used_can_be_sent_to_another_process(simple):
     engine = TorchEngine(simple, PREPROCESS)
     expected = engine.encode_images(PIXELS).embedding
     assert np.array_equal(pickle.loads(pickle.dumps(engine)).encode_images(PIXELS).embedding, expected)
@@ -145,9 +145,7 @@ def _assert_equal(cached: Logits, uncached: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("max_tokens", "pack"), [(FEW, True), (MANY, True), (MANY, False)])
-def test_cached_logits_are_those_of_the_whole_caption(
-    model: CoCa, image_tokens: Tensor, max_tokens: int, pack: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_logits_are_those_of_the_whole_caption(model, image_tokens, max_tokens, pack, monkeypatch):
     monkeypatch.setattr("grr_coca.infer.engine.torch.KeyValueCache", lambda _: KeyValueCache(20))
     used = fast_copy(model) if pack else model
     decoder = _decoder(used, image_tokens, max_tokens=max_tokens, num_captions=2)
@@ -159,7 +157,7 @@ def test_cached_logits_are_those_of_the_whole_caption(
         _assert_equal(decoder.step(ids[:, position : position + 1]), whole[:, position])
 
 
-def test_logits_of_a_bf16_model_are_given_in_fp32(model: CoCa, image_tokens: Tensor) -> None:
+def test_logits_of_a_bf16_model_are_given_in_fp32(model, image_tokens):
     """Log-probabilities of captions are sums: in bf16, those of long captions would differ by halves of a nat."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     values, _ = _decoder(half, image_tokens.bfloat16()).step(_ids(NUM_IMAGES, 2)).largest(3)
@@ -168,7 +166,7 @@ def test_logits_of_a_bf16_model_are_given_in_fp32(model: CoCa, image_tokens: Ten
 
 
 @pytest.mark.parametrize("max_tokens", [FEW, MANY])
-def test_rows_that_leave_and_multiply_keep_their_past(model: CoCa, image_tokens: Tensor, max_tokens: int) -> None:
+def test_rows_that_leave_and_multiply_keep_their_past(model, image_tokens, max_tokens):
     decoder = _decoder(fast_copy(model), image_tokens, num_prompt=4, max_tokens=4, num_captions=max_tokens)
     prompt = _ids(NUM_IMAGES, 4)
     decoder.step(prompt)
@@ -186,8 +184,8 @@ def test_rows_that_leave_and_multiply_keep_their_past(model: CoCa, image_tokens:
 @pytest.mark.parametrize("num_prompt", [1, 3])
 @pytest.mark.parametrize("max_tokens", [9, MANY])
 def test_beams_that_change_places_and_images_that_leave_keep_their_past(
-    model: CoCa, image_tokens: Tensor, max_tokens: int, num_prompt: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    model, image_tokens, max_tokens, num_prompt, monkeypatch
+):
     num_beams, num_steps = 4, 8
     slots = num_prompt + num_beams * num_steps
     monkeypatch.setattr("grr_coca.infer.engine.torch.KeyValueCache", lambda _: KeyValueCache(slots))
@@ -215,7 +213,7 @@ def test_beams_that_change_places_and_images_that_leave_keep_their_past(
         _assert_equal(decoder.step(past[:, -1:]), _uncached(model, past, tokens))
 
 
-def test_no_key_or_value_of_a_beam_moves(model: CoCa, image_tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_key_or_value_of_a_beam_moves(model, image_tokens, monkeypatch):
     decoder = _decoder(model, image_tokens, num_captions=2, beams=True)
     decoder.step(_ids(NUM_IMAGES, 3))
     monkeypatch.setattr(KeyValueCache, "select", lambda *_: pytest.fail("a cache was copied"))
@@ -224,7 +222,7 @@ def test_no_key_or_value_of_a_beam_moves(model: CoCa, image_tokens: Tensor, monk
     decoder.reorder(np.arange(2 * NUM_IMAGES)[::-1].reshape(NUM_IMAGES, 2)[::-1].ravel())
 
 
-def test_an_image_is_projected_once(model: CoCa, image_tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_projected_once(model, image_tokens, monkeypatch):
     projected = []
     for block in model.multimodal_decoder.blocks:
         block.cross_attn.kv_proj.register_forward_hook(lambda *_: projected.append(1))
@@ -243,14 +241,14 @@ def test_an_image_is_projected_once(model: CoCa, image_tokens: Tensor, monkeypat
     [(4, 1, MANY, False), (4, 2, 1, False), (4, 2, MANY, True), (1, 1, 1, True)],
 )
 def test_what_is_read_of_an_image_depends_on_how_often(
-    model: CoCa, image_tokens: Tensor, num_images: int, num_captions: int, max_tokens: int, projects: bool
-) -> None:
+    model, image_tokens, num_images, num_captions, max_tokens, projects
+):
     tokens = image_tokens[:num_images]
     decoder = _decoder(fast_copy(model), tokens, num_prompt=1, max_tokens=max_tokens, num_captions=num_captions)
     assert all(isinstance(context, KeyValues) is projects for context in decoder.contexts)
 
 
-def test_logits_are_an_array_on_the_cpu_alone(simple: CoCa) -> None:
+def test_logits_are_an_array_on_the_cpu_alone(simple):
     decoder = TorchEngine(simple, PREPROCESS).decoder(
         TorchEngine(simple, PREPROCESS).encode_images(PIXELS), num_prompt=1, max_tokens=2
     )

@@ -64,7 +64,7 @@ def _x(*shape: int) -> torch.Tensor:
         ),
     ],
 )
-def test_every_fast_layer_is_the_function_of_its_layer(layer: nn.Module, fast: type, inputs: tuple) -> None:
+def test_every_fast_layer_is_the_function_of_its_layer(layer, fast, inputs):
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
@@ -77,9 +77,7 @@ def test_every_fast_layer_is_the_function_of_its_layer(layer: nn.Module, fast: t
 @pytest.mark.parametrize("qk_norm", [None, RMSNorm(12)])
 @pytest.mark.parametrize("rotary", [None, Rotary(line_angles(9, 12))])
 @pytest.mark.parametrize("num_rows", [1, 3])
-def test_fused_self_attention_is_that_of_its_layer(
-    qk_norm: nn.Module | None, rotary: Rotary | None, num_rows: int
-) -> None:
+def test_fused_self_attention_is_that_of_its_layer(qk_norm, rotary, num_rows):
     layer = SelfAttention(24, 2, rotary=rotary, qk_norm=qk_norm)
     fused = fast_copy(nn.Sequential(layer))[0]
     assert type(fused) is FastSelfAttention
@@ -94,7 +92,7 @@ def test_fused_self_attention_is_that_of_its_layer(
         assert torch.equal(x, _x(num_rows, 9, 24))
 
 
-def test_a_cache_takes_keys_and_values_joined_or_not() -> None:
+def test_a_cache_takes_keys_and_values_joined_or_not():
     joined, apart, new = KeyValueCache(8), KeyValueCache(8), _x(2, 1, 2, 3, 5)
     for rows in (new, new.repeat_interleave(3, dim=0)):  # one of each line, then three side by side
         found = joined.write(rows)
@@ -104,7 +102,7 @@ def test_a_cache_takes_keys_and_values_joined_or_not() -> None:
     assert joined.filled == apart.filled == 4
 
 
-def test_each_layout_is_made_when_it_is_needed() -> None:
+def test_each_layout_is_made_when_it_is_needed():
     layer = fast_copy(nn.Sequential(nn.Linear(24, 40)))[0]
     with torch.inference_mode():
         layer(_x(1, 24))
@@ -113,7 +111,7 @@ def test_each_layout_is_made_when_it_is_needed() -> None:
     assert "blocked_weight" in vars(layer)
 
 
-def test_few_queries_leave_the_context_unprojected() -> None:
+def test_few_queries_leave_the_context_unprojected():
     layer = CrossAttention(24, 32, 2)
     projected = []
     fast_layer = fast_copy(nn.Sequential(layer))[0]
@@ -126,9 +124,7 @@ def test_few_queries_leave_the_context_unprojected() -> None:
     assert projected
 
 
-def test_a_copy_with_a_convolutional_stem_has_the_embeddings_of_its_model(
-    tiny_config: Callable[..., CoCaConfig],
-) -> None:
+def test_a_copy_with_a_convolutional_stem_has_the_embeddings_of_its_model(tiny_config):
     model, images = build(tiny_config("grr_coca+stem"), seed=2).eval(), _x(3, 3, 16, 16)
     copied = fast_copy(model)
     assert type(copied.image_encoder.stem.stages[0].norm) is FastRMSNorm
@@ -137,7 +133,7 @@ def test_a_copy_with_a_convolutional_stem_has_the_embeddings_of_its_model(
         torch.testing.assert_close(copied.encode_image(images).embedding, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_copy_is_the_function_of_its_model(model: CoCa) -> None:
+def test_a_copy_is_the_function_of_its_model(model):
     ids, images = torch.tensor([[1, 2, 3]]), _x(1, 3, 16, 16)
     with torch.inference_mode():
         tokens = model.encode_image(images).tokens
@@ -149,7 +145,7 @@ def test_a_copy_is_the_function_of_its_model(model: CoCa) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_copy_belongs_to_whoever_makes_it_and_is_good_for_the_weights_of_its_time(model: CoCa) -> None:
+def test_a_copy_belongs_to_whoever_makes_it_and_is_good_for_the_weights_of_its_time(model):
     before, again = fast_copy(model), fast_copy(model)
     assert before is not again
     tokens, ids = model.encode_image(_x(1, 3, 16, 16)).tokens, torch.tensor([[1, 2, 3]])
@@ -164,18 +160,18 @@ def test_a_copy_belongs_to_whoever_makes_it_and_is_good_for_the_weights_of_its_t
         assert not torch.allclose(next_token_logits(before, ids, tokens), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_all_of_a_copy_is_in_evaluation_mode_and_the_model_stays_in_its_own(model: CoCa) -> None:
+def test_all_of_a_copy_is_in_evaluation_mode_and_the_model_stays_in_its_own(model):
     copied = fast_copy(model.train())
     assert not any(module.training for module in copied.modules())
     assert all(module.training for module in model.modules())
 
 
-def test_a_copy_of_a_copy_is_the_copy(model: CoCa) -> None:
+def test_a_copy_of_a_copy_is_the_copy(model):
     copied = fast_copy(model)
     assert fast_copy(copied) is copied
 
 
-def test_the_model_is_left_as_it_was_and_nothing_holds_it(model: CoCa) -> None:
+def test_the_model_is_left_as_it_was_and_nothing_holds_it(model):
     names = [name for name, _ in model.named_modules()]
     before = copy.deepcopy(model.state_dict())
     fast_copy(model)
@@ -189,7 +185,7 @@ def test_the_model_is_left_as_it_was_and_nothing_holds_it(model: CoCa) -> None:
     assert reference() is None
 
 
-def test_what_is_watched_replaced_or_not_fp32_stays_as_it_is(model: CoCa) -> None:
+def test_what_is_watched_replaced_or_not_fp32_stays_as_it_is(model):
     assert fast_copy(nn.Sequential(nn.Linear(4, 4)).double())[0].weight.dtype == torch.float64
     watched = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     watched[0].register_forward_hook(lambda *_: None)
@@ -205,7 +201,7 @@ def test_what_is_watched_replaced_or_not_fp32_stays_as_it_is(model: CoCa) -> Non
         assert fast_copy(model) is model
 
 
-def test_a_copy_can_be_copied_and_pickled_after_its_use(model: CoCa) -> None:
+def test_a_copy_can_be_copied_and_pickled_after_its_use(model):
     images = _x(2, 3, 16, 16)
     fast = fast_copy(model)
     expected = fast.encode_image(images).embedding
@@ -214,7 +210,7 @@ def test_a_copy_can_be_copied_and_pickled_after_its_use(model: CoCa) -> None:
         assert torch.equal(again.encode_image(images).embedding, expected)
 
 
-def test_a_compiled_model_is_copied_as_it_was_and_stays_as_it_is(model: CoCa) -> None:
+def test_a_compiled_model_is_copied_as_it_was_and_stays_as_it_is(model):
     images, names = _x(2, 3, 16, 16), set(model.state_dict())
     expected = fast_copy(model).encode_image(images).embedding
     compiled = torch.compile(model, backend="eager")

@@ -104,21 +104,21 @@ def all_options() -> Iterator[dict]:
 
 
 @pytest.mark.parametrize("options", all_options(), ids=lambda options: "-".join(map(str, options.values())))
-def test_beam_search_is_the_plain_one_for_each_image(options: dict) -> None:
+def test_beam_search_is_the_plain_one_for_each_image(options):
     images = list(range(12))
     for image, found in zip(images, search(images, 7, **options), strict=True):
         assert_same(found, reference(image, 7, GenerationOptions(**options)))
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.5])
-def test_stopping_early_changes_nothing(length_penalty: float) -> None:
+def test_stopping_early_changes_nothing(length_penalty):
     options = GenerationOptions(num_beams=3, length_penalty=length_penalty)
     for image in range(12):
         (found,) = search([image], 9, num_beams=3, length_penalty=length_penalty)
         assert_same(found, reference(image, 9, options, stop=False))
 
 
-def test_a_caption_that_several_groups_find_is_repeated_only_if_there_are_too_few() -> None:
+def test_a_caption_that_several_groups_find_is_repeated_only_if_there_are_too_few():
     images, options = [0, 1, 2], {"num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 0.1}
     for every, two in zip(search(images, 7, **options), search(images, 7, **options, num_captions=2), strict=True):
         unlike = list(dict.fromkeys(ids for ids, _ in every))
@@ -126,7 +126,7 @@ def test_a_caption_that_several_groups_find_is_repeated_only_if_there_are_too_fe
         assert [ids for ids, _ in two] == unlike[:2]
 
 
-def test_with_beams_for_all_captions_the_best_of_all_is_found() -> None:
+def test_with_beams_for_all_captions_the_best_of_all_is_found():
     words = [token for token in range(VOCAB) if token != EOS]
     for image in range(5):
         scores = {}
@@ -145,7 +145,7 @@ def test_with_beams_for_all_captions_the_best_of_all_is_found() -> None:
         assert [ids for ids, _ in found] == best
 
 
-def test_images_stop_when_nothing_can_improve_and_the_others_go_on() -> None:
+def test_images_stop_when_nothing_can_improve_and_the_others_go_on():
     images = list(range(12))
     decoder = TableDecoder(images)
     options = GenerationOptions(num_beams=2, length_penalty=0.0)
@@ -154,7 +154,7 @@ def test_images_stop_when_nothing_can_improve_and_the_others_go_on() -> None:
     assert len(decoder.images) < 12 * 2
 
 
-def test_beams_keep_the_log_probabilities_of_the_model_whatever_the_rules() -> None:
+def test_beams_keep_the_log_probabilities_of_the_model_whatever_the_rules():
     options = GenerationOptions(num_beams=3, num_captions=3, repetition_penalty=1.5, min_length=4)
     found = BeamSearch(TableDecoder([4]), prompts([4]), options, 6, EOS).run()
     for ids, log_probs, _ in found[0]:
@@ -163,7 +163,7 @@ def test_beams_keep_the_log_probabilities_of_the_model_whatever_the_rules() -> N
         assert EOS not in ids[:4]
 
 
-def test_nan_of_one_image_is_not_taken_for_rules_that_leave_nothing() -> None:
+def test_nan_of_one_image_is_not_taken_for_rules_that_leave_nothing():
     class Diverged(TableDecoder):
         def step(self, token_ids: np.ndarray) -> ArrayLogits:
             values, ids = super().step(token_ids).largest(VOCAB)
@@ -176,6 +176,6 @@ def test_nan_of_one_image_is_not_taken_for_rules_that_leave_nothing() -> None:
         BeamSearch(Diverged([0, 1, 2]), prompts([0, 1, 2]), options, 6, EOS).run()
 
 
-def test_rules_that_leave_nothing_are_named() -> None:
+def test_rules_that_leave_nothing_are_named():
     with pytest.raises(UserError, match="no_repeat_ngram"):
         search([0], 9, vocab=3, num_beams=2, no_repeat_ngram=1, min_length=9)

@@ -75,9 +75,7 @@ def _ids(generated: GeneratedCaptions) -> list[list[tuple[int, ...]]]:
     return [[caption.token_ids for caption in captions] for captions in generated.captions]
 
 
-def test_greedy_is_the_loop_that_anybody_would_write(
-    engine: TorchEngine, model: CoCa, tokenizer: Tokenizer, images: np.ndarray
-) -> None:
+def test_greedy_is_the_loop_that_anybody_would_write(engine, model, tokenizer, images):
     for image, (ids,) in zip(images[:2], _ids(generate(engine, tokenizer, images[:2])), strict=True):
         tokens = model.encode_image(_as_input(image[None])).tokens
         row = [tokenizer.bos_id]
@@ -87,9 +85,7 @@ def test_greedy_is_the_loop_that_anybody_would_write(
 
 
 @ways
-def test_log_probs_are_those_of_the_model_reading_the_caption(
-    engine: TorchEngine, model: CoCa, tokenizer: Tokenizer, images: np.ndarray, way: dict
-) -> None:
+def test_log_probs_are_those_of_the_model_reading_the_caption(engine, model, tokenizer, images, way):
     prompt = "a photo"
     before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     encoded = model.encode_image(_as_input(images[:2]))
@@ -103,21 +99,19 @@ def test_log_probs_are_those_of_the_model_reading_the_caption(
             torch.testing.assert_close(torch.tensor(caption.log_probs), expected, rtol=0, atol=1e-4)
 
 
-def test_a_prompt_that_utf8_cannot_hold_is_told(engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray) -> None:
+def test_a_prompt_that_utf8_cannot_hold_is_told(engine, tokenizer, images):
     with pytest.raises(UserError, match="the prompt is not UTF-8 text"):
         generate(engine, tokenizer, images, prompt="caf\udce9")
 
 
-def test_a_key_that_is_no_utf8_has_draws_of_its_own() -> None:
+def test_a_key_that_is_no_utf8_has_draws_of_its_own():
     """Keys are names of files."""
     draws = uniform_draws(0, ["caf\udce9.png", "caf\udce8.png", "caf.png"], 1, 2)
     assert len({tuple(row) for row in draws.tolist()}) == 3
 
 
 @ways
-def test_a_batch_gives_what_single_calls_give(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, way: dict
-) -> None:
+def test_a_batch_gives_what_single_calls_give(engine, tokenizer, images, way):
     options = GenerationOptions(max_length=12, **way)
     together = _ids(generate(engine, tokenizer, images, options))
     alone = [generate(engine, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(3)]
@@ -127,9 +121,7 @@ def test_a_batch_gives_what_single_calls_give(
 
 
 @ways
-def test_captions_are_as_many_and_as_ordered_as_promised(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, way: dict
-) -> None:
+def test_captions_are_as_many_and_as_ordered_as_promised(engine, tokenizer, images, way):
     generated = generate(engine, tokenizer, images, GenerationOptions(**way))
     assert len(generated.captions) == NUM_IMAGES
     for captions in generated.captions:
@@ -141,7 +133,7 @@ def test_captions_are_as_many_and_as_ordered_as_promised(
             assert len(caption.token_ids) <= CONTEXT - 3
 
 
-def test_draws_depend_on_the_seed_and_the_key(engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray) -> None:
+def test_draws_depend_on_the_seed_and_the_key(engine, tokenizer, images):
     same = images[:1].repeat(3, axis=0)
 
     def ids(seed: int, keys: list[str]) -> list[list[tuple[int, ...]]]:
@@ -155,9 +147,7 @@ def test_draws_depend_on_the_seed_and_the_key(engine: TorchEngine, tokenizer: To
     assert first != ids(1, ["a", "b", "c"])
 
 
-def test_several_draws_of_an_image_differ_and_the_first_is_the_single_one(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray
-) -> None:
+def test_several_draws_of_an_image_differ_and_the_first_is_the_single_one(engine, tokenizer, images):
     many = generate(engine, tokenizer, images[:2], GenerationOptions(temperature=1.0, num_captions=4))
     single = generate(engine, tokenizer, images[:2], GenerationOptions(temperature=1.0))
     for captions, (one,) in zip(_ids(many), _ids(single), strict=True):
@@ -166,9 +156,7 @@ def test_several_draws_of_an_image_differ_and_the_first_is_the_single_one(
 
 
 @pytest.mark.parametrize("min_length", [0, 6])
-def test_lengths_count_new_tokens_and_not_the_prompt(
-    engine: TorchEngine, tokenizer: Tokenizer, min_length: int
-) -> None:
+def test_lengths_count_new_tokens_and_not_the_prompt(engine, tokenizer, min_length):
     prompt = "a photo of a"
     images = random_images(16)
     for way in ({}, {"temperature": 1.0}, {"num_beams": 3}):
@@ -184,9 +172,7 @@ def test_lengths_count_new_tokens_and_not_the_prompt(
             assert min(lengths) <= 6
 
 
-def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray
-) -> None:
+def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(engine, tokenizer, images):
     options = GenerationOptions(max_length=6)
     for (caption,) in generate(engine, tokenizer, images, options, "a photo of").captions:
         assert caption.text.startswith("a photo of")
@@ -197,17 +183,13 @@ def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(
 
 
 @pytest.mark.parametrize("prompt", ["a photo of ", " a photo of", "a  photo\tof\n"])
-def test_spaces_around_the_words_of_a_prompt_change_nothing(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, prompt: str
-) -> None:
+def test_spaces_around_the_words_of_a_prompt_change_nothing(engine, tokenizer, images, prompt):
     options = GenerationOptions(max_length=6)
     expected = generate(engine, tokenizer, images, options, prompt="a photo of").captions
     assert generate(engine, tokenizer, images, options, prompt=prompt).captions == expected
 
 
-def test_one_pass_gives_captions_and_embeddings(
-    engine: TorchEngine, model: CoCa, tokenizer: Tokenizer, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_pass_gives_captions_and_embeddings(engine, model, tokenizer, images, monkeypatch):
     encoded = model.encode_image(_as_input(images))
     original, passes = CoCa.encode_image, []
     monkeypatch.setattr(CoCa, "encode_image", lambda *args: passes.append(1) or original(*args))
@@ -216,7 +198,7 @@ def test_one_pass_gives_captions_and_embeddings(
     assert np.abs(generated.image_embedding - encoded.embedding.detach().numpy()).max() <= 1e-5
 
 
-def test_images_take_the_precision_of_the_model(model: CoCa, tokenizer: Tokenizer, images: np.ndarray) -> None:
+def test_images_take_the_precision_of_the_model(model, tokenizer, images):
     rounded = TorchEngine(copy.deepcopy(model).bfloat16(), PREPROCESS)
     whole = TorchEngine(copy.deepcopy(model).double(), PREPROCESS)
     assert rounded.encode_images(images).embedding.dtype == whole.encode_images(images).embedding.dtype == np.float32
@@ -224,7 +206,7 @@ def test_images_take_the_precision_of_the_model(model: CoCa, tokenizer: Tokenize
         assert len(generate(engine, tokenizer, images, GenerationOptions(max_length=3)).captions) == NUM_IMAGES
 
 
-def test_no_image_no_caption(engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray) -> None:
+def test_no_image_no_caption(engine, tokenizer, images):
     with pytest.raises(UserError, match="no image"):
         generate(engine, tokenizer, images[:0])
 
@@ -239,22 +221,12 @@ def test_no_image_no_caption(engine: TorchEngine, tokenizer: Tokenizer, images: 
         ({"no_repeat_ngram": 1, "min_length": 37}, "", [0] * 3, "3 keys for 6 images"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    engine: TorchEngine,
-    tokenizer: Tokenizer,
-    images: np.ndarray,
-    options: dict,
-    prompt: str,
-    keys: list | None,
-    message: str,
-) -> None:
+def test_what_does_not_fit_is_named(engine, tokenizer, images, options, prompt, keys, message):
     with pytest.raises(UserError, match=message):
         generate(engine, tokenizer, images, GenerationOptions(**options), prompt, keys)
 
 
-def test_the_longest_prompt_leaves_room_for_one_token(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray
-) -> None:
+def test_the_longest_prompt_leaves_room_for_one_token(engine, tokenizer, images):
     prompt = "x" * (CONTEXT - 4 - (len(tokenizer.encode("x")) - 1))
     assert len(tokenizer.encode(prompt)) == CONTEXT - 4
     for options in (GenerationOptions(), GenerationOptions(num_beams=2)):
@@ -266,9 +238,7 @@ def test_the_longest_prompt_leaves_room_for_one_token(
 
 
 @pytest.mark.parametrize("way", ["greedy", "sampling", "rules"])
-def test_the_pieces_of_a_stream_are_the_caption(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, way: str
-) -> None:
+def test_the_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
     arguments = (engine, tokenizer, images, GenerationOptions(**WAYS[way]), "a photo")
     expected = generate(*arguments)
     stream, pieces = stream_captions(*arguments), []
@@ -286,9 +256,7 @@ def test_the_pieces_of_a_stream_are_the_caption(
     assert sum(bool(piece) for parts in pieces for piece in parts) > 3 * NUM_IMAGES, "not all words at the end"
 
 
-def test_a_stream_gives_its_first_words_before_the_last_step(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_gives_its_first_words_before_the_last_step(engine, tokenizer, images, monkeypatch):
     original, steps = TorchDecoder.step, []
     monkeypatch.setattr(TorchDecoder, "step", lambda *args: steps.append(1) or original(*args))
     stream = stream_captions(engine, tokenizer, images)
@@ -299,7 +267,7 @@ def test_a_stream_gives_its_first_words_before_the_last_step(
     stream.close()
 
 
-def test_a_character_of_several_tokens_comes_whole(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_of_several_tokens_comes_whole(engine, monkeypatch):
     tokenizer = train_bpe(["a photo"] * 3, 270)
     said = [*tokenizer.encode("é€"), *tokenizer.encode(" 🐈 x"), tokenizer.eos_id]
     assert len(said) > 9
@@ -309,7 +277,7 @@ def test_a_character_of_several_tokens_comes_whole(engine: TorchEngine, monkeypa
     assert "�" not in "".join(pieces)
 
 
-def test_bytes_that_are_no_character_come_at_the_end(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_no_character_come_at_the_end(engine, monkeypatch):
     tokenizer = train_bpe(["a photo"] * 3, 270)
     euro = tokenizer.encode("€")
     says(monkeypatch, [*tokenizer.encode("a"), *euro[:-1], tokenizer.eos_id])
@@ -332,8 +300,6 @@ def says(monkeypatch: pytest.MonkeyPatch, token_ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("way", ["draws", "beams"])
-def test_what_is_ranked_at_the_end_cannot_be_streamed(
-    engine: TorchEngine, tokenizer: Tokenizer, images: np.ndarray, way: str
-) -> None:
+def test_what_is_ranked_at_the_end_cannot_be_streamed(engine, tokenizer, images, way):
     with pytest.raises(UserError, match="stream one caption without beams"):
         next(stream_captions(engine, tokenizer, images, GenerationOptions(**WAYS[way])))

@@ -43,7 +43,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG)
-def test_wrong_options_are_named_in_one_line(options: dict, message: str) -> None:
+def test_wrong_options_are_named_in_one_line(options, message):
     with pytest.raises(UserError) as raised:
         GenerationOptions(**options)
     assert re.search(message, str(raised.value))
@@ -59,5 +59,5 @@ def test_wrong_options_are_named_in_one_line(options: dict, message: str) -> Non
         {"min_length": 3, "max_length": 3, "repetition_penalty": 1.2, "no_repeat_ngram": 2},
     ],
 )
-def test_good_options_are_taken(options: dict) -> None:
+def test_good_options_are_taken(options):
     assert asdict(GenerationOptions(**options)) == {**asdict(GenerationOptions()), **options}

@@ -24,12 +24,12 @@ def ruled(new_ids: np.ndarray, **options: object) -> np.ndarray:
     return allowed.of(np.arange(4)[None].repeat(rows, axis=0))
 
 
-def test_a_repeated_token_is_penalized_once_however_often_it_came() -> None:
+def test_a_repeated_token_is_penalized_once_however_often_it_came():
     penalized = ruled(_ids([1, 1, 3]), repetition_penalty=2.0)
     assert np.exp(penalized[0]) == pytest.approx([0.5, 0.25**2, 0.125, 0.125**2])
 
 
-def test_the_end_is_ruled_out_alone() -> None:
+def test_the_end_is_ruled_out_alone():
     (probs,) = np.exp(ruled(_ids([1]), min_length=2))
     assert probs == pytest.approx([0.0, 0.25, 0.125, 0.125])
 
@@ -45,24 +45,24 @@ def test_the_end_is_ruled_out_alone() -> None:
         ([3, 1], 1, {1, 3}),
     ],
 )
-def test_what_would_repeat_an_ngram_is_ruled_out(new_ids: list[int], n: int, ruled_out: set[int]) -> None:
+def test_what_would_repeat_an_ngram_is_ruled_out(new_ids, n, ruled_out):
     (log_probs,) = ruled(_ids(new_ids), no_repeat_ngram=n)
     assert set(np.flatnonzero(np.isneginf(log_probs)).tolist()) == ruled_out
 
 
 @given(rows=st.lists(st.lists(tokens, min_size=6, max_size=6), min_size=1, max_size=4), n=st.integers(1, 4))
-def test_no_ngram_would_come_twice(rows: list[list[int]], n: int) -> None:
+def test_no_ngram_would_come_twice(rows, n):
     for row, out in zip(rows, np.isneginf(ruled(_ids(*rows), no_repeat_ngram=n)).tolist(), strict=True):
         had = {tuple(row[i : i + n]) for i in range(len(row) - n + 1)}
         assert out == [(*row[len(row) - n + 1 :], token) in had for token in range(4)]
 
 
-def test_a_token_that_is_ruled_out_stays_so_whatever_its_penalty() -> None:
+def test_a_token_that_is_ruled_out_stays_so_whatever_its_penalty():
     (log_probs,) = ruled(_ids([1, 2, 1]), repetition_penalty=2.0, no_repeat_ngram=2, min_length=9)
     assert np.exp(log_probs) == pytest.approx([0.0, 0.25**2, 0.0, 0.125])
 
 
-def test_rules_change_nothing_that_they_are_given() -> None:
+def test_rules_change_nothing_that_they_are_given():
     array, ids = LOG_PROBS.copy(), _ids([1, 1])
     logits = ArrayLogits(array)
     changed = apply_rules(logits, ids, GenerationOptions(min_length=4, repetition_penalty=1.5, no_repeat_ngram=1), 0)
@@ -74,5 +74,5 @@ def test_rules_change_nothing_that_they_are_given() -> None:
 
 
 @pytest.mark.parametrize(("num_new", "ruled_out"), [(0, True), (2, True), (3, False)])
-def test_min_length_counts_new_tokens(num_new: int, ruled_out: bool) -> None:
+def test_min_length_counts_new_tokens(num_new, ruled_out):
     assert bool(np.isneginf(ruled(_ids([1] * num_new), min_length=3)[0, 0])) is ruled_out

@@ -43,7 +43,7 @@ def _chi_square(frequencies: np.ndarray, probs: np.ndarray) -> float:
         ({"top_p": 0.84, "min_p": 0.6}, [1, 3]),
     ],
 )
-def test_draws_follow_what_the_filters_leave(options: dict, kept: list[int]) -> None:
+def test_draws_follow_what_the_filters_leave(options, kept):
     expected = np.zeros(5)
     expected[kept] = PROBS[kept] / PROBS[kept].sum()
     statistic = _chi_square(_frequencies(GenerationOptions(temperature=1.0, **options)), expected)
@@ -51,14 +51,14 @@ def test_draws_follow_what_the_filters_leave(options: dict, kept: list[int]) -> 
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_temperature_divides_the_logits(temperature: float) -> None:
+def test_temperature_divides_the_logits(temperature):
     expected = PROBS ** (1 / temperature)
     statistic = _chi_square(_frequencies(GenerationOptions(temperature=temperature)), expected / expected.sum())
     assert statistic < 18.5
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_a_nucleus_is_that_of_the_distribution_at_its_temperature(temperature: float) -> None:
+def test_a_nucleus_is_that_of_the_distribution_at_its_temperature(temperature):
     expected = PROBS ** (1 / temperature)
     expected /= expected.sum()
     options = GenerationOptions(temperature=temperature, top_p=float(np.sort(expected)[-2:].sum()) - 1e-3)
@@ -67,7 +67,7 @@ def test_a_nucleus_is_that_of_the_distribution_at_its_temperature(temperature: f
 
 
 @pytest.mark.parametrize(("options", "size"), [({"top_p": 0.6}, 338), ({"min_p": 0.3}, 529), ({"top_p": 0.999}, 1490)])
-def test_what_the_filters_leave_is_found_whole_beside_a_row_that_keeps_one_token(options: dict, size: int) -> None:
+def test_what_the_filters_leave_is_found_whole_beside_a_row_that_keeps_one_token(options, size):
     """More tokens than are searched at first. What a caption draws does not depend on its batch."""
     wide, peaked = np.random.default_rng(0).random(2000) ** 4, np.full(2000, 1e-9)
     wide /= wide.sum()
@@ -83,7 +83,7 @@ def test_what_the_filters_leave_is_found_whole_beside_a_row_that_keeps_one_token
     assert drawn.tolist() == [*kept.tolist(), 7]
 
 
-def test_chance_depends_on_seed_key_and_draw_and_on_nothing_else() -> None:
+def test_chance_depends_on_seed_key_and_draw_and_on_nothing_else():
     both = uniform_draws(7, ["a", "b"], 2, 9)
     assert both.dtype == np.float64
     assert ((both >= 0) & (both < 1)).all()
@@ -92,7 +92,7 @@ def test_chance_depends_on_seed_key_and_draw_and_on_nothing_else() -> None:
     assert len({tuple(row) for row in [*both.tolist(), *uniform_draws(8, ["a", "b"], 2, 9).tolist()]}) == 8
 
 
-def test_random_numbers_are_those_of_every_release() -> None:
+def test_random_numbers_are_those_of_every_release():
     """The captions of a seed must not change with a version of NumPy."""
     (row,) = uniform_draws(3, ["cat.png"], 1, 3)
     assert row.tolist() == [0.48607116755216384, 0.3249542054388267, 0.5330418464889937]
@@ -108,7 +108,7 @@ class _Repeats:
 
 
 @pytest.mark.parametrize("way", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9, "min_p": 0.5}])
-def test_rules_that_leave_nothing_are_named(way: dict) -> None:
+def test_rules_that_leave_nothing_are_named(way):
     options = GenerationOptions(min_length=9, no_repeat_ngram=1, **way)
     uniforms = uniform_draws(0, ["x"], 1, 9) if way else None
     with pytest.raises(UserError, match="no_repeat_ngram"):

@@ -24,7 +24,7 @@ def _packed(attn: SelfAttention, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("num_heads", [1, 4])
-def test_self_attention_equals_torchs(causal: bool, num_heads: int, bias: bool) -> None:
+def test_self_attention_equals_torchs(causal, num_heads, bias):
     attn = SelfAttention(32, num_heads, rotary=None, bias=bias).double()
     reference = nn.MultiheadAttention(32, num_heads, bias=bias, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_self_attention_equals_torchs(causal: bool, num_heads: int, bias: bool) 
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_cross_attention_to_a_context_of_another_width_equals_torchs(bias: bool) -> None:
+def test_cross_attention_to_a_context_of_another_width_equals_torchs(bias):
     attn = CrossAttention(32, 20, num_heads=4, bias=bias).double()
     reference = nn.MultiheadAttention(32, 4, bias=bias, kdim=20, vdim=20, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
@@ -57,12 +57,12 @@ def test_cross_attention_to_a_context_of_another_width_equals_torchs(bias: bool)
     torch.testing.assert_close(attn(x, context), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_order_of_the_context_does_not_matter() -> None:
+def test_the_order_of_the_context_does_not_matter():
     attn, x, context = CrossAttention(32, 20, 4).double(), _random(2, 7, 32), _random(2, 11, 20, seed=1)
     torch.testing.assert_close(attn(x, context.flip(1)), attn(x, context))
 
 
-def test_without_positions_self_attention_is_blind_to_order_and_with_them_it_is_not() -> None:
+def test_without_positions_self_attention_is_blind_to_order_and_with_them_it_is_not():
     x = _random(1, 6, 32).float()
     blind = SelfAttention(32, 4, rotary=None)
     torch.testing.assert_close(blind(x.flip(1), PLAIN), blind(x, PLAIN).flip(1))
@@ -80,7 +80,7 @@ def _normalizing(scale: Tensor, rotary: Rotary | None = None) -> SelfAttention:
     return attn
 
 
-def test_queries_and_keys_are_normalized_per_head_and_scaled_before_they_are_turned() -> None:
+def test_queries_and_keys_are_normalized_per_head_and_scaled_before_they_are_turned():
     rotary, x = Rotary(line_angles(7, 8)), _random(2, 7, 32)
     attn = _normalizing(_random(8, seed=2), rotary)
     q, k, v = (attn.qkv_proj(x)[..., 32 * i : 32 * (i + 1)].reshape(2, 7, 4, 8) for i in range(3))
@@ -93,7 +93,7 @@ def test_queries_and_keys_are_normalized_per_head_and_scaled_before_they_are_tur
     torch.testing.assert_close(_packed(attn, x), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_normalized_attention_does_not_sharpen_as_its_weights_grow() -> None:
+def test_normalized_attention_does_not_sharpen_as_its_weights_grow():
     x = _random(2, 7, 32)
     for attn, is_normalized in (
         (_normalizing(torch.ones(8)), True),
@@ -105,22 +105,22 @@ def test_normalized_attention_does_not_sharpen_as_its_weights_grow() -> None:
         assert torch.allclose(attn(x, PLAIN), before, rtol=0, atol=1e-4) is is_normalized
 
 
-def test_without_the_norm_there_is_no_parameter_of_it() -> None:
+def test_without_the_norm_there_is_no_parameter_of_it():
     assert sorted(SelfAttention(32, 4, None).state_dict()) == ["out_proj.weight", "qkv_proj.weight"]
 
 
-def test_rows_in_a_row_share_a_context_as_if_each_had_its_own() -> None:
+def test_rows_in_a_row_share_a_context_as_if_each_had_its_own():
     attn, x, context = CrossAttention(32, 20, 4).double(), _random(6, 3, 32), _random(2, 11, 20, seed=1)
     torch.testing.assert_close(attn(x, context), attn(x, context.repeat_interleave(3, dim=0)))
 
 
-def test_a_context_may_be_projected_beforehand() -> None:
+def test_a_context_may_be_projected_beforehand():
     attn, x, context = CrossAttention(32, 20, 4).double(), _random(2, 3, 32), _random(2, 11, 20, seed=1)
     assert torch.equal(attn(x, attn.project(context)), attn(x, context))
 
 
 @pytest.mark.parametrize("rotary", [None, Rotary(line_angles(9, 8))])
-def test_token_by_token_with_a_cache_is_causal_attention(rotary: Rotary | None) -> None:
+def test_token_by_token_with_a_cache_is_causal_attention(rotary):
     attn, x, cache = SelfAttention(32, 4, rotary), _random(2, 9, 32).float(), KeyValueCache(9)
     whole = _packed(attn, x)
     for t in range(9):

@@ -66,12 +66,12 @@ def _block(seed: int) -> Block:
     return Block(_norm(seed), SelfAttention(16, 2, None), _norm(seed + 2), MLP(16, 32)).double()
 
 
-def test_a_block_is_torchs_pre_norm_encoder_layer() -> None:
+def test_a_block_is_torchs_pre_norm_encoder_layer():
     block, x = _block(1), _x(2, 5, 16)
     torch.testing.assert_close(block(x, PLAIN), _encoder_layer(block)(x), rtol=1e-12, atol=1e-12)
 
 
-def test_a_cross_block_is_torchs_pre_norm_decoder_layer() -> None:
+def test_a_cross_block_is_torchs_pre_norm_decoder_layer():
     block = CrossBlock(
         attn_norm=_norm(1),
         attn=SelfAttention(16, 2, None),
@@ -87,7 +87,7 @@ def test_a_cross_block_is_torchs_pre_norm_decoder_layer() -> None:
     torch.testing.assert_close(block(x, context, PLAIN), reference(x, context), rtol=1e-12, atol=1e-12)
 
 
-def test_a_two_step_cross_block_is_torchs_encoder_layer_and_then_a_decoder_layer_without_self_attention() -> None:
+def test_a_two_step_cross_block_is_torchs_encoder_layer_and_then_a_decoder_layer_without_self_attention():
     block = TwoStepCrossBlock(
         block=_block(1),
         cross_attn_norm=_norm(5),

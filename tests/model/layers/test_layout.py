@@ -8,7 +8,7 @@ from grr_coca.model.layers.layout import ROUND_TO, pack_lengths
 
 
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6), room=st.integers(0, 3))
-def test_packing_drops_the_padding_and_puts_it_back(lengths: list[int], room: int) -> None:
+def test_packing_drops_the_padding_and_puts_it_back(lengths, room):
     longest = max(lengths) + room
     layout = pack_lengths(torch.tensor(lengths), longest)
     padded = torch.arange(len(lengths) * longest * 2.0).reshape(len(lengths), longest, 1, 2)
@@ -28,7 +28,7 @@ def test_packing_drops_the_padding_and_puts_it_back(lengths: list[int], room: in
     assert torch.equal(layout.unpad(apart), packed)
 
 
-def test_padding_has_no_part_in_gradients() -> None:
+def test_padding_has_no_part_in_gradients():
     layout = pack_lengths(torch.tensor([1, 3]), 3)
     packed = torch.randn(1, ROUND_TO, 1, 2, requires_grad=True)
     layout.unpad(layout.pad(packed) * torch.tensor(2.0))[:, : layout.num_tokens].sum().backward()
@@ -36,7 +36,7 @@ def test_padding_has_no_part_in_gradients() -> None:
     assert torch.equal(packed.grad[:, 4:], torch.zeros(1, ROUND_TO - 4, 1, 2))
 
 
-def test_queries_keys_and_values_are_padded_alike() -> None:
+def test_queries_keys_and_values_are_padded_alike():
     layout = pack_lengths(torch.tensor([1, 3]), 3)
     q, k, v = (torch.randn(1, ROUND_TO, 2, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
     queries, key_values, mask = layout.attention_inputs(torch.stack([q, k], dim=2), v)

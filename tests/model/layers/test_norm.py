@@ -12,25 +12,25 @@ def _with_weights(dim: int) -> RMSNorm:
 
 
 @pytest.mark.parametrize("shape", [(16,), (3, 16), (2, 3, 16)])
-def test_equals_torchs_rms_norm(shape: tuple[int, ...]) -> None:
+def test_equals_torchs_rms_norm(shape):
     norm, reference = _with_weights(16), nn.RMSNorm(16, eps=1e-6)
     reference.load_state_dict(norm.state_dict())
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(norm(x), reference(x))
 
 
-def test_equals_the_formula() -> None:
+def test_equals_the_formula():
     norm, x = _with_weights(8), torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     rms = (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x).double(), x.double() / rms * norm.weight.double(), rtol=1e-6, atol=1e-6)
 
 
-def test_a_vector_of_zeros_stays_zero() -> None:
+def test_a_vector_of_zeros_stays_zero():
     assert torch.equal(RMSNorm(8)(torch.zeros(2, 8)), torch.zeros(2, 8))
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 300.0])
-def test_bf16_input_is_reduced_in_fp32(scale: float) -> None:
+def test_bf16_input_is_reduced_in_fp32(scale):
     norm = _with_weights(1024).to(torch.bfloat16)
     x = (scale * torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
     rms = (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()

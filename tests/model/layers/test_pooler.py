@@ -14,7 +14,7 @@ def _pooler(num_queries: int) -> AttentionalPooler:
 
 
 @pytest.mark.parametrize("num_queries", [1, 6])
-def test_pooler_equals_torchs_attention_with_learned_queries(num_queries: int) -> None:
+def test_pooler_equals_torchs_attention_with_learned_queries(num_queries):
     pooler = _pooler(num_queries)
     reference = nn.MultiheadAttention(32, 4, bias=False, kdim=20, vdim=20, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
@@ -29,18 +29,18 @@ def test_pooler_equals_torchs_attention_with_learned_queries(num_queries: int) -
 
 
 @pytest.mark.parametrize("num_queries", [1, 2, 256])
-def test_as_many_tokens_as_queries_and_one_rank_for_all(num_queries: int) -> None:
+def test_as_many_tokens_as_queries_and_one_rank_for_all(num_queries):
     assert _pooler(num_queries)(torch.zeros(3, 9, 20, dtype=torch.float64)).shape == (3, num_queries, 32)
 
 
-def test_pooled_tokens_are_normalized() -> None:
+def test_pooled_tokens_are_normalized():
     pooler = AttentionalPooler(4, 32, CrossAttention(32, 20, 4), RMSNorm(32))
     nn.init.normal_(pooler.queries)
     pooled = pooler(torch.randn(3, 9, 20, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(pooled.square().mean(-1), torch.ones(3, 4), rtol=1e-3, atol=1e-3)
 
 
-def test_the_poolers_read_what_their_arrangement_says() -> None:
+def test_the_poolers_read_what_their_arrangement_says():
     def doubled(x: torch.Tensor) -> torch.Tensor:
         return 2 * x
 

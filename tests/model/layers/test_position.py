@@ -49,20 +49,20 @@ def _assert_turns(rotary: Rotary, expected_angles: list[list[float]]) -> None:
     torch.testing.assert_close(turned.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_line_turns_channel_pairs_by_position() -> None:
+def test_a_line_turns_channel_pairs_by_position():
     _assert_turns(Rotary(line_angles(50, HEAD_DIM)), [_line_angles_naively(t) for t in range(50)])
 
 
-def test_a_shorter_sequence_takes_the_first_positions() -> None:
+def test_a_shorter_sequence_takes_the_first_positions():
     _assert_turns(Rotary(line_angles(50, HEAD_DIM)), [_line_angles_naively(t) for t in range(7)])
 
 
-def test_a_grid_turns_the_first_half_by_row_and_the_second_by_column() -> None:
+def test_a_grid_turns_the_first_half_by_row_and_the_second_by_column():
     raster = [_grid_angles_naively(row, column) for row in range(4) for column in range(4)]
     _assert_turns(Rotary(grid_angles(4, HEAD_DIM)), raster)
 
 
-def test_the_first_position_is_not_turned() -> None:
+def test_the_first_position_is_not_turned():
     x = _random(1, 1, 2, 1, HEAD_DIM)
     assert torch.equal(Rotary(line_angles(3, HEAD_DIM))(x, slice(1)), x)
 
@@ -76,7 +76,7 @@ def _dot_products(rotary: Rotary, seed: int) -> Tensor:
 
 
 @given(seed=st.integers(0, 2**31), i=st.integers(0, 30), j=st.integers(0, 30), shift=st.integers(0, 20))
-def test_on_a_line_only_the_difference_of_positions_counts(seed: int, i: int, j: int, shift: int) -> None:
+def test_on_a_line_only_the_difference_of_positions_counts(seed, i, j, shift):
     dots = _dot_products(Rotary(line_angles(51, HEAD_DIM)), seed)
     torch.testing.assert_close(dots[i, j], dots[i + shift, j + shift], rtol=1e-4, atol=1e-4)
 
@@ -87,16 +87,14 @@ def test_on_a_line_only_the_difference_of_positions_counts(seed: int, i: int, j:
     key=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     shift=st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
-def test_on_a_grid_only_the_differences_of_row_and_column_count(
-    seed: int, query: tuple[int, int], key: tuple[int, int], shift: tuple[int, int]
-) -> None:
+def test_on_a_grid_only_the_differences_of_row_and_column_count(seed, query, key, shift):
     side = 7
     dots = _dot_products(Rotary(grid_angles(side, HEAD_DIM)), seed).reshape(side, side, side, side)
     (qr, qc), (kr, kc), (dr, dc) = query, key, shift
     torch.testing.assert_close(dots[qr, qc, kr, kc], dots[qr + dr, qc + dc, kr + dr, kc + dc], rtol=1e-4, atol=1e-4)
 
 
-def test_on_a_grid_rows_and_columns_are_told_apart() -> None:
+def test_on_a_grid_rows_and_columns_are_told_apart():
     dots = _dot_products(Rotary(grid_angles(3, HEAD_DIM)), seed=0)
     one_right, one_down = dots[0, 1], dots[0, 3]
     assert abs(one_right - one_down) > 0.01
@@ -104,7 +102,7 @@ def test_on_a_grid_rows_and_columns_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_change_of_type_does_not_touch_the_angles(dtype: torch.dtype) -> None:
+def test_a_change_of_type_does_not_touch_the_angles(dtype):
     attn = SelfAttention(16, 2, rotary=Rotary(line_angles(500, HEAD_DIM)))
     assert attn.rotary is not None
     before = attn.rotary.table.clone()
@@ -114,26 +112,26 @@ def test_a_change_of_type_does_not_touch_the_angles(dtype: torch.dtype) -> None:
     assert torch.equal(attn.rotary.table, before)
 
 
-def test_the_table_is_exact_far_from_the_start() -> None:
+def test_the_table_is_exact_far_from_the_start():
     angles = line_angles(500, HEAD_DIM)
     assert angles.dtype == torch.float64
     exact = torch.polar(torch.ones_like(angles), angles)
     torch.testing.assert_close(Rotary(angles).table.to(torch.complex128), exact, rtol=0, atol=1e-7)
 
 
-def test_bf16_vectors_are_turned_in_fp32_and_rounded_once() -> None:
+def test_bf16_vectors_are_turned_in_fp32_and_rounded_once():
     rotary = Rotary(line_angles(300, HEAD_DIM))
     x = _random(1, 300, 2, 1, HEAD_DIM).bfloat16()
     assert torch.equal(rotary(x, PLAIN.positions), rotary(x.float(), PLAIN.positions).bfloat16())
 
 
-def test_the_table_follows_the_model_to_its_device_and_is_no_weight() -> None:
+def test_the_table_follows_the_model_to_its_device_and_is_no_weight():
     rotary = Rotary(line_angles(5, HEAD_DIM))
     assert rotary.state_dict() == {}
     assert rotary.to("meta").table.device.type == "meta"
 
 
-def test_values_are_never_turned() -> None:
+def test_values_are_never_turned():
     plain = SelfAttention(16, 2, rotary=None)
     turning = SelfAttention(16, 2, rotary=Rotary(line_angles(9, HEAD_DIM)))
     with torch.no_grad():
@@ -143,7 +141,7 @@ def test_values_are_never_turned() -> None:
     torch.testing.assert_close(turning(x, PLAIN), plain(x, PLAIN))
 
 
-def test_given_positions_turn_like_their_places_in_the_line() -> None:
+def test_given_positions_turn_like_their_places_in_the_line():
     rotary = Rotary(line_angles(10, 8))
     x = torch.randn(2, 10, 2, 3, 8)
     whole = rotary(x, slice(10))
@@ -158,7 +156,7 @@ def test_given_positions_turn_like_their_places_in_the_line() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 4, 6])
-def test_adds_the_vector_of_each_position(length: int) -> None:
+def test_adds_the_vector_of_each_position(length):
     position = LearnedPosition(6, 8)
     nn.init.normal_(position.embedding)
     x = torch.randn(2, length, 8)
@@ -167,7 +165,7 @@ def test_adds_the_vector_of_each_position(length: int) -> None:
         assert torch.equal(y[:, t], x[:, t] + position.embedding[t])
 
 
-def test_adds_the_vectors_of_given_positions() -> None:
+def test_adds_the_vectors_of_given_positions():
     position = LearnedPosition(6, 8)
     nn.init.normal_(position.embedding)
     x = torch.randn(2, 2, 8)
@@ -175,6 +173,6 @@ def test_adds_the_vectors_of_given_positions() -> None:
     assert torch.equal(position(x, slice(3, 5)), x + position.embedding[[3, 4]])
 
 
-def test_without_positions_nothing_is_added() -> None:
+def test_without_positions_nothing_is_added():
     x = torch.randn(2, 3, 8)
     assert NoPosition()(x, torch.tensor([3, 4, 5])) is x

@@ -26,13 +26,13 @@ def _stem(patch_size: int, embed_dim: int, norm: Callable[[int], nn.Module] = RM
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (8, 16)])
-def test_patchify_and_a_linear_map_are_a_convolution(height: int, width: int) -> None:
+def test_patchify_and_a_linear_map_are_a_convolution(height, width):
     images, weight = _random((2, 3, height, width)), _random((10, 3, 4, 4), 1)
     convolved = F.conv2d(images, weight, stride=4).flatten(2).transpose(1, 2)
     torch.testing.assert_close(Patchify(4)(images) @ weight.flatten(1).T, convolved, rtol=1e-5, atol=1e-5)
 
 
-def test_patches_come_in_raster_order_and_keep_channel_row_column() -> None:
+def test_patches_come_in_raster_order_and_keep_channel_row_column():
     image = torch.arange(3 * 4 * 4).reshape(1, 3, 4, 4).float()
     patches = Patchify(2)(image)
     assert patches.shape == (1, 4, 12)
@@ -40,7 +40,7 @@ def test_patches_come_in_raster_order_and_keep_channel_row_column() -> None:
     assert patches[0, 2, :4].tolist() == [8, 9, 12, 13]  # lower left
 
 
-def test_a_convolution_is_the_sum_over_its_nine_places() -> None:
+def test_a_convolution_is_the_sum_over_its_nine_places():
     """Written out: output (r, c) reads rows 2r - 1 to 2r + 1 and columns 2c - 1 to 2c + 1; what lies outside is 0."""
     conv = Convolution(2, 5)
     nn.init.normal_(conv.weight, generator=torch.Generator().manual_seed(1))
@@ -62,7 +62,7 @@ def test_a_convolution_is_the_sum_over_its_nine_places() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("patch_size", "embed_dim"), [(2, 6), (4, 24), (8, 20), (16, 16)])
-def test_a_stem_is_its_formula(patch_size: int, embed_dim: int, norm: str) -> None:
+def test_a_stem_is_its_formula(patch_size, embed_dim, norm):
     """Each position by itself, in fp64, with convolutions from images that are unfolded."""
     stem = _stem(patch_size, embed_dim, NORMS[norm])
     images = _random((2, 3, 2 * patch_size, 2 * patch_size))
@@ -80,7 +80,7 @@ def test_a_stem_is_its_formula(patch_size: int, embed_dim: int, norm: str) -> No
     torch.testing.assert_close(features.double(), x.flatten(2).mT, rtol=1e-4, atol=1e-4)
 
 
-def test_channels_double_up_to_the_width_of_the_encoder() -> None:
+def test_channels_double_up_to_the_width_of_the_encoder():
     for embed_dim, channels in ((128, [16, 32, 64, 128]), (96, [12, 24, 48, 96]), (100, [12, 25, 50, 100])):
         stages = ConvStem(16, embed_dim, RMSNorm).stages
         assert [stage.conv.out_features for stage in stages] == channels
@@ -88,7 +88,7 @@ def test_channels_double_up_to_the_width_of_the_encoder() -> None:
     assert [stage.conv.out_features for stage in ConvStem(16, 4, RMSNorm).stages] == [1, 1, 2, 4]
 
 
-def test_features_come_in_raster_order_and_see_their_patch_and_nothing_below_or_to_the_right() -> None:
+def test_features_come_in_raster_order_and_see_their_patch_and_nothing_below_or_to_the_right():
     """Each stage reads one more row and column above and to the left than the patch has, and so 2^k - 1 pixels in all
     lie in patches before it."""
     stem, images = _stem(4, 8), _random((30, 3, 16, 16)).requires_grad_()
@@ -101,7 +101,7 @@ def test_features_come_in_raster_order_and_see_their_patch_and_nothing_below_or_
         assert (rows.max(), columns.max()) == (top + 3, left + 3)
 
 
-def test_an_image_has_the_same_features_alone_and_in_a_batch_in_training_too() -> None:
+def test_an_image_has_the_same_features_alone_and_in_a_batch_in_training_too():
     """BatchNorm has not."""
     stem, images = _stem(4, 8).train(), _random((5, 3, 8, 8))
     together = stem(images)

@@ -16,7 +16,6 @@ import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
-from grr_coca.model.config import CoCaConfig
 from grr_coca.model.open_clip_checkpoints.read import read_open_clip
 from grr_coca.model.open_clip_checkpoints.settings import Settings, make_model_cfg
 from grr_coca.model.open_clip_checkpoints.write import write_open_clip
@@ -42,9 +41,7 @@ def saved(state: object, path: Path, **options: object) -> Path:
 
 
 @pytest.mark.parametrize("form", ["bin", "old bin", "state_dict", "module.", "logit_scale of one", "fp16"])
-def test_every_form_gives_one_and_the_same_checkpoint(
-    theirs: SimpleNamespace, expected: dict[str, torch.Tensor], tmp_path: Path, form: str
-) -> None:
+def test_every_form_gives_one_and_the_same_checkpoint(theirs, expected, tmp_path, form):
     tensors, options = dict(theirs.tensors), {}
     if form == "fp16":
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
@@ -62,15 +59,13 @@ def test_every_form_gives_one_and_the_same_checkpoint(
     assert differing(weights(found), expected) == []
 
 
-def test_safetensors_come_before_what_is_pickled(write: Write) -> None:
+def test_safetensors_come_before_what_is_pickled(write):
     folder = write()
     (folder / "open_clip_pytorch_model.bin").write_bytes(b"not read")
     assert read_open_clip(folder).preset == "open_clip_coca"
 
 
-def test_preprocessing_and_cleaning_are_carried_by_the_checkpoint(
-    theirs: SimpleNamespace, write: Write, tmp_path: Path
-) -> None:
+def test_preprocessing_and_cleaning_are_carried_by_the_checkpoint(theirs, write, tmp_path):
     settings = {**theirs.settings, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": 0.5, "size": 64}}
     save_checkpoint(read_open_clip(write(settings=settings)), tmp_path / "ours")
     again = from_pretrained(tmp_path / "ours")
@@ -81,14 +76,14 @@ def test_preprocessing_and_cleaning_are_carried_by_the_checkpoint(
     assert read_open_clip(write("usual")).preprocess.mean[0] == 0.48145466
 
 
-def test_in_python_it_is_read_in_memory(write: Write) -> None:
+def test_in_python_it_is_read_in_memory(write):
     model = grr_coca.load(f"open_clip:{write()}", "cpu")
     assert model.embed_texts(["a cat", "caf\u00c3\u00a9"]).shape == (2, 16)
     with pytest.raises(UserError, match="open_clip:nowhere: first convert it: grr-coca import open_clip"):
         grr_coca.infer.load("open_clip:nowhere")
 
 
-def test_what_was_tuned_on_coco_warns_before_it_embeds(write: Write) -> None:
+def test_what_was_tuned_on_coco_warns_before_it_embeds(write):
     name = "mscoco_finetuned_CoCa-ViT-B-32-laion2B-s13B-b90k"
     with warnings_of("grr_coca.infer.image_text_model") as said:
         model = grr_coca.load(f"open_clip:{write(name)}", "cpu")
@@ -110,15 +105,13 @@ def test_what_was_tuned_on_coco_warns_before_it_embeds(write: Write) -> None:
         ("models--laion--CoCa-ViT-B-32/snapshots/0a1b", False),
     ],
 )
-def test_only_the_name_of_the_model_itself_says_that_it_was_tuned(
-    theirs: SimpleNamespace, tmp_path: Path, folder: str, is_tuned: bool
-) -> None:
+def test_only_the_name_of_the_model_itself_says_that_it_was_tuned(theirs, tmp_path, folder, is_tuned):
     (tmp_path / folder).parent.mkdir(parents=True)
     assert bool(read_open_clip(write_hub_folder(theirs, tmp_path / folder)).caution) is is_tuned
 
 
 @pytest.mark.parametrize(("width", "hidden"), [(1664, 8192), (1408, 1480), (1408, 6144), (768, 3072)])
-def test_a_ratio_means_the_width_that_open_clip_makes_of_it(width: int, hidden: int) -> None:
+def test_a_ratio_means_the_width_that_open_clip_makes_of_it(width, hidden):
     config = open_clip_coca("b32")
     wide = replace(config.image_encoder.transformer, embed_dim=width, hidden_dim=hidden, num_heads=16)
     config = replace(config, image_encoder=replace(config.image_encoder, transformer=wide))
@@ -130,7 +123,7 @@ def test_a_ratio_means_the_width_that_open_clip_makes_of_it(width: int, hidden: 
             Settings("here", {"vision_cfg": {"mlp_ratio": other}}, {}).check(config)
 
 
-def test_heads_that_are_not_said_are_those_that_open_clip_takes(theirs: SimpleNamespace, write: Write) -> None:
+def test_heads_that_are_not_said_are_those_that_open_clip_takes(theirs, write):
     model = copy.deepcopy(theirs.settings["model_cfg"])
     del model["text_cfg"]["heads"], model["multimodal_cfg"]["heads"]
     found = read_open_clip(write(settings={"model_cfg": model})).config
@@ -143,7 +136,7 @@ def test_heads_that_are_not_said_are_those_that_open_clip_takes(theirs: SimpleNa
 # --- Back to open_clip
 
 
-def test_what_is_written_back_is_equal_to_the_bit(theirs: SimpleNamespace, write: Write, tmp_path: Path) -> None:
+def test_what_is_written_back_is_equal_to_the_bit(theirs, write, tmp_path):
     from safetensors.torch import load_file
 
     write_open_clip(read_open_clip(write()), tmp_path / "back")
@@ -154,7 +147,7 @@ def test_what_is_written_back_is_equal_to_the_bit(theirs: SimpleNamespace, write
     assert read_open_clip(tmp_path / "back").preprocess == read_open_clip(tmp_path / "hub").preprocess
 
 
-def test_the_sign_of_a_zero_comes_back(theirs: SimpleNamespace, write: Write, tmp_path: Path) -> None:
+def test_the_sign_of_a_zero_comes_back(theirs, write, tmp_path):
     from safetensors.torch import load_file
 
     name = "visual.positional_embedding"
@@ -165,9 +158,7 @@ def test_the_sign_of_a_zero_comes_back(theirs: SimpleNamespace, write: Write, tm
 
 
 @pytest.mark.parametrize("name", ["grr_coca", "grr_coca+stem"])
-def test_a_model_of_ours_that_open_clip_has_not_is_refused(
-    write: Write, tiny_config: Callable[..., CoCaConfig], tmp_path: Path, name: str
-) -> None:
+def test_a_model_of_ours_that_open_clip_has_not_is_refused(write, tiny_config, tmp_path, name):
     ours = replace(read_open_clip(write()), config=tiny_config(name), preset="grr_coca")
     with pytest.raises(UserError, match=r"open_clip does not support this 'grr_coca': .* is rms, and in its CoCa"):
         write_open_clip(ours, tmp_path / "back")
@@ -175,7 +166,7 @@ def test_a_model_of_ours_that_open_clip_has_not_is_refused(
 
 
 @pytest.mark.parametrize("vocabulary", ["a trained one", "CLIP's with two ids exchanged"])
-def test_a_model_with_another_vocabulary_than_clips_is_refused(write: Write, tmp_path: Path, vocabulary: str) -> None:
+def test_a_model_with_another_vocabulary_than_clips_is_refused(write, tmp_path, vocabulary):
     other = train_bpe(["a cat"] * 3, 260)
     if vocabulary != "a trained one":
         text = json.loads(clip_bpe().to_json())
@@ -187,7 +178,7 @@ def test_a_model_with_another_vocabulary_than_clips_is_refused(write: Write, tmp
     assert not (tmp_path / "back").exists()
 
 
-def test_images_that_open_clip_treats_in_another_order_are_warned_of(write: Write, tmp_path: Path) -> None:
+def test_images_that_open_clip_treats_in_another_order_are_warned_of(write, tmp_path):
     imported = read_open_clip(write())
     with warnings_of("grr_coca.model.open_clip_checkpoints.write") as said:
         write_open_clip(imported, tmp_path / "back")
@@ -221,9 +212,7 @@ def without(tensors: dict, name: str) -> dict:
         (lambda t: {**t, "visual.conv1.weight": torch.ones(9, 16)}, "has the shape .9, 16., not 4 dimensions"),
     ],
 )
-def test_tensors_that_do_not_make_our_model_are_named(
-    theirs: SimpleNamespace, write: Write, change: Callable, message: str
-) -> None:
+def test_tensors_that_do_not_make_our_model_are_named(theirs, write, change, message):
     folder = write(tensors=change(theirs.tensors))
     (folder / "open_clip_config.json").unlink()
     with pytest.raises(UserError, match=message):
@@ -250,9 +239,7 @@ def test_tensors_that_do_not_make_our_model_are_named(
         (("multimodal_cfg",), [], r"multimodal_cfg is \[\], not a mapping"),
     ],
 )
-def test_settings_that_our_model_cannot_have_are_named(
-    theirs: SimpleNamespace, write: Write, keys: tuple, value: object, message: str
-) -> None:
+def test_settings_that_our_model_cannot_have_are_named(theirs, write, keys, value, message):
     settings = copy.deepcopy(theirs.settings)
     place = settings["model_cfg"]
     for key in keys[:-1]:
@@ -278,9 +265,7 @@ def test_settings_that_our_model_cannot_have_are_named(
         ("x", "preprocess_cfg is 'x', not a mapping"),
     ],
 )
-def test_preprocessing_that_we_cannot_do_is_named(
-    theirs: SimpleNamespace, write: Write, said: object, message: str
-) -> None:
+def test_preprocessing_that_we_cannot_do_is_named(theirs, write, said, message):
     with pytest.raises(UserError, match=message):
         read_open_clip(write(settings={**theirs.settings, "preprocess_cfg": said}))
 
@@ -294,12 +279,12 @@ def test_preprocessing_that_we_cannot_do_is_named(
         ("coca_ViT-L-14", "--model coca_ViT-L-14: .* but the tensors say"),
     ],
 )
-def test_models_of_another_name_are_refused(write: Write, model: str, message: str) -> None:
+def test_models_of_another_name_are_refused(write, model, message):
     with pytest.raises(UserError, match=message):
         read_open_clip(write(), model)
 
 
-def test_a_clip_is_no_coca(theirs: SimpleNamespace, write: Write) -> None:
+def test_a_clip_is_no_coca(theirs, write):
     model = {key: value for key, value in theirs.settings["model_cfg"].items() if key != "multimodal_cfg"}
     with pytest.raises(UserError, match="'multimodal_cfg' is missing: this is a CLIP"):
         read_open_clip(write(settings={"model_cfg": model}))
@@ -313,7 +298,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_a_pickled_call_is_refused_and_not_run(theirs: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_pickled_call_is_refused_and_not_run(theirs, tmp_path):
     went_off = tmp_path / "went-off"
     path = saved({**theirs.tensors, "text.cls_emb": Bomb(went_off)}, tmp_path / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match="refused: it holds more than tensors") as told:
@@ -322,7 +307,7 @@ def test_a_pickled_call_is_refused_and_not_run(theirs: SimpleNamespace, tmp_path
     assert not went_off.exists()
 
 
-def test_of_what_holds_no_weights_nobody_is_advised_to_run_it(tmp_path: Path) -> None:
+def test_of_what_holds_no_weights_nobody_is_advised_to_run_it(tmp_path):
     path = tmp_path / "open_clip_pytorch_model.bin"
     path.write_bytes(b"not read")
     with pytest.raises(UserError, match="or no weights") as told:
@@ -331,7 +316,7 @@ def test_of_what_holds_no_weights_nobody_is_advised_to_run_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02M", b"\x80\x02}a."])
-def test_whatever_damage_does_to_the_reader_is_told_as_damage(tmp_path: Path, content: bytes) -> None:
+def test_whatever_damage_does_to_the_reader_is_told_as_damage(tmp_path, content):
     (tmp_path / "model.bin").write_bytes(content)
     with pytest.raises(UserError, match="damaged, or its download was cut off"):
         read_open_clip(tmp_path / "model.bin")
@@ -339,9 +324,7 @@ def test_whatever_damage_does_to_the_reader_is_told_as_damage(tmp_path: Path, co
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_download_that_was_cut_off_is_told(
-    theirs: SimpleNamespace, write: Write, tmp_path: Path, name: str, share: float
-) -> None:
+def test_a_download_that_was_cut_off_is_told(theirs, write, tmp_path, name, share):
     whole = write() / name if name.endswith("safetensors") else saved(theirs.tensors, tmp_path / "whole.bin")
     content = whole.read_bytes()
     path = tmp_path / name
@@ -360,12 +343,12 @@ def test_a_download_that_was_cut_off_is_told(
         ({"a": torch.ones(1), "module.a": torch.ones(1)}, "with and without the prefix 'module.'"),
     ],
 )
-def test_a_file_of_other_things_is_told(tmp_path: Path, state: object, message: str) -> None:
+def test_a_file_of_other_things_is_told(tmp_path, state, message):
     with pytest.raises(UserError, match=message):
         read_open_clip(saved(state, tmp_path / "model.bin"))
 
 
-def test_a_place_without_weights_is_told(tmp_path: Path) -> None:
+def test_a_place_without_weights_is_told(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"no file of weights; expected open_clip_model\.safetensors"):
         read_open_clip(tmp_path)
@@ -377,7 +360,7 @@ def test_a_place_without_weights_is_told(tmp_path: Path) -> None:
         read_open_clip(tmp_path)
 
 
-def test_another_vocabulary_is_refused(theirs: SimpleNamespace, write: Write) -> None:
+def test_another_vocabulary_is_refused(theirs, write):
     names = ("text.token_embedding.weight", "text_decoder.text_projection")
     embedding, head = (theirs.tensors[name] for name in names)
     changed = dict(zip(names, (embedding[:99].clone(), head[:, :99].clone()), strict=True))
@@ -387,7 +370,7 @@ def test_another_vocabulary_is_refused(theirs: SimpleNamespace, write: Write) ->
         read_open_clip(folder)
 
 
-def test_nothing_is_written_beside_what_is_read(write: Write) -> None:
+def test_nothing_is_written_beside_what_is_read(write):
     folder = write()
     before = snapshot(folder)
     read_open_clip(folder)
@@ -409,9 +392,7 @@ def test_nothing_is_written_beside_what_is_read(write: Write) -> None:
         ),
     ],
 )
-def test_tensors_that_stand_for_more_than_they_hold_are_refused(
-    theirs: SimpleNamespace, tmp_path: Path, change: Callable[[dict], None], said: str
-) -> None:
+def test_tensors_that_stand_for_more_than_they_hold_are_refused(theirs, tmp_path, change, said):
     tensors = dict(theirs.tensors)
     change(tensors)
     torch.save(tensors, tmp_path / "open_clip_pytorch_model.bin")

@@ -51,7 +51,7 @@ def recipe(coco: Path):
     )
 
 
-def test_it_is_tuned_goes_on_being_open_clips_and_says_what_it_takes(recipe, tmp_path: Path) -> None:
+def test_it_is_tuned_goes_on_being_open_clips_and_says_what_it_takes(recipe, tmp_path):
     name = "mscoco_finetuned_small"
     start = read_open_clip(write_hub_folder(random_checkpoint(), tmp_path / name))
     check_start(start, recipe)
@@ -77,7 +77,7 @@ def test_it_is_tuned_goes_on_being_open_clips_and_says_what_it_takes(recipe, tmp
         torch.testing.assert_close(getattr(theirs, key), getattr(ours, key), rtol=0, atol=1e-5)
 
 
-def test_the_recipe_slows_the_layers_below_and_keeps_the_contrastive_loss() -> None:
+def test_the_recipe_slows_the_layers_below_and_keeps_the_contrastive_loss():
     recipe = load_recipe(RECIPE)
     assert recipe.model is None
     assert recipe.tokenizer is None

@@ -79,7 +79,7 @@ def report(both: SimpleNamespace, what: str, found: Tensor, expected: Tensor, bo
 
 
 @torch.inference_mode()
-def test_embeddings_and_logits(both: SimpleNamespace) -> None:
+def test_embeddings_and_logits(both):
     generator = torch.Generator().manual_seed(5)
     captions = [[SOT, *torch.randint(1, SOT, (n - 2,), generator=generator).tolist(), EOT] for n in LENGTHS]
     text = torch.zeros(len(captions), 76, dtype=torch.long)
@@ -123,7 +123,7 @@ def our_greedy(model: CoCa, pixels: Tensor, max_length: int) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def test_greedy_captions(both: SimpleNamespace) -> None:
+def test_greedy_captions(both):
     pixels, tokens = images(12), 16
     expected = their_greedy(both.theirs, pixels, tokens)
     together = our_greedy(both.ours.model, pixels, tokens)
@@ -150,7 +150,7 @@ def tied(both: SimpleNamespace, pixels: Tensor, theirs: list[int], ours: list[in
     return first - second < TIE
 
 
-def test_open_clip_loads_what_is_written_back(both: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_open_clip_loads_what_is_written_back(both, tmp_path_factory):
     folder = tmp_path_factory.mktemp("back") / "coca"
     write_open_clip(both.ours, folder)
     back = load_file(folder / "open_clip_model.safetensors")
@@ -163,9 +163,7 @@ def test_open_clip_loads_what_is_written_back(both: SimpleNamespace, tmp_path_fa
         assert torch.equal(again.encode_image(pixels), both.theirs.encode_image(pixels))
 
 
-def test_after_training_open_clip_computes_what_our_model_computes(
-    both: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_after_training_open_clip_computes_what_our_model_computes(both, tmp_path_factory):
     folder, generator = tmp_path_factory.mktemp("trained") / "coca", torch.Generator().manual_seed(6)
     with torch.no_grad():  # steps of training, as far as weights are concerned
         for parameter in both.ours.model.parameters():

@@ -77,7 +77,7 @@ def recorded(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_embeddings_and_logits_are_open_clips(name: str) -> None:
+def test_embeddings_and_logits_are_open_clips(name):
     model, theirs = imported(name), recorded(name)
     with torch.no_grad():
         ours = named(model, model(*inputs_of(name)))
@@ -87,7 +87,7 @@ def test_embeddings_and_logits_are_open_clips(name: str) -> None:
         torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=bound)
 
 
-def test_a_batch_with_a_caption_of_word_0_and_the_empty_one_is_among_them() -> None:
+def test_a_batch_with_a_caption_of_word_0_and_the_empty_one_is_among_them():
     for case in CASES.values():
         captions = draw_captions(case)
         assert any(0 in caption for caption in captions)
@@ -95,7 +95,7 @@ def test_a_batch_with_a_caption_of_word_0_and_the_empty_one_is_among_them() -> N
         assert max(map(len, captions)) == case["text_cfg"]["context_length"]
 
 
-def test_gradients_of_pixels_and_of_every_tensor_are_open_clips() -> None:
+def test_gradients_of_pixels_and_of_every_tensor_are_open_clips():
     name = GRADIENTS_OF
     model, theirs = imported(name), recorded(name)
     images, ids, lengths = inputs_of(name)
@@ -114,7 +114,7 @@ def test_gradients_of_pixels_and_of_every_tensor_are_open_clips() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("num_images", [1, 8])
-def test_the_fast_decoder_writes_what_the_whole_caption_predicts(name: str, num_images: int) -> None:
+def test_the_fast_decoder_writes_what_the_whole_caption_predicts(name, num_images):
     model = imported(name)
     images = draw_images(CASES[name])[:num_images]
     longest = CASES[name]["text_cfg"]["context_length"] - 1
@@ -128,7 +128,7 @@ def test_the_fast_decoder_writes_what_the_whole_caption_predicts(name: str, num_
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_tensor_is_in_one_link_and_comes_back_equal_to_the_bit(name: str) -> None:
+def test_every_tensor_is_in_one_link_and_comes_back_equal_to_the_bit(name):
     config, theirs = config_of(name), weights_of(name)
     used = [tensor for link in links(config) for tensor in link.theirs]
     made = [tensor for link in links(config) for tensor in link.ours]
@@ -139,7 +139,7 @@ def test_every_tensor_is_in_one_link_and_comes_back_equal_to_the_bit(name: str) 
     assert all(torch.equal(back[key], theirs[key]) for key in theirs)
 
 
-def test_the_bias_of_patches_goes_into_the_positions() -> None:
+def test_the_bias_of_patches_goes_into_the_positions():
     name = "one layer"
     config, model, (images, ids, lengths) = config_of(name), imported(name), inputs_of(name)
     again = build(config).double().eval()
@@ -152,7 +152,7 @@ def test_the_bias_of_patches_goes_into_the_positions() -> None:
 
 
 @pytest.mark.parametrize("size", SHAPES_OF_IMAGES)
-def test_pixels_are_open_clips(size: tuple[int, int]) -> None:
+def test_pixels_are_open_clips(size):
     theirs = load_file(RECORDED / "pixels.safetensors")["{}x{}".format(*size)]
     ours = to_input(noise_image(size), Preprocess(32, MEAN, STD, order="resize_then_crop"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
@@ -161,7 +161,7 @@ def test_pixels_are_open_clips(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_token_ids_are_open_clips(text: str) -> None:
+def test_token_ids_are_open_clips(text):
     pytest.importorskip("ftfy")
     theirs: list[Any] = NAMES["token_ids"][text]
     row = clip_bpe(cleaning="ftfy").encode_row(text, 77)[:-1]

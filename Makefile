@@ -57,9 +57,10 @@ test: $(VENV)/.dev
 	$(PYTEST) $(WORKERS) -m "not slow"
 	$(MAKE) lint
 
-# What is no part of the package, in a small form: the builder of `icons`, every benchmark, the adapter for
-# clip_benchmark, our own plans and reports; and training on a simulated device, which takes a C++ compiler.
-# Only files with such tests are collected: the others would take each worker 16 seconds.
+# The rest of what every change must pass: more kills, ranks and processes, exports of graphs, each extra by itself; and what
+# is no part of the package, in a small form: builders of corpora, every benchmark, the adapter for clip_benchmark, our own
+# plans and reports. Training on a simulated device takes a C++ compiler.
+# Only files with such tests are collected: the others would take each worker ten seconds.
 test-ci: $(VENV)/.dev
 	$(PYTEST) $(WORKERS) -m ci $$(grep -rl --include='*.py' 'mark\.ci' tests | sed 's,/conftest.py,,')
 

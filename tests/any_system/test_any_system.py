@@ -92,6 +92,7 @@ def require_success(answers: list[dict]) -> None:
         assert answer["code"] == 0, answer.get("err") or answer.get("out")
 
 
+@pytest.mark.ci
 def test_captions_go_to_the_console_to_rows_and_beside_pictures(folder):
     pictures = shown(folder / "pictures")
     answers = done(
@@ -145,6 +146,7 @@ def test_an_index_is_made_brought_up_to_date_searched_and_left_by_its_lock(folde
     assert DRAWINGS[0].name not in names
 
 
+@pytest.mark.ci
 @needs_icons
 def test_drawings_are_drawn_in_helper_programs_and_one_that_crashes_costs_a_line(folder):
     pictures = folder / "pictures"
@@ -166,6 +168,7 @@ def test_drawings_are_drawn_in_helper_programs_and_one_that_crashes_costs_a_line
     assert "Traceback" not in indexed["err"]
 
 
+@pytest.mark.ci
 @needs_serve
 def test_a_server_answers_and_stops(folder):
     pictures, index = shown(folder / "pictures"), shown(folder / "index")
@@ -183,6 +186,7 @@ def test_a_server_answers_and_stops(folder):
     assert best["name"] == f"{pictures}\\plain\\guitar.webp"
 
 
+@pytest.mark.ci
 @needs_torch
 def test_a_training_that_was_stopped_ends_as_one_that_was_not(folder):
     for workers in (0, 1):  # which changes nothing in what is trained

@@ -332,6 +332,7 @@ def test_a_conversion_does_not_go_on_when_the_source_has_changed(grr_coca, refus
     assert "has a conversion of an older" in refused("data", "convert", source, tmp_path / "out")
 
 
+@pytest.mark.ci
 def test_to_look_at_the_files_of_millions_of_captions_takes_no_memory_for_each(tmp_path):
     class Source:
         def __len__(self):

@@ -5,6 +5,8 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from grr_coca.cli.demo import _symbol, closing_lines, opening_lines
 from grr_coca.study.demo.plan import load_demo
 
@@ -23,6 +25,7 @@ def test_a_drawing_is_shown_as_its_emoji_where_the_terminal_can():
     assert _symbol("dragon") == "dragon"
 
 
+@pytest.mark.ci
 def test_a_demo_ends_with_a_search_over_its_pictures_and_names_the_commands(grr_coca, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["grr-coca"])
     plan = replace(load_demo(PLAN), showcase="test")

@@ -293,6 +293,7 @@ def test_models_of_one_preset_have_the_names_that_they_were_given(grr_coca, run,
     assert str(run.checkpoint) in heads
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("vocab_size", "context_length", "why"),
     [

@@ -44,6 +44,7 @@ def push(hub, grr_coca, monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.ci
 def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp_path):
     first = push(PICTOGRAMS, f"{OWNER}/emoji")
     assert first.code == 0, first.err

@@ -19,6 +19,7 @@ VERB, LOAD = "main(['models', '--json'])", "grr_coca.load('nowhere')"
 OPEN_CLIP = "grr_coca.load('open_clip:nowhere')"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("use", "given", "expected"),
     [

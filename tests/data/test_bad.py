@@ -291,6 +291,7 @@ def test_workers_leave_signals_to_their_parent(spoiled):
     assert worker_pids() == []
 
 
+@pytest.mark.ci
 def test_workers_end_with_a_program_that_leaves_its_loader_open(tmp_path):
     """Python terminates them at its exit and waits for that."""
     shard = write_tar(tmp_path / "00000.tar", shard_members(PAIRS[:20]))

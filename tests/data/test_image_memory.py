@@ -118,6 +118,7 @@ FORMS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_decoding_takes_no_more_memory_than_it_is_taken_for(tmp_path):
     for name, (mode, kind, options) in FORMS.items():

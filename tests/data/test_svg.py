@@ -263,6 +263,7 @@ class Drawings:
         return decode_image(OBLONG.replace(b"red", b"#%02x0000" % (32 * index)), "a.svg").getpixel((9, SIDE // 2))[0]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_of_a_loader_draw(start):
     torch_data = pytest.importorskip("torch.utils.data")
@@ -308,6 +309,7 @@ def draw_all(seeds):
     return counts
 
 
+@pytest.mark.ci
 def test_no_drawing_of_a_grammar_does_more_than_fail(brief):
     counts = draw_all(range(150))
     assert min(counts.values()) > 10, counts

@@ -99,6 +99,7 @@ def test_a_batch_of_nothing_is_refused(batch_size):
         Batches().run("work", [1], batch_size, gpu(1, []))
 
 
+@pytest.mark.ci
 def test_the_failed_attempt_holds_no_memory_when_the_next_begins():
     """An exception that is still being handled would keep the tensors of its frames alive."""
     import gc

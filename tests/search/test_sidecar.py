@@ -261,6 +261,7 @@ needs_exiftool = pytest.mark.skipif(shutil.which("exiftool") is None, reason="ex
 needs_exiv2 = pytest.mark.skipif(shutil.which("exiv2") is None, reason="exiv2 is not installed")
 
 
+@pytest.mark.ci
 @needs_exiftool
 @pytest.mark.parametrize("name", [None, *EXISTING])
 def test_exiftool_reads_what_was_written(tmp_path, name):

@@ -197,6 +197,7 @@ def test_over_http_no_file_is_read(indexes):
     assert result.is_error
 
 
+@pytest.mark.ci
 def test_the_command_speaks_over_standard_input_and_output(folder):
     command = StdioServerParameters(
         command=sys.executable,

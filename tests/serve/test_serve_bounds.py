@@ -55,6 +55,7 @@ def test_parts_are_counted_as_they_are_written(monkeypatch, seed):
                     require_bounded(body)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "body",
     [

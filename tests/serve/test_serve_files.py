@@ -128,6 +128,7 @@ def test_a_server_whose_pictures_are_pipes_answers_captions_and_ends(tmp_path):
         assert client.post("/caption", GUITAR).status == 200
 
 
+@pytest.mark.ci
 def test_a_process_ends_though_its_threads_hang(own):
     code = """
 import os, sys, threading
@@ -316,6 +317,7 @@ def test_folders_of_pictures_are_kept_to_for_any_index(own):
         assert all(one["is_there"] for one in client.get("/pictures").json()["pictures"])
 
 
+@pytest.mark.ci
 def test_the_command_line_says_which_pictures_are_shown(own, imported):
     for arguments, said in (([], "no pictures are shown"), (["--pictures", str(own)], f"shown from {own} alone")):
         command = [sys.executable, "-m", "grr_coca", "serve", str(imported), "--port", "0", *arguments]

@@ -591,6 +591,7 @@ def test_a_server_with_a_key_answers_under_every_name(locked):
     assert locked.raw(b"GET /info HTTP/1.1\r\n" + headers).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("given", ["Schlüssel", "ключ", " spaces around \t", "🔑", "a\n"])
 def test_a_key_may_be_any_text_that_a_header_can_carry(monkeypatch, given):
     monkeypatch.setenv(KEY_VARIABLE, given)

@@ -45,6 +45,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_a_drawing_that_attacks_is_refused_and_the_server_answers_meanwhile(served, monkeypatch, attack):
     pytest.importorskip("resvg_py")
@@ -289,6 +290,7 @@ def test_heat_maps_lie_over_what_the_model_sees(served, icons):
     assert bottom > 1
 
 
+@pytest.mark.ci
 def test_heat_maps_need_no_matplotlib():
     code = "import sys, grr_coca.infer.explain; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

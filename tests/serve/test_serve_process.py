@@ -107,6 +107,7 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, tmp_path):
     assert "give its folder by -c" in message
 
 
+@pytest.mark.ci
 def test_a_signal_under_load_loses_no_accepted_request(index):
     """What was accepted before the signal is answered; what comes later gets 503 or finds the port closed."""
     with process(index) as (server, client):
@@ -160,6 +161,7 @@ def test_a_second_signal_stops_at_once(index):
         assert server.wait(10) == 0
 
 
+@pytest.mark.ci
 def test_a_server_that_is_killed_while_an_index_is_written_starts_again(tmp_path):
     """The index is whole, the writer goes on, and a new server shows what was committed."""
     folder, location = tmp_path / "pictures", tmp_path / "own.index"
@@ -187,6 +189,7 @@ def test_a_server_that_is_killed_while_an_index_is_written_starts_again(tmp_path
     assert is_writing, "the server was killed while the index was written"
 
 
+@pytest.mark.ci
 def test_the_server_runs_without_torch_jaxtyping_and_matplotlib(index):
     code = """if True:
         import sys
@@ -210,6 +213,7 @@ def test_the_server_runs_without_torch_jaxtyping_and_matplotlib(index):
         assert server.wait(30) == 0
 
 
+@pytest.mark.ci
 def test_a_server_for_others_without_a_key_says_so():
     with process("--host", "0.0.0.0", is_ready=False) as (server, client):
         assert client.place[0] == "127.0.0.1"

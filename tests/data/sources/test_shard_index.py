@@ -161,6 +161,7 @@ def test_builders_at_the_same_time_do_not_harm_each_other(shard):
     assert sorted(path.name for path in shard.parent.iterdir()) == ["a.tar", "a.tar.index"]
 
 
+@pytest.mark.ci
 def test_a_process_keeps_few_shards_open_and_reads_them_all(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_MAX_OPEN", 3)
     paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
@@ -192,6 +193,7 @@ def test_as_many_files_are_allowed_as_the_system_lets(monkeypatch, before, allow
     assert limits[-1] == after
 
 
+@pytest.mark.ci
 def test_where_few_files_are_allowed_each_source_takes_a_quarter_at_most(tmp_path, monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda _: (24, 24))
     paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]

@@ -22,6 +22,7 @@ def colour_word(finder, place, colour):
     return maps[1].heat
 
 
+@pytest.mark.ci
 def test_the_colour_is_looked_for_where_it_is(finder):
     colours = list(COLOURS)
     shown = [(place, colours[(place + shift) % len(colours)]) for place in range(SIDE**2) for shift in range(2)]

@@ -45,6 +45,7 @@ def test_what_speaks_for_a_text_is_red_and_against_it_blue():
     assert centre_of(red)[1] < centre_of(blue)[1]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 13])
 def test_any_number_of_words_has_its_panels(count):
     png = caption_picture(GREY, [WordMap(f"word {i}", at(0, 1)) for i in range(count)], dpi=40)
@@ -57,6 +58,7 @@ def assert_drawn(png):
     assert high - low > 50
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("word", ["$x$", "$", "東京", "\\frac", "a" * 200, ""])
 def test_any_word_can_be_a_title(word):
     assert_drawn(caption_picture(GREY, [WordMap(word, at(0, 0))], dpi=40))

@@ -147,8 +147,9 @@ def make_checkpoint(name, folder, tiny_config):
 # The parts that graphs may differ in: norms, feed-forwards, positions, poolers, and all of open_clip's.
 # Tracing a model takes half a minute; of open_clip's, test_published.py tells that the graphs are the model.
 OTHERS = ["imported", *(name for name in (*PRESETS, *SET_BY_RECIPES) if name != "grr_coca")]
+TRACED = pytest.param("grr_coca", marks=pytest.mark.ci)
 MODELS = [
-    "grr_coca",
+    TRACED,
     *SHIPPED,
     *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS),
 ]
@@ -246,6 +247,7 @@ def grr_coca_open(path):
     return Preprocess(64).decode(path.read_bytes(), path.name)
 
 
+@pytest.mark.ci
 @torch.no_grad()
 def test_a_batch_size_that_is_held_for_a_constant_is_an_error(tiny_config):
     """The exporter by itself would write a graph for this batch size alone."""
@@ -268,7 +270,7 @@ def test_a_batch_size_that_is_held_for_a_constant_is_an_error(tiny_config):
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export, name):
-    path = export("grr_coca").folder / f"{name}.onnx"
+    path = export("icons").folder / f"{name}.onnx"
     model = ir.load(path)
     assert {node.domain for node in model.graph} == {""}
     content = path.read_bytes()
@@ -276,7 +278,7 @@ def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export
     assert str(Path(__file__).parents[3]).encode() not in content
 
 
-@pytest.mark.parametrize("name", ["grr_coca", *SHIPPED])
+@pytest.mark.parametrize("name", [TRACED, *SHIPPED])
 def test_self_attention_takes_projections_as_they_are_and_appends_to_its_cache(export, name):
     """Each operator more, even one that copies nothing, takes as long as attention in a step of a small model."""
     exported = export(name)
@@ -301,8 +303,8 @@ def test_self_attention_takes_projections_as_they_are_and_appends_to_its_cache(e
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        ("grr_coca", "fp32"),
-        ("grr_coca", "int8"),
+        ("icons", "fp32"),
+        *(pytest.param("grr_coca", precision, marks=pytest.mark.ci) for precision in ("fp32", "int8")),
         pytest.param("imported", "fp32", marks=pytest.mark.slow),
         *(pytest.param("grr_coca+stem", precision, marks=pytest.mark.slow) for precision in ("fp32", "int8")),
     ],
@@ -326,6 +328,7 @@ def test_weights_are_written_once(export, name, precision):
     assert used
 
 
+@pytest.mark.ci
 def test_the_folder_is_complete_and_says_what_it_is(export):
     exported = export("grr_coca")
     verify_folder(exported.folder)
@@ -343,6 +346,7 @@ def test_the_folder_is_complete_and_says_what_it_is(export):
     assert again.config == exported.checkpoint.config
 
 
+@pytest.mark.ci
 def test_a_file_of_weights_that_is_cut_short_or_missing_is_an_error(export, tmp_path):
     shutil.copytree(export("grr_coca").folder, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
@@ -369,6 +373,7 @@ def test_half_precision_halves_the_weights_and_computes_in_fp32(export, name):
     assert np.abs(full.run("image", pixels=pixels)["image_embedding"] - wanted).max() > 1e-5
 
 
+@pytest.mark.ci
 def test_int8_is_smaller_and_close(export):
     full, quantized = export("grr_coca"), export("grr_coca", "int8")
     pixels = random_pixels(full.checkpoint, 3)

@@ -69,6 +69,7 @@ def calls(monkeypatch):
     return steps
 
 
+@pytest.mark.ci
 def test_a_model_that_knows_its_pairs_by_heart_captions_them_exactly(overfitted, images):
     assert texts_of(overfitted, images) == [pair.caption for pair in PAIRS]
 

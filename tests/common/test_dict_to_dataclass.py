@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
+import yaml
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, nearest
@@ -77,6 +78,7 @@ def test_children_and_defaults_are_filled_in():
         (_tree(parts="a"), ["tree.yaml: parts", "expected a list", "'a'"]),
         (_tree(betas=[0.9]), ["tree.yaml: betas", "expected 2 values, found 1"]),
         (_tree(betas=[0.9, "x"]), ["tree.yaml: betas", "expected float", "'x'"]),
+        (_tree(paths=["x"]), ["tree.yaml: paths", "expected a mapping"]),
         (_tree(paths={"x": 3}), ["tree.yaml: paths: x", "expected str", "3"]),
         (_tree(paths={1: "y"}), ["tree.yaml: paths: key 1", "expected str", "1"]),
         (_tree({"ratio": 10**400}), ["tree.yaml: leaf: ratio", "expected float", "100"]),
@@ -92,10 +94,6 @@ def test_a_wrong_key_or_value_is_named_with_its_path(data, parts):
         assert part in message
 
 
-def test_a_value_in_place_of_a_mapping_is_named_with_its_path():
-    assert "tree.yaml: paths" in _message(_tree(paths="all"))
-
-
 def test_yamls_reading_of_1e_3_is_still_a_number():
     assert from_dict(Leaf, {"width": 1, "ratio": "1e-3"}).ratio == 0.001
     ratio = from_dict(Leaf, {"width": 1, "ratio": 2}).ratio
@@ -105,7 +103,7 @@ def test_yamls_reading_of_1e_3_is_still_a_number():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_survives_the_way_to_a_dict_and_back(preset):
     config = get_preset(preset, "tiny")
-    assert from_dict(CoCaConfig, to_dict(config)) == config
+    assert from_dict(CoCaConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
 
 def test_to_dict_is_plain():
@@ -118,11 +116,6 @@ def test_a_deep_key_of_a_real_config_is_named_with_its_whole_path():
     data: dict[str, Any] = to_dict(get_preset("grr_coca", "tiny"))
     data["image_encoder"]["transformer"]["mlp_ratio"] = 4
     assert "tree.yaml: image_encoder: transformer: unknown key 'mlp_ratio'" in _message(data, CoCaConfig)
-
-
-def test_a_key_of_the_wrong_recipe_section_is_an_error():
-    data = {"data": {"train": "x", "val": "y", "lr": 1e-3}, "schedule": {"steps": 10, "warmup_steps": 1}}
-    assert "tree.yaml: data: unknown key 'lr'" in _message(data, Recipe)
 
 
 def test_nearest_falls_back_to_all_names():

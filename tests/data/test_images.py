@@ -167,6 +167,7 @@ def test_an_image_of_the_largest_size_is_read():
 
 
 # --- Modes and depths
+# Files of real programs in each mode, turned and animated, are in `test_pictures`.
 
 
 def test_an_rgb_image_keeps_its_pixels():
@@ -174,21 +175,9 @@ def test_an_rgb_image_keeps_its_pixels():
     np.testing.assert_array_equal(decode(image), np.asarray(image))
 
 
-def test_grey_becomes_three_equal_channels():
-    values = np.array([[0, 100], [200, 255]], np.uint8)
-    np.testing.assert_array_equal(decode_array(values), np.stack([values] * 3, axis=-1))
-
-
 def test_black_and_white_uses_the_whole_range():
     image = Image.fromarray(np.array([[True, False]]))
     np.testing.assert_array_equal(decode(image)[0, :, 0], [255, 0])
-
-
-@pytest.mark.parametrize(("red", "green", "blue"), [(255, 0, 0), (250, 250, 250), (10, 120, 60)])
-def test_a_cmyk_jpeg_keeps_its_colours(red, green, blue):
-    image = Image.new("RGB", (16, 16), (red, green, blue)).convert("CMYK")
-    pixels = decode(image, "jpeg", quality=100)
-    assert np.abs(pixels.astype(int) - [red, green, blue]).max() <= 8
 
 
 @pytest.mark.parametrize(
@@ -257,25 +246,6 @@ def test_infinite_grey_leaves_the_finite_pixels_distinct():
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_a_single_pixel_is_an_image(kind):
     assert decode(Image.new("RGB", (1, 1), "red"), kind).shape == (1, 1, 3)
-
-
-@pytest.mark.parametrize("kind", ["gif", "webp"])
-def test_an_animation_gives_its_first_frame(kind):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
-    options = {"lossless": True} if kind == "webp" else {}
-    pixels = decode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    np.testing.assert_array_equal(pixels[4, 4], [255, 0, 0])
-
-
-def test_exif_rotation_is_honoured():
-    image = Image.new("RGB", (30, 20), "white")
-    image.paste((255, 0, 0), (0, 0, 10, 20))  # left third
-    exif = image.getexif()
-    exif[0x0112] = 6  # shown turned clockwise by 90 degrees
-    pixels = decode(image, "png", exif=exif)
-    assert pixels.shape == (30, 20, 3)
-    np.testing.assert_array_equal(pixels[0, 10], [255, 0, 0])
-    np.testing.assert_array_equal(pixels[-1, 10], [255, 255, 255])
 
 
 def tiff_block(*tags: tuple[int, int, bytes]) -> bytes:

@@ -70,7 +70,7 @@ def test_a_probability_out_of_range_is_refused(refused, run, image_files, number
 def test_keywords_cannot_be_written_beside_a_shard(refused, run, tmp_path):
     shard = write_tar(tmp_path / "a.tar", {"1.webp": real_pairs(1)[0].image})
     options = ["classify", shard, "-c", run.folder, "--labels", "cat,dog", "--sidecar", "xmp"]
-    assert "part of a shard or table, so --sidecar cannot write beside it; use --json" in refused(*options)
+    assert "part of a shard or table, so no file can be written beside it; use --json" in refused(*options)
 
 
 def test_templates_change_the_answer(grr_coca, run, image_files):

@@ -14,9 +14,9 @@ from PIL import Image
 
 import grr_coca as package
 from grr_coca.cli import main
-from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
 from grr_coca.search.image_files import Span
 from grr_coca.search.relevance import MIN_RELEVANCE
+from grr_coca.search.terminal_pictures import thumbnail_kind, thumbnail_lines
 from processes import running
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"

@@ -1,5 +1,6 @@
 """`grr-coca classify`: the labels that fit images best."""
 
+from contextlib import nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,12 +18,13 @@ from grr_coca.cli.flags import (
     joined,
     require_batch_size,
 )
-from grr_coca.cli.output import say, to_json
-from grr_coca.cli.sidecars import XmpFiles, report_unfamiliar
+from grr_coca.cli.output import report_unfamiliar, reporting, say
 from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.outputs import to_json
 from grr_coca.infer.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.search.caption_files import XmpFiles
 
 if TYPE_CHECKING:
     from grr_coca.infer.image_text_model import LabelProbability
@@ -108,12 +110,12 @@ def run(
             say(to_json(record) if json else f"{on_one_line(file.name)}\t{shown}")
             keywords = [label for label, share in all_labels if share >= min_share]
             if sidecars is not None and keywords and not is_unfamiliar:
-                sidecars.write(file, None, keywords)
+                sidecars.add_keywords(file, keywords)
 
-    code = work_through(found, model, batch_size, "classified", classify, write, shows_progress(prints=True))
-    if sidecars is not None:
-        report_unfamiliar(unfamiliar)
-        sidecars.report()
+    with nullcontext() if sidecars is None else reporting(sidecars):
+        code = work_through(found, model, batch_size, "classified", classify, write, shows_progress(prints=True))
+        if sidecars is not None:
+            report_unfamiliar(unfamiliar)
     return code
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.output import require_other, require_suffix, require_writable, say, to_json, write_output
+from grr_coca.cli.output import say
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.outputs import require_other, require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
     from grr_coca.data.sources.base import PairSource

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from grr_coca.cli.flags import Lists, joined, require_batch_size
-from grr_coca.cli.output import require_other, require_writable
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
+from grr_coca.common.outputs import require_other, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.infer.locate import locate_checkpoint
 

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, Flag, IndexArgument, OptionalCheckpointFlag, PicturesFlag
-from grr_coca.cli.output import require_free, require_suffix, require_writable, say, write_output
+from grr_coca.cli.output import require_free, say
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import is_within
+from grr_coca.common.outputs import require_suffix, require_writable, write_output
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.model import hub
 from grr_coca.model.open_clip_checkpoints import find_weights

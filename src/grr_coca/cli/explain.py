@@ -7,9 +7,9 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag
-from grr_coca.cli.output import require_other, require_suffix, require_writable, write_output
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_whole
+from grr_coca.common.outputs import require_other, require_suffix, require_writable, write_output
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.model.shipped_models import DEFAULT
 

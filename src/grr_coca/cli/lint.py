@@ -10,10 +10,11 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag
-from grr_coca.cli.output import require_suffix, require_writable, say, to_json, write_output
+from grr_coca.cli.output import say
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_json
+from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, OptionalCheckpointFlag
-from grr_coca.cli.output import require_suffix, require_writable, say, to_json, write_output
+from grr_coca.cli.output import say
 from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
+from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
     from grr_coca.search.match.candidates import PictureMatch

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
-from grr_coca.cli.output import require_suffix, require_writable, say, to_json, write_output
+from grr_coca.cli.output import say
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
+from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 from grr_coca.search.fields import FIELDS
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _print(answer: "SearchResult", json: bool, null: bool, engine: str) -> None:
         opening = _opening_line(answer)
         if opening is not None:
             print(opening, file=sys.stderr)
-        from grr_coca.cli.thumbnails import thumbnail_kind, thumbnail_lines
+        from grr_coca.search.terminal_pictures import thumbnail_kind, thumbnail_lines
 
         kind = thumbnail_kind()
         for hit, line in zip(answer, hit_lines(answer), strict=True):

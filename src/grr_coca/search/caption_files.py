@@ -1,0 +1,316 @@
+"""Files of captions: rows in CSV or JSON lines, text files and XMP files beside the images.
+
+`grr-coca caption` writes these, and Python programs can: each `CaptionOutput` says which images have their captions
+already (`done`), and takes those of one image after the other (`write`).
+"""
+
+import csv
+import io
+import json
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, NamedTuple, Self, TextIO
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import behind_link
+from grr_coca.common.locks import LockHeldError, ProcessLock
+from grr_coca.common.outputs import disk_errors, require_suffix, require_writable, to_json, write_output
+from grr_coca.search.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
+
+if TYPE_CHECKING:
+    from grr_coca.infer import Description
+    from grr_coca.infer.generate import Caption
+    from grr_coca.search.image_files import ImageFile
+
+
+class CaptionRow(NamedTuple):
+    """One caption of an image. `log_prob`: natural logarithm of the probability of the whole caption."""
+
+    image: str
+    caption: str
+    log_prob: float
+
+
+def caption_rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[CaptionRow]:
+    """The rows of the captions of an image, best first."""
+    # A model may write a line end, but a caption must stay on one line.
+    return [CaptionRow(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]
+
+
+class CaptionOutput(ABC):
+    """Writes the captions of one image after the other. Use it as a context, or call `close`.
+
+    `done`, `unusable`: names of the images that already have captions, or whose captions cannot be written; `kind`:
+    what is written, such as "XMP file"; `unwritten`: a message for each file that could not be.
+    """
+
+    kind = ""
+
+    def __init__(self) -> None:
+        self.done: set[str] = set()
+        self.unusable: set[str] = set()
+        self.unwritten: list[str] = []
+
+    @abstractmethod
+    def write(self, image: "ImageFile", description: "Description") -> None:
+        """Write the captions of an image."""
+
+    def close(self) -> None:  # noqa: B027 (not all have something to close)
+        """End the work, also after an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CaptionFile(CaptionOutput):
+    """A file of `CaptionRow`s: JSON lines or CSV, by its suffix. An interrupted job continues it.
+
+    `done`: the images that have all their captions in the file. Before the first new row is written, a last line that
+    was cut off is removed, and so are the rows of those `images` that lack captions. Rows of other images stay. Until
+    it is closed, no other process adds rows.
+
+    Raises:
+        UserError: the suffix names no format, the file holds something else, or it cannot be written to, as another
+            process does.
+    """
+
+    def __init__(self, path: str | Path, images: "Iterable[ImageFile]", rows_per_image: int = 1) -> None:
+        super().__init__()
+        self.path = path = Path(path)
+        self._is_csv = require_suffix(path, (".jsonl", ".csv")) == ".csv"
+        require_writable(path)
+        self._file: TextIO | None = None
+        self._lock = self._locked()
+        try:
+            with disk_errors(path):
+                counts = Counter(row.image for row in self._read()) if path.exists() else Counter()
+        except UserError:
+            self.close()
+            raise
+        self.done = {image for image, count in counts.items() if count >= rows_per_image}
+        self._incomplete = (counts.keys() - self.done) & {image.name for image in images}
+
+    def _locked(self) -> ProcessLock | None:
+        """The lock of the file, in a hidden file beside it; None if the file system has no locks."""
+        target = behind_link(self.path)
+        try:
+            return ProcessLock(target.with_name(f".{target.name}.lock"), removes=True)
+        except LockHeldError as error:
+            raise UserError(
+                f"{self.path}: another process writes to it; wait until it is done, or use another file"
+            ) from error
+        except OSError:
+            return None
+
+    def write(self, image: "ImageFile", description: "Description") -> None:
+        """Add the rows of an image, and flush them at once."""
+        with disk_errors(self.path):
+            if self._file is None:
+                self._file = self._begun()
+            self._file.write("".join(self._line(row) for row in caption_rows(image, description.captions)))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file, and let others write to it."""
+        try:
+            with disk_errors(self.path):
+                if self._file is not None:
+                    self._file.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _begun(self) -> TextIO:
+        """The file, ready for the first new row. If no row is new, the file stays unchanged."""
+        if self.path.exists() and (self._incomplete or _is_torn(self.path)):
+            write_output(self.path, self._write_complete)
+        file = behind_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        if self._is_csv and self.path.stat().st_size == 0:
+            file.write(_csv_line(CaptionRow._fields))
+        return file
+
+    def _line(self, row: CaptionRow) -> str:
+        return _csv_line(row) if self._is_csv else to_json(row._asdict()) + "\n"
+
+    def _write_complete(self, file: IO[bytes]) -> None:
+        if self._is_csv:
+            file.write(_csv_line(CaptionRow._fields).encode())
+        for row in self._read():
+            if row.image not in self._incomplete:
+                file.write(self._line(row).encode("utf-8", "surrogateescape"))
+
+    def _read(self) -> Iterator[CaptionRow]:
+        """The rows of the file. A last row that was cut off is left out."""
+        with self.path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            whole = (line for line in file if line.endswith("\n"))
+            for number, record in enumerate(self._records(whole), 1):
+                try:
+                    yield CaptionRow(str(record["image"]), str(record["caption"]), float(record["log_prob"]))  # type: ignore[arg-type]
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
+                    raise self._not_ours(f"row {number}") from error
+
+    def _records(self, lines: Iterable[str]) -> Iterator[dict[str, object]]:
+        if self._is_csv:
+            reader = csv.DictReader(lines)
+            try:
+                if reader.fieldnames is not None and tuple(reader.fieldnames) != CaptionRow._fields:
+                    raise self._not_ours("its first line")
+                yield from reader
+            except csv.Error as error:  # a quote that is never closed
+                raise self._not_ours(f"line {reader.line_num}") from error
+            return
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise self._not_ours(f"row {number}") from error
+
+    def _not_ours(self, place: str) -> UserError:
+        columns = ", ".join(CaptionRow._fields)
+        return UserError(
+            f"{self.path}: {place} does not have the columns {columns}, so no captions are added; use another file"
+        )
+
+
+def _is_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, io.SEEK_END) == 0:
+            return False
+        file.seek(-1, io.SEEK_END)
+        return file.read() != b"\n"
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)  # both characters of it are quoted within values
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
+
+
+class TextFiles(CaptionOutput):
+    """`NAME.txt` beside each image, or the `NAME.TXT` that is there, with one caption per line. Nothing is written into
+    folders that are read-only.
+
+    Args:
+        images: all of them.
+        overwrite: also replace files that are there.
+        instead: what error messages advise.
+
+    Raises:
+        UserError: an image is not a separate file, or two images would share a text file.
+    """
+
+    kind = "text file"
+
+    def __init__(
+        self, images: "Sequence[ImageFile]", *, overwrite: bool = False, instead: str = "a file of rows"
+    ) -> None:
+        from grr_coca.data.sources.folder import caption_file  # late: imports NumPy
+
+        super().__init__()
+        self._places = places_beside(images, lambda path: caption_file(path) or path.with_suffix(".txt"), instead)
+        self.done = {
+            name
+            for name, text in self._places.items()
+            # A link is left alone, also without a target: it may lead to the image itself.
+            if text.is_symlink() or (text.exists() and not overwrite)
+        }
+        closed = in_closed_folders(self._places)
+        self.unusable = closed.keys() - self.done
+        self.unwritten = [closed[name] for name in self._places if name in self.unusable]
+
+    def write(self, image: "ImageFile", description: "Description") -> None:
+        """Write the captions of an image, best first."""
+        text = "".join(f"{row.caption}\n" for row in caption_rows(image, description.captions))
+        write_output(self._places[image.name], lambda file: file.write(text.encode()))
+
+
+class XmpFiles(CaptionOutput):
+    """The best caption of each image in an XMP file beside it, or keywords. What else is in that file stays, and so
+    does a file that cannot be changed.
+
+    The arguments and errors are those of `TextFiles`.
+    """
+
+    kind = "XMP file"
+
+    def __init__(
+        self, images: "Sequence[ImageFile]", *, overwrite: bool = False, instead: str = "a file of rows"
+    ) -> None:
+        super().__init__()
+        self._overwrite = overwrite
+        stems = Counter(image.path.with_suffix("") for image in images if image.path is not None)
+        self._places = places_beside(
+            images, lambda path: sidecar_to_write(path, is_alone=stems[path.with_suffix("")] == 1), instead
+        )
+        self._closed = in_closed_folders(self._places)
+        for name, sidecar in self._places.items():
+            try:
+                if has_caption(sidecar):
+                    self.done.update(() if overwrite else (name,))
+                elif name in self._closed:
+                    raise XmpError(self._closed[name])
+            except XmpError as error:
+                self.unusable.add(name)
+                self.unwritten.append(str(error))
+
+    def write(self, image: "ImageFile", description: "Description") -> None:
+        """Write the best caption of an image."""
+        self._write(image, caption_rows(image, description.captions)[0].caption, ())
+
+    def add_keywords(self, image: "ImageFile", keywords: Sequence[str]) -> None:
+        """Add keywords to those of an image."""
+        self._write(image, None, keywords)
+
+    def _write(self, image: "ImageFile", caption: str | None, keywords: Sequence[str]) -> None:
+        if image.name in self.unusable:
+            return
+        sidecar = self._places[image.name]
+        try:
+            if image.name in self._closed:
+                raise XmpError(self._closed[image.name])
+            with disk_errors(sidecar):
+                write_sidecar(sidecar, caption, keywords, overwrite=self._overwrite)
+        except XmpError as error:
+            self.unusable.add(image.name)
+            self.unwritten.append(str(error))
+
+
+def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path], instead: str) -> dict[str, Path]:
+    """The file to write beside each image, by the name of the image. `instead`: what error messages advise.
+
+    Raises:
+        UserError: an image is not a separate file, two images would share a file, or the file is an image.
+    """
+    places: dict[str, Path] = {}
+    owners: dict[Path, str] = {}  # names of images, by the file in a folder without links
+    for image in images:
+        if image.path is None:
+            raise UserError(
+                f"{image.name}: part of a shard or table, so no file can be written beside it; use {instead}"
+            )
+        place = places[image.name] = place_of(image.path)
+        other = owners.setdefault(place.parent.resolve() / place.name, image.name)
+        if other != image.name:
+            raise UserError(f"{other} and {image.name} would share {place.name}; use {instead}")
+    for image in images:
+        path = Path(image.name)
+        if path.resolve() in owners or path.parent.resolve() / path.name in owners:
+            raise UserError(f"{image.name}: an image, which a file beside another one would replace; use {instead}")
+    return places
+
+
+def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
+    """The images in read-only folders, by name, each with an error message. They are found before the work begins, so
+    that they do not end it for the others."""
+    folders = {place.parent for place in places.values()}
+    closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}
+    return {name: f"{place}: the folder is read-only" for name, place in places.items() if place.parent in closed}

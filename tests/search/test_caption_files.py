@@ -1,0 +1,69 @@
+"""Files of captions as a Python program writes them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from library import paint
+
+from grr_coca.common.errors import UserError
+from grr_coca.infer import Description
+from grr_coca.infer.generate import Caption
+from grr_coca.search.caption_files import CaptionFile, TextFiles, XmpFiles
+from grr_coca.search.image_files import ImageFile, find_images
+
+
+@pytest.fixture
+def images(tmp_path) -> list[ImageFile]:
+    for colour in ("blue", "green", "red"):
+        paint(tmp_path / "pictures" / f"{colour}.png", colour)
+    return find_images([str(tmp_path / "pictures")])
+
+
+def said(text: str) -> Description:
+    return Description([Caption(text, (1, 2), (-0.5, -0.25))], np.zeros(4, np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_file_of_rows_is_continued(images, tmp_path, suffix):
+    path = tmp_path / f"captions{suffix}"
+    with CaptionFile(path, images) as rows:
+        assert rows.done == set()
+        rows.write(images[0], said('a "blue"\nsquare'))
+    with CaptionFile(path, images) as rows:
+        assert rows.done == {images[0].name}
+        with pytest.raises(UserError, match="another process writes to it"):
+            CaptionFile(path, images)
+        rows.write(images[1], said("a green square"))
+    text = path.read_text()
+    found = list(csv.DictReader(text.splitlines())) if suffix == ".csv" else [*map(json.loads, text.splitlines())]
+    assert [(row["image"], row["caption"], float(row["log_prob"])) for row in found] == [
+        (images[0].name, 'a "blue" square', -0.75),
+        (images[1].name, "a green square", -0.75),
+    ]
+
+
+def test_captions_lie_beside_the_images(images, tmp_path):
+    with TextFiles(images) as texts, XmpFiles(images) as sidecars:
+        for output in (texts, sidecars):
+            output.write(images[0], said("a blue square"))
+        sidecars.add_keywords(images[1], ["green"])
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir() if path.suffix != ".png") == [
+        "blue.png.xmp",
+        "blue.txt",
+        "green.png.xmp",
+    ]
+    assert (tmp_path / "pictures" / "blue.txt").read_text() == "a blue square\n"
+    assert XmpFiles(images).done == {images[0].name}, "keywords are no caption"
+    assert TextFiles(images, overwrite=True).done == set()
+
+
+def test_what_cannot_be_written_is_told_and_stays(images, tmp_path):
+    (tmp_path / "pictures" / "red.png.xmp").write_text("no XML")
+    with XmpFiles(images) as sidecars:
+        sidecars.write(images[2], said("a red square"))
+    assert sidecars.unusable == {images[2].name}
+    assert len(sidecars.unwritten) == 1
+    assert "red.png.xmp: not an XMP file" in sidecars.unwritten[0]
+    assert (tmp_path / "pictures" / "red.png.xmp").read_text() == "no XML"

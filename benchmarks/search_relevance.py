@@ -15,7 +15,6 @@ of the preprocessing: python benchmarks/search_relevance.py --fit && python benc
 
 import itertools
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
@@ -30,7 +29,7 @@ from scipy.optimize import minimize
 import grr_coca
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.files import MANIFEST, in_cache, listed_files, read_json, whole_folder
+from grr_coca.common.files import changed_folder, in_cache
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_folder import RELEVANCE
@@ -220,10 +219,7 @@ def fit_all() -> None:
 
 def write_curve(folder: Path, curve: RelevanceCurve) -> None:
     """Write the numbers into the folder of a shipped model."""
-    facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
-    with whole_folder(folder, facts) as partial:
-        for name in listed_files(folder):
-            shutil.copyfile(folder / name, partial / name)
+    with changed_folder(folder) as partial:
         (partial / RELEVANCE).write_text(json.dumps(to_dict(curve), indent=1) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import math
-import shutil
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from PIL import Image
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import CACHE, MANIFEST, in_cache, listed_files, read_json, whole_folder
+from grr_coca.common.files import CACHE, changed_folder, in_cache, read_json
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_split import images_of
@@ -95,10 +94,7 @@ def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -
     figures["confidence"] = reliability(confidence, right)
     figures |= {name: photograph_figures(fitted, model, files) for name, files in photographs_of.items()}
     card = replace(card, figures=figures)
-    facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
-    with whole_folder(folder, facts) as partial:
-        for name in listed_files(folder):
-            shutil.copyfile(folder / name, partial / name)
+    with changed_folder(folder) as partial:
         (partial / CONFIDENCE).write_text(json.dumps(to_dict(fitted), indent=1) + "\n", encoding="utf-8")
         (partial / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
         page = (folder / "card.md").read_text(encoding="utf-8")

@@ -229,6 +229,22 @@ def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Ite
         raise
 
 
+@contextmanager
+def changed_folder(folder: Path) -> Iterator[Path]:
+    """A copy of a folder with a manifest, to change. When the context ends, it replaces the folder, as `whole_folder`.
+
+    Raises:
+        UserError: the folder has no manifest, or it is damaged.
+        OSError: the disk is full or cannot be written to. The folder is as it was.
+    """
+    facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
+    with whole_folder(folder, facts) as partial:
+        for name in listed_files(folder):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, partial / name)
+        yield partial
+
+
 def require_own_name(folder: Path) -> None:
     """Raise an error if a path has no name under which a folder could be written, such as `.`.
 

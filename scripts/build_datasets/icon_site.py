@@ -35,6 +35,10 @@ from grr_coca.model.checkpoint_folder import fingerprint
 from grr_coca.search.duplicates import grouped, look_of, perceptual_hash
 from grr_coca.search.entry import Entry, Stamp, chunks, name_id
 from grr_coca.search.facets import facets_of
+from grr_coca.search.index_model import IndexModel
+from grr_coca.search.match.numbers import match_numbers
+from grr_coca.search.match.other_sets import Equivalent, OtherSets
+from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.search.relevance import curve_of
 from grr_coca.serve.site import Library, find_runtime, graphs_of, write_site
 
@@ -52,9 +56,11 @@ SITE_OF_SETS = "https://icon-sets.iconify.design"
 
 @dataclass(frozen=True)
 class Icon:
-    """An icon: its name in its set, its caption, further words for it, its box and its SVG without the outer tag."""
+    """An icon: its name in its set, its further names, its caption, further words for it, its box, and its SVG without
+    the outer tag."""
 
     name: str
+    aliases: tuple[str, ...]
     caption: str
     words: tuple[str, ...]
     box: tuple[float, float, float, float]
@@ -91,9 +97,11 @@ def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> l
         if caption in found or is_logo(name, caption, brands):
             continue
         icon = about["icons"][name]
-        further = (further_caption(alias) for alias in aliases.get(name, []))
+        own_aliases = tuple(aliases.get(name, []))
+        further = (further_caption(alias) for alias in own_aliases)
         words = tuple(dict.fromkeys(word for word in (*further, *own.get(caption, ())) if word and word != caption))
-        found[caption] = Icon(name, caption, words, icon_box(icon, about), icon["body"], icon_svg(icon, about))
+        svg = icon_svg(icon, about)
+        found[caption] = Icon(name, own_aliases, caption, words, icon_box(icon, about), icon["body"], svg)
     return list(found.values())
 
 
@@ -153,7 +161,8 @@ def build(
         out: new folder, or that of an earlier site, which is replaced.
         prefixes: the sets to show; empty: all of the corpus.
         runtime: archive of ONNX Runtime Web; None: npm fetches it once.
-        on_set: called after each set with its prefix and the number of icons so far.
+        on_set: called after each set with its prefix and the number of icons so far. Then icons are looked for in the
+            other sets, and it is called with the number of sets that are done.
         archives: the packages; None: in the user's cache.
 
     Raises:
@@ -196,6 +205,7 @@ def build(
         entries=entries,
         vectors=vectors,
         groups=grouped(entries, vectors),
+        others=in_other_sets([icon for _, _, icon in rows], entries, vectors, on_set),
         facets=facets_of(entries, ("set", "licence", "colours")),
         drawings=[(icon.box, icon.body) for _, _, icon in rows],
         drawn_order=order,
@@ -219,6 +229,24 @@ def build(
             more={"NOTICE.txt": _notice(wanted.values(), counts).encode()},
         )
     return len(entries)
+
+
+def in_other_sets(
+    icons: Sequence[Icon], entries: Sequence[Entry], vectors: np.ndarray, on_set: Callable[[str, int], None]
+) -> list[list[Equivalent]] | None:
+    """For each icon its equivalents in the other sets, or what was found before; None if the model has no numbers."""
+    model = IndexModel(MODEL)
+    numbers = match_numbers(model.folder)
+    if numbers is None:
+        return None
+    names = [entry.name for entry in entries]
+    content = "\n".join((model.fingerprint, str(numbers), *(f"{entry.name} {entry.phash}" for entry in entries)))
+    kept = user_cache() / "icon-site" / f"others-{hashlib.sha256(content.encode()).hexdigest()[:16]}.v1.json"
+    if not kept.exists():
+        pictures = named_pictures(names, [icon.aliases for icon in icons], vectors, numbers, model)
+        found = OtherSets(pictures, numbers).of_all(lambda done, _: on_set("in the other sets", done))
+        write_whole(kept, json.dumps(found).encode())
+    return [[Equivalent(*one) for one in found] for found in json.loads(kept.read_bytes())]
 
 
 def _entry(about: IconSet, icon: Icon, phash: int, look: bytes) -> Entry:

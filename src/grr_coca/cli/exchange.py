@@ -130,15 +130,17 @@ def export_web(
     store = None if index is None else open_store(index)
     try:
         named = checkpoint or (DEFAULT if store is None else store.header.model)
-        folder = locate_checkpoint(named)
+        folder, model = locate_checkpoint(named), IndexModel(named)
         if store is not None:
-            IndexModel(named).require(store.header, store.location)
+            model.require(store.header, store.location)
         files = site.find_runtime(runtime)
         curve = curve_of(folder, read_files(folder).config)
         library = None if store is None else site.read_library(store, curve)
         if library is not None and store is not None and (pictures or store.was_imported()):
             entries = [one if is_within(one.file, pictures) else replace(one, file="") for one in library.entries]
             library = replace(library, entries=entries)
+        if library is not None:
+            library = site.with_others(library, model)
     finally:
         if store is not None:
             store.close()

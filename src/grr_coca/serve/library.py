@@ -21,6 +21,9 @@ from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, counts, counts_of, facet_fields, facets
 from grr_coca.search.filters import parse_filter
+from grr_coca.search.match.numbers import MatchNumbers
+from grr_coca.search.match.other_sets import OtherSets
+from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import Store
 from grr_coca.search.stores import open_store
@@ -87,6 +90,7 @@ class ServedIndex:
         fingerprint: of the model that embeds queries; an index of another model is refused.
         model: the queue of this model.
         curve: of its relevances; None if there is none.
+        numbers: by which its icons are matched; None if there are none.
         files: of its pictures.
     """
 
@@ -96,12 +100,14 @@ class ServedIndex:
         fingerprint: str,
         model: ModelQueue,
         curve: RelevanceCurve | None,
+        numbers: MatchNumbers | None,
         files: PictureFiles,
     ) -> None:
         self.location = location
         self.files = files
         self._model = model
         self._curve = curve
+        self._numbers = numbers
         self._captions = LruCache[str, np.ndarray](50_000)
         self._rankings = LruCache[Hashable, Ranking](32)
         self._orders = LruCache[Hashable, np.ndarray](_MAX_ORDER_BYTES)
@@ -109,6 +115,7 @@ class ServedIndex:
         self._facets: tuple[str, float, list[Facet]] = ("", -math.inf, [])
         self._counted = LruCache[Hashable, list[Facet]](100)
         self._groups: tuple[str, list[list[int]]] = ("", [])
+        self._sets: tuple[str, list[int], OtherSets] | None = None
 
     def close(self) -> None:
         """Close the index."""
@@ -234,6 +241,31 @@ class ServedIndex:
                 found = counts(store, fields or known, tree)
                 self._counted.put(key, found)
             return found
+
+    def others(self, identity: str) -> list[dict[str, Any]]:
+        """What an icon is in the other icon sets of the index, the likeliest first, by their pictures. None for other
+        pictures, and if nothing was fitted for the model. To be called from one thread alone.
+
+        Raises:
+            Refusal: the index does not have it.
+        """
+        if self._numbers is None or "icon" not in self.entry(identity).fields:
+            return []
+        with self._open.use() as store, store.snapshot():
+            revision = self._open.revision(store)
+            if self._sets is None or self._sets[0] != revision:
+                icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
+                names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
+                pictures = named_pictures(names, [()] * len(names), vectors, self._numbers)
+                self._sets = (revision, [entry.draw for entry, _ in icons], OtherSets(pictures, self._numbers))
+            _, draws, sets = self._sets
+            found = sets.of_one(draws.index(draw_of(identity)))
+            ids = store.ids_of([draws[one.place] for one in found])
+            entries = store.entries([ids[draws[one.place]] for one in found])
+        there = self.files.are_there(entries)
+        return [
+            {**picture(entry, there), "probability": one.probability} for entry, one in zip(entries, found, strict=True)
+        ]
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
         """Some groups of images that look the same, the largest group first. To be called from one thread alone."""

@@ -24,6 +24,7 @@ from grr_coca.model.checkpoint_folder import read_config
 from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
+from grr_coca.search.match.numbers import match_numbers
 from grr_coca.search.relevance import curve_of
 from grr_coca.serve.app import make_app
 from grr_coca.serve.daemon_threads import DaemonThreads
@@ -175,7 +176,8 @@ class RunningServer:
             curve = curve_of(model.folder, read_config(read_json(file).get("model", {}), str(file)))
             files = PictureFiles(memory, options.pictures if options.pictures or was_imported else None)
             metrics.show("grr_coca_late_files", "Files of pictures that do not answer", lambda: files.num_late)
-            library = ServedIndex(options.index, model.fingerprint, queue, curve, files)
+            numbers = match_numbers(model.folder)
+            library = ServedIndex(options.index, model.fingerprint, queue, curve, numbers, files)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
             title=Path(options.index or "").name,

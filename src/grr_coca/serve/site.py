@@ -45,6 +45,10 @@ from grr_coca.search.embedded import embedded_store as embedded
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facet_fields, facets_of
 from grr_coca.search.fields import FIELDS
+from grr_coca.search.index_model import IndexModel
+from grr_coca.search.match.numbers import match_numbers
+from grr_coca.search.match.other_sets import OtherSets
+from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 from grr_coca.search.words import split_name
@@ -181,16 +185,19 @@ class Library:
     """What a site can search.
 
     `entries`, `vectors`: the images in the order in which the page shows them, N E. `groups`: positions of
-    near-duplicates. `drawings`: for each image the SVG file that the page shows and copies, as (box, body); None: the
-    page shows thumbnails. The drawings of neighbours in `drawn_order` are loaded together. `words`: by which each image
-    is found, besides its caption; None: its file name and keywords. `curve`: of the relevances; None: hits have none,
-    as nothing is known of such models, or captions are not the model's.
+    near-duplicates. `others`: for each image the positions of its equivalents in other icon sets, each with its
+    probability; None: that is not known. `drawings`: for each image the SVG file that the page
+    shows and copies, as (box, body); None: the page shows thumbnails. The drawings of neighbours in `drawn_order` are
+    loaded together. `words`: by which each image is found, besides its caption; None: its file name and keywords.
+    `curve`: of the relevances; None: hits have none, as nothing is known of such models, or captions are not the
+    model's.
     """
 
     entries: Sequence[Entry]
     vectors: np.ndarray
     facets: Sequence[Facet]
     groups: Sequence[Sequence[int]] = ()
+    others: Sequence[Sequence[tuple[int, float]]] | None = None
     drawings: Sequence[tuple[Sequence[float], str]] | None = None
     drawn_order: Sequence[int] | None = None
     words: Sequence[str] | None = None
@@ -232,6 +239,21 @@ def _without_private(entry: Entry) -> Entry:
     return replace(entry, photo=replace(entry.photo, fields=shown))
 
 
+def with_others(library: Library, model: IndexModel) -> Library:
+    """The library with what its icons are in its other icon sets, if it has several and the model can tell."""
+    rows = [row for row, entry in enumerate(library.entries) if "icon" in entry.fields]
+    names = [str(library.entries[row].fields["icon"]) for row in rows]
+    numbers = match_numbers(model.folder)
+    if numbers is None or len({name.partition(":")[0] for name in names}) < 2:
+        return library
+    aliases = [str(library.entries[row].fields.get("aliases", "")).split(", ") for row in rows]
+    pictures = named_pictures(names, aliases, library.vectors[rows], numbers, model)
+    others: list[list[tuple[int, float]]] = [[] for _ in library.entries]
+    for row, found in zip(rows, OtherSets(pictures, numbers).of_all(), strict=True):
+        others[row] = [(rows[one.place], one.probability) for one in found]
+    return replace(library, others=others)
+
+
 def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors N E as integers of 8 bits and scales N. Scaled, the integers have length 1 again."""
     largest = np.abs(vectors).max(axis=1, keepdims=True).clip(min=1e-12)
@@ -265,6 +287,10 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         names = {"rows": f"{number:04}.json.gz", "vectors": f"{number:04}.bin.gz"}
         packed = {key: _packed(column) for key, column in columns.items()}
         _write_gz(folder / names["rows"], _json(packed).encode())
+        if library.others is not None:
+            names["others"] = f"others-{number:04}.json.gz"
+            equivalents = [[[place, round(share, 3)] for place, share in found] for found in library.others[rows]]
+            _write_gz(folder / names["others"], _json(equivalents).encode())
         _write_gz(folder / names["vectors"], scales.astype("<f4").tobytes() + levels.tobytes())
         chunks.append(names)
     drawn = sorted(range(count), key=lambda row: name_id(library.entries[row].name))[:SAMPLE]
@@ -466,7 +492,12 @@ def write_site(
                 facts["thumbnails"] = _write_library(library, site, on_progress)
                 facts["library"] = "library/library.json.gz"
             loaded = [path for part in ("runtime", "model", "library") for path in (site / part).glob("*")]
-            facts["bytes"] = sum(path.stat().st_size for path in loaded if path.suffix not in (".txt", ".js"))
+            is_later = (".txt", ".js")  # what is loaded is compressed; equivalents come when an icon is opened
+            facts["bytes"] = sum(
+                path.stat().st_size
+                for path in loaded
+                if path.suffix not in is_later and not path.name.startswith("others-")
+            )
             (site / "site.json").write_bytes(_json(facts).encode())
             _name_version(site)
     except OSError as error:

@@ -13,7 +13,11 @@ from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.entry import Entry
 from grr_coca.search.facets import facets_of
 from grr_coca.search.index import Index
-from grr_coca.serve.site import Library, find_runtime, graphs_of, read_library, write_site
+from grr_coca.search.index_model import IndexModel
+from grr_coca.search.match.numbers import match_numbers
+from grr_coca.search.match.other_sets import OtherSets
+from grr_coca.search.match.picture_set import named_pictures
+from grr_coca.serve.site import Library, find_runtime, graphs_of, read_library, with_others, write_site
 
 LINES = 'fill="none" stroke="currentColor" stroke-linecap="round" stroke-width="2"'
 HOUSE = f'<path {LINES} d="M4 11 12 4l8 7v9H4z"/>'
@@ -51,17 +55,19 @@ def write_icon_index(folder: Path) -> Path:
 def write_icon_sites(index: Path, folder: Path) -> dict[str, Path]:
     """Write what `export web` writes of it, and a site of its sets as the icon site is."""
     with Index.open(index) as opened, graphs_of(shipped_folder("icons")) as graphs:
-        exported = read_library(opened.store, opened.model.curve)
+        exported = with_others(read_library(opened.store, opened.model.curve), opened.model)
         write_site(graphs, folder / "export", find_runtime(), exported, title="Icons", model="icons")
-        drawn = _icon_library(list(opened.store.everything()), opened.model.curve)
+        drawn = _icon_library(list(opened.store.everything()), opened.model)
         write_site(graphs, folder / "icons", find_runtime(), drawn, title="Icons", model="icons")
     return {"export": folder / "export", "icons": folder / "icons"}
 
 
-def _icon_library(everything: list, curve: object) -> Library:
+def _icon_library(everything: list, model: IndexModel) -> Library:
     """The icons of sets as `scripts/build_datasets/icon_site.py` puts them into a site."""
     kept = [(entry, vector) for entry, vector in everything if "icon" in entry.fields]
     bodies = {f"{prefix}:{name}": body for prefix, _, _, icons in SETS for name, body in icons.items()}
+    vectors, numbers = np.array([vector for _, vector in kept]), match_numbers(model.folder)
+    assert numbers is not None
     entries = [
         Entry(
             name=str(entry.fields["icon"]),
@@ -78,13 +84,15 @@ def _icon_library(everything: list, curve: object) -> Library:
         )
         for entry, _ in kept
     ]
+    pictures = named_pictures([entry.name for entry in entries], [()] * len(kept), vectors, numbers, model)
     return Library(
         entries=entries,
-        vectors=np.array([vector for _, vector in kept]),
+        vectors=vectors,
         facets=facets_of(entries, ("set", "licence")),
         drawings=[((0, 0, 24, 24), bodies[entry.name]) for entry in entries],
         words=[entry.name for entry in entries],
-        curve=curve,
+        curve=model.curve,
+        others=OtherSets(pictures, numbers).of_all(),
     )
 
 

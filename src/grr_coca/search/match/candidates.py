@@ -58,6 +58,18 @@ class PictureSet:
         """True if names can be compared."""
         return len(self.name_vectors) > 0
 
+    def part(self, places: Sequence[int]) -> "PictureSet":
+        """Some of the pictures."""
+        return PictureSet(
+            names=[self.names[place] for place in places],
+            words=[self.words[place] for place in places],
+            things=[self.things[place] for place in places],
+            vectors=self.vectors[places],
+            name_vectors=self.name_vectors[places] if self.has_names else self.name_vectors,
+            is_seen=self.is_seen[places],
+            is_filled=self.is_filled[places],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:

@@ -131,6 +131,32 @@ def read_index(
         return _opened(found, kept, numbers, failures if len(once) < len(pictures) else [])
 
 
+def named_pictures(
+    names: Sequence[str],
+    aliases: Sequence[Sequence[str]],
+    vectors: np.ndarray,
+    numbers: MatchNumbers,
+    model: IndexModel | None = None,
+) -> PictureSet:
+    """Icons that are embedded already.
+
+    Args:
+        names: full names, such as `lucide:trash-2`.
+        aliases: further names of each, without its set.
+        vectors: embeddings of the icons, N E.
+        numbers: of the model.
+        model: what embeds their names; None: they are compared by their pictures alone.
+    """
+    found = [
+        _Picture(name=name, aliases=tuple(further), is_icon=True, fields={}, read=bytes, vector=vector)
+        for name, further, vector in zip(names, aliases, np.asarray(vectors, np.float32), strict=True)
+    ]
+    if model is None:
+        return _opened(found, None, numbers, []).set
+    with KeptEmbeddings(model) as kept:
+        return _opened(found, kept, numbers, []).set
+
+
 def _of_file(file: ImageFile, argument: str) -> _Picture:
     fields = dict(file.fields())
     path = file.path
@@ -168,18 +194,19 @@ def _of_entry(entry: Entry, vector: np.ndarray, read: Callable[[Entry], bytes]) 
 
 
 def _opened(
-    found: Sequence[_Picture], kept: "KeptEmbeddings", numbers: MatchNumbers | None, failures: list[str]
+    found: Sequence[_Picture], kept: "KeptEmbeddings | None", numbers: MatchNumbers | None, failures: list[str]
 ) -> OpenPictureSet:
     words, things = _words(found)
     are_icons = 2 * sum(picture.is_icon for picture in found) > len(found)
-    uses_names = are_icons and numbers is not None
+    if not are_icons or numbers is None:
+        kept = None  # names are not compared
     seen = frozenset(numbers.seen_sets) if numbers else frozenset()
     made = PictureSet(
         names=[picture.name for picture in found],
         words=words,
         things=things,
         vectors=np.array([picture.vector for picture in found], np.float32),
-        name_vectors=kept.of_texts([own[0] if own else "" for own in words]) if uses_names else np.empty((0, 0)),
+        name_vectors=np.empty((0, 0)) if kept is None else kept.of_texts([own[0] if own else "" for own in words]),
         is_seen=np.array([_prefix(picture.name) in seen for picture in found]),
         is_filled=np.array([not _FILLED.isdisjoint(picture.name.split("-")) for picture in found]),
     )

@@ -4,6 +4,7 @@
 //     can is a list of search, duplicates, caption, explain, and ready is a promise of {files} to keep offline
 //   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, verdict, num_likely, can_tell, facets, counted}
 //   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, groups}
+//   others(entry) → entries, each with a probability
 //   facets() → {facets};  counts(filters, fields, signal) → {facets};  caption(file, onToken, signal) → {caption, unfamiliar};  explain({file | entry}, signal) →
 //   {caption, words};  keyOf(entry) → what an address calls it;  entry(key) → entry
 //   opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
@@ -43,7 +44,7 @@ const grid = new Grid(one("#pictures"), {
 });
 const filters = new Filters(one("#filters"), (chosen) => {
   query.filters = chosen;
-  changed();
+  changed(true);
 });
 const detail = new Detail(one("#detail"), {
   backend,

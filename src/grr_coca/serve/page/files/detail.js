@@ -1,7 +1,6 @@
 // One picture, large: its caption, where it lies, what its table says, and what can be done with it.
 
 import { iconPart, isIcon, nameOf } from "./icon.js";
-import { inOtherSets } from "./others.js";
 
 const MAX_ENLARGED = 4;
 const numbers = new Intl.NumberFormat("en");
@@ -114,14 +113,18 @@ export class Detail {
       said.append(eyebrow, caption, hint);
       text.append(said);
     } else text.append(hint);
-    if (isIcon(entry)) text.append(iconPart(entry, once(() => backend.svg(entry)), image, copy));
-    text.append(this.#actions(entry), facts(entry));
+    const source = once(() => backend.svg(entry));
+    if (isIcon(entry)) text.append(iconPart(entry, source, image, copy));
+    const known = facts(entry);
+    text.append(this.#actions(entry), known);
+    if (isIcon(entry)) source().then((svg) => sizeOf(svg, known), () => {});
     if (entry.copies?.length) {
       text.append(this.#strip(`${entry.copies.length} more that look the same`, entry.copies));
     }
-    inOtherSets(backend, entry).then((others) => {
-      if (others.length && this.entry === entry) text.append(this.#strip("In the other sets", others));
-    }, () => {}); // without it, the picture is shown all the same
+    const others = isIcon(entry) && entry.fields?.set ? backend.others(entry) : Promise.resolve([]);
+    others.then((found) => {
+      if (found.length && this.entry === entry) known.before(this.#strip("In the other sets", found));
+    }, () => {}); // without them, the picture is shown all the same
     const stage = element("div", { className: isIcon(entry) ? "stage vector" : "stage" });
     stage.append(frame);
     if (this.#index !== null) stage.append(this.#arrow(-1), this.#arrow(1));
@@ -165,7 +168,8 @@ export class Detail {
     const list = element("ul");
     for (const copy of entries.slice(0, 24)) {
       const item = element("li");
-      const title = copy.fields?.set ? `${nameOf(copy).name} (${copy.fields.set})` : copy.name;
+      const share = copy.probability === undefined ? "" : `, ${Math.round(copy.probability * 100)}%`;
+      const title = copy.fields?.set ? `${nameOf(copy).name} (${copy.fields.set})${share}` : copy.name;
       const button = element("button", { type: "button", title });
       button.setAttribute("aria-label", title);
       const image = element("img", { alt: "" });
@@ -212,14 +216,25 @@ function facts(entry) {
   };
   if (typeof entry.relevance === "number") say("Relevance", `${Math.round(entry.relevance * 100)}%`);
   say(entry.drawing ? "Name" : "Path", entry.name);
-  if (!entry.drawing) {
-    say("Changed", entry.date?.slice(0, 10));
-    say("Size", entry.width && `${numbers.format(entry.width)} × ${numbers.format(entry.height)} pixels, ${bytes(entry.size)}`);
-  }
+  if (!entry.drawing) say("Changed", entry.date?.slice(0, 10));
+  if (!isIcon(entry)) say("Size", entry.width && `${numbers.format(entry.width)} × ${numbers.format(entry.height)} pixels, ${bytes(entry.size)}`);
   for (const [name, value] of Object.entries(entry.fields ?? {})) {
-    say(name[0].toUpperCase() + name.slice(1).replaceAll("_", " "), value);
+    if (name === "unfamiliar") continue; // it is said with the caption
+    if (name === "confidence" && typeof value === "number") say("Confidence", `${Math.round(value * 100)}%`);
+    else if (name === "taken" && typeof value === "string") say("Taken", value.replace("T", " "));
+    else say(name[0].toUpperCase() + name.slice(1).replaceAll("_", " "), value);
   }
   return list;
+}
+
+/** Say how large a drawing is by itself: its pixels in the index are of another size. */
+function sizeOf(svg, list) {
+  const root = new DOMParser().parseFromString(svg, "image/svg+xml").documentElement;
+  const box = (root.getAttribute("viewBox") ?? "").trim().split(/[\s,]+/).map(Number);
+  const sides = ["width", "height"].map((side, i) => (/^[\d.]+(px)?$/.test(root.getAttribute(side)) ? parseFloat(root.getAttribute(side)) : box[i + 2]));
+  if (!sides.every((side) => side > 0)) return;
+  const shown = sides.map((side) => numbers.format(side)).join(" × ");
+  list.append(element("dt", { textContent: "Size" }), element("dd", { textContent: `${shown}, vector` }));
 }
 
 export function bytes(number) {

@@ -69,6 +69,11 @@ export class Graphs {
     return this.#call("entry", { key });
   }
 
+  /** The equivalents of an icon in the other icon sets, with probabilities. */
+  others(entry) {
+    return this.#call("others", { id: Number(entry.id) });
+  }
+
   duplicates(offset, limit, signal) {
     return this.#call("duplicates", { offset, limit }, { signal });
   }

@@ -49,6 +49,11 @@ export class Http {
     return this.#json(`picture/${encodeURIComponent(key)}`);
   }
 
+  /** The equivalents of an icon in the other icon sets, with probabilities. */
+  async others(entry) {
+    return (await this.#longJson(`picture/${encodeURIComponent(entry.id)}/others`)).others;
+  }
+
   duplicates(offset, limit, signal) {
     return this.#longJson(`duplicates?${new URLSearchParams({ offset, limit })}`, { signal });
   }

@@ -4,7 +4,7 @@
 import { Engine } from "./engine.js";
 import { Library, numLikely, relevance, verdict } from "./library.js";
 import { isUnfamiliar } from "./familiar.js";
-import { unpacked } from "./packed.js";
+import { jsonOf, unpacked } from "./packed.js";
 import { pixelsOf } from "./picture.js";
 import { Tokenizer } from "./tokenizer.js";
 import { askedWords, inWords } from "./words.js";
@@ -259,6 +259,15 @@ async function foundByWords({ texts, filters, offset, limit }) {
   return { hits, more: offset + limit < groups.length, searched: library.size, facets, counted: groups.length, ...told };
 }
 
+const equivalents = {}; // files of them, by name
+
+/** The JSON of a file that the page does not need to start: it is no part of the progress. */
+async function later(path) {
+  const response = await fetch(path);
+  if (!response.ok) throw new Error(`${path}: the host answers ${response.status}`);
+  return jsonOf(new Uint8Array(await response.arrayBuffer()));
+}
+
 const calls = {
   async ready() {
     await Promise.all([withGraph("text"), indexed]);
@@ -314,6 +323,19 @@ const calls = {
     const row = library?.rowOf(key) ?? -1;
     if (row < 0) throw new Error(`There is no picture '${key}' here any more.`);
     return library.entry(row);
+  },
+
+  /** The equivalents of an icon in the other icon sets, with probabilities; none if they are not known. */
+  async others({ id }) {
+    await listed;
+    const part = library.about.chunks[Math.floor(id / library.about.chunk)]?.others;
+    if (!part) return [];
+    equivalents[part] ??= later(folder + part).catch((error) => {
+      delete equivalents[part];
+      throw error;
+    });
+    const found = (await equivalents[part])[id % library.about.chunk];
+    return found.map(([row, probability]) => ({ ...library.entry(row), probability }));
   },
 
   async duplicates({ offset, limit }) {

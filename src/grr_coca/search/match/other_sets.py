@@ -1,0 +1,84 @@
+"""Finds each icon of a library in the other icon sets of the same library.
+
+Each set is matched with the sets in which its icons have near pictures: among a hundred sets, most have nothing like a
+given icon.
+
+Shapes: N pictures of all sets, S sets.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from grr_coca.search.match.candidates import PictureSet, match_pictures
+from grr_coca.search.match.numbers import MatchNumbers
+
+MAX_SETS = 10
+"""Maximum number of other sets in which an icon is looked for: those with the nearest pictures."""
+MIN_PROBABILITY = 0.3
+"""The least probability with which the best candidate of a set is an equivalent."""
+
+
+class Equivalent(NamedTuple):
+    """The same thing in another set: its place among all pictures, and the probability that it is the equivalent."""
+
+    place: int
+    probability: float
+
+
+class OtherSets:
+    """The icon sets of a library, to find each icon in the others.
+
+    Args:
+        pictures: of all sets. What stands before the colon of a name is its set.
+        numbers: of the model whose embeddings the pictures have.
+    """
+
+    def __init__(self, pictures: PictureSet, numbers: MatchNumbers) -> None:
+        by_set: dict[str, list[int]] = defaultdict(list)
+        for place, name in enumerate(pictures.names):
+            by_set[name.partition(":")[0]].append(place)
+        self._sets = [pictures.part(places) for places in by_set.values()]
+        self._places = [np.array(places) for places in by_set.values()]
+        self._weigh = numbers.with_names if pictures.has_names else numbers.without_names
+        self._cells = {
+            place: (number, row) for number, places in enumerate(self._places) for row, place in enumerate(places)
+        }
+
+    def of_one(self, place: int) -> list[Equivalent]:
+        """The equivalents of one picture, the likeliest first."""
+        number, row = self._cells[place]
+        return self._found(number, [row])[place]
+
+    def of_all(self, on_progress: Callable[[int, int], object] = lambda *_: None) -> list[list[Equivalent]]:
+        """The equivalents of each picture. `on_progress` is called with the numbers of finished and of all sets."""
+        found: dict[int, list[Equivalent]] = {}
+        for number, source in enumerate(self._sets):
+            found |= self._found(number, range(len(source)))
+            on_progress(number + 1, len(self._sets))
+        return [found[place] for place in range(len(found))]
+
+    def _found(self, number: int, rows: Sequence[int]) -> dict[int, list[Equivalent]]:
+        """The equivalents of some pictures of a set, by their places."""
+        source, places = self._sets[number], self._places[number]
+        near = self._near_sets(number, rows)
+        found: dict[int, list[Equivalent]] = {int(places[row]): [] for row in rows}
+        for other, (target, their_places) in enumerate(zip(self._sets, self._places, strict=True)):
+            asked = [row for row, is_near in zip(rows, near[:, other], strict=True) if is_near]
+            for match in match_pictures(source, target, self._weigh, n=1, places=asked) if asked else ():
+                best = match.best
+                if best is not None and best.probability is not None and best.probability >= MIN_PROBABILITY:
+                    equivalent = Equivalent(int(their_places[best.place]), best.probability)
+                    found[int(places[match.place])].append(equivalent)
+        return {place: sorted(equivalents, key=lambda one: -one.probability) for place, equivalents in found.items()}
+
+    def _near_sets(self, own: int, rows: Sequence[int]) -> np.ndarray:
+        """For some pictures of a set whether each is looked for in each set, N S."""
+        vectors = self._sets[own].vectors[list(rows)]
+        nearest = np.stack([(vectors @ one.vectors.T).max(axis=1) for one in self._sets], axis=1)
+        nearest[:, own] = -np.inf
+        count = min(MAX_SETS, len(self._sets) - 1)
+        limits = -np.sort(-nearest, axis=1)[:, count - 1 : count] if count else np.full((len(nearest), 1), np.inf)
+        return nearest >= limits

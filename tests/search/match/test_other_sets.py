@@ -1,0 +1,71 @@
+"""Icons in the other sets of one library."""
+
+import numpy as np
+
+from grr_coca.search.match.candidates import PictureSet
+from grr_coca.search.match.numbers import MatchNumbers, Numbers, ProbabilityCurve
+from grr_coca.search.match.other_sets import MAX_SETS, OtherSets
+
+CURVE = ProbabilityCurve(per_score=20.0, per_lead=0.0, offset=-14.0, least=0.2)
+BY_PICTURE = Numbers(weights={"picture": 1.0}, seen=CURVE, unseen=CURVE)
+NUMBERS = MatchNumbers(with_names=BY_PICTURE, without_names=BY_PICTURE, seen_sets=())
+
+
+def pictures(**vectors: list[float]) -> PictureSet:
+    """Icons by `set__name`, with embeddings that are made to have unit length."""
+    names = [name.replace("__", ":") for name in vectors]
+    rows = np.array(list(vectors.values()), np.float32)
+    return PictureSet(
+        names=names,
+        words=[() for _ in names],
+        things=names,
+        vectors=rows / np.linalg.norm(rows, axis=1, keepdims=True),
+        name_vectors=np.empty((0, 0)),
+        is_seen=np.zeros(len(names), bool),
+        is_filled=np.zeros(len(names), bool),
+    )
+
+
+def told(found: PictureSet) -> dict[str, list[str]]:
+    return {
+        name: [found.names[one.place] for one in equivalents]
+        for name, equivalents in zip(found.names, OtherSets(found, NUMBERS).of_all(), strict=True)
+    }
+
+
+def test_the_equivalent_of_each_other_set_is_found_the_likeliest_first_and_none_of_the_own_set():
+    library = pictures(
+        a__house=[1, 0, 0],
+        a__home=[1, 0.01, 0],
+        b__cottage=[1, 0.5, 0],
+        b__tree=[0, 1, 0],
+        c__house=[1, 0.1, 0],
+        c__fish=[0, 0, 1],
+    )
+    found = told(library)
+    assert found["a:house"] == ["c:house", "b:cottage"]
+    assert found["c:fish"] == [], "nothing is likely there"
+    assert found["b:tree"] == []
+    assert found["c:house"] == ["a:home", "b:cottage"]
+    alone = OtherSets(library, NUMBERS)
+    assert [[library.names[one.place] for one in alone.of_one(place)] for place in range(6)] == [*found.values()]
+
+
+def test_probabilities_are_those_of_a_match_of_the_two_sets():
+    library = pictures(a__x=[1, 0], b__x=[1, 0.2])
+    (first,), (second,) = OtherSets(library, NUMBERS).of_all()
+    cosine = float(library.vectors[0] @ library.vectors[1])
+    assert first.place == 1
+    assert abs(first.probability - 1 / (1 + np.exp(14 - 20 * cosine))) < 1e-3
+    assert second.place == 0
+
+
+def test_an_icon_is_looked_for_in_the_sets_with_the_nearest_pictures():
+    far = {f"s{number}__x": [1.0, number / 10] for number in range(MAX_SETS + 5)}
+    found = told(pictures(own__x=[1.0, 0.0], **far))["own:x"]
+    assert found == [f"s{number}:x" for number in range(len(found))]
+    assert 0 < len(found) <= MAX_SETS
+
+
+def test_one_set_has_no_others():
+    assert told(pictures(a__x=[1, 0], a__y=[0, 1])) == {"a:x": [], "a:y": []}

@@ -35,8 +35,14 @@ def test_numbers_follow_the_other_filters_and_not_their_own(place, tab):
     choose(one, "set", "Lucide")
     assert numbers(one, "set") == {"Lucide": "3", "Tabler Icons": "3", "Castles": "0"}
     assert numbers(one, "licence") == {"ISC": "3", "MIT": "0", "CC-BY-4.0": "0"}
+    one.page.go_back()
+    one.settled().page.wait_for_timeout(300)
+    assert numbers(one, "set") == {"Lucide": "3", "Tabler Icons": "3", "Castles": "0"}
+    one.page.keyboard.press("Escape")
+    one.page.go_back()
+    one.page.wait_for_url(lambda url: "ISC" not in url)
     one.page.get_by_role("button", name="Clear filters").click()
-    one.settled()
+    one.settled().page.wait_for_timeout(300)
     assert numbers(one, "set") == SETS
 
 

@@ -80,7 +80,7 @@ def test_pictures_can_be_asked_for_like_another_and_without_another(host, tab):
     one.page.go_back()
     one.page.wait_for_url("**/#q=face&like=*")
     one.page.go_back()
-    one.page.wait_for_url("**/#q=face")
+    one.page.wait_for_url("**/#q=face&open=*")
 
 
 def test_going_back_leaves_the_duplicates(host, tab):

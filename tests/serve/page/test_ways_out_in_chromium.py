@@ -139,15 +139,21 @@ def test_a_link_leads_to_this_one_picture(place, tab):
     assert other.page.locator("#detail .set").inner_text() == "Lucide"
 
 
-def test_the_same_icon_of_the_other_sets_is_shown_and_opens(place, tab):
+def test_the_same_icon_of_the_other_sets_is_shown_with_its_probability_and_opens(place, tab):
     one = icon(tab, place, "lucide:heart")
     strip = one.page.locator("#detail .copies", has_text="In the other sets")
     strip.wait_for()
     names = [button.get_attribute("aria-label") for button in strip.get_by_role("button").all()]
-    assert any(name.startswith("heart") and "Tabler Icons" in name for name in names)
-    assert not any("castle" in name or "arrow" in name for name in names)
+    assert all(re.search(r"^heart(-line)? \((Tabler Icons|Castles)\), \d+%$", name) for name in names), names
+    above, below = strip.bounding_box(), one.page.locator("#detail dl").bounding_box()
+    assert above["y"] < below["y"]
     strip.get_by_role("button", name="Tabler Icons").click()
     one.page.locator("#detail .set", has_text="Tabler Icons").wait_for()
+
+
+def test_an_icon_has_the_size_of_its_drawing(place, tab):
+    one = icon(tab, place, "lucide:house")
+    assert one.page.locator("#detail dt:text-is('Size') + dd").inner_text() == "24 × 24, vector"
 
 
 @pytest.mark.parametrize("name", ["serve", "export"])

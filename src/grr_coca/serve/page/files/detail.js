@@ -229,9 +229,10 @@ function facts(entry) {
 
 /** Say how large a drawing is by itself: its pixels in the index are of another size. */
 function sizeOf(svg, list) {
-  const root = new DOMParser().parseFromString(svg, "image/svg+xml").documentElement;
-  const box = (root.getAttribute("viewBox") ?? "").trim().split(/[\s,]+/).map(Number);
-  const sides = ["width", "height"].map((side, i) => (/^[\d.]+(px)?$/.test(root.getAttribute(side)) ? parseFloat(root.getAttribute(side)) : box[i + 2]));
+  const [root] = /<svg\b[^>]*>/.exec(svg) ?? [""]; // a parser of documents would apply its styles
+  const valueOf = (name) => new RegExp(`\\s${name}\\s*=\\s*["']([^"']*)["']`).exec(root)?.[1].trim() ?? "";
+  const box = valueOf("viewBox").split(/[\s,]+/).map(Number);
+  const sides = ["width", "height"].map((side, i) => (/^[\d.]+(px)?$/.test(valueOf(side)) ? parseFloat(valueOf(side)) : box[i + 2]));
   if (!sides.every((side) => side > 0)) return;
   const shown = sides.map((side) => numbers.format(side)).join(" × ");
   list.append(element("dt", { textContent: "Size" }), element("dd", { textContent: `${shown}, vector` }));

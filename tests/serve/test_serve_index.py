@@ -103,7 +103,7 @@ def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
     store = open_store(str(index))
     monkeypatch.setattr("grr_coca.serve.library.time", SimpleNamespace(monotonic=lambda: 3.0))
-    opened = ServedIndex(str(index), store.header.fingerprint, None, None, PictureFiles(Budget(2**20), None))
+    opened = ServedIndex(str(index), store.header.fingerprint, None, None, None, PictureFiles(Budget(2**20), None))
     assert opened.facets()
     opened.close()
     store.close()
@@ -124,6 +124,12 @@ def test_thumbnails_have_the_colours_of_the_profile(tmp_path):
         with Image.open(io.BytesIO(thumbnail)) as image:
             assert image.convert("RGB").getpixel((9, 9)) == pytest.approx(shown, abs=4)
     assert max(abs(a - b) for a, b in zip(shown, (60, 150, 90), strict=True)) > 10
+
+
+def test_only_icons_are_looked_for_in_other_sets(served):
+    (hit, *_) = served.post("/search", {"texts": ["guitar"]}).json()["hits"]
+    assert served.get(f"/picture/{hit['id']}/others").json() == {"others": []}
+    assert served.get(f"/picture/{'0' * 16}/others").status == 404
 
 
 def test_near_duplicates_are_one_hit_and_a_group(served):

@@ -83,6 +83,7 @@ def in_torch():
     return grr_coca.load("icons", "cpu", engine="torch")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_verb_succeeds(said, command):
     code, _, err = said[command]

@@ -333,6 +333,7 @@ def assert_nothing_was_lost(target: Path, before: dict[str, bytes]) -> None:
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
+@pytest.mark.ci
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(saved, tmp_path):
     target = shutil.copytree(saved, tmp_path / "checkpoints" / "step-000000002")
     before = snapshot(target)

@@ -174,7 +174,7 @@ release: $(RELEASE)/.installed
 	scripts/try_installers.sh $(RELEASE)/bin dist/*.whl docs/drawings
 
 coverage: $(VENV)/.dev
-	$(PYTEST) $(WORKERS) -m "not slow" -p pytest_cov --cov --cov-report term-missing
+	$(PYTEST) $(WORKERS) -m "not slow or ci" -p pytest_cov --cov --cov-report term-missing
 
 # The site, in docs/_build/html; a warning is an error.
 docs: $(VENV)/.docs

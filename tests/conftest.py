@@ -80,6 +80,14 @@ def _shrunk(transformer: TransformerConfig, embed_dim: int) -> TransformerConfig
     return replace(transformer, num_layers=2, embed_dim=embed_dim, num_heads=embed_dim // 16, hidden_dim=hidden_dim)
 
 
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A finished run of three steps, for tests that only read it."""
+    from support import finished_run
+
+    return finished_run(tmp_path_factory.mktemp("run"), steps=3)
+
+
 @pytest.fixture
 def lock() -> Iterator[Callable[[Path | str], Callable[[], None]]]:
     """Locks a folder: nobody can list it or look at what is in it, not even root. Returns what unlocks it."""

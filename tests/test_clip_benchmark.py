@@ -16,7 +16,7 @@ from grr_coca.data.images import decode_image
 from grr_coca.evaluate.retrieval import make_gallery, retrieve
 from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_texts
 from grr_coca.model.checkpoint import from_pretrained
-from support import finished_run, real_pairs, write_tar
+from support import real_pairs, write_tar
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 jaxtyping.install_import_hook(["run_clip_benchmark"], "shape_check.check")
@@ -35,11 +35,6 @@ pytestmark = pytest.mark.ci
 CLASSES = ("heart", "star", "face", "flag", "hand", "moon")
 TEMPLATES = ("a picture of a {c}.", "{c}")
 NUM_IMAGES = 24
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("clip"), steps=3)
 
 
 @pytest.fixture(scope="module")

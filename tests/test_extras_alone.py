@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from grr_coca.common.extras import PACKAGES
-from support import finished_run, real_pairs, with_caption, write_shard
+from support import real_pairs, with_caption, write_shard
 
 ROOT = Path(__file__).parents[1]
 GUITAR = ROOT / "docs" / "drawings" / "guitar.webp"
@@ -106,11 +106,6 @@ def hidden(extra: str) -> list[str]:
         for module, packages in packages_distributions().items()
         if not allowed & {canonicalize_name(package) for package in packages}
     )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("run"), steps=2)
 
 
 def test_every_extra_is_tried():

@@ -7,19 +7,14 @@ import pytest
 
 import grr_coca
 from grr_coca.cli import main
-from support import finished_run, real_pairs
+from support import real_pairs
 
 pytestmark = pytest.mark.ci
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("smoke"), steps=3)
-
-
-@pytest.fixture(scope="module")
-def image(run):
-    path = run.folder / "image.webp"
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.webp"
     path.write_bytes(real_pairs(1)[0].image)
     return path
 
@@ -42,16 +37,16 @@ def test_a_loaded_model_captions_embeds_and_classifies(run, image):
     "arguments",
     [
         "caption {image} -c {run}",
-        "embed {image} -c {run} --out {run}/vectors.npy",
-        "embed {image} -c {run} --out {run}/vectors.parquet",
+        "embed {image} -c {run} --out {folder}/vectors.npy",
+        "embed {image} -c {run} --out {folder}/vectors.parquet",
         "classify {image} -c {run} --labels cat,dog",
-        "explain {image} -c {run} --out {run}/where.png",
+        "explain {image} -c {run} --out {folder}/where.png",
         "evaluate {run} --data {shard} --batch-size 8",
         "data stats {shard}",
-        "pretrain {run}/recipe.yaml --out {run}/again",
+        "pretrain {run}/recipe.yaml --out {folder}/again",
     ],
     ids=lambda arguments: arguments.split()[0],
 )
-def test_the_command_line_does_it_too(run, image, arguments):
-    places = {"run": run.folder, "image": image, "shard": run.shard}
+def test_the_command_line_does_it_too(run, image, tmp_path, arguments):
+    places = {"run": run.folder, "image": image, "shard": run.shard, "folder": tmp_path}
     assert main([word.format(**places) for word in arguments.split()]) == 0

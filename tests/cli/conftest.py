@@ -48,12 +48,6 @@ def refused(grr_coca) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """A finished run to caption and evaluate with."""
-    return finished_run(tmp_path_factory.mktemp("cli"), steps=3)
-
-
-@pytest.fixture(scope="session")
 def baseline(tmp_path_factory, run):
     """A run of the baseline on the same pairs."""
     from dataclasses import replace

@@ -8,7 +8,7 @@ import pytest
 from grr_coca.common.errors import UserError
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import CaptionedSplit, caption_split, write_captions
-from support import BATCH_SIZE, PairsInMemory, finished_run, real_pairs
+from support import BATCH_SIZE, PairsInMemory, real_pairs
 
 
 class SeveralCaptions(PairsInMemory):
@@ -25,11 +25,6 @@ class AllAtOnce(SeveralCaptions):
 
     def captions(self, index: int) -> tuple[str, ...]:
         return (self.pairs[index].caption, f"another of {index}")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("captions"), steps=3)
 
 
 @pytest.fixture(scope="module")

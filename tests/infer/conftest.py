@@ -6,18 +6,12 @@ import pytest
 
 from grr_coca.infer import ImageTextModel, load
 from open_clip_files import random_checkpoint
-from support import finished_run, real_pairs
+from support import real_pairs
 
 
 @pytest.fixture(scope="session")
 def theirs() -> SimpleNamespace:
     return random_checkpoint()
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """A finished run of a few steps."""
-    return finished_run(tmp_path_factory.mktemp("inference"), steps=3)
 
 
 @pytest.fixture(scope="session")

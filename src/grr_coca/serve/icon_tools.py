@@ -39,10 +39,12 @@ _MAX_SIDE = 1024
 _CELL, _COLUMNS, _SHOWN = 72, 6, 18
 """The contact sheet: side of a cell in pixels, cells in a row, and most cells."""
 
+_WEIGHT = re.compile(r"-(?:thin|light|bold|fill|duotone)$")
+"""The weight of a drawing of Phosphor, which its components have as a property."""
 _IMPORTS: dict[str, Callable[[str], list[str]]] = {
     "lucide": lambda name: [f"import {{ {_pascal(name)} }} from 'lucide-react'"],
     "tabler": lambda name: [f"import {{ Icon{_pascal(name)} }} from '@tabler/icons-react'"],
-    "ph": lambda name: [f"import {{ {_pascal(name)}Icon }} from '@phosphor-icons/react'"],
+    "ph": lambda name: [f"import {{ {_pascal(_WEIGHT.sub('', name))}Icon }} from '@phosphor-icons/react'"],
     "heroicons": lambda name: [_heroicon(name)],
     "ri": lambda name: [f"import {{ Ri{_pascal(name)} }} from '@remixicon/react'"],
     "mdi": lambda name: [f"import {{ mdi{_pascal(name)} }} from '@mdi/js'"],
@@ -347,5 +349,9 @@ def _pascal(name: str) -> str:
 def _heroicon(name: str) -> str:
     for ending, module in {"-20-solid": "20/solid", "-16-solid": "16/solid", "-solid": "24/solid"}.items():
         if name.endswith(ending):
-            return f"import {{ {_pascal(name.removesuffix(ending))}Icon }} from '@heroicons/react/{module}'"
-    return f"import {{ {_pascal(name)}Icon }} from '@heroicons/react/24/outline'"
+            return f"import {{ {_heroicon_component(name.removesuffix(ending))} }} from '@heroicons/react/{module}'"
+    return f"import {{ {_heroicon_component(name)} }} from '@heroicons/react/24/outline'"
+
+
+def _heroicon_component(name: str) -> str:
+    return re.sub(r"\d[a-z]", lambda part: part[0].upper(), _pascal(name)) + "Icon"  # Squares2X2Icon

@@ -29,11 +29,16 @@ export function jsx(svg, name) {
     .replace(/\sclass=/g, " className=")
     .replace(/\s(?!(?:data|aria)-)([a-z]+(?:[-:][a-z]+)+)=/g, (_, attribute) => ` ${attribute.replace(/[-:]([a-z])/g, (__, letter) => letter.toUpperCase())}=`)
     .replace(/\sstyle="([^"]*)"/g, (_, style) => ` style={${JSON.stringify(Object.fromEntries(style.split(";").filter((one) => one.includes(":")).map((one) => [one.slice(0, one.indexOf(":")).trim().replace(/-([a-z])/g, (__, letter) => letter.toUpperCase()), one.slice(one.indexOf(":") + 1).trim()])))}}`)
-    .replace("<svg", "<svg {...props}");
+    .replace(/<style([^>]*)>([^<]*)<\/style>/g, (_, attributes, rules) => `<style${attributes}>{${JSON.stringify(rules)}}</style>`)
+    .replace(/<svg((?:[^>"']|"[^"]*"|'[^']*')*)>/, "<svg$1 {...props}>"); // last: what the caller gives counts
   return `export function ${componentOf(name)}(props) {\n  return (\n    ${named.trim()}\n  );\n}\n`;
 }
 
-export const vue = (svg) => `<template>\n  ${svg.replace(/<\?xml[^>]*>\s*/, "").trim()}\n</template>\n`;
+/** A template of Vue, which refuses elements of style there. */
+export function vue(svg) {
+  const styled = svg.replace(/<style/g, '<component is="style"').replaceAll("</style>", "</component>");
+  return `<template>\n  ${styled.replace(/<\?xml[^>]*>\s*/, "").trim()}\n</template>\n`;
+}
 
 export function dataUri(svg) {
   const short = svg.replace(/\s+/g, " ").replaceAll('"', "'");
@@ -44,16 +49,26 @@ export function dataUri(svg) {
 export const css = (svg, name) =>
   `.icon-${name} {\n  width: 1em;\n  height: 1em;\n  background: currentColor;\n  mask: url("${dataUri(svg)}") center / contain no-repeat;\n}\n`;
 
+const WEIGHTS = /-(thin|light|bold|fill|duotone)$/;
+const HEROICONS = [[/-20-solid$/, "20/solid"], [/-16-solid$/, "16/solid"], [/-solid$/, "24/solid"], [/$/, "24/outline"]];
+const PACKAGES = {
+  lucide: (name) => [pascal(name), "lucide-react"],
+  tabler: (name) => [`Icon${pascal(name)}`, "@tabler/icons-react"],
+  ph: (name) => [`${pascal(name.replace(WEIGHTS, ""))}Icon`, "@phosphor-icons/react"], // the weight is a property
+  heroicons: (name) => {
+    const [ending, from] = HEROICONS.find(([one]) => one.test(name));
+    const what = pascal(name.replace(ending, "")).replace(/\d[a-z]/g, (part) => part.toUpperCase()); // Squares2X2
+    return [`${what}Icon`, `@heroicons/react/${from}`];
+  },
+  ri: (name) => [`Ri${pascal(name)}`, "@remixicon/react"],
+  mdi: (name) => [`mdi${pascal(name)}`, "@mdi/js"],
+};
+
 /** The import of an icon of a package that people use; null if none is known. */
 export function importLine({ prefix, name }) {
-  const packages = {
-    lucide: ["lucide-react", pascal(name)],
-    tabler: ["@tabler/icons-react", `Icon${pascal(name)}`],
-    ph: ["@phosphor-icons/react", pascal(name)],
-    mdi: ["@mdi/js", `mdi${pascal(name)}`],
-  };
-  const [from, what] = packages[prefix] ?? [];
-  return from ? `import { ${what} } from "${from}";` : null;
+  if (!Object.hasOwn(PACKAGES, prefix)) return null;
+  const [what, from] = PACKAGES[prefix](name);
+  return `import { ${what} } from "${from}";`;
 }
 
 /** A line that names the author and licence, where the licence asks for it; else null. */

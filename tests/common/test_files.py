@@ -1,10 +1,24 @@
-"""Files that are written as a whole."""
+"""Files and folders that are written as a whole, and the manifest by which damage is found."""
 
+import json
+import re
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
-from grr_coca.common.files import changed_folder, read_json, verify_folder, whole_folder, write_whole
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, changed_folder, read_json, verify_folder, whole_folder, write_whole
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a file in a folder, and a manifest."""
+    with whole_folder(tmp_path / "small") as partial:
+        (partial / "training").mkdir()
+        (partial / "training" / "w").write_bytes(b"\x00\xff weights")
+    verify_folder(tmp_path / "small")
+    return tmp_path / "small"
 
 
 def test_a_file_that_is_written_anew_keeps_its_permissions(tmp_path):
@@ -37,3 +51,71 @@ def test_a_folder_is_changed_whole_or_not_at_all(tmp_path):
         (partial / "b").rename(partial / "nowhere" / "b")
     verify_folder(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("path", [".", ".."])
+def test_a_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="has no name of its own"), whole_folder(Path(path)):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_of_a_link_the_folder_behind_it_is_written(tmp_path, is_there):
+    (tmp_path / "disk").mkdir()
+    if is_there:
+        (tmp_path / "disk" / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
+    with whole_folder(tmp_path / "link") as partial:
+        (partial / "weights").write_bytes(b"w")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "folder" / "weights").read_bytes() == b"w"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "folder", "link", MANIFEST, "weights"]
+
+
+# --- Damage. Each reader of a folder has one test more, that it looks for damage at all.
+
+
+def test_every_flipped_bit_is_found(folder):
+    for path in (folder / "training" / "w", folder / MANIFEST):
+        content = path.read_bytes()
+        for bit in range(0, 8 * len(content), 3):  # in each byte, and each of eight
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            with pytest.raises(UserError, match=re.escape(str(folder))):
+                verify_folder(folder)
+        path.write_bytes(content)
+    verify_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("training/w", "training/w: missing, or cannot"), (MANIFEST, f"{MANIFEST}: missing or damaged")]
+)
+def test_a_missing_file_is_named(folder, name, said):
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=re.escape(f"{folder}/{said}")):
+        verify_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../small/training/w"])
+def test_a_manifest_lists_nothing_outside_of_its_folder(folder, name):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": 0, "sha256": ""}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"lists {name}, which is outside of its folder"):
+        verify_folder(folder)
+
+
+@pytest.mark.parametrize(("name", "size"), [("a\0b", "1"), ("a", "1e999")])
+def test_a_manifest_of_what_no_file_has_is_damaged(folder, name, size):
+    (folder / MANIFEST).write_text(f'{{"files": {{{json.dumps(name)}: {{"bytes": {size}, "sha256": ""}}}}}}')
+    with pytest.raises(UserError, match=r"manifest\.json: (missing or )?damaged"):
+        verify_folder(folder)
+
+
+def test_a_file_that_is_missing_is_not_called_unreadable(tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.json: the file is missing$"):
+        read_json(tmp_path / MANIFEST)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import shutil
 import signal
 from functools import partial
@@ -12,7 +11,7 @@ from typing import get_args
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, verify_folder, whole_folder
+from grr_coca.common.files import verify_folder
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_folder import FILES, find_checkpoint
 from grr_coca.train.logs import Progress
@@ -152,45 +151,7 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoints_stay(tmp_path):
         assert store.newest() == folder_of(store, 3)
 
 
-@pytest.mark.parametrize("path", [".", ".."])
-def test_a_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, path):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UserError, match="has no name of its own"), whole_folder(Path(path)):
-        pass
-    assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
-
-
-@pytest.mark.parametrize("is_there", [True, False])
-def test_of_a_link_the_folder_behind_it_is_written(tmp_path, is_there):
-    (tmp_path / "disk").mkdir()
-    if is_there:
-        (tmp_path / "disk" / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
-    with whole_folder(tmp_path / "link") as partial_folder:
-        (partial_folder / "weights").write_bytes(b"w")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "disk" / "folder" / "weights").read_bytes() == b"w"
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "folder", "link", MANIFEST, "weights"]
-
-
 # --- Damage
-
-
-def test_every_flipped_bit_is_found(tmp_path):
-    with whole_folder(tmp_path / "small") as partial_folder:
-        (partial_folder / "training").mkdir()
-        (partial_folder / "training" / "w").write_bytes(b"\x00\xff weights")
-    verify_folder(tmp_path / "small")
-    files = [path for path in (tmp_path / "small").rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"w", MANIFEST}
-    for path in files:
-        for bit in range(0, 8 * path.stat().st_size, 3):  # in each byte, and each of eight
-            flip(path, bit)
-            with pytest.raises(UserError, match=re.escape(str(tmp_path / "small"))):
-                verify_folder(tmp_path / "small")
-            flip(path, bit)
-    verify_folder(tmp_path / "small")
 
 
 @pytest.fixture(scope="module")

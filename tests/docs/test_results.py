@@ -132,6 +132,7 @@ def test_the_paper_has_title_version_date_abstract_and_its_claims(monkeypatch):
     assert "2602.08071" in text.partition("References")[2]
 
 
+@pytest.mark.ci
 def test_the_paper_has_four_to_six_pages():
     """In a process of its own: WeasyPrint lets Pillow accept truncated images everywhere."""
     code = "import weasyprint; from make_paper import DOCS, page; html = weasyprint.HTML(string=page(), base_url=DOCS)"

@@ -109,9 +109,17 @@ def test_a_manifest_lists_nothing_outside_of_its_folder(folder, name):
         verify_folder(folder)
 
 
-@pytest.mark.parametrize(("name", "size"), [("a\0b", "1"), ("a", "1e999")])
-def test_a_manifest_of_what_no_file_has_is_damaged(folder, name, size):
-    (folder / MANIFEST).write_text(f'{{"files": {{{json.dumps(name)}: {{"bytes": {size}, "sha256": ""}}}}}}')
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"files": {"a\\u0000b": {"bytes": 1, "sha256": ""}}}',
+        '{"files": {"a": {"bytes": 1e999, "sha256": ""}}}',
+        "[" * 100_000,
+    ],
+    ids=["name", "size", "depth"],
+)
+def test_a_manifest_of_what_no_folder_has_is_damaged(folder, manifest):
+    (folder / MANIFEST).write_text(manifest)
     with pytest.raises(UserError, match=r"manifest\.json: (missing or )?damaged"):
         verify_folder(folder)
 

@@ -37,6 +37,7 @@ if sys.platform != "win32":
     from collections.abc import Callable
     from importlib import reload
     from typing import Any
+    from urllib.parse import quote
 
     import filelock  # noqa: F401
 
@@ -291,8 +292,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         os.linesep = "\r\n"
         if hasattr(os, "process_cpu_count"):  # since Python 3.13; it asks for the affinity
             os.process_cpu_count = os.cpu_count
-        if (globber := getattr(glob, "_StringGlobber", None)) is not None:  # Python 3.13 keeps functions of the system
+        globber = getattr(glob, "_StringGlobber", None)  # Python 3.13 and 3.14 keep functions of the system
+        if hasattr(globber, "lstat"):
             globber.lstat, globber.scandir = staticmethod(os.lstat), staticmethod(os.scandir)
+        elif globber is not None:
+            globber.lexists = staticmethod(ntpath.lexists)
+            pathlib.Path.as_uri = lambda path: "file:///" + quote(path.as_posix(), "/:")  # it asks for the system
         reload(shutil)
         reload(tempfile)
         tempfile.TemporaryFile = tempfile.NamedTemporaryFile  # type: ignore[assignment]

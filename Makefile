@@ -127,12 +127,17 @@ test-everywhere:
 test-newest: LOCKED :=
 test-newest: test-everywhere
 
-# By hand: smoke tests with the oldest versions that pyproject.toml allows, but for torch.
+# The oldest versions that pyproject.toml allows, but for torch: a run of each basic use, pictures, drawings, the server and its
+# tools, and graphs.
 test-oldest:
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(PYTHON) scripts/oldest_pins.py > $(OLDEST)/pins.txt
-	$(OLDEST)/bin/$(INSTALL) -c $(OLDEST)/pins.txt -e ".[train,report,study,hub,parquet,probe,open-clip,test]"
-	$(SINGLE) $(OLDEST)/bin/python -m pytest tests/test_smoke.py -W default
+	$(OLDEST)/bin/$(INSTALL) -c $(OLDEST)/pins.txt \
+		-e ".[train,report,study,hub,parquet,probe,open-clip,icons,serve,mcp,export,photos]" \
+		pytest pytest-timeout pytest-xdist hypothesis beartype
+	$(SINGLE) $(OLDEST)/bin/python -m pytest -m "not slow and not ci" -W default tests/test_smoke.py tests/any_system \
+		tests/data/test_pictures.py tests/data/test_svg.py tests/infer/export/test_onnx.py \
+		tests/serve/test_serve_own.py tests/serve/test_mcp.py tests/search/match
 
 # By hand: the newest versions of everything, written into constraints.txt.
 lock:

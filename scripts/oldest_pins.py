@@ -1,15 +1,17 @@
 """Print the oldest versions that pyproject.toml allows, as pins for pip; `make test-oldest` installs them.
 
 torch and torchvision are left out: their oldest builds on the registry are for CUDA, several GB, so the build at hand
-is taken. The linters of the extra `dev` are left out too.
+is taken. Tools of tests and linters are left out too: they may ask for newer versions than we do.
 """
 
 import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("torch", "train", "report", "study", "hub", "parquet", "probe", "open-clip", "test")
-OWN = "grr-coca[torch]"
+EXTRAS = (
+    *("torch", "train", "report", "study", "hub", "parquet", "probe", "open-clip"),
+    *("icons", "serve", "mcp", "export", "photos"),
+)
 AT_HAND = {"torch", "torchvision"}
 BOUND = re.compile(r"([\w-]+)>=([\w.]+)")
 
@@ -17,7 +19,9 @@ BOUND = re.compile(r"([\w-]+)>=([\w.]+)")
 def pins(project: dict) -> list[str]:
     """`name==version` of each requirement at its lower bound."""
     optional = project["optional-dependencies"]
-    requirements = project["dependencies"] + [line for extra in EXTRAS for line in optional[extra] if line != OWN]
+    requirements = project["dependencies"] + [
+        line for extra in EXTRAS for line in optional[extra] if not line.startswith("grr-coca[")
+    ]
     bounds = [BOUND.fullmatch(requirement) for requirement in requirements]
     unbounded = [line for line, bound in zip(requirements, bounds, strict=True) if bound is None]
     if unbounded:

@@ -9,6 +9,7 @@ import anyio
 import httpx2
 import pytest
 from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 from serving import serving
@@ -206,7 +207,7 @@ def test_the_command_speaks_over_standard_input_and_output(folder):
     )
 
     async def work():
-        async with Client(command) as client:
+        async with Client(stdio_client(command)) as client:
             tools = await client.list_tools()
             found = await client.call_tool("search_icons", {"query": "moon", "limit": 1})
             return tools, found

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments, require_batch_size
 from grr_coca.cli.output import report_unfamiliar, reporting, say
 from grr_coca.common.errors import UserError, on_one_line
@@ -87,11 +86,10 @@ def run(
     if on == "ray":
         require_extra("ray", "--on ray")
     from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
-        describe_on_ray,
+        describe_images,
         report_if_none_exists,
         search_for_images,
         shows_progress,
-        work_through,
     )
 
     found = search_for_images(images, exclude)
@@ -120,25 +118,17 @@ def run(
                 best.append(description.captions[0].text)
 
         shown = shows_progress(prints=out is None and sidecar is None)
-        if on == "ray":
-            describe_on_ray(
-                wanted,
-                folder,
-                engine,
-                captioning=(prompt, options),
-                batch_size=batch_size,
-                label="captions",
-                take=write,
-                show_progress=shown,
-            )
-        else:
-            model = grr_coca.load(folder, engine=engine)
-
-            def caption(files: "list[ImageFile]", opened: list) -> "list[Description]":
-                names = [file.name for file in files]
-                return model.describe_many(opened, prompt, options, batch_size, keys=names)
-
-            work_through(wanted, model, batch_size, "captions", caption, write, shown)
+        describe_images(
+            wanted,
+            folder,
+            engine,
+            on,
+            captioning=(prompt, options),
+            batch_size=batch_size,
+            label="captions",
+            take=write,
+            show_progress=shown,
+        )
     from grr_coca.infer.generate import warn_if_repeated
     from grr_coca.infer.image_text_model import warn_if_unfamiliar
 

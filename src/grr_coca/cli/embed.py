@@ -22,9 +22,6 @@ from grr_coca.search.vector_files import VectorBuffer, check_format, check_keys,
 if TYPE_CHECKING:
     import numpy as np
 
-    from grr_coca.infer import Description
-    from grr_coca.search.image_files import ImageFile
-
 
 def run(
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
@@ -60,7 +57,11 @@ def run(
         require_extra("ray", "--on ray")
     check_format(out)
     if texts is None:
-        from grr_coca.cli.image_work import report_if_none_exists, search_for_images  # late: imports NumPy and Pillow
+        from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
+            describe_images,
+            report_if_none_exists,
+            search_for_images,
+        )
 
         found = search_for_images(images, exclude)
         folder = locate_checkpoint(checkpoint)
@@ -69,7 +70,19 @@ def run(
             return code
         check_keys(out, [file.name for file in found])
         check_places(out, images)
-        keys, vectors, code = (_embed_on_ray if on == "ray" else _embed_images)(found, folder, engine, batch_size)
+        collected = VectorBuffer(len(found))
+        code = describe_images(
+            found,
+            folder,
+            engine,
+            on,
+            captioning=None,
+            batch_size=batch_size,
+            label="embedded",
+            take=lambda files, described: collected.add(files, [one.embedding for one in described]),
+            show_progress=True,
+        )
+        keys, vectors = collected.keys, collected.vectors
     else:
         lines, folder = list(read_lines(texts).values()), locate_checkpoint(checkpoint)
         check_keys(out, lines)
@@ -79,45 +92,6 @@ def run(
         write_vectors(out, keys, vectors)
         print(f"{len(vectors)} embeddings of {vectors.shape[1]} numbers are in {out}")
     return code
-
-
-def _embed_images(
-    found: "list[ImageFile]", checkpoint: Path, engine: str, batch_size: int
-) -> "tuple[list[str], np.ndarray, int]":
-    from grr_coca.cli.image_work import work_through
-
-    model = grr_coca.load(checkpoint, engine=engine)
-    collected = VectorBuffer(len(found))
-
-    def embed(_: "list[ImageFile]", opened: list) -> "list[np.ndarray]":
-        return list(model.embed_images(opened, batch_size=batch_size))
-
-    model.warn_if_unfit()
-    code = work_through(found, model, batch_size, "embedded", embed, collected.add, show_progress=True)
-    return collected.keys, collected.vectors, code
-
-
-def _embed_on_ray(
-    found: "list[ImageFile]", checkpoint: Path, engine: str, batch_size: int
-) -> "tuple[list[str], np.ndarray, int]":
-    from grr_coca.cli.image_work import describe_on_ray
-
-    collected = VectorBuffer(len(found))
-
-    def take(files: "list[ImageFile]", described: "list[Description]") -> None:
-        collected.add(files, [one.embedding for one in described])
-
-    code = describe_on_ray(
-        found,
-        checkpoint,
-        engine,
-        captioning=None,
-        batch_size=batch_size,
-        label="embedded",
-        take=take,
-        show_progress=True,
-    )
-    return collected.keys, collected.vectors, code
 
 
 def _embed_texts(lines: list[str], checkpoint: Path, engine: str, batch_size: int) -> "np.ndarray":

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
+import grr_coca
 from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.walk import Exclusions
 from grr_coca.infer.generate.options import GenerationOptions
-from grr_coca.infer.on_ray import map_on_ray
+from grr_coca.infer.on_ray import Machines, map_on_ray
 from grr_coca.search.image_files import ImageFile, decoded, find_images
 
 if TYPE_CHECKING:
@@ -104,10 +105,11 @@ def work_through(
     return code
 
 
-def describe_on_ray(
+def describe_images(
     files: Sequence[ImageFile],
     folder: Path,
     engine: str,
+    on: Machines,
     *,
     captioning: tuple[str, GenerationOptions] | None,
     batch_size: int,
@@ -115,12 +117,13 @@ def describe_on_ray(
     take: "Take[Description]",
     show_progress: bool,
 ) -> int:
-    """Caption and embed all images on a Ray cluster.
+    """Caption and embed all images, on this machine or on a Ray cluster, whose machines must see images and checkpoint.
 
     Args:
-        files: the images, which every machine must see.
-        folder: the checkpoint, which every machine must see.
+        files: the images.
+        folder: the checkpoint.
         engine: what computes the model, as in `grr_coca.load`.
+        on: which machines.
         captioning: prompt and options of the captions; None: embed only.
         batch_size: images per batch.
         label: what the progress bar says.
@@ -133,6 +136,12 @@ def describe_on_ray(
     Raises:
         UserError: Ray is not installed, its cluster cannot be reached, or the work itself fails.
     """
+    if on == "this":
+        model = grr_coca.load(folder, engine=engine)
+        if captioning is None:
+            model.warn_if_unfit()
+        describe = partial(_described, model, captioning, batch_size)
+        return work_through(files, model, batch_size, label, describe, take, show_progress)
 
     def run(take_batch: "Callable[[_Batch[Description]], None]") -> None:
         done = 0
@@ -203,26 +212,34 @@ def _report_failures(failures: Sequence[UserError], total: int) -> int:
     return 1 if failures and len(failures) == total else 0
 
 
+def _described(
+    model: "ImageTextModel",
+    captioning: tuple[str, GenerationOptions] | None,
+    batch_size: int,
+    files: Sequence[ImageFile],
+    images: Sequence[Image.Image],
+) -> "list[Description]":
+    from grr_coca.infer.image_text_model import Description
+
+    if captioning is not None:
+        return model.describe_many(images, *captioning, batch_size, keys=[file.name for file in files])
+    # Copied, because a row alone would take its batch along.
+    rows = model.embed_images(images, batch_size=batch_size)
+    return [Description([], row.copy(), engine=model.engine.name) for row in rows]
+
+
 def _worker(
     folder: Path, engine: str, captioning: tuple[str, GenerationOptions] | None
 ) -> "Callable[[Sequence[ImageFile]], list[Description | UserError]]":
     """The work of one process of the cluster."""
-    from grr_coca.infer.image_text_model import Description, load
-
-    model = load(folder, engine=engine)
+    model = grr_coca.load(folder, engine=engine)
 
     def work(files: Sequence[ImageFile]) -> "list[Description | UserError]":
         (batch,) = decoded(files, model.preprocess, len(files))
         opened = [(file, image) for file, image in batch if not isinstance(image, UserError)]
-        images, names = [image for _, image in opened], [file.name for file, _ in opened]
-        descriptions: list[Description] = []
-        if images and captioning is None:
-            rows = model.embed_images(images, batch_size=len(files))
-            # Copied, because a row alone would take its batch along.
-            descriptions = [Description([], row.copy(), engine=model.engine.name) for row in rows]
-        elif images and captioning is not None:
-            descriptions = model.describe_many(images, *captioning, len(files), keys=names)
-        described = iter(descriptions)
-        return [image if isinstance(image, UserError) else next(described) for _, image in batch]
+        images = [image for _, image in opened]
+        described = _described(model, captioning, len(files), [file for file, _ in opened], images) if images else []
+        results = iter(described)
+        return [image if isinstance(image, UserError) else next(results) for _, image in batch]
 
     return work

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sqlite3
 import subprocess
+import threading
 import time
 from collections import deque
 from contextlib import closing
@@ -493,3 +494,50 @@ def test_a_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
     ):
         fill(again, 1)
     assert (tmp_path / "precious.f16").read_text() == "words"
+
+
+# --- Threads
+
+
+def test_threads_of_one_store_do_not_wait_for_each_other_and_each_sees_its_state(store):
+    fill(store, 20)
+    has_begun, may_end, seen = threading.Event(), threading.Event(), []
+
+    def read_slowly() -> None:
+        with store.snapshot():
+            seen.append(len(store))
+            has_begun.set()
+            assert may_end.wait(60)
+            seen.append((len(store), len(list(store.everything())), len(store.nearest(make_vectors(1)[0], 99))))
+
+    thread = threading.Thread(target=read_slowly)
+    thread.start()
+    try:
+        assert has_begun.wait(60)
+        fill(store, 30, first=100, seed=1)  # of another thread, and it is not waited for
+        assert len(store) == len(store.nearest(make_vectors(1)[0], 99)) == 50
+    finally:
+        may_end.set()
+        thread.join(60)
+    assert seen == [20, (20, 20, 20)]
+
+
+def test_an_iterator_that_nobody_ends_holds_up_nothing(store):
+    fill(store, 20)
+    entries = store.everything()
+    assert next(entries)
+    fill(store, 5, first=100, seed=1)
+    with store.snapshot():
+        assert len(store) == 25
+        entries.close()
+        assert len(store.nearest(make_vectors(1)[0], 99)) == 25
+    assert len(list(store.everything())) == 25
+
+
+def test_a_store_that_is_closed_while_it_is_read_closes_its_connection_at_the_end(store):
+    fill(store, 20)
+    with store.snapshot() as now:
+        store.close()
+        assert len(list(store.everything())) == 20
+    with pytest.raises(sqlite3.ProgrammingError):
+        now.database.execute("SELECT 1")

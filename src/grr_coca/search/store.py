@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -255,9 +255,16 @@ class Store(ABC):
             finally:
                 self._thread.snapshot = None
 
+    @contextmanager
+    def reading(self) -> Iterator[Any]:
+        """The snapshot of this thread, or else a new one for this read alone. For iterators, whose end is not known."""
+        now = getattr(self._thread, "snapshot", None)
+        with nullcontext(now) if now is not None else self.begin() as given:
+            yield given
+
     @abstractmethod
     def begin(self) -> AbstractContextManager[Any]:
-        """A new snapshot: what the reads of the store need, such as a connection. For `snapshot`."""
+        """A new snapshot: what the reads of the store need, such as a connection. For `snapshot` and `reading`."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -402,10 +409,9 @@ class Store(ABC):
 
     def places(self, root: str) -> Iterator[ImagePlace]:
         """The places of the images and failures that were found through an argument."""
-        with self.snapshot():
-            for row in self.scan(Comparison("root", "=", root)):
-                yield ImagePlace.of(row.entry.name, row.entry.file, row.entry.offset)
-            yield from (ImagePlace.of_name(one.name) for one in self.failures() if one.root == root)
+        for row in self.scan(Comparison("root", "=", root)):
+            yield ImagePlace.of(row.entry.name, row.entry.file, row.entry.offset)
+        yield from (ImagePlace.of_name(one.name) for one in self.failures() if one.root == root)
 
     def excluded(self) -> tuple[str, ...]:
         """The patterns of what updates leave out."""

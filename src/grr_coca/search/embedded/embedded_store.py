@@ -199,7 +199,7 @@ class EmbeddedStore(Store):
         return self._rows(f"WHERE {condition} ORDER BY id", values, vectors)
 
     def _rows(self, rest: str, values: Sequence[object], vectors: bool) -> Iterator[StoredImage]:
-        with self.snapshot() as now:
+        with self.reading() as now:
             cursor = now.database.execute(f"{READ} {rest}", values)
             while rows := cursor.fetchmany(ROWS_PER_READ):
                 kept = now.state.vectors.rows([row[0] - 1 for row in rows]) if vectors else repeat(None)
@@ -479,17 +479,16 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
     if isinstance(tree, Not):
         return f"NOT {_condition(tree.inner, values)}"
     if isinstance(tree, Comparison):
-        return _comparison(tree.field, tree.operator, tree.value, values)
+        return _test(tree.field, f"{{}} {tree.operator} {_parameter(tree.value)}", [tree.value], values)
     if isinstance(tree, OneOf):
+        # A single `IN` for each kind, as SQLite limits the depth of `OR` chains.
         kinds = [[v for v in tree.values if isinstance(v, str) is is_text] for is_text in (True, False)]
-        return "(" + " OR ".join(_is_one_of(tree.field, kind, values) for kind in kinds if kind) + ")"
+        tests = [
+            _test(tree.field, f"{{}} IN ({', '.join(map(_parameter, kind))})", kind, values) for kind in kinds if kind
+        ]
+        return f"({' OR '.join(tests)})"
     assert isinstance(tree, Like)
-    if tree.field == "keywords":
-        values += [len(tree.prefix), tree.prefix]
-        return _of_keywords(f"substr(value, 1, ?) = {_TEXT}")
-    column = _column(tree.field, values)
-    values += [len(tree.prefix), tree.prefix]
-    return _of_kind(f"substr({column}, 1, ?) = {_TEXT}", tree.field, tree.prefix, values)
+    return _test(tree.field, f"substr({{}}, 1, ?) = {_TEXT}", [len(tree.prefix), tree.prefix], values)
 
 
 _KEYWORDS = """json_each(CASE json_type(pictures.fields, '$.keywords')
@@ -498,41 +497,28 @@ _KEYWORDS = """json_each(CASE json_type(pictures.fields, '$.keywords')
 """The keywords of an image as rows. A column of its table that is called so counts, as one text."""
 
 
-def _of_keywords(test: str) -> str:
-    return f"EXISTS (SELECT 1 FROM {_KEYWORDS} WHERE {test})"
+def _test(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
+    """A test of a field: false, not NULL, for images that lack it or have a value of the other kind there.
 
-
-def _comparison(field: str, operator: str, value: FieldValue, values: list[FieldValue]) -> str:
+    Args:
+        field: its name.
+        test: in SQL, with `{}` for the field and question marks for `given`.
+        given: values, of which the last one tells the kind.
+        values: those for all question marks so far, to which these are added.
+    """
     if field == "keywords":
-        values.append(value)
-        return _of_keywords(f"value {operator} {_parameter(value)}")
-    column = _column(field, values)
-    values.append(value)
-    return _of_kind(f"{column} {operator} {_parameter(value)}", field, value, values)
-
-
-def _is_one_of(field: str, of_a_kind: Sequence[FieldValue], values: list[FieldValue]) -> str:
-    """The SQL test that a field has one of several values: a single `IN`, as SQLite limits the depth of `OR` chains."""
-    if field == "keywords":
-        values += of_a_kind
-        return _of_keywords(f"value IN ({', '.join(map(_parameter, of_a_kind))})")
-    column = _column(field, values)
-    values += of_a_kind
-    return _of_kind(f"{column} IN ({', '.join(map(_parameter, of_a_kind))})", field, of_a_kind[0], values)
+        values += given
+        return f"EXISTS (SELECT 1 FROM {_KEYWORDS} WHERE {test.format('value')})"
+    tested = test.format(_column(field, values))
+    values += given
+    if field in COLUMNS:
+        return f"({tested})"
+    kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"
+    return f"IFNULL({tested} AND typeof({_column(field, values)}) IN ({kinds}), 0)"
 
 
 def _parameter(value: FieldValue) -> str:
     return _TEXT if isinstance(value, str) else "?"
-
-
-def _of_kind(test: str, field: str, value: FieldValue, values: list[FieldValue]) -> str:
-    """Extend a SQL test to give false, not NULL, for images whose field is missing or of the other kind (text or
-    number)."""
-    if field in COLUMNS:
-        return f"({test})"
-    kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"
-    typed = _column(field, values)
-    return f"IFNULL({test} AND typeof({typed}) IN ({kinds}), 0)"
 
 
 def _column(field: str, values: list[FieldValue]) -> str:

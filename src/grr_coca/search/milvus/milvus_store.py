@@ -225,12 +225,12 @@ class MilvusStore(Store):
         return sorted(found | {failure.root for failure in self.failures()})
 
     def _of(self, ids: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        with self.snapshot() as reads:
+        with self.reading() as reads:
             for chunk in chunks(ids, _CHUNK_SIZE):
                 yield from reads.query(self._name, filter=f"id in {chunk}", output_fields=columns, limit=len(chunk))
 
     def _all(self, columns: Sequence[str], where: Filter | None = None) -> Iterator[dict[str, Any]]:
-        with self.snapshot():
+        with self.reading():
             yield from all_rows(self._client, self._name, ALWAYS if where is None else to_expression(where), columns)
 
     # --- Writing

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from grr_coca.data.sources.base import PairSource
     from grr_coca.infer.image_text_model import ImageTextModel
-    from grr_coca.study.demo.outcome import ArmResult
     from grr_coca.study.demo.plan import Schedule
+    from grr_coca.study.exhibits import Exhibits
     from grr_coca.study.plan import DemoPlan
     from grr_coca.study.running.workers import Workers
 
@@ -155,7 +155,7 @@ def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -
     return "\n".join(lines)
 
 
-def _train(workers: "Workers", plan: "DemoPlan", out: Path) -> "tuple[ArmResult, ArmResult]":
+def _train(workers: "Workers", plan: "DemoPlan", out: Path) -> "dict[str, Exhibits]":
     from grr_coca.cli.progress import bars
     from grr_coca.study.demo.arms import run_demo
     from grr_coca.study.demo.plan import arm_names, demo_recipes

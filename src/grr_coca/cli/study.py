@@ -59,8 +59,7 @@ class ReportStudy:
 
     Args:
         folder: folder of the ledger.
-        out: folder for the files; if not given, the study's own (of a demo: its folder `study`), with --over its
-            folder `over-ARM`.
+        out: folder for the files; if not given, the study's own, with --over its folder `over-ARM`.
         over: compare with this arm instead of the plan's baseline.
     """
 
@@ -165,11 +164,10 @@ def _num_rows(rows: Sequence[LedgerRow], arm: str, stage: str) -> int:
 def _report(folder: Path, out: Path | None, over: str | None) -> int:
     """Write the report of the study in `folder`, and print its answer. `out`: None for the usual place."""
     require_extra("study", "a study's report")
-    from grr_coca.study.plan import compared_with, plan_of_folder, report_folder
+    from grr_coca.study.plan import compared_with, plan_of_folder
 
-    own = report_folder(folder)  # a missing study or arm is reported before anything is written
-    out = out or (own if over is None else own / f"over-{over}")
-    compared_with(plan_of_folder(folder), over)
+    out = out or (folder if over is None else folder / f"over-{over}")
+    compared_with(plan_of_folder(folder), over)  # a missing study or arm is reported before anything is written
     from grr_coca.study.report.page import PAGE_FILE, write_study_report  # late: imports matplotlib and scipy
 
     try:

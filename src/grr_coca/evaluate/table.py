@@ -72,7 +72,7 @@ def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
 def _metrics(metrics: Metrics) -> dict[str, float]:
     # A ledger has no NaN or infinite losses.
     losses = {name: metrics.get(name, math.nan) for name in LOSSES}
-    return {**losses, "R@1": metrics["R@1"], "chance": metrics["chance/R@1"]}
+    return {**losses, "R@1": metrics.get("R@1", math.nan), "chance": metrics.get("chance/R@1", math.nan)}
 
 
 def _loss_cells(r: Row, unlike: Collection[str]) -> list[list[str]]:

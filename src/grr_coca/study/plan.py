@@ -23,8 +23,6 @@ METRICS = (*LOSS_METRICS, *RANKING_METRICS, *CAPTION_SCORES)
 
 SIGNIFICANCE_LEVEL = 0.05
 """Family-wise error rate of the primary endpoints of a study."""
-REPORT_FOLDER = "study"
-"""The report on a demo as a study goes to this folder within the demo's, which has files of the same names."""
 
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
@@ -255,15 +253,6 @@ def plan_of_folder(folder: Path) -> Plan:
     content = read_yaml(path, "plan")
     is_demo = isinstance(content, dict) and "queries" in content
     return read_plan(path, DemoPlan if is_demo else Plan)
-
-
-def report_folder(folder: Path) -> Path:
-    """The folder to which the report on a study or a demo is written by default.
-
-    Raises:
-        UserError: the folder has no plan, or the plan is invalid.
-    """
-    return folder / REPORT_FOLDER if isinstance(plan_of_folder(folder), DemoPlan) else folder
 
 
 def _with_full_arms(content: object, path: Path) -> object:

@@ -11,7 +11,6 @@ from itertools import count
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize, stats
 
 from grr_coca.study.plan import SIGNIFICANCE_LEVEL
 
@@ -55,9 +54,12 @@ def t_interval(values: Samples, level: float = LEVEL) -> tuple[Numbers, Numbers]
 
     It is exact for any number of seeds if the values are normal.
     """
+    if values.shape[-1] < 2:
+        return np.full(values.shape[:-1], np.nan), np.full(values.shape[:-1], np.nan)
+    from scipy import stats  # late: a study of one seed needs none
+
     mean, error = values.mean(axis=-1), standard_error(values)
-    with np.errstate(invalid="ignore"):
-        width = stats.t.ppf((1 + level) / 2, max(values.shape[-1] - 1, 1)) * error
+    width = stats.t.ppf((1 + level) / 2, values.shape[-1] - 1) * error
     return mean - width, mean + width
 
 
@@ -90,9 +92,13 @@ def t_test_p(values: Samples) -> Numbers:
 
     NaN for a single seed, 1 if all values are zero.
     """
+    if values.shape[-1] < 2:
+        return np.full(values.shape[:-1], np.nan)
+    from scipy import stats  # late: a study of one seed needs none
+
     mean, error = values.mean(axis=-1), standard_error(values)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stats.t.sf(np.abs(mean / error), max(values.shape[-1] - 1, 1))
+        p = 2 * stats.t.sf(np.abs(mean / error), values.shape[-1] - 1)
     return np.where((mean == 0) & (error == 0), 1.0, p)
 
 
@@ -129,6 +135,8 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     """
     if num_seeds < 2:
         return float("inf")
+    from scipy import optimize, stats
+
     critical = stats.t.isf(SIGNIFICANCE_LEVEL / num_endpoints / 2, num_seeds - 1)
     return float(optimize.brentq(lambda effect: _t_power(effect, num_seeds, critical) - _POWER, 0.0, 1000.0))
 
@@ -138,6 +146,8 @@ def _t_power(effect: float, num_seeds: int, critical: float) -> float:
 
     t is a normal number over the sample deviation, which is independent of it: the mean over the deviation's quantiles.
     """
+    from scipy import stats
+
     quantiles = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     widths = critical * np.sqrt(stats.chi2.ppf(quantiles, num_seeds - 1) / (num_seeds - 1))
     centre = effect * np.sqrt(num_seeds)

@@ -12,6 +12,8 @@ _SIDE = 96
 """Pixels of the longer side."""
 _QUALITY = 80
 
+EXHIBITS, LISTING = "exhibits", "exhibits.json"
+"""Folder of what a demo shows besides its rows, and the file in it that lists these pictures."""
 SHOWCASE_FOLDER = "showcase"
 """Folder of the thumbnails of captioned images, in the folder of a study, as `STAGE/KEY.webp`."""
 

@@ -14,20 +14,22 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from grr_coca.cli import main
 from grr_coca.cli.demo import _closing_words
 from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.study.demo import arms as comparison
-from grr_coca.study.demo.arms import begin, demo_place, make_folder
+from grr_coca.study.demo.arms import begin, demo_place, finish, make_folder
 from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
+from grr_coca.study.exhibits import Exhibits
 from grr_coca.study.running.agenda import Agenda, StudyPart
 from grr_coca.study.running.stage import run_stage
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.numerics import Numerics
 from processes import running
 from support import CPU, real_pairs, snapshot
+from synthetic_study import rows_of, write_study
 from workers_here import work_here
 
 PRESETS = ("grr_coca", "baseline_coca")
@@ -57,22 +59,30 @@ def assert_holds_everything_itself(report: str) -> None:
 
 
 def assert_tells_what_was_measured(out: Path) -> None:
-    arms = json.loads((out / "results.json").read_text())
-    assert [arm["preset"] for arm in arms] == list(PRESETS)
+    results = json.loads((out / "results.json").read_text())
+    assert (results["arms"][0]["arm"], results["baseline"]) == PRESETS
+    splits = {row["split"]: row for row in results["splits"]}
     table = (out / "table.txt").read_text()
     for name in ("pictograms/test", "pictograms/test_style", *(f"{domain}/test" for domain in STAGES[1:])):
-        first, second = (arm["evaluations"][name]["contrastive_loss"] for arm in arms)
+        first, second = (splits[name][side]["contrastive_loss"] for side in ("model", "baseline"))
         (line,) = (line for line in table.splitlines() if line.split("  ")[0] == name)
         assert line.replace("│", " ").split()[1:4] == [f"{first:.3f}", f"{second:.3f}", f"{first / second - 1:+.2%}"]
     assert "average of 2 domains" in table
     report = (out / "report.html").read_text()
-    assert "A model that guesses has" in report, "contrastive losses at chance say nothing"
-    for arm in arms:
-        assert f"{arm['parameters']:,}" in report
-        assert list(arm["seconds"]) == list(STAGES)
-        assert all(len(captions) in (6, 2) for captions in arm["captions"].values())
-        assert_maps_are_shares(arm["heat_maps"])
-        assert report.count(f'alt="where {arm["preset"]} looks"') == len(arm["heat_maps"]) == 4
+    assert "near the logarithm of the batch size they say nothing" in report, "contrastive losses at chance"
+    assert "One seed is not a claim" in report
+    for cost in results["costs"]:
+        assert f"{cost['parameters']:,}" in report
+        assert list(cost["seconds"]) == list(STAGES)
+    rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert all(len(row["captions"]) in (6, 2) for row in rows)
+    shown = json.loads((out / "exhibits" / "exhibits.json").read_text())
+    assert list(shown) == list(PRESETS)
+    for arm, exhibits in shown.items():
+        assert_maps_are_shares(exhibits["heat_maps"])
+        assert report.count(f'alt="where {arm} looks"') == len(exhibits["heat_maps"]) == 4
+        assert [search["query"] for search in exhibits["searches"]] == ["cat", "red heart"]
+        assert all(len(search["hits"]) == 4 for search in exhibits["searches"])
 
 
 def assert_maps_are_shares(heat_maps: list) -> None:
@@ -173,7 +183,10 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
             "index",
             "runs.jsonl",
             "digests.json",
+            "exhibits",
+            "figures",
             "report.html",
+            "report.md",
             "results.json",
             "showcase",
             "table.txt",
@@ -349,10 +362,11 @@ def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, 
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(comparison, "comparison_rows", lambda plan, arms: [])
-    monkeypatch.setattr(comparison, "write_whole", full)
+    monkeypatch.setattr("grr_coca.study.exhibits.write_whole", full)
+    plan = load_demo(write_plan())
+    write_study(tmp_path, yaml.safe_load((tmp_path / "plan.yaml").read_text()), rows_of(PRESETS, [0]))
     with pytest.raises(UserError, match=r"No space left on device\); free some space; the same command then continues"):
-        comparison.finish(load_demo(write_plan()), (), tmp_path)
+        finish(plan, {"grr_coca": Exhibits([], [])}, tmp_path)
 
 
 def test_a_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkeypatch):

@@ -2,13 +2,14 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
 from grr_coca.cli import main
-from grr_coca.study.demo.arms import OUTCOME, make_folder
+from grr_coca.study.demo.arms import make_folder
 from grr_coca.study.ledger import CaptionedExample
 from grr_coca.study.plan import DemoPlan, read_plan
 from grr_coca.study.report.page import write_study_report
@@ -201,16 +202,38 @@ def test_a_demos_folder_is_a_study_of_one_seed(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_the_report_on_a_demo_replaces_nothing_of_the_demo(tmp_path, capsys):
-    demo = plan(ARMS[:2], 1, queries=["snowman"], num_hits=4)
+def test_the_report_on_a_demo_has_its_pictures_and_needs_no_scipy(tmp_path, monkeypatch):
+    for name in ("scipy", "scipy.stats", "scipy.optimize"):
+        monkeypatch.setitem(sys.modules, name, None)
+    demo = plan(ARMS[:2], 1, queries=["snowman"], num_hits=1)
     folder = write_study(tmp_path, demo, rows_of(ARMS[:2], [0]))
-    own = [folder / name for name in OUTCOME]
-    for path in own:
-        path.write_text("the demo's own")
-    assert main(["study", "report", str(folder)]) == 0
-    assert f"report: {folder / 'study' / 'report.html'}" in capsys.readouterr().out
-    assert [path.read_text() for path in own] == ["the demo's own"] * len(own)
+    (folder / "exhibits").mkdir()
+    Image.new("RGB", (8, 8), "red").save(folder / "exhibits" / "7.webp")
+    shown = {
+        "heat_maps": [{"truth": "a *cat*", "words": ["a"], "picture": "7.webp"}],
+        "searches": [{"query": "snow|man", "hits": [{"caption": "snow", "picture": "7.webp"}]}],
+    }
+    (folder / "exhibits" / "exhibits.json").write_text(json.dumps(dict.fromkeys(ARMS[1::-1], shown)))
+    write_study_report(folder, folder)
+    text = (folder / "report.html").read_text()
+    assert "One seed is not a claim" in text
+    assert "<h3>a *cat*</h3>" in text
+    assert text.count('alt="where grr_coca looks"') == text.count('alt="where baseline_coca looks"') == 1
+    assert "<th>snow|man</th>" in text
+    assert text.count('alt="snow"') == 2
     make_folder(folder, read_plan(folder / "plan.yaml", DemoPlan))  # all that is there is a demo's
+
+
+def test_every_split_has_a_line_and_the_domains_their_mean(reported):
+    results = json.loads((reported[0] / "results.json").read_text())
+    names = [f"{stage}/test" for stage in ("pictograms", "health", "clipart", "glyphs")]
+    assert [row["split"] for row in results["splits"]] == [*names, "average of 3 domains"]
+    first = results["splits"][0]
+    (found,) = (r for r in results["arms"][0]["endpoints"] if r["endpoint"] == "pretraining/coca_loss")
+    assert (first["model"]["coca_loss"], first["baseline"]["coca_loss"]) == pytest.approx(
+        (found["arm_value"], found["baseline_value"])
+    )
+    assert "| average of 3 domains |" in (reported[0] / "report.md").read_text()
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path, capsys):

@@ -5,41 +5,39 @@
 | `plan.yaml` | the plan, with the steps and precisions that were chosen |
 | `runs.jsonl`, `digests.json`, `showcase/` | the ledger and its thumbnails, as in any study |
 | `PRESET/STAGE/` | the run of an arm in a stage |
-| `table.txt`, `results.json`, `report.html` | the results, written when both arms have finished |
+| `table.txt`, `results.json`, `report.md`, `report.html` | the results, written when both arms have finished |
+| `figures/`, `exhibits/` | pictures of the report: plots, heat maps, images that were found |
 | `index/` | a search index of the showcase, written at the end |
-| `study/` | the report of `grr-coca study report`, if it was called |
 """
 
-import json
 import os
-import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from grr_coca.common.dict_to_dataclass import differences, read_yaml
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import write_whole
 from grr_coca.common.ranks import Ranks
 from grr_coca.evaluate.table import format_table
-from grr_coca.study.demo.outcome import ArmResult, arm_results, make_exhibits
 from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
-from grr_coca.study.demo.report import comparison_rows, write_report
+from grr_coca.study.exhibits import Exhibits, make_exhibits, write_exhibits
 from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE, Ledger, lock_file, read_ledger
-from grr_coca.study.plan import REPORT_FOLDER, DemoPlan, arm_named, read_plan, stage_names
+from grr_coca.study.plan import DemoPlan, arm_named, read_plan, stage_names
+from grr_coca.study.report.numbers import study_results
+from grr_coca.study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
+from grr_coca.study.report.tables import split_rows
 from grr_coca.study.running.agenda import Agenda, StudyPart, Task
 from grr_coca.study.running.expectation import Pace, measure_pace
 from grr_coca.study.running.run import Place, Study, Watch, taken_ledger, write_plan
 from grr_coca.study.running.workers import Workers, raise_if_stopped, usable_device
 from grr_coca.study.stages import stage_recipe
-from grr_coca.study.thumbnails import SHOWCASE_FOLDER
+from grr_coca.study.thumbnails import EXHIBITS, SHOWCASE_FOLDER
 from grr_coca.train.setup import new_checkpoint
 
-OUTCOME = ("table.txt", "results.json", "report.html")
+OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE)
 INDEX_FOLDER = "index"
 
 
@@ -67,7 +65,7 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
     Raises:
         UserError: it has other files, or cannot be written to.
     """
-    folders = {*arm_names(plan), SHOWCASE_FOLDER, INDEX_FOLDER, REPORT_FOLDER}
+    folders = {*arm_names(plan), SHOWCASE_FOLDER, INDEX_FOLDER, FIGURES, EXHIBITS}
     known = {*folders, PLAN_FILE, LEDGER_FILE, lock_file(out / LEDGER_FILE).name, DIGESTS_FILE, *OUTCOME}
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -105,18 +103,23 @@ def begin(plan: DemoPlan, out: Path) -> None:
         write_plan(plan, out)
 
 
-def finish(plan: DemoPlan, arms: tuple[ArmResult, ArmResult], out: Path) -> str:
-    """Write the results and the report, and return the table.
+def finish(plan: DemoPlan, shown: Mapping[str, Exhibits], out: Path) -> str:
+    """Write the pictures and the report, and return the table.
+
+    Args:
+        plan: the demo, whose runs have ended.
+        shown: heat maps and searches by arm, the model first.
+        out: folder of the demo.
 
     Raises:
         UserError: the disk is full or cannot be written to; the runs are saved.
     """
-    rows, names = comparison_rows(plan, arms), arm_names(plan)
-    table = format_table(rows, names)
+    ledger = read_ledger(out)
+    table = format_table(split_rows(plan, ledger, study_results(plan, ledger)), arm_names(plan))
     with _disk_errors(out, "free some space; the same command then continues from what was trained"):
+        write_exhibits(out, _showcase(plan), shown)
         write_whole(out / "table.txt", f"{table}\n".encode())
-        write_whole(out / "results.json", json.dumps([asdict(arm) for arm in arms], indent=2).encode())
-        write_report(plan, arms, (out / names[0], out / names[1]), _machine(), out / "report.html")
+        write_study_report(out, out)
     return table
 
 
@@ -141,11 +144,6 @@ def _disk_errors(out: Path, way_out: str = "give another --out") -> Iterator[Non
         raise UserError(f"{out}: cannot be written to ({error.strerror}); {way_out}") from error
 
 
-def _machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    return f"{platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}."
-
-
 Show = Callable[[str, int, str], None]
 """Called with the arm, its number of finished steps over all stages, and the stage."""
 
@@ -160,8 +158,8 @@ def arm_paces(plan: DemoPlan, workers: Workers) -> list[Pace]:
     return workers.all([workers.submit(_pace, plan, name) for name in arm_names(plan)])
 
 
-def run_demo(plan: DemoPlan, out: Path, workers: Workers, show: Show) -> tuple[ArmResult, ArmResult]:
-    """Train and measure both arms, or continue with them; their runs are in `out/ARM`.
+def run_demo(plan: DemoPlan, out: Path, workers: Workers, show: Show) -> dict[str, Exhibits]:
+    """Train and measure both arms, or continue with them; their runs are in `out/ARM`. Returns what is shown of each.
 
     Raises:
         UserError: an arm failed (the other is stopped then), or diverged.
@@ -170,13 +168,15 @@ def run_demo(plan: DemoPlan, out: Path, workers: Workers, show: Show) -> tuple[A
     part = StudyPart(names)
     with taken_ledger(out, part) as ledger:
         Study(plan, place, part, ledger).run(workers, _ArmWatch(plan, show))
-    ended = read_ledger(out)
-    _require_no_divergence(ended)
-    pretraining = stage_names(plan)[0]
-    showcase = demo_recipes(plan)[pretraining].data.test[plan.showcase]
-    runs = [place.folder_of(name, plan.seeds[0], pretraining, "") for name in names]
-    futures = [workers.submit(make_exhibits, run, showcase, plan.queries, plan.num_hits) for run in runs]
-    return arm_results(plan, ended.rows, workers.all(futures))
+    _require_no_divergence(read_ledger(out))
+    runs = [place.folder_of(name, plan.seeds[0], stage_names(plan)[0], "") for name in names]
+    futures = [workers.submit(make_exhibits, run, _showcase(plan), plan.queries, plan.num_hits) for run in runs]
+    return dict(zip(names, workers.all(futures), strict=True))
+
+
+def _showcase(plan: DemoPlan) -> str:
+    """Path of the split that is shown."""
+    return str(demo_recipes(plan)[stage_names(plan)[0]].data.test[plan.showcase])
 
 
 def _require_no_divergence(ended: Ledger) -> None:

@@ -1,13 +1,15 @@
 """Writes the report of a study: `results.json`, and `report.md` with its figures, also as a page in HTML."""
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.files import write_whole
+from grr_coca.common.files import read_json, write_whole
+from grr_coca.evaluate.table import Row
 from grr_coca.study.html_page import escaped, html_page, markdown_picture, markdown_table
 from grr_coca.study.ledger import Ledger, LedgerRow, read_ledger
 from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of, stage_names
@@ -22,9 +24,18 @@ from grr_coca.study.report.rates import (
     rates_answer,
     rates_as_plain,
 )
-from grr_coca.study.report.tables import Table, arms_tables, as_markdown, cost_table, endpoint_table, tuning_table
+from grr_coca.study.report.tables import (
+    Table,
+    arms_tables,
+    as_markdown,
+    cost_table,
+    endpoint_table,
+    split_rows,
+    splits_table,
+    tuning_table,
+)
 from grr_coca.study.report.verdict import Answer, answer, arm_titles
-from grr_coca.study.thumbnails import thumbnail_path
+from grr_coca.study.thumbnails import EXHIBITS, LISTING, thumbnail_path
 
 RESULTS_FILE, REPORT_FILE, PAGE_FILE = "results.json", "report.md", "report.html"
 FIGURES = "figures"
@@ -55,14 +66,22 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         )
         results = replace(results, notes=(*results.notes, note))
     rates = rate_results(plan, ledger)
-    plain = to_dict(results) | ({"learning_rates": [rates_as_plain(found) for found in rates]} if rates else {})
+    splits = split_rows(plan, ledger, results)
+    plain = to_dict(results) | {"splits": [_plain_row(each) for each in splits]}
+    if rates:
+        plain["learning_rates"] = [rates_as_plain(found) for found in rates]
     write_whole(out / RESULTS_FILE, _encoded(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
     # Of a study of rates, the first arm over the baseline answers no question.
     answered = rates_answer(plan, rates) if rates else answer(plan, results)
     report = _Report(answered, results)
-    _add_answer(report, plan, ledger, rates)
+    drawn = study_figures(plan, ledger, results)
+    _add_answer(report, plan, ledger, rates, drawn)
+    if splits:
+        report.add_table(splits_table(plan, splits, results))
+    _add_curves(report, drawn)
     _add_rest(report, plan, ledger)
     _add_captions(report, plan, ledger.rows, folder, out)
+    _add_exhibits(report, plan, folder, out)
     _add_notes(report)
     (out / FIGURES).mkdir(exist_ok=True)
     for name, svg in report.figures.items():
@@ -110,9 +129,11 @@ class _Report:
             self.add(f"{markdown_picture(alt, address)}\n")
 
 
-def _add_answer(report: _Report, plan: Plan, ledger: Ledger, rates: Sequence[RateResults]) -> None:
+def _add_answer(
+    report: _Report, plan: Plan, ledger: Ledger, rates: Sequence[RateResults], drawn: Mapping[str, str]
+) -> None:
     """Endpoints of the first arm, or of each model at its best rate."""
-    results, drawn = report.results, study_figures(plan, ledger, report.results)
+    results = report.results
     for number, found in enumerate(rates):
         report.add(f"## {escaped(found.model.title)} at its best learning rate\n")
         report.add_figure("Loss by learning rate, and the change at each rate", f"rates-{number}", rate_figure(found))
@@ -127,6 +148,9 @@ def _add_answer(report: _Report, plan: Plan, ledger: Ledger, rates: Sequence[Rat
         for (phase, _), table in zip(_phases(plan), arms_tables(plan, results), strict=True):
             report.add_table(table)
             report.add_figure("Change of every arm with its interval", f"arms-{phase}", drawn.get(f"arms-{phase}"))
+
+
+def _add_curves(report: _Report, drawn: Mapping[str, str]) -> None:
     curves = {name: svg for name, svg in drawn.items() if name.startswith("curves-")}
     if curves:
         report.add("## Learning curves\n", "Losses on `val`. Lines are means over seeds, bands their range.\n")
@@ -200,6 +224,47 @@ def _thumbnail(report: _Report, path: Path, name: str, out: Path) -> str:
     address = Path(os.path.relpath(path, out)).as_posix()
     report.pictures[address] = path.read_bytes()
     return markdown_picture(name, address)
+
+
+def _plain_row(row: Row) -> dict[str, object]:
+    """A row for JSON; null for what was not measured."""
+
+    def known(numbers: Mapping[str, float]) -> dict[str, float | None]:
+        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+
+    return {"split": row.name, "model": known(row.model), "baseline": known(row.baseline)}
+
+
+def _add_exhibits(report: _Report, plan: Plan, folder: Path, out: Path) -> None:
+    """Heat maps and searches of a demo, if its folder has them."""
+    listing = folder / EXHIBITS / LISTING
+    if not listing.is_file():
+        return
+    shown, titles = read_json(listing), arm_titles(plan)
+
+    def shown_picture(alt: str, name: str) -> str:
+        return _thumbnail(report, folder / EXHIBITS / name, alt, out)
+
+    report.add(
+        "## Where the models look\n",
+        "For each word of a model's caption, how much each patch of the image counts for it: from white to red, up to "
+        "the patch that counts most. Attention to the patches times the gradient of the word's logit.\n",
+    )
+    for number, first in enumerate(next(iter(shown.values()))["heat_maps"]):
+        report.add(f"### {escaped(first['truth'])}\n")
+        for arm, exhibits in shown.items():
+            image = shown_picture(f"where {arm} looks", exhibits["heat_maps"][number]["picture"])
+            report.add(f"{escaped(titles[arm])}: {image}\n")
+    report.add(f"## Search: text → images of {escaped(plan.showcase)}\n")
+    for number, first in enumerate(next(iter(shown.values()))["searches"]):
+        lines = [
+            [
+                escaped(titles[arm]),
+                " ".join(shown_picture(hit["caption"], hit["picture"]) for hit in exhibits["searches"][number]["hits"]),
+            ]
+            for arm, exhibits in shown.items()
+        ]
+        report.add(markdown_table((escaped(first["query"]), "images found"), lines))
 
 
 def _add_notes(report: _Report) -> None:

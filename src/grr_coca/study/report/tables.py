@@ -1,12 +1,15 @@
 """The tables of a study: endpoints, arms, cost and tuning."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from grr_coca.evaluate.table import LOSSES, Row, average_row, row
 from grr_coca.study.html_page import markdown_table
 from grr_coca.study.ledger import Ledger, LedgerRow
 from grr_coca.study.plan import Plan, stage_names
-from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, EndpointResult, StudyResults
+from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, EndpointResult, StudyResults, rows_by_run
 from grr_coca.study.report.verdict import (
     VERDICT_TITLES,
     arm_titles,
@@ -87,6 +90,56 @@ def arms_tables(plan: Plan, results: StudyResults) -> list[Table]:
             rows.append((titles[arm.arm], _seed_range(found), *cells))
         tables.append(Table(f"Every arm, {phase}", heads, tuple(rows), note))
     return tables
+
+
+def split_rows(plan: Plan, ledger: Ledger, results: StudyResults) -> list[Row]:
+    """The first arm and the baseline on each test split of each stage, and averaged over the domains of fine-tuning.
+
+    Means over the seeds that both have: geometric of losses, so that their ratio is the change of the other tables.
+    """
+    rows = rows_by_run(ledger.rows)
+    found = {}
+    for stage in stage_names(plan):
+        pairs = [[rows.get((arm, seed, stage)) for arm in (results.arms[0].arm, plan.baseline)] for seed in plan.seeds]
+        both = [(first.metrics, second.metrics) for first, second in pairs if first and second]
+        for split in (name for name in (both[0][0] if both else ()) if name != "val"):
+            sides = ([metrics[side][split] for metrics in both if split in metrics[side]] for side in (0, 1))
+            found[f"{stage}/{split}"] = row(f"{stage}/{split}", *map(_mean_metrics, sides))
+    domains = [found[name] for stage in stage_names(plan)[1:] if (name := f"{stage}/{plan.endpoints.split}") in found]
+    averaged = [average_row(f"average of {len(domains)} domains", domains)] if len(domains) > 1 else []
+    return [*found.values(), *averaged]
+
+
+def _mean_metrics(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = [name for name in measured[0] if all(name in metrics for metrics in measured)]
+    return {
+        name: float(np.exp(np.log([metrics[name] for metrics in measured]).mean()))
+        if name in LOSSES and len(measured) > 1
+        else float(np.mean([metrics[name] for metrics in measured]))
+        for name in names
+    }
+
+
+def splits_table(plan: Plan, rows: Sequence[Row], results: StudyResults) -> Table:
+    """The losses and R@1 of the first arm and of the baseline on each split."""
+    short = arm_titles(plan)[results.arms[0].arm], arm_titles(plan)[results.baseline]
+    heads = ["split"]
+    for loss in LOSSES:
+        heads += [f"{Endpoint(f'pretraining/{loss}').title}, {short[0]}", short[1], "change"]
+    heads += [f"R@1, {short[0]}", short[1], "chance"]
+    lines = []
+    for each in rows:
+        line = [each.name]
+        for loss in LOSSES:
+            line += [f"{each.model[loss]:.3f}", f"{each.baseline[loss]:.3f}", f"{each.change(loss):+.2%}"]
+        line += [f"{each.model['R@1']:.1%}", f"{each.baseline['R@1']:.1%}", f"{each.model['chance']:.2%}"]
+        lines.append(tuple("–" if "nan" in cell else cell for cell in line))
+    note = (
+        "Contrastive losses are means over batches, and grow with their size; near the logarithm of the batch size "
+        "they say nothing, and the CoCa loss contains them. R@1: text to image; equal captions count as right answers "
+        "of each other. Values are rounded here; the changes are not."
+    )
+    return Table("Every split", tuple(heads), tuple(lines), note)
 
 
 def cost_table(plan: Plan, results: StudyResults) -> Table:

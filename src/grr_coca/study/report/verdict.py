@@ -126,8 +126,13 @@ def _too_early(results: StudyResults, main: ArmResults) -> str:
 def _too_few_seeds(main: ArmResults) -> str:
     """A sentence if no endpoint has enough seeds for a verdict; else empty."""
     primary = _primary(main)
-    needed = min_seeds(len(primary))
     seeds = max((result.effect.num_seeds for result in primary if result.effect), default=0)
+    if seeds == 1:
+        return (
+            "One seed is not a claim: the order of two models can change with the seed. grr-coca study run runs a plan "
+            "with many."
+        )
+    needed = min_seeds(len(primary))
     if not 0 < seeds < needed:
         return ""
     return (

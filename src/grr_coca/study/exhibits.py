@@ -1,39 +1,33 @@
-"""Results of a demo's arms for its report and `results.json`: metrics, captions, heat maps and searches."""
+"""What a demo shows of its models besides their rows: heat maps of captions, and searches."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from grr_coca.common.files import write_whole
+from grr_coca.data.images import decode_image
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import as_dataset
 from grr_coca.infer.engine.torch import TorchEngine
-from grr_coca.infer.explain import caption_maps
+from grr_coca.infer.explain import WordMap, caption_maps, caption_picture
 from grr_coca.infer.generate import generate
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.coca import evaluating
-from grr_coca.study.demo.plan import arm_names, demo_recipes
-from grr_coca.study.ledger import LedgerRow
-from grr_coca.study.plan import DemoPlan, showcase_of
 from grr_coca.study.running.measured import drawn_examples
+from grr_coca.study.thumbnails import EXHIBITS, LISTING, as_webp, thumbnail
 
 _BATCH_SIZE = 64
 _NUM_EXPLAINED = 4
-_VALIDATION = "val"
-
-
-@dataclass(frozen=True)
-class CaptionedImage:
-    """The index of an image in its split, its reference caption and the model's caption."""
-
-    index: int
-    truth: str
-    caption: str
+_HEAT_MAP_DPI = 70
 
 
 @dataclass(frozen=True)
@@ -61,21 +55,6 @@ class Exhibits:
     searches: list[SearchHits]
 
 
-@dataclass(kw_only=True)
-class ArmResult:
-    """The results of an arm. `evaluations`: metrics by `stage/split` and key in the ledger; `seconds`: by stage."""
-
-    preset: str
-    parameters: int
-    image_encoder_parameters: int
-    flops_per_pair: int
-    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
-    captions: dict[str, list[CaptionedImage]] = field(default_factory=dict)
-    heat_maps: list[ExplainedImage] = field(default_factory=list)
-    searches: list[SearchHits] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
 def make_exhibits(run: Path, showcase: str, queries: tuple[str, ...], num_hits: int) -> Exhibits:
     """Compute the exhibits of a pretrained model.
 
@@ -87,22 +66,6 @@ def make_exhibits(run: Path, showcase: str, queries: tuple[str, ...], num_hits: 
     """
     checkpoint, source = from_pretrained(run), open_source(showcase)
     return Exhibits(_explain_some(checkpoint, source, _NUM_EXPLAINED), search(checkpoint, source, queries, num_hits))
-
-
-def arm_results(plan: DemoPlan, rows: Sequence[LedgerRow], exhibits: Sequence[Exhibits]) -> tuple[ArmResult, ArmResult]:
-    """The results of both arms of a finished demo, the model first.
-
-    Args:
-        plan: the demo.
-        rows: all rows of its ledger.
-        exhibits: the exhibits of both arms, the model first.
-    """
-    by_run = {(row.arm, row.stage): row for row in rows}
-    first, second = (
-        _arm_result(plan, [by_run[name, stage] for stage in demo_recipes(plan)], shown)
-        for name, shown in zip(arm_names(plan), exhibits, strict=True)
-    )
-    return first, second
 
 
 @torch.inference_mode()
@@ -134,29 +97,50 @@ def _explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> lis
     return explained
 
 
-def _arm_result(plan: DemoPlan, rows: Sequence[LedgerRow], shown: Exhibits) -> ArmResult:
-    return ArmResult(
-        preset=rows[0].arm,
-        parameters=rows[0].parameters,
-        image_encoder_parameters=rows[0].image_encoder_parameters,
-        flops_per_pair=rows[0].flops_per_pair,
-        evaluations={
-            f"{row.stage}/{split}": metrics
-            for row in rows
-            for split, metrics in row.metrics.items()
-            if split != _VALIDATION
-        },
-        captions={row.stage: _captions(plan, row) for row in rows},
-        heat_maps=shown.heat_maps,
-        searches=shown.searches,
-        seconds={row.stage: row.seconds for row in rows},
-    )
+# --- Pictures of them, in the folder of a demo
 
 
-def _captions(plan: DemoPlan, row: LedgerRow) -> list[CaptionedImage]:
-    source = open_source(demo_recipes(plan)[row.stage].data.test[showcase_of(plan, row.stage)[0]])
-    drawn = drawn_examples(source, len(row.captions))
-    return [
-        CaptionedImage(index, example.references[0], example.caption)
-        for index, example in zip(drawn, row.captions, strict=True)
-    ]
+def write_exhibits(out: Path, showcase: str, shown: Mapping[str, Exhibits]) -> None:
+    """Write the exhibits of some models as small pictures with their captions, from which a report shows them.
+
+    Args:
+        out: folder of the demo.
+        showcase: the split, as for `open_source`.
+        shown: exhibits by the name of an arm, all of the same images and queries.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    source, pictures = open_source(showcase), out / EXHIBITS
+    pictures.mkdir(exist_ok=True)
+    listed: dict[str, object] = {}
+    for arm, exhibits in shown.items():
+        maps, searches = [], []
+        for number, explained in enumerate(exhibits.heat_maps):
+            name = f"{arm}-{number}.webp"
+            write_whole(pictures / name, _heat_picture(source, explained))
+            maps.append(
+                {
+                    "truth": source.caption(explained.index),
+                    "words": explained.words,
+                    "heat": explained.heat,
+                    "picture": name,
+                }
+            )
+        for hits in exhibits.searches:
+            found = []
+            for index in hits.indices:
+                write_whole(pictures / f"{index}.webp", thumbnail(source[index]))
+                found.append({"caption": source.caption(index), "picture": f"{index}.webp"})
+            searches.append({"query": hits.query, "hits": found})
+        listed[arm] = {"heat_maps": maps, "searches": searches}
+    content = json.dumps(listed, indent=1, ensure_ascii=False)
+    write_whole(pictures / LISTING, content.encode("utf-8", "backslashreplace"))
+
+
+def _heat_picture(source: PairSource, explained: ExplainedImage) -> bytes:
+    pair = source[explained.index]
+    words = zip(explained.words, explained.heat, strict=True)
+    maps = [WordMap(word, torch.tensor(heat)) for word, heat in words]
+    png = caption_picture(decode_image(pair.image, pair.name), maps, _HEAT_MAP_DPI)
+    return as_webp(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -21,6 +21,8 @@ from grr_coca.search.stores import open_store
 from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.memory import Budget
+from grr_coca.serve.pictures import require_decodable
+from grr_coca.serve.refusal import Refusal
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -251,6 +253,15 @@ def test_a_picture_whose_format_takes_too_much_memory_is_refused():
     assert "too many pixels for JPEG2000: 40,000, for which decoding takes 1,120,000 bytes (limit 800,000)" in (
         answer.reason()
     )
+
+
+def test_a_jpeg_that_is_decoded_at_a_fraction_takes_a_fraction_of_the_memory():
+    buffer = io.BytesIO()
+    Image.new("RGB", (800, 600)).save(buffer, "JPEG")
+    whole = require_decodable(buffer.getvalue(), 2**30)
+    assert require_decodable(buffer.getvalue(), 2**30, (200, 150)) <= whole / 16
+    with pytest.raises(Refusal):
+        require_decodable(buffer.getvalue(), whole - 1)
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_and_gives_nearly_the_same_pixels(monkeypatch):

@@ -66,9 +66,9 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, of_nu
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (padded[0], rule, *padded[1:])) + "\n"
 
 
-def _image(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+def _image(_: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:  # noqa: ARG001
     token = tokens[index]
-    alt = html.escape(renderer.renderInlineAsText(token.children, options, env))
+    alt = html.escape("".join(child.content for child in token.children or ()))
     found = env["pictures"].get(unquote(str(token.attrs["src"]), errors="surrogateescape"))
     if found is None:
         return f"<em>{alt}</em>"

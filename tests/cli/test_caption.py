@@ -54,6 +54,30 @@ def test_the_batch_size_changes_nothing(grr_coca, run, image_files, options):
     assert grr_coca("caption", "-c", run.folder, image_files[1], *options).out == together.splitlines(True)[1]
 
 
+def test_tags_follow_the_caption(grr_coca, image_files):
+    said = grr_coca("caption", "-c", "icons", image_files[0], "--tags", 3)
+    image, caption, tags = said.out.rstrip("\n").split("\t")
+    assert (image, len(tags.split(", "))) == (str(image_files[0]), 3)
+    record = json.loads(grr_coca("caption", "-c", "icons", image_files[0], "--tags", 3, "--json").out)
+    assert record["caption"] == caption
+    assert [found["tag"] for found in record["tags"]] == tags.split(", ")
+    assert all(0 < found["probability"] < 1 for found in record["tags"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--tags", 21), "--tags 21 is out of range; give 1 to 20"),
+        (("--tags", 3, "--out", "a.csv"), "--tags are printed, so not with --out"),
+        (("--tags", 3, "--temperature", 1), "not with temperature"),
+    ],
+)
+def test_tags_that_cannot_be_given_are_refused(grr_coca, image_files, options, said):
+    refused = grr_coca("caption", "-c", "icons", image_files[0], *options)
+    assert refused.code == 2
+    assert said in refused.err
+
+
 def test_json_lines_hold_image_caption_and_log_probability(grr_coca, run, image_files, captions):
     said = grr_coca("caption", "-c", run.folder, *image_files, "--json")
     records = [json.loads(line) for line in said.out.splitlines()]

@@ -34,6 +34,7 @@ FLAGS = {
         "sidecar": None,
         "overwrite": False,
         "json": False,
+        "tags": 0,
         "prompt": "",
         "exclude": (),
         "batch_size": 32,

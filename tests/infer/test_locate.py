@@ -106,6 +106,7 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
         "preprocess.json",
         "relevance.json",
         "step.onnx",
+        "tags.json",
         "text.onnx",
         "tokenizer.json",
         "weights.safetensors",

@@ -52,6 +52,7 @@ def run(
     sidecar: Annotated[SidecarKind | None, tyro.conf.arg(metavar="txt|xmp")] = None,
     overwrite: Flag = False,
     json: Flag = False,
+    tags: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
     prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "",
     exclude: ExcludeFlag = (),
     batch_size: int = 32,
@@ -72,6 +73,8 @@ def run(
         overwrite: with --sidecar, also replace captions that are there.
         json: print JSON lines, also with the probability that a caption is exactly right (confidence), and whether the
             image is unlike those that the model was trained on (unfamiliar); null: unknown.
+        tags: also print so many words for each image, the likeliest first, with their probabilities in --json. Captions
+            are then those of beam search.
         prompt: text that every caption begins with.
         exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif".
         batch_size: images per batch.
@@ -81,6 +84,7 @@ def run(
     """
     options = decoding.checked()
     require_batch_size(batch_size)
+    _require_tags(tags, is_printed=out is None and sidecar is None and on == "this")
     if out is not None:
         require_other(out, images)
     if on == "ray":
@@ -124,6 +128,7 @@ def run(
             engine,
             on,
             captioning=(prompt, options),
+            num_tags=tags,
             batch_size=batch_size,
             label="captions",
             take=write,
@@ -138,6 +143,16 @@ def run(
     else:
         report_unfamiliar(unfamiliar)
     return int(not num_captioned)
+
+
+def _require_tags(count: int, *, is_printed: bool) -> None:
+    """Raise an error if so many tags cannot be given."""
+    from grr_coca.infer.tags import MAX_TAGS  # late: imports NumPy
+
+    if not 0 <= count <= MAX_TAGS:
+        raise UserError(f"--tags {count} is out of range; give 1 to {MAX_TAGS}")
+    if count and not is_printed:
+        raise UserError("--tags are printed, so not with --out, --sidecar and --on ray; give --json for a program")
 
 
 def _open_output(
@@ -166,7 +181,8 @@ def _open_output(
 
 
 class _StandardOutput(CaptionOutput):
-    """One line for each caption on standard output: image, tab, caption; or JSON."""
+    """One line for each caption on standard output: image, tab, caption, and after a further tab the tags, if there are
+    any; or JSON."""
 
     def __init__(self, json: bool) -> None:
         super().__init__()
@@ -178,4 +194,7 @@ class _StandardOutput(CaptionOutput):
         ):
             shown = None if confidence is None else round(confidence, 4)
             record = {**row._asdict(), "confidence": shown, "unfamiliar": unfamiliar, "engine": description.engine}
-            say(to_json(record) if self._json else f"{on_one_line(row.image)}\t{row.caption}")
+            if description.tags:
+                record["tags"] = [{"tag": tag, "probability": round(p, 4)} for tag, p in description.tags]
+            words = f"\t{', '.join(tag.text for tag in description.tags)}" if description.tags else ""
+            say(to_json(record) if self._json else f"{on_one_line(row.image)}\t{row.caption}{words}")

@@ -112,6 +112,7 @@ def describe_images(
     on: Machines,
     *,
     captioning: tuple[str, GenerationOptions] | None,
+    num_tags: int = 0,
     batch_size: int,
     label: str,
     take: "Take[Description]",
@@ -125,6 +126,7 @@ def describe_images(
         engine: what computes the model, as in `grr_coca.load`.
         on: which machines.
         captioning: prompt and options of the captions; None: embed only.
+        num_tags: words to give each image besides its captions, on this machine alone.
         batch_size: images per batch.
         label: what the progress bar says.
         take: receives files and their descriptions, batch by batch and in order.
@@ -140,7 +142,7 @@ def describe_images(
         model = grr_coca.load(folder, engine=engine)
         if captioning is None:
             model.warn_if_unfit()
-        describe = partial(_described, model, captioning, batch_size)
+        describe = partial(_described, model, captioning, num_tags, batch_size)
         return work_through(files, model, batch_size, label, describe, take, show_progress)
 
     def run(take_batch: "Callable[[_Batch[Description]], None]") -> None:
@@ -215,6 +217,7 @@ def _report_failures(failures: Sequence[UserError], total: int) -> int:
 def _described(
     model: "ImageTextModel",
     captioning: tuple[str, GenerationOptions] | None,
+    num_tags: int,
     batch_size: int,
     files: Sequence[ImageFile],
     images: Sequence[Image.Image],
@@ -222,7 +225,8 @@ def _described(
     from grr_coca.infer.image_text_model import Description
 
     if captioning is not None:
-        return model.describe_many(images, *captioning, batch_size, keys=[file.name for file in files])
+        keys = [file.name for file in files]
+        return model.describe_many(images, *captioning, batch_size, keys=keys, num_tags=num_tags)
     # Copied, because a row alone would take its batch along.
     rows = model.embed_images(images, batch_size=batch_size)
     return [Description([], row.copy(), engine=model.engine.name) for row in rows]
@@ -238,7 +242,7 @@ def _worker(
         (batch,) = decoded(files, model.preprocess, len(files))
         opened = [(file, image) for file, image in batch if not isinstance(image, UserError)]
         images = [image for _, image in opened]
-        described = _described(model, captioning, len(files), [file for file, _ in opened], images) if images else []
+        described = _described(model, captioning, 0, len(files), [file for file, _ in opened], images) if images else []
         results = iter(described)
         return [image if isinstance(image, UserError) else next(results) for _, image in batch]
 

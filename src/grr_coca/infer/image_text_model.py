@@ -28,6 +28,7 @@ from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions, generate
 from grr_coca.infer.generate.sampling import require_numbers
 from grr_coca.infer.image_forms import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, with_beams
 from grr_coca.model.checkpoint_folder import fingerprint
 from grr_coca.model.checkpoint_without_weights import CheckpointFiles, read_files
 from grr_coca.model.config import CoCaConfig
@@ -54,13 +55,14 @@ class Description:
     """Captions (best first) and the unit-length embedding of an image, from one forward pass.
 
     `certainties`: what the model knows of each caption; see `grr_coca.infer.calibration`. `engine`: what computed them,
-    `onnx` or `torch`.
+    `onnx` or `torch`. `tags`: words for the image, the likeliest first, if they were asked for.
     """
 
     captions: list[Caption]
     embedding: Float[np.ndarray, " E"]
     certainties: tuple[Certainty, ...] = ()
     engine: str = ""
+    tags: tuple[Tag, ...] = ()
 
     @property
     def confidence(self) -> float | None:
@@ -154,6 +156,7 @@ class ImageTextModel:
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
         self.calibration = None  # it was of the old weights
+        self.__dict__.pop("_tagger", None)
 
     @property
     def device(self) -> str:
@@ -256,6 +259,7 @@ class ImageTextModel:
         batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
         keys: Sequence[object] | None = None,
+        num_tags: int = 0,
     ) -> list[Description]:
         """Describe a list of images. Returns a list with one description for each image.
 
@@ -267,7 +271,13 @@ class ImageTextModel:
             on_progress: called with the number of images done and the number of all images.
             keys: a name for each image, which seeds its random numbers, so that sampled captions do not depend on the
                 other images of the call; None: its number in the call.
+            num_tags: also give each image so many words. Captions are then those of beam search.
+
+        Raises:
+            UserError: no tags were fitted for this model, or captions are sampled.
         """
+        tagger = self._tagger if num_tags else None
+        num_captions, options = options.num_captions, with_beams(options) if num_tags else options
 
         def work(batch: _Numbered) -> list[Description]:
             names = [number if keys is None else keys[number - 1] for number, _ in batch]
@@ -276,13 +286,49 @@ class ImageTextModel:
             generated.require_numbers()
             # Copied, so that a row that is kept or sent to another process does not take its batch along.
             rows = [row.copy() for row in generated.image_embedding]
-            certainties = self.certainties(pixels, generated.captions, prompt)
+            tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
+            if tagger is not None:
+                tags = [tagger.tags(row, found, num_tags) for row, found in zip(rows, generated.captions, strict=True)]
+            captions = [found[:num_captions] for found in generated.captions]
+            certainties = self.certainties(pixels, captions, prompt)
             return [
-                Description(*row, engine=self.engine.name)
-                for row in zip(generated.captions, rows, certainties, strict=True)
+                Description(found, row, certain, self.engine.name, words)
+                for found, row, certain, words in zip(captions, rows, certainties, tags, strict=True)
             ]
 
         return self._run("captioning", images, batch_size, work, on_progress)
+
+    def tag(
+        self,
+        images: ImagesInput,
+        num_tags: int = 5,
+        *,
+        batch_size: int = _BATCH_SIZE,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[Tag, ...] | list[tuple[Tag, ...]]:
+        """Words for images, each with the probability that people would give it: the likeliest distinct ones.
+
+        Args:
+            images: one or many.
+            num_tags: of words for each image.
+            batch_size: maximum number of images per batch.
+            on_progress: called with the number of images done and the number of all images.
+
+        Raises:
+            UserError: no tags were fitted for this model, or `num_tags` is out of range.
+        """
+        many, is_single = as_list(images)
+        if not 1 <= num_tags <= MAX_TAGS:
+            raise UserError(f"num_tags {num_tags} is out of range; give 1 to {MAX_TAGS}")
+        described = self.describe_many(many, batch_size=batch_size, on_progress=on_progress, num_tags=num_tags)
+        return described[0].tags if is_single else [description.tags for description in described]
+
+    @cached_property
+    def _tagger(self) -> Tagger:
+        numbers = None if self.folder is None else read_tag_numbers(self.folder)
+        if numbers is None:
+            raise UserError("no tags were fitted for this model; icons has them")
+        return Tagger(numbers, self.embed_texts(list(numbers.words)))
 
     def map_batches(
         self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None]

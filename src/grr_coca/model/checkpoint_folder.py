@@ -27,9 +27,10 @@ QUANTIZED_WEIGHTS = "weights.safetensors"
 CONFIDENCE = "confidence.json"
 RELEVANCE = "relevance.json"
 MATCHING = "match.json"
-FITTED_FILES = (CONFIDENCE, RELEVANCE, MATCHING)
-"""What the model knows of its captions, its hits and its matches, if that was fitted; see `grr_coca.infer.calibration`,
-`grr_coca.search.relevance` and `grr_coca.search.match.numbers`."""
+TAGS = "tags.json"
+FITTED_FILES = (CONFIDENCE, RELEVANCE, MATCHING, TAGS)
+"""What the model knows of its captions, its hits, its matches and its tags, if that was fitted; see
+`grr_coca.infer.calibration`, `grr_coca.search.relevance`, `grr_coca.search.match.numbers` and `grr_coca.infer.tags`."""
 MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES)
 """All files that a model may be loaded from. A checkpoint of a run has others, to continue training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)

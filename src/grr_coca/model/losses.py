@@ -5,7 +5,7 @@ Shapes: B pairs of the global batch, b pairs of this rank, E embedding width, K 
 tokens to predict, m tokens of a chunk of them, D width of the states that predict them, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -154,6 +154,7 @@ class LossWeights:
     z: float = 0.0
     teacher: float = 0.0
     teacher_temperature: float = 0.1
+    _: KW_ONLY
     sibling: float = 0.0
 
     @property

@@ -1,0 +1,204 @@
+"""Fit the numbers by which a model gives pictures words, and measure them: `python scripts/fit_tags.py icons`.
+
+Writes `tags.json` (see `grr_coca.infer.tags`) into `src/grr_coca/model/weights/NAME/`, and
+`benchmarks/results/tags.json`. Run it again whenever the weights change.
+
+The vocabulary are words and phrases of two words that stand behind a first caption of training at least `MIN_COUNT`
+times. The weights are fitted to one half of the icons of `tabler`, a family that training never saw, whose makers wrote
+tags by hand; the other half measures. Right are the words of an icon's name, and its tags; then tags alone, without
+words of the name.
+
+Beside it: the best caption and its words; the words of five captions by their probability; and a thesaurus, which is
+given the true name: WordNet's synonyms of it and of its words.
+
+Shapes: N icons, K candidates of all icons.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from grr_coca.cli import exit_code
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.files import changed_folder, in_cache, user_cache, write_whole
+from grr_coca.data.sources.open import open_source
+from grr_coca.evaluate.intervals import Measure
+from grr_coca.infer.generate import GREEDY
+from grr_coca.infer.image_text_model import Description, ImageTextModel, load
+from grr_coca.infer.tags import EVIDENCE, Tagger, TagNumbers, singular, with_beams
+from grr_coca.model.checkpoint_folder import TAGS
+from grr_coca.model.shipped_models import FOLDER
+from icon_search import Icon, read_icons
+from wordnet import WordNet
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tags.json"
+TRAINING, TAGGED = "cache:icons/train-*.tar", "cache:icons/test_family_tabler-*.tar"
+MIN_COUNT, MAX_WORDS, MIN_LETTERS = 10, 2, 3
+SHOWN = 5
+STEPS, RIDGE = 30, 1.0
+BINS = 10
+
+
+def main() -> None:
+    """Fit a shipped model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the shipped model")
+    folder = FOLDER / parser.parse_args().name
+    model = load(folder, engine="onnx")
+    numbers = vocabulary()
+    vectors = model.embed_texts(list(numbers.words))
+    icons = [icon for icon in read_icons(in_cache(TAGGED)) if icon.tags]
+    described = [one for start in range(0, len(icons), 256) for one in describe(model, icons[start : start + 256])]
+    is_fitted = np.array([sha256(icon.name.encode()).digest()[0] % 2 == 0 for icon in icons])
+    fit_to = [pair for pair, fits in zip(zip(icons, described, strict=True), is_fitted, strict=True) if fits]
+    measured = [pair for pair, fits in zip(zip(icons, described, strict=True), is_fitted, strict=True) if not fits]
+    numbers = replace(
+        numbers,
+        weights=fit(Tagger(numbers, vectors), fit_to),
+        fitted_on=f"{len(fit_to):,} icons of tabler with the tags of their makers",
+    )
+    found = figures(Tagger(numbers, vectors), measured)
+    with changed_folder(folder) as partial:
+        (partial / TAGS).write_text(json.dumps(to_dict(numbers)) + "\n", encoding="utf-8")
+    write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
+    print(json.dumps(found, indent=1))
+
+
+def vocabulary() -> TagNumbers:
+    """The words of the captions of training, without weights."""
+    source = open_source(in_cache(TRAINING))
+    counts: Counter[str] = Counter()
+    behind: Counter[str] = Counter()
+    for number in range(len(source)):
+        first, *others = map(plain, source.captions(number))
+        counts.update((first, *others))
+        behind.update(others)
+    words = tuple(
+        word
+        for word, count in behind.items()
+        if count >= MIN_COUNT and len(word.split()) <= MAX_WORDS and len(word) >= MIN_LETTERS
+    )
+    return TagNumbers(
+        words=words,
+        counts=tuple(counts[word] for word in words),
+        tag_counts=tuple(behind[word] for word in words),
+        weights=(20.0, 0.6, 0.3, 0.0, 0.0, 0.0),  # which words of the vocabulary are candidates in the fit
+        fitted_on="nothing",
+    )
+
+
+def describe(model: ImageTextModel, icons: Sequence[Icon]) -> list[Description]:
+    """Captions by beam search, and embeddings."""
+    return model.describe_many([icon.image for icon in icons], options=with_beams(GREEDY))
+
+
+def plain(text: str) -> str:
+    """A text in small letters, with single spaces in place of all else."""
+    return " ".join(re.sub(r"[^a-z0-9 ]", " ", text.lower()).split())
+
+
+def right_words(icon: Icon, *, beyond_name: bool) -> set[str]:
+    """The words of the icon's name and its tags, or its tags without words of the name."""
+    name = {singular(plain(icon.name)), *map(singular, plain(icon.name).split())}
+    tags = {singular(plain(tag)) for tag in icon.tags}
+    return tags - name if beyond_name else tags | name
+
+
+def fit(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> tuple[float, ...]:
+    """The weights of a logistic regression, by Newton's method."""
+    rows, right = [], []
+    for icon, description in pairs:
+        words, evidence = tagger.candidates(description.embedding, description.captions)
+        rows.append(evidence)
+        wanted = right_words(icon, beyond_name=False)
+        right += [singular(word) in wanted for word in words]
+    evidence, is_right = np.concatenate(rows), np.array(right, float)  # K 6 and K
+    weights = np.zeros(len(EVIDENCE))
+    ridge = RIDGE * np.eye(len(EVIDENCE))
+    for _ in range(STEPS):
+        p = 1 / (1 + np.exp(-evidence @ weights))
+        gradient = evidence.T @ (p - is_right) + ridge @ weights
+        weights -= np.linalg.solve((evidence.T * (p * (1 - p))) @ evidence + ridge, gradient)
+    return tuple(round(float(weight), 4) for weight in weights)
+
+
+# --- Figures
+
+
+def figures(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> dict[str, object]:
+    """nDCG@5 of each way to give words, with intervals over icons, by what is right; and the calibration error."""
+    wordnet = WordNet.from_package(user_cache() / "packages")
+    ways: dict[str, Callable[[Icon, Description], list[str]]] = {
+        "tags": lambda _, one: [tag.text for tag in tagger.tags(one.embedding, one.captions, SHOWN)],
+        "the caption and its words": lambda _, one: words_of([one.captions[0].text]),
+        "words of five captions": lambda _, one: by_beams(one),
+        "WordNet, given the name": lambda icon, _: synonyms(wordnet, icon.name),
+    }
+    found: dict[str, object] = {}
+    for kind, beyond_name in (("all words", False), ("tags beyond the name", True)):
+        of_kind: dict[str, dict[str, float]] = {}
+        for way, words in ways.items():
+            scores = [
+                ndcg(words(icon, one), wanted)
+                for icon, one in pairs
+                if (wanted := right_words(icon, beyond_name=beyond_name))
+            ]
+            value, low, high = Measure.mean(np.array(scores)).interval()
+            of_kind[way] = {"value": round(value, 4), "low": round(low, 4), "high": round(high, 4)}
+        found[kind] = of_kind
+    said, true = [], []
+    for icon, one in pairs:
+        wanted = right_words(icon, beyond_name=False)
+        for tag in tagger.tags(one.embedding, one.captions, SHOWN):
+            said.append(tag.probability)
+            true.append(singular(tag.text) in wanted)
+    return {**found, "calibration error": round(calibration_error(np.array(said), np.array(true, float)), 4)}
+
+
+def ndcg(words: Sequence[str], wanted: set[str]) -> float:
+    """nDCG@5 of distinct words, of which each that is wanted counts 1."""
+    distinct = list(dict.fromkeys(map(singular, words)))[:SHOWN]
+    gains = sum((word in wanted) / np.log2(rank + 2) for rank, word in enumerate(distinct))
+    return float(gains / sum(1 / np.log2(rank + 2) for rank in range(min(SHOWN, len(wanted)))))
+
+
+def words_of(texts: Sequence[str]) -> list[str]:
+    """Texts and their words, each text before its words."""
+    return [word for text in map(plain, texts) for word in (text, *text.split()) if len(word) >= MIN_LETTERS]
+
+
+def by_beams(one: Description) -> list[str]:
+    """The words of the captions, the likeliest first."""
+    likely: Counter[str] = Counter()
+    for caption in one.captions:
+        for word in dict.fromkeys(words_of([caption.text])):
+            likely[word] += np.exp(sum(caption.log_probs))  # type: ignore[assignment]
+    return [word for word, _ in likely.most_common()]
+
+
+def synonyms(wordnet: WordNet, name: str) -> list[str]:
+    """A name, the synonyms of its likeliest meaning and of those of its words, and its words."""
+    text = plain(name)
+    meanings = [wordnet.meaning(word, 0.0) for word in (text, *text.split())]
+    found = [lemma.lower() for meaning in meanings if meaning is not None for lemma in meaning.counts]
+    return [text, *found, *text.split()]
+
+
+def calibration_error(said: np.ndarray, true: np.ndarray) -> float:
+    """The expected calibration error over bins of equal width."""
+    bins = np.minimum((said * BINS).astype(int), BINS - 1)
+    return float(
+        sum(abs(said[bins == b].mean() - true[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist()))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -159,7 +159,7 @@ def test_paths_between_backticks_exist():
         "adding.md": [
             "src/grr_coca/cli/similarity.py",
             "tests/cli/test_similarity.py",
-            "src/grr_coca/serve/similarity.py",
+            "src/grr_coca/serve/endpoints/similarity.py",
             "tests/serve/test_serve_similarity.py",
             "tests/search/test_iso.py",
         ],

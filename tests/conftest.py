@@ -2,6 +2,7 @@
 every test, as `GRR_COCA_CHECK_SHAPES=1 make test` does; this takes a third longer."""
 
 import errno
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from grr_coca.data.dataset import next_token_labels  # noqa: E402
 from grr_coca.model.config import CoCaConfig, TransformerConfig  # noqa: E402
 from model_configs import model_config  # noqa: E402
 
+gc.disable()  # until all is imported
 torch.set_num_threads(1)
 settings.register_profile("one core", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("one core")
@@ -49,6 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU; runs by `make test-gpu`"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no search for garbage looks through its million objects again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def search_index(
         image: find images that are similar to these.
         without: what the images must not show.
         weights: weight of each text, as many as there are texts.
-        where: see `_WHERE`.
+        where: only images that match this filter. The help lists the fields.
         min_relevance: only hits with at least this relevance; none if relevances cannot be told.
         hybrid: also search file names, titles, keywords and captions for the words of the query, and add how well they
             match to the scores; only for queries of text alone, and not on Milvus.

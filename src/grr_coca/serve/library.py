@@ -89,9 +89,9 @@ class ServedIndex:
         location: its folder, or `http://HOST:PORT/NAME` of a Milvus server.
         fingerprint: of the model that embeds queries; an index of another model is refused.
         model: the queue of this model.
+        files: of its pictures.
         curve: of its relevances; None if there is none.
         numbers: by which its icons are matched; None if there are none.
-        files: of its pictures.
     """
 
     def __init__(
@@ -99,9 +99,10 @@ class ServedIndex:
         location: str,
         fingerprint: str,
         model: ModelQueue,
+        files: PictureFiles,
+        *,
         curve: RelevanceCurve | None,
         numbers: MatchNumbers | None,
-        files: PictureFiles,
     ) -> None:
         self.location = location
         self.files = files

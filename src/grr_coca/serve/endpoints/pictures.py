@@ -45,7 +45,7 @@ class GroupsAnswer(BaseModel):
     groups: list[list[IndexedPicture]]
 
 
-class Equivalent(IndexedPicture):
+class OtherPicture(IndexedPicture):
     """An icon that shows the same in another set. `probability`: that it is the equivalent."""
 
     probability: float
@@ -54,7 +54,7 @@ class Equivalent(IndexedPicture):
 class OthersAnswer(BaseModel):
     """An icon in the other icon sets of the index."""
 
-    others: list[Equivalent]
+    others: list[OtherPicture]
 
 
 @router.get("/pictures", responses=answers(PicturesAnswer, 404, 422))

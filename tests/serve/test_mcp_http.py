@@ -14,8 +14,8 @@ from serving import Client, serving, wait_until
 from test_serve_fuzz import bomb
 
 import grr_coca
-from grr_coca.search.index import open_store
 from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.stores import open_store
 from grr_coca.serve.guard import KEY_VARIABLE
 from grr_coca.serve.icon_tools import IconTools
 

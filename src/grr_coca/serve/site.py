@@ -23,6 +23,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, user_cache, verify_folder, whole_folder
+from grr_coca.data.sources.open_icons import SUFFIX as PACK_SUFFIX
 from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_folder import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
 from grr_coca.search import answer, duplicates, relevance
@@ -275,24 +277,26 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         there, vectors = [True] * count, [False] * count
         places = _write_drawings(library, site / "drawings")
         thumbnails = {"kind": "svg", "folder": "drawings"}
-    root = _common_folder(library.entries) if library.drawings is None else ""
+    names = [entry.name for entry in library.entries]
+    if library.drawings is None:
+        names = _shown_names(library.entries)
     chunks, words = [], library.words
     for number, start in enumerate(range(0, count, CHUNK)):
         rows = slice(start, start + CHUNK)
-        columns = _columns(library.entries[rows], root, there[rows], vectors[rows])
+        columns = {"name": names[rows], **_columns(library.entries[rows], there[rows], vectors[rows])}
         if places is not None:
             columns["drawing"] = places[rows]
         columns["words"] = list(map(_words, library.entries[rows])) if words is None else words[rows]
         levels, scales = quantized(library.vectors[rows].astype(np.float32))
-        names = {"rows": f"{number:04}.json.gz", "vectors": f"{number:04}.bin.gz"}
+        files = {"rows": f"{number:04}.json.gz", "vectors": f"{number:04}.bin.gz"}
         packed = {key: _packed(column) for key, column in columns.items()}
-        _write_gz(folder / names["rows"], _json(packed).encode())
+        _write_gz(folder / files["rows"], _json(packed).encode())
         if library.others is not None:
-            names["others"] = f"others-{number:04}.json.gz"
+            files["others"] = f"others-{number:04}.json.gz"
             equivalents = [[[place, round(share, 3)] for place, share in found] for found in library.others[rows]]
-            _write_gz(folder / names["others"], _json(equivalents).encode())
-        _write_gz(folder / names["vectors"], scales.astype("<f4").tobytes() + levels.tobytes())
-        chunks.append(names)
+            _write_gz(folder / files["others"], _json(equivalents).encode())
+        _write_gz(folder / files["vectors"], scales.astype("<f4").tobytes() + levels.tobytes())
+        chunks.append(files)
     drawn = sorted(range(count), key=lambda row: name_id(library.entries[row].name))[:SAMPLE]
     about = {
         "count": count,
@@ -314,11 +318,10 @@ def _words(entry: Entry) -> str:
     return "\n".join(filter(None, (*entry.written, split_name(entry.title))))
 
 
-def _columns(entries: Sequence[Entry], root: str, there: Sequence[bool], vectors: Sequence[bool]) -> dict[str, Any]:
+def _columns(entries: Sequence[Entry], there: Sequence[bool], vectors: Sequence[bool]) -> dict[str, Any]:
     known = [entry.shown_fields for entry in entries]
     fields = sorted({field for values in known for field in values})
     return {
-        "name": [entry.name.removeprefix(root) for entry in entries],
         "caption": [entry.caption for entry in entries],
         "folder": [entry.folder for entry in entries],
         "date": [entry.date for entry in entries],
@@ -344,14 +347,32 @@ def _packed(column: Any) -> Any:
     return {"of": distinct, "at": [place[value] for value in column]}
 
 
-def _common_folder(entries: Sequence[Entry]) -> str:
-    """The folder that all images are in, with a slash at its end: the site does not tell where it lay."""
-    folders = {os.path.dirname(entry.file or entry.name) for entry in entries}  # noqa: PTH120
+def _shown_names(entries: Sequence[Entry]) -> list[str]:
+    """The names of images on a site, which does not tell where on a machine they lay: without the folder that holds all.
+    If there is none, without the folders in which lies what was indexed."""
+    folders = {folder for entry in entries if (folder := _folder_of(entry))}
     try:
         common = os.path.commonpath(folders) if folders else ""
-    except ValueError:  # some of them are not absolute
-        return ""
-    return os.path.join(common, "") if common else ""  # noqa: PTH118
+    except ValueError:  # they are on several drives
+        common = ""
+    is_root = os.path.dirname(common) == common  # noqa: PTH120
+    outer = [os.path.dirname(entry.root) if is_root else common for entry in entries]  # noqa: PTH120
+    names = [
+        entry.name.removeprefix(os.path.join(folder, "")) if folder else entry.name  # noqa: PTH118
+        for entry, folder in zip(entries, outer, strict=True)
+    ]
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(names):
+        seen[name] += 1
+        if seen[name] > 1:  # two folders of one name were indexed
+            names[place] = f"{name} ({seen[name]})"
+    return names
+
+
+def _folder_of(entry: Entry) -> str:
+    """The folder of the file that an image came in; empty if it came from a package."""
+    file = entry.name.partition(": ")[0] if entry.file.endswith(PACK_SUFFIX) else entry.file or entry.name
+    return os.path.dirname(file) if os.path.isabs(file) else ""  # noqa: PTH117, PTH120
 
 
 def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> tuple[list[bool], list[bool]]:

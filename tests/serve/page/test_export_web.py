@@ -91,6 +91,33 @@ def test_a_site_holds_all_that_its_page_names_and_no_path_of_this_machine(index,
     assert "'unsafe-eval'" not in POLICY
 
 
+def test_a_site_of_icon_sets_and_folders_tells_no_folder_of_this_machine(runtime, tmp_path, monkeypatch):
+    pytest.importorskip("resvg_py")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    places = [tmp_path / "whereabouts" / "one" / "drawings", tmp_path / "whereabouts" / "two" / "drawings"]
+    for place in places:
+        place.mkdir(parents=True)
+        shutil.copy(DRAWINGS / "guitar.webp", place)
+    body = '<path d="M2 2h8v8h-8z"/>'
+    icons = {"prefix": "tiny", "icons": {"box": {"body": body}}, "width": 12, "height": 12}
+    (places[0].parent / "tiny.json").write_text(json.dumps(icons))
+
+    def names(*sources: str) -> list[str]:
+        with Index.open(tmp_path / f"{len(list(tmp_path.iterdir()))}.index", create=True) as made:
+            made.add(list(sources))
+            location = made.store.location
+        out = tmp_path / f"site{len(list(tmp_path.iterdir()))}"
+        main(["export", "web", "--index", location, "--out", str(out), "--runtime", str(runtime)])
+        return sorted(json_of(out / "library" / "0000.json.gz")["name"])
+
+    one, two = map(str, places)
+    set_of_icons = str(places[0].parent / "tiny.json")
+    assert names(one, set_of_icons) == ["drawings/guitar.webp", "tiny.json: box"]
+    assert names(one, two) == ["one/drawings/guitar.webp", "two/drawings/guitar.webp"]
+    monkeypatch.setattr("grr_coca.serve.site.os.path.commonpath", lambda folders: "/")
+    assert names(one, two) == ["drawings/guitar.webp", "drawings/guitar.webp (2)"]
+
+
 def test_a_browser_notices_another_export(index, runtime, tmp_path):
     workers = []
     for title in ("One", "Two", "One"):

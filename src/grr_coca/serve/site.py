@@ -348,7 +348,7 @@ def _packed(column: Any) -> Any:
 
 
 def _shown_names(entries: Sequence[Entry]) -> list[str]:
-    """The names of images on a site, which does not tell where on a machine they lay: without the folder that holds all.
+    """The names of images on a site, which does not tell where on a machine they lay: without the folder of all.
     If there is none, without the folders in which lies what was indexed."""
     folders = {folder for entry in entries if (folder := _folder_of(entry))}
     try:

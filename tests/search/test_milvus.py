@@ -43,6 +43,9 @@ needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reas
          '(kinds["price"] == "number" and fields["price"] == 2.5))'),
         ("folder = 'a\" or id >= 0 or folder == \"b'", '(folder == "a\\" or id >= 0 or folder == \\"b")'),
         ("folder = 'back\\slash'", '(folder == "back\\\\slash")'),
+        ("keywords = 'cat'", '(kinds["keywords"] == "text" and (fields["keywords"] == "cat" or '
+         '((not json_contains(kinds[""]["columns"], "keywords")) and '
+         'json_contains(kinds[""]["photo"]["keywords"], "cat"))))'),
     ],
 )  # fmt: skip
 def test_a_filter_becomes_an_expression_in_which_values_stay_values(text, expression):

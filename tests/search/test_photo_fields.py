@@ -315,7 +315,7 @@ def test_keywords_and_titles_are_fields(tmp_path):
     store.commit(Changes(added=list(zip(entries, make_vectors(len(entries)), strict=True))))
 
     def found(where: str) -> list[int]:
-        return [int(entry.title) for entry in store.matching(parse_filter(where, store.columns()))]
+        return sorted(int(entry.title) for entry in store.matching(parse_filter(where, store.columns())))
 
     assert found("keywords = 'cat'") == [0, 1, 3]
     assert found("keywords in ('sea', 'dog')") == [0]

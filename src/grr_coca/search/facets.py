@@ -25,7 +25,7 @@ def facets(store: Store) -> list[Facet]:
     Raises:
         UserError: the index cannot be read.
     """
-    return _facets((field, store.summary(field, _MAX_VALUES)) for field in facet_fields(store.columns()))
+    return _facets(store.summaries(facet_fields(store.columns()), _MAX_VALUES).items())
 
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
@@ -39,7 +39,7 @@ def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
     Raises:
         UserError: the index cannot be read.
     """
-    return _counts((field, store.summary(field, _MAX_VALUES, where)) for field in fields)
+    return _counts(store.summaries(fields, _MAX_VALUES, where).items())
 
 
 def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:

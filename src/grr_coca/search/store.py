@@ -380,7 +380,15 @@ class Store(ABC):
     def summary(self, field: str, count: int, where: Filter | None = None) -> FieldSummary:
         """The values of a field of all images that match a filter; `count`: how many of the most frequent ones to
         return."""
-        return FieldSummary.of((value for row in self.scan(where) for value in row.entry.values_of(field)), count)
+        return self.summaries([field], count, where)[field]
+
+    def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
+        """The values of several fields, by field, from one scan. See `summary`."""
+        counters: dict[str, Counter[FieldValue]] = {field: Counter() for field in fields}
+        for row in self.scan(where):
+            for field, counter in counters.items():
+                counter.update(row.entry.values_of(field))
+        return {field: FieldSummary.of(counter.elements(), count) for field, counter in counters.items()}
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images: N rows of `HASHED`."""

@@ -254,7 +254,7 @@ def test_a_filter_of_a_link_is_shown_and_counts_follow_the_search(host, tab):
     assert sum(map(int, counts)) <= 151
     one.page.keyboard.press("Escape")
     one.page.mouse.wheel(0, 1500)
-    one.page.wait_for_function("scrollY > 0")
+    one.page.wait_for_function("() => scrollY > 0")
     assert one.page.locator("#filters").bounding_box()["y"] < 200, "filters stay in view"
 
 
@@ -505,6 +505,8 @@ def test_words_find_pictures_while_the_model_is_loaded_and_each_list_is_asked_fo
         one.ready()
         assert "best first" in one.status
         assert len([path for path in asked if path.endswith("0000.json.gz")]) == 1
+        later = [place for place, path in enumerate(asked) if path.startswith("/model/") or path.endswith(".wasm.gz")]
+        assert min(later) > asked.index("/library/0000.json.gz"), "the rows come first"
 
 
 def test_no_request_leaves_the_host(host, tab):

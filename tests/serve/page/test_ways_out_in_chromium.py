@@ -100,7 +100,7 @@ def test_an_icon_is_saved_as_svg_and_as_png_in_a_size_and_a_colour(place, tab, t
         part.get_by_role("button", name="Save PNG").click()
     assert saved.value.suggested_filename == "house.png"
     saved.value.save_as(tmp_path / "house.png")
-    image = Image.open(tmp_path / "house.png")
+    image = Image.open(io.BytesIO((tmp_path / "house.png").read_bytes()))
     assert image.size == (256, 256)
     assert (0x20, 0x40, 0xC0, 255) in {colour for _, colour in image.convert("RGBA").getcolors(100_000)}
     assert image.convert("RGBA").getpixel((2, 2))[3] == 0, "its paper is transparent"
@@ -121,7 +121,7 @@ def test_an_icon_is_dragged_out_as_a_file_and_as_text(place, tab):
     box = image.bounding_box()
     for step in (10, 40, 80):  # a drag begins after some pixels
         one.page.mouse.move(box["x"] + box["width"] / 2 + step, box["y"] + box["height"] / 2)
-    one.page.wait_for_function("window.dragged")
+    one.page.wait_for_function("() => window.dragged")
     text, file = one.page.evaluate("window.dragged")
     assert one.page.locator("#drop").is_hidden(), "the page does not ask for its own picture"
     one.page.mouse.up()

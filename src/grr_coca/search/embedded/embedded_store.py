@@ -7,7 +7,7 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
@@ -305,6 +305,10 @@ class EmbeddedStore(Store):
                 [*bound, count],
             ).fetchall()
         return FieldSummary("text" if texts else "number", most, number == different, low, high)
+
+    def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
+        """The values of several fields, by field: the database counts faster than a scan."""
+        return {field: self.summary(field, count, where) for field in fields}
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""

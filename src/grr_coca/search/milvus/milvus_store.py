@@ -72,6 +72,9 @@ class MilvusStore(Store):
         try:
             with _server_errors(location):
                 _require_ours(location, client, place.name)
+                for name in (place.name, notes_of(place.name)):
+                    if client.has_collection(name):
+                        client.load_collection(name)  # Milvus Lite forgets this when its process ends
                 header = noted_header(client, place.name)
             if header is None and is_optional:
                 client.close()

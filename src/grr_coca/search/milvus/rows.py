@@ -149,13 +149,23 @@ def _column(field: str) -> str:
 
 def _comparison(field: str, operator: str, value: FieldValue) -> str:
     if field == "keywords":
-        raise UserError("--where: an index on Milvus cannot be filtered by keywords; one in a folder can")
+        return _keyword(operator, value)
     sign = {"=": "=="}.get(operator, operator)
     if field not in COLUMNS:
         return f"({_same_kind(field, value)} and {_column(field)} {sign} {_literal(value)})"
     if isinstance(value, float):
         return _integer_comparison(field, operator, value)
     return f"({_column(field)} {sign} {_literal(value)})"
+
+
+def _keyword(operator: str, value: FieldValue) -> str:
+    """The expression that is true if one of the keywords is a text. A column of a table counts as one keyword."""
+    if operator != "=":
+        raise UserError("--where: on Milvus, keywords take = and in alone; an index in a folder has all comparisons")
+    noted, text = f'kinds["{_PHOTO}"]', _literal(value)
+    is_photo = f'(not json_contains({noted}["columns"], "keywords"))'
+    is_one = f'({is_photo} and json_contains({noted}["photo"]["keywords"], {text}))'
+    return f'({_same_kind("keywords", value)} and (fields["keywords"] == {text} or {is_one}))'
 
 
 def _same_kind(field: str, value: FieldValue) -> str:

@@ -384,11 +384,11 @@ class Store(ABC):
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
         """The values of several fields, by field, from one scan. See `summary`."""
-        counters: dict[str, Counter[FieldValue]] = {field: Counter() for field in fields}
+        counters: dict[str, Counter[FieldValue]] = {name: Counter() for name in fields}
         for row in self.scan(where):
-            for field, counter in counters.items():
-                counter.update(row.entry.values_of(field))
-        return {field: FieldSummary.of(counter.elements(), count) for field, counter in counters.items()}
+            for name, counter in counters.items():
+                counter.update(row.entry.values_of(name))
+        return {name: FieldSummary.of(counter.elements(), count) for name, counter in counters.items()}
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images: N rows of `HASHED`."""

@@ -16,6 +16,7 @@ from test_serve_fuzz import bomb
 import grr_coca
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.stores import open_store
+from grr_coca.serve import mcp_http
 from grr_coca.serve.guard import KEY_VARIABLE
 from grr_coca.serve.icon_tools import IconTools
 
@@ -75,6 +76,24 @@ def test_sessions_that_nobody_closes_leave_nothing(tools):
         assert answer.status == 200
         assert "mcp-session-id" not in answer.headers
     wait_until(lambda: left() == 0, seconds=20)
+
+
+def test_others_are_answered_while_the_tools_are_prepared(own, monkeypatch):
+    may_go_on, made, real = threading.Event(), threading.Event(), mcp_http._made_manager
+
+    def slow(library):
+        made.set()
+        assert may_go_on.wait(60)
+        return real(library)
+
+    monkeypatch.setattr(mcp_http, "_made_manager", slow)
+    with serving(own / "own.index") as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/mcp", asked("tools/list"), ACCEPT)
+        assert made.wait(60)
+        assert client.get("/health").status == 200
+        assert not first.done()
+        may_go_on.set()
+        assert first.result().status == 200
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])

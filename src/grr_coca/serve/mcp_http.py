@@ -61,18 +61,9 @@ class McpEndpoint:
                 self._num_calls -= 1
 
     async def _start(self, library: "ServedIndex") -> "StreamableHTTPSessionManager":
-        from mcp.server.streamable_http_manager import StreamableHTTPSessionManager  # late: it needs an extra
-
-        from grr_coca.search.index import Index
-        from grr_coca.serve.icon_tools import IconTools
-        from grr_coca.serve.mcp import make_mcp_server
-
-        name = Path(library.location).name.removesuffix(".index") or "icons"
-        index = await asyncio.to_thread(Index.open, library.location)
-        files = library.files
-        tools = IconTools({name: index}, reads_files=False, read=files.read_now, decode=files.decode)
-        server = make_mcp_server(tools, reads_files=False)
-        manager = StreamableHTTPSessionManager(app=server, json_response=True, stateless=True)
+        manager = await asyncio.to_thread(
+            _made_manager, library
+        )  # importing the SDK takes half a second of a processor
         started = asyncio.Event()
 
         async def run() -> None:
@@ -85,6 +76,20 @@ class McpEndpoint:
         self._running = asyncio.create_task(run())
         await started.wait()
         return manager
+
+
+def _made_manager(library: "ServedIndex") -> "StreamableHTTPSessionManager":
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager  # late: it needs an extra
+
+    from grr_coca.search.index import Index
+    from grr_coca.serve.icon_tools import IconTools
+    from grr_coca.serve.mcp import make_mcp_server
+
+    name = Path(library.location).name.removesuffix(".index") or "icons"
+    files = library.files
+    tools = IconTools({name: Index.open(library.location)}, reads_files=False, read=files.read_now, decode=files.decode)
+    server = make_mcp_server(tools, reads_files=False)
+    return StreamableHTTPSessionManager(app=server, json_response=True, stateless=True)
 
 
 def _with_short_errors(send: Send) -> Send:

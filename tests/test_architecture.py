@@ -1,6 +1,7 @@
 """The house: imports go downward, room by room, and no files import each other in a circle. See `docs/design.md`."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,19 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def _import_nodes(source: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """The imports of a file, inside functions too. To parse all files takes a second."""
+    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom)))
+
+
 def _imported(source: str) -> list[str]:
-    """Modules of this package that a file imports, inside functions too."""
+    """Modules of this package that a file imports."""
     modules = []
-    for node in ast.walk(ast.parse(source)):
+    for node in _import_nodes(source):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, "imports are absolute"
             # `from grr_coca import data` names a room in its alias.
             parents = [node.module] if node.module != "grr_coca" else [f"grr_coca.{a.name}" for a in node.names]
@@ -77,7 +84,7 @@ def _graph(sources: dict[str, str]) -> dict[str, set[str]]:
 
 def _names(source: str) -> set[str]:
     """Modules that a file imports, and what it takes from them, since `from grr_coca.data import order` is a module."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    nodes = [node for node in _import_nodes(source) if isinstance(node, ast.ImportFrom)]
     return {*_imported(source), *(f"{node.module}.{alias.name}" for node in nodes for alias in node.names)}
 
 

@@ -122,6 +122,7 @@ def steps_saved(out: Path) -> list[str]:
     return sorted(str(point.relative_to(out)) for point in out.glob("*/*/checkpoints/step-*"))
 
 
+@pytest.mark.ci
 def test_a_demo_that_is_stopped_goes_on_and_ends_with_table_and_report(write_plan, tmp_path, capfd, monkeypatch):
     plan, out = write_plan(), tmp_path / "out"
     command = ["demo", str(plan), "--out", str(out), "--steps", "6"]

@@ -112,6 +112,7 @@ def test_captions_of_both_models_stand_side_by_side_with_the_image(reported):
     assert cells[0][1:] == ["snowman", "snow", "snowman"]
 
 
+@pytest.mark.ci
 def test_equal_ledgers_give_equal_files(reported, tmp_path):
     folder, _ = reported
     write_study_report(folder, tmp_path)

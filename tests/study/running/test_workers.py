@@ -27,6 +27,7 @@ def be_killed_after(begun: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.ci
 def test_a_process_without_a_run_outlives_the_signal_that_ends_a_service():
     with worker_processes(1) as workers:
         number = workers.submit(os.getpid).result()
@@ -35,6 +36,7 @@ def test_a_process_without_a_run_outlives_the_signal_that_ends_a_service():
         assert workers.submit(os.getpid).result() == number
 
 
+@pytest.mark.ci
 def test_a_run_is_saved_when_the_process_of_another_was_killed(tmp_path):
     begun, saved = tmp_path / "begun", tmp_path / "saved"
     os.mkfifo(begun)

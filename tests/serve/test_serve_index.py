@@ -103,7 +103,8 @@ def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
     store = open_store(str(index))
     monkeypatch.setattr("grr_coca.serve.library.time", SimpleNamespace(monotonic=lambda: 3.0))
-    opened = ServedIndex(str(index), store.header.fingerprint, None, None, None, PictureFiles(Budget(2**20), None))
+    files = PictureFiles(Budget(2**20), None)
+    opened = ServedIndex(str(index), store.header.fingerprint, None, files, curve=None, numbers=None)
     assert opened.facets()
     opened.close()
     store.close()

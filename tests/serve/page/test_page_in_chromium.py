@@ -310,6 +310,15 @@ def test_a_picture_is_captioned_word_by_word_and_searched_by(kind, host, drawing
     assert "151 pictures" in one.settled().status
 
 
+def test_an_open_picture_is_closed_when_another_one_is_pasted(host, drawings, tab):
+    one = tab(host).ready()
+    one.page.locator("#pictures .tile").first.click()
+    one.page.locator("#detail[open]").wait_for()
+    hand_over(one, next((drawings / "things").glob("*.webp")).read_bytes(), "a.webp", "paste")
+    one.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
+    assert one.page.locator("#detail[open]").count() == 0
+
+
 def test_an_svg_is_drawn_and_captioned(host, tab):
     one = tab(host).ready()
     svg = (

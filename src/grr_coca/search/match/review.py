@@ -106,22 +106,29 @@ ol { list-style: none; margin: 0; padding: 0; }
 li { align-items: stretch; border-bottom: 1px solid var(--line); display: flex; gap: .6rem; padding: .6rem 0; }
 .source { flex: 0 0 9rem; }
 .choices { display: flex; flex-wrap: wrap; gap: .4rem; }
-.choices button { padding: .3rem; text-align: center; width: 7.6rem; }
+.choices button { scroll-margin-top: 8rem; padding: .3rem; text-align: center; width: 7.6rem; }
 .choices button.none { width: 4rem; }
 .choices button[aria-pressed=true] { outline: 3px solid var(--accent); outline-offset: -2px; }
 img, .gone { background: #fff; border-radius: 6px; height: 48px; object-fit: contain; padding: 4px; width: 48px; }
 .gone { display: inline-block; }
 small { display: block; overflow-wrap: anywhere; }
 .told { font-variant-numeric: tabular-nums; opacity: .7; }
+@media (max-width: 40rem) {
+  li { flex-direction: column; }
+  .source { align-items: center; display: flex; flex: none; gap: .6rem; }
+  .choices { display: grid; grid-template-columns: repeat(3, 1fr); }
+  .choices button, .choices button.none { width: auto; }
+}
 </style>
 <header>
 <div><h1>$title</h1><button id="save">Save the map</button>
 <label>Show <select id="which"><option value="all">all</option><option value="open">not chosen yet</option>
 <option value="none">without an equivalent</option></select></label>
 <input id="filter" type="search" placeholder="name" aria-label="Only names with these letters"></div>
-<p><span id="told"></span> of $count chosen by hand; the others are as found. The unsure come first.$licences</p>
+<p><span id="told"></span> of $count chosen by hand; the others are as found. The unsure come first.$licences
+Keys: arrows, and Enter to choose.</p>
 </header>
-<ol id="rows"></ol>
+<main><ol id="rows"></ol></main>
 <script type="application/json" id="data">$data</script>
 <script>
 "use strict";
@@ -151,7 +158,24 @@ function choose(row, name, buttons) {
   count();
 }
 function press(row, buttons) {
-  for (const [button, name] of buttons) button.setAttribute("aria-pressed", String(chosen(row) === name));
+  for (const [button, name] of buttons) {
+    button.setAttribute("aria-pressed", String(chosen(row) === name));
+    button.tabIndex = chosen(row) === name ? 0 : -1; // Tab goes from icon to icon, arrows from candidate to candidate
+  }
+  if (!buttons.some(([button]) => button.tabIndex === 0)) buttons[0][0].tabIndex = 0;
+}
+function move(event) {
+  const step = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
+  const item = event.target.closest("li");
+  if (!step || !item || event.altKey || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  const all = [...item.querySelectorAll("button")];
+  const other = step[0] > 0 ? item.nextElementSibling : step[0] < 0 ? item.previousElementSibling : item;
+  const place = all.indexOf(event.target) + step[1];
+  const row = other ? [...other.querySelectorAll("button")] : all;
+  const next = row[Math.max(0, Math.min(row.length - 1, place))];
+  next.focus({preventScroll: true});
+  next.scrollIntoView({block: "nearest"});
 }
 function item(row) {
   const buttons = row.matches.map(match => {
@@ -195,6 +219,7 @@ function save() {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 document.getElementById("save").addEventListener("click", save);
+list.addEventListener("keydown", move);
 document.getElementById("which").addEventListener("change", show);
 document.getElementById("filter").addEventListener("input", show);
 addEventListener("scroll", () => {

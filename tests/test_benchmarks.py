@@ -83,7 +83,7 @@ def test_the_rule_of_engines_is_that_of_the_table():
 def test_a_cell_of_captions_that_does_not_exist_is_named(monkeypatch, tmp_path):
     import captioning
 
-    monkeypatch.setattr(captioning, "Contestant", lambda *_: pytest.fail("nothing is to be measured"))
+    monkeypatch.setattr(captioning, "Worker", lambda *_: pytest.fail("nothing is to be measured"))
     monkeypatch.setattr(sys, "argv", ["captioning.py", "--only", "sampling-8-20,beam-9-20", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="no cell beam-9-20; there are sampling-1-20, "):
         captioning.main()

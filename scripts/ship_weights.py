@@ -6,9 +6,10 @@ writes `src/grr_coca/model/weights/NAME/`. The text of the card is `scripts/card
 here, on every split that the run's recipe names and on those that the card adds, with the weights that ship: rounded
 ones. The ONNX graphs beside the weights read the same file.
 
-Two things are not made here: relevances of the model's own, by `python benchmarks/search_relevance.py --fit`, and
-figures on photographs, by `python scripts/fit_confidence.py NAME --photographs DIR`. What an earlier model of that name
-had of them is gone.
+What is fitted to the weights is not made here, but confidence: relevances by `python benchmarks/search_relevance.py
+--fit`, matches by `python scripts/fit_match.py NAME`, tags by `python scripts/fit_tags.py NAME`, and figures on
+photographs by `python scripts/fit_confidence.py NAME --photographs DIR`. What an earlier model of that name had of them
+is gone.
 
     python scripts/ship_weights.py --graphs NAME
 

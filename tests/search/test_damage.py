@@ -83,6 +83,13 @@ def test_checking_finds_any_change_of_the_vectors(good, tmp_path, seed):
         store.check()
 
 
+def test_fields_that_are_no_json_are_told_to_an_update(bad):
+    with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
+        database.execute("UPDATE pictures SET fields = char(1) || 'x'")
+    with closing(open_store(str(bad))) as store, pytest.raises(DamagedError, match=r"the fields of .* are none"):
+        store.known([make_entry(5).name])
+
+
 def test_an_index_that_is_whole_passes(good, bad):
     with closing(open_store(str(bad))) as store:
         assert store.check() == (59, 0)

@@ -237,7 +237,7 @@ def read_header(database: sqlite3.Connection) -> Header:
         model, fingerprint, width = str(values["model"]), str(values["fingerprint"]), int(values["embed_dim"])
         if not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"embeddings of {width} numbers")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise DamagedError(f"the index is damaged: its header is none ({error})") from error
     return Header(model, fingerprint, width)
 
@@ -314,13 +314,14 @@ def from_row(row: tuple) -> Entry:
     """
     try:
         return _entry(row)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise DamagedError(
             f"the index is damaged: its image {row[0]} has a value that no index has ({error})"
         ) from error
 
 
-_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
+DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
+"""What a value that SQLite kept, and that is none of ours, may raise when it is read."""
 
 
 def _entry(row: tuple) -> Entry:

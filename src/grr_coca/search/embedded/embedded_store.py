@@ -18,6 +18,7 @@ import numpy as np
 from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.search.embedded.checksums import damaged_blocks, read_blocks
 from grr_coca.search.embedded.database import (
+    DAMAGE,
     FAILURES_OF,
     FILE,
     IMAGES_OF,
@@ -353,7 +354,10 @@ class EmbeddedStore(Store):
                     chunk,
                 )
                 for name, size, mtime_ns, digest, fields, sidecars in rows:
-                    found[name] = ImageState(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
+                    try:
+                        found[name] = ImageState(Stamp(size, mtime_ns), digest, fields_of_row(fields), sidecars)
+                    except DAMAGE as error:
+                        raise self._damaged_database(f"the fields of {name} are none ({error})") from error
         return found
 
     def roots(self) -> list[str]:

@@ -135,7 +135,7 @@ test-oldest:
 	$(OLDEST)/bin/$(INSTALL) -c $(OLDEST)/pins.txt \
 		-e ".[train,report,study,hub,parquet,probe,open-clip,icons,serve,mcp,export,photos]" \
 		pytest pytest-timeout pytest-xdist hypothesis beartype
-	$(SINGLE) $(OLDEST)/bin/python -m pytest -m "not slow" -W default tests/test_smoke.py tests/any_system
+	$(SINGLE) $(OLDEST)/bin/python -m pytest -W default tests/test_smoke.py tests/any_system
 	$(SINGLE) $(OLDEST)/bin/python -m pytest -m "not slow and not ci" -W default tests/data/test_pictures.py \
 		tests/data/test_svg.py tests/infer/export/test_onnx.py tests/serve/test_serve_own.py tests/serve/test_mcp.py \
 		tests/search/match

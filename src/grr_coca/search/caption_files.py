@@ -72,7 +72,7 @@ class CaptionOutput(ABC):
 
 
 class CaptionFile(CaptionOutput):
-    """A file of `CaptionRow`s: JSON lines or CSV, by its suffix. An interrupted job continues it.
+    """A file of rows (`CaptionRow`): JSON lines or CSV, by its suffix. An interrupted job continues it.
 
     `done`: the images that have all their captions in the file. Before the first new row is written, a last line that
     was cut off is removed, and so are the rows of those `images` that lack captions. Rows of other images stay. Until

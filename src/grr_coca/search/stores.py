@@ -6,7 +6,13 @@ from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Header
 from grr_coca.search.store import Store
 
-_SERVERS = dict.fromkeys(("http://", "https://", "tcp://", "milvus:"), "milvus.milvus_store:MilvusStore")
+_MILVUS = "milvus.milvus_store:MilvusStore"
+_SERVERS = {
+    "http://": _MILVUS,
+    "https://": _MILVUS,
+    "tcp://": _MILVUS,
+    "milvus:": _MILVUS,
+}
 """The stores on servers, by how their locations begin. Every other location is a folder."""
 
 

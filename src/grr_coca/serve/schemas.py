@@ -100,7 +100,7 @@ class Facet(BaseModel):
 _MEANINGS = {
     400: "The request is invalid",
     401: "The key is missing or wrong",
-    403: "The name of the host is not allowed",
+    403: "The name of the host, the site that asks, or the place of the picture is not allowed",
     404: "There is no such thing",
     408: "The body came too slowly",
     413: "Too many bytes or pixels",

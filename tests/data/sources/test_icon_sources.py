@@ -15,6 +15,7 @@ from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.iconify import packages_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.open_icons import open_icons
+from grr_coca.data.sources.views import source_digest
 from grr_coca.search.image_files import iterate_images
 
 SQUARE = '<path d="M2 2h8v8h-8z"/>'
@@ -409,6 +410,14 @@ def test_icons_are_pairs_for_training(json_file):
     assert [source.caption(index) for index in range(len(source))] == ["box", "bar", "bar down", "pole"]
     assert source[0].captions == ("box", "square", "quad")
     assert source.place(0) == str(json_file)
+
+
+def test_a_resumed_run_notices_other_icons(json_file):
+    before = source_digest(open_source(str(json_file)))
+    assert source_digest(open_source(str(json_file))) == before
+    json_file.write_text(json_file.read_text().replace("M2 2", "M3 3").replace("square", "box"))
+    assert len(open_source(str(json_file))) > 0
+    assert source_digest(open_source(str(json_file))) != before
 
 
 def test_icons_are_read_again_if_the_cache_was_emptied(json_file):

@@ -173,6 +173,11 @@ class IconPairs:
     def __len__(self) -> int:
         return len(self._icons)
 
+    @property
+    def digest(self) -> str:
+        """Of all that the icons are: drawings, names, aliases, author and licence."""
+        return self._packed.file.parent.name
+
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
         icon = self._icons[index]

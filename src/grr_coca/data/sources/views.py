@@ -12,6 +12,7 @@ from grr_coca.data.images import decode_image
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, locate, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import ListedPairs
+from grr_coca.data.sources.open_icons import IconPairs
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.text import clean_caption
 
@@ -279,3 +280,7 @@ def _parts(source: PairSource) -> Iterator[bytes | memoryview]:
     elif isinstance(source, TarShards | ListedPairs):
         for path in source.paths if isinstance(source, TarShards) else [source.listing]:
             yield f"{path.name}\0{path.stat().st_size} ".encode("utf-8", "surrogateescape")
+    elif isinstance(source, IconPairs):
+        yield source.digest.encode()
+    else:
+        raise TypeError(f"{type(source).__name__}: a source whose pairs have no digest")

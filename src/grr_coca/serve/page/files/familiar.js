@@ -1,4 +1,4 @@
-// Whether a picture is unlike those that the model was trained on, as in `grr_coca.calibration`.
+// Whether a picture is unlike those that the model was trained on, as in `grr_coca.infer.calibration`.
 
 const [SAME, NEAR, SHIFT] = [4, 8, 4];
 

@@ -262,6 +262,7 @@ def _embed(
             failures.append(str(error))
     known = kept.of_pictures(list(digests.values()))
     missing = [name for name, digest in digests.items() if digest not in known]
+    names = {files[name].name: name for name in missing}
     made: dict[bytes, np.ndarray] = {}
 
     def work(batch: "list[tuple[ImageFile, Image.Image | UserError]]") -> list[tuple[str, np.ndarray | str]]:
@@ -291,7 +292,6 @@ def _embed(
         done += len(results)
         on_progress(done, len(missing))
 
-    names = {files[name].name: name for name in missing}
     if missing:
         batches = decoded([files[name] for name in missing], kept.model.loaded.preprocess, _BATCH)
         kept.model.loaded.map_batches(batches, work, take)

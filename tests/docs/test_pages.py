@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 CLI = DOCS / "cli.md"
 SRC = ROOT / "src" / "grr_coca"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+WRITTEN = sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents)  # the site has copies
+PAGES = [ROOT / "README.md", *WRITTEN, *sorted((ROOT / "benchmarks").glob("*.md"))]
 
 
 def words(text: str) -> list[str]:

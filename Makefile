@@ -103,7 +103,9 @@ attack-drawings attack-pictures: attack-%: $(VENV)/.dev
 attack-indexes: $(VENV)/.dev
 	nice -n 19 $(PYTEST) tests/search/test_damage.py -m slow --timeout 36000
 
-# Clients of other projects against `grr-coca serve`: openai, litellm, langchain-openai, huggingface_hub, curl.
+# Clients of other projects against `grr-coca serve`: openai, litellm, langchain-openai, huggingface_hub, curl; and npm's
+# inspector against `grr-coca mcp`, with a newer Node than that of Debian.
+INSPECTOR := @modelcontextprotocol/inspector@0.15.0 node@22.23.3
 test-clients: $(VENV)/.dev $(CLIENTS)/.installed
 	GRR_COCA_TEST_CLIENTS=$(CLIENTS)/bin/python $(PYTEST) -k "$(ONLY)" tests/serve/test_serve_clients.py
 
@@ -303,6 +305,7 @@ $(VENV)/.all: $(VENV)/.dev
 $(CLIENTS)/.installed: tests/serve/clients.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/$(INSTALL) -r tests/serve/clients.txt
+	npm install --prefix $(CLIENTS) --silent $(INSPECTOR) || echo "NOT TESTED: the inspector of MCP cannot be had here"
 	touch $@
 
 $(RELEASE)/.installed: scripts/release_tools.txt

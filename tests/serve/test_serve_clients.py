@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,9 @@ from serving import DRAWINGS
 
 PYTHON = os.environ.get("GRR_COCA_TEST_CLIENTS")
 """The Python of an environment with `tests/serve/clients.txt`."""
+
+INSPECTOR = Path(PYTHON or sys.executable).absolute().parents[1] / "node_modules" / ".bin" / "mcp-inspector"
+"""npm's inspector of MCP, beside the `node` that it needs."""
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="run `make test-clients`, which installs the clients")
 
@@ -45,3 +50,24 @@ def test_a_client_of_openai_embeds_pictures_lists_models_and_is_told_errors(got,
 def test_langchain_is_told_how_to_send_texts(got):
     assert "check_embedding_ctx_length=False" in got["langchain"]["tokens"]
     assert got["langchain"]["refused"]
+
+
+@pytest.mark.skipif(not INSPECTOR.exists(), reason="`make test-clients` could not install the inspector; it needs npm")
+def test_the_inspector_of_mcp_lists_the_tools_and_calls_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{INSPECTOR.parent}{os.pathsep}{os.environ['PATH']}")
+    drawing = tmp_path / "pictures" / "apple.webp"
+    drawing.parent.mkdir()
+    shutil.copy(DRAWINGS / "red-apple.webp", drawing)
+    program = [sys.executable, "-m", "grr_coca"]
+    subprocess.run([*program, "index", drawing.parent, "--out", tmp_path / "index"], check=True, capture_output=True)
+
+    def ask(*request: str) -> dict:
+        command = [INSPECTOR, "--cli", *program, "mcp", tmp_path / "index", "--method", *request]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    tools = [tool["name"] for tool in ask("tools/list")["tools"]]
+    assert {"search_icons", "search_by_picture", "match_icon", "caption_picture", "get_icon", "check_names"} == {*tools}
+    found = ask("tools/call", "--tool-name", "search_icons", "--tool-arg", "query=apple")
+    assert "apple" in found["content"][0]["text"]

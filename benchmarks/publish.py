@@ -50,13 +50,14 @@ def training_table() -> str:
 
 
 def compiled_table() -> str:
-    """A training step beside open_clip's main branch, both compiled."""
-    lines = [("captions", "precision", "ours, s a step", "open_clip, compiled", "times as fast")]
+    """A training step beside open_clip's main branch and its release, all compiled."""
+    lines = [("open_clip", "captions", "precision", "batch", "ours, s a step", "open_clip, compiled", "times as fast")]
+    versions = {"open_clip_main": "4.2.0.dev0", "open_clip_compiled": "3.3.0"}
     for row in _results("", "zen5")["training"]:
-        if row["peer"] == "open_clip_main":
+        if row["peer"] in versions:
             seconds = [row["ours_s"], row["peer_s"]]
             cells = (*(f"{value:.2f}" for value in seconds), f"{seconds[1] / seconds[0]:.2f}")
-            lines.append((LENGTHS[row["lengths"]], row["precision"], *cells))
+            lines.append((versions[row["peer"]], LENGTHS[row["lengths"]], row["precision"], str(row["batch"]), *cells))
     return _markdown(lines)
 
 

@@ -76,6 +76,15 @@ def test_exact_names_come_first_then_names_with_all_words(named, query):
     assert found(named, query)[:2] == ["lucide/ShoppingCart", "mdi/shopping-cart-off"]
 
 
+def test_what_people_wrote_counts_more_than_what_the_picture_shows(tmp_path):
+    """The guitar looks like the word, and its caption has it. A person has put the word beside the snowman."""
+    for drawing, name in {"guitar": "first", "snowman": "my guitar teacher"}.items():
+        shutil.copy(DRAWINGS / f"{drawing}.webp", tmp_path / f"{name}.webp")
+    with Index.open(tmp_path / "index", create=True) as index:
+        index.add(tmp_path)
+        assert [hit.entry.title for hit in index.search("guitar")] == ["my guitar teacher", "first"]
+
+
 def test_the_set_before_a_colon_decides_between_equal_names(named):
     assert found(named, "mdi:home")[:2] == ["mdi/home", "lucide/home"]
     assert found(named, "lucide:home")[:2] == ["lucide/home", "mdi/home"]

@@ -61,9 +61,8 @@ class McpEndpoint:
                 self._num_calls -= 1
 
     async def _start(self, library: "ServedIndex") -> "StreamableHTTPSessionManager":
-        manager = await asyncio.to_thread(
-            _made_manager, library
-        )  # importing the SDK takes half a second of a processor
+        # In a thread: importing the SDK takes half a second of a processor.
+        manager = await asyncio.to_thread(_made_manager, library)
         started = asyncio.Event()
 
         async def run() -> None:

@@ -55,6 +55,12 @@ def test_two_captions_with_a_word_count_together():
     assert evidence[words.index("trash"), 3] == pytest.approx(math.log(0.8 + 1e-3))
 
 
+def test_words_that_say_nothing_alone_are_no_tags():
+    found = {tag.text for tag in tags(captions=(Caption("cat with the hat", (1,), (-0.1,)),), count=20)}
+    assert {"cat", "hat", "cat with the hat"} <= found
+    assert found.isdisjoint({"with", "the"})
+
+
 def test_a_word_and_its_plural_are_one():
     found = tags(embedding=(1.0, 0.0), captions=())
     assert [tag.text for tag in found if tag.text.startswith("arrow")] == ["arrow"]

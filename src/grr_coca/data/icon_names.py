@@ -30,6 +30,9 @@ filter iso plus minus speed battery signal wifi
 COUNTED = frozenset(_COUNTED.split())
 """Words after which a number is part of the thing. After other words it only numbers the drawings of one thing."""
 
+FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with"})
+"""Words that say nothing alone. Tags and searches by words leave them out."""
+
 
 def words_of_name(name: str) -> str:
     """The words of an icon's name, in lower case: `Trash2`, `trash_2` and `trash-2` are all `trash 2`."""

@@ -19,6 +19,7 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Float
+from grr_coca.data.icon_names import FUNCTION_WORDS
 from grr_coca.infer.generate.captions import Caption
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_folder import TAGS
@@ -153,7 +154,7 @@ def _words_of(captions: Sequence[Caption]) -> dict[str, float]:
     found: dict[str, float] = {}
     for caption in captions:
         text = " ".join(caption.text.lower().split())
-        words = [word for word in text.split() if len(word) >= _MIN_LETTERS]
+        words = [word for word in text.split() if len(word) >= _MIN_LETTERS and word not in FUNCTION_WORDS]
         for word in dict.fromkeys([text, *words] if text else []):
             found[word] = found.get(word, 0.0) + math.exp(math.fsum(caption.log_probs))
     return found

@@ -8,10 +8,11 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from grr_coca.data.icon_names import FUNCTION_WORDS
+
 _RUNS = re.compile(r"[^\W\d_]+|\d+")
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")
 _IDENTIFIER = re.compile(r"(?:([^\s:]+):)?([^\s:]+)")
-_SAY_NOTHING = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with"})
 
 
 def words_of(text: str) -> list[str]:
@@ -48,7 +49,7 @@ def in_words(query: str) -> str:
 def asked_words(query: str) -> frozenset[str]:
     """The words of a query that say something, in the singular. `has_words` looks for them."""
     words = AskedName.of(query).words
-    return frozenset(map(_singular, [word for word in words if word not in _SAY_NOTHING] or words))
+    return frozenset(map(_singular, [word for word in words if word not in FUNCTION_WORDS] or words))
 
 
 def split_name(name: str) -> str:

@@ -1,12 +1,16 @@
 """Runs of the command line in this process."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 from grr_coca.cli import main
 from support import finished_run, real_pairs
+
+DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
 
 
 class Said(NamedTuple):
@@ -54,6 +58,21 @@ def baseline(tmp_path_factory, run):
 
     model = replace(run.recipe.model, preset="baseline_coca")
     return finished_run(tmp_path_factory.mktemp("baseline"), steps=3, model=model)
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory):
+    """An index of six drawings and two smaller copies, by a model that ships and names all of them right."""
+    folder = tmp_path_factory.mktemp("search")
+    for path in DRAWINGS.glob("*.webp"):
+        (folder / "drawings" / path.name).parent.mkdir(exist_ok=True)
+        (folder / "drawings" / path.name).write_bytes(path.read_bytes())
+    for name in ("guitar", "snowman"):
+        with Image.open(DRAWINGS / f"{name}.webp") as image:
+            image.convert("RGB").resize((48, 48)).save(folder / "drawings" / f"{name}-small.png")
+    (folder / "drawings" / "broken.png").write_bytes(b"no picture")
+    assert main(["index", str(folder / "drawings"), "-c", "pictograms", "--out", str(folder / "index")]) == 0
+    return folder
 
 
 @pytest.fixture

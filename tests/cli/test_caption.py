@@ -20,7 +20,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer import ImageTextModel, load
 from grr_coca.model.shipped_models import DEFAULT
 from processes import running
-from support import encode_image, real_pairs, snapshot, write_tar
+from support import encode_image, real_pairs, snapshot
 
 
 @pytest.fixture
@@ -62,20 +62,6 @@ def test_tags_follow_the_caption(grr_coca, image_files):
     assert record["caption"] == caption
     assert [found["tag"] for found in record["tags"]] == tags.split(", ")
     assert all(0 < found["probability"] < 1 for found in record["tags"])
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--tags", 21), "--tags 21 is out of range; give 1 to 20"),
-        (("--tags", 3, "--out", "a.csv"), "--tags are printed, so not with --out"),
-        (("--tags", 3, "--temperature", 1), "not with temperature"),
-    ],
-)
-def test_tags_that_cannot_be_given_are_refused(grr_coca, image_files, options, said):
-    refused = grr_coca("caption", "-c", "icons", image_files[0], *options)
-    assert refused.code == 2
-    assert said in refused.err
 
 
 def test_json_lines_hold_image_caption_and_log_probability(grr_coca, run, image_files, captions):
@@ -378,26 +364,6 @@ def test_two_jobs_at_once_do_not_write_into_one_file(grr_coca, run, image_files,
         assert [row["image"] for row in csv.DictReader(file)] == list(map(str, image_files))
 
 
-def test_rows_are_not_added_to_the_table_of_images(refused, run, image_files, tmp_path):
-    out = tmp_path / "out.jsonl"
-    out.write_text(json.dumps({"image": str(image_files[0]), "caption": "a", "log_prob": -1.0}) + "\n")
-    before = out.read_bytes()
-    assert f"{out}: is an input" in refused("caption", "-c", run.folder, out, "--out", out)
-    assert out.read_bytes() == before
-
-
-def test_a_folder_in_place_of_the_file_of_rows_is_named(refused, run, image_files, tmp_path):
-    (tmp_path / "out.csv").mkdir()
-    message = refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / "out.csv")
-    assert f"{tmp_path / 'out.csv'}: is a folder; give the name of a file" in message
-
-
-def test_rows_do_not_wait_for_the_reader_of_a_pipe(refused, run, image_files, tmp_path):
-    os.mkfifo(tmp_path / "out.csv")
-    message = refused("caption", "-c", run.folder, *image_files, "--out", tmp_path / "out.csv")
-    assert "is a device or a pipe" in message
-
-
 # --- Images that cannot be read
 
 
@@ -520,42 +486,9 @@ def test_a_reader_that_has_seen_enough_ends_the_job_quietly(image_files):
 # --- Wrong use
 
 
-def test_no_image_is_refused(refused, run):
-    assert "no images; give image files, folders" in refused("caption", "-c", run.folder)
-
-
 @pytest.mark.parametrize("arguments", [["x" * 5000], ["cat.png", "-c", "x" * 5000]])
 def test_a_name_that_no_file_can_have_is_told_in_one_line(refused, arguments):
     assert len(refused("caption", *arguments)) < 200
-
-
-def test_a_missing_checkpoint_is_named(refused, tmp_path, image_files):
-    message = refused("caption", "-c", tmp_path / "nowhere", *image_files)
-    assert f"{tmp_path / 'nowhere'}: no such folder" in message
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (["--num-beams", "3", "--temperature", "1"], "num_beams 3 conflicts with temperature"),
-        (["--top-k", "3"], "top_k without temperature"),
-        (["--max-length", "1000"], "max_length 1000 is more than"),
-        (["--prompt", "word " * 50], "the prompt has"),
-        (["--num-captions", "2"], "num_captions 2 is more than num_beams 1"),
-        (["--batch-size", "0"], "--batch-size 0: give 1 or more"),
-        (["--overwrite"], "--overwrite replaces captions beside images"),
-        (["--json", "--sidecar", "txt"], "--sidecar and --json name different outputs"),
-        (["--json", "--out", "a.csv"], "--out and --json name different outputs"),
-        (["--out", "a.txt"], "a.txt: '.txt' is not the suffix"),
-        (["--out", "a.jsnol"], "did you mean '.jsonl'?"),
-    ],
-    ids=lambda value: "",
-)
-def test_what_cannot_be_meant_is_refused_in_one_line(refused, run, image_files, monkeypatch, tmp_path, options, told):
-    monkeypatch.chdir(tmp_path)
-    before = snapshot(tmp_path)
-    assert told in refused("caption", "-c", run.folder, *image_files, *options)
-    assert snapshot(tmp_path) == before
 
 
 def test_side_cars_that_two_images_would_share_are_refused(refused, run, image_files):
@@ -564,15 +497,6 @@ def test_side_cars_that_two_images_would_share_are_refused(refused, run, image_f
     assert "0.png and" in message
     assert "would share 0.txt" in message
     assert not list(image_files[0].parent.glob("*.txt"))
-
-
-def test_side_cars_of_a_shard_are_refused(refused, run, tmp_path):
-    shard = write_tar(tmp_path / "a.tar", {"1.webp": real_pairs(1)[0].image})
-    assert "use --out FILE" in refused("caption", "-c", run.folder, shard, "--sidecar", "xmp")
-
-
-def test_a_full_disk_is_told_in_one_line(refused, run, image_files):
-    assert "/dev/full" in refused("caption", "-c", run.folder, *image_files, "--out", "/dev/full/out.jsonl")
 
 
 SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0 0h4v8H0z"/></svg>'

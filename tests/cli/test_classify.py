@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.infer import load
-from support import real_pairs, snapshot, write_tar
+from support import snapshot
 
 LABELS = ["cat", "red heart", "dog", "flag"]
 
@@ -61,18 +61,6 @@ def test_likely_labels_are_added_as_keywords_to_xmp_files(grr_coca, run, image_f
         assert "dc:description" not in written
 
 
-@pytest.mark.parametrize("number", [-1, 2, "nan"])
-def test_a_probability_out_of_range_is_refused(refused, run, image_files, number):
-    options = ["classify", image_files[0], "-c", run.folder, "--labels", "cat,dog", "--sidecar", "xmp"]
-    assert "--min-probability" in refused(*options, "--min-probability", number)
-
-
-def test_keywords_cannot_be_written_beside_a_shard(refused, run, tmp_path):
-    shard = write_tar(tmp_path / "a.tar", {"1.webp": real_pairs(1)[0].image})
-    options = ["classify", shard, "-c", run.folder, "--labels", "cat,dog", "--sidecar", "xmp"]
-    assert "part of a shard or table, so no file can be written beside it; use --json" in refused(*options)
-
-
 def test_templates_change_the_answer(grr_coca, run, image_files):
     options = ["classify", image_files[0], "-c", run.folder, "--labels", "cat,dog", "--json"]
     templates = ("a drawing of a {}", "many {}")
@@ -105,47 +93,8 @@ def test_a_file_of_labels_may_have_a_comma_in_its_name(grr_coca, run, image_file
     assert {choice["label"] for choice in json.loads(said.out)["labels"]} == {"cat", "dog"}
 
 
-def test_images_that_the_templates_have_swallowed_are_told(refused, run, image_files):
-    command = ["classify", "-c", run.folder, "--labels", "cat,dog", "--templates", "a drawing of a {}"]
-    assert "--templates takes all that follows it" in refused(*command, image_files[0])
-
-
 def test_bad_images_are_listed(grr_coca, run, image_files, tmp_path):
     said = grr_coca("classify", image_files[0], tmp_path / "cat.png", "-c", run.folder, "--labels", "cat,dog")
     assert said.code == 0
     assert "1 of 2 images failed" in said.err
     assert grr_coca("classify", tmp_path / "cat.png", "-c", run.folder, "--labels", "cat,dog").code == 1
-
-
-@pytest.mark.parametrize(
-    ("labels", "told"),
-    [
-        ("cat,dog, CAT", "more than once (case and spaces do not count): 'cat' (1 and 3)"),
-        ("cat", "--labels 'cat': neither a file nor two or more labels"),
-        ("lables.txt", "neither a file nor two or more labels"),
-        (",", "neither a file nor two or more labels"),
-        ("cat" * 100, "catcatcat"),
-    ],
-)
-def test_labels_that_are_no_choice_are_refused(refused, run, image_files, labels, told):
-    assert told in refused("classify", *image_files, "-c", run.folder, "--labels", labels)
-
-
-def test_a_file_with_duplicates_is_named_with_them(refused, run, image_files, labels_file):
-    labels_file.write_text("cat\ndog\nCat\nred  heart\nred heart\nbird\n")
-    message = refused("classify", *image_files, "-c", run.folder, "--labels", labels_file)
-    assert str(labels_file) in message
-    assert message.rstrip().endswith(": 'cat' (1 and 3), 'red heart' (4 and 5)")
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "told"),
-    [
-        ("--top", 0, "give 1 or more"),
-        ("--templates", "a photo", "has no {}"),
-        ("--batch-size", 0, "--batch-size 0: give 1 or more"),
-        ("--min-probability", 0.9, "--min-probability is about the keywords in XMP files; give --sidecar xmp too"),
-    ],
-)
-def test_other_options_are_checked(refused, run, image_files, option, value, told):
-    assert told in refused("classify", *image_files, "-c", run.folder, "--labels", "cat,dog", option, value)

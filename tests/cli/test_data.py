@@ -91,11 +91,6 @@ def test_the_contact_sheet_marks_what_is_broken(grr_coca, tmp_path, image, text)
     assert (178, 34, 34) in colours, "a firebrick frame"
 
 
-def test_a_sheet_that_cannot_be_written_is_refused_before_the_work(refused, spoiled, tmp_path):
-    assert "its folder does not exist" in refused("data", "check", spoiled, "--sheet", tmp_path / "no" / "a.png")
-    assert "a folder; give --sheet the name of a PNG file" in refused("data", "check", spoiled, "--sheet", tmp_path)
-
-
 def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
     grr_coca, refused, spoiled, tmp_path, monkeypatch
 ):
@@ -373,17 +368,6 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be written to \\(No space left on device\\)"):
         convert(images, Conversion("a", 20, 6, None), tmp_path / "out", lambda done: None)
     assert list((tmp_path / "out").iterdir()) == []
-
-
-@pytest.mark.parametrize("flag", ["--pairs-per-shard", "--image-size"])
-def test_sizes_below_one_are_refused(refused, spoiled, tmp_path, flag):
-    assert f"{flag} 0: give 1 or more" in refused("data", "convert", spoiled, tmp_path / "out", flag, 0)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("action", ["check", "stats"])
-def test_a_wrong_path_is_refused(refused, tmp_path, action):
-    assert "no such file or folder" in refused("data", action, tmp_path / "nowhere")
 
 
 def test_a_file_without_permission_is_told_in_one_line(refused, monkeypatch):

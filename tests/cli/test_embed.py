@@ -126,67 +126,6 @@ def test_each_key_has_one_line_whatever_line_ends_it_has(tmp_path):
     assert read(tmp_path / "a.npy")[0] == [r"a\rb.png", r"c\u2028d.png", r"e\nf.png"]
 
 
-def test_a_pipe_is_not_replaced_by_a_file(refused, run, image_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
-    pipe, link = tmp_path / "pipe.npy", tmp_path / "link.npy"
-    os.mkfifo(pipe)
-    link.symlink_to(pipe)
-    for out in (pipe, link):
-        message = refused("embed", *image_files, "-c", run.folder, "--out", out)
-        assert f"{out}: is a device or a pipe, not a file" in message
-    assert pipe.is_fifo()
-
-
-def test_what_is_embedded_is_not_written_over(refused, run, image_files, tmp_path):
-    import pyarrow.parquet
-
-    table, texts = tmp_path / "table.parquet", tmp_path / "v.keys.txt"
-    pyarrow.parquet.write_table(pyarrow.table({"image": list(map(str, image_files))}), table)
-    texts.write_text("a cat\n")
-    before = snapshot(tmp_path)
-    for given in (table, "--out", table), ("--texts", texts, "--out", tmp_path / "v.npy"):
-        assert "is an input, and would be overwritten" in refused("embed", "-c", run.folder, *given)
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("texts", [False, True])
-def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
-    refused, run, image_files, tmp_path, monkeypatch, texts
-):
-    monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
-    (tmp_path / "texts.txt").write_text("a cat\n")
-    given = ["--texts", tmp_path / "texts.txt"] if texts else image_files
-    out = tmp_path / "texts.txt" / "v.npy"
-    assert f"{out}: cannot be written ({out.parent} is a file)" in refused(
-        "embed", *given, "-c", run.folder, "--out", out
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--out", "v.npy"], "give either images or --texts FILE to embed"),
-        (["cat.png", "--texts", "t.txt", "--out", "v.npy"], "not both"),
-        (["cat.png", "--out", "v.pt"], "v.pt: '.pt' is not the suffix"),
-        (["cat.png", "--out", "v.safetensor"], "did you mean '.safetensors'?"),
-        (["cat.png", "--out", "folder.npy"], "is a folder"),
-        (["--texts", "empty.txt", "--out", "v.npy"], "empty.txt: holds no text"),
-        (["--texts", "latin.txt", "--out", "v.npy"], "latin.txt: not UTF-8"),
-        (["--texts", "nowhere.txt", "--out", "v.npy"], "nowhere.txt: no such file"),
-        (["--texts", "t.txt", "--out", "v.npy", "--exclude", "*.gif"], "--exclude is about images; leave it out"),
-        (["--texts", "t.txt", "--out", "v.npy", "--on", "ray"], "--on ray is about images; leave it out"),
-        (["--texts", "t.txt", "--out", "v.npy", "--batch-size", "0"], "--batch-size 0: give 1 or more"),
-    ],
-    ids=lambda value: "",
-)
-def test_what_cannot_be_meant_is_refused(refused, run, tmp_path, monkeypatch, arguments, told):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder.npy").mkdir()
-    (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    assert told in refused("embed", "-c", run.folder, *arguments)
-
-
 def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.search.vector_files.MAX_HEADER_BYTES", 100)
     message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")

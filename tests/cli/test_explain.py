@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 
-import pytest
 from PIL import Image
 
 from grr_coca.infer import load
 from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
-from support import snapshot
 
 
 def test_the_caption_is_told_and_its_words_are_drawn(grr_coca, run, image_files, tmp_path):
@@ -42,41 +40,3 @@ def test_the_image_is_opened_as_the_checkpoint_says(grr_coca, run, tmp_path):
     assert f"cosine with 'cat': {cosine:.3f}" in said.out
     on_white = load(run.folder).similarity(tmp_path / "clear.png", "cat").item()
     assert f"{cosine:.3f}" != f"{on_white:.3f}", "or the comparison could not fail"
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [(["--out", "maps.jpg"], "maps.jpg: '.jpg' is not the suffix"), (["--text", " "], "empty")],
-)
-def test_what_cannot_be_drawn_is_refused(refused, run, image_files, options, told, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = snapshot(tmp_path)
-    assert told in refused("explain", image_files[0], "-c", run.folder, *options)
-    assert snapshot(tmp_path) == before
-
-
-def test_a_folder_is_no_image_to_explain(refused, tmp_path):
-    assert f"{tmp_path}: is a folder; give a file" in refused("explain", tmp_path, "--out", tmp_path / "a.png")
-
-
-def test_the_picture_itself_is_no_place_for_its_heat_maps(refused, run, image_files, tmp_path):
-    picture = tmp_path / "picture.png"
-    picture.symlink_to(image_files[0])
-    before = image_files[0].read_bytes()
-    assert "is an input, and would be overwritten" in refused(
-        "explain", image_files[0], "-c", run.folder, "--out", picture
-    )
-    assert image_files[0].read_bytes() == before
-
-
-def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, run, image_files, monkeypatch):
-    monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
-    out = image_files[0] / "maps.png"
-    message = refused("explain", image_files[0], "-c", run.folder, "--out", out)
-    assert f"{out}: cannot be written ({out.parent} is a file)" in message
-
-
-def test_a_missing_or_bad_image_is_named(refused, run, tmp_path):
-    assert "cat.png: no such file" in refused("explain", tmp_path / "cat.png", "-c", run.folder)
-    (tmp_path / "page.png").write_text("<html>")
-    assert "page.png: not an image" in refused("explain", tmp_path / "page.png", "-c", run.folder)

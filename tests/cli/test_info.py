@@ -40,24 +40,6 @@ def test_info_of_a_batch_foretells_a_training_step_on_this_machine(grr_coca, mon
     assert rate == pytest.approx(256 / seconds, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "way_out"),
-    [
-        (["--batch", 0], "--batch 0 is out of range; give 1 or more"),
-        (["--text-length", 3], "give 4 to 48"),
-        (["--text-length", 49], "give 4 to 48"),
-        (["baseline_coca", "--batch", 8], "name one"),
-    ],
-)
-def test_info_of_a_step_that_cannot_be_names_the_way_out(refused, arguments, way_out):
-    assert way_out in refused("info", "grr_coca", *arguments)
-
-
-@pytest.mark.parametrize("arguments", [["grr_coc"], ["grr_coca", "baselin_coca"], ["grr_coca", "--size", "tini"]])
-def test_info_of_what_does_not_exist_names_the_nearest(refused, arguments):
-    assert "did you mean" in refused("info", *arguments)
-
-
 # --- models
 
 

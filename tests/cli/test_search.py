@@ -13,28 +13,12 @@ import pytest
 from PIL import Image
 
 import grr_coca as package
-from grr_coca.cli import main
 from grr_coca.search.image_files import Span
 from grr_coca.search.relevance import MIN_RELEVANCE
 from grr_coca.search.terminal_pictures import thumbnail_kind, thumbnail_lines
 from processes import running
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
-
-
-@pytest.fixture(scope="module")
-def drawings(tmp_path_factory):
-    """An index of six drawings and two smaller copies, by a model that ships and names all of them right."""
-    folder = tmp_path_factory.mktemp("search")
-    for path in DRAWINGS.glob("*.webp"):
-        (folder / "drawings" / path.name).parent.mkdir(exist_ok=True)
-        (folder / "drawings" / path.name).write_bytes(path.read_bytes())
-    for name in ("guitar", "snowman"):
-        with Image.open(DRAWINGS / f"{name}.webp") as image:
-            image.convert("RGB").resize((48, 48)).save(folder / "drawings" / f"{name}-small.png")
-    (folder / "drawings" / "broken.png").write_bytes(b"no picture")
-    assert main(["index", str(folder / "drawings"), "-c", "pictograms", "--out", str(folder / "index")]) == 0
-    return folder
 
 
 @pytest.fixture
@@ -100,13 +84,6 @@ def test_an_index_without_any_picture_that_can_be_read_fails(grr_coca, tmp_path)
     assert grr_coca("index", tmp_path / "bad.png", "--out", tmp_path / "index").code == 1
 
 
-def test_an_index_of_another_model_is_refused_by_name(refused, drawings, run, image_files):
-    for command in (["index", *image_files, "--out", drawings / "index"], ["search", drawings / "index", "cat"]):
-        message = refused(*command, "-c", run.folder)
-        assert "an index of the model 'pictograms'" in message
-        assert f"not of '{run.folder}/checkpoints/step-" in message
-
-
 def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, tmp_path, run, image_files):
     model = shutil.copytree(run.folder, tmp_path / "model")
     grr_coca("index", *image_files, "-c", model, "--out", tmp_path / "index")
@@ -115,47 +92,6 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
     assert f"made with the model '{model}/checkpoints/step-" in message
     assert "which does not exist any more" in message
     assert "give its folder by -c" in message
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["index", "--out", "new"], "no index yet; give the images"),
-        (["index", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
-        (["index", "a.png", "--out", "new", "--batch-size", "0"], "give 1 or more"),
-        (["index", "none-*.png", "--out", "new"], "no image matches this pattern"),
-        (["index", ".", "nowhere", "--out", "new"], "nowhere: no such file or folder"),
-        (["index", "a.png", "--out", "a.png"], "a.png: a file, but an index is a folder; give another name"),
-        (["index", "", "--out", "{index}"], "an empty path"),
-        (["index", "--out", "{index}", "--forget", ""], "an empty path"),
-        (["index", "--out", "{index}", "--forget", "a", "--exclude", "b"], "so --exclude would be lost; give images"),
-        (
-            ["index", "--out", "{index}", "--forget", "nowhere"],
-            "nowhere: the index has no images of it; it has images of",
-        ),
-        (["search", "a.png", "cat"], "a.png: a file, but an index is a folder"),
-        (["search", "{index}"], "the query is empty"),
-        (["search", "{index}", " "], "the query is empty"),
-        (["search", "{index}", "cat", "-n", "0"], "give a number from 1"),
-        (["search", "{index}", "cat", "--where", "widht > 1"], "no field 'widht'; did you mean 'width'?"),
-        (["search", "{index}", "cat", "--where", "1=1; DROP TABLE pictures"], "--where"),
-        (["search", "{index}", "cat", "--weights", "1", "2"], "2 weights for 1 texts"),
-        (["search", "{index}", "cat", "--weights=-1"], "a weight must be above 0"),
-        (["search", "{index}", "--image", "nowhere.png"], "nowhere.png: no such file"),
-        (["search", "{index}", "--image", "a.png", "cat"], "cat: no such file; --image takes all that follows it"),
-        (["search", "{index}", "--without", "red", "cat"], "the query is empty; --without takes all that follows it"),
-        (["search", "{index}", "cat", "--explain"], "give it a name by --out"),
-        (["search", "{index}", "cat", "--out", "page.pdf"], "'.pdf' is not the suffix of a format"),
-        (["search", "{index}", "cat", "--json", "-0"], "different formats"),
-        (["search", "{index}", "cat", "--without", "cat", "--weights", "0.5"], "nothing is left to look for"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_wrong_use_is_told_in_one_line(refused, drawings, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.png").touch()
-    assert message in refused(*(word.format(index=drawings / "index") for word in arguments))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_killed_index_goes_on_where_it_was(grr_coca, tmp_path):
@@ -410,18 +346,6 @@ def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
     with package.Index.open(tmp_path / "index") as index:
         assert len(index) == 6
         assert not index.search("tax return form").is_likely
-
-
-def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, drawings, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.index.Index.search", lambda *_, **__: pytest.fail("too late"))
-    monkeypatch.setattr("grr_coca.search.portable.export_parquet", lambda *_: pytest.fail("too late"))
-    (tmp_path / "file").touch()
-    for command, name in (
-        (["search", drawings / "index", "cat"], "a.html"),
-        (["export", "index", drawings / "index"], "a.parquet"),
-    ):
-        out = tmp_path / "file" / name
-        assert f"{out}: cannot be written ({out.parent} is a file)" in refused(*command, "--out", out)
 
 
 def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):

@@ -141,15 +141,6 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(refused, recipe_file):
 # --- Wrong use
 
 
-def test_a_missing_recipe_names_those_beside_it(refused, recipe_file, tmp_path):
-    recipe_file("mine.yaml")
-    assert "there are mine.yaml" in refused("pretrain", tmp_path / "mind.yaml")
-
-
-def test_a_wrong_preset_names_the_nearest(refused, recipe_file):
-    assert "did you mean 'grr_coca'?" in refused("pretrain", recipe_file(), "--preset", "grr_cocoa")
-
-
 def test_sizes_that_do_not_fit_are_told_with_the_recipe_before_its_pairs_are_read(refused, recipe_file, monkeypatch):
     monkeypatch.setattr("grr_coca.train.setup.training_sources", lambda _: pytest.fail("pairs were read"))
     path = recipe_file(edit=lambda recipe: replace(recipe, model=replace(recipe.model, image_size=20)))
@@ -166,23 +157,10 @@ def test_an_unknown_key_names_file_and_nearest_key(refused, recipe_file, tmp_pat
     assert "learning_rte" in message
 
 
-def test_missing_data_lists_what_is_there(refused, recipe_file, tmp_path):
-    message = refused("pretrain", recipe_file(), "--data", tmp_path / "data" / "pears.tar")
-    assert "pears.tar: no such file or folder" in message
-    assert "has pairs.tar" in message
-
-
 def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):
     before = snapshot(run.folder)
     assert "holds a run already" in refused("pretrain", recipe_file(), "--out", run.folder)
     assert snapshot(run.folder) == before
-
-
-def test_a_file_in_place_of_the_run_folder_is_named(refused, recipe_file, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        message = f"{out}: a file, where the run folder should be; give another --out\n"
-        assert refused("pretrain", recipe_file(), "--out", out) == f"error: {message}"
 
 
 def test_own_pairs_too_few_for_the_recipes_validation_are_refused_before_training(refused, recipe_file, tmp_path):
@@ -192,23 +170,6 @@ def test_own_pairs_too_few_for_the_recipes_validation_are_refused_before_trainin
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_negative_seed_is_refused(refused, recipe_file, tmp_path):
-    assert "seed" in refused("pretrain", recipe_file(), "--seed", -1, "--out", tmp_path / "run")
-
-
-def test_pretraining_by_a_fine_tuning_recipe_is_refused(refused, finetune_file):
-    assert "it is a recipe for fine-tuning" in refused("pretrain", finetune_file)
-    assert "no key 'model'" in refused("pretrain", finetune_file, "--preset", "coca")
-
-
-def test_fine_tuning_without_a_checkpoint_is_refused(refused, finetune_file):
-    assert "give --checkpoint FOLDER" in refused("finetune", finetune_file)
-
-
-def test_fine_tuning_from_nowhere_is_refused(refused, finetune_file, tmp_path):
-    assert "no such folder" in refused("finetune", finetune_file, "--checkpoint", tmp_path / "nowhere")
-
-
 def test_fine_tuning_from_another_preset_names_both(refused, recipe_file, run):
     other = recipe_file(
         edit=lambda recipe: replace(recipe, tokenizer=None, model=replace(recipe.model, preset="baseline_coca"))
@@ -216,14 +177,3 @@ def test_fine_tuning_from_another_preset_names_both(refused, recipe_file, run):
     message = refused("finetune", other, "--checkpoint", run.folder)
     assert "'grr_coca'" in message
     assert "'baseline_coca'" in message
-
-
-def test_a_pretraining_recipe_is_refused_for_fine_tuning(refused, recipe_file, run):
-    assert "remove the key 'tokenizer'" in refused("finetune", recipe_file(), "--checkpoint", run.folder)
-
-
-def test_the_demo_outside_of_a_clone_says_where_to_run_it(grr_coca, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    said = grr_coca("demo")
-    assert said.code == 2
-    assert "no such plan here; run the demo in a clone of the project" in said.err

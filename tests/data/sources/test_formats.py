@@ -185,14 +185,16 @@ def test_karpathys_flickr30k_has_no_folders_in_its_paths(tmp_path):
     assert_pairs(open_source(f"{path}#test"), [FIVE[3]], [JPEGS[3]])
 
 
-def test_without_a_split_karpathys_file_is_an_error_that_names_the_splits(karpathy_coco):
-    with pytest.raises(UserError, match=r"has the splits restval, test, train, val; choose one, .*dataset_coco\.json#"):
-        open_source(str(karpathy_coco))
-
-
-def test_a_wrong_split_is_an_error_that_names_the_nearest(karpathy_coco):
-    with pytest.raises(UserError, match=r"no split 'vall'; did you mean 'val'\?; it has restval, test, train, val"):
-        open_source(f"{karpathy_coco}#vall")
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("", r"has the splits restval, test, train, val; choose one, .*dataset_coco\.json#"),
+        ("#vall", r"no split 'vall'; did you mean 'val'\?; it has restval, test, train, val"),
+    ],
+)
+def test_without_a_split_of_karpathys_file_the_splits_are_named(karpathy_coco, asked, told):
+    with pytest.raises(UserError, match=told):
+        open_source(f"{karpathy_coco}{asked}")
 
 
 def test_a_split_of_what_has_none_is_an_error(tmp_path):
@@ -203,14 +205,6 @@ def test_a_split_of_what_has_none_is_an_error(tmp_path):
     ):
         with pytest.raises(UserError, match="has no splits"):
             open_source(f"{path}#val")
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "3", "[]", "[3]", "{}", '{"images": [3]}', '{"images": [{}], "annotations": [{}]}']
-)
-def test_a_json_of_another_kind_is_an_error_that_names_it(tmp_path, content):
-    with pytest.raises(UserError, match=r"data\.json: "):
-        open_source(str(write(tmp_path / "data.json", content)))
 
 
 # --- Flickr30K
@@ -224,11 +218,6 @@ def test_flickr30ks_token_file_has_five_captions_an_image(tmp_path, folder, aske
     lines = [f"{name}#{k}\t{FIVE[i][k]}\n" for i, name in enumerate(names) for k in range(5)]
     write(tmp_path / "results_20130124.token", "\ufeff" + "".join(lines))
     assert_pairs(open_source(str(tmp_path / asked)), FIVE)
-
-
-def test_a_line_that_is_no_token_line_is_an_error_with_its_number(tmp_path):
-    with pytest.raises(UserError, match=r"token: line 2: expected"):
-        open_source(str(write(tmp_path / "results_20130124.token", "1.jpg#0\ta\nno tab\n")))
 
 
 # --- ROCO
@@ -413,13 +402,6 @@ def test_parquet_captions_may_be_of_any_type_of_text(tmp_path, kind):
         source[1]
 
 
-def test_a_broken_parquet_file_is_an_error_that_names_it(tmp_path):
-    pytest.importorskip("pyarrow")
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file"):
-        open_source(str(tmp_path / "a.parquet"))
-
-
 def test_rows_of_one_image_have_one_image_id(tmp_path):
     lay(tmp_path, ["0.jpg", "1.jpg"])
     source = open_source(str(write(tmp_path / "pairs.csv", "image,comment\n0.jpg,a cat\n0.jpg,a pet\n1.jpg,a dog\n")))
@@ -447,28 +429,34 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         ),
         ("a.csv", 'image,caption\na.jpg,"a ""cat"""\nb.jpg,"a dog\nc.jpg,a bird\n', "row 2: a quote is not closed"),
         ("a.csv", 'image,caption\na.jpg,"a cat\n\n', "row 1: a quote is not closed"),
+        (
+            "a.csv",
+            f'image,caption\na.jpg,"{"x" * (2**24 + 1)}"\n',
+            "row 1: a cell of more than 16,777,216 characters; make it short",
+        ),
+        ("a.csv", b"image,caption\nb.jpg,K\xe4se\n", "row 1: not UTF-8"),
+        ("a.tsv", b"image\tcaption\nb.jpg\tK\xe4se\n", "row 1: not UTF-8"),
+        (
+            "a.csv",
+            "image,caption\ra.png,a\r",
+            "its first line cannot be read (lines end with a carriage return alone; save it",
+        ),
+        ("a.csv", "path,caption\n../a.jpg,a\n", "the path leaves"),
+        ("a.parquet", b"PAR1 and nothing else", "not a readable Parquet file"),
+        ("results_20130124.token", "1.jpg#0\ta\nno tab\n", "line 2: expected"),
+        *(
+            ("a.json", content, "a.json: ")
+            for content in ("", "{", "3", "[]", "[3]", "{}", '{"images": [3]}', '{"images": [{}], "annotations": [{}]}')
+        ),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_a_table_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_path, name, text, message):
+def test_a_listing_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_path, name, text, message):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as caught:
-        open_source(str(write(tmp_path / name, text)))
+        open_source(str(tmp_path / name))
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
     assert message in str(caught.value)
-
-
-def test_a_cell_that_is_too_long_is_not_told_as_a_quote_that_is_open(tmp_path):
-    path = write(tmp_path / "a.csv", f'image,caption\na.jpg,"{"x" * (2**24 + 1)}"\n')
-    with pytest.raises(UserError, match=r"a\.csv: row 1: a cell of more than 16,777,216 characters; make it short"):
-        open_source(str(path))
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
-def test_a_table_in_another_encoding_says_so(tmp_path, name):
-    (tmp_path / name).write_text(
-        "image,caption\nb.jpg,K\u00e4se\n".replace(",", "," if name == "a.csv" else "\t"), "latin-1"
-    )
-    with pytest.raises(UserError, match=rf"{name}: row 1: not UTF-8"):
-        open_source(str(tmp_path / name))
 
 
 def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):
@@ -577,11 +565,6 @@ def test_a_listing_reads_nothing_outside_its_folder(tmp_path, monkeypatch, writt
         source[1]
     assert caught.value.cause is Cause.FORBIDDEN_PATH
     assert not (root / "pwned").exists()
-
-
-def test_a_listing_of_forbidden_paths_alone_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"the path leaves"):
-        open_source(str(write(tmp_path / "set" / "a.csv", "path,caption\n../a.jpg,a\n")))
 
 
 def test_paths_within_the_folder_may_be_absolute_or_go_up_and_down(tmp_path):
@@ -729,11 +712,3 @@ def test_a_column_that_is_there_twice_is_told_or_left_out(tmp_path, twice, found
             open_source(tmp_path / "a.parquet")
     else:
         assert dict(open_source(tmp_path / "a.parquet").fields(0)) == found
-
-
-def test_lines_that_end_as_on_an_old_mac_are_told(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"image,caption\ra.png,a\r")
-    with pytest.raises(
-        UserError, match=r"a\.csv: its first line cannot be read \(lines end with a carriage return alone; save it"
-    ):
-        open_source(tmp_path / "a.csv")

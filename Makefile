@@ -236,7 +236,7 @@ weights: $(VENV)/.dev
 		$(BIN)/python scripts/text_teacher.py recipes/weights/$(NAME).yaml; \
 	fi
 	$(BIN)/grr-coca pretrain recipes/weights/$(NAME).yaml --out runs/weights-$(NAME) --resume
-	$(BIN)/python scripts/ship_weights.py runs/weights-$(NAME) $(NAME)
+	$(BIN)/python scripts/ship.py runs/weights-$(NAME) $(NAME)
 
 # The large corpus, in the user's cache, and the model `icons` trained on it.
 icons: $(VENV)/.dev

@@ -7,8 +7,9 @@ names the images under `confidence`: those of training, whose statistics are fam
 never saw; and those of the measurement, which no fit saw (`related`: of the model's own kind of drawing). Splits that
 are only measured, and are not on this machine, are left out, with a line.
 
-`scripts/photographs.txt` names photographs, and how DIR holds them. Without DIR, their figures stay as they are. For a
-model with a page, a picture of the reliability and of the captions that are kept is drawn too.
+`scripts/photographs.txt` names photographs, and how DIR holds them: by default, `photographs` in the user's cache.
+Without them, their figures stay as they are. For a model with a page, a picture of the reliability and of the captions
+that are kept is drawn too.
 
 Shapes: N images, S image size in pixels.
 """
@@ -18,7 +19,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,10 +27,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from card_section import add_to_card, read_card
 from grr_coca.cli import exit_code
-from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import CACHE, changed_folder, in_cache, read_json
+from grr_coca.common.files import CACHE, changed_folder, in_cache, user_cache
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_split import images_of
@@ -37,7 +39,7 @@ from grr_coca.infer.calibration import Calibration, statistics
 from grr_coca.infer.generate import GREEDY, generate
 from grr_coca.infer.image_text_model import ImageTextModel, load
 from grr_coca.model.checkpoint_folder import CONFIDENCE
-from grr_coca.model.shipped_models import FOLDER, Figure, ModelCard
+from grr_coca.model.shipped_models import FOLDER, Figure
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT / "scripts" / "photographs.txt"
@@ -69,7 +71,11 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="folder with the photographs")
     options = parser.parse_args()
     text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{options.name}.yaml").read_text(encoding="utf-8"))
-    fit_and_measure(FOLDER / options.name, text, options.photographs)
+    photographs = options.photographs or user_cache() / "photographs"
+    if options.photographs is None and not photographs.is_dir():
+        print(f"photographs: left out: {photographs} is not there")
+        photographs = None
+    fit_and_measure(FOLDER / options.name, text, photographs)
 
 
 def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -> None:
@@ -82,25 +88,20 @@ def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -
         if not path.is_file():
             raise UserError(f"{path}: no such photograph; {PHOTOGRAPHS} says where they come from")
     model = load(folder, engine="onnx")
-    card = from_dict(ModelCard, read_json(folder / "card.json"), str(folder / "card.json"))
     fitted = fit(training_pixels(model, training), {name: answers(model, path) for name, path in held_out.items()})
     measured = {name: answers(model, path) for name, path in to_measure.items()}
-    figures = {name: dict(found) for name, found in card.figures.items()}
-    for name, found in measured.items():
-        figures.setdefault(name, {}).update(split_figures(fitted, found))
+    figures = {name: split_figures(fitted, found) for name, found in measured.items()}
     related = [measured[name] for name in named["related"]]
     confidence = np.concatenate([confidences(fitted, found) for found in related])
     right = np.concatenate([found.right for found in related])
     figures["confidence"] = reliability(confidence, right)
     figures |= {name: photograph_figures(fitted, model, files) for name, files in photographs_of.items()}
-    card = replace(card, figures=figures)
     with changed_folder(folder) as partial:
         (partial / CONFIDENCE).write_text(json.dumps(to_dict(fitted), indent=1) + "\n", encoding="utf-8")
-        (partial / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
-        page = (folder / "card.md").read_text(encoding="utf-8")
-        (partial / "card.md").write_text(with_section(page, card), encoding="utf-8")
+        everything = {**read_card(folder).figures, **figures}  # also those of photographs that are not measured now
+        add_to_card(partial, figures, confidence_section(everything), NEXT)
     if named.get("picture"):
-        draw(confidence, right, figures["confidence"], Path(str(PICTURE).format(name=card.name)))
+        draw(confidence, right, figures["confidence"], Path(str(PICTURE).format(name=folder.name)))
 
 
 # --- Images and captions
@@ -271,27 +272,18 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
 
 # --- The card
 
-_TITLE = "## What it knows of its answers"
-_NEXT = "## Training"
+TITLE, NEXT = "## What it knows of its answers", "## Training"
 
 
 def _percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
 
 
-def with_section(page: str, card: ModelCard) -> str:
-    """A card's page with the section on what the model knows of its answers, before that on training."""
-    before, _, after = page.partition(f"{_TITLE if _TITLE in page else _NEXT}\n")
-    if _TITLE in page:
-        after = after.partition(f"{_NEXT}\n")[2]
-    return "\n".join([before.rstrip("\n"), "", *confidence_section(card), _NEXT, after])
-
-
-def confidence_section(card: ModelCard) -> list[str]:
+def confidence_section(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]:
     """How well the model knows what it does not know."""
-    bins = card.figures["confidence"]
-    rows = {split: found for split, found in card.figures.items() if "unfamiliar" in found}
-    lines = [_TITLE, ""]
+    bins = figures["confidence"]
+    rows = {split: found for split, found in figures.items() if "unfamiliar" in found}
+    lines = [TITLE, ""]
     lines += [
         "Confidence is the probability that a caption is exactly right. For drawings that neither training nor the fit",
         f"saw, {bins['captions'].value:,.0f} of them, it is off by {bins['calibration_error'].value:.3f} on average",
@@ -308,7 +300,7 @@ def confidence_section(card: ModelCard) -> list[str]:
         error = found.get("calibration_error")
         shown = "" if error is None else f"{error.value:.3f} ({error.low:.3f} to {error.high:.3f})"
         lines.append(f"| {split} | {count} | {_percent(found['unfamiliar'])} | {shown} |")
-    return [*lines, ""]
+    return lines
 
 
 # --- The picture

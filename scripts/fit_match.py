@@ -23,7 +23,6 @@ import csv
 import json
 import random
 import re
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -42,14 +41,15 @@ from icon_pairs import HeldOut
 from icon_sources import PACKAGES as CORPUS
 from icon_sources import Archives, NpmPackage, kept_sets
 
+from card_section import add_to_card
 from grr_coca.cli import exit_code
-from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import MANIFEST, listed_files, read_json, user_cache, whole_folder, write_whole
+from grr_coca.common.files import changed_folder, user_cache, write_whole
 from grr_coca.data.images import decode_image
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_folder import MATCHING
-from grr_coca.model.shipped_models import Figure, ModelCard
+from grr_coca.model.shipped_models import Figure
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.candidates import Pairs
 from grr_coca.search.match.label_check import knows
@@ -581,25 +581,18 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if options.missed:
         print("\n".join(_missed(sets, [*reported["random"], *reported["other names"]], numbers.with_names)))
-    ship(folder, numbers, found)
+    write(folder, numbers, found)
     write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
 
 
-_TITLE, _NEXT = "## Matches of icons", "## Cost"
+TITLE, NEXT = "## Matches of icons", "## Cost"
 
 
-def ship(folder: Path, numbers: MatchNumbers, found: dict[str, Any]) -> None:
-    """Write the numbers beside the weights, the figures into the card, and both into the manifest."""
-    facts = {key: value for key, value in json.loads((folder / MANIFEST).read_text()).items() if key != "files"}
-    card = from_dict(ModelCard, read_json(folder / "card.json"), str(folder / "card.json"))
-    card = replace(card, figures={**card.figures, "matches": card_figures(found)})
-    with whole_folder(folder, facts) as partial:
-        for name in listed_files(folder):
-            shutil.copyfile(folder / name, partial / name)
+def write(folder: Path, numbers: MatchNumbers, found: dict[str, Any]) -> None:
+    """Write the numbers beside the weights, and the figures into the card."""
+    with changed_folder(folder) as partial:
         (partial / MATCHING).write_text(json.dumps(to_dict(numbers), indent=1) + "\n", encoding="utf-8")
-        (partial / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
-        page = (folder / "card.md").read_text(encoding="utf-8")
-        (partial / "card.md").write_text(with_section(page, found), encoding="utf-8")
+        add_to_card(partial, {"matches": card_figures(found)}, match_section(found), NEXT)
 
 
 def card_figures(found: dict[str, Any]) -> dict[str, Figure]:
@@ -614,11 +607,8 @@ def card_figures(found: dict[str, Any]) -> dict[str, Figure]:
     return figures | {name: Figure(value, value, value) for name, value in alone.items()}
 
 
-def with_section(page: str, found: dict[str, Any]) -> str:
-    """The card's page with the section on matches, before that on cost."""
-    before, _, after = page.partition(f"{_TITLE if _TITLE in page else _NEXT}\n")
-    if _TITLE in page:
-        after = after.partition(f"{_NEXT}\n")[2]
+def match_section(found: dict[str, Any]) -> list[str]:
+    """The section of the card."""
     told, other = found["probabilities"]["unseen"], found["other_name"]["fitted"]
     first, first_five = other["first"], other["first_five"]
     said = (
@@ -629,7 +619,7 @@ def with_section(page: str, found: dict[str, Any]) -> str:
         f"on average, over ten bins of {5 * told['icons']:,} candidates:"
     )
     lines = [
-        _TITLE,
+        TITLE,
         "",
         "| | icons | first | among the first five |",
         "|---|---|---|---|",
@@ -642,10 +632,8 @@ def with_section(page: str, found: dict[str, Any]) -> str:
         "| right | " + " | ".join(f"{right:.0%}" for _, right in told["curve"]) + " |",
         "",
         "`scripts/fit_match.py` fits and measures this; see `docs/match.md`.",
-        "",
     ]
-    written = "\n".join(lines).replace("%", " %")
-    return "\n".join([before.rstrip("\n"), "", written, _NEXT, after])
+    return [line.replace("%", " %") for line in lines]
 
 
 if __name__ == "__main__":

@@ -230,14 +230,19 @@ def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Ite
 
 
 @contextmanager
-def changed_folder(folder: Path) -> Iterator[Path]:
+def changed_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
     """A copy of a folder with a manifest, to change. When the context ends, it replaces the folder, as `whole_folder`.
+
+    Args:
+        folder: to change.
+        facts: what the manifest begins with; None: what it has begun with.
 
     Raises:
         UserError: the folder has no manifest, or it is damaged.
         OSError: the disk is full or cannot be written to. The folder is as it was.
     """
-    facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
+    if facts is None:
+        facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
     with whole_folder(folder, facts) as partial:
         for name in listed_files(folder):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)

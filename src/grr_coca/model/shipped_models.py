@@ -1,7 +1,7 @@
 """The models that ship with this package, by name. This module does not import torch.
 
 Each lies in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs and `card.md` for
-people. `scripts/ship_weights.py` writes them.
+people. `scripts/ship.py` writes them.
 """
 
 import re

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from grr_coca.common.errors import UserError
 from grr_coca.common.files import verify_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.checkpoint import from_pretrained
@@ -16,17 +17,17 @@ from grr_coca.model.checkpoint_folder import FILES, GRAPHS, fingerprint
 from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
 from support import DATASETS, finished_run
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "ship_weights.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "ship.py"
 WORDS = {
     key: f"the {key}" for key in ("summary", "data", "licence", "recipe", "reproduce", "training", "uses", "licences")
 }
 
 
 def load_script():
-    spec = importlib.util.spec_from_file_location("ship_weights", SCRIPT)
-    ship_weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ship_weights)
-    return ship_weights
+    spec = importlib.util.spec_from_file_location("ship", SCRIPT)
+    ship = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ship)
+    return ship
 
 
 def test_search_has_a_table_of_its_own():
@@ -59,16 +60,19 @@ def test_the_average_of_two_checkpoints_has_a_share_of_each(tmp_path):
 
 def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     run = finished_run(tmp_path, steps=2)
-    ship_weights = load_script()
-    monkeypatch.setattr(ship_weights, "write_graphs", write_names)
+    ship = load_script()
+    monkeypatch.setattr(ship, "write_graphs", write_names)
     (tmp_path / "scripts" / "cards").mkdir(parents=True)
-    words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}}
+    words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}, "fits": ["fit.py mine", "other.py"]}
+    (tmp_path / "fit.py").write_text("import sys, pathlib\npathlib.Path('fitted').write_text(sys.argv[1])")
+    (tmp_path / "other.py").write_text("raise SystemExit(0)")
     (tmp_path / "scripts" / "cards" / "mine.yaml").write_text(yaml.safe_dump(words))
-    monkeypatch.setattr(ship_weights, "ROOT", tmp_path)
-    monkeypatch.setattr(ship_weights, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(ship, "ROOT", tmp_path)
+    monkeypatch.setattr(ship, "FOLDER", tmp_path / "weights")
     monkeypatch.setattr("grr_coca.model.shipped_models.FOLDER", tmp_path / "weights")
-    monkeypatch.setattr(sys, "argv", ["ship_weights.py", str(run.folder), "mine"])
-    ship_weights.main()
+    monkeypatch.setattr(sys, "argv", ["ship.py", str(run.folder), "mine"])
+    ship.main()
+    assert (tmp_path / "fitted").read_text() == "mine"
     card = shipped_models()["mine"]
     assert list(card.figures) == ["val", "elsewhere"]
     assert card.figures["val"]["perplexity"] == card.figures["elsewhere"]["perplexity"], "the same pairs"
@@ -79,14 +83,21 @@ def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     assert all(torch.equal(shipped[name], tensor.half().float()) for name, tensor in trained.items())
 
     folder = tmp_path / "weights" / "mine"
+    (tmp_path / "fitted").unlink()
+    (tmp_path / "other.py").write_text("raise SystemExit(2)")
+    monkeypatch.setattr(sys, "argv", ["ship.py", "--fits", "mine"])
+    with pytest.raises(UserError, match=r"failed: other\.py"):
+        ship.main()
+    assert (tmp_path / "fitted").exists()
+
     verify_folder(folder)
     before = json.loads((folder / "manifest.json").read_text())
     assert before["checkpoint"] == fingerprint(folder)
     assert before["files"].keys() >= {"image.onnx", "text.onnx", "step.onnx", "card.json", *FILES}
 
-    monkeypatch.setattr(ship_weights, "write_graphs", lambda checkpoint, path: (path / "step.onnx").write_text("new"))
-    monkeypatch.setattr(sys, "argv", ["ship_weights.py", "--graphs", "mine"])
-    ship_weights.main()
+    monkeypatch.setattr(ship, "write_graphs", lambda checkpoint, path: (path / "step.onnx").write_text("new"))
+    monkeypatch.setattr(sys, "argv", ["ship.py", "--graphs", "mine"])
+    ship.main()
     verify_folder(folder)
     after = json.loads((folder / "manifest.json").read_text())
     assert after["checkpoint"] == before["checkpoint"] == fingerprint(folder), "an index of these weights stays valid"
@@ -103,9 +114,9 @@ def test_indexes_of_the_models_that_ship_stay_valid(name, known):
     assert fingerprint(shipped_folder(name)) == known
 
 
-@pytest.mark.parametrize("arguments", [["mine"], ["run", "mine", "--graphs"]])
+@pytest.mark.parametrize("arguments", [["mine"], ["run", "mine", "--graphs"], ["--fits", "mine", "--graphs"]])
 def test_a_run_or_graphs_is_asked_for(monkeypatch, arguments):
-    monkeypatch.setattr(sys, "argv", ["ship_weights.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["ship.py", *arguments])
     with pytest.raises(SystemExit):
         load_script().main()
 

@@ -1,29 +1,31 @@
-"""Make a run's last checkpoint a model that ships with the package: half precision, measured, with a card.
+"""Make the last checkpoint of a run a model that ships with the package, and measure it. This trains nothing.
 
-    python scripts/ship_weights.py RUN NAME [--average OTHER SHARE]
+    python scripts/ship.py RUN NAME [--average OTHER SHARE]
 
-writes `src/grr_coca/model/weights/NAME/`. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured
-here, on every split that the run's recipe names and on those that the card adds, with the weights that ship: rounded
-ones. The ONNX graphs beside the weights read the same file.
+1. Writes `src/grr_coca/model/weights/NAME/`: the weights in half precision, the ONNX graphs, which read the same file,
+   and the card. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured on every split that the
+   run's recipe names and on those that the card adds, with the rounded weights.
+2. Runs what the card lists under `fits`, in this order: the scripts that fit numbers to the weights (confidence,
+   relevance, matches, tags), and those that draw pictures and look through the pages. Each is also run by itself, after
+   a change of what it does. If one fails, the others are run, and named at the end.
 
-What is fitted to the weights is not made here, but confidence: relevances by `python benchmarks/search_relevance.py
---fit`, matches by `python scripts/fit_match.py NAME`, tags by `python scripts/fit_tags.py NAME`, and figures on
-photographs by `python scripts/fit_confidence.py NAME --photographs DIR`. What an earlier model of that name had of them
-is gone.
+For `icons`, this takes about half an hour of one core. What is left for a person: the pages that
+`benchmarks/publish.py` names, `benchmarks/icons.md`, and the text of the card.
 
-    python scripts/ship_weights.py --graphs NAME
+    python scripts/ship.py --fits NAME
+
+does the second step alone, such as after a change of the preprocessing.
+
+    python scripts/ship.py --graphs NAME
 
 exports the graphs of a model that ships anew, after a change of the exporter. Nothing else in the folder changes.
-
-    python scripts/ship_weights.py --framed NAME
-
-makes drawings framed before a model that ships sees them (`grr_coca.data.framing`), and measures it anew.
 """
 
 import argparse
 import json
-import shutil
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +34,9 @@ import torch
 import yaml
 
 from grr_coca.cli import exit_code
-from grr_coca.common.dict_to_dataclass import from_dict, to_dict
-from grr_coca.common.files import CACHE, listed_files, read_json, whole_folder
-from grr_coca.data.framing import Framing
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import CACHE, changed_folder, whole_folder
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import caption_split
@@ -70,36 +72,32 @@ def main() -> None:
         metavar=("OTHER", "SHARE"),
         help="ship a mean, in which the weights of OTHER have this share",
     )
-    parser.add_argument("--graphs", action="store_true", help="export the graphs of this model anew")
-    parser.add_argument("--framed", action="store_true", help="frame drawings before this model sees them")
+    parser.add_argument("--fits", action="store_true", help="fit and measure a model that ships anew")
+    parser.add_argument("--graphs", action="store_true", help="export the graphs of a model that ships anew")
     options = parser.parse_args()
-    if options.graphs + options.framed + (options.run is not None) != 1:
-        parser.error("give RUN NAME, --graphs NAME or --framed NAME")
+    if options.fits + options.graphs + (options.run is not None) != 1:
+        parser.error("give RUN NAME, --fits NAME or --graphs NAME")
     if options.graphs:
         export_again(FOLDER / options.name)
         return
-    if options.framed:
-        checkpoint = from_pretrained(FOLDER / options.name)
-        checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, framing=Framing()))
-        card = from_dict(ModelCard, read_json(FOLDER / options.name / "card.json"))
-        ship(checkpoint, load_recipe(ROOT / card.recipe), options.name)
-        return
-    checkpoint = from_pretrained(options.run)
-    if options.average is not None:
-        other, share = options.average
-        checkpoint = average(checkpoint, from_pretrained(Path(other)), float(share))
-    ship(in_half_precision(checkpoint), load_recipe(options.run / "recipe.yaml"), options.name)
+    if options.run is not None:
+        checkpoint = from_pretrained(options.run)
+        if options.average is not None:
+            other, share = options.average
+            checkpoint = average(checkpoint, from_pretrained(Path(other)), float(share))
+        write_model(in_half_precision(checkpoint), load_recipe(options.run / "recipe.yaml"), options.name)
+    run_fits(options.name)
 
 
-def ship(checkpoint: Checkpoint, recipe: Recipe, name: str) -> None:
-    """Measure a checkpoint in half precision, and write its folder and its card.
+def write_model(checkpoint: Checkpoint, recipe: Recipe, name: str) -> None:
+    """Measure a checkpoint in half precision, and write its folder and its card, without what is fitted to it.
 
     Args:
         checkpoint: what ships.
         recipe: names its splits.
         name: of the shipped model.
     """
-    text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{name}.yaml").read_text(encoding="utf-8"))
+    text = card_text(name)
     splits = {"val": recipe.data.val or recipe.data.train, **recipe.data.test}
     splits |= {split: _path(path) for split, path in text.pop("other_splits").items()}
     found = {split: figures(checkpoint, open_source(path)) for split, path in splits.items()}
@@ -123,19 +121,41 @@ def ship(checkpoint: Checkpoint, recipe: Recipe, name: str) -> None:
         facts |= manifest_facts(checkpoint, folder, "fp32")
         (folder / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
         (folder / "card.md").write_text(card_page(card, text), encoding="utf-8")
-    if "confidence" in text:
-        from fit_confidence import fit_and_measure  # late: beside this script, for the models whose card asks for it
-
-        fit_and_measure(FOLDER / name, text)
     print(f"{FOLDER / name}: {sum(path.stat().st_size for path in (FOLDER / name).iterdir()):,} bytes")
+
+
+def card_text(name: str) -> dict:
+    """The words of a model's card, and what is fitted to it.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    path = ROOT / "scripts" / "cards" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it holds the text of the card")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def run_fits(name: str) -> None:
+    """Run the scripts that the card of a model lists.
+
+    Raises:
+        UserError: some of them failed; the message names them.
+    """
+    failed = []
+    for command in card_text(name).get("fits", ()):
+        began = time.monotonic()
+        code = subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=False).returncode
+        print(f"{command}: {time.monotonic() - began:.0f} s{', failed' if code else ''}", flush=True)
+        failed += [command] if code else []
+    if failed:
+        raise UserError(f"failed: {'; '.join(failed)}; run them again by themselves")
 
 
 def export_again(folder: Path) -> None:
     """Replace the graphs of a model that ships. Its weights stay, and so does its fingerprint."""
     checkpoint = from_pretrained(folder)
-    with whole_folder(folder, manifest_facts(checkpoint, folder, "fp32")) as partial:
-        for name in listed_files(folder):
-            shutil.copyfile(folder / name, partial / name)
+    with changed_folder(folder, manifest_facts(checkpoint, folder, "fp32")) as partial:
         write_graphs(checkpoint, partial)
 
 

@@ -1,0 +1,18 @@
+"""The script that fits the numbers of matches."""
+
+import json
+from pathlib import Path
+
+from grr_coca.model.shipped_models import shipped_folder, shipped_models
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_card_that_ships_tells_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import fit_match
+
+    found = json.loads((ROOT / "benchmarks" / "results" / "match.json").read_text())
+    page = (shipped_folder("icons") / "card.md").read_text()
+    assert "\n".join(["", *fit_match.match_section(found), "", fit_match.NEXT]) in page
+    assert shipped_models()["icons"].figures["matches"] == fit_match.card_figures(found)

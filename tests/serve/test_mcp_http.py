@@ -1,12 +1,15 @@
 """The Model Context Protocol over HTTP, attacked: what clients leave open goes, and what the server promises holds."""
 
+import asyncio
 import base64
 import gc
 import io
 import json
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 import pytest
 from PIL import Image
@@ -23,6 +26,7 @@ from grr_coca.serve.icon_tools import IconTools
 pytest.importorskip("mcp")
 
 from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 STAR = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M1 1h7v7H1z"/></svg>'
@@ -96,6 +100,37 @@ def test_others_are_answered_while_the_tools_are_prepared(own, monkeypatch):
         assert first.result().status == 200
 
 
+def test_a_manager_that_does_not_start_holds_up_no_call_and_is_started_again(own, monkeypatch):
+    def failing(manager):
+        raise OSError("no more threads")
+
+    with serving(own / "own.index") as client:
+        with monkeypatch.context() as patches:
+            patches.setattr(StreamableHTTPSessionManager, "run", failing)
+            for _ in range(2):
+                answer = client.post("/mcp", asked("tools/list"), ACCEPT)
+                assert answer.status == 500
+                assert "its log says why" in answer.reason()
+        assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
+
+
+def test_a_manager_that_has_ended_is_started_again(own, monkeypatch):
+    ends, run = [], StreamableHTTPSessionManager.run
+
+    @asynccontextmanager
+    async def noted(manager):
+        async with run(manager):
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            ends.append(lambda: loop.call_soon_threadsafe(task.cancel))
+            yield
+
+    monkeypatch.setattr(StreamableHTTPSessionManager, "run", noted)
+    with serving(own / "own.index") as client:
+        assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
+        ends[0]()
+        wait_until(lambda: client.post("/mcp", asked("tools/list"), ACCEPT).status == 200 and len(ends) == 2)
+
+
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
 def test_no_stream_is_held_open(tools, method):
     answer = tools.ask(method, "/mcp", headers={"Accept": "text/event-stream"})
@@ -142,9 +177,9 @@ def test_without_the_key_nothing_is_called(own, monkeypatch):
 def test_calls_that_wait_are_bounded(own, monkeypatch):
     may_end, real = threading.Event(), IconTools.check_names
 
-    def slow(*arguments):
+    def slow(*arguments, **named):
         assert may_end.wait(60)
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(IconTools, "check_names", slow)
     monkeypatch.setattr("grr_coca.serve.mcp_http._MAX_CALLS", 5)
@@ -154,8 +189,9 @@ def test_calls_that_wait_are_bounded(own, monkeypatch):
         wait_until(lambda: sum(answer.done() for answer in answers) == 7)
         assert client.get("/health").status == 200
         may_end.set()
-        statuses = sorted(answer.result().status for answer in answers)
-    assert statuses == [200] * 5 + [429] * 7
+        found = [answer.result() for answer in answers]
+    assert sorted(answer.status for answer in found) == [200] * 5 + [429] * 7
+    assert all("result" in answer.json() for answer in found if answer.status == 200)
 
 
 def test_an_index_from_elsewhere_shows_agents_only_pictures_of_given_folders(own):
@@ -170,6 +206,66 @@ def test_an_index_from_elsewhere_shows_agents_only_pictures_of_given_folders(own
             with Image.open(io.BytesIO(sheet)) as image:
                 is_blank = image.convert("L").getextrema() == (255, 255)
             assert is_blank is not is_shown
+
+
+def make_index(location, *names: str) -> None:
+    folder = location.parent / "pictures"
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / f"{name}.svg").write_text(STAR.replace("1h7", f"{len(name) % 3}h7"))
+    with grr_coca.Index.open(location, "icons", create=True) as index:
+        index.add([folder / f"{name}.svg" for name in names])
+
+
+def test_agents_see_the_index_as_it_is_now(tmp_path):
+    """It grows, is replaced by another one, is gone, and is there again."""
+    place = tmp_path / "x.index"
+    make_index(place, "star")
+    with serving(place) as client:
+
+        def exist(*names: str) -> list[bool]:
+            is_error, text, _ = call(client, "check_names", names=[f"pictures:{name}" for name in names])
+            return text if is_error else [one["exists"] for one in json.loads(text)]
+
+        def found() -> list[str]:
+            return [one["icon"] for one in json.loads(call(client, "search_icons", query="a square")[1])]
+
+        assert exist("star", "square", "moon") == [True, False, False]
+        make_index(place, "square")
+        assert exist("star", "square", "moon") == [True, True, False]
+        make_index(tmp_path / "new.index", "moon")
+        shutil.rmtree(place)
+        assert "no such folder" in exist("moon")
+        (tmp_path / "new.index").rename(place)
+        assert exist("star", "square", "moon") == [False, False, True]
+        assert found() == ["pictures:moon"]
+        assert not call(client, "get_icon", icon="pictures:moon")[0]
+
+
+def test_an_index_that_is_gone_before_the_first_call_is_503_until_there_is_one_again(tmp_path):
+    place = tmp_path / "x.index"
+    make_index(place, "star")
+    with serving(place) as client:
+        place.rename(tmp_path / "away")
+        answer = client.post("/mcp", asked("tools/list"), ACCEPT)
+        assert answer.status == 503
+        assert "there is no index now" in answer.reason()
+        (tmp_path / "away").rename(place)
+        assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
+
+
+def test_agents_are_told_of_damage_and_answered_after_it(tmp_path):
+    place = tmp_path / "x.index"
+    make_index(place, "star", "square")
+    content = (place / "vectors.f16").read_bytes()
+    with serving(place) as client:
+        assert not call(client, "search_icons", query="a square")[0]
+        (place / "vectors.f16").write_bytes(b"")
+        is_error, text, _ = call(client, "search_icons", query="a square")
+        assert is_error
+        assert "damaged" in text
+        (place / "vectors.f16").write_bytes(content)
+        assert not call(client, "search_icons", query="a square")[0]
 
 
 def test_a_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch):

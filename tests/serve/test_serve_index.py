@@ -1,5 +1,6 @@
 """The index behind the server: it is searched and browsed while it grows, is replaced or goes away."""
 
+import asyncio
 import http.client
 import io
 import json
@@ -138,9 +139,31 @@ def test_near_duplicates_are_one_hit_and_a_group(served):
     found = {Path(one["name"]).stem for one in (hit, *hit["copies"])}
     assert found == {"guitar", "large-guitar"}
     groups = served.get("/duplicates").json()
-    assert groups["total"] == 1
+    assert (groups["total"], groups["sizes"]) == (1, [2])
     assert [Path(one["name"]).stem for one in groups["groups"][0]] == ["large-guitar", "guitar"]
-    assert served.get("/duplicates?offset=1").json() == {"total": 1, "groups": []}
+    assert served.get("/duplicates?offset=1").json() == {"total": 1, "sizes": [], "groups": []}
+
+
+def test_a_group_of_thousands_is_cut_and_encoded_by_no_thread_that_others_wait_for(tmp_path, monkeypatch):
+    encoded, dumps = [], json.dumps
+
+    def noted(content, **options):
+        if "copy-" in (text := dumps(content, **options)):
+            encoded.append(asyncio._get_running_loop() is None)
+        return text
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(70):
+        shutil.copyfile(DRAWINGS / "guitar.webp", folder / f"copy-{number}.webp")
+    with grr_coca.Index.open(tmp_path / "index", "icons", create=True) as own:
+        own.add(folder)
+    monkeypatch.setattr(json, "dumps", noted)
+    with serving(tmp_path / "index") as client:
+        groups = client.get("/duplicates").json()
+    assert groups["sizes"] == [70]
+    assert len(groups["groups"][0]) == 60
+    assert encoded == [True]
 
 
 def test_searches_do_not_wait_until_duplicates_are_found(index, monkeypatch):
@@ -373,7 +396,7 @@ def test_an_empty_index_has_no_hits(tmp_path):
     with serving(location) as client:
         assert client.get("/pictures").json() == {"total": 0, "pictures": []}
         assert client.get("/facets").json() == {"facets": []}
-        assert client.get("/duplicates").json() == {"total": 0, "groups": []}
+        assert client.get("/duplicates").json() == {"total": 0, "sizes": [], "groups": []}
         found = client.post("/search", {"texts": ["cat"]})
         assert found.status == 200, found.body
         assert (found.json()["hits"], found.json()["searched"]) == ([], 0)

@@ -27,7 +27,8 @@ from grr_coca.search.index import Index
 from grr_coca.search.match.candidates import match_pictures
 from grr_coca.search.match.icon_map import aliases_of
 from grr_coca.search.match.matcher import Matcher
-from grr_coca.search.match.picture_set import OpenPictureSet, read_file
+from grr_coca.search.match.picture_set import OpenPictureSet, name_of, read_file
+from grr_coca.search.stores import open_store
 
 _MAX_HITS = 50
 _MAX_NAMES = 200
@@ -61,10 +62,11 @@ class ToolAnswer(NamedTuple):
 
 
 class IconTools:
-    """The tools. All methods may be called from any thread, one at a time does its work.
+    """The tools. All methods may be called from any thread, one at a time does its work. They answer from the indexes
+    as they are then, and open an index again if another one has taken its place.
 
     Args:
-        indexes: by the names that the tools call them.
+        indexes: by the names that the tools call them. They stay open.
         reads_files: whether a picture may be given as a file below the folders of the indexes.
         read: reads a picture of an index.
         decode: decodes a picture, given its bytes, its name in messages, and a length. It may scale it down so that
@@ -83,7 +85,7 @@ class IconTools:
         self._reads_files = reads_files
         self._read, self._decode = read, decode
         self._lock = threading.Lock()
-        self._sets: dict[str, OpenPictureSet] = {}
+        self._sets: dict[str, tuple[str, OpenPictureSet]] = {}
         self._matcher = Matcher(str(next(iter(indexes.values())).model.folder))
 
     def warm_up(self) -> None:
@@ -204,10 +206,32 @@ class IconTools:
             raise UserError(f"there is no index '{_plain(index)}'; there are {', '.join(self._indexes)}")
         return [index]
 
-    def _set(self, index: str) -> OpenPictureSet:
-        if index not in self._sets:
-            self._sets[index] = self._matcher.open_store(self._indexes[index].store, self._read)
-        return self._sets[index]
+    def _index(self, name: str) -> Index:
+        """An index, opened again if another one has taken its place.
+
+        Raises:
+            UserError: there is none now, or another model has made it.
+        """
+        index = self._indexes[name]
+        if index.store.is_replaced:
+            store = open_store(index.store.location)
+            assert store is not None
+            try:
+                index.model.require(store.header, store.location)
+            except UserError:
+                store.close()
+                raise
+            index.close()
+            index.store = store
+            self._sets.pop(name, None)
+        return index
+
+    def _set(self, name: str) -> OpenPictureSet:
+        store = self._index(name).store
+        revision = store.revision()
+        if name not in self._sets or self._sets[name][0] != revision:
+            self._sets[name] = (revision, self._matcher.open_store(store, self._read))
+        return self._sets[name][1]
 
     def _find(self, icon: str) -> tuple[str, int]:
         """The index of an icon, and its place there."""
@@ -226,12 +250,12 @@ class IconTools:
         count = _count(limit)
         hits = []
         for own in indexes:
-            result = search(self._indexes[own], count)
+            result = search(self._index(own), count)
             hits += [(hit.relevance if result.can_tell else None, hit.score, own, hit.entry) for hit in result]
         hits.sort(key=lambda hit: -hit[1])
         rows = [
             {
-                "icon": _name(entry),
+                "icon": _plain(name_of(entry)),
                 "index": own,
                 "shows": _plain(entry.caption),
                 **({} if relevance is None else {"relevance": round(relevance, 3)}),
@@ -285,7 +309,7 @@ class IconTools:
         if not self._reads_files:
             raise UserError("files of the server are not read here; give the picture as data")
         path = Path(file).resolve()
-        roots = [Path(root).resolve() for index in self._indexes.values() for root in index.store.roots()]
+        roots = [Path(root).resolve() for name in self._indexes for root in self._index(name).store.roots()]
         if not any(path == root or path.is_relative_to(root) for root in roots if root.exists()):
             raise UserError("the file is not below a folder of an index; give the picture as data")
         try:
@@ -327,10 +351,6 @@ def _count(limit: int) -> int:
     if not 1 <= limit <= _MAX_HITS:
         raise UserError(f"limit {limit}: give a number from 1 to {_MAX_HITS}")
     return limit
-
-
-def _name(entry: Entry) -> str:
-    return _plain(str(entry.fields.get("icon", entry.name)))
 
 
 def _plain(text: str) -> str:

@@ -38,6 +38,8 @@ _FIRST_RANKED = 100
 """Hits that are ranked for the first page: while somebody types, nobody asks for more."""
 _MAX_ORDER_BYTES = 2**27
 """Bytes of lists of all pictures that a filter finds, 8 for each: the order of 16 million pictures."""
+_MAX_OF_GROUP = 60
+"""Pictures of a group of duplicates that are listed: a million pictures may be blank."""
 _SECONDS_OF_FACETS = 10.0
 """Facets are counted at most this often while an index grows."""
 
@@ -269,20 +271,24 @@ class ServedIndex:
         ]
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
-        """Some groups of images that look the same, the largest group first. To be called from one thread alone."""
+        """Some groups of images that look the same, the largest group first: their sizes, and the first images of each.
+        To be called from one thread alone."""
         with self._open.use() as current:
             revision = self._open.revision(current)
             if self._groups[0] != revision:
                 groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(current)]
                 self._groups = (revision, groups)
-        groups = self._groups[1]
+        groups = self._groups[1][offset : offset + limit]
+        shown = [group[:_MAX_OF_GROUP] for group in groups]
         with self._open.use() as store, store.snapshot():
-            ids = store.ids_of([draw for group in groups[offset : offset + limit] for draw in group])
-            found = [
-                store.entries([ids[draw] for draw in group if draw in ids]) for group in groups[offset : offset + limit]
-            ]
+            ids = store.ids_of([draw for group in shown for draw in group])
+            found = [store.entries([ids[draw] for draw in group if draw in ids]) for group in shown]
         there = self.files.are_there([entry for group in found for entry in group])
-        return {"total": len(groups), "groups": [[picture(entry, there) for entry in group] for group in found]}
+        return {
+            "total": len(self._groups[1]),
+            "sizes": [len(group) for group in groups],
+            "groups": [[picture(entry, there) for entry in group] for group in found],
+        }
 
 
 def _hit(hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool]) -> dict[str, Any]:

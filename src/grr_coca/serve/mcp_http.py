@@ -5,12 +5,12 @@ The SDK is imported, and the index opened, at the first request: most servers ne
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grr_coca.common.errors import UserError
 from grr_coca.serve.refusal import MAX_BYTES, Refusal, error_headers, json_bytes
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class McpEndpoint:
             self._num_calls += 1
             try:
                 async with self._starting:
-                    if self._manager is None:
+                    if self._manager is None or self._running is None or self._running.done():
                         self._manager = await self._start(self._library)
                 await self._manager.handle_request(scope, receive, _with_short_errors(send))
             finally:
@@ -62,19 +62,25 @@ class McpEndpoint:
 
     async def _start(self, library: "ServedIndex") -> "StreamableHTTPSessionManager":
         # In a thread: importing the SDK takes half a second of a processor.
-        manager = await asyncio.to_thread(_made_manager, library)
-        started = asyncio.Event()
+        try:
+            manager = await asyncio.to_thread(_made_manager, library)
+        except UserError as error:
+            raise Refusal(503, f"there is no index now: {error}", retry_after=5) from error
+        started = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
             # The task group of the manager must be left by the task that entered it.
-            with suppress(asyncio.CancelledError):
+            try:
                 async with manager.run():
-                    started.set()
+                    started.set_result(manager)
                     await asyncio.Event().wait()
+            except Exception as error:
+                if started.done():
+                    raise
+                started.set_exception(error)
 
         self._running = asyncio.create_task(run())
-        await started.wait()
-        return manager
+        return await started
 
 
 def _made_manager(library: "ServedIndex") -> "StreamableHTTPSessionManager":

@@ -174,19 +174,29 @@ def _of_file(file: ImageFile, argument: str) -> _Picture:
     return _Picture(name=on_one_line(name), aliases=aliases, is_icon=is_icon, fields=fields, read=file.read)
 
 
+def name_of(entry: Entry) -> str:
+    """The name of a picture of an index in matches: `lucide:trash-2`, of an SVG file `FOLDER:trash-2`, or its path."""
+    icon = entry.fields.get("icon")
+    if icon is not None:
+        return str(icon)
+    if not _is_svg_file(entry):
+        return entry.name
+    root = entry.root if os.path.isdir(entry.root) else os.path.dirname(entry.name)  # noqa: PTH112, PTH120
+    inner = os.path.relpath(entry.name, root) if entry.name.startswith(root) else entry.title
+    return f"{Path(root).name or 'icons'}:{os.path.splitext(inner)[0]}"  # noqa: PTH122
+
+
+def _is_svg_file(entry: Entry) -> bool:
+    return entry.file.lower().endswith(".svg")
+
+
 def _of_entry(entry: Entry, vector: np.ndarray, read: Callable[[Entry], bytes]) -> _Picture:
     fields: dict[str, object] = dict(entry.all_fields)
-    is_svg_file = entry.file.lower().endswith(".svg")
-    name = fields.get("icon")
-    if name is None:
-        root = entry.root if os.path.isdir(entry.root) else os.path.dirname(entry.name)  # noqa: PTH112, PTH120
-        inner = os.path.relpath(entry.name, root) if entry.name.startswith(root) else entry.title
-        name = f"{Path(root).name or 'icons'}:{os.path.splitext(inner)[0]}" if is_svg_file else entry.name  # noqa: PTH122
     aliases = tuple(part for part in str(fields.get("aliases", "")).split(", ") if part)
     return _Picture(
-        name=str(name),
+        name=name_of(entry),
         aliases=aliases,
-        is_icon=is_svg_file or "icon" in fields,
+        is_icon=_is_svg_file(entry) or "icon" in fields,
         fields=fields,
         read=partial(read, entry),
         vector=vector,

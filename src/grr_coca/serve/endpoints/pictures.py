@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from grr_coca.common.errors import UserError
-from grr_coca.serve.refusal import Refusal
+from grr_coca.serve.refusal import Refusal, json_bytes, json_list
 from grr_coca.serve.responses import json_response
 from grr_coca.serve.schemas import MAX_LIMIT, Facet, IndexedPicture, Where, answers
 from grr_coca.serve.service import ThisService
@@ -39,9 +39,10 @@ class FacetsAnswer(BaseModel):
 
 
 class GroupsAnswer(BaseModel):
-    """Some of `total` groups of pictures that look the same."""
+    """Some of `total` groups of pictures that look the same: how many pictures each has, and the first 60 of them."""
 
     total: int
+    sizes: list[int]
     groups: list[list[IndexedPicture]]
 
 
@@ -94,7 +95,17 @@ async def facets(
 @router.get("/duplicates", responses=answers(GroupsAnswer, 404, 422))
 async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50) -> Response:
     """Groups of pictures that look the same, the largest group first."""
-    return json_response(await service.grouping.do(service.index().duplicates, offset, limit))
+    index = service.index()
+
+    def encoded() -> bytes:  # thousands of pictures, group by group
+        found = index.duplicates(offset, limit)
+        return b'{"total":%d,"sizes":%b,"groups":%b}' % (
+            found["total"],
+            json_bytes(found["sizes"]),
+            json_list(found["groups"]),
+        )
+
+    return Response(await service.grouping.do(encoded), media_type="application/json")
 
 
 @router.get(

@@ -3,7 +3,8 @@
 //   info() → {title, about, placeholder, pictures (number, or null without an index), can, ready}, where
 //     can is a list of search, duplicates, caption, explain, and ready is a promise of {files} to keep offline
 //   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, verdict, num_likely, can_tell, facets, counted}
-//   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, groups}
+//   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, sizes, groups},
+//     where a group is its first 60 entries
 //   others(entry) → entries, each with a probability
 //   facets() → {facets};  counts(filters, fields, signal) → {facets};  caption(file, onToken, signal) → {caption, unfamiliar};  explain({file | entry}, signal) →
 //   {caption, words};  keyOf(entry) → what an address calls it;  entry(key) → entry
@@ -515,10 +516,10 @@ async function showDuplicates() {
 
 async function moreDuplicates(place, offset) {
   try {
-    const { total, groups } = await backend.duplicates(offset, 50);
+    const { total, sizes, groups } = await backend.duplicates(offset, 50);
     if (place.hidden) return;
     setStatus(total ? `${count(total, "group")} of pictures that look the same, the largest group first.` : "No two pictures look the same.");
-    place.append(...groups.map(groupOf));
+    place.append(...groups.map((entries, number) => groupOf(entries, sizes[number])));
     const shown = offset + groups.length;
     if (shown >= total || !groups.length) return;
     const watcher = new IntersectionObserver(([{ isIntersecting }]) => {
@@ -532,12 +533,12 @@ async function moreDuplicates(place, offset) {
   }
 }
 
-function groupOf(entries) {
+function groupOf(entries, size) {
   const section = document.createElement("section");
   const title = document.createElement("h2");
-  title.textContent = `${numbers.format(entries.length)} alike: ${namesOf(entries[0]).heading}`;
+  title.textContent = `${numbers.format(size)} alike: ${namesOf(entries[0]).heading}`;
   const list = document.createElement("ul");
-  for (const entry of entries.slice(0, 60)) {
+  for (const entry of entries) {
     const item = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";

@@ -340,10 +340,11 @@ const calls = {
 
   async duplicates({ offset, limit }) {
     await listed;
-    const groups = library.about.groups;
+    const shown = library.about.groups.slice(offset, offset + limit);
     return {
-      total: groups.length,
-      groups: groups.slice(offset, offset + limit).map((rows) => rows.map((row) => library.entry(row))),
+      total: library.about.groups.length,
+      sizes: shown.map((rows) => rows.length),
+      groups: shown.map((rows) => rows.slice(0, 60).map((row) => library.entry(row))),
     };
   },
 

@@ -1,6 +1,6 @@
 """Fit the numbers by which pictures are matched, and measure how good matches are: `python scripts/fit_match.py icons`.
 
-Writes `match.json` (see `grr_coca.search.match.numbers`) into `src/grr_coca/model/weights/NAME/`, and
+Writes `match.json` (see `grr_coca.search.match.match_numbers`) into `src/grr_coca/model/weights/NAME/`, and
 `benchmarks/results/match.json`. Run it again whenever the weights or their preprocessing change: all pictures are
 embedded anew, which takes some ten minutes on two cores. It needs the packages of the corpus `icons`, which it fetches.
 
@@ -53,7 +53,14 @@ from grr_coca.model.shipped_models import Figure
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.candidates import Pairs
 from grr_coca.search.match.label_check import knows
-from grr_coca.search.match.numbers import CANDIDATES, EVIDENCE, OF_PICTURES, MatchNumbers, Numbers, ProbabilityCurve
+from grr_coca.search.match.match_numbers import (
+    CANDIDATES,
+    EVIDENCE,
+    OF_PICTURES,
+    MatchNumbers,
+    Numbers,
+    ProbabilityCurve,
+)
 from grr_coca.search.match.picture_set import OpenPictureSet, read_sources
 
 ROOT = Path(__file__).parents[1]

@@ -36,7 +36,7 @@ from grr_coca.search.duplicates import grouped, look_of, perceptual_hash
 from grr_coca.search.entry import Entry, Stamp, chunks, name_id
 from grr_coca.search.facets import facets_of
 from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.numbers import match_numbers
+from grr_coca.search.match.match_numbers import match_numbers
 from grr_coca.search.match.other_sets import Equivalent, OtherSets
 from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.search.relevance import curve_of

@@ -152,7 +152,7 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
 
 def test_words_find_the_picture_that_is_meant(search):
     hits = search("guitar", "-n", 3)
-    assert hits[0].keys() == {"path", "score", "relevance", "caption", "copies", "is_there", "engine"}
+    assert hits[0].keys() == {"path", "score", "relevance", "caption", "copies", "is_there", "fields", "engine"}
     assert Path(hits[0]["path"]).stem.startswith("guitar")
     assert hits[0]["relevance"] >= MIN_RELEVANCE > hits[1]["relevance"]
     assert len(hits) == 3
@@ -345,7 +345,7 @@ def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
         assert index.refresh().new == 3
     with package.Index.open(tmp_path / "index") as index:
         assert len(index) == 6
-        assert not index.search("tax return form").is_likely
+        assert index.search("tax return form").verdict == "nothing"
 
 
 def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):

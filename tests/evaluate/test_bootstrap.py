@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from grr_coca.common.errors import UserError
 from grr_coca.evaluate import intervals as bootstrap
-from grr_coca.evaluate.captions import score_captions
+from grr_coca.evaluate.caption_metrics import score_captions
 from grr_coca.evaluate.intervals import Measure, by_image, draws
 
 RNG = np.random.default_rng(0)

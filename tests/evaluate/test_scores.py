@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from grr_coca.common.errors import UserError
-from grr_coca.evaluate.captions import (
+from grr_coca.evaluate.caption_metrics import (
     CaptionScores,
     bleu,
     bleu_statistics,

@@ -180,7 +180,7 @@ def _work_on(
                 shown.update(label, done, f"{len(failures)} failed" if failures else "")
 
         run(take_batch)
-    return _report_failures(failures, total)
+    return report_failures(failures, total)
 
 
 def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
@@ -196,7 +196,7 @@ def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
             file.read()
         except UserError as error:
             failures.append(error)
-    return _report_failures(failures, len(files))
+    return report_failures(failures, len(files))
 
 
 def shows_progress(prints: bool) -> bool:
@@ -204,7 +204,7 @@ def shows_progress(prints: bool) -> bool:
     return not (prints and sys.stdout.isatty())
 
 
-def _report_failures(failures: Sequence[UserError], total: int) -> int:
+def report_failures(failures: Sequence[UserError], total: int) -> int:
     """List the images that could not be read, and return the exit code."""
     sys.stdout.flush()
     if failures:

@@ -60,7 +60,7 @@ def search_index(
         min_relevance: only hits with at least this relevance; none if relevances cannot be told.
         hybrid: also search file names, titles, keywords and captions for the words of the query, and add how well they
             match to the scores; only for queries of text alone, and not on Milvus.
-        json: print a list of objects with path, score, relevance, caption and copies.
+        json: print a list of objects with path, score, relevance, caption, copies and fields.
         null: print only paths, each followed by a null byte, for `xargs -0`.
         out: also write a page with the images.
         explain: on the page, show which parts of each image support the query (red) or speak against it (blue).
@@ -203,6 +203,7 @@ def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:
         "caption": hit.caption,
         "copies": list(hit.copies),
         "is_there": hit.is_there,
+        "fields": hit.entry.shown_fields,
     }
 
 

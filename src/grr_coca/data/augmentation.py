@@ -1,6 +1,6 @@
 """Augmentation: which random changes of training images are allowed, and the random draw of one change.
 
-`grr_coca.data.augment` applies the change.
+`grr_coca.data.random_changes` applies the change.
 """
 
 import math

@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.augment import (
+from grr_coca.data.augmentation import Augmentation, Change
+from grr_coca.data.batch import IGNORE_INDEX, Batch, Replacement, pad_rows
+from grr_coca.data.order import SampleRef
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.random_changes import (
     MAX_REPLACEMENTS,
     Siblings,
     Stream,
@@ -23,10 +27,6 @@ from grr_coca.data.augment import (
     sample_rng,
     with_neighbour,
 )
-from grr_coca.data.augmentation import Augmentation, Change
-from grr_coca.data.batch import IGNORE_INDEX, Batch, Replacement, pad_rows
-from grr_coca.data.order import SampleRef
-from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
 from grr_coca.data.tensors import normalize, to_bytes, to_input
 from grr_coca.data.text import caption_id, clean_caption

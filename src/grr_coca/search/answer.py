@@ -180,11 +180,6 @@ class SearchResult(Sequence[Hit]):
         return last if self.can_tell and last else len(self.hits)
 
     @property
-    def is_likely(self) -> bool:
-        """False if nothing looks like what the query asked for: the verdict is `nothing`."""
-        return self.verdict != "nothing"
-
-    @property
     def opening(self) -> str:
         """What to say before the hits, without a capital letter and without the number of images; empty: nothing."""
         if not self.can_tell:

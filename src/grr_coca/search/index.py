@@ -15,7 +15,7 @@ from grr_coca.search.entry import chunks
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index_model import IndexModel, RayDescriber
 from grr_coca.search.match.candidates import PictureMatch
-from grr_coca.search.match.numbers import CANDIDATES
+from grr_coca.search.match.match_numbers import CANDIDATES
 from grr_coca.search.store import Changes, Store
 from grr_coca.search.stores import make_store, open_store
 from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store

@@ -16,7 +16,7 @@ from grr_coca.serve.refusal import MAX_BYTES, Refusal, error_headers, json_bytes
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
-    from grr_coca.serve.library import ServedIndex
+    from grr_coca.serve.served_index import ServedIndex
 
 _MAX_CALLS = 32
 """Requests that are answered or wait at a time. One call of a tool does its work at a time."""

@@ -19,12 +19,12 @@ from grr_coca.search.entry import chunks
 from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.guard import DEADLINE, Key, Limits
-from grr_coca.serve.library import ServedIndex
 from grr_coca.serve.lru_cache import LruCache
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.queue import ModelQueue, results_of
 from grr_coca.serve.refusal import Refusal
+from grr_coca.serve.served_index import ServedIndex
 
 Result = TypeVar("Result")
 

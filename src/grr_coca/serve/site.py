@@ -48,14 +48,14 @@ from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facet_fields, facets_of
 from grr_coca.search.fields import FIELDS
 from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.numbers import match_numbers
+from grr_coca.search.match.match_numbers import match_numbers
 from grr_coca.search.match.other_sets import OtherSets
 from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 from grr_coca.search.words import split_name
 from grr_coca.serve.page import FILES, POLICY
-from grr_coca.serve.vectors import clean_svg
+from grr_coca.serve.svg_cleaning import clean_svg
 
 CHUNK = 8192
 """Rows of a file of the library."""

@@ -9,7 +9,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.search.match.candidates import Pairs, PictureSet, match_pictures
 from grr_coca.search.match.icon_map import check_map, decided_matches, read_map, write_map
-from grr_coca.search.match.numbers import (
+from grr_coca.search.match.match_numbers import (
     BY_PICTURE_ALONE,
     EVIDENCE,
     OF_PICTURES,

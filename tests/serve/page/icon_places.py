@@ -14,7 +14,7 @@ from grr_coca.search.entry import Entry
 from grr_coca.search.facets import facets_of
 from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.numbers import match_numbers
+from grr_coca.search.match.match_numbers import match_numbers
 from grr_coca.search.match.other_sets import OtherSets
 from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.serve.site import Library, find_runtime, graphs_of, read_library, with_others, write_site

@@ -16,7 +16,7 @@ from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.files import read_whole
 from grr_coca.data.text import decode_text
 from grr_coca.search.match.candidates import Candidate, PictureMatch, PictureSet, match_pictures
-from grr_coca.search.match.numbers import Numbers
+from grr_coca.search.match.match_numbers import Numbers
 
 FORMAT = 1
 IconMap = dict[str, str | None]

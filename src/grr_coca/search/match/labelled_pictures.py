@@ -1,163 +1,118 @@
-"""Finds labels beside pictures in HTML, JSX and Markdown.
+"""Pictures with the labels that people gave them: names of icons, captions of tables, and labels in code."""
 
-In code, a label is the `alt`, `aria-label` or `title` of an image, of inline SVG, or of an icon of a known set, or of
-the one element around it, such as a button. `alt=""` says that a picture needs no label, and is left alone.
-"""
-
-import html
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import has_image_suffix
-from grr_coca.data.walk import Exclusions, walk_visible
-from grr_coca.search.match.used_icons import Use, uses_in
-
-CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
-"""Suffixes of files whose labels are read."""
-_MAX_BYTES = 2_000_000
-_ROOTS = ("", "public", "static", "src", "assets", "app/assets", "docs", "www")
-"""Folders that a path from the root of a site may be meant from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Label:
-    """A text beside a picture.
-
-    `file`, `line`: where it stands. The picture is `image`, a file; `svg`, inline; or `icon`, the use of an icon of a
-    known set.
-    """
-
-    text: str
-    file: str
-    line: int
-    image: Path | None = None
-    svg: str | None = None
-    icon: Use | None = None
+from grr_coca.data.icon_names import caption_of, style_words, words_of_name
+from grr_coca.data.sources.iconify import SCHEME, read_package
+from grr_coca.data.walk import Exclusions
+from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.search.image_files import TABLE_SUFFIXES, find_images
+from grr_coca.search.match.label_check import Labelled
+from grr_coca.search.match.labels_in_code import CODE, labels_in_code
+from grr_coca.search.match.used_icons import squashed
 
 
-def labels_in_code(root: Path, exclude: Sequence[str] = ()) -> Iterator[Label]:
-    """The labels of a file of code, or of all below a folder.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    left_out = Exclusions(exclude)
-    for path in [root] if root.is_file() else _files(root, left_out):
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-        yield from labels_of(text, path, root if root.is_dir() else root.parent)
-
-
-def _files(root: Path, left_out: Exclusions) -> Iterator[Path]:
-    for folder, folders, names in walk_visible(root):
-        folders[:] = [name for name in folders if name not in ("node_modules", "vendor", "dist", "build", "venv")]
-        for name in names:
-            path = Path(folder) / name
-            is_code = name.rpartition(".")[2].lower() in CODE and path.stat().st_size <= _MAX_BYTES
-            if is_code and not left_out.hides(path.relative_to(root).as_posix()):
-                yield path
-
-
-_ATTRIBUTES = r"(?:[^<>\"'{}]|\"[^\"]*\"|'[^']*'|\{[^{}]*\})*"
-_LABEL = re.compile(
-    r"(?<![\w-])(?:aria-label|alt|title)=(?:\"([^\"{}]*)\"|'([^'{}]*)'|\{\s*[\"'`]([^\"'`{}$]*)[\"'`]\s*\})"
-)
-_SOURCE = re.compile(r"(?<![\w-])src=(?:\"([^\"{}]+)\"|'([^'{}]+)'|\{\s*[\"']([^\"'{}]+)[\"']\s*\})")
-_IMAGE = re.compile(rf"<(?:img|Image)\b({_ATTRIBUTES})>", re.IGNORECASE)
-_MARKDOWN = re.compile(r"!\[([^\]\n]+)\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
-_SVG = re.compile(r"<svg\b[^<>]*>.*?</svg>", re.DOTALL)
-_TITLE = re.compile(r"<title[^<>]*>([^<>]+)</title>")
-_ICON = re.compile(rf"<([A-Z]\w*|i|span|iconify-icon|Icon)\b({_ATTRIBUTES})/?>")
-_AROUND = re.compile(rf"<(?:[\w.]+)\b({_ATTRIBUTES})>\s*$")
-
-
-def labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
-    """The labels of the text of a file.
+def labelled_pictures(
+    sources: Sequence[str], exclude: Sequence[str], model: ImageTextModel, failures: list[str]
+) -> Iterator[Labelled]:
+    """The pictures of folders, icon sets, tables and code whose labels can be checked, one after the other.
 
     Args:
-        text: of the file.
-        path: of the file, which images are relative to.
-        root: of the site.
+        sources: what `grr-coca lint` takes.
+        exclude: patterns of .gitignore.
+        model: gives the pictures their size.
+        failures: gets a line for each picture that cannot be read.
+
+    Raises:
+        UserError: a source is neither a folder nor code, and has no images.
     """
+    for source in sources:
+        path = Path(source)
+        is_code = path.is_file() and path.suffix.lower().removeprefix(".") in CODE
+        if path.is_dir() or is_code:
+            yield from _in_code(path, exclude, model, failures)
+        if not is_code:
+            yield from _named(source, exclude, model, failures, may_be_empty=path.is_dir())
 
-    def line_of(place: int) -> int:
-        return text.count("\n", 0, place) + 1
 
-    for match in _IMAGE.finditer(text):
-        label, source = _label(match[1]), _first(_SOURCE.search(match[1]))
-        image = source and _image(source, path, root)
-        if label and image:
-            yield Label(text=label, file=str(path), line=line_of(match.start()), image=image)
-    if path.suffix.lower() in (".md", ".mdx"):
-        for match in _MARKDOWN.finditer(text):
-            image = _image(match[2], path, root)
-            if image:
-                yield Label(text=_clean(match[1]), file=str(path), line=line_of(match.start()), image=image)
-    for match in _SVG.finditer(text):
-        opening, title = match[0].partition(">")[0], _TITLE.search(match[0])
-        label = _label(opening) or (_clean(title[1]) if title else "") or _around(text, match.start())
-        if label and "{" not in match[0] and "<use" not in match[0]:
-            yield Label(text=label, file=str(path), line=line_of(match.start()), svg=_whole(match[0]))
-    imported = {use.name: use for use in uses_in(text, str(path))}
-    for match in _ICON.finditer(text):
-        label = _label(match[2]) or _around(text, match.start())
-        if not label:
+def _named(
+    source: str, exclude: Sequence[str], model: ImageTextModel, failures: list[str], *, may_be_empty: bool
+) -> Iterator[Labelled]:
+    """Icons with their names, and images of tables with their captions."""
+    try:
+        files = find_images([source], Exclusions(exclude))
+    except UserError:
+        if may_be_empty:
+            return
+        raise
+    is_table = Path(source.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
+    named = []
+    for file in files:
+        fields = file.fields()
+        if "icon" in fields:
+            own = str(fields["icon"]).partition(":")[2]
+            names = [own, *str(fields.get("aliases", "")).split(", ")]
+        elif is_table:
+            names = [
+                str(next((fields[key] for key in ("caption", "text", "alt", "label", "title") if fields.get(key)), ""))
+            ]
+        elif file.path is not None and file.path.suffix.lower() == ".svg":
+            names = [file.path.stem]
+        else:
+            continue  # names of photographs say nothing
+        named.append((file, [name for name in names if name]))
+    styles = style_words([words_of_name(names[0]).replace(" ", "-") for _, names in named if names], ())
+    for file, names in named:
+        texts = names if is_table else [caption_of(words_of_name(name).replace(" ", "-"), styles) for name in names]
+        texts = list(dict.fromkeys(text for text in texts if text))
+        if not texts:
             continue
-        use = _used(match, imported, str(path))
-        if use is not None:
-            line = line_of(match.start())
-            yield Label(text=label, file=str(path), line=line, icon=use._replace(line=line))
+        try:
+            image = model.preprocess.square(model.preprocess.decode(file.read(), file.name))
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        yield Labelled(image=image, texts=tuple(texts), where=file.name)
 
 
-def _used(match: re.Match[str], imported: dict[str, Use], file: str) -> Use | None:
-    component = match[1]
-    if component[0].isupper() and component != "Icon":
-        for name in (component, component.removesuffix("Icon"), component.removeprefix("Icon"), component[2:]):
-            if name in imported:
-                return imported[name]
-        return None
-    return next(uses_in(match[0], file), None)
+def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures: list[str]) -> Iterator[Labelled]:
+    """Pictures of labels in code. Icons of sets that cannot be had are passed over."""
+    icons = _Icons(failures)
+    for label in labels_in_code(path, exclude):
+        try:
+            content = label.image.read_bytes() if label.image else (label.svg or "").encode()
+            if label.icon is not None:
+                found = icons.find(label.icon.prefix, label.icon.name)
+                if found is None:
+                    continue
+                content = found
+            image = model.preprocess.square(model.preprocess.decode(content, f"{label.file}:{label.line}"))
+        except (UserError, OSError) as error:
+            failures.append(str(error))
+            continue
+        yield Labelled(image=image, texts=(label.text,), where=label.file, line=label.line)
 
 
-def _label(attributes: str) -> str:
-    return _clean(_first(_LABEL.search(attributes)))
+class _Icons:
+    """The SVG of icons of known sets, which are fetched when they are needed."""
 
+    def __init__(self, failures: list[str]) -> None:
+        self._failures = failures
+        self._sets: dict[str, dict[str, str]] = {}
 
-def _around(text: str, place: int) -> str:
-    """The label of the element that begins just before a place."""
-    found = _AROUND.search(text, max(0, place - 1000), place)
-    return _label(found[1]) if found else ""
-
-
-def _first(match: "re.Match[str] | None") -> str:
-    return next((group for group in match.groups() if group is not None), "") if match else ""
-
-
-def _clean(text: str) -> str:
-    return " ".join(html.unescape(text).split())
-
-
-def _whole(svg: str) -> str:
-    """Inline SVG as a document of its own: with a namespace, and with attributes as XML writes them."""
-    for written, meant in (("className=", "class="), ("strokeWidth=", "stroke-width="), ("fillRule=", "fill-rule="),
-                           ("strokeLinecap=", "stroke-linecap="), ("strokeLinejoin=", "stroke-linejoin="),
-                           ("clipRule=", "clip-rule=")):  # fmt: skip
-        svg = svg.replace(written, meant)
-    return (
-        svg if "xmlns=" in svg.partition(">")[0] else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    )
-
-
-def _image(source: str, path: Path, root: Path) -> Path | None:
-    """The file of an image on this machine; None if there is none, or if it lies elsewhere."""
-    source = html.unescape(source).partition("?")[0].partition("#")[0]
-    if re.match(r"[a-zA-Z][\w+.-]*:|//", source) or not has_image_suffix(source):
-        return None
-    places = [path.parent / source] if not source.startswith("/") else [root / base / source[1:] for base in _ROOTS]
-    inside = root.resolve()
-    return next((one for one in places if one.is_file() and one.resolve().is_relative_to(inside)), None)
+    def find(self, prefix: str, name: str) -> bytes | None:
+        """An icon by its set, and by its name as code writes it; None if there is none."""
+        if prefix not in self._sets:
+            self._sets[prefix] = {}
+            try:
+                icons = read_package(f"{SCHEME}{prefix}").icons
+            except UserError as error:
+                self._failures.append(str(error))
+                return None
+            self._sets[prefix] = {
+                squashed(written): icon.svg for icon in icons for written in (*icon.aliases, icon.name) if icon.svg
+            }
+        svg = self._sets[prefix].get(squashed(name))
+        return None if svg is None else svg.encode()

@@ -15,7 +15,7 @@ from grr_coca.search.entry import Entry
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.candidates import PictureMatch, PictureSet, match_pictures
 from grr_coca.search.match.icon_map import IconMap, aliases_of, decided_matches
-from grr_coca.search.match.numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers
+from grr_coca.search.match.match_numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers
 from grr_coca.search.match.picture_set import OnProgress, OpenPictureSet, read_file, read_index, read_sources
 from grr_coca.search.match.used_icons import Use, squashed
 from grr_coca.search.store import Store

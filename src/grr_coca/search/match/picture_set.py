@@ -26,7 +26,7 @@ from grr_coca.search.entry import Entry, chunks
 from grr_coca.search.image_files import ImageFile, decoded, find_images
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.candidates import PictureSet
-from grr_coca.search.match.numbers import MatchNumbers
+from grr_coca.search.match.match_numbers import MatchNumbers
 from grr_coca.search.store import Store
 
 _FILLED = frozenset({"fill", "filled", "solid", "bold"})

@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from grr_coca.search.answer import Query as SearchQuery
 from grr_coca.search.answer import Verdict
-from grr_coca.serve.library import draw_of
 from grr_coca.serve.pictures import from_data_uri, picture_and_options
 from grr_coca.serve.responses import json_response
 from grr_coca.serve.schemas import (
@@ -22,6 +21,7 @@ from grr_coca.serve.schemas import (
     answers,
     picture_request,
 )
+from grr_coca.serve.served_index import draw_of
 from grr_coca.serve.service import Place, ThisService, deadline_of
 
 router = APIRouter()

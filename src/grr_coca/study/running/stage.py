@@ -28,8 +28,8 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import DiskError, DivergedError
 from grr_coca.common.files import read_json, write_whole
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.augment import num_kept
 from grr_coca.data.order import Visits
+from grr_coca.data.random_changes import num_kept
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import require_pairs

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from grr_coca.data.augment import (
+from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.images import decode_image
+from grr_coca.data.loader import make_loader
+from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.random_changes import (
     MAX_REPLACEMENTS,
     Siblings,
     SiblingVisits,
@@ -22,12 +28,6 @@ from grr_coca.data.augment import (
     sample_rng,
     with_neighbour,
 )
-from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
-from grr_coca.data.dataset import PairDataset
-from grr_coca.data.images import decode_image
-from grr_coca.data.loader import make_loader
-from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
-from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
 from support import PairsInMemory, real_pairs, with_caption, write_shard

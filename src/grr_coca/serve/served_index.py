@@ -21,7 +21,7 @@ from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, counts, counts_of, facet_fields, facets
 from grr_coca.search.filters import parse_filter
-from grr_coca.search.match.numbers import MatchNumbers
+from grr_coca.search.match.match_numbers import MatchNumbers
 from grr_coca.search.match.other_sets import OtherSets
 from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.search.relevance import RelevanceCurve

@@ -1,0 +1,163 @@
+"""Finds labels beside pictures in HTML, JSX and Markdown.
+
+In code, a label is the `alt`, `aria-label` or `title` of an image, of inline SVG, or of an icon of a known set, or of
+the one element around it, such as a button. `alt=""` says that a picture needs no label, and is left alone.
+"""
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.images import has_image_suffix
+from grr_coca.data.walk import Exclusions, walk_visible
+from grr_coca.search.match.used_icons import Use, uses_in
+
+CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
+"""Suffixes of files whose labels are read."""
+_MAX_BYTES = 2_000_000
+_ROOTS = ("", "public", "static", "src", "assets", "app/assets", "docs", "www")
+"""Folders that a path from the root of a site may be meant from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A text beside a picture.
+
+    `file`, `line`: where it stands. The picture is `image`, a file; `svg`, inline; or `icon`, the use of an icon of a
+    known set.
+    """
+
+    text: str
+    file: str
+    line: int
+    image: Path | None = None
+    svg: str | None = None
+    icon: Use | None = None
+
+
+def labels_in_code(root: Path, exclude: Sequence[str] = ()) -> Iterator[Label]:
+    """The labels of a file of code, or of all below a folder.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    left_out = Exclusions(exclude)
+    for path in [root] if root.is_file() else _files(root, left_out):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        yield from labels_of(text, path, root if root.is_dir() else root.parent)
+
+
+def _files(root: Path, left_out: Exclusions) -> Iterator[Path]:
+    for folder, folders, names in walk_visible(root):
+        folders[:] = [name for name in folders if name not in ("node_modules", "vendor", "dist", "build", "venv")]
+        for name in names:
+            path = Path(folder) / name
+            is_code = name.rpartition(".")[2].lower() in CODE and path.stat().st_size <= _MAX_BYTES
+            if is_code and not left_out.hides(path.relative_to(root).as_posix()):
+                yield path
+
+
+_ATTRIBUTES = r"(?:[^<>\"'{}]|\"[^\"]*\"|'[^']*'|\{[^{}]*\})*"
+_LABEL = re.compile(
+    r"(?<![\w-])(?:aria-label|alt|title)=(?:\"([^\"{}]*)\"|'([^'{}]*)'|\{\s*[\"'`]([^\"'`{}$]*)[\"'`]\s*\})"
+)
+_SOURCE = re.compile(r"(?<![\w-])src=(?:\"([^\"{}]+)\"|'([^'{}]+)'|\{\s*[\"']([^\"'{}]+)[\"']\s*\})")
+_IMAGE = re.compile(rf"<(?:img|Image)\b({_ATTRIBUTES})>", re.IGNORECASE)
+_MARKDOWN = re.compile(r"!\[([^\]\n]+)\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
+_SVG = re.compile(r"<svg\b[^<>]*>.*?</svg>", re.DOTALL)
+_TITLE = re.compile(r"<title[^<>]*>([^<>]+)</title>")
+_ICON = re.compile(rf"<([A-Z]\w*|i|span|iconify-icon|Icon)\b({_ATTRIBUTES})/?>")
+_AROUND = re.compile(rf"<(?:[\w.]+)\b({_ATTRIBUTES})>\s*$")
+
+
+def labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
+    """The labels of the text of a file.
+
+    Args:
+        text: of the file.
+        path: of the file, which images are relative to.
+        root: of the site.
+    """
+
+    def line_of(place: int) -> int:
+        return text.count("\n", 0, place) + 1
+
+    for match in _IMAGE.finditer(text):
+        label, source = _label(match[1]), _first(_SOURCE.search(match[1]))
+        image = source and _image(source, path, root)
+        if label and image:
+            yield Label(text=label, file=str(path), line=line_of(match.start()), image=image)
+    if path.suffix.lower() in (".md", ".mdx"):
+        for match in _MARKDOWN.finditer(text):
+            image = _image(match[2], path, root)
+            if image:
+                yield Label(text=_clean(match[1]), file=str(path), line=line_of(match.start()), image=image)
+    for match in _SVG.finditer(text):
+        opening, title = match[0].partition(">")[0], _TITLE.search(match[0])
+        label = _label(opening) or (_clean(title[1]) if title else "") or _around(text, match.start())
+        if label and "{" not in match[0] and "<use" not in match[0]:
+            yield Label(text=label, file=str(path), line=line_of(match.start()), svg=_whole(match[0]))
+    imported = {use.name: use for use in uses_in(text, str(path))}
+    for match in _ICON.finditer(text):
+        label = _label(match[2]) or _around(text, match.start())
+        if not label:
+            continue
+        use = _used(match, imported, str(path))
+        if use is not None:
+            line = line_of(match.start())
+            yield Label(text=label, file=str(path), line=line, icon=use._replace(line=line))
+
+
+def _used(match: re.Match[str], imported: dict[str, Use], file: str) -> Use | None:
+    component = match[1]
+    if component[0].isupper() and component != "Icon":
+        for name in (component, component.removesuffix("Icon"), component.removeprefix("Icon"), component[2:]):
+            if name in imported:
+                return imported[name]
+        return None
+    return next(uses_in(match[0], file), None)
+
+
+def _label(attributes: str) -> str:
+    return _clean(_first(_LABEL.search(attributes)))
+
+
+def _around(text: str, place: int) -> str:
+    """The label of the element that begins just before a place."""
+    found = _AROUND.search(text, max(0, place - 1000), place)
+    return _label(found[1]) if found else ""
+
+
+def _first(match: "re.Match[str] | None") -> str:
+    return next((group for group in match.groups() if group is not None), "") if match else ""
+
+
+def _clean(text: str) -> str:
+    return " ".join(html.unescape(text).split())
+
+
+def _whole(svg: str) -> str:
+    """Inline SVG as a document of its own: with a namespace, and with attributes as XML writes them."""
+    for written, meant in (("className=", "class="), ("strokeWidth=", "stroke-width="), ("fillRule=", "fill-rule="),
+                           ("strokeLinecap=", "stroke-linecap="), ("strokeLinejoin=", "stroke-linejoin="),
+                           ("clipRule=", "clip-rule=")):  # fmt: skip
+        svg = svg.replace(written, meant)
+    return (
+        svg if "xmlns=" in svg.partition(">")[0] else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    )
+
+
+def _image(source: str, path: Path, root: Path) -> Path | None:
+    """The file of an image on this machine; None if there is none, or if it lies elsewhere."""
+    source = html.unescape(source).partition("?")[0].partition("#")[0]
+    if re.match(r"[a-zA-Z][\w+.-]*:|//", source) or not has_image_suffix(source):
+        return None
+    places = [path.parent / source] if not source.startswith("/") else [root / base / source[1:] for base in _ROOTS]
+    inside = root.resolve()
+    return next((one for one in places if one.is_file() and one.resolve().is_relative_to(inside)), None)

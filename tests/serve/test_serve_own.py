@@ -120,7 +120,28 @@ def test_beams_are_told_at_the_end_of_a_stream(served, icons):
     found = icons.describe(DRAWINGS / "guitar.webp", num_beams=2)
     assert found.confidence is not None
     known = {"confidence": pytest.approx(found.confidence, rel=1e-3), "unfamiliar": found.unfamiliar}
-    assert answer.events() == [("done", {"text": found.captions[0].text, **known})]
+    assert answer.events() == [("done", {"text": found.captions[0].text, **known, "tags": []})]
+
+
+def test_words_for_a_picture_are_those_of_the_library(served, icons):
+    words = icons.tag(DRAWINGS / "guitar.webp", 3)
+    tags = [{"tag": word, "probability": pytest.approx(probability, rel=1e-3)} for word, probability in words]
+    answer = served.post("/caption?tags=3", drawing("guitar")).json()
+    assert answer["tags"] == tags
+    assert [one["text"] for one in answer["captions"]] == [icons.caption(DRAWINGS / "guitar.webp", num_beams=5)]
+    ((name, whole),) = served.post("/caption?tags=3", drawing("guitar"), EVENTS).events()
+    assert (name, whole["tags"]) == ("done", tags)
+    assert served.post("/caption", drawing("guitar")).json()["tags"] == []
+    assert served.post("/caption?tags=21", drawing("guitar")).status == 422
+    sampled = served.post("/caption?tags=3&temperature=1", drawing("guitar"))
+    assert (sampled.status, "temperature" in sampled.reason()) == (422, True)
+
+
+def test_a_model_without_words_says_so():
+    with serving(model="pictograms") as client:
+        assert "tags" not in client.get("/info").json()["can"]
+        refused = client.post("/caption?tags=3", drawing("guitar"))
+        assert (refused.status, refused.reason()) == (422, "no tags were fitted for this model; icons has them")
 
 
 def test_sampled_captions_depend_on_the_seed_alone(served):
@@ -301,7 +322,7 @@ def test_without_torch_heat_maps_name_the_command(served, monkeypatch):
     answer = served.post("/explain", drawing("guitar"))
     assert answer.status == 501
     assert "not installed on the server" in answer.reason()
-    assert served.get("/info").json()["can"] == ["search", "caption"]
+    assert served.get("/info").json()["can"] == ["search", "caption", "tags"]
 
 
 # --- The document

@@ -207,7 +207,7 @@ def test_the_server_runs_without_torch_jaxtyping_and_matplotlib(index):
         assert client.post("/classify?labels=guitar&labels=boat", GUITAR).status == 200
         info = client.get("/info").json()
         assert info["engine"].startswith("onnx")
-        assert info["can"] == ["search", "caption"]
+        assert info["can"] == ["search", "caption", "tags"]
         assert client.post("/explain", GUITAR).status == 501
         server.terminate()
         assert server.wait(30) == 0

@@ -29,7 +29,7 @@ from grr_coca.infer.generate.sampling import require_numbers
 from grr_coca.infer.image_forms import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, with_beams
-from grr_coca.model.checkpoint_folder import fingerprint
+from grr_coca.model.checkpoint_folder import TAGS, fingerprint
 from grr_coca.model.checkpoint_without_weights import CheckpointFiles, read_files
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.shipped_models import FOR_PHOTOGRAPHS
@@ -156,7 +156,7 @@ class ImageTextModel:
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
         self.calibration = None  # it was of the old weights
-        self.__dict__.pop("_tagger", None)
+        self.__dict__.pop("tagger", None)
 
     @property
     def device(self) -> str:
@@ -276,7 +276,7 @@ class ImageTextModel:
         Raises:
             UserError: no tags were fitted for this model, or captions are sampled.
         """
-        tagger = self._tagger if num_tags else None
+        tagger = self.tagger if num_tags else None
         num_captions, options = options.num_captions, with_beams(options) if num_tags else options
 
         def work(batch: _Numbered) -> list[Description]:
@@ -323,8 +323,18 @@ class ImageTextModel:
         described = self.describe_many(many, batch_size=batch_size, on_progress=on_progress, num_tags=num_tags)
         return described[0].tags if is_single else [description.tags for description in described]
 
+    @property
+    def has_tags(self) -> bool:
+        """True if words for images were fitted for this model."""
+        return self.folder is not None and (self.folder / TAGS).exists()
+
     @cached_property
-    def _tagger(self) -> Tagger:
+    def tagger(self) -> Tagger:
+        """What gives images words. When it is first asked for, the model embeds the words that it may give.
+
+        Raises:
+            UserError: no words were fitted for this model.
+        """
         numbers = None if self.folder is None else read_tag_numbers(self.folder)
         if numbers is None:
             raise UserError("no tags were fitted for this model; icons has them")

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from grr_coca.common.shapes import UInt8
 from grr_coca.infer.generate import GREEDY, GenerationOptions, generate, stream_captions
 from grr_coca.infer.generate.sampling import require_numbers
 from grr_coca.infer.image_text_model import Description, ImageTextModel
+from grr_coca.infer.tags import with_beams
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.refusal import Refusal
 
@@ -55,6 +56,7 @@ class _Kind:
     work: str
     prompt: str = ""
     options: GenerationOptions = GREEDY
+    num_tags: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,11 +171,18 @@ class ModelQueue:
         prompt: str = "",
         options: GenerationOptions = GREEDY,
         on_text: Callable[[str], None] | None = None,
+        num_tags: int = 0,
     ) -> "Future[Description]":
-        """Caption and embed an image. Beams, and several captions of an image, are told at the end alone."""
-        if options.num_beams > 1 or options.num_captions > 1:
+        """Caption and embed an image, and give it words. Beams, and several captions of an image, are told at the end
+        alone.
+
+        Raises:
+            UserError: words are asked for, of sampled captions.
+        """
+        kind = _Kind("caption", prompt, with_beams(options) if num_tags else options, num_tags)
+        if kind.options.num_beams > 1 or kind.options.num_captions > 1:
             on_text = None
-        return self._put([_Job(_Kind("caption", prompt, options), pixels, expires, Future(), on_text)])[0]
+        return self._put([_Job(kind, pixels, expires, Future(), on_text)])[0]
 
     def embed_images(self, images: Sequence[Pixels], expires: float) -> "list[Future[np.ndarray]]":
         """Embed images."""
@@ -287,7 +296,11 @@ class ModelQueue:
         generated.require_numbers()
         certainties = self.model.certainties(pixels, generated.captions, kind.prompt)
         rows = zip(generated.captions, generated.image_embedding, certainties, strict=True)
-        return [Description(*row, engine=self.model.engine.name) for row in rows]
+        described = [Description(*row, engine=self.model.engine.name) for row in rows]
+        if kind.num_tags:
+            tags = self.model.tagger.tags
+            described = [replace(one, tags=tags(one.embedding, one.captions, kind.num_tags)) for one in described]
+        return described
 
 
 def too_late() -> Refusal:

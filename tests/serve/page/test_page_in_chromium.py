@@ -646,7 +646,7 @@ class Server(StaticHost):
             if self.loading > 0:
                 type(self).loading -= 1
                 return self.refuse(503, "the model is being loaded")
-            can = ["search", "caption", "explain"]
+            can = ["search", "caption", "tags", "explain"]
             facts = {"title": "Photos", "pictures": self.count, "model": "b32", "engine": "onnx", "can": can}
             return self.answer(facts)
         if path == "/pictures":
@@ -695,6 +695,9 @@ class Server(StaticHost):
                     "asked": query,
                 }
             )
+        if self.path == "/caption?tags=5":
+            tags = [{"tag": tag, "probability": 0.5} for tag in ("love", "valentine")]
+            return self.answer({"caption": "red heart", "tags": tags})
         if self.path == "/caption":
             stream = 'data: {"text": "red"}\n\ndata: {"text": "red heart"}\n\n'
             if not self.breaks_off:
@@ -731,6 +734,19 @@ def test_a_server_answers_the_page_and_a_word_shows_where_the_model_looks(drawin
         one.settled().page.locator("#pictures .tile").first.click()
         one.page.locator("#detail .word").first.click()
         one.page.locator("#detail canvas").wait_for()
+
+
+def test_further_words_for_a_picture_are_shown_and_search(drawings, tab):
+    with hosted(server()) as address:
+        one = tab(address).ready()
+        one.page.set_input_files("#file", next((drawings / "things").glob("*.webp")))
+        word = one.page.get_by_role("button", name="valentine", exact=True)
+        word.wait_for()
+        assert one.page.locator("#dropped .tags li").all_inner_texts() == ["love", "valentine"]
+        word.click()
+        one.settled()
+        assert one.page.locator("#query").input_value() == "valentine"
+        assert one.page.locator("#dropped").is_hidden()
 
 
 def test_a_refusal_of_the_server_is_shown(tab):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from grr_coca.infer.generate import GenerationOptions
 from grr_coca.infer.image_text_model import Description
+from grr_coca.infer.tags import MAX_TAGS
 from grr_coca.serve.pictures import picture_and_options
 from grr_coca.serve.queue import begun, caption_pieces, result_of
 from grr_coca.serve.refusal import refusal_of, server_sent
@@ -36,6 +37,7 @@ class CaptionOptions(Strict):
     repetition_penalty: float = 1.0
     no_repeat_ngram: Annotated[int, Field(ge=0, le=64)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    tags: Annotated[int, Field(ge=0, le=MAX_TAGS, description="words for the picture, besides captions")] = 0
 
     def generation(self) -> GenerationOptions:
         """The options of decoding.
@@ -43,7 +45,7 @@ class CaptionOptions(Strict):
         Raises:
             UserError: options contradict each other.
         """
-        return GenerationOptions(**self.model_dump(exclude={"prompt"}))
+        return GenerationOptions(**self.model_dump(exclude={"prompt", "tags"}))
 
 
 class CaptionText(BaseModel):
@@ -53,14 +55,23 @@ class CaptionText(BaseModel):
     log_prob: float
 
 
+class TagText(BaseModel):
+    """A word, and the probability that people would give it to the picture."""
+
+    tag: str
+    probability: float
+
+
 class CaptionAnswer(BaseModel):
     """Captions, the best first. `caption`: the best one. `confidence`: the probability that it is exactly right.
-    `unfamiliar`: whether the picture is unlike those that the model was trained on. null: unknown."""
+    `unfamiliar`: whether the picture is unlike those that the model was trained on. null: unknown. `tags`: as many
+    words as were asked for, the likeliest first."""
 
     caption: str
     captions: list[CaptionText]
     confidence: float | None
     unfamiliar: bool | None
+    tags: list[TagText]
     model: str
 
 
@@ -75,14 +86,21 @@ async def caption(request: Request, service: ThisService, place: Place) -> Respo
     generation, expires = options.generation(), deadline_of(request)
     place.take()
     pixels = await service.square(data)
+    start = partial(service.queue.caption, pixels, expires, options.prompt, generation, num_tags=options.tags)
     if "text/event-stream" not in request.headers.get("accept", ""):
-        found: Description = await result_of(service.queue.caption(pixels, expires, options.prompt, generation))
-        captions = [{"text": one.text, "log_prob": float(np.sum(one.log_probs))} for one in found.captions]
-        certainty = {"confidence": found.confidence, "unfamiliar": found.unfamiliar}
-        answer = {"caption": captions[0]["text"], "captions": captions, **certainty, "model": service.model_name}
+        found: Description = await result_of(start())
+        shown = found.captions[: options.num_captions]
+        captions = [{"text": one.text, "log_prob": float(np.sum(one.log_probs))} for one in shown]
+        answer = {"caption": shown[0].text, "captions": captions, **_known(found), "model": service.model_name}
         return json_response(answer)
-    pieces = caption_pieces(partial(service.queue.caption, pixels, expires, options.prompt, generation))
+    pieces = caption_pieces(start)
     return event_stream(_caption_events(await begun(pieces)))
+
+
+def _known(found: Description) -> dict[str, object]:
+    """What is said of a caption, and the words."""
+    tags = [{"tag": tag.text, "probability": tag.probability} for tag in found.tags]
+    return {"confidence": found.confidence, "unfamiliar": found.unfamiliar, "tags": tags}
 
 
 async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIterator[bytes]:
@@ -94,7 +112,6 @@ async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIter
                 text += piece
                 yield server_sent({"text": text})
             else:
-                certainty = {"confidence": piece.confidence, "unfamiliar": piece.unfamiliar}
-                yield server_sent({"text": piece.captions[0].text, **certainty}, "done")
+                yield server_sent({"text": piece.captions[0].text, **_known(piece)}, "done")
     except Exception as error:
         yield server_sent(refusal_of(error).content, "error")

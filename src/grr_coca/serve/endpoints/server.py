@@ -25,7 +25,7 @@ class InfoAnswer(BaseModel):
     engine: str
     version: str
     revision: str
-    can: list[Literal["search", "caption", "explain"]]
+    can: list[Literal["search", "caption", "tags", "explain"]]
 
 
 class StatusAnswer(BaseModel):
@@ -46,8 +46,14 @@ class SessionInput(Strict):
 @router.get("/info", responses=answers(InfoAnswer))
 async def info(service: ThisService) -> Response:
     """What this server is, and what it can do."""
-    engine = service.queue.ready().engine
-    can = ["caption"] if service.library is None else ["search", "caption"]
+    model = service.queue.ready()
+    engine = model.engine
+    can = {
+        "search": service.library is not None,
+        "caption": True,
+        "tags": model.has_tags,
+        "explain": service.explainer.is_installed,
+    }
     count, revision = (None, "") if service.library is None else await service.in_thread(service.library.state)
     return json_response(
         {
@@ -57,7 +63,7 @@ async def info(service: ThisService) -> Response:
             "engine": f"{engine.name} {getattr(engine, 'precision', 'fp32')}",
             "version": grr_coca.__version__,
             "revision": revision,
-            "can": [*can, "explain"] if service.explainer.is_installed else can,
+            "can": [name for name, is_possible in can.items() if is_possible],
         }
     )
 

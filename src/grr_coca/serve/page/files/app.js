@@ -1,14 +1,14 @@
 // The page: a field, what the model sees in a picture, filters, and a grid of pictures. What answers is a backend:
 // `graphs.js` in an exported site, `http.js` on a server. Both have the methods
 //   info() → {title, about, placeholder, pictures (number, or null without an index), can, ready}, where
-//     can is a list of search, duplicates, caption, explain, and ready is a promise of {files} to keep offline
+//     can is a list of search, duplicates, caption, tags, explain, and ready is a promise of {files} to keep offline
 //   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, verdict, num_likely, can_tell, facets, counted}
 //   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, sizes, groups},
 //     where a group is its first 60 entries
 //   others(entry) → entries, each with a probability
 //   facets() → {facets};  counts(filters, fields, signal) → {facets};  caption(file, onToken, signal) → {caption, unfamiliar};  explain({file | entry}, signal) →
 //   {caption, words};  keyOf(entry) → what an address calls it;  entry(key) → entry
-//   opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
+//   tags(file) → words, if it can;  opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
 
 import { Detail, drawHeat, namesOf, once, wordsOf } from "./detail.js";
 import { Filters } from "./filters.js";
@@ -444,6 +444,7 @@ async function take(file) {
   one("canvas", panel)?.remove();
   one("img", panel).src = preview;
   one(".hint", panel).textContent = "";
+  one(".tags", panel).replaceChildren();
   one(".eyebrow", panel).textContent = "What the model sees";
   panel.classList.remove("unfamiliar");
   const said = one(".caption", panel);
@@ -460,6 +461,7 @@ async function take(file) {
     said.textContent = caption || "nothing that it has a word for";
     said.classList.remove("running");
     if (info.can.includes("explain") && caption) explainDropped(opened, said, panel);
+    if (info.can.includes("tags") && !unfamiliar) showTags(opened, one(".tags", panel));
   } catch (error) {
     said.classList.remove("running");
     if (query.file === opened) {
@@ -480,11 +482,39 @@ function explainDropped(file, said, panel) {
   wordsOf(said, choose, showError);
 }
 
-function removePicture() {
+/** Words for a picture, besides its caption. With an index, a word searches for it. */
+async function showTags(file, list) {
+  const tags = await backend.tags(file).catch(() => []); // without them, the caption is shown all the same
+  if (query.file !== file) return;
+  list.replaceChildren(...tags.map((tag) => {
+    const item = document.createElement("li");
+    if (!info.can.includes("search")) item.textContent = tag;
+    else {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = tag;
+      button.title = `Search for “${tag}”`;
+      button.addEventListener("click", () => {
+        query.text = one("#query").value = tag;
+        forgetPicture();
+        changed(true);
+        one("#query").focus();
+      });
+      item.append(button);
+    }
+    return item;
+  }));
+}
+
+function forgetPicture() {
   query.file = null;
   one("#dropped").hidden = true;
   if (preview) URL.revokeObjectURL(preview);
   preview = null;
+}
+
+function removePicture() {
+  forgetPicture();
   changed();
 }
 

@@ -72,6 +72,13 @@ export class Http {
     return whole;
   }
 
+  /** Words for a picture, the likeliest first. */
+  async tags(image, signal) {
+    const headers = { "Content-Type": image.type || "application/octet-stream" };
+    const { tags } = await this.#json("caption?tags=5", { method: "POST", body: image, headers, signal });
+    return tags.map(({ tag }) => tag);
+  }
+
   /** Where the model looks for each word: for a file, or for an entry of the index. */
   explain({ file, entry }, signal) {
     if (entry) return this.#json(`explain?${new URLSearchParams({ id: entry.id })}`, { method: "POST", signal });

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,21 +12,7 @@ from typing import Any
 from icon_captions import further_caption
 
 from grr_coca.common.errors import UserError
-
-
-@dataclass(frozen=True)
-class NpmPackage:
-    """One version of an npm package. An archive with another sha256 is refused."""
-
-    name: str
-    version: str
-    sha256: str
-
-    @property
-    def archive(self) -> str:
-        """The file name that `npm pack` gives the package."""
-        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
-
+from grr_coca.common.npm import NpmPackage, fetch_archive
 
 PACKAGES: Mapping[str, NpmPackage] = {
     "iconify": NpmPackage(
@@ -61,10 +45,9 @@ class Archives:
         Raises:
             UserError: npm is not there or fails, or an archive is not the pinned one; says which file to put where.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         for number, (key, package) in enumerate(self.packages.items(), start=1):
             if not (self.folder / package.archive).exists():
-                self._fetch(package)
+                fetch_archive(f"{package.name}@{package.version}", self.folder, self._by_hand())
             self.verify(key)
             on_package(number)
 
@@ -106,29 +89,10 @@ class Archives:
         """The content of one JSON file of a package."""
         return json.loads(self.text(key, name))
 
-    def _fetch(self, package: NpmPackage) -> None:
-        npm = shutil.which("npm")
-        if npm is None:
-            raise UserError(f"npm is not installed, and it fetches the icons; {self._by_hand()}")
-        arriving = self.folder / "arriving"  # npm writes in pieces
-        shutil.rmtree(arriving, ignore_errors=True)
-        arriving.mkdir()
-        command = [npm, "pack", "--silent", f"{package.name}@{package.version}"]
-        told = subprocess.run(command, cwd=arriving, capture_output=True, text=True, check=False)
-        if told.returncode or not (arriving / package.archive).exists():
-            reason = _last_line(told.stderr) or _last_line(told.stdout) or "it says no reason"
-            raise UserError(f"npm pack {package.name}@{package.version} failed ({reason}); {self._by_hand()}")
-        (arriving / package.archive).replace(self.folder / package.archive)
-        shutil.rmtree(arriving)
-
     def _by_hand(self) -> str:
         missing = [package for package in self.packages.values() if not (self.folder / package.archive).exists()]
         files = "\n".join(f"  npm pack {package.name}@{package.version}  # {package.archive}" for package in missing)
         return f"where there are npm and a network, run what follows, and put the files into {self.folder}:\n{files}"
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 # --- Sets

@@ -15,10 +15,11 @@ from pathlib import Path
 from cached_corpus import OnProgress, add_file, is_built, unit_hash
 from icon_drawings import DrawnSet, draw_sets, read_drawn, read_logo_names
 from icon_pairs import HeldOut, IconPair, Selection, select
-from icon_sources import Archives, IconSet, NpmPackage, kept_sets, read_tags, why_left_out
+from icon_sources import Archives, IconSet, kept_sets, read_tags, why_left_out
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import user_cache, whole_folder
+from grr_coca.common.npm import NpmPackage
 
 NAME = "icons"
 

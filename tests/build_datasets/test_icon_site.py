@@ -16,6 +16,7 @@ from test_icons import SAMPLE, archives_in
 
 import grr_coca
 from grr_coca.common.errors import UserError
+from grr_coca.common.npm import NpmPackage
 from grr_coca.serve import site
 
 pytest.importorskip("resvg_py")
@@ -32,7 +33,7 @@ def built(tmp_path_factory):
     (folder / "runtime.tgz").write_bytes(packed.getvalue())
     patches = pytest.MonkeyPatch()
     sha256 = hashlib.sha256(packed.getvalue()).hexdigest()
-    patches.setattr(site, "RUNTIME", site.Archive("runtime", "1.0.0", sha256))
+    patches.setattr(site, "RUNTIME", NpmPackage("runtime", "1.0.0", sha256))
     patches.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     try:
         count = icon_site.build(folder / "site", [], folder / "runtime.tgz", lambda *_: None, archives_in(SAMPLE))

@@ -19,6 +19,7 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, first_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, file_sha256, models_cache, read_json, whole_folder, write_whole
+from grr_coca.common.npm import is_offline
 from grr_coca.model.open_clip_checkpoints import SETTINGS, WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
     here = (find(file, revision, only_here=True) for file in WEIGHTS)
     weights = next((path for path in here if path is not None), None)
     size = f"{model.bytes / 1e9:.2f} GB of {model.repository}"
-    if weights is None and (constants.HF_HUB_OFFLINE or _env_is_offline()):
+    if weights is None and (constants.HF_HUB_OFFLINE or is_offline()):
         raise UserError(f"{name}: is not on this machine, and offline {size} cannot be fetched")
     try:
         if weights is None:
@@ -253,10 +254,6 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
     if weights is None:
         raise UserError(f"{name}: {model.repository} has none of {', '.join(WEIGHTS)}")
     return weights
-
-
-def _env_is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _checked_origin(model: PublishedModel, weights: Path) -> _Origin:

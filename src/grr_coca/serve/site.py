@@ -21,7 +21,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, user_cache, verify_folder, whole_folder
+from grr_coca.common.npm import NpmPackage, fetch_archive
 from grr_coca.data.sources.open_icons import SUFFIX as PACK_SUFFIX
 from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_folder import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
@@ -91,21 +91,7 @@ OnProgress = Callable[[int, int], object]
 # --- ONNX Runtime Web
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A pinned npm package. An archive with another SHA-256 is refused."""
-
-    name: str
-    version: str
-    sha256: str
-
-    @property
-    def file(self) -> str:
-        """The file name that `npm pack` gives the package."""
-        return f"{self.name}-{self.version}.tgz"
-
-
-RUNTIME = Archive("onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71")
+RUNTIME = NpmPackage("onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71")
 _RUNTIME_FILES = {
     "ort.wasm.bundle.min.mjs": "ort.js",  # hosts know the type of .js, and not all know that of .mjs
     "ort-wasm-simd-threaded.wasm": "ort.wasm",
@@ -138,44 +124,26 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
     Raises:
         UserError: the archive cannot be had, or is not the pinned one; the message says how to get it.
     """
-    path = given or user_cache() / "packages" / RUNTIME.file
+    path = given or user_cache() / "packages" / RUNTIME.archive
     if given is None and not path.exists():
-        _fetch(path)
+        fetch_archive(f"{RUNTIME.name}@{RUNTIME.version}", path.parent, _by_hand())
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if hashlib.sha256(content).hexdigest() != RUNTIME.sha256:
         again = "delete it, and it is fetched again" if given is None else _by_hand()
-        raise UserError(f"{path}: not {RUNTIME.file}, or damaged: its SHA-256 is not {RUNTIME.sha256}; {again}")
+        raise UserError(f"{path}: not {RUNTIME.archive}, or damaged: its SHA-256 is not {RUNTIME.sha256}; {again}")
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         members = {ours: archive.extractfile(f"package/dist/{theirs}") for theirs, ours in _RUNTIME_FILES.items()}
         files = {name: member.read() for name, member in members.items() if member is not None}
     return files | {"LICENSE.txt": _RUNTIME_LICENCE.format(name=RUNTIME.name, version=RUNTIME.version).encode()}
 
 
-def _fetch(path: Path) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise UserError(f"npm is not installed, and it fetches {RUNTIME.name}; {_by_hand()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arriving = path.parent / f"arriving-{os.getpid()}"  # npm writes in pieces
-    arriving.mkdir(exist_ok=True)
-    try:
-        command = [npm, "pack", "--silent", f"{RUNTIME.name}@{RUNTIME.version}"]
-        told = subprocess.run(command, cwd=arriving, capture_output=True, text=True, check=False)
-        if told.returncode or not (arriving / RUNTIME.file).exists():
-            reason = next((line for line in reversed(told.stderr.splitlines()) if line.strip()), "it says no reason")
-            raise UserError(f"npm pack {RUNTIME.name}@{RUNTIME.version} failed ({reason.strip()}); {_by_hand()}")
-        (arriving / RUNTIME.file).replace(path)
-    finally:
-        shutil.rmtree(arriving, ignore_errors=True)
-
-
 def _by_hand() -> str:
     return (
         f"where there is a network, run `npm pack {RUNTIME.name}@{RUNTIME.version}`, and give the file "
-        f"{RUNTIME.file} by --runtime"
+        f"{RUNTIME.archive} by --runtime"
     )
 
 

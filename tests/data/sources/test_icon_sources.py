@@ -207,7 +207,7 @@ def test_a_set_that_does_not_exist_is_one_line(npm, argument, message):
 
 
 def test_npm_that_hangs_is_given_up(npm, monkeypatch):
-    monkeypatch.setattr("grr_coca.data.sources.iconify._SECONDS", 0.2)
+    monkeypatch.setattr("grr_coca.common.npm._SECONDS", 0.2)
     with pytest.raises(UserError, match="did not answer within"):
         by_name("iconify:slow")
 

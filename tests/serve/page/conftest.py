@@ -15,13 +15,14 @@ from icon_places import PLACES, opened_place, write_icon_index, write_icon_sites
 from PIL import Image
 
 from grr_coca.common.files import user_cache
+from grr_coca.common.npm import NpmPackage
 from grr_coca.data.sources.open import find_files
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.index import Index
-from grr_coca.serve.site import Archive, find_runtime, graphs_of, read_library, write_site
+from grr_coca.serve.site import find_runtime, graphs_of, read_library, write_site
 from support import DATASETS
 
-AXE = Archive("axe-core", "4.14.1", "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745")
+AXE = NpmPackage("axe-core", "4.14.1", "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -65,7 +66,7 @@ def tab(browser) -> Iterator[Callable[..., Tab]]:
 @pytest.fixture(scope="session")
 def axe() -> str:
     """The code of axe-core, which npm fetches once."""
-    path = user_cache() / "packages" / AXE.file
+    path = user_cache() / "packages" / AXE.archive
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["npm", "pack", "--silent", f"{AXE.name}@{AXE.version}"], cwd=path.parent, check=True)

@@ -12,6 +12,7 @@ import pytest
 
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.npm import NpmPackage
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.index import Index
 from grr_coca.search.relevance import RelevanceCurve
@@ -46,7 +47,7 @@ def runtime(tmp_path, monkeypatch):
     content = archive(**{"ort.wasm.bundle.min.mjs": b"export {}", "ort-wasm-simd-threaded.wasm": b"\0asm"})
     path = tmp_path / "runtime.tgz"
     path.write_bytes(content)
-    monkeypatch.setattr(site, "RUNTIME", site.Archive("runtime", "1.0.0", hashlib.sha256(content).hexdigest()))
+    monkeypatch.setattr(site, "RUNTIME", NpmPackage("runtime", "1.0.0", hashlib.sha256(content).hexdigest()))
     return path
 
 

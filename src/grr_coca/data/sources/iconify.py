@@ -7,10 +7,7 @@ The format: https://iconify.design/docs/types/iconify-json.html. A package is an
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
 import tarfile
 import tempfile
 import zlib
@@ -22,6 +19,7 @@ from typing import Any, NamedTuple
 
 from grr_coca.common.errors import UserError, nearest, on_one_line
 from grr_coca.common.files import read_whole, user_cache
+from grr_coca.common.npm import fetch_archive, is_offline
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 
@@ -32,8 +30,6 @@ _ARGUMENT = re.compile(
     r"iconify:(?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*)(?:@(?P<version>[\w.+-]+))?(?:#(?P<sha256>[0-9a-f]+))?"
 )
 _PREFIXES = Path(__file__).with_name("iconify_prefixes.txt")
-_SECONDS = 300
-"""How long npm may take for a package."""
 _MAX_SIDE = 1e6
 _DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
 
@@ -327,52 +323,25 @@ def _sha256(path: str, changed: int) -> str:  # noqa: ARG001 (a changed file is 
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_offline() -> bool:
-    """True if nothing may be fetched (`--offline`)."""
-    return os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-
-
 def _fetch(prefix: str, version: str | None) -> Path:
     wanted = f"@iconify-json/{prefix}" + (f"@{version}" if version else "")
     folder = packages_folder()
     file = _archive_name(prefix, version or "VERSION")
-    by_hand = f"where there is npm, `npm pack {wanted}` writes {file}: put it into {folder}"
+    by_hand = f"where there is npm, `npm pack {wanted}` writes {file}: put it into {folder}{_guess(prefix)}"
     if is_offline():
-        raise UserError(
-            f"iconify:{prefix}: not on this machine, and --offline fetches nothing; {by_hand}{_guess(prefix)}"
-        )
-    npm = shutil.which("npm")
-    if npm is None:
-        raise UserError(f"iconify:{prefix}: npm fetches it, and is not installed; {by_hand}{_guess(prefix)}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".arriving-") as arriving:
-            # npm runs no script of a package that it only packs; the flag says so again.
-            command = [npm, "pack", "--ignore-scripts", "--loglevel", "error", wanted]
-            said = subprocess.run(
-                command, cwd=arriving, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
-            )
-            written = sorted(Path(arriving).glob("*.tgz"))
-            if said.returncode or len(written) != 1:
-                raise UserError(_why_not(prefix, wanted, f"{said.stderr}\n{said.stdout}", by_hand))
-            # Read once before it is kept: a file that was cut off would be found broken in each later run.
-            _of_archive(written[0].read_bytes(), f"npm pack {wanted}", prefix, "")
-            with written[0].open("rb") as opened:
-                os.fsync(opened.fileno())
-            return written[0].replace(folder / written[0].name)
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"iconify:{prefix}: npm did not answer within {_SECONDS} seconds; {by_hand}") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"iconify:{prefix}: not on this machine, and --offline fetches nothing; {by_hand}")
 
+    def check(path: Path) -> None:
+        _of_archive(path.read_bytes(), f"npm pack {wanted}", prefix, "")
 
-def _why_not(prefix: str, wanted: str, said: str, by_hand: str) -> str:
-    if "E404" in said or "404 Not Found" in said:
-        return f"iconify:{prefix}: there is no package {wanted}{_guess(prefix)}"
-    if "ETARGET" in said or "No matching version" in said:
-        return f"iconify:{prefix}: there is no such version of {wanted}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"npm pack {wanted} failed ({on_one_line(lines[0]) if lines else 'it gives no reason'}); {by_hand}"
+    def reason(said: str) -> str | None:
+        if "E404" in said or "404 Not Found" in said:
+            return f"iconify:{prefix}: there is no package {wanted}{_guess(prefix)}"
+        if "ETARGET" in said or "No matching version" in said:
+            return f"iconify:{prefix}: there is no such version of {wanted}"
+        return None
+
+    return fetch_archive(wanted, folder, by_hand, check=check, reason=reason)
 
 
 def _guess(prefix: str) -> str:

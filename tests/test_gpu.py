@@ -1,6 +1,6 @@
 """What a machine with a GPU should run, by `make test-gpu`: steps, captions and embeddings are those of the CPU.
 
-Each test runs on the CPU as well, so that it stays a test where there is no GPU.
+Each test runs on the CPU as well, by `make test-ci`, so that it stays a test where there is no GPU.
 """
 
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step import Trainer, count_tokens
 
 DRAWINGS = sorted((Path(__file__).parents[1] / "docs" / "drawings").glob("*.webp"))
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = [pytest.param("cpu", marks=pytest.mark.ci), pytest.param("cuda", marks=pytest.mark.gpu)]
 STEPS = 5
 
 

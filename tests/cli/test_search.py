@@ -132,8 +132,14 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     folder.mkdir()
     (folder / "a.webp").write_bytes((DRAWINGS / "guitar.webp").read_bytes())
     named = tmp_path / "named.webp"
-    command = [sys.executable, "-m", "grr_coca", "index", str(folder), str(named)]
-    command += ["--out", str(tmp_path / "index"), "--watch"]
+    code = """if True:
+        import runpy
+        from grr_coca.cli import index
+        index._MIN_SECONDS_BETWEEN_SCANS = 0
+        runpy.run_module("grr_coca", run_name="__main__")
+    """
+    command = [sys.executable, "-c", code, "index", str(folder), str(named), "--out", str(tmp_path / "index")]
+    command += ["--watch"]
     named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
     with running(command, stdout=subprocess.PIPE, text=True) as process:
         assert "2 images (2 new)" in process.stdout.readline()

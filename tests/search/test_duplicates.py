@@ -80,23 +80,6 @@ def add(store, hashes, vectors, **changes):
     store.commit(Changes(added=list(zip(entries, vectors, strict=True))))
 
 
-def test_groups_are_those_of_all_pairs(store):
-    random = np.random.default_rng(0)
-    kinds = random.integers(0, 20, 120)
-    hashes = random.integers(-(2**63), 2**63, 20)[kinds] ^ (1 << random.integers(0, 62, (2, 120))).sum(axis=0)
-    vectors = make_vectors(20)[kinds] + 0.04 * random.standard_normal((120, 32))
-    vectors = np.float32(np.float16(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)))
-    add(store, hashes, vectors)
-    names = list(range(120))
-    for a, b in zip(*np.triu_indices(120, 1), strict=True):
-        bits = (int(hashes[a]) ^ int(hashes[b])) & (2**64 - 1)
-        if bits.bit_count() <= MAX_BITS and vectors[a] @ vectors[b] >= MIN_COSINE:
-            names = [names[a] if name == names[b] else name for name in names]
-    groups = [[place for place in range(120) if names[place] == name] for name in set(names)]
-    assert groups_of(store) == sorted(group for group in groups if len(group) > 1)
-    assert len(groups) > 20, "some of one kind look different"
-
-
 @pytest.mark.parametrize("changes", [{"digest": "0" * 32}, {}], ids=["equal", "recompressed"])
 def test_many_images_that_look_the_same_are_held_against_few_others(store, monkeypatch, changes):
     asked, vectors = [], store.vectors

@@ -153,8 +153,9 @@ def test_the_verb_has_the_limits_that_searches_have():
     assert list_duplicates.__defaults__[:2] == (MAX_BITS, MIN_COSINE)
 
 
-@pytest.mark.parametrize("max_distance", [0, 2, 6, 9, LIMIT_OF_BITS])
-@pytest.mark.parametrize("min_cosine", [0.0, 0.9, 0.99])
+@pytest.mark.parametrize(
+    ("max_distance", "min_cosine"), [(0, 0.0), (2, 0.9), (MAX_BITS, MIN_COSINE), (9, 0.99), (LIMIT_OF_BITS, 0.9)]
+)
 def test_groups_are_those_of_all_pairs_within_both_limits(store, max_distance, min_cosine):
     random = np.random.default_rng(max_distance)
     kinds = random.integers(0, 12, 80)

@@ -48,6 +48,7 @@ def test_every_rank_hears_of_any_error_of_the_first(tmp_path):
     assert said == ["ZeroDivisionError: division by zero", "UserError: division by zero"]
 
 
+@pytest.mark.ci  # seven seconds
 def test_ranks_wait_for_what_the_first_does_alone_however_long(tmp_path):
     launch(tmp_path, drivers.wait_long_for_the_first, tmp_path, ranks=2).finish()
     assert [(tmp_path / f"told-{rank}").read_text() for rank in range(2)] == ["done", "done"]

@@ -215,7 +215,11 @@ def test_an_index_keeps_it_and_can_be_asked_for_it(tmp_path, icons):
     for name in ("copy", DRAWINGS[0].stem):
         assert entries[name].certainty.unfamiliar is False
         assert entries[name].certainty.confidence == pytest.approx(expected.confidence, abs=1e-4)
-    assert entries["copy"].all_fields == {"confidence": entries["copy"].certainty.confidence, "unfamiliar": "no"}
+    assert entries["copy"].all_fields == {
+        "confidence": entries["copy"].certainty.confidence,
+        "unfamiliar": "no",
+        "tags": ", ".join(entries["copy"].tags),
+    }
     with Index.open(tmp_path / "index") as index:
         for where, found in (("unfamiliar = 'yes'", 1), ("confidence > 0", 2), ("confidence > 0.9999", 0)):
             assert len(index.search("guitar", where=where, fold=False).hits) == found, where

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from grr_coca.infer import load
 from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions
 from grr_coca.infer.tags import EVIDENCE, Tagger, TagNumbers, read_tag_numbers, singular, with_beams
 from grr_coca.model.shipped_models import FOLDER
+from grr_coca.search.index import Index
 from support import real_pairs
 
 NUMBERS = TagNumbers(
@@ -114,6 +116,18 @@ def test_the_model_that_ships_gives_tags_and_one_caption(icons):
 def test_a_number_out_of_range_is_refused(icons, count):
     with pytest.raises(UserError, match=f"num_tags {count} is out of range; give 1 to 20"):
         icons.tag(DRAWINGS[0], num_tags=count)
+
+
+def test_an_index_keeps_likely_words_which_filters_ask_for(tmp_path, icons):
+    drawings = Path(__file__).parents[2] / "docs" / "drawings"
+    with Index.open(tmp_path / "index", "icons", create=True) as index:
+        index.add(drawings)
+        (guitar,) = (entry for entry, _ in index.store.everything() if entry.title == "guitar")
+        described = icons.describe(drawings / "guitar.webp")
+        likely = icons.tagger.tags(described.embedding, described.captions, 5)
+        assert guitar.tags == tuple(tag.text for tag in likely if tag.probability >= 0.2)
+        assert "guitar" in guitar.tags
+        assert [hit.entry.title for hit in index.search("music", where="tags = 'guitar'")] == ["guitar"]
 
 
 def test_the_numbers_that_ship_favour_words_near_the_image():

@@ -43,6 +43,7 @@ def make_entry(number: int, **changes: object) -> Entry:
         "stamp": Stamp(1000 + number, (1_700_000_000 + number * 86_400) * 10**9),
         "digest": f"{number:032x}",
         "phash": (number * 0x9E3779B97F4A7C15 & (2**64 - 1)) - 2**63,
+        "tags": (folder, f"tag {number % 4}")[: number % 3],
         "look": bytes(384),  # as tests say by hashes which images are alike
         "width": 16 * (number % 10 + 1),
         "height": 64,

@@ -314,7 +314,7 @@ def test_the_summary_of_a_field_is_that_of_python(filled, field):
 
 
 @pytest.mark.parametrize("text", ["width > 50", "folder != 'a' and price < 3", "width > 100000"])
-@pytest.mark.parametrize("field", ["folder", "brand", "width", "keywords"])
+@pytest.mark.parametrize("field", ["folder", "brand", "width", "keywords", "tags"])
 def test_the_summary_of_a_field_counts_what_a_filter_selects(filled, field, text):
     store, _, _ = filled
     where = parse_filter(text, store.columns())

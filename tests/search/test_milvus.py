@@ -46,6 +46,9 @@ needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reas
         ("keywords = 'cat'", '(kinds["keywords"] == "text" and (fields["keywords"] == "cat" or '
          '((not json_contains(kinds[""]["columns"], "keywords")) and '
          'json_contains(kinds[""]["photo"]["keywords"], "cat"))))'),
+        ("tags = 'cat'", '(kinds["tags"] == "text" and (fields["tags"] == "cat" or '
+         '((not json_contains(kinds[""]["columns"], "tags")) and '
+         'json_contains(kinds[""]["tags"], "cat"))))'),
     ],
 )  # fmt: skip
 def test_a_filter_becomes_an_expression_in_which_values_stay_values(text, expression):

@@ -210,8 +210,9 @@ def test_a_parquet_file_of_an_older_version_is_imported(store, model, photos, tm
 
 @pytest.mark.parametrize("photo", [None, Photo(), photo_of(taken="2024", lat=1.5, keywords=("ä", "b"), sidecars=2**55)])
 @pytest.mark.parametrize("fields", [{}, {"price": 5, "taken": "by hand"}])
-def test_a_row_on_a_server_holds_everything(photo, fields):
-    entry = some_entry(0, photo=photo, fields=fields)
+@pytest.mark.parametrize("tags", [(), ("cat", "pet")])
+def test_a_row_on_a_server_holds_everything(photo, fields, tags):
+    entry = some_entry(0, photo=photo, fields=fields, tags=tags)
     record = to_record(entry, make_vectors(1)[0])
     assert from_record(json.loads(json.dumps(record))) == entry
     if photo is not None and "lat" in photo.fields:
@@ -296,7 +297,7 @@ def test_a_moved_image_keeps_what_was_written(store, model, photos, tmp_path):
     assert matching(store, "camera = 'X100V'") == ["d"]
 
 
-def test_keywords_and_titles_are_fields(tmp_path):
+def test_keywords_tags_and_titles_are_fields(tmp_path):
     """Each keyword counts by itself; a column of a table that is called so counts instead."""
     from library import HEADER, make_entry, make_vectors
 
@@ -305,13 +306,13 @@ def test_keywords_and_titles_are_fields(tmp_path):
     from grr_coca.search.stores import make_store
 
     written = (
-        {"photo": photo_of(headline="Harbour", keywords=("cat", "sea"))},
-        {"photo": photo_of(keywords=("cat", "cathedral"))},
+        {"photo": photo_of(headline="Harbour", keywords=("cat", "sea")), "tags": ("cat", "pet")},
+        {"photo": photo_of(keywords=("cat", "cathedral")), "fields": {"tags": "pet"}, "tags": ("dog",)},
         {"photo": Photo()},
         {"fields": {"keywords": "cat"}, "photo": photo_of(keywords=("dog",))},
     )
     store = make_store(str(tmp_path / "index"), HEADER)
-    entries = [make_entry(number, **{"fields": {}, **change}) for number, change in enumerate(written)]
+    entries = [make_entry(number, **{"fields": {}, "tags": (), **change}) for number, change in enumerate(written)]
     store.commit(Changes(added=list(zip(entries, make_vectors(len(entries)), strict=True))))
 
     def found(where: str) -> list[int]:
@@ -322,6 +323,12 @@ def test_keywords_and_titles_are_fields(tmp_path):
     assert found("keywords like 'cath%'") == [1]
     assert found("not keywords = 'cat'") == [2]
     assert found("headline = 'Harbour'") == [0]
+    assert found("tags = 'pet'") == [0, 1]
+    assert found("tags in ('cat', 'dog')") == [0]
+    tags = next(facet for facet in facets(store) if facet["field"] == "tags")
+    assert tags["values"] == [["pet", 2], ["cat", 1]]
+    assert (entries[0].shown_fields["tags"], entries[0].all_fields["tags"]) == (["cat", "pet"], "cat, pet")
+    assert sorted(entry.tags for entry, _ in store.everything()) == [(), (), ("cat", "pet"), ("dog",)]
     keywords = next(facet for facet in facets(store) if facet["field"] == "keywords")
     assert keywords["values"] == [["cat", 3], ["cathedral", 1], ["sea", 1]]
     assert entries[0].shown_fields["keywords"] == ["cat", "sea"]

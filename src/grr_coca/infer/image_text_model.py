@@ -323,7 +323,7 @@ class ImageTextModel:
         described = self.describe_many(many, batch_size=batch_size, on_progress=on_progress, num_tags=num_tags)
         return described[0].tags if is_single else [description.tags for description in described]
 
-    @property
+    @cached_property
     def has_tags(self) -> bool:
         """True if words for images were fitted for this model."""
         return self.folder is not None and (self.folder / TAGS).exists()

@@ -125,7 +125,7 @@ class Tagger:
         """Words that an image may have, and the evidence for each."""
         cosines = self._vectors @ embedding
         likely = cosines * self._weights[0] + self._prior @ self._weights[1:3]
-        nearest = np.argsort(-likely, kind="stable")[:_NEAREST]
+        nearest = np.sort(np.argpartition(-likely, min(_NEAREST, len(likely)) - 1)[:_NEAREST])
         beams = _words_of(captions)
         words = list(dict.fromkeys([*beams, *(self._numbers.words[place] for place in nearest)]))
         rows = []

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from grr_coca.common.errors import UserError
 from grr_coca.data.sources.open_icons import SUFFIX as PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, Certainty
-from grr_coca.search.fields import OWN_FIELDS, FieldValue
+from grr_coca.search.fields import OWN_FIELDS, SEVERAL, FieldValue
 from grr_coca.search.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.search.photo import Photo
 
@@ -49,7 +49,8 @@ class Entry:
     `name`: its absolute path, or its place in a shard or table; `root`: the argument that it was found by; `file`,
     `offset`: where its bytes are, `offset` None if they are the whole file; `digest`: of its bytes; `phash`: see
     `perceptual_hash`; `look`: see `look_of`, empty if it is not known; `fields`: the columns of its table; `photo`:
-    what its camera and people wrote, None if that was not read yet; `certainty`: what the model knows of its caption.
+    what its camera and people wrote, None if that was not read yet; `certainty`: what the model knows of its caption;
+    `tags`: words that the model gives the image.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Entry:
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     photo: Photo | None = None
     certainty: Certainty = UNKNOWN
+    tags: tuple[str, ...] = ()
     look: bytes = b""
 
     @property
@@ -95,25 +97,29 @@ class Entry:
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:
-        """What the model says, what is read from the file (keywords with commas), and the columns of its table. If one
-        of these has the name of another field, it counts."""
+        """What the model says, what is read from the file, and the columns of its table. If one of these has the name
+        of another field, it counts. Several values of a field stand in one text, with commas."""
         found = certainty_fields(self.certainty)
         if self.photo is not None:
-            keywords = {"keywords": ", ".join(self.photo.keywords)} if self.photo.keywords else {}
-            found |= {**self.photo.fields, **keywords}
-        return {**found, **self.fields}
+            found |= self.photo.fields
+        return {**found, **{name: ", ".join(values) for name, values in self._lists.items()}, **self.fields}
 
     @property
     def shown_fields(self) -> "dict[str, FieldValue | list[str]]":
-        """`all_fields` for the page, with keywords as a list."""
-        keywords = list(self.photo.keywords) if self.photo is not None and "keywords" not in self.fields else []
-        return {**self.all_fields, **({"keywords": keywords} if keywords else {})}
+        """`all_fields` for the page, with lists of several values."""
+        return {**self.all_fields, **{name: list(values) for name, values in self._lists.items()}}
+
+    @property
+    def _lists(self) -> "dict[str, tuple[str, ...]]":
+        """The fields of which the image has several values, without those that a column of its table replaces."""
+        lists = {"keywords": () if self.photo is None else self.photo.keywords, "tags": self.tags}
+        return {name: values for name, values in lists.items() if values and name not in self.fields}
 
     def values_of(self, field: str) -> "tuple[FieldValue, ...]":
-        """The values of a field: one of `OWN_FIELDS`, or of `all_fields`. None if the image lacks it, and each keyword
-        by itself."""
-        if field == "keywords" and field not in self.fields:
-            return self.photo.keywords if self.photo is not None else ()
+        """The values of a field: one of `OWN_FIELDS`, or of `all_fields`. None if the image lacks it, and several of
+        `SEVERAL`."""
+        if field in SEVERAL and field not in self.fields:
+            return self._lists.get(field, ())
         if field in OWN_FIELDS:
             owned: dict[str, FieldValue] = {"path": self.name, "size": self.stamp.size}
             return (owned[field] if field in owned else getattr(self, field),)

@@ -16,14 +16,16 @@ class Field:
     """A field of images.
 
     `source`: the index knows it of every image (and has a column for it); or it is read from the file, or the model
-    says it; `is_date`: its texts are times, such as `2026-03-01T12:00:00`; `is_facet`: pages offer it as a filter;
-    `is_private`: a site, which may be public, leaves it out; `stored_as`: its name in stores, if it has another one.
+    says it; `is_several`: an image has several values, and a filter is true if it is true of one of them; `is_date`:
+    its texts are times, such as `2026-03-01T12:00:00`; `is_facet`: pages offer it as a filter; `is_private`: a site,
+    which may be public, leaves it out; `stored_as`: its name in stores, if it has another one.
     """
 
     name: str
     kind: Kind
     source: Literal["index", "file", "model"]
     _: KW_ONLY
+    is_several: bool = False
     is_date: bool = False
     is_facet: bool = True
     is_private: bool = False
@@ -41,7 +43,7 @@ FIELDS = {
         Field("path", "text", "index", is_facet=False, stored_as="name"),  # absolute, or a place in a shard or table
         Field("title", "text", "index", is_facet=False),  # the name of the file without its suffix
         Field("caption", "text", "index", is_facet=False),
-        Field("keywords", "text", "file"),  # several; a filter is true if it is true of one of them
+        Field("keywords", "text", "file", is_several=True),
         Field("folder", "text", "index"),  # its name
         Field("date", "text", "index", is_date=True),  # when the file was changed, in UTC
         Field("taken", "text", "file", is_date=True),  # by the clock of the camera
@@ -52,6 +54,7 @@ FIELDS = {
         Field("headline", "text", "file", is_facet=False, stored_as="title"),  # the title that people wrote
         Field("confidence", "number", "model"),  # the probability that the caption is exactly right
         Field("unfamiliar", "text", "model"),  # unlike the images that the model was trained on: yes or no
+        Field("tags", "text", "model", is_several=True),  # words that the model gives it, besides the caption
         Field("size", "number", "index"),  # bytes
         Field("width", "number", "index"),  # pixels, after EXIF rotation
         Field("height", "number", "index"),
@@ -65,6 +68,8 @@ def names_of(source: Literal["index", "file", "model"]) -> tuple[str, ...]:
     return tuple(name for name, field in FIELDS.items() if field.source == source)
 
 
+SEVERAL = tuple(name for name, field in FIELDS.items() if field.is_several)
+"""The fields of which an image has several values."""
 OWN_FIELDS = frozenset(names_of("index"))
 """The fields of every image."""
 COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "root", "digest": "digest"}

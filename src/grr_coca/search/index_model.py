@@ -30,8 +30,12 @@ from grr_coca.search.store import ImageDescription
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
-    from grr_coca.infer import ImageTextModel
+    from grr_coca.infer import Description, ImageTextModel
     from grr_coca.model.checkpoint import Checkpoint
+
+
+_MAX_TAGS, _MIN_PROBABILITY = 5, 0.2
+"""Words that are kept of an image, and how likely they are at least."""
 
 
 class FoundImage(NamedTuple):
@@ -124,15 +128,31 @@ def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
         fields=plain_fields(file.fields()),
         photo=decoded.photo,
         certainty=described.certainty,
+        tags=described.tags,
     )
 
 
 def _describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[ImageDescription]:
-    """Caption and embedding of each square, from one forward pass."""
+    """Caption, embedding and tags of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
     return [
-        ImageDescription(" ".join(one.captions[0].text.split()), one.embedding, one.certainties[0]) for one in described
+        ImageDescription(
+            " ".join(one.captions[0].text.split()), one.embedding, one.certainties[0], _tags_of(model, one)
+        )
+        for one in described
     ]
+
+
+def _tags_of(model: "ImageTextModel", described: "Description") -> tuple[str, ...]:
+    """Likely words of an image, if the model has tags.
+
+    They are taken from one caption, where `caption --tags` has five: beams would make an index take several times as
+    long, and add little (nDCG@5 0.45 instead of 0.42).
+    """
+    if not model.has_tags or described.unfamiliar:
+        return ()
+    found = model.tagger.tags(described.embedding, described.captions, _MAX_TAGS)
+    return tuple(tag.text for tag in found if tag.probability >= _MIN_PROBABILITY)
 
 
 class IndexModel:

@@ -17,7 +17,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Stamp, chunks
-from grr_coca.search.fields import FIELDS, names_of
+from grr_coca.search.fields import FIELDS, SEVERAL, names_of
 from grr_coca.search.photo import Photo
 from grr_coca.search.store import Changes, Store, is_of_unit_length
 from grr_coca.search.stores import make_store, open_store, remove_store
@@ -117,7 +117,7 @@ def _schema(store: Store) -> Any:
         pyarrow.field(field.name, pyarrow.string() if field.kind == "text" else pyarrow.float64())
         for field in _OF_FILES
     ]
-    photos.append(pyarrow.field("keywords", pyarrow.list_(pyarrow.string())))
+    photos += [pyarrow.field(name, pyarrow.list_(pyarrow.string())) for name in SEVERAL]
     photos.append(pyarrow.field("look", pyarrow.binary()))
     photos += [pyarrow.field("confidence", pyarrow.float64()), pyarrow.field("unfamiliar", pyarrow.bool_())]
     vector = pyarrow.field("embedding", pyarrow.list_(pyarrow.float16(), header.embed_dim))
@@ -137,6 +137,7 @@ def _columns(images: list[tuple[Entry, np.ndarray]], width: int) -> dict[str, An
     for field in _OF_FILES:
         columns[field.name] = [entry.photo and entry.photo.fields.get(field.name) for entry, _ in images]
     columns["keywords"] = [None if entry.photo is None else list(entry.photo.keywords) for entry, _ in images]
+    columns["tags"] = [list(entry.tags) for entry, _ in images]
     columns["look"] = [entry.look for entry, _ in images]
     for name in Certainty._fields:
         columns[name] = [getattr(entry.certainty, name) for entry, _ in images]
@@ -168,7 +169,8 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
             fields=fields,
             photo=None if row["photo"] is None else Photo.from_dict(json.loads(row["photo"])),
             certainty=Certainty(*(row[name] for name in Certainty._fields)),
-            look=row.get("look") or b"",  # missing in files of an older version
+            tags=tuple(row.get("tags") or ()),  # this and `look` are missing in files of an older version
+            look=row.get("look") or b"",
             **numbers,
         )
         yield entry, vector

@@ -124,11 +124,12 @@ class CheckedIndex(NamedTuple):
 
 
 class ImageDescription(NamedTuple):
-    """Caption and embedding of an image, and what the model knows of the caption."""
+    """Caption and embedding of an image, what the model knows of the caption, and words that it gives the image."""
 
     caption: str
     embedding: np.ndarray
     certainty: Certainty
+    tags: tuple[str, ...] = ()
 
 
 class Touch(NamedTuple):
@@ -407,7 +408,8 @@ class Store(ABC):
         for chunk in chunks(digests, _AT_ONCE):
             for row in self.scan(OneOf("digest", tuple(chunk)), vectors=True):
                 assert row.vector is not None
-                found[row.entry.digest] = ImageDescription(row.entry.caption, row.vector, row.entry.certainty)
+                known = row.entry
+                found[known.digest] = ImageDescription(known.caption, row.vector, known.certainty, known.tags)
         return found
 
     def roots(self) -> list[str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.common.files import replace_file
 from grr_coca.common.locks import LockHeldError, ProcessLock
-from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import (
     MAX_WIDTH,
     VERSION,
@@ -295,8 +294,9 @@ def to_row(entry: Entry) -> tuple[object, ...]:
 
 def _fields_column(entry: Entry) -> str | None:
     written: dict[str, object] = dict(entry.fields)
-    if certain := certainty_fields(entry.certainty):
-        written[OF_MODEL] = certain
+    tags = {"tags": entry.tags} if entry.tags else {}
+    if said := {**certainty_fields(entry.certainty), **tags}:
+        written[OF_MODEL] = said
     return json.dumps(written) if written else None
 
 
@@ -331,6 +331,10 @@ def _entry(row: tuple) -> Entry:
         raise TypeError("a text in the place of a number, or a number in that of a text")
     if not isinstance(offset, int | None):
         raise TypeError("a text in the place of an offset")
+    of_model = json.loads(fields).get(OF_MODEL, {}) if fields else {}
+    tags = of_model.get("tags", [])
+    if not all(isinstance(tag, str) for tag in tags):
+        raise TypeError("a number in the place of a tag")
     return Entry(
         name=name,
         root=root,
@@ -343,7 +347,8 @@ def _entry(row: tuple) -> Entry:
         height=height,
         caption=caption,
         fields=fields_of_row(fields),
-        certainty=certainty_of_row(fields),
+        certainty=certainty_of(of_model),
+        tags=tuple(tags),
         photo=Photo.from_dict(json.loads(photo)) if photo else None,
         look=look or b"",
     )
@@ -352,11 +357,6 @@ def _entry(row: tuple) -> Entry:
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
     """The fields of a table in the column `fields`; an empty dictionary if there are none."""
     return {name: value for name, value in json.loads(written).items() if name != OF_MODEL} if written else {}
-
-
-def certainty_of_row(written: str | None) -> Certainty:
-    """What the model knows of its caption, from the column `fields`."""
-    return certainty_of(json.loads(written).get(OF_MODEL, {})) if written else Certainty()
 
 
 def _connected_to_read(path: Path) -> sqlite3.Connection:

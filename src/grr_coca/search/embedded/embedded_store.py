@@ -43,7 +43,7 @@ from grr_coca.search.entry import (
     Stamp,
     chunks,
 )
-from grr_coca.search.fields import COLUMNS, FIELDS, FieldValue
+from grr_coca.search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.store import (
     HASHED,
@@ -289,10 +289,10 @@ class EmbeddedStore(Store):
     def summary(self, field: str, count: int, where: Filter | None = None) -> FieldSummary:
         """The values of a field of all images that match a filter."""
         names: list[FieldValue] = []
-        column = "value" if field == "keywords" else f"{_column(field, names)} AS value"
+        column = "value" if field in SEVERAL else f"{_column(field, names)} AS value"
         condition, values = _where(where)
         pictures = f"(SELECT * FROM pictures WHERE {condition}) AS pictures"
-        found = f"(SELECT {column} FROM {pictures}{f', {_KEYWORDS}' if field == 'keywords' else ''})"
+        found = f"(SELECT {column} FROM {pictures}{f', {_values_of(field)}' if field in SEVERAL else ''})"
         bound = [*names, *values]
         with self.snapshot() as now:
             (number, different, low, high, texts) = now.database.execute(
@@ -499,10 +499,14 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
     return _test(tree.field, f"substr({{}}, 1, ?) = {_TEXT}", [len(tree.prefix), tree.prefix], values)
 
 
-_KEYWORDS = """json_each(CASE json_type(pictures.fields, '$.keywords')
-    WHEN 'text' THEN json_array(json_extract(pictures.fields, '$.keywords'))
-    ELSE COALESCE(json_extract(pictures.photo, '$.keywords'), '[]') END)"""
-"""The keywords of an image as rows. A column of its table that is called so counts, as one text."""
+def _values_of(field: str) -> str:
+    """The values of a field of `SEVERAL` as rows. A column of a table that is called so counts, as one text."""
+    kept = f"pictures.fields, '$.\"{OF_MODEL}\".{field}'"
+    if FIELDS[field].source == "file":
+        kept = f"pictures.photo, '$.{field}'"
+    return f"""json_each(CASE json_type(pictures.fields, '$.{field}')
+        WHEN 'text' THEN json_array(json_extract(pictures.fields, '$.{field}'))
+        ELSE COALESCE(json_extract({kept}), '[]') END)"""
 
 
 def _test(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
@@ -514,9 +518,9 @@ def _test(field: str, test: str, given: Sequence[FieldValue], values: list[Field
         given: values, of which the last one tells the kind.
         values: those for all question marks so far, to which these are added.
     """
-    if field == "keywords":
+    if field in SEVERAL:
         values += given
-        return f"EXISTS (SELECT 1 FROM {_KEYWORDS} WHERE {test.format('value')})"
+        return f"EXISTS (SELECT 1 FROM {_values_of(field)} WHERE {test.format('value')})"
     tested = test.format(_column(field, values))
     values += given
     if field in COLUMNS:

@@ -14,7 +14,7 @@ from grr_coca.search.entry import (
     certainty_fields,
     certainty_of,
 )
-from grr_coca.search.fields import COLUMNS, FieldValue
+from grr_coca.search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
 from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca.search.photo import Photo
 
@@ -44,10 +44,12 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
     fields = entry.all_fields
     kinds: dict[str, Any] = {name: "text" if isinstance(value, str) else "number" for name, value in fields.items()}
     certain = certainty_fields(entry.certainty)
-    if entry.photo is not None or certain or entry.look:
+    if entry.photo is not None or certain or entry.tags or entry.look:
         photo = None if entry.photo is None else entry.photo.to_dict()
         look = base64.b85encode(entry.look).decode()
-        kinds[_PHOTO] = {"photo": photo, "certainty": certain, "columns": list(entry.fields), "look": look}
+        tags = {"tags": list(entry.tags)} if entry.tags else {}
+        said = {"certainty": certain, **tags}
+        kinds[_PHOTO] = {"photo": photo, **said, "columns": list(entry.fields), "look": look}
     return {
         **texts,
         "id": entry.draw,
@@ -81,6 +83,7 @@ def from_record(record: dict[str, Any]) -> Entry:
         fields=dict(fields) if noted is None else {name: fields[name] for name in noted["columns"]},
         photo=None if noted is None or noted["photo"] is None else Photo.from_dict(noted["photo"]),
         certainty=certainty_of((noted or {}).get("certainty", {})),
+        tags=tuple((noted or {}).get("tags", ())),
         look=base64.b85decode((noted or {}).get("look", "")),
     )
 
@@ -148,8 +151,8 @@ def _column(field: str) -> str:
 
 
 def _comparison(field: str, operator: str, value: FieldValue) -> str:
-    if field == "keywords":
-        return _keyword(operator, value)
+    if field in SEVERAL:
+        return _one_of_several(field, operator, value)
     sign = {"=": "=="}.get(operator, operator)
     if field not in COLUMNS:
         return f"({_same_kind(field, value)} and {_column(field)} {sign} {_literal(value)})"
@@ -158,14 +161,15 @@ def _comparison(field: str, operator: str, value: FieldValue) -> str:
     return f"({_column(field)} {sign} {_literal(value)})"
 
 
-def _keyword(operator: str, value: FieldValue) -> str:
-    """The expression that is true if one of the keywords is a text. A column of a table counts as one keyword."""
+def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
+    """The expression that is true if one value of a field is a text. A column of a table counts as one value."""
     if operator != "=":
-        raise UserError("--where: on Milvus, keywords take = and in alone; an index in a folder has all comparisons")
+        raise UserError(f"--where: on Milvus, {field} take = and in alone; an index in a folder has all comparisons")
     noted, text = f'kinds["{_PHOTO}"]', _literal(value)
-    is_photo = f'(not json_contains({noted}["columns"], "keywords"))'
-    is_one = f'({is_photo} and json_contains({noted}["photo"]["keywords"], {text}))'
-    return f'({_same_kind("keywords", value)} and (fields["keywords"] == {text} or {is_one}))'
+    kept = f'{noted}["photo"]["{field}"]' if FIELDS[field].source == "file" else f'{noted}["{field}"]'
+    is_no_column = f'(not json_contains({noted}["columns"], "{field}"))'
+    is_one = f"({is_no_column} and json_contains({kept}, {text}))"
+    return f'({_same_kind(field, value)} and (fields["{field}"] == {text} or {is_one}))'
 
 
 def _same_kind(field: str, value: FieldValue) -> str:

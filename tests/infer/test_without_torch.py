@@ -91,29 +91,24 @@ def test_every_verb_succeeds(said, command):
     assert "Traceback" not in err
 
 
-def test_captions_are_those_of_torch(said, in_torch):
-    rows = [line.split("\t") for line in said["caption"][1].splitlines()]
-    assert [Path(path).name for path, _ in rows] == [path.name for path in DRAWINGS]
-    assert [caption for _, caption in rows] == in_torch.caption(DRAWINGS)
-
-
-def test_beams_after_a_prompt_are_those_of_torch(said, in_torch):
-    rows = [json.loads(line) for line in said["caption --json"][1].splitlines()]
-    described = in_torch.describe(DRAWINGS, "red", num_beams=2)
-    assert [row["caption"] for row in rows] == [one.captions[0].text for one in described]
-    log_probs = [sum(one.captions[0].log_probs) for one in described]
-    assert [row["log_prob"] for row in rows] == pytest.approx(log_probs, abs=1e-3)
-
-
-def test_sampled_captions_are_those_of_torch(said, in_torch):
-    rows = [line.split("\t") for line in said["sample"][1].splitlines()]
-    described = in_torch.describe_many(
-        DRAWINGS,
-        options=GenerationOptions(temperature=1.0, top_p=0.9, num_captions=2),
-        keys=[str(path) for path in DRAWINGS],
-    )
-    expected = [" ".join(caption.text.split()) for one in described for caption in one.captions]
-    assert [caption for _, caption in rows] == expected
+@pytest.mark.parametrize("way", ["caption", "caption --json", "sample"])
+def test_captions_are_those_of_torch(said, in_torch, way):
+    """Greedy ones, beams after a prompt, and samples."""
+    options = {
+        "caption": {},
+        "caption --json": {"prompt": "red", "options": GenerationOptions(num_beams=2)},
+        "sample": {"options": GenerationOptions(temperature=1.0, top_p=0.9, num_captions=2)},
+    }[way]
+    described = in_torch.describe_many(DRAWINGS, keys=[str(path) for path in DRAWINGS], **options)
+    lines = said[way][1].splitlines()
+    if way == "caption --json":
+        rows = [json.loads(line) for line in lines]
+        assert [row["caption"] for row in rows] == [one.captions[0].text for one in described]
+        log_probs = [sum(one.captions[0].log_probs) for one in described]
+        assert [row["log_prob"] for row in rows] == pytest.approx(log_probs, abs=1e-3)
+    else:
+        captions = [(path, caption) for path, one in zip(DRAWINGS, described, strict=True) for caption in one.captions]
+        assert [line.split("\t") for line in lines] == [[str(path), " ".join(c.text.split())] for path, c in captions]
 
 
 def test_embeddings_are_those_of_torch(said, folder, in_torch):

@@ -222,52 +222,46 @@ def test_tensors_that_do_not_make_our_model_are_named(theirs, write, change, mes
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("quick_gelu",), True, "model_cfg: quick_gelu True is not supported"),
-        (("vision_cfg", "attentional_pool"), "cascade", "attentional_pool 'cascade' is not supported"),
-        (("vision_cfg", "attentional_pool"), False, "attentional_pool is not set"),
-        (("vision_cfg", "timm_model_name"), "vit_base", "timm_model_name 'vit_base' is not supported"),
-        (("vision_cfg", "pool_type"), "avg", "pool_type 'avg' is not supported, only 'tok'"),
-        (("vision_cfg", "sparkle"), 1, "vision_cfg: sparkle is an unknown key"),
-        (("text_cfg", "hf_model_name"), "roberta-base", "hf_model_name 'roberta-base' is not supported"),
-        (("text_cfg", "correct_cls_mask"), True, "correct_cls_mask True is not supported"),
-        (("text_cfg", "width"), 128, "text_cfg: width is 128, but the tensors say 16"),
-        (("vision_cfg", "layers"), 12, "vision_cfg: layers is 12, but the tensors say 1"),
-        (("multimodal_cfg", "context_length"), 77, "multimodal_cfg: context_length is 77, but the tensors say 20"),
-        (("embed_dim",), 512, "model_cfg: embed_dim is 512, but the tensors say 16"),
-        (("vision_cfg", "head_width"), 0, "vision_cfg: head_width is 0, not an integer above 0"),
-        (("text_cfg", "heads"), "8", "text_cfg: heads is '8', not an integer above 0"),
-        (("multimodal_cfg",), [], r"multimodal_cfg is \[\], not a mapping"),
+        (("model_cfg", "quick_gelu"), True, "model_cfg: quick_gelu True is not supported"),
+        (("model_cfg", "vision_cfg", "attentional_pool"), "cascade", "attentional_pool 'cascade' is not supported"),
+        (("model_cfg", "vision_cfg", "attentional_pool"), False, "attentional_pool is not set"),
+        (("model_cfg", "vision_cfg", "timm_model_name"), "vit_base", "timm_model_name 'vit_base' is not supported"),
+        (("model_cfg", "vision_cfg", "pool_type"), "avg", "pool_type 'avg' is not supported, only 'tok'"),
+        (("model_cfg", "vision_cfg", "sparkle"), 1, "vision_cfg: sparkle is an unknown key"),
+        (("model_cfg", "text_cfg", "hf_model_name"), "roberta-base", "hf_model_name 'roberta-base' is not supported"),
+        (("model_cfg", "text_cfg", "correct_cls_mask"), True, "correct_cls_mask True is not supported"),
+        (("model_cfg", "text_cfg", "width"), 128, "text_cfg: width is 128, but the tensors say 16"),
+        (("model_cfg", "vision_cfg", "layers"), 12, "vision_cfg: layers is 12, but the tensors say 1"),
+        (("model_cfg", "multimodal_cfg", "context_length"), 77, "context_length is 77, but the tensors say 20"),
+        (("model_cfg", "embed_dim"), 512, "model_cfg: embed_dim is 512, but the tensors say 16"),
+        (("model_cfg", "vision_cfg", "head_width"), 0, "vision_cfg: head_width is 0, not an integer above 0"),
+        (("model_cfg", "text_cfg", "heads"), "8", "text_cfg: heads is '8', not an integer above 0"),
+        (("model_cfg", "multimodal_cfg"), [], r"multimodal_cfg is \[\], not a mapping"),
+        *(
+            (("preprocess_cfg",), said, message)
+            for said, message in [
+                ({"interpolation": "bilinear"}, "preprocess_cfg: interpolation 'bilinear' is not supported"),
+                ({"resize_mode": "squash"}, "resize_mode 'squash' is not supported"),
+                ({"mean": [0.5, 0.5]}, r"preprocess_cfg: mean is \[0.5, 0.5\], neither one number nor three"),
+                ({"std": "half"}, "preprocess_cfg: std is 'half', neither one number"),
+                ({"size": 224}, "preprocess_cfg: size is 224, but the model takes 64 pixels"),
+                ({"std": [0.5, 0, 0.5]}, r"preprocess_cfg: std is \[0.5, 0, 0.5\]; it must be above 0"),
+                ({"mean": [0.5, math.nan, 0.5]}, "mean is .* which is not finite"),
+                ({"std": math.inf}, "std is inf, which is not finite"),
+                ({"mean": 10**400}, "neither one number nor three"),
+                ([1, 2], r"preprocess_cfg is \[1, 2\], not a mapping"),
+                ("x", "preprocess_cfg is 'x', not a mapping"),
+            ]
+        ),
     ],
 )
 def test_settings_that_our_model_cannot_have_are_named(theirs, write, keys, value, message):
-    settings = copy.deepcopy(theirs.settings)
-    place = settings["model_cfg"]
+    settings = place = copy.deepcopy(theirs.settings)
     for key in keys[:-1]:
         place = place[key]
     place[keys[-1]] = value
     with pytest.raises(UserError, match=message):
         read_open_clip(write(settings=settings))
-
-
-@pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        ({"interpolation": "bilinear"}, "preprocess_cfg: interpolation 'bilinear' is not supported"),
-        ({"resize_mode": "squash"}, "resize_mode 'squash' is not supported"),
-        ({"mean": [0.5, 0.5]}, r"preprocess_cfg: mean is \[0.5, 0.5\], neither one number nor three"),
-        ({"std": "half"}, "preprocess_cfg: std is 'half', neither one number"),
-        ({"size": 224}, "preprocess_cfg: size is 224, but the model takes 64 pixels"),
-        ({"std": [0.5, 0, 0.5]}, r"preprocess_cfg: std is \[0.5, 0, 0.5\]; it must be above 0"),
-        ({"mean": [0.5, math.nan, 0.5]}, "mean is .* which is not finite"),
-        ({"std": math.inf}, "std is inf, which is not finite"),
-        ({"mean": 10**400}, "neither one number nor three"),
-        ([1, 2], r"preprocess_cfg is \[1, 2\], not a mapping"),
-        ("x", "preprocess_cfg is 'x', not a mapping"),
-    ],
-)
-def test_preprocessing_that_we_cannot_do_is_named(theirs, write, said, message):
-    with pytest.raises(UserError, match=message):
-        read_open_clip(write(settings={**theirs.settings, "preprocess_cfg": said}))
 
 
 @pytest.mark.parametrize(

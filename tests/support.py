@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.files import MANIFEST, file_sha256
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch, CoCaOutput
@@ -177,6 +178,17 @@ def tiny_recipe(train_shard: Path, steps: int = 6, **changes: object) -> Recipe:
         precision="fp32",
     )
     return replace(recipe, **changes)
+
+
+def with_key(recipe: Recipe, path: str, value: object) -> Recipe:
+    """The recipe with one key changed, as if its file had been edited."""
+    data = to_dict(recipe)
+    *parents, key = path.split(".")
+    section = data
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    return from_dict(Recipe, data)
 
 
 def finetuning(recipe: Recipe, **changes: object) -> Recipe:

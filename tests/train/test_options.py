@@ -10,7 +10,6 @@ import torch._functorch.config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.sources.open import open_source
@@ -18,9 +17,9 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.train import blocks, setup
 from grr_coca.train.logs import read_metrics
-from grr_coca.train.recipe import LossRecipe, OptimizerRecipe, Recipe
+from grr_coca.train.recipe import LossRecipe, OptimizerRecipe
 from grr_coca.train.setup import new_checkpoint, training_batches
-from support import ALONE, differing, pretrain, real_pairs, tiny_recipe, weights, write_shard
+from support import ALONE, differing, pretrain, real_pairs, tiny_recipe, weights, with_key, write_shard
 
 HALF = "checkpoints/step-000000002"
 
@@ -31,17 +30,6 @@ def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     recipe = tiny_recipe(write_shard(folder / "pairs.tar", real_pairs(40)), steps=4)
     return recipe, folder / "run", weights(pretrain(recipe, folder / "run"))
-
-
-def with_key(recipe: Recipe, path: str, value: object) -> Recipe:
-    """The recipe with one key changed, as if its file had been edited."""
-    data = to_dict(recipe)
-    *parents, key = path.split(".")
-    section = data
-    for parent in parents:
-        section = section[parent]
-    section[key] = value
-    return from_dict(Recipe, data)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from grr_coca.common.files import MANIFEST
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.launch import StopSignals
 from grr_coca.train.loop import train
-from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe, LossRecipe, TeacherRecipe
+from grr_coca.train.recipe import CheckpointRecipe, TeacherRecipe
 from grr_coca.train.run_checkpoints import resume_point
 from grr_coca.train.setup import training_sources
 from grr_coca.train.teacher import training_captions, write_teacher
@@ -34,6 +34,7 @@ from support import (
     tiny_recipe,
     warnings_of,
     with_caption,
+    with_key,
     write_shard,
 )
 
@@ -266,26 +267,23 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("key", "changes"),
+    ("key", "value"),
     [
-        ("seed", {"seed": 3}),
-        ("losses.z_loss_weight", {"losses": LossRecipe(z_loss_weight=1e-4)}),
-        ("evaluation.interval", {"evaluation": EvaluationRecipe(interval=7, batch_size=8)}),
-        ("checkpoints.keep_best", {"checkpoints": CheckpointRecipe(keep_best="coca_loss")}),
-        ("ema", {"ema": 0.9}),
-        ("temperature", {"temperature": "refitted"}),
-        ("freeze", {"freeze": ("text_decoder",)}),
+        ("seed", 3),
+        ("losses.z_loss_weight", 1e-4),
+        ("evaluation.interval", 7),
+        ("checkpoints.keep_best", "coca_loss"),
+        ("ema", 0.9),
+        ("temperature", "refitted"),
+        ("freeze", ["text_decoder"]),
+        ("data.batch_size", 4),
+        ("data.train", "/elsewhere.tar"),
+        ("data.patch_dropout", 0.5),
     ],
 )
-def test_another_recipe_is_refused_by_the_name_of_the_key(finished, key, changes):
+def test_another_recipe_is_refused_by_the_name_of_the_key(finished, key, value):
     with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has {key} "):
-        resume_point(finished.folder, replace(finished.recipe, **changes))
-
-
-@pytest.mark.parametrize(("name", "value"), [("batch_size", 4), ("train", "/elsewhere.tar"), ("patch_dropout", 0.5)])
-def test_other_data_is_refused_by_the_name_of_the_key(finished, name, value):
-    with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has data\.{name} "):
-        resume_point(finished.folder, replace(finished.recipe, data=replace(finished.recipe.data, **{name: value})))
+        resume_point(finished.folder, with_key(finished.recipe, key, value))
 
 
 def go_on(run):
@@ -308,26 +306,16 @@ def test_other_pairs_in_the_same_place_are_refused(tmp_path):
     assert go_on(run).step == 2
 
 
-def test_other_validation_pairs_are_refused(tmp_path):
-    val = write_shard(tmp_path / "val.tar", real_pairs(8, split="val"))
-    train_shard = write_shard(tmp_path / "pairs.tar", real_pairs(16))
-    recipe = tiny_recipe(train_shard, steps=1)
-    recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
+@pytest.mark.parametrize("key", ["val", "mix"])
+def test_other_validation_pairs_and_another_source_of_a_mixture_are_refused(tmp_path, key):
+    shard = write_shard(tmp_path / "pairs.tar", real_pairs(16))
+    other = write_shard(tmp_path / "other.tar", real_pairs(8, "health"))
+    recipe = with_key(tiny_recipe(shard, steps=1), f"data.{key}", str(other) if key == "val" else {str(other): 0.5})
     pretrain(recipe, tmp_path / "run")
-    write_shard(val, real_pairs(9, split="val"))
-    with pytest.raises(UserError, match=rf"{val}: data: val of the run: 9 pairs are taken from it now, and 8 were"):
-        go_on(Run(tmp_path / "run", recipe, train_shard))
-
-
-def test_another_source_of_a_mixture_is_refused(tmp_path):
-    train_shard = write_shard(tmp_path / "pairs.tar", real_pairs(16))
-    more = write_shard(tmp_path / "more.tar", real_pairs(8, "health"))
-    recipe = tiny_recipe(train_shard, steps=1)
-    recipe = replace(recipe, data=replace(recipe.data, mix={str(more): 0.5}))
-    pretrain(recipe, tmp_path / "run")
-    write_shard(more, real_pairs(9, "health"))
-    with pytest.raises(UserError, match=rf"{more}: data: mix 1 of the run: 9 pairs are taken from it now, and 8 were"):
-        go_on(Run(tmp_path / "run", recipe, train_shard))
+    write_shard(other, real_pairs(9, "health"))
+    name = "val" if key == "val" else "mix 1"
+    with pytest.raises(UserError, match=rf"{other}: data: {name} of the run: 9 pairs are taken from it now, and 8"):
+        go_on(Run(tmp_path / "run", recipe, shard))
 
 
 def test_a_checkpoint_that_does_not_tell_its_pairs_is_gone_on_from(finished, tmp_path):

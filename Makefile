@@ -90,18 +90,20 @@ servers-browser: $(VENV)/.browser
 	(command -v chromium && command -v npm) > /dev/null || apt-get install --yes --quiet --no-install-recommends chromium npm
 	$(BIN)/python -c "from grr_coca.serve.site import find_runtime; find_runtime()"
 
-# A server under requests by grammar and pictures by mutation, for an hour; prints what held. A request that went wrong is
+# A server under requests by grammar and pictures by mutation, for an hour from the request FIRST; prints what held. A request that went wrong is
 # sent again by its number: `tests/serve/grammar.py --first NUMBER --count 1`.
 SECONDS ?= 3600
+FIRST ?= 0
+ATTACK = $(SINGLE) nice -n 19 $(BIN)/python
 attack: $(VENV)/.dev
-	$(SINGLE) nice -n 19 $(BIN)/python tests/serve/grammar.py --seconds $(SECONDS)
+	$(ATTACK) tests/serve/grammar.py --first $(FIRST) --seconds $(SECONDS)
 
-# What one file does: drawings by grammar and pictures by mutation for an hour, and 2,000 damaged indexes.
+# What one file does: drawings by grammar, pictures by mutation, and damaged indexes.
 attack-drawings attack-pictures: attack-%: $(VENV)/.dev
-	$(SINGLE) nice -n 19 $(BIN)/python tests/data/file_attack.py $* --seconds $(SECONDS)
+	$(ATTACK) tests/data/file_attack.py $* --first $(FIRST) --seconds $(SECONDS)
 
 attack-indexes: $(VENV)/.dev
-	nice -n 19 $(PYTEST) tests/search/test_damage.py -m slow --timeout 36000
+	$(ATTACK) tests/search/damage.py --first $(FIRST) --seconds $(SECONDS)
 
 # Clients of other projects against `grr-coca serve`: openai, litellm, langchain-openai, huggingface_hub, curl; and npm's
 # inspector against `grr-coca mcp`, with a newer Node than that of Debian.

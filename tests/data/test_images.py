@@ -264,6 +264,14 @@ def test_a_tag_of_another_type_than_it_should_have_spoils_no_picture(kind, odd):
     assert open_rgb(Image.open(io.BytesIO(data))).size == (20, 30)
 
 
+def test_a_picture_without_its_palette_is_an_error_that_names_the_file():
+    data = encode_image(Image.new("P", (9, 9)), "png")
+    start = data.index(b"PLTE") - 4
+    length = int.from_bytes(data[start : start + 4], "big")
+    with pytest.raises(BadSample, match=r"^a\.png: broken or truncated image \(a part is missing\)"):
+        decode_image(data[:start] + data[start + 12 + length :], "a.png")
+
+
 def test_a_place_of_pixels_that_is_no_number_is_an_error_that_names_the_file():
     """So is a damaged TIFF: Pillow raises a TypeError."""
     file = bytearray(encode_image(pictogram(), "tiff"))

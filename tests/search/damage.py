@@ -1,18 +1,34 @@
-"""Damages an index, by a seed: bytes of its files, values of its tables, and files that are cut off or swapped."""
+"""Damages an index, by a seed: bytes of its files, values of its tables, and files that are cut off or swapped.
 
+`make attack-indexes` does this for an hour; tests do it with a few seeds. A seed that went wrong can be tried again:
+`tests/search/damage.py --first SEED --count 1`.
+"""
+
+import argparse
 import random
+import shutil
 import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
-from library import make_entry, make_vectors
+TESTS = Path(__file__).parents[1]
+if str(TESTS) not in sys.path:  # as a script
+    sys.path.append(str(TESTS))
 
-from grr_coca.search.duplicates import duplicate_groups
-from grr_coca.search.facets import facets
-from grr_coca.search.filters import parse_filter
-from grr_coca.search.store import Changes
-from grr_coca.search.stores import open_store
+from library import HEADER, fill, make_entry, make_vectors  # noqa: E402
+
+from grr_coca.common.errors import UserError  # noqa: E402
+from grr_coca.search.duplicates import duplicate_groups  # noqa: E402
+from grr_coca.search.entry import Failure, Stamp  # noqa: E402
+from grr_coca.search.facets import facets  # noqa: E402
+from grr_coca.search.filters import parse_filter  # noqa: E402
+from grr_coca.search.store import Changes  # noqa: E402
+from grr_coca.search.stores import make_store, open_store  # noqa: E402
 
 _VALUES = [None, -1, 2**62, 0.5, "", "x", "é" * 50, b"\xff\x00", "[]", "{", '{"a": [1]}', '[["a"]]', "null"]
 
@@ -96,3 +112,66 @@ def uses(folder: Path) -> dict[str, Callable[[], object]]:
         "imported": using(lambda store: store.was_imported()),
         "write": using(write),
     }
+
+
+def make_good(folder: Path) -> Path:
+    """An index of sixty images, of which one was removed."""
+    store = make_store(str(folder), HEADER)
+    fill(store, 60)
+    failed = [Failure("/a", "/pictures", Stamp(1, 2), "broken")]
+    store.commit(Changes(failed=failed, removed=[make_entry(1).name]))
+    store.exclude(["*.gif"])
+    store.close()
+    return folder
+
+
+def use_damaged(good: Path, folder: Path, seed: int) -> tuple[str, bool]:
+    """What was damaged, and whether any use has noticed it. No use may raise anything but a `UserError`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(good, folder)
+    what, is_noticed = damage(folder, seed), False
+    for name, use in uses(folder).items():
+        try:
+            use()
+        except UserError:
+            is_noticed = True
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {what}: {name}") from error
+    return what, is_noticed
+
+
+def is_silent(what: str, is_noticed: bool) -> bool:
+    """True if changed embeddings were taken for those that were written. Bytes behind the last one are not read."""
+    return what.startswith("vectors") and not what.endswith("grow") and not is_noticed
+
+
+def main() -> None:
+    """Damage indexes until the time is over, and print what became of them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=10**12)
+    parser.add_argument("--seconds", type=float, default=3600)
+    options = parser.parse_args()
+    counts: Counter = Counter()
+    wrong: list[str] = []
+    end, seed = time.monotonic() + options.seconds, options.first
+    with tempfile.TemporaryDirectory() as place:
+        good = make_good(Path(place) / "good")
+        while seed < options.first + options.count and time.monotonic() < end:
+            try:
+                what, is_noticed = use_damaged(good, Path(place) / "bad", seed)
+                counts["noticed" if is_noticed else "works"] += 1
+                if is_silent(what, is_noticed):
+                    wrong.append(f"seed {seed}, {what}: silent")
+            except AssertionError as error:
+                wrong.append(f"{error}: {error.__cause__!r}")
+            seed += 1
+            if seed % 500 == 0:
+                print(f"the next is {seed:,}: {dict(counts)}, wrong: {wrong or 'none'}", flush=True)
+    print(f"{seed - options.first:,} indexes: {dict(counts)}, wrong: {wrong or 'none'}")
+    if wrong:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -51,6 +51,7 @@ _OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
 
 BROKEN = (
     ArithmeticError,
+    AssertionError,  # without a text, such as that of a PNG file without its palette
     AttributeError,
     EOFError,
     LookupError,
@@ -150,7 +151,8 @@ def decode_image(
     except UnidentifiedImageError as error:
         raise BadSample(f"{name}: not an image in a format that can be read", Cause.NOT_AN_IMAGE) from error
     except BROKEN as error:
-        raise BadSample(f"{name}: broken or truncated image ({str(error).strip()})", Cause.BROKEN_IMAGE) from error
+        reason = str(error).strip() or "a part is missing"
+        raise BadSample(f"{name}: broken or truncated image ({reason})", Cause.BROKEN_IMAGE) from error
     return image
 
 

@@ -263,7 +263,10 @@ class EmbeddedStore(Store):
     def columns(self) -> frozenset[str]:
         """The names of all fields that come from tables."""
         with self.snapshot() as now:
-            return frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
+            names = frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
+        if not all(isinstance(name, str) for name in names):
+            raise self._damaged_database("the name of a field is no text")
+        return names
 
     def revision(self) -> str:
         """The number of commits, and how often the vectors were rewritten."""

@@ -484,6 +484,22 @@ def test_a_key_opens_everything_but_the_page_and_health(locked):
     assert locked.get("/info", Authorization="Bearer \xe9").status == 401
 
 
+def test_the_key_is_in_no_answer_and_no_log(locked, caplog, capfd, monkeypatch):
+    caplog.set_level(0)
+    opened = {"Authorization": "Bearer open sesame"}
+    paths = ("/", "/info", "/ready", "/metrics", "/openapi.json", "/pictures", "/nothing?key=open", "/v1/models")
+    answers = [locked.get(path, **opened) for path in paths]
+    given = ({"key": "open sesame"}, {"key": "open sesame", "x": 1}, {"key": ["open sesame"]}, b'{"key": "open sesame')
+    answers += [locked.post("/session", body) for body in given]
+    answers.append(locked.post("/caption", b"no picture", opened))
+    monkeypatch.setattr(locked.server._guard, "_app", None)  # a defect, whose traceback is logged
+    with contextlib.suppress(http.client.HTTPException, ConnectionError):
+        answers.append(locked.get("/info", **opened))
+    told = [*(str(answer.headers) + answer.body.decode() for answer in answers), caplog.text, *capfd.readouterr()]
+    assert not any("sesame" in text for text in told)
+    assert any("'NoneType' object is not callable" in text for text in told[-3:])
+
+
 def test_a_page_gets_a_cookie_for_the_key(locked):
     assert locked.post("/session", {"key": "wrong"}).status == 401
     answer = locked.post("/session", {"key": "open sesame"})

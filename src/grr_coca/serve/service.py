@@ -109,16 +109,16 @@ class Service:
             UserError: a text is empty.
         """
         cleaned = [clean_query(one, f"input {n}") if isinstance(one, str) else one for n, one in enumerate(inputs)]
-        rows = []
-        for chunk in chunks(cleaned, _MAX_PIXELS_HELD):
-            texts = [one for one in chunk if isinstance(one, str)]
-            squares = [await self.square(one) for one in chunk if isinstance(one, bytes)]
-            futures = [*self.queue.embed_texts(texts, expires), *self.queue.embed_images(squares, expires)]
-            found = iter(await results_of(futures))
-            of_text = [next(found) for _ in texts]
-            of_picture = list(found)
-            rows += [(of_text if isinstance(one, str) else of_picture).pop(0) for one in chunk]
-        return np.stack(rows)
+        rows: dict[int, np.ndarray] = {}
+        for chunk in chunks(list(enumerate(cleaned)), _MAX_PIXELS_HELD):
+            texts = {place: one for place, one in chunk if isinstance(one, str)}
+            squares = {place: await self.square(one) for place, one in chunk if isinstance(one, bytes)}
+            futures = [
+                *self.queue.embed_texts(list(texts.values()), expires),
+                *self.queue.embed_images(list(squares.values()), expires),
+            ]
+            rows |= zip([*texts, *squares], await results_of(futures), strict=True)
+        return np.stack([rows[place] for place in range(len(inputs))])
 
 
 # --- Dependencies of endpoints

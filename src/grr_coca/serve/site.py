@@ -459,38 +459,43 @@ def write_site(
             _write_gz(site / "runtime" / "ort.wasm.gz", runtime["ort.wasm"])
             for name in (*GRAPH_FILES, weights, "tokenizer.json"):
                 _write_gz(site / "model" / f"{name}.gz", (graphs / name).read_bytes())
-            can = ["caption", *(["search"] if library else []), *(["duplicates"] if library and library.groups else [])]
-            facts: dict[str, object] = {
-                "title": title,
-                **(about or {}),
-                "can": can,
-                "count": None if library is None else len(library.entries),
-                "engine": f"{manifest['precision']}, ONNX Runtime Web {RUNTIME.version}, in this browser",
-                "model": {"name": model, **manifest["model"]},
-                "preprocess": read_json(graphs / "preprocess.json"),
-                "calibration": _calibration(graphs),
-                "graphs": {name: f"model/{name}.onnx.gz" for name in GRAPHS},
-                "weights": dict.fromkeys(GRAPHS, f"model/{weights}.gz"),
-                "tokenizer": "model/tokenizer.json.gz",
-                "runtime": {"module": "runtime/ort.js", "wasm": "runtime/ort.wasm.gz"},
-                "library": None,
-                "thumbnails": {"kind": "files", "folder": "thumbnails"},
-                "version": version("grr-coca"),
-            }
+            facts = {"title": title, **(about or {}), **_facts(graphs, manifest, weights, model, library)}
             if library is not None:
                 facts["thumbnails"] = _write_library(library, site, on_progress)
-                facts["library"] = "library/library.json.gz"
-            loaded = [path for part in ("runtime", "model", "library") for path in (site / part).glob("*")]
-            is_later = (".txt", ".js")  # what is loaded is compressed; equivalents come when an icon is opened
-            facts["bytes"] = sum(
-                path.stat().st_size
-                for path in loaded
-                if path.suffix not in is_later and not path.name.startswith("others-")
-            )
+            facts["bytes"] = _bytes_loaded(site)
             (site / "site.json").write_bytes(_json(facts).encode())
             _name_version(site)
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+
+
+def _facts(
+    graphs: Path, manifest: Mapping[str, Any], weights: str, model: str, library: Library | None
+) -> dict[str, object]:
+    """What `site.json` says of the model and of what the page can do."""
+    can = ["caption", *(["search"] if library else []), *(["duplicates"] if library and library.groups else [])]
+    return {
+        "can": can,
+        "count": None if library is None else len(library.entries),
+        "engine": f"{manifest['precision']}, ONNX Runtime Web {RUNTIME.version}, in this browser",
+        "model": {"name": model, **manifest["model"]},
+        "preprocess": read_json(graphs / "preprocess.json"),
+        "calibration": _calibration(graphs),
+        "graphs": {name: f"model/{name}.onnx.gz" for name in GRAPHS},
+        "weights": dict.fromkeys(GRAPHS, f"model/{weights}.gz"),
+        "tokenizer": "model/tokenizer.json.gz",
+        "runtime": {"module": "runtime/ort.js", "wasm": "runtime/ort.wasm.gz"},
+        "library": None if library is None else "library/library.json.gz",
+        "thumbnails": {"kind": "files", "folder": "thumbnails"},
+        "version": version("grr-coca"),
+    }
+
+
+def _bytes_loaded(site: Path) -> int:
+    """What a browser loads before it can search: compressed files, and not the equivalents of opened icons."""
+    loaded = (path for part in ("runtime", "model", "library") for path in (site / part).glob("*"))
+    later = (".txt", ".js")
+    return sum(p.stat().st_size for p in loaded if p.suffix not in later and not p.name.startswith("others-"))
 
 
 def _calibration(graphs: Path) -> dict[str, object] | None:

@@ -1,5 +1,6 @@
 """Small real data and small runs, for the tests of the upper floors."""
 
+import errno
 import io
 import json
 import logging
@@ -303,6 +304,11 @@ def warnings_of(name: str) -> Iterator[list[str]]:
         yield messages
     finally:
         logger.removeHandler(handler)
+
+
+def no_space_left(*_: object, **__: object) -> None:
+    """A function of the system on a disk that is full."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from grr_coca.data.convert import Conversion, convert, source_state
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage
-from support import encode_image, real_pairs, shard_members, with_caption, write_shard, write_tar
+from support import encode_image, no_space_left, real_pairs, shard_members, with_caption, write_shard, write_tar
 
 PAIRS = real_pairs(20)
 
@@ -102,10 +102,7 @@ def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
 
 
 def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca, spoiled, tmp_path, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Image.Image, "save", no_space_left)
     said = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
     assert said.code == 2
     assert "sheet.png: cannot be written (No space left on device)" in said.err
@@ -361,10 +358,7 @@ def test_a_conversion_that_an_older_version_began_goes_on(grr_coca, spoiled, tmp
 def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     images = ByImage(open_source(str(write_shard(tmp_path / "a.tar", PAIRS))))
 
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(convert_module.os, "fsync", full)
+    monkeypatch.setattr(convert_module.os, "fsync", no_space_left)
     with pytest.raises(ValueError, match="cannot be written to \\(No space left on device\\)"):
         convert(images, Conversion("a", 20, 6, None), tmp_path / "out", lambda done: None)
     assert list((tmp_path / "out").iterdir()) == []

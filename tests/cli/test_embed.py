@@ -11,7 +11,7 @@ from safetensors import safe_open
 from grr_coca.infer import load
 from grr_coca.search.image_files import ImageFile
 from grr_coca.search.vector_files import VectorBuffer, write_vectors
-from support import snapshot
+from support import no_space_left, snapshot
 
 
 def read(path):
@@ -99,10 +99,7 @@ def test_a_failed_write_leaves_what_was_there(refused, grr_coca, run, image_file
     grr_coca("embed", image_files[0], "-c", run.folder, "--out", out)
     before = snapshot(tmp_path)
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", no_space_left)
     assert f"{out}: cannot be written (No space left on device)" in refused(
         "embed", *image_files, "-c", run.folder, "--out", out
     )

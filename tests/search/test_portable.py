@@ -62,11 +62,6 @@ def test_what_is_no_export_is_refused(store, tmp_path):
     path = exported(store, tmp_path / "a.parquet")
     with pytest.raises(UserError, match="already has an index"):
         import_parquet(path, store.location)
-    table = pyarrow.parquet.read_table(path)
-    newer = {key: value.replace(b'"version": 1', b'"version": 2') for key, value in table.schema.metadata.items()}
-    pyarrow.parquet.write_table(table.replace_schema_metadata(newer), path)
-    with pytest.raises(UserError, match="written by a newer grr-coca"):
-        import_parquet(path, str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 
@@ -76,11 +71,9 @@ def test_a_damaged_file_is_told_and_leaves_no_index(store, tmp_path):
     content = bytearray(whole.read_bytes())
     content[len(content) // 3 : len(content) // 3 + 500] = bytes(500)
     (tmp_path / "torn.parquet").write_bytes(content)
-    pyarrow.parquet.write_table(pyarrow.parquet.read_table(whole).drop(["caption"]), tmp_path / "less.parquet")
-    for name in ("torn", "less"):
-        with pytest.raises(UserError, match=rf"{name}\.parquet: damaged"):
-            import_parquet(tmp_path / f"{name}.parquet", str(tmp_path / "new"))
-        assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match=r"torn\.parquet: damaged"):
+        import_parquet(tmp_path / "torn.parquet", str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
     assert import_parquet(whole, str(tmp_path / "new")) == 3000
 
 
@@ -99,53 +92,55 @@ def test_an_import_that_cannot_be_written_leaves_no_index(store, tmp_path, monke
     assert open_store(str(tmp_path / "new"), is_optional=True) is None
 
 
+def header_with(old, new):
+    def edit(table):
+        metadata = {key: value.replace(old, new) for key, value in table.schema.metadata.items()}
+        assert metadata != table.schema.metadata
+        return table.replace_schema_metadata(metadata)
+
+    return edit
+
+
+def column_with(column, value):
+    """One cell, or one number of an embedding, is another."""
+
+    def edit(table):
+        place = table.column_names.index(column)
+        if column != "embedding":
+            odd = table.set_column(place, column, pyarrow.array([value]))
+            return odd.replace_schema_metadata(table.schema.metadata)
+        rows = np.array(table["embedding"].to_pylist(), np.float16)
+        rows[-1, 7] = value
+        embedding = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
+        return table.set_column(place, table.schema.field(place), embedding)
+
+    return edit
+
+
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("edit", "told"),
     [
-        (b'"embed_dim": 32', b'"embed_dim": -1'),
-        (b'"embed_dim": 32', b'"embed_dim": "x"'),
-        (b'"version": 1', b'"version": "x"'),
-        (b'{"header"', b'[{"header"'),
-        (b'"failures": [', b'"failures": [3, '),
+        (header_with(b'"version": 1', b'"version": 2'), "written by a newer grr-coca"),
+        (header_with(b'"embed_dim": 32', b'"embed_dim": -1'), ""),
+        (header_with(b'"embed_dim": 32', b'"embed_dim": "x"'), ""),
+        (header_with(b'"version": 1', b'"version": "x"'), ""),
+        (header_with(b'{"header"', b'[{"header"'), ""),
+        (header_with(b'"failures": [', b'"failures": [3, '), ""),
+        (column_with("phash", "abc"), "damaged"),
+        (column_with("width", 2.5), "damaged"),
+        (column_with("name", None), "damaged"),
+        (column_with("fields", "[1, 2]"), "damaged"),
+        *((column_with("embedding", wrong), "not of unit length") for wrong in (np.nan, np.inf, 3.0)),
+        (lambda table: table.drop(["caption"]), "damaged"),
     ],
 )
-def test_an_odd_header_is_told_and_leaves_no_index(store, tmp_path, old, new):
+def test_what_no_export_holds_is_told_and_leaves_no_index(store, tmp_path, edit, told):
     fill(store, 1)
     path = exported(store, tmp_path / "a.parquet")
-    table = pyarrow.parquet.read_table(path)
-    odd = {key: value.replace(old, new) for key, value in table.schema.metadata.items()}
-    assert odd != table.schema.metadata
-    pyarrow.parquet.write_table(table.replace_schema_metadata(odd), path)
-    with pytest.raises(UserError, match=r"a\.parquet"):
+    pyarrow.parquet.write_table(edit(pyarrow.parquet.read_table(path)), path)
+    with pytest.raises(UserError, match=rf"a\.parquet.*{told}"):
         import_parquet(path, str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(("column", "value"), [("phash", "abc"), ("width", 2.5), ("name", None), ("fields", "[1, 2]")])
-def test_a_cell_of_another_type_is_told_and_leaves_no_index(store, tmp_path, column, value):
-    fill(store, 1)
-    path = exported(store, tmp_path / "a.parquet")
-    table = pyarrow.parquet.read_table(path)
-    odd = table.set_column(table.schema.get_field_index(column), column, pyarrow.array([value]))
-    pyarrow.parquet.write_table(odd.replace_schema_metadata(table.schema.metadata), path)
-    with pytest.raises(UserError, match=r"a\.parquet: damaged"):
-        import_parquet(path, str(tmp_path / "new"))
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, 3.0])
-def test_an_embedding_that_is_none_is_refused(store, tmp_path, wrong):
-    fill(store, 5)
-    path = exported(store, tmp_path / "a.parquet")
-    table = pyarrow.parquet.read_table(path)
-    rows = np.array(table["embedding"].to_pylist(), np.float16)
-    rows[3, 7] = wrong
-    embedding = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
-    place = table.column_names.index("embedding")
-    pyarrow.parquet.write_table(table.set_column(place, table.schema.field(place), embedding), path)
-    with pytest.raises(UserError, match="not of unit length"):
-        import_parquet(path, str(tmp_path / "other"))
-    assert not (tmp_path / "other").exists()
 
 
 def test_an_index_from_elsewhere_is_marked_and_fetches_no_model(store, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from grr_coca.search.image_files import ImageFile
 from grr_coca.search.photo import read_photo
 from grr_coca.search.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
-from support import snapshot
+from support import no_space_left, snapshot
 
 PHOTOS = Path(__file__).parent / "photos"
 ODD = "a <red> & \"green\" 'größe' ✓ 𝄞"
@@ -236,10 +236,7 @@ def test_a_full_disk_leaves_the_file(tmp_path, monkeypatch):
     path = tmp_path / "a.xmp"
     path.write_bytes(EXISTING["darktable"])
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", no_space_left)
     with pytest.raises(OSError, match="No space"):
         write_sidecar(path, "a red heart")
     assert snapshot(tmp_path) == {"a.xmp": EXISTING["darktable"]}

@@ -1,7 +1,6 @@
 """The endpoints of grr-coca: each answers what the library does, and refuses what is wrong in a sentence."""
 
 import base64
-import errno
 import io
 import json
 import subprocess
@@ -19,6 +18,7 @@ from serving import DRAWINGS, EVENTS, JSON, serving
 from grr_coca.data import svg
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.schemas import HEART
+from support import no_space_left
 
 HEART_BYTES = base64.b64decode(HEART.partition(",")[2])
 
@@ -76,10 +76,7 @@ def test_a_caption_is_that_of_the_library_however_the_picture_is_sent(served, ic
 
 
 def test_a_form_needs_no_disk(served, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", full)
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", no_space_left)
     picture = io.BytesIO()
     Image.effect_noise((1200, 1000), 90).save(picture, "PNG")
     assert len(picture.getvalue()) > 2**20

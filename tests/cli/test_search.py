@@ -94,39 +94,6 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
     assert "give its folder by -c" in message
 
 
-def test_a_killed_index_goes_on_where_it_was(grr_coca, tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(40):
-        Image.new("RGB", (40, 40), (number * 4, 0, 255 - number)).save(folder / f"{number}.png")
-    code = """if True:
-        import os, signal, sys
-        from grr_coca.search import update
-        from grr_coca.search.embedded.embedded_store import EmbeddedStore
-        update.SECONDS_BETWEEN_COMMITS = 0
-        commit, commits = EmbeddedStore.commit, []
-        def die_after_the_fifth(*arguments):
-            commit(*arguments)
-            commits.append(1)
-            if len(commits) == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-        EmbeddedStore.commit = die_after_the_fifth
-        from grr_coca.cli import main
-        sys.exit(main(sys.argv[1:]))
-    """
-    arguments = ["index", str(folder), "--out", str(tmp_path / "index"), "--batch-size", "2"]
-    with running([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL) as process:
-        process.wait(200)
-    assert process.returncode == -signal.SIGKILL
-    with package.Index.open(tmp_path / "index") as index:
-        before = len(index)
-    assert before == 10
-    said = grr_coca(*arguments)
-    assert f"40 images ({40 - before} new)" in said.out
-    with package.Index.open(tmp_path / "index") as index:
-        assert sorted(entry.title for entry, _ in index.store.everything()) == sorted(map(str, range(40)))
-
-
 def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     folder = tmp_path / "pictures"
     folder.mkdir()

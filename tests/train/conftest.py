@@ -1,4 +1,4 @@
-"""A process group of one, for what only sharded parameters show."""
+"""What several files of tests of training share."""
 
 from collections.abc import Iterator
 
@@ -14,3 +14,13 @@ def one_process() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def averaged_run(tmp_path_factory):
+    """A run of two steps with a checkpoint after each, of all the files that there can be; left as it is."""
+    from grr_coca.train.recipe import CheckpointRecipe
+    from support import finished_run
+
+    checkpoints = CheckpointRecipe(interval=1)
+    return finished_run(tmp_path_factory.mktemp("averaged"), steps=2, num_pairs=16, ema=0.9, checkpoints=checkpoints)

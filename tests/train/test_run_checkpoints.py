@@ -15,9 +15,9 @@ from grr_coca.common.files import verify_folder
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_folder import FILES, find_checkpoint
 from grr_coca.train.logs import Progress
-from grr_coca.train.recipe import CheckpointRecipe, Score
+from grr_coca.train.recipe import Score
 from grr_coca.train.run_checkpoints import BEST_FILE, CheckpointStore
-from support import disk_of, finished_run, snapshot, syncs_and_renames, warnings_of
+from support import disk_of, snapshot, syncs_and_renames, warnings_of
 
 TOUCHES_DISK = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
@@ -154,15 +154,8 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoints_stay(tmp_path):
 # --- Damage
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run with two checkpoints, of all the files that there can be."""
-    return finished_run(
-        tmp_path_factory.mktemp("run"), steps=2, num_pairs=16, ema=0.9, checkpoints=CheckpointRecipe(interval=1)
-    )
-
-
-def test_the_run_goes_back_from_a_flipped_bit_in_any_file_with_a_warning(run):
+def test_the_run_goes_back_from_a_flipped_bit_in_any_file_with_a_warning(averaged_run):
+    run = averaged_run
     store = CheckpointStore(run.folder / "checkpoints", keep_last=2)
     files = sorted(path for path in run.checkpoint.rglob("*") if path.is_file())
     assert len(files) == 11

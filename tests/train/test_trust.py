@@ -15,9 +15,9 @@ from grr_coca.common.files import MANIFEST
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.loop import train
-from grr_coca.train.recipe import CheckpointRecipe, load_recipe
+from grr_coca.train.recipe import load_recipe
 from grr_coca.train.run_checkpoints import resume_point
-from support import ALONE, finished_run, silent, warnings_of
+from support import ALONE, silent, warnings_of
 
 
 class Bomb:
@@ -43,19 +43,12 @@ def test_the_bomb_works(tmp_path):
     assert (tmp_path / "trace").exists()
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A run of two steps with a checkpoint after each, of all the files that there can be."""
-    folder = tmp_path_factory.mktemp("run")
-    return finished_run(folder, steps=2, num_pairs=16, ema=0.9, checkpoints=CheckpointRecipe(interval=1))
-
-
 @pytest.fixture
-def run(original, tmp_path):
-    """A copy of it to put things into, at its first checkpoint."""
-    folder = shutil.copytree(original.folder, tmp_path / "run")
+def run(averaged_run, tmp_path):
+    """A copy of a run to put things into, at its first checkpoint."""
+    folder = shutil.copytree(averaged_run.folder, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "step-000000002")
-    return replace(original, folder=folder)
+    return replace(averaged_run, folder=folder)
 
 
 def go_on(run):

@@ -16,12 +16,12 @@ from grr_coca.data.tensors import to_input
 from grr_coca.data.tokenizer import Tokenizer, train_bpe
 from grr_coca.infer.engine.base import ArrayLogits
 from grr_coca.infer.engine.torch import TorchDecoder, TorchEngine
-from grr_coca.infer.generate import GeneratedCaptions, GenerationOptions, generate, stream_captions
+from grr_coca.infer.generate import GeneratedCaptions, GenerationOptions, generate, stream_captions, warn_if_repeated
 from grr_coca.infer.generate.sampling import uniform_draws
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from support import next_token_logits
+from support import next_token_logits, warnings_of
 
 PREPROCESS = Preprocess(16, std=(0.25, 0.25, 0.25))
 """Pixels differ as much as normal noise, so that captions do."""
@@ -234,6 +234,45 @@ def test_the_longest_prompt_leaves_room_for_one_token(engine, tokenizer, images)
         assert {len(caption.token_ids) for (caption,) in generated.captions} == {1}
 
 
+def test_decoding_stops_with_the_last_caption_and_those_that_have_ended_leave_the_batch(engine, tokenizer, monkeypatch):
+    original, steps = TorchDecoder.step, []
+    monkeypatch.setattr(TorchDecoder, "step", lambda self, ids: steps.append(len(ids)) or original(self, ids))
+    rows = [ids for (ids,) in _ids(generate(engine, tokenizer, random_images(16)))]
+    lengths = [len(row) for row in rows]
+    assert all(tokenizer.eos_id not in row[:-1] for row in rows)
+    assert len(steps) == max(lengths)
+    assert all(rows >= sum(length > step for length in lengths) for step, rows in enumerate(steps))
+    assert (steps[0], steps[-1] <= 12) == (16, True), "those that have ended leave the batch, some at a time"
+    assert min(lengths) < max(lengths), "captions of one length cannot show rows that end early"
+
+
+def test_a_caption_may_fill_the_context_and_not_more(engine, tokenizer, images, monkeypatch):
+    monkeypatch.setattr(tokenizer, "eos_id", 299)  # never said
+    assert {len(ids) for (ids,) in _ids(generate(engine, tokenizer, images))} == {CONTEXT - 3}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_are_encoded_in_evaluation_mode_and_the_model_is_left_as_it_was(
+    model, tokenizer, images, monkeypatch, training
+):
+    original, seen = CoCa.encode_image, []
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def watched(model, images):
+        seen.append((any(module.training for module in model.modules()), torch.is_grad_enabled()))
+        return original(model, images)
+
+    monkeypatch.setattr(CoCa, "encode_image", watched)
+    model.train(training)
+    try:
+        generate(TorchEngine(model, PREPROCESS), tokenizer, images)
+        assert {module.training for module in model.modules()} == {training}
+    finally:
+        model.eval()
+    assert seen == [(False, False)]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
 # --- Captions that come word by word
 
 
@@ -303,3 +342,23 @@ def says(monkeypatch: pytest.MonkeyPatch, token_ids: list[int]) -> None:
 def test_what_is_ranked_at_the_end_cannot_be_streamed(engine, tokenizer, images, way):
     with pytest.raises(UserError, match="stream one caption without beams"):
         next(stream_captions(engine, tokenizer, images, GenerationOptions(**WAYS[way])))
+
+
+# --- One caption for all
+
+
+@pytest.mark.parametrize(
+    ("captions", "warned"),
+    [
+        (["a cat"] * 8, True),
+        (["a cat"] * 5 + ["b", "c", "d"], True),
+        (["a cat"] * 4 + ["b", "c", "d", "e"], False),
+        (["a cat"] * 7, False),
+        ([], False),
+    ],
+)
+def test_one_caption_for_most_of_many_images_is_warned_of(captions, warned):
+    with warnings_of("grr_coca.infer.generate.captions") as messages:
+        warn_if_repeated(captions)
+    assert bool(messages) is warned
+    assert all("'a cat'" in message for message in messages)

@@ -1,6 +1,5 @@
 """Studies that nobody ran: numbers are drawn at random around a truth that a test knows, or none are trained."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import DivergedError
-from grr_coca.study.ledger import CaptionedExample, CurvePoint, Digests, LedgerRow, write_digests
+from grr_coca.study.ledger import Digests, write_digests
 from grr_coca.study.report.numbers import PARTS_OF_PRESET
+from grr_coca.study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name
 from grr_coca.study.running.agenda import Task
 
 STAGES = ("pictograms", "health", "clipart", "glyphs")
@@ -34,18 +33,23 @@ CAPTIONS = (("snowman", "snowman", "snow"), ("red heart", "heart suit", "red hea
 """What people say, and what Baseline CoCa and the other arms say."""
 
 PRETRAINING = {"primary": ["pretraining/coca_loss"]}
+RATES = {"optimizer.lr": [0.001, 0.01]}
+
+
+def arm(name: str, **keys: object) -> dict[str, object]:
+    """An arm of a plan, such as one with a grid."""
+    return {"name": name, **keys}
+
+
+GRIDS = [arm(name, grid=RATES) for name in ("baseline_coca", "grr_coca")]
 TUNED = {
+    "arms": [arm(name, grid=RATES, finetune_grid=RATES) for name in ("baseline_coca", "grr_coca")],
     "seeds": [0],
     "finetune": ["health.yaml"],
-    "tuning": {
-        "seed": 9,
-        "steps": 2,
-        "pretrain": {"optimizer.lr": [0.001, 0.01]},
-        "finetune": {"optimizer.lr": [0.001, 0.01]},
-    },
+    "tuning": {"seeds": [9], "steps": 2},
     "endpoints": {"primary": ["pretraining/coca_loss"], "secondary": ["pretraining/CIDEr-D"]},
 }
-"""Changes of the plan of the fixture `write_study`: without fine-tunings, and with tuning."""
+"""Changes of the plan of the fixture `write_study`: without fine-tunings, with a grid, and with tuning."""
 
 
 def plan(arms: Iterable[str] = tuple(PARTS_OF_PRESET), num_seeds: int = 8, **changes: object) -> dict[str, object]:
@@ -66,11 +70,20 @@ def write_study(folder: Path, content: dict[str, object], rows: Iterable[LedgerR
     """Lay out a study's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.yaml").write_text(yaml.safe_dump(content))
-    arms = [arm if isinstance(arm, str) else arm["name"] for arm in content["arms"]]
-    recipes = {arm: dict.fromkeys(STAGES, "0" * 16) for arm in arms}
-    write_digests(folder, Digests(recipes, dict.fromkeys(STAGES, "d" * 16)))
-    lines = [json.dumps(to_dict(row)) + "\n" for row in rows]
-    (folder / "runs.jsonl").write_text("".join(lines))
+    arms = [each if isinstance(each, str) else each["name"] for each in content["arms"]]
+    with_grids = [each["name"] for each in content["arms"] if isinstance(each, dict) and each.get("grid")]
+    trial_seeds = (content.get("tuning") or {}).get("seeds", ())
+    recipes: dict[str, dict[str, tuple[str, ...]]] = {each: {} for each in arms}
+    trials: dict[str, dict[str, tuple[str, ...]]] = {each: {} for each in arms}
+    files = RowFolder(folder)
+    for row in rows:
+        files.publish(row_name(row.arm, "", row.seed, row.stage, (row.recipe_digest, row.kind)), row)
+        if row.settings and row.arm in with_grids:
+            known = (trials if row.seed in trial_seeds else recipes)[row.arm]
+            known[row.stage] = tuple(dict.fromkeys([*known.get(row.stage, ()), row.recipe_digest]))
+    files.path.mkdir(exist_ok=True)
+    recipes = {each: dict.fromkeys(STAGES, ("0" * 16,)) | found for each, found in recipes.items()}
+    write_digests(folder, Digests(recipes, dict.fromkeys(STAGES, "d" * 16), trials))
     return folder
 
 
@@ -150,7 +163,6 @@ def _captions(arm: str) -> tuple[CaptionedExample, ...]:
 def pretended_row(task: Task) -> LedgerRow:
     """The row of a task that was not trained."""
     return LedgerRow(
-        kind=task.kind,
         arm=task.arm,
         seed=task.seed,
         stage=task.stage,
@@ -166,7 +178,7 @@ def pretended_row(task: Task) -> LedgerRow:
         parameters=2,
         image_encoder_parameters=1,
         flops_per_pair=3,
-        metrics={"val": {"coca_loss": 1.0}},
+        metrics={"val": {"coca_loss": 1.0}, **({"test": {"CIDEr-D": 1.0}} if task.scores_captions else {})},
     )
 
 

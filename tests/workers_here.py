@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import Pipe
 from typing import Any
 
@@ -40,8 +40,8 @@ def work_here(patches: pytest.MonkeyPatch, interrupt: str | None = None) -> None
     @contextmanager
     def worker_processes(count: int) -> Iterator[Workers]:
         held, lifeline = Pipe(duplex=False)
-        with held, lifeline:
-            yield Workers(PoolHere(interrupt), progress, lifeline, count)  # type: ignore[arg-type]
+        with held, lifeline, ExitStack() as at_end:
+            yield Workers(PoolHere(interrupt), progress, lifeline, count, at_end)  # type: ignore[arg-type]
 
     progress: queue.Queue = queue.Queue()
     patches.setattr(processes, "_channel", (progress, threading.Event()))

@@ -10,26 +10,38 @@ import pytest
 
 from grr_coca.cli import main
 from grr_coca.cli.study_run import power_in_words
-from grr_coca.study.ledger import LEDGER_FILE, LedgerWriter
-from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.plan import EARLIER_LEDGER, Plan, read_plan
+from grr_coca.study.rows import ROWS_FOLDER
 from grr_coca.study.running import expectation as pace
 from grr_coca.train.recipe import save_recipe
 from support import disk_of, finetuning, real_pairs, tiny_recipe, write_shard
 from workers_here import work_here
 
 STUDIES = Path(__file__).parents[2] / "studies"
+BARE = ", grid: &rates {optimizer.lr: [0.001, 0.003]}", ", grid: *rates", "tuning: {seeds: [9], steps: 2}"
+"""What a plan without tuning lacks."""
 PLAN = """
-arms: [baseline_coca, grr_coca]
+arms:
+  - {name: baseline_coca, grid: &rates {optimizer.lr: [0.001, 0.003]}}
+  - {name: grr_coca, grid: *rates}
 baseline: baseline_coca
 seeds: [0, 1]
 pretrain: emoji.yaml
 finetune: [more.yaml]
 precision: fp32
 muon_precision: fp32
-tuning: {seed: 9, steps: 2, pretrain: {optimizer.lr: [0.001, 0.003]}}
+tuning: {seeds: [9], steps: 2}
 endpoints: {primary: [pretraining/coca_loss]}
 showcase: test
 """
+
+
+def bare() -> str:
+    """The plan with one seed, and without tuning."""
+    text = PLAN.replace("[0, 1]", "[0]")
+    for part in BARE:
+        text = text.replace(part, "")
+    return text
 
 
 @pytest.fixture
@@ -49,9 +61,6 @@ def plan(tmp_path):
     ("flags", "named"),
     [
         (["--jobs", "0"], "--jobs 0 is out of range"),
-        (["--shard", "3/2"], "--shard 3/2: give I/N"),
-        (["--shard", "0/2"], "--shard 0/2: give I/N"),
-        (["--shard", "one"], "--shard one: give I/N"),
         (["--only", "grr_cocoa"], "no arm 'grr_cocoa'; did you mean 'grr_coca'?"),
         (["--only", "grr_cocoa", "--only", "grr_coca"], "no arm 'grr_cocoa'; did you mean 'grr_coca'?"),
     ],
@@ -59,7 +68,7 @@ def plan(tmp_path):
 )
 def test_wrong_flags_are_refused(refused, plan, flags, named):
     assert named in refused("study", "run", plan, *flags)
-    assert not (plan.parent / LEDGER_FILE).exists()
+    assert not (plan.parent / ROWS_FOLDER).exists()
 
 
 def test_a_precision_that_depends_on_the_machine_is_refused(refused, plan):
@@ -69,12 +78,14 @@ def test_a_precision_that_depends_on_the_machine_is_refused(refused, plan):
     assert "precision: 'auto' depends on the machine" in refused("study", "run", plan)
 
 
-def test_a_ledger_that_another_process_has_is_refused(refused, plan, monkeypatch):
+def test_a_folder_with_the_rows_of_earlier_code_is_refused(refused, plan, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.study.running.run.worker_processes", lambda count: pytest.fail("processes began"))
-    with LedgerWriter(plan.parent / LEDGER_FILE):
-        assert "another process is running this study" in refused("study", "run", plan)
-        message = refused("study", "run", plan, "--shard", "1/2")
-    assert "in another number of shards" in message
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / EARLIER_LEDGER).touch()
+    for flags in ([], ["--dry-run"]):
+        message = refused("study", "run", plan, "--out", tmp_path / "out", *flags)
+        assert "out: this study was run by earlier code; commit 477a50ee runs its plan" in message
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [EARLIER_LEDGER]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(refused, plan):
@@ -100,7 +111,7 @@ def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, mo
 
 
 def test_a_dry_run_tells_what_a_plan_can_find():
-    plan = read_plan(STUDIES / "rate_curves" / "best.yaml", Plan)
+    plan = replace(read_plan(STUDIES / "gpu" / "plan.yaml", Plan), seeds=tuple(range(8)))
     assert power_in_words(plan) == [
         "power: with 8 seeds and 1 primary endpoint, a true change of 1.2 standard deviations over seeds is called "
         "better or worse in four studies of five"
@@ -110,7 +121,7 @@ def test_a_dry_run_tells_what_a_plan_can_find():
 
 @pytest.mark.ci
 def test_a_disk_that_is_full_ends_a_study_until_there_is_room(plan, tmp_path, capfd):
-    plan.write_text(PLAN.replace("tuning:", "# tuning:").replace("[0, 1]", "[0]").replace("[more.yaml]", "[]"))
+    plan.write_text(bare().replace("[more.yaml]", "[]"))
     with disk_of(200_000, tmp_path / "disk") as disk:
         command = ["study", "run", str(plan), "--only", "grr_coca", "--runs", str(disk)]
         assert main(command) == 2
@@ -120,19 +131,19 @@ def test_a_disk_that_is_full_ends_a_study_until_there_is_room(plan, tmp_path, ca
         assert said.endswith("as --runs; the same command then continues from what was saved")
         subprocess.run(["mount", "-o", "remount,size=100M", str(disk)], check=True)
         assert main(command) == 0
-    assert len((plan.parent / LEDGER_FILE).read_text().splitlines()) == 1
+    assert len(list((plan.parent / ROWS_FOLDER).iterdir())) == 1
 
 
 def test_a_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):
     work_here(monkeypatch)
-    plan.write_text(PLAN.replace("tuning:", "# tuning:").replace("[0, 1]", "[0]"))
+    plan.write_text(bare())
     assert main(["study", "run", str(plan), "--only", "grr_coca"]) == 0
-    assert "run: grr_coca, seed 0, more" in capfd.readouterr().err
+    assert "grr_coca, seed 0, more: CoCa loss on val" in capfd.readouterr().err
     assert main(["study", "status", str(plan.parent)]) == 0
     said = capfd.readouterr().out.splitlines()
     assert said[0].split()[:3] == ["arm", "emoji", "more"]
     assert said[1].split() == ["baseline_coca", "0", "0"]
     assert said[2].split() == ["grr_coca", "1", "1"]
-    rows = [json.loads(line) for line in (plan.parent / LEDGER_FILE).read_text().splitlines()]
+    rows = [json.loads(path.read_text()) for path in sorted((plan.parent / ROWS_FOLDER).iterdir())]
     assert [row["stage"] for row in rows] == ["emoji", "more"]
     assert plan.read_text().startswith("\narms:"), "the plan is as the person wrote it"

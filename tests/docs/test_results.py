@@ -1,5 +1,6 @@
 """The pages on the models say what the ledgers say, and `studies/check.py` notices when they do not."""
 
+import json
 import os
 import re
 import subprocess
@@ -92,13 +93,24 @@ def test_words_follow_from_intervals(check):
 
 def test_its_numbers_are_those_of_the_reports(check, claims):
     """The script imports nothing of the package; here both are asked for the same."""
-    from grr_coca.study.ledger import read_ledger
-    from grr_coca.study.plan import plan_of_folder
+    from grr_coca.common.dict_to_dataclass import from_dict
+    from grr_coca.study.ledger import Ledger
+    from grr_coca.study.plan import Arm, Endpoints, Plan
     from grr_coca.study.report.numbers import study_results
+    from grr_coca.study.rows import LedgerRow
 
     folder = ROOT / "studies" / "adamw" / "best"
-    plan = plan_of_folder(folder)
-    (result, *_) = study_results(plan, read_ledger(folder, seeds=plan.seeds)).arms[0].endpoints
+    lines = map(json.loads, (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = [from_dict(LedgerRow, line) for line in lines]
+    plan = Plan(
+        arms=tuple(Arm(name=name) for name in ("baseline_coca_0.0015", "grr_coca_0.0015")),
+        baseline="baseline_coca_0.0015",
+        seeds=tuple(range(8)),
+        pretrain="pictograms.yaml",
+        endpoints=Endpoints(primary=("pretraining/coca_loss",)),
+        showcase="test",
+    )
+    (result, *_) = study_results(plan, Ledger(tuple(rows))).arms[0].endpoints
     change = claims[0]["adamw"]["test coca"]
     assert 100 * np.expm1(change.ends()) == pytest.approx([result.effect.change, result.effect.low, result.effect.high])
     assert 100 * np.expm1(change.over_both()) == pytest.approx(result.over_both, abs=0.3)

@@ -1,4 +1,4 @@
-"""The study for a GPU, tried dry on the CPU: with a smaller model, in the pieces that its header names."""
+"""The study for a GPU, tried dry on the CPU: with a smaller model."""
 
 import re
 from pathlib import Path
@@ -36,21 +36,10 @@ def small(tmp_path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "runs"),
-    [
-        (
-            [],
-            {f"{model}_{rate}": 2 for model in ("baseline_coca", "grr_coca") for rate in ("0.001", "0.0005", "0.002")},
-        ),
-        (
-            ["--only", "grr_coca_0.001", "--only", "baseline_coca_0.001"],
-            {"grr_coca_0.001": 2, "baseline_coca_0.001": 2},
-        ),
-        (["--shard", "1/6"], {"baseline_coca_0.001": 2}),
-        (["--shard", "2/4"], {"grr_coca_0.001": 1, "grr_coca_0.002": 1, "grr_coca_0.0005": 1}),
-    ],
+    [([], {"baseline_coca": 6, "grr_coca": 6}), (["--only", "grr_coca"], {"grr_coca": 6})],
     ids=str,
 )
-def test_the_plan_is_tried_dry_in_pieces(small, capsys, monkeypatch, flags, runs):
+def test_the_plan_is_tried_dry(small, capsys, monkeypatch, flags, runs):
     monkeypatch.setattr(pace, "SECONDS", 0.1)
     assert main(["study", "run", str(small), "--dry-run", *flags]) == 0
     found = dict(re.findall(r"^([\w.]+) +0 +(\d+) +\d", capsys.readouterr().out, re.MULTILINE))

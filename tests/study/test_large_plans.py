@@ -12,7 +12,7 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.study.plan import Plan, read_plan, stage_names
-from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.running.stage import run_stage
 from support import CPU, encode_image, real_pairs, write_tar
 
@@ -103,9 +103,10 @@ def test_every_stage_of_a_large_plan_runs(tree, name):
     path = tree / f"{name}.yaml"
     content = yaml.safe_load(path.read_text())
     del content["tuning"]
+    content["arms"] = [arm["name"] for arm in content["arms"]]
     path.write_text(yaml.safe_dump(content | {"seeds": [0], "precision": "fp32", "muon_precision": "fp32"}))
     plan = read_plan(path, Plan)
-    agenda = Agenda(plan, StudyPart(("grr_coca",)), lambda arm, seed, stage, digest: tree / "runs" / stage, ())
+    agenda = Agenda(plan, lambda arm, seed, stage, digest: tree / "runs" / stage, arms=["grr_coca"])
     rows = []
     while tasks := agenda.open_tasks():
         rows.append(run_stage(tasks[0], CPU, lambda _: None))

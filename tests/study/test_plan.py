@@ -5,25 +5,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.study.ledger import PLAN_FILE, read_digests
-from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.plan import EARLIER_LEDGER, PLAN_FILE, Plan, point_title, points_of, read_plan
 from grr_coca.study.report.verdict import arm_titles
-from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.stages import (
     check_recipes,
     data_digest,
-    grid_of,
     recipe_digest,
     recipe_path,
     stage_recipe,
     with_settings,
 )
 from grr_coca.train.recipe import load_recipe, save_recipe
+from synthetic_study import GRIDS, TUNED, arm
 
 STUDIES = Path(__file__).parents[2] / "studies"
 PRIMARY = STUDIES / "primary"
+
+
+def with_grid(grid: dict[str, list], **keys: object) -> dict[str, object]:
+    """Changes of a plan: an arm with a grid."""
+    return {"arms": ["baseline_coca", arm("grr_coca", grid=grid, **keys)]}
 
 
 @pytest.mark.parametrize(
@@ -54,8 +60,11 @@ PRIMARY = STUDIES / "primary"
             "'../up' is not a valid name of a folder",
         ),
         ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "'' is not a valid name of a folder"),
-        ({"tuning": {"seed": -1}}, "tuning: seed: -1 is out of range; give 0 or more"),
-        ({"tuning": {"seed": 9, "steps": 0}}, "tuning: steps: 0 is out of range; give 1 or more"),
+        ({"tuning": {"seeds": [-1]}}, "tuning: seeds: give one or more, each 0 or more"),
+        ({"tuning": {"seeds": []}}, "tuning: seeds: give one or more, each 0 or more"),
+        ({"tuning": {"seeds": [9, 9]}}, "tuning: seeds: 9 is given twice"),
+        ({"arms": GRIDS, "tuning": {"seeds": [9], "steps": 0}}, "tuning: steps: 0 is out of range; give 1 or more"),
+        ({"tuning": {"seeds": [9]}}, "tuning: no arm has a grid; give one an arm, or remove this key"),
         ({"endpoints": {"primary": ["pretraining/coca_los"]}}, "did you mean 'pretraining/coca_loss'?"),
         ({"endpoints": {"primary": ["coca_loss"]}}, "there is no 'coca_loss'"),
         ({"endpoints": {"primary": []}}, "name one or more"),
@@ -66,25 +75,25 @@ PRIMARY = STUDIES / "primary"
         ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "pretraining needs the keys"),
         ({"finetune": ["health.yaml", "pictograms.yaml"], "pretrain": "glyphs.yaml"}, "pretraining needs the keys"),
         ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
-        ({"tuning": {"seed": 1}}, "seed 1 is one of the plan's seeds"),
-        ({"tuning": {"seed": 9, "arms": ["grr_cocoa"]}}, "tuning: arms: the plan has no arm 'grr_cocoa'"),
-        ({"tuning": {"seed": 9, "arms": ["grr_coca", "grr_coca"]}}, "tuning: arms: grr_coca is given twice"),
-        ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.1]}}}, "0.1 is given twice"),
+        ({"arms": GRIDS, "tuning": {"seeds": [1]}}, "seed 1 is one of the plan's seeds"),
         (
-            {"tuning": {"seed": 9, "pretrain": {"optimizer.lr": ["1e-1", 0.1]}}},
-            "tuning: {'optimizer.lr': 0.1} is given twice for pictograms; remove one",
+            {"arms": [*GRIDS, arm("coca", grid={"optimizer.lr": [1]})], "tuning": {"seeds": [9], "shared": True}},
+            "tuning: shared: the grids of the arms differ",
         ),
-        ({"tuning": {"seed": 9, "pretrain": {"optimizer.lr": []}}}, "give one or more values"),
-        ({"tuning": {"seed": 9, "pretrain": {"losses": [{"z": 1}]}}}, "losses is a group of keys; give one key"),
+        (with_grid({"optimizer.lr": [0.1, 0.1]}), "arms: grr_coca: grid: optimizer.lr: 0.1 is given twice"),
         (
-            {
-                "arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimizer.lr": 1}}],
-                "tuning": {"seed": 9, "pretrain": {"optimizer.lr": [1, 2]}},
-            },
-            "arms: a: overrides: optimizer.lr is tuned too",
+            with_grid({"optimizer.lr": ["1e-1", 0.1]}),
+            "arms: grr_coca: grid: {'optimizer.lr': 0.1} is given twice for pictograms; remove one",
         ),
-        ({"tuning": {"seed": 9, "pretrain": {"optimizer.rl": [1]}}}, "did you mean 'lr'?"),
-        ({"tuning": {"seed": 9, "finetune": {"seed": [1, 2]}}}, "tuning: finetune: seed is given by"),
+        (with_grid({"optimizer.lr": []}), "grid: optimizer.lr: give one or more values"),
+        (with_grid({"losses": [{"z": 1}]}), "losses is a group of keys; give one key"),
+        (
+            with_grid({"optimizer.lr": [1, 2]}, overrides={"optimizer.lr": 1}),
+            "overrides: optimizer.lr is in the grid too",
+        ),
+        (with_grid({"optimizer.rl": [1]}), "did you mean 'lr'?"),
+        (with_grid({}, finetune_grid={"seed": [1, 2]}), "arms: grr_coca: finetune_grid: seed is given by"),
+        (with_grid({}, finetune_grid={"optimizer.lr": [1]}) | {"finetune": []}, "the plan has no fine-tuning"),
         (
             {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"seed": 5}}]},
             "arms: a: overrides: seed is given by the plan's 'seeds'; remove it here",
@@ -94,7 +103,7 @@ PRIMARY = STUDIES / "primary"
             "arms: grr_coca: overrides: model.preset is given by an arm's 'preset'; remove it here",
         ),
         ({"steps": 0}, "study.yaml: steps: 0 is out of range; give 1 or more"),
-        ({"tuning": {"seed": 9, "score": "CIDEr-D"}}, "not measured in trials"),
+        ({"arms": GRIDS, "tuning": {"seeds": [9], "score": "CIDEr-D"}}, "unknown key 'score'"),
         ({"sedes": [0]}, "did you mean 'seeds'?"),
     ],
     ids=str,
@@ -127,9 +136,9 @@ def test_an_arm_is_its_preset_with_its_overrides_in_pretraining_alone(write_stud
 def write_own_recipes(write_study, tmp_path):
     """Lay out a study whose second arm has recipes of its own; returns the path of its plan."""
 
-    def write(own: dict[str, object], stage: str = "pictograms", **changes):
-        arm = {"name": "other", "preset": "grr_coca", "title": "The other way", "recipes": "own"}
-        path = write_study(arms=["baseline_coca", arm], **changes)
+    def write(own: dict[str, object], stage: str = "pictograms", baseline="baseline_coca", **changes):
+        other = {"name": "other", "preset": "grr_coca", "title": "The other way", "recipes": "own"}
+        path = write_study(arms=[baseline, other], **changes)
         (tmp_path / "own").mkdir(exist_ok=True)
         for name in ("pictograms", "health", "glyphs"):
             recipe = load_recipe(tmp_path / f"{name}.yaml")
@@ -141,7 +150,9 @@ def write_own_recipes(write_study, tmp_path):
 
 def test_an_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path):
     own = {"optimizer.name": "adamw", "data.augmentation": {"crop": 0.5}, "schedule.steps": 12}
-    path = write_own_recipes(own, tuning={"seed": 9, "steps": 2, "pretrain": {"optimizer.lr": [1, 2]}})
+    path = write_own_recipes(
+        own, baseline=arm("baseline_coca", grid={"optimizer.lr": [1]}), tuning={"seeds": [9], "steps": 2}
+    )
     plan = read_plan(path, Plan)
     check_recipes(plan, path)
     theirs, ours = (stage_recipe(plan, arm, "pictograms", 0, {}) for arm in plan.arms)
@@ -200,30 +211,34 @@ def test_recipes_that_are_not_there_are_named(write_own_recipes, tmp_path):
 
 
 def test_overrides_and_grids_take_switches_and_lists(write_study):
-    arms = ["baseline_coca", {"name": "plain", "preset": "grr_coca", "overrides": {"model.qk_norm": "rms"}}]
     betas = [[0.9, 0.95], [0.9, 0.98]]
-    tuning = {"seed": 9, "pretrain": {"compile": [True, False], "optimizer.betas": betas}}
-    path = write_study(arms=arms, tuning=tuning)
+    plain = arm("plain", preset="grr_coca", overrides={"model.qk_norm": "rms"})
+    plain["grid"] = {"compile": [True, False], "optimizer.betas": betas}
+    path = write_study(arms=["baseline_coca", plain])
     plan = read_plan(path, Plan)
     check_recipes(plan, path)
     assert stage_recipe(plan, plan.arms[1], "pictograms", 0, {"compile": True}).compile is True
-    assert len(grid_of(plan, "pictograms")) == 4
-    again = {"seed": 9, "pretrain": {"optimizer.betas": [betas[0], betas[0]]}}
+    assert len(points_of(plan, plan.arms[1], "pictograms")) == 4
     with pytest.raises(UserError, match=r"betas: \[0.9, 0.95\] is given twice"):
-        read_plan(write_study(tuning=again), Plan)
+        read_plan(write_study(**with_grid({"optimizer.betas": [betas[0], betas[0]]})), Plan)
 
 
 def test_a_grid_is_every_combination(write_study):
-    tuning = {"seed": 9, "pretrain": {"optimizer.lr": [1, 2], "optimizer.weight_decay": [3, 4]}, "finetune": {}}
-    plan = read_plan(write_study(tuning=tuning), Plan)
-    grid = grid_of(plan, "pictograms")
+    plan = read_plan(write_study(**with_grid({"optimizer.lr": [1, 2], "optimizer.weight_decay": [3, 4]})), Plan)
+    grid = points_of(plan, plan.arms[1], "pictograms")
     assert [tuple(settings.values()) for settings in grid] == [(1, 3), (1, 4), (2, 3), (2, 4)]
-    assert grid_of(plan, "health") == [{}]
+    assert point_title(grid[0]) == "lr 1, weight_decay 3"
+    assert points_of(plan, plan.arms[1], "health") == points_of(plan, plan.arms[0], "pictograms") == [{}]
+
+
+def test_an_arm_without_a_grid_has_the_points_that_are_shared(write_study):
+    tuning = {"seeds": [9], "shared": True}
+    plan = read_plan(write_study(arms=[*GRIDS, "coca"], tuning=tuning), Plan)
+    assert points_of(plan, plan.arms[2], "pictograms") == [{"optimizer.lr": 0.001}, {"optimizer.lr": 0.01}]
 
 
 def test_a_trial_may_be_shorter_than_a_run(write_study):
-    tuning = {"seed": 9, "steps": 2, "pretrain": {"optimizer.lr": [1, 2]}}
-    plan = read_plan(write_study(tuning=tuning), Plan)
+    plan = read_plan(write_study(**TUNED), Plan)
     steps = [
         stage_recipe(plan, plan.arms[0], "pictograms", 9, {}, is_trial).schedule.steps for is_trial in (True, False)
     ]
@@ -318,7 +333,8 @@ def test_the_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_pat
 
 
 PLANS = [STUDIES / "cc12m.yaml", STUDIES / "cc3m_one_gpu.yaml", STUDIES / "gpu/plan.yaml"]
-"""Those that have not run. Finished ones are frozen: the README of each names the commit whose code ran it."""
+"""Those that have not run. Finished ones are frozen, and refused with the commit whose code runs them."""
+FINISHED = sorted(path.parent for path in STUDIES.rglob(EARLIER_LEDGER))
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
@@ -326,21 +342,42 @@ def test_a_plan_that_is_still_to_be_run_can_be_read(path):
     assert read_plan(path, Plan).arms
 
 
-def test_a_finished_plan_is_read_or_refused_with_the_commit_that_runs_it():
-    finished = {path.parent for path in STUDIES.rglob("runs.jsonl")}
-    assert len(finished) > 10
-    for folder in finished:
-        path = folder / PLAN_FILE
-        if re.search("variant: [a-z]*_", path.read_text(encoding="utf-8")):
-            with pytest.raises(UserError, match="commit ed1405e6 runs this plan"):
-                read_plan(path, Plan)
-        else:
-            assert read_plan(path, Plan).arms
+@pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.relative_to(STUDIES).as_posix())
+def test_a_finished_plan_is_refused_with_the_commit_that_runs_it(folder, tmp_path, capsys):
+    """The plan as it was written and as it was run, to its own folder and to another one."""
+    plans = [folder / PLAN_FILE, *filter(Path.exists, [folder.with_suffix(".yaml")])]
+    before = sorted(folder.rglob("*"))
+    for path in plans:
+        for out in ([], ["--out", str(tmp_path / "new")]):
+            assert main(["study", "run", str(path), *out]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert re.search("commit (477a50ee|ed1405e6) runs (this|its) plan$", line)
+    for verb in ("status", "report"):
+        assert main(["study", verb, str(folder)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"{folder}: this study was run by earlier code; commit 477a50ee runs its plan")
+    assert not (tmp_path / "new").exists()
+    assert sorted(folder.rglob("*")) == before
 
 
-def test_digests_of_committed_rows_do_not_change_with_the_code():
+def test_a_plan_of_the_earlier_form_is_refused_without_its_rows_too(write_study):
+    tuning = {"seed": 9, "arms": ["grr_coca"], "pretrain": {"optimizer.lr": [0.1, 0.2]}}
+    with pytest.raises(UserError, match=r"tuning: a search of an earlier form, .* commit 477a50ee runs this plan"):
+        read_plan(write_study(tuning=tuning), Plan)
+
+
+def test_digests_of_committed_rows_do_not_change_with_the_code(tmp_path):
+    """So rows of finished studies can still be compared with new ones."""
     folder = STUDIES / "adamw" / "best"
-    agenda = Agenda(read_plan(folder / PLAN_FILE, Plan), StudyPart(()), lambda *_: Path("nowhere"), ())
-    written = read_digests(folder)
-    assert written.recipes
-    assert (agenda.digests.recipes, agenda.digests.data) == (written.recipes, written.data)
+    content = yaml.safe_load((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    content["pretrain"] = str((folder / content["pretrain"]).resolve())
+    for each in content["arms"]:
+        del each["variant"]  # a key of an earlier form
+    (tmp_path / PLAN_FILE).write_text(yaml.safe_dump(content))
+    found = Agenda(read_plan(tmp_path / PLAN_FILE, Plan), lambda *_: Path("nowhere")).digests
+    written = yaml.safe_load((folder / "digests.json").read_text(encoding="utf-8"))
+    assert written["recipes"]
+    assert found.recipes == {
+        name: {stage: (digest,) for stage, digest in stages.items()} for name, stages in written["recipes"].items()
+    }
+    assert found.data == written["data"]

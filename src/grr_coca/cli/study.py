@@ -1,6 +1,5 @@
 """`grr-coca study`: run a plan over several seeds, show its status, report what it found."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,6 @@ from grr_coca.cli.output import report_stop, say
 from grr_coca.common.dict_to_dataclass import read_yaml
 from grr_coca.common.errors import Interruption, UserError
 from grr_coca.common.extras import require_extra
-from grr_coca.study.ledger import PLAN_FILE, LedgerRow, read_ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +19,11 @@ class RunStudy:
     """Do the runs that a study lacks. The same command continues a study that was stopped.
 
     Args:
-        plan: YAML file that names arms, seeds, recipes, endpoints and tuning; see studies/.
-        out: folder of the ledger, runs.jsonl; if not given, the folder of a PLAN named plan.yaml, else PLAN without
-            its suffix.
+        plan: YAML file that names arms, seeds, recipes and endpoints; see studies/.
+        out: folder of the rows, which any number of processes can share; if not given, the folder of a PLAN named
+            plan.yaml, else PLAN without its suffix.
         runs: folder for the models in training; OUT/runs if not given.
         jobs: number of runs at a time, one core each.
-        shard: do only part I of N, given as I/N, to divide the work between machines.
         only: do only this arm.
         keep_models: keep the models in --runs after they have been measured.
         dry_run: print the work that is left, its core-hours and disk space, and what the plan can find, and end.
@@ -36,7 +33,6 @@ class RunStudy:
     out: Path | None = None
     runs: Path | None = None
     jobs: int = 1
-    shard: str = "1/1"
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     keep_models: Flag = False
     dry_run: Flag = False
@@ -47,7 +43,7 @@ class Status:
     """Count the runs that a study has, and list what it lacks.
 
     Args:
-        folder: folder of the ledger.
+        folder: folder of the rows.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -58,7 +54,7 @@ class ReportStudy:
     """Write the results of a study, finished or not: results.json, report.md with figures, and report.html.
 
     Args:
-        folder: folder of the ledger.
+        folder: folder of the rows.
         out: folder for the files; if not given, the study's own, with --over its folder `over-ARM`.
         over: compare with this arm instead of the plan's baseline.
     """
@@ -89,15 +85,13 @@ def run(
 
 
 def _run(action: RunStudy) -> int:
-    number, count = _shard(action.shard)
     if action.jobs < 1:
         raise UserError(f"--jobs {action.jobs} is out of range; give 1 or more")
     require_extra("train", "training")
     read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
     from grr_coca.cli.study_run import run_with_progress, what_is_left  # late: imports torch
-    from grr_coca.study.plan import Plan, arm_named, read_plan
-    from grr_coca.study.running.agenda import StudyPart
+    from grr_coca.study.plan import Plan, arm_named, folder_of_plan, read_plan
     from grr_coca.study.running.run import Place
     from grr_coca.study.stages import check_recipes, require_precisions
 
@@ -105,49 +99,42 @@ def _run(action: RunStudy) -> int:
     check_recipes(plan, action.plan)
     require_precisions(plan, action.plan)
     arms = tuple(arm_named(plan, name).name for name in action.only) or tuple(arm.name for arm in plan.arms)
-    out = action.out or (action.plan.parent if action.plan.name == PLAN_FILE else action.plan.with_suffix(""))
+    out = action.out or folder_of_plan(action.plan)
     place = Place(out=out, runs=action.runs or out / "runs", keeps_models=action.keep_models)
-    part = StudyPart(arms, number, count)
     if action.dry_run:
-        print(what_is_left(plan, place, part, action.jobs))
+        print(what_is_left(plan, place, arms, action.jobs))
         return 0
     try:
-        run_with_progress(plan, place, part, action.jobs)
+        run_with_progress(plan, place, arms, action.jobs)
     except (KeyboardInterrupt, Interruption) as stop:
         return report_stop(stop)
     return 0
-
-
-def _shard(text: str) -> tuple[int, int]:
-    first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-        raise UserError(f"--shard {text}: give I/N, part I of N, such as 1/4")
-    return int(first), int(second)
 
 
 def print_status(folder: Path) -> int:
     """Print the number of rows of each arm and stage, the chosen settings, and what is missing."""
     if find_spec("yaml") is None:  # the other packages of the extra are not needed
         require_extra("train", "a study's status")
-    from grr_coca.study.plan import lacking_scores, plan_of_folder, stage_names  # late: --help need not wait for it
+    from grr_coca.study.ledger import read_ledger
+    from grr_coca.study.plan import lacking_scores, plan_of_folder, point_title, stage_names  # late: --help is quick
 
     plan = plan_of_folder(folder)
-    ledger = read_ledger(folder, seeds=plan.seeds)
-    lacking = {(row.arm, row.seed, row.stage): lacking_scores(plan, row) for row in ledger.rows}
-    rows = [row for row in ledger.rows if not lacking[row.arm, row.seed, row.stage]]
+    ledger = read_ledger(folder, plan)
+    unscored = {(row.arm, row.seed, row.stage): lacking_scores(plan, row) for row in ledger.rows}
+    unfinished = {key for key, scores in unscored.items() if scores} | ledger.lacking
+    unfinished |= {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     stages = stage_names(plan)
     width = max(len(arm.name) for arm in plan.arms)
-    print(
-        f"{'arm':<{width}}  {'  '.join(stages)}   rows of {len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
-    )
+    seeds = f"{len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
+    print(f"{'arm':<{width}}  {'  '.join(stages)}   finished of {seeds}, at all points of a grid")
     for arm in plan.arms:
-        counts = [str(_num_rows(rows, arm.name, stage)).rjust(len(stage)) for stage in stages]
-        print(f"{arm.name:<{width}}  {'  '.join(counts)}")
-    for row in ledger.choices:
+        counts = [sum((arm.name, seed, stage) not in unfinished for seed in plan.seeds) for stage in stages]
         print(
-            f"chosen for {row.arm}, {row.stage}: {', '.join(f'{key} {value}' for key, value in row.settings.items())}"
+            f"{arm.name:<{width}}  {'  '.join(f'{n:>{len(stage)}}' for n, stage in zip(counts, stages, strict=True))}"
         )
-    for (name, seed, stage), scores in lacking.items():
+    for (name, stage), point in ledger.chosen.items():
+        print(f"best for {name}, {stage}: {point_title(point)}")
+    for (name, seed, stage), scores in unscored.items():
         if scores:
             print(f"{name}, seed {seed}, {stage}: lacks {', '.join(scores)}; `grr-coca study run` repeats it")
     for row in ledger.diverged:
@@ -155,10 +142,6 @@ def print_status(folder: Path) -> int:
     for note in ledger.notes:
         print(note)
     return 0
-
-
-def _num_rows(rows: Sequence[LedgerRow], arm: str, stage: str) -> int:
-    return sum(row.arm == arm and row.stage == stage for row in rows)
 
 
 def _report(folder: Path, out: Path | None, over: str | None) -> int:

@@ -1,14 +1,14 @@
 """Runs a study with a progress bar, or forecasts the work that it still lacks."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.common.errors import Interruption
-from grr_coca.study.ledger import LedgerRow, read_rows
-from grr_coca.study.plan import Plan, lacking_scores, stage_names
-from grr_coca.study.running.agenda import Agenda, StudyPart, Task, Want
+from grr_coca.study.plan import Plan, point_title, refuse_earlier_ledger, stage_names
+from grr_coca.study.rows import LedgerRow, RowFolder
+from grr_coca.study.running.agenda import Agenda, Task, Want
 from grr_coca.study.running.expectation import Expectation, expect_study
 from grr_coca.study.running.run import Place, Watch, run_study
 from grr_coca.study.running.workers import usable_device
@@ -17,22 +17,22 @@ from grr_coca.study.stages import stage_recipe
 NAME = "study"
 
 
-def run_with_progress(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> None:
-    """Run a study with a progress bar, and print a line for each row of the ledger."""
+def run_with_progress(plan: Plan, place: Place, arms: Sequence[str], num_jobs: int) -> None:
+    """Run some arms of a study with a progress bar, and print a line for each row."""
     weights = _pairs_by_want(plan)
-    total = sum(count * weights[want] for want, count in Agenda(plan, part, place.folder_of, ()).lacking().items())
+    total = _pairs(Agenda(plan, place.folder_of, arms=arms), weights)
     with bars({NAME: max(1, total)}) as shown:
         try:
-            run_study(plan, place, part, num_jobs, _StudyWatch(shown, weights, total))
+            run_study(plan, place, num_jobs, _StudyWatch(shown, weights, total), arms)
         except (KeyboardInterrupt, Interruption):
             print("stopping: every run saves first", file=sys.stderr)
             raise
 
 
-def what_is_left(plan: Plan, place: Place, part: StudyPart, num_jobs: int) -> str:
-    """A table with the runs, hours and disk space that a study still needs on this machine."""
-    rows = [row for row in read_rows(place.out, []) if not lacking_scores(plan, row)]
-    wants = Agenda(plan, part, place.folder_of, rows).lacking()
+def what_is_left(plan: Plan, place: Place, arms: Sequence[str], num_jobs: int) -> str:
+    """A table with the runs, hours and disk space that some arms of a study still need on this machine."""
+    refuse_earlier_ledger(place.out)
+    wants = Agenda(plan, place.folder_of, RowFolder(place.out).new_rows(), arms).lacking()
     print("Measuring the pace of this machine …", file=sys.stderr)
     return _forecast(plan, place, num_jobs, expect_study(plan, wants, place.runs, num_jobs, usable_device()))
 
@@ -44,36 +44,38 @@ class _StudyWatch(Watch):
         self._shown = shown
         self._weights = weights
         self._total = total
-        self._ended = 0
+        self._ended: int | None = None
         self._running: dict[str, int] = {}
 
-    def begins(self, agenda: Agenda) -> None:
-        """Count the work that earlier calls have done."""
-        lacking = agenda.lacking()
-        self._ended = self._total - sum(count * self._weights[want] for want, count in lacking.items())
-        kinds = {kind: sum(count for (k, _, _), count in lacking.items() if k == kind) for kind in ("trial", "run")}
-        print(f"to do: {kinds['trial']} trials and {kinds['run']} runs", file=sys.stderr)
+    def left(self, agenda: Agenda) -> None:
+        """Count the work that is done, by this process and others."""
+        if self._ended is None:
+            lacking = agenda.lacking()
+            counts = {kind: sum(n for (k, _, _), n in lacking.items() if k == kind) for kind in ("trial", "run")}
+            print(f"to do: {counts['trial']} trials and {counts['run']} runs", file=sys.stderr)
+        self._ended = self._total - _pairs(agenda, self._weights)
 
     def step(self, task: Task, done: int) -> None:
         """Show the steps that a task has done."""
         self._running[task.name] = done * task.recipe.data.batch_size
-        self._shown.update(NAME, self._ended + sum(self._running.values()), task.name)
+        self._shown.update(NAME, (self._ended or 0) + sum(self._running.values()), task.title)
 
     def row(self, row: LedgerRow) -> None:
-        """Print a new row of the ledger."""
-        if row.kind == "choice":
-            print(f"chosen for {row.arm}, {row.stage}: {row.settings}", file=sys.stderr)
-            return
+        """Print a row of this process."""
         self._running.clear()
-        self._ended += self._weights["trial" if row.kind == "trial" else "run", row.arm, row.stage]
         loss = row.metrics.get("val", {}).get("coca_loss")
         found = "diverged" if loss is None else f"CoCa loss on val {loss:.4f}"
-        kind = "run" if row.kind == "diverged" else row.kind
-        print(f"{kind}: {row.arm}, seed {row.seed}, {row.stage}, {row.settings}: {found}", file=sys.stderr)
+        named = ", ".join(filter(None, (row.arm, point_title(row.settings), f"seed {row.seed}", row.stage)))
+        print(f"{named}: {found}", file=sys.stderr)
 
     def note(self, text: str) -> None:
-        """Print a remark on the ledger."""
+        """Print a remark."""
         print(text, file=sys.stderr)
+
+
+def _pairs(agenda: Agenda, weights: Mapping[Want, int]) -> int:
+    """Number of pairs on which the missing trials and runs train."""
+    return sum(count * weights[want] for want, count in agenda.lacking().items())
 
 
 def _pairs_by_want(plan: Plan) -> dict[Want, int]:
@@ -99,7 +101,7 @@ def _forecast(plan: Plan, place: Place, num_jobs: int, expected: Expectation) ->
     lines.append(f"in all {total:.1f} core-hours: {total / num_jobs:.1f} hours with --jobs {num_jobs}")
     lines.append(
         f"disk: up to {expected.run_bytes / 1e9:.1f} GB in {place.runs}, where {expected.free / 1e9:.0f} GB are free, "
-        f"and about {expected.ledger_bytes / 1e6:.1f} MB for the ledger"
+        f"and about {expected.ledger_bytes / 1e6:.1f} MB for the rows"
     )
     lines += power_in_words(plan)
     if expected.run_bytes > expected.free:

@@ -155,7 +155,7 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         replace_file(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -222,7 +222,7 @@ def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Ite
         yield partial
         _write_manifest(partial, facts or {})
         for path in (*partial.rglob("*"), partial):
-            _sync_folder(path) if path.is_dir() else _sync_file(path)
+            sync_folder(path) if path.is_dir() else _sync_file(path)
         _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -312,7 +312,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
         shutil.rmtree(older, ignore_errors=True)
         _tried_again(lambda: folder.rename(older))
     _tried_again(lambda: partial.rename(folder))
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     shutil.rmtree(older, ignore_errors=True)
 
 
@@ -333,7 +333,7 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on the disk. Windows has no such call: it opens no folder."""
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)

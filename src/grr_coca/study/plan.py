@@ -1,4 +1,4 @@
-"""The plan of a study or a demo: arms, seeds, recipes, tuning and endpoints, from a YAML file.
+"""The plan of a study or a demo: arms with their grids, seeds, recipes and endpoints, from a YAML file.
 
 Reading it needs neither the data, nor torch, nor scipy.
 """
@@ -6,15 +6,18 @@ Reading it needs neither the data, nor torch, nor scipy.
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.model.presets import get_preset
-from grr_coca.study.ledger import PLAN_FILE, LedgerRow
-from grr_coca.train.recipe import CAPTION_SCORES, Precision, Score
+from grr_coca.study.rows import LedgerRow
+from grr_coca.train.recipe import CAPTION_SCORES, Precision
 
+PLAN_FILE = "plan.yaml"
+"""Name of the plan in the folder of a study, where a run writes it."""
 PHASES = ("pretraining", "finetuning")
 RANKING_METRICS = tuple(f"{way}R@{k}" for way in ("", "image_to_text/") for k in (1, 5, 10))
 LOSS_METRICS = ("contrastive_loss", "contrastive_loss_refitted", "captioning_loss", "perplexity", "coca_loss")
@@ -28,6 +31,13 @@ AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 _LAST_WITH_VARIANTS = "ed1405e6"
 """The last commit whose code runs arms with the key `variant`: models that no config describes."""
+_LAST_WITH_LEDGERS = "477a50ee"
+"""The last commit whose code runs plans that wrote their rows to one file, and searched for settings by `tuning`."""
+EARLIER_LEDGER = "runs.jsonl"
+"""The rows of a study that was run by that code, or before."""
+
+Settings = Mapping[str, object]
+"""A point of a grid: values by the path of a recipe's key, such as `optimizer.lr`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,9 @@ class Arm:
     - `title`: display name in reports; None: named after its parts, or by its name
     - `preset`: None if the arm has the name of its preset
     - `overrides`: values for keys of the pretraining recipe, such as `model.qk_norm: rms`
+    - `grid`: lists of values for keys of the pretraining recipe, such as `optimizer.lr: [0.001, 0.002]`. Each
+      combination is a point, which is pretrained by itself. The best point is that with the lowest CoCa loss on `val`
+    - `finetune_grid`: the same for keys of all fine-tunings, which start from the model of the best point
     - `recipes`: a folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
       everything but the data, the tokenizer, the weights of the losses and the evaluation batch size. The author of the
       plan chooses their steps so that all arms cost the same
@@ -46,6 +59,8 @@ class Arm:
     title: str | None = None
     preset: str | None = None
     overrides: dict[str, object] = field(default_factory=dict)
+    grid: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    finetune_grid: dict[str, tuple[object, ...]] = field(default_factory=dict)
     recipes: str | None = None
 
     @property
@@ -56,30 +71,18 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """A grid search over keys of the recipes, the same for every arm.
+    """Seeds of their own for the grids of the arms, so that the plan's seeds are run at the best points alone.
 
-    A trial trains one combination of the values in `pretrain`, with `seed`. The best by `score` on the validation split
-    is chosen. Then the values in `finetune` are tried for each fine-tuning, from the chosen pretrained model. Test
-    splits are not used.
-
-    - `steps`: steps of a pretraining trial by the plan's recipe; an arm with recipes of its own takes an equal share of
-      its steps. None: all steps
-    - `arms`: only these are tried, and all arms of the study get the settings that are best for them on average. If it
-      is empty, every arm is tried and gets its own best settings. Chance chooses among settings that are nearly equal,
-      so arms with settings of their own differ in more than their parts
+    - `seeds`: the trials' seeds. Trials are measured on `val`, and not on the test splits
+    - `steps`: pretraining steps of a trial; an arm with recipes of its own takes an equal share. None: all steps
+    - `shared`: True: all arms get the point that is best on average over the arms that have a grid. False: each arm its
+      own. Chance chooses among points that are nearly equal, so arms with settings of their own differ in more than
+      their parts
     """
 
-    seed: int
-    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...]
     steps: int | None = None
-    pretrain: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    finetune: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    score: Score = "coca_loss"
-
-    @property
-    def metric(self) -> str:
-        """Key of the score in the rows of a ledger."""
-        return self.score.removeprefix("text_to_image/")
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +107,13 @@ class Endpoints:
 class Plan:
     """The plan of a study: with each seed, each arm is pretrained, and from that model fine-tuned on each further set.
 
-    All arms get the same data in the same order, settings from the same search and, unless they have recipes of their
-    own, the same steps.
+    All arms get the same data in the same order and, unless they have recipes of their own, the same steps.
 
     - `arms`: for each seed, they run in this order
     - `baseline`: the arm that the others are compared with
-    - `seeds`: empty if the plan only searches for settings
+    - `seeds`: empty if the plan only searches for settings, with the seeds of `tuning`
+    - `tuning`: None: every point of a grid is run with every seed, and the report says how much the choice among them
+      depends on the seeds
     - `pretrain`, `finetune`: recipe files, relative to the plan's folder. A stage is named after its file
     - `steps`: pretraining steps instead of the recipe's; an arm with recipes of its own takes an equal share
     - `precision`, `muon_precision`: replace every `auto` of the recipes. Rows of other precisions do not count
@@ -202,11 +206,42 @@ def lacking_scores(plan: Plan, row: LedgerRow) -> list[str]:
     A row that was copied from another study has only the scores that that study needed. All other metrics are always
     measured.
     """
+    if row.kind == "diverged" or row.seed not in plan.seeds:
+        return []
     phase = PHASES[0] if row.stage == stage_names(plan)[0] else PHASES[1]
     needed = [metric for where, metric in map(split_endpoint, plan.endpoints.all) if where == phase]
     measured = row.metrics.get(plan.endpoints.split, {})
-    lacking = [metric for metric in needed if metric in CAPTION_SCORES and metric not in measured]
-    return lacking if row.kind == "run" else []
+    return [metric for metric in needed if metric in CAPTION_SCORES and metric not in measured]
+
+
+# --- Grids
+
+
+def search_seeds(plan: Plan) -> tuple[int, ...]:
+    """The seeds with which the points of the grids are run."""
+    return plan.seeds if plan.tuning is None else plan.tuning.seeds
+
+
+def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
+    """The points among which the settings of an arm are chosen; a single empty one if there is no choice."""
+    grid = _grid(plan, tuned_with(plan, arm)[0], stage)
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def tuned_with(plan: Plan, arm: Arm) -> list[Arm]:
+    """The arms whose trials choose the settings of an arm."""
+    if plan.tuning is None or not plan.tuning.shared:
+        return [arm]
+    return [each for each in plan.arms if each.grid or each.finetune_grid]
+
+
+def point_title(settings: Settings) -> str:
+    """A point for people: `lr 0.003, weight_decay 0.1`."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
+
+
+def _grid(plan: Plan, arm: Arm, stage: str) -> dict[str, tuple[object, ...]]:
+    return arm.grid if stage == stage_names(plan)[0] else arm.finetune_grid
 
 
 # --- Reading a plan
@@ -220,9 +255,11 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
         kind: `Plan`, or a subclass with more keys.
 
     Raises:
-        UserError: the file is missing or not YAML, or a key or value is invalid.
+        UserError: the file is missing or not YAML, a key or value is invalid, or the plan is one of an earlier form.
     """
-    plan = from_dict(kind, _with_full_arms(read_yaml(path, "plan"), path), str(path))
+    content = read_yaml(path, "plan")
+    _refuse_earlier_form(content, path)
+    plan = from_dict(kind, _with_full_arms(content), str(path))
     _check(plan, path)
     folder = path.resolve().parent
 
@@ -246,6 +283,7 @@ def plan_of_folder(folder: Path) -> Plan:
     path = folder / PLAN_FILE
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that `grr-coca study run` writes to")
+    refuse_earlier_ledger(folder)
     if not path.exists():
         raise UserError(
             f"{folder}: is not a study: {PLAN_FILE} is missing; give the folder that `grr-coca study run` writes to"
@@ -255,22 +293,48 @@ def plan_of_folder(folder: Path) -> Plan:
     return read_plan(path, DemoPlan if is_demo else Plan)
 
 
-def _with_full_arms(content: object, path: Path) -> object:
-    """Replace each arm that is given by its preset's name alone by the full form.
+def folder_of_plan(path: Path) -> Path:
+    """The folder to which a plan is run, if none is given."""
+    return path.parent if path.name == PLAN_FILE else path.with_suffix("")
+
+
+def refuse_earlier_ledger(folder: Path) -> None:
+    """Raise an error if a folder has the rows of a study that earlier code ran.
 
     Raises:
-        UserError: an arm of an earlier study has a model that this code does not have.
+        UserError: it has; names the commit whose code runs the study and reports on it.
     """
-    if not isinstance(content, Mapping) or not isinstance(content.get("arms"), list):
-        return content
-    arms = [{"name": arm} if isinstance(arm, str) else arm for arm in content["arms"]]
-    for arm in arms:
-        if isinstance(arm, dict) and arm.pop("variant", None) is not None:
+    if (folder / EARLIER_LEDGER).exists():
+        raise UserError(f"{folder}: this study was run by earlier code; commit {_LAST_WITH_LEDGERS} runs its plan")
+
+
+def _refuse_earlier_form(content: object, path: Path) -> None:
+    """Raise an error if a plan has keys of an earlier form, or if earlier code has run it.
+
+    Raises:
+        UserError: it is so; names the commit whose code runs the plan.
+    """
+    arms, tuning = (content.get(key) for key in ("arms", "tuning")) if isinstance(content, Mapping) else (None, None)
+    for arm in arms if isinstance(arms, list) else ():
+        if isinstance(arm, Mapping) and "variant" in arm:
+            commit = _LAST_WITH_LEDGERS if arm["variant"] is None else _LAST_WITH_VARIANTS
             raise UserError(
                 f"{path}: arms: {arm.get('name')}: variant: this code has no such models; "
-                f"commit {_LAST_WITH_VARIANTS} runs this plan"
+                f"commit {commit} runs this plan"
             )
-    return {**content, "arms": arms}
+    if isinstance(tuning, Mapping) and not {"seed", "pretrain", "finetune", "arms"}.isdisjoint(tuning):
+        raise UserError(
+            f"{path}: tuning: a search of an earlier form, where arms have a grid now; "
+            f"commit {_LAST_WITH_LEDGERS} runs this plan"
+        )
+    refuse_earlier_ledger(folder_of_plan(path))
+
+
+def _with_full_arms(content: object) -> object:
+    """Replace each arm that is given by its preset's name alone by the full form."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("arms"), list):
+        return content
+    return {**content, "arms": [{"name": arm} if isinstance(arm, str) else arm for arm in content["arms"]]}
 
 
 def _check(plan: Plan, path: Path) -> None:
@@ -298,7 +362,8 @@ def _check(plan: Plan, path: Path) -> None:
         raise UserError(f"{path}: seeds: give one or more, each 0 or more")
     if plan.steps is not None and plan.steps < 1:
         raise UserError(f"{path}: steps: {plan.steps} is out of range; give 1 or more")
-    _check_keys(plan, path)
+    for arm in plan.arms:
+        _check_keys(plan, arm, f"{path}: arms: {arm.name}")
     if plan.num_captions < 0:
         raise UserError(f"{path}: num_captions: {plan.num_captions} is out of range; give 0 or more")
     _check_endpoints(plan, path)
@@ -306,15 +371,28 @@ def _check(plan: Plan, path: Path) -> None:
         _check_tuning(plan, plan.tuning, path)
 
 
-def _check_keys(plan: Plan, path: Path) -> None:
-    """Raise a UserError if an arm or tuning sets a key of the recipe that other keys of the plan decide."""
-    given = {f"arms: {arm.name}: overrides": arm.overrides.keys() for arm in plan.arms}
-    if plan.tuning is not None:
-        given |= {"tuning: pretrain": plan.tuning.pretrain.keys(), "tuning: finetune": plan.tuning.finetune.keys()}
-    for where, keys in given.items():
+def _check_keys(plan: Plan, arm: Arm, where: str) -> None:
+    """Raise a UserError if an arm sets a key that another part of the plan decides, or has a grid that is none."""
+    grids = {"grid": arm.grid, "finetune_grid": arm.finetune_grid}
+    for name, keys in {
+        "overrides": arm.overrides.keys(),
+        **{name: grid.keys() for name, grid in grids.items()},
+    }.items():
         for key, decided_by in (("seed", "the plan's 'seeds'"), ("model.preset", "an arm's 'preset'")):
             if key in keys:
-                raise UserError(f"{path}: {where}: {key} is given by {decided_by}; remove it here")
+                raise UserError(f"{where}: {name}: {key} is given by {decided_by}; remove it here")
+    for name, grid in grids.items():
+        for key, values in grid.items():
+            _require_once(values, f"{where}: {name}: {key}")
+            if not values:
+                raise UserError(f"{where}: {name}: {key}: give one or more values")
+            if any(isinstance(value, Mapping) for value in values):
+                raise UserError(f"{where}: {name}: {key} is a group of keys; give one key, as `{key}.NAME`")
+    for key in arm.overrides:
+        if any(key == tried or key.startswith(f"{tried}.") for tried in arm.grid):
+            raise UserError(f"{where}: overrides: {key} is in the grid too, which replaces this value; keep one")
+    if arm.finetune_grid and not plan.finetune:
+        raise UserError(f"{where}: finetune_grid: the plan has no fine-tuning")
 
 
 def _check_endpoints(plan: Plan, path: Path) -> None:
@@ -329,35 +407,21 @@ def _check_endpoints(plan: Plan, path: Path) -> None:
 
 
 def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
-    names = [arm.name for arm in plan.arms]
-    _require_once(tuning.arms, f"{path}: tuning: arms")
-    for name in tuning.arms:
-        if name not in names:
-            raise UserError(f"{path}: tuning: arms: the plan has no arm '{name}'; {nearest(name, names)}")
-    for key, value, minimum in (("seed", tuning.seed, 0), ("steps", tuning.steps, 1)):
-        if value is not None and value < minimum:
-            raise UserError(f"{path}: tuning: {key}: {value} is out of range; give {minimum} or more")
-    if tuning.seed in plan.seeds:
-        raise UserError(
-            f"{path}: tuning: seed {tuning.seed} is one of the plan's seeds; give another, so that these stay unseen"
-        )
-    if tuning.score in CAPTION_SCORES:
-        raise UserError(f"{path}: tuning: score {tuning.score} is not measured in trials; give coca_loss or a recall")
-    for name, grid in (("pretrain", tuning.pretrain), ("finetune", tuning.finetune)):
-        for key, values in grid.items():
-            _require_once(values, f"{path}: tuning: {name}: {key}")
-            if not values:
-                raise UserError(f"{path}: tuning: {name}: {key}: give one or more values")
-            if any(isinstance(value, Mapping) for value in values):
-                raise UserError(f"{path}: tuning: {name}: {key} is a group of keys; give one key, as `{key}.NAME`")
-    for arm in plan.arms:
-        for key in arm.overrides:
-            if any(key == tuned or key.startswith(f"{tuned}.") for tuned in tuning.pretrain):
-                raise UserError(
-                    f"{path}: arms: {arm.name}: overrides: {key} is tuned too, which replaces this value; keep one"
-                )
-    if tuning.finetune and not plan.finetune:
-        raise UserError(f"{path}: tuning: finetune: the plan has no fine-tuning")
+    if not tuning.seeds or min(tuning.seeds) < 0:
+        raise UserError(f"{path}: tuning: seeds: give one or more, each 0 or more")
+    _require_once(tuning.seeds, f"{path}: tuning: seeds")
+    if tuning.steps is not None and tuning.steps < 1:
+        raise UserError(f"{path}: tuning: steps: {tuning.steps} is out of range; give 1 or more")
+    for seed in tuning.seeds:
+        if seed in plan.seeds:
+            raise UserError(
+                f"{path}: tuning: seed {seed} is one of the plan's seeds; give another, so they stay unseen"
+            )
+    grids = [(arm.grid, arm.finetune_grid) for arm in plan.arms if arm.grid or arm.finetune_grid]
+    if not grids:
+        raise UserError(f"{path}: tuning: no arm has a grid; give one an arm, or remove this key")
+    if tuning.shared and any(grid != grids[0] for grid in grids):
+        raise UserError(f"{path}: tuning: shared: the grids of the arms differ; give all the same, or shared: false")
 
 
 def _require_once(items: Iterable[Any], where: str) -> None:

@@ -1,6 +1,6 @@
 """The recipe of each stage of a study, and the digests that identify runs.
 
-A stage's recipe combines a recipe file with the plan, the arm, the seed and the tuned settings. Its digest is the same
+A stage's recipe combines a recipe file with the plan, the arm, the seed and the point of a grid. Its digest is the same
 on every machine, and differs if anything differs that changes the result.
 """
 
@@ -18,11 +18,8 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.data.sources.open import find_files, require_there, shards_of
 from grr_coca.data.walk import walk_visible
-from grr_coca.study.plan import Arm, Plan, stage_names
+from grr_coca.study.plan import Arm, Plan, Settings, points_of, stage_names
 from grr_coca.train.recipe import Recipe, load_recipe
-
-Settings = Mapping[str, object]
-"""Values by the path of a recipe's key, such as `optimizer.lr`."""
 
 
 def recipe_path(plan: Plan, arm: Arm, stage: str) -> Path:
@@ -39,7 +36,7 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
         arm: one of its arms.
         stage: one of its stages.
         seed: seed of the run.
-        settings: the settings that tuning tries or has chosen.
+        settings: the point of the grid.
         is_trial: True: pretraining takes the steps of a trial.
 
     Raises:
@@ -54,7 +51,7 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
         recipe = with_settings(recipe, arm.overrides, f"{path}: overrides of arm '{arm.name}'")
         if is_trial and plan.tuning is not None:
             recipe = _with_steps(recipe, _share_of_own(plan, arm, plan.tuning.steps))
-    recipe = with_settings(recipe, settings, f"{path}: tuning")
+    recipe = with_settings(recipe, settings, f"{path}: grid of arm '{arm.name}'")
     return _with_precisions(replace(recipe, seed=seed), plan)
 
 
@@ -104,10 +101,12 @@ def check_recipes(plan: Plan, path: Path) -> None:
     for arm in plan.arms:
         for stage in stage_names(plan):
             tried: list[Recipe] = []
-            for settings in grid_of(plan, stage):
+            for settings in points_of(plan, arm, stage):
                 recipe = stage_recipe(plan, arm, stage, 0, settings)
                 if recipe in tried:  # `1e-3`, which YAML reads as a string, and 0.001
-                    raise UserError(f"{path}: tuning: {settings} is given twice for {stage}; remove one")
+                    raise UserError(
+                        f"{path}: arms: {arm.name}: grid: {settings} is given twice for {stage}; remove one"
+                    )
                 tried.append(recipe)
                 if recipe.model is not None and recipe.tokenizer is not None:
                     recipe.model.config(recipe.tokenizer.vocab_size)
@@ -125,17 +124,6 @@ def require_precisions(plan: Plan, path: Path) -> None:
             raise UserError(f"{path}: precision: 'auto' depends on the machine; give fp32 or bf16")
         if recipe.optimizer.name == "muon" and recipe.optimizer.muon_precision == "auto":
             raise UserError(f"{path}: muon_precision: 'auto' depends on the machine; give fp32 or bf16")
-
-
-def grid_of(plan: Plan, stage: str) -> list[dict[str, object]]:
-    """The grid of settings of a stage; a single empty one if nothing is tuned."""
-    tuning = plan.tuning
-    if tuning is None:
-        return [{}]
-    grid: list[dict[str, object]] = [{}]
-    for key, values in (tuning.pretrain if stage == stage_names(plan)[0] else tuning.finetune).items():
-        grid = [{**settings, key: value} for settings in grid for value in values]
-    return grid
 
 
 def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, file: Path) -> None:

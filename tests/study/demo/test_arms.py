@@ -23,7 +23,7 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.study.demo.arms import begin, demo_place, finish, make_folder
 from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
 from grr_coca.study.exhibits import Exhibits
-from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.running.stage import run_stage
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.numerics import Numerics
@@ -74,7 +74,8 @@ def assert_tells_what_was_measured(out: Path) -> None:
     for cost in results["costs"]:
         assert f"{cost['parameters']:,}" in report
         assert list(cost["seconds"]) == list(STAGES)
-    rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    rows = [json.loads(path.read_text()) for path in (out / "rows").iterdir()]
+    assert len(rows) == len(PRESETS) * len(STAGES), "no claim is left"
     assert all(len(row["captions"]) in (6, 2) for row in rows)
     shown = json.loads((out / "exhibits" / "exhibits.json").read_text())
     assert list(shown) == list(PRESETS)
@@ -182,7 +183,7 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
             "plan.yaml",
             *PRESETS,
             "index",
-            "runs.jsonl",
+            "rows",
             "digests.json",
             "exhibits",
             "figures",
@@ -232,7 +233,7 @@ def arms_of(pid: int) -> list[int]:
 
 def arm_of(plan, arm, out):
     """Run all stages of an arm in this process."""
-    agenda = Agenda(plan, StudyPart((arm,)), demo_place(out).folder_of, ())
+    agenda = Agenda(plan, demo_place(out).folder_of, arms=[arm])
     while tasks := agenda.open_tasks():
         agenda.add(run_stage(tasks[0], CPU, lambda _: None))
 
@@ -314,10 +315,11 @@ def test_a_demo_that_does_not_say_its_plan_is_left_alone(refused, tmp_path):
 
 
 @pytest.mark.parametrize("has_plan", [True, False])
-def test_the_rows_of_a_study_are_never_replaced_by_a_demo(write_plan, tmp_path, capsys, has_plan):
+@pytest.mark.parametrize("row", ["rows/a.json", "runs.jsonl"])
+def test_the_rows_of_a_study_are_never_replaced_by_a_demo(write_plan, tmp_path, capsys, has_plan, row):
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "runs.jsonl").write_text('{"days": "of work"}')
+    (out / row).parent.mkdir(parents=True)
+    (out / row).write_text('{"days": "of work"}')
     if has_plan:
         (out / "plan.yaml").write_text("arms: [grr_coca, baseline_coca]")
     before = snapshot(out)
@@ -353,10 +355,18 @@ def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
     assert snapshot(tmp_path / "out") == {"thesis.tex": b"years of work"}
 
 
-def test_the_lock_that_a_killed_demo_left_behind_is_its_own(write_plan, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".runs.jsonl.lock").write_text(" 12345\n")
-    make_folder(tmp_path / "out", load_demo(write_plan()))
+def test_a_demo_of_earlier_code_is_replaced_only_if_that_is_asked_for(write_plan, tmp_path, capsys):
+    out = tmp_path / "out"
+    plan = load_demo(write_plan())
+    make_folder(out, plan)
+    begin(plan, out)
+    for name in ("runs.jsonl", ".runs.jsonl.lock"):
+        (out / name).write_text("{}\n")
+    assert main(["demo", str(write_plan()), "--out", str(out)]) == 2
+    assert "has a demo of earlier code; replace it by --fresh" in capsys.readouterr().err
+    make_folder(out, plan)
+    begin(plan, out)
+    assert [path.name for path in out.iterdir()] == ["plan.yaml"]
 
 
 def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, tmp_path, monkeypatch):

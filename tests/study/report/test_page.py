@@ -10,11 +10,11 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.study.demo.arms import make_folder
-from grr_coca.study.ledger import CaptionedExample
 from grr_coca.study.plan import DemoPlan, read_plan
 from grr_coca.study.report.page import write_study_report
 from grr_coca.study.report.tables import Table, as_markdown
-from synthetic_study import plan, rows_of, write_study
+from grr_coca.study.rows import CaptionedExample
+from synthetic_study import arm, plan, rows_of, write_study
 
 ARMS = ("baseline_coca", "grr_coca", "baseline_rope_2d", "baseline_rms_geglu")
 FILES = ("figures", "report.html", "report.md", "results.json")
@@ -48,14 +48,16 @@ class Page(HTMLParser):
 def reported(tmp_path_factory):
     """A finished study of four arms with its report."""
     folder = tmp_path_factory.mktemp("study")
+    rates = (0.003, 0.006)
     trials = [
         r
-        for lr in (0.003, 0.006)
-        for r in rows_of(ARMS, [100], kind="trial", settings={"optimizer.lr": lr})
+        for lr in rates
+        for r in rows_of(ARMS, [100], recipe_digest=f"at {lr}", settings={"optimizer.lr": lr})
         if r.stage == "pictograms"
     ]
-    choices = [r for r in rows_of(ARMS, [100], kind="choice") if r.stage == "pictograms"]
-    write_study(folder, plan(ARMS), [*trials, *choices, *rows_of(ARMS, range(8))])
+    arms = [arm(name, grid={"optimizer.lr": list(rates)}) for name in ARMS]
+    content = plan(arms, tuning={"seeds": [100]})
+    write_study(folder, content, [*trials, *rows_of(ARMS, range(8))])
     (folder / "showcase" / "pictograms").mkdir(parents=True)
     Image.new("RGB", (64, 64), "red").save(folder / "showcase" / "pictograms" / "snowman.png.webp")
     before = sorted(path.name for path in folder.iterdir())
@@ -89,7 +91,14 @@ def test_the_page_has_every_figure_and_table(reported):
     text = (reported[0] / "report.html").read_text()
     # Forests of both kinds of endpoints and of both phases, curves of four stages.
     assert text.count("<svg") == text.count('class="figure"') == 2 + 2 + 4
-    for title in ("Primary endpoints", "Secondary endpoints", "Every arm, after", "Learning curves", "Cost", "Tuning"):
+    for title in (
+        "Primary endpoints",
+        "Secondary endpoints",
+        "Every arm, after",
+        "Learning curves",
+        "Cost",
+        "Settings",
+    ):
         assert f"<h2>{title}" in text
     assert "not finished" not in text.lower()
     assert re.search(r"lr 0\.003</td>\n<td[^>]*>3\.\d+", text), "every trial is told with its score"
@@ -152,16 +161,15 @@ def test_what_people_and_models_say_is_text_on_the_page(tmp_path):
 def test_the_command_reports_on_half_a_study(tmp_path, capsys):
     pair = ARMS[:2]
     folder = write_study(tmp_path / "half", plan(pair), rows_of(pair, range(2)))
-    with (folder / "runs.jsonl").open("a") as file:
-        file.write('{"kind": "run", "arm"')
+    (folder / "rows" / "half.json").write_text('{"kind": "run", "arm"')
     assert main(["study", "report", str(folder), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "So far, with 2 of 8 seeds complete" in said
     assert "grr_coca: all stages of seeds 2, 3, 4, 5, 6, 7" in said
-    assert "the last line is torn" in said
+    assert "half.json: is not a row and does not count" in said
     text = (tmp_path / "out" / "report.html").read_text()
     assert "<strong>Not finished:</strong> 16 of 64 stages are done" in text
-    assert "the last line is torn" in text
+    assert "half.json: is not a row and does not count" in text
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -199,7 +207,7 @@ def test_a_demos_folder_is_a_study_of_one_seed(tmp_path, capsys):
     folder = write_study(tmp_path, demo, rows_of(ARMS[:2], [0]))
     assert "Not enough seeds to decide" in write_study_report(folder, folder)
     assert main(["study", "status", str(folder)]) == 0
-    assert "rows of 1 seed" in capsys.readouterr().out
+    assert "finished of 1 seed" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -9,7 +9,7 @@ from grr_coca.study.ledger import read_ledger
 from grr_coca.study.plan import Plan, compared_with, read_plan
 from grr_coca.study.report.numbers import Endpoint, EndpointResult, effect_of, study_results
 from grr_coca.study.report.verdict import answer, p_in_words, signed, verdict
-from synthetic_study import plan, rows_of, write_study
+from synthetic_study import arm, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
 
@@ -27,7 +27,7 @@ def effect(*percents: float):
 def said(folder, content, rows):
     write_study(folder, content, rows)
     made = read_plan(folder / "plan.yaml", Plan)
-    return answer(made, study_results(made, read_ledger(folder)))
+    return answer(made, study_results(made, read_ledger(folder, made)))
 
 
 def result(name: str, p_holm: float | None, *percents: float) -> EndpointResult:
@@ -155,14 +155,15 @@ def test_a_run_that_diverged_is_told_and_not_waited_for(tmp_path):
         and row.arm == ("baseline_coca" if row.seed == 3 else "grr_coca")
     ]
     write_study(tmp_path, plan(arms), rows)
-    made, ledger = read_plan(tmp_path / "plan.yaml", Plan), read_ledger(tmp_path)
+    made = read_plan(tmp_path / "plan.yaml", Plan)
+    ledger = read_ledger(tmp_path, made)
     results = study_results(made, ledger)
     assert [(row.arm, row.seed) for row in ledger.diverged] == [("baseline_coca", 3)], "seed 5 was run again, and ended"
     assert (results.num_seeds, results.num_lost_seeds, results.num_rows) == (7, 1, 3 * 8 * 4 - 4)
     assert results.is_complete
     assert results.missing == ()
     assert results.lost == ("baseline_coca: all stages of seed 3",)
-    assert results.notes[0] == "diverged, baseline_coca: all stages of seed 3"
+    assert "diverged, baseline_coca: all stages of seed 3" in results.notes
     found = answer(made, results)
     assert "So far" not in found.headline
     (told,) = (line for line in found.cautions if "diverged" in line)
@@ -170,7 +171,9 @@ def test_a_run_that_diverged_is_told_and_not_waited_for(tmp_path):
 
 
 def test_a_plan_that_searches_for_settings_has_no_more_to_say(tmp_path):
-    found = said(tmp_path, plan(PAIR, 0, tuning={"seed": 9, "pretrain": {"optimizer.lr": [1, 2]}}), [])
+    found = said(
+        tmp_path, plan([arm(name, grid={"optimizer.lr": [1, 2]}) for name in PAIR], 0, tuning={"seeds": [9]}), []
+    )
     assert (found.headline, found.cautions) == ("This plan searches for settings only", ())
 
 
@@ -178,7 +181,7 @@ def test_another_baseline_leaves_the_arm_that_is_asked_about(tmp_path):
     arms = ("baseline_coca", "baseline_rms", "grr_coca")
     write_study(tmp_path, plan(arms), rows_of(arms, range(8)))
     made = compared_with(read_plan(tmp_path / "plan.yaml", Plan), "baseline_rms")
-    found = answer(made, study_results(made, read_ledger(tmp_path)))
+    found = answer(made, study_results(made, read_ledger(tmp_path, made)))
     assert found.question == "Is GRR-CoCa better than Baseline + RMSNorm?"
 
 

@@ -3,15 +3,15 @@
 import pytest
 
 from grr_coca.study.plan import Plan, read_plan
-from grr_coca.study.running.agenda import Agenda, StudyPart
+from grr_coca.study.running.agenda import Agenda
 
 
 @pytest.fixture
 def agenda_of(write_study, tmp_path):
     """The agenda of some arms of a study that is laid out here; folders of runs lie in `tmp_path`."""
 
-    def make(*arms: str, shard: int = 1, num_shards: int = 1, **changes):
-        plan, part = read_plan(write_study(**changes), Plan), StudyPart(arms, shard, num_shards)
-        return Agenda(plan, part, lambda *names: tmp_path.joinpath("runs", *map(str, names)), ())
+    def make(*arms: str, **changes):
+        plan = read_plan(write_study(**changes), Plan)
+        return Agenda(plan, lambda *names: tmp_path.joinpath("runs", *map(str, names)), arms=arms)
 
     return make

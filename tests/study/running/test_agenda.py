@@ -2,13 +2,24 @@
 
 from dataclasses import replace
 
-from grr_coca.study.running.agenda import FINISHED
+import pytest
+
+from grr_coca.common.errors import UserError
+from grr_coca.study.running.agenda import FINISHED, Agenda, Task
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.stages import stage_recipe
 from support import CPU
-from synthetic_study import PRETRAINING, TUNED, diverged, pretended_row
+from synthetic_study import GRIDS, PRETRAINING, RATES, TUNED, arm, diverged, pretended_row
 
 PAIR = ("baseline_coca", "grr_coca")
+
+
+def finish(agenda: Agenda, task: Task, loss: float = 1.0) -> None:
+    """Pretend that a task was trained."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    (task.folder / FINISHED).touch()
+    row = pretended_row(task)
+    agenda.add(replace(row, metrics={**row.metrics, "val": {"coca_loss": loss}}))
 
 
 def test_a_trial_whose_model_was_lost_counts_as_work_left(agenda_of):
@@ -16,7 +27,7 @@ def test_a_trial_whose_model_was_lost_counts_as_work_left(agenda_of):
     trials = agenda.open_tasks()
     for task in trials:
         agenda.add(pretended_row(task))
-    (lost,) = (task for task in agenda.open_tasks() if task.kind == "trial")
+    (lost,) = (task for task in agenda.open_tasks() if task.is_trial)
     assert lost.stage == "pictograms", "it is trained again"
     assert agenda.lacking()["trial", "baseline_coca", "pictograms"] == 1
     lost.folder.mkdir(parents=True)
@@ -26,32 +37,71 @@ def test_a_trial_whose_model_was_lost_counts_as_work_left(agenda_of):
 
 def test_settings_that_are_shared_are_those_that_are_best_on_average(agenda_of):
     """One arm is tried at each setting as another is, and an arm that is not tried has the settings of both."""
-    tuning = {"seed": 9, "arms": ["baseline_coca", "grr_coca"], "pretrain": {"optimizer.lr": [0.1, 0.2, 0.3]}}
-    arms = ["baseline_coca", "grr_coca", "coca"]
-    agenda = agenda_of(*arms, arms=arms, seeds=[0], finetune=[], endpoints=PRETRAINING, tuning=tuning)
+    grid = {"optimizer.lr": [0.1, 0.2, 0.3]}
+    arms = [arm("baseline_coca", grid=grid), arm("grr_coca", grid=grid), "coca"]
+    names, tuning = ("baseline_coca", "grr_coca", "coca"), {"seeds": [9], "shared": True}
+    agenda = agenda_of(*names, arms=arms, seeds=[0], finetune=[], endpoints=PRETRAINING, tuning=tuning)
     losses = {"baseline_coca": [1.0, 2.0, 8.0], "grr_coca": [9.0, 2.0, 1.0]}
     trials = agenda.open_tasks()
     assert [task.arm for task in trials] == ["baseline_coca"] * 3 + ["grr_coca"] * 3
     assert agenda.lacking()["run", "coca", "pictograms"] == 1
     for task, loss in zip(trials, losses["baseline_coca"] + losses["grr_coca"], strict=True):
-        assert agenda.lacking_choices() == [], "each arm waits for the other"
+        assert agenda.choices() == {}, "each arm waits for the other"
         row = replace(pretended_row(task), metrics={"val": {"coca_loss": loss}})
         agenda.add(row)
-        assert agenda.spent_folders(row) == ([] if task != trials[-1] else [trial.folder for trial in trials])
-    assert [(row.arm, row.settings["optimizer.lr"]) for row in agenda.lacking_choices()] == [
-        ("baseline_coca", 0.2),
-        ("grr_coca", 0.2),
-    ]
-    assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(arms, 0.2)
-    assert agenda.digests.recipes.keys() == set(arms)
+    assert {*agenda.spent_folders(row)} == {trial.folder for trial in trials}
+    assert agenda.choices() == {(name, "pictograms"): {"optimizer.lr": 0.2} for name in names}
+    assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(names, 0.2)
+    assert agenda.digests.recipes.keys() == set(names)
 
 
 def test_a_trial_with_a_loss_of_zero_is_the_best(agenda_of):
-    tuning = {"seed": 9, "pretrain": {"optimizer.lr": [0.1, 0.2]}, "score": "contrastive_loss"}
-    agenda = agenda_of("grr_coca", seeds=[0], finetune=[], endpoints=PRETRAINING, tuning=tuning)
+    agenda = agenda_of("grr_coca", arms=GRIDS, seeds=[0], finetune=[], endpoints=PRETRAINING, tuning={"seeds": [9]})
     for task, loss in zip(agenda.open_tasks(), (1e-3, 0.0), strict=True):
-        agenda.add(replace(pretended_row(task), metrics={"val": {"contrastive_loss": loss}}))
-    assert [row.settings for row in agenda.lacking_choices()] == [{"optimizer.lr": 0.2}]
+        agenda.add(replace(pretended_row(task), metrics={"val": {"coca_loss": loss}}))
+    assert agenda.choices() == {("grr_coca", "pictograms"): {"optimizer.lr": 0.01}}
+
+
+def test_a_point_is_chosen_over_all_seeds_and_fine_tunings_start_from_it_with_each(agenda_of):
+    """Without seeds of their own, all points are run with the seeds of the plan."""
+    agenda = agenda_of("grr_coca", arms=GRIDS, finetune=["health.yaml"], endpoints=PRETRAINING)
+    tasks = agenda.open_tasks()
+    assert [(task.seed, task.settings["optimizer.lr"]) for task in tasks] == [
+        (0, 0.001),
+        (0, 0.01),
+        (1, 0.001),
+        (1, 0.01),
+    ]
+    assert not any(task.is_trial for task in tasks)
+    assert agenda.lacking() == {("run", "grr_coca", "pictograms"): 4, ("run", "grr_coca", "health"): 2}
+    for task, loss in zip(tasks, (1.0, 2.0, 9.0, 2.0), strict=True):
+        finish(agenda, task, loss)
+        assert agenda.spent_folders(pretended_row(task)) == (
+            [] if task != tasks[-1] else [tasks[0].folder, tasks[2].folder]
+        )
+    later = agenda.open_tasks()
+    assert [(task.seed, task.stage, task.start.settings) for task in later] == [
+        (seed, "health", {"optimizer.lr": 0.01}) for seed in (0, 1)
+    ]
+    for task in later:
+        finish(agenda, task)
+        assert {*agenda.spent_folders(pretended_row(task))} >= {task.folder, task.start.folder}
+    assert not agenda.lacking()
+    assert agenda.open_tasks() == []
+
+
+def test_a_grid_of_fine_tuning_alone_starts_from_one_model(agenda_of):
+    arms = ["baseline_coca", arm("grr_coca", finetune_grid=RATES)]
+    agenda = agenda_of("grr_coca", arms=arms, finetune=["health.yaml"], endpoints=PRETRAINING, tuning={"seeds": [9]})
+    (start,) = agenda.open_tasks()[:1]
+    assert (start.seed, start.stage, start.settings) == (9, "pictograms", {})
+    finish(agenda, start)
+    trials = [task for task in agenda.open_tasks() if task.is_trial]
+    assert [task.settings["optimizer.lr"] for task in trials] == [0.001, 0.01]
+    for task, loss in zip(trials, (2.0, 1.0), strict=True):
+        finish(agenda, task, loss)
+    assert agenda.choices() == {("grr_coca", "health"): {"optimizer.lr": 0.01}}
+    assert agenda.digests.trials["grr_coca"].keys() == {"pictograms", "health"}, "the row of the start counts"
 
 
 def test_recipes_are_not_computed_again_with_every_row(agenda_of, monkeypatch):
@@ -65,9 +115,7 @@ def test_recipes_are_not_computed_again_with_every_row(agenda_of, monkeypatch):
 
     monkeypatch.setattr("grr_coca.study.running.agenda.stage_recipe", counted)
     while tasks := agenda.open_tasks():
-        tasks[0].folder.mkdir(parents=True)
-        (tasks[0].folder / FINISHED).touch()
-        agenda.add(pretended_row(tasks[0]))
+        finish(agenda, tasks[0])
         assert agenda.digests.recipes.keys() <= set(PAIR)
     assert not agenda.lacking()
     assert len(asked) == len(set(asked)) == 2 * (4 + 2)
@@ -78,19 +126,15 @@ def test_a_trial_that_diverged_is_the_worst_and_no_error(agenda_of, monkeypatch)
     agenda = agenda_of("grr_coca", **TUNED)
     first, second = agenda.open_tasks()
     row = run_stage(first, CPU, lambda _: None)
-    assert (row.metrics, row.values) == ({}, {})
+    assert (row.kind, row.metrics, row.values) == ("diverged", {}, {})
     agenda.add(row)
-    fine = replace(
-        row, settings=second.settings, recipe_digest=second.recipe_digest, metrics={"val": {"coca_loss": 9.0}}
-    )
-    agenda.add(fine)
-    assert [choice.settings for choice in agenda.lacking_choices()] == [second.settings]
+    finish(agenda, second, 9.0)
+    assert agenda.choices() == {("grr_coca", "pictograms"): second.settings}
 
 
-def test_shards_do_each_run_once(agenda_of):
-    names = []
-    for shard in (1, 2, 3):
-        agenda = agenda_of(*PAIR, shard=shard, num_shards=3)
-        names += [task.name for task in agenda.open_tasks()]
-        assert sum(agenda.lacking().values()) == 3 * len(agenda.open_tasks())
-    assert sorted(names) == sorted(f"{arm}, pictograms, seed {seed}" for arm in PAIR for seed in (0, 1))
+def test_where_every_point_diverged_lower_rates_are_asked_for(agenda_of):
+    agenda = agenda_of("grr_coca", **TUNED)
+    first, second = agenda.open_tasks()
+    agenda.add(replace(pretended_row(first), kind="diverged", metrics={}))
+    with pytest.raises(UserError, match=r"grr_coca, pictograms: no point of the grid .* give lower rates"):
+        agenda.add(replace(pretended_row(second), kind="diverged", metrics={})) or agenda.open_tasks()

@@ -12,7 +12,9 @@ from grr_coca.common.errors import Interruption
 from grr_coca.data.order import Shuffle
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.anatomy import flops_per_pair
-from grr_coca.study.ledger import LedgerWriter, read_ledger, write_digests
+from grr_coca.study.ledger import read_ledger, write_digests
+from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.rows import RowFolder
 from grr_coca.study.running import stage as stage_module
 from grr_coca.study.running.stage import caption_lengths, order_hash, run_flops, run_stage, step_flops, weight_hashes
 from grr_coca.train.setup import new_checkpoint
@@ -104,15 +106,14 @@ def test_a_pair_begins_alike_and_another_seed_does_not(agenda, seen):
 
 
 def test_a_pair_that_does_not_begin_alike_is_named(agenda, tmp_path, monkeypatch):
-    first, second = agenda.open_tasks()[:2]
-    with LedgerWriter(tmp_path / "runs.jsonl") as ledger:
-        ledger.append(run_stage(first, CPU, lambda _: None))
-        another = lambda recipe, ranks: new_checkpoint(replace(recipe, seed=5), ranks)  # noqa: E731
-        monkeypatch.setattr(stage_module, "new_checkpoint", another)
-        monkeypatch.setattr(stage_module, "training_visits", lambda recipe, pairs: Shuffle(len(pairs), seed=5))
-        ledger.append(run_stage(second, CPU, lambda _: None))
+    (first, second), files = agenda.open_tasks()[:2], RowFolder(tmp_path)
+    files.publish(first.name, run_stage(first, CPU, lambda _: None))
+    another = lambda recipe, ranks: new_checkpoint(replace(recipe, seed=5), ranks)  # noqa: E731
+    monkeypatch.setattr(stage_module, "new_checkpoint", another)
+    monkeypatch.setattr(stage_module, "training_visits", lambda recipe, pairs: Shuffle(len(pairs), seed=5))
+    files.publish(second.name, run_stage(second, CPU, lambda _: None))
     write_digests(tmp_path, agenda.digests)
-    weights, order = read_ledger(tmp_path).notes
+    weights, order = read_ledger(tmp_path, read_plan(tmp_path / "study.yaml", Plan)).notes
     assert weights.startswith("grr_coca, seed 0, pictograms: ")
     assert "parameters have other initial values than in baseline_coca" in weights
     assert order == "grr_coca, seed 0, pictograms: was not trained on the same pairs in the same order as baseline_coca"

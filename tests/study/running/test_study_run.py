@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -10,16 +11,19 @@ from PIL import Image
 
 from grr_coca.cli.study import print_status
 from grr_coca.common.errors import UserError
-from grr_coca.study.ledger import LEDGER_FILE, Ledger, LedgerRow, LedgerWriter, read_digests, read_ledger, read_rows
-from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.claims import Claim
+from grr_coca.study.ledger import Ledger, read_digests
+from grr_coca.study.ledger import read_ledger as read_ledger_of
+from grr_coca.study.plan import Plan, plan_of_folder, read_plan
+from grr_coca.study.rows import LedgerRow, RowFolder
 from grr_coca.study.running import run as running
-from grr_coca.study.running.agenda import FINISHED, Agenda, StudyPart, Task
+from grr_coca.study.running.agenda import FINISHED, Agenda, Task
 from grr_coca.study.running.run import Place, Study, Watch, write_plan
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.thumbnails import thumbnail_path
 from grr_coca.train.loop import train
 from support import CPU, real_pairs, warnings_of, write_shard
-from synthetic_study import PRETRAINING, TUNED, diverged, pretended_row
+from synthetic_study import GRIDS, PRETRAINING, TUNED, arm, diverged, pretended_row
 
 
 class Here:
@@ -30,12 +34,13 @@ class Here:
     def __init__(self, stop_after: int = 1000) -> None:
         self.left = stop_after
         self.done: list[str] = []
+        self.at_end = ExitStack()
 
-    def submit(self, function, task: Task):
+    def submit(self, function, task: Task, claim: Claim, seconds: float):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        self.done.append(task.name)
+        self.done.append(task.title)
         return Done(run_stage(task, CPU, lambda _: None))
 
     def listen(self, tell) -> None:
@@ -56,9 +61,9 @@ class Done:
 class Failing(Here):
     """Fails as a process does: when its result is asked for."""
 
-    def submit(self, function, task: Task):
+    def submit(self, function, task: Task, *rest):
         try:
-            return super().submit(function, task)
+            return super().submit(function, task, *rest)
         except UserError as error:
             return Failed(error)
 
@@ -74,11 +79,11 @@ class Failed(Done):
 class Pretending(Here):
     """Trains nothing: for what depends on the order of rows and files alone."""
 
-    def submit(self, function, task: Task):
+    def submit(self, function, task: Task, claim: Claim, seconds: float):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        self.done.append(task.name)
+        self.done.append(task.title)
         task.folder.mkdir(parents=True)
         (task.folder / FINISHED).touch()
         return Done(pretended_row(task))
@@ -92,46 +97,48 @@ class Notes(Watch):
         self.told.append(text)
 
 
-def run(
-    path,
-    out,
-    workers: Here | None = None,
-    keeps_models: bool = False,
-    part: StudyPart | None = None,
-    watch: Watch | None = None,
-) -> Here:
+def run(path, out, workers=None, keeps_models=False, arms=None, watch=None) -> Here:
     plan, workers = read_plan(path, Plan), workers or Here()
-    place = Place(out=out, runs=out / "runs", keeps_models=keeps_models)
-    with running.taken_ledger(out, part or StudyPart(("baseline_coca", "grr_coca"))) as ledger:
-        Study(plan, place, part or StudyPart(("baseline_coca", "grr_coca")), ledger).run(workers, watch or Watch())
+    with workers.at_end:
+        Study(plan, Place(out=out, runs=out / "runs", keeps_models=keeps_models), arms).run(workers, watch or Watch())
     return workers
 
 
+def read_ledger(out) -> Ledger:
+    return read_ledger_of(out, plan_of_folder(out))
+
+
+def rows_of(out) -> list[LedgerRow]:
+    return RowFolder(out).new_rows()
+
+
 def test_a_study_is_tuned_and_run_and_goes_on_where_it_was_stopped(write_study, tmp_path):
-    path, out, part = write_study(**TUNED), tmp_path / "out", StudyPart(("grr_coca",))
+    path, out, arms = write_study(**TUNED), tmp_path / "out", ["grr_coca"]
     with pytest.raises(KeyboardInterrupt):
-        run(path, out, Here(stop_after=3), part=part)
+        run(path, out, Here(stop_after=3), arms=arms)
     first = read_ledger(out)
-    assert [len(rows) for rows in (first.trials, first.choices, first.rows)] == [3, 1, 0]
-    assert len(run(path, out, part=part).done) == 2 + 2 + 2 - 3, "nothing is done twice"
+    assert [len(rows) for rows in (first.tried, first.chosen, first.rows)] == [3, 1, 0]
+    assert list(out.rglob(".*claim*")) != [], "those of the run that was stopped"
+    assert len(run(path, out, arms=arms).done) == 2 + 2 + 2 - 3, "nothing is done twice"
     ledger = read_ledger(out)
     assert ledger.notes == ()
     assert [(row.arm, row.stage) for row in ledger.rows] == [("grr_coca", "pictograms"), ("grr_coca", "health")]
-    assert [len(rows) for rows in (ledger.trials, ledger.choices)] == [4, 2]
-    for choice, row in zip(ledger.choices, ledger.rows, strict=True):
-        trials = [trial for trial in ledger.trials if trial.stage == choice.stage]
+    assert [len(rows) for rows in (ledger.tried, ledger.chosen)] == [4, 2]
+    for row in ledger.rows:
+        trials = [trial for trial in ledger.tried if trial.stage == row.stage]
         scores = {trial.settings["optimizer.lr"]: trial.metrics["val"]["coca_loss"] for trial in trials}
         assert set(scores) == {0.001, 0.01}
-        assert choice.settings["optimizer.lr"] == min(scores, key=scores.__getitem__)
-        assert row.settings == choice.settings
-    assert {row.steps for row in ledger.trials if row.stage == "pictograms"} == {2}
-    assert {tuple(row.metrics) for row in (*ledger.trials, *ledger.choices)} == {("val",)}, "test splits are unseen"
+        assert row.settings["optimizer.lr"] == min(scores, key=scores.__getitem__)
+        assert row.settings == ledger.chosen[row.arm, row.stage]
+    assert {row.steps for row in ledger.tried if row.stage == "pictograms"} == {2}
+    assert {tuple(row.metrics) for row in ledger.tried} == {("val",)}, "test splits are unseen"
+    assert list(out.rglob(".*claim*")) == []
     assert list((out / "runs").rglob("*.safetensors")) == [], "models that were measured are gone"
-    assert run(path, out, part=part).done == []
+    assert run(path, out, arms=arms).done == []
     assert_a_row_says_what_was_measured(ledger.rows[0])
 
-    more = {**TUNED["tuning"], "finetune": {"optimizer.lr": [0.001, 0.01, 0.1]}}
-    done = run(write_study(**{**TUNED, "tuning": more}), out, part=part).done
+    more = [arm("baseline_coca"), {**TUNED["arms"][1], "finetune_grid": {"optimizer.lr": [0.001, 0.01, 0.1]}}]
+    done = run(write_study(**{**TUNED, "arms": more}), out, arms=arms).done
     assert len(done) == 2, "the model that trials start from is made again, and the new trial"
     assert read_digests(out).recipes["grr_coca"].keys() == {"pictograms", "health"}
 
@@ -172,8 +179,7 @@ def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, t
     with pytest.raises(KeyboardInterrupt):
         run(path, out, Pretending(stop_after=1))
     shutil.rmtree(out / "runs")
-    part = StudyPart(("baseline_coca", "grr_coca"))
-    agenda = Agenda(read_plan(path, Plan), part, lambda *_: tmp_path / "nowhere", read_ledger(out).rows)
+    agenda = Agenda(read_plan(path, Plan), lambda *_: tmp_path / "nowhere", read_ledger(out).rows)
     assert agenda.lacking().total() == 4, "it counts, so that no more than all is done"
     assert run(path, out, Pretending()).done == [
         "baseline_coca, pictograms, seed 0",
@@ -187,75 +193,132 @@ def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, t
 
 def test_a_trial_that_is_done_again_does_not_outvote_its_row(write_study, tmp_path):
     class Worse(Pretending):
-        def submit(self, function, task: Task):
-            row = super().submit(function, task).result()
-            return Done(replace(row, metrics={"val": {"coca_loss": 9.0}}))
+        def submit(self, function, task: Task, *rest):
+            row = super().submit(function, task, *rest).result()
+            return Done(replace(row, metrics={"val": {"coca_loss": 9.0}, "test": {"CIDEr-D": 1.0}}))
 
-    path, out, part = write_study(**TUNED), tmp_path / "out", StudyPart(("grr_coca",))
+    path, out, arms = write_study(**TUNED), tmp_path / "out", ["grr_coca"]
     with pytest.raises(KeyboardInterrupt):
-        run(path, out, Pretending(stop_after=2), part=part)
-    (chosen,) = read_ledger(out).choices
+        run(path, out, Pretending(stop_after=2), arms=arms)
+    chosen = read_ledger(out).chosen
+    assert len(chosen) == 1
     shutil.rmtree(out / "runs")
-    run(path, out, Worse(), part=part)
-    assert [choice.settings for choice in read_ledger(out).choices if choice.stage == "pictograms"] == [chosen.settings]
-    assert len(read_rows(out, [])) == 2 + 1 + 2 + 1 + 2, "trials, a choice, trials, a choice, runs"
+    assert len(run(path, out, Worse(), arms=arms).done) == 1 + 2 + 2, "the start once more, two trials, two runs"
+    assert read_ledger(out).chosen.items() >= chosen.items()
+    assert len(rows_of(out)) == 2 + 2 + 2
 
 
 def test_data_that_were_changed_begin_every_run_anew(write_study, tmp_path):
-    path, out, part = write_study(seeds=[0], finetune=["health.yaml"]), tmp_path / "out", StudyPart(("grr_coca",))
-    run(path, out, Pretending(), keeps_models=True, part=part)
+    path, out, arms = write_study(seeds=[0], finetune=["health.yaml"]), tmp_path / "out", ["grr_coca"]
+    run(path, out, Pretending(), keeps_models=True, arms=arms)
     write_shard(tmp_path / "data" / "pictograms-train.tar", real_pairs(30))
     both = ["grr_coca, pictograms, seed 0", "grr_coca, health, seed 0"]
-    assert run(path, out, Pretending(), part=part).done == both, "its data are the same, its start is not"
+    assert run(path, out, Pretending(), arms=arms).done == both, "its data are the same, its start is not"
     ledger = read_ledger(out)
     assert [row.stage for row in ledger.rows] == ["pictograms", "health"]
-    assert [note.split(": ")[2].split(" (")[0] for note in ledger.notes] == ["other data", "other data of pretraining"]
-    assert run(path, out, Pretending(), part=part).done == []
+    faults = {note.split(": ")[2].split(" (")[0] for note in ledger.notes}
+    assert faults == {"other data", "other data of pretraining"}
+    assert run(path, out, Pretending(), arms=arms).done == []
 
 
-def test_what_is_wrong_with_a_ledger_is_told_when_its_study_goes_on(write_study, tmp_path):
+def test_half_a_row_is_told_when_its_study_goes_on_and_its_run_is_repeated(write_study, tmp_path):
     path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
     run(path, out, Pretending())
-    ledger = out / LEDGER_FILE
-    ledger.write_text("no row\n" + ledger.read_text()[:-20])
-    run(path, out, Pretending(), watch=watch)
-    torn, unknown = watch.told
-    assert torn.startswith("runs.jsonl: the last line is torn, as after a kill; it is ignored, and its run is repeated")
-    assert unknown.startswith("runs.jsonl: line 1 is invalid and does not count")
+    half = sorted((out / "rows").iterdir())[1]
+    half.write_text(half.read_text()[:-20])
+    assert run(path, out, Pretending(), watch=watch).done == ["grr_coca, pictograms, seed 0"]
+    assert watch.told[0].startswith(f"{half.name}: is not a row and does not count")
+    assert len(read_ledger(out).rows) == 2
 
 
 def test_arms_that_wait_for_the_settings_of_others_say_so(write_study, tmp_path):
-    tuning = {**TUNED["tuning"], "arms": ["baseline_coca"]}
-    path, out = write_study(**{**TUNED, "tuning": tuning}), tmp_path / "out"
-    with pytest.raises(
-        UserError, match="2 runs of this part wait for settings that other arms or shards are still tuning"
-    ):
-        run(path, out, Pretending(), part=StudyPart(("grr_coca",)))
-    run(path, out, Pretending(), part=StudyPart(("baseline_coca",)))
-    assert len(run(path, out, Pretending(), part=StudyPart(("grr_coca",))).done) == 2
+    arms = [TUNED["arms"][0], "grr_coca"]
+    path = write_study(**{**TUNED, "arms": arms, "tuning": {**TUNED["tuning"], "shared": True}})
+    out, said = tmp_path / "out", "2 runs wait for settings that other arms are still tuning"
+    with pytest.raises(UserError, match=said):
+        run(path, out, Pretending(), arms=["grr_coca"])
+    run(path, out, Pretending(), arms=["baseline_coca"])
+    assert len(run(path, out, Pretending(), arms=["grr_coca"]).done) == 2
 
 
-def test_shards_that_tune_their_own_arms_leave_a_whole_study(write_study, tmp_path):
-    path, out, arms = write_study(**TUNED), tmp_path / "out", ("baseline_coca", "grr_coca")
-    for shard in (1, 2):
-        run(path, out, Pretending(), part=StudyPart(arms, shard, 2))
-    assert read_digests(out).recipes.keys() == set(arms)
+def test_jobs_that_run_together_do_each_run_once(write_study, tmp_path):
+    """Another job begins when this one has claimed its first run, and does all that it can."""
+    path, out, others = write_study(**TUNED), tmp_path / "out", Pretending()
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    class Together(Pretending):
+        def submit(self, function, task: Task, *rest):
+            if not self.done:
+                self.done.append("")
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(running.time, "sleep", interrupted)  # it would wait for the run that this one has
+                    with pytest.raises(KeyboardInterrupt):
+                        run(path, out, others)
+                self.done.pop()
+            return super().submit(function, task, *rest)
+
+    mine = run(path, out, Together()).done
+    assert not {*mine} & {*others.done}
+    assert len({*mine, *others.done}) == len(mine) + len(others.done) == 2 * (2 + 2 + 2)
+    assert read_digests(out).recipes.keys() == {"baseline_coca", "grr_coca"}
     assert [len(rows) for rows in (read_ledger(out).rows, read_ledger(out).notes)] == [4, 0]
 
 
-def test_shards_that_run_together_know_of_each_other(write_study, tmp_path):
-    """The other shard has begun first, and knows nothing of what the one after it has tuned."""
-    path, out, arms = write_study(**TUNED), tmp_path / "out", ("baseline_coca", "grr_coca")
+def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(write_study, tmp_path):
+    """The process slept, another one has taken its run over and ended it; both have measured it."""
+    path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
 
-    class Together(Pretending):
-        def submit(self, function, task: Task):
+    class Slept(Pretending):
+        def submit(self, function, task: Task, claim: Claim, seconds: float):
             if not self.done:
-                run(path, out, Pretending(), part=StudyPart(arms, 2, 2))
-            return super().submit(function, task)
+                other = Claim(claim.folder, claim.name, claim.number + 1)
+                other.path.touch()
+                row = replace(pretended_row(task), commit="of the other")
+                assert RowFolder(out).publish(task.name, row)
+            return super().submit(function, task, claim, seconds)
 
-    run(path, out, Together(), part=StudyPart(arms, 1, 2))
-    assert read_digests(out).recipes.keys() == set(arms)
-    assert len(read_ledger(out).rows) == 4
+    run(path, out, Slept(), watch=watch)
+    assert {row.commit for row in rows_of(out)} == {"of the other", "abc"}
+    assert len(rows_of(out)) == 2
+
+
+def test_an_error_of_a_run_that_was_taken_over_ends_nothing(write_study, tmp_path):
+    """The other process works in the same folder, where it removes what it has measured."""
+    path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
+
+    class Slept(Pretending):
+        def submit(self, function, task: Task, claim: Claim, seconds: float):
+            if self.done:
+                return super().submit(function, task, claim, seconds)
+            self.done.append("lost")
+            Claim(claim.folder, claim.name, claim.number + 1).path.touch()
+            assert RowFolder(out).publish(task.name, pretended_row(task))
+            return Failed(UserError("the folder is gone"))
+
+    assert run(path, out, Slept(), watch=watch).done == ["lost", "grr_coca, pictograms, seed 0"]
+    assert watch.told == [
+        "baseline_coca, pictograms, seed 0: another process goes on with it, since this one gave no sign of life"
+    ]
+
+
+def test_a_grid_is_run_with_every_seed_and_the_best_point_goes_on(write_study, tmp_path):
+    path, out = write_study(arms=GRIDS, finetune=["health.yaml"], endpoints=PRETRAINING), tmp_path / "out"
+    done = run(path, out, Pretending(), watch=(watch := Notes())).done
+    assert len(done) == 2 * (2 * 2 + 2)
+    assert sum(", lr 0.001, " in title for title in done) == 4
+    assert "chosen for grr_coca, pictograms: lr 0.001" in watch.told
+    ledger = read_ledger(out)
+    assert [(row.arm, row.seed, row.stage) for row in ledger.rows] == [
+        (name, seed, stage)
+        for name in ("baseline_coca", "grr_coca")
+        for seed in (0, 1)
+        for stage in ("pictograms", "health")
+    ]
+    assert len(ledger.tried) == 8
+    assert list((out / "runs").rglob(FINISHED)) == []
+    assert run(path, out, Pretending()).done == []
 
 
 def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_study, tmp_path, monkeypatch):
@@ -263,24 +326,24 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_stu
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path, out = write_study(seeds=[0], finetune=["health.yaml"]), tmp_path / "out"
-    part = StudyPart(("grr_coca",))
+    arms = ["grr_coca"]
     with monkeypatch.context() as disk:
         disk.setattr("grr_coca.train.run_checkpoints.save_tensors", full)
         with pytest.raises(UserError) as stopped:
-            run(path, out, Failing(), part=part)
+            run(path, out, Failing(), arms=arms)
     said = str(stopped.value)
     assert said.startswith(f"grr_coca, pictograms, seed 0: {out / 'runs'}")
     assert "step-000000006: the checkpoint could not be written (No space left on device); free some space" in said
     assert f"or move the folder {out / 'runs'} to another disk and give it as --runs" in said
     assert list((out / "runs").rglob("step-*")) == [], "nothing half-written stays"
-    assert run(path, out, part=part).done == ["grr_coca, pictograms, seed 0", "grr_coca, health, seed 0"]
+    assert run(path, out, arms=arms).done == ["grr_coca, pictograms, seed 0", "grr_coca, health, seed 0"]
     assert read_ledger(out).notes == ()
     assert [row.stage for row in read_ledger(out).rows] == ["pictograms", "health"]
 
 
 def test_the_pictures_of_the_showcase_lie_beside_the_ledger(write_study, tmp_path):
     out = tmp_path / "out"
-    run(write_study(seeds=[0], finetune=["health.yaml"]), out, Here(), part=StudyPart(("grr_coca",)))
+    run(write_study(seeds=[0], finetune=["health.yaml"]), out, Here(), arms=["grr_coca"])
     for row in read_ledger(out).rows:
         pictures = {thumbnail_path(out, row.stage, example.image) for example in row.captions}
         assert len(pictures) == {"pictograms": 6, "health": 2}[row.stage]
@@ -290,7 +353,7 @@ def test_the_pictures_of_the_showcase_lie_beside_the_ledger(write_study, tmp_pat
             assert (image.format, image.size) == ("WEBP", (64, 64))
     kept = picture.read_bytes()
     picture.unlink()
-    assert run(tmp_path / "study.yaml", out, Here(), part=StudyPart(("grr_coca",))).done == []
+    assert run(tmp_path / "study.yaml", out, Here(), arms=["grr_coca"]).done == []
     assert picture.read_bytes() == kept, "what is missing is put there when the study goes on"
 
 
@@ -299,10 +362,10 @@ def test_a_run_that_diverged_is_a_result_and_not_begun_again(write_study, tmp_pa
         return diverged(recipe, start, folder) if recipe.seed == 0 else train(recipe, start, folder, *rest)
 
     monkeypatch.setattr("grr_coca.study.running.stage.train", diverge)
-    out, part, workers = tmp_path / "out", StudyPart(("grr_coca",)), Here()
+    out, arms, workers = tmp_path / "out", ["grr_coca"], Here()
     path = write_study(finetune=["health.yaml"])
     with warnings_of("grr_coca.study.running.stage") as warned:
-        run(path, out, workers, part=part)
+        run(path, out, workers, arms=arms)
     assert workers.done == [
         "grr_coca, pictograms, seed 0",
         "grr_coca, pictograms, seed 1",
@@ -314,15 +377,15 @@ def test_a_run_that_diverged_is_a_result_and_not_begun_again(write_study, tmp_pa
     (row,) = ledger.diverged
     assert (row.seed, row.stage, row.metrics) == (0, "pictograms", {})
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
-    assert run(path, out, Here(), part=part).done == []
+    assert run(path, out, Here(), arms=arms).done == []
     print_status(out)
     assert "grr_coca, seed 0, pictograms: diverged" in capsys.readouterr().out
 
 
 def test_trials_that_all_diverge_ask_for_lower_rates(write_study, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.study.running.stage.train", diverged)
-    with pytest.raises(UserError, match=r"grr_coca, pictograms: all trials diverged; .* lower learning rates"):
-        run(write_study(**TUNED), tmp_path / "out", Here(), part=StudyPart(("grr_coca",)))
+    with pytest.raises(UserError, match=r"grr_coca, pictograms: no point of the grid .* give lower rates"):
+        run(write_study(**TUNED), tmp_path / "out", Here(), arms=["grr_coca"])
 
 
 def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):
@@ -338,11 +401,6 @@ def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path
 
 
 def test_runs_whose_rows_lack_the_scores_that_a_plan_needs_are_done_again(write_study, tmp_path, capsys):
-    class Scoring(Pretending):
-        def submit(self, function, task: Task):
-            row = super().submit(function, task).result()
-            return Done(replace(row, metrics={**row.metrics, "test": {"CIDEr-D": 1.0}}))
-
     out, plan = tmp_path / "out", {"seeds": [0], "finetune": ["health.yaml"], "endpoints": PRETRAINING}
     run(write_study(**plan), out, Pretending())
     path = write_study(**plan | {"endpoints": {**PRETRAINING, "secondary": ["pretraining/CIDEr-D"]}})
@@ -351,42 +409,29 @@ def test_runs_whose_rows_lack_the_scores_that_a_plan_needs_are_done_again(write_
     said = capsys.readouterr().out.splitlines()
     assert said[1].split() == ["baseline_coca", "0", "1"]
     assert "grr_coca, seed 0, pictograms: lacks CIDEr-D; `grr-coca study run` repeats it" in said
-    assert run(path, out, Scoring()).done == ["baseline_coca, pictograms, seed 0", "grr_coca, pictograms, seed 0"]
+    assert run(path, out, Pretending()).done == ["baseline_coca, pictograms, seed 0", "grr_coca, pictograms, seed 0"]
     rows = read_ledger(out).rows
     assert [row.metrics.keys() >= {"test"} for row in rows if row.stage == "pictograms"] == [True, True]
-    assert run(path, out, Scoring()).done == []
+    assert run(path, out, Pretending()).done == []
 
 
 def test_trials_of_an_earlier_grid_choose_nothing(write_study, tmp_path):
-    """What was tried counts as long as the plan tries it, what was chosen as well."""
+    """What was tried counts as long as the plan tries it."""
     out = tmp_path / "out"
 
     def tuned(*rates: float) -> Ledger:
-        tuning = {"seed": 9, "pretrain": {"optimizer.lr": list(rates)}, "finetune": {"optimizer.lr": [0.001, 0.01]}}
-        run(write_study(**{**TUNED, "tuning": tuning}), out, Pretending())
+        arms = [{**each, "grid": {"optimizer.lr": list(rates)}} for each in TUNED["arms"]]
+        run(write_study(**{**TUNED, "arms": arms}), out, Pretending())
         return read_ledger(out)
 
     first = tuned(0.1, 0.2)
-    assert (len(first.trials), len(first.choices), first.notes) == (2 * 4, 2 * 2, ())
+    assert (len(first.tried), len(first.chosen), first.notes) == (2 * 4, 2 * 2, ())
     second = tuned(0.2, 0.3)
-    assert {trial.settings["optimizer.lr"] for trial in second.trials if trial.stage == "pictograms"} == {0.2, 0.3}
-    assert {choice.settings["optimizer.lr"] for choice in second.choices if choice.stage == "pictograms"} == {0.2}
-    assert (len(second.trials), len(second.choices)) == (2 * 4, 2 * 2), "fine-tunings start from another model now"
-    (named, *_) = [note for note in second.notes if note.startswith("grr_coca, pictograms, trial")]
-    assert named.startswith("grr_coca, pictograms, trial of optimizer.lr 0.1: not counted: another recipe")
-    assert len([note for note in second.notes if "trial of" in note]) == 2 * 3
-    assert tuned(0.1, 0.2).choices == first.choices, "the newer choices are of the other grid"
-
-
-def test_shards_that_overlap_are_refused(tmp_path):
-    with (
-        LedgerWriter(tmp_path / "runs-1-of-2.jsonl"),
-        pytest.raises(UserError, match="in another number of shards"),
-        running.taken_ledger(tmp_path, StudyPart((), 1, 3)),
-    ):
-        pass
-    with running.taken_ledger(tmp_path, StudyPart((), 1, 2)), running.taken_ledger(tmp_path, StudyPart((), 2, 2)):
-        pass
+    assert {trial.settings["optimizer.lr"] for trial in second.tried if trial.stage == "pictograms"} == {0.2, 0.3}
+    assert second.chosen["grr_coca", "pictograms"] == {"optimizer.lr": 0.2}
+    assert len(second.tried) == 2 * 4, "fine-tunings start from another model now"
+    assert any(note.startswith("grr_coca, lr 0.1, seed 9, pictograms: not counted: another") for note in second.notes)
+    assert tuned(0.1, 0.2).chosen == first.chosen
 
 
 def test_a_study_in_a_folder_that_is_a_link_goes_on(write_study, tmp_path):
@@ -408,8 +453,8 @@ def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_pa
     written = (out / "plan.yaml").read_text()
     assert str(tmp_path) not in written, "it can be committed"
     assert read_plan(out / "plan.yaml", Plan) == read_plan(path, Plan)
-    lines = (out / LEDGER_FILE).read_text().splitlines()
-    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
+    texts = [path.read_text() for path in sorted((out / "rows").iterdir())]
+    rows = [json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for text in texts]
     assert [row["arm"] for row in rows] == ["baseline_coca", "grr_coca"]
     (out / "plan.yaml").write_text(written.replace("# Written by", "# By hand, after"))
     assert run(path, out, Pretending()).done == []

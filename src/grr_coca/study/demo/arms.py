@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | `plan.yaml` | the plan, with the steps and precisions that were chosen |
-| `runs.jsonl`, `digests.json`, `showcase/` | the ledger and its thumbnails, as in any study |
+| `rows/`, `digests.json`, `showcase/` | the rows and the thumbnails, as in any study |
 | `PRESET/STAGE/` | the run of an arm in a stage |
 | `table.txt`, `results.json`, `report.md`, `report.html` | the results, written when both arms have finished |
 | `figures/`, `exhibits/` | pictures of the report: plots, heat maps, images that were found |
@@ -24,14 +24,15 @@ from grr_coca.common.ranks import Ranks
 from grr_coca.evaluate.table import format_table
 from grr_coca.study.demo.plan import arm_names, demo_recipes, with_precisions
 from grr_coca.study.exhibits import Exhibits, make_exhibits, write_exhibits
-from grr_coca.study.ledger import DIGESTS_FILE, LEDGER_FILE, PLAN_FILE, Ledger, lock_file, read_ledger
-from grr_coca.study.plan import DemoPlan, arm_named, read_plan, stage_names
+from grr_coca.study.ledger import DIGESTS_FILE, Ledger, read_ledger
+from grr_coca.study.plan import EARLIER_LEDGER, PLAN_FILE, DemoPlan, arm_named, read_plan, stage_names
 from grr_coca.study.report.numbers import study_results
 from grr_coca.study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
 from grr_coca.study.report.tables import split_rows
-from grr_coca.study.running.agenda import Agenda, StudyPart, Task
+from grr_coca.study.rows import ROWS_FOLDER
+from grr_coca.study.running.agenda import Agenda, Task
 from grr_coca.study.running.expectation import Pace, measure_pace
-from grr_coca.study.running.run import Place, Study, Watch, taken_ledger, write_plan
+from grr_coca.study.running.run import Place, Study, Watch, write_plan
 from grr_coca.study.running.workers import Workers, raise_if_stopped, usable_device
 from grr_coca.study.stages import stage_recipe
 from grr_coca.study.thumbnails import EXHIBITS, SHOWCASE_FOLDER
@@ -48,6 +49,8 @@ def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
         UserError: the folder has a demo of another plan (names the first key that differs), or one without a plan.
     """
     path = out / PLAN_FILE
+    if (out / EARLIER_LEDGER).exists():
+        raise UserError(f"{out}: has a demo of earlier code; replace it by --fresh, or give another --out")
     if not path.exists():
         if any(out.iterdir()):
             raise UserError(f"{out}: has a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out")
@@ -66,7 +69,7 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
         UserError: it has other files, or cannot be written to.
     """
     folders = {*arm_names(plan), SHOWCASE_FOLDER, INDEX_FOLDER, FIGURES, EXHIBITS}
-    known = {*folders, PLAN_FILE, LEDGER_FILE, lock_file(out / LEDGER_FILE).name, DIGESTS_FILE, *OUTCOME}
+    known = {*folders, PLAN_FILE, ROWS_FOLDER, EARLIER_LEDGER, f".{EARLIER_LEDGER}.lock", DIGESTS_FILE, *OUTCOME}
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
@@ -80,10 +83,10 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
 
 
 def _holds_study(out: Path) -> bool:
-    """True if the folder has the ledger of a study, whose rows may have taken days."""
+    """True if the folder has the rows of a study, which may have taken days."""
     path = out / PLAN_FILE
     if not path.exists():
-        return (out / LEDGER_FILE).exists()
+        return (out / EARLIER_LEDGER).exists() or (out / ROWS_FOLDER).exists()
     plan = read_yaml(path, "plan")
     return isinstance(plan, dict) and "queries" not in plan
 
@@ -95,8 +98,9 @@ def begin(plan: DemoPlan, out: Path) -> None:
         UserError: the folder cannot be written to.
     """
     with _disk_errors(out):
-        # Plan and ledger first: if this is interrupted, the rest cannot be mistaken for a demo to continue.
-        for name in (LEDGER_FILE, PLAN_FILE):
+        # Rows and plan first: if this is interrupted, the rest cannot be mistaken for a demo to continue.
+        shutil.rmtree(out / ROWS_FOLDER, ignore_errors=True)
+        for name in (EARLIER_LEDGER, PLAN_FILE):
             (out / name).unlink(missing_ok=True)
         for entry in out.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -114,7 +118,7 @@ def finish(plan: DemoPlan, shown: Mapping[str, Exhibits], out: Path) -> str:
     Raises:
         UserError: the disk is full or cannot be written to; the runs are saved.
     """
-    ledger = read_ledger(out)
+    ledger = read_ledger(out, plan)
     table = format_table(split_rows(plan, ledger, study_results(plan, ledger)), arm_names(plan))
     with _disk_errors(out, "free some space; the same command then continues from what was trained"):
         write_exhibits(out, _showcase(plan), shown)
@@ -132,7 +136,7 @@ class DemoPlace(Place):
 
 
 def demo_place(out: Path) -> DemoPlace:
-    """The place of a demo: ledger and models are in one folder, and the models are kept."""
+    """The place of a demo: rows and models are in one folder, and the models are kept."""
     return DemoPlace(out=out, runs=out, keeps_models=True)
 
 
@@ -165,10 +169,8 @@ def run_demo(plan: DemoPlan, out: Path, workers: Workers, show: Show) -> dict[st
         UserError: an arm failed (the other is stopped then), or diverged.
     """
     place, names = demo_place(out), arm_names(plan)
-    part = StudyPart(names)
-    with taken_ledger(out, part) as ledger:
-        Study(plan, place, part, ledger).run(workers, _ArmWatch(plan, show))
-    _require_no_divergence(read_ledger(out))
+    Study(plan, place).run(workers, _ArmWatch(plan, show))
+    _require_no_divergence(read_ledger(out, plan))
     runs = [place.folder_of(name, plan.seeds[0], stage_names(plan)[0], "") for name in names]
     futures = [workers.submit(make_exhibits, run, _showcase(plan), plan.queries, plan.num_hits) for run in runs]
     return dict(zip(names, workers.all(futures), strict=True))
@@ -193,7 +195,7 @@ class _ArmWatch(Watch):
         self._steps = {stage: recipe.schedule.steps for stage, recipe in demo_recipes(plan).items()}
         self._done: dict[tuple[str, str], int] = {}
 
-    def begins(self, agenda: Agenda) -> None:
+    def left(self, agenda: Agenda) -> None:
         """Count the stages that are finished already."""
         lacking = agenda.lacking()
         for arm in {arm for _, arm, _ in lacking}:

@@ -23,8 +23,9 @@ def load_demo(path: Path) -> DemoPlan:
         UserError: the plan is missing or invalid, or names something that does not exist.
     """
     plan = read_plan(path, DemoPlan)
-    if len(plan.arms) != 2 or len(plan.seeds) != 1 or plan.tuning is not None:
-        raise UserError(f"{path}: a demo has two arms, one seed and no tuning; `grr-coca study run` runs any plan")
+    has_grid = any(arm.grid or arm.finetune_grid for arm in plan.arms)
+    if len(plan.arms) != 2 or len(plan.seeds) != 1 or has_grid:
+        raise UserError(f"{path}: a demo has two arms, one seed and no grid; `grr-coca study run` runs any plan")
     if not plan.finetune:
         raise UserError(f"{path}: finetune: a demo has one or more; `grr-coca study run` runs any plan")
     if plan.endpoints.split != "test":

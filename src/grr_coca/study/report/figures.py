@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
-from grr_coca.study.ledger import Ledger, LedgerRow
+from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan import Plan, stage_names
 from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, StudyResults
 from grr_coca.study.report.verdict import arm_titles
+from grr_coca.study.rows import LedgerRow
 from grr_coca.study.statistics import MARGIN
 
 _ROW_HEIGHT = 0.27

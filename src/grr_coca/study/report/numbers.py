@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from grr_coca.evaluate.intervals import by_image, draws
-from grr_coca.study.ledger import Ledger, LedgerRow
+from grr_coca.study.ledger import Ledger
 from grr_coca.study.plan import LOSS_METRICS, Plan, lacking_scores, split_endpoint, stage_names
+from grr_coca.study.rows import LedgerRow
 from grr_coca.study.statistics import (
     LEVEL,
     RESAMPLES,
@@ -203,26 +204,21 @@ def _deciding_p(effect: Effect | None, num_tests: int) -> float:
 class ArmCost:
     """Costs of an arm. `flops_per_pair`: of one forward pass with a caption of maximum length.
 
-    `training_flops`: of all steps, by stage; None in ledgers of old versions. `seconds`: of training and evaluation, by
-    stage, median over seeds and machines.
+    `training_flops`: of all steps, by stage. `seconds`: of training and evaluation, by stage, median over seeds and
+    machines.
     """
 
     arm: str
     parameters: int
     image_encoder_parameters: int
     flops_per_pair: int
-    training_flops: dict[str, int | None]
+    training_flops: dict[str, int]
     seconds: dict[str, float]
 
 
 def _arm_costs(plan: Plan, rows: Sequence[LedgerRow]) -> tuple[ArmCost, ...]:
     """Costs of all arms that have rows, in the plan's order."""
     return tuple(_cost(plan, arm.name, rows) for arm in plan.arms if any(row.arm == arm.name for row in rows))
-
-
-def _counted(rows: Sequence[LedgerRow]) -> int | None:
-    """Training FLOPs in the newest row that has them."""
-    return next((row.training_flops for row in reversed(rows) if row.training_flops is not None), None)
 
 
 def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
@@ -233,7 +229,7 @@ def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
         parameters=own[0].parameters,
         image_encoder_parameters=own[0].image_encoder_parameters,
         flops_per_pair=own[0].flops_per_pair,
-        training_flops={stage: _counted(found) for stage, found in stages.items() if found},
+        training_flops={stage: found[0].training_flops or 0 for stage, found in stages.items() if found},
         seconds={stage: median(row.seconds for row in found) for stage, found in stages.items() if found},
     )
 
@@ -508,8 +504,8 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     rows = rows_by_run(ledger.rows)
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
     stages = stage_names(plan)
-    whole = {key: row for key, row in rows.items() if not lacking_scores(plan, row)}
-    lost = lost_runs(ledger, rows, stages)
+    whole = {key for key, row in rows.items() if key not in ledger.lacking and not lacking_scores(plan, row)}
+    lost = _lost_runs(ledger, rows, stages)
     lost_in_words = _by_arm(plan, lambda key: key in lost)
     planned = [(arm.name, seed, stage) for arm in plan.arms for seed in plan.seeds for stage in stages]
     compared = {seed: [(arm, seed, t) for arm in (others[0], plan.baseline) for t in stages] for seed in plan.seeds}
@@ -587,7 +583,7 @@ def _near_chance(rows: Rows, plan: Plan, arms: Sequence[str]) -> tuple[NearChanc
     return tuple(found)
 
 
-def lost_runs(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:
+def _lost_runs(ledger: Ledger, rows: Rows, stages: Sequence[str]) -> set[Run]:
     """Runs that diverged, and the fine-tunings that would have started from them."""
     lost = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     lost |= {(arm, seed, t) for arm, seed, stage in lost if stage == stages[0] for t in stages}

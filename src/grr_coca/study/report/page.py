@@ -11,30 +11,30 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import read_json, write_whole
 from grr_coca.evaluate.table import Row
 from grr_coca.study.html_page import escaped, html_page, markdown_picture, markdown_table
-from grr_coca.study.ledger import Ledger, LedgerRow, read_ledger
+from grr_coca.study.ledger import Ledger, read_ledger
 from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of, stage_names
 from grr_coca.study.report.figures import main_and_baseline, study_figures
-from grr_coca.study.report.numbers import PHASE_TITLES, StudyResults, study_results
-from grr_coca.study.report.rates import (
-    RateResults,
-    at_best_rates,
-    rate_figure,
-    rate_results,
-    rate_tables,
-    rates_answer,
-    rates_as_plain,
+from grr_coca.study.report.grid import (
+    GridResults,
+    grid_answer,
+    grid_as_plain,
+    grid_figure,
+    grid_results,
+    grid_tables,
 )
+from grr_coca.study.report.numbers import PHASE_TITLES, StudyResults, study_results
 from grr_coca.study.report.tables import (
     Table,
     arms_tables,
     as_markdown,
     cost_table,
     endpoint_table,
+    settings_table,
     split_rows,
     splits_table,
-    tuning_table,
 )
 from grr_coca.study.report.verdict import Answer, answer, arm_titles
+from grr_coca.study.rows import LedgerRow
 from grr_coca.study.thumbnails import EXHIBITS, LISTING, thumbnail_path
 
 RESULTS_FILE, REPORT_FILE, PAGE_FILE = "results.json", "report.md", "report.html"
@@ -57,7 +57,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     """
     planned = plan_of_folder(folder)
     plan = compared_with(planned, over)
-    ledger = read_ledger(folder, seeds=plan.seeds)
+    ledger = read_ledger(folder, plan)
     results = study_results(plan, ledger)
     if plan.baseline != planned.baseline:
         note = (
@@ -65,17 +65,16 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
             "for the endpoints of one comparison, not for several comparisons"
         )
         results = replace(results, notes=(*results.notes, note))
-    rates = rate_results(plan, ledger)
+    grids = grid_results(plan, ledger)
     splits = split_rows(plan, ledger, results)
     plain = to_dict(results) | {"splits": [_plain_row(each) for each in splits]}
-    if rates:
-        plain["learning_rates"] = [rates_as_plain(found) for found in rates]
+    if grids:
+        plain["grids"] = [grid_as_plain(found) for found in grids]
     write_whole(out / RESULTS_FILE, _encoded(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
-    # Of a study of rates, the first arm over the baseline answers no question.
-    answered = rates_answer(plan, rates) if rates else answer(plan, results)
+    answered = grid_answer(plan, grids) if grids else answer(plan, results)
     report = _Report(answered, results)
     drawn = study_figures(plan, ledger, results)
-    _add_answer(report, plan, ledger, rates, drawn)
+    _add_answer(report, plan, grids, drawn)
     if splits:
         report.add_table(splits_table(plan, splits, results))
     _add_curves(report, drawn)
@@ -88,7 +87,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         write_whole(out / name, _encoded(svg))
     write_whole(out / REPORT_FILE, _encoded(report.text))
     write_whole(out / PAGE_FILE, _encoded(html_page(answered.question, report.text, report.pictures)))
-    return _for_terminal(plan, results, answered, rates)
+    return _for_terminal(plan, results, answered, grids)
 
 
 class _Report:
@@ -129,18 +128,16 @@ class _Report:
             self.add(f"{markdown_picture(alt, address)}\n")
 
 
-def _add_answer(
-    report: _Report, plan: Plan, ledger: Ledger, rates: Sequence[RateResults], drawn: Mapping[str, str]
-) -> None:
-    """Endpoints of the first arm, or of each model at its best rate."""
+def _add_answer(report: _Report, plan: Plan, grids: Sequence[GridResults], drawn: Mapping[str, str]) -> None:
+    """Each arm with a grid over the baseline, and the endpoints of the first arm, at its best points."""
     results = report.results
-    for number, found in enumerate(rates):
-        report.add(f"## {escaped(found.model.title)} at its best learning rate\n")
-        report.add_figure("Loss by learning rate, and the change at each rate", f"rates-{number}", rate_figure(found))
-        for table in _rate_tables(plan, ledger, found):
+    for number, found in enumerate(grids):
+        report.add(f"## {escaped(found.model.title)} at its best settings\n")
+        report.add_figure("Losses by settings, and the change at each", f"grid-{number}", grid_figure(found))
+        for table in grid_tables(found):
             report.add_table(table, "###")
-    for kind in () if rates else ("primary", "secondary"):
-        table = endpoint_table(plan, results, primary=kind == "primary")
+    for kind in ("primary", "secondary"):
+        table = endpoint_table(plan, results, primary=kind == "primary", with_verdicts=not grids)
         if table.rows:
             report.add_table(table)
             report.add_figure(f"Change of each {kind} endpoint with its interval", kind, drawn.get(kind))
@@ -164,16 +161,8 @@ def _phases(plan: Plan) -> list[tuple[str, str]]:
     return [(phase, PHASE_TITLES[phase]) for phase in phases]
 
 
-def _rate_tables(plan: Plan, ledger: Ledger, found: RateResults) -> list[Table]:
-    """The tables of a model at its best rate: the answer, the losses by rate, and the secondary endpoints."""
-    best = at_best_rates(plan, found)
-    secondary = endpoint_table(best, study_results(best, ledger), primary=False)
-    named = replace(secondary, title=f"{secondary.title}, each at its best rate")
-    return [*rate_tables(found), *([named] if named.rows else [])]
-
-
 def _add_rest(report: _Report, plan: Plan, ledger: Ledger) -> None:
-    """Cost, machines and tuning."""
+    """Cost, machines and grids."""
     results = report.results
     if results.costs:
         report.add_table(cost_table(plan, results))
@@ -184,8 +173,8 @@ def _add_rest(report: _Report, plan: Plan, ledger: Ledger) -> None:
     ):
         if items:
             report.add(f"{title}: {escaped('; '.join(items))}.\n")
-    if ledger.trials:
-        report.add_table(tuning_table(plan, ledger))
+    if ledger.tried:
+        report.add_table(settings_table(plan, ledger))
 
 
 def _add_captions(report: _Report, plan: Plan, rows: Sequence[LedgerRow], folder: Path, out: Path) -> None:
@@ -278,8 +267,8 @@ def _add_notes(report: _Report) -> None:
         "the same data, not of other data.\n"
         "- Better or worse is said only of primary endpoints, and only if the t test over seeds passes Holm's "
         "correction at 5 %. Equal: it does not, with seeds enough for a verdict, and the interval lies within ±2 %. "
-        "Where each model has its best rate, the interval in which each draw of seeds chooses its rates must exclude "
-        "zero too.\n",
+        "Where the best settings are chosen with the same seeds, the interval in which each draw of seeds chooses its "
+        "settings must exclude zero too.\n",
     )
     for title, lines in (("Missing", results.missing), ("Notes on the ledger", results.notes)):
         if lines:
@@ -291,9 +280,9 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _for_terminal(plan: Plan, results: StudyResults, answered: Answer, rates: Sequence[RateResults]) -> str:
+def _for_terminal(plan: Plan, results: StudyResults, answered: Answer, grids: Sequence[GridResults]) -> str:
     lines = [answered.question, f"{answered.headline}.", "", *answered.cautions]
-    tables = [rate_tables(found)[0] for found in rates] or [endpoint_table(plan, results, primary=True)]
+    tables = [grid_tables(found)[0] for found in grids] or [endpoint_table(plan, results, primary=True)]
     lines += map(as_markdown, tables)
     if not results.is_complete:
         lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")

@@ -1,5 +1,6 @@
-"""The tables of a study: endpoints, arms, cost and tuning."""
+"""The tables of a study: endpoints, arms, cost and settings."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,13 +8,14 @@ import numpy as np
 
 from grr_coca.evaluate.table import LOSSES, Row, average_row, row
 from grr_coca.study.html_page import markdown_table
-from grr_coca.study.ledger import Ledger, LedgerRow
-from grr_coca.study.plan import Plan, stage_names
+from grr_coca.study.ledger import Ledger, cost
+from grr_coca.study.plan import Plan, point_title, search_seeds, stage_names
 from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, EndpointResult, StudyResults, rows_by_run
 from grr_coca.study.report.verdict import (
     VERDICT_TITLES,
     arm_titles,
     interval_in_signs,
+    listed,
     p_in_words,
     signed,
     verdict,
@@ -40,8 +42,11 @@ def as_markdown(table: Table) -> str:
     return markdown_table(table.heads, table.rows, of_numbers=True)
 
 
-def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table:
-    """The primary or the secondary endpoints of the first arm against the baseline."""
+def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool, with_verdicts: bool = True) -> Table:
+    """The primary or the secondary endpoints of the first arm against the baseline.
+
+    `with_verdicts`: False if the settings were chosen with the same seeds, which these p values do not count.
+    """
     main, titles = results.arms[0], arm_titles(plan)
     chosen = [result for result in main.endpoints if result.is_primary is primary]
     heads = [
@@ -55,7 +60,7 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
     ]
     heads += ["seeds", "p"]
     rows = [[Endpoint(r.endpoint).full_title, *_values(r), *_change(r), _seeds(r), _p(r)] for r in chosen]
-    if primary:
+    if primary and with_verdicts:
         heads += ["p, corrected", "verdict", "detectable, %"]
         rows = [
             [*row, p_in_words(r.p_holm), VERDICT_TITLES[verdict(r)], _detectable(r)]
@@ -66,7 +71,9 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table
         "over seeds, for the same images. Over images: for the same trained models, by a bootstrap, which is too "
         "narrow for contrastive and CoCa losses of few batches. Over both: over seeds and images at once. "
     )
-    if primary:
+    if primary and not with_verdicts:
+        note += "They have no verdict here, since the settings were chosen with these seeds."
+    elif primary:
         note += f"p: t test over seeds; corrected: by Holm for all primary endpoints of the plan. {_DETECTABLE}"
     else:
         note += "They have no verdict, since no correction covers them."
@@ -145,14 +152,12 @@ def splits_table(plan: Plan, rows: Sequence[Row], results: StudyResults) -> Tabl
 def cost_table(plan: Plan, results: StudyResults) -> Table:
     """Parameters, FLOPs and seconds of each arm."""
     titles = arm_titles(plan)
-    # Only stages that all arms have FLOPs of: rows of old versions have none.
-    counted = [stage for stage in results.stages if None not in (c.training_flops.get(stage, 0) for c in results.costs)]
     heads = (
         "arm",
         "parameters",
         "in the image encoder",
         "MFLOP a pair",
-        *(f"TFLOP, {stage}" for stage in counted),
+        *(f"TFLOP, {stage}" for stage in results.stages),
         *(f"s, {stage}" for stage in results.stages),
     )
     rows = [
@@ -161,52 +166,58 @@ def cost_table(plan: Plan, results: StudyResults) -> Table:
             f"{cost.parameters:,}",
             f"{cost.image_encoder_parameters:,}",
             f"{cost.flops_per_pair / 1e6:,.1f}",
-            *(_tera(cost.training_flops.get(stage)) for stage in counted),
+            *(_tera(cost.training_flops.get(stage)) for stage in results.stages),
             *(f"{cost.seconds[stage]:,.0f}" if stage in cost.seconds else "–" for stage in results.stages),
         )
         for cost in results.costs
     ]
-    training = "TFLOP of all training steps, with captions of average length. " if counted else ""
     note = (
-        f"MFLOP of one forward pass over a pair, with a caption of maximum length. {training}Seconds of training and "
-        "evaluation, median over seeds and machines; other programs may have run at the same time, so do not compare "
-        "arms by them."
+        "MFLOP of one forward pass over a pair, with a caption of maximum length. TFLOP of all training steps, with "
+        "captions of average length. Seconds of training and evaluation, median over seeds and machines; other "
+        "programs may have run at the same time, so do not compare arms by them."
     )
     return Table("Cost", heads, tuple(rows), note)
 
 
-def tuning_table(plan: Plan, ledger: Ledger) -> Table:
-    """The score on `val` of every trial, by stage and settings, for each tuned arm; marks the chosen settings."""
-    score = plan.tuning.metric if plan.tuning is not None else "coca_loss"
+def settings_table(plan: Plan, ledger: Ledger) -> Table:
+    """The CoCa loss on `val` at every point of the grids, by stage and settings, for each arm; marks the best points.
+
+    Geometric means over the seeds by which the best are chosen.
+    """
     titles = arm_titles(plan)
-    tuned = [arm.name for arm in plan.arms if any(row.arm == arm.name for row in ledger.trials)]
-    in_order = sorted(ledger.trials, key=lambda trial: _place(plan, trial))
-    tried = dict.fromkeys((row.stage, _settings(row.settings)) for row in in_order)
-    scores = {
-        (row.arm, row.stage, _settings(row.settings)): row.metrics.get("val", {}).get(score) for row in ledger.trials
-    }
-    taken = {(row.arm, row.stage): _settings(row.settings) for row in ledger.choices}
+    arms = [arm.name for arm in plan.arms if any(tried.arm == arm.name for tried in ledger.tried)]
+    costs: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for tried in ledger.tried:
+        of_point = costs.setdefault((tried.stage, point_title(tried.settings)), {})
+        of_point.setdefault(tried.arm, []).append(cost(tried))
     rows = []
-    for stage, settings in tried:
-        cells = (_cell(scores, (arm, stage, settings), is_taken=taken.get((arm, stage)) == settings) for arm in tuned)
-        rows.append((stage, settings, *cells))
-    note = f"{score} on val, with a seed that is not one of the plan's. Test splits were not used."
-    at_end = ends_of_grids(plan, ledger)
-    if at_end:
+    for (stage, point), by_arm in costs.items():
+        cells = []
+        for arm in arms:
+            mean = float(np.mean(by_arm[arm])) if arm in by_arm else math.nan
+            told = "–" if math.isnan(mean) else "diverged" if math.isinf(mean) else f"{math.exp(mean):#.4g}"
+            is_taken = (arm, stage) in ledger.chosen and point_title(ledger.chosen[arm, stage]) == point
+            cells.append(told + (", taken" if is_taken else ""))
+        rows.append((stage, point, *cells))
+    seeds = search_seeds(plan)
+    note = f"CoCa loss on val, seed{'' if len(seeds) == 1 else 's'} {listed([str(seed) for seed in seeds])}."
+    if plan.tuning is not None:
+        note += " These seeds are not among the plan's, and test splits were not used."
+    if at_end := ends_of_grids(plan, ledger):
         note += f" Taken at an end of the grid, so that a better value may lie beyond it: {'; '.join(at_end)}."
-    return Table("Tuning", ("stage", "settings", *(titles[arm] for arm in tuned)), tuple(rows), note)
+    return Table("Settings", ("stage", "settings", *(titles[arm] for arm in arms)), tuple(rows), note)
 
 
 def ends_of_grids(plan: Plan, ledger: Ledger) -> list[str]:
-    """Chosen values that are the smallest or largest of three or more that were tried, each with its arms."""
+    """Best values that are the smallest or largest of three or more that were tried, each with its arms."""
     titles = arm_titles(plan)
     arms: dict[str, list[str]] = {}
-    for choice in ledger.choices:
-        trials = [row.settings for row in ledger.trials if (row.arm, row.stage) == (choice.arm, choice.stage)]
-        for key, value in choice.settings.items():
-            tried = {number for settings in trials if isinstance(number := settings.get(key), int | float)}
-            if len(tried) > 2 and value in (min(tried), max(tried)):
-                arms.setdefault(f"{choice.stage}, {_short(key)} {value}", []).append(titles[choice.arm])
+    for (arm, stage), point in ledger.chosen.items():
+        for key, value in point.items():
+            tried = [row.settings.get(key) for row in ledger.tried if (row.arm, row.stage) == (arm, stage)]
+            numbers = {number for number in tried if isinstance(number, int | float)}
+            if len(numbers) > 2 and value in (min(numbers), max(numbers)):
+                arms.setdefault(f"{stage}, {point_title({key: value})}", []).append(titles[arm])
     return [f"{what} ({', '.join(names)})" for what, names in arms.items()]
 
 
@@ -269,29 +280,3 @@ def _counts(counts: Collection[int]) -> str:
 
 def _tuples(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     return tuple(map(tuple, rows))
-
-
-def _place(plan: Plan, trial: LedgerRow) -> tuple[int, ...]:
-    """Sort key of a trial: its stage, and the positions of its settings in the plan. Trials end in any order."""
-    stages = stage_names(plan)
-    stage = stages.index(trial.stage) if trial.stage in stages else len(stages)
-    if plan.tuning is None:
-        return (stage,)
-    grid = plan.tuning.finetune if stage else plan.tuning.pretrain
-    return stage, *(grid[key].index(value) for key, value in trial.settings.items() if value in grid.get(key, ()))
-
-
-def _cell(scores: dict[tuple[str, str, str], float | None], trial: tuple[str, str, str], *, is_taken: bool) -> str:
-    if trial not in scores:
-        return "–"
-    value = scores[trial]
-    return ("diverged" if value is None else f"{value:#.4g}") + (", taken" if is_taken else "")
-
-
-def _settings(settings: dict[str, object]) -> str:
-    return ", ".join(f"{_short(key)} {value}" for key, value in settings.items())
-
-
-def _short(key: str) -> str:
-    """The last part of a recipe key: `lr` for `optimizer.lr`."""
-    return key.rpartition(".")[2]

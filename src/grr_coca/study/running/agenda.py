@@ -1,52 +1,49 @@
-"""The agenda of a study: which trials and runs are missing, and which of them can start now.
+"""The agenda of a study: which runs are missing, and which of them can start now.
 
 It is a function of the plan and of the rows in the ledger.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 from grr_coca.common.errors import UserError
-from grr_coca.study.ledger import Digests, Kind, LedgerRow
+from grr_coca.study.ledger import Digests, best_point, cost
 from grr_coca.study.plan import (
-    LOSS_METRICS,
     Arm,
     Plan,
-    Tuning,
-    arm_named,
+    Settings,
+    lacking_scores,
+    point_title,
+    points_of,
     scores_captions,
+    search_seeds,
     showcase_of,
     stage_names,
+    tuned_with,
 )
-from grr_coca.study.stages import (
-    Settings,
-    data_digest,
-    folder_digest,
-    grid_of,
-    recipe_digest,
-    settings_of,
-    stage_recipe,
-)
+from grr_coca.study.rows import LedgerRow, row_name
+from grr_coca.study.stages import data_digest, folder_digest, recipe_digest, settings_of, stage_recipe
 from grr_coca.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One stage of a study for one arm and seed: all that a process needs to run it.
+    """One stage of a study for one arm, point of its grid and seed: all that a process needs to run it.
 
+    - `is_trial`: True: it is measured on `val` alone
     - `recipe`: with all settings
     - `folder`: folder of the run
-    - `start`, `start_data_digest`: folder and data of the pretraining from which a fine-tuning starts
+    - `start`: the pretraining from which a fine-tuning starts
     - `showcase`, `num_captions`: the test split whose captions are shown, and how many
     - `without`: see `Plan`
     - `scores_captions`: True: caption the test splits, and score the captions
     """
 
-    kind: Kind
+    is_trial: bool
     arm: str
     seed: int
     stage: str
@@ -54,19 +51,33 @@ class Task:
     settings: dict[str, object]
     recipe_digest: str
     data_digest: str
-    start_data_digest: str | None
     folder: Path
-    start: Path | None
+    start: "Task | None"
     showcase: str
     num_captions: int
     without: tuple[str, ...]
     scores_captions: bool
 
     @property
-    def name(self) -> str:
+    def start_data_digest(self) -> str | None:
+        """Digest of the data of the pretraining from which a fine-tuning starts."""
+        return None if self.start is None else self.start.data_digest
+
+    @property
+    def point(self) -> str:
+        """Title of the point of the grid; empty without one."""
+        return point_title(self.settings)
+
+    @property
+    def title(self) -> str:
         """Display name."""
-        tried = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.settings.items())
-        return f"{self.arm}, {self.stage}, " + (f"trial of {tried}" if self.kind == "trial" else f"seed {self.seed}")
+        return ", ".join(filter(None, (self.arm, self.stage, self.point, f"seed {self.seed}")))
+
+    @property
+    def name(self) -> str:
+        """Name of the file of its row, and of its claim."""
+        digests = (self.recipe_digest, self.data_digest, self.start_data_digest, str(self.scores_captions))
+        return row_name(self.arm, self.point, self.seed, self.stage, digests)
 
 
 FINISHED = "finished"
@@ -76,293 +87,208 @@ FINISHED = "finished"
 FolderOf = Callable[[str, int, str, str], Path]
 """The folder of a run, by arm, seed, stage and digest."""
 
-Want = tuple[Kind, str, str]
+Want = tuple[Literal["run", "trial"], str, str]
 """Kind, arm and stage of missing rows."""
-
-_MIN_LOSS = 1e-30
-"""Replaces a loss of exactly zero, which has no logarithm."""
-
-
-class StudyPart(NamedTuple):
-    """The part of a study that one process runs: some arms by name, and shard `shard` (from 1) of `num_shards`."""
-
-    arms: tuple[str, ...]
-    shard: int = 1
-    num_shards: int = 1
-
-    def has(self, index: int) -> bool:
-        """True if the run, or the arm to be tuned, of this index belongs to this shard."""
-        return index % self.num_shards == self.shard - 1
 
 
 class Agenda:
-    """The missing trials and runs of a part of a study. `add` counts a row of the ledger."""
+    """The missing runs of some arms of a study; None: of all. `add` counts a row of the ledger."""
 
-    def __init__(self, plan: Plan, part: StudyPart, folder_of: FolderOf, rows: Iterable[LedgerRow]) -> None:
+    def __init__(
+        self, plan: Plan, folder_of: FolderOf, rows: Iterable[LedgerRow] = (), arms: Iterable[str] | None = None
+    ) -> None:
         self._plan = plan
-        self._part = part
         self._folder_of = folder_of
         self._stages = stage_names(plan)
+        mine = {arm.name for arm in plan.arms} if arms is None else {*arms}
+        self._arms = [arm for arm in plan.arms if arm.name in mine]
+        self._trial_seeds = () if plan.tuning is None else plan.tuning.seeds
         first = plan.arms[0]
         self._data = {stage: data_digest(stage_recipe(plan, first, stage, 0, {})) for stage in self._stages}
-        self._rows: dict[tuple[Kind, str, int, str, str, str], LedgerRow] = {}
-        self._newest_choices: dict[tuple[str, str], tuple[int, str, str]] = {}
+        self._rows: dict[tuple[str, int, str, str], LedgerRow] = {}
         # Cached, since each task and choice is asked for many times, and the process that feeds the workers has no core
         # of its own. A task depends on the plan alone, a choice on the rows too.
         self._tasks: dict[tuple[str | int | Path | None, ...], Task] = {}
-        self._choices: dict[tuple[str, str], Settings | None] = {}
+        self._choices: dict[tuple[str, str], int | None] = {}
         for row in rows:
             self.add(row)
 
     def add(self, row: LedgerRow) -> None:
-        """Count a row that is in the ledger."""
-        if row.start_data_digest not in (None, self._data[self._stages[0]]):
-            return  # fine-tuned from a model that was trained on other data
-        key = (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest)
-        self._rows[key] = row
-        self._choices.clear()
-        if row.kind == "choice":
-            self._newest_choices[row.arm, row.stage] = (row.seed, row.recipe_digest, row.data_digest)
+        """Count a row of the ledger, unless it is of other data or lacks scores, so that its run is repeated."""
+        is_of_data = row.data_digest == self._data.get(row.stage)
+        starts_from_data = row.start_data_digest in (None, self._data[self._stages[0]])
+        if is_of_data and starts_from_data and not lacking_scores(self._plan, row):
+            self._rows[row.arm, row.seed, row.stage, row.recipe_digest] = row
+            self._choices.clear()
 
     @property
     def digests(self) -> Digests:
-        """The digests of valid rows, without those that still depend on tuning."""
-        recipes: dict[str, dict[str, str]] = {}
-        for arm in self._plan.arms:
-            digests = {stage: self._digest(arm, stage) for stage in self._stages}
-            recipes[arm.name] = {stage: digest for stage, digest in digests.items() if digest is not None}
-        tuning = self._plan.tuning
-        return Digests(
-            recipes={arm: found for arm, found in recipes.items() if found},
-            data=self._data,
-            trials={arm.name: self._trial_digests(arm) for arm in self._plan.arms},
-            tuning_seed=None if tuning is None else tuning.seed,
-        )
+        """The digests of valid rows, without those that still depend on a choice."""
+        recipes, trials = map(self._recipe_digests, (self._plan.seeds, self._trial_seeds))
+        return Digests(recipes=recipes, data=self._data, trials=trials)
 
-    def lacking_choices(self) -> list[LedgerRow]:
-        """A row for each choice that the trials decide and the ledger lacks: a copy of the chosen trial's row."""
-        rows = []
-        for arm in self._arms:
-            for stage in self._stages:
-                settings, points = self._chosen(arm, stage), self._points(arm, stage)
-                if settings is None or not points:
-                    continue
-                row = points[grid_of(self._plan, stage).index(dict(settings))][1]
-                newest = self._newest_choices.get((arm.name, stage))
-                if row is not None and newest != (row.seed, row.recipe_digest, row.data_digest):
-                    rows.append(replace(row, kind="choice", curve=()))
-        return rows
+    def _recipe_digests(self, seeds: Sequence[int]) -> dict[str, dict[str, tuple[str, ...]]]:
+        found = {}
+        for arm in self._plan.arms:
+            tasks = {stage: self._tasks_of(arm, seed, stage) for seed in seeds[:1] for stage in self._stages}
+            found[arm.name] = {
+                t: tuple(task.recipe_digest for task in of_stage) for t, of_stage in tasks.items() if of_stage
+            }
+        return {arm: stages for arm, stages in found.items() if stages}
 
     def open_tasks(self) -> list[Task]:
-        """The tasks that can start now, in order: tuning first, then runs by seed."""
-        tasks = [task for index, arm in enumerate(self._plan.arms) for task in self._open_trials(index, arm)]
-        for place, seed in enumerate(self._plan.seeds):
-            for index, arm in enumerate(self._plan.arms):
-                if arm in self._arms and self._part.has(place * len(self._plan.arms) + index):
-                    tasks += self._open_stages(arm, seed)
-        return tasks
+        """The tasks that can start now, in order: those with the seeds of tuning first, then by seed."""
+        seeds = (*self._trial_seeds, *self._plan.seeds)
+        return [task for seed in seeds for arm in self._arms for task in self._open_of(arm, seed)]
 
     def lacking(self) -> Counter[Want]:
-        """The number of missing trials and runs of this part, by kind, arm and stage.
+        """The number of missing trials and runs, by kind, arm and stage.
 
         A pretraining with a row counts too, if its model was lost and others start from it.
         """
         counts: Counter[Want] = Counter()
-        for index, arm in enumerate(self._plan.arms):
-            for stage in self._stages if arm in self._arms else ():
-                if self._part.has(index):
-                    counts["trial", arm.name, stage] = self._num_open_points(arm, stage)
-                    if stage == self._stages[0] and self._lost_start(self._lacking_trials(arm)) is not None:
-                        counts["trial", arm.name, stage] += 1
-                counts["run", arm.name, stage] = self._num_lacking_runs(index, arm, stage)
+        for seed in (*self._trial_seeds, *self._plan.seeds):
+            kind: Literal["run", "trial"] = "trial" if seed in self._trial_seeds else "run"
+            for arm in self._arms:
+                for stage in self._stages[1:]:
+                    tasks = self._tasks_of(arm, seed, stage)
+                    counts[kind, arm.name, stage] += (
+                        self._num_points(arm, seed, stage) if tasks is None else len(self._missing(tasks))
+                    )
+                tasks = self._tasks_of(arm, seed, self._stages[0])
+                pretraining = self._num_points(arm, seed, self._stages[0]) if tasks is None else 0
+                begun = {task.name for task in self._open_of(arm, seed) if task.start is None}
+                counts[kind, arm.name, self._stages[0]] += pretraining + len(begun)
         return +counts
+
+    def choices(self) -> dict[tuple[str, str], Settings]:
+        """The points that were chosen for later runs, by arm and stage."""
+        chosen: dict[tuple[str, str], Settings] = {}
+        needed = self._stages if self._plan.tuning is not None else self._stages[:1] if self._stages[1:] else ()
+        for arm in self._arms:
+            for stage in needed:
+                points, best = points_of(self._plan, arm, stage), self._chosen(arm, stage)
+                if len(points) > 1 and best is not None:
+                    chosen[arm.name, stage] = points[best]
+        return chosen
 
     def spent_folders(self, row: LedgerRow) -> list[Path]:
         """Folders of runs that no later run needs, now that this row is in the ledger."""
-        arm = arm_named(self._plan, row.arm)
-        if row.kind == "trial":
-            # The last trial ends the tuning of all.
-            return [folder for each in self._tuned_with(arm) for folder in self._spent_trials(each)]
-        if not all(self._is_done(arm, row.seed, stage) for stage in self._stages):
-            is_start = row.stage == self._stages[0]
-            return [] if is_start else [self._folder(arm, row.seed, row.stage, row.recipe_digest)]
-        digests = {stage: self._digest(arm, stage) for stage in self._stages}
-        return [self._folder(arm, row.seed, stage, digest) for stage, digest in digests.items() if digest is not None]
-
-    @property
-    def _arms(self) -> list[Arm]:
-        return [arm for arm in self._plan.arms if arm.name in self._part.arms]
-
-    def _num_lacking_runs(self, index: int, arm: Arm, stage: str) -> int:
-        places = range(index, len(self._plan.seeds) * len(self._plan.arms), len(self._plan.arms))
-        mine = [seed for place, seed in zip(places, self._plan.seeds, strict=True) if self._part.has(place)]
-        if stage == self._stages[0]:
-            return sum(self._needs_pretraining(arm, seed) for seed in mine)
-        return sum(not self._is_done(arm, seed, stage) for seed in mine)
-
-    def _num_open_points(self, arm: Arm, stage: str) -> int:
-        points = self._points(arm, stage)
-        if points is None:  # their start has not been chosen
-            return len(grid_of(self._plan, stage))
-        return sum(row is None for _, row in points)
-
-    def _points(self, arm: Arm, stage: str) -> list[tuple[Task, LedgerRow | None]] | None:
-        """The trials of a stage with their rows; empty if the stage is not tuned.
-
-        None if the pretrained model from which the trials start has not been chosen.
-        """
-        grid = grid_of(self._plan, stage)
-        if len(grid) == 1 or arm not in self._tuned_with(arm):
+        arm = next((arm for arm in self._plan.arms if arm.name == row.arm), None)
+        if arm is None:
             return []
-        start = None if stage == self._stages[0] else self._pretraining("trial", arm, self._tuning.seed)
-        if stage != self._stages[0] and start is None:
-            return None
-        tasks = [self._task("trial", arm, self._tuning.seed, stage, settings, start) for settings in grid]
-        return [(task, self._find("trial", arm, task.seed, stage, task.recipe_digest)) for task in tasks]
+        # The last trial ends the tuning of all that are tuned with it, with all seeds.
+        seeds = search_seeds(self._plan) if row.seed in search_seeds(self._plan) else (row.seed,)
+        return [folder for each in tuned_with(self._plan, arm) for seed in seeds for folder in self._spent(each, seed)]
 
-    @property
-    def _tuning(self) -> Tuning:
-        assert self._plan.tuning is not None, "only plans with tuning have trials"
-        return self._plan.tuning
+    def _spent(self, arm: Arm, seed: int) -> Iterator[Path]:
+        later = [self._tasks_of(arm, seed, stage) for stage in self._stages[1:]]
+        for tasks in filter(None, later):
+            yield from (task.folder for task in tasks if self._row(task) is not None)
+        if None in later:  # any of the pretrained models may be chosen
+            return
+        starts = {task.start.folder for tasks in later for task in self._missing(tasks or ()) if task.start is not None}
+        for task in self._tasks_of(arm, seed, self._stages[0]) or ():
+            if self._row(task) is not None and task.folder not in starts:
+                yield task.folder
 
-    def _tuned_with(self, arm: Arm) -> list[Arm]:
-        """The arms whose trials choose the settings of an arm."""
-        return [arm_named(self._plan, name) for name in self._tuning.arms] or [arm]
+    # --- Tasks
 
-    def _trial_digests(self, arm: Arm) -> dict[str, tuple[str, ...]]:
-        """Recipe digests of all trials by stage, without stages whose pretrained model has not been chosen."""
-        points = {stage: self._points(arm, stage) for stage in self._stages}
-        return {
-            stage: tuple(task.recipe_digest for task, _ in found)
-            for stage, found in points.items()
-            if found is not None
-        }
+    def _tasks_of(self, arm: Arm, seed: int, stage: str) -> list[Task] | None:
+        """All tasks of a stage; None if they depend on a choice that is open.
 
-    def _open_trials(self, index: int, arm: Arm) -> list[Task]:
-        if arm not in self._arms or not self._part.has(index):
-            return []
-        tasks = self._lacking_trials(arm)
-        missing_start = self._lost_start(tasks)
-        return [missing_start] if missing_start is not None else tasks
-
-    def _lacking_trials(self, arm: Arm) -> list[Task]:
-        """The missing trials. Those of fine-tuning are unknown until the pretrained model has been chosen."""
-        return [task for stage in self._stages for task, row in self._points(arm, stage) or () if row is None]
-
-    def _lost_start(self, tasks: Sequence[Task]) -> Task | None:
-        """The trial from which these tasks start, if it has a row but its model was lost."""
-        if all(task.start is None or _is_finished(task.start) for task in tasks):
-            return None
-        return self._pretraining("trial", arm_named(self._plan, tasks[0].arm), self._tuning.seed)
-
-    def _open_stages(self, arm: Arm, seed: int) -> list[Task]:
-        pretraining = self._pretraining("run", arm, seed)
-        if pretraining is None:
-            return []
-        if self._needs_pretraining(arm, seed):
-            return [pretraining]
-        chosen = [(stage, self._chosen(arm, stage)) for stage in self._lacking_finetunings(arm, seed)]
-        return [
-            self._task("run", arm, seed, stage, settings, pretraining)
-            for stage, settings in chosen
-            if settings is not None
-        ]
-
-    def _lacking_finetunings(self, arm: Arm, seed: int) -> list[str]:
-        return [stage for stage in self._stages[1:] if not self._is_done(arm, seed, stage)]
-
-    def _needs_pretraining(self, arm: Arm, seed: int) -> bool:
-        """True if the row is missing, or if the model was lost and fine-tunings start from it."""
-        if not self._is_done(arm, seed, self._stages[0]):
-            return True
-        pretraining = self._pretraining("run", arm, seed)
-        is_there = pretraining is not None and _is_finished(pretraining.folder)
-        return not is_there and bool(self._lacking_finetunings(arm, seed))
-
-    def _pretraining(self, kind: Kind, arm: Arm, seed: int) -> Task | None:
-        """The pretraining of an arm with the chosen settings; None if they have not been chosen."""
-        settings = self._chosen(arm, self._stages[0])
-        return None if settings is None else self._task(kind, arm, seed, self._stages[0], settings, None)
-
-    def _is_done(self, arm: Arm, seed: int, stage: str) -> bool:
-        """True if a run was measured, or will never be, because it or its pretraining diverged."""
-        stages = (self._stages[0], stage)
-        return self._has("run", arm, seed, stage) or any(self._has_diverged(arm, seed, each) for each in stages)
-
-    def _has_diverged(self, arm: Arm, seed: int, stage: str) -> bool:
-        return self._has("diverged", arm, seed, stage) and not self._has("run", arm, seed, stage)
-
-    def _has(self, kind: Kind, arm: Arm, seed: int, stage: str) -> bool:
-        digest = self._digest(arm, stage)
-        return digest is not None and self._find(kind, arm, seed, stage, digest) is not None
-
-    def _chosen(self, arm: Arm, stage: str) -> Settings | None:
-        """The chosen settings of a stage; None if trials are missing."""
-        if (arm.name, stage) not in self._choices:
-            self._choices[arm.name, stage] = self._best_of_grid(arm, stage)
-        return self._choices[arm.name, stage]
-
-    def _best_of_grid(self, arm: Arm, stage: str) -> Settings | None:
-        """The best settings of a stage's grid; None if trials are missing.
-
-        They are best on average over the arms that are tuned together, or for the arm alone. Among equals, the
-        first.
+        Trials are run at all points of a grid. So are runs if there is no tuning, and otherwise at the best alone.
         """
-        grid = grid_of(self._plan, stage)
-        if len(grid) == 1:
-            return grid[0]
-        tried = self._tuned_with(arm)
-        columns = [self._costs(each, stage) for each in tried]
-        if any(column is None for column in columns):
+        is_pretraining = stage == self._stages[0]
+        start = None if is_pretraining else self._start(arm, seed)
+        if start is None and not is_pretraining:
             return None
-        sums = [sum(values) for values in zip(*(column for column in columns if column is not None), strict=True)]
-        if math.isinf(min(sums)):
-            names = ", ".join(each.name for each in tried)
-            raise UserError(
-                f"{names}, {stage}: all trials diverged; give lower learning rates under tuning: in the plan"
-            )
-        return grid[sums.index(min(sums))]
-
-    def _costs(self, arm: Arm, stage: str) -> list[float] | None:
-        """The cost of each trial of a grid, the lowest for the best; None if a trial is missing.
-
-        It is the log of the loss, so that all arms weigh the same, or the negated recall. A trial that diverged has the
-        highest cost.
-        """
-        score = self._tuning.metric
-        found = []
-        for _, row in self._points(arm, stage) or ():
-            if row is None:
+        points: list[dict[str, object]] = points_of(self._plan, arm, stage)
+        if seed in self._trial_seeds:
+            points = points if self._num_points(arm, seed, stage) else []
+        elif self._plan.tuning is not None:
+            best = self._chosen(arm, stage)
+            if best is None:
                 return None
-            value = row.metrics.get("val", {}).get(score, math.inf if score in LOSS_METRICS else 0.0)
-            found.append(math.log(max(value, _MIN_LOSS)) if score in LOSS_METRICS else -value)
-        return found or None
+            points = [points[best]]
+        return [self._task(arm, seed, stage, settings, start) for settings in points]
 
-    def _digest(self, arm: Arm, stage: str) -> str | None:
-        """Recipe digest of a run, the same for all seeds; None if its settings have not been chosen."""
-        pretraining, settings = self._pretraining("run", arm, 0), self._chosen(arm, stage)
-        if pretraining is None or settings is None:
+    def _start(self, arm: Arm, seed: int) -> Task | None:
+        """The pretraining from which the fine-tunings of an arm start; None if its point has not been chosen."""
+        best = self._chosen(arm, self._stages[0])
+        if best is None:
             return None
-        if stage == self._stages[0]:
-            return pretraining.recipe_digest
-        return self._task("run", arm, 0, stage, settings, pretraining).recipe_digest
+        settings = points_of(self._plan, arm, self._stages[0])[best]
+        return self._task(arm, seed, self._stages[0], settings, None)
 
-    def _find(self, kind: Kind, arm: Arm, seed: int, stage: str, digest: str) -> LedgerRow | None:
-        return self._rows.get((kind, arm.name, seed, stage, digest, self._data[stage]))
+    def _chosen(self, arm: Arm, stage: str) -> int | None:
+        """Index of the best point of a stage; None if rows are missing."""
+        key = (arm.name, stage)
+        if key not in self._choices:
+            self._choices[key] = self._best(arm, stage)
+        return self._choices[key]
 
-    def _task(self, kind: Kind, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
-        key = (kind, arm.name, seed, stage, repr(settings), None if start is None else start.folder)
+    def _best(self, arm: Arm, stage: str) -> int | None:
+        points, tried = points_of(self._plan, arm, stage), tuned_with(self._plan, arm)
+        if len(points) == 1:
+            return 0
+        costs: list[list[float]] = [[] for _ in points]
+        for each in tried:
+            for seed in search_seeds(self._plan):
+                tasks = self._tasks_of(each, seed, stage)
+                if tasks is None or self._missing(tasks):
+                    return None
+                for of_point, row in zip(costs, map(self._row, tasks), strict=True):
+                    of_point.append(math.inf if row is None else cost(row))
+        best = best_point(costs)
+        if best is None:
+            names = ", ".join(each.name for each in tried)
+            raise UserError(f"{names}, {stage}: no point of the grid is without a run that diverged; give lower rates")
+        return best
+
+    def _open_of(self, arm: Arm, seed: int) -> list[Task]:
+        """The missing pretrainings, and the missing fine-tunings whose start is there."""
+        tasks = self._missing(self._tasks_of(arm, seed, self._stages[0]) or ())
+        later = [task for stage in self._stages[1:] for task in self._missing(self._tasks_of(arm, seed, stage) or ())]
+        start = self._start(arm, seed) if later else None
+        if start is None or (start.folder / FINISHED).exists():
+            return tasks + later
+        return tasks if start in tasks else [*tasks, start]  # not trained yet, or its model was lost
+
+    def _missing(self, tasks: Iterable[Task]) -> list[Task]:
+        """The tasks without a row, except those that start from a model that diverged."""
+        return [task for task in tasks if self._row(task) is None and not self._starts_diverged(task)]
+
+    def _starts_diverged(self, task: Task) -> bool:
+        row = None if task.start is None else self._row(task.start)
+        return row is not None and row.kind == "diverged"
+
+    def _num_points(self, arm: Arm, seed: int, stage: str) -> int:
+        """The number of tasks of a stage."""
+        points = len(points_of(self._plan, arm, stage))
+        if seed not in self._trial_seeds:
+            return points if self._plan.tuning is None else 1
+        is_start = stage == self._stages[0] and bool(arm.finetune_grid)
+        return points if arm in tuned_with(self._plan, arm) and (points > 1 or is_start) else 0
+
+    def _row(self, task: Task) -> LedgerRow | None:
+        return self._rows.get((task.arm, task.seed, task.stage, task.recipe_digest))
+
+    def _task(self, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
+        key = (arm.name, seed, stage, repr(settings), None if start is None else start.folder)
         if key not in self._tasks:
-            self._tasks[key] = self._new_task(kind, arm, seed, stage, settings, start)
+            self._tasks[key] = self._new_task(arm, seed, stage, settings, start)
         return self._tasks[key]
 
-    def _new_task(self, kind: Kind, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
-        plan = self._plan
-        recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial=kind == "trial")
+    def _new_task(self, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
+        plan, is_trial = self._plan, seed in self._trial_seeds
+        recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial)
         digest = recipe_digest(recipe, None if start is None else start.recipe_digest)
         showcase, num_captions = showcase_of(plan, stage)
+        # Another recipe or other data get another folder, so that no stale run is resumed.
+        data = {self._data[self._stages[0]], self._data[stage]}
         return Task(
-            kind=kind,
+            is_trial=is_trial,
             arm=arm.name,
             seed=seed,
             stage=stage,
@@ -370,26 +296,10 @@ class Agenda:
             settings=settings_of(recipe, settings),
             recipe_digest=digest,
             data_digest=self._data[stage],
-            start_data_digest=None if start is None else start.data_digest,
-            folder=self._folder(arm, seed, stage, digest),
-            start=None if start is None else start.folder,
+            folder=self._folder_of(arm.name, seed, stage, folder_digest(digest, data)),
+            start=start,
             showcase=showcase,
             num_captions=num_captions,
             without=plan.without if stage == self._stages[0] else (),
-            scores_captions=scores_captions(plan),
+            scores_captions=scores_captions(plan) and not is_trial,
         )
-
-    def _folder(self, arm: Arm, seed: int, stage: str, digest: str) -> Path:
-        """Folder of a run. Another recipe or other data get another folder, so that no stale run is resumed."""
-        data = {self._data[self._stages[0]], self._data[stage]}
-        return self._folder_of(arm.name, seed, stage, folder_digest(digest, data))
-
-    def _spent_trials(self, arm: Arm) -> list[Path]:
-        """Folders of measured trials: those of pretraining when all tuning of the arm has ended, others at once."""
-        done = [(task, row) for stage in self._stages for task, row in self._points(arm, stage) or ()]
-        has_ended = all(self._chosen(arm, stage) is not None for stage in self._stages)
-        return [task.folder for task, row in done if row is not None and (has_ended or task.stage != self._stages[0])]
-
-
-def _is_finished(folder: Path | None) -> bool:
-    return folder is not None and (folder / FINISHED).exists()

@@ -21,7 +21,7 @@ from grr_coca.evaluate.checkpoint_metrics import evaluate_checkpoint
 from grr_coca.model.anatomy import flops_of_pairs, num_parameters
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.plan import Arm, Plan, arm_named, scores_captions, stage_names
+from grr_coca.study.plan import Arm, Plan, arm_named, points_of, scores_captions, stage_names
 from grr_coca.study.running.agenda import Want
 from grr_coca.study.running.stage import caption_lengths, step_flops
 from grr_coca.study.stages import stage_recipe
@@ -99,12 +99,14 @@ def expect_study(plan: Plan, wants: Counter[Want], runs: Path, jobs: int, device
         recipe = stage_recipe(plan, arm_named(plan, arm), stage, 0, {}, is_trial=kind == "trial")
         pace = _pace_of(plan, arm_named(plan, arm), stage, paces[stage], start)
         hours[arm] += count * _seconds(recipe, pace, kind == "run", scores_captions(plan)) / 3600
+    has_choice = any(len(points_of(plan, arm, first)) > 1 for arm in plan.arms)
+    kept = _models_kept(wants, first) if others and has_choice else 0
     largest = max(num_parameters(_config(plan, arm)) for arm in plan.arms)
     return Expectation(
         wants=wants,
         hours=hours,
         paces=paces,
-        run_bytes=largest * _BYTES_PER_PARAMETER * (_CHECKPOINTS_PER_JOB * jobs + _trials_kept(wants)),
+        run_bytes=largest * _BYTES_PER_PARAMETER * (_CHECKPOINTS_PER_JOB * jobs + kept),
         ledger_bytes=wants.total() * _BYTES_PER_ROW,
         free=shutil.disk_usage(next(folder for folder in (runs, *runs.absolute().parents) if folder.exists())).free,
     )
@@ -159,9 +161,9 @@ def _config(plan: Plan, arm: Arm) -> CoCaConfig:
     return recipe.model.config(recipe.tokenizer.vocab_size)
 
 
-def _trials_kept(wants: Counter[Want]) -> int:
-    """Number of pretrained models of one arm's trials, which are kept until its fine-tunings have been tuned."""
-    return max((count for (kind, _, _), count in wants.items() if kind == "trial"), default=0)
+def _models_kept(wants: Counter[Want], first: str) -> int:
+    """Number of pretrained models of one arm that are kept until the best point of its grid is known."""
+    return max((count for (_, _, stage), count in wants.items() if stage == first), default=0)
 
 
 def _training_seconds(

@@ -23,8 +23,8 @@ from grr_coca.evaluate.split import (
     scaling_of,
 )
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.study.ledger import CaptionedExample, finite
 from grr_coca.study.plan import Plan, showcase_of, stage_names
+from grr_coca.study.rows import CaptionedExample, finite
 from grr_coca.study.stages import stage_recipe
 from grr_coca.study.thumbnails import thumbnail, thumbnail_path
 from grr_coca.train.recipe import CAPTION_SCORES, Recipe

@@ -1,47 +1,39 @@
-"""Runs a study: starts the tasks that its ledger lacks, and appends their rows."""
+"""Runs a study: starts the tasks whose rows are missing, and writes their rows.
+
+Any number of processes can do so in one folder. Each claims a task before it starts it, and looks for the rows of the
+others.
+"""
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import yaml
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import DiskError, UserError
-from grr_coca.study.ledger import (
-    LEDGER_FILE,
-    PLAN_FILE,
-    SHARD_FILE,
-    LedgerRow,
-    LedgerWriter,
-    is_locked,
-    ledger_files,
-    read_digests,
-    read_rows,
-    write_beside_ledger,
-    write_digests,
-)
-from grr_coca.study.plan import Plan, lacking_scores, read_plan
-from grr_coca.study.running.agenda import Agenda, StudyPart, Task
+from grr_coca.study.claims import FREE_AFTER, RENEWED_EVERY, Claim, Claims
+from grr_coca.study.ledger import DIGESTS_FILE, read_digests, write_digests
+from grr_coca.study.plan import PLAN_FILE, Plan, point_title, read_plan, refuse_earlier_ledger
+from grr_coca.study.rows import LedgerRow, RowFolder, write_to_study
+from grr_coca.study.running.agenda import Agenda, Task
 from grr_coca.study.running.measured import write_showcase
 from grr_coca.study.running.stage import code_commit, run_stage
 from grr_coca.study.running.workers import Workers, outcome, tell_progress, usable_device, worker_processes
 
-_Identity = tuple[str, str, int, str, str, str, str | None]
-"""The fields of a row that identify its run."""
-
 _WRITTEN = "# Written by grr-coca study run."
 """First line of a plan that was written by the program."""
+_SECONDS_BETWEEN_LOOKS = 2.0
+"""How often a process without work looks for what others have finished or left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The folders of a study: `out` has the ledger, `runs` the models in training. `keeps_models`: keep the models when
+    """The folders of a study: `out` has the rows, `runs` the models in training. `keeps_models`: keep the models when
     their rows have been written."""
 
     out: Path
@@ -53,123 +45,182 @@ class Place:
         return self.runs / arm / f"seed-{seed}" / f"{stage}-{digest[:8]}"
 
 
-def run_study(plan: Plan, place: Place, part: StudyPart, num_jobs: int, watch: "Watch") -> None:
-    """Run a part of a study, or continue it.
+def run_study(
+    plan: Plan,
+    place: Place,
+    num_jobs: int,
+    watch: "Watch",
+    arms: Iterable[str] | None = None,
+    renewed_every: float = RENEWED_EVERY,
+    free_after: float = FREE_AFTER,
+) -> None:
+    """Run a study, or continue it, alone or beside other processes.
+
+    Args:
+        plan: the study.
+        place: its folders. Processes that share `out` should share `runs`, too: else a model that one has pretrained is
+            trained again where another fine-tunes it.
+        num_jobs: number of runs at a time.
+        watch: is told of the progress.
+        arms: run only these; None: all.
+        renewed_every: seconds between two signs of life for other processes, see `claims`.
+        free_after: seconds without one, after which a run of another process is taken over.
 
     Raises:
-        UserError: a run failed, the disk is full, or another process holds the ledger. Finished runs are in the ledger.
+        UserError: a run failed, or the disk is full. The rows of finished runs are written.
         Stopped: SIGTERM came; all runs are saved.
     """
-    with taken_ledger(place.out, part) as ledger, worker_processes(num_jobs) as workers:
-        study = Study(plan, place, part, ledger)
+    study = Study(plan, place, arms, renewed_every, free_after)
+    with worker_processes(num_jobs) as workers:
         study.run(workers, watch)
 
 
 class Watch:
     """Callbacks on the progress of a study; the base class does nothing."""
 
-    def begins(self, agenda: Agenda) -> None:
-        """The study starts or continues, with this agenda."""
+    def left(self, agenda: Agenda) -> None:
+        """The study starts, or rows have come in: this is left."""
 
     def step(self, task: Task, done: int) -> None:
         """A task has finished `done` steps."""
 
     def row(self, row: LedgerRow) -> None:
-        """A row was appended to the ledger."""
+        """A task of this process has ended with this row."""
 
     def note(self, text: str) -> None:
-        """A sentence on the ledger that the user should read."""
+        """A sentence that the user should read."""
+
+
+class _TakenOverError(Exception):
+    """Another process has taken a run over, since this one gave no sign of life."""
 
 
 class Study:
-    """A study in progress, in the process that holds its ledger."""
+    """A study in progress, in one of the processes that run it.
 
-    def __init__(self, plan: Plan, place: Place, part: StudyPart, ledger: LedgerWriter) -> None:
+    Raises:
+        UserError: the folder cannot be written to, or has another study.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        place: Place,
+        arms: Iterable[str] | None = None,
+        renewed_every: float = RENEWED_EVERY,
+        free_after: float = FREE_AFTER,
+    ) -> None:
         self._place = place
-        self._ledger = ledger
-        self._known: set[_Identity] = set()
-        self._plan = plan
-        self._part = part
-        self.agenda = Agenda(plan, part, place.folder_of, ())
+        self._files = RowFolder(place.out)
+        refuse_earlier_ledger(place.out)
+        try:
+            self._files.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{place.out}: cannot be written to ({error.strerror}); give another --out") from error
         write_plan(plan, place.out)
-        self._notes = [*ledger.notes, *self._read()]
-        write_digests(place.out, self.agenda.digests)
+        self._claims = Claims(self._files.path, renewed_every, free_after)
+        self._chosen: dict[tuple[str, str], object] = {}
+        self.agenda = Agenda(plan, place.folder_of, arms=arms)
+        self._look(Watch())
         write_showcase(plan, place.out)
 
     def run(self, workers: Workers, watch: Watch) -> None:
-        """Run tasks until none can start.
+        """Run tasks until none is left, here or elsewhere.
 
         Raises:
-            UserError: a run failed, or runs are left that wait for the tuning of other arms or shards.
+            UserError: a run failed, or runs are left that wait for the tuning of other arms.
         """
-        running: dict[Future[LedgerRow], Task] = {}
-        names: dict[str, Task] = {}
-        for note in self._notes:
+        running: dict[Future[LedgerRow], tuple[Task, Claim]] = {}
+        titles: dict[str, Task] = {}
+        workers.at_end.callback(self._claims.give_back_all)
+        for note in self._files.notes.values():
             watch.note(note)
-        watch.begins(self.agenda)
+        self._look(watch)
+        next_look = 0.0
         while True:
-            if len(running) < workers.count:
-                self._write_choices(watch)
-                free = [task for task in self.agenda.open_tasks() if task.name not in names]
-                for task in free[: workers.count - len(running)]:
-                    running[workers.submit(_in_worker, task)] = names[task.name] = task
+            if len(running) < workers.count and time.monotonic() >= next_look:
+                for task, claim in self._claimed(workers.count - len(running), watch):
+                    running[workers.submit(_in_worker, task, claim, self._claims.renewed_every)] = task, claim
+                    titles[task.name] = task
+                next_look = time.monotonic() + min(_SECONDS_BETWEEN_LOOKS, self._claims.renewed_every)
             if not running:
-                break
-            while not any(future.done() for future in running):
-                workers.listen(lambda name, done: watch.step(names[name], done) if name in names else None)
+                if not self.agenda.open_tasks():
+                    break
+                time.sleep(max(0.0, next_look - time.monotonic()))  # others have all that is left
+            while running and not any(future.done() for future in running):
+                workers.listen(lambda name, done: watch.step(titles[name], done) if name in titles else None)
+                self._claims.renew()
+                if len(running) < workers.count and time.monotonic() >= next_look:
+                    break
             for future in [future for future in running if future.done()]:
-                task = running.pop(future)
-                try:
-                    row = outcome(future)
-                except DiskError as error:
-                    raise UserError(
-                        f"{task.name}: {error}; free some space, or move the folder {self._place.runs} to another disk "
-                        "and give it as --runs; the same command then continues from what was saved"
-                    ) from error
-                del names[task.name]
-                self._take(row, watch)
+                self._take(future, *running.pop(future), watch)
+                next_look = 0.0
         waiting = sum(self.agenda.lacking().values())
         if waiting:
             raise UserError(
-                f"{waiting} runs of this part wait for settings that other arms or shards are still tuning; repeat the "
-                "command when these have ended"
+                f"{waiting} runs wait for settings that other arms are still tuning; repeat the command when these "
+                "have ended"
             )
 
-    def _take(self, row: LedgerRow, watch: Watch) -> None:
-        # A lost model is trained again, but its first row stays. A choice may be repeated after another choice.
-        if row.kind == "choice" or _identity(row) not in self._known:
-            self._ledger.append(row)
-            self._note(row)
+    def _claimed(self, count: int, watch: Watch) -> list[tuple[Task, Claim]]:
+        """Up to `count` tasks that can start, with their claims."""
+        self._look(watch)
+        found: list[tuple[Task, Claim]] = []
+        for task in self.agenda.open_tasks():
+            if len(found) == count:
+                break
+            claim = self._claims.take(task.name)
+            if claim is None:
+                continue
+            self._look(watch)  # another process may have ended the task since
+            if any(task.name == other.name for other in self.agenda.open_tasks()):
+                found.append((task, claim))
+            else:
+                self._claims.end(claim)
+        return found
+
+    def _take(self, future: Future[LedgerRow], task: Task, claim: Claim, watch: Watch) -> None:
+        """Write the row of a task that has ended."""
+        try:
+            row = outcome(future)
+        except (_TakenOverError, UserError) as error:
+            if not claim.is_held:  # the other process works in the same folder
+                self._claims.give_back(claim)
+                watch.note(f"{task.title}: another process goes on with it, since this one gave no sign of life")
+                return
+            if not isinstance(error, DiskError):
+                raise
+            raise UserError(
+                f"{task.title}: {error}; free some space, or move the folder {self._place.runs} to another disk "
+                "and give it as --runs; the same command then continues from what was saved"
+            ) from error
+        self._files.publish(task.name, row)  # of a model that was lost and trained again, the first row stays
+        self._claims.end(claim)
+        watch.row(row)
+        self._look(watch)
+        self._remove_spent(row)  # the model was made again, and its row is an old one
+
+    def _look(self, watch: Watch) -> None:
+        """Count the rows that are new, of this process and of others, and do what follows from them."""
+        new = self._files.new_rows()
+        for row in new:
+            self.agenda.add(row)
+        for row in new:
+            self._remove_spent(row)
+        if not (self._place.out / DIGESTS_FILE).exists() or self.agenda.digests != read_digests(self._place.out):
+            write_digests(self._place.out, self.agenda.digests)
+        chosen = self.agenda.choices()
+        for (arm, stage), settings in chosen.items():
+            if self._chosen.get((arm, stage)) != settings:
+                watch.note(f"chosen for {arm}, {stage}: {point_title(settings)}")
+        self._chosen |= chosen
+        watch.left(self.agenda)
+
+    def _remove_spent(self, row: LedgerRow) -> None:
         if not self._place.keeps_models:
             for folder in self.agenda.spent_folders(row):
-                shutil.rmtree(folder, ignore_errors=True)
-        watch.row(row)
-
-    def _write_choices(self, watch: Watch) -> None:
-        if self._part.num_shards > 1:  # other shards tune arms whose settings this one needs
-            self._read_other_shards()
-        for row in self.agenda.lacking_choices():
-            self._take(row, watch)
-        if self.agenda.digests != read_digests(self._place.out):
-            write_digests(self._place.out, self.agenda.digests)
-
-    def _read(self) -> list[str]:
-        """Count all rows of the ledgers. Returns notes on invalid lines."""
-        notes: list[str] = []
-        for row in read_rows(self._place.out, notes):
-            if not lacking_scores(self._plan, row):  # else its run is repeated, and gets another row
-                self._note(row)
-        return notes
-
-    def _read_other_shards(self) -> None:
-        """Count the rows that other shards have written since."""
-        for row in read_rows(self._place.out, []):
-            if _identity(row) not in self._known and not lacking_scores(self._plan, row):
-                self._note(row)
-
-    def _note(self, row: LedgerRow) -> None:
-        self.agenda.add(row)
-        self._known.add(_identity(row))
+                if folder.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_plan(plan: Plan, out: Path) -> None:
@@ -190,37 +241,21 @@ def write_plan(plan: Plan, out: Path) -> None:
         if arm["recipes"] is not None:
             arm["recipes"] = os.path.relpath(arm["recipes"], folder)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_beside_ledger(path, f"{_WRITTEN}\n{text}")
+    write_to_study(path, f"{_WRITTEN}\n{text}")
 
 
-@contextmanager
-def taken_ledger(out: Path, part: StudyPart) -> Iterator[LedgerWriter]:
-    """Open and lock the ledger of a part of a study.
-
-    Raises:
-        UserError: another process holds it, or runs the same study in another number of shards.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror}); give another --out") from error
-    name = LEDGER_FILE if part.num_shards == 1 else f"runs-{part.shard}-of-{part.num_shards}.jsonl"
-    for path in ledger_files(out):
-        other = SHARD_FILE.fullmatch(path.name)
-        is_of_other_cut = (int(other[2]) if other else 1) != part.num_shards
-        if is_of_other_cut and is_locked(path):
-            raise UserError(
-                f"{path}: another process is running this study in another number of shards, so that both would do the "
-                "same runs; wait until it has ended, or give all processes the same N in --shard I/N"
-            )
-    with LedgerWriter(out / name) as ledger:
-        yield ledger
-
-
-def _in_worker(task: Task) -> LedgerRow:
+def _in_worker(task: Task, claim: Claim, seconds_between_looks: float) -> LedgerRow:
+    """Run a task in a worker process. It ends when the task was taken over."""
     code_commit()  # cached before the run: a later commit is not the code that runs
-    return run_stage(task, usable_device(), partial(tell_progress, task.name))
+    claim.sign()
+    looked = time.monotonic()
 
+    def tell(done: int) -> None:
+        nonlocal looked
+        if time.monotonic() - looked > seconds_between_looks:
+            looked = time.monotonic()
+            if not claim.is_held:
+                raise _TakenOverError
+        tell_progress(task.name, done)
 
-def _identity(row: LedgerRow) -> _Identity:
-    return (row.kind, row.arm, row.seed, row.stage, row.recipe_digest, row.data_digest, row.start_data_digest)
+    return run_stage(task, usable_device(), tell)

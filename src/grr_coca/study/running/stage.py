@@ -36,7 +36,7 @@ from grr_coca.evaluate.checkpoint_metrics import require_pairs
 from grr_coca.model.anatomy import count_parameters, flops_of_pairs, flops_per_pair
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.ledger import CaptionedExample, CurvePoint, Kind, LedgerRow, finite
+from grr_coca.study.rows import CaptionedExample, CurvePoint, Kind, LedgerRow, finite
 from grr_coca.study.running.agenda import FINISHED, Task
 from grr_coca.study.running.measured import (
     Numbers,
@@ -71,7 +71,7 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
         Stopped: a signal came; the run is saved.
     """
     _require_pairs_of_tests(task)
-    kind: Kind = task.kind
+    kind: Kind = "run"
     with _Stopwatch(task.folder) as watch:
 
         def tell(done: int) -> None:
@@ -81,8 +81,8 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
         try:
             trained = _trained(task, device, tell)
         except DivergedError as error:
-            log.warning("%s diverged: %s", task.name, error)
-            kind = "diverged" if task.kind == "run" else task.kind
+            log.warning("%s diverged: %s", task.title, error)
+            kind = "diverged"
             trained, found = _start_model(task, device, None), _Measurements()
         else:
             found = _measure(task, trained)
@@ -92,7 +92,7 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
 
 def _require_pairs_of_tests(task: Task) -> None:
     """Raise a UserError if a test split is smaller than an evaluation batch, before hours of training."""
-    for source in _test_splits(task).values() if task.kind != "trial" else ():
+    for source in _test_splits(task).values() if not task.is_trial else ():
         require_pairs(source, task.recipe.evaluation.batch_size)
 
 
@@ -118,8 +118,9 @@ def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Check
 
 
 def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkpoint:
-    if point is not None or task.start is not None:
-        return from_pretrained(point or task.start or task.folder, device)
+    start = point if point is not None or task.start is None else task.start.folder
+    if start is not None:
+        return from_pretrained(start, device)
     return new_checkpoint(task.recipe, Ranks.here(device))
 
 
@@ -139,7 +140,7 @@ def _measure(task: Task, trained: Checkpoint) -> _Measurements:
     val = sound_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
     on_val, refitted = measure_validation(trained, val, task.recipe)
     found = _Measurements({"val": on_val}, training_flops=run_flops(task.recipe, trained, val))
-    if task.kind == "trial":
+    if task.is_trial:
         return found
     for split, source in _test_splits(task).items():
         found.metrics[split], found.values[split] = measure_test(
@@ -284,7 +285,7 @@ def _write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None
 
 
 def _read_start_hashes(folder: Path) -> _StartHashes:
-    """Read the hashes of a run's folder; empty if an old version started the run."""
+    """Read the hashes of a run's folder; empty if the run diverged before it had one."""
     path = folder / _START_FILE
     return from_dict(_StartHashes, read_json(path), str(path)) if path.exists() else _StartHashes()
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -37,13 +38,24 @@ _at_work = threading.Lock()
 
 
 class Workers:
-    """A pool of processes, and the queue of their progress. `lifeline` is closed when the pool breaks."""
+    """A pool of processes, and the queue of their progress. `lifeline` is closed when the pool breaks.
 
-    def __init__(self, pool: ProcessPoolExecutor, progress: Queue, lifeline: Connection, count: int) -> None:
+    `at_end`: callbacks for when all processes have ended.
+    """
+
+    def __init__(
+        self,
+        pool: ProcessPoolExecutor,
+        progress: Queue,
+        lifeline: Connection,
+        count: int,
+        at_end: contextlib.ExitStack,
+    ) -> None:
         self._pool = pool
         self._progress = progress
         self._lifeline = lifeline
         self.count = count
+        self.at_end = at_end
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Start a call in a worker process.
@@ -113,9 +125,10 @@ def worker_processes(count: int) -> Iterator[Workers]:
     held, lifeline = context.Pipe(duplex=False)
     for number in range(count):
         numbers.put(number)
-    with ProcessPoolExecutor(count, context, initializer=_connect, initargs=(progress, stop, numbers, held)) as pool:
+    pool_of = partial(ProcessPoolExecutor, count, context, _connect, (progress, stop, numbers, held))
+    with contextlib.ExitStack() as at_end, pool_of() as pool:
         try:
-            yield Workers(pool, progress, lifeline, count)
+            yield Workers(pool, progress, lifeline, count, at_end)
         finally:
             stop.set()
             signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,208 @@
+"""The rows of a study: one file for each finished stage, `rows/ARM-POINT-SEED-STAGE-DIGEST.json`.
+
+A row is written whole or not at all, and never over another one. So any number of processes, also on several machines,
+can write to one folder, and rows of machines that share no folder can be copied together.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_whole, replace_file, sync_folder, write_whole
+
+ROWS_FOLDER = "rows"
+
+Kind = Literal["run", "diverged"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Losses of a run after `step` steps: `train`, the means over the steps since the previous point, and `val`."""
+
+    step: int
+    train: dict[str, float]
+    val: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CaptionedExample:
+    """The key of an image of the showcase, its reference captions, and the model's caption."""
+
+    image: str
+    references: tuple[str, ...]
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """A finished stage: what was run, where, and all numbers that a report needs.
+
+    - `kind`: a `diverged` run has no metrics, since its loss became infinite or NaN
+    - `stage`: named after the file of its recipe, such as `health`
+    - `recipe_digest`, `data_digest`: of all that the run depends on; rows with other digests than the plan's do not
+      count. `start_data_digest`: of a fine-tuning, the digest of its pretraining data
+    - `commit`: of the code, with a `+` if files were changed since
+    - `precision`: of forward and backward passes, and of Muon's products if it differs
+    - `settings`: the point of the grid, by keys of the recipe; empty if the arm has no grid for the stage
+    - `seconds`: of training and evaluation, over all processes that worked on the run
+    - `flops_per_pair`: of one forward pass with a caption of maximum length
+    - `training_flops`: of all steps of the run, see `run_flops`; None if it diverged
+    - `initial_weights`: of a run that starts from new weights, a hash of each parameter before the first step, by name
+      and shape, such as `image_encoder.patch_embed.weight [128, 768]`. `data_order`: a hash of the order of the
+      training pairs. They show that two runs are paired
+    - `curve`: a point for each validation
+    - `metrics`: by split (`val` and, unless the run is a trial, the test splits): `contrastive_loss`,
+      `contrastive_loss_refitted` (with the temperature that is best on `val`), `captioning_loss`, `perplexity`,
+      `coca_loss`, `R@1`, `R@5` and `R@10` from text to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`; and
+      the caption scores `CIDEr`, `CIDEr-D`, `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are left out
+    - `values`: by test split, the values from which intervals over images are computed: `contrastive_batches` and
+      `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens` of each caption; `rank` of each text
+      query, the number of wrong images before the first right one; `image`, the index of the image of each caption, if
+      an image has several; `cider_d` of each image
+    - `captions`: of the same few images for every arm and seed, if the stage has the showcase
+    """
+
+    kind: Kind = "run"
+    arm: str
+    seed: int
+    stage: str
+    recipe_digest: str
+    data_digest: str
+    start_data_digest: str | None = None
+    commit: str
+    machine: str
+    precision: str
+    settings: dict[str, object] = field(default_factory=dict)
+    steps: int
+    seconds: float
+    parameters: int
+    image_encoder_parameters: int
+    flops_per_pair: int
+    training_flops: int | None = None
+    initial_weights: dict[str, str] = field(default_factory=dict)
+    data_order: str | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    metrics: dict[str, dict[str, float]]
+    values: dict[str, dict[str, list]] = field(default_factory=dict)
+    captions: tuple[CaptionedExample, ...] = ()
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that are neither NaN nor infinite."""
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+
+
+# --- Files
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Errors of file systems without hard links."""
+_MAX_POINT = 80
+"""Characters of a point in the name of a file."""
+
+
+def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | None, ...]) -> str:
+    """The name of a row's file without its suffix. The digests make it unique; the rest of it is for people.
+
+    Args:
+        arm: name of the arm.
+        point: title of the point of the grid.
+        seed: seed of the run.
+        stage: stage of the run.
+        digests: of all that the run depends on. A row of a changed plan gets another name, and the old one stays.
+    """
+    told = re.sub(r"[^\w.,=+-]+", "_", point.replace(", ", ",").replace(" ", "="))[:_MAX_POINT]
+    own = hashlib.sha256(json.dumps([arm, point, seed, stage, *digests]).encode()).hexdigest()[:8]
+    return "-".join([arm, *([told] if told else []), str(seed), stage, own])
+
+
+class RowFolder:
+    """The rows of a study on disk. What has been read is not read again, since a file never changes.
+
+    `notes`: a sentence for each file that is not a row.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / ROWS_FOLDER
+        self.notes: dict[str, str] = {}
+        self._read: set[str] = set()
+
+    def new_rows(self) -> list[LedgerRow]:
+        """The rows that were not read before, in the order of their names."""
+        found = []
+        for path in sorted(self.path.glob("[!.]*.json")):
+            if path.name not in self._read and (row := self._row(path)) is not None:
+                self._read.add(path.name)
+                found.append(row)
+        return found
+
+    def publish(self, name: str, row: LedgerRow) -> bool:
+        """Write a row, unless it has been written: then the first one stays.
+
+        Returns:
+            False if there was a row of this name.
+
+        Raises:
+            UserError: the disk is full or cannot be written to. No part of the row is left.
+        """
+        path, partial = self.path / f"{name}.json", self.path / f".{name}.{os.getpid()}.json"
+        text = json.dumps(to_dict(row), ensure_ascii=False, separators=(",", ":"))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # A file name that is not UTF-8 contains lone surrogates, which are written as JSON escapes.
+            write_whole(partial, text.encode("utf-8", "backslashreplace") + b"\n")
+            try:
+                return self._moved(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path}: could not be written ({error.strerror or error}); free some space: the run is saved, and the "
+                "same command continues it"
+            ) from error
+
+    def _moved(self, partial: Path, path: Path) -> bool:
+        """Give a file its name, unless the name is that of a row; a rename would replace it."""
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            if self._row(path) is not None:
+                return False
+            replace_file(partial, path)  # half a row, as an interrupted copy leaves it
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if path.exists():
+                return False
+            replace_file(partial, path)
+        sync_folder(path.parent)
+        return True
+
+    def _row(self, path: Path) -> LedgerRow | None:
+        try:
+            row = from_dict(LedgerRow, json.loads(read_whole(path)), path.name)
+        except ValueError as error:  # not JSON, or no row
+            self.notes[path.name] = f"{path.name}: is not a row and does not count ({error})"
+            return None
+        self.notes.pop(path.name, None)
+        return row
+
+
+def write_to_study(path: Path, text: str) -> None:
+    """Write a file of a study's folder atomically.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

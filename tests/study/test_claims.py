@@ -1,0 +1,188 @@
+"""Claims: one process holds each run, whoever is killed, sleeps, or comes late."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from grr_coca.study import claims as module
+from grr_coca.study.claims import Claim, Claims
+
+QUICK = {"renewed_every": 0.05, "free_after": 0.3}
+
+
+def waited(seconds: float, claims: Claims, name: str = "run") -> Claim | None:
+    """Look every few milliseconds for as long, as another process without work does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (claim := claims.take(name)) is not None:
+            return claim
+        time.sleep(0.02)
+    return None
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Call this before a claim, and it is one of another machine; after it, this is the machine again."""
+
+    def switch(name: str) -> None:
+        monkeypatch.setattr(module, "_machine", lambda: name)
+
+    return switch
+
+
+def test_one_has_a_run_until_it_gives_it_back(tmp_path):
+    first, second = Claims(tmp_path), Claims(tmp_path)
+    claim = first.take("run")
+    assert claim is not None
+    assert claim.is_held
+    assert second.take("run") is None
+    assert first.take("run") is None, "it has it already"
+    assert second.take("other") is not None
+    first.give_back_all()
+    assert second.take("run") is not None
+    assert not claim.is_held
+
+
+def test_a_run_that_was_ended_leaves_no_files(tmp_path):
+    claims = Claims(tmp_path)
+    claims.take("run")
+    claims.give_back_all()
+    claim = claims.take("run")
+    assert len(list(tmp_path.iterdir())) == 2
+    claims.end(claim)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_without_a_sign_of_life_is_taken_over_and_its_holder_sees_it(tmp_path, elsewhere):
+    elsewhere("there")
+    sleeping = Claims(tmp_path, **QUICK)
+    lost = sleeping.take("run")
+    elsewhere("here")
+    here = Claims(tmp_path, **QUICK)
+    began = time.monotonic()
+    taken = waited(5.0, here)
+    assert taken is not None
+    assert time.monotonic() - began >= QUICK["free_after"]
+    assert (lost.is_held, taken.is_held) == (False, True)
+    sleeping.renew()
+    lost.sign()
+    assert not lost.is_held, "what it does to its own claim changes nothing"
+    sleeping.give_back(lost)
+    assert Claims(tmp_path, **QUICK).take("run") is None
+
+
+def test_a_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere):
+    elsewhere("there")
+    working = Claims(tmp_path, **QUICK)
+    working.take("run")
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(0.02):
+            working.renew()
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    try:
+        elsewhere("here")
+        assert waited(4 * QUICK["free_after"], Claims(tmp_path, **QUICK)) is None
+    finally:
+        stop.set()
+        renewing.join()
+
+
+def test_of_many_that_take_over_one_claim_one_gets_it(tmp_path, elsewhere):
+    """Each has seen the old claim, and tries to take it over when the others may have done so."""
+    elsewhere("there")
+    Claims(tmp_path).take("run")
+    elsewhere("here")
+    takers = [Claims(tmp_path, free_after=0.0) for _ in range(8)]
+    assert not any(taker.take("run") for taker in takers), "seen for the first time"
+    time.sleep(0.01)
+    start, taken = threading.Barrier(len(takers)), []
+
+    def take(taker: Claims) -> None:
+        start.wait()
+        taken.append(taker.take("run"))
+
+    threads = [threading.Thread(target=take, args=(taker,)) for taker in takers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([claim for claim in taken if claim is not None]) == 1
+
+
+def test_one_that_hesitates_does_not_take_the_claim_of_another_that_was_faster(tmp_path, elsewhere, monkeypatch):
+    elsewhere("there")
+    Claims(tmp_path).take("run")
+    elsewhere("here")
+    slow, fast = Claims(tmp_path, free_after=0.0), Claims(tmp_path, free_after=0.0)
+    assert slow.take("run") is fast.take("run") is None
+    time.sleep(0.01)
+    is_free, taken = Claims._is_free, []
+
+    def hesitate(self, claim):
+        found = is_free(self, claim)
+        if self is slow:
+            taken.append(fast.take("run"))
+        return found
+
+    monkeypatch.setattr(Claims, "_is_free", hesitate)
+    assert slow.take("run") is None
+    assert taken[0] is not None
+    assert taken[0].is_held
+
+
+HOLD = """
+import sys, pathlib
+from grr_coca.study.claims import Claims
+print(Claims(pathlib.Path(sys.argv[1])).take("run") is not None, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, nobody can look for a process without ending it")
+def test_on_one_machine_the_claim_of_a_killed_process_is_free_at_once(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        claims = Claims(tmp_path)
+        assert claims.take("run") is None
+        other.kill()
+    assert claims.take("run") is not None
+
+
+def test_a_claim_is_held_as_long_as_one_of_its_processes_runs(tmp_path):
+    """The one that gives the signs of life, and the one that trains: its parent may be killed before it."""
+    claim = Claims(tmp_path).take("run")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    content = json.loads(claim.path.read_text())
+    claim.path.write_text(json.dumps({**content, "processes": [gone.pid]}))
+    claim.sign()
+    assert Claims(tmp_path).take("run") is None
+    claim.path.write_text(json.dumps({**content, "processes": [gone.pid]}))
+    assert Claims(tmp_path).take("run") is not None
+
+
+def test_the_same_number_on_another_machine_is_another_process(tmp_path, elsewhere):
+    elsewhere("there")
+    claim = Claims(tmp_path).take("run")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    claim.path.write_text(json.dumps({**json.loads(claim.path.read_text()), "processes": [gone.pid]}))
+    elsewhere("here")
+    assert Claims(tmp_path).take("run") is None
+
+
+def test_half_a_claim_is_one_until_it_shows_no_sign_of_life(tmp_path):
+    (tmp_path / ".run.claim-0").touch()  # killed between making the file and writing to it
+    claims = Claims(tmp_path, **QUICK)
+    assert claims.take("run") is None
+    assert waited(5.0, claims) is not None

@@ -1,0 +1,140 @@
+"""Rows on disk: each is whole, is written once, and stays."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+from grr_coca.common.errors import UserError
+from grr_coca.study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, finite, row_name
+from support import syncs_and_renames
+
+
+def a_row(**changes: object) -> LedgerRow:
+    row = LedgerRow(
+        arm="grr_coca",
+        seed=0,
+        stage="emoji",
+        recipe_digest="r1",
+        data_digest="d",
+        commit="abc",
+        machine="a machine",
+        precision="fp32",
+        settings={"optimizer.lr": 0.003, "optimizer.name": "muon"},
+        steps=6,
+        seconds=1.5,
+        parameters=10,
+        image_encoder_parameters=4,
+        flops_per_pair=100,
+        curve=(CurvePoint(3, {"contrastive": 2.0}, {"coca_loss": 4.0}),),
+        metrics={"test": {"coca_loss": 2.5, "R@1": 0.5}},
+        values={"test": {"nll": [1.5, 2.25], "rank": [0, 3]}},
+        captions=(CaptionedExample("grin", ("grinning face", "smile"), "smiling face ☺"),),
+    )
+    return replace(row, **changes)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return RowFolder(tmp_path)
+
+
+def read(files: RowFolder) -> list[LedgerRow]:
+    """The rows as another process reads them."""
+    return RowFolder(files.path.parent).new_rows()
+
+
+def test_a_row_comes_back_as_it_was_written_and_is_read_once(files):
+    assert files.publish("a", a_row())
+    assert files.new_rows() == [a_row()]
+    assert files.publish("b", a_row(seed=1))
+    assert [row.seed for row in files.new_rows()] == [1]
+    assert [path.name for path in sorted(files.path.iterdir())] == ["a.json", "b.json"], "nothing else is left"
+
+
+def test_the_first_row_stays_whoever_ends_later(files):
+    first, late = a_row(commit="first"), a_row(commit="late")
+    assert files.publish("a", first)
+    before = (files.path / "a.json").stat()
+    assert not RowFolder(files.path.parent).publish("a", late)
+    assert read(files) == [first]
+    assert (files.path / "a.json").stat() == before
+    assert len(list(files.path.iterdir())) == 1
+
+
+def test_the_first_row_stays_on_a_disk_without_hard_links(files, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("grr_coca.study.rows.os.link", refuse)
+    assert files.publish("a", a_row(commit="first"))
+    assert not files.publish("a", a_row(commit="late"))
+    assert [row.commit for row in read(files)] == ["first"]
+
+
+def test_a_row_is_on_the_disk_before_it_has_its_name(files, monkeypatch):
+    done = syncs_and_renames(monkeypatch)
+    linked = []
+    real = os.link
+    monkeypatch.setattr("grr_coca.study.rows.os.link", lambda *names: (linked.append(len(done)), real(*names)))
+    files.publish("a", a_row())
+    kinds = [kind for kind, _ in done]
+    assert "sync" in kinds[: linked[0]], "the content"
+    assert "sync" in kinds[linked[0] :], "the folder"
+
+
+def test_half_a_row_is_named_and_replaced(files):
+    """As a copy that was interrupted leaves it. A row that is complete later counts then."""
+    files.publish("a", a_row())
+    content = (files.path / "a.json").read_bytes()
+    (files.path / "b.json").write_bytes(content[:-20])
+    assert files.new_rows() == [a_row()]
+    assert files.notes["b.json"].startswith("b.json: is not a row and does not count")
+    assert files.publish("b", a_row(seed=1))
+    assert [row.seed for row in files.new_rows()] == [1]
+    assert files.notes == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"arm": "grr_coca"}', '{"flavour": 1}'], ids=str)
+def test_a_file_that_is_no_row_is_named(files, text):
+    files.publish("a", a_row())
+    (files.path / "note.json").write_text(text)
+    assert len(files.new_rows()) == 1
+    assert "note.json: is not a row" in files.notes["note.json"]
+
+
+def test_the_name_of_an_image_need_not_be_utf_8(files):
+    row = a_row(captions=(CaptionedExample("caf\udce9", ("a cup",), "a cup"),))
+    files.publish("a", row)
+    assert read(files) == [row]
+
+
+def test_a_full_disk_leaves_no_part_of_a_row(files, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("grr_coca.study.rows.write_whole", full)
+    with pytest.raises(UserError, match=r"a\.json: could not be written \(No space left on device\); free some space"):
+        files.publish("a", a_row())
+    assert list(files.path.iterdir()) == []
+
+
+def test_a_file_has_the_keys_that_programs_look_for(files):
+    files.publish("a", a_row())
+    keys = ["arm", "seed", "stage", "recipe_digest", "data_digest", "steps", "seconds", "machine", "precision"]
+    assert {*keys, "settings", "metrics"} <= json.loads((files.path / "a.json").read_text()).keys()
+
+
+def test_a_name_says_what_was_run_and_differs_where_that_differs():
+    asked = ("grr_coca", "lr 0.003, betas [0.9, 0.95]", 0, "emoji", ("r", "d", None))
+    name = row_name(*asked)
+    assert name.startswith("grr_coca-lr=0.003,betas=_0.9,0.95_-0-emoji-")
+    assert len({name, row_name(*asked[:-1], ("r2", "d", None)), row_name(*asked[:2], 1, *asked[3:])}) == 3
+    assert row_name("a-0", "", 0, "b", ("r",)) != row_name("a", "0", 0, "b", ("r",))
+    assert len(row_name("arm", "key " + "9" * 500, 0, "b", ("r",))) < 150
+
+
+def test_numbers_that_are_none_are_left_out():
+    assert finite({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0}

@@ -2,7 +2,6 @@
 
 import json
 import lzma
-import pickle
 import shutil
 import subprocess
 import sys
@@ -232,13 +231,6 @@ def test_a_large_model_takes_all_cores(monkeypatch):
     monkeypatch.setattr("grr_coca.infer.engine.onnx.SMALL_MODEL", 1000)
     engine = OnnxEngine(shipped_folder("icons"))
     assert (engine.threads, engine.workers) == (5, 1)
-
-
-def test_an_engine_that_was_used_can_be_sent_to_another_process():
-    engine = onnx_engine("icons")
-    expected = engine.encode_images(pixels_of("icons")).embedding
-    sent = pickle.loads(pickle.dumps(engine))
-    assert np.array_equal(sent.encode_images(pixels_of("icons")).embedding, expected)
 
 
 # --- Folders that are damaged, or of others

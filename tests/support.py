@@ -306,6 +306,12 @@ def warnings_of(name: str) -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
+def refusals(path: Path) -> list[tuple[str, str]]:
+    """What a file of refusals holds: what is asked for, and in the next line what is said of it."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return list(zip(lines[::2], lines[1::2], strict=True))
+
+
 def no_space_left(*_: object, **__: object) -> None:
     """A function of the system on a disk that is full."""
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.train.recipe import save_recipe
-from support import finetuning, real_pairs, snapshot, tiny_recipe, write_shard, write_tar
-
-LINES = [line for line in Path(__file__).with_name("refusals.txt").read_text().splitlines() if not line.startswith("#")]
-REFUSED = dict(zip(LINES[::2], (line.strip() for line in LINES[1::2]), strict=True))
-"""Commands, and the whole message of each."""
+from support import finetuning, real_pairs, refusals, snapshot, tiny_recipe, write_shard, write_tar
 
 INPUTS = [
     "caption rows.jsonl -c $RUN --out rows.jsonl",
@@ -62,15 +58,15 @@ def state(folder):
     return sorted(folder.rglob("*")), snapshot(folder)
 
 
-@pytest.mark.parametrize("command", REFUSED, ids=lambda command: command[:80])
-def test_wrong_use_is_told_in_one_line_and_writes_nothing(refused, there, placed, drawings, command):
+@pytest.mark.parametrize(("command", "told"), refusals(Path(__file__).with_name("refusals.txt")))
+def test_wrong_use_is_told_in_one_line_and_writes_nothing(refused, there, placed, drawings, command, told):
     if command.startswith(("pretrain", "finetune")):
         recipe = tiny_recipe(write_shard(there / "data" / "pairs.tar", real_pairs(24)), steps=3)
         save_recipe(recipe, there / "mine.yaml")
         save_recipe(finetuning(recipe), there / "tune.yaml")
     before = state(there)
     message = re.sub(r"\([0-9a-f]{8}\)", "($HASH)", refused(*shlex.split(placed(command))))
-    expected = placed(REFUSED[command]).replace("$PLACE", str(drawings)).replace("$HERE", str(there))
+    expected = placed(told).replace("$PLACE", str(drawings)).replace("$HERE", str(there))
     assert message == f"{expected}\n"
     assert state(there) == before
 

@@ -163,15 +163,9 @@ def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give what to match, and where to find it"),
-        (["{mine}"], "give what to match, and where to find it"),
-        (["--used-in", "{mine}"], "nothing to find the icons in"),
-        (["{mine}", "{other}", "-n", "0"], "-n 0: give 1 or more"),
-        (["{mine}", "{other}", "--out", "a.txt"], "'.txt' is not the suffix of a format"),
         (["{mine}", "iconify:luicde"], "did you mean 'lucide'"),
         (["{mine}", "{other}", "--decided", "{foreign}"], "a map of other icons"),
         (["{mine}", "{empty}"], "draws nothing"),
-        (["--used-in", "{mine}", "{other}"], "no file of code that is known"),
     ],
 )
 def test_wrong_use_is_one_line(grr_coca, sets, tmp_path, arguments, message):
@@ -243,18 +237,3 @@ def test_findings_as_sarif(grr_coca, swapped, tmp_path):
     (result,) = content["runs"][0]["results"]
     assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].endswith("shopping-cart.svg")
     assert result["ruleId"] == content["runs"][0]["tool"]["driver"]["rules"][0]["id"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "nothing to check"),
-        (["{icons}", "--update-baseline"], "give the file by --baseline"),
-        (["{icons}", "--false-alarms", "0.9"], "give a share from"),
-        (["{icons}", "--baseline", "missing.json"], "missing.json"),
-        (["{icons}", "-c", "pictograms"], "use icons"),
-        (["missing"], "missing: no such file"),
-    ],
-)
-def test_wrong_use_of_lint_is_one_line(refused, swapped, arguments, message):
-    assert message in refused("lint", *(word.format(icons=swapped) for word in arguments))

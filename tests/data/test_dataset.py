@@ -1,5 +1,6 @@
 """Pairs as tensors: the same ones whatever reads them."""
 
+import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,16 @@ def test_a_caption_that_just_fits_is_not_warned_of():
         (batch,) = batches_of(dataset_of(captions("crossed fingers"), context_length=length), num_workers=0)
     assert batch.cut_captions == 0
     assert messages == []
+
+
+def test_a_folder_for_temporary_files_that_is_too_long_for_workers_is_named(shard, tmp_path, monkeypatch):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    assert len(batches_of(dataset_of(shard), 0)) == 3
+    with pytest.raises(UserError, match=r"(long){30}: .*; set TMPDIR to a shorter one, or data\.num_workers to 0"):
+        batches_of(dataset_of(shard), 2)
 
 
 def test_whitespace_in_a_caption_makes_no_difference():

@@ -4,9 +4,11 @@ import logging
 import os
 import re
 import signal
+import tempfile
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import util
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 _PREFETCHED_BATCHES = 4
 """Number of batches that each worker prepares ahead, enough to bridge a slow read."""
+
+_MAX_SOCKET_PATH = 103
+"""Bytes that the path of a socket may have on macOS. Linux allows four more."""
 
 _RAISED = re.compile(r"^grr_coca\.[\w.]+: ", re.MULTILINE)
 """The prefix of an error message of this package in the traceback of a worker."""
@@ -59,7 +64,12 @@ def make_loader(
 
     Workers ignore the signals that stop a run, so the parent can still finish and save. `warns`: False: cut captions
     have been reported before.
+
+    Raises:
+        UserError: the path of the folder for temporary files is too long for workers.
     """
+    if num_workers:
+        _require_room_for_sockets()
     loader = _Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=order,  # type: ignore[arg-type]
@@ -71,6 +81,16 @@ def make_loader(
     )
     loader.has_warned = not warns
     return loader
+
+
+def _require_room_for_sockets() -> None:
+    # Batches come through a socket in that folder. If its path is too long, none comes, and training would wait for ever.
+    longest = f"{util.get_temp_dir()}/listener-12345678"
+    if os.name == "posix" and len(os.fsencode(longest)) > _MAX_SOCKET_PATH:
+        raise UserError(
+            f"{tempfile.gettempdir()}: the path of this folder for temporary files is too long for processes that load "
+            "data; set TMPDIR to a shorter one, or data.num_workers to 0"
+        )
 
 
 def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001 (torch passes it)

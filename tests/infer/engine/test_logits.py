@@ -21,7 +21,7 @@ def in_array(logits: np.ndarray) -> Logits:
 
 def on_device(logits: np.ndarray) -> Logits:
     """On a GPU if there is one."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return DeviceLogits(torch.from_numpy(logits).to(device).log_softmax(dim=1))
 
 

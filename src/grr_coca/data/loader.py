@@ -84,7 +84,7 @@ def make_loader(
 
 
 def _require_room_for_sockets() -> None:
-    # Batches come through a socket in that folder. If its path is too long, none comes, and training would wait for ever.
+    # Batches come through a socket in that folder. If its path is too long, none ever comes, and training would wait.
     longest = f"{util.get_temp_dir()}/listener-12345678"
     if os.name == "posix" and len(os.fsencode(longest)) > _MAX_SOCKET_PATH:
         raise UserError(

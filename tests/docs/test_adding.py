@@ -36,7 +36,7 @@ def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path
         "search/fields.py",
         "search/photo.py",
     ]
-    named = ["-k", "similarity or verbs_are_these or iso or not_there_is_named or guitar"]
+    named = ["-k", "similarity or explained_in_the_help or iso or not_there_is_named or guitar"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *named, "tests"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

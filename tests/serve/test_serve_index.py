@@ -256,31 +256,6 @@ def test_filters_select_hits_and_pictures(served):
     assert facets["date"]["min"] <= facets["date"]["max"]
 
 
-@pytest.mark.parametrize(
-    ("asked", "status", "reason"),
-    [
-        ({}, 422, "the query is empty"),
-        ({"texts": [" "]}, 422, "empty"),
-        ({"without": ["a"]}, 422, "the query is empty"),
-        ({"texts": ["a"], "where": "wdth > 3"}, 422, "did you mean 'width'?"),
-        ({"texts": ["a"], "where": "width >"}, 422, "expected a number"),
-        ({"texts": ["a"], "weights": [1, 2]}, 422, "2 weights for 1 texts"),
-        ({"texts": ["a"], "limit": 0}, 422, "limit"),
-        ({"texts": ["a"], "offset": 2000}, 422, "offset"),
-        ({"texts": ["a"], "txets": 1}, 422, "txets"),
-        ({"like": ["0" * 16]}, 422, "not in the index"),
-        ({"like": ["../../etc"]}, 404, "no picture with this id"),
-        ({"image": "https://example.com/a.png"}, 400, "never fetched"),
-        ({"image": "data:image/png;base64,AAAA"}, 415, "not an image"),
-        ({"texts": "a"}, 422, "texts"),
-    ],
-)
-def test_wrong_queries_are_refused_in_a_sentence(served, asked, status, reason):
-    answer = served.post("/search", asked)
-    assert answer.status == status, answer.body
-    assert reason in answer.reason()
-
-
 # --- Pictures
 
 

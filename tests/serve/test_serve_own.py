@@ -149,30 +149,6 @@ def test_sampled_captions_depend_on_the_seed_alone(served):
     assert len({sampled(seed) for seed in range(6)}) > 1
 
 
-@pytest.mark.parametrize(
-    ("path", "status", "reason"),
-    [
-        ("/caption?num_captoins=2", 422, "did you mean 'num_captions'?"),
-        ("/caption?num_beams=many", 422, "num_beams: "),
-        ("/caption?num_beams=9", 422, "num_beams: "),
-        ("/caption?num_beams=2&num_beams=3", 422, "num_beams: given twice"),
-        ("/caption?num_captions=2", 422, "set num_beams as high"),
-        ("/caption?max_length=1000", 422, "max_length 1000 is more than"),
-        ("/caption?temperature=nan", 422, "temperature"),
-        ("/caption?temperature=0", 422, "temperature"),
-        ("/classify?labels=heart", 422, "labels: "),
-        ("/classify?labels=heart&labels=heart", 422, "more than once"),
-        ("/classify?labels=heart&labels=star&templates=a", 422, "has no {}"),
-        ("/classify", 422, "labels: "),
-    ],
-)
-def test_wrong_options_are_named(served, path, status, reason):
-    for headers in ({}, EVENTS):
-        answer = served.post(path, HEART_BYTES, headers)
-        assert answer.status == status, answer.body
-        assert reason in answer.reason()
-
-
 def png(size: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
     Image.new("1", size).save(buffer, "PNG")
@@ -248,23 +224,11 @@ def test_a_picture_of_a_camera_is_embedded_however_long_its_uri_is(served, icons
         np.testing.assert_allclose(found, icons.embed_images(pixels), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        ({"inputs": ["a", "x" * 10_001]}, "inputs.1: a text of 10,001 characters (limit 10,000)"),
-        ({"inputs": []}, "inputs"),
-        ({"inputs": ["a", " "]}, "input 1 is empty"),
-        ({"inputs": ["x"] * 2049}, "inputs"),
-        ({"inputs": [7]}, "inputs"),
-        ({}, "inputs"),
-        ({"inputs": "a", "normalize": False}, "normalize"),
-        ({"inputs": "a", "model": "x"}, "model"),
-    ],
-)
-def test_what_cannot_be_embedded_is_named(served, given, reason):
-    answer = served.post("/embed", given)
+@pytest.mark.parametrize("inputs", [["a", "x" * 10_001], ["x"] * 2049])
+def test_too_many_and_too_long_texts_are_named(served, inputs):
+    answer = served.post("/embed", {"inputs": inputs})
     assert answer.status == 422, answer.body
-    assert reason in answer.reason()
+    assert "inputs" in answer.reason()
 
 
 def test_labels_are_those_of_the_library(served, icons):

@@ -24,7 +24,6 @@ BUILD = "python scripts/build_datasets icons"
         ("scripts/fit_confidence.py pictograms --photographs nowhere", "nowhere/budgie-backgrounds/"),
         pytest.param("scripts/finetuning_table.py runs.jsonl nowhere", "nowhere", marks=pytest.mark.ci),
         ("scripts/ship.py nowhere icons", "nowhere: no such folder"),
-        ("scripts/training_curve.py nowhere.jsonl out.svg", "nowhere.jsonl"),
         ("benchmarks/search_relevance.py --out . --fit", BUILD),
         ("benchmarks/icons.py --out . --beside nowhere", "nowhere"),
     ],

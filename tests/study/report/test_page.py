@@ -144,6 +144,8 @@ def test_tables_are_markdown(reported):
     made = as_markdown(Table("", ("arm", "change"), (("one", "−1.0"), ("three", "+10.0"))))
     assert made == "| arm   | change |\n| ----- | -----: |\n| one   |   −1.0 |\n| three |  +10.0 |\n"
     assert as_markdown(Table("", ("a|b",), (("c|d",),))) == "| a\\|b |\n| ---- |\n| c\\|d |\n", "a bar parts no cell"
+    one_seed = Table("", ("arm", "change", "interval"), (("one", "−1.0", "–"), ("two", "–", "–")))
+    assert as_markdown(one_seed) == "| arm | change |\n| --- | -----: |\n| one |   −1.0 |\n| two |      – |\n"
 
 
 def test_what_people_and_models_say_is_text_on_the_page(tmp_path):

@@ -18,13 +18,27 @@ from synthetic_study import PRETRAINING, arm
 
 ALL_RATES = [0.001, 0.003, 0.01]
 STEPS = 60
-MAX_SECONDS_OF_LIFE = 14.0
-"""A job needs about half of them to start."""
 
 
 def start(plan: Path, out: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "grr_coca", "study", "run", str(plan), "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def seconds_to_a_row(plan: Path, out: Path) -> float:
+    """Run a study to its end. Returns the seconds after which it had its first row, most of which it took to start."""
+    began = time.monotonic()
+    job = start(plan, out)
+    try:
+        while not list((out / "rows").glob("[!.]*.json")):
+            assert job.poll() is None
+            time.sleep(0.1)
+        first = time.monotonic() - began
+        assert job.wait(timeout=1200) == 0
+    finally:
+        job.kill()
+        job.wait()
+    return first
 
 
 def workers_of(job: subprocess.Popen) -> list[int]:
@@ -63,11 +77,11 @@ def test_a_grid_in_two_jobs_that_are_killed_has_each_row_once_and_the_same_repor
     recipe = load_recipe(tmp_path / "pictograms.yaml")
     save_recipe(replace(recipe, checkpoints=CheckpointRecipe(minutes=0.002)), tmp_path / "pictograms.yaml")
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    assert start(plan, undisturbed).wait(timeout=600) == 0
+    longest_life = 1.5 * seconds_to_a_row(plan, undisturbed)
 
-    chance, jobs, killed, begun = random.Random(num_kills), [], 0, []
+    chance, killed = random.Random(num_kills), 0
     jobs, begun = [start(plan, out) for _ in range(2)], [time.monotonic()] * 2
-    lives = [chance.uniform(0.0, MAX_SECONDS_OF_LIFE) for _ in jobs]
+    lives = [chance.uniform(0.0, longest_life) for _ in jobs]
     seen: dict[str, bytes] = {}
     try:
         while any(job.poll() is None for job in jobs):
@@ -77,7 +91,7 @@ def test_a_grid_in_two_jobs_that_are_killed_has_each_row_once_and_the_same_repor
                 kill(job, chance)
                 killed += 1
                 jobs[number], begun[number] = start(plan, out), time.monotonic()
-                lives[number] = chance.uniform(0.0, MAX_SECONDS_OF_LIFE)
+                lives[number] = chance.uniform(0.0, longest_life)
             for path in (out / "rows").glob("[!.]*.json"):
                 assert seen.setdefault(path.name, path.read_bytes()) == path.read_bytes(), "a row is never written over"
             time.sleep(0.05)

@@ -38,8 +38,11 @@ class Table:
 
 
 def as_markdown(table: Table) -> str:
-    """The table as Markdown."""
-    return markdown_table(table.heads, table.rows, of_numbers=True)
+    """The table as Markdown, without columns that say nothing, such as intervals of a single seed."""
+    told = [column for column, cells in enumerate(zip(*table.rows, strict=True)) if {*cells} != {"–"}]
+    shown = told if table.rows else range(len(table.heads))
+    heads, rows = table.heads, table.rows
+    return markdown_table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows], of_numbers=True)
 
 
 def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool, with_verdicts: bool = True) -> Table:

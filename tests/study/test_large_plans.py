@@ -12,6 +12,7 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.study.plan import Plan, read_plan, stage_names
+from grr_coca.study.running import expectation
 from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.running.stage import run_stage
 from support import CPU, encode_image, real_pairs, write_tar
@@ -114,6 +115,23 @@ def test_every_stage_of_a_large_plan_runs(tree, name):
     assert [row.stage for row in rows] == list(stage_names(plan))
     pairs = {row.stage: row.metrics["test"]["num_pairs"] for row in rows}
     assert list(pairs.values()) == [8, 40, 40, 8], "each caption of an image is a pair"
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", PLANS)
+def test_a_large_plan_is_tried_dry(tree, name, capsys, monkeypatch):
+    for key, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
+        monkeypatch.setattr(expectation, key, value)
+    path = tree / f"{name}.yaml"
+    path.write_text(path.read_text().replace("precision: bf16", "precision: fp32"))
+    for recipe in (tree / "recipes").iterdir():
+        recipe.write_text(recipe.read_text().replace("precision: bf16", "precision: fp32"))
+    assert main(["study", "run", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for arm in ("baseline_coca", "grr_coca"):
+        (line,) = (line for line in said.splitlines() if line.startswith(f"{arm} "))
+        assert line.split()[1:3] == ["9", "32"], "3 rates, and 2 of 3 fine-tunings; 8 seeds of 4 stages"
+    assert "power: with 8 seeds and 6 primary endpoints" in said
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -47,18 +47,18 @@ def read(files: RowFolder) -> list[LedgerRow]:
 
 
 def test_a_row_comes_back_as_it_was_written_and_is_read_once(files):
-    assert files.publish("a", a_row())
+    assert files.publish("a", a_row()) == a_row()
     assert files.new_rows() == [a_row()]
-    assert files.publish("b", a_row(seed=1))
+    files.publish("b", a_row(seed=1))
     assert [row.seed for row in files.new_rows()] == [1]
     assert [path.name for path in sorted(files.path.iterdir())] == ["a.json", "b.json"], "nothing else is left"
 
 
 def test_the_first_row_stays_whoever_ends_later(files):
     first, late = a_row(commit="first"), a_row(commit="late")
-    assert files.publish("a", first)
+    assert files.publish("a", first) == first
     before = (files.path / "a.json").stat()
-    assert not RowFolder(files.path.parent).publish("a", late)
+    assert RowFolder(files.path.parent).publish("a", late) == first
     assert read(files) == [first]
     assert (files.path / "a.json").stat() == before
     assert len(list(files.path.iterdir())) == 1
@@ -69,8 +69,8 @@ def test_the_first_row_stays_on_a_disk_without_hard_links(files, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr("grr_coca.study.rows.os.link", refuse)
-    assert files.publish("a", a_row(commit="first"))
-    assert not files.publish("a", a_row(commit="late"))
+    for commit in ("first", "late"):
+        assert files.publish("a", a_row(commit=commit)).commit == "first"
     assert [row.commit for row in read(files)] == ["first"]
 
 
@@ -92,7 +92,7 @@ def test_half_a_row_is_named_and_replaced(files):
     (files.path / "b.json").write_bytes(content[:-20])
     assert files.new_rows() == [a_row()]
     assert files.notes["b.json"].startswith("b.json: is not a row and does not count")
-    assert files.publish("b", a_row(seed=1))
+    files.publish("b", a_row(seed=1))
     assert [row.seed for row in files.new_rows()] == [1]
     assert files.notes == {}
 

@@ -1,1 +1,8 @@
-"""Studies, which compare models over several seeds: plans, ledgers, statistics, reports; the demo."""
+"""Studies, which compare models over several seeds. To be read in this order:
+
+- `plan`, `stages`: what is compared, and the recipe of each training
+- `rows`, `claims`, `ledger`: what was measured, who works on what, and which rows count
+- `running`: `agenda` (what is left), `run` (the loop), `workers`, `stage` (one training) and `measured`; `expectation`
+- `statistics`, `report`: `numbers`, `grid`, `verdict`, `tables`, `figures`, `page`
+- `demo`: a study with one seed in minutes, with `exhibits`
+"""

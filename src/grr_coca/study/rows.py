@@ -144,11 +144,11 @@ class RowFolder:
                 found.append(row)
         return found
 
-    def publish(self, name: str, row: LedgerRow) -> bool:
+    def publish(self, name: str, row: LedgerRow) -> LedgerRow:
         """Write a row, unless it has been written: then the first one stays.
 
         Returns:
-            False if there was a row of this name.
+            The row that has this name: this one, or the first.
 
         Raises:
             UserError: the disk is full or cannot be written to. No part of the row is left.
@@ -160,7 +160,7 @@ class RowFolder:
             # A file name that is not UTF-8 contains lone surrogates, which are written as JSON escapes.
             write_whole(partial, text.encode("utf-8", "backslashreplace") + b"\n")
             try:
-                return self._moved(partial, path)
+                self._give_name(partial, path)
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
@@ -168,23 +168,21 @@ class RowFolder:
                 f"{path}: could not be written ({error.strerror or error}); free some space: the run is saved, and the "
                 "same command continues it"
             ) from error
+        return self._row(path) or row
 
-    def _moved(self, partial: Path, path: Path) -> bool:
+    def _give_name(self, partial: Path, path: Path) -> None:
         """Give a file its name, unless the name is that of a row; a rename would replace it."""
         try:
             os.link(partial, path)
-        except FileExistsError:
-            if self._row(path) is not None:
-                return False
-            replace_file(partial, path)  # half a row, as an interrupted copy leaves it
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if not isinstance(error, FileExistsError) and error.errno not in _NO_LINKS:
                 raise
-            if path.exists():
-                return False
-            replace_file(partial, path)
+            if path.exists() and self._row(path) is not None:
+                return
+            replace_file(
+                partial, path
+            )  # there is half a row, as an interrupted copy leaves it, or the disk has no links
         sync_folder(path.parent)
-        return True
 
     def _row(self, path: Path) -> LedgerRow | None:
         try:

@@ -309,7 +309,7 @@ def test_a_report_shows_each_arm_at_its_best_point(tmp_path):
         assert "They have no verdict here, since the settings were chosen with these seeds." in text
         assert "Secondary endpoints" in text
     assert "<h2>GRR-CoCa at its best settings</h2>" in page
-    assert "taken |" in tables
+    assert "## Settings" not in tables, "its losses by settings are shown above"
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [each["model"]["best"] for each in results["grids"]] == [{"optimizer.lr": 0.006}]
     assert results["arms"][0]["endpoints"][0]["effect"]["change"] == pytest.approx(as_percent(-0.055)), "at the best"

@@ -66,7 +66,7 @@ def rows_by_name(out: Path) -> dict[str, dict]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
 @pytest.mark.parametrize(
     ("num_rates", "seeds", "num_kills"),
-    [pytest.param(2, [0], 3, marks=pytest.mark.ci), pytest.param(3, [0, 1], 20, marks=pytest.mark.slow)],
+    [pytest.param(2, [0], 2, marks=pytest.mark.ci), pytest.param(3, [0, 1], 20, marks=pytest.mark.slow)],
 )
 def test_a_grid_in_two_jobs_that_are_killed_has_each_row_once_and_the_same_report(
     write_study, tmp_path, num_rates, seeds, num_kills
@@ -77,7 +77,7 @@ def test_a_grid_in_two_jobs_that_are_killed_has_each_row_once_and_the_same_repor
     recipe = load_recipe(tmp_path / "pictograms.yaml")
     save_recipe(replace(recipe, checkpoints=CheckpointRecipe(minutes=0.002)), tmp_path / "pictograms.yaml")
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    longest_life = 1.5 * seconds_to_a_row(plan, undisturbed)
+    longest_life = seconds_to_a_row(plan, undisturbed)  # so the study is not at its end before the last kill
 
     chance, killed = random.Random(num_kills), 0
     jobs, begun = [start(plan, out) for _ in range(2)], [time.monotonic()] * 2

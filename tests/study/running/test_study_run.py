@@ -276,7 +276,7 @@ def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(write_st
                 other = Claim(claim.folder, claim.name, claim.number + 1)
                 other.path.touch()
                 row = replace(pretended_row(task), commit="of the other")
-                assert RowFolder(out).publish(task.name, row)
+                RowFolder(out).publish(task.name, row)
             return super().submit(function, task, claim, seconds)
 
     run(path, out, Slept(), watch=watch)
@@ -294,7 +294,7 @@ def test_an_error_of_a_run_that_was_taken_over_ends_nothing(write_study, tmp_pat
                 return super().submit(function, task, claim, seconds)
             self.done.append("lost")
             Claim(claim.folder, claim.name, claim.number + 1).path.touch()
-            assert RowFolder(out).publish(task.name, pretended_row(task))
+            RowFolder(out).publish(task.name, pretended_row(task))
             return Failed(UserError("the folder is gone"))
 
     assert run(path, out, Slept(), watch=watch).done == ["lost", "grr_coca, pictograms, seed 0"]
@@ -413,6 +413,18 @@ def test_runs_whose_rows_lack_the_scores_that_a_plan_needs_are_done_again(write_
     rows = read_ledger(out).rows
     assert [row.metrics.keys() >= {"test"} for row in rows if row.stage == "pictograms"] == [True, True]
     assert run(path, out, Pretending()).done == []
+
+
+def test_a_run_whose_score_is_nan_is_not_repeated_for_ever(write_study, tmp_path):
+    class Without(Pretending):
+        def submit(self, function, task: Task, *rest):
+            return Done(replace(super().submit(function, task, *rest).result(), metrics={"val": {"coca_loss": 1.0}}))
+
+    scored = {**PRETRAINING, "secondary": ["pretraining/CIDEr-D"]}
+    path, out = write_study(seeds=[0], finetune=[], endpoints=scored), tmp_path / "out"
+    assert len(run(path, out, Without(stop_after=10)).done) == 2
+    assert len(run(path, out, Without(stop_after=10)).done) == 2, "perhaps another version of the code computes it"
+    assert len(rows_of(out)) == 2
 
 
 def test_trials_of_an_earlier_grid_choose_nothing(write_study, tmp_path):

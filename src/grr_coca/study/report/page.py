@@ -173,7 +173,7 @@ def _add_rest(report: _Report, plan: Plan, ledger: Ledger) -> None:
     ):
         if items:
             report.add(f"{title}: {escaped('; '.join(items))}.\n")
-    if ledger.tried:
+    if ledger.tried and (plan.tuning is not None or any(arm.finetune_grid for arm in plan.arms)):
         report.add_table(settings_table(plan, ledger))
 
 

@@ -113,11 +113,14 @@ class Agenda:
         for row in rows:
             self.add(row)
 
-    def add(self, row: LedgerRow) -> None:
-        """Count a row of the ledger, unless it is of other data or lacks scores, so that its run is repeated."""
+    def add(self, row: LedgerRow, *, is_new: bool = False) -> None:
+        """Count a row of the ledger, unless it is of other data or lacks scores, so that its run is repeated.
+
+        `is_new`: its run has just ended. A score that is NaN is lacking, and repeating the run does not help.
+        """
         is_of_data = row.data_digest == self._data.get(row.stage)
         starts_from_data = row.start_data_digest in (None, self._data[self._stages[0]])
-        if is_of_data and starts_from_data and not lacking_scores(self._plan, row):
+        if is_of_data and starts_from_data and (is_new or not lacking_scores(self._plan, row)):
             self._rows[row.arm, row.seed, row.stage, row.recipe_digest] = row
             self._choices.clear()
 

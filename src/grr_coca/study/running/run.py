@@ -194,19 +194,19 @@ class Study:
                 f"{task.title}: {error}; free some space, or move the folder {self._place.runs} to another disk "
                 "and give it as --runs; the same command then continues from what was saved"
             ) from error
-        self._files.publish(task.name, row)  # of a model that was lost and trained again, the first row stays
+        first = self._files.publish(task.name, row)  # of a model that was lost and trained again, the first row stays
         self._claims.end(claim)
+        self.agenda.add(first, is_new=True)
         watch.row(row)
         self._look(watch)
-        self._remove_spent(row)  # the model was made again, and its row is an old one
+        self._remove_spent([row])  # the model was made again, and its row is an old one
 
     def _look(self, watch: Watch) -> None:
         """Count the rows that are new, of this process and of others, and do what follows from them."""
         new = self._files.new_rows()
         for row in new:
             self.agenda.add(row)
-        for row in new:
-            self._remove_spent(row)
+        self._remove_spent(new)
         if not (self._place.out / DIGESTS_FILE).exists() or self.agenda.digests != read_digests(self._place.out):
             write_digests(self._place.out, self.agenda.digests)
         chosen = self.agenda.choices()
@@ -216,11 +216,10 @@ class Study:
         self._chosen |= chosen
         watch.left(self.agenda)
 
-    def _remove_spent(self, row: LedgerRow) -> None:
+    def _remove_spent(self, rows: Iterable[LedgerRow]) -> None:
         if not self._place.keeps_models:
-            for folder in self.agenda.spent_folders(row):
-                if folder.exists():
-                    shutil.rmtree(folder, ignore_errors=True)
+            for folder in {folder for row in rows for folder in self.agenda.spent_folders(row)}:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_plan(plan: Plan, out: Path) -> None:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from shutil import copyfile
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,7 +19,7 @@ from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer import ImageTextModel, load
 from grr_coca.model.shipped_models import DEFAULT
 from processes import running
-from support import encode_image, real_pairs, snapshot
+from support import real_pairs, snapshot
 
 
 @pytest.fixture
@@ -403,40 +402,6 @@ def test_when_all_fail_the_exit_code_says_so(grr_coca, run, tmp_path):
     assert f"{tmp_path / 'cat.png'}: no such file" in said.err
 
 
-def test_odd_images_are_captioned_like_what_they_show(grr_coca, run, tmp_path):
-    """First frame, rotation, transparency, depth: each gives the caption of the plain image, and its probability."""
-    with Image.open(io.BytesIO(real_pairs(2)[1].image)) as opened:
-        plain = opened.convert("RGB").quantize(32).convert("RGB")
-    clear = plain.convert("RGBA")
-    turned = plain.rotate(90, expand=True)
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    grey = plain.convert("L")
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    files = {
-        "plain.png": encode_image(plain),
-        "frames.gif": encode_image(plain.quantize(32), "gif", save_all=True, append_images=[turned.quantize(32)] * 30),
-        "turned.png": encode_image(turned, exif=exif),
-        "clear.png": encode_image(clear),
-        "grey.png": encode_image(grey),
-        "deep.png": encode_image(deep),
-    }
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    said = grr_coca("caption", "-c", run.folder, tmp_path, "--json")
-    assert said.err == "1 file has several frames or pages; only the first was used\n"
-    found = {Path(record["image"]).name: record for record in map(json.loads, said.out.splitlines())}
-    for odd, same in (
-        ("frames.gif", "plain.png"),
-        ("turned.png", "plain.png"),
-        ("clear.png", "plain.png"),
-        ("deep.png", "grey.png"),
-    ):
-        assert found[odd]["caption"] == found[same]["caption"]
-        assert found[odd]["log_prob"] == pytest.approx(found[same]["log_prob"], abs=1e-3)
-    assert found["grey.png"]["log_prob"] != found["plain.png"]["log_prob"], "or the comparison could not fail"
-
-
 def test_a_name_that_is_not_utf8_comes_out_as_it_is(run, image_files, tmp_path, capfdbinary):
     path = Path(os.fsdecode(os.fsencode(image_files[0].parent) + b"/caf\xe9.webp"))
     image_files[0].rename(path)
@@ -500,16 +465,6 @@ def test_side_cars_that_two_images_would_share_are_refused(refused, run, image_f
 
 
 SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0 0h4v8H0z"/></svg>'
-
-
-def test_svg_files_are_images_like_others(grr_coca, tmp_path):
-    pytest.importorskip("resvg_py")
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.svg").write_bytes(SQUARE)
-    Image.new("RGB", (8, 8)).save(tmp_path / "three.png")
-    said = grr_coca("caption", tmp_path)
-    assert said.code == 0
-    assert len(said.out.splitlines()) == 3
 
 
 def test_an_svg_file_that_aborts_its_renderer_costs_one_line(grr_coca, tmp_path):

@@ -17,7 +17,7 @@ from grr_coca.train.recipe import CheckpointRecipe, load_recipe, save_recipe
 from synthetic_study import PRETRAINING, arm
 
 ALL_RATES = [0.001, 0.003, 0.01]
-STEPS = 60
+STEPS = 40
 
 
 def start(plan: Path, out: Path) -> subprocess.Popen:
@@ -66,7 +66,10 @@ def rows_by_name(out: Path) -> dict[str, dict]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
 @pytest.mark.parametrize(
     ("num_rates", "seeds", "num_kills"),
-    [pytest.param(2, [0], 2, marks=pytest.mark.ci), pytest.param(3, [0, 1], 20, marks=pytest.mark.slow)],
+    [
+        pytest.param(2, [0], 2, marks=pytest.mark.ci),
+        pytest.param(3, [0, 1], 20, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_a_grid_in_two_jobs_that_are_killed_has_each_row_once_and_the_same_report(
     write_study, tmp_path, num_rates, seeds, num_kills
@@ -75,7 +78,7 @@ def test_a_grid_in_two_jobs_that_are_killed_has_each_row_once_and_the_same_repor
     arms = [arm(name, grid=grid) for name in ("baseline_coca", "grr_coca")]
     plan = write_study(arms=arms, seeds=seeds, finetune=[], endpoints=PRETRAINING, steps=STEPS)
     recipe = load_recipe(tmp_path / "pictograms.yaml")
-    save_recipe(replace(recipe, checkpoints=CheckpointRecipe(minutes=0.002)), tmp_path / "pictograms.yaml")
+    save_recipe(replace(recipe, checkpoints=CheckpointRecipe(minutes=0.01)), tmp_path / "pictograms.yaml")
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     longest_life = seconds_to_a_row(plan, undisturbed)  # so the study is not at its end before the last kill
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from grr_coca.common.files import BINARY
 
 _SECONDS_OF_A_GLANCE = 0.2
-"""How long to wait for a lock: `is_held` takes it for an instant."""
+"""How long to wait for a lock that another process may be about to release."""
 
 
 class LockHeldError(Exception):
@@ -56,19 +56,6 @@ class ProcessLock:
     def release(self) -> None:
         """Release the lock."""
         self._release()
-
-
-def is_held(path: Path) -> bool:
-    """True if a process holds the lock of a file. The file need not exist."""
-    if not path.exists():
-        return False
-    try:
-        ProcessLock(path).release()
-    except LockHeldError:
-        return True
-    except OSError:  # on a file system without locks, or without permission to write, nobody can tell
-        return False
-    return False
 
 
 def _locked(path: Path) -> int | None:

@@ -283,8 +283,8 @@ def plan_of_folder(folder: Path) -> Plan:
     path = folder / PLAN_FILE
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that `grr-coca study run` writes to")
-    refuse_earlier_ledger(folder)
     if not path.exists():
+        refuse_earlier_ledger(folder)
         raise UserError(
             f"{folder}: is not a study: {PLAN_FILE} is missing; give the folder that `grr-coca study run` writes to"
         )
@@ -314,20 +314,23 @@ def _refuse_earlier_form(content: object, path: Path) -> None:
     Raises:
         UserError: it is so; names the commit whose code runs the plan.
     """
-    arms, tuning = (content.get(key) for key in ("arms", "tuning")) if isinstance(content, Mapping) else (None, None)
-    for arm in arms if isinstance(arms, list) else ():
-        if isinstance(arm, Mapping) and "variant" in arm:
-            commit = _LAST_WITH_LEDGERS if arm["variant"] is None else _LAST_WITH_VARIANTS
+    plan = content if isinstance(content, Mapping) else {}
+    listed = plan.get("arms")
+    arms = [arm for arm in listed if isinstance(arm, Mapping)] if isinstance(listed, list) else []
+    for arm in arms:
+        if arm.get("variant") is not None:
             raise UserError(
                 f"{path}: arms: {arm.get('name')}: variant: this code has no such models; "
-                f"commit {commit} runs this plan"
+                f"commit {_LAST_WITH_VARIANTS} runs this plan"
             )
-    if isinstance(tuning, Mapping) and not {"seed", "pretrain", "finetune", "arms"}.isdisjoint(tuning):
+    refuse_earlier_ledger(folder_of_plan(path))
+    tuning = plan.get("tuning")
+    has_search = isinstance(tuning, Mapping) and not {"seed", "pretrain", "finetune", "arms"}.isdisjoint(tuning)
+    if has_search or any("variant" in arm for arm in arms):
         raise UserError(
-            f"{path}: tuning: a search of an earlier form, where arms have a grid now; "
+            f"{path}: has keys of an earlier form, in which arms had no grid; "
             f"commit {_LAST_WITH_LEDGERS} runs this plan"
         )
-    refuse_earlier_ledger(folder_of_plan(path))
 
 
 def _with_full_arms(content: object) -> object:

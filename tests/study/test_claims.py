@@ -10,19 +10,20 @@ import time
 import pytest
 
 from grr_coca.study import claims as module
-from grr_coca.study.claims import Claim, Claims
-
-QUICK = {"renewed_every": 0.05, "free_after": 0.3}
+from grr_coca.study.claims import Claims
 
 
-def waited(seconds: float, claims: Claims, name: str = "run") -> Claim | None:
-    """Look every few milliseconds for as long, as another process without work does."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if (claim := claims.take(name)) is not None:
-            return claim
-        time.sleep(0.02)
-    return None
+@pytest.fixture
+def pass_time(monkeypatch):
+    """Call this with seconds, and they have passed. Files are touched by the clock of the disk, which goes on."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def passed(seconds: float) -> None:
+        time.sleep(0.02)  # else a file that is touched twice may have one time
+        now[0] += seconds
+
+    return passed
 
 
 @pytest.fixture
@@ -58,42 +59,50 @@ def test_a_run_that_was_ended_leaves_no_files(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_claim_without_a_sign_of_life_is_taken_over_and_its_holder_sees_it(tmp_path, elsewhere):
+def test_a_claim_without_a_sign_of_life_is_taken_over_and_its_holder_sees_it(tmp_path, elsewhere, pass_time):
     elsewhere("there")
-    sleeping = Claims(tmp_path, **QUICK)
+    sleeping = Claims(tmp_path)
     lost = sleeping.take("run")
     elsewhere("here")
-    here = Claims(tmp_path, **QUICK)
-    began = time.monotonic()
-    taken = waited(5.0, here)
+    here = Claims(tmp_path)
+    assert here.take("run") is None, "seen for the first time"
+    pass_time(600)
+    assert here.take("run") is None
+    pass_time(1)
+    taken = here.take("run")
     assert taken is not None
-    assert time.monotonic() - began >= QUICK["free_after"]
     assert (lost.is_held, taken.is_held) == (False, True)
     sleeping.renew()
     lost.sign()
     assert not lost.is_held, "what it does to its own claim changes nothing"
     sleeping.give_back(lost)
-    assert Claims(tmp_path, **QUICK).take("run") is None
+    assert Claims(tmp_path).take("run") is None
 
 
-def test_a_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere):
+def test_a_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere, pass_time):
     elsewhere("there")
-    working = Claims(tmp_path, **QUICK)
+    working = Claims(tmp_path, renewed_every=2.0, free_after=5.0)
     working.take("run")
-    stop = threading.Event()
+    elsewhere("here")
+    looking = Claims(tmp_path, renewed_every=2.0, free_after=5.0)
+    for _ in range(10):
+        pass_time(2.5)
+        working.renew()
+        assert looking.take("run") is None
+    pass_time(5.5)
+    assert looking.take("run") is not None, "the last sign of life is too long ago"
 
-    def renew() -> None:
-        while not stop.wait(0.02):
-            working.renew()
 
-    renewing = threading.Thread(target=renew)
-    renewing.start()
-    try:
-        elsewhere("here")
-        assert waited(4 * QUICK["free_after"], Claims(tmp_path, **QUICK)) is None
-    finally:
-        stop.set()
-        renewing.join()
+def test_one_that_looks_again_after_hours_has_not_missed_a_sign_of_life(tmp_path, elsewhere, pass_time):
+    elsewhere("there")
+    working = Claims(tmp_path)
+    working.take("run")
+    elsewhere("here")
+    looking = Claims(tmp_path)
+    assert looking.take("run") is None
+    pass_time(10_000)
+    working.renew()
+    assert looking.take("run") is None
 
 
 def test_of_many_that_take_over_one_claim_one_gets_it(tmp_path, elsewhere):
@@ -181,8 +190,9 @@ def test_the_same_number_on_another_machine_is_another_process(tmp_path, elsewhe
     assert Claims(tmp_path).take("run") is None
 
 
-def test_half_a_claim_is_one_until_it_shows_no_sign_of_life(tmp_path):
+def test_half_a_claim_is_one_until_it_shows_no_sign_of_life(tmp_path, pass_time):
     (tmp_path / ".run.claim-0").touch()  # killed between making the file and writing to it
-    claims = Claims(tmp_path, **QUICK)
+    claims = Claims(tmp_path)
     assert claims.take("run") is None
-    assert waited(5.0, claims) is not None
+    pass_time(601)
+    assert claims.take("run") is not None

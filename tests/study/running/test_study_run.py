@@ -243,7 +243,7 @@ def test_arms_that_wait_for_the_settings_of_others_say_so(write_study, tmp_path)
 
 def test_jobs_that_run_together_do_each_run_once(write_study, tmp_path):
     """Another job begins when this one has claimed its first run, and does all that it can."""
-    path, out, others = write_study(**TUNED), tmp_path / "out", Pretending()
+    path, out, others, told = write_study(**TUNED), tmp_path / "out", Pretending(), Notes()
 
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -255,11 +255,12 @@ def test_jobs_that_run_together_do_each_run_once(write_study, tmp_path):
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(running.time, "sleep", interrupted)  # it would wait for the run that this one has
                     with pytest.raises(KeyboardInterrupt):
-                        run(path, out, others)
+                        run(path, out, others, watch=told)
                 self.done.pop()
             return super().submit(function, task, *rest)
 
     mine = run(path, out, Together()).done
+    assert told.told[-1] == "other processes do all that is left; this one waits, in case one of them dies"
     assert not {*mine} & {*others.done}
     assert len({*mine, *others.done}) == len(mine) + len(others.done) == 2 * (2 + 2 + 2)
     assert read_digests(out).recipes.keys() == {"baseline_coca", "grr_coca"}

@@ -136,7 +136,7 @@ class Study:
         for note in self._files.notes.values():
             watch.note(note)
         self._look(watch)
-        next_look = 0.0
+        next_look, is_waiting = 0.0, False
         while True:
             if len(running) < workers.count and time.monotonic() >= next_look:
                 for task, claim in self._claimed(workers.count - len(running), watch):
@@ -146,7 +146,10 @@ class Study:
             if not running:
                 if not self.agenda.open_tasks():
                     break
-                time.sleep(max(0.0, next_look - time.monotonic()))  # others have all that is left
+                if not is_waiting:
+                    watch.note("other processes do all that is left; this one waits, in case one of them dies")
+                is_waiting = True
+                time.sleep(max(0.0, next_look - time.monotonic()))
             while running and not any(future.done() for future in running):
                 workers.listen(lambda name, done: watch.step(titles[name], done) if name in titles else None)
                 self._claims.renew()

@@ -26,11 +26,7 @@ def num_threads() -> int:
 
 
 def _container_limit(groups: Path) -> float | None:
-    """The cores whose time a container may use (`docker run --cpus`), by version 2 or 1 of control groups; None: all.
-
-    Args:
-        groups: the folder of control groups.
-    """
+    """The cores whose time a container may use (`docker run --cpus`), by control groups (version 1 or 2). None: all."""
     try:
         if (groups / "cpu.max").exists():
             quota, period = (groups / "cpu.max").read_text().split()

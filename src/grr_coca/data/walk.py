@@ -108,10 +108,6 @@ class Walk:
     another link to it, is found. Memory grows with the number of folders and with the number of files in one folder.
 
     `refused`: folders that could not be read completely, which the caller may take away.
-
-    Args:
-        root: the folder.
-        left_out: decides which folders are not entered.
     """
 
     def __init__(self, root: str, left_out: Exclusions) -> None:

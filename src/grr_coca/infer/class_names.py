@@ -33,10 +33,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     """Raise an error unless there are two or more classes with different names.
 
-    Args:
-        names: the names.
-        where: name of their source in messages.
-
     Raises:
         UserError: there are fewer than two names, an empty name, one that UTF-8 cannot hold, or two names that differ
             only in case and spaces.

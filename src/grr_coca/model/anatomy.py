@@ -117,10 +117,6 @@ def saved_bytes_per_pair(config: CoCaConfig, text_length: int | None = None) -> 
 
     The losses save no logits. The result is what a third pair adds to two. For short captions it may be some per cent
     off, since the row of packed captions is rounded up.
-
-    Args:
-        config: the model.
-        text_length: as in `flops_per_pair`.
     """
     model = build(config)  # not on the meta device, where attention saves other tensors
     length = text_length or config.text_decoder.context_length

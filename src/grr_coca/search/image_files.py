@@ -115,10 +115,6 @@ class ImageFile:
 def find_images(arguments: Sequence[str], left_out: Exclusions | None = None) -> list[ImageFile]:
     """Find the images of several arguments, in order and without repetition.
 
-    Args:
-        arguments: files, folders, patterns, shards or tables.
-        left_out: what to leave out.
-
     Raises:
         UserError: there is no argument, or one gives no image.
     """

@@ -158,11 +158,6 @@ def _tags_of(model: "ImageTextModel", described: "Description") -> tuple[str, ..
 class IndexModel:
     """The model of an index, found by its name and loaded at first use.
 
-    Args:
-        name: as in `grr_coca.load`.
-        batch_size: images in one forward pass.
-        engine: as in `grr_coca.load`.
-
     Raises:
         UserError: there is no such model.
     """

@@ -140,10 +140,6 @@ def _shown(folders: Sequence[Path], was_imported: bool) -> str:
 class RunningServer:
     """A server from its start, which takes the port, to its end.
 
-    Args:
-        options: what to serve.
-        say: prints a line.
-
     Raises:
         UserError: the port is in use, there is no such model or index, or another model has made the index.
     """

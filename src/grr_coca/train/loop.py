@@ -74,9 +74,6 @@ class Validation:
     def run(self, checkpoint: Checkpoint) -> ValidationResult:
         """Evaluate the trainer's model, with the running average of its weights if there is one. Every rank must call
         this.
-
-        Args:
-            checkpoint: the trainer's current model.
         """
         batch_size = self._recipe.evaluation.batch_size
         with self._trainer.averaged():

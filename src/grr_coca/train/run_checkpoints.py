@@ -62,9 +62,6 @@ class Origin:
 def origin_of(checkpoint: Path) -> Origin:
     """The origin of a run that begins from a checkpoint.
 
-    Args:
-        checkpoint: the folder of its files.
-
     Raises:
         UserError: a file cannot be read, or its manifest is damaged.
     """

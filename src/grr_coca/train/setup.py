@@ -82,12 +82,6 @@ def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
 def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Path) -> None:
     """Raise an error if the pairs of a resumed run have changed since it began.
 
-    Args:
-        then: the state that its checkpoint holds.
-        now: the state at this start.
-        recipe: the recipe of the run.
-        point: the checkpoint, for the message.
-
     Raises:
         UserError: a source has changed; the message names the first.
     """

@@ -105,13 +105,7 @@ def stream_captions(
     The pieces of a caption, one after the other, are its text. The first one begins with the prompt. A piece may be
     empty: the caption has ended, or a character is not complete yet. The generator returns what `generate` returns.
 
-    Args:
-        engine: see `generate`, as for the other arguments.
-        tokenizer: the tokenizer that the model was trained with.
-        pixels: RGB images, cropped and resized to squares of the model's size.
-        options: greedy decoding, or sampling of a single caption for each image.
-        prompt: the words that every caption begins with.
-        keys: a name for each image, which seeds its random numbers.
+    Arguments are those of `generate`, with options of greedy decoding or of sampling a single caption for each image.
 
     Raises:
         UserError: as for `generate`; or captions of these options are known only when all have ended.

@@ -39,11 +39,6 @@ class Heads:
 def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCaConfig:
     """The config of the model with these tensors.
 
-    Args:
-        tensors: open_clip's tensors by name.
-        heads: numbers of heads.
-        name: name of the file in messages.
-
     Raises:
         UserError: the tensors are not a CoCa of open_clip, or one that our model does not support.
     """

@@ -25,14 +25,7 @@ _MAX_SVG = 20_000
 
 
 def review_page(matches: Sequence[PictureMatch], source: OpenPictureSet, target: OpenPictureSet, title: str) -> str:
-    """The page, as HTML.
-
-    Args:
-        matches: of the source with the target.
-        source: where the pictures are.
-        target: where their candidates are.
-        title: of the page.
-    """
+    """The page, as HTML."""
     drawings: dict[str, int] = {}
 
     def drawn(side: OpenPictureSet, place: int) -> int:

@@ -150,25 +150,22 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
     rows = _counted(plan, read, digests, notes)
     by_point: _ByPoint = {}
     for row in rows:
-        by_point.setdefault((row.arm, row.stage), {}).setdefault(row.recipe_digest, {})[row.seed] = row
+        by_point.setdefault(_place(row), {}).setdefault(row.recipe_digest, {})[row.seed] = row
     searched = digests.recipes if plan.tuning is None else digests.trials
     grids = {(arm, t): found for arm, stages in searched.items() for t, found in stages.items() if len(found) > 1}
-    best: dict[tuple[str, str], LedgerRow] = {}
-    for arm in plan.arms:
-        for stage in stage_names(plan):
-            if (row_of_best := _best(plan, arm, stage, grids, by_point)) is not None:
-                best[arm.name, stage] = row_of_best
-    own = {key: row.recipe_digest for key, row in best.items()} if plan.tuning is None else {}
-    is_open = {key for key in grids if plan.tuning is None and key not in own}
-    runs = [
-        row for row in rows if row.seed in plan.seeds and own.get(_place(row), row.recipe_digest) == row.recipe_digest
-    ]
-    measured = [row for row in runs if row.kind == "run" and _place(row) not in is_open]
-    notes += _unpaired(measured)
-    commits = Counter(row.commit for row in measured)
-    if len(commits) > 1:
-        shares = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())
-        notes.append(f"rows come from {len(commits)} commits: {shares}")
+    best = {
+        (arm.name, stage): found
+        for arm in plan.arms
+        for stage in stage_names(plan)
+        if (found := _best(plan, arm, stage, grids, by_point)) is not None
+    }
+    runs = [row for row in rows if row.seed in plan.seeds]
+    diverged = {(row.arm, row.seed, row.stage): row for row in runs if row.kind == "diverged"}
+    if plan.tuning is None:  # only the best points count
+        runs = [row for row in runs if _place(row) not in grids or _is_at(row, best.get(_place(row)))]
+        diverged = {key: row for key, row in diverged.items() if _place(row) not in best or row in runs}
+    measured = [row for row in runs if row.kind == "run"]
+    notes += [*_unpaired(measured), *_several_commits(measured)]
     return Ledger(
         rows=tuple(measured),
         tried=tuple(
@@ -181,9 +178,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
         chosen={key: row.settings for key, row in best.items()},
         lacking=frozenset(_lacking(plan, digests, by_point)),
         notes=tuple(notes),
-        diverged=tuple(
-            {(row.arm, row.seed, row.stage): row for row in runs if row.kind == "diverged"}.values(),
-        ),
+        diverged=tuple(diverged.values()),
     )
 
 
@@ -193,6 +188,10 @@ _ByPoint = dict[tuple[str, str], dict[str, dict[int, LedgerRow]]]
 
 def _place(row: LedgerRow) -> tuple[str, str]:
     return row.arm, row.stage
+
+
+def _is_at(row: LedgerRow, point: LedgerRow | None) -> bool:
+    return point is not None and row.recipe_digest == point.recipe_digest
 
 
 def _best(
@@ -264,3 +263,10 @@ def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
             yield f"{name}: {count} have other initial values than in {first.arm}, such as {differing[0]}"
         if row.data_order != first.data_order and row.steps == first.steps:
             yield f"{name}: was not trained on the same pairs in the same order as {first.arm}"
+
+
+def _several_commits(runs: Sequence[LedgerRow]) -> Iterator[str]:
+    commits = Counter(row.commit for row in runs)
+    if len(commits) > 1:
+        shares = ", ".join(f"{count} of {commit}" for commit, count in commits.most_common())
+        yield f"rows come from {len(commits)} commits: {shares}"

@@ -267,6 +267,16 @@ def test_jobs_that_run_together_do_each_run_once(write_study, tmp_path):
     assert [len(rows) for rows in (read_ledger(out).rows, read_ledger(out).notes)] == [4, 0]
 
 
+def test_rows_of_machines_that_share_no_folder_are_a_whole_study_together(write_study, tmp_path):
+    path, both = write_study(**TUNED), tmp_path / "both"
+    for name in ("baseline_coca", "grr_coca"):
+        run(path, tmp_path / name, Pretending(), arms=[name])
+        shutil.copytree(tmp_path / name / "rows", both / "rows", dirs_exist_ok=True)
+    assert run(path, both, Pretending()).done == []
+    ledger = read_ledger(both)
+    assert (len(ledger.rows), len(ledger.tried), len(ledger.chosen), ledger.notes) == (4, 8, 4, ())
+
+
 def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(write_study, tmp_path):
     """The process slept, another one has taken its run over and ended it; both have measured it."""
     path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()

@@ -141,6 +141,7 @@ def test_one_process_writes_and_the_other_is_told_which(store, reopened):
     assert len(other) == 0
 
 
+@pytest.mark.filterwarnings("ignore:unclosed database")
 def test_a_store_that_nobody_closed_or_that_a_forked_process_has_too_holds_no_lock(store, reopened):
     fill(store, 1)
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))

@@ -16,6 +16,7 @@ from grr_coca.serve.refusal import MAX_BYTES, Refusal, error_headers, json_bytes
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
+    from grr_coca.search.index import Index
     from grr_coca.serve.served_index import ServedIndex
 
 _MAX_CALLS = 32
@@ -63,7 +64,7 @@ class McpEndpoint:
     async def _start(self, library: "ServedIndex") -> "StreamableHTTPSessionManager":
         # In a thread: importing the SDK takes half a second of a processor.
         try:
-            manager = await asyncio.to_thread(_made_manager, library)
+            manager, index = await asyncio.to_thread(_made_manager, library)
         except UserError as error:
             raise Refusal(503, f"there is no index now: {error}", retry_after=5) from error
         started = asyncio.get_running_loop().create_future()
@@ -71,9 +72,10 @@ class McpEndpoint:
         async def run() -> None:
             # The task group of the manager must be left by the task that entered it.
             try:
-                async with manager.run():
-                    started.set_result(manager)
-                    await asyncio.Event().wait()
+                with index:
+                    async with manager.run():
+                        started.set_result(manager)
+                        await asyncio.Event().wait()
             except Exception as error:
                 if started.done():
                     raise
@@ -83,7 +85,7 @@ class McpEndpoint:
         return await started
 
 
-def _made_manager(library: "ServedIndex") -> "StreamableHTTPSessionManager":
+def _made_manager(library: "ServedIndex") -> "tuple[StreamableHTTPSessionManager, Index]":
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager  # late: it needs an extra
 
     from grr_coca.search.index import Index
@@ -92,9 +94,10 @@ def _made_manager(library: "ServedIndex") -> "StreamableHTTPSessionManager":
 
     name = Path(library.location).name.removesuffix(".index") or "icons"
     files = library.files
-    tools = IconTools({name: Index.open(library.location)}, reads_files=False, read=files.read_now, decode=files.decode)
+    index = Index.open(library.location)
+    tools = IconTools({name: index}, reads_files=False, read=files.read_now, decode=files.decode)
     server = make_mcp_server(tools, reads_files=False)
-    return StreamableHTTPSessionManager(app=server, json_response=True, stateless=True)
+    return StreamableHTTPSessionManager(app=server, json_response=True, stateless=True), index
 
 
 def _with_short_errors(send: Send) -> Send:

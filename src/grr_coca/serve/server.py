@@ -282,6 +282,19 @@ class _Server(uvicorn.Server):
             self.should_exit = self.should_exit or is_late or self._guard.in_flight == 0
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop."""
+        cutting = asyncio.create_task(self._cut_connections())
+        await super().shutdown(sockets)
+        cutting.cancel()
+
+    async def _cut_connections(self) -> None:
+        """After a second signal, close all connections. From Python 3.12 on, the end waits for them."""
+        while not self.force_exit:
+            await asyncio.sleep(0.1)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
 
 class _Protocol(H11Protocol):
     """HTTP of uvicorn, with limits of time for headers and for bodies that nobody reads, and refusals in JSON.

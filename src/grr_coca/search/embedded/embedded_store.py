@@ -92,8 +92,12 @@ class EmbeddedStore(Store):
         self._folder = folder
         self._identity = _identity(folder)
         database = open_database(folder)
-        with database_errors(folder):
-            header = read_header(database)
+        try:
+            with database_errors(folder):
+                header = read_header(database)
+        except UserError:
+            database.close()
+            raise
         super().__init__(str(folder), header)
         self._idle = [database]
         self._is_closed = False

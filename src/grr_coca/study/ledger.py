@@ -117,7 +117,7 @@ def cost(row: LedgerRow) -> float:
 class Ledger:
     """The rows of a study that count, and notes for the user.
 
-    - `rows`: of the plan's seeds, each arm at its best point
+    - `rows`: of the plan's seeds, each arm at its best point. Seeds that lack a point are left out
     - `tried`: of all points of all grids, with the seeds by which the best is chosen
     - `chosen`: by arm and stage, the best point of the grid, over the seeds that have all points
     - `lacking`: arm, seed and stage of planned runs that have no row, at one point of the grid or more
@@ -159,10 +159,15 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
         for stage in stage_names(plan)
         if (found := _best(plan, arm, stage, grids, by_point)) is not None
     }
-    runs = [row for row in rows if row.seed in plan.seeds]
+    runs, lacking = [row for row in rows if row.seed in plan.seeds], frozenset(_lacking(plan, digests, by_point))
     diverged = {(row.arm, row.seed, row.stage): row for row in runs if row.kind == "diverged"}
     if plan.tuning is None:  # only the best points count
-        runs = [row for row in runs if _place(row) not in grids or _is_at(row, best.get(_place(row)))]
+        runs = [
+            row
+            for row in runs
+            if _place(row) not in grids
+            or (_is_at(row, best.get(_place(row))) and (row.arm, row.seed, row.stage) not in lacking)
+        ]
         diverged = {key: row for key, row in diverged.items() if _place(row) not in best or row in runs}
     measured = [row for row in runs if row.kind == "run"]
     notes += [*_unpaired(measured), *_several_commits(measured)]
@@ -176,7 +181,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
             if (found := by_point.get(key, {}).get(digest, {}).get(seed)) is not None
         ),
         chosen={key: row.settings for key, row in best.items()},
-        lacking=frozenset(_lacking(plan, digests, by_point)),
+        lacking=lacking,
         notes=tuple(notes),
         diverged=tuple(diverged.values()),
     )

@@ -14,13 +14,15 @@ from grr_coca.study.plan import Arm, Endpoints, Plan, Settings, Tuning
 from grr_coca.study.report.grid import (
     GridCurve,
     best_against_best,
-    grid_answer,
     grid_as_plain,
     grid_figure,
     grid_results,
     grid_tables,
+    with_choice_drawn,
 )
+from grr_coca.study.report.numbers import study_results
 from grr_coca.study.report.page import write_study_report
+from grr_coca.study.report.verdict import Answer, answer, verdict
 from grr_coca.study.rows import LedgerRow
 from grr_coca.study.statistics import as_percent
 from synthetic_study import write_study
@@ -182,10 +184,9 @@ def test_an_arm_without_a_grid_is_compared_as_it_is():
     assert (found.at_points, found.interaction) == ((), None)
     assert grid_tables(found)[0].rows[0][0] == "best against best: GRR-CoCa at 0.006 and Baseline CoCa"
     assert ">Baseline CoCa" in grid_figure(found)
-    assert not any("coca" in caution for caution in grid_answer(asked, [found]).cautions), "it has no grid"
-    with_grid = replace(asked, arms=(*arms[:2], replace(arms[2], grid={"optimizer.lr": RATES})))
-    told = "Without coca: no seed has every point of the grid, or a run diverged at each."
-    assert told in grid_answer(with_grid, [found]).cautions
+    asked_of_coca = replace(asked, arms=(arms[2], arms[1]))
+    results = with_choice_drawn(asked_of_coca, Ledger(tuple(own)), study_results(asked_of_coca, Ledger(tuple(own))))
+    assert results == study_results(asked_of_coca, Ledger(tuple(own))), "nothing was chosen"
 
 
 def test_a_grid_of_several_keys_is_shown_point_by_point():
@@ -212,16 +213,23 @@ def test_trials_with_seeds_of_their_own_are_compared_nowhere():
     assert grid_results(replace(plan(2), tuning=Tuning(seeds=(9,))), ledger(VAL, TEST)) == []
 
 
-def test_an_endpoint_of_fine_tuning_has_no_curve():
+def test_an_endpoint_of_fine_tuning_has_no_curve_and_no_verdict():
     """Fine-tunings start from the best point alone."""
-    asked = replace(plan(2), finetune=("health.yaml",), endpoints=Endpoints(primary=("finetuning/coca_loss",)))
-    assert grid_results(asked, ledger(VAL, TEST)) == []
-    both = replace(asked, endpoints=Endpoints(primary=("finetuning/coca_loss", "pretraining/coca_loss")))
-    (found,) = grid_results(both, ledger(VAL, TEST))
-    assert (
-        "Nothing is decided on CoCa loss after fine-tuning: only CoCa loss after pretraining is."
-        in grid_answer(both, [found]).cautions
+    asked, rows = eight_seeds([0.2, 0.21, 0.19, 0.2, 0.22, 0.2, 0.18, 0.2])
+    tuned = tuple(replace(each, stage="health") for each in rows.rows)
+    asked = replace(
+        asked,
+        finetune=("health.yaml",),
+        endpoints=Endpoints(primary=("finetuning/coca_loss", "pretraining/coca_loss")),
     )
+    both = replace(rows, rows=(*rows.rows, *tuned))
+    assert [found.endpoint.name for found in grid_results(asked, both)] == ["pretraining/coca_loss"]
+    without = study_results(asked, both).arms[0].endpoints
+    assert [verdict(result) for result in without] == ["better", "better"]
+    drawn = with_choice_drawn(asked, both, study_results(asked, both)).arms[0].endpoints
+    assert [verdict(result) for result in drawn] == ["open", "better"]
+    assert [result.with_choice is None for result in drawn] == [True, False]
+    assert grid_results(replace(asked, endpoints=Endpoints(primary=("finetuning/coca_loss",))), both) == []
 
 
 def test_a_rate_whose_recall_is_zero_is_not_chosen_in_a_draw():
@@ -306,7 +314,7 @@ def test_a_report_shows_each_arm_at_its_best_point(tmp_path):
     page, tables = ((tmp_path / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
     for text in (page, tables):
         assert "best against best: GRR-CoCa at 0.006 and Baseline CoCa at 0.012" in text
-        assert "They have no verdict here, since the settings were chosen with these seeds." in text
+        assert "With the choice drawn: over seeds, each draw of which chooses the settings" in text
         assert "Secondary endpoints" in text
     assert "<h2>GRR-CoCa at its best settings</h2>" in page
     assert "## Settings" not in tables, "its losses by settings are shown above"
@@ -320,7 +328,12 @@ def eight_seeds(best_on_test: list[float]) -> tuple[Plan, Ledger]:
     flat = {rate: [level] * 8 for rate, level in zip(RATES, (0.3, 0.1, 0.2), strict=True)}
     val = {"grr_coca": list(flat.values()), "baseline_coca": [[0.5] * 8, [0.3] * 8, [0.1] * 8]}
     test = {"grr_coca": [[0.5] * 8, best_on_test, [0.4] * 8], "baseline_coca": [[0.6] * 8, [0.4] * 8, [0.3] * 8]}
-    return plan(8), ledger(val, test)
+    tried, best = rows_of(val, test), {"grr_coca": 0.006, "baseline_coca": 0.012}
+    return plan(8), Ledger(tuple(r for r in tried if r.settings["optimizer.lr"] == best[r.arm]), tuple(tried))
+
+
+def answer_of(asked: Plan, rows: Ledger) -> Answer:
+    return answer(asked, with_choice_drawn(asked, rows, study_results(asked, rows)))
 
 
 @pytest.mark.parametrize(
@@ -328,36 +341,47 @@ def eight_seeds(best_on_test: list[float]) -> tuple[Plan, Ledger]:
     [
         (
             [0.2, 0.21, 0.19, 0.2, 0.22, 0.2, 0.18, 0.2],
-            "GRR-CoCa is better than Baseline CoCa, each at its best settings",
+            "GRR-CoCa is better than Baseline CoCa",
         ),
         (
             [0.4, 0.41, 0.39, 0.4, 0.42, 0.4, 0.38, 0.4],
-            "GRR-CoCa is worse than Baseline CoCa, each at its best settings",
+            "GRR-CoCa is worse than Baseline CoCa",
         ),
         (
             [0.2, 0.41, 0.29, 0.3, 0.32, 0.3, 0.28, 0.31],
-            "No difference between GRR-CoCa and Baseline CoCa is shown, each at its best settings",
+            "No difference between GRR-CoCa and Baseline CoCa is shown",
         ),
         (
             [0.3, 0.31, 0.29, 0.3, 0.302, 0.3, 0.298, 0.3],
-            "GRR-CoCa and Baseline CoCa are equal within ±2 %, each at its best settings",
+            "GRR-CoCa and Baseline CoCa are equal within ±2 %",
         ),
     ],
 )
 def test_the_answer_compares_best_with_best(on_test, headline):
     asked, rows = eight_seeds(on_test)
-    found = grid_answer(asked, grid_results(asked, rows))
+    found = answer_of(asked, rows)
     assert (found.question, found.headline) == (
         "Is GRR-CoCa better than Baseline CoCa, each at its best settings?",
-        headline,
+        f"{headline} in the one primary endpoint, each at its best settings",
     )
 
 
+def test_a_draw_that_chooses_otherwise_decides_nothing_alone():
+    """As chosen, all seeds are better. Where a draw takes the seeds that are for another rate, it is worse."""
+    asked, rows = eight_seeds([0.2, 0.21, 0.19, 0.2, 0.22, 0.2, 0.18, 0.2])
+    assert verdict(with_choice_drawn(asked, rows, study_results(asked, rows)).arms[0].endpoints[0]) == "better"
+    (result,) = study_results(asked, rows).arms[0].endpoints
+    assert verdict(replace(result, with_choice=(-9.0, 0.1))) == "open"
+    assert verdict(replace(result, with_choice=(-9.0, -0.1))) == "better"
+
+
 def test_an_answer_of_few_seeds_decides_nothing():
-    two = grid_answer(plan(2), grid_results(plan(2), ledger(VAL, TEST)))
-    assert two.headline.startswith("Not enough seeds to decide")
     asked, rows = eight_seeds([0.2] * 7 + [0.21])
-    begun = replace(rows, tried=tuple(row for row in rows.tried if row.seed < 6))
-    found = grid_answer(asked, grid_results(asked, begun))
+
+    def of(count: int) -> Ledger:
+        return Ledger(tuple(r for r in rows.rows if r.seed < count), tuple(r for r in rows.tried if r.seed < count))
+
+    assert "not enough seeds to decide whether GRR-CoCa is better" in answer_of(asked, of(2)).headline
+    found = answer_of(asked, of(6))
     assert found.headline.startswith("So far, with 6 of 8 seeds complete: GRR-CoCa is better")
     assert found.cautions[-1].startswith("Wait for all seeds")

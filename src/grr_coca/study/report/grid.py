@@ -7,8 +7,7 @@ interval at points that were chosen once would be too narrow, since other seeds 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,12 +16,19 @@ from matplotlib.axes import Axes
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
 from grr_coca.study.ledger import Ledger
-from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Arm, Plan, Settings, arm_named, points_of, stage_names
-from grr_coca.study.report.numbers import Effect, Endpoint, effect_of, image_intervals
+from grr_coca.study.plan import Arm, Plan, Settings, arm_named, points_of, stage_names
+from grr_coca.study.report.numbers import (
+    Effect,
+    Endpoint,
+    EndpointResult,
+    StudyResults,
+    effect_of,
+    image_intervals,
+)
 from grr_coca.study.report.tables import Table, effect_cell
-from grr_coca.study.report.verdict import Answer, arm_titles, capitalized, listed, signed
+from grr_coca.study.report.verdict import arm_titles, ends_in_signs
 from grr_coca.study.rows import LedgerRow
-from grr_coca.study.statistics import LEVEL, MARGIN, RESAMPLES, as_percent, min_seeds
+from grr_coca.study.statistics import LEVEL, RESAMPLES, as_percent
 
 CHOSEN_ON_VAL = "pretraining/coca_loss"
 
@@ -122,42 +128,62 @@ def grid_results(plan: Plan, ledger: Ledger) -> list[GridResults]:
         Nothing if neither has a grid, tuning has seeds of its own, or no seed has all points. An arm that diverged at
         every point is left out.
     """
-    endpoint = _endpoint(plan)
-    if endpoint is None or plan.tuning is not None:
-        return []
-    found, baseline = [], arm_named(plan, plan.baseline)
-    for arm in plan.arms:
-        points = [_rows_by_point(plan, ledger, each) for each in (arm, baseline)]
-        if arm == baseline or max(map(len, points)) < 2:
-            continue
-        seeds = tuple(seed for seed in plan.seeds if all(seed in rows for side in points for rows in side))
-        if not seeds:
-            continue
-        ours, theirs = (_curve(plan, endpoint, *side, seeds) for side in zip((arm, baseline), points, strict=True))
-        if not all(np.isfinite(curve.test[curve.best]).all() for curve in (ours, theirs)):
-            continue
-        ratios = _log_ratios(ours, theirs)
-        found.append(
-            GridResults(
-                endpoint=endpoint,
-                split=plan.endpoints.split,
-                seeds=seeds,
-                model=ours,
-                baseline=theirs,
-                best=best_against_best(ours, theirs, seeds),
-                best_over_both=_over_both(plan, endpoint, ours, theirs, (ours.best, theirs.best), seeds),
-                at_points=tuple(
-                    AtPoint(
-                        ours.points[pair[0]],
-                        _effect(of_point, seeds),
-                        _over_both(plan, endpoint, ours, theirs, pair, seeds),
-                    )
-                    for pair, of_point in ratios.items()
-                ),
-                interaction=_interaction(ours, ratios, seeds),
+    endpoint = next((each for each in map(Endpoint, plan.endpoints.primary) if each.phase == "pretraining"), None)
+    found = [_compared(plan, ledger, endpoint, arm) for arm in plan.arms if endpoint is not None]
+    return [results for results in found if results is not None]
+
+
+def with_choice_drawn(plan: Plan, ledger: Ledger, results: StudyResults) -> StudyResults:
+    """The results with the intervals in which each draw of seeds chooses the settings.
+
+    Endpoints without such an interval lose their corrected p, so that they get no verdict: those of fine-tuning, which
+    starts from the best points alone.
+    """
+
+    first = stage_names(plan)[0]
+
+    def drawn(result: EndpointResult, arm: str) -> EndpointResult:
+        endpoint, pair = Endpoint(result.endpoint), (arm_named(plan, arm), arm_named(plan, plan.baseline))
+        stages = stage_names(plan) if endpoint.phase == "finetuning" else (first,)
+        if not any(len(points_of(plan, each, stage)) > 1 for each in pair for stage in stages):
+            return result
+        found = _compared(plan, ledger, endpoint, pair[0]) if result.is_primary and stages == (first,) else None
+        if found is None or found.best.low is None or found.best.high is None:
+            return replace(result, p_holm=None)
+        return replace(result, with_choice=(found.best.low, found.best.high))
+
+    if plan.tuning is not None:
+        return results
+    arms = [replace(each, endpoints=tuple(drawn(r, each.arm) for r in each.endpoints)) for each in results.arms]
+    return replace(results, arms=tuple(arms))
+
+
+def _compared(plan: Plan, ledger: Ledger, endpoint: Endpoint, arm: Arm) -> GridResults | None:
+    baseline = arm_named(plan, plan.baseline)
+    points = [_rows_by_point(plan, ledger, each) for each in (arm, baseline)]
+    seeds = tuple(seed for seed in plan.seeds if all(seed in rows for side in points for rows in side))
+    if arm == baseline or plan.tuning is not None or max(map(len, points)) < 2 or not seeds:
+        return None
+    ours, theirs = (_curve(plan, endpoint, *side, seeds) for side in zip((arm, baseline), points, strict=True))
+    if not all(np.isfinite(curve.test[curve.best]).all() for curve in (ours, theirs)):
+        return None
+    ratios = _log_ratios(ours, theirs)
+    return GridResults(
+        endpoint=endpoint,
+        split=plan.endpoints.split,
+        seeds=seeds,
+        model=ours,
+        baseline=theirs,
+        best=best_against_best(ours, theirs, seeds),
+        best_over_both=_over_both(plan, endpoint, ours, theirs, (ours.best, theirs.best), seeds),
+        at_points=tuple(
+            AtPoint(
+                ours.points[pair[0]], _effect(of_point, seeds), _over_both(plan, endpoint, ours, theirs, pair, seeds)
             )
-        )
-    return found
+            for pair, of_point in ratios.items()
+        ),
+        interaction=_interaction(ours, ratios, seeds),
+    )
 
 
 def best_against_best(model: GridCurve, baseline: GridCurve, seeds: Sequence[int]) -> BestAgainstBest:
@@ -177,55 +203,6 @@ def best_against_best(model: GridCurve, baseline: GridCurve, seeds: Sequence[int
     low, high = np.quantile(ours - theirs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     kept = float(np.mean(has_ours & has_theirs))
     return BestAgainstBest(effect, float(as_percent(low)), float(as_percent(high)), kept)
-
-
-def grid_answer(plan: Plan, found: Sequence[GridResults]) -> Answer:
-    """The answer of a study with grids: its first arm against the baseline, each at its best point.
-
-    Better or worse is said only of this comparison, and only if the t test over seeds at the points as chosen passes at
-    5 %, and the interval with the choice drawn excludes zero. Equal: both intervals lie within ± 2 %.
-    """
-    main = found[0]
-    names = main.model.title, main.baseline.title
-    begins, missing = "", len(plan.seeds) - len(main.seeds)
-    if missing:
-        begins = f"So far, with {len(main.seeds)} of {len(plan.seeds)} seeds complete: "
-    headline = (
-        begins
-        + {
-            "few": f"not enough seeds to decide whether {names[0]} is better than {names[1]}",
-            "open": f"no difference between {names[0]} and {names[1]} is shown",
-            "equal": f"{names[0]} and {names[1]} are equal within ±2 %",
-            "better": f"{names[0]} is better than {names[1]}",
-            "worse": f"{names[0]} is worse than {names[1]}",
-        }[_verdict(main)]
-        + ", each at its best settings"
-    )
-    cautions = []
-    if _verdict(main) == "few":
-        cautions.append(f"Nothing is called better or worse with fewer than {min_seeds(1)} seeds.")
-    others = [Endpoint(name) for name in plan.endpoints.primary if name != main.endpoint.name]
-    if others:
-        titles = listed([endpoint.full_title for endpoint in others])
-        cautions.append(f"Nothing is decided on {titles}: only {main.endpoint.full_title} is.")
-    compared = {results.model.arm for results in found} | {plan.baseline}
-    titles_of = arm_titles(plan)
-    if left_out := [titles_of[arm.name] for arm in plan.arms if arm.grid and arm.name not in compared]:
-        cautions.append(f"Without {listed(left_out)}: no seed has every point of the grid, or a run diverged at each.")
-    if missing and _verdict(main) in ("better", "worse"):
-        cautions.append("Wait for all seeds: stopping at the first difference finds differences that do not exist.")
-    question = f"Is {names[0]} better than {names[1]}, each at its best settings?"
-    return Answer(question, capitalized(headline), tuple(cautions))
-
-
-def _verdict(results: GridResults) -> Literal["few", "open", "equal", "better", "worse"]:
-    best, effect = results.best, results.best.effect
-    if effect.num_seeds < min_seeds(1) or effect.p_t is None or best.low is None or best.high is None:
-        return "few"
-    if effect.p_t > SIGNIFICANCE_LEVEL or best.low * best.high <= 0:
-        is_equal = effect.is_equivalent and max(-best.low, best.high) < MARGIN
-        return "equal" if is_equal else "open"
-    return "better" if (effect.change < 0) == results.endpoint.lower_is_better else "worse"
 
 
 def grid_as_plain(results: GridResults) -> dict[str, object]:
@@ -256,12 +233,12 @@ def grid_tables(results: GridResults) -> list[Table]:
     model, baseline = results.model, results.baseline
     count = f"{len(results.seeds)} seed{'' if len(results.seeds) == 1 else 's'}"
     best, effect = results.best, results.best.effect
-    with_choice = _ends(None if best.low is None or best.high is None else (best.low, best.high))
+    with_choice = ends_in_signs(None if best.low is None or best.high is None else (best.low, best.high))
     at_best = f"best against best: {model.best_title} and {baseline.best_title}"
     lines = [
-        (at_best, effect_cell(effect), _ends(results.best_over_both), with_choice),
+        (at_best, effect_cell(effect), ends_in_signs(results.best_over_both), with_choice),
         *(
-            (f"both at {_short(at.point)}", effect_cell(at.effect), _ends(at.over_both), "–")
+            (f"both at {_short(at.point)}", effect_cell(at.effect), ends_in_signs(at.over_both), "–")
             for at in results.at_points
         ),
     ]
@@ -324,11 +301,6 @@ def grid_figure(results: GridResults) -> str:
     handles, labels = val.get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
     return svg_text(figure)
-
-
-def _endpoint(plan: Plan) -> Endpoint | None:
-    """The first primary endpoint of pretraining. Fine-tunings start from the best points alone, and have no curve."""
-    return next((each for each in map(Endpoint, plan.endpoints.primary) if each.phase == "pretraining"), None)
 
 
 def _rows_by_point(plan: Plan, ledger: Ledger, arm: Arm) -> list[dict[int, LedgerRow]]:
@@ -432,10 +404,6 @@ def _all_points(results: GridResults) -> list[Settings]:
         if point and point not in found:
             found.append(point)
     return sorted(found, key=lambda point: _number(point) or 0.0) if all(map(_number, found)) else found
-
-
-def _ends(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
 
 
 def _loss_cells(curve: GridCurve, point: Settings, why_none: str) -> tuple[str, str]:

@@ -415,6 +415,8 @@ class EndpointResult:
     - `over_both`: the same over seeds and images at once; None for a single seed too
     - `p_holm`: of the t test with Holm's correction for all primary endpoints; None for secondary ones, and with too
       few seeds for a verdict
+    - `with_choice`: 95 % interval in per cent over seeds, in which each draw of seeds chooses the settings; None if
+      they were not chosen with these seeds
     - `smallest_shown`: smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
       as for `p_holm`
     """
@@ -427,6 +429,7 @@ class EndpointResult:
     over_images: tuple[float, float] | None
     over_both: tuple[float, float] | None = None
     p_holm: float | None = None
+    with_choice: tuple[float, float] | None = None
     smallest_shown: float | None = None
 
 

@@ -16,11 +16,11 @@ from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of
 from grr_coca.study.report.figures import main_and_baseline, study_figures
 from grr_coca.study.report.grid import (
     GridResults,
-    grid_answer,
     grid_as_plain,
     grid_figure,
     grid_results,
     grid_tables,
+    with_choice_drawn,
 )
 from grr_coca.study.report.numbers import PHASE_TITLES, StudyResults, study_results
 from grr_coca.study.report.tables import (
@@ -58,7 +58,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     planned = plan_of_folder(folder)
     plan = compared_with(planned, over)
     ledger = read_ledger(folder, plan)
-    results = study_results(plan, ledger)
+    results = with_choice_drawn(plan, ledger, study_results(plan, ledger))
     if plan.baseline != planned.baseline:
         note = (
             f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline. p values are corrected "
@@ -71,7 +71,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     if grids:
         plain["grids"] = [grid_as_plain(found) for found in grids]
     write_whole(out / RESULTS_FILE, _encoded(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
-    answered = grid_answer(plan, grids) if grids else answer(plan, results)
+    answered = answer(plan, results)
     report = _Report(answered, results)
     drawn = study_figures(plan, ledger, results)
     _add_answer(report, plan, grids, drawn)
@@ -87,7 +87,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         write_whole(out / name, _encoded(svg))
     write_whole(out / REPORT_FILE, _encoded(report.text))
     write_whole(out / PAGE_FILE, _encoded(html_page(answered.question, report.text, report.pictures)))
-    return _for_terminal(plan, results, answered, grids)
+    return _for_terminal(plan, results, answered)
 
 
 class _Report:
@@ -137,7 +137,7 @@ def _add_answer(report: _Report, plan: Plan, grids: Sequence[GridResults], drawn
         for table in grid_tables(found):
             report.add_table(table, "###")
     for kind in ("primary", "secondary"):
-        table = endpoint_table(plan, results, primary=kind == "primary", with_verdicts=not grids)
+        table = endpoint_table(plan, results, primary=kind == "primary")
         if table.rows:
             report.add_table(table)
             report.add_figure(f"Change of each {kind} endpoint with its interval", kind, drawn.get(kind))
@@ -280,10 +280,9 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _for_terminal(plan: Plan, results: StudyResults, answered: Answer, grids: Sequence[GridResults]) -> str:
+def _for_terminal(plan: Plan, results: StudyResults, answered: Answer) -> str:
     lines = [answered.question, f"{answered.headline}.", "", *answered.cautions]
-    tables = [grid_tables(found)[0] for found in grids] or [endpoint_table(plan, results, primary=True)]
-    lines += map(as_markdown, tables)
+    lines.append(as_markdown(endpoint_table(plan, results, primary=True)))
     if not results.is_complete:
         lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")
         lines += [f"  {line}" for line in results.missing]

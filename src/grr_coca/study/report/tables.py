@@ -14,6 +14,7 @@ from grr_coca.study.report.numbers import PHASE_TITLES, Effect, Endpoint, Endpoi
 from grr_coca.study.report.verdict import (
     VERDICT_TITLES,
     arm_titles,
+    ends_in_signs,
     interval_in_signs,
     listed,
     p_in_words,
@@ -45,11 +46,8 @@ def as_markdown(table: Table) -> str:
     return markdown_table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows], of_numbers=True)
 
 
-def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool, with_verdicts: bool = True) -> Table:
-    """The primary or the secondary endpoints of the first arm against the baseline.
-
-    `with_verdicts`: False if the settings were chosen with the same seeds, which these p values do not count.
-    """
+def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool) -> Table:
+    """The primary or the secondary endpoints of the first arm against the baseline."""
     main, titles = results.arms[0], arm_titles(plan)
     chosen = [result for result in main.endpoints if result.is_primary is primary]
     heads = [
@@ -63,10 +61,10 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool, with_ver
     ]
     heads += ["seeds", "p"]
     rows = [[Endpoint(r.endpoint).full_title, *_values(r), *_change(r), _seeds(r), _p(r)] for r in chosen]
-    if primary and with_verdicts:
-        heads += ["p, corrected", "verdict", "detectable, %"]
+    if primary:
+        heads += ["p, corrected", "with the choice drawn", "verdict", "detectable, %"]
         rows = [
-            [*row, p_in_words(r.p_holm), VERDICT_TITLES[verdict(r)], _detectable(r)]
+            [*row, p_in_words(r.p_holm), ends_in_signs(r.with_choice), VERDICT_TITLES[verdict(r)], _detectable(r)]
             for row, r in zip(rows, chosen, strict=True)
         ]
     note = (
@@ -74,10 +72,13 @@ def endpoint_table(plan: Plan, results: StudyResults, *, primary: bool, with_ver
         "over seeds, for the same images. Over images: for the same trained models, by a bootstrap, which is too "
         "narrow for contrastive and CoCa losses of few batches. Over both: over seeds and images at once. "
     )
-    if primary and not with_verdicts:
-        note += "They have no verdict here, since the settings were chosen with these seeds."
-    elif primary:
+    if primary:
         note += f"p: t test over seeds; corrected: by Holm for all primary endpoints of the plan. {_DETECTABLE}"
+        if any(r.with_choice for r in chosen):
+            note += (
+                " With the choice drawn: over seeds, each draw of which chooses the settings; a verdict needs this "
+                "interval, too. Endpoints of fine-tuning get none, since it starts from the best points alone."
+            )
     else:
         note += "They have no verdict, since no correction covers them."
     return Table("Primary endpoints" if primary else "Secondary endpoints", tuple(heads), _tuples(rows), note)
@@ -244,10 +245,7 @@ def _change(result: EndpointResult) -> list[str]:
     return [
         signed(result.effect.change) if result.effect else "–",
         interval_in_signs(result.effect),
-        *(
-            f"{signed(found[0])} to {signed(found[1])}" if found else "–"
-            for found in (result.over_images, result.over_both)
-        ),
+        *map(ends_in_signs, (result.over_images, result.over_both)),
     ]
 
 

@@ -14,7 +14,7 @@ from grr_coca.study.report.numbers import (
     EndpointResult,
     StudyResults,
 )
-from grr_coca.study.statistics import min_seeds
+from grr_coca.study.statistics import MARGIN, min_seeds
 
 _Names = tuple[str, str]
 """Display names of the first arm and the baseline."""
@@ -34,7 +34,8 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
     titles = arm_titles(plan)
     main = results.arms[0]
     names = titles[main.arm], titles[results.baseline]
-    question = f"Is {names[0]} better than {names[1]}?"
+    where = ", each at its best settings" if any(r.with_choice for r in _primary(main)) else ""
+    question = f"Is {names[0]} better than {names[1]}{where}?"
     if not plan.seeds:
         return Answer(question, "This plan searches for settings only", ())
     cautions = [
@@ -44,7 +45,7 @@ def answer(plan: Plan, results: StudyResults) -> Answer:
         _too_few_seeds(main),
         _too_early(results, main),
     ]
-    return Answer(question, capitalized(_headline(results, main, names)), tuple(filter(None, cautions)))
+    return Answer(question, capitalized(f"{_headline(results, main, names)}{where}"), tuple(filter(None, cautions)))
 
 
 def _primary(main: ArmResults) -> list[EndpointResult]:
@@ -158,19 +159,22 @@ VERDICT_TITLES: dict[Verdict, str] = {
 def verdict(result: EndpointResult) -> Verdict:
     """The verdict on an endpoint.
 
-    Better or worse: the t test passes Holm's correction. Secondary endpoints, which the correction does not cover, are
-    never called so. Equal: it does not pass with seeds enough for a verdict, and the interval lies within ± 2 %.
-    Missing: no seed can be compared, since a value is missing or not above zero. Open: none of these.
+    Better or worse: the t test passes Holm's correction and, if the settings were chosen with these seeds, the interval
+    with the choice drawn excludes zero. Secondary endpoints, which the correction does not cover, are never called so.
+    Equal: neither, with seeds enough for a verdict, and all intervals lie within ± 2 %. Missing: no seed can be
+    compared, since a value is missing or not above zero. Open: none of these.
     """
     effect = result.effect
     if effect is None:
         return "missing"
     if result.p_holm is None:
         return "open"
-    if result.p_holm <= SIGNIFICANCE_LEVEL:
+    drawn = result.with_choice
+    if result.p_holm <= SIGNIFICANCE_LEVEL and (drawn is None or drawn[0] * drawn[1] > 0):
         is_lower = effect.change < 0
         return "better" if is_lower == Endpoint(result.endpoint).lower_is_better else "worse"
-    return "equal" if effect.is_equivalent else "open"
+    is_equal = effect.is_equivalent and (drawn is None or max(-drawn[0], drawn[1]) < MARGIN)
+    return "equal" if is_equal else "open"
 
 
 # --- Names and numbers in words
@@ -203,6 +207,11 @@ def signed(percent: float | None, digits: int = 1) -> str:
 def interval_in_signs(effect: Effect | None) -> str:
     """An interval as `−3.5 to −1.2`; a dash if there is none."""
     return "–" if effect is None or effect.low is None else f"{signed(effect.low)} to {signed(effect.high)}"
+
+
+def ends_in_signs(ends: tuple[float, float] | None) -> str:
+    """The ends of an interval as `−3.5 to −1.2`; a dash if there is none."""
+    return "–" if ends is None else f"{signed(ends[0])} to {signed(ends[1])}"
 
 
 def p_in_words(p: float | None) -> str:

@@ -1,7 +1,9 @@
 """Pairs as tensors: the same ones whatever reads them."""
 
 import multiprocessing
+from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing import util
 
 import pytest
 import torch
@@ -119,8 +121,9 @@ def test_a_folder_for_temporary_files_that_is_too_long_for_workers_is_named(shar
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
     assert len(batches_of(dataset_of(shard), 0)) == 3
-    with pytest.raises(UserError, match=r"(long){30}: .*; set TMPDIR to a shorter one, or data\.num_workers to 0"):
-        batches_of(dataset_of(shard), 2)
+    told = pytest.raises(UserError, match=r"(long){30}: .*; set TMPDIR to a shorter one, or data\.num_workers to 0")
+    with told if "long" in util.get_temp_dir() else nullcontext():  # Python 3.14 takes another folder then
+        assert len(batches_of(dataset_of(shard), 2)) == 3
 
 
 def test_whitespace_in_a_caption_makes_no_difference():

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -294,8 +295,17 @@ def test_what_a_link_beside_a_shard_leads_to_is_left_alone(tmp_path):
     assert precious.read_text() == "words"
 
 
+_READS = pytest.mark.skipif(sys.version_info >= (3, 14), reason="tarfile takes the size of the plain header then")
+
+
 @pytest.mark.parametrize(
-    "headers", [{"size": "-1536"}, {"size": "-5"}, {"GNU.sparse.map": "foo"}, {"GNU.sparse.size": "x"}]
+    "headers",
+    [
+        pytest.param({"size": "-1536"}, marks=_READS),
+        pytest.param({"size": "-5"}, marks=_READS),
+        {"GNU.sparse.map": "foo"},
+        {"GNU.sparse.size": "x"},
+    ],
 )
 def test_a_header_that_makes_no_sense_is_told(tmp_path, headers):
     path, image = tmp_path / "a.tar", PAIRS[0].image

@@ -57,9 +57,11 @@ def with_grid(grid: dict[str, list], **keys: object) -> dict[str, object]:
         ({"num_captions": -3}, "num_captions: -3 is out of range; give 0 or more"),
         (
             {"arms": ["baseline_coca", {"name": "../up", "preset": "grr_coca"}]},
-            "'../up' is not a valid name of a folder",
+            "arms: '../up' cannot begin the names of files",
         ),
-        ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "'' is not a valid name of a folder"),
+        ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "arms: '' cannot begin the names of files"),
+        ({"arms": ["baseline_coca", {"name": ".new", "preset": "grr_coca"}]}, "arms: '.new' cannot begin the names"),
+        ({"arms": ["baseline_coca", {"name": "a\\b", "preset": "grr_coca"}]}, "has a slash; give another name"),
         ({"tuning": {"seeds": [-1]}}, "tuning: seeds: give one or more, each 0 or more"),
         ({"tuning": {"seeds": []}}, "tuning: seeds: give one or more, each 0 or more"),
         ({"tuning": {"seeds": [9, 9]}}, "tuning: seeds: 9 is given twice"),
@@ -83,8 +85,17 @@ def with_grid(grid: dict[str, list], **keys: object) -> dict[str, object]:
         (with_grid({"optimizer.lr": [0.1, 0.1]}), "arms: grr_coca: grid: optimizer.lr: 0.1 is given twice"),
         (
             with_grid({"optimizer.lr": ["1e-1", 0.1]}),
-            "arms: grr_coca: grid: {'optimizer.lr': 0.1} is given twice for pictograms; remove one",
+            "arms: grr_coca: grid: {'optimizer.lr': 0.1} has the same result as {'optimizer.lr': '1e-1'} in pictograms",
         ),
+        (
+            with_grid({"data.num_workers": [0, 1]}),
+            "arms: grr_coca: grid: {'data.num_workers': 1} has the same result as {'data.num_workers': 0}",
+        ),
+        (
+            with_grid({"losses.captioning_weight": [2.0, 0.1]}),
+            "arms: grr_coca: grid: losses.captioning_weight: must be the same at all points",
+        ),
+        (with_grid({}, finetune_grid={"data.train": ["a.tar", "b.tar"]}), "grid: data.train: must be the same"),
         (with_grid({"optimizer.lr": []}), "grid: optimizer.lr: give one or more values"),
         (with_grid({"losses": [{"z": 1}]}), "losses is a group of keys; give one key"),
         (

@@ -97,7 +97,9 @@ def test_half_a_row_is_named_and_replaced(files):
     assert files.notes == {}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"arm": "grr_coca"}', '{"flavour": 1}'], ids=str)
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"arm": "grr_coca"}', '{"flavour": 1}', "[" * 100_000], ids=lambda text: text[:20]
+)
 def test_a_file_that_is_no_row_is_named(files, text):
     files.publish("a", a_row())
     (files.path / "note.json").write_text(text)

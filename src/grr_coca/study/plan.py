@@ -350,9 +350,10 @@ def _check(plan: Plan, path: Path) -> None:
     if len(names) < 2:
         raise UserError(f"{path}: arms: a comparison needs two or more")
     for name in names:
-        if name in ("", ".", "..") or "/" in name:
+        if not name or name.startswith(".") or "/" in name or "\\" in name:  # hidden files are not rows
             raise UserError(
-                f"{path}: arms: '{name}' is not a valid name of a folder, which each arm gets; give another name"
+                f"{path}: arms: '{name}' cannot begin the names of files: it is empty, begins with a dot or has a "
+                "slash; give another name"
             )
     for arm in plan.arms:
         try:

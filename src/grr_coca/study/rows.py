@@ -187,7 +187,7 @@ class RowFolder:
     def _row(self, path: Path) -> LedgerRow | None:
         try:
             row = from_dict(LedgerRow, json.loads(read_whole(path)), path.name)
-        except ValueError as error:  # not JSON, or no row
+        except (ValueError, RecursionError) as error:  # not JSON, or no row
             self.notes[path.name] = f"{path.name}: is not a row and does not count ({error})"
             return None
         self.notes.pop(path.name, None)

@@ -100,16 +100,7 @@ def check_recipes(plan: Plan, path: Path) -> None:
         raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {nearest(plan.showcase, tests)}")
     for arm in plan.arms:
         for stage in stage_names(plan):
-            tried: list[Recipe] = []
-            for settings in points_of(plan, arm, stage):
-                recipe = stage_recipe(plan, arm, stage, 0, settings)
-                if recipe in tried:  # `1e-3`, which YAML reads as a string, and 0.001
-                    raise UserError(
-                        f"{path}: arms: {arm.name}: grid: {settings} is given twice for {stage}; remove one"
-                    )
-                tried.append(recipe)
-                if recipe.model is not None and recipe.tokenizer is not None:
-                    recipe.model.config(recipe.tokenizer.vocab_size)
+            _check_points(plan, arm, stage, f"{path}: arms: {arm.name}: grid")
 
 
 def require_precisions(plan: Plan, path: Path) -> None:
@@ -143,6 +134,21 @@ def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, fil
         raise UserError(f"{file}: data: val is missing; a study refits temperatures and chooses settings on it")
     for split in (recipe.data.train, recipe.data.val, *recipe.data.test.values()):
         require_there(split)
+
+
+def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
+    """Raise a UserError if points of a grid cannot be compared, or be told apart by the digests of their rows."""
+    shared = _common(stage_recipe(plan, arm, stage, 0, {}))
+    tried: dict[str, Settings] = {}
+    for settings in points_of(plan, arm, stage):
+        recipe = stage_recipe(plan, arm, stage, 0, settings)
+        for key, value in _common(recipe).items():
+            if value != shared[key]:
+                raise UserError(f"{where}: {key}: must be the same at all points, or their losses cannot be compared")
+        # The same are also `1e-3`, which YAML reads as a string, and 0.001; or other numbers of `data.num_workers`.
+        first = tried.setdefault(recipe_digest(recipe, None), settings)
+        if first is not settings:
+            raise UserError(f"{where}: {settings} has the same result as {first} in {stage}; remove one")
 
 
 def _require_comparable(recipes: Mapping[str, Recipe]) -> None:

@@ -231,6 +231,15 @@ def test_half_a_row_is_told_when_its_study_goes_on_and_its_run_is_repeated(write
     assert len(read_ledger(out).rows) == 2
 
 
+def test_damaged_digests_are_written_again(write_study, tmp_path):
+    path, out = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out"
+    run(path, out, Pretending())
+    whole = (out / "digests.json").read_text()
+    (out / "digests.json").write_text(whole[:-20])
+    assert run(path, out, Pretending()).done == []
+    assert (out / "digests.json").read_text() == whole
+
+
 def test_arms_that_wait_for_the_settings_of_others_say_so(write_study, tmp_path):
     arms = [TUNED["arms"][0], "grr_coca"]
     path = write_study(**{**TUNED, "arms": arms, "tuning": {**TUNED["tuning"], "shared": True}})

@@ -17,7 +17,7 @@ import yaml
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import DiskError, UserError
 from grr_coca.study.claims import FREE_AFTER, RENEWED_EVERY, Claim, Claims
-from grr_coca.study.ledger import DIGESTS_FILE, read_digests, write_digests
+from grr_coca.study.ledger import Digests, read_digests, write_digests
 from grr_coca.study.plan import PLAN_FILE, Plan, point_title, read_plan, refuse_earlier_ledger
 from grr_coca.study.rows import LedgerRow, RowFolder, write_to_study
 from grr_coca.study.running.agenda import Agenda, Task
@@ -210,7 +210,7 @@ class Study:
         for row in new:
             self.agenda.add(row)
         self._remove_spent(new)
-        if not (self._place.out / DIGESTS_FILE).exists() or self.agenda.digests != read_digests(self._place.out):
+        if self.agenda.digests != self._written_digests():
             write_digests(self._place.out, self.agenda.digests)
         chosen = self.agenda.choices()
         for (arm, stage), settings in chosen.items():
@@ -218,6 +218,13 @@ class Study:
                 watch.note(f"chosen for {arm}, {stage}: {point_title(settings)}")
         self._chosen |= chosen
         watch.left(self.agenda)
+
+    def _written_digests(self) -> Digests | None:
+        """The digests that this process or another has written; None if they are missing or damaged."""
+        try:
+            return read_digests(self._place.out)
+        except UserError:
+            return None
 
     def _remove_spent(self, rows: Iterable[LedgerRow]) -> None:
         if not self._place.keeps_models:

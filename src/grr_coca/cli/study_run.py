@@ -32,7 +32,9 @@ def run_with_progress(plan: Plan, place: Place, arms: Sequence[str], num_jobs: i
 def what_is_left(plan: Plan, place: Place, arms: Sequence[str], num_jobs: int) -> str:
     """A table with the runs, hours and disk space that some arms of a study still need on this machine."""
     refuse_earlier_ledger(place.out)
-    wants = Agenda(plan, place.folder_of, RowFolder(place.out).new_rows(), arms).lacking()
+    agenda = Agenda(plan, place.folder_of, RowFolder(place.out).new_rows(), arms)
+    agenda.require_sound_points()
+    wants = agenda.lacking()
     print("Measuring the pace of this machine …", file=sys.stderr)
     return _forecast(plan, place, num_jobs, expect_study(plan, wants, place.runs, num_jobs, usable_device()))
 

@@ -408,6 +408,22 @@ def test_trials_that_all_diverge_ask_for_lower_rates(write_study, tmp_path, monk
         run(write_study(**TUNED), tmp_path / "out", Here(), arms=["grr_coca"])
 
 
+def test_an_arm_that_diverges_at_every_point_does_not_stop_the_others(write_study, tmp_path):
+    class Diverging(Pretending):
+        def submit(self, function, task: Task, claim: Claim, seconds: float):
+            row = super().submit(function, task, claim, seconds).result()
+            return Done(replace(row, kind="diverged", metrics={}) if task.arm == "baseline_coca" else row)
+
+    path, out, said = write_study(**TUNED), tmp_path / "out", "baseline_coca, pictograms: no point of the grid"
+    with pytest.raises(UserError, match=said):
+        run(path, out, Diverging())
+    done = [(row.arm, row.seed, row.stage) for row in read_ledger(out).rows]
+    assert done == [("grr_coca", 0, "pictograms"), ("grr_coca", 0, "health")]
+    assert run(path, out, Diverging(), arms=["grr_coca"]).done == []
+    with pytest.raises(UserError, match=said):
+        run(path, out, Diverging())
+
+
 def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):
     path, out = write_study(seeds=[0], finetune=[]), tmp_path / "out"
     plan = {"endpoints": {"primary": ["pretraining/coca_loss"]}, "seeds": [0], "finetune": []}

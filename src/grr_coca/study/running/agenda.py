@@ -167,13 +167,32 @@ class Agenda:
     def choices(self) -> dict[tuple[str, str], Settings]:
         """The points that were chosen for later runs, by arm and stage."""
         chosen: dict[tuple[str, str], Settings] = {}
-        needed = self._stages if self._plan.tuning is not None else self._stages[:1] if self._stages[1:] else ()
-        for arm in self._arms:
-            for stage in needed:
-                points, best = points_of(self._plan, arm, stage), self._chosen(arm, stage)
-                if len(points) > 1 and best is not None:
-                    chosen[arm.name, stage] = points[best]
+        for arm, stage in self._needed_choices():
+            points, best = points_of(self._plan, arm, stage), self._chosen(arm, stage)
+            if len(points) > 1 and best is not None:
+                chosen[arm.name, stage] = points[best]
         return chosen
+
+    def require_sound_points(self) -> None:
+        """Raise an error if an arm diverged at every point among which a later run needs a choice.
+
+        Raises:
+            UserError: it is so; names the arm and the stage.
+        """
+        for arm, stage in self._needed_choices():
+            costs = self._costs(arm, stage)
+            if costs is not None and best_point(costs) is None:
+                names = ", ".join(each.name for each in tuned_with(self._plan, arm))
+                raise UserError(
+                    f"{names}, {stage}: no point of the grid is without a run that diverged; give lower rates"
+                )
+
+    def _needed_choices(self) -> Iterator[tuple[Arm, str]]:
+        """The arms and stages whose best points later runs need."""
+        stages = self._stages if self._plan.tuning is not None else self._stages[:1] if self._stages[1:] else ()
+        for arm in self._arms:
+            for stage in stages:
+                yield arm, stage
 
     def spent_folders(self, row: LedgerRow) -> list[Path]:
         """Folders of runs that no later run needs, now that this row is in the ledger."""
@@ -225,29 +244,31 @@ class Agenda:
         return self._task(arm, seed, self._stages[0], settings, None)
 
     def _chosen(self, arm: Arm, stage: str) -> int | None:
-        """Index of the best point of a stage; None if rows are missing."""
+        """Index of the best point of a stage; None if rows are missing, or a run diverged at each point."""
         key = (arm.name, stage)
         if key not in self._choices:
             self._choices[key] = self._best(arm, stage)
         return self._choices[key]
 
     def _best(self, arm: Arm, stage: str) -> int | None:
-        points, tried = points_of(self._plan, arm, stage), tuned_with(self._plan, arm)
-        if len(points) == 1:
+        if len(points_of(self._plan, arm, stage)) == 1:
             return 0
-        costs: list[list[float]] = [[] for _ in points]
-        for each in tried:
+        costs = self._costs(arm, stage)
+        return None if costs is None else best_point(costs)
+
+    def _costs(self, arm: Arm, stage: str) -> list[list[float]] | None:
+        """The costs of each point of a grid, see `best_point`; None without a grid, or if rows are missing."""
+        costs: list[list[float]] = [[] for _ in points_of(self._plan, arm, stage)]
+        if len(costs) == 1:
+            return None
+        for each in tuned_with(self._plan, arm):
             for seed in search_seeds(self._plan):
                 tasks = self._tasks_of(each, seed, stage)
                 if tasks is None or self._missing(tasks):
                     return None
                 for of_point, row in zip(costs, map(self._row, tasks), strict=True):
                     of_point.append(math.inf if row is None else cost(row))
-        best = best_point(costs)
-        if best is None:
-            names = ", ".join(each.name for each in tried)
-            raise UserError(f"{names}, {stage}: no point of the grid is without a run that diverged; give lower rates")
-        return best
+        return costs
 
     def _open_of(self, arm: Arm, seed: int) -> list[Task]:
         """The missing pretrainings, and the missing fine-tunings whose start is there."""

@@ -128,7 +128,8 @@ class Study:
         """Run tasks until none is left, here or elsewhere.
 
         Raises:
-            UserError: a run failed, or runs are left that wait for the tuning of other arms.
+            UserError: a run failed, an arm diverged at every point of its grid, or runs are left that wait for the
+                tuning of other arms.
         """
         running: dict[Future[LedgerRow], tuple[Task, Claim]] = {}
         titles: dict[str, Task] = {}
@@ -158,6 +159,7 @@ class Study:
             for future in [future for future in running if future.done()]:
                 self._take(future, *running.pop(future), watch)
                 next_look = 0.0
+        self.agenda.require_sound_points()
         waiting = sum(self.agenda.lacking().values())
         if waiting:
             raise UserError(

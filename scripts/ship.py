@@ -1,6 +1,6 @@
 """Make the last checkpoint of a run a model that ships with the package, and measure it. This trains nothing.
 
-    python scripts/ship.py RUN NAME [--average OTHER SHARE]
+    python scripts/ship.py RUN NAME [--average OTHER...]
 
 1. Writes `src/grr_coca/model/weights/NAME/`: the weights in half precision, the ONNX graphs, which read the same file,
    and the card. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured on every split that the
@@ -68,9 +68,11 @@ def main() -> None:
     parser.add_argument("name", help="of the shipped model")
     parser.add_argument(
         "--average",
-        nargs=2,
-        metavar=("OTHER", "SHARE"),
-        help="ship a mean, in which the weights of OTHER have this share",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="OTHER",
+        help="ship the mean of RUN and these",
     )
     parser.add_argument("--fits", action="store_true", help="fit and measure a model that ships anew")
     parser.add_argument("--graphs", action="store_true", help="export the graphs of a model that ships anew")
@@ -82,9 +84,8 @@ def main() -> None:
         return
     if options.run is not None:
         checkpoint = from_pretrained(options.run)
-        if options.average is not None:
-            other, share = options.average
-            checkpoint = average(checkpoint, from_pretrained(Path(other)), float(share))
+        for number, other in enumerate(options.average, start=2):
+            checkpoint = average(checkpoint, from_pretrained(other), 1 / number)
         write_model(in_half_precision(checkpoint), load_recipe(options.run / "recipe.yaml"), options.name)
     run_fits(options.name)
 

@@ -271,7 +271,7 @@ export class Library {
    */
   background(vector, asked, others, bestRow) {
     const { middle, spread } = this.#usual(vector);
-    const usual = others.length ? median(others.flatMap((other) => asked.map((text) => dot(other, text)))) : 0;
+    const usual = others.length && asked.length ? median(others.flatMap((other) => asked.map((text) => dot(other, text)))) : 0;
     const canTell = bestRow !== undefined && this.#canTell(this.vector(bestRow), usual);
     const { per_log_images, offset, ...weights } = this.about.curve;
     const base = per_log_images * Math.log(this.sample().length) + offset;

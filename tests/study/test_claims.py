@@ -49,6 +49,13 @@ def test_one_has_a_run_until_it_gives_it_back(tmp_path):
     assert not claim.is_held
 
 
+def test_a_copy_of_a_claim_claims_nothing(tmp_path):
+    (tmp_path / ".run.claim-7~").write_bytes(b"a backup")
+    claim = Claims(tmp_path).take("run")
+    assert claim is not None
+    assert claim.number == 0
+
+
 def test_a_run_that_was_ended_leaves_no_files(tmp_path):
     claims = Claims(tmp_path)
     claims.take("run")

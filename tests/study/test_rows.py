@@ -138,5 +138,12 @@ def test_a_name_says_what_was_run_and_differs_where_that_differs():
     assert len(row_name("arm", "key " + "9" * 500, 0, "b", ("r",))) < 150
 
 
+def test_a_long_name_is_cut_before_its_digest(files):
+    names = [row_name("ä" * 120, "", seed, "health", ("r", "d")) for seed in (0, 1)]
+    for seed, name in enumerate(names):
+        files.publish(name, a_row(seed=seed))
+    assert [row.seed for row in sorted(files.new_rows(), key=lambda row: row.seed)] == [0, 1]
+
+
 def test_numbers_that_are_none_are_left_out():
     assert finite({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0}

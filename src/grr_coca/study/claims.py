@@ -130,7 +130,8 @@ class Claims:
 
     def _files(self, name: str) -> list[Path]:
         prefix = f".{name}.claim-"
-        return [path for path in self._folder.iterdir() if path.name.startswith(prefix)]
+        names = [path.name for path in self._folder.iterdir() if path.name.startswith(prefix)]
+        return [self._folder / name for name in names if name.removeprefix(prefix).isdecimal()]  # others are copies
 
     def _is_free(self, claim: Claim) -> bool:
         """True if a claim was given back, all its processes on this machine are gone, or it shows no sign of life."""

@@ -107,6 +107,8 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 """Errors of file systems without hard links."""
 _MAX_POINT = 80
 """Characters of a point in the name of a file."""
+_MAX_NAME = 180
+"""Bytes of a name before its digest. Most file systems allow 255 in all, and claims and unfinished files add some."""
 
 
 def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | None, ...]) -> str:
@@ -121,7 +123,8 @@ def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | N
     """
     told = re.sub(r"[^\w.,=+-]+", "_", point.replace(", ", ",").replace(" ", "="))[:_MAX_POINT]
     own = hashlib.sha256(json.dumps([arm, point, seed, stage, *digests]).encode()).hexdigest()[:8]
-    return "-".join([arm, *([told] if told else []), str(seed), stage, own])
+    named = "-".join([arm, *([told] if told else []), str(seed), stage])
+    return f"{named.encode()[:_MAX_NAME].decode(errors='ignore')}-{own}"
 
 
 class RowFolder:

@@ -333,3 +333,25 @@ def test_keywords_tags_and_titles_are_fields(tmp_path):
     assert keywords["values"] == [["cat", 3], ["cathedral", 1], ["sea", 1]]
     assert entries[0].shown_fields["keywords"] == ["cat", "sea"]
     store.close()
+
+
+def test_a_column_of_numbers_counts_instead_of_keywords_and_tags(tmp_path):
+    from library import HEADER, make_entry, make_vectors
+
+    from grr_coca.search.filters import parse_filter
+    from grr_coca.search.stores import make_store
+
+    of_picture = {"photo": photo_of(keywords=("bird",)), "tags": ("bird",)}
+    columns = ({"keywords": 3, "tags": 2.5}, {"keywords": 1, "tags": 1.5}, {})
+    entries = [make_entry(number, fields=fields, **of_picture) for number, fields in enumerate(columns)]
+    store = make_store(str(tmp_path / "index"), HEADER)
+    store.commit(Changes(added=list(zip(entries, make_vectors(len(entries)), strict=True))))
+
+    def found(where: str) -> list[int]:
+        return sorted(int(entry.title) for entry in store.matching(parse_filter(where, store.columns())))
+
+    assert found("keywords = 3") == found("tags >= 2") == found("tags in ('x', 2.5)") == [0]
+    assert found("keywords > 0") == [0, 1]
+    assert found("tags = 'bird'") == found("keywords like 'b%'") == found("keywords > 'a'") == [2]
+    assert store.summary("tags", 9).values == [(1.5, 1), (2.5, 1), ("bird", 1)]
+    store.close()

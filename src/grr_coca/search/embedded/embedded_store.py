@@ -507,13 +507,13 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
 
 
 def _values_of(field: str) -> str:
-    """The values of a field of `SEVERAL` as rows. A column of a table that is called so counts, as one text."""
+    """The values of a field of `SEVERAL` as rows. A column of a table that is called so counts, as one value."""
     kept = f"pictures.fields, '$.\"{OF_MODEL}\".{field}'"
     if FIELDS[field].source == "file":
         kept = f"pictures.photo, '$.{field}'"
-    return f"""json_each(CASE json_type(pictures.fields, '$.{field}')
-        WHEN 'text' THEN json_array(json_extract(pictures.fields, '$.{field}'))
-        ELSE COALESCE(json_extract({kept}), '[]') END)"""
+    return f"""json_each(CASE WHEN json_type(pictures.fields, '$.{field}') IS NULL
+        THEN COALESCE(json_extract({kept}), '[]')
+        ELSE json_array(json_extract(pictures.fields, '$.{field}')) END)"""
 
 
 def _test(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
@@ -525,14 +525,15 @@ def _test(field: str, test: str, given: Sequence[FieldValue], values: list[Field
         given: values, of which the last one tells the kind.
         values: those for all question marks so far, to which these are added.
     """
+    kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"
     if field in SEVERAL:
         values += given
-        return f"EXISTS (SELECT 1 FROM {_values_of(field)} WHERE {test.format('value')})"
+        tested = f"{test.format('value')} AND typeof(value) IN ({kinds})"
+        return f"EXISTS (SELECT 1 FROM {_values_of(field)} WHERE {tested})"
     tested = test.format(_column(field, values))
     values += given
     if field in COLUMNS:
         return f"({tested})"
-    kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"
     return f"IFNULL({tested} AND typeof({_column(field, values)}) IN ({kinds}), 0)"
 
 

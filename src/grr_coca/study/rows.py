@@ -182,9 +182,8 @@ class RowFolder:
                 raise
             if path.exists() and self._row(path) is not None:
                 return
-            replace_file(
-                partial, path
-            )  # there is half a row, as an interrupted copy leaves it, or the disk has no links
+            # There is half a row, as an interrupted copy leaves it, or the disk has no links.
+            replace_file(partial, path)
         sync_folder(path.parent)
 
     def _row(self, path: Path) -> LedgerRow | None:

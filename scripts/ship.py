@@ -79,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.fits + options.graphs + (options.run is not None) != 1:
         parser.error("give RUN NAME, --fits NAME or --graphs NAME")
-    if options.average is not None and options.run is None:
+    if options.average and options.run is None:
         raise UserError("--average is of a run that is to ship; give RUN NAME, too")
     if options.graphs:
         export_again(FOLDER / options.name)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,8 @@ from grr_coca.study.claims import Claims
 def pass_time(monkeypatch):
     """Call this with seconds, and they have passed. Files are touched by the clock of the disk, which goes on."""
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    # Of this module alone: a server that another test runs in this process reads the same clock.
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def passed(seconds: float) -> None:
         time.sleep(0.02)  # else a file that is touched twice may have one time

@@ -15,9 +15,11 @@ from packaging.utils import canonicalize_name
 
 from grr_coca.common.extras import PACKAGES
 from support import real_pairs, with_caption, write_shard
+from synthetic_study import plan, rows_of, write_study
 
 ROOT = Path(__file__).parents[1]
 GUITAR = ROOT / "docs" / "drawings" / "guitar.webp"
+ARMS = ("baseline_coca", "grr_coca")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ALONE = """
 import sys
@@ -121,7 +123,7 @@ def test_an_extra_brings_all_that_its_use_needs(run, tmp_path, extra):
         "guitar": str(GUITAR),
         "run": str(run.folder),
         "recipe": str(run.folder / "recipe.yaml"),
-        "study": str(ROOT / "studies" / "primary" / "optimizer"),
+        "study": str(write_study(tmp_path / "study", plan(ARMS, 2), rows_of(ARMS, range(2)))),
         "svg": str(tmp_path / "ring.svg"),
         "labelled": str(tmp_path / "labelled.tar"),
         "heic": str(ROOT / "tests" / "data" / "pictures" / "libheif.heic"),

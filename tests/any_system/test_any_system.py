@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,22 +58,23 @@ def shown(path: Path) -> str:
 
 def done(folder: Path, *tasks: list) -> list[dict]:
     """What became of each task of `verbs.py`, in a process of its own."""
-    ended = subprocess.run(
-        [sys.executable, "-X", "warn_default_encoding", str(HERE / "verbs.py")],
-        input=json.dumps(tasks),
-        capture_output=True,
-        encoding="utf-8",
-        cwd=folder,
-        timeout=280,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "PYTHONIOENCODING": "utf-8",
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "TMPDIR": str(folder),
-            "OMP_NUM_THREADS": "1",
-        },
-    )
+    with tempfile.TemporaryDirectory() as short:  # sockets of workers lie there
+        ended = subprocess.run(
+            [sys.executable, "-X", "warn_default_encoding", str(HERE / "verbs.py")],
+            input=json.dumps(tasks),
+            capture_output=True,
+            encoding="utf-8",
+            cwd=folder,
+            timeout=280,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONIOENCODING": "utf-8",
+                "XDG_CACHE_HOME": str(folder / "cache"),
+                "TMPDIR": short,
+                "OMP_NUM_THREADS": "1",
+            },
+        )
     assert ended.returncode == 0, f"{ended.returncode}: {ended.stderr[-4000:]}"
     return [json.loads(line) for line in ended.stdout.splitlines()]
 

@@ -147,3 +147,18 @@ def test_a_long_name_is_cut_before_its_digest(files):
 
 def test_numbers_that_are_none_are_left_out():
     assert finite({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0}
+
+
+def test_two_processes_of_one_number_do_not_write_to_one_file(files, monkeypatch):
+    """Containers on several machines count their processes from 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    written = []
+
+    def write(path, content):
+        written.append(path)
+        path.write_bytes(content)
+
+    monkeypatch.setattr("grr_coca.study.rows.write_whole", write)
+    for _ in range(2):
+        files.publish("one", a_row())
+    assert len(set(written)) == 2

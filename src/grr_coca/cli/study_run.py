@@ -54,7 +54,7 @@ class _StudyWatch(Watch):
         if self._ended is None:
             lacking = agenda.lacking()
             counts = {kind: sum(n for (k, _, _), n in lacking.items() if k == kind) for kind in ("trial", "run")}
-            print(f"to do: {counts['trial']} trials and {counts['run']} runs", file=sys.stderr)
+            print(f"to do: trials {counts['trial']}, runs {counts['run']}", file=sys.stderr)
         self._ended = self._total - _pairs(agenda, self._weights)
 
     def step(self, task: Task, done: int) -> None:

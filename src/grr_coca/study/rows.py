@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +157,7 @@ class RowFolder:
         Raises:
             UserError: the disk is full or cannot be written to. No part of the row is left.
         """
-        path, partial = self.path / f"{name}.json", self.path / f".{name}.{os.getpid()}.json"
+        path, partial = self.path / f"{name}.json", self.path / f".{name}.{uuid.uuid4().hex[:8]}.json"
         text = json.dumps(to_dict(row), ensure_ascii=False, separators=(",", ":"))
         try:
             self.path.mkdir(parents=True, exist_ok=True)

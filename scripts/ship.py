@@ -1,10 +1,11 @@
-"""Make the last checkpoint of a run a model that ships with the package, and measure it. This trains nothing.
+"""Make the result of a run a model that ships with the package, and measure it. This trains nothing.
 
-    python scripts/ship.py RUN NAME [--average OTHER...]
+    python scripts/ship.py RUN NAME
 
 1. Writes `src/grr_coca/model/weights/NAME/`: the weights in half precision, the ONNX graphs, which read the same file,
-   and the card. The text of the card is `scripts/cards/NAME.yaml`. Its figures are measured on every split that the
-   run's recipe names and on those that the card adds, with the rounded weights.
+   and the card. The weights are those of the run's last checkpoint, or, if the card says `mean_of_checkpoints`, the
+   mean of all that the run keeps (arXiv 2203.05482). The text of the card is `scripts/cards/NAME.yaml`. Its figures are
+   measured on every split that the run's recipe names and on those that the card adds, with the rounded weights.
 2. Runs what the card lists under `fits`, in this order: the scripts that fit numbers to the weights (confidence,
    relevance, matches, tags), and those that draw pictures and look through the pages. Each is also run by itself, after
    a change of what it does. If one fails, the others are run, and named at the end.
@@ -45,9 +46,10 @@ from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.export.write import manifest_facts, write_graphs
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, write_files
+from grr_coca.model.checkpoint_folder import checkpoints_by_step
 from grr_coca.model.losses import LossWeights
 from grr_coca.model.shipped_models import FOLDER, Figure, ModelCard
-from grr_coca.train.recipe import Recipe, load_recipe
+from grr_coca.train.recipe import load_recipe
 
 BATCH_SIZE = 32
 """Pairs of a contrastive loss, as in the recipes."""
@@ -66,41 +68,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="run folder")
     parser.add_argument("name", help="of the shipped model")
-    parser.add_argument(
-        "--average",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="OTHER",
-        help="ship the mean of RUN and these",
-    )
     parser.add_argument("--fits", action="store_true", help="fit and measure a model that ships anew")
     parser.add_argument("--graphs", action="store_true", help="export the graphs of a model that ships anew")
     options = parser.parse_args()
     if options.fits + options.graphs + (options.run is not None) != 1:
         parser.error("give RUN NAME, --fits NAME or --graphs NAME")
-    if options.average and options.run is None:
-        raise UserError("--average is of a run that is to ship; give RUN NAME, too")
     if options.graphs:
         export_again(FOLDER / options.name)
         return
     if options.run is not None:
-        checkpoint = from_pretrained(options.run)
-        for number, other in enumerate(options.average, start=2):
-            checkpoint = average(checkpoint, from_pretrained(other), 1 / number)
-        write_model(in_half_precision(checkpoint), load_recipe(options.run / "recipe.yaml"), options.name)
+        write_model(options.run, options.name)
     run_fits(options.name)
 
 
-def write_model(checkpoint: Checkpoint, recipe: Recipe, name: str) -> None:
-    """Measure a checkpoint in half precision, and write its folder and its card, without what is fitted to it.
+def write_model(run: Path, name: str) -> None:
+    """Measure what a run trained, in half precision, and write its folder and its card, without what is fitted to it.
 
     Args:
-        checkpoint: what ships.
-        recipe: names its splits.
+        run: its recipe names the splits.
         name: of the shipped model.
     """
     text = card_text(name)
+    trained = mean_of_checkpoints(run) if text.get("mean_of_checkpoints") else from_pretrained(run)
+    checkpoint = in_half_precision(trained)
+    recipe = load_recipe(run / "recipe.yaml")
     splits = {"val": recipe.data.val or recipe.data.train, **recipe.data.test}
     splits |= {split: _path(path) for split, path in text.pop("other_splits").items()}
     found = {split: figures(checkpoint, open_source(path)) for split, path in splits.items()}
@@ -162,12 +153,13 @@ def export_again(folder: Path) -> None:
         write_graphs(checkpoint, partial)
 
 
-def average(checkpoint: Checkpoint, other: Checkpoint, share: float) -> Checkpoint:
-    """The checkpoint with a mean of both weights, in which those of the other have a share (arXiv 2203.05482)."""
-    others = other.model.state_dict()
+def mean_of_checkpoints(run: Path) -> Checkpoint:
+    """The last checkpoint of a run, with the mean of the weights of all that it keeps."""
+    checkpoint = from_pretrained(run)
+    kept = [from_pretrained(path).model.state_dict() for path in checkpoints_by_step(run / "checkpoints").values()]
     with torch.no_grad():
         for name, parameter in checkpoint.model.named_parameters():
-            parameter.lerp_(others[name], share)
+            parameter.copy_(torch.stack([weights[name] for weights in kept]).mean(0))
     return checkpoint
 
 

@@ -24,7 +24,6 @@ BUILD = "python scripts/build_datasets icons"
         ("scripts/fit_confidence.py pictograms --photographs nowhere", "nowhere/budgie-backgrounds/"),
         pytest.param("scripts/finetuning_table.py runs.jsonl nowhere", "nowhere", marks=pytest.mark.ci),
         ("scripts/ship.py nowhere icons", "nowhere: no such folder"),
-        ("scripts/ship.py --graphs nowhere --average run 0.5", "--average is of a run"),
         ("benchmarks/search_relevance.py --out . --fit", BUILD),
         ("benchmarks/icons.py --out . --beside nowhere", "nowhere"),
     ],

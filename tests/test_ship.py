@@ -15,6 +15,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_folder import FILES, GRAPHS, fingerprint
 from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
+from grr_coca.train.recipe import CheckpointRecipe
 from support import DATASETS, finished_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ship.py"
@@ -47,15 +48,17 @@ def write_names(checkpoint, folder):
         (folder / f"{name}.onnx").write_text(f"{name} of {checkpoint.preset}")
 
 
-def test_the_average_of_two_checkpoints_has_a_share_of_each(tmp_path):
-    folder = finished_run(tmp_path, steps=2).folder
-    first, other, same = (from_pretrained(folder) for _ in range(3))
-    with torch.no_grad():
-        for parameter in other.model.parameters():
-            parameter.add_(1)
-    mean = load_script().average(first, other, 0.25).model.state_dict()
-    for name, parameter in same.model.named_parameters():
-        torch.testing.assert_close(mean[name], parameter.data + 0.25)
+def test_the_mean_is_of_all_checkpoints_that_a_run_keeps(tmp_path):
+    """And nothing but the weights is."""
+    run = finished_run(tmp_path, steps=3, checkpoints=CheckpointRecipe(interval=1, keep_last=3)).folder
+    kept = [from_pretrained(run / "checkpoints" / f"step-{step:09}").model.state_dict() for step in (1, 2, 3)]
+    mean = load_script().mean_of_checkpoints(run)
+    assert mean.step == 3
+    moved = 0
+    for name, parameter in mean.model.named_parameters():
+        torch.testing.assert_close(parameter.data, sum(weights[name] for weights in kept) / 3)
+        moved += not torch.allclose(parameter, kept[-1][name])
+    assert moved > 10
 
 
 def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):

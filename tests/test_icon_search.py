@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grr_coca import Index
-
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
-from icon_hybrid import save, searched
 from icon_search import Icon, LexicalIndex, Query, all_queries, fuse, hidden_queries, ndcg
 
 SQUARE = Image.new("RGB", (8, 8))
@@ -57,19 +54,3 @@ def test_fusion_prefers_what_both_find():
     vectors = np.stack([[cosine, np.sqrt(1 - cosine**2)] for cosine in cosines])
     assert fuse(np.eye(2)[0], vectors, {1: 5.0, 2: 20.0})[:3] == [2, 1, 0]
     assert fuse(np.eye(2)[0], vectors, {1: 5.0, 2: 1.0})[:3] == [1, 0, 2]
-
-
-def test_the_index_itself_is_searched_by_embeddings_by_words_and_by_both(tmp_path):
-    drawings = Path(__file__).parents[1] / "docs" / "drawings"
-    names = {"snowman": "lemon crossing", "guitar": "winter fun", "sailboat": "a/b"}
-    icons = [
-        Icon(name, frozenset(), Image.open(drawings / f"{stem}.webp").convert("RGB")) for stem, name in names.items()
-    ]
-    queries = [Query("lemon", frozenset({0})), Query("snowman", frozenset({0})), Query("guitar", frozenset({1}))]
-    with Index.open(tmp_path / "index", "pictograms", create=True) as index:
-        index.add(save(icons, tmp_path / "icons"))
-        scores = {name: values.tolist() for name, values in searched(index, queries).items()}
-    assert scores["words of captions and names"] == [1, 1, 1], "a caption holds what the name does not"
-    assert scores["embeddings"][0] < 1, "a snowman that is called a lemon"
-    assert scores["embeddings"][1:] == [1, 1]
-    assert scores["--hybrid"] == [1, 1, 1]

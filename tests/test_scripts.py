@@ -2,13 +2,10 @@
 
 import os
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-
-from grr_coca.train.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 BUILD = "python scripts/build_datasets icons"
@@ -19,10 +16,8 @@ BUILD = "python scripts/build_datasets icons"
     [
         ("scripts/everyday_queries.py icons", BUILD),
         ("scripts/icon_pictures.py icons out", BUILD),
-        ("scripts/icon_hybrid.py icons", BUILD),
         ("scripts/fit_confidence.py icons", BUILD),
         ("scripts/fit_confidence.py pictograms --photographs nowhere", "nowhere/budgie-backgrounds/"),
-        pytest.param("scripts/finetuning_table.py runs.jsonl nowhere", "nowhere", marks=pytest.mark.ci),
         ("scripts/ship.py nowhere icons", "nowhere: no such folder"),
         ("benchmarks/search_relevance.py --out . --fit", BUILD),
         ("benchmarks/icons.py --out . --beside nowhere", "nowhere"),
@@ -41,15 +36,3 @@ def test_what_is_missing_is_told_in_one_line_without_a_traceback(monkeypatch, tm
     assert end.value.code == 2
     assert said.splitlines()[-1].startswith("error: ")
     assert told in said
-
-
-@pytest.mark.ci
-def test_from_scratch_has_the_size_of_a_run_that_is_named_by_its_folder(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from finetuning_table import from_scratch
-
-    named = ROOT / "recipes" / "weights" / "pictograms.yaml"
-    shutil.copy(named, tmp_path / "recipe.yaml")
-    domain = load_recipe(ROOT / "recipes" / "health.yaml")
-    assert from_scratch(domain, str(tmp_path)).model == load_recipe(named).model
-    assert from_scratch(domain, str(tmp_path)) == from_scratch(domain, "pictograms")

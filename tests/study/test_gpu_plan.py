@@ -10,7 +10,7 @@ import yaml
 from grr_coca.cli import main
 from grr_coca.model.anatomy import flops_of_pairs, num_parameters
 from grr_coca.study.plan import Plan, read_plan
-from grr_coca.study.running import expectation as pace
+from grr_coca.study.running import pace
 from grr_coca.study.stages import check_recipes, require_precisions
 from grr_coca.train.forecast import TRAINING_PASSES
 from grr_coca.train.recipe import load_recipe

@@ -12,7 +12,7 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.study.plan import Plan, read_plan, stage_names
-from grr_coca.study.running import expectation
+from grr_coca.study.running import pace
 from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.running.stage import run_stage
 from support import CPU, encode_image, real_pairs, write_tar
@@ -121,7 +121,7 @@ def test_every_stage_of_a_large_plan_runs(tree, name):
 @pytest.mark.parametrize("name", PLANS)
 def test_a_large_plan_is_tried_dry(tree, name, capsys, monkeypatch):
     for key, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
-        monkeypatch.setattr(expectation, key, value)
+        monkeypatch.setattr(pace, key, value)
     path = tree / f"{name}.yaml"
     path.write_text(path.read_text().replace("precision: bf16", "precision: fp32"))
     for recipe in (tree / "recipes").iterdir():

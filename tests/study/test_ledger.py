@@ -264,8 +264,8 @@ def test_shared_settings_are_those_that_are_best_on_average(grid):
 
 
 def test_the_best_point_has_the_lowest_sum_and_of_equals_the_first():
-    assert best_point([[2.0, 2.0], [1.0, 2.9], [3.9, 0.0]]) == 1
-    assert best_point([[1.0], [1.0]]) == 0
-    assert best_point([[float("inf")], [1.0]]) == 1
-    assert best_point([[float("inf"), 0.0], [float("inf"), 1.0]]) is None
+    assert best_point([[2.0, 1.0, 3.9], [2.0, 2.9, 0.0]]) == 1
+    assert best_point([[1.0, 1.0]]) == 0
+    assert best_point([[float("inf"), 1.0]]) == 1
+    assert best_point([[float("inf"), float("inf")], [0.0, 1.0]]) is None
     assert cost(a_row(loss=0.0)) < cost(a_row(loss=1e-9)) < cost(a_row(loss=1.0)) == 0.0

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from grr_coca.data.sources.base import PairSource
     from grr_coca.infer.image_text_model import ImageTextModel
     from grr_coca.study.demo.plan import Schedule
-    from grr_coca.study.exhibits import Exhibits
     from grr_coca.study.plan import DemoPlan
     from grr_coca.study.running.workers import Workers
 
@@ -66,7 +65,8 @@ def run(
     """
     began = time.monotonic()
     _check(plan, minutes, steps, dry_run, json)
-    from grr_coca.study.demo.arms import begin, begun_in, finish, make_folder
+    from grr_coca.cli.study_run import run_with_progress
+    from grr_coca.study.demo.folder import DemoPlace, begin, begun_in, finish, make_folder
     from grr_coca.study.demo.plan import load_demo
     from grr_coca.study.running.workers import worker_processes
 
@@ -83,10 +83,11 @@ def run(
                 return 0
             if begun is None:
                 begin(decided, out)
-            results = _train(workers, decided, out)
+            run_with_progress(decided, DemoPlace(out), workers, has_bar_of_each_arm=True)
+            table = finish(decided, out, workers)
     except (KeyboardInterrupt, Interruption) as stop:
         return report_stop(stop)
-    print(f"\n{finish(decided, results, out)}\n\n{_closing_words(decided, plan, out)}\n", flush=True)
+    print(f"\n{table}\n\n{_closing_words(decided, plan, out)}\n", flush=True)
     for line in closing_lines(decided, _first_checkpoint(decided, out), out):
         print(line)
     return 0
@@ -121,15 +122,14 @@ def _decide(
 ) -> "DemoPlan":
     """The plan with the number of steps and the precisions for this machine. `began`: when the demo was started, by the
     monotonic clock."""
-    from grr_coca.study.demo.arms import arm_paces, decide_precisions
-    from grr_coca.study.demo.plan import choose, timed_schedules
+    from grr_coca.study.demo.plan import arm_names, arm_pace, choose, timed_schedules, with_precisions
 
     if not json:
         print("Measuring the pace of this machine …", file=sys.stderr)
-    plan = decide_precisions(plan, workers)
+    (plan,) = workers.all([workers.submit(with_precisions, plan)])
     if steps is not None and not dry_run:
         return replace(plan, steps=steps)
-    paces = arm_paces(plan, workers)
+    paces = workers.all([workers.submit(arm_pace, plan, name) for name in arm_names(plan)])  # at once, as they train
     timed = plan if steps is None else replace(plan, schedules={steps: plan.schedules.get(steps)})
     minutes = minutes if steps is None else math.inf
     schedules = timed_schedules(timed, paces, time.monotonic() - began)
@@ -153,20 +153,6 @@ def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -
         why = f"   taken: the longest within {minutes:g} minutes" if schedule is taken and minutes < math.inf else ""
         lines.append(f"{mark} {schedule.steps:>6,} steps {schedule.minutes:>6.1f} min{reached}{why}")
     return "\n".join(lines)
-
-
-def _train(workers: "Workers", plan: "DemoPlan", out: Path) -> "dict[str, Exhibits]":
-    from grr_coca.cli.progress import bars
-    from grr_coca.study.demo.arms import run_demo
-    from grr_coca.study.demo.plan import arm_names, demo_recipes
-
-    total = sum(recipe.schedule.steps for recipe in demo_recipes(plan).values())
-    try:
-        with bars(dict.fromkeys(arm_names(plan), total)) as shown:
-            return run_demo(plan, out, workers, shown.update)
-    except (KeyboardInterrupt, Interruption):
-        print("stopping: both arms save first", file=sys.stderr)
-        raise
 
 
 def _first_checkpoint(plan: "DemoPlan", out: Path) -> Path:
@@ -246,7 +232,7 @@ def closing_lines(plan: "DemoPlan", checkpoint: Path, out: Path) -> Iterator[str
     """
     from grr_coca.cli.search import hit_lines
     from grr_coca.search.index import Index
-    from grr_coca.study.demo.arms import INDEX_FOLDER
+    from grr_coca.study.demo.folder import INDEX_FOLDER
     from grr_coca.study.demo.plan import demo_recipes
 
     pretrain = next(iter(demo_recipes(plan).values()))

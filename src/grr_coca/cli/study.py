@@ -1,7 +1,10 @@
 """`grr-coca study`: run a plan over several seeds, show its status, report what it found."""
 
+import os
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -90,9 +93,13 @@ def _run(action: RunStudy) -> int:
     require_extra("train", "training")
     read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
-    from grr_coca.cli.study_run import run_with_progress, what_is_left  # late: imports torch
-    from grr_coca.study.plan import Plan, arm_named, folder_of_plan, read_plan
+    from grr_coca.cli.study_run import run_with_progress  # late: imports torch
+    from grr_coca.study.plan import Plan, arm_named, folder_of_plan, read_plan, refuse_earlier_ledger
+    from grr_coca.study.rows import RowFolder
+    from grr_coca.study.running.agenda import Agenda
+    from grr_coca.study.running.dry_run import what_is_left
     from grr_coca.study.running.run import Place
+    from grr_coca.study.running.workers import worker_processes
     from grr_coca.study.stages import check_recipes, require_precisions
 
     plan = read_plan(action.plan, Plan)
@@ -101,14 +108,29 @@ def _run(action: RunStudy) -> int:
     arms = tuple(arm_named(plan, name).name for name in action.only) or tuple(arm.name for arm in plan.arms)
     out = action.out or folder_of_plan(action.plan)
     place = Place(out=out, runs=action.runs or out / "runs", keeps_models=action.keep_models)
+    refuse_earlier_ledger(out)
+    _require_folder(out, "--out")
+    _require_folder(place.runs, "--runs")
     if action.dry_run:
-        print(what_is_left(plan, place, arms, action.jobs))
+        agenda = Agenda(plan, place.folder_of, RowFolder(out).new_rows(), arms)
+        agenda.require_sound_points()
+        print("Measuring the pace of this machine …", file=sys.stderr)
+        print(what_is_left(plan, place, agenda.lacking(), action.jobs))
         return 0
     try:
-        run_with_progress(plan, place, arms, action.jobs)
+        with worker_processes(action.jobs) as workers:
+            run_with_progress(plan, place, workers, arms)
     except (KeyboardInterrupt, Interruption) as stop:
         return report_stop(stop)
     return 0
+
+
+def _require_folder(folder: Path, flag: str) -> None:
+    """Raise a UserError if a folder, which need not exist, cannot be written to."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "has no permission to write" if there.is_dir() else "is not a folder"
+        raise UserError(f"{folder}: cannot be written to ({there} {why}); give another {flag}")
 
 
 def print_status(folder: Path) -> int:
@@ -116,7 +138,15 @@ def print_status(folder: Path) -> int:
     if find_spec("yaml") is None:  # the other packages of the extra are not needed
         require_extra("train", "a study's status")
     from grr_coca.study.ledger import read_ledger
-    from grr_coca.study.plan import lacking_scores, plan_of_folder, point_title, stage_names  # late: --help is quick
+    from grr_coca.study.plan import (  # late: --help is quick
+        lacking_scores,
+        plan_of_folder,
+        point_title,
+        points_of,
+        search_seeds,
+        stage_names,
+        tuned_with,
+    )
 
     plan = plan_of_folder(folder)
     ledger = read_ledger(folder, plan)
@@ -132,6 +162,11 @@ def print_status(folder: Path) -> int:
         print(
             f"{arm.name:<{width}}  {'  '.join(f'{n:>{len(stage)}}' for n, stage in zip(counts, stages, strict=True))}"
         )
+    for arm, stage in product(plan.arms, stages):
+        points = points_of(plan, arm, stage)
+        if len(points) > 1 and arm in tuned_with(plan, arm):
+            tried = sum((row.arm, row.stage) == (arm.name, stage) for row in ledger.tried)
+            print(f"tried for {arm.name}, {stage}: {tried} of {len(points) * len(search_seeds(plan))} points and seeds")
     for (name, stage), point in ledger.chosen.items():
         print(f"best for {name}, {stage}: {point_title(point)}")
     for (name, seed, stage), scores in unscored.items():

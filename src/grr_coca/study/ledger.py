@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import product
 from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
@@ -91,13 +92,13 @@ def write_digests(folder: Path, digests: Digests) -> None:
 # --- The best point of a grid
 
 
-def best_point(costs: Sequence[Sequence[float]]) -> int | None:
+def best_point(costs: Iterable[Sequence[float]]) -> int | None:
     """Index of the point with the lowest sum of costs, of equals the first; None if all diverged.
 
     Args:
-        costs: for each point, the cost of each arm and seed that is tried, see `cost`.
+        costs: for each arm and seed that is tried, the cost of each point, see `cost`.
     """
-    sums = [sum(of_point) for of_point in costs]
+    sums = [sum(of_point) for of_point in zip(*costs, strict=True)]
     return None if math.isinf(min(sums)) else sums.index(min(sums))
 
 
@@ -148,89 +149,76 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
     read = files.new_rows()
     notes = list(files.notes.values())
     rows = _counted(plan, read, digests, notes)
-    by_point: _ByPoint = {}
-    for row in rows:
-        by_point.setdefault(_place(row), {}).setdefault(row.recipe_digest, {})[row.seed] = row
     searched = digests.recipes if plan.tuning is None else digests.trials
     grids = {(arm, t): found for arm, stages in searched.items() for t, found in stages.items() if len(found) > 1}
-    best = {
-        (arm.name, stage): found
-        for arm in plan.arms
-        for stage in stage_names(plan)
-        if (found := _best(plan, arm, stage, grids, by_point)) is not None
+    chosen = {
+        (arm.name, stage): best
+        for arm, stage in product(plan.arms, stage_names(plan))
+        if (best := _best(plan, arm, stage, grids, rows)) is not None
     }
-    runs, lacking = [row for row in rows if row.seed in plan.seeds], frozenset(_lacking(plan, digests, by_point))
-    diverged = {(row.arm, row.seed, row.stage): row for row in runs if row.kind == "diverged"}
-    if plan.tuning is None:  # only the best points count
-        runs = [
-            row
-            for row in runs
-            if _place(row) not in grids
-            or (_is_at(row, best.get(_place(row))) and (row.arm, row.seed, row.stage) not in lacking)
-        ]
-        diverged = {key: row for key, row in diverged.items() if _place(row) not in best or row in runs}
-    measured = [row for row in runs if row.kind == "run"]
-    notes += [*_unpaired(measured), *_several_commits(measured)]
+    lacking = frozenset(
+        (arm.name, seed, stage)
+        for arm, seed, stage in product(plan.arms, plan.seeds, stage_names(plan))
+        if not (needed := digests.recipes.get(arm.name, {}).get(stage))
+        or any((arm.name, stage, digest, seed) not in rows for digest in needed)
+    )
+
+    def counts(row: LedgerRow) -> bool:
+        """True unless the row is of a point that is not the best, or of a seed that lacks a point."""
+        if plan.tuning is not None or (row.arm, row.stage) not in grids:
+            return True
+        best = chosen.get((row.arm, row.stage))
+        is_best = best is not None and best.recipe_digest == row.recipe_digest
+        return is_best and (row.arm, row.seed, row.stage) not in lacking
+
+    runs = [row for row in rows.values() if row.seed in plan.seeds]
+    measured = [row for row in runs if row.kind == "run" and counts(row)]
+    diverged = [row for row in runs if row.kind == "diverged" and (counts(row) or (row.arm, row.stage) not in chosen)]
+    tried = [
+        rows.get((arm, stage, digest, seed))
+        for (arm, stage), points in grids.items()
+        for digest, seed in product(points, search_seeds(plan))
+    ]
     return Ledger(
         rows=tuple(measured),
-        tried=tuple(
-            found
-            for key, points in grids.items()
-            for digest in points
-            for seed in search_seeds(plan)
-            if (found := by_point.get(key, {}).get(digest, {}).get(seed)) is not None
-        ),
-        chosen={key: row.settings for key, row in best.items()},
+        tried=tuple(row for row in tried if row is not None),
+        chosen={key: row.settings for key, row in chosen.items()},
         lacking=lacking,
-        notes=tuple(notes),
-        diverged=tuple(diverged.values()),
+        notes=(*notes, *_unpaired(measured), *_several_commits(measured)),
+        diverged=tuple({(row.arm, row.seed, row.stage): row for row in diverged}.values()),
     )
 
 
-_ByPoint = dict[tuple[str, str], dict[str, dict[int, LedgerRow]]]
-"""Rows by arm and stage, then by recipe digest, then by seed."""
-
-
-def _place(row: LedgerRow) -> tuple[str, str]:
-    return row.arm, row.stage
-
-
-def _is_at(row: LedgerRow, point: LedgerRow | None) -> bool:
-    return point is not None and row.recipe_digest == point.recipe_digest
+_Rows = dict[tuple[str, str, str, int], LedgerRow]
+"""Rows by arm, stage, recipe digest and seed."""
 
 
 def _best(
-    plan: Plan, arm: Arm, stage: str, grids: Mapping[tuple[str, str], Sequence[str]], rows: _ByPoint
+    plan: Plan, arm: Arm, stage: str, grids: Mapping[tuple[str, str], Sequence[str]], rows: _Rows
 ) -> LedgerRow | None:
     """A row at the best point of an arm, over the seeds that have all points; None if there is no choice yet."""
     costs: list[list[float]] = []
-    tried: list[dict[int, LedgerRow]] = []
+    last: list[LedgerRow] = []
     for each in tuned_with(plan, arm):
-        found = rows.get((each.name, stage), {})
-        tried = [found.get(digest, {}) for digest in grids.get((each.name, stage), ())]
-        seeds = [seed for seed in search_seeds(plan) if all(seed in of_point for of_point in tried)]
-        if not tried or not seeds:
+        before = len(costs)
+        for seed in search_seeds(plan):
+            found = [rows.get((each.name, stage, digest, seed)) for digest in grids.get((each.name, stage), ())]
+            tried = [row for row in found if row is not None]
+            if tried and len(tried) == len(found):
+                last = tried
+                costs.append([cost(row) for row in tried])
+        if len(costs) == before:
             return None
-        costs = costs or [[] for _ in tried]
-        for of_point, at_point in zip(costs, tried, strict=True):
-            of_point += [cost(at_point[seed]) for seed in seeds]
     best = best_point(costs)
-    return None if best is None else next(iter(tried[best].values()))
+    return None if best is None else last[best]
 
 
-def _lacking(plan: Plan, digests: Digests, rows: _ByPoint) -> Iterator[tuple[str, int, str]]:
-    for arm in plan.arms:
-        for stage in stage_names(plan):
-            found, needed = rows.get((arm.name, stage), {}), digests.recipes.get(arm.name, {}).get(stage, ())
-            for seed in plan.seeds:
-                if not needed or any(seed not in found.get(digest, ()) for digest in needed):
-                    yield arm.name, seed, stage
+def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> _Rows:
+    """The rows that count, in the order of the plan.
 
-
-def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> list[LedgerRow]:
-    """The rows that count. Of two rows of one run, the one with more metrics counts: a row may have been copied from
-    another study."""
-    found: dict[tuple[str, str, int, str], LedgerRow] = {}
+    Of two rows of one run, the one with more metrics counts: a row may have been copied from another study.
+    """
+    found: _Rows = {}
     for row in rows:
         point = f", {point_title(row.settings)}" if row.settings else ""
         name = f"{row.arm}{point}, seed {row.seed}, {row.stage}"
@@ -238,13 +226,13 @@ def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: lis
         if fault is not None:
             notes.append(f"{name}: not counted: {fault}")
             continue
-        key = (row.arm, row.recipe_digest, row.seed, row.stage)
+        key = (row.arm, row.stage, row.recipe_digest, row.seed)
         if key in found:
             notes.append(f"{name}: has two rows; the one with more metrics counts")
         if key not in found or _num_metrics(row) > _num_metrics(found[key]):
             found[key] = row
     arms, stages = [arm.name for arm in plan.arms], stage_names(plan)
-    return sorted(found.values(), key=lambda row: (arms.index(row.arm), row.seed, stages.index(row.stage)))
+    return dict(sorted(found.items(), key=lambda item: (arms.index(item[0][0]), item[0][3], stages.index(item[0][1]))))
 
 
 def _num_metrics(row: LedgerRow) -> int:

@@ -16,8 +16,8 @@ from grr_coca.study.demo.plan import (
     load_demo,
     timed_schedules,
 )
-from grr_coca.study.running import expectation
-from grr_coca.study.running.expectation import Pace
+from grr_coca.study.running import pace
+from grr_coca.study.running.pace import Pace
 from workers_here import work_here
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]
@@ -68,7 +68,7 @@ def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):
 def test_a_dry_run_tells_what_would_be_taken_and_leaves_nothing(write_plan, tmp_path, capfd, monkeypatch):
     work_here(monkeypatch)
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
-        monkeypatch.setattr(expectation, name, value)
+        monkeypatch.setattr(pace, name, value)
     plan = write_plan(schedules={3: 0.25, 10**9: 0.9})
     assert main(["demo", str(plan), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from grr_coca.cli import main
-from grr_coca.study.demo.arms import make_folder
+from grr_coca.study.demo.folder import make_folder
 from grr_coca.study.plan import DemoPlan, read_plan
 from grr_coca.study.report.page import write_study_report
 from grr_coca.study.report.tables import Table, as_markdown

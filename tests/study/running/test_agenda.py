@@ -49,7 +49,7 @@ def test_settings_that_are_shared_are_those_that_are_best_on_average(agenda_of):
         assert agenda.choices() == {}, "each arm waits for the other"
         row = replace(pretended_row(task), metrics={"val": {"coca_loss": loss}})
         agenda.add(row)
-    assert {*agenda.spent_folders(row)} == {trial.folder for trial in trials}
+    assert {*agenda.spent_folders()} == {trial.folder for trial in trials}
     assert agenda.choices() == {(name, "pictograms"): {"optimizer.lr": 0.2} for name in names}
     assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(names, 0.2)
     assert agenda.digests.recipes.keys() == set(names)
@@ -76,16 +76,14 @@ def test_a_point_is_chosen_over_all_seeds_and_fine_tunings_start_from_it_with_ea
     assert agenda.lacking() == {("run", "grr_coca", "pictograms"): 4, ("run", "grr_coca", "health"): 2}
     for task, loss in zip(tasks, (1.0, 2.0, 9.0, 2.0), strict=True):
         finish(agenda, task, loss)
-        assert agenda.spent_folders(pretended_row(task)) == (
-            [] if task != tasks[-1] else [tasks[0].folder, tasks[2].folder]
-        )
+        assert [*agenda.spent_folders()] == ([] if task != tasks[-1] else [tasks[0].folder, tasks[2].folder])
     later = agenda.open_tasks()
     assert [(task.seed, task.stage, task.start.settings) for task in later] == [
         (seed, "health", {"optimizer.lr": 0.01}) for seed in (0, 1)
     ]
     for task in later:
         finish(agenda, task)
-        assert {*agenda.spent_folders(pretended_row(task))} >= {task.folder, task.start.folder}
+        assert {*agenda.spent_folders()} >= {task.folder, task.start.folder}
     assert not agenda.lacking()
     assert agenda.open_tasks() == []
 

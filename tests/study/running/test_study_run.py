@@ -3,7 +3,7 @@
 import errno
 import json
 import shutil
-from contextlib import ExitStack
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -24,69 +24,35 @@ from grr_coca.study.thumbnails import thumbnail_path
 from grr_coca.train.loop import train
 from support import CPU, real_pairs, warnings_of, write_shard
 from synthetic_study import GRIDS, PRETRAINING, TUNED, arm, diverged, pretended_row
+from workers_here import WorkersHere
 
 
-class Here:
-    """Stands in for the pool: does a task at once, in this process."""
-
-    count = 1
+class Here(WorkersHere):
+    """Stands in for the processes: does a task at once, in this one."""
 
     def __init__(self, stop_after: int = 1000) -> None:
+        super().__init__()
         self.left = stop_after
         self.done: list[str] = []
-        self.at_end = ExitStack()
 
-    def submit(self, function, task: Task, claim: Claim, seconds: float):
+    def submit(self, function, task: Task, claim: Claim, seconds: float) -> Future:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
         self.done.append(task.title)
-        return Done(run_stage(task, CPU, lambda _: None))
+        return super().submit(self.outcome, task, claim)
 
-    def listen(self, tell) -> None:
-        pass
-
-
-class Done:
-    def __init__(self, row: LedgerRow) -> None:
-        self._row = row
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> LedgerRow:
-        return self._row
-
-
-class Failing(Here):
-    """Fails as a process does: when its result is asked for."""
-
-    def submit(self, function, task: Task, *rest):
-        try:
-            return super().submit(function, task, *rest)
-        except UserError as error:
-            return Failed(error)
-
-
-class Failed(Done):
-    def __init__(self, error: UserError) -> None:
-        self._error = error
-
-    def result(self) -> LedgerRow:
-        raise self._error
+    def outcome(self, task: Task, claim: Claim) -> LedgerRow:
+        return run_stage(task, CPU, lambda _: None)
 
 
 class Pretending(Here):
     """Trains nothing: for what depends on the order of rows and files alone."""
 
-    def submit(self, function, task: Task, claim: Claim, seconds: float):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        self.done.append(task.title)
+    def outcome(self, task: Task, claim: Claim) -> LedgerRow:
         task.folder.mkdir(parents=True)
         (task.folder / FINISHED).touch()
-        return Done(pretended_row(task))
+        return pretended_row(task)
 
 
 class Notes(Watch):
@@ -99,8 +65,8 @@ class Notes(Watch):
 
 def run(path, out, workers=None, keeps_models=False, arms=None, watch=None) -> Here:
     plan, workers = read_plan(path, Plan), workers or Here()
-    with workers.at_end:
-        Study(plan, Place(out=out, runs=out / "runs", keeps_models=keeps_models), arms).run(workers, watch or Watch())
+    place = Place(out=out, runs=out / "runs", keeps_models=keeps_models)
+    Study(plan, place, watch or Watch(), arms).run(workers)
     return workers
 
 
@@ -193,9 +159,9 @@ def test_a_model_that_was_lost_is_trained_again_and_its_row_stays(write_study, t
 
 def test_a_trial_that_is_done_again_does_not_outvote_its_row(write_study, tmp_path):
     class Worse(Pretending):
-        def submit(self, function, task: Task, *rest):
-            row = super().submit(function, task, *rest).result()
-            return Done(replace(row, metrics={"val": {"coca_loss": 9.0}, "test": {"CIDEr-D": 1.0}}))
+        def outcome(self, task: Task, claim: Claim) -> LedgerRow:
+            metrics = {"val": {"coca_loss": 9.0}, "test": {"CIDEr-D": 1.0}}
+            return replace(super().outcome(task, claim), metrics=metrics)
 
     path, out, arms = write_study(**TUNED), tmp_path / "out", ["grr_coca"]
     with pytest.raises(KeyboardInterrupt):
@@ -291,13 +257,11 @@ def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(write_st
     path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
 
     class Slept(Pretending):
-        def submit(self, function, task: Task, claim: Claim, seconds: float):
-            if not self.done:
-                other = Claim(claim.folder, claim.name, claim.number + 1)
-                other.path.touch()
-                row = replace(pretended_row(task), commit="of the other")
-                RowFolder(out).publish(task.name, row)
-            return super().submit(function, task, claim, seconds)
+        def outcome(self, task: Task, claim: Claim) -> LedgerRow:
+            if len(self.done) == 1:
+                Claim(claim.folder, claim.name, claim.number + 1).path.touch()
+                RowFolder(out).publish(task.name, replace(pretended_row(task), commit="of the other"))
+            return super().outcome(task, claim)
 
     run(path, out, Slept(), watch=watch)
     assert {row.commit for row in rows_of(out)} == {"of the other", "abc"}
@@ -309,15 +273,14 @@ def test_an_error_of_a_run_that_was_taken_over_ends_nothing(write_study, tmp_pat
     path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
 
     class Slept(Pretending):
-        def submit(self, function, task: Task, claim: Claim, seconds: float):
-            if self.done:
-                return super().submit(function, task, claim, seconds)
-            self.done.append("lost")
+        def outcome(self, task: Task, claim: Claim) -> LedgerRow:
+            if len(self.done) > 1:
+                return super().outcome(task, claim)
             Claim(claim.folder, claim.name, claim.number + 1).path.touch()
             RowFolder(out).publish(task.name, pretended_row(task))
-            return Failed(UserError("the folder is gone"))
+            raise UserError("the folder is gone")
 
-    assert run(path, out, Slept(), watch=watch).done == ["lost", "grr_coca, pictograms, seed 0"]
+    assert len(run(path, out, Slept(), watch=watch).done) == 2, "the other arm follows"
     assert watch.told == [
         "baseline_coca, pictograms, seed 0: another process goes on with it, since this one gave no sign of life"
     ]
@@ -350,7 +313,7 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_stu
     with monkeypatch.context() as disk:
         disk.setattr("grr_coca.train.run_checkpoints.save_tensors", full)
         with pytest.raises(UserError) as stopped:
-            run(path, out, Failing(), arms=arms)
+            run(path, out, arms=arms)
     said = str(stopped.value)
     assert said.startswith(f"grr_coca, pictograms, seed 0: {out / 'runs'}")
     assert "step-000000006: the checkpoint could not be written (No space left on device); free some space" in said
@@ -410,9 +373,9 @@ def test_trials_that_all_diverge_ask_for_lower_rates(write_study, tmp_path, monk
 
 def test_an_arm_that_diverges_at_every_point_does_not_stop_the_others(write_study, tmp_path):
     class Diverging(Pretending):
-        def submit(self, function, task: Task, claim: Claim, seconds: float):
-            row = super().submit(function, task, claim, seconds).result()
-            return Done(replace(row, kind="diverged", metrics={}) if task.arm == "baseline_coca" else row)
+        def outcome(self, task: Task, claim: Claim) -> LedgerRow:
+            row = super().outcome(task, claim)
+            return replace(row, kind="diverged", metrics={}) if task.arm == "baseline_coca" else row
 
     path, out, said = write_study(**TUNED), tmp_path / "out", "baseline_coca, pictograms: no point of the grid"
     with pytest.raises(UserError, match=said):
@@ -453,8 +416,8 @@ def test_runs_whose_rows_lack_the_scores_that_a_plan_needs_are_done_again(write_
 
 def test_a_run_whose_score_is_nan_is_not_repeated_for_ever(write_study, tmp_path):
     class Without(Pretending):
-        def submit(self, function, task: Task, *rest):
-            return Done(replace(super().submit(function, task, *rest).result(), metrics={"val": {"coca_loss": 1.0}}))
+        def outcome(self, task: Task, claim: Claim) -> LedgerRow:
+            return replace(super().outcome(task, claim), metrics={"val": {"coca_loss": 1.0}})
 
     scored = {**PRETRAINING, "secondary": ["pretraining/CIDEr-D"]}
     path, out = write_study(seeds=[0], finetune=[], endpoints=scored), tmp_path / "out"

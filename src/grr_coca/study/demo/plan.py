@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from grr_coca.common.errors import UserError
+from grr_coca.common.ranks import Ranks
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.build import build
-from grr_coca.study.plan import DemoPlan, read_plan, stage_names
-from grr_coca.study.running.expectation import Pace
+from grr_coca.study.plan import DemoPlan, arm_named, read_plan, stage_names
+from grr_coca.study.running.pace import Pace, measure_pace
+from grr_coca.study.running.workers import raise_if_stopped, usable_device
 from grr_coca.study.stages import check_recipes, stage_recipe
 from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import Recipe
+from grr_coca.train.setup import new_checkpoint
 
 
 def load_demo(path: Path) -> DemoPlan:
@@ -51,14 +52,26 @@ def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
     return {stage: stage_recipe(plan, plan.arms[0], stage, plan.seeds[0], {}) for stage in stage_names(plan)}
 
 
-def with_precisions(plan: DemoPlan, device: torch.device) -> DemoPlan:
-    """Replace `auto` in the plan by one precision for both arms. Each arm alone might choose another one."""
+# --- In a worker process, where the arms run
+
+
+def with_precisions(plan: DemoPlan) -> DemoPlan:
+    """Replace `auto` in the plan by the faster precision, one for both arms: each alone might choose another one."""
     pretrain = next(iter(demo_recipes(plan).values()))
     assert pretrain.model is not None, "the plan was checked"
     assert pretrain.tokenizer is not None, "the plan was checked"
-    numerics = decide(pretrain, build(pretrain.model.config(pretrain.tokenizer.vocab_size)), device)
+    numerics = decide(pretrain, build(pretrain.model.config(pretrain.tokenizer.vocab_size)), usable_device())
     return replace(plan, precision=numerics.precision, muon_precision=numerics.muon_precision)
 
+
+def arm_pace(plan: DemoPlan, name: str) -> Pace:
+    """The pace of an arm in pretraining."""
+    device = usable_device()
+    recipe = stage_recipe(plan, arm_named(plan, name), stage_names(plan)[0], plan.seeds[0], {})
+    return measure_pace(recipe, new_checkpoint(recipe, Ranks.here(device)), device, raise_if_stopped)
+
+
+# --- Schedules
 
 _OTHER_SECONDS = 30.0
 """Seconds for the start of the processes, captions, heat maps and report, measured on two cores without AVX-512."""

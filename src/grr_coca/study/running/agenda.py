@@ -1,14 +1,15 @@
 """The agenda of a study: which runs are missing, and which of them can start now.
 
-It is a function of the plan and of the rows in the ledger.
+It is a function of the plan and of the rows.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Literal
 
 from grr_coca.common.errors import UserError
 from grr_coca.study.ledger import Digests, best_point, cost
@@ -16,12 +17,12 @@ from grr_coca.study.plan import (
     Arm,
     Plan,
     Settings,
+    arm_named,
     lacking_scores,
     point_title,
     points_of,
     scores_captions,
     search_seeds,
-    showcase_of,
     stage_names,
     tuned_with,
 )
@@ -29,34 +30,38 @@ from grr_coca.study.rows import LedgerRow, row_name
 from grr_coca.study.stages import data_digest, folder_digest, recipe_digest, settings_of, stage_recipe
 from grr_coca.train.recipe import Recipe
 
+FINISHED = "finished"
+"""Name of the empty file that marks the folder of a run that was trained and measured."""
+
+FolderOf = Callable[[str, int, str, str], Path]
+"""The folder of a run, by arm, seed, stage and digest."""
+
+Want = tuple[str, str, str]
+"""Kind (`run` or `trial`), arm and stage of missing rows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One stage of a study for one arm, point of its grid and seed: all that a process needs to run it.
 
+    - `settings`: the point of the grid
     - `is_trial`: True: it is measured on `val` alone
     - `recipe`: with all settings
     - `folder`: folder of the run
     - `start`: the pretraining from which a fine-tuning starts
-    - `showcase`, `num_captions`: the test split whose captions are shown, and how many
-    - `without`: see `Plan`
-    - `scores_captions`: True: caption the test splits, and score the captions
     """
 
-    is_trial: bool
+    plan: Plan
     arm: str
     seed: int
     stage: str
+    settings: Settings
+    is_trial: bool
     recipe: Recipe
-    settings: dict[str, object]
     recipe_digest: str
     data_digest: str
     folder: Path
     start: "Task | None"
-    showcase: str
-    num_captions: int
-    without: tuple[str, ...]
-    scores_captions: bool
 
     @property
     def start_data_digest(self) -> str | None:
@@ -64,57 +69,45 @@ class Task:
         return None if self.start is None else self.start.data_digest
 
     @property
-    def point(self) -> str:
-        """Title of the point of the grid; empty without one."""
-        return point_title(self.settings)
+    def scores_captions(self) -> bool:
+        """True: caption the test splits, and score the captions."""
+        return scores_captions(self.plan) and not self.is_trial
 
     @property
     def title(self) -> str:
         """Display name."""
-        return ", ".join(filter(None, (self.arm, self.stage, self.point, f"seed {self.seed}")))
+        return ", ".join(filter(None, (self.arm, self.stage, point_title(self.settings), f"seed {self.seed}")))
 
     @property
     def name(self) -> str:
         """Name of the file of its row, and of its claim."""
         digests = (self.recipe_digest, self.data_digest, self.start_data_digest, str(self.scores_captions))
-        return row_name(self.arm, self.point, self.seed, self.stage, digests)
-
-
-FINISHED = "finished"
-"""Name of the empty file that marks the folder of a run that was trained and measured."""
-
-
-FolderOf = Callable[[str, int, str, str], Path]
-"""The folder of a run, by arm, seed, stage and digest."""
-
-Want = tuple[Literal["run", "trial"], str, str]
-"""Kind, arm and stage of missing rows."""
+        return row_name(self.arm, point_title(self.settings), self.seed, self.stage, digests)
 
 
 class Agenda:
-    """The missing runs of some arms of a study; None: of all. `add` counts a row of the ledger."""
+    """The missing runs of some arms of a study; None: of all. `add` counts a row."""
 
     def __init__(
-        self, plan: Plan, folder_of: FolderOf, rows: Iterable[LedgerRow] = (), arms: Iterable[str] | None = None
+        self, plan: Plan, folder_of: FolderOf, rows: Iterable[LedgerRow] = (), arms: Collection[str] | None = None
     ) -> None:
         self._plan = plan
         self._folder_of = folder_of
         self._stages = stage_names(plan)
-        mine = {arm.name for arm in plan.arms} if arms is None else {*arms}
-        self._arms = [arm for arm in plan.arms if arm.name in mine]
+        self._arms = [arm for arm in plan.arms if arms is None or arm.name in arms]
         self._trial_seeds = () if plan.tuning is None else plan.tuning.seeds
-        first = plan.arms[0]
-        self._data = {stage: data_digest(stage_recipe(plan, first, stage, 0, {})) for stage in self._stages}
+        self._seeds = (*self._trial_seeds, *plan.seeds)
+        self._data = {stage: data_digest(stage_recipe(plan, plan.arms[0], stage, 0, {})) for stage in self._stages}
         self._rows: dict[tuple[str, int, str, str], LedgerRow] = {}
-        # Cached, since each task and choice is asked for many times, and the process that feeds the workers has no core
-        # of its own. A task depends on the plan alone, a choice on the rows too.
-        self._tasks: dict[tuple[str | int | Path | None, ...], Task] = {}
-        self._choices: dict[tuple[str, str], int | None] = {}
+        # Cached, since the process that feeds the workers has no core of its own. A task depends on the plan alone, a
+        # choice on the rows too.
+        self._task = cache(self._new_task)
+        self._chosen = cache(self._choose)
         for row in rows:
             self.add(row)
 
     def add(self, row: LedgerRow, *, is_new: bool = False) -> None:
-        """Count a row of the ledger, unless it is of other data or lacks scores, so that its run is repeated.
+        """Count a row, unless it is of other data or lacks scores, so that its run is repeated.
 
         `is_new`: its run has just ended. A score that is NaN is lacking, and repeating the run does not help.
         """
@@ -122,27 +115,12 @@ class Agenda:
         starts_from_data = row.start_data_digest in (None, self._data[self._stages[0]])
         if is_of_data and starts_from_data and (is_new or not lacking_scores(self._plan, row)):
             self._rows[row.arm, row.seed, row.stage, row.recipe_digest] = row
-            self._choices.clear()
-
-    @property
-    def digests(self) -> Digests:
-        """The digests of valid rows, without those that still depend on a choice."""
-        recipes, trials = map(self._recipe_digests, (self._plan.seeds, self._trial_seeds))
-        return Digests(recipes=recipes, data=self._data, trials=trials)
-
-    def _recipe_digests(self, seeds: Sequence[int]) -> dict[str, dict[str, tuple[str, ...]]]:
-        found = {}
-        for arm in self._plan.arms:
-            tasks = {stage: self._tasks_of(arm, seed, stage) for seed in seeds[:1] for stage in self._stages}
-            found[arm.name] = {
-                t: tuple(task.recipe_digest for task in of_stage) for t, of_stage in tasks.items() if of_stage
-            }
-        return {arm: stages for arm, stages in found.items() if stages}
+            self._chosen.cache_clear()
 
     def open_tasks(self) -> list[Task]:
         """The tasks that can start now, in order: those with the seeds of tuning first, then by seed."""
-        seeds = (*self._trial_seeds, *self._plan.seeds)
-        return [task for seed in seeds for arm in self._arms for task in self._open_of(arm, seed)]
+        left = [task for seed, arm in product(self._seeds, self._arms) for task in self._left(arm, seed)[0]]
+        return [task for task in left if task.start is None or (task.start.folder / FINISHED).exists()]
 
     def lacking(self) -> Counter[Want]:
         """The number of missing trials and runs, by kind, arm and stage.
@@ -150,27 +128,30 @@ class Agenda:
         A pretraining with a row counts too, if its model was lost and others start from it.
         """
         counts: Counter[Want] = Counter()
-        for seed in (*self._trial_seeds, *self._plan.seeds):
-            kind: Literal["run", "trial"] = "trial" if seed in self._trial_seeds else "run"
-            for arm in self._arms:
-                for stage in self._stages[1:]:
-                    tasks = self._tasks_of(arm, seed, stage)
-                    counts[kind, arm.name, stage] += (
-                        self._num_points(arm, seed, stage) if tasks is None else len(self._missing(tasks))
-                    )
-                tasks = self._tasks_of(arm, seed, self._stages[0])
-                pretraining = self._num_points(arm, seed, self._stages[0]) if tasks is None else 0
-                begun = {task.name for task in self._open_of(arm, seed) if task.start is None}
-                counts[kind, arm.name, self._stages[0]] += pretraining + len(begun)
-        return +counts
+        for seed, arm in product(self._seeds, self._arms):
+            missing, undecided = self._left(arm, seed)
+            kind = "trial" if seed in self._trial_seeds else "run"
+            for stage, count in (Counter(task.stage for task in missing) + undecided).items():
+                counts[kind, arm.name, stage] += count
+        return counts
+
+    def spent_folders(self) -> Iterator[Path]:
+        """The folders of runs that have rows, and from which no later run starts."""
+        for seed, arm in product(self._seeds, self._plan.arms):
+            first, *later = (self._tasks_of(arm, seed, stage) for stage in self._stages)
+            kept = {task.start.folder for tasks in later for task in self._missing(tasks or ()) if task.start}
+            for tasks in (None if None in later else first, *later):  # any pretrained model may still be chosen
+                yield from (task.folder for task in tasks or () if self._row(task) and task.folder not in kept)
+
+    # --- Choices
 
     def choices(self) -> dict[tuple[str, str], Settings]:
         """The points that were chosen for later runs, by arm and stage."""
         chosen: dict[tuple[str, str], Settings] = {}
         for arm, stage in self._needed_choices():
-            points, best = points_of(self._plan, arm, stage), self._chosen(arm, stage)
-            if len(points) > 1 and best is not None:
-                chosen[arm.name, stage] = points[best]
+            best = self._chosen(arm.name, stage)
+            if best is not None:
+                chosen[arm.name, stage] = points_of(self._plan, arm, stage)[best]
         return chosen
 
     def require_sound_points(self) -> None:
@@ -188,33 +169,60 @@ class Agenda:
                 )
 
     def _needed_choices(self) -> Iterator[tuple[Arm, str]]:
-        """The arms and stages whose best points later runs need."""
+        """The arms and stages with grids whose best points later runs need."""
         stages = self._stages if self._plan.tuning is not None else self._stages[:1] if self._stages[1:] else ()
-        for arm in self._arms:
-            for stage in stages:
+        for arm, stage in product(self._arms, stages):
+            if len(points_of(self._plan, arm, stage)) > 1:
                 yield arm, stage
 
-    def spent_folders(self, row: LedgerRow) -> list[Path]:
-        """Folders of runs that no later run needs, now that this row is in the ledger."""
-        arm = next((arm for arm in self._plan.arms if arm.name == row.arm), None)
-        if arm is None:
-            return []
-        # The last trial ends the tuning of all that are tuned with it, with all seeds.
-        seeds = search_seeds(self._plan) if row.seed in search_seeds(self._plan) else (row.seed,)
-        return [folder for each in tuned_with(self._plan, arm) for seed in seeds for folder in self._spent(each, seed)]
+    def _choose(self, name: str, stage: str) -> int | None:
+        """Index of the best point of a stage; None if rows are missing, or a run diverged at each point."""
+        arm = arm_named(self._plan, name)
+        if len(points_of(self._plan, arm, stage)) == 1:
+            return 0
+        costs = self._costs(arm, stage)
+        return None if costs is None else best_point(costs)
 
-    def _spent(self, arm: Arm, seed: int) -> Iterator[Path]:
-        later = [self._tasks_of(arm, seed, stage) for stage in self._stages[1:]]
-        for tasks in filter(None, later):
-            yield from (task.folder for task in tasks if self._row(task) is not None)
-        if None in later:  # any of the pretrained models may be chosen
-            return
-        starts = {task.start.folder for tasks in later for task in self._missing(tasks or ()) if task.start is not None}
-        for task in self._tasks_of(arm, seed, self._stages[0]) or ():
-            if self._row(task) is not None and task.folder not in starts:
-                yield task.folder
+    def _costs(self, arm: Arm, stage: str) -> list[list[float]] | None:
+        """The costs of the points of a grid, as `best_point` takes them; None if rows are missing."""
+        costs = []
+        for each, seed in product(tuned_with(self._plan, arm), search_seeds(self._plan)):
+            tasks = self._tasks_of(each, seed, stage)
+            if tasks is None or self._missing(tasks):
+                return None
+            costs.append([math.inf if row is None else cost(row) for row in map(self._row, tasks)])
+        return costs
+
+    @property
+    def digests(self) -> Digests:
+        """The digests of valid rows, without those that still depend on a choice."""
+        recipes, trials = map(self._recipe_digests, (self._plan.seeds, self._trial_seeds))
+        return Digests(recipes=recipes, data=self._data, trials=trials)
+
+    def _recipe_digests(self, seeds: Sequence[int]) -> dict[str, dict[str, tuple[str, ...]]]:
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for arm, seed, stage in product(self._plan.arms, seeds[:1], self._stages):
+            tasks = self._tasks_of(arm, seed, stage)
+            if tasks:
+                found.setdefault(arm.name, {})[stage] = tuple(task.recipe_digest for task in tasks)
+        return found
 
     # --- Tasks
+
+    def _left(self, arm: Arm, seed: int) -> tuple[list[Task], Counter[str]]:
+        """The missing tasks of an arm with a seed, and by stage the number of those that depend on an open choice."""
+        missing: list[Task] = []
+        undecided: Counter[str] = Counter()
+        for stage in self._stages:
+            tasks = self._tasks_of(arm, seed, stage)
+            if tasks is None:
+                undecided[stage] = self._num_points(arm, seed, stage)
+            else:
+                missing += self._missing(tasks)
+        start = next((task.start for task in missing if task.start is not None), None)
+        if start is not None and start not in missing and not (start.folder / FINISHED).exists():
+            missing.append(start)  # its model was lost
+        return missing, undecided
 
     def _tasks_of(self, arm: Arm, seed: int, stage: str) -> list[Task] | None:
         """All tasks of a stage; None if they depend on a choice that is open.
@@ -222,70 +230,16 @@ class Agenda:
         Trials are run at all points of a grid. So are runs if there is no tuning, and otherwise at the best alone.
         """
         is_pretraining = stage == self._stages[0]
-        start = None if is_pretraining else self._start(arm, seed)
-        if start is None and not is_pretraining:
-            return None
-        points: list[dict[str, object]] = points_of(self._plan, arm, stage)
-        if seed in self._trial_seeds:
-            points = points if self._num_points(arm, seed, stage) else []
-        elif self._plan.tuning is not None:
-            best = self._chosen(arm, stage)
+        start = None if is_pretraining else self._chosen(arm.name, self._stages[0])
+        best = None
+        if self._plan.tuning is not None and seed not in self._trial_seeds:
+            best = self._chosen(arm.name, stage)
             if best is None:
                 return None
-            points = [points[best]]
-        return [self._task(arm, seed, stage, settings, start) for settings in points]
-
-    def _start(self, arm: Arm, seed: int) -> Task | None:
-        """The pretraining from which the fine-tunings of an arm start; None if its point has not been chosen."""
-        best = self._chosen(arm, self._stages[0])
-        if best is None:
+        if start is None and not is_pretraining:
             return None
-        settings = points_of(self._plan, arm, self._stages[0])[best]
-        return self._task(arm, seed, self._stages[0], settings, None)
-
-    def _chosen(self, arm: Arm, stage: str) -> int | None:
-        """Index of the best point of a stage; None if rows are missing, or a run diverged at each point."""
-        key = (arm.name, stage)
-        if key not in self._choices:
-            self._choices[key] = self._best(arm, stage)
-        return self._choices[key]
-
-    def _best(self, arm: Arm, stage: str) -> int | None:
-        if len(points_of(self._plan, arm, stage)) == 1:
-            return 0
-        costs = self._costs(arm, stage)
-        return None if costs is None else best_point(costs)
-
-    def _costs(self, arm: Arm, stage: str) -> list[list[float]] | None:
-        """The costs of each point of a grid, see `best_point`; None without a grid, or if rows are missing."""
-        costs: list[list[float]] = [[] for _ in points_of(self._plan, arm, stage)]
-        if len(costs) == 1:
-            return None
-        for each in tuned_with(self._plan, arm):
-            for seed in search_seeds(self._plan):
-                tasks = self._tasks_of(each, seed, stage)
-                if tasks is None or self._missing(tasks):
-                    return None
-                for of_point, row in zip(costs, map(self._row, tasks), strict=True):
-                    of_point.append(math.inf if row is None else cost(row))
-        return costs
-
-    def _open_of(self, arm: Arm, seed: int) -> list[Task]:
-        """The missing pretrainings, and the missing fine-tunings whose start is there."""
-        tasks = self._missing(self._tasks_of(arm, seed, self._stages[0]) or ())
-        later = [task for stage in self._stages[1:] for task in self._missing(self._tasks_of(arm, seed, stage) or ())]
-        start = self._start(arm, seed) if later else None
-        if start is None or (start.folder / FINISHED).exists():
-            return tasks + later
-        return tasks if start in tasks else [*tasks, start]  # not trained yet, or its model was lost
-
-    def _missing(self, tasks: Iterable[Task]) -> list[Task]:
-        """The tasks without a row, except those that start from a model that diverged."""
-        return [task for task in tasks if self._row(task) is None and not self._starts_diverged(task)]
-
-    def _starts_diverged(self, task: Task) -> bool:
-        row = None if task.start is None else self._row(task.start)
-        return row is not None and row.kind == "diverged"
+        points = range(self._num_points(arm, seed, stage)) if best is None else [best]
+        return [self._task(arm.name, seed, stage, point, start) for point in points]
 
     def _num_points(self, arm: Arm, seed: int, stage: str) -> int:
         """The number of tasks of a stage."""
@@ -295,35 +249,36 @@ class Agenda:
         is_start = stage == self._stages[0] and bool(arm.finetune_grid)
         return points if arm in tuned_with(self._plan, arm) and (points > 1 or is_start) else 0
 
+    def _missing(self, tasks: Iterable[Task]) -> list[Task]:
+        """The tasks without a row, except those that start from a model that diverged."""
+        return [task for task in tasks if self._row(task) is None and not self._starts_diverged(task)]
+
+    def _starts_diverged(self, task: Task) -> bool:
+        row = None if task.start is None else self._row(task.start)
+        return row is not None and row.kind == "diverged"
+
     def _row(self, task: Task) -> LedgerRow | None:
         return self._rows.get((task.arm, task.seed, task.stage, task.recipe_digest))
 
-    def _task(self, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
-        key = (arm.name, seed, stage, repr(settings), None if start is None else start.folder)
-        if key not in self._tasks:
-            self._tasks[key] = self._new_task(arm, seed, stage, settings, start)
-        return self._tasks[key]
-
-    def _new_task(self, arm: Arm, seed: int, stage: str, settings: Settings, start: Task | None) -> Task:
-        plan, is_trial = self._plan, seed in self._trial_seeds
+    def _new_task(self, name: str, seed: int, stage: str, point: int, start_point: int | None) -> Task:
+        """The task of an arm at a point, given by its index; `start_point`: that of its pretraining."""
+        plan, arm, is_trial = self._plan, arm_named(self._plan, name), seed in self._trial_seeds
+        start = None if start_point is None else self._task(name, seed, self._stages[0], start_point, None)
+        settings = points_of(plan, arm, stage)[point]
         recipe = stage_recipe(plan, arm, stage, seed, settings, is_trial)
         digest = recipe_digest(recipe, None if start is None else start.recipe_digest)
-        showcase, num_captions = showcase_of(plan, stage)
         # Another recipe or other data get another folder, so that no stale run is resumed.
         data = {self._data[self._stages[0]], self._data[stage]}
         return Task(
-            is_trial=is_trial,
-            arm=arm.name,
+            plan=plan,
+            arm=name,
             seed=seed,
             stage=stage,
-            recipe=recipe,
             settings=settings_of(recipe, settings),
+            is_trial=is_trial,
+            recipe=recipe,
             recipe_digest=digest,
             data_digest=self._data[stage],
-            folder=self._folder_of(arm.name, seed, stage, folder_digest(digest, data)),
+            folder=self._folder_of(name, seed, stage, folder_digest(digest, data)),
             start=start,
-            showcase=showcase,
-            num_captions=num_captions,
-            without=plan.without if stage == self._stages[0] else (),
-            scores_captions=scores_captions(plan) and not is_trial,
         )

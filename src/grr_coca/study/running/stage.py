@@ -13,18 +13,16 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import DiskError, DivergedError
 from grr_coca.common.files import read_json, write_whole
 from grr_coca.common.ranks import Ranks
@@ -36,11 +34,11 @@ from grr_coca.evaluate.checkpoint_metrics import require_pairs
 from grr_coca.model.anatomy import count_parameters, flops_of_pairs, flops_per_pair
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.rows import CaptionedExample, CurvePoint, Kind, LedgerRow, finite
+from grr_coca.study.plan import showcase_of
+from grr_coca.study.rows import CurvePoint, Kind, LedgerRow, finite
 from grr_coca.study.running.agenda import FINISHED, Task
 from grr_coca.study.running.measured import (
     Numbers,
-    Values,
     examples,
     measure_test,
     measure_validation,
@@ -64,30 +62,30 @@ OnProgress = Callable[[int], None]
 
 
 def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
-    """Train a stage, or resume it, and measure it. A run that diverged has a row too, without metrics.
+    """Train a stage, or resume it, and measure it.
+
+    A run that diverged has a row without metrics: its training gave up, or its model has no finite loss on `val`.
 
     Raises:
         UserError: the data are invalid, or the disk is full.
-        Stopped: a signal came; the run is saved.
+        Interruption: a signal came; the run is saved.
     """
     _require_pairs_of_tests(task)
-    kind: Kind = "run"
-    with _Stopwatch(task.folder) as watch:
+    watch = _Stopwatch(task.folder)
 
-        def tell(done: int) -> None:
-            watch.tick()
-            on_progress(done)
+    def tell(done: int) -> None:
+        watch.tick()
+        on_progress(done)
 
-        try:
-            trained = _trained(task, device, tell)
-        except DivergedError as error:
-            log.warning("%s diverged: %s", task.title, error)
-            kind = "diverged"
-            trained, found = _start_model(task, device, None), _Measurements()
-        else:
-            found = _measure(task, trained)
-    _mark_finished(task.folder)
-    return _row(task, kind, trained, found, watch.seconds)
+    try:
+        row = _trained_and_measured(task, device, tell)
+    finally:
+        watch.note()
+    try:
+        write_whole(task.folder / FINISHED, b"")
+    except OSError as error:
+        raise DiskError(f"{task.folder}: cannot be written to ({error.strerror})") from error
+    return replace(row, seconds=round(watch.seconds, 1))
 
 
 def _require_pairs_of_tests(task: Task) -> None:
@@ -96,11 +94,28 @@ def _require_pairs_of_tests(task: Task) -> None:
         require_pairs(source, task.recipe.evaluation.batch_size)
 
 
-def _mark_finished(folder: Path) -> None:
+def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
     try:
-        write_whole(folder / FINISHED, b"")
-    except OSError as error:
-        raise DiskError(f"{folder}: cannot be written to ({error.strerror})") from error
+        trained = _trained(task, device, on_progress)
+    except DivergedError as error:
+        log.warning("%s diverged: %s", task.title, error)
+        return _bare_row(task, "diverged", _start_model(task, device, None))
+    row = _bare_row(task, "run", trained)
+    val = sound_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
+    on_val, refitted = measure_validation(trained, val, task.recipe)
+    if "coca_loss" not in on_val:
+        log.warning("%s diverged: its loss on val is not finite", task.title)
+        return replace(row, kind="diverged")
+    metrics, values = {"val": on_val}, {}
+    row = replace(row, training_flops=run_flops(task.recipe, trained, val), metrics=metrics)
+    if task.is_trial:
+        return row
+    for split, source in _test_splits(task).items():
+        metrics[split], values[split] = measure_test(trained, source, task.recipe, refitted, task.scores_captions)
+    showcase, num_captions = showcase_of(task.plan, task.stage)
+    shown = task.recipe.data.test.get(showcase)
+    captions = () if shown is None else examples(trained, open_source(shown), num_captions)
+    return replace(row, values=values, captions=captions)
 
 
 def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
@@ -124,44 +139,19 @@ def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkp
     return new_checkpoint(task.recipe, Ranks.here(device))
 
 
-@dataclass
-class _Measurements:
-    """The measurements of a trained model: metrics of all splits, values of the test splits, captions of the showcase,
-    and the cost of its training."""
-
-    metrics: dict[str, Numbers] = field(default_factory=dict)
-    values: dict[str, Values] = field(default_factory=dict)
-    captions: tuple[CaptionedExample, ...] = ()
-    training_flops: int | None = None
-
-
-def _measure(task: Task, trained: Checkpoint) -> _Measurements:
-    """Measure a trained model on `val`, and unless it is a trial also on the test splits."""
-    val = sound_validation(training_sources(task.recipe)[1], Ranks.here(trained.model.device))
-    on_val, refitted = measure_validation(trained, val, task.recipe)
-    found = _Measurements({"val": on_val}, training_flops=run_flops(task.recipe, trained, val))
-    if task.is_trial:
-        return found
-    for split, source in _test_splits(task).items():
-        found.metrics[split], found.values[split] = measure_test(
-            trained, source, task.recipe, refitted, task.scores_captions
-        )
-    shown = task.recipe.data.test.get(task.showcase)
-    if shown is not None:
-        found.captions = examples(trained, open_source(shown), task.num_captions)
-    return found
-
-
 def _test_splits(task: Task) -> dict[str, PairSource]:
+    """The test splits; of pretraining also the showcase without the words of the plan."""
     splits = {name: open_source(path) for name, path in task.recipe.data.test.items()}
-    if task.without and task.showcase in splits:
-        name = f"{task.showcase} without {', '.join(task.without)}"
-        splits[name] = without_words(splits[task.showcase], task.without)
+    plan = task.plan
+    if plan.without and task.start is None and plan.showcase in splits:
+        name = f"{plan.showcase} without {', '.join(plan.without)}"
+        splits[name] = without_words(splits[plan.showcase], plan.without)
     return splits
 
 
-def _row(task: Task, kind: Kind, trained: Checkpoint, found: _Measurements, seconds: float) -> LedgerRow:
-    recipe, start = task.recipe, _read_start_hashes(task.folder)
+def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
+    """The row of a run before its model is measured."""
+    recipe, path = task.recipe, task.folder / _START_FILE
     return LedgerRow(
         kind=kind,
         arm=task.arm,
@@ -173,19 +163,15 @@ def _row(task: Task, kind: Kind, trained: Checkpoint, found: _Measurements, seco
         commit=code_commit(),
         machine=_machine_name(),
         precision=_precision_name(recipe),
-        settings=task.settings,
+        settings=dict(task.settings),
         steps=recipe.schedule.steps,
-        seconds=round(seconds, 1),
+        seconds=0.0,
         parameters=count_parameters(trained.model),
         image_encoder_parameters=count_parameters(trained.model.image_encoder),
         flops_per_pair=flops_per_pair(trained.config),
-        training_flops=found.training_flops,
-        initial_weights=start.initial_weights,
-        data_order=start.data_order,
         curve=_curve(task.folder),
-        metrics=found.metrics,
-        values=found.values,
-        captions=found.captions,
+        metrics={},
+        **(read_json(path) if path.exists() else {}),  # it may diverge before it has one
     )
 
 
@@ -254,16 +240,9 @@ _MAX_HASHED_VISITS = 1_000_000
 """Of a longer run, the order of its first visits is hashed, which takes seconds."""
 
 
-@dataclass(frozen=True)
-class _StartHashes:
-    """Hashes of the initial weights and of the order of the data, as in `LedgerRow`."""
-
-    initial_weights: dict[str, str] = field(default_factory=dict)
-    data_order: str | None = None
-
-
 def _write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
-    """Hash the initial weights and the order of the data, and write the hashes to the run's folder.
+    """Hash the initial weights and the order of the data, and write the hashes to the run's folder, under their keys in
+    the row.
 
     A resumed run reads them from there. The weights from which a fine-tuning starts are not hashed, since no two arms
     share them.
@@ -273,21 +252,15 @@ def _write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None
     """
     pairs, _ = training_sources(recipe)
     num_visits = recipe.schedule.steps * recipe.data.batch_size
-    found = _StartHashes(
-        initial_weights={} if recipe.model is None else weight_hashes(start.model),
-        data_order=order_hash(training_visits(recipe, pairs), num_visits),
-    )
+    found = {
+        "initial_weights": {} if recipe.model is None else weight_hashes(start.model),
+        "data_order": order_hash(training_visits(recipe, pairs), num_visits),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _START_FILE, json.dumps(to_dict(found)).encode())
+        write_whole(folder / _START_FILE, json.dumps(found).encode())
     except OSError as error:
         raise DiskError(f"{folder}: the run folder cannot be written to ({error.strerror})") from error
-
-
-def _read_start_hashes(folder: Path) -> _StartHashes:
-    """Read the hashes of a run's folder; empty if the run diverged before it had one."""
-    path = folder / _START_FILE
-    return from_dict(_StartHashes, read_json(path), str(path)) if path.exists() else _StartHashes()
 
 
 def weight_hashes(model: nn.Module) -> dict[str, str]:
@@ -369,7 +342,7 @@ _SECONDS_BETWEEN_NOTES = 60.0
 
 
 class _Stopwatch:
-    """A context that counts the seconds of a run over all processes that work on it, in a file of the run's folder."""
+    """Counts the seconds of a run over all processes that work on it, in a file of the run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _SECONDS_FILE
@@ -384,17 +357,10 @@ class _Stopwatch:
     def tick(self) -> None:
         """Write the seconds to the file, if the last time is a minute ago."""
         if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
-            self._note()
+            self.note()
 
-    def __enter__(self) -> "_Stopwatch":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._note()
-
-    def _note(self) -> None:
+    def note(self) -> None:
+        """Write the seconds to the file."""
         self._noted = time.monotonic()
         if self._path.parent.is_dir():
             with suppress(OSError):  # the checkpoint reports a full disk

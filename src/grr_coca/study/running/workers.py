@@ -1,22 +1,20 @@
 """Worker processes of a study, with one thread each.
 
 With two threads each, two jobs on two cores would slow each other down tenfold.
+
+Each process has a connection to its parent, by which it gets its calls and reports progress and results. The end of the
+connection asks it to save and stop: the parent has closed it, or is dead.
 """
 
-import contextlib
 import multiprocessing
 import os
-import queue
 import signal
-import threading
-import time
+import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Event
+from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -27,111 +25,112 @@ from grr_coca.common.errors import Interruption, UserError, print_warnings
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
-
-Tell = Callable[[str, int], None]
-"""Called with the name of a task and its number of finished steps."""
-
-_channel: tuple[Queue, Event] | None = None
-_number = 0
-_at_work = threading.Lock()
-"""Held while this process runs a call."""
+_KILLED = (
+    "the process of an arm was killed, perhaps because memory ran out; the same command continues from what was saved"
+)
 
 
 class Workers:
-    """A pool of processes, and the queue of their progress. `lifeline` is closed when the pool breaks.
+    """Up to `count` processes, which start when they are needed. Each does one call at a time."""
 
-    `at_end`: callbacks for when all processes have ended.
-    """
-
-    def __init__(
-        self,
-        pool: ProcessPoolExecutor,
-        progress: Queue,
-        lifeline: Connection,
-        count: int,
-        at_end: contextlib.ExitStack,
-    ) -> None:
-        self._pool = pool
-        self._progress = progress
-        self._lifeline = lifeline
+    def __init__(self, count: int) -> None:
         self.count = count
-        self.at_end = at_end
+        self._processes: list[SpawnProcess] = []
+        self._calls: dict[Connection, Future | None] = {}
+        self._waiting: list[tuple[Future, tuple[Any, ...]]] = []
 
-    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Start a call in a worker process.
-
-        Workers ignore Ctrl-C, which a terminal sends to all processes: the parent stops them itself. They inherit this
-        when they are created here.
-        """
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            future = self._pool.submit(_work, function, *arguments)
-        finally:
-            signal.signal(signal.SIGINT, before)
-        future.add_done_callback(self._note_end)
+    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """A call in a process, whose result or error `listen` brings. A UserError if the process was killed."""
+        future: Future[T] = Future()
+        self._waiting.append((future, (function, *arguments)))
+        self._start_waiting()
         return future
 
-    def _note_end(self, future: Future) -> None:
-        if isinstance(future.exception(), BrokenProcessPool):
-            self._lifeline.close()
+    def listen(self, tell: Callable[[Future, int], object] | None = None) -> None:
+        """Take the messages of the processes, or wait half a second for some.
 
-    def listen(self, tell: Tell) -> None:
-        """Pass on one progress message, if one arrives within half a second."""
-        with contextlib.suppress(queue.Empty):
-            tell(*self._progress.get(timeout=_POLL_SECONDS))
-
-    def all(self, futures: list[Future[T]]) -> list[T]:
-        """Wait for calls, and return their results in order.
-
-        Raises:
-            UserError: a call failed; the others are stopped when the pool ends.
+        `tell`: called with the result of a call and the progress that it has reported.
         """
+        busy = {connection: future for connection, future in self._calls.items() if future is not None}
+        ready = wait(busy, _POLL_SECONDS)
+        for connection, future in busy.items():
+            if connection not in ready:
+                continue
+            try:
+                kind, content = connection.recv()
+            except (EOFError, OSError):
+                del self._calls[connection]
+                future.set_exception(UserError(_KILLED))
+                continue
+            if kind != "progress":
+                self._calls[connection] = None
+                future.set_exception(content) if kind == "error" else future.set_result(content)
+            elif tell is not None:
+                tell(future, content)
+        self._start_waiting()
+
+    def all(self, futures: "list[Future[T]]") -> list[T]:
+        """Wait for calls, and return their results in order. The first error is raised at once."""
         while not all(future.done() for future in futures):
-            for future in futures:
-                if future.done():
-                    outcome(future)  # raises the error of a failed call at once
-            time.sleep(_POLL_SECONDS)
-        return [outcome(future) for future in futures]
+            self.listen()
+            _ = [future.result() for future in futures if future.done()]
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Ask all processes to save and stop, and wait for them."""
+        for connection in self._calls:
+            connection.close()
+        self._calls.clear()
+        for process in self._processes:
+            process.join()
+
+    def _start_waiting(self) -> None:
+        idle = [connection for connection, future in self._calls.items() if future is None]
+        while self._waiting and (idle or len(self._calls) < self.count):
+            connection = idle.pop() if idle else self._new_process()
+            self._calls[connection], call = self._waiting.pop(0)
+            with suppress(OSError):  # it was killed, which `listen` sees
+                connection.send(call)
+
+    def _new_process(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, len(self._processes)))
+        # A terminal sends Ctrl-C to all processes, but this one stops the others. A new process inherits this.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        theirs.close()  # else its end would not be seen
+        self._processes.append(process)
+        return ours
 
 
-def outcome(future: Future[T]) -> T:
-    """The result of a finished call.
-
-    Raises:
-        UserError: the call failed, or its process was killed.
-    """
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "the process of an arm was killed, perhaps because memory ran out; the same command continues from what "
-            "was saved"
-        ) from error
-
-
-@contextlib.contextmanager
+@contextmanager
 def worker_processes(count: int) -> Iterator[Workers]:
-    """A context with `count` worker processes. Its end asks them to save and stop, and waits for them.
+    """A context with up to `count` worker processes. Its end asks them to save and stop, and waits for them.
 
     Raises:
         Interruption: SIGTERM came. Ctrl-C raises a KeyboardInterrupt.
     """
-    before = signal.signal(signal.SIGTERM, _stop)
     os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    progress: Queue = context.Queue()
-    stop = context.Event()
-    numbers: Queue = context.Queue()
-    held, lifeline = context.Pipe(duplex=False)
-    for number in range(count):
-        numbers.put(number)
-    pool_of = partial(ProcessPoolExecutor, count, context, _connect, (progress, stop, numbers, held))
-    with contextlib.ExitStack() as at_end, pool_of() as pool:
-        try:
-            yield Workers(pool, progress, lifeline, count, at_end)
-        finally:
-            stop.set()
-            signal.signal(signal.SIGTERM, before)
+    before, workers = signal.signal(signal.SIGTERM, _stop), Workers(count)
+    try:
+        yield workers
+    finally:
+        workers.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise Interruption(number, "asked to stop")
+
+
+# --- In a worker process
+
+_parent: Connection | None = None
+_number = 0
 
 
 def usable_device() -> torch.device:
@@ -141,59 +140,53 @@ def usable_device() -> torch.device:
     )
 
 
-def tell_progress(name: str, done: int) -> None:
-    """Report the progress of a task to the parent.
+def tell_progress(done: int) -> None:
+    """Report the progress of a call to the parent.
 
     If the parent has asked to stop, raise SIGTERM: the run then saves and ends.
     """
-    assert _channel is not None, "in a worker process"
-    progress, stop = _channel
-    if stop.is_set():
+    assert _parent is not None, "in a worker process"
+    if _is_stopped():
         signal.raise_signal(signal.SIGTERM)
-    progress.put((name, done))
+    else:
+        with suppress(OSError):  # stopped just now, which the next call finds
+            _parent.send(("progress", done))
 
 
 def raise_if_stopped() -> None:
     """Raise a UserError if the parent has asked this worker process to stop."""
-    assert _channel is not None, "in a worker process"
-    if _channel[1].is_set():
+    if _is_stopped():
         raise UserError("stopped")
 
 
-def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise Interruption(number, "asked to stop")
+def _is_stopped() -> bool:
+    """True if the connection has ended. During a call, the parent sends nothing."""
+    assert _parent is not None, "in a worker process"
+    try:
+        return _parent.poll()
+    except OSError:
+        return True
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Ignore SIGTERM.
-
-    The end of a service sends it to all processes at once. A process that died of it would break the pool, which then
-    sends SIGTERM to the others again while they are saving.
-    """
+    """Ignore SIGTERM, which the end of a service sends to all processes at once: the parent stops its workers."""
 
 
-def _work(function: Callable[..., T], *arguments: Any) -> T:
-    with _at_work:
-        return function(*arguments)
-
-
-def _connect(progress: Queue, stop: Event, numbers: Queue, lifeline: Connection) -> None:
-    """Set up a process of the pool; its initializer."""
-    global _channel, _number
-    _channel, _number = (progress, stop), numbers.get()
+def _work(parent: Connection, number: int) -> None:
+    """Do calls until the parent stops this process or is dead."""
+    global _parent, _number
+    _parent, _number = parent, number
     if torch.cuda.is_available():
         torch.cuda.set_device(usable_device())  # the GPU whose name and precisions are queried
     print_warnings()
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, _ignore)
-    threading.Thread(target=_end_with_pool, args=(lifeline,), daemon=True).start()
-
-
-def _end_with_pool(lifeline: Connection) -> None:
-    """End this process when its parent has died or the pool has broken. In a broken pool, its run is saved first."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([lifeline, parent.sentinel])
-    while parent.is_alive() and not _at_work.acquire(timeout=_POLL_SECONDS):
-        pass
-    os._exit(1)
+    with suppress(EOFError, OSError):
+        while True:
+            function, *arguments = parent.recv()
+            try:
+                message = ("result", function(*arguments))
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                message = ("error", error)
+            parent.send(message)

@@ -20,7 +20,7 @@ from grr_coca.cli import main
 from grr_coca.cli.demo import _closing_words
 from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.study.demo.arms import begin, demo_place, finish, make_folder
+from grr_coca.study.demo.folder import DemoPlace, begin, finish, make_folder
 from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
 from grr_coca.study.exhibits import Exhibits
 from grr_coca.study.running.agenda import Agenda
@@ -30,7 +30,7 @@ from grr_coca.train.numerics import Numerics
 from processes import running
 from support import CPU, real_pairs, snapshot
 from synthetic_study import rows_of, write_study
-from workers_here import work_here
+from workers_here import WorkersHere, work_here
 
 PRESETS = ("grr_coca", "baseline_coca")
 STAGES = ("pictograms", "health", "glyphs")
@@ -233,7 +233,7 @@ def arms_of(pid: int) -> list[int]:
 
 def arm_of(plan, arm, out):
     """Run all stages of an arm in this process."""
-    agenda = Agenda(plan, demo_place(out).folder_of, arms=[arm])
+    agenda = Agenda(plan, DemoPlace(out).folder_of, arms=[arm])
     while tasks := agenda.open_tasks():
         agenda.add(run_stage(tasks[0], CPU, lambda _: None))
 
@@ -373,11 +373,12 @@ def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, 
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr("grr_coca.study.demo.folder.make_exhibits", lambda *arguments: Exhibits([], []))
     monkeypatch.setattr("grr_coca.study.exhibits.write_whole", full)
     plan = load_demo(write_plan())
     write_study(tmp_path, yaml.safe_load((tmp_path / "plan.yaml").read_text()), rows_of(PRESETS, [0]))
     with pytest.raises(UserError, match=r"No space left on device\); free some space; the same command then continues"):
-        finish(plan, {"grr_coca": Exhibits([], [])}, tmp_path)
+        finish(plan, tmp_path, WorkersHere())
 
 
 def test_a_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkeypatch):
@@ -409,7 +410,7 @@ def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
     monkeypatch.setattr(
         "grr_coca.study.demo.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", "fp32")
     )
-    plan = with_precisions(load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml"), CPU)
+    plan = with_precisions(load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml"))
     assert len(decided) == 1
     assert {recipe.precision for recipe in demo_recipes(plan).values()} == {"bf16"}
     assert {recipe.optimizer.muon_precision for recipe in demo_recipes(plan).values()} == {"fp32"}

@@ -1,0 +1,147 @@
+"""The folder of a demo, which keeps everything in one place.
+
+| file | content |
+|---|---|
+| `plan.yaml` | the plan, with the steps and precisions that were chosen |
+| `rows/`, `digests.json`, `showcase/` | the rows and the thumbnails, as in any study |
+| `PRESET/STAGE/` | the run of an arm in a stage |
+| `table.txt`, `results.json`, `report.md`, `report.html` | the results, written when both arms have finished |
+| `figures/`, `exhibits/` | pictures of the report: plots, heat maps, images that were found |
+| `index/` | a search index of the showcase, written at the end |
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from grr_coca.common.dict_to_dataclass import differences, read_yaml
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import write_whole
+from grr_coca.evaluate.table import format_table
+from grr_coca.study.demo.plan import arm_names, demo_recipes
+from grr_coca.study.exhibits import make_exhibits, write_exhibits
+from grr_coca.study.ledger import DIGESTS_FILE, read_ledger
+from grr_coca.study.plan import EARLIER_LEDGER, PLAN_FILE, DemoPlan, read_plan, stage_names
+from grr_coca.study.report.numbers import study_results
+from grr_coca.study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
+from grr_coca.study.report.tables import split_rows
+from grr_coca.study.rows import ROWS_FOLDER
+from grr_coca.study.running.run import Place, write_plan
+from grr_coca.study.running.workers import Workers
+from grr_coca.study.thumbnails import EXHIBITS, SHOWCASE_FOLDER
+
+INDEX_FOLDER = "index"
+_OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE, SHOWCASE_FOLDER, INDEX_FOLDER, FIGURES, EXHIBITS)
+
+
+class DemoPlace(Place):
+    """The folders of a demo. Rows and models are in one folder, runs under readable names, and the models are kept."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out=out, runs=out, keeps_models=True)
+
+    def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:  # noqa: ARG002
+        """Folder of a run: `ARM/STAGE`."""
+        return self.runs / arm / stage
+
+
+def make_folder(out: Path, plan: DemoPlan) -> None:
+    """Create the folder of a demo, or check that it contains only files of a demo.
+
+    Raises:
+        UserError: it has other files, or cannot be written to.
+    """
+    known = {*arm_names(plan), PLAN_FILE, ROWS_FOLDER, DIGESTS_FILE, *_OUTCOME}
+    known |= {EARLIER_LEDGER, f".{EARLIER_LEDGER}.lock"}
+    with _disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+        holds_study = _holds_study(out)
+    if strange:
+        raise UserError(f"{out}: has {strange[0]}, which does not belong to a demo; give another --out")
+    if holds_study:
+        raise UserError(f"{out}: has a study, which is not a demo; give another --out")
+    if not os.access(out, os.W_OK):
+        raise UserError(f"{out}: cannot be written to; give another --out")
+
+
+def _holds_study(out: Path) -> bool:
+    """True if the folder has the rows of a study, which may have taken days."""
+    path = out / PLAN_FILE
+    if not path.exists():
+        return (out / EARLIER_LEDGER).exists() or (out / ROWS_FOLDER).exists()
+    plan = read_yaml(path, "plan")
+    return isinstance(plan, dict) and "queries" not in plan
+
+
+def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
+    """The plan of the demo in a folder, with its steps and precisions; None if the folder is empty.
+
+    Raises:
+        UserError: the folder has a demo of another plan (names the first key that differs), or one without a plan.
+    """
+    path = out / PLAN_FILE
+    if (out / EARLIER_LEDGER).exists():
+        raise UserError(f"{out}: has a demo of earlier code; replace it by --fresh, or give another --out")
+    if not path.exists():
+        if any(out.iterdir()):
+            raise UserError(f"{out}: has a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out")
+        return None
+    begun = read_plan(path, DemoPlan)
+    undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
+    for key, wanted, found in differences(plan, undecided):
+        raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo by --fresh, or give another --out")
+    return begun
+
+
+def begin(plan: DemoPlan, out: Path) -> None:
+    """Start a demo in a folder; an earlier one is deleted.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with _disk_errors(out):
+        # Rows and plan first: if this is interrupted, the rest cannot be mistaken for a demo to continue.
+        shutil.rmtree(out / ROWS_FOLDER, ignore_errors=True)
+        for name in (EARLIER_LEDGER, PLAN_FILE):
+            (out / name).unlink(missing_ok=True)
+        for entry in out.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        write_plan(plan, out)
+
+
+def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
+    """Write the pictures and the report of a demo whose runs have ended, and return the table.
+
+    Raises:
+        UserError: an arm diverged, or the disk is full or cannot be written to; the runs are saved.
+    """
+    ledger, names = read_ledger(out, plan), arm_names(plan)
+    if ledger.diverged:
+        diverged = ", ".join(f"{row.arm} in {row.stage}" for row in ledger.diverged)
+        raise UserError(f"{diverged}: training diverged, so there is nothing to compare; start again by --fresh")
+    pretraining = stage_names(plan)[0]
+    showcase = str(demo_recipes(plan)[pretraining].data.test[plan.showcase])
+    shown = workers.all(
+        [
+            workers.submit(make_exhibits, out / name / pretraining, showcase, plan.queries, plan.num_hits)
+            for name in names
+        ]
+    )
+    table = format_table(split_rows(plan, ledger, study_results(plan, ledger)), names)
+    with _disk_errors(out, "free some space; the same command then continues from what was trained"):
+        write_exhibits(out, showcase, dict(zip(names, shown, strict=True)))
+        write_whole(out / "table.txt", f"{table}\n".encode())
+        write_study_report(out, out)
+    return table
+
+
+@contextmanager
+def _disk_errors(out: Path, way_out: str = "give another --out") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); {way_out}") from error

@@ -1,0 +1,123 @@
+"""A dry run: the runs, core-hours and disk space that a study still needs on this machine, and what it can find."""
+
+import shutil
+from collections import Counter, defaultdict
+from importlib.util import find_spec
+
+import torch
+
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.sources.open import open_source
+from grr_coca.model.anatomy import flops_of_pairs, num_parameters
+from grr_coca.model.config import CoCaConfig
+from grr_coca.study.plan import Arm, Plan, arm_named, points_of, scores_captions, stage_names
+from grr_coca.study.running.agenda import Want
+from grr_coca.study.running.pace import Pace, measure_pace
+from grr_coca.study.running.run import Place
+from grr_coca.study.running.stage import caption_lengths, step_flops
+from grr_coca.study.running.workers import usable_device
+from grr_coca.study.stages import stage_recipe
+from grr_coca.train.recipe import Recipe
+from grr_coca.train.setup import new_checkpoint
+
+_BYTES_PER_PARAMETER = 12
+"""Bytes of a checkpoint for each parameter: weights, and both moments of AdamW."""
+_CHECKPOINTS_PER_JOB = 3
+"""The pretrained model from which fine-tunings start, the newest checkpoint of the run, and the next one while it is
+written."""
+_BYTES_PER_ROW = 20_000
+
+
+def what_is_left(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int) -> str:
+    """The table of a dry run. The pace of the baseline is measured, and that of the other arms scaled by their FLOPs.
+
+    Args:
+        plan: the study.
+        place: its folders.
+        wants: number of its missing trials and runs.
+        num_jobs: number of models that train at a time.
+    """
+    torch.set_num_threads(1)  # as in a worker
+    stages, baseline, device = stage_names(plan), arm_named(plan, plan.baseline), usable_device()
+    model = new_checkpoint(stage_recipe(plan, baseline, stages[0], 0, {}), Ranks.here(device))
+    hours: dict[str, float] = defaultdict(float)
+    paces: dict[str, Pace] = {}
+    for stage in stages:
+        known = stage_recipe(plan, baseline, stage, 0, {})
+        if len(paces) < 2:  # all fine-tunings are about as fast as the first; the pace does not depend on the weights
+            paces[stage] = pace = measure_pace(known, model, device)
+        lengths = caption_lengths(model, open_source(known.data.val or known.data.train))
+        for (kind, name, of), count in wants.items():
+            if of == stage:
+                recipe = stage_recipe(plan, arm_named(plan, name), stage, 0, {}, is_trial=kind == "trial")
+                config = _config(plan, arm_named(plan, name))
+                scaled = Pace(
+                    pace.step * step_flops(recipe, config, lengths) / step_flops(known, model.config, lengths),
+                    pace.reading,
+                    pace.evaluation * flops_of_pairs(config, lengths) / flops_of_pairs(model.config, lengths),
+                )
+                hours[name] += count * _seconds(recipe, scaled, kind == "run", scores_captions(plan)) / 3600
+
+    width = max(len(arm.name) for arm in plan.arms)
+    lines = [f"{'arm':<{width}}  trials  runs  core-hours"]
+    for name in [arm.name for arm in plan.arms if arm.name in hours]:
+        trials, runs = (sum(wants[kind, name, stage] for stage in stages) for kind in ("trial", "run"))
+        lines.append(f"{name:<{width}}  {trials:>6}  {runs:>4}  {hours[name]:>10.2f}")
+    for stage, pace in paces.items():
+        lines.append(f"a step of {stage}: {pace.step:.2f} s ({plan.baseline}, one core)")
+    total = sum(hours.values())
+    lines.append(f"in all {total:.1f} core-hours: {total / num_jobs:.1f} hours with --jobs {num_jobs}")
+    return "\n".join([*lines, *power_in_words(plan), *_disk_in_words(plan, place, wants, num_jobs)])
+
+
+def _config(plan: Plan, arm: Arm) -> CoCaConfig:
+    recipe = stage_recipe(plan, arm, stage_names(plan)[0], 0, {})
+    assert recipe.model is not None, "the plan was checked"
+    assert recipe.tokenizer is not None, "the plan was checked"
+    return recipe.model.config(recipe.tokenizer.vocab_size)
+
+
+def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
+    """Seconds of a stage. Captioning a split takes about as long as computing its losses."""
+    schedule, data = recipe.schedule, recipe.data
+    read = min(len(open_source(data.train)), schedule.steps * data.batch_size)
+    val = len(open_source(data.val or data.train)) * (1 + -(-schedule.steps // recipe.evaluation.interval))
+    tests = sum(len(open_source(path)) for path in data.test.values()) if is_run else 0
+    evaluated = val + tests * (2 if captions else 1)
+    return schedule.steps * pace.step + read * pace.reading + evaluated * pace.evaluation
+
+
+def _disk_in_words(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int) -> list[str]:
+    first, *others = stage_names(plan)
+    has_choice = any(len(points_of(plan, arm, first)) > 1 for arm in plan.arms)
+    # The pretrained models of an arm stay until the best point of its grid is known.
+    kept = max((count for (_, _, stage), count in wants.items() if stage == first and others and has_choice), default=0)
+    largest = max(num_parameters(_config(plan, arm)) for arm in plan.arms)
+    needed = largest * _BYTES_PER_PARAMETER * (_CHECKPOINTS_PER_JOB * num_jobs + kept)
+    free = shutil.disk_usage(next(path for path in (place.runs, *place.runs.absolute().parents) if path.exists())).free
+    lines = [
+        f"disk: up to {needed / 1e9:.1f} GB in {place.runs}, where {free / 1e9:.0f} GB are free, and about "
+        f"{wants.total() * _BYTES_PER_ROW / 1e6:.1f} MB for the rows"
+    ]
+    if needed > free:
+        lines.append(f"THE DISK IS TOO SMALL: give --runs a folder with {needed / 1e9:.1f} GB")
+    return lines
+
+
+def power_in_words(plan: Plan) -> list[str]:
+    """A line on the differences that a plan can find; none without seeds, or without scipy of the extra `study`."""
+    if not plan.seeds or find_spec("scipy") is None:
+        return []
+    from grr_coca.study.statistics import min_seeds, smallest_detectable_effect  # late: imports scipy
+
+    num_seeds, num_endpoints = len(plan.seeds), len(plan.endpoints.primary)
+    counts = f"{num_seeds} seed{'' if num_seeds == 1 else 's'} and {num_endpoints} primary endpoint"
+    counts += "" if num_endpoints == 1 else "s"
+    needed = min_seeds(num_endpoints)
+    if num_seeds < needed:
+        return [f"power: with {counts}, nothing is called better or worse: that takes {needed} seeds"]
+    smallest = smallest_detectable_effect(num_seeds, num_endpoints)
+    return [
+        f"power: with {counts}, a true change of {smallest:.1f} standard deviations over seeds is called better or "
+        "worse in four studies of five"
+    ]

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from grr_coca.cli import main
+from grr_coca.study.ledger import write_digests
 from grr_coca.study.plan import EARLIER_LEDGER, Plan, read_plan
-from grr_coca.study.rows import ROWS_FOLDER
+from grr_coca.study.rows import ROWS_FOLDER, RowFolder
 from grr_coca.study.running import pace
+from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.running.dry_run import power_in_words
 from grr_coca.train.recipe import save_recipe
 from support import disk_of, finetuning, real_pairs, tiny_recipe, write_shard
+from synthetic_study import pretended_row
 from workers_here import work_here
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -88,9 +91,13 @@ def test_a_folder_with_the_rows_of_earlier_code_is_refused(refused, plan, tmp_pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == [EARLIER_LEDGER]
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(refused, plan):
-    (plan.parent / "out").write_text("a file, where a folder is to be")
-    assert "out: cannot be written to" in refused("study", "run", plan, "--out", plan.parent / "out")
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=str)
+@pytest.mark.parametrize("flag", ["--out", "--runs"])
+def test_a_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_run):
+    file = plan.parent / "file"
+    file.write_text("where a folder is to be")
+    message = refused("study", "run", plan, flag, file / "folder", *dry_run)
+    assert f"folder: cannot be written to ({file} is not a folder); give another {flag}" in message
 
 
 def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):
@@ -117,6 +124,21 @@ def test_a_dry_run_tells_what_a_plan_can_find():
         "better or worse in four studies of five"
     ]
     assert power_in_words(replace(plan, seeds=())) == []
+
+
+def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
+    read = read_plan(plan, Plan)
+    tasks = Agenda(read, lambda *names: plan.parent / "runs").open_tasks()
+    assert [(task.arm, task.is_trial) for task in tasks] == [("baseline_coca", True)] * 2 + [("grr_coca", True)] * 2
+    agenda = Agenda(read, lambda *names: plan.parent / "runs", map(pretended_row, tasks[:3]))
+    for task in tasks[:3]:
+        RowFolder(plan.parent).publish(task.name, pretended_row(task))
+    write_digests(plan.parent, agenda.digests)
+    assert main(["study", "status", str(plan.parent)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "tried for baseline_coca, emoji: 2 of 2 points and seeds" in said
+    assert "tried for grr_coca, emoji: 1 of 2 points and seeds" in said
+    assert "best for baseline_coca, emoji: lr 0.001" in said
 
 
 @pytest.mark.ci

@@ -60,8 +60,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
     """The differences between two dataclasses of one type: path of the key, first and second value."""
-    a, b = (dict(_flatten(to_dict(config), "")) for config in (first, second))
+    a, b = map(flat, (first, second))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The values of a dataclass by the path of their keys, such as `optimizer.lr`."""
+    return dict(_flatten(to_dict(config), ""))
 
 
 def read_yaml(path: Path, kind: str) -> object:

@@ -21,16 +21,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import BINARY
 
 RENEWED_EVERY = 60.0
 """Seconds between two signs of life of a claim."""
 FREE_AFTER = 600.0
 """Seconds without a sign of life, after which a claim is taken over."""
 
-_FREE = b"free\n"
+_FREE = "free"
 """Content of a claim that was given back."""
 
 
@@ -56,13 +56,13 @@ class Claim:
         """Add this process to those that work on the run: on the same machine, it is free when all of them are gone."""
         with suppress(OSError, ValueError):
             holder = json.loads(self.path.read_bytes())
-            content = {**holder, "processes": sorted({*holder["processes"], os.getpid()})}
-            _write(self.path, json.dumps(content).encode())
+            self.write({**holder, "processes": sorted({*holder["processes"], os.getpid()})})
 
-    def give_back(self) -> None:
-        """Let others take the run, which is not finished."""
-        with suppress(OSError):
-            _write(self.path, _FREE)
+    def write(self, holder: object, mode: Literal["xb", "r+b"] = "r+b") -> None:
+        """Write the file: `xb` makes a new one, `r+b` writes over one that is still there."""
+        with self.path.open(mode) as file:
+            file.truncate()
+            file.write(json.dumps(holder).encode())
 
 
 class Claims:
@@ -93,13 +93,11 @@ class Claims:
             return None
         claim = Claim(self._folder, name, newest + 1)
         try:
-            descriptor = os.open(claim.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o644)
+            claim.write({"machine": _machine(), "processes": [os.getpid()]}, "xb")
         except FileExistsError:  # another process was faster
             return None
         except OSError as error:
             raise UserError(f"{claim.path}: cannot be written ({error.strerror or error})") from error
-        with open(descriptor, "wb") as file:  # noqa: PTH123 (of a descriptor)
-            file.write(json.dumps({"machine": _machine(), "processes": [os.getpid()]}).encode())
         self._held[name] = claim
         return claim
 
@@ -121,7 +119,8 @@ class Claims:
     def give_back(self, claim: Claim) -> None:
         """Let others take a run, which is not finished."""
         self._held.pop(claim.name, None)
-        claim.give_back()
+        with suppress(OSError):
+            claim.write(_FREE)
 
     def give_back_all(self) -> None:
         """Let others take all runs that this process has begun and not finished."""
@@ -139,8 +138,10 @@ class Claims:
             content, changed = claim.path.read_bytes(), claim.path.stat().st_mtime_ns
         except FileNotFoundError:  # its run has just ended
             return False
-        if content == _FREE or _is_deserted(content):
-            return True
+        with suppress(ValueError, KeyError, TypeError):  # half a claim, which is being written
+            holder = json.loads(content)
+            if holder == _FREE or (holder["machine"] == _machine() and not any(map(_runs, holder["processes"]))):
+                return True
         state = (claim.number, content, changed)
         before, since = self._seen.get(claim.name, (None, 0.0))
         if state != before:
@@ -149,24 +150,14 @@ class Claims:
         return time.monotonic() - since > self._free_after
 
 
-def _is_deserted(content: bytes) -> bool:
-    """True if all processes of a claim were on this machine and are gone."""
-    try:
-        holder = json.loads(content)
-        return holder["machine"] == _machine() and not any(map(_runs, holder["processes"]))
-    except (ValueError, KeyError, TypeError):  # half a claim, which is being written
-        return False
-
-
 def _runs(process: int) -> bool:
-    if os.name == "nt":  # there, any signal ends a process
-        return True
     try:
-        os.kill(process, 0)
+        if os.name != "nt":  # there, any signal ends a process
+            os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
@@ -178,10 +169,3 @@ def _machine() -> str:
         return f"{start} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (not a file)
     except OSError:  # not Linux
         return f"{platform.node()} {uuid.getnode():x}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write over a file that is there, and stays at its place: the claim of another process has another name."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | BINARY)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 (of a descriptor)
-        file.write(content)

@@ -86,7 +86,7 @@ def write_digests(folder: Path, digests: Digests) -> None:
     Raises:
         UserError: the folder cannot be written to.
     """
-    write_to_study(folder / DIGESTS_FILE, json.dumps(to_dict(digests), indent=2) + "\n")
+    write_to_study(folder / DIGESTS_FILE, f"{json.dumps(to_dict(digests), indent=2)}\n".encode())
 
 
 # --- The best point of a grid

@@ -4,11 +4,11 @@ Reading it needs neither the data, nor torch, nor scipy.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml
 from grr_coca.common.errors import UserError, nearest
@@ -224,7 +224,8 @@ def search_seeds(plan: Plan) -> tuple[int, ...]:
 
 def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
     """The points among which the settings of an arm are chosen; a single empty one if there is no choice."""
-    grid = _grid(plan, tuned_with(plan, arm)[0], stage)
+    source = tuned_with(plan, arm)[0]
+    grid = source.grid if stage == stage_names(plan)[0] else source.finetune_grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
@@ -238,10 +239,6 @@ def tuned_with(plan: Plan, arm: Arm) -> list[Arm]:
 def point_title(settings: Settings) -> str:
     """A point for people: `lr 0.003, weight_decay 0.1`."""
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
-
-
-def _grid(plan: Plan, arm: Arm, stage: str) -> dict[str, tuple[object, ...]]:
-    return arm.grid if stage == stage_names(plan)[0] else arm.finetune_grid
 
 
 # --- Reading a plan
@@ -258,9 +255,14 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
         UserError: the file is missing or not YAML, a key or value is invalid, or the plan is one of an earlier form.
     """
     content = read_yaml(path, "plan")
-    _refuse_earlier_form(content, path)
-    plan = from_dict(kind, _with_full_arms(content), str(path))
-    _check(plan, path)
+    listed = content.get("arms") if isinstance(content, dict) else None
+    if isinstance(content, dict) and isinstance(listed, list):
+        arms = [{"name": arm} if isinstance(arm, str) else arm for arm in listed]
+        _refuse_earlier_form([arm for arm in arms if isinstance(arm, dict)], content.get("tuning"), path)
+        content = {**content, "arms": arms}
+    plan = from_dict(kind, content, str(path))
+    for fault in _faults(plan):
+        raise UserError(f"{path}: {fault}")
     folder = path.resolve().parent
 
     def absolute(there: str) -> str:
@@ -308,15 +310,12 @@ def refuse_earlier_ledger(folder: Path) -> None:
         raise UserError(f"{folder}: this study was run by earlier code; commit {_LAST_WITH_LEDGERS} runs its plan")
 
 
-def _refuse_earlier_form(content: object, path: Path) -> None:
+def _refuse_earlier_form(arms: list[dict], tuning: object, path: Path) -> None:
     """Raise an error if a plan has keys of an earlier form, or if earlier code has run it.
 
     Raises:
         UserError: it is so; names the commit whose code runs the plan.
     """
-    plan = content if isinstance(content, Mapping) else {}
-    listed = plan.get("arms")
-    arms = [arm for arm in listed if isinstance(arm, Mapping)] if isinstance(listed, list) else []
     for arm in arms:
         if arm.get("variant") is not None:
             raise UserError(
@@ -324,8 +323,7 @@ def _refuse_earlier_form(content: object, path: Path) -> None:
                 f"commit {_LAST_WITH_VARIANTS} runs this plan"
             )
     refuse_earlier_ledger(folder_of_plan(path))
-    tuning = plan.get("tuning")
-    has_search = isinstance(tuning, Mapping) and not {"seed", "pretrain", "finetune", "arms"}.isdisjoint(tuning)
+    has_search = isinstance(tuning, dict) and not {"seed", "pretrain", "finetune", "arms"}.isdisjoint(tuning)
     if has_search or any("variant" in arm for arm in arms):
         raise UserError(
             f"{path}: has keys of an earlier form, in which arms had no grid; "
@@ -333,50 +331,50 @@ def _refuse_earlier_form(content: object, path: Path) -> None:
         )
 
 
-def _with_full_arms(content: object) -> object:
-    """Replace each arm that is given by its preset's name alone by the full form."""
-    if not isinstance(content, Mapping) or not isinstance(content.get("arms"), list):
-        return content
-    return {**content, "arms": [{"name": arm} if isinstance(arm, str) else arm for arm in content["arms"]]}
-
-
-def _check(plan: Plan, path: Path) -> None:
-    """Raise a UserError if values of the plan contradict each other; recipes are not read."""
+def _faults(plan: Plan) -> Iterator[str]:
+    """What is wrong with the values of a plan; recipes are not read."""
     names = [arm.name for arm in plan.arms]
-    _require_once(names, f"{path}: arms")
-    _require_once([arm.title or arm.name for arm in plan.arms], f"{path}: arms: titles")
-    _require_once(plan.seeds, f"{path}: seeds")
-    _require_once(stage_names(plan), f"{path}: stages (the file names of the recipes)")
+    yield from _repeated(names, "arms")
+    yield from _repeated([arm.title or arm.name for arm in plan.arms], "arms: titles")
+    yield from _repeated(plan.seeds, "seeds")
+    yield from _repeated(stage_names(plan), "stages (the file names of the recipes)")
     if len(names) < 2:
-        raise UserError(f"{path}: arms: a comparison needs two or more")
+        yield "arms: a comparison needs two or more"
     for name in names:
         if not name or name.startswith(".") or "/" in name or "\\" in name:  # hidden files are not rows
-            raise UserError(
-                f"{path}: arms: '{name}' cannot begin the names of files: it is empty, begins with a dot or has a "
-                "slash; give another name"
+            yield (
+                f"arms: '{name}' cannot begin the names of files: it is empty, begins with a dot or has a slash; give "
+                "another name"
             )
     for arm in plan.arms:
         try:
             get_preset(arm.preset_name, "tiny")
         except UserError as error:
-            raise UserError(f"{path}: arms: {error}") from error
+            yield f"arms: {error}"
     if plan.baseline not in names:
-        raise UserError(f"{path}: baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}")
+        yield f"baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}"
     if min(plan.seeds, default=0) < 0 or not (plan.seeds or plan.tuning):
-        raise UserError(f"{path}: seeds: give one or more, each 0 or more")
+        yield "seeds: give one or more, each 0 or more"
     if plan.steps is not None and plan.steps < 1:
-        raise UserError(f"{path}: steps: {plan.steps} is out of range; give 1 or more")
+        yield f"steps: {plan.steps} is out of range; give 1 or more"
     for arm in plan.arms:
-        _check_keys(plan, arm, f"{path}: arms: {arm.name}")
+        yield from (f"arms: {arm.name}: {fault}" for fault in _faults_of_keys(plan, arm))
     if plan.num_captions < 0:
-        raise UserError(f"{path}: num_captions: {plan.num_captions} is out of range; give 0 or more")
-    _check_endpoints(plan, path)
+        yield f"num_captions: {plan.num_captions} is out of range; give 0 or more"
+    yield from _repeated(plan.endpoints.all, "endpoints")
+    if not plan.endpoints.primary:
+        yield "endpoints: primary: name one or more"
+    phases = PHASES if plan.finetune else PHASES[:1]
+    known = [f"{phase}/{metric}" for phase in phases for metric in METRICS]
+    for endpoint in plan.endpoints.all:
+        if endpoint not in known:
+            yield f"endpoints: there is no '{endpoint}'; {nearest(endpoint, known)}"
     if plan.tuning is not None:
-        _check_tuning(plan, plan.tuning, path)
+        yield from (f"tuning: {fault}" for fault in _faults_of_tuning(plan, plan.tuning))
 
 
-def _check_keys(plan: Plan, arm: Arm, where: str) -> None:
-    """Raise a UserError if an arm sets a key that another part of the plan decides, or has a grid that is none."""
+def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
+    """What is wrong with the overrides and grids of an arm."""
     grids = {"grid": arm.grid, "finetune_grid": arm.finetune_grid}
     for name, keys in {
         "overrides": arm.overrides.keys(),
@@ -384,53 +382,36 @@ def _check_keys(plan: Plan, arm: Arm, where: str) -> None:
     }.items():
         for key, decided_by in (("seed", "the plan's 'seeds'"), ("model.preset", "an arm's 'preset'")):
             if key in keys:
-                raise UserError(f"{where}: {name}: {key} is given by {decided_by}; remove it here")
+                yield f"{name}: {key} is given by {decided_by}; remove it here"
     for name, grid in grids.items():
         for key, values in grid.items():
-            _require_once(values, f"{where}: {name}: {key}")
+            yield from _repeated(values, f"{name}: {key}")
             if not values:
-                raise UserError(f"{where}: {name}: {key}: give one or more values")
+                yield f"{name}: {key}: give one or more values"
             if any(isinstance(value, Mapping) for value in values):
-                raise UserError(f"{where}: {name}: {key} is a group of keys; give one key, as `{key}.NAME`")
+                yield f"{name}: {key} is a group of keys; give one key, as `{key}.NAME`"
     for key in arm.overrides:
         if any(key == tried or key.startswith(f"{tried}.") for tried in arm.grid):
-            raise UserError(f"{where}: overrides: {key} is in the grid too, which replaces this value; keep one")
+            yield f"overrides: {key} is in the grid too, which replaces this value; keep one"
     if arm.finetune_grid and not plan.finetune:
-        raise UserError(f"{where}: finetune_grid: the plan has no fine-tuning")
+        yield "finetune_grid: the plan has no fine-tuning"
 
 
-def _check_endpoints(plan: Plan, path: Path) -> None:
-    _require_once(plan.endpoints.all, f"{path}: endpoints")
-    if not plan.endpoints.primary:
-        raise UserError(f"{path}: endpoints: primary: name one or more")
-    phases = PHASES if plan.finetune else PHASES[:1]
-    known = [f"{phase}/{metric}" for phase in phases for metric in METRICS]
-    for endpoint in plan.endpoints.all:
-        if endpoint not in known:
-            raise UserError(f"{path}: endpoints: there is no '{endpoint}'; {nearest(endpoint, known)}")
-
-
-def _check_tuning(plan: Plan, tuning: Tuning, path: Path) -> None:
+def _faults_of_tuning(plan: Plan, tuning: Tuning) -> Iterator[str]:
     if not tuning.seeds or min(tuning.seeds) < 0:
-        raise UserError(f"{path}: tuning: seeds: give one or more, each 0 or more")
-    _require_once(tuning.seeds, f"{path}: tuning: seeds")
+        yield "seeds: give one or more, each 0 or more"
+    yield from _repeated(tuning.seeds, "seeds")
     if tuning.steps is not None and tuning.steps < 1:
-        raise UserError(f"{path}: tuning: steps: {tuning.steps} is out of range; give 1 or more")
+        yield f"steps: {tuning.steps} is out of range; give 1 or more"
     for seed in tuning.seeds:
         if seed in plan.seeds:
-            raise UserError(
-                f"{path}: tuning: seed {seed} is one of the plan's seeds; give another, so they stay unseen"
-            )
+            yield f"seed {seed} is one of the plan's seeds; give another, so they stay unseen"
     grids = [(arm.grid, arm.finetune_grid) for arm in plan.arms if arm.grid or arm.finetune_grid]
     if not grids:
-        raise UserError(f"{path}: tuning: no arm has a grid; give one an arm, or remove this key")
+        yield "no arm has a grid; give one an arm, or remove this key"
     if tuning.shared and any(grid != grids[0] for grid in grids):
-        raise UserError(f"{path}: tuning: shared: the grids of the arms differ; give all the same, or shared: false")
+        yield "shared: the grids of the arms differ; give all the same, or shared: false"
 
 
-def _require_once(items: Iterable[Any], where: str) -> None:
-    seen: list[Any] = []  # not a set: a value may be a list, such as `betas`
-    for item in items:
-        if item in seen:
-            raise UserError(f"{where}: {item} is given twice; remove one")
-        seen.append(item)
+def _repeated(items: Sequence[object], where: str) -> Iterator[str]:
+    yield from (f"{where}: {item} is given twice; remove one" for i, item in enumerate(items) if item in items[:i])

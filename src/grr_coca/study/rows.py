@@ -4,7 +4,6 @@ A row is written whole or not at all, and never over another one. So any number 
 can write to one folder, and rows of machines that share no folder can be copied together.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -104,10 +103,6 @@ def finite(numbers: Mapping[str, float]) -> dict[str, float]:
 
 # --- Files
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""Errors of file systems without hard links."""
-_MAX_POINT = 80
-"""Characters of a point in the name of a file."""
 _MAX_NAME = 180
 """Bytes of a name before its digest. Most file systems allow 255 in all, and claims and unfinished files add some."""
 
@@ -122,9 +117,9 @@ def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | N
         stage: stage of the run.
         digests: of all that the run depends on. A row of a changed plan gets another name, and the old one stays.
     """
-    told = re.sub(r"[^\w.,=+-]+", "_", point.replace(", ", ",").replace(" ", "="))[:_MAX_POINT]
+    told = re.sub(r"[^\w.,=+-]+", "_", point.replace(", ", ",").replace(" ", "="))
     own = hashlib.sha256(json.dumps([arm, point, seed, stage, *digests]).encode()).hexdigest()[:8]
-    named = "-".join([arm, *([told] if told else []), str(seed), stage])
+    named = "-".join(filter(None, (arm, told, str(seed), stage)))
     return f"{named.encode()[:_MAX_NAME].decode(errors='ignore')}-{own}"
 
 
@@ -164,28 +159,19 @@ class RowFolder:
             # A file name that is not UTF-8 contains lone surrogates, which are written as JSON escapes.
             write_whole(partial, text.encode("utf-8", "backslashreplace") + b"\n")
             try:
-                self._give_name(partial, path)
+                os.link(partial, path)  # a rename would replace a row that is there
+            except OSError:  # there is one, or half of one from an interrupted copy, or the disk has no links
+                if self._row(path) is None:
+                    replace_file(partial, path)
             finally:
                 partial.unlink(missing_ok=True)
+            sync_folder(self.path)
         except OSError as error:
             raise UserError(
                 f"{path}: could not be written ({error.strerror or error}); free some space: the run is saved, and the "
                 "same command continues it"
             ) from error
         return self._row(path) or row
-
-    def _give_name(self, partial: Path, path: Path) -> None:
-        """Give a file its name, unless the name is that of a row; a rename would replace it."""
-        try:
-            os.link(partial, path)
-        except OSError as error:
-            if not isinstance(error, FileExistsError) and error.errno not in _NO_LINKS:
-                raise
-            if path.exists() and self._row(path) is not None:
-                return
-            # There is half a row, as an interrupted copy leaves it, or the disk has no links.
-            replace_file(partial, path)
-        sync_folder(path.parent)
 
     def _row(self, path: Path) -> LedgerRow | None:
         try:
@@ -197,13 +183,14 @@ class RowFolder:
         return row
 
 
-def write_to_study(path: Path, text: str) -> None:
+def write_to_study(path: Path, content: bytes) -> None:
     """Write a file of a study's folder atomically.
 
     Raises:
         UserError: the folder cannot be written to.
     """
     try:
-        write_whole(path, text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.dict_to_dataclass import flat, from_dict, to_dict
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.data.sources.open import find_files, require_there, shards_of
 from grr_coca.data.walk import walk_visible
@@ -68,16 +68,9 @@ def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
         for parent in parents:
             branch = branch.get(parent)
             if not isinstance(branch, dict):
-                known = dict(_leaves(to_dict(recipe)))
-                raise UserError(f"{where}: the recipe has no key '{key}'; {nearest(key, known)}")
+                raise UserError(f"{where}: the recipe has no key '{key}'; {nearest(key, flat(recipe))}")
         branch[leaf] = value
     return from_dict(Recipe, tree, where)
-
-
-def settings_of(recipe: Recipe, keys: Mapping[str, object]) -> dict[str, object]:
-    """The values of some keys of a recipe."""
-    found = dict(_leaves(to_dict(recipe)))
-    return {key: found[key] for key in keys}
 
 
 def check_recipes(plan: Plan, path: Path) -> None:
@@ -88,19 +81,20 @@ def check_recipes(plan: Plan, path: Path) -> None:
     """
     pretraining = stage_names(plan)[0]
     for stage in stage_names(plan):
-        recipes = {}
+        for arm in plan.arms:
+            _check_stage(plan, arm, recipe_path(plan, arm, stage), stage == pretraining)
+        first = recipe_path(plan, plan.arms[0], stage)
+        shared = _shared(stage_recipe(plan, plan.arms[0], stage, 0, {}))
         for arm in plan.arms:
             file = recipe_path(plan, arm, stage)
-            _check_stage(plan, arm, load_recipe(file), stage == pretraining, file)
             where = f"{file}, with the overrides of arm '{arm.name}'" if arm.overrides else str(file)
-            recipes[where] = stage_recipe(plan, arm, stage, 0, {})
-        _require_comparable(recipes)
+            equal = f"must equal that of {first}, or the arms cannot be compared"
+            _require_equal(shared, stage_recipe(plan, arm, stage, 0, {}), where, equal)
     tests = _recipe_of_file(recipe_path(plan, plan.arms[0], pretraining)).data.test
     if plan.showcase not in tests:
         raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {nearest(plan.showcase, tests)}")
-    for arm in plan.arms:
-        for stage in stage_names(plan):
-            _check_points(plan, arm, stage, f"{path}: arms: {arm.name}: grid")
+    for arm, stage in product(plan.arms, stage_names(plan)):
+        _check_points(plan, arm, stage, f"{path}: arms: {arm.name}: grid")
 
 
 def require_precisions(plan: Plan, path: Path) -> None:
@@ -117,8 +111,9 @@ def require_precisions(plan: Plan, path: Path) -> None:
             raise UserError(f"{path}: muon_precision: 'auto' depends on the machine; give fp32 or bf16")
 
 
-def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, file: Path) -> None:
+def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None:
     """Raise a UserError if a recipe lacks something that a study needs, or its data are missing."""
+    recipe = load_recipe(file)
     if (recipe.model is None or recipe.tokenizer is None) and is_pretraining:
         raise UserError(f"{file}: pretraining needs the keys 'model' and 'tokenizer'")
     if (recipe.model is not None or recipe.tokenizer is not None) and not is_pretraining:
@@ -138,29 +133,24 @@ def _check_stage(plan: Plan, arm: Arm, recipe: Recipe, is_pretraining: bool, fil
 
 def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
     """Raise a UserError if points of a grid cannot be compared, or be told apart by the digests of their rows."""
-    shared = _common(stage_recipe(plan, arm, stage, 0, {}))
+    shared = _shared(stage_recipe(plan, arm, stage, 0, {}))
     tried: dict[str, Settings] = {}
     for settings in points_of(plan, arm, stage):
         recipe = stage_recipe(plan, arm, stage, 0, settings)
-        for key, value in _common(recipe).items():
-            if value != shared[key]:
-                raise UserError(f"{where}: {key}: must be the same at all points, or their losses cannot be compared")
+        _require_equal(shared, recipe, where, "must be the same at all points, or their losses cannot be compared")
         # The same are also `1e-3`, which YAML reads as a string, and 0.001; or other numbers of `data.num_workers`.
         first = tried.setdefault(recipe_digest(recipe, None), settings)
         if first is not settings:
             raise UserError(f"{where}: {settings} has the same result as {first} in {stage}; remove one")
 
 
-def _require_comparable(recipes: Mapping[str, Recipe]) -> None:
-    """Raise a UserError if recipes, given by file, differ in a key that all arms must share."""
-    (first, wanted), *others = ((where, _common(recipe)) for where, recipe in recipes.items())
-    for where, found in others:
-        for key, value in wanted.items():
-            if found[key] != value:
-                raise UserError(f"{where}: {key}: must equal that of {first}, or the arms cannot be compared")
+def _require_equal(shared: Mapping[str, object], recipe: Recipe, where: str, message: str) -> None:
+    for key, value in _shared(recipe).items():
+        if value != shared[key]:
+            raise UserError(f"{where}: {key}: {message}")
 
 
-def _common(recipe: Recipe) -> dict[str, object]:
+def _shared(recipe: Recipe) -> dict[str, object]:
     """The values that all recipes of a stage must share, by key."""
     data = recipe.data
     return {
@@ -208,13 +198,6 @@ def _with_precisions(recipe: Recipe, plan: Plan) -> Recipe:
     if recipe.optimizer.muon_precision == "auto":
         recipe = replace(recipe, optimizer=replace(recipe.optimizer, muon_precision=plan.muon_precision))
     return recipe
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return found
 
 
 # --- Digests

@@ -34,6 +34,25 @@ def test_a_run_whose_steps_were_all_skipped_has_a_row(agenda_of, monkeypatch):
     assert [(point.step, point.train) for point in row.curve] == [(6, {})]
 
 
+def test_a_run_without_a_finite_loss_on_val_has_diverged(agenda_of, monkeypatch):
+    def broken(recipe, start, folder, *rest):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").touch()
+        for parameter in start.model.parameters():
+            parameter.data.fill_(math.nan)
+        return start
+
+    monkeypatch.setattr(stage_module, "train", broken)
+    agenda = agenda_of("grr_coca", seeds=[0], finetune=["health.yaml"], endpoints=PRETRAINING)
+    (task,) = agenda.open_tasks()
+    with warnings_of("grr_coca.study.running.stage") as warned:
+        row = run_stage(task, CPU, lambda _: None)
+    assert (row.kind, row.metrics, row.values) == ("diverged", {}, {})
+    assert warned == ["grr_coca, pictograms, seed 0 diverged: its loss on val is not finite"]
+    agenda.add(row)
+    assert agenda.open_tasks() == [], "nothing is fine-tuned from it"
+
+
 def test_a_run_whose_checkpoint_cannot_be_read_starts_again(agenda_of):
     (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
     torn = task.folder / "checkpoints" / "step-000000003"

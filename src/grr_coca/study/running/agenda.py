@@ -11,6 +11,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+from grr_coca.common.dict_to_dataclass import flat
 from grr_coca.common.errors import UserError
 from grr_coca.study.ledger import Digests, best_point, cost
 from grr_coca.study.plan import (
@@ -27,7 +28,7 @@ from grr_coca.study.plan import (
     tuned_with,
 )
 from grr_coca.study.rows import LedgerRow, row_name
-from grr_coca.study.stages import data_digest, folder_digest, recipe_digest, settings_of, stage_recipe
+from grr_coca.study.stages import data_digest, folder_digest, recipe_digest, stage_recipe
 from grr_coca.train.recipe import Recipe
 
 FINISHED = "finished"
@@ -274,7 +275,7 @@ class Agenda:
             arm=name,
             seed=seed,
             stage=stage,
-            settings=settings_of(recipe, settings),
+            settings={key: flat(recipe)[key] for key in settings},
             is_trial=is_trial,
             recipe=recipe,
             recipe_digest=digest,

@@ -1,13 +1,11 @@
 """Measures a trained model for its row of the ledger: metrics, values of each image, and captions of the showcase."""
 
-import contextlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.files import write_whole
-from grr_coca.data.sources.base import BadSample, PairSource, RawPair
+from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset, every_caption
 from grr_coca.evaluate.caption_split import caption_split, images_of
@@ -24,7 +22,7 @@ from grr_coca.evaluate.split import (
 )
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.study.plan import Plan, showcase_of, stage_names
-from grr_coca.study.rows import CaptionedExample, finite
+from grr_coca.study.rows import CaptionedExample, finite, write_to_study
 from grr_coca.study.stages import stage_recipe
 from grr_coca.study.thumbnails import thumbnail, thumbnail_path
 from grr_coca.train.recipe import CAPTION_SCORES, Recipe
@@ -120,8 +118,11 @@ def write_showcase(plan: Plan, out: Path) -> None:
             continue
         source = open_source(path)
         for index in drawn_examples(source, count):
-            with contextlib.suppress(BadSample):  # an invalid image has no thumbnail
-                _write(source[index], out, stage)
+            with suppress(BadSample):  # an invalid image has no thumbnail
+                pair = source[index]
+                picture = thumbnail_path(out, stage, pair.key)
+                if not picture.exists():
+                    write_to_study(picture, thumbnail(pair))
 
 
 def _results(checkpoint: Checkpoint, pairs: PairSource, recipe: Recipe) -> PairResults:
@@ -144,14 +145,3 @@ def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int
 def _rounded(numbers: np.ndarray, digits: int) -> list[float]:
     """Rounded to the digits that intervals need, so that the ledger stays small."""
     return [round(float(number), digits) for number in numbers]
-
-
-def _write(pair: RawPair, out: Path, stage: str) -> None:
-    picture = thumbnail_path(out, stage, pair.key)
-    if picture.exists():
-        return
-    try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(picture, thumbnail(pair))
-    except OSError as error:
-        raise UserError(f"{picture}: cannot be written ({error.strerror or error})") from error

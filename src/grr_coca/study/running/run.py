@@ -232,7 +232,7 @@ def write_plan(plan: Plan, out: Path) -> None:
         if arm["recipes"] is not None:
             arm["recipes"] = os.path.relpath(arm["recipes"], folder)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_to_study(path, f"{_WRITTEN}\n{text}")
+    write_to_study(path, f"{_WRITTEN}\n{text}".encode())
 
 
 def _in_worker(task: Task, claim: Claim, seconds_between_looks: float) -> LedgerRow:

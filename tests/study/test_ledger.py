@@ -65,20 +65,6 @@ def test_rows_are_in_the_order_of_the_plan(folder):
     assert ledger.lacking == {("baseline_coca", 1, "emoji"), ("baseline_coca", 2, "emoji"), ("grr_coca", 2, "emoji")}
 
 
-def test_rows_of_machines_that_share_no_folder_are_copied_together(tmp_path):
-    for seed, name in enumerate(("here", "there")):
-        (tmp_path / name).mkdir()
-        write_digests(tmp_path / name, DIGESTS)
-        files = RowFolder(tmp_path / name)
-        files.publish(f"grr_coca-{seed}", a_row(seed=seed))
-        files.publish("baseline_coca-0", a_row("baseline_coca"))
-    for path in (tmp_path / "there" / "rows").glob("*.json"):
-        (tmp_path / "here" / "rows" / path.name).write_bytes(path.read_bytes())
-    ledger = read_ledger(tmp_path / "here", PLAN)
-    assert [(row.arm, row.seed) for row in ledger.rows] == [("baseline_coca", 0), ("grr_coca", 0), ("grr_coca", 1)]
-    assert ledger.notes == ()
-
-
 def test_runs_of_a_seed_that_do_not_begin_alike_are_named(folder):
     weights = {"scale []": "a", "norm.weight [4]": "b", "up_proj.weight [8, 4]": "c"}
     began = {"initial_weights": weights, "data_order": "o"}
@@ -135,15 +121,6 @@ def test_a_run_that_diverged_is_kept_apart(folder):
     assert ("grr_coca", 0, "emoji") not in ledger.lacking
 
 
-@pytest.mark.parametrize(("began_with", "counts"), [("d", True), ("h", False)])
-def test_a_fine_tuning_counts_if_its_pretraining_was_on_the_data_of_the_plan(folder, began_with, counts):
-    write_digests(folder, Digests(recipes={"grr_coca": {"health": ("r1",)}}, data={"emoji": "d", "health": "h"}))
-    write(folder, a_row(stage="health", data_digest="h", start_data_digest=began_with))
-    ledger = read_ledger(folder, replace(PLAN, finetune=("health.yaml",)))
-    assert len(ledger.rows) == counts
-    assert counts or "other data of pretraining (h, not d)" in ledger.notes[0]
-
-
 @pytest.mark.parametrize("is_first", [True, False])
 def test_of_two_rows_the_one_with_fewer_metrics_does_not_count(folder, is_first):
     scored = a_row(metrics={"test": {"coca_loss": 2.5, "R@1": 0.5, "CIDEr-D": 1.0}})
@@ -161,14 +138,6 @@ def test_rows_of_several_commits_are_counted_and_told(folder):
     ledger = read_ledger(folder, PLAN)
     assert len(ledger.rows) == 3
     assert ledger.notes == ("rows come from 2 commits: 2 of abc, 1 of def+",)
-
-
-def test_a_file_that_is_no_row_is_told(folder):
-    write(folder, a_row())
-    (folder / "rows" / "half.json").write_text("{")
-    ledger = read_ledger(folder, PLAN)
-    assert len(ledger.rows) == 1
-    assert ledger.notes[0].startswith("half.json: is not a row and does not count")
 
 
 def test_a_folder_without_rows_is_a_user_error(folder):

@@ -21,101 +21,93 @@ from grr_coca.study.stages import (
     with_settings,
 )
 from grr_coca.train.recipe import load_recipe, save_recipe
-from synthetic_study import GRIDS, TUNED, arm
+from synthetic_study import GRIDS, arm
 
 STUDIES = Path(__file__).parents[2] / "studies"
 PRIMARY = STUDIES / "primary"
 
 
-def with_grid(grid: dict[str, list], **keys: object) -> dict[str, object]:
-    """Changes of a plan: an arm with a grid."""
-    return {"arms": ["baseline_coca", arm("grr_coca", grid=grid, **keys)]}
+def other(**keys: object) -> dict[str, object]:
+    """Changes of a plan: another arm beside Baseline CoCa."""
+    return {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", **keys}]}
+
+
+def primary(*names: str, **keys: object) -> dict[str, object]:
+    return {"endpoints": {"primary": list(names), **keys}}
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        ({"sedes": [0]}, "did you mean 'seeds'?"),
         ({"arms": ["grr_coca", "baseline_coca", "grr_coca"]}, "arms: grr_coca is given twice"),
-        ({"arms": ["baseline_coca", "grr_cocoa"]}, "did you mean 'grr_coca'?"),
-        ({"arms": ["baseline_coca"]}, "needs two or more"),
-        ({"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overides": {}}]}, "did you mean 'overrides'?"),
-        (
-            {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "variant": "mixed_rope"}]},
-            "arms: a: variant: this code has no such models; commit ed1405e6 runs this plan",
-        ),
-        (
-            {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"optimiser.lr": 1}}]},
-            "optimizer",
-        ),
-        ({"arms": ["coca", {"name": "a", "preset": "grr_coca", "title": "coca"}]}, "arms: titles: coca is given twice"),
-        ({"arms": []}, "arms: a comparison needs two or more"),
+        ({"arms": ["baseline_coca"]}, "arms: a comparison needs two or more"),
         ({"arms": ["baseline_coca", "grr_cocoa"]}, "study.yaml: arms: there is no preset 'grr_cocoa'; did you mean"),
+        (other(name="../up"), "arms: '../up' cannot begin the names of files"),
+        (other(name=""), "arms: '' cannot begin the names of files"),
+        (other(name=".new"), "arms: '.new' cannot begin the names"),
+        (other(name="a\\b"), "has a slash; give another name"),
+        (other(title="baseline_coca"), "arms: titles: baseline_coca is given twice"),
+        (other(variant="mixed_rope"), "arms: a: variant: this code has no such models; commit ed1405e6 runs this plan"),
+        (other(overides={}), "did you mean 'overrides'?"),
+        (other(overrides={"optimiser.lr": 1}), "optimizer"),
+        (other(overrides={"seed": 5}), "arms: a: overrides: seed is given by the plan's 'seeds'; remove it here"),
+        (other(overrides={"model.preset": "coca"}), "overrides: model.preset is given by an arm's 'preset'"),
+        (other(overrides={"evaluation.batch_size": 4}), "overrides of arm 'a': evaluation.batch_size: must equal that"),
         ({"baseline": "coca"}, "baseline: the plan has no arm 'coca'"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
         ({"seeds": []}, "seeds: give one or more"),
         ({"seeds": [-1]}, "each 0 or more"),
+        ({"steps": 0}, "study.yaml: steps: 0 is out of range; give 1 or more"),
         ({"num_captions": -3}, "num_captions: -3 is out of range; give 0 or more"),
-        (
-            {"arms": ["baseline_coca", {"name": "../up", "preset": "grr_coca"}]},
-            "arms: '../up' cannot begin the names of files",
-        ),
-        ({"arms": ["baseline_coca", {"name": "", "preset": "grr_coca"}]}, "arms: '' cannot begin the names of files"),
-        ({"arms": ["baseline_coca", {"name": ".new", "preset": "grr_coca"}]}, "arms: '.new' cannot begin the names"),
-        ({"arms": ["baseline_coca", {"name": "a\\b", "preset": "grr_coca"}]}, "has a slash; give another name"),
-        ({"tuning": {"seeds": [-1]}}, "tuning: seeds: give one or more, each 0 or more"),
-        ({"tuning": {"seeds": []}}, "tuning: seeds: give one or more, each 0 or more"),
-        ({"tuning": {"seeds": [9, 9]}}, "tuning: seeds: 9 is given twice"),
-        ({"arms": GRIDS, "tuning": {"seeds": [9], "steps": 0}}, "tuning: steps: 0 is out of range; give 1 or more"),
-        ({"tuning": {"seeds": [9]}}, "tuning: no arm has a grid; give one an arm, or remove this key"),
-        ({"endpoints": {"primary": ["pretraining/coca_los"]}}, "did you mean 'pretraining/coca_loss'?"),
-        ({"endpoints": {"primary": ["coca_loss"]}}, "there is no 'coca_loss'"),
-        ({"endpoints": {"primary": []}}, "name one or more"),
-        ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "tests"}}, "add a split named 'tests'"),
-        ({"finetune": [], "endpoints": {"primary": ["finetuning/coca_loss"]}}, "there is no 'finetuning/coca_loss'"),
+        ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
+        (primary("pretraining/coca_los"), "did you mean 'pretraining/coca_loss'?"),
+        (primary("coca_loss"), "there is no 'coca_loss'"),
+        (primary(), "name one or more"),
+        (primary("pretraining/coca_loss", split="tests"), "add a split named 'tests'"),
+        (primary("finetuning/coca_loss") | {"finetune": []}, "there is no 'finetuning/coca_loss'"),
         ({"finetune": ["health.yaml", "./health.yaml"]}, "health is given twice"),
         ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
         ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "pretraining needs the keys"),
-        ({"finetune": ["health.yaml", "pictograms.yaml"], "pretrain": "glyphs.yaml"}, "pretraining needs the keys"),
-        ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
-        ({"arms": GRIDS, "tuning": {"seeds": [1]}}, "seed 1 is one of the plan's seeds"),
+        (other(grid={"optimizer.lr": [0.1, 0.1]}), "arms: a: grid: optimizer.lr: 0.1 is given twice"),
+        (other(grid={"optimizer.betas": [[0.9, 0.95]] * 2}), "betas: (0.9, 0.95) is given twice"),
+        (
+            other(grid={"optimizer.lr": ["1e-1", 0.1]}),
+            "arms: a: grid: {'optimizer.lr': 0.1} has the same result as {'optimizer.lr': '1e-1'} in pictograms",
+        ),
+        (
+            other(grid={"data.num_workers": [0, 1]}),
+            "1} has the same result as {'data.num_workers': 0",
+        ),
+        (
+            other(grid={"losses.captioning_weight": [2.0, 0.1]}),
+            "losses.captioning_weight: must be the same at all",
+        ),
+        (other(finetune_grid={"data.train": ["a.tar", "b.tar"]}), "grid: data.train: must be the same"),
+        (other(grid={"optimizer.lr": []}), "grid: optimizer.lr: give one or more values"),
+        (other(grid={"losses": [{"z": 1}]}), "losses is a group of keys; give one key"),
+        (
+            other(grid={"optimizer.lr": [1]}, overrides={"optimizer.lr": 1}),
+            "optimizer.lr is in the grid too",
+        ),
+        (other(grid={"optimizer.rl": [1]}), "did you mean 'lr'?"),
+        (other(finetune_grid={"seed": [1, 2]}), "arms: a: finetune_grid: seed is given by"),
+        (other(finetune_grid={"optimizer.lr": [1]}) | {"finetune": []}, "the plan has no fine-tuning"),
+        ({"tuning": {"seeds": [-1]}}, "tuning: seeds: give one or more, each 0 or more"),
+        ({"tuning": {"seeds": []}}, "tuning: seeds: give one or more, each 0 or more"),
+        ({"tuning": {"seeds": [9, 9]}}, "tuning: seeds: 9 is given twice"),
+        ({"tuning": {"seeds": [9]}}, "tuning: no arm has a grid; give one an arm, or remove this key"),
+        ({"tuning": {"seeds": [9], "steps": 0}}, "tuning: steps: 0 is out of range; give 1 or more"),
+        ({"tuning": {"seeds": [9], "score": "CIDEr-D"}}, "unknown key 'score'"),
+        ({"tuning": {"seeds": [1]}}, "seed 1 is one of the plan's seeds"),
         (
             {"arms": [*GRIDS, arm("coca", grid={"optimizer.lr": [1]})], "tuning": {"seeds": [9], "shared": True}},
             "tuning: shared: the grids of the arms differ",
         ),
-        (with_grid({"optimizer.lr": [0.1, 0.1]}), "arms: grr_coca: grid: optimizer.lr: 0.1 is given twice"),
         (
-            with_grid({"optimizer.lr": ["1e-1", 0.1]}),
-            "arms: grr_coca: grid: {'optimizer.lr': 0.1} has the same result as {'optimizer.lr': '1e-1'} in pictograms",
+            {"tuning": {"seed": 9, "arms": ["grr_coca"], "pretrain": {"optimizer.lr": [0.1, 0.2]}}},
+            "study.yaml: has keys of an earlier form, in which arms had no grid; commit 477a50ee runs this plan",
         ),
-        (
-            with_grid({"data.num_workers": [0, 1]}),
-            "arms: grr_coca: grid: {'data.num_workers': 1} has the same result as {'data.num_workers': 0}",
-        ),
-        (
-            with_grid({"losses.captioning_weight": [2.0, 0.1]}),
-            "arms: grr_coca: grid: losses.captioning_weight: must be the same at all points",
-        ),
-        (with_grid({}, finetune_grid={"data.train": ["a.tar", "b.tar"]}), "grid: data.train: must be the same"),
-        (with_grid({"optimizer.lr": []}), "grid: optimizer.lr: give one or more values"),
-        (with_grid({"losses": [{"z": 1}]}), "losses is a group of keys; give one key"),
-        (
-            with_grid({"optimizer.lr": [1, 2]}, overrides={"optimizer.lr": 1}),
-            "overrides: optimizer.lr is in the grid too",
-        ),
-        (with_grid({"optimizer.rl": [1]}), "did you mean 'lr'?"),
-        (with_grid({}, finetune_grid={"seed": [1, 2]}), "arms: grr_coca: finetune_grid: seed is given by"),
-        (with_grid({}, finetune_grid={"optimizer.lr": [1]}) | {"finetune": []}, "the plan has no fine-tuning"),
-        (
-            {"arms": ["baseline_coca", {"name": "a", "preset": "grr_coca", "overrides": {"seed": 5}}]},
-            "arms: a: overrides: seed is given by the plan's 'seeds'; remove it here",
-        ),
-        (
-            {"arms": ["baseline_coca", {"name": "grr_coca", "overrides": {"model.preset": "baseline_coca"}}]},
-            "arms: grr_coca: overrides: model.preset is given by an arm's 'preset'; remove it here",
-        ),
-        ({"steps": 0}, "study.yaml: steps: 0 is out of range; give 1 or more"),
-        ({"arms": GRIDS, "tuning": {"seeds": [9], "score": "CIDEr-D"}}, "unknown key 'score'"),
-        ({"sedes": [0]}, "did you mean 'seeds'?"),
     ],
     ids=str,
 )
@@ -124,13 +116,6 @@ def test_a_wrong_plan_is_refused(write_study, changes, named):
     with pytest.raises(UserError) as refused:
         check_recipes(read_plan(path, Plan), path)
     assert named in str(refused.value)
-
-
-def test_a_split_that_is_not_there_is_named(write_study, tmp_path):
-    path = write_study()
-    (tmp_path / "data" / "glyphs-test.tar").unlink()
-    with pytest.raises(UserError, match=r"glyphs-test\.tar"):
-        check_recipes(read_plan(path, Plan), path)
 
 
 def test_an_arm_is_its_preset_with_its_overrides_in_pretraining_alone(write_study):
@@ -171,6 +156,8 @@ def test_an_arm_may_be_trained_by_recipes_of_its_own(write_own_recipes, tmp_path
     assert (theirs.data.augmentation.crop, theirs.schedule.steps) == (0.0, 6)
     trials = [stage_recipe(plan, arm, "pictograms", 9, {}, is_trial=True).schedule.steps for arm in plan.arms]
     assert trials == [2, 4], "an equal share of its steps"
+    given = replace(plan, steps=3)
+    assert [stage_recipe(given, arm, "pictograms", 0, {}).schedule.steps for arm in plan.arms] == [3, 6]
     assert arm_titles(plan)["other"] == "The other way"
     assert recipe_path(plan, plan.arms[1], "health") == tmp_path / "own" / "health.yaml"
 
@@ -194,30 +181,17 @@ def test_what_makes_numbers_mean_the_same_must_be_equal(write_own_recipes, tmp_p
     assert f"own/{stage}.yaml: {key.removesuffix('.vocab_size')}" in str(refused.value)
 
 
-def test_overrides_change_nothing_that_must_be_equal(write_study):
-    arm = {"name": "other", "preset": "grr_coca", "overrides": {"evaluation.batch_size": 4}}
-    path = write_study(arms=["baseline_coca", arm])
-    with pytest.raises(UserError, match=r"overrides of arm 'other': evaluation\.batch_size: must equal that of"):
-        check_recipes(read_plan(path, Plan), path)
-
-
-def test_a_recipe_of_ones_own_has_the_arms_preset(write_own_recipes):
+def test_recipes_and_splits_that_are_not_there_or_have_another_preset_are_named(write_own_recipes, tmp_path):
     path = write_own_recipes({"model.preset": "coca"})
-    with pytest.raises(
-        UserError, match=r"own/pictograms\.yaml: model: preset is 'coca', but arm 'other' has 'grr_coca'"
-    ):
+    preset = r"own/pictograms\.yaml: model: preset is 'coca', but arm 'other' has 'grr_coca'"
+    with pytest.raises(UserError, match=preset):
         check_recipes(read_plan(path, Plan), path)
-
-
-def test_all_steps_may_be_given_and_an_arm_with_recipes_has_its_share(write_own_recipes):
-    plan = read_plan(write_own_recipes({"schedule.steps": 12}, steps=3), Plan)
-    assert [stage_recipe(plan, arm, "pictograms", 0, {}).schedule.steps for arm in plan.arms] == [3, 6]
-
-
-def test_recipes_that_are_not_there_are_named(write_own_recipes, tmp_path):
     path = write_own_recipes({})
     (tmp_path / "own" / "health.yaml").unlink()
     with pytest.raises(UserError, match=r"own/health\.yaml: no such recipe"):
+        check_recipes(read_plan(path, Plan), path)
+    (tmp_path / "data" / "pictograms-test.tar").unlink()
+    with pytest.raises(UserError, match=r"pictograms-test\.tar"):
         check_recipes(read_plan(path, Plan), path)
 
 
@@ -230,12 +204,10 @@ def test_overrides_and_grids_take_switches_and_lists(write_study):
     check_recipes(plan, path)
     assert stage_recipe(plan, plan.arms[1], "pictograms", 0, {"compile": True}).compile is True
     assert len(points_of(plan, plan.arms[1], "pictograms")) == 4
-    with pytest.raises(UserError, match=r"betas: \[0.9, 0.95\] is given twice"):
-        read_plan(write_study(**with_grid({"optimizer.betas": [betas[0], betas[0]]})), Plan)
 
 
 def test_a_grid_is_every_combination(write_study):
-    plan = read_plan(write_study(**with_grid({"optimizer.lr": [1, 2], "optimizer.weight_decay": [3, 4]})), Plan)
+    plan = read_plan(write_study(**other(grid={"optimizer.lr": [1, 2], "optimizer.weight_decay": [3, 4]})), Plan)
     grid = points_of(plan, plan.arms[1], "pictograms")
     assert [tuple(settings.values()) for settings in grid] == [(1, 3), (1, 4), (2, 3), (2, 4)]
     assert point_title(grid[0]) == "lr 1, weight_decay 3"
@@ -246,14 +218,6 @@ def test_an_arm_without_a_grid_has_the_points_that_are_shared(write_study):
     tuning = {"seeds": [9], "shared": True}
     plan = read_plan(write_study(arms=[*GRIDS, "coca"], tuning=tuning), Plan)
     assert points_of(plan, plan.arms[2], "pictograms") == [{"optimizer.lr": 0.001}, {"optimizer.lr": 0.01}]
-
-
-def test_a_trial_may_be_shorter_than_a_run(write_study):
-    plan = read_plan(write_study(**TUNED), Plan)
-    steps = [
-        stage_recipe(plan, plan.arms[0], "pictograms", 9, {}, is_trial).schedule.steps for is_trial in (True, False)
-    ]
-    assert steps == [2, 6]
 
 
 def test_a_recipe_that_is_edited_while_a_study_runs_does_not_change_the_study(write_study, tmp_path):
@@ -308,11 +272,8 @@ def test_what_changes_nothing_that_is_learned_changes_no_digest(recipe, key, val
     ],
 )
 def test_what_changes_the_run_changes_its_digest(recipe, key, value):
+    assert recipe_digest(recipe, "a start") != recipe_digest(recipe, None)
     assert recipe_digest(with_settings(recipe, {key: value}, "test"), None) != recipe_digest(recipe, None)
-
-
-def test_a_digest_knows_the_start(recipe):
-    assert recipe_digest(recipe, None) != recipe_digest(recipe, "a")
 
 
 def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
@@ -374,12 +335,6 @@ def test_a_finished_plan_is_refused_with_the_commit_that_runs_it(folder, tmp_pat
         )
     assert not (tmp_path / "new").exists()
     assert sorted(folder.rglob("*")) == before
-
-
-def test_a_plan_of_the_earlier_form_is_refused_without_its_rows_too(write_study):
-    tuning = {"seed": 9, "arms": ["grr_coca"], "pretrain": {"optimizer.lr": [0.1, 0.2]}}
-    with pytest.raises(UserError, match=r"study.yaml: has keys of an earlier form, .* commit 477a50ee runs this plan"):
-        read_plan(write_study(tuning=tuning), Plan)
 
 
 def test_digests_of_committed_rows_do_not_change_with_the_code(tmp_path):

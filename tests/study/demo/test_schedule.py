@@ -44,11 +44,6 @@ def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_pl
     assert (short.reached, long.reached) == (0.5, None)
 
 
-def test_no_hits_are_refused_before_the_training(write_plan):
-    with pytest.raises(UserError, match="num_hits: -1 is out of range; give 1 or more"):
-        load_demo(write_plan(num_hits=-1))
-
-
 def test_without_schedules_the_recipes_own_steps_are_the_only_one(write_plan):
     assert [schedule.steps for schedule in timed_schedules(load_demo(write_plan()), [Pace(0.1, 0.01, 0.01)])] == [6]
 

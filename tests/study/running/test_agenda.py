@@ -4,12 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from grr_coca.common.errors import UserError
 from grr_coca.study.running.agenda import FINISHED, Agenda, Task
-from grr_coca.study.running.stage import run_stage
 from grr_coca.study.stages import stage_recipe
-from support import CPU
-from synthetic_study import GRIDS, PRETRAINING, RATES, TUNED, arm, diverged, pretended_row
+from synthetic_study import GRIDS, PRETRAINING, RATES, TUNED, arm, pretended_row
 
 PAIR = ("baseline_coca", "grr_coca")
 
@@ -20,19 +17,6 @@ def finish(agenda: Agenda, task: Task, loss: float = 1.0) -> None:
     (task.folder / FINISHED).touch()
     row = pretended_row(task)
     agenda.add(replace(row, metrics={**row.metrics, "val": {"coca_loss": loss}}))
-
-
-def test_a_trial_whose_model_was_lost_counts_as_work_left(agenda_of):
-    agenda = agenda_of("baseline_coca", **TUNED)
-    trials = agenda.open_tasks()
-    for task in trials:
-        agenda.add(pretended_row(task))
-    (lost,) = (task for task in agenda.open_tasks() if task.is_trial)
-    assert lost.stage == "pictograms", "it is trained again"
-    assert agenda.lacking()["trial", "baseline_coca", "pictograms"] == 1
-    lost.folder.mkdir(parents=True)
-    (lost.folder / FINISHED).touch()
-    assert agenda.lacking()["trial", "baseline_coca", "pictograms"] == 0
 
 
 def test_settings_that_are_shared_are_those_that_are_best_on_average(agenda_of):
@@ -55,10 +39,12 @@ def test_settings_that_are_shared_are_those_that_are_best_on_average(agenda_of):
     assert agenda.digests.recipes.keys() == set(names)
 
 
-def test_a_trial_with_a_loss_of_zero_is_the_best(agenda_of):
+@pytest.mark.parametrize("losses", [(1e-3, 0.0), (None, 9.0)], ids=str)
+def test_a_loss_of_zero_is_the_best_and_a_trial_that_diverged_the_worst(agenda_of, losses):
     agenda = agenda_of("grr_coca", arms=GRIDS, seeds=[0], finetune=[], endpoints=PRETRAINING, tuning={"seeds": [9]})
-    for task, loss in zip(agenda.open_tasks(), (1e-3, 0.0), strict=True):
-        agenda.add(replace(pretended_row(task), metrics={"val": {"coca_loss": loss}}))
+    for task, loss in zip(agenda.open_tasks(), losses, strict=True):
+        ended = {"kind": "diverged", "metrics": {}} if loss is None else {"metrics": {"val": {"coca_loss": loss}}}
+        agenda.add(replace(pretended_row(task), **ended))
     assert agenda.choices() == {("grr_coca", "pictograms"): {"optimizer.lr": 0.01}}
 
 
@@ -117,25 +103,3 @@ def test_recipes_are_not_computed_again_with_every_row(agenda_of, monkeypatch):
         assert agenda.digests.recipes.keys() <= set(PAIR)
     assert not agenda.lacking()
     assert len(asked) == len(set(asked)) == 2 * (4 + 2)
-
-
-def test_a_trial_that_diverged_is_the_worst_and_no_error(agenda_of, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.running.stage.train", diverged)
-    agenda = agenda_of("grr_coca", **TUNED)
-    first, second = agenda.open_tasks()
-    row = run_stage(first, CPU, lambda _: None)
-    assert (row.kind, row.metrics, row.values) == ("diverged", {}, {})
-    agenda.add(row)
-    finish(agenda, second, 9.0)
-    assert agenda.choices() == {("grr_coca", "pictograms"): second.settings}
-
-
-def test_where_every_point_diverged_lower_rates_are_asked_for(agenda_of):
-    agenda = agenda_of("grr_coca", **TUNED)
-    first, second = agenda.open_tasks()
-    agenda.add(replace(pretended_row(first), kind="diverged", metrics={}))
-    agenda.require_sound_points()
-    agenda.add(replace(pretended_row(second), kind="diverged", metrics={}))
-    assert agenda.open_tasks() == []
-    with pytest.raises(UserError, match=r"grr_coca, pictograms: no point of the grid .* give lower rates"):
-        agenda.require_sound_points()

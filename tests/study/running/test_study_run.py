@@ -3,8 +3,10 @@
 import errno
 import json
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -25,6 +27,8 @@ from grr_coca.train.loop import train
 from support import CPU, real_pairs, warnings_of, write_shard
 from synthetic_study import GRIDS, PRETRAINING, TUNED, arm, diverged, pretended_row
 from workers_here import WorkersHere
+
+ONE_SEED = {"seeds": [0], "finetune": [], "endpoints": PRETRAINING}
 
 
 class Here(WorkersHere):
@@ -102,11 +106,26 @@ def test_a_study_is_tuned_and_run_and_goes_on_where_it_was_stopped(write_study, 
     assert list((out / "runs").rglob("*.safetensors")) == [], "models that were measured are gone"
     assert run(path, out, arms=arms).done == []
     assert_a_row_says_what_was_measured(ledger.rows[0])
+    kept = assert_pictures_are_there(out, ledger.rows)
+    kept.unlink()
+    assert run(path, out, arms=arms).done == []
+    assert kept.exists(), "what is missing is put there when the study goes on"
 
     more = [arm("baseline_coca"), {**TUNED["arms"][1], "finetune_grid": {"optimizer.lr": [0.001, 0.01, 0.1]}}]
     done = run(write_study(**{**TUNED, "arms": more}), out, arms=arms).done
     assert len(done) == 2, "the model that trials start from is made again, and the new trial"
     assert read_digests(out).recipes["grr_coca"].keys() == {"pictograms", "health"}
+
+
+def assert_pictures_are_there(out: Path, rows: Iterable[LedgerRow]) -> Path:
+    for row in rows:
+        pictures = {thumbnail_path(out, row.stage, example.image) for example in row.captions}
+        assert len(pictures) == {"pictograms": 6, "health": 2}[row.stage]
+        assert pictures == set((out / "showcase" / row.stage).iterdir())
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert (image.format, image.size) == ("WEBP", (64, 64))
+    return picture
 
 
 def assert_a_row_says_what_was_measured(row: LedgerRow) -> None:
@@ -187,25 +206,6 @@ def test_data_that_were_changed_begin_every_run_anew(write_study, tmp_path):
     assert run(path, out, Pretending(), arms=arms).done == []
 
 
-def test_half_a_row_is_told_when_its_study_goes_on_and_its_run_is_repeated(write_study, tmp_path):
-    path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
-    run(path, out, Pretending())
-    half = sorted((out / "rows").iterdir())[1]
-    half.write_text(half.read_text()[:-20])
-    assert run(path, out, Pretending(), watch=watch).done == ["grr_coca, pictograms, seed 0"]
-    assert watch.told[0].startswith(f"{half.name}: is not a row and does not count")
-    assert len(read_ledger(out).rows) == 2
-
-
-def test_damaged_digests_are_written_again(write_study, tmp_path):
-    path, out = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out"
-    run(path, out, Pretending())
-    whole = (out / "digests.json").read_text()
-    (out / "digests.json").write_text(whole[:-20])
-    assert run(path, out, Pretending()).done == []
-    assert (out / "digests.json").read_text() == whole
-
-
 def test_arms_that_wait_for_the_settings_of_others_say_so(write_study, tmp_path):
     arms = [TUNED["arms"][0], "grr_coca"]
     path = write_study(**{**TUNED, "arms": arms, "tuning": {**TUNED["tuning"], "shared": True}})
@@ -252,38 +252,37 @@ def test_rows_of_machines_that_share_no_folder_are_a_whole_study_together(write_
     assert (len(ledger.rows), len(ledger.tried), len(ledger.chosen), ledger.notes) == (4, 8, 4, ())
 
 
-def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(write_study, tmp_path):
-    """The process slept, another one has taken its run over and ended it; both have measured it."""
-    path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
+def test_half_a_row_is_told_and_its_run_repeated_and_damaged_digests_are_written_again(write_study, tmp_path):
+    path, out, watch = write_study(**ONE_SEED), tmp_path / "out", Notes()
+    run(path, out, Pretending())
+    half, whole = sorted((out / "rows").iterdir())[1], (out / "digests.json").read_text()
+    half.write_text(half.read_text()[:-20])
+    (out / "digests.json").write_text(whole[:-20])
+    assert run(path, out, Pretending(), watch=watch).done == ["grr_coca, pictograms, seed 0"]
+    assert watch.told[0].startswith(f"{half.name}: is not a row and does not count")
+    assert len(read_ledger(out).rows) == 2
+    assert (out / "digests.json").read_text() == whole
+
+
+@pytest.mark.parametrize("ends_with_error", [False, True])
+def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(write_study, tmp_path, ends_with_error):
+    """The process slept, and another one has taken its run over and ended it, in the same folder. Either both have
+    measured it, or this one finds no model there."""
+    path, out, watch = write_study(**ONE_SEED), tmp_path / "out", Notes()
 
     class Slept(Pretending):
         def outcome(self, task: Task, claim: Claim) -> LedgerRow:
             if len(self.done) == 1:
                 Claim(claim.folder, claim.name, claim.number + 1).path.touch()
                 RowFolder(out).publish(task.name, replace(pretended_row(task), commit="of the other"))
+                if ends_with_error:
+                    raise UserError("the folder is gone")
             return super().outcome(task, claim)
 
     run(path, out, Slept(), watch=watch)
-    assert {row.commit for row in rows_of(out)} == {"of the other", "abc"}
-    assert len(rows_of(out)) == 2
-
-
-def test_an_error_of_a_run_that_was_taken_over_ends_nothing(write_study, tmp_path):
-    """The other process works in the same folder, where it removes what it has measured."""
-    path, out, watch = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "out", Notes()
-
-    class Slept(Pretending):
-        def outcome(self, task: Task, claim: Claim) -> LedgerRow:
-            if len(self.done) > 1:
-                return super().outcome(task, claim)
-            Claim(claim.folder, claim.name, claim.number + 1).path.touch()
-            RowFolder(out).publish(task.name, pretended_row(task))
-            raise UserError("the folder is gone")
-
-    assert len(run(path, out, Slept(), watch=watch).done) == 2, "the other arm follows"
-    assert watch.told == [
-        "baseline_coca, pictograms, seed 0: another process goes on with it, since this one gave no sign of life"
-    ]
+    assert [row.commit for row in rows_of(out)] == ["of the other", "abc"]
+    note = "baseline_coca, pictograms, seed 0: another process goes on with it, since this one gave no sign of life"
+    assert (note in watch.told) == ends_with_error
 
 
 def test_a_grid_is_run_with_every_seed_and_the_best_point_goes_on(write_study, tmp_path):
@@ -324,22 +323,6 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(write_stu
     assert [row.stage for row in read_ledger(out).rows] == ["pictograms", "health"]
 
 
-def test_the_pictures_of_the_showcase_lie_beside_the_ledger(write_study, tmp_path):
-    out = tmp_path / "out"
-    run(write_study(seeds=[0], finetune=["health.yaml"]), out, Here(), arms=["grr_coca"])
-    for row in read_ledger(out).rows:
-        pictures = {thumbnail_path(out, row.stage, example.image) for example in row.captions}
-        assert len(pictures) == {"pictograms": 6, "health": 2}[row.stage]
-        assert pictures == set((out / "showcase" / row.stage).iterdir())
-    for picture in pictures:
-        with Image.open(picture) as image:
-            assert (image.format, image.size) == ("WEBP", (64, 64))
-    kept = picture.read_bytes()
-    picture.unlink()
-    assert run(tmp_path / "study.yaml", out, Here(), arms=["grr_coca"]).done == []
-    assert picture.read_bytes() == kept, "what is missing is put there when the study goes on"
-
-
 def test_a_run_that_diverged_is_a_result_and_not_begun_again(write_study, tmp_path, monkeypatch, capsys):
     def diverge(recipe, start, folder, *rest):
         return diverged(recipe, start, folder) if recipe.seed == 0 else train(recipe, start, folder, *rest)
@@ -365,12 +348,6 @@ def test_a_run_that_diverged_is_a_result_and_not_begun_again(write_study, tmp_pa
     assert "grr_coca, seed 0, pictograms: diverged" in capsys.readouterr().out
 
 
-def test_trials_that_all_diverge_ask_for_lower_rates(write_study, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.running.stage.train", diverged)
-    with pytest.raises(UserError, match=r"grr_coca, pictograms: no point of the grid .* give lower rates"):
-        run(write_study(**TUNED), tmp_path / "out", Here(), arms=["grr_coca"])
-
-
 def test_an_arm_that_diverges_at_every_point_does_not_stop_the_others(write_study, tmp_path):
     class Diverging(Pretending):
         def outcome(self, task: Task, claim: Claim) -> LedgerRow:
@@ -385,18 +362,6 @@ def test_an_arm_that_diverges_at_every_point_does_not_stop_the_others(write_stud
     assert run(path, out, Diverging(), arms=["grr_coca"]).done == []
     with pytest.raises(UserError, match=said):
         run(path, out, Diverging())
-
-
-def test_rows_of_an_earlier_recipe_are_named_and_run_again(write_study, tmp_path):
-    path, out = write_study(seeds=[0], finetune=[]), tmp_path / "out"
-    plan = {"endpoints": {"primary": ["pretraining/coca_loss"]}, "seeds": [0], "finetune": []}
-    path = write_study(**plan)
-    run(path, out, Pretending())
-    assert len(run(write_study(**plan, steps=4), out, Pretending()).done) == 2
-    ledger = read_ledger(out)
-    assert {row.steps for row in ledger.rows} == {4}
-    assert len(ledger.notes) == 2
-    assert "another recipe" in ledger.notes[0]
 
 
 def test_runs_whose_rows_lack_the_scores_that_a_plan_needs_are_done_again(write_study, tmp_path, capsys):
@@ -446,7 +411,7 @@ def test_trials_of_an_earlier_grid_choose_nothing(write_study, tmp_path):
 
 
 def test_a_study_in_a_folder_that_is_a_link_goes_on(write_study, tmp_path):
-    path, disk = write_study(seeds=[0], finetune=[], endpoints=PRETRAINING), tmp_path / "disk" / "far" / "away"
+    path, disk = write_study(**ONE_SEED), tmp_path / "disk" / "far" / "away"
     disk.mkdir(parents=True)
     (tmp_path / "out").symlink_to(disk)
     assert len(run(path, tmp_path / "out", Pretending()).done) == 2
@@ -456,7 +421,7 @@ def test_a_study_in_a_folder_that_is_a_link_goes_on(write_study, tmp_path):
 
 def test_another_plan_that_a_person_wrote_is_not_overwritten(write_study, tmp_path):
     arms = ["baseline_coca", {"name": "grr_coca", "recipes": "own"}]
-    path = write_study(arms=arms, seeds=[0], finetune=[], endpoints=PRETRAINING)
+    path = write_study(arms=arms, **ONE_SEED)
     (tmp_path / "own").mkdir()
     shutil.copy(tmp_path / "pictograms.yaml", tmp_path / "own")
     out = tmp_path / "out"

@@ -1,14 +1,14 @@
-"""Signals to the processes of a study: each run is saved, whichever process dies."""
+"""The processes of a study: each run is saved, whichever process dies, and an error is told with its trace."""
 
 import os
 import signal
-import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from grr_coca.common.errors import UserError
-from grr_coca.study.running.workers import worker_processes
+from grr_coca.common.errors import Interruption, UserError
+from grr_coca.study.running.workers import tell_progress, worker_processes
 from grr_coca.train.launch import StopSignals
 
 
@@ -17,7 +17,8 @@ def save_in_spite_of_signals(begun: Path, saved: Path) -> None:
     with StopSignals() as signals:
         begun.open("w").close()
         while not any(signals.counts):
-            threading.Event().wait(0.01)
+            time.sleep(0.01)
+            tell_progress(1)
         os.kill(os.getpid(), signal.SIGTERM)
         saved.touch()
 
@@ -27,22 +28,40 @@ def be_killed_after(begun: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fail() -> None:
+    raise ValueError("a mistake")
+
+
 @pytest.mark.ci
-def test_a_process_without_a_run_outlives_the_signal_that_ends_a_service():
+def test_a_process_does_call_after_call_and_outlives_the_signal_that_ends_a_service():
     with worker_processes(1) as workers:
-        number = workers.submit(os.getpid).result()
+        (number,) = workers.all([workers.submit(os.getpid)])
         for _ in range(2):
             os.kill(number, signal.SIGTERM)
-        assert workers.submit(os.getpid).result() == number
+        assert workers.all([workers.submit(os.getpid), workers.submit(os.getpid)]) == [number, number]
+        with pytest.raises(ValueError, match="a mistake") as raised:
+            workers.all([workers.submit(fail)])
+        assert "in fail" in raised.value.__notes__[0]
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
 
 
 @pytest.mark.ci
-def test_a_run_is_saved_when_the_process_of_another_was_killed(tmp_path):
+@pytest.mark.parametrize("killed", ["worker", "parent's signal"])
+def test_a_run_is_saved_when_the_process_of_another_was_killed_or_the_study_is_stopped(tmp_path, killed):
     begun, saved = tmp_path / "begun", tmp_path / "saved"
     os.mkfifo(begun)
-    with worker_processes(2) as workers:
-        runs = [workers.submit(save_in_spite_of_signals, begun, saved), workers.submit(be_killed_after, begun)]
-        runs.append(workers.submit(os.getpid))  # only from a later call on does the executor surely watch a new process
-        with pytest.raises(UserError, match="was killed"):
+    stopped: list[Exception] = []
+    try:
+        with worker_processes(2) as workers:
+            runs = [workers.submit(save_in_spite_of_signals, begun, saved)]
+            if killed == "worker":
+                runs.append(workers.submit(be_killed_after, begun))
+            else:
+                begun.open().close()
+                os.kill(os.getpid(), signal.SIGTERM)
             workers.all(runs)
+    except (UserError, Interruption) as error:
+        stopped.append(error)
+    assert ("was killed" if killed == "worker" else "asked to stop") in str(stopped)
     assert saved.exists()

@@ -23,7 +23,8 @@ from grr_coca.study.plan import PLAN_FILE, Plan, point_title, read_plan, refuse_
 from grr_coca.study.rows import LedgerRow, RowFolder, write_to_study
 from grr_coca.study.running.agenda import Agenda, Task
 from grr_coca.study.running.measured import write_showcase
-from grr_coca.study.running.stage import code_commit, run_stage
+from grr_coca.study.running.provenance import code_commit
+from grr_coca.study.running.stage import run_stage
 from grr_coca.study.running.workers import Workers, tell_progress, usable_device
 
 _WRITTEN = "# Written by grr-coca study run."

@@ -1,32 +1,20 @@
-"""Runs one stage of a study: trains, measures, and returns its row of the ledger.
+"""Runs one stage of a study: trains, measures, and returns its row, with its cost in FLOPs and seconds."""
 
-Beside the measurements, a row has what makes it comparable with others: the initial weights, the order of the data, the
-code, the machine, and the cost in FLOPs and seconds.
-"""
-
-import hashlib
 import json
 import logging
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from grr_coca.common.errors import DiskError, DivergedError
 from grr_coca.common.files import read_json, write_whole
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.order import Visits
 from grr_coca.data.random_changes import num_kept
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
@@ -44,12 +32,13 @@ from grr_coca.study.running.measured import (
     measure_validation,
     without_words,
 )
+from grr_coca.study.running.provenance import provenance, write_start_hashes
 from grr_coca.train.forecast import TRAINING_PASSES
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run_checkpoints import NoneReadableError, resume_point
-from grr_coca.train.setup import new_checkpoint, sound_validation, training_sources, training_visits
+from grr_coca.train.setup import new_checkpoint, sound_validation, training_sources
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +95,16 @@ def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgr
     if "coca_loss" not in on_val:
         log.warning("%s diverged: its loss on val is not finite", task.title)
         return replace(row, kind="diverged")
-    metrics, values = {"val": on_val}, {}
-    row = replace(row, training_flops=run_flops(task.recipe, trained, val), metrics=metrics)
+    row = replace(row, training_flops=run_flops(task.recipe, trained, val), metrics={"val": on_val})
     if task.is_trial:
         return row
+    metrics, values = {"val": on_val}, {}
     for split, source in _test_splits(task).items():
         metrics[split], values[split] = measure_test(trained, source, task.recipe, refitted, task.scores_captions)
     showcase, num_captions = showcase_of(task.plan, task.stage)
     shown = task.recipe.data.test.get(showcase)
     captions = () if shown is None else examples(trained, open_source(shown), num_captions)
-    return replace(row, values=values, captions=captions)
+    return replace(row, metrics=metrics, values=values, captions=captions)
 
 
 def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
@@ -128,7 +117,7 @@ def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Check
         point = None
     start = _start_model(task, device, point)
     if point is None:
-        _write_start_hashes(recipe, start, task.folder)
+        write_start_hashes(recipe, start, task.folder)
     return train(recipe, start, task.folder, Ranks.here(device), lambda done, _: on_progress(done), point)
 
 
@@ -151,7 +140,6 @@ def _test_splits(task: Task) -> dict[str, PairSource]:
 
 def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
     """The row of a run before its model is measured."""
-    recipe, path = task.recipe, task.folder / _START_FILE
     return LedgerRow(
         kind=kind,
         arm=task.arm,
@@ -160,18 +148,15 @@ def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
         recipe_digest=task.recipe_digest,
         data_digest=task.data_digest,
         start_data_digest=task.start_data_digest,
-        commit=code_commit(),
-        machine=_machine_name(),
-        precision=_precision_name(recipe),
         settings=dict(task.settings),
-        steps=recipe.schedule.steps,
+        steps=task.recipe.schedule.steps,
         seconds=0.0,
         parameters=count_parameters(trained.model),
         image_encoder_parameters=count_parameters(trained.model.image_encoder),
         flops_per_pair=flops_per_pair(trained.config),
         curve=_curve(task.folder),
         metrics={},
-        **(read_json(path) if path.exists() else {}),  # it may diverge before it has one
+        **provenance(task.recipe, task.folder),
     )
 
 
@@ -230,108 +215,6 @@ def caption_lengths(checkpoint: Checkpoint, source: PairSource) -> Int[Tensor, "
     context, encode = checkpoint.config.text_decoder.context_length, checkpoint.tokenizer.encode_row
     chosen = range(0, len(source), -(-len(source) // _MAX_CAPTIONS))
     return torch.tensor([len(encode(source.caption(i), context)) for i in chosen])
-
-
-# --- Start: hashes that show that two runs are paired
-
-_START_FILE = "beginning.json"
-_HASH_DIGITS = 12
-_MAX_HASHED_VISITS = 1_000_000
-"""Of a longer run, the order of its first visits is hashed, which takes seconds."""
-
-
-def _write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
-    """Hash the initial weights and the order of the data, and write the hashes to the run's folder, under their keys in
-    the row.
-
-    A resumed run reads them from there. The weights from which a fine-tuning starts are not hashed, since no two arms
-    share them.
-
-    Raises:
-        DiskError: the folder cannot be written to.
-    """
-    pairs, _ = training_sources(recipe)
-    num_visits = recipe.schedule.steps * recipe.data.batch_size
-    found = {
-        "initial_weights": {} if recipe.model is None else weight_hashes(start.model),
-        "data_order": order_hash(training_visits(recipe, pairs), num_visits),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _START_FILE, json.dumps(found).encode())
-    except OSError as error:
-        raise DiskError(f"{folder}: the run folder cannot be written to ({error.strerror})") from error
-
-
-def weight_hashes(model: nn.Module) -> dict[str, str]:
-    """A hash of each parameter, by name and shape."""
-    return {
-        f"{name} {list(parameter.shape)}": _hash(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        for name, parameter in model.named_parameters()
-    }
-
-
-def order_hash(visits: Visits, num_visits: int) -> str:
-    """A hash of the order of the data: epoch and sample of the first visits, and the number of all visits."""
-    hashed = np.array([visits.at(position) for position in range(min(num_visits, _MAX_HASHED_VISITS))], dtype="<i8")
-    return _hash(np.append(hashed.ravel(), np.int64(num_visits)).astype("<i8"))
-
-
-def _hash(content: np.ndarray) -> str:
-    return hashlib.sha256(content.tobytes()).hexdigest()[:_HASH_DIGITS]
-
-
-# --- Code and machine
-
-_PACKAGE = Path(__file__).parents[2]
-
-
-@lru_cache(maxsize=1)
-def code_commit() -> str:
-    """The commit of the code, with a `+` if files of the package were changed since; outside of git, the version.
-
-    A package that is installed in a user's repository, such as in its `.venv`, counts as outside.
-    """
-    commit = _git("ls-files", "--error-unmatch", "__init__.py") and _git("rev-parse", "--short=12", "HEAD")
-    if not commit:
-        return f"version {version('grr-coca')}"
-    return commit + ("+" if _git("status", "--porcelain", "--", ".") else "")
-
-
-@lru_cache(maxsize=1)
-def _machine_name() -> str:
-    """Processor or GPU, its instruction set, and torch's version. It has no host name, so it identifies nobody."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    return f"{device}, torch {torch.__version__}"
-
-
-def _precision_name(recipe: Recipe) -> str:
-    """Precision of forward and backward passes, and of Muon's products if it differs."""
-    muon = recipe.optimizer.muon_precision
-    if recipe.optimizer.name != "muon" or muon == recipe.precision:
-        return recipe.precision
-    return f"{recipe.precision}, Muon in {muon}"
-
-
-def _git(*arguments: str) -> str:
-    """Output of git in the package's folder; empty if git fails or is missing."""
-    try:
-        done = subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 # --- Time

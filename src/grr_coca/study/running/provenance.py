@@ -1,0 +1,132 @@
+"""What makes a row comparable with others: the initial weights, the order of the data, the code and the machine."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from grr_coca.common.errors import DiskError
+from grr_coca.common.files import read_json, write_whole
+from grr_coca.data.order import Visits
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.train.recipe import Recipe
+from grr_coca.train.setup import training_sources, training_visits
+
+_START_FILE = "beginning.json"
+_HASH_DIGITS = 12
+_MAX_HASHED_VISITS = 1_000_000
+"""Of a longer run, the order of its first visits is hashed, which takes seconds."""
+
+
+def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """These fields of the row of a run, whose folder has the hashes of its start unless it diverged before it began."""
+    path = folder / _START_FILE
+    return {
+        "commit": code_commit(),
+        "machine": _machine_name(),
+        "precision": _precision_name(recipe),
+        **(read_json(path) if path.exists() else {}),
+    }
+
+
+def write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
+    """Hash the initial weights and the order of the data, and write the hashes to the run's folder, under their keys in
+    the row.
+
+    A resumed run reads them from there. The weights from which a fine-tuning starts are not hashed, since no two arms
+    share them.
+
+    Raises:
+        DiskError: the folder cannot be written to.
+    """
+    pairs, _ = training_sources(recipe)
+    num_visits = recipe.schedule.steps * recipe.data.batch_size
+    found = {
+        "initial_weights": {} if recipe.model is None else weight_hashes(start.model),
+        "data_order": order_hash(training_visits(recipe, pairs), num_visits),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / _START_FILE, json.dumps(found).encode())
+    except OSError as error:
+        raise DiskError(f"{folder}: the run folder cannot be written to ({error.strerror})") from error
+
+
+def weight_hashes(model: nn.Module) -> dict[str, str]:
+    """A hash of each parameter, by name and shape."""
+    return {
+        f"{name} {list(parameter.shape)}": _hash(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        for name, parameter in model.named_parameters()
+    }
+
+
+def order_hash(visits: Visits, num_visits: int) -> str:
+    """A hash of the order of the data: epoch and sample of the first visits, and the number of all visits."""
+    hashed = np.array([visits.at(position) for position in range(min(num_visits, _MAX_HASHED_VISITS))], dtype="<i8")
+    return _hash(np.append(hashed.ravel(), np.int64(num_visits)).astype("<i8"))
+
+
+def _hash(content: np.ndarray) -> str:
+    return hashlib.sha256(content.tobytes()).hexdigest()[:_HASH_DIGITS]
+
+
+# --- Code and machine
+
+_PACKAGE = Path(__file__).parents[2]
+
+
+@lru_cache(maxsize=1)
+def code_commit() -> str:
+    """The commit of the code, with a `+` if files of the package were changed since; outside of git, the version.
+
+    A package that is installed in a user's repository, such as in its `.venv`, counts as outside.
+    """
+    commit = _git("ls-files", "--error-unmatch", "__init__.py") and _git("rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return f"version {version('grr-coca')}"
+    return commit + ("+" if _git("status", "--porcelain", "--", ".") else "")
+
+
+@lru_cache(maxsize=1)
+def _machine_name() -> str:
+    """Processor or GPU, its instruction set, and torch's version. It has no host name, so it identifies nobody."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device}, torch {torch.__version__}"
+
+
+def _precision_name(recipe: Recipe) -> str:
+    """Precision of forward and backward passes, and of Muon's products if it differs."""
+    muon = recipe.optimizer.muon_precision
+    if recipe.optimizer.name != "muon" or muon == recipe.precision:
+        return recipe.precision
+    return f"{recipe.precision}, Muon in {muon}"
+
+
+def _git(*arguments: str) -> str:
+    """Output of git in the package's folder; empty if git fails or is missing."""
+    try:
+        done = subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

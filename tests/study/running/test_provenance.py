@@ -1,0 +1,130 @@
+"""A row says what its run started from and which code ran: both members of a pair begin alike."""
+
+import signal
+import subprocess
+
+import pytest
+
+from grr_coca.common.errors import Interruption
+from grr_coca.data.order import Shuffle
+from grr_coca.study.running import provenance
+from grr_coca.study.running.provenance import order_hash, weight_hashes
+from grr_coca.study.running.stage import run_stage
+from grr_coca.train.setup import new_checkpoint
+from grr_coca.train.step import Trainer
+from support import ALONE, CPU
+from synthetic_study import PRETRAINING
+
+ARMS = ("baseline_coca", "grr_coca")
+
+
+@pytest.fixture
+def agenda(agenda_of):
+    return agenda_of(*ARMS, finetune=["health.yaml"], endpoints=PRETRAINING)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The micro-batches of each step that is trained, as the trainer gets them: keys, images and texts."""
+    batches: list[tuple] = []
+    step = Trainer.step
+
+    def noted(trainer, micro_batches, *rest):
+        batches.extend((batch.keys, batch.images.sum().item(), batch.token_ids.tolist()) for batch in micro_batches)
+        return step(trainer, micro_batches, *rest)
+
+    monkeypatch.setattr(Trainer, "step", noted)
+    return batches
+
+
+def test_a_pair_begins_alike_and_another_seed_does_not(agenda, seen):
+    rows, orders = {}, {}
+    for _ in range(2):  # pretraining, and then the fine-tuning that starts from it
+        for task in agenda.open_tasks():
+            if task.seed == 1 and (task.arm, task.stage) != ("grr_coca", "pictograms"):
+                continue  # one run is enough to see that another seed begins otherwise
+            seen.clear()
+            row = rows[task.arm, task.seed, task.stage] = run_stage(task, CPU, lambda _: None)
+            orders[task.arm, task.seed, task.stage] = tuple(seen)
+            agenda.add(row)
+    for stage in ("pictograms", "health"):
+        baseline, grr = ((arm, 0, stage) for arm in ARMS)
+        assert orders[baseline] == orders[grr]
+        assert rows[baseline].data_order == rows[grr].data_order
+    baseline, grr, other_seed = (
+        rows[name].initial_weights
+        for name in (("baseline_coca", 0, "pictograms"), ("grr_coca", 0, "pictograms"), ("grr_coca", 1, "pictograms"))
+    )
+    shared = baseline.keys() & grr.keys()
+    assert {name: grr[name] for name in shared} == {name: baseline[name] for name in shared}
+    assert {name for name in shared if not name.startswith("image_encoder")} == {
+        name for name in grr if not name.startswith("image_encoder")
+    }, "the models differ in the image encoder alone"
+    drawn = [name for name in shared if name.startswith("image_encoder.blocks.0.attn.") and ".weight" in name]
+    assert drawn, "attention has the same shapes in both"
+    assert all(grr[name] != other_seed[name] for name in drawn)
+    assert len({row.data_order for row in rows.values()}) == 3, "an order for each seed and stage"
+    assert {row.stage for row in rows.values() if not row.initial_weights} == {"health"}
+
+
+def test_a_run_that_was_resumed_tells_of_its_first_beginning(agenda, seen, monkeypatch):
+    task, step = agenda.open_tasks()[0], Trainer.step
+
+    def stopped(*arguments):
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGTERM)  # the run saves after this step
+        return step(*arguments)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "step", stopped)
+        with pytest.raises(Interruption):
+            run_stage(task, CPU, lambda _: None)
+    row = run_stage(task, CPU, lambda _: None)
+    assert len(seen) == 6, "it went on with the fourth step"
+    assert row.initial_weights == weight_hashes(new_checkpoint(task.recipe, ALONE).model)
+    assert row.data_order == order_hash(Shuffle(24, seed=0), 6 * task.recipe.data.batch_size)
+
+
+def test_the_order_of_another_length_or_seed_has_another_hash(monkeypatch):
+    """Of a long run, the first visits and the length are hashed."""
+    for num_hashed in (1_000_000, 5):
+        monkeypatch.setattr(provenance, "_MAX_HASHED_VISITS", num_hashed)
+        hashes = [order_hash(Shuffle(10, seed), length) for seed, length in ((0, 25), (0, 24), (1, 25))]
+        assert len(set(hashes)) == 3
+        assert order_hash(Shuffle(10, 0), 25) == hashes[0]
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with one commit and a package folder in it; returns git and the folder."""
+    package = tmp_path / "package"
+    package.mkdir()
+    monkeypatch.setattr(provenance, "_PACKAGE", package)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    provenance.code_commit.cache_clear()
+    (package / "__init__.py").write_text("")
+
+    def git(*arguments):
+        command = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    yield git, package
+    provenance.code_commit.cache_clear()
+
+
+def test_the_commit_is_that_of_the_package_and_a_changed_file_is_marked(repository):
+    git, package = repository
+    git("add", ".")
+    git("commit", "-q", "-m", "a")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    assert provenance.code_commit() == commit
+    (package / "__init__.py").write_text("changed = True")
+    provenance.code_commit.cache_clear()
+    assert provenance.code_commit() == f"{commit}+"
+
+
+def test_a_package_that_is_installed_in_a_repository_of_the_users_tells_its_version(repository):
+    git, _ = repository
+    git("commit", "-q", "--allow-empty", "-m", "the user's own")
+    assert provenance.code_commit().startswith("version ")

@@ -179,30 +179,27 @@ def test_an_arm_has_the_rows_of_its_best_point(grid):
     ]
 
 
-def test_seeds_without_every_point_choose_nothing(grid):
-    write(grid, at(0.1, 0, 1.0), at(0.2, 0, 2.0), at(0.2, 1, 0.1))
-    ledger = read_ledger(grid, GRID)
-    assert ledger.chosen == {("grr_coca", "emoji"): {"optimizer.lr": 0.1}}
-    assert ("grr_coca", 1, "emoji") in ledger.lacking
-    (grid / "rows" / "000.json").unlink()
-    ledger = read_ledger(grid, GRID)
-    assert (ledger.rows, ledger.chosen) == ((), {})
-    assert len(ledger.tried) == 2
+GONE = {"kind": "diverged", "metrics": {}}
 
 
-def test_a_point_that_diverged_with_one_seed_is_not_chosen(grid):
-    write(grid, at(0.1, 0, 1.0), at(0.1, 1, 1.0, kind="diverged", metrics={}), at(0.2, 0, 9.0), at(0.2, 1, 9.0))
+@pytest.mark.parametrize(
+    ("rows", "best", "seeds", "diverged"),
+    [
+        ([at(0.1, 0, 1.0), at(0.2, 0, 2.0), at(0.2, 1, 0.1)], 0.1, {0}, set()),
+        ([at(0.2, 0, 2.0), at(0.2, 1, 0.1)], None, set(), set()),
+        ([at(0.1, 0, 1.0), at(0.1, 1, 1.0, **GONE), at(0.2, 0, 9.0), at(0.2, 1, 9.0)], 0.2, {0, 1}, set()),
+        ([at(0.1, 0, 1.0), at(0.1, 1, 1.0, **GONE), at(0.2, 0, 1.0, **GONE), at(0.2, 1, 9.0)], None, set(), {0, 1}),
+    ],
+    ids=["a seed lacks a point", "all seeds lack one", "a point diverged with one seed", "each diverged with a seed"],
+)
+def test_seeds_without_every_point_and_points_that_diverged_choose_nothing(grid, rows, best, seeds, diverged):
+    write(grid, *rows)
     ledger = read_ledger(grid, GRID)
-    assert ledger.chosen == {("grr_coca", "emoji"): {"optimizer.lr": 0.2}}
-    assert ledger.diverged == ()
-
-
-def test_an_arm_that_diverged_at_every_point_has_no_rows(grid):
-    gone = {"kind": "diverged", "metrics": {}}
-    write(grid, at(0.1, 0, 1.0), at(0.1, 1, 1.0, **gone), at(0.2, 0, 1.0, **gone), at(0.2, 1, 9.0))
-    ledger = read_ledger(grid, GRID)
-    assert (ledger.rows, ledger.chosen) == ((), {})
-    assert {row.seed for row in ledger.diverged} == {0, 1}
+    assert ledger.chosen == ({} if best is None else {("grr_coca", "emoji"): {"optimizer.lr": best}})
+    assert {row.seed for row in ledger.rows} == seeds
+    assert {row.seed for row in ledger.diverged} == diverged
+    assert len(ledger.tried) == len(rows)
+    assert {("grr_coca", seed, "emoji") in ledger.lacking for seed in seeds} <= {False}
 
 
 def test_trials_choose_and_do_not_count_as_runs(grid):

@@ -70,7 +70,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
         ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "pretraining needs the keys"),
         (other(grid={"optimizer.lr": [0.1, 0.1]}), "arms: a: grid: optimizer.lr: 0.1 is given twice"),
-        (other(grid={"optimizer.betas": [[0.9, 0.95]] * 2}), "betas: (0.9, 0.95) is given twice"),
+        (other(grid={"optimizer.betas": [[0.9, 0.95]] * 2}), "betas: [0.9, 0.95] is given twice"),
         (
             other(grid={"optimizer.lr": ["1e-1", 0.1]}),
             "arms: a: grid: {'optimizer.lr': 0.1} has the same result as {'optimizer.lr': '1e-1'} in pictograms",
@@ -243,37 +243,29 @@ def recipe(write_study):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "counts"),
     [
-        ("data.num_workers", 2),
-        ("data.micro_batch_size", 2),
-        ("checkpoints.minutes", 1.0),
-        ("health.max_skipped", 3),
-        ("seed", 5),
+        ("data.num_workers", 2, False),
+        ("data.micro_batch_size", 2, False),
+        ("checkpoints.minutes", 1.0, False),
+        ("health.max_skipped", 3, False),
+        ("seed", 5, False),
+        ("data.batch_size", 4, True),
+        ("data.augmentation.shift", 0.5, True),
+        ("optimizer.lr", 0.5, True),
+        ("schedule.steps", 7, True),
+        ("model.preset", "grr_coca", True),
+        ("model.pixel_mean", 1.0, True),
+        ("tokenizer.vocab_size", 400, True),
+        ("losses.captioning_weight", 1.0, True),
+        ("evaluation.batch_size", 4, True),
+        ("precision", "bf16", True),
     ],
 )
-def test_what_changes_nothing_that_is_learned_changes_no_digest(recipe, key, value):
-    assert recipe_digest(with_settings(recipe, {key: value}, "test"), None) == recipe_digest(recipe, None)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("data.batch_size", 4),
-        ("data.augmentation.shift", 0.5),
-        ("optimizer.lr", 0.5),
-        ("schedule.steps", 7),
-        ("model.preset", "grr_coca"),
-        ("model.pixel_mean", 1.0),
-        ("tokenizer.vocab_size", 400),
-        ("losses.captioning_weight", 1.0),
-        ("evaluation.batch_size", 4),
-        ("precision", "bf16"),
-    ],
-)
-def test_what_changes_the_run_changes_its_digest(recipe, key, value):
-    assert recipe_digest(recipe, "a start") != recipe_digest(recipe, None)
-    assert recipe_digest(with_settings(recipe, {key: value}, "test"), None) != recipe_digest(recipe, None)
+def test_a_digest_knows_the_start_and_what_changes_the_run_and_nothing_else(recipe, key, value, counts):
+    digest = recipe_digest(recipe, None)
+    assert (recipe_digest(with_settings(recipe, {key: value}, "test"), None) != digest) == counts
+    assert recipe_digest(recipe, "a start") != digest
 
 
 def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):
@@ -301,17 +293,10 @@ def test_the_data_digest_of_a_folder_counts_what_is_read_as_data(recipe, tmp_pat
     assert data_digest(of_folder) != before
 
 
-# --- The plans that come with the code
+# --- Plans that have run are frozen, and refused with the commit whose code runs them
 
 
-PLANS = [STUDIES / "cc12m.yaml", STUDIES / "cc3m_one_gpu.yaml", STUDIES / "gpu/plan.yaml"]
-"""Those that have not run. Finished ones are frozen, and refused with the commit whose code runs them."""
 FINISHED = sorted(path.parent for path in STUDIES.rglob(EARLIER_LEDGER))
-
-
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_a_plan_that_is_still_to_be_run_can_be_read(path):
-    assert read_plan(path, Plan).arms
 
 
 @pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.relative_to(STUDIES).as_posix())

@@ -233,8 +233,8 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
         "grr_coca.study.running.workers.worker_processes", lambda: pytest.fail("processes were started")
     )
 
-    def run(**changes) -> str:
-        assert main(["demo", str(write_plan(**changes)), "--out", str(tmp_path / "out")]) == 2
+    def run(*flags: str, **changes) -> str:
+        assert main(["demo", str(write_plan(**changes)), "--out", str(tmp_path / "out"), *flags]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         return error
@@ -276,31 +276,33 @@ def test_wrong_flags_are_refused_at_once(write_plan, capsys, flags, named):
     assert named in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_to_is_a_user_error(refused, tmp_path):
-    (tmp_path / "out").write_text("a file, where a folder is to be")
-    assert "cannot be written to" in refused()
+STUDY = "has a study, which is not a demo; give another --out"
 
 
-def test_a_demo_that_does_not_say_its_plan_is_left_alone(refused, tmp_path):
-    (tmp_path / "out" / PRESETS[0]).mkdir(parents=True)
-    (tmp_path / "out" / PRESETS[0] / "weights").write_text("hours of work")
-    assert "has a demo without its plan.yaml; replace it by --fresh" in refused()
-    assert snapshot(tmp_path / "out") == {f"{PRESETS[0]}/weights": b"hours of work"}
-
-
-@pytest.mark.parametrize("has_plan", [True, False])
-@pytest.mark.parametrize("row", ["rows/a.json", "runs.jsonl"])
-def test_the_rows_of_a_study_are_never_replaced_by_a_demo(write_plan, tmp_path, capsys, has_plan, row):
+@pytest.mark.parametrize(
+    ("files", "message", "is_replaced_by_fresh"),
+    [
+        (["thesis.tex"], "thesis.tex, which does not belong to a demo", False),
+        (["rows/a.json"], STUDY, False),
+        (["runs.jsonl"], STUDY, False),
+        (["rows/a.json", "plan.yaml"], STUDY, False),
+        (["runs.jsonl", "plan.yaml"], STUDY, False),
+        (["grr_coca/weights"], "has a demo without its plan.yaml; replace it by --fresh", True),
+        ([], "cannot be written to", False),
+    ],
+    ids=str,
+)
+def test_a_folder_of_something_else_is_left_alone(refused, tmp_path, files, message, is_replaced_by_fresh):
     out = tmp_path / "out"
-    (out / row).parent.mkdir(parents=True)
-    (out / row).write_text('{"days": "of work"}')
-    if has_plan:
-        (out / "plan.yaml").write_text("arms: [grr_coca, baseline_coca]")
-    before = snapshot(out)
-    for fresh in ([], ["--fresh"]):
-        assert main(["demo", str(write_plan()), "--out", str(out), *fresh]) == 2
-        assert "has a study, which is not a demo; give another --out" in capsys.readouterr().err
-    assert snapshot(out) == before
+    for file in files:
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        (out / file).write_text("arms: [grr_coca, baseline_coca]")
+    if not files:
+        out.write_text("a file, where a folder is to be")
+    before = snapshot(tmp_path)
+    for flags in [[]] if is_replaced_by_fresh else [[], ["--fresh"]]:
+        assert message in refused(*flags)
+    assert {name: content for name, content in snapshot(tmp_path).items() if name in before} == before
 
 
 def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
@@ -312,13 +314,6 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
     assert "num_hits is 3, not 4; replace the demo by --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
     assert "holds a demo of 4 steps, not 5" in capsys.readouterr().err
-
-
-def test_a_folder_that_holds_something_else_is_left_alone(refused, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    assert "thesis.tex, which does not belong to a demo" in refused()
-    assert snapshot(tmp_path / "out") == {"thesis.tex": b"years of work"}
 
 
 def test_a_demo_of_earlier_code_is_replaced_only_if_that_is_asked_for(write_plan, tmp_path, capsys):

@@ -1,23 +1,30 @@
-"""The plans for data that does not come with the code, run on tiny trees in exactly its formats."""
+"""The plans that have not run: also those for data that does not come with the code, on tiny trees in its formats."""
 
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from grr_coca.cli import main
+from grr_coca.model.anatomy import flops_of_pairs, num_parameters
 from grr_coca.study.plan import Plan, read_plan, stage_names
 from grr_coca.study.running import pace
 from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.running.stage import run_stage
+from grr_coca.study.stages import check_recipes, require_precisions
+from grr_coca.train.forecast import TRAINING_PASSES
+from grr_coca.train.recipe import load_recipe
 from support import CPU, encode_image, real_pairs, write_tar
 
 STUDIES = Path(__file__).parents[2] / "studies"
+GPU = STUDIES / "gpu"
 PLANS = ("cc12m", "cc3m_one_gpu")
 TINY = {
     "data": {"batch_size": 4, "micro_batch_size": None, "num_workers": 0},
@@ -141,3 +148,25 @@ def test_a_large_plan_is_whole_as_it_comes(tree, name, capsys):
     assert "the plan has no arm 'coca'" in capsys.readouterr().err, "all that comes before is right"
     assert not (tree / name).exists()
     assert read_plan(STUDIES / f"{name}.yaml", Plan).precision == "bf16"
+
+
+def test_the_plan_for_a_gpu_is_whole_as_it_comes():
+    plan = read_plan(GPU / "plan.yaml", Plan)
+    check_recipes(plan, GPU / "plan.yaml")
+    require_precisions(plan, GPU / "plan.yaml")
+
+
+def test_its_header_says_what_counting_finds():
+    recipe, header = load_recipe(GPU / "pictograms.yaml"), (GPU / "plan.yaml").read_text()
+    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    assert config.image_encoder.num_patches == 256
+    flops = flops_of_pairs(config, torch.full((16,), 10), torch.arange(128)) / 16
+    (said,) = re.findall(r"\((\d\.\d) GFLOP a pair", header)
+    assert float(said) == pytest.approx(flops / 1e9, abs=0.05)
+    assert f"models of {num_parameters(config) / 1e6:.0f} million" in header
+    run = TRAINING_PASSES * recipe.data.batch_size * recipe.schedule.steps * float(said) * 1e9
+    assert f" {run / 1e15:.0f} PFLOP a run" in header
+    for share, minutes in ((0.25, 17), (0.13, 26)):
+        assert f"{share:.0%}".replace("%", " %") in header
+        assert f"{minutes} minutes" in header
+        assert 12 * (run / (share * 989e12) + 35) / 60 == pytest.approx(minutes, abs=0.5)

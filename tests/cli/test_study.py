@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from grr_coca.study.running import pace
 from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.running.dry_run import power_in_words
 from grr_coca.train.recipe import save_recipe
-from support import disk_of, finetuning, real_pairs, tiny_recipe, write_shard
+from support import finetuning, real_pairs, tiny_recipe, write_shard
 from synthetic_study import pretended_row
 from workers_here import work_here
 
@@ -139,21 +138,6 @@ def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
     assert "tried for baseline_coca, emoji: 2 of 2 points and seeds" in said
     assert "tried for grr_coca, emoji: 1 of 2 points and seeds" in said
     assert "best for baseline_coca, emoji: lr 0.001" in said
-
-
-@pytest.mark.ci
-def test_a_disk_that_is_full_ends_a_study_until_there_is_room(plan, tmp_path, capfd):
-    plan.write_text(bare().replace("[more.yaml]", "[]"))
-    with disk_of(200_000, tmp_path / "disk") as disk:
-        command = ["study", "run", str(plan), "--only", "grr_coca", "--runs", str(disk)]
-        assert main(command) == 2
-        said = capfd.readouterr().err.splitlines()[-1]
-        assert said.startswith(f"error: grr_coca, emoji, seed 0: {disk}/grr_coca")
-        assert "No space left on device" in said
-        assert said.endswith("as --runs; the same command then continues from what was saved")
-        subprocess.run(["mount", "-o", "remount,size=100M", str(disk)], check=True)
-        assert main(command) == 0
-    assert len(list((plan.parent / ROWS_FOLDER).iterdir())) == 1
 
 
 def test_a_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):

@@ -284,9 +284,8 @@ STUDY = "has a study, which is not a demo; give another --out"
     [
         (["thesis.tex"], "thesis.tex, which does not belong to a demo", False),
         (["rows/a.json"], STUDY, False),
-        (["runs.jsonl"], STUDY, False),
+        (["runs.jsonl"], "runs.jsonl, which does not belong to a demo", False),
         (["rows/a.json", "plan.yaml"], STUDY, False),
-        (["runs.jsonl", "plan.yaml"], STUDY, False),
         (["grr_coca/weights"], "has a demo without its plan.yaml; replace it by --fresh", True),
         ([], "cannot be written to", False),
     ],
@@ -314,20 +313,6 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
     assert "num_hits is 3, not 4; replace the demo by --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
     assert "holds a demo of 4 steps, not 5" in capsys.readouterr().err
-
-
-def test_a_demo_of_earlier_code_is_replaced_only_if_that_is_asked_for(write_plan, tmp_path, capsys):
-    out = tmp_path / "out"
-    plan = load_demo(write_plan())
-    make_folder(out, plan)
-    begin(plan, out)
-    for name in ("runs.jsonl", ".runs.jsonl.lock"):
-        (out / name).write_text("{}\n")
-    assert main(["demo", str(write_plan()), "--out", str(out)]) == 2
-    assert "has a demo of earlier code; replace it by --fresh" in capsys.readouterr().err
-    make_folder(out, plan)
-    begin(plan, out)
-    assert [path.name for path in out.iterdir()] == ["plan.yaml"]
 
 
 def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, tmp_path, monkeypatch):

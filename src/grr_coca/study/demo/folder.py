@@ -24,7 +24,7 @@ from grr_coca.evaluate.table import format_table
 from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.exhibits import make_exhibits, write_exhibits
 from grr_coca.study.ledger import DIGESTS_FILE, read_ledger
-from grr_coca.study.plan import EARLIER_LEDGER, PLAN_FILE, DemoPlan, read_plan, stage_names
+from grr_coca.study.plan import PLAN_FILE, DemoPlan, read_plan, stage_names
 from grr_coca.study.report.numbers import study_results
 from grr_coca.study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
 from grr_coca.study.report.tables import split_rows
@@ -55,26 +55,18 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
         UserError: it has other files, or cannot be written to.
     """
     known = {*arm_names(plan), PLAN_FILE, ROWS_FOLDER, DIGESTS_FILE, *_OUTCOME}
-    known |= {EARLIER_LEDGER, f".{EARLIER_LEDGER}.lock"}
+    path = out / PLAN_FILE
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
-        holds_study = _holds_study(out)
     if strange:
         raise UserError(f"{out}: has {strange[0]}, which does not belong to a demo; give another --out")
-    if holds_study:
+    found = read_yaml(path, "plan") if path.exists() else None
+    is_demo = isinstance(found, dict) and "queries" in found
+    if not is_demo and (path.exists() or (out / ROWS_FOLDER).exists()):  # rows may have taken days
         raise UserError(f"{out}: has a study, which is not a demo; give another --out")
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: cannot be written to; give another --out")
-
-
-def _holds_study(out: Path) -> bool:
-    """True if the folder has the rows of a study, which may have taken days."""
-    path = out / PLAN_FILE
-    if not path.exists():
-        return (out / EARLIER_LEDGER).exists() or (out / ROWS_FOLDER).exists()
-    plan = read_yaml(path, "plan")
-    return isinstance(plan, dict) and "queries" not in plan
 
 
 def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
@@ -84,8 +76,6 @@ def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
         UserError: the folder has a demo of another plan (names the first key that differs), or one without a plan.
     """
     path = out / PLAN_FILE
-    if (out / EARLIER_LEDGER).exists():
-        raise UserError(f"{out}: has a demo of earlier code; replace it by --fresh, or give another --out")
     if not path.exists():
         if any(out.iterdir()):
             raise UserError(f"{out}: has a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out")
@@ -106,8 +96,7 @@ def begin(plan: DemoPlan, out: Path) -> None:
     with _disk_errors(out):
         # Rows and plan first: if this is interrupted, the rest cannot be mistaken for a demo to continue.
         shutil.rmtree(out / ROWS_FOLDER, ignore_errors=True)
-        for name in (EARLIER_LEDGER, PLAN_FILE):
-            (out / name).unlink(missing_ok=True)
+        (out / PLAN_FILE).unlink(missing_ok=True)
         for entry in out.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         write_plan(plan, out)

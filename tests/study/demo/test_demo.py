@@ -253,7 +253,7 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
         ({"query": ["cat"]}, "did you mean 'queries'?"),
         ({"queries": []}, "queries"),
         ({"num_hits": -1}, "num_hits: -1 is out of range; give 1 or more"),
-        ({"schedules": {6: None, 3: None}}, "schedules: give numbers of steps, 1 or more, in ascending order"),
+        ({"schedules": {0: None}}, "schedules: give numbers of steps, 1 or more, in ascending order"),
     ],
     ids=str,
 )

@@ -92,6 +92,7 @@ class Study:
         place: Place,
         watch: Watch,
         arms: Collection[str] | None = None,
+        *,
         renewed_every: float = RENEWED_EVERY,
         free_after: float = FREE_AFTER,
     ) -> None:

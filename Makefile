@@ -58,7 +58,7 @@ test: $(VENV)/.dev
 	$(MAKE) lint
 
 # The rest of what every change must pass: more kills, ranks and processes, exports of graphs, each extra by itself; and what
-# is no part of the package, in a small form: builders of corpora, every benchmark, the adapter for clip_benchmark, our own
+# is no part of the package, in a small form: builders of corpora, every benchmark, our own
 # plans and reports. Training on a simulated device takes a C++ compiler.
 # Only files with such tests are collected: the others would take each worker ten seconds.
 test-ci: $(VENV)/.dev
@@ -218,8 +218,8 @@ bench-loader bench-order: bench-%: $(VENV)/.demo
 bench-engines bench-precision bench-busy bench-footprint: bench-%: $(VENV)/.dev
 	$(SINGLE) $(BIN)/python benchmarks/$*.py
 
-bench-search: $(VENV)/.demo $(PEERS)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_index.py --peer-python $(PEERS)/bin/python
+bench-search: $(VENV)/.demo
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_index.py
 
 # The tables that were measured, put into docs/performance.md, and the numbers that other pages lack.
 bench-docs: $(VENV)/.demo

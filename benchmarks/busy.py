@@ -9,7 +9,6 @@ kinds of runs take turns, and ratios are medians over the turns. What counts is 
 program: the machine must be idle otherwise. Writes `results/busy.json`. Fifteen minutes on two cores.
 """
 
-import math
 import os
 import shutil
 import statistics
@@ -17,15 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from machine import parse, parser_of, report
-from search_index import of_code
+from harness import in_turn, parse, parser_of, pictures, ratio, report, seconds
 
-from grr_coca.train.recipe import Recipe, load_recipe, save_recipe
+from grr_coca.train.recipe import load_recipe, save_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "pictograms.yaml"
@@ -44,22 +44,22 @@ SPIN = "while True: pass"
 def main() -> None:
     """Measure, and write the report."""
     options = parse(parser_of(__doc__))
-    is_smoke = options.smoke is not None
-    report("busy", rows_of(SMOKE if is_smoke else VERBS, smoke=is_smoke), options.out)
+    rows = rows_of(SMOKE, smoke=True) if options.smoke else rows_of(VERBS, smoke=False)
+    report("busy", rows, options.out)
 
 
 def rows_of(verbs: Sequence[tuple[str, str]], *, smoke: bool) -> list[dict[str, object]]:
     """A row of the report for each of some verbs with an engine."""
-    pictures, steps = (4, 1) if smoke else (PICTURES, STEPS)
+    count, steps = (4, 1) if smoke else (PICTURES, STEPS)
     with tempfile.TemporaryDirectory() as place:
         folder, single = Path(place, "pictures"), Path(place, "picture")
         folder.mkdir()
         single.mkdir()
-        for number, content in zip(range(pictures), of_code(), strict=False):
+        for number, content in enumerate(islice(pictures(), count)):
             (folder / f"{number:04}.webp").write_bytes(content)
         shutil.copy(folder / "0000.webp", single)
-        recipe = Path(place, "recipe.yaml")
-        save_recipe(of_steps(load_recipe(RECIPE), steps), recipe)
+        whole, recipe = load_recipe(RECIPE), Path(place, "recipe.yaml")
+        save_recipe(replace(whole, schedule=replace(whole.schedule, steps=steps, warmup_steps=1)), recipe)
         return [
             _row(
                 verb,
@@ -70,11 +70,6 @@ def rows_of(verbs: Sequence[tuple[str, str]], *, smoke: bool) -> list[dict[str, 
             )
             for verb, engine in verbs
         ]
-
-
-def of_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The same training for so many steps."""
-    return replace(recipe, schedule=replace(recipe.schedule, steps=steps, warmup_steps=1))
 
 
 def _commands(verb: str, engine: str, folder: Path, recipe: Path) -> Iterator[list[str]]:
@@ -97,26 +92,30 @@ def _row(
     verb: str, engine: str, commands: Iterator[list[str]], starts: Iterator[list[str]] | None, rounds: int
 ) -> dict[str, object]:
     """Args: `starts`: the same command on a single picture, whose time is that of the program's start."""
-    turns = []
-    for _ in range(rounds):
-        start = _seconds(next(starts)) if starts is not None else math.nan
-        one_core = _seconds(next(commands), cores=1)
-        quiet = _seconds(next(commands))
+
+    def busy() -> float:
         with _neighbour():
-            turns.append((start, one_core, quiet, _seconds(next(commands))))
-    start, one_core, quiet, busy = (statistics.median(column) for column in zip(*turns, strict=True))
-    work = statistics.median((one - start) / (two - start) for start, one, two, _ in turns)
+            return _seconds(next(commands))
+
+    sides: dict[str, Callable[[], float]] = {} if starts is None else {"start": lambda: _seconds(next(starts))}
+    sides |= {"one": lambda: _seconds(next(commands), cores=1), "quiet": lambda: _seconds(next(commands)), "busy": busy}
+    times = in_turn(sides, rounds)
+    medians = {side: round(statistics.median(found), 2) for side, found in times.items()}
+    after_start = None
+    if starts is not None:
+        turns = zip(times["start"], times["one"], times["quiet"], strict=True)
+        after_start = round(statistics.median((one - start) / (quiet - start) for start, one, quiet in turns), 2)
     return {
         "verb": verb,
         "engine": engine,
-        "start_seconds": None if starts is None else round(start, 2),
-        "one_core_seconds": round(one_core, 2),
-        "quiet_seconds": round(quiet, 2),
-        "busy_seconds": round(busy, 2),
-        "two_cores": round(statistics.median(one / two for _, one, two, _ in turns), 2),
-        "two_cores_after_start": None if starts is None else round(work, 2),
+        "start_seconds": medians.get("start"),
+        "one_core_seconds": medians["one"],
+        "quiet_seconds": medians["quiet"],
+        "busy_seconds": medians["busy"],
+        "two_cores": round(ratio(times["one"], times["quiet"]), 2),
+        "two_cores_after_start": after_start,
         "two_cores_goal": None if verb in TRAINING else GOALS["two_cores"],
-        "kept": round(statistics.median(two / beside for _, _, two, beside in turns), 2),
+        "kept": round(ratio(times["quiet"], times["busy"]), 2),
         "kept_goal": GOALS["kept"],
     }
 
@@ -124,13 +123,12 @@ def _row(
 def _seconds(command: list[str], cores: int | None = None) -> float:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     usable = os.sched_getaffinity(0)
-    start = time.perf_counter()
+    run = partial(subprocess.run, command, check=True, capture_output=True, env=environment)
     try:
         os.sched_setaffinity(0, sorted(usable)[:cores])  # a child inherits it
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        return seconds(run)
     finally:
         os.sched_setaffinity(0, usable)
-    return time.perf_counter() - start
 
 
 @contextmanager

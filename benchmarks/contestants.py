@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from workers import serve
+from harness import serve
 
 NUM_BEAMS, NUM_GROUPS = 6, 3
 TOP_K = 50
@@ -70,18 +70,6 @@ class Ours:
         captions = generate(self.engine, self.tokenizer, pixels, options).captions
         (length,) = {len(caption.token_ids) for image in captions for caption in image}
         return length
-
-    def steps(self, batch: int, num_steps: int) -> list[float]:
-        """Milliseconds of each step of decoding one caption of each image."""
-        images = self.engine.encode_images(np.zeros((batch, 224, 224, 3), dtype=np.uint8))
-        decoder = self.engine.decoder(images, num_prompt=1, max_tokens=num_steps)
-        ids = np.full((batch, 1), self.tokenizer.bos_id)
-        times = []
-        for _ in range(num_steps):
-            start = time.perf_counter()
-            decoder.step(ids)
-            times.append((time.perf_counter() - start) * 1e3)
-        return times
 
 
 class Quantized(Ours):
@@ -215,10 +203,6 @@ class Captioner:
         assert made == cell["tokens"], f"made {made} tokens, not {cell['tokens']}"
         return {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
-    def steps(self, batch: int, tokens: int) -> dict[str, Any]:
-        """Milliseconds of each step of decoding."""
-        return {"milliseconds": self.contestant.steps(batch, tokens)}
-
 
 if __name__ == "__main__":
-    serve(Captioner, ("caption", "steps"))
+    serve(Captioner, ("caption",))

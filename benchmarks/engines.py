@@ -9,17 +9,17 @@ what is compared are seconds of CPU time, so other work on the machine counts le
 (`grr_coca.infer.choose_engine`, `tests/test_benchmarks.py`).
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import parse, parser_of, report
+from harness import in_turn, parse, parser_of, ratio, report, seconds
 
 from grr_coca.cli import exit_code
 from grr_coca.data.preprocess import Preprocess
@@ -49,21 +49,16 @@ SECONDS = 20.0
 
 def main() -> None:
     """Measure all models, or those asked for, and write the report."""
-    options = _options()
+    parser = parser_of(__doc__, only=MODELS)
+    parser.add_argument("--models", type=Path, help="folder that keeps the models")
+    options = parse(parser)
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as temporary:
         models = options.models or Path(temporary)
-        for name in options.only.split(",") if options.only else MODELS[:1] if options.smoke else MODELS:
+        for name in MODELS[:1] if options.smoke else options.only:
             rows += _rows(name, models, smoke=options.smoke is not None)
             report("engines", rows, options.out)
-
-
-def _options() -> argparse.Namespace:
-    parser = parser_of(__doc__)
-    parser.add_argument("--models", type=Path, help="folder that keeps the models")
-    parser.add_argument("--only", default="", help="models to measure, such as icons,b32")
-    return parse(parser)
 
 
 def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
@@ -78,8 +73,8 @@ def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
     for task in TASKS:
         for batch in batches:
             work = {side: _work(task, engine, checkpoint, batch) for side, engine in engines.items()}
-            seconds = in_turn(work, (1, 1) if smoke else ROUNDS)
-            medians = {side: statistics.median(found) for side, found in seconds.items()}
+            found = _in_turn(work, smoke=smoke)
+            medians = {side: statistics.median(times) for side, times in found.items()}
             rows += [
                 {
                     "model": name,
@@ -89,12 +84,21 @@ def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
                     "batch": batch,
                     "torch_ms": round(1e3 * medians["torch"] / batch, 3),
                     "onnx_ms": round(1e3 * medians[precision] / batch, 3),
-                    "times_as_fast": round(ratio(seconds["torch"], seconds[precision]), 2),
-                    "rounds": len(seconds["torch"]),
+                    "times_as_fast": round(ratio(found["torch"], found[precision]), 2),
+                    "rounds": len(found["torch"]),
                 }
                 for precision in precisions
             ]
     return rows
+
+
+def _in_turn(work: dict[str, Callable[[], object]], *, smoke: bool) -> dict[str, list[float]]:
+    """Seconds of CPU time of each side, round after round. A first round is not counted."""
+    sides = {side: partial(seconds, act, time.process_time) for side, act in work.items()}
+    if smoke:
+        return in_turn(sides, 1)
+    in_turn(sides, 1)
+    return in_turn(sides, ROUNDS[1], fewest=ROUNDS[0], within=SECONDS)
 
 
 def width(config: CoCaConfig) -> int:
@@ -145,29 +149,6 @@ def _work(task: str, engine: Engine, checkpoint: Checkpoint, batch: int) -> Call
         return lambda: engine.encode_images(pixels)
     options = GenerationOptions(max_length=NEW_TOKENS, min_length=NEW_TOKENS)
     return lambda: generate(engine, checkpoint.tokenizer, pixels, options)
-
-
-def in_turn(work: dict[str, Callable[[], object]], rounds: tuple[int, int]) -> dict[str, list[float]]:
-    """Seconds of CPU time of each side, round after round. A first round is not counted, if there are several."""
-    fewest, most = rounds
-    seconds: dict[str, list[float]] = {side: [] for side in work}
-    if most > 1:
-        for act in work.values():
-            act()
-    began = time.perf_counter()
-    for number in range(most):
-        if number >= fewest and time.perf_counter() - began > SECONDS:
-            break
-        for side, act in work.items():
-            start = time.process_time()
-            act()
-            seconds[side].append(time.process_time() - start)
-    return seconds
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """How many times as fast: the median of the ratios of each round, whose sides had the same neighbours."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from machine import machine, parse, parser_of, write
+from harness import in_turn, machine, parse, parser_of, ratio, seconds, write
 
 import grr_coca
 from grr_coca.cli import exit_code
@@ -44,13 +44,6 @@ def work_of(model: ImageTextModel, num_pictures: int, num_queries: int) -> dict[
     }
 
 
-def milliseconds(work: Callable[[], object], count: int) -> float:
-    """The time of some work, for each of the `count` things that it does."""
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) / count * 1000
-
-
 def main() -> None:
     """Measure, and write the result."""
     parser = parser_of(__doc__)
@@ -58,18 +51,18 @@ def main() -> None:
     options = parse(parser)
     num_pictures, num_queries, rounds = (8, 2, 1) if options.smoke else (PICTURES, QUERIES, ROUNDS)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-    works = [
-        work_of(grr_coca.load(name, "cpu"), num_pictures, num_queries)
+    works = {
+        str(name): work_of(grr_coca.load(name, "cpu"), num_pictures, num_queries)
         for name in ("icons", options.beside)
         if name is not None
-    ]
+    }
     found: dict[str, object] = {}
     gains = {}
-    for name in works[0]:
-        turns = [[milliseconds(*work[name]) for work in works] for _ in range(rounds)]
-        found[f"{name}_milliseconds"] = round(statistics.median(ours for ours, *_ in turns), 2)
+    for what, (_, count) in works["icons"].items():
+        times = in_turn({name: partial(seconds, work[what][0]) for name, work in works.items()}, rounds)
+        found[f"{what}_milliseconds"] = round(statistics.median(times["icons"]) / count * 1000, 2)
         if options.beside is not None:
-            gains[name] = round(statistics.median(other / ours for ours, other in turns), 2)
+            gains[what] = round(ratio(times[str(options.beside)], times["icons"]), 2)
     if gains:
         found["times_as_fast"] = gains
     kind = "ordinary" if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" else "fast"

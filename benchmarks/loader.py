@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from machine import parse, parser_of, report
+from harness import parse, parser_of, report
 
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch

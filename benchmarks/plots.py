@@ -11,10 +11,9 @@ NAMES = {
     "ours": "GRR-CoCa b32",
     "open_clip": "open_clip",
     "open_clip_compiled": "open_clip, compiled",
-    "coca_pytorch": "CoCa-pytorch",
     "blip": "BLIP",
 }
-LENGTHS = {"full": "all 76 tokens", "cc12m": "like CC12M", "coco": "like COCO", "demo": "the demo's corpora"}
+LENGTHS = {"full": "all 76 tokens", "cc12m": "like CC12M", "coco": "like COCO"}
 COLOURS = {"ours": "#1b6ca8", "peer": "#d1741f"}
 """Told apart by every kind of colour vision, and in print."""
 BAR = 0.38
@@ -28,9 +27,9 @@ def training_plot(report: dict[str, Any], path: Path) -> None:
     names = [f"{label(row)}, {row['precision']}\nbatch {row['batch']}, against {NAMES[row['peer']]}" for row in rows]
     speed.set_yticks(range(len(rows)), names, fontsize=8)
     speed.set_ylim(len(rows) - 0.5, -0.5)
-    _ratio_bars(speed, [row["ratios"]["speed"] for row in rows], [row["goal"] for row in rows])
+    _ratio_bars(speed, [row["ratios"].get("speed") for row in rows], [row["goal"] for row in rows])
     _style(speed, "images a second, in units of the peer's")
-    _ratio_bars(memory, [row["ratios"]["memory"] for row in rows], [row["memory_goal"] for row in rows])
+    _ratio_bars(memory, [row["ratios"].get("memory") for row in rows], [row["memory_goal"] for row in rows])
     _style(memory, "peak memory, in units of the peer's")
     for offset, side in ((-BAR / 2, "ours"), (BAR / 2, "peer")):
         values = [_mfu(row, "ours" if side == "ours" else row["peer"]) for row in rows]
@@ -59,8 +58,7 @@ def captioning_plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
     axes.barh(places, [cell["ratio"] for cell in measured], color=COLOURS["ours"])
     for place, cell in zip(places, measured, strict=True):  # behind the aim, where that is further out
         end = (max(cell["ratio"], cell["goal"]), place)
-        told = f"{'≥ ' if cell['stopped'] else ''}{cell['ratio']:.1f} ×"
-        axes.annotate(told, end, xytext=(5, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{cell['ratio']:.1f} ×", end, xytext=(5, 0), textcoords="offset points", va="center")
     axes.scatter([cell["goal"] for cell in measured], places, marker="|", s=300, color="black", label="aim", zorder=3)
     names = [f"{cell['method']} {cell['batch']} × {cell['tokens']}, {cell['peer']}" for cell in measured]
     axes.set_yticks(places, names)
@@ -74,10 +72,9 @@ def captioning_plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
 
 def label(row: dict[str, Any]) -> str:
     """What is trained on, in words."""
-    without = " without AMX" if row["environment"] else ""
     share = row.get("gradient_checkpointing")
     recomputed = f", {share:.0%} recomputed".replace("%", " %") if share else ""
-    return f"{LENGTHS[row['lengths']]}{without}{recomputed}"
+    return f"{LENGTHS[row['lengths']]}{recomputed}"
 
 
 def _mfu(row: dict[str, Any], name: str) -> float:

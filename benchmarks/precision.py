@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from machine import parse, parser_of, report
+from harness import parse, parser_of, report
 
 from grr_coca.common.files import CACHE, user_cache
 from grr_coca.data.sources.base import PairSource

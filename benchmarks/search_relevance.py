@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from machine import machine, parse, parser_of, write
+from harness import machine, parse, parser_of, write
 from scipy.optimize import minimize
 
 import grr_coca

@@ -2,20 +2,17 @@
 
     python benchmarks/serving.py [--only icons,b32]
 
-Four parts, each with a server in a process of its own, and a client in another one:
+Two parts, with a server in a process of its own, and a client in another one:
 
 - captions a second at 64 clients, over those of `grr-coca caption` on the same files, without its start; in turns;
-- one client: the time of a caption over that of decoding and captioning in this process, in turns;
-- a search as somebody types, in an index of 260,000 pictures with random embeddings and captions of the corpus;
 - for a minute, twice as many requests as the server can answer.
 
 The machine must be idle otherwise. Run it by `make bench-serving`: with OMP_WAIT_POLICY=PASSIVE threads of PyTorch wait
 here as they do in the server. `b32` is a preset of that size with random weights: its captions have 20 tokens, and its
-speed is that of a trained one. Writes `results/serving.json`. A quarter of an hour on two cores.
+speed is that of a trained one. Writes `results/serving.json`. Ten minutes on two cores.
 """
 
 import asyncio
-import json
 import re
 import statistics
 import subprocess
@@ -25,49 +22,34 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 from engines import random_checkpoint
-from machine import parse, parser_of, report
-from search_index import of_code
+from harness import in_turn, parse, parser_of, pictures, ratio, report, seconds
 
-import grr_coca
-from grr_coca.infer.generate import GenerationOptions
 from grr_coca.model.shipped_models import DEFAULT, shipped_folder
-from grr_coca.search.entry import Entry, Stamp
-from grr_coca.search.index_model import IndexModel
-from grr_coca.search.store import Changes
-from grr_coca.search.stores import make_store
 
 CLIENTS = 64
 FILES = {DEFAULT: 3000, "b32": 200}
-ALONE = {DEFAULT: 200, "b32": 20}
 ROUNDS = 3
 """Turns of `grr-coca caption` and of the clients; medians count."""
 MAX_LENGTH = 20
 """Tokens of a caption. With random weights, captions do not end before."""
-INDEXED = 260_000
-TYPED = ("red heart", "a cat on a sofa", "blue car", "mountain", "birthday cake", "two dogs", "airplane", "green leaf")
 OVERLOAD_SECONDS = 60.0
-SMOKE = {"files": 40, "alone": 3, "indexed": 500, "overload": 2.0, "clients": 8}
+SMOKE = {"files": 40, "overload": 2.0, "clients": 8}
 
 
 def main() -> None:
     """Measure, and write the report."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--only", default=f"{DEFAULT},b32", help="models to measure")
-    options = parse(parser)
-    names = [DEFAULT] if options.smoke else options.only.split(",")
-    if unknown := set(names) - FILES.keys():
-        parser.error(f"--only: no model {', '.join(sorted(unknown))}; there are {', '.join(FILES)}")
+    options = parse(parser_of(__doc__, only=list(FILES)))
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as place:
-        for name in names:
+        for name in [DEFAULT] if options.smoke else options.only:
             rows += _of_model(name, Path(place), smoke=bool(options.smoke))
-        rows += _typing(Path(place), SMOKE["indexed"] if options.smoke else INDEXED)
     report("serving", rows, options.out)
 
 
@@ -78,33 +60,31 @@ def _row(model: str, what: str, value: float, goal: str) -> dict[str, object]:
 def _of_model(name: str, place: Path, *, smoke: bool) -> Iterator[dict[str, object]]:
     folder = shipped_folder(name) or random_checkpoint(name, place)
     count, clients = (SMOKE["files"], SMOKE["clients"]) if smoke else (FILES[name], CLIENTS)
-    pictures = place / f"{name}-pictures"
-    pictures.mkdir()
-    contents = list(islice(cycle(of_code()), count))
+    files = place / f"{name}-pictures"
+    files.mkdir()
+    contents = list(islice(cycle(pictures()), count))
     for number, content in enumerate(contents):
-        (pictures / f"{number:05}.webp").write_bytes(content)
-    goal = name == DEFAULT
-    by_hand, served, seconds = [], [], []
+        (files / f"{number:05}.webp").write_bytes(content)
+    waited: list[float] = []
+
+    def served() -> float:
+        found, statuses, took = asyncio.run(_closed_loop(address, contents, clients))
+        assert set(statuses) == {200}, statuses
+        waited.extend(found)
+        return took
+
     with _server("-c", folder, "--queue", CLIENTS) as (address, pid):
-        for _ in range(1 if smoke else ROUNDS):
-            by_hand.append(_captions_per_second(folder, pictures, count))
-            found, statuses, took = asyncio.run(_closed_loop(address, contents, clients))
-            assert set(statuses) == {200}, statuses
-            served.append(count / took)
-            seconds += found
-        rate = statistics.median(served)
-        ratio = statistics.median(ours / other for ours, other in zip(served, by_hand, strict=True))
-        yield _row(name, "grr-coca caption: captions a second", statistics.median(by_hand), "")
+        times = in_turn({"by hand": partial(_captioning, folder, files), "served": served}, 1 if smoke else ROUNDS)
+        rate, by_hand = (count / statistics.median(times[side]) for side in ("served", "by hand"))
+        p50, p99 = np.percentile(waited, (50, 99))
+        goals = (">= 0.7", "<= 5") if name == DEFAULT else ("", "")
+        yield _row(name, "grr-coca caption: captions a second", by_hand, "")
         yield _row(name, f"{clients} clients: captions a second", rate, "")
-        yield _row(name, "ratio", ratio, ">= 0.7" if goal else "")
-        yield _row(name, "p50, ms", 1000 * np.percentile(seconds, 50), "")
-        yield _row(name, "p99 / p50", np.percentile(seconds, 99) / np.percentile(seconds, 50), "<= 5" if goal else "")
-        alone = SMOKE["alone"] if smoke else ALONE[name]
-        yield _row(
-            name, "one client: HTTP and queue, ms", _overhead(address, folder, contents[:alone]), "<= 5" if goal else ""
-        )
+        yield _row(name, "ratio", ratio(times["by hand"], times["served"]), goals[0])
+        yield _row(name, "p50, ms", 1000 * p50, "")
+        yield _row(name, "p99 / p50", p99 / p50, goals[1])
         length = SMOKE["overload"] if smoke else OVERLOAD_SECONDS
-        yield from _overload(name, address, pid, contents, 2 * rate, length, np.percentile(seconds, 99))
+        yield from _overload(name, address, pid, contents, 2 * rate, length, p99)
 
 
 # --- The two sides
@@ -124,28 +104,16 @@ def _server(*arguments: object) -> Iterator[tuple[str, int]]:
             server.terminate()
 
 
-def _captions_per_second(folder: Path, pictures: Path, count: int) -> float:
-    """Captions a second of `grr-coca caption`, without its start."""
+def _captioning(folder: Path, files: Path) -> float:
+    """Seconds of `grr-coca caption` for all files, without its start."""
 
-    def seconds(of: Path) -> float:
-        began = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "grr_coca",
-            "caption",
-            str(of),
-            "-c",
-            str(folder),
-            "--json",
-            "--max-length",
-            str(MAX_LENGTH),
-        ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return time.perf_counter() - began
+    def of(images: Path) -> float:
+        command = [sys.executable, "-m", "grr_coca", "caption", str(images), "-c", str(folder), "--json"]
+        more = ["--max-length", str(MAX_LENGTH)]
+        return seconds(partial(subprocess.run, [*command, *more], check=True, capture_output=True))
 
-    start = seconds(min(pictures.iterdir()))
-    return (count - 1) / (seconds(pictures) - start)
+    start = of(min(files.iterdir()))
+    return of(files) - start
 
 
 # --- Clients
@@ -207,26 +175,6 @@ async def _closed_loop(address: str, contents: Sequence[bytes], clients: int) ->
     return seconds, statuses, time.perf_counter() - began
 
 
-def _overhead(address: str, folder: Path, contents: Sequence[bytes]) -> float:
-    """Milliseconds of a caption over HTTP, less those of decoding and captioning here; medians, in turns."""
-    model, options = grr_coca.load(folder), GenerationOptions(max_length=MAX_LENGTH)
-    with_http, without = [], []
-
-    async def turns() -> None:
-        connection = _Connection(address)
-        for content in contents:
-            began = time.perf_counter()
-            status, _ = await connection.post(f"/caption?max_length={MAX_LENGTH}", content)
-            with_http.append(time.perf_counter() - began)
-            assert status == 200
-            began = time.perf_counter()
-            model.describe_many([model.preprocess.decode(content, "a picture")], options=options)
-            without.append(time.perf_counter() - began)
-
-    asyncio.run(turns())
-    return 1000 * (statistics.median(with_http) - statistics.median(without))
-
-
 # --- Overload
 
 
@@ -283,68 +231,6 @@ def _megabytes(pid: int) -> float:
     """The memory of a process."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
-
-
-# --- Search
-
-
-def _typing(place: Path, count: int) -> Iterator[dict[str, object]]:
-    """The time of each request while texts are typed letter by letter."""
-    location = place / "index"
-    _fill(location, count)
-    seconds: list[float] = []
-
-    async def type_all(address: str) -> None:
-        connection = _Connection(address)
-        for text in ("warm up", *TYPED):
-            for end in range(1, len(text) + 1):
-                asked = json.dumps({"texts": [text[:end]], "limit": 60}).encode()
-                began = time.perf_counter()
-                status, _ = await connection.post("/search", asked)
-                assert status == (200 if text[:end].strip() else 422)
-                if text in TYPED:
-                    seconds.append(time.perf_counter() - began)
-
-    with _server(location) as (address, _):
-        asyncio.run(type_all(address))
-    what = f"a letter typed, {count:,} pictures"
-    yield _row(DEFAULT, f"{what}: p50, ms", 1000 * np.percentile(seconds, 50), "")
-    yield _row(DEFAULT, f"{what}: p95, ms", 1000 * np.percentile(seconds, 95), "<= 60" if count == INDEXED else "")
-
-
-def _fill(location: Path, count: int) -> None:
-    """An index with random embeddings and captions of the words that are typed and others."""
-    model = IndexModel(DEFAULT)
-    random = np.random.default_rng(0)
-    words = [*{word for text in TYPED for word in text.split()}, *(f"word{number}" for number in range(2000))]
-    store = make_store(str(location), model.header)
-    for start in range(0, count, 10_000):
-        vectors = random.standard_normal((min(10_000, count - start), model.header.embed_dim), np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        chosen = random.choice(words, (len(vectors), 2))
-        hashes = random.integers(-(2**62), 2**62, len(vectors))
-        added = [
-            (_entry(start + place, " ".join(chosen[place]), int(hashes[place])), vector)
-            for place, vector in enumerate(vectors)
-        ]
-        store.commit(Changes(added=added))
-    store.close()
-
-
-def _entry(number: int, caption: str, phash: int) -> Entry:
-    name = f"/pictures/folder-{number % 97}/{number}.png"
-    return Entry(
-        name=name,
-        root="/pictures",
-        file=name,
-        offset=None,
-        stamp=Stamp(1000 + number % 5000, 1_700_000_000_000_000_000 + number * 10**9),
-        digest=f"{number:032x}",
-        phash=phash,
-        width=64,
-        height=64,
-        caption=caption,
-    )
 
 
 if __name__ == "__main__":

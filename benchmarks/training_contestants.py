@@ -1,28 +1,33 @@
-"""One contestant of the training benchmarks, in a process and perhaps an environment of its own.
+"""One contestant of `training.py`, in a process and perhaps an environment of its own.
 
-Setup: `name`, `threads`, `precision`, and for ours `compile`, `gradient_checkpointing` and the `size` of the model.
-A step is asked for with the lengths of its captions; words and pixels are random, the same for all.
+Setup: `name`, `threads`, `precision`, `is_small` for the smallest form, in which ours has one layer where it has twelve
+and nothing is compiled, and `gradient_checkpointing` for ours. A step is asked for with the lengths of its captions;
+words and pixels are random, the same for all.
 """
 
 import importlib.metadata
 import resource
-import time
+import statistics
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from contestants import shallow
+from harness import seconds, serve
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from workers import serve
 
 BOS, EOS, PAD = 49406, 49407, 0
 FIRST_WORD, LAST_WORD = 1_000, 49_000
 CONTEXT = 76
 NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 """As open_clip's training script tells them by name."""
-QUESTIONS = ("step", "flops", "peak", "forget")
+QUESTIONS = ("step", "flops", "peak", "forget", "rates")
+SHAPES = {"4096³": (4096, 4096, 4096), "feed-forward": (1568, 768, 3072)}
+"""Rows, inner width, outer width. The second: a ViT-B/32's 49 tokens of 32 images through one of its matrices."""
+SMALL_SHAPES = {"256³": (256, 256, 256)}
 
 
 def caption_rows(lengths: list[int], seed: int) -> list[list[int]]:
@@ -32,9 +37,9 @@ def caption_rows(lengths: list[int], seed: int) -> list[list[int]]:
     return [[BOS, *row.tolist(), EOS] for row in words]
 
 
-def padded(rows: list[list[int]], width: int | None = None) -> Tensor:
-    """One tensor of ids, padded to the longest row or to `width`."""
-    ids = torch.full((len(rows), width or max(map(len, rows))), PAD)
+def padded(rows: list[list[int]]) -> Tensor:
+    """One tensor of ids, padded to the context."""
+    ids = torch.full((len(rows), CONTEXT), PAD)
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = torch.tensor(row)
     return ids
@@ -60,33 +65,11 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-FORGET_PEAK = "5"
-
-
-def forget_peak() -> bool:
-    """Count the peak from now on; False where the system does not let us, so that it is counted from the start."""
-    try:
-        CLEAR.write_text(FORGET_PEAK)
-    except OSError:
-        return False
-    return True
-
-
-def peak_bytes() -> int:
-    """The most memory that this process had, pages of files counted."""
-    if STATUS.exists():
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes where there is no /proc, on macOS
-
-
 class Contestant(ABC):
     """A model with its optimizer."""
 
     packages: tuple[str, ...]
     model: nn.Module
-    image_size = 224
     padding: str
     """What it does with short captions."""
 
@@ -100,8 +83,8 @@ class Contestant(ABC):
         """What the loader would give: not timed."""
 
     @abstractmethod
-    def train(self, prepared: Any) -> float:
-        """Forward, backward, update; the loss."""
+    def train(self, prepared: Any) -> None:
+        """Forward, backward, update."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -112,15 +95,13 @@ class Contestant(ABC):
 
     def _batch(self, lengths: list[int], seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)
-        images = torch.randn(len(lengths), 3, self.image_size, self.image_size, generator=generator)
+        images = torch.randn(len(lengths), 3, 224, 224, generator=generator)
         return self.prepare(images, caption_rows(lengths, seed))
 
     def step(self, lengths: list[int], seed: int) -> dict[str, float]:
         """Seconds of a step."""
         prepared = self._batch(lengths, seed)
-        start = time.perf_counter()
-        loss = self.train(prepared)
-        return {"seconds": time.perf_counter() - start, "loss": loss}
+        return {"seconds": seconds(lambda: self.train(prepared))}
 
     def flops(self, lengths: list[int], seed: int) -> dict[str, int]:
         """Counted over one more step, not compiled."""
@@ -130,74 +111,92 @@ class Contestant(ABC):
         return {"flops": counter.get_total_flops()}
 
     def forget(self) -> dict[str, bool]:
-        """Count the peak of memory from now on."""
-        return {"forgotten": forget_peak()}
+        """Count the peak of memory from now on; False if the system does not let us, and counts from the start."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return {"forgotten": False}
+        return {"forgotten": True}
 
     def peak(self) -> dict[str, int]:
-        """Peak memory of this process."""
-        return {"bytes": peak_bytes()}
+        """The most memory that this process had, pages of files counted."""
+        if (status := Path("/proc/self/status")).exists():
+            line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+            return {"bytes": int(line.split()[1]) * 1024}
+        return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # in bytes on macOS, which has no /proc
 
 
 class Ours(Contestant):
-    """GRR-CoCa, trained as `grr-coca pretrain` does: clipping and schedule included."""
+    """GRR-CoCa `b32` with CLIP's vocabulary, trained as `grr-coca pretrain` does: clipping and schedule included."""
 
     packages = ("grr-coca",)
     padding = "nothing"
 
     def __init__(self, setup: dict[str, Any]) -> None:
         super().__init__(setup)
-        from sizes import fresh_checkpoint, training_recipe
-
         from grr_coca.common.ranks import Ranks
+        from grr_coca.data.preprocess import Preprocess
+        from grr_coca.data.tokenizer import clip_bpe
+        from grr_coca.model.build import build
+        from grr_coca.model.checkpoint import Checkpoint
+        from grr_coca.train.recipe import DataRecipe, ModelRecipe, Recipe, ScheduleRecipe, TokenizerRecipe
         from grr_coca.train.step import build_trainer
 
-        recipe = training_recipe(setup["precision"], setup["compile"], setup.get("gradient_checkpointing", 0.0))
-        start = fresh_checkpoint(recipe, setup.get("size"))
-        self.image_size = start.config.image_encoder.image_size
-        self.vocab_size = start.config.text_decoder.vocab_size
+        # open_clip puts its [CLS] behind 76 tokens; our context counts ours, so 77 holds the same captions.
+        size = ModelRecipe("grr_coca", "b32", context_length=CONTEXT + 1)
+        recipe = Recipe(
+            data=DataRecipe(train="random"),
+            schedule=ScheduleRecipe(steps=1000, warmup_steps=100),
+            model=size,
+            tokenizer=TokenizerRecipe("clip"),
+            precision=setup["precision"],
+            compile=not setup["is_small"],
+            gradient_checkpointing=setup["gradient_checkpointing"],
+        )
+        tokenizer = clip_bpe()
+        config = size.config(tokenizer.vocab_size)
+        config = shallow(config) if setup["is_small"] else config
+        self.model = build(config)
+        start = Checkpoint(
+            model=self.model,
+            config=config,
+            preset=size.preset,
+            tokenizer=tokenizer,
+            preprocess=Preprocess(config.image_encoder.image_size),
+            step=0,
+        )
         self.trainer = build_trainer(recipe, start, Ranks.here(torch.device("cpu")))
-        self.model = start.model
         self.num_steps = 0
 
     def prepare(self, images: Tensor, rows: list[list[int]]) -> Any:
-        """A batch as `collate` makes it."""
-        from sizes import batch_of
+        """A batch as `collate` makes it; every pair says something else."""
+        from grr_coca.data.batch import Batch, pad_rows
+        from grr_coca.data.dataset import next_token_labels
+        from grr_coca.data.tokenizer import CLS_SLOT
 
-        return batch_of(images, [[min(i, self.vocab_size - 1) for i in row] for row in rows])
+        token_ids, lengths = pad_rows([[*row, CLS_SLOT] for row in rows])
+        numbers = torch.arange(len(rows))
+        return Batch(
+            images=images,
+            token_ids=token_ids,
+            lengths=lengths,
+            labels=next_token_labels(token_ids, lengths),
+            caption_ids=numbers,
+            image_ids=numbers,
+            keys=tuple(map(str, range(len(rows)))),
+        )
 
-    def train(self, prepared: Any) -> float:
+    def train(self, prepared: Any) -> None:
         """The trainer's step."""
         from grr_coca.train.step import count_tokens
 
-        metrics = self.trainer.step([prepared], count_tokens([prepared]), self.num_steps)
+        self.trainer.step([prepared], count_tokens([prepared]), self.num_steps)
         self.num_steps += 1
-        return metrics["coca"]
 
 
-class Peer(Contestant):
-    """Trained as its own code or manual does it, without clipping; in eager mode, but for `OpenClipCompiled`."""
-
-    optimizer: torch.optim.Optimizer
-
-    @abstractmethod
-    def loss(self, prepared: Any) -> Tensor:
-        """Of a batch."""
-
-    def train(self, prepared: Any) -> float:
-        """Forward and loss under autocast, backward and update outside of it."""
-        with self._autocast():
-            loss = self.loss(prepared)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.item()
-
-    def _autocast(self) -> AbstractContextManager:
-        return torch.autocast("cpu", torch.bfloat16) if self.precision == "bf16" else nullcontext()
-
-
-class OpenClip(Peer):
-    """`coca_ViT-B-32` with the loss, the weights and the optimizer that open_clip's training script gives it."""
+class OpenClip(Contestant):
+    """`coca_ViT-B-32` with the loss, the weights and the optimizer that open_clip's training script gives it; without
+    clipping, in eager mode."""
 
     packages = ("open_clip_torch",)
     padding = f"always to {CONTEXT}"
@@ -217,11 +216,19 @@ class OpenClip(Peer):
 
     def prepare(self, images: Tensor, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Its tokenizer pads to the context, whatever the captions are."""
-        return images, padded(rows, CONTEXT)
+        return images, padded(rows)
 
     def loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
         """Contrastive and captioning loss."""
         return sum(self.coca_loss(**self.model(*prepared), output_dict=True).values())  # type: ignore[return-value]
+
+    def train(self, prepared: tuple[Tensor, Tensor]) -> None:
+        """Forward and loss under autocast, backward and update outside of it."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.loss(prepared)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 class OpenClipCompiled(OpenClip):
@@ -229,97 +236,37 @@ class OpenClipCompiled(OpenClip):
 
     def __init__(self, setup: dict[str, Any]) -> None:
         super().__init__(setup)
-        self.compiled = torch.compile(super().loss, disable=not setup["compile"])
+        self.compiled = torch.compile(super().loss, disable=setup["is_small"])
 
     def loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
         """Contrastive and captioning loss."""
         return self.compiled(prepared)
 
 
-class CoCaPytorch(Peer):
-    """`coca-pytorch` with the ViT that its manual takes from `vit-pytorch`: widths and depths of ours."""
-
-    packages = ("coca-pytorch", "vit-pytorch")
-    padding = "to the longest"
+class Gemm:
+    """The ceiling: what matrix products reach here through torch."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        super().__init__(setup)
-        from coca_pytorch.coca_pytorch import CoCa
-        from vit_pytorch.extractor import Extractor
-        from vit_pytorch.simple_vit_with_patch_dropout import SimpleViT
+        torch.set_num_threads(setup["threads"])
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setup["precision"]]
+        self.shapes = SMALL_SHAPES if setup["is_small"] else SHAPES
+        self.about = {"torch": torch.__version__}
 
-        vit = SimpleViT(
-            image_size=224,
-            patch_size=32,
-            num_classes=1,
-            dim=768,
-            depth=12,
-            heads=12,
-            mlp_dim=3072,
-            patch_dropout=0.0,
-        )
-        vit.linear_head = nn.Identity()  # never used: it would only add parameters
-        self.model = CoCa(
-            dim=512,
-            img_encoder=Extractor(vit, return_embeddings_only=True, detach=False),
-            image_dim=768,
-            num_tokens=49408,
-            unimodal_depth=12,
-            multimodal_depth=12,
-            num_img_queries=256,
-            dim_head=64,
-            heads=8,
-            caption_loss_weight=2.0,
-            contrastive_loss_weight=1.0,
-            pad_id=PAD,
-        ).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-4)
-
-    def prepare(self, images: Tensor, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """It has no tokenizer of its own: padded as any user would."""
-        return images, padded(rows)
-
-    def loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        """Contrastive and captioning loss."""
-        images, ids = prepared
-        return self.model(text=ids, images=images, return_loss=True)
+    def rates(self) -> dict[str, float]:
+        """FLOP/s of `F.linear`, by shape: the median of a few runs, after one that does not count."""
+        found = {}
+        for name, (rows, inner, outer) in self.shapes.items():
+            x, weight = torch.randn(rows, inner).to(self.dtype), torch.randn(outer, inner).to(self.dtype)
+            times = [seconds(lambda: F.linear(x, weight)) for _ in range(6)]  # noqa: B023
+            found[name] = 2 * rows * inner * outer / statistics.median(times[1:])
+        return found
 
 
-class Blip(Peer):
-    """`BlipForConditionalGeneration` at the size of the captioning benchmark. It has a captioning loss alone."""
-
-    packages = ("transformers",)
-    padding = "to the longest"
-
-    def __init__(self, setup: dict[str, Any]) -> None:
-        super().__init__(setup)
-        from contestants import Blip as Captioner
-
-        self.model = Captioner({}).model.train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5)
-
-    def prepare(self, images: Tensor, rows: list[list[int]]) -> dict[str, Tensor]:
-        """As its processor gives them."""
-        ids = padded(rows)
-        mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-        return {
-            "pixel_values": images,
-            "input_ids": ids,
-            "attention_mask": mask.long(),
-            "labels": ids.masked_fill(~mask, -100),
-        }
-
-    def loss(self, prepared: dict[str, Tensor]) -> Tensor:
-        """Captioning loss."""
-        return self.model(**prepared).loss
-
-
-CONTESTANTS: dict[str, type[Contestant]] = {
+CONTESTANTS: dict[str, type[Contestant | Gemm]] = {
     "ours": Ours,
     "open_clip": OpenClip,
     "open_clip_compiled": OpenClipCompiled,
-    "coca_pytorch": CoCaPytorch,
-    "blip": Blip,
+    "gemm": Gemm,
 }
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Shapes: N images, S image size in pixels.
 
 import argparse
 import itertools
-import json
 import math
 import sys
 from collections.abc import Collection, Mapping
@@ -26,12 +25,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 from PIL import Image
+from scipy.stats import binomtest
 
-from card_section import add_to_card, read_card
+from fitting import BINS, calibration_error, exactly, logistic, read_card, table, write_fitted
 from grr_coca.cli import exit_code
-from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import CACHE, changed_folder, in_cache, user_cache
+from grr_coca.common.files import CACHE, in_cache, user_cache
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_split import images_of
@@ -50,9 +49,7 @@ FAMILIAR = 0.98
 """Share of the images of the fit that count as familiar."""
 RIDGE = 1e-3
 """Added to the covariance, as a few training images are uniform in a statistic."""
-BINS = 10
 RESAMPLES = 1000
-Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -96,10 +93,8 @@ def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -
     right = np.concatenate([found.right for found in related])
     figures["confidence"] = reliability(confidence, right)
     figures |= {name: photograph_figures(fitted, model, files) for name, files in photographs_of.items()}
-    with changed_folder(folder) as partial:
-        (partial / CONFIDENCE).write_text(json.dumps(to_dict(fitted), indent=1) + "\n", encoding="utf-8")
-        everything = {**read_card(folder).figures, **figures}  # also those of photographs that are not measured now
-        add_to_card(partial, figures, confidence_section(everything), NEXT)
+    everything = {**read_card(folder).figures, **figures}  # also those of photographs that are not measured now
+    write_fitted(folder, CONFIDENCE, fitted, figures, confidence_section(everything), NEXT)
     if named.get("picture"):
         draw(confidence, right, figures["confidence"], Path(str(PICTURE).format(name=folder.name)))
 
@@ -178,10 +173,10 @@ def fit(training: np.ndarray, held_out: dict[str, Answers]) -> Calibration:
             strict=True,
         )
     )
-    slope, offset = logistic(log_probs, right, weights)
+    slope, offset = logistic(np.stack([log_probs, np.ones_like(log_probs)], axis=1), right, weights)
     fitted = Calibration(
-        slope=slope,
-        offset=offset,
+        slope=float(slope),
+        offset=float(offset),
         mean=tuple(found.mean(axis=0).tolist()),
         precision=tuple(map(tuple, precision.tolist())),
         max_distance=math.inf,
@@ -189,17 +184,6 @@ def fit(training: np.ndarray, held_out: dict[str, Answers]) -> Calibration:
     )
     limits = [np.quantile(fitted.distances(one.pixels), FAMILIAR) for one in held_out.values()]
     return replace(fitted, max_distance=float(np.mean(limits)))
-
-
-def logistic(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Slope and offset of the likeliest logistic curve (Platt, 1999), by Newton's method."""
-    inputs, found = np.stack([values, np.ones_like(values)], axis=1), np.zeros(2)
-    for _ in range(50):
-        shares = 1 / (1 + np.exp(-inputs @ found))
-        gradient = inputs.T @ (weights * (right - shares))
-        curvature = (inputs * (weights * shares * (1 - shares))[:, None]).T @ inputs
-        found = found + np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
-    return float(found[0]), float(found[1])
 
 
 # --- What is measured
@@ -220,26 +204,16 @@ def split_figures(fitted: Calibration, found: Answers) -> dict[str, Figure]:
     return {"calibration_error": error, "unfamiliar": share(np.array(fitted.are_unfamiliar(found.pixels)))}
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The expected calibration error: the mean distance of confidence and share of right captions, over bins."""
-    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    counts = np.bincount(number, minlength=BINS)
-    away = np.bincount(number, confidence, BINS) - np.bincount(number, right, BINS)
-    return float(np.abs(away).sum() / counts.sum())
-
-
 def share(flags: np.ndarray) -> Figure:
     """A share with its 95 % interval (Wilson, 1927)."""
-    count, value = len(flags), float(flags.mean())
-    middle, half = value + Z**2 / (2 * count), Z * math.sqrt(value * (1 - value) / count + Z**2 / (4 * count**2))
-    scale = 1 + Z**2 / count
-    return Figure(value, max(0.0, min((middle - half) / scale, value)), min(1.0, max((middle + half) / scale, value)))
+    interval = binomtest(int(flags.sum()), len(flags)).proportion_ci(method="wilson")
+    return Figure(float(flags.mean()), interval.low, interval.high)
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Figure]:
     """The share of right captions in each bin of confidence, and the calibration error."""
     number = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    figures = {"calibration_error": _exactly(calibration_error(confidence, right)), "captions": _exactly(len(right))}
+    figures = {"calibration_error": exactly(calibration_error(confidence, right)), "captions": exactly(len(right))}
     for one in range(BINS):
         if (number == one).any():
             figures[f"{one * 100 // BINS} to {(one + 1) * 100 // BINS} %"] = share(right[number == one])
@@ -249,14 +223,10 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Figure]:
     return figures
 
 
-def _exactly(value: float) -> Figure:
-    return Figure(value, value, value)
-
-
 def photograph_figures(fitted: Calibration, model: ImageTextModel, files: list[Path]) -> dict[str, Figure]:
     """The share of photographs that are called unfamiliar."""
     pixels = np.stack([model.preprocess(model.preprocess.decode(path.read_bytes(), path.name)) for path in files])
-    return {"unfamiliar": share(np.array(fitted.are_unfamiliar(pixels))), "images": _exactly(len(files))}
+    return {"unfamiliar": share(np.array(fitted.are_unfamiliar(pixels))), "images": exactly(len(files))}
 
 
 def _listed(folder: Path) -> dict[str, list[Path]]:
@@ -283,24 +253,27 @@ def confidence_section(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]
     """How well the model knows what it does not know."""
     bins = figures["confidence"]
     rows = {split: found for split, found in figures.items() if "unfamiliar" in found}
-    lines = [TITLE, ""]
-    lines += [
+    of_splits = []
+    for split, found in rows.items():
+        count = f"{found['images'].value:.0f}" if "images" in found else ""
+        error = found.get("calibration_error")
+        shown = "" if error is None else f"{error.value:.3f} ({error.low:.3f} to {error.high:.3f})"
+        of_splits.append((split, count, _percent(found["unfamiliar"]), shown))
+    return [
+        TITLE,
+        "",
         "Confidence is the probability that a caption is exactly right. For drawings that neither training nor the fit",
         f"saw, {bins['captions'].value:,.0f} of them, it is off by {bins['calibration_error'].value:.3f} on average",
         "(expected calibration error, ten bins). An unfamiliar image is unlike those of training. No photograph took",
         "part in the fit; `photographs, other` were first measured when all choices were made.",
         "",
-        "| confidence | exactly right |",
-        "|---|---|",
+        *table(
+            ("confidence", "exactly right"),
+            [(name, _percent(figure)) for name, figure in bins.items() if name.endswith("%")],
+        ),
+        "",
+        *table(("", "images", "called unfamiliar", "calibration error"), of_splits),
     ]
-    lines += [f"| {name} | {_percent(figure)} |" for name, figure in bins.items() if name.endswith("%")]
-    lines += ["", "| | images | called unfamiliar | calibration error |", "|---|---|---|---|"]
-    for split, found in rows.items():
-        count = f"{found['images'].value:.0f}" if "images" in found else ""
-        error = found.get("calibration_error")
-        shown = "" if error is None else f"{error.value:.3f} ({error.low:.3f} to {error.high:.3f})"
-        lines.append(f"| {split} | {count} | {_percent(found['unfamiliar'])} | {shown} |")
-    return lines
 
 
 # --- The picture

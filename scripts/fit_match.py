@@ -15,7 +15,7 @@ What is fitted to what:
 
 What is reported was not fitted to: the parts `random` and `other names`, whose target is a family that training never
 saw, and that the fit saw neither; and of `fit seen` the targets in `REPORTED_SEEN`. No word of a reported icon's name
-names an icon of the fit.
+names an icon of the fit. The rows of the hash depend on no model, so they stay as commit `a84b5aca` measured them.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from scipy.optimize import minimize
 
 sys.path.insert(0, str(Path(__file__).with_name("build_datasets")))
@@ -41,15 +40,13 @@ from icon_pairs import HeldOut
 from icon_sources import PACKAGES as CORPUS
 from icon_sources import Archives, NpmPackage, kept_sets
 
-from card_section import add_to_card
+from fitting import BINS, exactly, logistic, table, write_fitted
 from grr_coca.cli import exit_code
-from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import changed_folder, user_cache, write_whole
-from grr_coca.data.images import decode_image
+from grr_coca.common.files import read_json, user_cache, write_whole
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_folder import MATCHING
-from grr_coca.model.shipped_models import Figure
+from grr_coca.model.shipped_models import FOLDER, Figure
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.candidates import Pairs
 from grr_coca.search.match.label_check import knows
@@ -63,10 +60,8 @@ from grr_coca.search.match.match_numbers import (
 )
 from grr_coca.search.match.picture_set import OpenPictureSet, read_sources
 
-ROOT = Path(__file__).parents[1]
-WEIGHTS = ROOT / "src" / "grr_coca" / "model" / "weights"
-TRUTH = ROOT / "benchmarks" / "match" / "truth.csv"
-RESULTS = ROOT / "benchmarks" / "results" / "match.json"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TRUTH, RESULTS = BENCHMARKS / "match" / "truth.csv", BENCHMARKS / "results" / "match.json"
 
 PACKAGES = {
     "iconify": CORPUS["iconify"],
@@ -99,14 +94,13 @@ EQUAL_UNSEEN = ("bi", "iconoir", "carbon", "la")
 NUM_EQUAL, PER_CONCEPT = 600, 3
 TABLE_WEIGHT, EQUAL_WEIGHT = 0.15, 0.1
 """Weights of a pair beside one that was read by hand."""
-L2 = 0.02
+L2, CURVE_L2 = 0.02, 0.01
 REPORTED_SEEN = ("ph", "ri")
 LABEL_SETS, LABEL_REPORTED = ("iconoir", "bi"), ("tabler", "carbon", "la", "lucide")
 """Sets that the limits of names are taken from, and sets that they are measured on."""
 LABEL_SHARES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 MOST_MISSED = 0.10
 """How often none may be told although there is an equivalent, on the fitted icons."""
-BINS = 10
 _NO_CURVE = ProbabilityCurve(per_score=0, per_lead=0, offset=0, least=0)
 ALL = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=_NO_CURVE, unseen=_NO_CURVE)
 
@@ -122,57 +116,64 @@ class Row(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A row with its candidates: their places in the target, their evidence P 10, and whether each is right, P."""
+    """A row with its candidates: their names, the things that they are drawings of, their evidence P 10, and whether
+    each is right, P."""
 
     row: Row
-    columns: np.ndarray
+    names: list[str]
+    things: list[str]
     evidence: np.ndarray
     is_right: np.ndarray
 
 
 class Sets:
-    """The icon sets, drawn and embedded when they are needed."""
+    """The icon sets, drawn and embedded when they are needed.
 
-    def __init__(self, archives: Archives, model: IndexModel) -> None:
+    Args:
+        archives: the packages.
+        model: what embeds them.
+        prefixes: of all sets that are needed.
+    """
+
+    def __init__(self, archives: Archives, model: IndexModel, prefixes: set[str]) -> None:
         self.model = model
-        self._archives = archives
         self._folder = user_cache() / "match-sets"
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._opened: dict[str, OpenPictureSet] = {}
         self._things: dict[str, dict[str, list[int]]] = {}
-        self.seen = _seen_sets(archives)
-
-    def extract(self, prefixes: Sequence[str]) -> None:
-        """Write the JSON file of each set."""
-        paths = {f"json/{prefix}.json" for prefix in prefixes if not self._path(prefix).exists()}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self._archives.files("iconify", paths.__contains__) if paths else ():
+        missing = {f"json/{prefix}.json" for prefix in prefixes if not self._path(prefix).exists()}
+        for name, content in archives.files("iconify", missing.__contains__) if missing else ():
             write_whole(self._path(Path(name).stem), content)
 
     def _path(self, prefix: str) -> Path:
         return self._folder / f"{prefix}.json"
 
-    def __getitem__(self, prefix: str) -> OpenPictureSet:
-        """A set."""
+    def __getitem__(self, prefix: str) -> Any:
+        """The pictures of a set."""
         if prefix not in self._opened:
             print(f"reading {prefix}", file=sys.stderr, flush=True)
             # Whether training saw a set is asked for each case, so a set need not know.
             numbers = MatchNumbers(with_names=ALL, without_names=ALL, seen_sets=())
             self._opened[prefix] = read_sources([str(self._path(prefix))], self.model, numbers)
-        return self._opened[prefix]
+        return self._opened[prefix].set
 
     def things(self, prefix: str) -> dict[str, list[int]]:
         """The places of the drawings of each thing in a set."""
         if prefix not in self._things:
-            found = defaultdict(list)
-            for place, thing in enumerate(self[prefix].set.things):
-                found[thing.partition(":")[2]].append(place)
-            self._things[prefix] = dict(found)
+            found = self._things.setdefault(prefix, {})
+            for place, thing in enumerate(self[prefix].things):
+                found.setdefault(thing.partition(":")[2], []).append(place)
         return self._things[prefix]
 
     def thing(self, name: str) -> str:
         """The name of an icon without words of style."""
-        pictures = self[name.partition(":")[0]].set
+        pictures = self[name.partition(":")[0]]
         return pictures.things[pictures.places[name]].partition(":")[2]
+
+    def names(self, prefix: str, things: set[str]) -> frozenset[str]:
+        """The names of all drawings of some things, without the set."""
+        names, places = self[prefix].names, self.things(prefix)
+        return frozenset(names[place].partition(":")[2] for thing in things for place in places.get(thing, ()))
 
     def cases(self, rows: Sequence[Row]) -> list[Case]:
         """The candidates of each row, in the order of the rows."""
@@ -181,32 +182,16 @@ class Sets:
             together[row.source.partition(":")[0], row.target].append(number)
         found: dict[int, Case] = {}
         for (source, target), numbers in together.items():
-            one, other = self[source].set, self[target].set
-            pairs = Pairs(one, other, ALL)
+            one, other = self[source], self[target]
             places = np.array([one.places[rows[number].source] for number in numbers])
-            columns, evidence, bounds = pairs.evidence(places)
+            columns, evidence, bounds = Pairs(one, other, ALL).evidence(places)
             for index, number in enumerate(numbers):
                 part = slice(bounds[index], bounds[index + 1])
-                names = [other.names[column].partition(":")[2] for column in columns[part]]
-                is_right = np.array([name in rows[number].right for name in names])
-                found[number] = Case(rows[number], columns[part], evidence[part], is_right)
+                names = [other.names[column] for column in columns[part]]
+                things = [other.things[column] for column in columns[part]]
+                is_right = np.array([name.partition(":")[2] in rows[number].right for name in names])
+                found[number] = Case(rows[number], names, things, evidence[part], is_right)
         return [found[number] for number in range(len(rows))]
-
-    def ranked(self, case: Case, scores: np.ndarray, count: int) -> list[int]:
-        """The candidates of a case by their scores, the best drawing of each thing."""
-        things = self[case.row.target].set.things
-        best: dict[str, int] = {}
-        for number in np.argsort(-scores, kind="stable").tolist():
-            best.setdefault(things[case.columns[number]], number)
-            if len(best) == count:
-                break
-        return list(best.values())
-
-
-def _seen_sets(archives: Archives) -> tuple[str, ...]:
-    held_out = HeldOut.read()
-    kept = kept_sets(archives.json("iconify", "collections.json"))
-    return tuple(prefix for prefix in kept if held_out.split_of(prefix) == "train")
 
 
 # --- Pairs
@@ -237,13 +222,13 @@ def table_rows(archives: Archives, sets: Sets, left_out: frozenset[str]) -> list
                 for role, name in icons.items():
                     if one != other and role in theirs:
                         full = (f"{one}:{name}", f"{other}:{theirs[role]}")
-                        if full[0] in sets[one].set.places and full[1] in sets[other].set.places:
+                        if full[0] in sets[one].places and full[1] in sets[other].places:
                             right[full[0], other].add(sets.thing(full[1]))
     by_thing: dict[str, list[Row]] = defaultdict(list)
     for (source, target), things in right.items():
         thing = sets.thing(source)
         if thing not in left_out and thing not in things:
-            by_thing[thing].append(Row(source, target, _names(sets, target, things)))
+            by_thing[thing].append(Row(source, target, sets.names(target, things)))
     chosen = random.Random(3)
     return [row for rows in by_thing.values() for row in chosen.sample(rows, min(PER_CONCEPT, len(rows)))]
 
@@ -271,16 +256,10 @@ def equal_rows(sets: Sets, left_out: frozenset[str]) -> list[Row]:
     while len(rows) < NUM_EQUAL:
         target = chosen.choice(EQUAL_UNSEEN if len(rows) % 2 else EQUAL_SEEN)
         source = chosen.choice([prefix for prefix in EQUAL_SEEN if prefix != target])
-        shared = sorted((sets.things(source).keys() & sets.things(target).keys()) - left_out)
-        thing = chosen.choice(shared)
-        name = sets[source].set.names[chosen.choice(sets.things(source)[thing])]
-        rows.append(Row(name, target, _names(sets, target, {thing})))
+        thing = chosen.choice(sorted((sets.things(source).keys() & sets.things(target).keys()) - left_out))
+        name = sets[source].names[chosen.choice(sets.things(source)[thing])]
+        rows.append(Row(name, target, sets.names(target, {thing})))
     return rows
-
-
-def _names(sets: Sets, prefix: str, things: set[str]) -> frozenset[str]:
-    names = sets[prefix].set.names
-    return frozenset(names[place].partition(":")[2] for thing in things for place in sets.things(prefix).get(thing, ()))
 
 
 # --- Fitting
@@ -310,145 +289,89 @@ def fit_weights(cases: Sequence[tuple[Case, float]], names: Sequence[str]) -> di
     return {name: round(float(weight), 4) for name, weight in zip(names, found, strict=True)}
 
 
-class Told(NamedTuple):
-    """The first candidates of some cases: score, lead, whether it is right, N 5 each; whether there is a right one."""
+class Ranked(NamedTuple):
+    """The first candidates of some cases, the best drawing of each thing: name, score, lead, and whether it is right,
+    N 5 each; and whether a case has anything right, N."""
 
+    names: np.ndarray
     scores: np.ndarray
     leads: np.ndarray
     is_right: np.ndarray
     has_right: np.ndarray
 
+    def hits(self) -> np.ndarray:
+        """Whether the first, and any of the first five, is right, for each case that has a right one: N 2."""
+        found = self.is_right[self.has_right]
+        return np.stack([found[:, 0], found.any(axis=1)], axis=1).astype(float)
 
-def told(sets: Sets, cases: Sequence[Case], weights: dict[str, float]) -> Told:
-    """The first candidates of each case, as `match_pictures` ranks them."""
-    numbers = replace(ALL, weights=weights)
-    scores, leads, rights = [], [], []
+
+def ranked(cases: Sequence[Case], score: Callable[[np.ndarray], np.ndarray]) -> Ranked:
+    """The first candidates of each case by a score of their evidence, as `match_pictures` ranks them."""
+    columns = []
     for case in cases:
-        of_case = numbers.scores(case.evidence)
-        kept = sets.ranked(case, of_case, CANDIDATES + 1)
-        best = of_case[kept]
-        others = np.full(len(kept), best[0])
-        others[0] = best[1]
-        scores.append(best[:CANDIDATES])
-        leads.append((best - others)[:CANDIDATES])
-        rights.append(case.is_right[kept[:CANDIDATES]])
-    has_right = np.array([bool(case.row.right) for case in cases])
-    return Told(np.array(scores), np.array(leads), np.array(rights, float), has_right)
+        scores = score(case.evidence)
+        kept: dict[str, int] = {}
+        for number in np.argsort(-scores, kind="stable").tolist():
+            kept.setdefault(case.things[number], number)
+        best = list(kept.values())[:CANDIDATES]
+        others = np.full(CANDIDATES, scores[best[0]])
+        others[0] = scores[best[1]]
+        names = [case.names[number] for number in best]
+        columns.append((names, scores[best], scores[best] - others, case.is_right[best], bool(case.row.right)))
+    return Ranked(*map(np.array, zip(*columns, strict=True)))
 
 
-def fit_curve(answers: Told) -> ProbabilityCurve:
+def fit_curve(found: Ranked) -> ProbabilityCurve:
     """The curve over scores and leads, and the limit below which none is told."""
-    measured = np.stack([answers.scores.ravel(), answers.leads.ravel(), np.ones(answers.scores.size)], axis=1)
-    right = answers.is_right.ravel()
-
-    def loss(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = measured @ numbers
-        kept = np.r_[numbers[:2], 0] * 0.01
-        value = np.logaddexp(0, logits).mean() - (right * logits).mean() + kept @ numbers / 2
-        return value, measured.T @ (1 / (1 + np.exp(-logits)) - right) / len(right) + kept
-
-    per_score, per_lead, offset = (round(float(number), 4) for number in minimize(loss, np.zeros(3), jac=True).x)
+    measured = np.stack([found.scores.ravel(), found.leads.ravel(), np.ones(found.scores.size)], axis=1)
+    ridge = CURVE_L2 * len(measured) * np.array([1, 1, 0])
+    per_score, per_lead, offset = (
+        round(float(number), 4) for number in logistic(measured, found.is_right.ravel(), ridge=ridge)
+    )
     curve = ProbabilityCurve(per_score=per_score, per_lead=per_lead, offset=offset, least=0.0)
-    of_right = np.sort(any_right(curve, answers)[answers.has_right])
-    least = float(of_right[int(MOST_MISSED * len(of_right))])
-    return replace(curve, least=round(least, 4))
+    of_right = np.sort(any_right(curve, found)[found.has_right])
+    return replace(curve, least=round(float(of_right[int(MOST_MISSED * len(of_right))]), 4))
 
 
-def any_right(curve: ProbabilityCurve, answers: Told) -> np.ndarray:
+def any_right(curve: ProbabilityCurve, found: Ranked) -> np.ndarray:
     """The probability that any of the candidates is right, for each case."""
-    return 1 - np.prod(1 - curve.probabilities(answers.scores, answers.leads), axis=1)
+    return 1 - np.prod(1 - curve.probabilities(found.scores, found.leads), axis=1)
 
 
-def fitted(
-    sets: Sets, names: Sequence[str], cases: Sequence[tuple[Case, float]], curves: dict[str, list[Case]]
-) -> Numbers:
+def fitted(names: Sequence[str], cases: Sequence[tuple[Case, float]], curves: dict[str, list[Case]]) -> Numbers:
     """The numbers for this evidence."""
-    weights = fit_weights(cases, names)
-    seen, unseen = (fit_curve(told(sets, curves[kind], weights)) for kind in ("seen", "unseen"))
-    return Numbers(weights=weights, seen=seen, unseen=unseen)
+    numbers = replace(ALL, weights=fit_weights(cases, names))
+    return replace(numbers, **{kind: fit_curve(ranked(of_kind, numbers.scores)) for kind, of_kind in curves.items()})
 
 
 # --- Figures
-
-
-def hits(sets: Sets, cases: Sequence[Case], score: Callable[[Case], np.ndarray]) -> np.ndarray:
-    """Whether the first, and any of the first five, is right, for each case that has a right one: N 2."""
-    found = []
-    for case in cases:
-        if case.row.right:
-            kept = sets.ranked(case, score(case), CANDIDATES)
-            found.append([case.is_right[kept[0]], case.is_right[kept].any()])
-    return np.array(found, float)
-
-
-def figures_of(values: np.ndarray) -> dict[str, Any]:
-    """First and first five with intervals."""
-    first, first_five = (_with_interval(Measure.mean(values[:, column]).interval()) for column in range(2))
-    return {"first": first, "first_five": first_five, "icons": len(values)}
 
 
 def _with_interval(interval: Interval) -> dict[str, float]:
     return {name: round(float(number), 4) for name, number in interval._asdict().items()}
 
 
-def calibration_error(probabilities: np.ndarray, is_right: np.ndarray) -> float:
-    """The mean distance between what is told and what is, over bins of equally many candidates."""
-    order = np.argsort(probabilities)
-    parts = np.array_split(order, BINS)
-    return float(
-        sum(len(part) * abs(probabilities[part].mean() - is_right[part].mean()) for part in parts) / len(order)
-    )
+def curve_figures(curve: ProbabilityCurve, found: Ranked) -> dict[str, Any]:
+    """How well probabilities and none are told. Bins hold equally many candidates."""
+    probabilities = curve.probabilities(found.scores, found.leads)
+    is_none = any_right(curve, found) < curve.least
 
+    def bins(told: np.ndarray, is_right: np.ndarray) -> list[tuple[int, float, float]]:
+        parts = np.array_split(np.argsort(told), BINS)
+        return [(len(part), float(told[part].mean()), float(is_right[part].mean())) for part in parts]
 
-def curve_figures(curve: ProbabilityCurve, answers: Told) -> dict[str, Any]:
-    """How well probabilities and none are told."""
-    probabilities = curve.probabilities(answers.scores, answers.leads)
-    is_none = any_right(curve, answers) < curve.least
-    order = np.argsort(probabilities.ravel())
-    bins = [
-        [round(float(probabilities.ravel()[part].mean()), 4), round(float(answers.is_right.ravel()[part].mean()), 4)]
-        for part in np.array_split(order, BINS)
-    ]
+    def error(found: list[tuple[int, float, float]]) -> float:
+        return round(sum(n * abs(told - right) for n, told, right in found) / sum(n for n, *_ in found), 4)
+
+    every = bins(probabilities.ravel(), found.is_right.ravel())
     return {
         "icons": len(is_none),
-        "calibration_error": round(calibration_error(probabilities.ravel(), answers.is_right.ravel()), 4),
-        "calibration_error_of_first": round(calibration_error(probabilities[:, 0], answers.is_right[:, 0]), 4),
-        "none_where_none": round(float(is_none[~answers.has_right].mean()), 4),
-        "none_where_one": round(float(is_none[answers.has_right].mean()), 4),
-        "curve": bins,
+        "calibration_error": error(every),
+        "calibration_error_of_first": error(bins(probabilities[:, 0], found.is_right[:, 0])),
+        "none_where_none": round(float(is_none[~found.has_right].mean()), 4),
+        "none_where_one": round(float(is_none[found.has_right].mean()), 4),
+        "curve": [[round(told, 4), round(right, 4)] for _, told, right in every],
     }
-
-
-_HASHED: dict[str, np.ndarray] = {}
-
-
-def by_hash(sets: Sets, case: Case) -> np.ndarray:
-    """Scores of all pictures of the target by a hash of 32 × 32 differences of pixels, as in whaticon 0.1.2."""
-    pictures = sets[case.row.target]
-    if case.row.target not in _HASHED:
-        _HASHED[case.row.target] = np.stack([_hash(pictures.read(place)) for place in range(len(pictures.set))])
-    one = sets[case.row.source.partition(":")[0]]
-    mine = _hash(one.read(one.set.places[case.row.source]))
-    return -np.count_nonzero(_HASHED[case.row.target] != mine, axis=1).astype(float)
-
-
-def _hash(svg: bytes) -> np.ndarray:
-    grey = np.asarray(decode_image(svg, "an icon").convert("L").resize((33, 32), Image.Resampling.BICUBIC), np.int16)
-    return (grey[:, :-1] > grey[:, 1:]).ravel()
-
-
-def hits_by_hash(sets: Sets, cases: Sequence[Case]) -> np.ndarray:
-    """As `hits`, among all pictures of the target."""
-    found = []
-    for case in cases:
-        if case.row.right:
-            pictures = sets[case.row.target].set
-            scores = by_hash(sets, case)
-            everything = np.arange(len(pictures))
-            is_right = np.array([name.partition(":")[2] in case.row.right for name in pictures.names])
-            kept = sets.ranked(case._replace(columns=everything), scores, CANDIDATES)
-            found.append([is_right[kept[0]], is_right[kept].any()])
-    return np.array(found, float)
 
 
 def report(sets: Sets, numbers: MatchNumbers, reported: dict[str, list[Case]]) -> dict[str, Any]:
@@ -456,45 +379,50 @@ def report(sets: Sets, numbers: MatchNumbers, reported: dict[str, list[Case]]) -
     unseen = [*reported["random"], *reported["other names"]]
     other_name = [case for case in unseen if case.row.why == "another name"]
     groups = {"random": reported["random"], "other_name": other_name, "seen": reported["seen"]}
-    column = {name: EVIDENCE.index(name) for name in EVIDENCE}
-    ways: dict[str, Callable[[Case], np.ndarray]] = {
-        "fitted": lambda case: numbers.with_names.scores(case.evidence),
-        "fitted_pictures": lambda case: numbers.without_names.scores(case.evidence),
-        "picture": lambda case: case.evidence[:, column["picture"]],
-        "name": lambda case: case.evidence[:, column["spelling"]] + case.evidence[:, column["same_name"]],
-        "text_of_name": lambda case: case.evidence[:, column["name_shown"]],
+    picture, spelling, same_name = (EVIDENCE.index(name) for name in ("picture", "spelling", "same_name"))
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "fitted": numbers.with_names.scores,
+        "picture": lambda evidence: evidence[:, picture],
+        "name": lambda evidence: evidence[:, spelling] + evidence[:, same_name],
     }
+    before = read_json(RESULTS)
     found: dict[str, Any] = {}
     for group, cases in groups.items():
-        found[group] = {way: figures_of(hits(sets, cases, score)) for way, score in ways.items()}
+        hits = {way: ranked(cases, score).hits() for way, score in ways.items()}
+        found[group] = {
+            way: {
+                "first": _with_interval(Measure.mean(values[:, 0]).interval()),
+                "first_five": _with_interval(Measure.mean(values[:, 1]).interval()),
+                "icons": len(values),
+            }
+            for way, values in hits.items()
+        }
         if group != "seen":
-            found[group]["hash"] = figures_of(hits_by_hash(sets, cases))
-    fitted_hits = Measure.mean(hits(sets, other_name, ways["fitted"])[:, 0])
-    for way in ("picture", "name"):
-        difference = fitted_hits.difference(Measure.mean(hits(sets, other_name, ways[way])[:, 0]))
-        found["other_name"][f"fitted_minus_{way}"] = _with_interval(difference)
-    weights = numbers.with_names.weights
+            found[group]["hash"] = before[group]["hash"]
+        if group == "other_name":
+            first = {way: Measure.mean(values[:, 0]) for way, values in hits.items()}
+            for way in ("picture", "name"):
+                found[group][f"fitted_minus_{way}"] = _with_interval(first["fitted"].difference(first[way]))
     found["labels"] = label_figures(sets, numbers.label_limits)
+    curves = {"unseen": (numbers.with_names.unseen, unseen), "seen": (numbers.with_names.seen, reported["seen"])}
     found["probabilities"] = {
-        "unseen": curve_figures(numbers.with_names.unseen, told(sets, unseen, weights)),
-        "unseen_random": curve_figures(numbers.with_names.unseen, told(sets, reported["random"], weights)),
-        "seen": curve_figures(numbers.with_names.seen, told(sets, reported["seen"], weights)),
+        kind: curve_figures(curve, ranked(cases, numbers.with_names.scores)) for kind, (curve, cases) in curves.items()
     }
     return found
 
 
-def cosines_of_names(sets: Sets, prefix: str, model: IndexModel) -> tuple[np.ndarray, np.ndarray]:
+def cosines_of_names(sets: Sets, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     """The cosine of each picture that is judged and its own name, the best of its aliases, and that of another's name.
 
     Only the first drawing of each thing counts, and only names that the model knows.
     """
-    pictures = sets[prefix].set
+    pictures, model = sets[prefix], sets.model.loaded
     places = [found[0] for found in sets.things(prefix).values()]
-    places = [place for place in places if knows(model.loaded, pictures.words[place][0])]
+    places = [place for place in places if knows(model, pictures.words[place][0])]
     own = np.array([(pictures.vectors[place] * pictures.name_vectors[place]).sum() for place in places])
     further = [(number, word) for number, place in enumerate(places) for word in pictures.words[place][1:]]
     if further:
-        vectors = model.loaded.embed_texts([word for _, word in further])
+        vectors = model.embed_texts([word for _, word in further])
         for (number, _), vector in zip(further, vectors, strict=True):
             own[number] = max(own[number], float(vector @ pictures.vectors[places[number]]))
     order = np.random.default_rng(7).permutation(len(places))
@@ -508,7 +436,7 @@ def cosines_of_names(sets: Sets, prefix: str, model: IndexModel) -> tuple[np.nda
 
 def label_limits(sets: Sets) -> tuple[tuple[float, ...], ...]:
     """Shares of right names of `LABEL_SETS`, and the cosines that they are below."""
-    own = np.concatenate([cosines_of_names(sets, prefix, sets.model)[0] for prefix in LABEL_SETS])
+    own = np.concatenate([cosines_of_names(sets, prefix)[0] for prefix in LABEL_SETS])
     return tuple((share, round(float(np.quantile(own, share)), 4)) for share in LABEL_SHARES)
 
 
@@ -516,29 +444,25 @@ def label_figures(sets: Sets, limits: Sequence[Sequence[float]]) -> dict[str, An
     """At each limit: the share of right names that is reported by mistake, and of swapped names that is found."""
     found: dict[str, Any] = {}
     for prefix in LABEL_REPORTED:
-        own, swapped = cosines_of_names(sets, prefix, sets.model)
-        found[prefix] = {
-            "names": len(own),
-            "limits": [
-                {
-                    "share": share,
-                    "false_alarms": round(float((own < limit).mean()), 4),
-                    "found": round(float((swapped < limit).mean()), 4),
-                }
-                for share, limit in limits
-            ],
-        }
+        own, swapped = cosines_of_names(sets, prefix)
+        rows = [
+            {
+                "share": share,
+                "false_alarms": round(float((own < limit).mean()), 4),
+                "found": round(float((swapped < limit).mean()), 4),
+            }
+            for share, limit in limits
+        ]
+        found[prefix] = {"names": len(own), "limits": rows}
     return found
 
 
-def _missed(sets: Sets, cases: Sequence[Case], numbers: Numbers) -> Iterator[str]:
-    for case in cases:
-        if case.row.right:
-            scores = numbers.scores(case.evidence)
-            kept = sets.ranked(case, scores, CANDIDATES)
-            if not case.is_right[kept[0]]:
-                name = sets[case.row.target].set.names[case.columns[kept[0]]]
-                yield f"{case.row.source} -> {name}, not {' '.join(sorted(case.row.right)[:2])}"
+def missed(cases: Sequence[Case], numbers: Numbers) -> Iterator[str]:
+    """A line for each icon whose first candidate is wrong."""
+    found = ranked(cases, numbers.scores)
+    for case, names, is_right in zip(cases, found.names, found.is_right, strict=True):
+        if case.row.right and not is_right[0]:
+            yield f"{case.row.source} -> {names[0]}, not {' '.join(sorted(case.row.right)[:2])}"
 
 
 def main() -> None:
@@ -548,70 +472,56 @@ def main() -> None:
     parser.add_argument("--archives", type=Path, default=user_cache() / "packages", help="folder of the packages")
     parser.add_argument("--missed", action="store_true", help="print the reported icons whose first candidate is wrong")
     options = parser.parse_args()
-    folder = WEIGHTS / options.name
+    folder = FOLDER / options.name
     if not folder.is_dir():
         raise UserError(f"{folder}: no shipped model")
     archives = Archives(options.archives, PACKAGES)
     archives.fetch(lambda _: None)
-    sets = Sets(archives, IndexModel(str(folder)))
     rows = read_truth()
     prefixes = {row.target for row in rows} | {row.source.partition(":")[0] for row in rows}
-    sets.extract(
-        sorted({*prefixes, *EQUAL_SEEN, *EQUAL_UNSEEN, *(set_ for files in TABLES.values() for set_ in files)})
-    )
+    of_tables = {prefix for files in TABLES.values() for prefix in files}
+    sets = Sets(archives, IndexModel(str(folder)), {*prefixes, *EQUAL_SEEN, *EQUAL_UNSEEN, *of_tables})
 
     by_part: dict[str, list[Case]] = defaultdict(list)
     for case in sets.cases(rows):
-        by_part[case.row.part].append(case)
-    seen = by_part.pop("fit seen")
-    reported = {
-        "random": by_part["random"],
-        "other names": by_part["other names"],
-        "seen": [case for case in seen if case.row.target in REPORTED_SEEN],
-    }
+        is_reported = case.row.part == "fit seen" and case.row.target in REPORTED_SEEN
+        by_part["seen" if is_reported else case.row.part].append(case)
+    reported = {part: by_part[part] for part in ("random", "other names", "seen")}
+    curves = {kind: by_part[f"fit {kind}"] for kind in ("unseen", "seen")}
     left_out = frozenset(sets.thing(case.row.source) for cases in reported.values() for case in cases)
-    curves = {
-        "unseen": by_part["fit unseen"],
-        "seen": [case for case in seen if case.row.target not in REPORTED_SEEN],
-    }
     by_hand = [(case, 1.0) for cases in curves.values() for case in cases]
     tables = [(case, TABLE_WEIGHT) for case in sets.cases(table_rows(archives, sets, left_out))]
     equal = [(case, EQUAL_WEIGHT) for case in sets.cases(equal_rows(sets, left_out))]
     print(f"{len(by_hand)} by hand, {len(tables)} of tables, {len(equal)} of equal names", file=sys.stderr)
+    held_out = HeldOut.read()
+    kept = kept_sets(archives.json("iconify", "collections.json"))
     numbers = MatchNumbers(
-        with_names=fitted(sets, EVIDENCE, [*by_hand, *tables], curves),
-        without_names=fitted(sets, OF_PICTURES, [*by_hand, *tables, *equal], curves),
-        seen_sets=sets.seen,
+        with_names=fitted(EVIDENCE, [*by_hand, *tables], curves),
+        without_names=fitted(OF_PICTURES, [*by_hand, *tables, *equal], curves),
+        seen_sets=tuple(prefix for prefix in kept if held_out.split_of(prefix) == "train"),
         label_limits=label_limits(sets),
     )
     found = report(sets, numbers, reported)
     print(json.dumps(found, indent=1))
     if options.missed:
-        print("\n".join(_missed(sets, [*reported["random"], *reported["other names"]], numbers.with_names)))
-    write(folder, numbers, found)
+        print("\n".join(missed([*reported["random"], *reported["other names"]], numbers.with_names)))
+    write_fitted(folder, MATCHING, numbers, {"matches": card_figures(found)}, match_section(found), NEXT)
     write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
 
 
 TITLE, NEXT = "## Matches of icons", "## Cost"
 
 
-def write(folder: Path, numbers: MatchNumbers, found: dict[str, Any]) -> None:
-    """Write the numbers beside the weights, and the figures into the card."""
-    with changed_folder(folder) as partial:
-        (partial / MATCHING).write_text(json.dumps(to_dict(numbers), indent=1) + "\n", encoding="utf-8")
-        add_to_card(partial, {"matches": card_figures(found)}, match_section(found), NEXT)
-
-
 def card_figures(found: dict[str, Any]) -> dict[str, Figure]:
-    """The figures of the card. Those without an interval have one of width 0."""
+    """The figures of the card."""
     told = found["probabilities"]["unseen"]
     figures = {
         f"{group} {part}": Figure(**found[group]["fitted"][part])
         for group in ("random", "other_name")
         for part in ("first", "first_five")
     }
-    alone = {name: told[name] for name in ("calibration_error", "none_where_none", "none_where_one")}
-    return figures | {name: Figure(value, value, value) for name, value in alone.items()}
+    names = ("calibration_error", "none_where_none", "none_where_one")
+    return figures | {name: exactly(told[name]) for name in names}
 
 
 def match_section(found: dict[str, Any]) -> list[str]:
@@ -623,20 +533,18 @@ def match_section(found: dict[str, Any]) -> list[str]:
         f"for {first['value']:.0%} ({first['low']:.0%} to {first['high']:.0%}), and among the first five for "
         f"{first_five['value']:.0%}. Where there is none, that is told for {told['none_where_none']:.0%}; where there "
         f"is one, wrongly for {told['none_where_one']:.0%}. Probabilities are off by {told['calibration_error']:.3f} "
-        f"on average, over ten bins of {5 * told['icons']:,} candidates:"
+        f"on average, over ten bins of {CANDIDATES * told['icons']:,} candidates:"
     )
+    shares = ("matches", str(other["icons"]), f"{first['value']:.0%}", f"{first_five['value']:.0%}")
+    probabilities, right = ([f"{bin_[side]:.0%}" for bin_ in told["curve"]] for side in (0, 1))
     lines = [
         TITLE,
         "",
-        "| | icons | first | among the first five |",
-        "|---|---|---|---|",
-        f"| matches | {other['icons']} | {first['value']:.0%} | {first_five['value']:.0%} |",
+        *table(("", "icons", "first", "among the first five"), [shares]),
         "",
         fill(said, 110),
         "",
-        "| told | " + " | ".join(f"{told_:.0%}" for told_, _ in told["curve"]) + " |",
-        "|---" * (BINS + 1) + "|",
-        "| right | " + " | ".join(f"{right:.0%}" for _, right in told["curve"]) + " |",
+        *table(["told", *probabilities], [["right", *right]]),
         "",
         "`scripts/fit_match.py` fits and measures this; see `docs/match.md`.",
     ]

@@ -10,8 +10,6 @@ words of the name.
 
 Beside it: the best caption and its words; and the words of five captions by their probability. The row of WordNet,
 which is given the true name, does not depend on the model: it stays as commit `a84b5aca` measured it.
-
-Shapes: N icons, K candidates of all icons.
 """
 
 import argparse
@@ -26,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fitting import calibration_error, logistic
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import changed_folder, in_cache, read_json, write_whole
@@ -33,7 +32,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.image_text_model import Description, ImageTextModel, load
-from grr_coca.infer.tags import EVIDENCE, Tagger, TagNumbers, singular, with_beams
+from grr_coca.infer.tags import Tagger, TagNumbers, singular, with_beams
 from grr_coca.model.checkpoint_folder import TAGS
 from grr_coca.model.shipped_models import FOLDER
 from icon_search import Icon, read_icons
@@ -42,8 +41,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tags.json"
 TRAINING, TAGGED = "cache:icons/train-*.tar", "cache:icons/test_family_tabler-*.tar"
 MIN_COUNT, MAX_WORDS, MIN_LETTERS = 10, 2, 3
 SHOWN = 5
-STEPS, RIDGE = 30, 1.0
-BINS = 10
+RIDGE = 1.0
 THESAURUS = "WordNet, given the name"
 
 
@@ -57,9 +55,10 @@ def main() -> None:
     vectors = model.embed_texts(list(numbers.words))
     icons = [icon for icon in read_icons(in_cache(TAGGED)) if icon.tags]
     described = [one for start in range(0, len(icons), 256) for one in describe(model, icons[start : start + 256])]
-    is_fitted = np.array([sha256(icon.name.encode()).digest()[0] % 2 == 0 for icon in icons])
-    fit_to = [pair for pair, fits in zip(zip(icons, described, strict=True), is_fitted, strict=True) if fits]
-    measured = [pair for pair, fits in zip(zip(icons, described, strict=True), is_fitted, strict=True) if not fits]
+    halves: tuple[list[tuple[Icon, Description]], ...] = ([], [])
+    for icon, one in zip(icons, described, strict=True):
+        halves[sha256(icon.name.encode()).digest()[0] % 2].append((icon, one))
+    fit_to, measured = halves
     numbers = replace(
         numbers,
         weights=fit(Tagger(numbers, vectors), fit_to),
@@ -113,20 +112,14 @@ def right_words(icon: Icon, *, beyond_name: bool) -> set[str]:
 
 
 def fit(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> tuple[float, ...]:
-    """The weights of a logistic regression, by Newton's method."""
+    """The weights of a logistic regression."""
     rows, right = [], []
     for icon, description in pairs:
         words, evidence = tagger.candidates(description.embedding, description.captions)
         rows.append(evidence)
         wanted = right_words(icon, beyond_name=False)
         right += [singular(word) in wanted for word in words]
-    evidence, is_right = np.concatenate(rows), np.array(right, float)  # K 6 and K
-    weights = np.zeros(len(EVIDENCE))
-    ridge = RIDGE * np.eye(len(EVIDENCE))
-    for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-evidence @ weights))
-        gradient = evidence.T @ (p - is_right) + ridge @ weights
-        weights -= np.linalg.solve((evidence.T * (p * (1 - p))) @ evidence + ridge, gradient)
+    weights = logistic(np.concatenate(rows), np.array(right, float), ridge=RIDGE)
     return tuple(round(float(weight), 4) for weight in weights)
 
 
@@ -181,14 +174,6 @@ def by_beams(one: Description) -> list[str]:
         for word in dict.fromkeys(words_of([caption.text])):
             likely[word] += np.exp(sum(caption.log_probs))  # type: ignore[assignment]
     return [word for word, _ in likely.most_common()]
-
-
-def calibration_error(said: np.ndarray, true: np.ndarray) -> float:
-    """The expected calibration error over bins of equal width."""
-    bins = np.minimum((said * BINS).astype(int), BINS - 1)
-    return float(
-        sum(abs(said[bins == b].mean() - true[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist()))
-    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ def test_the_curve_is_the_one_that_the_captions_were_drawn_from(script):
     rng = np.random.default_rng(0)
     values = -rng.exponential(2, 20_000)
     right = (rng.random(20_000) < 1 / (1 + np.exp(-(1.5 * values + 0.5)))).astype(float)
-    assert script.logistic(values, right, np.ones(20_000)) == pytest.approx((1.5, 0.5), abs=0.1)
+    columns = np.stack([values, np.ones(20_000)], axis=1)
+    assert script.logistic(columns, right) == pytest.approx([1.5, 0.5], abs=0.1)
+    assert script.logistic(columns, right, ridge=1e9) == pytest.approx([0, 0], abs=1e-3)
+    twice = script.logistic(np.repeat(columns, 2, axis=0), np.repeat(right, 2))
+    assert script.logistic(columns, right, np.full(20_000, 2.0)) == pytest.approx(twice)
 
 
 def test_the_calibration_error_is_the_mean_distance_over_bins(script):

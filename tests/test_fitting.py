@@ -1,4 +1,4 @@
-"""Sections and figures that scripts add to the card of a model that ships."""
+"""What the scripts share that fit numbers to a model that ships."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.files import changed_folder, verify_folder
 from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
 
 PAGE = "# model\n\n## One\n\nfirst\n\n## Two\n\nsecond\n\n## Three\n\nthird\n"
@@ -16,9 +17,9 @@ PAGE = "# model\n\n## One\n\nfirst\n\n## Two\n\nsecond\n\n## Three\n\nthird\n"
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
-    import card_section
+    import fitting
 
-    return card_section
+    return fitting
 
 
 @pytest.mark.parametrize(
@@ -33,13 +34,17 @@ def test_a_section_replaces_the_one_of_its_title_or_stands_before_another(script
 
 
 def test_figures_of_a_split_are_added_to_those_that_it_has(script, tmp_path):
-    shutil.copyfile(shipped_folder("icons") / "card.md", tmp_path / "card.md")
+    folder = tmp_path / "icons"
+    shutil.copytree(shipped_folder("icons"), folder)
     card = replace(shipped_models()["icons"], figures={"val": {"a": Figure(1, 1, 1), "b": Figure(2, 2, 2)}})
-    (tmp_path / "card.json").write_text(json.dumps(to_dict(card)))
+    with changed_folder(folder) as partial:
+        (partial / "card.json").write_text(json.dumps(to_dict(card)))
     found = {"val": {"b": Figure(3, 3, 3)}, "test": {"c": Figure(4, 4, 4)}}
-    script.add_to_card(tmp_path, found, ["## Cost", "", "nothing"], "## Training")
-    assert script.read_card(tmp_path).figures == {
+    script.write_fitted(folder, "fitted.json", Figure(0, 1, 2), found, ["## Cost", "", "nothing"], "## Training")
+    assert script.read_card(folder).figures == {
         "val": {"a": Figure(1, 1, 1), "b": Figure(3, 3, 3)},
         "test": {"c": Figure(4, 4, 4)},
     }
-    assert "## Cost\n\nnothing\n\n## What it can do" in (tmp_path / "card.md").read_text()
+    assert "## Cost\n\nnothing\n\n## What it can do" in (folder / "card.md").read_text()
+    assert json.loads((folder / "fitted.json").read_text()) == {"value": 0, "low": 1, "high": 2}
+    verify_folder(folder)

@@ -2,8 +2,8 @@
 
     python benchmarks/engines.py --models FOLDER
 
-Takes `icons`, which ships, and models of larger sizes with random weights, exported in fp32 and in int8. The folder
-keeps them, for another run: exporting the largest takes minutes. One thread. In each cell the engines take turns, and
+Takes `icons`, which ships, and `b32` with random weights, exported in fp32 and in int8. The folder keeps them, for
+another run: exporting takes minutes. One thread. In each cell the engines take turns, and
 what is compared are seconds of CPU time, so other work on the machine counts less. A caption has 20 new tokens, a text
 15. Writes `results/engines.json`, anew after each model. The rule of `engine="auto"` follows from it
 (`grr_coca.infer.choose_engine`, `tests/test_benchmarks.py`).
@@ -23,7 +23,7 @@ from harness import in_turn, parse, parser_of, ratio, report, seconds
 
 from grr_coca.cli import exit_code
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tokenizer import clip_bpe, train_bpe
+from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.infer.engine.base import Engine
 from grr_coca.infer.engine.onnx import OnnxEngine
 from grr_coca.infer.engine.torch import TorchEngine
@@ -31,12 +31,11 @@ from grr_coca.infer.export.write import write_onnx
 from grr_coca.infer.generate import GenerationOptions, generate
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
 from grr_coca.model.shipped_models import DEFAULT, shipped_folder
 
-MODELS = (DEFAULT, "small", "b32", "open_clip_b32")
-"""A model that ships, and sizes of presets. The last has the parts of open_clip's `coca_ViT-B-32`."""
+MODELS = (DEFAULT, "b32")
+"""A model that ships, and a size of presets, with random weights."""
 PRECISIONS = ("fp32", "int8")
 BATCHES = (1, 8, 32)
 TASKS = ("caption", "image", "text")
@@ -78,7 +77,9 @@ def _rows(name: str, models: Path, *, smoke: bool) -> list[dict[str, object]]:
             rows += [
                 {
                     "model": name,
-                    "width": width(config),
+                    "width": max(
+                        part.transformer.embed_dim for part in (config.image_encoder, config.multimodal_decoder)
+                    ),
                     "precision": precision,
                     "task": task,
                     "batch": batch,
@@ -101,24 +102,15 @@ def _in_turn(work: dict[str, Callable[[], object]], *, smoke: bool) -> dict[str,
     return in_turn(sides, ROUNDS[1], fewest=ROUNDS[0], within=SECONDS)
 
 
-def width(config: CoCaConfig) -> int:
-    """The width of the widest transformer."""
-    parts = (config.image_encoder, config.text_decoder, config.multimodal_decoder)
-    return max(part.transformer.embed_dim for part in parts)
-
-
 def random_checkpoint(name: str, models: Path) -> Path:
-    """The checkpoint of a size, written if it is not there."""
+    """The checkpoint of a size with random weights, written if it is not there."""
     folder = models / name
     if not folder.exists():
-        preset = "open_clip_coca" if name.startswith("open_clip_") else "grr_coca"
-        config, tokenizer = get_preset(preset, name.removeprefix("open_clip_")), clip_bpe()
-        if tokenizer.vocab_size > config.text_decoder.vocab_size:  # any that fits: what is timed does not depend on it
-            tokenizer = train_bpe([], 258)
+        config, tokenizer = get_preset("grr_coca", name), clip_bpe()
         checkpoint = Checkpoint(
             model=build(config),
             config=config,
-            preset=preset,
+            preset="grr_coca",
             tokenizer=tokenizer,
             preprocess=Preprocess(config.image_encoder.image_size),
             step=0,

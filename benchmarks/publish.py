@@ -7,7 +7,7 @@ Single numbers are typed, and held to their files by the pieces of `docs/numbers
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,73 +29,69 @@ def published(text: str) -> str:
 
 def training_table() -> str:
     """A training step beside open_clip's, on two machines."""
-    here, there = (_results(folder, "training")["rows"] for folder in ("", "xeon"))
-    lines = [
-        (
-            "captions",
-            "precision",
-            "ours, images/s",
-            "open_clip",
-            "times as fast",
-            "on the Xeon",
-            "memory, of open_clip's",
-        )
-    ]
+    here, there = (_results(name)["rows"] for name in ("training", "xeon/training"))
+    heads = ("captions", "precision", "ours, images/s", "open_clip", "times as fast", "on the Xeon")
+    lines = []
     for name in TRAINING_ROWS:
         row, ratios = here[name], here[name]["ratios"]
         speeds = (f"{row['sides'][side]['images_per_second']:.3g}" for side in ("ours", "open_clip"))
         others = (f"{ratios['speed']:.2f}", f"{there[name]['ratios']['speed']:.2f}", f"{ratios['memory']:.0%}")
         lines.append((LENGTHS[row["lengths"]], row["precision"], *speeds, *others))
-    return _markdown(lines)
+    return _markdown((*heads, "memory, of open_clip's"), lines)
 
 
 def compiled_table() -> str:
     """A training step beside open_clip's main branch and its release, all compiled."""
-    lines = [("open_clip", "captions", "precision", "batch", "ours, s a step", "open_clip, compiled", "times as fast")]
+    heads = ("open_clip", "captions", "precision", "batch", "ours, s a step", "open_clip, compiled", "times as fast")
     versions = {"open_clip_main": "4.2.0.dev0", "open_clip_compiled": "3.3.0"}
-    for row in _results("", "zen5")["training"]:
+    lines = []
+    for row in _results("zen5")["training"]:
         if row["peer"] in versions:
-            seconds = [row["ours_s"], row["peer_s"]]
-            cells = (*(f"{value:.2f}" for value in seconds), f"{seconds[1] / seconds[0]:.2f}")
-            lines.append((versions[row["peer"]], LENGTHS[row["lengths"]], row["precision"], str(row["batch"]), *cells))
-    return _markdown(lines)
+            place = (versions[row["peer"]], LENGTHS[row["lengths"]], row["precision"], str(row["batch"]))
+            ours, peer = row["ours_s"], row["peer_s"]
+            lines.append((*place, f"{ours:.2f}", f"{peer:.2f}", f"{peer / ours:.2f}"))
+    return _markdown(heads, lines)
 
 
 def captioning_table() -> str:
     """Captions a second beside the peers', on two machines."""
-    here, there = (_results(folder, "captioning")["cells"] for folder in ("", "xeon"))
-    lines = [("decoding", "images", "new tokens", "ours, captions/s", "peer", "its", "times as fast", "on the Xeon")]
-    for method, batch, tokens in CAPTIONING_ROWS:
-        key = f"method={method},batch={batch},tokens={tokens}"
+    here, there = (_results(name)["cells"] for name in ("captioning", "xeon/captioning"))
+    heads = ("decoding", "images", "new tokens", "ours, captions/s", "peer", "its", "times as fast", "on the Xeon")
+    lines = []
+    for key in CAPTIONING_ROWS:
         cell, other = _entry(here, key), _entry(there, key)
-        speeds = [f"{batch / statistics.median(cell['seconds'][side]):.3g}" for side in ("ours", cell["peer"])]
+        ours, its = _captions_a_second(cell)
         ratios = (f"{found['ratio']:.1f}" for found in (cell, other))
-        lines.append((method, str(batch), str(tokens), speeds[0], NAMES[cell["peer"]], speeds[1], *ratios))
-    return _markdown(lines)
+        place = (cell["method"], str(cell["batch"]), str(cell["tokens"]))
+        lines.append((*place, ours, NAMES[cell["peer"]], its, *ratios))
+    return _markdown(heads, lines)
 
 
 def int8_table() -> str:
     """Ours in int8 beside the peers in fp32, on two machines."""
-    lines = [("decoding", "new tokens", "images", "peer", "ours, captions/s", "its", "times as fast", "on the Zen 5")]
+    heads = ("decoding", "new tokens", "images", "peer", "ours, captions/s", "its", "times as fast", "on the Zen 5")
     same = ("method", "tokens", "batch", "peer")
-    there = {tuple(cell[key] for key in same): cell["ratio"] for cell in _results("", "zen5")["captions_int8"]}
-    for cell in _results("", "captioning-int8")["cells"]:
-        if cell["ratio"] is not None:
-            seconds = [statistics.median(cell["seconds"][side]) for side in ("ours", cell["peer"])]
-            speeds = (f"{cell['batch'] / s:.3g}" for s in seconds)
-            place = (cell["method"], str(cell["tokens"]), str(cell["batch"]), NAMES[cell["peer"]])
-            other = there.get(tuple(cell[key] for key in same))
-            lines.append((*place, *speeds, f"{cell['ratio']:.1f}", f"{other:.1f}" if other else "–"))
-    return _markdown(lines)
+    there = {tuple(cell[key] for key in same): f"{cell['ratio']:.1f}" for cell in _results("zen5")["captions_int8"]}
+    lines = []
+    for cell in _results("captioning-int8")["cells"]:
+        place = (cell["method"], str(cell["tokens"]), str(cell["batch"]), NAMES[cell["peer"]])
+        other = there.get(tuple(cell[key] for key in same), "–")
+        lines.append((*place, *_captions_a_second(cell), f"{cell['ratio']:.1f}", other))
+    return _markdown(heads, lines)
+
+
+def _captions_a_second(cell: dict[str, Any]) -> list[str]:
+    """Ours, and the peer's."""
+    return [f"{cell['batch'] / statistics.median(cell['seconds'][side]):.3g}" for side in ("ours", cell["peer"])]
 
 
 def imported_table() -> str:
     """CPU seconds of captions by open_clip's own architecture, here and there."""
-    lines = [("decoding", "images", "ours, s", "open_clip, s", "times as fast")]
-    for row in _results("", "imported")["rows"]:
-        method, _, images = row["decoding"].rpartition("-")
-        lines.append((method, images, f"{row['ours_s']:.2f}", f"{row['open_clip_s']:.2f}", f"{row['ratio']:.1f}"))
-    return _markdown(lines)
+    lines = []
+    for row in _results("imported")["rows"]:
+        place = row["decoding"].split("-")
+        lines.append((*place, f"{row['ours_s']:.2f}", f"{row['open_clip_s']:.2f}", f"{row['ratio']:.1f}"))
+    return _markdown(("decoding", "images", "ours, s", "open_clip, s", "times as fast"), lines)
 
 
 def engines_table() -> str:
@@ -103,55 +99,57 @@ def engines_table() -> str:
 
     Those of `icons` are of weights that no longer ship.
     """
-    rows = [row for row in _results("", "engines")["rows"] if row["model"] != "icons"]
-    lines = [("model", "width", "task", "PyTorch, ms", "ONNX, times as fast", "in int8")]
+    rows = [row for row in _results("engines")["rows"] if row["model"] != "icons"]
+    lines = []
     for model, width, task in dict.fromkeys((row["model"], row["width"], row["task"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["task"]) == (model, task)]
         full, quantized = ([row for row in mine if row["precision"] == name] for name in ("fp32", "int8"))
         times = (f"{ms:,.0f}" if ms >= 1000 else f"{ms:.3g}" for ms in (row["torch_ms"] for row in full))
         ratios = (" / ".join(f"{row['times_as_fast']:.1f}" for row in found) for found in (full, quantized))
-        lines.append((model.replace("_", " "), str(width), task, " / ".join(times), *ratios))
-    return _markdown(lines)
+        lines.append((model, str(width), task, " / ".join(times), *ratios))
+    return _markdown(("model", "width", "task", "PyTorch, ms", "ONNX, times as fast", "in int8"), lines)
 
 
 def precision_table() -> str:
     """What int8 changes, over all drawings of the test splits."""
-    rows = _results("", "precision")["rows"]
-    lines = [("model", "drawings", "exactly right", "R@1", "same as fp32", "same alone as in a batch", "lowest cosine")]
+    rows = _results("precision")["rows"]
+    heads = ("model", "drawings", "exactly right", "R@1", "same as fp32", "same alone as in a batch", "lowest cosine")
+    lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
         count = sum(row["images"] for row in mine)
-
-        def share(key: str, mine: list[dict[str, Any]] = mine, count: int = count) -> str:
-            return f"{sum(row[key] * row['images'] for row in mine) / count:.1%}"
-
-        pairs = (f"{share(f'{key}_fp32')}, {share(f'{key}_int8')}" for key in ("exact", "R@1"))
-        same = (share("int8_as_fp32"), share("int8_alone_as_in_a_batch"))
+        shares = {
+            key: f"{sum(row[key] * row['images'] for row in mine) / count:.1%}"
+            for key in mine[0]
+            if key.startswith(("exact", "R@1", "int8_as", "int8_alone_as"))
+        }
+        pairs = (f"{shares[f'{key}_fp32']}, {shares[f'{key}_int8']}" for key in ("exact", "R@1"))
+        same = (shares["int8_as_fp32"], shares["int8_alone_as_in_a_batch"])
         lowest = min(row[key] for row in mine for key in ("int8_cosine", "int8_alone_cosine"))
         lines.append((model, str(count), *pairs, *same, f"{lowest:.4f}"))
-    return _markdown(lines)
+    return _markdown(heads, lines)
 
 
 def data_table() -> str:
     """Loader, order and index."""
-    lines = [("what", "measured", "aim")]
+    lines = []
     for name, what, text, unit in DATA_ROWS:
-        (row,) = [row for row in _results("", name)["rows"] if row["what"] == what]
+        (row,) = [row for row in _results(name)["rows"] if row["what"] == what]
         aim = row["target"].replace("<=", "≤").replace(">=", "≥")
-        lines.append((text, f"{row['measured']:g} {unit}", f"{aim} {unit}" if aim else "–"))
-    return _markdown(lines)
+        lines.append((text, f"{row['measured']:g} {unit}", f"{aim} {unit}"))
+    return _markdown(("what", "measured", "aim"), lines)
 
 
 TRAINING_ROWS = [f"{lengths}-{precision}" for lengths in ("full", "cc12m", "coco") for precision in ("fp32", "bf16")]
-CAPTIONING_ROWS = (
-    ("greedy", 1, 20),
-    ("greedy", 8, 20),
-    ("sampling", 1, 20),
-    ("sampling", 8, 20),
-    ("sampling", 8, 60),
-    ("beam", 8, 20),
-    ("beam", 8, 60),
-)
+CAPTIONING_ROWS = [
+    f"method={method},batch={batch},tokens={tokens}"
+    for method, batches_and_tokens in {
+        "greedy": ((1, 20), (8, 20)),
+        "sampling": ((1, 20), (8, 20), (8, 60)),
+        "beam": ((8, 20), (8, 60)),
+    }.items()
+    for batch, tokens in batches_and_tokens
+]
 DATA_ROWS = (
     ("order", "state, bytes", "order and index of 12 million samples: size of the state", "bytes"),
     ("order", "seek, s", "the same: seek to any position", "s"),
@@ -172,13 +170,13 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def _markdown(lines: list[tuple[str, ...]]) -> str:
-    rule = ("---", *("---:" for _ in lines[0][1:]))
-    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:])).replace("%", " %")
+def _markdown(heads: Sequence[str], lines: list[tuple[str, ...]]) -> str:
+    rule = ("---", *("---:" for _ in heads[1:]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *lines)).replace("%", " %")
 
 
-def _results(folder: str, name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / folder / f"{name}.json").read_text(encoding="utf-8"))
+def _results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _with_table(place: re.Match[str]) -> str:

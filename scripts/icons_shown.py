@@ -25,27 +25,25 @@ import itertools
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from grr_coca.cli import exit_code
 from grr_coca.common.files import in_cache
-from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.text import clean_caption
-from grr_coca.infer.generate import GREEDY, generate
 from grr_coca.infer.image_text_model import ImageTextModel, load
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.checkpoint_without_weights import read_files
 
-SPLIT = "cache:icons/test_family_tabler-*.tar"
+SPLIT = "test_family_tabler"
 SHOWN = 400
 PLACED = ("test", "test_family_tabler", "test_family_carbon", "test_family_game-icons", "test_family_roentgen", "val")
 PLACE_OR_SIZE = re.compile(
     r"\b(dots?|minus|remove|badge|small|tiny|mini|point|period|bullet|corner|subtract|top|bottom|left|right)\b"
 )
-BATCH_SIZE = 64
 FAMILIES = ("tabler", "carbon", "game-icons")
 
 
@@ -116,32 +114,19 @@ WAYS: dict[str, Callable[[Image.Image], Image.Image]] = {
 # --- Measuring
 
 
-@dataclass(frozen=True)
-class Read:
-    """What a model makes of pictures: embeddings N E, and captions."""
-
-    embeddings: np.ndarray
-    captions: list[str]
+def read(model: ImageTextModel, pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """What a model makes of pictures: embeddings N E, and captions N."""
+    described = model.describe_many(pictures)
+    return np.stack([one.embedding for one in described]), np.array([one.captions[0].text for one in described])
 
 
-def read(model: ImageTextModel, preprocess: Preprocess, pictures: list[Image.Image]) -> Read:
-    """Embed and caption pictures."""
-    embeddings, captions = [], []
-    for start in range(0, len(pictures), BATCH_SIZE):
-        pixels = np.stack([preprocess(picture) for picture in pictures[start : start + BATCH_SIZE]])
-        found = generate(model.engine, model.tokenizer, pixels, GREEDY)
-        embeddings.append(found.image_embedding)
-        captions += [best.text for best, *_ in found.captions]
-    return Read(np.concatenate(embeddings), captions)
-
-
-def embed(model: ImageTextModel, preprocess: Preprocess, pictures: list[Image.Image]) -> np.ndarray:
-    """Embeddings of pictures, without captions."""
-    parts = []
-    for start in range(0, len(pictures), BATCH_SIZE):
-        pixels = np.stack([preprocess(picture) for picture in pictures[start : start + BATCH_SIZE]])
-        parts.append(model.engine.encode_images(pixels).embedding)
-    return np.concatenate(parts)
+def icons_of(model: ImageTextModel, split: str) -> tuple[list[Image.Image], np.ndarray]:
+    """The pictures of a split, N, and the first caption of each."""
+    source = open_source(in_cache(f"cache:icons/{split}-*.tar"))
+    names = [source.name(number) for number in range(len(source))]
+    pictures = [model.preprocess.decode(source[number].image, name) for number, name in enumerate(names)]
+    titles = [clean_caption(source.captions(number)[0], name) for number, name in enumerate(names)]
+    return pictures, np.array(titles)
 
 
 def rank(scores: np.ndarray, is_right: np.ndarray) -> np.ndarray:
@@ -150,47 +135,38 @@ def rank(scores: np.ndarray, is_right: np.ndarray) -> np.ndarray:
     return (scores > best).sum(axis=1)
 
 
-def titles_of(source: PairSource, numbers: range) -> list[str]:
-    """The first caption of each pair."""
-    return [clean_caption(source.captions(number)[0], source.name(number)) for number in numbers]
-
-
 def share(flags: np.ndarray) -> str:
     """A share in percent."""
     return f"{100 * flags.mean():.1f}"
 
 
-def measure_ways(model: ImageTextModel, preprocess: Preprocess) -> None:
+def measure_ways(model: ImageTextModel) -> None:
     """Print a line for each way to show icons."""
-    source = open_source(in_cache(SPLIT))
-    icons = [preprocess.decode(source[number].image, source.name(number)) for number in range(len(source))]
-    plain = read(model, preprocess, icons)
-    shown = range(0, len(icons), len(icons) // SHOWN)
-    titles = np.array(titles_of(source, range(len(source))))[list(shown)]
+    icons, every_title = icons_of(model, SPLIT)
+    plain, _ = read(model, icons)
+    shown = np.arange(0, len(icons), len(icons) // SHOWN)
+    titles = every_title[shown]
     texts = model.embed_texts(titles.tolist())
     print("| shown | itself first / among five | R@1 / R@10 | exactly right |\n|---|---|---|---|")
     for name, way in WAYS.items():
-        found = read(model, preprocess, [way(icons[number]) for number in shown])
-        itself = rank(found.embeddings @ plain.embeddings.T, np.arange(len(icons)) == np.array(shown)[:, None])
-        text = rank(texts @ found.embeddings.T, titles == titles[:, None])
-        exact = np.array(found.captions) == titles
-        cells = [f"{share(itself < 1)} / {share(itself < 5)}", f"{share(text < 1)} / {share(text < 10)}", share(exact)]
+        embeddings, captions = read(model, [way(icons[number]) for number in shown])
+        itself = rank(embeddings @ plain.T, np.arange(len(icons)) == shown[:, None])
+        text = rank(texts @ embeddings.T, titles == titles[:, None])
+        exact = share(captions == titles)
+        cells = [f"{share(itself < 1)} / {share(itself < 5)}", f"{share(text < 1)} / {share(text < 10)}", exact]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def measure_places(model: ImageTextModel, preprocess: Preprocess) -> None:
+def measure_places(model: ImageTextModel) -> None:
     """Print a line for drawings whose captions tell a place or a size."""
     exact, ranks = [], []
     for split in PLACED:
-        source = open_source(in_cache(f"cache:icons/{split}-*.tar"))
-        titles = np.array(titles_of(source, range(len(source))))
-        found = read(
-            model, preprocess, [preprocess.decode(source[number].image, "icon") for number in range(len(source))]
-        )
+        icons, titles = icons_of(model, split)
+        embeddings, captions = read(model, icons)
         told = np.flatnonzero([PLACE_OR_SIZE.search(title) is not None for title in titles])
         texts = model.embed_texts(titles[told].tolist())
-        ranks.append(rank(texts @ found.embeddings.T, titles == titles[told, None]))
-        exact.append(np.array(found.captions)[told] == titles[told])
+        ranks.append(rank(texts @ embeddings.T, titles == titles[told, None]))
+        exact.append(captions[told] == titles[told])
     first = np.concatenate(ranks)
     print(
         f"\n{len(first)} drawings of a place or a size: R@1 / R@10 {share(first < 1)} / {share(first < 10)}, "
@@ -198,18 +174,16 @@ def measure_places(model: ImageTextModel, preprocess: Preprocess) -> None:
     )
 
 
-def measure_families(model: ImageTextModel, preprocess: Preprocess) -> None:
+def measure_families(model: ImageTextModel) -> None:
     """Print a line for pictures that find the same thing in another family."""
-    embeddings, titles = [], []
+    embedded = []
     for family in FAMILIES:
-        source = open_source(in_cache(f"cache:icons/test_family_{family}-*.tar"))
-        icons = [preprocess.decode(source[number].image, "icon") for number in range(len(source))]
-        embeddings.append(embed(model, preprocess, icons))
-        titles.append(np.array(titles_of(source, range(len(source)))))
+        icons, titles = icons_of(model, f"test_family_{family}")
+        embedded.append((model.embed_images(icons), titles))
     ranks = []
-    for one, other in itertools.permutations(range(len(FAMILIES)), 2):
-        both = np.flatnonzero(np.isin(titles[one], titles[other]))
-        ranks.append(rank(embeddings[one][both] @ embeddings[other].T, titles[one][both, None] == titles[other]))
+    for (one, titles), (other, other_titles) in itertools.permutations(embedded, 2):
+        both = np.flatnonzero(np.isin(titles, other_titles))
+        ranks.append(rank(one[both] @ other.T, titles[both, None] == other_titles))
     first = np.concatenate(ranks)
     print(
         f"{len(first)} pictures find the same thing in another family: R@1 / R@10 {share(first < 1)} / "
@@ -226,10 +200,13 @@ def main() -> None:
     parser.add_argument("--unframed", action="store_true", help="without the framing of the checkpoint")
     options = parser.parse_args()
     model = load(options.model)
-    preprocess = replace(model.preprocess, framing=None) if options.unframed else model.preprocess
-    measure_ways(model, preprocess)
-    measure_places(model, preprocess)
-    measure_families(model, preprocess)
+    if options.unframed:
+        files = read_files(locate_checkpoint(options.model))
+        unframed = replace(files, preprocess=replace(files.preprocess, framing=None))
+        model = ImageTextModel(unframed, model.engine)
+    measure_ways(model)
+    measure_places(model)
+    measure_families(model)
 
 
 if __name__ == "__main__":

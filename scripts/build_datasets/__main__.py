@@ -24,7 +24,6 @@ def build(out: Path | None) -> int:
     try:
         require_extra("icons", "the corpus of icons")
         import icons
-        from cached_corpus import has_card, odd_versions
 
         with bars(icons.STAGES) as shown:
             folder = icons.build(lambda stage, done: shown.update(stage, done, ""), out)
@@ -37,8 +36,7 @@ def build(out: Path | None) -> int:
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     counts = ", ".join(f"{split} {entry['count']:,}" for split, entry in card["splits"].items())
     print(f"{folder}: {counts}")
-    if not has_card(folder, icons.PUBLISHED):
-        because = ", ".join(odd_versions(icons.DRAWN_WITH)) or "it was built by another version of this code"
+    if because := icons.why_other_bytes(folder):
         print(f"not to the byte the corpus of other machines ({because})")
     return 0
 

@@ -5,6 +5,7 @@ The families in `icon_families.json` were measured once, by `scripts/build_datas
 `a84b5aca`: if each machine measured them again, the corpus might differ from machine to machine.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from cached_corpus import unit_hash
 from icon_captions import brand_captions, further_caption, is_logo
 from icon_drawings import DrawnSet, read_drawn
 from icon_sources import Words
@@ -86,6 +86,11 @@ def has_near(queries: np.ndarray, others: np.ndarray, near: int) -> np.ndarray:
         distances = (part**2).sum(axis=1)[:, None] - 2 * part @ references.T + squared
         found.append(distances.min(axis=1) <= near**2 * queries.shape[1])
     return np.concatenate(found)
+
+
+def unit_hash(salt: str, name: str) -> float:
+    """A number in [0, 1) that depends on the name alone, so that adding a sample moves no other."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8], "big") / 2**64
 
 
 # --- Pairs

@@ -5,20 +5,21 @@ on. The folder of the corpus appears when it is complete.
 """
 
 import hashlib
+import io
 import json
 import shutil
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-from cached_corpus import OnProgress, add_file, is_built, unit_hash
 from icon_drawings import DrawnSet, draw_sets, read_drawn, read_logo_names
-from icon_pairs import HeldOut, IconPair, Selection, select
+from icon_pairs import HeldOut, IconPair, Selection, select, unit_hash
 from icon_sources import Archives, IconSet, kept_sets, read_tags, why_left_out
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import user_cache, whole_folder
+from grr_coca.common.files import require_own_name, user_cache, whole_folder
 from grr_coca.common.npm import NpmPackage
 
 NAME = "icons"
@@ -31,6 +32,9 @@ PUBLISHED = "a2a6ea8d89e0fe5e51befa1c776e5bf4cd01ea51197b01cbced236da6bc6d58c"
 
 NEEDED_BYTES = 1_300_000_000
 """Free space that a build needs: packages, drawings and shards, with some room."""
+
+OnProgress = Callable[[str, int], None]
+"""Called with a stage of the build and the number of its steps that are done."""
 
 STAGES = {"packages": 5, "drawings": 288_000, "shards": 248_000}
 """Approximate number of steps of each stage: archives, icons, pairs."""
@@ -48,7 +52,7 @@ def build(on_progress: OnProgress, folder: Path | None = None, archives: Archive
         UserError: a package cannot be had or is not the pinned one, or the disk is too small.
     """
     folder = folder or user_cache() / NAME
-    if is_built(folder, NAME):
+    if _is_built(folder):
         return folder
     archives = archives or Archives(user_cache() / "packages")
     work = folder.with_name(f"{folder.name}.work")
@@ -63,6 +67,41 @@ def build(on_progress: OnProgress, folder: Path | None = None, archives: Archive
             f"{folder}: cannot be built ({error.strerror or error}); what is drawn stays in {work}"
         ) from error
     return folder
+
+
+def why_other_bytes(folder: Path) -> str | None:
+    """Why a corpus is not, to the byte, that of other machines; None if it is."""
+    if hashlib.sha256((folder / "card.json").read_bytes()).hexdigest() == PUBLISHED:
+        return None
+    return ", ".join(odd_versions()) or "it was built by another version of this code"
+
+
+def odd_versions() -> list[str]:
+    """Installed packages by which the pictures may differ from those of other machines, with both versions."""
+    found = {name: version(name) for name in DRAWN_WITH}
+    return [f"{name} {found[name]}, not {wanted}" for name, wanted in DRAWN_WITH.items() if found[name] != wanted]
+
+
+def _is_built(folder: Path) -> bool:
+    """True if the corpus is in the folder. If not, it can be built there.
+
+    Raises:
+        UserError: the folder holds something else, or is the current folder, which cannot be replaced.
+    """
+    require_own_name(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a new folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        if folder.exists() and folder.samefile(Path.cwd()):
+            raise UserError(f"{folder}: is the current folder, which cannot be replaced; give a new folder")
+        return False
+    try:
+        name = json.loads((folder / "card.json").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        name = None
+    if name != NAME:
+        raise UserError(f"{folder}: holds something else; give a new folder")
+    return True
 
 
 def _require_space(place: Path, work: Path) -> None:
@@ -127,7 +166,9 @@ def _write_shard(path: Path, pairs: Sequence[IconPair], sets: dict[str, DrawnSet
                 about = {"captions": [pair.caption, *pair.tags]} if pair.split == "train" else {"tags": pair.tags}
                 members["json"] = json.dumps(about, ensure_ascii=False).encode()
             for suffix, content in members.items():
-                add_file(tar, f"{pair.key}.{suffix}", content)
+                info = tarfile.TarInfo(f"{pair.key}.{suffix}")  # its bytes depend on name and content alone
+                info.size, info.mode = len(content), 0o644
+                tar.addfile(info, io.BytesIO(content))
 
 
 # --- Cards

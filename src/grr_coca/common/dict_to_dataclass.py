@@ -36,21 +36,30 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: expected a mapping of keys to values, found {_shown(data)}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    fields = _fields(cls)  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
             raise UserError(f"{where}: unknown key '{key}'; {nearest(str(key), fields)}")
     values = {}
-    for name, field in fields.items():
+    for name, (hint, is_needed) in fields.items():
         if name in data:
-            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            values[name] = _convert(hint, data[name], f"{where}: {name}")
+        elif is_needed:
             raise UserError(f"{where}: key '{name}' is missing")
     try:
         return cls(**values)
     except UserError as error:  # values out of range, or values that contradict each other
         raise UserError(f"{where}: {error}") from error
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
+    """The type of each field, and whether it has no default. To evaluate types takes longer than all else here."""
+    hints, missing = typing.get_type_hints(cls), dataclasses.MISSING
+    return {
+        field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
+        for field in dataclasses.fields(cls)
+    }
 
 
 def to_dict(config: Any) -> dict[str, Any]:

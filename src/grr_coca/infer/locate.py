@@ -9,7 +9,7 @@ from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST
 from grr_coca.infer.published_models import PUBLISHED, find_published, published_folder
 from grr_coca.model.checkpoint_folder import MODEL_FILES, find_model
-from grr_coca.model.shipped_models import HUB_ID, shipped_folder, shipped_models
+from grr_coca.model.shipped_models import HUB_ID, shipped_folder, shipped_names
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     if _HUB_NAME.fullmatch(name):
         return find_model(_fetch(name))
     raise UserError(
-        f"{name}: no such folder, and no model of this name; {nearest(name, [*shipped_models(), *PUBLISHED])}"
+        f"{name}: no such folder, and no model of this name; {nearest(name, [*shipped_names(), *PUBLISHED])}"
     )
 
 

@@ -51,11 +51,15 @@ class ModelCard:
 
 def shipped_models() -> dict[str, ModelCard]:
     """The cards of all shipped models, by name."""
-    cards = (from_dict(ModelCard, read_json(path), str(path)) for path in sorted(FOLDER.glob("*/card.json")))
-    return {card.name: card for card in cards}
+    cards = {name: FOLDER / name / "card.json" for name in shipped_names()}
+    return {name: from_dict(ModelCard, read_json(path), str(path)) for name, path in cards.items()}
+
+
+def shipped_names() -> list[str]:
+    """The names of all shipped models."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/card.json"))
 
 
 def shipped_folder(name: str) -> Path | None:
     """The checkpoint folder of a shipped model; None if there is no model of this name."""
-    folder = FOLDER / name
-    return folder if name in shipped_models() else None
+    return FOLDER / name if name in shipped_names() else None

@@ -1,5 +1,7 @@
 """Models are small enough for one core. Continuous integration checks every tensor shape that the package declares in
-every test, as `GRR_COCA_CHECK_SHAPES=1 make test` does; this takes a third longer."""
+every test, as `GRR_COCA_CHECK_SHAPES=1 make test` does; this takes a third longer.
+
+What is heavy is imported late: pytest loads this in the process, too, that only shares out the tests."""
 
 import errno
 import gc
@@ -7,11 +9,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jaxtyping
 import pytest
-import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from grr_coca.data.batch import Batch
+    from grr_coca.model.config import CoCaConfig, TransformerConfig
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -26,15 +31,11 @@ def modules_with_shapes() -> list[str]:
 
 if os.environ.get("GRR_COCA_CHECK_SHAPES"):
     # Before the first import of the package, or its annotations stay unchecked.
+    import jaxtyping
+
     jaxtyping.install_import_hook(modules_with_shapes(), "shape_check.check")
 
-from grr_coca.data.batch import Batch, pad_rows  # noqa: E402
-from grr_coca.data.dataset import next_token_labels  # noqa: E402
-from grr_coca.model.config import CoCaConfig, TransformerConfig  # noqa: E402
-from model_configs import model_config  # noqa: E402
-
 gc.disable()  # until all is imported
-torch.set_num_threads(1)
 settings.register_profile("one core", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("one core")
 
@@ -46,6 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `ci` are slow, too, so that `-m "not slow"` leaves them out. Those that need a GPU
     are skipped without one.
     """
+    import torch
+
+    torch.set_num_threads(1)
     for item in items:
         if item.get_closest_marker("ci"):
             item.add_marker(pytest.mark.slow)
@@ -54,16 +58,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: no search for garbage looks through its million objects again."""
+    """What is imported by now stays: no search for garbage looks through its million objects again. Searches are rare:
+    at their usual number, they are a twentieth of all work."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
 
 
 @pytest.fixture(scope="session")
-def tiny_config() -> Callable[..., CoCaConfig]:
+def tiny_config() -> Callable[..., "CoCaConfig"]:
     """A preset's parts at a size that runs in milliseconds; images and text differ in width."""
+    from model_configs import model_config
 
-    def make(preset: str = "grr_coca", image_dim: int = 48, text_dim: int = 32, **poolers: object) -> CoCaConfig:
+    def make(preset: str = "grr_coca", image_dim: int = 48, text_dim: int = 32, **poolers: object) -> "CoCaConfig":
         config = model_config(preset, "tiny")
         image, text = config.image_encoder, config.text_decoder
         multimodal = config.multimodal_decoder
@@ -83,7 +90,7 @@ def tiny_config() -> Callable[..., CoCaConfig]:
     return make
 
 
-def _shrunk(transformer: TransformerConfig, embed_dim: int) -> TransformerConfig:
+def _shrunk(transformer: "TransformerConfig", embed_dim: int) -> "TransformerConfig":
     hidden_dim = transformer.hidden_dim * embed_dim // transformer.embed_dim
     return replace(transformer, num_layers=2, embed_dim=embed_dim, num_heads=embed_dim // 16, hidden_dim=hidden_dim)
 
@@ -124,16 +131,22 @@ def lock() -> Iterator[Callable[[Path | str], Callable[[], None]]]:
 @pytest.fixture
 def filled_with_nan() -> Iterator[None]:
     """Memory of new tensors holds NaN until something is written there, so whatever is left unwritten is seen."""
+    import torch
+
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")
-def make_batch() -> Callable[..., Batch]:
+def make_batch() -> Callable[..., "Batch"]:
     """Random images and captions of given numbers of words, for a config."""
+    import torch
 
-    def make(config: CoCaConfig, num_words: Sequence[int] = (3, 7, 1, 5), seed: int = 0) -> Batch:
+    from grr_coca.data.batch import Batch, pad_rows
+    from grr_coca.data.dataset import next_token_labels
+
+    def make(config: "CoCaConfig", num_words: Sequence[int] = (3, 7, 1, 5), seed: int = 0) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         side, vocab_size = config.image_encoder.image_size, config.text_decoder.vocab_size
         words = [torch.randint(3, vocab_size, (n,), generator=generator).tolist() for n in num_words]

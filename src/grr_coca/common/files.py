@@ -33,6 +33,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grr-coca"
 
 
+def is_offline() -> bool:
+    """True if nothing may be fetched (`--offline`)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def models_cache() -> Path:
     """The folder of the models that were fetched and imported."""
     return user_cache() / "models"

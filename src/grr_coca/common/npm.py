@@ -28,11 +28,6 @@ class NpmPackage:
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
-def is_offline() -> bool:
-    """True if nothing may be fetched (`--offline`)."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
 def fetch_archive(
     package: str,
     folder: Path,

@@ -18,8 +18,7 @@ from pathlib import Path
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, first_line
 from grr_coca.common.extras import require_extra
-from grr_coca.common.files import MANIFEST, file_sha256, models_cache, read_json, whole_folder, write_whole
-from grr_coca.common.npm import is_offline
+from grr_coca.common.files import MANIFEST, file_sha256, is_offline, models_cache, read_json, whole_folder, write_whole
 from grr_coca.model.open_clip_checkpoints import SETTINGS, WEIGHTS
 
 log = logging.getLogger(__name__)

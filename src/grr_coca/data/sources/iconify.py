@@ -4,12 +4,11 @@ The format: https://iconify.design/docs/types/iconify-json.html. A package is an
 `info.json`. Archives lie in the user's cache. Nothing in them is executed.
 """
 
-import hashlib
+import io
 import json
 import math
 import re
 import tarfile
-import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grr_coca.common.errors import UserError, nearest, on_one_line
-from grr_coca.common.files import read_whole, user_cache
-from grr_coca.common.npm import fetch_archive, is_offline
+from grr_coca.common.files import file_sha256, is_offline, read_whole, user_cache
+from grr_coca.common.npm import fetch_archive
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 
@@ -52,10 +51,14 @@ def prefix_of(argument: str) -> str:
     Raises:
         UserError: it is not of this form.
     """
+    return _parsed(argument)["prefix"]
+
+
+def _parsed(argument: str) -> re.Match[str]:
     found = _ARGUMENT.fullmatch(argument)
     if found is None:
         raise UserError(f"{argument}: not the name of a set; expected iconify:PREFIX, such as iconify:lucide")
-    return found["prefix"]
+    return found
 
 
 def pinned(argument: str, pin: str) -> str:
@@ -82,10 +85,7 @@ def find_package(argument: str) -> Package:
     Raises:
         UserError: see `read_package`.
     """
-    prefix_of(argument)
-    found = _ARGUMENT.fullmatch(argument)
-    assert found is not None
-    prefix, version, sha256 = found.groups()
+    prefix, version, sha256 = _parsed(argument).groups()
     path = _in_cache(prefix, version) or _fetch(prefix, version)
     package = Package(path, _version_of(path, prefix), _sha256(str(path), path.stat().st_mtime_ns))
     if sha256 and package.sha256 != sha256:
@@ -262,18 +262,15 @@ def _turned(
 def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet:
     files: dict[str, bytes] = {}
     try:
-        with tempfile.TemporaryFile() as spooled:
-            spooled.write(content)
-            spooled.seek(0)
-            with tarfile.open(fileobj=spooled, mode="r:gz") as tar:
-                for member in tar:
-                    base = member.name.partition("/")[2]
-                    if member.isfile() and base in ("icons.json", "info.json"):
-                        if member.size > MAX_BYTES:
-                            raise ValueError(f"{base} has {member.size:,} bytes (limit {MAX_BYTES:,})")
-                        opened = tar.extractfile(member)
-                        assert opened is not None
-                        files[base] = opened.read()
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
+            for member in tar:
+                base = member.name.partition("/")[2]
+                if member.isfile() and base in ("icons.json", "info.json"):
+                    if member.size > MAX_BYTES:
+                        raise ValueError(f"{base} has {member.size:,} bytes (limit {MAX_BYTES:,})")
+                    opened = tar.extractfile(member)
+                    assert opened is not None
+                    files[base] = opened.read()
     except _DAMAGE as error:
         raise UserError(
             f"{name}: not a whole npm package ({error}); delete the file, and it is fetched again"
@@ -319,8 +316,7 @@ def _order(version: str) -> list[tuple[int, str]]:
 
 @lru_cache(maxsize=64)
 def _sha256(path: str, changed: int) -> str:  # noqa: ARG001 (a changed file is read again)
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(Path(path))
 
 
 def _fetch(prefix: str, version: str | None) -> Path:

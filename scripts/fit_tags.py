@@ -32,7 +32,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.image_text_model import Description, ImageTextModel, load
-from grr_coca.infer.tags import Tagger, TagNumbers, singular, with_beams
+from grr_coca.infer.tags import Tagger, TagNumbers, in_singular, with_beams
 from grr_coca.model.checkpoint_folder import TAGS
 from grr_coca.model.shipped_models import FOLDER
 from icon_search import Icon, read_icons
@@ -106,8 +106,8 @@ def plain(text: str) -> str:
 
 def right_words(icon: Icon, *, beyond_name: bool) -> set[str]:
     """The words of the icon's name and its tags, or its tags without words of the name."""
-    name = {singular(plain(icon.name)), *map(singular, plain(icon.name).split())}
-    tags = {singular(plain(tag)) for tag in icon.tags}
+    name = {in_singular(plain(icon.name)), *map(in_singular, plain(icon.name).split())}
+    tags = {in_singular(plain(tag)) for tag in icon.tags}
     return tags - name if beyond_name else tags | name
 
 
@@ -118,7 +118,7 @@ def fit(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> tuple[floa
         words, evidence = tagger.candidates(description.embedding, description.captions)
         rows.append(evidence)
         wanted = right_words(icon, beyond_name=False)
-        right += [singular(word) in wanted for word in words]
+        right += [in_singular(word) in wanted for word in words]
     weights = logistic(np.concatenate(rows), np.array(right, float), ridge=RIDGE)
     return tuple(round(float(weight), 4) for weight in weights)
 
@@ -151,13 +151,13 @@ def figures(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> dict[s
         wanted = right_words(icon, beyond_name=False)
         for tag in tagger.tags(one.embedding, one.captions, SHOWN):
             said.append(tag.probability)
-            true.append(singular(tag.text) in wanted)
+            true.append(in_singular(tag.text) in wanted)
     return {**found, "calibration error": round(calibration_error(np.array(said), np.array(true, float)), 4)}
 
 
 def ndcg(words: Sequence[str], wanted: set[str]) -> float:
     """nDCG@5 of distinct words, of which each that is wanted counts 1."""
-    distinct = list(dict.fromkeys(map(singular, words)))[:SHOWN]
+    distinct = list(dict.fromkeys(map(in_singular, words)))[:SHOWN]
     gains = sum((word in wanted) / np.log2(rank + 2) for rank, word in enumerate(distinct))
     return float(gains / sum(1 / np.log2(rank + 2) for rank in range(min(SHOWN, len(wanted)))))
 

@@ -12,7 +12,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
 from grr_coca.infer import load
 from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions
-from grr_coca.infer.tags import EVIDENCE, Tagger, TagNumbers, read_tag_numbers, singular, with_beams
+from grr_coca.infer.tags import EVIDENCE, Tagger, TagNumbers, in_singular, read_tag_numbers, with_beams
 from grr_coca.model.shipped_models import FOLDER
 from grr_coca.search.index import Index
 from support import real_pairs
@@ -66,7 +66,7 @@ def test_words_that_say_nothing_alone_are_no_tags():
 def test_a_word_and_its_plural_are_one():
     found = tags(embedding=(1.0, 0.0), captions=())
     assert [tag.text for tag in found if tag.text.startswith("arrow")] == ["arrow"]
-    assert [singular(text) for text in ("arrows up", "gas", "bus stop")] == ["arrow up", "gas", "bus stop"]
+    assert [in_singular(text) for text in ("arrows up", "gas", "bus stop")] == ["arrow up", "gas", "bus stop"]
 
 
 def test_there_are_as_many_as_asked_for():

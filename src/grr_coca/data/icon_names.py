@@ -41,6 +41,12 @@ def words_of_name(name: str) -> str:
     return " ".join(re.split(r"[\W_]+", name)).strip().lower()
 
 
+def singular(word: str) -> str:
+    """An English word without the ending of a regular plural. What looks like a plural loses its ending too, so compare
+    both sides."""
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
 class Styles(NamedTuple):
     """Words of drawing style in the names of one set: those that end names, and those that begin them."""
 

@@ -14,14 +14,19 @@ def clean_caption(caption: str, name: str) -> str:
     Raises:
         BadSample: the caption is empty, or cannot be written as UTF-8; the message names the pair.
     """
-    caption = " ".join(caption.split())
-    try:
-        caption.encode()
-    except UnicodeEncodeError as error:  # JSON can contain half an emoji, such as `\ud83d`
-        raise BadSample(f"{name}: the caption is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
+    caption = _single_spaced(caption, f"{name}: the caption")
     if not caption:
         raise BadSample(f"{name}: the caption is empty; give it a word or remove the pair", Cause.EMPTY_CAPTION)
     return caption
+
+
+def _single_spaced(text: str, what: str) -> str:
+    text = " ".join(text.split())
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # of JSON with half an emoji, or a command line in another encoding
+        raise BadSample(f"{what} is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
+    return text
 
 
 def caption_id(caption: str) -> int:
@@ -52,12 +57,7 @@ def clean_prompt(prompt: str) -> str:
     Raises:
         UserError: it cannot be written as UTF-8.
     """
-    prompt = " ".join(prompt.split())
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:  # a command line in another encoding
-        raise UserError(f"the prompt is not UTF-8 text ({error.reason})") from error
-    return prompt
+    return _single_spaced(prompt, "the prompt")
 
 
 def writable(name: str) -> str:

@@ -19,7 +19,7 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Float
-from grr_coca.data.icon_names import FUNCTION_WORDS
+from grr_coca.data.icon_names import FUNCTION_WORDS, singular
 from grr_coca.infer.generate.captions import Caption
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_folder import TAGS
@@ -114,7 +114,7 @@ class Tagger:
         probabilities = 1 / (1 + np.exp(-evidence @ self._weights))
         found: dict[str, Tag] = {}
         for place in np.argsort(-probabilities, kind="stable"):
-            found.setdefault(singular(words[place]), Tag(words[place], float(probabilities[place])))
+            found.setdefault(in_singular(words[place]), Tag(words[place], float(probabilities[place])))
             if len(found) == count:
                 break
         return tuple(found.values())
@@ -144,9 +144,9 @@ class Tagger:
         return np.log1p(np.array([self._numbers.counts, self._numbers.tag_counts], np.float64).T)
 
 
-def singular(text: str) -> str:
+def in_singular(text: str) -> str:
     """A text by which words that differ in their number alone are known as one: "arrows" and "arrow"."""
-    return " ".join(word[:-1] if word.endswith("s") and len(word) > _MIN_LETTERS else word for word in text.split())
+    return " ".join(map(singular, text.split()))
 
 
 def _words_of(captions: Sequence[Caption]) -> dict[str, float]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
+from grr_coca.data.icon_names import singular
 from grr_coca.search.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, Numbers
 
 _DEVIATION = 5.0
@@ -318,16 +319,12 @@ class _Names(NamedTuple):
 
 
 def _names(words: Sequence[str]) -> _Names:
-    each = [frozenset(map(_singular, name.split())) for name in words]
+    each = [frozenset(map(singular, name.split())) for name in words]
     return _Names(
         sorted=tuple(_sorted(name) for name in words),
         first=each[0] if each else frozenset(),
         all=frozenset().union(*each),
     )
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _lacking(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:

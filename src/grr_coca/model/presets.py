@@ -155,6 +155,8 @@ SIZES = {
 
 OPEN_CLIP_POOLER_HEADS = 8
 
+Preset = Callable[[str | Size], CoCaConfig]
+
 
 def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> TransformerConfig:
     return TransformerConfig(
@@ -212,11 +214,6 @@ def baseline_coca(size: str | Size) -> CoCaConfig:
     )
 
 
-def baseline_rms(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa with RMSNorm in the image encoder."""
-    return _with_image_parts(baseline_coca(size), norm="rms")
-
-
 def baseline_geglu(size: str | Size) -> CoCaConfig:
     """Baseline CoCa with GEGLU in the image encoder, at matched parameters."""
     config = baseline_coca(size)
@@ -224,49 +221,30 @@ def baseline_geglu(size: str | Size) -> CoCaConfig:
     return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
 
 
-def baseline_geglu_4x(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa with GEGLU in the image encoder, hidden width 4 x width: a third more parameters there."""
-    return _with_image_parts(baseline_coca(size), feed_forward="geglu")
+def _arm(preset: Preset, **parts: object) -> Preset:
+    return lambda size: _with_image_parts(preset(size), **parts)
 
 
-def baseline_rope_1d(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa with RoPE over the patches' raster order in the image encoder."""
-    return _with_image_parts(baseline_coca(size), position="rope_1d")
+def _with_image_parts(config: CoCaConfig, **parts: object) -> CoCaConfig:
+    image = config.image_encoder
+    transformer = replace(image.transformer, **parts)  # type: ignore[arg-type]
+    return replace(config, image_encoder=replace(image, transformer=transformer))
 
 
-def baseline_rope_2d(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa with axial RoPE (rows and columns) in the image encoder."""
-    return _with_image_parts(baseline_coca(size), position="rope_2d")
-
-
-def baseline_rms_geglu(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa with RMSNorm and GEGLU in the image encoder: GRR-CoCa except for the positions."""
-    return _with_image_parts(baseline_geglu(size), norm="rms")
-
-
-def baseline_rms_rope_2d(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa with RMSNorm and axial RoPE in the image encoder: GRR-CoCa except for the feed-forwards."""
-    return _with_image_parts(baseline_coca(size), norm="rms", position="rope_2d")
-
-
-def baseline_geglu_rope_2d(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa with GEGLU and axial RoPE in the image encoder: GRR-CoCa except for the norms."""
-    return _with_image_parts(baseline_geglu(size), position="rope_2d")
-
-
-def grr_coca(size: str | Size) -> CoCaConfig:
-    """GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE in the image encoder too."""
-    return _with_image_parts(baseline_geglu(size), norm="rms", position="rope_2d")
-
-
-def grr_coca_geglu_4x(size: str | Size) -> CoCaConfig:
-    """GRR-CoCa with GEGLU's hidden width at 4 x width in the image encoder."""
-    return _with_image_parts(baseline_geglu_4x(size), norm="rms", position="rope_2d")
-
-
-def grr_coca_rope_1d(size: str | Size) -> CoCaConfig:
-    """GRR-CoCa with RoPE over the patches' raster order."""
-    return _with_image_parts(grr_coca(size), position="rope_1d")
+baseline_rms = _arm(baseline_coca, norm="rms")
+baseline_geglu_4x = _arm(baseline_coca, feed_forward="geglu")
+"""GEGLU with a hidden width of 4 x width: a third more parameters in the image encoder."""
+baseline_rope_1d = _arm(baseline_coca, position="rope_1d")
+"""RoPE over the patches' raster order."""
+baseline_rope_2d = _arm(baseline_coca, position="rope_2d")
+"""Axial RoPE: rows and columns."""
+baseline_rms_geglu = _arm(baseline_geglu, norm="rms")
+baseline_rms_rope_2d = _arm(baseline_coca, norm="rms", position="rope_2d")
+baseline_geglu_rope_2d = _arm(baseline_geglu, position="rope_2d")
+grr_coca = _arm(baseline_geglu, norm="rms", position="rope_2d")
+"""GRR-CoCa: GEGLU at matched parameters, RMSNorm and axial RoPE in the image encoder too."""
+grr_coca_geglu_4x = _arm(baseline_geglu_4x, norm="rms", position="rope_2d")
+grr_coca_rope_1d = _arm(grr_coca, position="rope_1d")
 
 
 def grr_coca_parallel(size: str | Size) -> CoCaConfig:
@@ -307,26 +285,23 @@ def open_clip_coca(size: str | Size) -> CoCaConfig:
     )
 
 
-PRESETS: dict[str, Callable[[str | Size], CoCaConfig]] = {
-    preset.__name__: preset
-    for preset in (
-        grr_coca,
-        baseline_coca,
-        coca,
-        baseline_rms,
-        baseline_geglu,
-        baseline_geglu_4x,
-        baseline_rope_1d,
-        baseline_rope_2d,
-        baseline_rms_geglu,
-        baseline_rms_rope_2d,
-        baseline_geglu_rope_2d,
-        grr_coca_geglu_4x,
-        grr_coca_rope_1d,
-        grr_coca_parallel,
-        grr_coca_plus,
-        open_clip_coca,
-    )
+PRESETS: dict[str, Preset] = {
+    "grr_coca": grr_coca,
+    "baseline_coca": baseline_coca,
+    "coca": coca,
+    "baseline_rms": baseline_rms,
+    "baseline_geglu": baseline_geglu,
+    "baseline_geglu_4x": baseline_geglu_4x,
+    "baseline_rope_1d": baseline_rope_1d,
+    "baseline_rope_2d": baseline_rope_2d,
+    "baseline_rms_geglu": baseline_rms_geglu,
+    "baseline_rms_rope_2d": baseline_rms_rope_2d,
+    "baseline_geglu_rope_2d": baseline_geglu_rope_2d,
+    "grr_coca_geglu_4x": grr_coca_geglu_4x,
+    "grr_coca_rope_1d": grr_coca_rope_1d,
+    "grr_coca_parallel": grr_coca_parallel,
+    "grr_coca_plus": grr_coca_plus,
+    "open_clip_coca": open_clip_coca,
 }
 
 
@@ -370,9 +345,3 @@ def size_of(size: str | Size) -> Size:
     if size not in SIZES:
         raise UserError(f"there is no size '{size}'; {nearest(size, SIZES)}")
     return SIZES[size]
-
-
-def _with_image_parts(config: CoCaConfig, **parts: object) -> CoCaConfig:
-    image = config.image_encoder
-    transformer = replace(image.transformer, **parts)  # type: ignore[arg-type]
-    return replace(config, image_encoder=replace(image, transformer=transformer))

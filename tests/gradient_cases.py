@@ -229,7 +229,8 @@ def computed(case: Case, dtype: torch.dtype, size: int) -> tuple[dict[str, Tenso
 
 
 def on_a_rank(tasks: Sequence[Task], folder: Path) -> None:
-    """What this rank makes of its share of the batch: whole gradients, and the losses that it sees."""
+    """What this rank makes of its share of the batch: whole gradients, and the losses that it sees; and what its model
+    computes before, during and after an evaluation with the average."""
     with launched() as ranks:
         seen = {}
         for task in tasks:
@@ -237,6 +238,7 @@ def on_a_rank(tasks: Sequence[Task], folder: Path) -> None:
             if ranks.is_first:
                 save_file(whole, folder / f"{task}.safetensors")
         (folder / f"losses-{ranks.rank}.json").write_text(json.dumps(seen))
+        save_file(_evaluated_with_the_average(ranks), folder / f"passes-{ranks.rank}.safetensors")
         _meet(ranks)
 
 
@@ -252,24 +254,22 @@ def _gradients_on(ranks: Ranks, task: Task) -> tuple[dict[str, Tensor], dict[str
     return whole, {key: value.item() for key, value in losses._asdict().items()}
 
 
-def evaluated_with_the_average(folder: Path) -> None:
+def _evaluated_with_the_average(ranks: Ranks) -> dict[str, Tensor]:
     """What this rank's sharded model computes before, during and after it has its running average for weights."""
-    with launched() as ranks:
-        case = CASES["grr_coca"]
-        model, batch = make_model(case, torch.float64), make_batch(case, torch.float64)
-        parallel = ParallelModel(model, "fsdp", ranks)
-        ema = Ema(model, 0.9)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(1.1)
-        optimizers = Optimizers(model, OptimizerRecipe(), ScheduleRecipe(steps=1, warmup_steps=0))
-        trainer = Trainer(parallel, optimizers, case.losses, nullcontext(), ema)
-        passes = {"before": embed_pairs(model, batch).image}
-        with trainer.averaged():
-            passes["during"] = embed_pairs(model, batch).image
-        passes["after"] = embed_pairs(model, batch).image
-        save_file(passes, folder / f"passes-{ranks.rank}.safetensors")
-        _meet(ranks)
+    case = CASES["grr_coca"]
+    model, batch = make_model(case, torch.float64), make_batch(case, torch.float64)
+    parallel = ParallelModel(model, "fsdp", ranks)
+    ema = Ema(model, 0.9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    optimizers = Optimizers(model, OptimizerRecipe(), ScheduleRecipe(steps=1, warmup_steps=0))
+    trainer = Trainer(parallel, optimizers, case.losses, nullcontext(), ema)
+    passes = {"before": embed_pairs(model, batch).image}
+    with trainer.averaged():
+        passes["during"] = embed_pairs(model, batch).image
+    passes["after"] = embed_pairs(model, batch).image
+    return passes
 
 
 def _meet(ranks: Ranks) -> None:

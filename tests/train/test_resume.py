@@ -55,14 +55,15 @@ def make_job(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(make_job):
-    """What a run leaves that nothing happened to, and how many moments it has; by kind, made when first asked for."""
+    """What a run leaves that nothing happened to, how many moments it has, and its job; by kind, made when first asked
+    for."""
     made = {}
 
     def get(kind):
         if kind not in made:
             job = make_job(kind)
             job.start(partial(drivers.at_moment, 0, 0.0, job.folder / "moments")).finish()
-            made[kind] = job.state(), int((job.folder / "moments").read_text())
+            made[kind] = job.state(), int((job.folder / "moments").read_text()), job
         return made[kind]
 
     return get
@@ -81,7 +82,7 @@ def killed_at_random(job, moments, rng):
 
 
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(make_job, undisturbed):
-    whole, moments = undisturbed(ONE)
+    whole, moments, _ = undisturbed(ONE)
     job = make_job(ONE)
     job.start(partial(drivers.die_before, "micro-batch", 2)).wait()
     assert job.steps() == [], "killed in the middle of the first step"
@@ -138,7 +139,7 @@ def test_two_ranks_that_are_killed_end_in_the_same_bytes(make_job, undisturbed, 
 @pytest.mark.parametrize(("kind", "times"), [(ONE, 20), (DDP, 10), (FSDP, 10)], ids=["alone", "ddp", "fsdp"])
 def test_killed_at_random_moments_a_run_ends_in_the_same_bytes_each_time(make_job, undisturbed, kind, times):
     rng = random.Random(1)
-    whole, moments = undisturbed(kind)
+    whole, moments, _ = undisturbed(kind)
     equal, seen = 0, []
     for _ in range(times):
         job = make_job(kind)
@@ -253,9 +254,8 @@ def test_the_second_interrupt_acts_at_once(make_job):
 # --- Resuming what, and by what
 
 
-def test_a_finished_run_is_left_as_it_is(make_job, undisturbed):
-    job = make_job(ONE)
-    first = job.finish()
+def test_a_finished_run_is_left_as_it_is(undisturbed):
+    first, _, job = undisturbed(ONE)
     before = {path.name: path.stat().st_mtime_ns for path in job.out.glob("checkpoints/*/*")}
     assert differing_files(job.finish(), first) == []
     assert {path.name: path.stat().st_mtime_ns for path in job.out.glob("checkpoints/*/*")} == before

@@ -47,7 +47,7 @@ def test_every_other_image_shows_the_thing_before_it_drawn_by_another(recipe, mi
 
 
 def test_the_loss_of_siblings_is_logged_and_falls(recipe, tmp_path):
-    pretrain(replace(recipe, schedule=replace(recipe.schedule, steps=30)), tmp_path / "run")
+    pretrain(replace(recipe, schedule=replace(recipe.schedule, steps=20)), tmp_path / "run")
     first, *_, last = (row["sibling"] for row in read_metrics(tmp_path / "run", "train"))
     assert last < 0.9 * first
     assert "sibling" not in read_metrics(tmp_path / "run", "val")[0], "it is for training alone"
@@ -59,7 +59,7 @@ def test_without_siblings_nothing_of_them_is_trained_or_logged(recipe, plain, tm
     assert "sibling" not in read_metrics(tmp_path / "run", "train")[0]
 
 
-@pytest.mark.parametrize("keys", [{"share": 0.25}, {"weight": 1.0}, {"weight": 0.0}])
+@pytest.mark.parametrize("keys", [{"share": 0.25}, {"weight": 0.0}])
 def test_each_key_changes_the_weights(recipe, plain, tmp_path, keys):
     changed = weights(pretrain(with_siblings(recipe, **keys), tmp_path / "run"))
     assert len(differing(plain, changed)) > len(plain) // 2

@@ -15,7 +15,7 @@ from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.losses import batch_loss
 
-STEPS = 150
+STEPS = 100
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import yaml
 
 from grr_coca.common.errors import DivergedError
 from grr_coca.study.ledger import Digests, write_digests
-from grr_coca.study.report.numbers import PARTS_OF_PRESET
 from grr_coca.study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name
 from grr_coca.study.running.agenda import Task
 
@@ -19,6 +18,17 @@ STAGES = ("pictograms", "health", "clipart", "glyphs")
 STEPS = (600, 60, 60, 100)
 LEVELS = {"pictograms": (1.5, 1.1), "health": (3.5, 3.4), "clipart": (3.7, 3.9), "glyphs": (2.0, 1.4)}
 """Contrastive and captioning loss of the baseline on `test`."""
+PARTS_OF_PRESET = {
+    "baseline_coca": (),
+    "baseline_rms": ("RMSNorm",),
+    "baseline_geglu": ("GEGLU",),
+    "baseline_rope_2d": ("RoPE",),
+    "baseline_rms_geglu": ("RMSNorm", "GEGLU"),
+    "baseline_rms_rope_2d": ("RMSNorm", "RoPE"),
+    "baseline_geglu_rope_2d": ("GEGLU", "RoPE"),
+    "grr_coca": ("RMSNorm", "GEGLU", "RoPE"),
+}
+"""Parts of GRR-CoCa in the image encoders of presets that are Baseline CoCa otherwise."""
 EFFECTS = {"RMSNorm": 0.002, "GEGLU": -0.006, "RoPE": -0.022}
 """What each part adds to the log of every loss."""
 PRIMARY = tuple(
@@ -97,7 +107,7 @@ def rows_of(arms: Iterable[str], seeds: Iterable[int], deviation: float = 0.008,
 def _row(arm: str, seed: int, stage: str, deviation: float) -> LedgerRow:
     shared = np.random.default_rng([seed, STAGES.index(stage)])
     own = np.random.default_rng([1, seed, STAGES.index(stage), *arm.encode()])
-    parts = PARTS_OF_PRESET.get(arm, frozenset())
+    parts = PARTS_OF_PRESET.get(arm, ())
     shift = sum(EFFECTS[part] for part in parts) * (1 if stage == "pictograms" else 0.4)
     factors = np.exp(shared.normal(0, 0.03, 2) + own.normal(0, deviation, 2) + shift)
     steps = STEPS[STAGES.index(stage)]

@@ -10,7 +10,7 @@ import yaml
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.study.plan import EARLIER_LEDGER, PLAN_FILE, Plan, point_title, points_of, read_plan
-from grr_coca.study.report.verdict import arm_titles
+from grr_coca.study.report.answer import arm_titles
 from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.stages import (
     check_recipes,

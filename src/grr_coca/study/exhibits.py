@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import as_dataset
 from grr_coca.infer.engine.torch import TorchEngine
-from grr_coca.infer.explain import WordMap, caption_maps, caption_picture
+from grr_coca.infer.explain import caption_maps, caption_picture
 from grr_coca.infer.generate import generate
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.coca import evaluating
@@ -31,46 +31,61 @@ _HEAT_MAP_DPI = 70
 
 
 @dataclass(frozen=True)
-class SearchHits:
-    """A query and the indices of the most similar images, best first."""
-
-    query: str
-    indices: list[int]
-
-
-@dataclass(frozen=True)
-class ExplainedImage:
-    """The index of an image in its split, and for each word of the model's caption a heat map of the patches by row."""
-
-    index: int
-    words: list[str]
-    heat: list[list[list[float]]]
-
-
-@dataclass(frozen=True)
 class Exhibits:
-    """What a report shows of a model besides its rows: heat maps, and the images found for each query."""
+    """What a report shows of a model besides its rows.
 
-    heat_maps: list[ExplainedImage]
-    searches: list[SearchHits]
+    - `heat_maps`: for each of some images, its caption (`truth`), the `words` of the model's caption, the `heat` of
+      each word on the patches by row, and the name of the `picture`
+    - `searches`: each `query` with its `hits`, best first, of a `caption` and the name of a `picture`
+    - `pictures`: small WebP files by name
+    """
+
+    heat_maps: list[dict[str, object]] = field(default_factory=list)
+    searches: list[dict[str, object]] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
 
 
-def make_exhibits(run: Path, showcase: str, queries: tuple[str, ...], num_hits: int) -> Exhibits:
+def make_exhibits(arm: str, run: Path, showcase: str, queries: Sequence[str], num_hits: int) -> Exhibits:
     """Compute the exhibits of a pretrained model.
 
     Args:
+        arm: name of its arm.
         run: folder of its run.
         showcase: the split, as for `open_source`.
         queries: texts to search for.
         num_hits: number of images for each query.
     """
-    checkpoint, source = from_pretrained(run), open_source(showcase)
-    return Exhibits(_explain_some(checkpoint, source, _NUM_EXPLAINED), search(checkpoint, source, queries, num_hits))
+    checkpoint, source, shown = from_pretrained(run), open_source(showcase), Exhibits()
+    _explain_some(shown, arm, checkpoint, source)
+    for query, indices in zip(queries, search(checkpoint, source, queries, num_hits), strict=True):
+        hits = [{"caption": source.caption(index), "picture": f"{index}.webp"} for index in indices]
+        shown.searches.append({"query": query, "hits": hits})
+        shown.pictures.update({f"{index}.webp": thumbnail(source[index]) for index in indices})
+    return shown
+
+
+def write_exhibits(out: Path, shown: Mapping[str, Exhibits]) -> None:
+    """Write the exhibits of some models, from which a report shows them.
+
+    Args:
+        out: folder of the demo.
+        shown: exhibits by the name of an arm, all of the same images and queries.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder = out / EXHIBITS
+    folder.mkdir(exist_ok=True)
+    for name, picture in {name: p for exhibits in shown.values() for name, p in exhibits.pictures.items()}.items():
+        write_whole(folder / name, picture)
+    listed = {arm: {"heat_maps": each.heat_maps, "searches": each.searches} for arm, each in shown.items()}
+    content = json.dumps(listed, indent=1, ensure_ascii=False)
+    write_whole(folder / LISTING, content.encode("utf-8", "backslashreplace"))
 
 
 @torch.inference_mode()
-def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], count: int) -> list[SearchHits]:
-    """The `count` most similar images of a split for each query."""
+def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], count: int) -> list[list[int]]:
+    """The indices of the `count` most similar images of a split for each query, best first."""
     model = checkpoint.model
     dataset = as_dataset(checkpoint, source)
     loader = make_loader(dataset, EvaluationOrder(len(dataset), _BATCH_SIZE), num_workers=0)
@@ -78,69 +93,19 @@ def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], c
     with evaluating(model):
         images = torch.cat([model.encode_image(batch.images.to(model.device)).embedding for batch in loader])
         texts = model.encode_text(token_ids, lengths)
-    best = (texts @ images.T).topk(min(count, len(images)), dim=1).indices.tolist()
-    return [SearchHits(query, indices) for query, indices in zip(queries, best, strict=True)]
+    return (texts @ images.T).topk(min(count, len(images)), dim=1).indices.tolist()
 
 
-def _explain_some(checkpoint: Checkpoint, source: PairSource, count: int) -> list[ExplainedImage]:
-    """Heat maps for the captions of `count` images that the report captions too."""
-    drawn = drawn_examples(source, count)
-    decode = checkpoint.preprocess.decode
-    images = [decode(source[index].image, source.name(index)) for index in drawn]
+def _explain_some(shown: Exhibits, arm: str, checkpoint: Checkpoint, source: PairSource) -> None:
+    """Add heat maps for the captions of some images that the report captions too."""
+    drawn = drawn_examples(source, _NUM_EXPLAINED)
+    images = [checkpoint.preprocess.decode(source[index].image, source.name(index)) for index in drawn]
     pixels = np.stack([checkpoint.preprocess(image) for image in images])
     generated = generate(TorchEngine(checkpoint.model, checkpoint.preprocess), checkpoint.tokenizer, pixels)
-    explained: list[ExplainedImage] = []
-    for index, image, (caption, *_) in zip(drawn, images, generated.captions, strict=True):
-        maps = caption_maps(checkpoint, checkpoint.pixels(image), caption.token_ids)
-        heat = [word_map.heat.tolist() for word_map in maps]
-        explained.append(ExplainedImage(index, [word_map.word for word_map in maps], heat))
-    return explained
-
-
-# --- Pictures of them, in the folder of a demo
-
-
-def write_exhibits(out: Path, showcase: str, shown: Mapping[str, Exhibits]) -> None:
-    """Write the exhibits of some models as small pictures with their captions, from which a report shows them.
-
-    Args:
-        out: folder of the demo.
-        showcase: the split, as for `open_source`.
-        shown: exhibits by the name of an arm, all of the same images and queries.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    source, pictures = open_source(showcase), out / EXHIBITS
-    pictures.mkdir(exist_ok=True)
-    listed: dict[str, object] = {}
-    for arm, exhibits in shown.items():
-        maps, searches = [], []
-        for number, explained in enumerate(exhibits.heat_maps):
-            name = f"{arm}-{number}.webp"
-            write_whole(pictures / name, _heat_picture(source, explained))
-            maps.append(
-                {
-                    "truth": source.caption(explained.index),
-                    "words": explained.words,
-                    "heat": explained.heat,
-                    "picture": name,
-                }
-            )
-        for hits in exhibits.searches:
-            found = []
-            for index in hits.indices:
-                write_whole(pictures / f"{index}.webp", thumbnail(source[index]))
-                found.append({"caption": source.caption(index), "picture": f"{index}.webp"})
-            searches.append({"query": hits.query, "hits": found})
-        listed[arm] = {"heat_maps": maps, "searches": searches}
-    content = json.dumps(listed, indent=1, ensure_ascii=False)
-    write_whole(pictures / LISTING, content.encode("utf-8", "backslashreplace"))
-
-
-def _heat_picture(source: PairSource, explained: ExplainedImage) -> bytes:
-    pair = source[explained.index]
-    words = zip(explained.words, explained.heat, strict=True)
-    maps = [WordMap(word, torch.tensor(heat)) for word, heat in words]
-    png = caption_picture(decode_image(pair.image, pair.name), maps, _HEAT_MAP_DPI)
-    return as_webp(Image.open(io.BytesIO(png)).convert("RGB"))
+    for number, (index, image, (caption, *_)) in enumerate(zip(drawn, images, generated.captions, strict=True)):
+        maps, name = caption_maps(checkpoint, checkpoint.pixels(image), caption.token_ids), f"{arm}-{number}.webp"
+        words, heat = [word_map.word for word_map in maps], [word_map.heat.tolist() for word_map in maps]
+        shown.heat_maps.append({"truth": source.caption(index), "words": words, "heat": heat, "picture": name})
+        picture = decode_image(source[index].image, source.name(index))  # in full size, also of an SVG file
+        png = caption_picture(picture, maps, _HEAT_MAP_DPI)
+        shown.pictures[name] = as_webp(Image.open(io.BytesIO(png)).convert("RGB"))

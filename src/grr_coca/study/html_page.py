@@ -3,7 +3,7 @@
 import base64
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from urllib.parse import quote, unquote
 
@@ -11,8 +11,6 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
-
-from grr_coca.study.drawing import COLOURS
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|&])")
 
@@ -28,15 +26,14 @@ def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) ->
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.add_render_rule("image", _image)
-    for name, tag in (("table_open", '<div class="scroll"><table>\n'), ("table_close", "</table></div>\n")):
-        reader.add_render_rule(name, _constant(tag))
+    reader.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
+    reader.add_render_rule("table_close", lambda *_: "</table></div>\n")
     body = reader.render(markdown, {"pictures": pictures})
     style = resources.files("grr_coca.study").joinpath("page.css").read_text("utf-8")
-    colours = f":root {{ --a: {COLOURS[0]}; --b: {COLOURS[1]}; --line: #d9dde2; --soft: #5b6570; }}\n"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{colours}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
     )
 
 
@@ -75,10 +72,3 @@ def _image(_: RendererHTML, tokens: Sequence[Token], index: int, options: Option
     if isinstance(found, str):
         return f'<span class="figure" role="img" aria-label="{alt}">{found}</span>'
     return f'<img src="data:image/webp;base64,{base64.b64encode(found).decode()}" alt="{alt}" title="{alt}">'
-
-
-def _constant(text: str) -> Callable[..., str]:
-    def rule(*_: object) -> str:
-        return text
-
-    return rule

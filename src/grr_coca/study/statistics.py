@@ -1,11 +1,13 @@
 """The statistics of a study: paired differences over seeds, tests, and power.
 
 Two arms that share a seed share the data, their order and the initial weights of equal parts. So arms are compared seed
-by seed.
+by seed, by the natural log of arm over baseline: a difference that does not depend on the metric's unit.
 
 Shapes: S seeds, E endpoints. Leading dimensions, if any, are studies that are computed side by side.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 
@@ -34,72 +36,90 @@ _NUM_QUANTILES = 4000
 # --- Paired differences
 
 
-def log_ratios(arm: Samples, baseline: Samples) -> Samples:
-    """Natural log of arm over baseline, seed by seed: a difference that does not depend on the metric's unit.
-
-    Args:
-        arm: values of a metric, all above zero.
-        baseline: those of the baseline with the same seeds.
-    """
-    return np.log(arm) - np.log(baseline)
-
-
 def as_percent(log_ratio: Numbers) -> Numbers:
     """A log ratio as a change in per cent: ln 0.98 gives −2."""
     return 100 * np.expm1(log_ratio)
 
 
-def t_interval(values: Samples, level: float = LEVEL) -> tuple[Numbers, Numbers]:
-    """Ends of the t interval of the mean (Student, Biometrika 6, 1908); NaN for a single seed.
+def t_test(values: Samples) -> tuple[Numbers, Numbers, Numbers]:
+    """Ends of the 95 % t interval of the mean, and two-sided p of the t test (Student, Biometrika 6, 1908).
 
-    It is exact for any number of seeds if the values are normal.
+    They are exact for any number of seeds if the values are normal. All are NaN for a single seed; p is 1 if all values
+    are zero.
     """
-    if values.shape[-1] < 2:
-        return np.full(values.shape[:-1], np.nan), np.full(values.shape[:-1], np.nan)
+    num_seeds = values.shape[-1]
+    if num_seeds < 2:
+        unknown = np.full(values.shape[:-1], np.nan)
+        return unknown, unknown, unknown
     from scipy import stats  # late: a study of one seed needs none
 
-    mean, error = values.mean(axis=-1), standard_error(values)
-    width = stats.t.ppf((1 + level) / 2, values.shape[-1] - 1) * error
-    return mean - width, mean + width
+    mean, error = values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(num_seeds)
+    width = stats.t.ppf((1 + LEVEL) / 2, num_seeds - 1) * error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stats.t.sf(np.abs(mean / error), num_seeds - 1)
+    return mean - width, mean + width, np.where((mean == 0) & (error == 0), 1.0, p)
 
 
-def standard_error(values: Samples) -> Numbers:
-    """Standard error of the mean, from the sample standard deviation (n − 1); NaN for a single seed."""
-    count = values.shape[-1]
-    if count < 2:
-        return np.full(values.shape[:-1], np.nan)
-    return values.std(axis=-1, ddof=1) / np.sqrt(count)
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """A change in per cent over several seeds. Fields that need two seeds are None for a single one.
+
+    - `changes`: of each of the `seeds`; `change`: from the mean of their log ratios
+    - `low`, `high`: 95 % t interval
+    - `p_t`: two-sided p of the t test, not corrected for several endpoints
+    - `deviation`: standard deviation over seeds
+    - `is_equivalent`: the interval lies within ± 2 %
+    """
+
+    seeds: tuple[int, ...]
+    changes: tuple[float, ...]
+    change: float
+    low: float | None
+    high: float | None
+    p_t: float | None
+    deviation: float | None
+    is_equivalent: bool
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends; None for a single seed."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+def effect_of(seeds: Sequence[int], log_ratios: Float[np.ndarray, " S"]) -> Effect:
+    """The effect from a log ratio for each seed, of which there is one or more."""
+    low, high, p = t_test(log_ratios)
+    ends = float(as_percent(low)), float(as_percent(high))
+    return Effect(
+        seeds=tuple(seeds),
+        changes=tuple(np.asarray(as_percent(log_ratios)).tolist()),
+        change=float(as_percent(log_ratios.mean())),
+        low=finite(ends[0]),
+        high=finite(ends[1]),
+        p_t=finite(p),
+        deviation=finite(100 * log_ratios.std(ddof=1)) if len(log_ratios) > 1 else None,
+        is_equivalent=is_equivalent(*ends),
+    )
+
+
+def finite(number: Numbers) -> float | None:
+    """A number as a float; None if it is NaN or infinite."""
+    return float(number) if np.isfinite(number) else None
+
+
+def percentiles(log_ratios: Float[np.ndarray, " R"]) -> tuple[float, float]:
+    """Ends of the 95 % percentile interval of a bootstrap's draws, in per cent."""
+    low, high = np.quantile(log_ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(as_percent(low)), float(as_percent(high))
 
 
 def is_equivalent(low: float, high: float) -> bool:
-    """True if an interval lies within ± `MARGIN` per cent: the arms are equivalent.
+    """True if an interval in per cent lies within ± `MARGIN`: the arms are equivalent.
 
     This is the test of equivalence by two one-sided tests (TOST; Schuirmann, Journal of Pharmacokinetics and
     Biopharmaceutics 15, 1987). With an interval of 95 %, each of them has a level of 2.5 %.
-
-    Args:
-        low: lower end, a log ratio.
-        high: upper end.
     """
-    return bool(as_percent(low) > -MARGIN and as_percent(high) < MARGIN)
-
-
-# --- Tests
-
-
-def t_test_p(values: Samples) -> Numbers:
-    """Two-sided p of the one-sample t test (Student, Biometrika 6, 1908), by which verdicts are given.
-
-    NaN for a single seed, 1 if all values are zero.
-    """
-    if values.shape[-1] < 2:
-        return np.full(values.shape[:-1], np.nan)
-    from scipy import stats  # late: a study of one seed needs none
-
-    mean, error = values.mean(axis=-1), standard_error(values)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stats.t.sf(np.abs(mean / error), values.shape[-1] - 1)
-    return np.where((mean == 0) & (error == 0), 1.0, p)
+    return low > -MARGIN and high < MARGIN
 
 
 def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studies E"]:
@@ -110,11 +130,9 @@ def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studi
     counts as one of the E.
     """
     order = np.argsort(p_values, axis=-1)  # NaN last
-    count = p_values.shape[-1]
-    ordered = np.take_along_axis(p_values, order, axis=-1) * np.arange(count, 0, -1)
-    adjusted = np.minimum(np.maximum.accumulate(ordered, axis=-1), 1.0)
-    result = np.empty_like(adjusted)
-    np.put_along_axis(result, order, adjusted, axis=-1)
+    ordered = np.take_along_axis(p_values, order, axis=-1) * np.arange(p_values.shape[-1], 0, -1)
+    result = np.empty_like(ordered)
+    np.put_along_axis(result, order, np.minimum(np.maximum.accumulate(ordered, axis=-1), 1.0), axis=-1)
     return result
 
 
@@ -138,20 +156,16 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     from scipy import optimize, stats
 
     critical = stats.t.isf(SIGNIFICANCE_LEVEL / num_endpoints / 2, num_seeds - 1)
-    return float(optimize.brentq(lambda effect: _t_power(effect, num_seeds, critical) - _POWER, 0.0, 1000.0))
-
-
-def _t_power(effect: float, num_seeds: int, critical: float) -> float:
-    """Probability that |t| exceeds its critical value, if the true mean is `effect` standard deviations.
-
-    t is a normal number over the sample deviation, which is independent of it: the mean over the deviation's quantiles.
-    """
-    from scipy import stats
-
+    # t is a normal number over the sample deviation, which is independent of it: the power is a mean over quantiles of
+    # the deviation.
     quantiles = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     widths = critical * np.sqrt(stats.chi2.ppf(quantiles, num_seeds - 1) / (num_seeds - 1))
-    centre = effect * np.sqrt(num_seeds)
-    return float(np.mean(stats.norm.sf(widths - centre) + stats.norm.cdf(-widths - centre)))
+
+    def power(effect: float) -> float:
+        centre = effect * np.sqrt(num_seeds)
+        return float(np.mean(stats.norm.sf(widths - centre) + stats.norm.cdf(-widths - centre)))
+
+    return float(optimize.brentq(lambda effect: power(effect) - _POWER, 0.0, 1000.0))
 
 
 @lru_cache

@@ -319,7 +319,7 @@ def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, 
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("grr_coca.study.demo.folder.make_exhibits", lambda *arguments: Exhibits([], []))
+    monkeypatch.setattr("grr_coca.study.demo.folder.make_exhibits", lambda *arguments: Exhibits())
     monkeypatch.setattr("grr_coca.study.exhibits.write_whole", full)
     plan = load_demo(write_plan())
     write_study(tmp_path, yaml.safe_load((tmp_path / "plan.yaml").read_text()), rows_of(PRESETS, [0]))

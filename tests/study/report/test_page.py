@@ -11,8 +11,7 @@ from PIL import Image
 from grr_coca.cli import main
 from grr_coca.study.demo.folder import make_folder
 from grr_coca.study.plan import DemoPlan, read_plan
-from grr_coca.study.report.page import write_study_report
-from grr_coca.study.report.tables import Table, as_markdown
+from grr_coca.study.report.page import p_in_words, signed, write_study_report
 from grr_coca.study.rows import CaptionedExample
 from synthetic_study import arm, plan, rows_of, write_study
 
@@ -69,47 +68,49 @@ def reported(tmp_path_factory):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Drawing takes seconds, and other tests look at what is drawn."""
-    monkeypatch.setattr("grr_coca.study.report.page.study_figures", lambda *_: {})
+    for name in ("forest_plot", "learning_curves"):
+        monkeypatch.setattr(f"grr_coca.study.report.page.{name}", lambda *_: "")
 
 
-def test_the_page_begins_with_the_answer(reported):
+def test_numbers_are_told_with_a_sign():
+    assert [signed(x) for x in (-2.44, 0.31, -0.04)] == ["−2.4", "+0.3", "0.0"]
+    assert [p_in_words(p) for p in (0.0004, 2 / 256, None)] == ["< 0.001", "0.008", "–"]
+
+
+def test_the_page_begins_with_the_answer_and_needs_nothing_else(reported):
     folder, said = reported
     text = (folder / "report.html").read_text()
-    body = text.partition("<body>")[2]
-    begins = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body[:3000])).strip()
-    assert begins.startswith("Is GRR-CoCa better than Baseline CoCa? GRR-CoCa is better than Baseline CoCa in all 6")
-    assert said.splitlines()[1] == "GRR-CoCa is better than Baseline CoCa in all 6 primary endpoints."
-
-
-def test_the_page_needs_nothing_else(reported):
-    page = Page((reported[0] / "report.html").read_text())
+    begins = re.sub(r"<[^>]+>", " ", text.partition("<body>")[2][:500]).split()
+    told = "Is GRR-CoCa better than Baseline CoCa? Better in 6 of 6 primary endpoints."
+    assert " ".join(begins).startswith(told)
+    assert " ".join(said.splitlines()[:2]) == told
+    page = Page(text)
     assert page.open == []
     assert [address for address in page.addresses if not address.startswith(("#", "data:"))] == []
 
 
 def test_the_page_has_every_figure_and_table(reported):
-    text = (reported[0] / "report.html").read_text()
-    # Forests of both kinds of endpoints and of both phases, curves of four stages.
-    assert text.count("<svg") == text.count('class="figure"') == 2 + 2 + 4
-    for title in (
-        "Primary endpoints",
-        "Secondary endpoints",
-        "Every arm, after",
-        "Learning curves",
-        "Cost",
-        "Settings",
-    ):
-        assert f"<h2>{title}" in text
-    assert "not finished" not in text.lower()
-    assert re.search(r"lr 0\.003</td>\n<td[^>]*>3\.\d+", text), "every trial is told with its score"
-
-
-def test_the_markdown_shows_the_same_with_figures_beside_it(reported):
-    text = (reported[0] / "report.md").read_text()
+    page, text = ((reported[0] / f"report.{kind}").read_text() for kind in ("html", "md"))
+    # Forests of the endpoints and of both phases, curves of four stages.
     shown = re.findall(r"!\[[^\]]*\]\((figures/[^)]+)\)", text)
-    assert len(shown) == 8
+    assert len(shown) == page.count("<svg") == page.count('class="figure"') == 1 + 2 + 4
     assert all((reported[0] / path).read_text().startswith("<svg") for path in shown)
+    titles = re.findall(r"<h2>(\w+)", page)
+    assert titles == ["Endpoints", "Every", "Every", "Learning", "Cost", "Settings", "Captions", "How"]
+    assert "not finished" not in page.lower()
+    assert re.search(r"lr 0\.003</td>\n<td[^>]*>3\.\d+", page), "every trial is told with its score"
     assert "![snowman.png](showcase/pictograms/snowman.png.webp)" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| CoCa loss after pretraining"))
+    assert "| better |" in re.sub(" +", " ", line)
+
+
+def test_columns_without_a_number_are_left_out(tmp_path):
+    folder = write_study(tmp_path, plan(ARMS[:2], 1), rows_of(ARMS[:2], [0], training_flops=2_500_000_000_000))
+    said = write_study_report(folder, folder)
+    (heads,) = (line for line in said.splitlines() if line.startswith("| endpoint"))
+    assert [head.strip() for head in heads.split("|")[4:-1]] == ["change, %", "over images", "seeds", "verdict"]
+    text = (folder / "report.md").read_text()
+    assert len(re.findall(r"\| +10\.00 \|", text)) == 2, "TFLOP of four stages, of both arms"
 
 
 def test_captions_of_both_models_stand_side_by_side_with_the_image(reported):
@@ -137,17 +138,6 @@ def test_results_are_for_programs(reported):
     assert found["effect"]["low"] < found["effect"]["change"] < found["effect"]["high"] < 0
 
 
-def test_tables_are_markdown(reported):
-    lines = (reported[0] / "report.md").read_text().splitlines()
-    tables = [line for line in lines if line.startswith("|")]
-    assert any(line.startswith("| CoCa loss after pretraining") and "better" in line for line in tables)
-    made = as_markdown(Table("", ("arm", "change"), (("one", "−1.0"), ("three", "+10.0"))))
-    assert made == "| arm   | change |\n| ----- | -----: |\n| one   |   −1.0 |\n| three |  +10.0 |\n"
-    assert as_markdown(Table("", ("a|b",), (("c|d",),))) == "| a\\|b |\n| ---- |\n| c\\|d |\n", "a bar parts no cell"
-    one_seed = Table("", ("arm", "change", "interval"), (("one", "−1.0", "–"), ("two", "–", "–")))
-    assert as_markdown(one_seed) == "| arm | change |\n| --- | -----: |\n| one |   −1.0 |\n| two |      – |\n"
-
-
 def test_what_people_and_models_say_is_text_on_the_page(tmp_path):
     said = "<b>a</b> | *b* [c](javascript:d) &amp; `e` ![f](g)\n# h"
     shown = (CaptionedExample("a|b*.png", (said,), said),)
@@ -167,7 +157,7 @@ def test_the_command_reports_on_half_a_study(tmp_path, capsys):
     assert main(["study", "report", str(folder), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "So far, with 2 of 8 seeds complete" in said
-    assert "grr_coca: all stages of seeds 2, 3, 4, 5, 6, 7" in said
+    assert "grr_coca, health, seeds: 2, 3, 4, 5, 6, 7" in said
     assert "half.json: is not a row and does not count" in said
     text = (tmp_path / "out" / "report.html").read_text()
     assert "<strong>Not finished:</strong> 16 of 64 stages are done" in text
@@ -180,7 +170,7 @@ def test_a_report_may_compare_with_another_arm_than_the_plans_baseline(tmp_path,
     folder = write_study(tmp_path, plan(pair), rows_of(pair, range(8)))
     assert main(["study", "report", str(folder), "--over", "grr_coca"]) == 0
     said = capsys.readouterr().out
-    assert "Baseline CoCa is worse than GRR-CoCa in all 6 primary endpoints." in said
+    assert "Is Baseline CoCa better than GRR-CoCa?\nWorse in 6 of 6 primary endpoints." in said
     assert "compared with grr_coca; the plan names baseline_coca as the baseline" in said
     assert f"report: {folder / 'over-grr_coca' / 'report.html'}" in said
     before = sorted(folder.rglob("*"))
@@ -200,20 +190,12 @@ def test_an_image_whose_name_is_not_utf_8_is_on_the_page(tmp_path):
 
 def test_a_study_without_a_pair_still_has_a_page(tmp_path):
     folder = write_study(tmp_path, plan(ARMS[:2]), rows_of(ARMS[:1], [0]))
-    assert "No answer yet" in write_study_report(folder, folder)
+    assert "nothing to compare in 6 of 6" in write_study_report(folder, folder)
     assert Page((folder / "report.html").read_text()).open == []
 
 
-def test_a_demos_folder_is_a_study_of_one_seed(tmp_path, capsys):
-    demo = plan(ARMS[:2], 1, queries=["snowman"], num_hits=4)
-    folder = write_study(tmp_path, demo, rows_of(ARMS[:2], [0]))
-    assert "Not enough seeds to decide" in write_study_report(folder, folder)
-    assert main(["study", "status", str(folder)]) == 0
-    assert "finished of 1 seed" in capsys.readouterr().out
-
-
 @pytest.mark.usefixtures("without_figures")
-def test_the_report_on_a_demo_has_its_pictures_and_needs_no_scipy(tmp_path, monkeypatch):
+def test_the_report_on_a_demo_has_its_pictures_and_needs_no_scipy(tmp_path, monkeypatch, capsys):
     for name in ("scipy", "scipy.stats", "scipy.optimize"):
         monkeypatch.setitem(sys.modules, name, None)
     demo = plan(ARMS[:2], 1, queries=["snowman"], num_hits=1)
@@ -225,7 +207,9 @@ def test_the_report_on_a_demo_has_its_pictures_and_needs_no_scipy(tmp_path, monk
         "searches": [{"query": "snow|man", "hits": [{"caption": "snow", "picture": "7.webp"}]}],
     }
     (folder / "exhibits" / "exhibits.json").write_text(json.dumps(dict.fromkeys(ARMS[1::-1], shown)))
-    write_study_report(folder, folder)
+    assert "Undecided in 6 of 6 primary endpoints" in write_study_report(folder, folder)
+    assert main(["study", "status", str(folder)]) == 0
+    assert "finished of 1 seed" in capsys.readouterr().out
     text = (folder / "report.html").read_text()
     assert "One seed is not a claim" in text
     assert "<h3>a *cat*</h3>" in text
@@ -244,7 +228,7 @@ def test_every_split_has_a_line_and_the_domains_their_mean(reported):
     assert (first["model"]["coca_loss"], first["baseline"]["coca_loss"]) == pytest.approx(
         (found["arm_value"], found["baseline_value"])
     )
-    assert "| average of 3 domains |" in (reported[0] / "report.md").read_text()
+    assert "\naverage of 3 domains │ " in (reported[0] / "report.md").read_text()
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path, capsys):

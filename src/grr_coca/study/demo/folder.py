@@ -25,9 +25,8 @@ from grr_coca.study.demo.plan import arm_names, demo_recipes
 from grr_coca.study.exhibits import make_exhibits, write_exhibits
 from grr_coca.study.ledger import DIGESTS_FILE, read_ledger
 from grr_coca.study.plan import PLAN_FILE, DemoPlan, read_plan, stage_names
-from grr_coca.study.report.numbers import study_results
+from grr_coca.study.report.numbers import split_rows
 from grr_coca.study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
-from grr_coca.study.report.tables import split_rows
 from grr_coca.study.rows import ROWS_FOLDER
 from grr_coca.study.running.run import Place, write_plan
 from grr_coca.study.running.workers import Workers
@@ -116,13 +115,13 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
     showcase = str(demo_recipes(plan)[pretraining].data.test[plan.showcase])
     shown = workers.all(
         [
-            workers.submit(make_exhibits, out / name / pretraining, showcase, plan.queries, plan.num_hits)
+            workers.submit(make_exhibits, name, out / name / pretraining, showcase, plan.queries, plan.num_hits)
             for name in names
         ]
     )
-    table = format_table(split_rows(plan, ledger, study_results(plan, ledger)), names)
+    table = format_table(split_rows(plan, ledger), names)
     with _disk_errors(out, "free some space; the same command then continues from what was trained"):
-        write_exhibits(out, showcase, dict(zip(names, shown, strict=True)))
+        write_exhibits(out, dict(zip(names, shown, strict=True)))
         write_whole(out / "table.txt", f"{table}\n".encode())
         write_study_report(out, out)
     return table

@@ -5,36 +5,33 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
+
+import numpy as np
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import read_json, write_whole
-from grr_coca.evaluate.table import Row
+from grr_coca.evaluate.table import Row, format_table
 from grr_coca.study.html_page import escaped, html_page, markdown_picture, markdown_table
-from grr_coca.study.ledger import Ledger, read_ledger
-from grr_coca.study.plan import Plan, compared_with, plan_of_folder, showcase_of, stage_names
-from grr_coca.study.report.figures import main_and_baseline, study_figures
-from grr_coca.study.report.grid import (
-    GridResults,
-    grid_as_plain,
-    grid_figure,
-    grid_results,
-    grid_tables,
-    with_choice_drawn,
+from grr_coca.study.ledger import Ledger, cost, read_ledger
+from grr_coca.study.plan import (
+    Plan,
+    compared_with,
+    plan_of_folder,
+    point_title,
+    search_seeds,
+    showcase_of,
+    split_endpoint,
+    stage_names,
 )
-from grr_coca.study.report.numbers import PHASE_TITLES, StudyResults, study_results
-from grr_coca.study.report.tables import (
-    Table,
-    arms_tables,
-    as_markdown,
-    cost_table,
-    endpoint_table,
-    settings_table,
-    split_rows,
-    splits_table,
-)
-from grr_coca.study.report.verdict import Answer, answer, arm_titles
+from grr_coca.study.report.answer import answer, arm_titles
+from grr_coca.study.report.endpoints import PHASES, Interval, lower_is_better, metric_title, title
+from grr_coca.study.report.figures import Panel, forest_plot, grid_curves, learning_curves
+from grr_coca.study.report.grid import GridResults
+from grr_coca.study.report.numbers import EndpointResult, StudyResults, split_rows, study_results
 from grr_coca.study.rows import LedgerRow
+from grr_coca.study.statistics import Effect
 from grr_coca.study.thumbnails import EXHIBITS, LISTING, thumbnail_path
 
 RESULTS_FILE, REPORT_FILE, PAGE_FILE = "results.json", "report.md", "report.html"
@@ -50,7 +47,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         over: the arm with which the others are compared; None: the plan's baseline.
 
     Returns:
-        The answer and the table of primary endpoints, for a terminal.
+        The answer and the table of endpoints, for a terminal.
 
     Raises:
         UserError: the folder is not a study, its plan or ledger is invalid, or the plan has no arm `over`.
@@ -58,232 +55,331 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     planned = plan_of_folder(folder)
     plan = compared_with(planned, over)
     ledger = read_ledger(folder, plan)
-    results = with_choice_drawn(plan, ledger, study_results(plan, ledger))
+    results, splits = study_results(plan, ledger), split_rows(plan, ledger)
     if plan.baseline != planned.baseline:
         note = (
             f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline. p values are corrected "
             "for the endpoints of one comparison, not for several comparisons"
         )
         results = replace(results, notes=(*results.notes, note))
-    grids = grid_results(plan, ledger)
-    splits = split_rows(plan, ledger, results)
     plain = to_dict(results) | {"splits": [_plain_row(each) for each in splits]}
-    if grids:
-        plain["grids"] = [grid_as_plain(found) for found in grids]
     write_whole(out / RESULTS_FILE, _encoded(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
-    answered = answer(plan, results)
-    report = _Report(answered, results)
-    drawn = study_figures(plan, ledger, results)
-    _add_answer(report, plan, grids, drawn)
+    answered, page = answer(plan, results), _Page(out, arm_titles(plan))
+    page.add(f"# {escaped(answered.question)}", f"**{escaped(answered.headline)}.**")
+    if not results.is_complete:
+        page.add(
+            f"**Not finished:** {results.num_rows} of {results.num_planned_rows} stages are done; {results.num_seeds} "
+            f"of {results.num_planned_seeds} seeds have all stages of the two arms. Numbers will change."
+        )
+    page.add_list(answered.cautions)
+    for number, found in enumerate(results.grids):
+        _add_grid(page, found, number)
+    endpoints = _add_endpoints(page, results)
+    if len(results.begun_arms) > 1:
+        _add_arms(page, plan, results)
     if splits:
-        report.add_table(splits_table(plan, splits, results))
-    _add_curves(report, drawn)
-    _add_rest(report, plan, ledger)
-    _add_captions(report, plan, ledger.rows, folder, out)
-    _add_exhibits(report, plan, folder, out)
-    _add_notes(report)
-    (out / FIGURES).mkdir(exist_ok=True)
-    for name, svg in report.figures.items():
-        write_whole(out / name, _encoded(svg))
-    write_whole(out / REPORT_FILE, _encoded(report.text))
-    write_whole(out / PAGE_FILE, _encoded(html_page(answered.question, report.text, report.pictures)))
-    return _for_terminal(plan, results, answered)
+        page.add("## Every split", f"```\n{format_table(splits, results.pair)}\n```")
+    _add_curves(page, plan, ledger, results)
+    _add_costs(page, results)
+    if ledger.tried:
+        _add_settings(page, plan, ledger)
+    for stage in stage_names(plan):
+        _add_captions(page, plan, [row for row in ledger.rows if row.stage == stage], results.pair, folder)
+    if (folder / EXHIBITS / LISTING).is_file():
+        _add_exhibits(page, plan, folder / EXHIBITS)
+    page.add(resources.files("grr_coca.study.report").joinpath("reading.md").read_text("utf-8"))
+    for heading, lines in (("Missing", results.missing), ("Notes", results.notes)):
+        if lines:
+            page.add(f"## {heading}")
+            page.add_list(lines)
+    page.write(answered.question)
+    unfinished = [f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:"]
+    unfinished += [f"  {line}" for line in results.missing]
+    said = [answered.question, f"{answered.headline}.", "", *answered.cautions, endpoints]
+    return "\n".join([*said, *([] if results.is_complete else unfinished), *results.notes])
 
 
-class _Report:
-    """The report as Markdown, section by section, with its pictures by their addresses."""
+class _Page:
+    """The report as Markdown, with its pictures by their addresses."""
 
-    def __init__(self, answered: Answer, results: StudyResults) -> None:
-        self.results = results
-        self.figures: dict[str, str] = {}
-        self.pictures: dict[str, str | bytes] = {}
-        self._parts = [f"# {escaped(answered.question)}\n\n**{escaped(answered.headline)}.**\n"]
-        if not results.is_complete:
-            self._parts.append(
-                f"**Not finished:** {results.num_rows} of {results.num_planned_rows} stages are done; "
-                f"{results.num_seeds} of {results.num_planned_seeds} seeds have all stages of the two arms. Numbers "
-                "will change.\n"
-            )
-        if answered.cautions:
-            self._parts.append("".join(f"- {escaped(caution)}\n" for caution in answered.cautions))
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return "\n".join(self._parts)
+    def __init__(self, out: Path, titles: Mapping[str, str]) -> None:
+        self.titles = titles
+        self._out = out
+        self._parts: list[str] = []
+        self._pictures: dict[str, str | bytes] = {}
 
     def add(self, *parts: str) -> None:
-        """Add paragraphs, headings or tables."""
+        """Add headings, paragraphs or tables."""
         self._parts += parts
 
-    def add_table(self, table: Table, level: str = "##") -> None:
-        """Add a table with its title and note."""
-        self.add(f"{level} {escaped(table.title)}\n", as_markdown(table), *([f"{table.note}\n"] if table.note else []))
+    def add_list(self, lines: Sequence[str]) -> None:
+        """Add lines as a list, if there are any."""
+        if lines:
+            self.add("\n".join(f"- {escaped(line)}" for line in lines))
 
-    def add_figure(self, alt: str, name: str, svg: str | None) -> None:
-        """Add a figure, if there is one."""
+    def add_table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        """Add a table of numbers, without columns that say nothing, such as intervals of a single seed."""
+        told = [number for number, cells in enumerate(zip(*rows, strict=True)) if {*cells} != {"–"}]
+        table = markdown_table([heads[i] for i in told], [[row[i] for i in told] for row in rows], of_numbers=True)
+        self.add(table)
+        return table
+
+    def add_figure(self, alt: str, name: str, svg: str) -> None:
+        """Add a figure, unless it is empty."""
         if svg:
             address = f"{FIGURES}/{name}.svg"
-            self.figures[address] = self.pictures[address] = svg
-            self.add(f"{markdown_picture(alt, address)}\n")
+            self._pictures[address] = svg
+            self.add(markdown_picture(alt, address))
+
+    def thumbnail(self, path: Path, alt: str) -> str:
+        """A thumbnail in Markdown, or its name if there is none."""
+        if not path.is_file():
+            return escaped(alt)
+        address = Path(os.path.relpath(path, self._out)).as_posix()
+        self._pictures[address] = path.read_bytes()
+        return markdown_picture(alt, address)
+
+    def write(self, question: str) -> None:
+        """Write the report as Markdown with its figures, and in HTML."""
+        text = "\n\n".join(part.strip("\n") for part in self._parts) + "\n"
+        (self._out / FIGURES).mkdir(exist_ok=True)
+        for address, picture in self._pictures.items():
+            if isinstance(picture, str):
+                write_whole(self._out / address, _encoded(picture))
+        write_whole(self._out / REPORT_FILE, _encoded(text))
+        write_whole(self._out / PAGE_FILE, _encoded(html_page(question, text, self._pictures)))
 
 
-def _add_answer(report: _Report, plan: Plan, grids: Sequence[GridResults], drawn: Mapping[str, str]) -> None:
-    """Each arm with a grid over the baseline, and the endpoints of the first arm, at its best points."""
-    results = report.results
-    for number, found in enumerate(grids):
-        report.add(f"## {escaped(found.model.title)} at its best settings\n")
-        report.add_figure("Losses by settings, and the change at each", f"grid-{number}", grid_figure(found))
-        for table in grid_tables(found):
-            report.add_table(table, "###")
-    for kind in ("primary", "secondary"):
-        table = endpoint_table(plan, results, primary=kind == "primary")
-        if table.rows:
-            report.add_table(table)
-            report.add_figure(f"Change of each {kind} endpoint with its interval", kind, drawn.get(kind))
-    if len(results.begun_arms) > 1:
-        for (phase, _), table in zip(_phases(plan), arms_tables(plan, results), strict=True):
-            report.add_table(table)
-            report.add_figure("Change of every arm with its interval", f"arms-{phase}", drawn.get(f"arms-{phase}"))
+# --- Endpoints
 
 
-def _add_curves(report: _Report, drawn: Mapping[str, str]) -> None:
-    curves = {name: svg for name, svg in drawn.items() if name.startswith("curves-")}
-    if curves:
-        report.add("## Learning curves\n", "Losses on `val`. Lines are means over seeds, bands their range.\n")
-    for name, svg in curves.items():
-        report.add_figure(f"Validation losses of {name.removeprefix('curves-')} by step", name, svg)
+def _add_endpoints(page: _Page, results: StudyResults) -> str:
+    """The endpoints of the first arm against the baseline. Returns the table."""
+    endpoints, (arm, baseline) = results.arms[0].endpoints, (page.titles[name] for name in results.pair)
+    heads = ["endpoint", arm, baseline, "change, %", "95 % interval", "over images", "over both", "seeds", "p"]
+    heads += ["p, corrected", "with the choice drawn", "verdict", "detectable, %"]
+    page.add(f"## Endpoints on the split {escaped(results.split)}")
+    table = page.add_table(heads, [_endpoint_cells(result) for result in endpoints])
+    panels = [
+        Panel(name, [r.effect if lower_is_better(r.endpoint) is lower else None for r in endpoints], lower)
+        for name, lower in (("losses", True), ("recall, captions", False))
+    ]
+    labels = [title(result.endpoint) for result in endpoints]
+    page.add_figure("Change of each endpoint", "endpoints", forest_plot(labels, panels, f"change over {baseline}"))
+    return table
 
 
-def _phases(plan: Plan) -> list[tuple[str, str]]:
-    """The phases of the primary endpoints, in the order of `arms_tables`."""
-    phases = dict.fromkeys(name.partition("/")[0] for name in plan.endpoints.primary)
-    return [(phase, PHASE_TITLES[phase]) for phase in phases]
+def _endpoint_cells(result: EndpointResult) -> list[str]:
+    effect = result.effect
+    return [
+        title(result.endpoint),
+        *("–" if value is None else f"{value:.4g}" for value in (result.arm_value, result.baseline_value)),
+        signed(effect.change) if effect else "–",
+        *map(_ends, (effect.interval if effect else None, result.over_images, result.over_both)),
+        str(result.num_seeds),
+        p_in_words(effect.p_t if effect else None),
+        p_in_words(result.p_holm),
+        _ends(result.with_choice),
+        result.verdict if result.is_primary else "–",
+        "–" if result.smallest_shown is None else f"{result.smallest_shown:.1f}",
+    ]
 
 
-def _add_rest(report: _Report, plan: Plan, ledger: Ledger) -> None:
-    """Cost, machines and grids."""
-    results = report.results
+def _add_arms(page: _Page, plan: Plan, results: StudyResults) -> None:
+    """All arms against the baseline on the primary endpoints."""
+    arms, over = results.begun_arms, f"change over {page.titles[results.baseline]}"
+    page.add(f"## Every arm, {escaped(over)} in %")
+    page.add_table(
+        ["arm", *map(title, plan.endpoints.primary)],
+        [
+            [page.titles[arm.arm], *(_effect_cell(r.effect, r.verdict in ("better", "worse")) for r in arm.primary)]
+            for arm in arms
+        ],
+    )
+    for phase, when in PHASES.items():
+        panels = [
+            Panel(metric_title(name), [arm.primary[place].effect for arm in arms], lower_is_better(name))
+            for place, name in enumerate(plan.endpoints.primary)
+            if split_endpoint(name)[0] == phase
+        ]
+        plot = forest_plot([page.titles[arm.arm] for arm in arms], panels, f"{over} {when}")
+        page.add_figure(f"Change of every arm {when}", f"arms-{phase}", plot)
+
+
+def _add_grid(page: _Page, found: GridResults, number: int) -> None:
+    """An arm at its best point against the baseline at its own, and both at each point."""
+    sides = [
+        f"{page.titles[curve.arm]} at {point_title(curve.best)}" if curve.best else page.titles[curve.arm]
+        for curve in (found.model, found.baseline)
+    ]
+    metric, best = metric_title(found.endpoint), found.best
+    page.add(f"## {escaped(page.titles[found.model.arm])} at its best settings")
+    page.add_figure("Losses by settings", f"grid-{number}", grid_curves(found, page.titles))
+    rows = [[" and ".join(sides), _effect_cell(best.effect), _ends(found.best_over_both), _ends(best.interval)]]
+    for at in found.at_points:
+        rows.append([f"both at {point_title(at.point)}", _effect_cell(at.effect), _ends(at.over_both), "–"])
+    if found.interaction is not None:
+        rows.append(["more for each doubling", _effect_cell(found.interaction), "–", "–"])
+    page.add_table(["settings", f"change of {metric}, %", "over both", "with the choice drawn"], rows)
+    if best.kept is not None:
+        page.add(f"{100 * best.kept:.0f} % of the draws of {len(found.seeds)} seeds chose these best settings.")
+    labels = [*(point_title(at.point) for at in found.at_points), "each at its best, the choice drawn"]
+    effects = [*(at.effect for at in found.at_points), replace(best.effect, low=best.low, high=best.high)]
+    plot = forest_plot(labels, [Panel(metric, effects, lower_is_better(found.endpoint))], f"change over {sides[1]}")
+    page.add_figure("Change at each point", f"grid-{number}-changes", plot)
+
+
+# --- Curves, cost, settings
+
+
+def _add_curves(page: _Page, plan: Plan, ledger: Ledger, results: StudyResults) -> None:
+    stages = {stage: [r for r in ledger.rows if r.stage == stage and r.curve] for stage in stage_names(plan)}
+    if any(stages.values()):
+        page.add("## Learning curves")
+    for stage, rows in stages.items():
+        if rows:
+            plot = learning_curves(rows, {arm: page.titles[arm] for arm in results.pair})
+            page.add_figure(f"Validation losses of {stage} by step", f"curves-{stage}", plot)
+
+
+def _add_costs(page: _Page, results: StudyResults) -> None:
     if results.costs:
-        report.add_table(cost_table(plan, results))
-    for title, items in (
-        ("Machines", results.machines),
-        ("Precision", results.precisions),
-        ("Code", results.commits),
-    ):
-        if items:
-            report.add(f"{title}: {escaped('; '.join(items))}.\n")
-    if ledger.tried and (plan.tuning is not None or any(arm.finetune_grid for arm in plan.arms)):
-        report.add_table(settings_table(plan, ledger))
-
-
-def _add_captions(report: _Report, plan: Plan, rows: Sequence[LedgerRow], folder: Path, out: Path) -> None:
-    """Captions of the arms side by side, for each stage, all of one seed.
-
-    It is the first seed for which most of the first arm and the baseline have some. Thumbnails lie in the study's
-    folder, if it has them.
-    """
-    titles = arm_titles(plan)
-    for stage in stage_names(plan):
-        found = {(row.arm, row.seed): row.captions for row in rows if row.captions and row.stage == stage}
-        both = main_and_baseline(report.results)
-        seeds = sorted({seed for arm, seed in found if arm in both})
-        if not seeds:
-            continue
-        seed = max(seeds, key=lambda seed: (sum((arm, seed) in found for arm in both), -seed))
-        said = {arm: {one.image: one.caption for one in found[arm, seed]} for arm in both if (arm, seed) in found}
-        lines = []
-        for example in found[next(iter(said)), seed]:
-            if all(example.image in captions for captions in said.values()):
-                shown = _thumbnail(report, thumbnail_path(folder, stage, example.image), example.image, out)
-                captions = [escaped(captions[example.image]) for captions in said.values()]
-                lines.append([shown, escaped(" / ".join(example.references)), *captions])
-        heads = ("image", "people say", *(escaped(titles[arm]) for arm in said))
-        report.add(
-            f"## Captions: {stage}, split {showcase_of(plan, stage)[0]}, seed {seed}\n",
-            "Images drawn at random, the same for all seeds and arms; greedy captions.\n",
-            markdown_table(heads, lines),
+        page.add("## Cost")
+        page.add_table(
+            ["arm", "parameters", "in the image encoder", "MFLOP a pair", "TFLOP of training", "seconds"],
+            [
+                [
+                    page.titles[cost.arm],
+                    f"{cost.parameters:,}",
+                    f"{cost.image_encoder_parameters:,}",
+                    f"{cost.flops_per_pair / 1e6:,.1f}",
+                    f"{sum(cost.training_flops.values()) / 1e12:,.2f}",
+                    f"{sum(cost.seconds.values()):,.0f}",
+                ]
+                for cost in results.costs
+            ],
         )
+    named = {"Machines": results.machines, "Precision": results.precisions, "Code": results.commits}
+    page.add(*(f"{name}: {escaped('; '.join(items))}." for name, items in named.items() if items))
 
 
-def _thumbnail(report: _Report, path: Path, name: str, out: Path) -> str:
-    """The thumbnail of an image in Markdown, or its name if there is none."""
-    if not path.is_file():
-        return escaped(name)
-    address = Path(os.path.relpath(path, out)).as_posix()
-    report.pictures[address] = path.read_bytes()
-    return markdown_picture(name, address)
+def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
+    """The CoCa loss on `val` at every point of the grids, by stage and settings, for each arm.
+
+    A mark shows the best points, and whether they are at an end of the grid.
+    """
+    costs: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for tried in ledger.tried:
+        of_point = costs.setdefault((tried.stage, point_title(tried.settings)), {})
+        of_point.setdefault(tried.arm, []).append(cost(tried))
+    arms = [arm.name for arm in plan.arms if any(arm.name in by_arm for by_arm in costs.values())]
+    rows = []
+    for (stage, point), by_arm in costs.items():
+        losses = [float(np.exp(np.mean(by_arm[arm]))) if arm in by_arm else math.nan for arm in arms]
+        cells = ["–" if math.isnan(loss) else "diverged" if math.isinf(loss) else f"{loss:#.4g}" for loss in losses]
+        marks = [_mark(ledger, arm, stage, point) for arm in arms]
+        rows.append([stage, point, *(cell + mark for cell, mark in zip(cells, marks, strict=True))])
+    page.add(f"## Settings: CoCa loss on val, seeds {', '.join(map(str, search_seeds(plan)))}")
+    page.add_table(["stage", "settings", *(page.titles[arm] for arm in arms)], rows)
+
+
+def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
+    """What the best point has behind its loss: also if a value is the smallest or largest of three or more."""
+    best = ledger.chosen.get((arm, stage), {})
+    if point != point_title(best):
+        return ""
+    for key, value in best.items():
+        tried = {row.settings.get(key) for row in ledger.tried if (row.arm, row.stage) == (arm, stage)}
+        numbers = {number for number in tried if isinstance(number, int | float)}
+        if len(numbers) > 2 and value in (min(numbers), max(numbers)):
+            return ", best, at an end"
+    return ", best"
+
+
+# --- Captions, heat maps, searches
+
+
+def _add_captions(page: _Page, plan: Plan, rows: Sequence[LedgerRow], pair: tuple[str, str], folder: Path) -> None:
+    """Captions of the first arm and the baseline side by side, in one stage, of the first seed that has both."""
+    said = {(row.arm, row.seed): {one.image: one for one in row.captions} for row in rows if row.captions}
+    seeds = [seed for seed in plan.seeds if all((arm, seed) in said for arm in pair)]
+    if not seeds:
+        return
+    stage, (first, second) = rows[0].stage, (said[arm, seeds[0]] for arm in pair)
+    lines = [
+        [
+            page.thumbnail(thumbnail_path(folder, stage, image), image),
+            escaped(" / ".join(one.references)),
+            escaped(one.caption),
+            escaped(second[image].caption),
+        ]
+        for image, one in first.items()
+        if image in second
+    ]
+    page.add(
+        f"## Captions: {stage}, split {showcase_of(plan, stage)[0]}, seed {seeds[0]}",
+        markdown_table(["image", "people say", *(escaped(page.titles[arm]) for arm in pair)], lines),
+    )
+
+
+def _add_exhibits(page: _Page, plan: Plan, pictures: Path) -> None:
+    """Heat maps and searches of a demo."""
+    shown = read_json(pictures / LISTING)
+    page.add(
+        "## Where the models look",
+        "For each word of a model's caption, how much each patch of the image counts for it: from white to red, up to "
+        "the patch that counts most. Attention to the patches times the gradient of the word's logit.",
+    )
+    for maps in zip(*(exhibits["heat_maps"] for exhibits in shown.values()), strict=True):
+        page.add(f"### {escaped(maps[0]['truth'])}")
+        for arm, found in zip(shown, maps, strict=True):
+            image = page.thumbnail(pictures / found["picture"], f"where {arm} looks")
+            page.add(f"{escaped(page.titles[arm])}: {image}")
+    page.add(f"## Search: text → images of {escaped(plan.showcase)}")
+    for searches in zip(*(exhibits["searches"] for exhibits in shown.values()), strict=True):
+        lines = [
+            [
+                escaped(page.titles[arm]),
+                " ".join(page.thumbnail(pictures / hit["picture"], hit["caption"]) for hit in found["hits"]),
+            ]
+            for arm, found in zip(shown, searches, strict=True)
+        ]
+        page.add(markdown_table((escaped(searches[0]["query"]), "images found"), lines))
+
+
+# --- Numbers in words
+
+
+def signed(percent: float) -> str:
+    """A change in per cent with its sign, such as `−2.4`."""
+    rounded = round(percent, 1)
+    return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"  # never −0.0
+
+
+def p_in_words(p: float | None) -> str:
+    """A p value with three digits; a dash if it is None."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _ends(interval: Interval | None) -> str:
+    """The ends of an interval as `−3.5 to −1.2`; a dash if there is none."""
+    return "–" if interval is None else " to ".join(map(signed, interval))
+
+
+def _effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
+    """An effect as `−1.8 (−2.3 to −1.2)*`; a dash if there is none."""
+    if effect is None:
+        return "–"
+    return signed(effect.change) + (f" ({_ends(effect.interval)})" if effect.interval else "") + "*" * is_starred
 
 
 def _plain_row(row: Row) -> dict[str, object]:
     """A row for JSON; null for what was not measured."""
-
-    def known(numbers: Mapping[str, float]) -> dict[str, float | None]:
-        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-
-    return {"split": row.name, "model": known(row.model), "baseline": known(row.baseline)}
-
-
-def _add_exhibits(report: _Report, plan: Plan, folder: Path, out: Path) -> None:
-    """Heat maps and searches of a demo, if its folder has them."""
-    listing = folder / EXHIBITS / LISTING
-    if not listing.is_file():
-        return
-    shown, titles = read_json(listing), arm_titles(plan)
-
-    def shown_picture(alt: str, name: str) -> str:
-        return _thumbnail(report, folder / EXHIBITS / name, alt, out)
-
-    report.add(
-        "## Where the models look\n",
-        "For each word of a model's caption, how much each patch of the image counts for it: from white to red, up to "
-        "the patch that counts most. Attention to the patches times the gradient of the word's logit.\n",
-    )
-    for number, first in enumerate(next(iter(shown.values()))["heat_maps"]):
-        report.add(f"### {escaped(first['truth'])}\n")
-        for arm, exhibits in shown.items():
-            image = shown_picture(f"where {arm} looks", exhibits["heat_maps"][number]["picture"])
-            report.add(f"{escaped(titles[arm])}: {image}\n")
-    report.add(f"## Search: text → images of {escaped(plan.showcase)}\n")
-    for number, first in enumerate(next(iter(shown.values()))["searches"]):
-        lines = [
-            [
-                escaped(titles[arm]),
-                " ".join(shown_picture(hit["caption"], hit["picture"]) for hit in exhibits["searches"][number]["hits"]),
-            ]
-            for arm, exhibits in shown.items()
-        ]
-        report.add(markdown_table((escaped(first["query"]), "images found"), lines))
-
-
-def _add_notes(report: _Report) -> None:
-    results = report.results
-    finetuned = f" Of fine-tuning it is the mean over {', '.join(results.stages[1:])}." if results.stages[1:] else ""
-    report.add(
-        "## How it was worked out\n",
-        f"- Arms are compared seed by seed: the log ratio to {escaped(results.baseline)}, as a change in per cent."
-        f"{finetuned}\n"
-        "- Intervals are 95 % t intervals over seeds, each of one endpoint by itself. They speak of other seeds with "
-        "the same data, not of other data.\n"
-        "- Better or worse is said only of primary endpoints, and only if the t test over seeds passes Holm's "
-        "correction at 5 %. Equal: it does not, with seeds enough for a verdict, and the interval lies within ±2 %. "
-        "Where the best settings are chosen with the same seeds, the interval in which each draw of seeds chooses its "
-        "settings must exclude zero too.\n",
-    )
-    for title, lines in (("Missing", results.missing), ("Notes on the ledger", results.notes)):
-        if lines:
-            report.add(f"## {title}\n", "".join(f"- {escaped(line)}\n" for line in lines))
+    sides = {"model": row.model, "baseline": row.baseline}
+    known = {side: {name: None if math.isnan(x) else x for name, x in found.items()} for side, found in sides.items()}
+    return {"split": row.name, **known}
 
 
 def _encoded(text: str) -> bytes:
     """Encode as UTF-8, with escapes for the lone surrogates of file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace")
-
-
-def _for_terminal(plan: Plan, results: StudyResults, answered: Answer) -> str:
-    lines = [answered.question, f"{answered.headline}.", "", *answered.cautions]
-    lines.append(as_markdown(endpoint_table(plan, results, primary=True)))
-    if not results.is_complete:
-        lines.append(f"not finished: {results.num_rows} of {results.num_planned_rows} stages are done; missing:")
-        lines += [f"  {line}" for line in results.missing]
-    return "\n".join([*lines, *results.notes])

@@ -1,0 +1,84 @@
+"""The answer of a study in words: the question, one headline, and what limits it."""
+
+from collections import Counter
+from typing import NamedTuple
+
+from grr_coca.study.plan import Plan
+from grr_coca.study.report.numbers import StudyResults
+from grr_coca.study.statistics import min_seeds
+
+_ARM_TITLES = {
+    "grr_coca": "GRR-CoCa",
+    "baseline_coca": "Baseline CoCa",
+    "baseline_rms": "Baseline + RMSNorm",
+    "baseline_geglu": "Baseline + GEGLU",
+    "baseline_rope_2d": "Baseline + RoPE",
+    "baseline_rms_geglu": "Baseline + RMSNorm + GEGLU",
+    "baseline_rms_rope_2d": "Baseline + RMSNorm + RoPE",
+    "baseline_geglu_rope_2d": "Baseline + GEGLU + RoPE",
+}
+
+
+def arm_titles(plan: Plan) -> dict[str, str]:
+    """Display names of the arms: the title, or the parts of an arm between the two models, or the name."""
+    return {arm.name: arm.title or _ARM_TITLES.get(arm.name, arm.name) for arm in plan.arms}
+
+
+class Answer(NamedTuple):
+    """The question of a study, its answer in one line, and sentences on what limits it."""
+
+    question: str
+    headline: str
+    cautions: list[str]
+
+
+def answer(plan: Plan, results: StudyResults) -> Answer:
+    """The answer of a study on its first arm against the baseline. The numbers are in its tables."""
+    primary, titles = results.arms[0].primary, arm_titles(plan)
+    where = ", each at its best settings" if any(result.with_choice for result in primary) else ""
+    question = f"Is {titles[results.pair[0]]} better than {titles[results.baseline]}{where}?"
+    if not plan.seeds:
+        return Answer(question, "This plan searches for settings only", [])
+    verdicts = Counter(result.verdict for result in primary)
+    told = ", ".join(f"{verdict} in {count}" for verdict, count in verdicts.items())
+    headline = f"{told} of {len(primary)} primary endpoint{'' if len(primary) == 1 else 's'}"
+    if results.num_awaited_seeds:
+        headline = f"so far, with {results.num_seeds} of {results.num_planned_seeds} seeds complete: {headline}"
+    return Answer(question, headline[0].upper() + headline[1:], _cautions(results))
+
+
+def _cautions(results: StudyResults) -> list[str]:
+    primary, found = results.arms[0].primary, []
+    if results.near_chance:
+        first, stages = results.near_chance[0], ", ".join(each.stage for each in results.near_chance)
+        found.append(
+            f"After {stages}, contrastive losses on {results.split} are about as high as by guessing "
+            f"({first.chance:.2f}, the logarithm of the {first.batch_size} pairs of a batch). Nothing follows from "
+            "them, and the CoCa loss contains them. Look at the loss with a refitted temperature, and at R@1."
+        )
+    if results.num_lost_seeds:
+        found.append(
+            f"{results.num_lost_seeds} of {results.num_planned_seeds} seeds cannot be compared, because a run "
+            "diverged. An arm that diverged is worse than what its other seeds show."
+        )
+    if any(0 < result.num_seeds < results.num_seeds for result in primary):
+        found.append(
+            "Some endpoints lack seeds whose value has no ratio, see the notes. These may be the worst, so the changes "
+            "of these endpoints cannot be trusted."
+        )
+    seeds = max(result.num_seeds for result in primary)
+    if seeds == 1:
+        found.append(
+            "One seed is not a claim: the order of two models can change with the seed. `grr-coca study run` runs a "
+            "plan with many."
+        )
+    elif 1 < seeds < min_seeds(len(primary)):
+        found.append(
+            f"With {seeds} seeds, nothing is called better, worse or equal: with {len(primary)} primary "
+            f"endpoint{'' if len(primary) == 1 else 's'}, this takes {min_seeds(len(primary))} seeds."
+        )
+    if results.num_awaited_seeds and any(result.verdict in ("better", "worse") for result in primary):
+        found.append(
+            "Wait for all seeds: stopping at the first significant difference finds differences that do not exist."
+        )
+    return found

@@ -1,0 +1,150 @@
+"""What a study says in words, with the sign that a person expects."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from grr_coca.common.dict_to_dataclass import differences
+from grr_coca.model.presets import get_preset
+from grr_coca.study.ledger import read_ledger
+from grr_coca.study.plan import Plan, compared_with, read_plan
+from grr_coca.study.report.answer import answer, arm_titles
+from grr_coca.study.report.numbers import study_results
+from synthetic_study import PARTS_OF_PRESET, arm, plan, rows_of, write_study
+
+PAIR = ("baseline_coca", "grr_coca")
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    """Intervals over images are in no sentence, and take half of the time."""
+    monkeypatch.setattr("grr_coca.study.report.endpoints.RESAMPLES", 20)
+
+
+def said(folder, content, rows, over=None):
+    write_study(folder, content, rows)
+    made = compared_with(read_plan(folder / "plan.yaml", Plan), over)
+    return answer(made, study_results(made, read_ledger(folder, made)))
+
+
+def test_titles_name_the_parts_of_a_presets_image_encoder(tmp_path):
+    write_study(tmp_path, plan(PARTS_OF_PRESET), [])
+    titles = arm_titles(read_plan(tmp_path / "plan.yaml", Plan))
+    keys = {"RMSNorm": "norm", "GEGLU": "feed_forward", "RoPE": "position"}
+    for name, parts in PARTS_OF_PRESET.items():
+        changed = {
+            key.removeprefix("image_encoder.transformer.")
+            for key, *_ in differences(get_preset(name, "tiny"), get_preset("baseline_coca", "tiny"))
+        }
+        assert changed - {"hidden_dim"} == {keys[part] for part in parts}, name
+        assert titles[name] == {(): "Baseline CoCa", tuple(keys): "GRR-CoCa"}.get(
+            parts, " + ".join(["Baseline", *parts])
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "over", "question", "headline"),
+    [
+        ({}, None, "Is GRR-CoCa better than Baseline CoCa?", "Better in 6 of 6 primary endpoints"),
+        ({}, "grr_coca", "Is Baseline CoCa better than GRR-CoCa?", "Worse in 6 of 6 primary endpoints"),
+        (
+            {"endpoints": {"primary": ["pretraining/coca_loss"]}},
+            None,
+            "Is GRR-CoCa better than Baseline CoCa?",
+            "Better in 1 of 1 primary endpoint",
+        ),
+        (
+            {"arms": ["baseline_coca", "baseline_rms", "grr_coca"]},
+            "baseline_rms",
+            "Is GRR-CoCa better than Baseline + RMSNorm?",
+            "Better in 6 of 6 primary endpoints",
+        ),
+    ],
+)
+def test_a_gain_is_told_as_a_person_would_and_a_loss_whoever_wins(tmp_path, changes, over, question, headline):
+    found = said(tmp_path, plan(PAIR) | changes, rows_of((*PAIR, "baseline_rms"), range(8)), over)
+    assert found == (question, headline, [])
+
+
+def test_noise_is_not_taken_for_an_answer(tmp_path):
+    rows = rows_of(("baseline_coca", "coca"), range(8))  # neither has any part
+    found = said(tmp_path, plan(("baseline_coca", "coca")), rows)
+    assert not {"better", "worse"} & {*found.headline.lower().split()}
+
+
+def test_few_seeds_cannot_decide(tmp_path):
+    found = said(tmp_path, plan(PAIR), rows_of(PAIR, range(3), deviation=0.02))
+    assert found.headline == "So far, with 3 of 8 seeds complete: undecided in 6 of 6 primary endpoints"
+    (told,) = found.cautions
+    assert told.endswith("nothing is called better, worse or equal: with 6 primary endpoints, this takes 7 seeds.")
+
+
+def test_seeds_that_decide_one_phase_are_not_called_too_few(tmp_path):
+    """The study still runs: the last seed is pretrained, and not fine-tuned yet."""
+    rows = [row for row in rows_of(PAIR, range(8)) if row.seed < 7 or row.stage == "pictograms"]
+    found = said(tmp_path, plan(PAIR), rows)
+    assert "7 of 8 seeds complete: better in " in found.headline
+    assert not any("nothing is called" in caution for caution in found.cautions)
+
+
+@pytest.mark.parametrize("planned", [8, 12])
+def test_whoever_looks_early_is_warned(tmp_path, planned):
+    found = said(tmp_path, plan(PAIR, planned), rows_of(PAIR, range(8), deviation=0.001))
+    is_early = planned > 8
+    assert found.headline.startswith("So far, with 8 of 12 seeds complete: better") is is_early
+    assert [caution.partition(":")[0] for caution in found.cautions] == ["Wait for all seeds"] * is_early
+
+
+def test_endpoints_that_were_not_measured_yet_have_nothing_to_compare(tmp_path):
+    rows = [row for row in rows_of(PAIR, range(8), deviation=0.1) if row.stage == "pictograms"]
+    found = said(tmp_path, plan(PAIR), rows)
+    assert found.headline.endswith(
+        "0 of 8 seeds complete: undecided in 3, nothing to compare in 3 of 6 primary endpoints"
+    )
+
+
+def test_a_seed_that_has_no_value_is_missed_aloud(tmp_path):
+    def without_loss(row):
+        is_bad = (row.arm, row.seed, row.stage) == ("grr_coca", 3, "pictograms")
+        kept = {name: value for name, value in row.metrics["test"].items() if name != "coca_loss"}
+        return replace(row, metrics={"test": kept}) if is_bad else row
+
+    found = said(tmp_path, plan(PAIR), map(without_loss, rows_of(PAIR, range(8))))
+    assert [caution for caution in found.cautions if caution.startswith("Some endpoints lack seeds")] == found.cautions[
+        :1
+    ]
+
+
+def test_a_run_that_diverged_is_told(tmp_path):
+    rows = [row for row in rows_of(PAIR, range(8)) if (row.arm, row.seed) != ("baseline_coca", 3)]
+    lost = replace(rows_of(PAIR[:1], [3])[0], kind="diverged", metrics={})
+    found = said(tmp_path, plan(PAIR), [*rows, lost])
+    assert "So far" not in found.headline
+    assert found.cautions[0].startswith("1 of 8 seeds cannot be compared, because a run diverged.")
+
+
+def test_a_plan_that_searches_for_settings_has_no_more_to_say(tmp_path):
+    arms = [arm(name, grid={"optimizer.lr": [1, 2]}) for name in PAIR]
+    found = said(tmp_path, plan(arms, 0, tuning={"seeds": [9]}), [])
+    assert found[1:] == ("This plan searches for settings only", [])
+
+
+@pytest.mark.parametrize(
+    "rows", [rows_of(PAIR[:1], range(3)), rows_of(PAIR, range(3), metrics={"test": {"R@1": 0.0}})], ids=["pair", "zero"]
+)
+def test_no_pair_is_no_answer(tmp_path, rows):
+    found = said(tmp_path, plan(PAIR, 3, endpoints={"primary": ["pretraining/R@1"]}), rows)
+    assert found.headline.lower().endswith("nothing to compare in 1 of 1 primary endpoint")
+
+
+def test_contrastive_losses_that_are_no_better_than_guessing_are_told(tmp_path):
+    def lifted(row):
+        test = {**row.metrics["test"], "contrastive_loss": math.log(32), "contrastive_batch_size": 32.0}
+        return replace(row, metrics={**row.metrics, "test": test}) if row.stage in ("health", "glyphs") else row
+
+    found = said(tmp_path, plan(PAIR), map(lifted, rows_of(PAIR, range(8))))
+    assert found.cautions[0].startswith(
+        "After health, glyphs, contrastive losses on test are about as high as by guess"
+    )
+    assert "(3.47, the logarithm of the 32 pairs of a batch)" in found.cautions[0]

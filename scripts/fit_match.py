@@ -48,7 +48,7 @@ from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_folder import MATCHING
 from grr_coca.model.shipped_models import FOLDER, Figure
 from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.candidates import Pairs
+from grr_coca.search.match.candidates import Pairs, PictureSet
 from grr_coca.search.match.label_check import knows
 from grr_coca.search.match.match_numbers import (
     CANDIDATES,
@@ -58,7 +58,7 @@ from grr_coca.search.match.match_numbers import (
     Numbers,
     ProbabilityCurve,
 )
-from grr_coca.search.match.picture_set import OpenPictureSet, read_sources
+from grr_coca.search.match.picture_set import read_sources
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TRUTH, RESULTS = BENCHMARKS / "match" / "truth.csv", BENCHMARKS / "results" / "match.json"
@@ -139,7 +139,7 @@ class Sets:
         self.model = model
         self._folder = user_cache() / "match-sets"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._opened: dict[str, OpenPictureSet] = {}
+        self._opened: dict[str, PictureSet] = {}
         self._things: dict[str, dict[str, list[int]]] = {}
         missing = {f"json/{prefix}.json" for prefix in prefixes if not self._path(prefix).exists()}
         for name, content in archives.files("iconify", missing.__contains__) if missing else ():
@@ -148,14 +148,14 @@ class Sets:
     def _path(self, prefix: str) -> Path:
         return self._folder / f"{prefix}.json"
 
-    def __getitem__(self, prefix: str) -> Any:
+    def __getitem__(self, prefix: str) -> PictureSet:
         """The pictures of a set."""
         if prefix not in self._opened:
             print(f"reading {prefix}", file=sys.stderr, flush=True)
             # Whether training saw a set is asked for each case, so a set need not know.
             numbers = MatchNumbers(with_names=ALL, without_names=ALL, seen_sets=())
-            self._opened[prefix] = read_sources([str(self._path(prefix))], self.model, numbers)
-        return self._opened[prefix].set
+            self._opened[prefix] = read_sources([str(self._path(prefix))], self.model, numbers).set
+        return self._opened[prefix]
 
     def things(self, prefix: str) -> dict[str, list[int]]:
         """The places of the drawings of each thing in a set."""

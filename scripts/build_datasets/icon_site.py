@@ -33,7 +33,7 @@ from grr_coca.common.files import require_own_name, user_cache, write_whole
 from grr_coca.data.icon_names import caption_of, style_words
 from grr_coca.model.checkpoint_folder import fingerprint
 from grr_coca.search.duplicates import grouped, look_of, perceptual_hash
-from grr_coca.search.entry import Entry, Stamp, chunks, name_id
+from grr_coca.search.entry import Entry, Stamp, name_id
 from grr_coca.search.facets import facets_of
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.match_numbers import match_numbers
@@ -68,17 +68,6 @@ class Icon:
     svg: str
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """The drawn icons of a set that show something: their positions N, embeddings N E, perceptual hashes N and small
-    copies (`look_of`) N."""
-
-    places: np.ndarray
-    vectors: np.ndarray
-    hashes: np.ndarray
-    looks: np.ndarray
-
-
 def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> list[Icon]:
     """The icons of a set, the first of each caption, without logos.
 
@@ -105,47 +94,39 @@ def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> l
     return list(found.values())
 
 
-def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Embedded:
-    """Draw and embed icons, or read what was embedded before. Icons that cannot be drawn are left out.
+def embed(icons: Sequence[Icon], model: Any, kept: Path) -> Iterator[tuple[Icon, np.ndarray, int, bytes]]:
+    """Each icon that shows something, with its embedding, its perceptual hash and its small copy (`look_of`).
 
     Args:
         icons: of one set.
         model: as `grr_coca.load` returns it.
-        kept: file in which the embeddings are kept.
+        kept: file in which all of this is kept, and from which it is read if it is there.
     """
     if not kept.exists():
-        places: list[int] = []
-        vectors: list[np.ndarray] = []
-        hashes: list[int] = []
-        looks: list[bytes] = []
-        for batch in chunks(_drawn(icons), BATCH):
-            images = [image for _, image in batch]
-            places += [place for place, _ in batch]
-            vectors.append(np.asarray(model.embed_images(images), np.float16))
-            hashes += [perceptual_hash(image) for image in images]
-            looks += [look_of(image) for image in images]
+        drawn = [(place, image) for place, icon in enumerate(icons) if (image := _drawn(icon)) is not None]
+        images = [image for _, image in drawn]
         file = io.BytesIO()
         np.savez(
             file,
-            places=np.array(places, np.int64),
-            vectors=np.concatenate(vectors) if vectors else np.empty((0, 0), np.float16),
-            hashes=np.array(hashes, np.int64),
-            looks=np.array([list(look) for look in looks], np.uint8),
+            places=np.array([place for place, _ in drawn], np.int64),
+            vectors=np.asarray(model.embed_images(images, batch_size=BATCH), np.float16),
+            hashes=np.array([perceptual_hash(image) for image in images], np.int64),
+            looks=np.array([list(look_of(image)) for image in images], np.uint8),
         )
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, file.getvalue())
     with np.load(kept, allow_pickle=False) as arrays:
-        return Embedded(arrays["places"], arrays["vectors"], arrays["hashes"], arrays["looks"])
+        columns = (arrays[name] for name in ("places", "vectors", "hashes", "looks"))
+        for place, vector, phash, look in zip(*columns, strict=True):
+            yield icons[place], vector, int(phash), look.tobytes()
 
 
-def _drawn(icons: Sequence[Icon]) -> Iterator[tuple[int, Image.Image]]:
-    for place, icon in enumerate(icons):
-        try:
-            drawing = draw_icon(icon.svg)
-        except ValueError:
-            continue
-        if drawing is not None:
-            yield place, Image.open(io.BytesIO(drawing.webp)).convert("RGB")
+def _drawn(icon: Icon) -> Image.Image | None:
+    try:
+        drawing = draw_icon(icon.svg)
+    except ValueError:
+        return None
+    return None if drawing is None else Image.open(io.BytesIO(drawing.webp)).convert("RGB")
 
 
 def build(
@@ -192,10 +173,8 @@ def build(
         prefix = Path(path).stem
         icons = icons_of(json.loads(content), brands, tags.get(prefix, {}))
         digest = hashlib.sha256("\n".join((model_id, *(icon.svg for icon in icons))).encode()).hexdigest()[:16]
-        found = embed(icons, model, user_cache() / "icon-site" / f"{prefix}-{digest}.v2.npz")
-        for place, vector, phash, look in zip(found.places, found.vectors, found.hashes, found.looks, strict=True):
-            icon = icons[place]
-            rows.append((_entry(wanted[prefix], icon, int(phash), look.tobytes()), vector, icon))
+        for icon, vector, phash, look in embed(icons, model, user_cache() / "icon-site" / f"{prefix}-{digest}.v2.npz"):
+            rows.append((_entry(wanted[prefix], icon, phash, look), vector, icon))
         on_set(prefix, len(rows))
     rows.sort(key=lambda row: name_id(row[0].name))  # a mixture of all sets
     entries = [entry for entry, _, _ in rows]

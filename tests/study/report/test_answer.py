@@ -1,8 +1,5 @@
 """What a study says in words, with the sign that a person expects."""
 
-import math
-from dataclasses import replace
-
 import pytest
 
 from grr_coca.common.dict_to_dataclass import differences
@@ -104,26 +101,6 @@ def test_endpoints_that_were_not_measured_yet_have_nothing_to_compare(tmp_path):
     )
 
 
-def test_a_seed_that_has_no_value_is_missed_aloud(tmp_path):
-    def without_loss(row):
-        is_bad = (row.arm, row.seed, row.stage) == ("grr_coca", 3, "pictograms")
-        kept = {name: value for name, value in row.metrics["test"].items() if name != "coca_loss"}
-        return replace(row, metrics={"test": kept}) if is_bad else row
-
-    found = said(tmp_path, plan(PAIR), map(without_loss, rows_of(PAIR, range(8))))
-    assert [caution for caution in found.cautions if caution.startswith("Some endpoints lack seeds")] == found.cautions[
-        :1
-    ]
-
-
-def test_a_run_that_diverged_is_told(tmp_path):
-    rows = [row for row in rows_of(PAIR, range(8)) if (row.arm, row.seed) != ("baseline_coca", 3)]
-    lost = replace(rows_of(PAIR[:1], [3])[0], kind="diverged", metrics={})
-    found = said(tmp_path, plan(PAIR), [*rows, lost])
-    assert "So far" not in found.headline
-    assert found.cautions[0].startswith("1 of 8 seeds cannot be compared, because a run diverged.")
-
-
 def test_a_plan_that_searches_for_settings_has_no_more_to_say(tmp_path):
     arms = [arm(name, grid={"optimizer.lr": [1, 2]}) for name in PAIR]
     found = said(tmp_path, plan(arms, 0, tuning={"seeds": [9]}), [])
@@ -136,15 +113,3 @@ def test_a_plan_that_searches_for_settings_has_no_more_to_say(tmp_path):
 def test_no_pair_is_no_answer(tmp_path, rows):
     found = said(tmp_path, plan(PAIR, 3, endpoints={"primary": ["pretraining/R@1"]}), rows)
     assert found.headline.lower().endswith("nothing to compare in 1 of 1 primary endpoint")
-
-
-def test_contrastive_losses_that_are_no_better_than_guessing_are_told(tmp_path):
-    def lifted(row):
-        test = {**row.metrics["test"], "contrastive_loss": math.log(32), "contrastive_batch_size": 32.0}
-        return replace(row, metrics={**row.metrics, "test": test}) if row.stage in ("health", "glyphs") else row
-
-    found = said(tmp_path, plan(PAIR), map(lifted, rows_of(PAIR, range(8))))
-    assert found.cautions[0].startswith(
-        "After health, glyphs, contrastive losses on test are about as high as by guess"
-    )
-    assert "(3.47, the logarithm of the 32 pairs of a batch)" in found.cautions[0]

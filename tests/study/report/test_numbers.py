@@ -12,6 +12,7 @@ from scipy import stats
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.study.ledger import read_ledger
 from grr_coca.study.plan import METRICS, Plan, read_plan
+from grr_coca.study.report.answer import answer
 from grr_coca.study.report.numbers import EndpointResult, study_results
 from grr_coca.study.statistics import effect_of, smallest_detectable_effect
 from synthetic_study import EFFECTS, PARTS_OF_PRESET, plan, rows_of, write_study
@@ -38,6 +39,11 @@ def results_of(folder, content, rows):
 def whole(tmp_path_factory, _few_draws):
     """The results of a finished study."""
     return results_of(tmp_path_factory.mktemp("whole"), plan(ALL), rows_of(ALL, range(8)))
+
+
+def cautions(folder, results) -> str:
+    """What the report says of the results in warning."""
+    return "\n".join(answer(read_plan(folder / "plan.yaml", Plan), results).cautions)
 
 
 def endpoint(results, arm, name):
@@ -101,6 +107,12 @@ def test_the_true_effects_lie_in_the_intervals(whole):
     assert again["arms"][0]["endpoints"][0]["effect"]["seeds"] == list(range(8))
 
 
+def test_a_draw_that_chooses_other_settings_decides_too(whole):
+    result = endpoint(whole, "grr_coca", "pretraining/coca_loss")
+    drawn = (None, (-9.0, 0.1), (-9.0, -0.1))
+    assert [replace(result, with_choice=ends).verdict for ends in drawn] == ["better", "undecided", "better"]
+
+
 def test_what_could_have_been_shown_is_told_of_primary_endpoints(whole, tmp_path):
     found = endpoint(whole, "grr_coca", "pretraining/coca_loss")
     deviations = smallest_detectable_effect(8, 6)
@@ -161,6 +173,7 @@ def test_what_has_no_ratio_is_left_out_and_named(tmp_path, metric, value):
     assert re.match(
         rf"grr_coca, .*{metric.split('_')[-1]}.* after pretraining: not measured, NaN, .* with seeds 1", note
     )
+    assert ("Some endpoints lack seeds" in cautions(tmp_path, found)) is (metric == "coca_loss"), "of the primary ones"
     # A caption score is measured if an endpoint needs it, so the run is repeated.
     assert found.missing == (("grr_coca, pictograms, seeds: 1",) if metric == "CIDEr-D" else ())
 
@@ -183,6 +196,7 @@ def test_a_run_that_diverged_is_told_and_not_waited_for(tmp_path):
     assert (found.is_complete, found.missing) == (True, ())
     assert found.lost == tuple(f"baseline_coca, {stage}, seeds: 3" for stage in found.stages)
     assert found.notes[-4:] == tuple(f"diverged, {line}" for line in found.lost)
+    assert cautions(tmp_path, found).startswith("1 of 8 seeds cannot be compared, because a run diverged.")
 
 
 def test_costs_are_medians_over_seeds(tmp_path):
@@ -211,3 +225,7 @@ def test_contrastive_losses_that_are_no_better_than_guessing_are_told(tmp_path, 
     assert [(each.stage, each.batch_size, round(each.chance, 2)) for each in found.near_chance] == (
         [("health", 32, 3.47)] if is_near else []
     )
+    told = (
+        "After health, contrastive losses on test are about as high as by guessing (3.47, the logarithm of the 32 pairs"
+    )
+    assert cautions(tmp_path, found).startswith(told) is is_near

@@ -213,10 +213,10 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
         lost=lost_in_words,
         arms=tuple(ArmResults(arm=arm, endpoints=_endpoints(plan, ledger, rows, arm)) for arm in others),
         near_chance=_near_chance(plan, rows, (others[0], plan.baseline)),
-        costs=tuple(_cost(plan, arm.name, own) for arm in plan.arms if (own := _rows_of(ledger.rows, arm.name))),
-        machines=_distinct(row.machine for row in ledger.rows),
-        precisions=_distinct(row.precision for row in ledger.rows),
-        commits=_distinct(row.commit for row in ledger.rows),
+        costs=tuple(_cost(plan, own) for arm in plan.arms if (own := [r for r in ledger.rows if r.arm == arm.name])),
+        machines=tuple(dict.fromkeys(row.machine for row in ledger.rows)),
+        precisions=tuple(dict.fromkeys(row.precision for row in ledger.rows)),
+        commits=tuple(dict.fromkeys(row.commit for row in ledger.rows)),
         notes=(*ledger.notes, *(f"diverged, {line}" for line in lost_in_words), *_without_ratio(plan, rows)),
         grids=grid_results(plan, ledger),
     )
@@ -322,14 +322,10 @@ def _near_chance(plan: Plan, rows: Rows, pair: Sequence[str]) -> tuple[NearChanc
     return tuple(found.values())
 
 
-def _rows_of(rows: Iterable[LedgerRow], arm: str) -> list[LedgerRow]:
-    return [row for row in rows if row.arm == arm]
-
-
-def _cost(plan: Plan, arm: str, rows: Sequence[LedgerRow]) -> ArmCost:
+def _cost(plan: Plan, rows: Sequence[LedgerRow]) -> ArmCost:
     stages = {stage: found for stage in stage_names(plan) if (found := [row for row in rows if row.stage == stage])}
     return ArmCost(
-        arm=arm,
+        arm=rows[0].arm,
         parameters=rows[0].parameters,
         image_encoder_parameters=rows[0].image_encoder_parameters,
         flops_per_pair=rows[0].flops_per_pair,
@@ -358,7 +354,3 @@ def _without_ratio(plan: Plan, rows: Rows) -> list[str]:
                 f"{', '.join(lacking)}; these seeds are left out of this endpoint"
             )
     return notes
-
-
-def _distinct(items: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(items))

@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OURS = (".py", ".js", ".css", ".html", ".j2", ".typed", ".svg")
+OURS = (".py", ".js", ".css", ".html", ".md", ".typed", ".svg")
 """Endings of what we wrote, under the licence of the package."""
 HEADING = re.compile(r"^## (?P<version>\S+)(?: - (?P<date>\S+))?$", re.MULTILINE)
 

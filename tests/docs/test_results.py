@@ -136,6 +136,8 @@ def test_the_paper_has_title_version_date_abstract_and_its_claims(monkeypatch):
         (value,) = re.findall(rf"^{key}: (.+)$", about, re.MULTILINE)
         assert value in text
     assert text.startswith(TITLE)
+    assert "icons, 2,000 steps" in text
+    assert "img2dataset" not in text, "the archive goes on"
     abstract = text.partition("Abstract.")[2].partition("you train with")[0]
     assert "4 % lower with AdamW" in abstract
     assert "not a reproduction" in abstract

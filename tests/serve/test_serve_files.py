@@ -364,6 +364,6 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
 
 def test_names_that_are_no_paths_are_not_there(served):
     entries = [type("Entry", (), {"file": file}) for file in ("\0", "", "a" * 5000, "/proc/self/mem\0.png")]
-    there = served.server.service.library.files.are_there(entries)
+    there = served.server.service.index.files.are_there(entries)
     assert set(there.values()) == {False}
     assert json.dumps(there)

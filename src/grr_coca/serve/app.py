@@ -13,7 +13,8 @@ from grr_coca.serve.guard import Guard
 from grr_coca.serve.mcp_http import McpEndpoint
 from grr_coca.serve.page import FILES, POLICY
 from grr_coca.serve.pictures import invalid
-from grr_coca.serve.refusal import Refusal, json_bytes, refusal_of
+from grr_coca.serve.refusal import Refusal, refusal_of
+from grr_coca.serve.responses import refused
 from grr_coca.serve.service import Service, path_with_a_place
 
 _PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
@@ -42,7 +43,7 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
-    app.router.routes.append(Route("/mcp", McpEndpoint(service.library), include_in_schema=False))
+    app.router.routes.append(Route("/mcp", McpEndpoint(service.index), include_in_schema=False))
     for kind in (Exception, HTTPException, RequestValidationError, Refusal, UserError, MemoryError):
         app.add_exception_handler(kind, _told)
     return Guard(
@@ -58,8 +59,7 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    refusal = _refusal_of(request, error)
-    return Response(json_bytes(refusal.content), refusal.status, headers=refusal.headers, media_type="application/json")
+    return refused(_refusal_of(request, error))
 
 
 def _refusal_of(request: Request, error: Exception) -> Refusal:

@@ -12,22 +12,18 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grr_coca.common.errors import UserError
 from grr_coca.serve.bounds import require_bounded
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.queue import too_late
-from grr_coca.serve.refusal import Refusal, error_headers, json_bytes, refusal_of
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from grr_coca.serve.refusal import Refusal, refusal_of
+from grr_coca.serve.responses import refused
 
 KEY_VARIABLE = "GRR_COCA_API_KEY"
 MAX_KEY_LENGTH = 1000
@@ -131,7 +127,7 @@ class Guard:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         *,
         limits: Limits,
         metrics: Metrics,
@@ -148,7 +144,7 @@ class Guard:
         self._of_model, self._require_room = of_model, require_room
         self._held = 0
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever happens."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -164,7 +160,7 @@ class Guard:
             self._metrics.requests.labels(route, str(exchange.status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
-    async def _answered(self, scope: Message, exchange: _Exchange) -> None:
+    async def _answered(self, scope: Scope, exchange: _Exchange) -> None:
         try:
             self._require_allowed(scope)
             if scope["path"] in self._of_model:
@@ -179,22 +175,23 @@ class Guard:
                     self._hold(-len(body))
         except Exception as error:
             if not exchange.is_complete:  # otherwise the application has told the error
-                await self._refuse(exchange, refusal_of(error))
+                await self._refuse(scope, exchange, refusal_of(error))
 
-    async def _refuse(self, exchange: _Exchange, refusal: Refusal) -> None:
+    async def _refuse(self, scope: Scope, exchange: _Exchange, refusal: Refusal) -> None:
         if exchange.has_begun:
             return  # the server closes the connection, since the response is not complete
         exchange.status = refusal.status
-        content = json_bytes(refusal.content)
-        headers = error_headers(refusal, content) + _ALWAYS
-        if self.is_draining:
-            headers.append((b"connection", b"close"))
-        await exchange.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await exchange.send({"type": "http.response.body", "body": content})
+        response = refused(refusal)
+        response.raw_headers += self._headers()
+        await response(scope, exchange.receive, exchange.send)
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of every answer. A server that stops closes its connections."""
+        return [*_ALWAYS, (b"connection", b"close")] if self.is_draining else _ALWAYS
 
     # --- Who may ask
 
-    def _require_allowed(self, scope: Message) -> None:
+    def _require_allowed(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         path = scope["path"]
         if self.is_draining and path != "/health":
@@ -213,7 +210,7 @@ class Guard:
 
     # --- The body
 
-    async def _read(self, scope: Message, exchange: _Exchange) -> bytes | None:
+    async def _read(self, scope: Scope, exchange: _Exchange) -> bytes | None:
         """The whole body; None if the client went away before its end. Its bytes are held then (`_hold`)."""
         body = bytearray()
         try:
@@ -251,7 +248,7 @@ class Guard:
         self._held += size
         self._metrics.bytes_held.set(self._held)
 
-    def _route(self, scope: Message) -> str:
+    def _route(self, scope: Scope) -> str:
         """The path of the endpoint, without its parameters: a metric must not have endless labels."""
         if scope["path"] in self._of_model:
             return scope["path"]
@@ -259,7 +256,7 @@ class Guard:
 
     # --- The answer
 
-    async def _run(self, scope: Message, exchange: _Exchange, body: bytes) -> None:
+    async def _run(self, scope: Scope, exchange: _Exchange, body: bytes) -> None:
         """Run the application until it has answered, its time is over, or the client goes away."""
         deadline = time.monotonic() + self._limits.seconds
         scope["state"] = {**scope.get("state", {}), DEADLINE: deadline}
@@ -279,8 +276,7 @@ class Guard:
                 return
             if message["type"] == "http.response.start":
                 exchange.has_begun, exchange.status = True, message["status"]
-                closing = [(b"connection", b"close")] if self.is_draining else []
-                message["headers"] = [*message.get("headers", []), *_ALWAYS, *closing]
+                message["headers"] = [*message.get("headers", []), *self._headers()]
             await exchange.send(message)
 
         async def run() -> None:
@@ -329,7 +325,7 @@ async def _cancelled(task: asyncio.Future) -> None:
             await task
 
 
-def _is_json(scope: Message) -> bool:
+def _is_json(scope: Scope) -> bool:
     """True if the application may read the body as JSON. A header may be there twice."""
     return any(name == b"content-type" and b"json" in value.lower() for name, value in scope["headers"])
 

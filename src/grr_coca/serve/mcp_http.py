@@ -4,14 +4,16 @@ The SDK is imported, and the index opened, at the first request: most servers ne
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from starlette.types import Message, Receive, Scope, Send
 
 from grr_coca.common.errors import UserError
-from grr_coca.serve.refusal import MAX_BYTES, Refusal, error_headers, json_bytes
+from grr_coca.serve.refusal import MAX_BYTES, Refusal
+from grr_coca.serve.responses import refused
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -22,49 +24,48 @@ if TYPE_CHECKING:
 _MAX_CALLS = 32
 """Requests that are answered or wait at a time. One call of a tool does its work at a time."""
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
 
 class McpEndpoint:
     """An ASGI application for one path.
 
     Args:
-        library: the index that the tools answer from; None: there is none. They see the pictures that it shows.
+        index: what the tools answer from; None: there is none. They see the pictures that it shows.
     """
 
-    def __init__(self, library: "ServedIndex | None") -> None:
-        self._library = library
+    def __init__(self, index: "ServedIndex | None") -> None:
+        self._index = index
         self._num_calls = 0
         self._manager: StreamableHTTPSessionManager | None = None
         self._starting = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        if self._library is None:
-            await _refuse(Refusal(404, "/mcp needs an index"), send)
-        elif find_spec("mcp") is None:
-            await _refuse(Refusal(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)"), send)
-        elif scope["method"] != "POST":  # the server has nothing to say by itself, and no session to end
-            await _refuse(Refusal(405, f"/mcp does not take {scope['method'][:20]}"), send)
-        elif self._num_calls >= _MAX_CALLS:
-            await _refuse(Refusal(429, f"{_MAX_CALLS} calls of tools are waiting already", retry_after=5), send)
-        else:
-            self._num_calls += 1
-            try:
-                async with self._starting:
-                    if self._manager is None or self._running is None or self._running.done():
-                        self._manager = await self._start(self._library)
-                await self._manager.handle_request(scope, receive, _with_short_errors(send))
-            finally:
-                self._num_calls -= 1
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request.
 
-    async def _start(self, library: "ServedIndex") -> "StreamableHTTPSessionManager":
+        Raises:
+            Refusal: there are no tools, they are asked otherwise, or too many calls wait.
+        """
+        if self._index is None:
+            raise Refusal(404, "/mcp needs an index")
+        if find_spec("mcp") is None:
+            raise Refusal(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)")
+        if scope["method"] != "POST":  # the server has nothing to say by itself, and no session to end
+            raise Refusal(405, f"/mcp does not take {scope['method'][:20]}")
+        if self._num_calls >= _MAX_CALLS:
+            raise Refusal(429, f"{_MAX_CALLS} calls of tools are waiting already", retry_after=5)
+        self._num_calls += 1
+        try:
+            async with self._starting:
+                if self._manager is None or self._running is None or self._running.done():
+                    self._manager = await self._start(self._index)
+            await self._manager.handle_request(scope, receive, _with_short_errors(send))
+        finally:
+            self._num_calls -= 1
+
+    async def _start(self, served: "ServedIndex") -> "StreamableHTTPSessionManager":
         # In a thread: importing the SDK takes half a second of a processor.
         try:
-            manager, index = await asyncio.to_thread(_made_manager, library)
+            manager, index = await asyncio.to_thread(_made_manager, served)
         except UserError as error:
             raise Refusal(503, f"there is no index now: {error}", retry_after=5) from error
         started = asyncio.get_running_loop().create_future()
@@ -85,16 +86,16 @@ class McpEndpoint:
         return await started
 
 
-def _made_manager(library: "ServedIndex") -> "tuple[StreamableHTTPSessionManager, Index]":
+def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager, Index]":
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager  # late: it needs an extra
 
     from grr_coca.search.index import Index
     from grr_coca.serve.icon_tools import IconTools
     from grr_coca.serve.mcp import make_mcp_server
 
-    name = Path(library.location).name.removesuffix(".index") or "icons"
-    files = library.files
-    index = Index.open(library.location)
+    name = Path(served.location).name.removesuffix(".index") or "icons"
+    files = served.files
+    index = Index.open(served.location)
     tools = IconTools({name: index}, reads_files=False, read=files.read_now, decode=files.decode)
     server = make_mcp_server(tools, reads_files=False)
     return StreamableHTTPSessionManager(app=server, json_response=True, stateless=True), index
@@ -111,15 +112,9 @@ def _with_short_errors(send: Send) -> Send:
         if held:
             start = held.pop()
             if start["status"] >= HTTPStatus.BAD_REQUEST and len(message.get("body", b"")) > MAX_BYTES:
-                await _refuse(Refusal(start["status"], message["body"].decode("utf-8", "replace")), send)
-                return
+                short = refused(Refusal(start["status"], message["body"].decode("utf-8", "replace")))
+                start["headers"], message["body"] = short.raw_headers, short.body
             await send(start)
         await send(message)
 
     return send_short
-
-
-async def _refuse(refusal: Refusal, send: Send) -> None:
-    content = json_bytes(refusal.content)
-    await send({"type": "http.response.start", "status": refusal.status, "headers": error_headers(refusal, content)})
-    await send({"type": "http.response.body", "body": content})

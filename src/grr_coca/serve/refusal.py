@@ -97,9 +97,3 @@ def server_sent(content: object, event: str | None = None) -> bytes:
     """One server-sent event with JSON (or a text as it is) as its data."""
     name = f"event: {event}\n".encode() if event else b""
     return name + b"data: " + (content.encode() if isinstance(content, str) else json_bytes(content)) + b"\n\n"
-
-
-def error_headers(refusal: Refusal, content: bytes) -> list[tuple[bytes, bytes]]:
-    """The headers of a response that the framework does not write."""
-    headers = {"content-type": "application/json", "content-length": str(len(content)), **refusal.headers}
-    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]

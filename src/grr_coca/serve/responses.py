@@ -5,12 +5,17 @@ from collections.abc import AsyncIterator
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from grr_coca.serve.refusal import json_bytes
+from grr_coca.serve.refusal import Refusal, json_bytes
 
 
 def json_response(content: object) -> Response:
     """A response with JSON."""
     return Response(json_bytes(content), media_type="application/json")
+
+
+def refused(refusal: Refusal) -> Response:
+    """The response to a request that gets no answer."""
+    return Response(json_bytes(refusal.content), refusal.status, refusal.headers, "application/json")
 
 
 def event_stream(events: AsyncIterator[bytes]) -> Response:

@@ -34,7 +34,8 @@ from grr_coca.serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limi
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.pictures import PictureReader, memory_of_pictures
 from grr_coca.serve.queue import ModelQueue
-from grr_coca.serve.refusal import Refusal, error_headers, json_bytes
+from grr_coca.serve.refusal import Refusal
+from grr_coca.serve.responses import refused
 from grr_coca.serve.served_index import ServedIndex
 from grr_coca.serve.service import Service
 
@@ -164,7 +165,7 @@ class RunningServer:
             on_failure=self._fail,
         )
         key = os.environ.get(KEY_VARIABLE)
-        library: ServedIndex | None = None
+        index: ServedIndex | None = None
         memory = memory_of_pictures(options.limits.max_pixels)
         reader = PictureReader(options.limits.max_pixels, memory, _DECODE_THREADS, options.limits.seconds)
         if options.index is not None:
@@ -173,14 +174,14 @@ class RunningServer:
             files = PictureFiles(memory, options.pictures if options.pictures or was_imported else None)
             metrics.show("grr_coca_late_files", "Files of pictures that do not answer", lambda: files.num_late)
             numbers = match_numbers(model.folder)
-            library = ServedIndex(options.index, model.fingerprint, queue, files, curve=curve, numbers=numbers)
+            index = ServedIndex(options.index, model.fingerprint, queue, files, curve=curve, numbers=numbers)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
             title=Path(options.index or "").name,
             queue=queue,
             reader=reader,
             explainer=Explainer(lambda: options.load(model.folder, "torch"), reader),
-            library=library,
+            index=index,
             metrics=metrics,
             limits=options.limits,
             key=None if key is None else Key(key),
@@ -244,16 +245,16 @@ class RunningServer:
             service.explainer.close()
             service.reader.close()
             service.queue.close()
-            if service.library is not None:
-                service.library.files.close()
-                service.library.close()
+            if service.index is not None:
+                service.index.files.close()
+                service.index.close()
         if self._failure is not None:
             raise self._failure
         self._say("stopped")
 
     def _what(self) -> str:
-        name, library = self.service.model_name, self.service.library
-        return name if library is None else f"{library.location} with {name}"
+        name, index = self.service.model_name, self.service.index
+        return name if index is None else f"{index.location} with {name}"
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
@@ -381,11 +382,11 @@ class _Protocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, such as headers that are too large."""
         refusal = Refusal(400, f"not a valid HTTP request, or its headers are too large ({msg})")
-        content = json_bytes(refusal.content)
-        headers = [*error_headers(refusal, content), (b"connection", b"close")]
+        response = refused(refusal)
+        headers = [*response.raw_headers, (b"connection", b"close")]
         with contextlib.suppress(h11.LocalProtocolError):
             self.transport.write(self.conn.send(h11.Response(status_code=400, headers=headers, reason=b"Bad Request")))
-            self.transport.write(self.conn.send(h11.Data(data=content)))
+            self.transport.write(self.conn.send(h11.Data(data=bytes(response.body))))
             self.transport.write(self.conn.send(h11.EndOfMessage()))
         self.transport.close()
 

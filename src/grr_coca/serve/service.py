@@ -36,15 +36,15 @@ _MAX_PIXELS_HELD = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One server. `model_name`: the name under which clients ask for the model; `library`: None without an index;
-    `title`: the name of the index; `threads`: for searches and short reads of it; `browsing`, `counting`, `grouping`:
-    for its lists, facets and duplicates. Those read a whole index, which may take minutes."""
+    """One server. `model_name`: the name under which clients ask for the model; `index`: None if it has none; `title`:
+    the name of that; `threads`: for searches and short reads of it; `browsing`, `counting`, `grouping`: for its lists,
+    facets and duplicates. Those read a whole index, which may take minutes."""
 
     model_name: str
     queue: ModelQueue
     reader: PictureReader
     explainer: Explainer
-    library: ServedIndex | None
+    index: ServedIndex | None
     metrics: Metrics
     limits: Limits
     key: Key | None
@@ -55,15 +55,15 @@ class Service:
     title: str
     classifiers: LruCache[tuple, ZeroShotClassifier] = field(default_factory=partial(LruCache, _MAX_CLASSIFIERS))
 
-    def index(self) -> ServedIndex:
+    def require_index(self) -> ServedIndex:
         """The index.
 
         Raises:
             Refusal: the server has none.
         """
-        if self.library is None:
+        if self.index is None:
             raise Refusal(404, "this server has no index; start it with one: grr-coca serve INDEX")
-        return self.library
+        return self.index
 
     async def in_thread(self, work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Run short work on the index in a thread."""

@@ -43,7 +43,7 @@ async def explain(request: Request, service: ThisService) -> Response:
     data, options = await picture_and_options(request, ExplainOptions)
     service.explainer.require()
     if options.id is not None:
-        index = service.index()
+        index = service.require_index()
         data = await index.files.read(await service.in_thread(index.entry, options.id))
     await service.square(data)  # says what is wrong with the picture
     return json_response(await service.explainer.explain(data))

@@ -61,19 +61,19 @@ class OthersAnswer(BaseModel):
 @router.get("/pictures", responses=answers(PicturesAnswer, 404, 422))
 async def pictures(service: ThisService, where: Where = None, offset: _Skip = 0, limit: _Count = 100) -> Response:
     """The pictures of the index, the newest first."""
-    return json_response(await service.browsing.do(service.index().pictures, where, offset, limit))
+    return json_response(await service.browsing.do(service.require_index().pictures, where, offset, limit))
 
 
 @router.get("/picture/{identity}", responses=answers(IndexedPicture, 404, 422))
 async def one_picture(identity: str, service: ThisService) -> Response:
     """A picture of the index, by its id."""
-    return json_response(await service.in_thread(service.index().picture, identity))
+    return json_response(await service.in_thread(service.require_index().picture, identity))
 
 
 @router.get("/picture/{identity}/others", responses=answers(OthersAnswer, 404, 422))
 async def others(identity: str, service: ThisService) -> Response:
     """What an icon of the index is in the other icon sets of the index, the likeliest first."""
-    return json_response({"others": await service.grouping.do(service.index().others, identity)})
+    return json_response({"others": await service.grouping.do(service.require_index().others, identity)})
 
 
 @router.get("/facets", responses=answers(FacetsAnswer, 404, 422))
@@ -84,7 +84,7 @@ async def facets(
 ) -> Response:
     """The fields by which pictures can be filtered, with their values. With a filter: the texts of what it selects,
     with the number of pictures of each."""
-    index = service.index()
+    index = service.require_index()
     if where is None:
         found = await service.counting.do(index.facets)
         wanted = [one for one in found if field is None or one["field"] in field]
@@ -95,7 +95,7 @@ async def facets(
 @router.get("/duplicates", responses=answers(GroupsAnswer, 404, 422))
 async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50) -> Response:
     """Groups of pictures that look the same, the largest group first."""
-    index = service.index()
+    index = service.require_index()
 
     def encoded() -> bytes:  # thousands of pictures, group by group
         found = index.duplicates(offset, limit)
@@ -115,7 +115,7 @@ async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50
 )
 async def image(identity: str, service: ThisService, side: Annotated[int, Query(ge=64, le=1600)] = 320) -> Response:
     """A picture of the index, scaled down. A placeholder if its file is gone."""
-    index = service.index()
+    index = service.require_index()
     content = await index.files.thumbnail(await service.in_thread(index.entry, identity), side)
     if content is None:
         return Response(_PLACEHOLDER, media_type="image/svg+xml", headers={**_PRIVATE, "X-Missing": "1"})
@@ -132,7 +132,7 @@ async def vector(
 ) -> Response:
     """An SVG file of the index, without scripts and references; `ink`: the colour of what has none, as `1b1b1a`. Of
     other files, and of those that cannot be cleaned, a picture."""
-    index = service.index()
+    index = service.require_index()
     entry = await service.in_thread(index.entry, identity)
     content = None
     if entry.is_vector:

@@ -82,7 +82,7 @@ class SearchAnswer(BaseModel):
 @router.post("/search", responses=answers(SearchAnswer, 404, 415, 422))
 async def search(given: SearchInput, request: Request, service: ThisService, place: Place) -> Response:
     """Find pictures of the index by texts, by a picture, and by pictures of the index."""
-    index, expires = service.index(), deadline_of(request)
+    index, expires = service.require_index(), deadline_of(request)
     place.take()
     images = () if given.image is None else (await service.square(from_data_uri(given.image, "image")),)
     query = SearchQuery(
@@ -105,7 +105,7 @@ async def search(given: SearchInput, request: Request, service: ThisService, pla
 async def similar(request: Request, service: ThisService, place: Place) -> Response:
     """Pictures of the index that look like a picture: the body, or the one of the index with this `id`."""
     data, options = await picture_and_options(request, SimilarOptions)
-    index, expires = service.index(), deadline_of(request)
+    index, expires = service.require_index(), deadline_of(request)
     place.take()
     if options.id is not None:
         query = SearchQuery(like=(draw_of(options.id),))

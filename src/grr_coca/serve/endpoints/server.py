@@ -49,12 +49,12 @@ async def info(service: ThisService) -> Response:
     model = service.queue.ready()
     engine = model.engine
     can = {
-        "search": service.library is not None,
+        "search": service.index is not None,
         "caption": True,
         "tags": model.has_tags,
         "explain": service.explainer.is_installed,
     }
-    count, revision = (None, "") if service.library is None else await service.in_thread(service.library.state)
+    count, revision = (None, "") if service.index is None else await service.in_thread(service.index.state)
     return json_response(
         {
             "title": service.title,
@@ -81,9 +81,9 @@ async def ready(service: ThisService) -> Response:
     if service.reader.hangs:
         raise Refusal(503, "pictures are not decoded any more: all threads for it are busy", retry_after=5)
     warnings = []
-    if service.library is not None:
-        await service.in_thread(service.library.state)
-        if late := service.library.files.num_late:
+    if service.index is not None:
+        await service.in_thread(service.index.state)
+        if late := service.index.files.num_late:
             warnings.append(f"{late} files of pictures do not answer; their drive may hang")
     ready = {"status": "ready", "model": service.model_name, "max_batch": service.queue.max_batch}
     return json_response({**ready, "warnings": warnings})

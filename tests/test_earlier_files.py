@@ -6,7 +6,6 @@ is the last row of its log after that code had continued it.
 
 import json
 import shutil
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_the_index_gives_its_hits_and_can_be_written_to(earlier):
 
 def test_the_export_makes_the_same_index(earlier):
     assert import_parquet(earlier / "index.parquet", str(earlier / "imported")) == 7
-    with closing(open_store(str(earlier / "index"))) as first, closing(open_store(str(earlier / "imported"))) as second:
+    with open_store(str(earlier / "index")) as first, open_store(str(earlier / "imported")) as second:
         assert first.header.fingerprint == second.header.fingerprint
         for store in (first, second):
             assert len(store) == 7

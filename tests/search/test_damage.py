@@ -58,26 +58,26 @@ def test_checking_finds_any_change_of_the_vectors(good, tmp_path, seed):
     content = bytearray(path.read_bytes())
     content[made.randrange(len(content))] ^= 1 << made.randrange(8)
     path.write_bytes(content)
-    with closing(open_store(str(folder))) as store, pytest.raises(DamagedError, match="rows 1 to 60 are not"):
+    with open_store(str(folder)) as store, pytest.raises(DamagedError, match="rows 1 to 60 are not"):
         store.check()
 
 
 def test_fields_that_are_no_json_are_told_to_an_update(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("UPDATE pictures SET fields = char(1) || 'x'")
-    with closing(open_store(str(bad))) as store, pytest.raises(DamagedError, match=r"the fields of .* are none"):
+    with open_store(str(bad)) as store, pytest.raises(DamagedError, match=r"the fields of .* are none"):
         store.known([make_entry(5).name])
 
 
 def test_a_field_whose_name_is_no_text_is_told(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("INSERT INTO columns VALUES (x'ff')")
-    with closing(open_store(str(bad))) as store, pytest.raises(DamagedError, match="the name of a field is no text"):
+    with open_store(str(bad)) as store, pytest.raises(DamagedError, match="the name of a field is no text"):
         facets(store)
 
 
 def test_an_index_that_is_whole_passes(good, bad):
-    with closing(open_store(str(bad))) as store:
+    with open_store(str(bad)) as store:
         assert store.check() == (59, 0)
         fill(store, 30, first=100)
         assert store.check() == (89, 0)
@@ -89,7 +89,7 @@ def test_a_search_that_meets_what_is_no_embedding_says_so(bad, bits):
     rows = np.fromfile(path, np.uint16).reshape(-1, WIDTH)
     rows[17, 3] = bits
     rows.tofile(path)
-    with closing(open_store(str(bad))) as store:
+    with open_store(str(bad)) as store:
         with pytest.raises(DamagedError, match=r"vectors\.f16: damaged: rows 1 to 60 .*rename both.*never copy into"):
             store.nearest(make_vectors(1)[0], 5)
         store.commit(Changes(removed=[make_entry(17).name]))
@@ -98,7 +98,7 @@ def test_a_search_that_meets_what_is_no_embedding_says_so(bad, bits):
 
 def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
     monkeypatch.setattr(checksums, "ROWS_PER_BLOCK", 64)
-    with closing(open_store(str(bad))) as store:
+    with open_store(str(bad)) as store:
         for first, count in ((100, 3), (200, 1), (300, 150), (500, 64)):
             fill(store, count, seed=first, first=first)
             assert store.check().without_checksum == 0
@@ -106,7 +106,7 @@ def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
             blocks = checksums.read_blocks(now.database, 0)
         assert [(block.first, block.rows) for block in blocks] == [(0, 64), (64, 64), (128, 64), (192, 64), (256, 22)]
     os.truncate(bad / "vectors.f16", 200 * WIDTH * 2)
-    with pytest.raises(DamagedError), closing(open_store(str(bad))) as store:
+    with pytest.raises(DamagedError), open_store(str(bad)) as store:
         store.check()
 
 
@@ -127,22 +127,22 @@ def test_checksums_are_made_anew_when_the_vectors_are(tmp_path, monkeypatch):
 def test_an_index_of_an_older_version_gets_its_checksums_from_the_next_writer(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("DROP TABLE blocks")
-    with closing(open_store(str(bad))) as store:
+    with open_store(str(bad)) as store:
         assert store.check() == (59, 60)
         assert len(store.nearest(make_vectors(1)[0], 5)) == 5
-    with closing(open_store(str(bad))) as store:
+    with open_store(str(bad)) as store:
         store.claim()
         assert store.check() == (59, 0)
 
 
 def test_rows_that_an_older_version_has_added_are_covered_too(bad, good):
-    with closing(open_store(str(bad))) as store:
+    with open_store(str(bad)) as store:
         fill(store, 20, first=100)
         database = store._writer._database
         database.execute("DELETE FROM blocks")
-        with closing(open_store(str(good))) as older, older.snapshot() as now:
+        with open_store(str(good)) as older, older.snapshot() as now:
             checksums.write_blocks(database, 0, checksums.read_blocks(now.database, 0))
-    with closing(open_store(str(bad))) as store:
+    with open_store(str(bad)) as store:
         assert store.check() == (79, 20)
         store.claim()
         assert store.check() == (79, 0)

@@ -25,7 +25,7 @@ from grr_coca.search.embedded.vectors import VectorFile, append_rows, products
 from grr_coca.search.entry import VERSION, Failure
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.store import Changes
-from grr_coca.search.stores import make_store, open_store
+from grr_coca.search.stores import find_store, make_store, open_store
 from grr_coca.search.update import update_store
 from support import disk_of, syncs_and_renames
 
@@ -36,9 +36,11 @@ def folder_of(store: EmbeddedStore) -> Path:
     return Path(store.location)
 
 
-def test_products_of_halves_are_those_of_numpy():
+def test_products_of_halves_are_those_of_numpy(tmp_path):
     vectors, queries = make_vectors(5000).astype(np.float16), make_vectors(3, seed=1)
-    np.testing.assert_allclose(products(vectors, queries), np.float32(vectors) @ queries.T, atol=1e-6)
+    append_rows(tmp_path / "vectors.f16", 0, vectors)
+    file = VectorFile(tmp_path / "vectors.f16", len(vectors), WIDTH)
+    np.testing.assert_allclose(products(file, queries), np.float32(vectors) @ queries.T, atol=1e-6)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list its open files")
@@ -92,13 +94,13 @@ def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):
     with pytest.raises(UserError, match=r"not an index: .* --out INDEX$"):
         open_store(str(tmp_path))
     with pytest.raises(UserError, match="has other files, and is not an index"):
-        open_store(str(tmp_path), is_optional=True)
+        find_store(str(tmp_path))
 
 
 def test_an_index_that_was_being_made_when_its_process_was_killed_is_made_anew(tmp_path):
     for name in ("writer.lock", ".index.sqlite.partial", ".index.sqlite.partial-journal"):
         (tmp_path / name).write_bytes(b"half")
-    assert open_store(str(tmp_path), is_optional=True) is None
+    assert find_store(str(tmp_path)) is None
     store = make_store(str(tmp_path), HEADER)
     fill(store, 2)
     store.close()
@@ -477,7 +479,7 @@ def test_what_a_link_in_an_index_leads_to_is_left_alone(store, tmp_path, name):
     (tmp_path / "precious").write_text("words")
     (folder_of(store) / name).unlink(missing_ok=True)
     (folder_of(store) / name).symlink_to(tmp_path / "precious")
-    with pytest.raises((UserError, OSError)), closing(open_store(store.location)) as again:
+    with pytest.raises((UserError, OSError)), open_store(store.location) as again:
         fill(again, 1)
     assert (tmp_path / "precious").read_text() == "words"
 
@@ -491,7 +493,7 @@ def test_a_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
     (tmp_path / "precious.f16").write_text("words")
     with (
         pytest.raises(UserError, match="index: damaged: its state is"),
-        closing(open_store(store.location)) as again,
+        open_store(store.location) as again,
     ):
         fill(again, 1)
     assert (tmp_path / "precious.f16").read_text() == "words"

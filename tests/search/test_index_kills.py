@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import drivers
-from grr_coca.search.stores import open_store
+from grr_coca.search.stores import find_store, open_store
 from processes import Launch, cli, launch
 
 BROKEN = b"no image"
@@ -66,7 +66,7 @@ def kept(location: str) -> tuple[dict, dict, list]:
 
 def require_whole(location: str, before: dict, images: Path) -> dict:
     """What is kept after a kill: of one image each, and all that was kept before and is still in the folder."""
-    store = open_store(location, is_optional=True)
+    store = find_store(location)
     if store is None:
         assert before == {}, "an index that was there is not any more"
         return {}

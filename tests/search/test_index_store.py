@@ -303,7 +303,7 @@ def test_the_summary_of_a_field_is_that_of_python(filled, field):
     store, entries, _ = filled
     values = [value for entry in entries for value in entry.values_of(field)]
     counts = Counter(values)
-    summary = store.summary(field, 5)
+    summary = store.summaries([field], 5)[field]
     assert summary.all_differ == (len(counts) == len(values))
     assert summary.values == sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
     if values:
@@ -319,7 +319,7 @@ def test_the_summary_of_a_field_counts_what_a_filter_selects(filled, field, text
     store, _, _ = filled
     where = parse_filter(text, store.columns())
     counts = Counter(value for entry in store.matching(where) for value in entry.values_of(field))
-    found = store.summary(field, 5, where).values
+    found = store.summaries([field], 5, where)[field].values
     assert found == sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
 
 

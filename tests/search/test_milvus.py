@@ -23,7 +23,7 @@ from grr_coca.search.milvus.rows import (
     to_record,
 )
 from grr_coca.search.store import Changes, ImageState
-from grr_coca.search.stores import make_store, open_store
+from grr_coca.search.stores import find_store, make_store, open_store
 
 needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reason="runs by `make test-milvus`")
 
@@ -181,11 +181,11 @@ def test_an_index_that_was_being_made_when_its_process_was_killed_is_made_anew(s
     client.delete(f"{name}_notes", filter='key == "header:"')
     with pytest.raises(UserError, match="no index of this name"):
         open_store(location)
-    assert open_store(location, is_optional=True) is None
+    assert find_store(location) is None
     make_store(location, HEADER).close()
     assert len(reopened()) == 0
     client.drop_collection(f"{name}_notes")
-    assert open_store(location, is_optional=True) is None
+    assert find_store(location) is None
     make_store(location, HEADER).close()
     assert len(reopened()) == 0
 
@@ -196,7 +196,7 @@ def test_a_collection_of_something_else_is_left_as_it_is(store, location):
     store._client.create_collection(name, dimension=4)
     store._client.insert(name, [{"id": 1, "vector": [0.0, 1.0, 0.0, 0.0]}])
     other = location.replace(store._name, name)
-    for attempt in (lambda: open_store(other, is_optional=True), lambda: make_store(other, HEADER)):
+    for attempt in (lambda: find_store(other), lambda: make_store(other, HEADER)):
         with pytest.raises(UserError, match=f"the collection '{name}' is not part of an index; give another name"):
             attempt()
     assert store._client.query(name, filter="id == 1", output_fields=["id"], consistency_level="Strong")

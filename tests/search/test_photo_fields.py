@@ -117,9 +117,9 @@ def test_a_column_of_a_table_counts_more_and_may_hold_anything(store):
 
 def test_fields_are_summarized_as_those_of_tables_are(store, model, photos):
     update(store, model, photos)
-    assert store.summary("camera", 5).values == [("Canon EOS R5", 2), ("X100V", 1)]
-    assert store.summary("lens", 5).values == []
-    assert store.summary("lat", 5).low == pytest.approx(48.137222)
+    assert store.summaries(["camera"], 5)["camera"].values == [("Canon EOS R5", 2), ("X100V", 1)]
+    assert store.summaries(["lens"], 5)["lens"].values == []
+    assert store.summaries(["lat"], 5)["lat"].low == pytest.approx(48.137222)
 
 
 @needs_xml
@@ -353,5 +353,5 @@ def test_a_column_of_numbers_counts_instead_of_keywords_and_tags(tmp_path):
     assert found("keywords = 3") == found("tags >= 2") == found("tags in ('x', 2.5)") == [0]
     assert found("keywords > 0") == [0, 1]
     assert found("tags = 'bird'") == found("keywords like 'b%'") == found("keywords > 'a'") == [2]
-    assert store.summary("tags", 9).values == [(1.5, 1), (2.5, 1), ("bird", 1)]
+    assert store.summaries(["tags"], 9)["tags"].values == [(1.5, 1), (2.5, 1), ("bird", 1)]
     store.close()

@@ -16,7 +16,7 @@ from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.index import Index
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.store import Changes
-from grr_coca.search.stores import open_store
+from grr_coca.search.stores import find_store, open_store
 
 
 def exported(store, path):
@@ -89,7 +89,7 @@ def test_an_import_that_cannot_be_written_leaves_no_index(store, tmp_path, monke
     monkeypatch.setattr("grr_coca.search.embedded.writer.append_rows", full)
     with pytest.raises(UserError, match="No space left"):
         import_parquet(path, str(tmp_path / "new"))
-    assert open_store(str(tmp_path / "new"), is_optional=True) is None
+    assert find_store(str(tmp_path / "new")) is None
 
 
 def header_with(old, new):

@@ -1,5 +1,6 @@
 """`grr-coca import`, `export` and `push`: checkpoints and indexes for other programs and for the Hugging Face hub."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -127,23 +128,20 @@ def export_web(
     from grr_coca.serve import site  # late, as below: other verbs need none of this
 
     require_free(out)
-    store = None if index is None else open_store(index)
-    try:
+    library: site.Library | None = None
+    with nullcontext() if index is None else open_store(index) as store:
         named = checkpoint or (DEFAULT if store is None else store.header.model)
         folder, model = locate_checkpoint(named), IndexModel(named)
         if store is not None:
             model.require(store.header, store.location)
         files = site.find_runtime(runtime)
         curve = curve_of(folder, read_files(folder).config)
-        library = None if store is None else site.read_library(store, curve)
-        if library is not None and store is not None and (pictures or store.was_imported()):
-            entries = [one if is_within(one.file, pictures) else replace(one, file="") for one in library.entries]
-            library = replace(library, entries=entries)
-        if library is not None:
-            library = site.with_others(library, model)
-    finally:
         if store is not None:
-            store.close()
+            library = site.read_library(store, curve)
+            if pictures or store.was_imported():
+                entries = [one if is_within(one.file, pictures) else replace(one, file="") for one in library.entries]
+                library = replace(library, entries=entries)
+            library = site.with_others(library, model)
     images = 0 if library is None else len(library.entries)
     with site.graphs_of(folder) as graphs, bars({"images": images}) as shown:
         site.write_site(
@@ -191,14 +189,10 @@ def export_index(
 
     require_suffix(out, (".parquet",))
     require_extra("parquet", "exporting an index")
-    store = open_store(index)
-    assert store is not None
     counts: list[int] = []
-    try:
+    with open_store(index) as store:
         require_writable(out)
         write_output(out, lambda file: counts.append(export_parquet(store, file)))
-    finally:
-        store.close()
     print(f"{counts[0]:,} images of {index} are in {out}")
 
 

@@ -2,15 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag, require_batch_size
-from grr_coca.cli.output import failure_lines
-from grr_coca.cli.progress import JobProgress, bars
+from grr_coca.cli.output import failure_lines, print_first
+from grr_coca.cli.progress import late_bar
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.on_ray import Machines
@@ -18,12 +17,11 @@ from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca.search.index import Index
-    from grr_coca.search.update import OnProgress, Update
+    from grr_coca.search.update import Update
 
 _MIN_SECONDS_BETWEEN_SCANS = 2.0
 _PAUSE_PER_SCAN = 10
 """While watching, the pause after a scan is at least this many times as long as the scan."""
-_MAX_FAILURES_SHOWN = 20
 
 
 def run(
@@ -75,7 +73,7 @@ def run(
             if not images and not watch:
                 return 0
         began = time.monotonic()
-        with _bars() as on_progress:
+        with late_bar("indexed") as on_progress:
             update = index.add(images or index.store.roots(), on_progress, on, exclude or None)
         from grr_coca.cli.image_work import report_first_frames, report_left_out  # late: imports NumPy and Pillow
 
@@ -98,12 +96,8 @@ def run(
 def _check(location: str) -> None:
     from grr_coca.search.stores import open_store  # late: imports NumPy and Pillow
 
-    store = open_store(location)
-    assert store is not None
-    try:
+    with open_store(location) as store:
         found = store.check()
-    finally:
-        store.close()
     print(f"{location}: {found.images:,} images, all as they were written")
     if found.without_checksum:
         print(
@@ -114,10 +108,10 @@ def _check(location: str) -> None:
 
 def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Index":
     from grr_coca.search.index import Index  # late: imports NumPy and Pillow
-    from grr_coca.search.stores import open_store
+    from grr_coca.search.stores import find_store
     from grr_coca.search.update import require_arguments
 
-    store = open_store(out, is_optional=True)
+    store = find_store(out)
     if store is None:
         if not images:
             raise UserError(f"{out}: no index yet; give the images to index")
@@ -126,20 +120,6 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
         store.close()
     model = checkpoint or (DEFAULT if store is None else None)
     return Index.open(out, model, create=True, batch_size=batch_size, engine=engine)
-
-
-@contextmanager
-def _bars() -> "Iterator[OnProgress]":
-    """A progress bar that appears with the first image."""
-    with ExitStack() as stack:
-        shown: list[JobProgress] = []
-
-        def on_progress(done: int, total: int, failed: int) -> None:
-            if not shown:
-                shown.append(stack.enter_context(bars({"indexed": total})))
-            shown[0].update("indexed", done, f"{failed} failed" if failed else "")
-
-        yield on_progress
 
 
 def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
@@ -160,8 +140,4 @@ def _report(update: "Update", index: "Index", seconds: float) -> None:
     print(f"{index.store.location}: {len(index):,} images ({changes}) in {seconds:.1f} s", flush=True)
     if update.failures:
         print(f"{len(update.failures):,} of {update.found:,} images cannot be read:", file=sys.stderr)
-        lines = failure_lines(failure.message for failure in update.failures)
-        for line in lines[:_MAX_FAILURES_SHOWN]:
-            print(f"  {line}", file=sys.stderr)
-        if len(lines) > _MAX_FAILURES_SHOWN:
-            print(f"  … and {len(lines) - _MAX_FAILURES_SHOWN:,} more", file=sys.stderr)
+        print_first(failure_lines(failure.message for failure in update.failures))

@@ -10,7 +10,7 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag
-from grr_coca.cli.output import failure_lines, say
+from grr_coca.cli.output import failure_lines, print_first, say
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_json
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 _RULE = "label-contradicts-picture"
-_MAX_SHOWN = 20
 
 
 def run(
@@ -91,8 +90,7 @@ def run(
         say(to_json(_record(one)) if json else on_one_line(f"{_place(one)}: {one.message}"))
     if out is not None:
         write_output(out, lambda file: file.write(_sarif(found).encode()))
-    for line in failure_lines(failures)[:_MAX_SHOWN]:
-        print(f"  {line}", file=sys.stderr)
+    print_first(failure_lines(failures))
     left_out = len(checked.contradictions) - len(found)
     print(
         f"{len(found):,} of {checked.judged:,} labels contradict their picture"

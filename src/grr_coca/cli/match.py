@@ -3,16 +3,15 @@
 import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, OptionalCheckpointFlag
-from grr_coca.cli.output import say
-from grr_coca.cli.progress import JobProgress, bars
+from grr_coca.cli.output import print_first, say
+from grr_coca.cli.progress import late_bar
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
@@ -20,10 +19,8 @@ from grr_coca.common.outputs import require_suffix, require_writable, to_json, w
 if TYPE_CHECKING:
     from grr_coca.search.match.candidates import PictureMatch
     from grr_coca.search.match.matcher import Matcher, UsedIcons
-    from grr_coca.search.match.picture_set import OnProgress, OpenPictureSet
+    from grr_coca.search.match.picture_set import OpenPictureSet
 
-_MAX_SHOWN = 20
-"""Lines about pictures that are left out."""
 _MAX_PLACES = 3
 """Places in code that a line names."""
 
@@ -81,7 +78,7 @@ def run(
     table = None if check is None else read_map(check)
     uses = None if used_in is None else find_uses(used_in, exclude)
     matcher = Matcher(checkpoint, engine, names=names)
-    with _bars() as on_progress:
+    with late_bar("embedded") as on_progress:
         target = None
         if any(map(is_index, to)):  # first: its model is the one to use
             target = matcher.open(to, exclude=exclude, on_progress=on_progress)
@@ -109,27 +106,10 @@ def _sides(sources: Sequence[str], used_in: str | None) -> tuple[Sequence[str], 
     return sources[:1], sources[1:]
 
 
-@contextmanager
-def _bars() -> "Iterator[OnProgress]":
-    """A progress bar that appears with the first picture that is embedded."""
-    with ExitStack() as stack:
-        shown: list[JobProgress] = []
-
-        def on_progress(done: int, total: int) -> None:
-            if not shown or done == 0:
-                shown.append(stack.enter_context(bars({"embedded": total})))
-            shown[-1].update("embedded", done, "")
-
-        yield on_progress
-
-
 def _report_left_out(failures: Sequence[str]) -> None:
     if failures:
         print(f"{len(failures):,} pictures are left out:", file=sys.stderr)
-        for line in failures[:_MAX_SHOWN]:
-            print(f"  {on_one_line(line)}", file=sys.stderr)
-        if len(failures) > _MAX_SHOWN:
-            print(f"  … and {len(failures) - _MAX_SHOWN:,} more", file=sys.stderr)
+        print_first(list(map(on_one_line, failures)))
 
 
 # --- Output
@@ -218,6 +198,6 @@ def _check(
     numbers = matcher.numbers(source.set, target.set)
     findings = check_map(dict(table), source.set, target.set, numbers, (aliases[0], aliases[1]))
     for finding in findings:
-        say(on_one_line(finding.message))
+        say(on_one_line(finding))
     print(f"{len(findings):,} of {len(table):,} entries look wrong", file=sys.stderr)
     return 1 if findings else 0

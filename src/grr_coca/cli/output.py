@@ -47,6 +47,17 @@ def failure_lines(messages: Iterable[str]) -> list[str]:
     return [first if not others else f"{first} (and {len(others):,} more)" for first, *others in lines.values()]
 
 
+_MAX_LINES = 20
+
+
+def print_first(lines: Sequence[str]) -> None:
+    """Print the first of some lines on standard error, and how many more there are."""
+    for line in lines[:_MAX_LINES]:
+        print(f"  {line}", file=sys.stderr)
+    if len(lines) > _MAX_LINES:
+        print(f"  … and {len(lines) - _MAX_LINES:,} more", file=sys.stderr)
+
+
 @contextmanager
 def reporting(output: "CaptionOutput") -> "Iterator[CaptionOutput]":
     """Close an output at the end, and list the files that could not be written on standard error."""

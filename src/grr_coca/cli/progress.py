@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -30,6 +30,28 @@ def bars(totals: dict[str, int]) -> Iterator[JobProgress]:
     shown = _Bars(totals)
     with shown.display:
         yield shown
+
+
+class LateProgress(Protocol):
+    """Shows the progress of a job whose total is not known at its start."""
+
+    def __call__(self, done: int, total: int, failed: int = 0) -> None:
+        """Report the numbers of finished and of all steps, and of failed ones."""
+        ...
+
+
+@contextmanager
+def late_bar(name: str) -> Iterator[LateProgress]:
+    """A bar whose total is known only with the first step. Work that begins again, at 0, gets another one."""
+    with ExitStack() as stack:
+        shown: list[JobProgress] = []
+
+        def on_progress(done: int, total: int, failed: int = 0) -> None:
+            if not shown or done == 0:
+                shown.append(stack.enter_context(bars({name: total})))
+            shown[-1].update(name, done, f"{failed} failed" if failed else "")
+
+        yield on_progress
 
 
 class _Lines:

@@ -121,12 +121,8 @@ def list_duplicates(
     from grr_coca.search.duplicates import duplicate_groups  # late: imports NumPy and Pillow
     from grr_coca.search.stores import open_store
 
-    store = open_store(index)
-    assert store is not None
-    try:
+    with open_store(index) as store:
         groups = duplicate_groups(store, max_distance, min_cosine)
-    finally:
-        store.close()
     for group in groups:
         paths, exact = [entry.name for entry in group.entries], group.exact_copies
         if json:

@@ -1,11 +1,11 @@
 """Facets: by which fields the images of an index can be filtered, and which values these have."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from grr_coca.search.entry import Entry
-from grr_coca.search.fields import FIELDS, FieldValue
+from grr_coca.search.fields import FIELDS
 from grr_coca.search.filters import Filter
-from grr_coca.search.store import FieldSummary, Store
+from grr_coca.search.store import FieldSummary, Store, summaries_of
 
 _MAX_VALUES = 100
 """Maximum number of values that are listed of a field: the most frequent ones."""
@@ -25,12 +25,12 @@ def facets(store: Store) -> list[Facet]:
     Raises:
         UserError: the index cannot be read.
     """
-    return _facets(store.summaries(facet_fields(store.columns()), _MAX_VALUES).items())
+    return _facets(store.summaries(facet_fields(store.columns()), _MAX_VALUES))
 
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
     """The facets of some images among these fields."""
-    return _facets((field, _summary(entries, field)) for field in fields)
+    return _facets(summaries_of(([entry] for entry in entries), fields, _MAX_VALUES))
 
 
 def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
@@ -39,24 +39,19 @@ def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
     Raises:
         UserError: the index cannot be read.
     """
-    return _counts(store.summaries(fields, _MAX_VALUES, where).items())
+    return _counts(store.summaries(fields, _MAX_VALUES, where))
 
 
 def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
     """The values of the texts among these fields with the number of groups that have each, also where all differ. Of
     near-duplicates, one that has the value is enough: a filter would select it."""
-
-    def values(field: str) -> Iterator[FieldValue]:
-        for group in groups:
-            yield from {value for entry in group for value in entry.values_of(field)}
-
-    return _counts((field, FieldSummary.of(values(field), _MAX_VALUES)) for field in fields)
+    return _counts(summaries_of(groups, fields, _MAX_VALUES))
 
 
-def _counts(summaries: Iterable[tuple[str, FieldSummary]]) -> list[Facet]:
+def _counts(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
     return [
         {"field": field, "kind": "text", "values": [list(pair) for pair in found.values]}
-        for field, found in summaries
+        for field, found in summaries.items()
         if found.kind == "text" and found.low is not None and not _is_date(field)
     ]
 
@@ -65,12 +60,8 @@ def _is_date(field: str) -> bool:
     return field in FIELDS and FIELDS[field].is_date
 
 
-def _summary(entries: Sequence[Entry], field: str) -> FieldSummary:
-    return FieldSummary.of((value for entry in entries for value in entry.values_of(field)), _MAX_VALUES)
-
-
-def _facets(summaries: Iterable[tuple[str, FieldSummary]]) -> list[Facet]:
-    found = (_facet(field, summary) for field, summary in summaries)
+def _facets(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
+    found = (_facet(field, summary) for field, summary in summaries.items())
     return [facet for facet in found if facet is not None]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from grr_coca.common.errors import UserError
@@ -17,7 +16,7 @@ from grr_coca.search.index_model import IndexModel, RayDescriber
 from grr_coca.search.match.candidates import PictureMatch
 from grr_coca.search.match.match_numbers import CANDIDATES
 from grr_coca.search.store import Changes, Store
-from grr_coca.search.stores import make_store, open_store
+from grr_coca.search.stores import find_store, make_store, open_store
 from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class Index:
         """
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: give 1 or more")
-        store, chosen = open_store(str(location), is_optional=create), None
+        store, chosen = (find_store if create else open_store)(str(location)), None
         if store is None:
             chosen = IndexModel(str(DEFAULT if model is None else model), batch_size, engine)
             store = make_store(str(location), chosen.header)
@@ -85,9 +84,7 @@ class Index:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:

@@ -6,7 +6,6 @@ and people wrote. The header and the images that could not be read are in the me
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +19,7 @@ from grr_coca.search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, St
 from grr_coca.search.fields import FIELDS, SEVERAL, names_of
 from grr_coca.search.photo import Photo
 from grr_coca.search.store import Changes, Store, is_of_unit_length
-from grr_coca.search.stores import make_store, open_store, remove_store
+from grr_coca.search.stores import find_store, make_store, remove_store
 
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048
@@ -75,11 +74,11 @@ def import_parquet(path: Path, location: str) -> int:
         raise UserError(f"{path}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})")
     if not 1 <= header.embed_dim <= MAX_WIDTH:
         raise UserError(f"{path}: damaged (embeddings of {header.embed_dim} numbers)")
-    existing = open_store(location, is_optional=True)
+    existing = find_store(location)
     if existing is not None:
         existing.close()
         raise UserError(f"{location}: already has an index; give another place")
-    with closing(make_store(location, header)) as store:
+    with make_store(location, header) as store:
         store.claim()
         try:
             store.mark_as_imported()

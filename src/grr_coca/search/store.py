@@ -100,9 +100,8 @@ class FieldSummary(NamedTuple):
     high: FieldValue | None
 
     @classmethod
-    def of(cls, found: Iterable[FieldValue], count: int) -> "FieldSummary":
-        """The summary of the values of all images. `count`: see `Store.summary`."""
-        counts = Counter(found)
+    def of(cls, counts: Counter[FieldValue], count: int) -> "FieldSummary":
+        """The summary of values with the number of images of each. `count`: see `Store.summaries`."""
         # As in SQL, numbers come before texts.
         ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
         most = sorted(ordered, key=lambda value: -counts[value])[:count]
@@ -113,6 +112,15 @@ class FieldSummary(NamedTuple):
             low=ordered[0] if ordered else None,
             high=ordered[-1] if ordered else None,
         )
+
+
+def summaries_of(groups: Iterable[Sequence[Entry]], fields: Iterable[str], count: int) -> dict[str, FieldSummary]:
+    """The values of some fields, by field, counted once in each group of images. `count`: see `Store.summaries`."""
+    counters: dict[str, Counter[FieldValue]] = {name: Counter() for name in fields}
+    for group in groups:
+        for name, counter in counters.items():
+            counter.update({value for entry in group for value in entry.values_of(name)})
+    return {name: FieldSummary.of(counter, count) for name, counter in counters.items()}
 
 
 class CheckedIndex(NamedTuple):
@@ -174,7 +182,7 @@ _AT_ONCE = 500
 
 
 class Store(ABC):
-    """A store of images by name, each with an embedding of unit length in half precision.
+    """A store of images by name, each with an embedding of unit length in half precision. As a context, it is closed.
 
     All reads of a thread within one `snapshot` see the same committed state. Only one process writes at a time. The id
     of an image is its `Entry.draw`, unless a store overrides `ids_of`.
@@ -227,6 +235,12 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close files and connections."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def check(self) -> CheckedIndex:
         """Read everything, and compare it with its checksums. This may take minutes.
@@ -378,18 +392,10 @@ class Store(ABC):
         found = sorted(((row.entry.date, row.entry.name, row.id) for row in self.scan(where)), key=lambda row: row[1])
         return np.array([row[2] for row in sorted(found, key=lambda row: row[0], reverse=True)], np.int64)
 
-    def summary(self, field: str, count: int, where: Filter | None = None) -> FieldSummary:
-        """The values of a field of all images that match a filter; `count`: how many of the most frequent ones to
-        return."""
-        return self.summaries([field], count, where)[field]
-
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """The values of several fields, by field, from one scan. See `summary`."""
-        counters: dict[str, Counter[FieldValue]] = {name: Counter() for name in fields}
-        for row in self.scan(where):
-            for name, counter in counters.items():
-                counter.update(row.entry.values_of(name))
-        return {name: FieldSummary.of(counter.elements(), count) for name, counter in counters.items()}
+        """The values of some fields of all images that match a filter, by field; `count`: how many of the most frequent
+        ones to return."""
+        return summaries_of(([row.entry] for row in self.scan(where)), fields, count)
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images: N rows of `HASHED`."""

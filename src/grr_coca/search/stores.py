@@ -30,17 +30,24 @@ def is_index(location: str) -> bool:
     return _kind_of(location).is_there(location)
 
 
-def open_store(location: str, is_optional: bool = False) -> Store | None:
-    """Open the store of an index.
-
-    Args:
-        location: a folder, `http://HOST:PORT/COLLECTION`, or `milvus:FILE`.
-        is_optional: if there is no index yet, return None instead of raising an error.
+def open_store(location: str) -> Store:
+    """Open the store of an index: a folder, `http://HOST:PORT/COLLECTION`, or `milvus:FILE`.
 
     Raises:
         UserError: there is no index, or it cannot be reached.
     """
-    return _kind_of(location).open(location, is_optional=is_optional)
+    store = _kind_of(location).open(location)
+    assert store is not None
+    return store
+
+
+def find_store(location: str) -> Store | None:
+    """Open the store of an index; None if there is none yet, and one can be made there.
+
+    Raises:
+        UserError: something else is there, or it cannot be reached.
+    """
+    return _kind_of(location).open(location, is_optional=True)
 
 
 def make_store(location: str, header: Header) -> Store:

@@ -215,7 +215,6 @@ class IconTools:
         index = self._indexes[name]
         if index.store.is_replaced:
             store = open_store(index.store.location)
-            assert store is not None
             try:
                 index.model.require(store.header, store.location)
             except UserError:

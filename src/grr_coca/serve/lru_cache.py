@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -28,6 +28,14 @@ class LruCache(Generic[Key, Value]):
                 return None
             self._values.move_to_end(key)
             return self._values[key][0]
+
+    def made(self, key: Key, make: Callable[[], Value], weigh: Callable[[Value], int] = lambda _: 1) -> Value:
+        """The value of a key, which is made and kept if it is not there."""
+        value = self.get(key)
+        if value is None:
+            value = make()
+            self.put(key, value, weigh(value))
+        return value
 
     def put(self, key: Key, value: Value, weight: int = 1) -> None:
         """Keep a value, and drop the oldest ones if all weigh too much."""

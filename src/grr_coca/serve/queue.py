@@ -347,11 +347,6 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> list[flo
 # --- For requests
 
 
-async def result_of(future: "Future[Any]") -> Any:
-    """Wait for a job. If the request is cancelled, the job is, too."""
-    return await asyncio.wrap_future(future)
-
-
 async def results_of(futures: "Sequence[Future[Any]]") -> list[Any]:
     """Wait for several jobs. If the request is cancelled, those that have not begun are, too."""
     try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,8 +118,8 @@ class ServedIndex:
         self._open = _OpenStore(location, fingerprint)
         self._facets: tuple[str, float, list[Facet]] = ("", -math.inf, [])
         self._counted = LruCache[Hashable, list[Facet]](100)
-        self._groups: tuple[str, list[list[int]]] = ("", [])
-        self._sets: tuple[str, list[int], OtherSets] | None = None
+        self._groups = LruCache[str, list[list[int]]](1)
+        self._sets = LruCache[str, tuple[list[int], OtherSets]](1)
 
     def close(self) -> None:
         """Close the index."""
@@ -179,12 +180,11 @@ class ServedIndex:
             UserError: the filter is invalid.
         """
         with self._open.use() as store, store.snapshot():
-            key = (self._open.revision(store), where)
-            order = self._orders.get(key)
-            if order is None:
-                tree = None if where is None else parse_filter(where, store.columns())
-                order = store.newest_first(tree)
-                self._orders.put(key, order, order.nbytes)
+            order = self._orders.made(
+                (self._open.revision(store), where),
+                lambda: store.newest_first(None if where is None else parse_filter(where, store.columns())),
+                lambda order: order.nbytes,
+            )
             entries = store.entries(order[offset : offset + limit].tolist())
         there = self.files.are_there(entries)
         return {"total": len(order), "pictures": [picture(entry, there) for entry in entries]}
@@ -239,11 +239,7 @@ class ServedIndex:
                 if field not in known:
                     raise UserError(f"field: images cannot be filtered by '{field}'; {nearest(field, known)}")
             key = (self._open.revision(store), where, tuple(fields))
-            found = self._counted.get(key)
-            if found is None:
-                found = counts(store, fields or known, tree)
-                self._counted.put(key, found)
-            return found
+            return self._counted.made(key, lambda: counts(store, fields or known, tree))
 
     def others(self, identity: str) -> list[dict[str, Any]]:
         """What an icon is in the other icon sets of the index, the likeliest first, by their pictures. None for other
@@ -255,13 +251,7 @@ class ServedIndex:
         if self._numbers is None or "icon" not in self.entry(identity).fields:
             return []
         with self._open.use() as store, store.snapshot():
-            revision = self._open.revision(store)
-            if self._sets is None or self._sets[0] != revision:
-                icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
-                names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
-                pictures = named_pictures(names, [()] * len(names), vectors, self._numbers)
-                self._sets = (revision, [entry.draw for entry, _ in icons], OtherSets(pictures, self._numbers))
-            _, draws, sets = self._sets
+            draws, sets = self._sets.made(self._open.revision(store), partial(_icon_sets, store, self._numbers))
             found = sets.of_one(draws.index(draw_of(identity)))
             ids = store.ids_of([draws[one.place] for one in found])
             entries = store.entries([ids[draws[one.place]] for one in found])
@@ -273,22 +263,30 @@ class ServedIndex:
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
         """Some groups of images that look the same, the largest group first: their sizes, and the first images of each.
         To be called from one thread alone."""
-        with self._open.use() as current:
-            revision = self._open.revision(current)
-            if self._groups[0] != revision:
-                groups = [[entry.draw for entry in group.entries] for group in duplicate_groups(current)]
-                self._groups = (revision, groups)
-        groups = self._groups[1][offset : offset + limit]
+        with self._open.use() as store:
+            every = self._groups.made(
+                self._open.revision(store),
+                lambda: [[entry.draw for entry in group.entries] for group in duplicate_groups(store)],
+            )
+        groups = every[offset : offset + limit]
         shown = [group[:_MAX_OF_GROUP] for group in groups]
         with self._open.use() as store, store.snapshot():
             ids = store.ids_of([draw for group in shown for draw in group])
             found = [store.entries([ids[draw] for draw in group if draw in ids]) for group in shown]
         there = self.files.are_there([entry for group in found for entry in group])
         return {
-            "total": len(self._groups[1]),
+            "total": len(every),
             "sizes": [len(group) for group in groups],
             "groups": [[picture(entry, there) for entry in group] for group in found],
         }
+
+
+def _icon_sets(store: Store, numbers: MatchNumbers) -> tuple[list[int], OtherSets]:
+    """The icons of an index, as `Entry.draw`, and their sets."""
+    icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
+    names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
+    pictures = named_pictures(names, [()] * len(names), vectors, numbers)
+    return [entry.draw for entry, _ in icons], OtherSets(pictures, numbers)
 
 
 def _hit(hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool]) -> dict[str, Any]:
@@ -349,7 +347,6 @@ class _OpenStore:
             UserError: there is no index, or another model has made it.
         """
         store = open_store(self._location)
-        assert store is not None
         if store.header.fingerprint != self._fingerprint:
             store.close()
             raise UserError(f"{self._location}: an index of the model '{store.header.model}', which is not served here")

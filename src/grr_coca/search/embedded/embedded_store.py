@@ -8,7 +8,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -293,8 +293,11 @@ class EmbeddedStore(Store):
             rows = now.database.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY date DESC, name", values)
             return np.fromiter((identity for (identity,) in rows), np.int64)
 
-    def summary(self, field: str, count: int, where: Filter | None = None) -> FieldSummary:
-        """The values of a field of all images that match a filter."""
+    def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
+        """The values of some fields, by field: the database counts faster than a scan."""
+        return {field: self._summary(field, count, where) for field in fields}
+
+    def _summary(self, field: str, count: int, where: Filter | None) -> FieldSummary:
         names: list[FieldValue] = []
         column = "value" if field in SEVERAL else f"{_column(field, names)} AS value"
         condition, values = _where(where)
@@ -313,10 +316,6 @@ class EmbeddedStore(Store):
                 [*bound, count],
             ).fetchall()
         return FieldSummary("text" if texts else "number", most, number == different, low, high)
-
-    def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """The values of several fields, by field: the database counts faster than a scan."""
-        return {field: self.summary(field, count, where) for field in fields}
 
     def hashes(self) -> np.ndarray:
         """Ids, perceptual hashes and digests of all images."""
@@ -392,7 +391,7 @@ class EmbeddedStore(Store):
     def check(self) -> CheckedIndex:
         """Read everything, and compare it with its checksums."""
         # SQLite takes the index of words for damaged if this connection had read it before another one wrote to it.
-        with closing(EmbeddedStore(self._folder)) as fresh:
+        with EmbeddedStore(self._folder) as fresh:
             return fresh._checked()
 
     def _checked(self) -> CheckedIndex:

@@ -153,7 +153,7 @@ def _require_size(path: Path, size: int, committed: int) -> None:
         )
 
 
-def products(vectors: VectorFile | np.ndarray, queries: np.ndarray) -> np.ndarray:
+def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
     """Dot products of all rows with all queries, as float32: N Q from N E and Q E.
 
     Raises:
@@ -169,8 +169,7 @@ def products(vectors: VectorFile | np.ndarray, queries: np.ndarray) -> np.ndarra
         halves, buffer = (np.empty((step, vectors.shape[1]), kind) for kind in (np.float16, np.int32))
         for start in range(first, min(first + share, len(vectors)), step):
             stop = min(start + step, first + share, len(vectors))
-            rows = vectors.read(start, stop, halves) if isinstance(vectors, VectorFile) else vectors[start:stop]
-            np.matmul(_unscaled(rows, buffer), scaled, out=scores[start:stop])
+            np.matmul(_unscaled(vectors.read(start, stop, halves), buffer), scaled, out=scores[start:stop])
 
     # NumPy releases the interpreter's lock. One share is of this thread.
     others = [_helpers(threads - 1).submit(multiply, first) for first in range(share, len(vectors), share)]

@@ -8,7 +8,8 @@ Shapes: N pictures of the source, M of the target, E embedding width, P pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -46,10 +47,11 @@ class PictureSet:
     name_vectors: np.ndarray
     is_seen: np.ndarray
     is_filled: np.ndarray
-    places: dict[str, int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "places", {name: place for place, name in reversed(list(enumerate(self.names)))})
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each name."""
+        return {name: place for place, name in reversed(list(enumerate(self.names)))}
 
     def __len__(self) -> int:
         return len(self.names)

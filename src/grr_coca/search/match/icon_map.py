@@ -8,7 +8,6 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -117,30 +116,15 @@ def _prefixes(names: Sequence[str]) -> str:
 # --- Checking a table
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What is wrong with an entry of a table.
-
-    `kind`: `unknown` if a name does not exist, `doubtful` if the equivalent looks wrong, `missed` if the table says
-    that there is none and there is one. `message`: one line; `suggestion`: a likelier name.
-    """
-
-    kind: str
-    icon: str
-    equivalent: str | None
-    message: str
-    suggestion: str | None = None
-    probability: float | None = None
-
-
 def check_map(
     table: IconMap,
     source: PictureSet,
     target: PictureSet,
     numbers: Numbers | None,
     aliases: "tuple[Mapping[str, str], Mapping[str, str]]" = ({}, {}),
-) -> list[Finding]:
-    """What looks wrong in a table that people wrote.
+) -> list[str]:
+    """What looks wrong in a table that people wrote, as lines in the order of its entries: names that do not exist,
+    equivalents that look wrong, and icons without one that have one.
 
     Names without a prefix are those of the first set. Where the equivalent is not among the likely ones, but another
     icon is, the entry is doubtful.
@@ -152,56 +136,37 @@ def check_map(
         numbers: of the model; None: only names are checked.
         aliases: further names of the icons of both, and the full names of their icons.
     """
-    findings: list[Finding] = []
+    findings: dict[str, list[str]] = {icon: [] for icon in table}
     asked: dict[int, tuple[str, str | None, int | None]] = {}
     for icon, equivalent in table.items():
         place = _place(icon, source, aliases[0])
         there = None if equivalent is None else _place(equivalent, target, aliases[1])
         for name, found, side in ((icon, place, source), (equivalent, there, target)):
             if name is not None and found is None:
-                message = f"{icon} → {equivalent or 'none'}: {_unknown(_full(name, side), side)}"
-                near = get_close_matches(_full(name, side), side.names, n=1, cutoff=0.5)
-                findings.append(
-                    Finding(
-                        kind="unknown",
-                        icon=icon,
-                        equivalent=equivalent,
-                        message=message,
-                        suggestion=near[0] if near else None,
-                    )
-                )
+                findings[icon].append(f"{icon} → {equivalent or 'none'}: {_unknown(_full(name, side), side)}")
         if place is not None and (equivalent is None or there is not None):
             asked[place] = (icon, equivalent, there)
     if numbers is not None and asked:
-        places = sorted(asked)
-        matches = match_pictures(source, target, numbers, n=50, places=places)
-        findings += [
-            finding for match in matches if (finding := _doubt(match, *asked[match.place], target)) is not None
-        ]
-    order = {icon: number for number, icon in enumerate(table)}
-    return sorted(findings, key=lambda finding: order[finding.icon])
+        for match in match_pictures(source, target, numbers, n=50, places=sorted(asked)):
+            icon, equivalent, there = asked[match.place]
+            if doubt := _doubt(match, there, target):
+                findings[icon].append(f"{icon} → {equivalent or 'none'}: {doubt}")
+    return [line for lines in findings.values() for line in lines]
 
 
-def _doubt(
-    match: PictureMatch, icon: str, equivalent: str | None, there: int | None, target: PictureSet
-) -> Finding | None:
+def _doubt(match: PictureMatch, there: int | None, target: PictureSet) -> str:
+    """Why the equivalent at a place of the target, or that there is none, looks wrong; empty if it does not."""
     best = match.nearest[0]
     assert best.probability is not None
     if best.probability < _LIKELY:
-        return None
+        return ""
     if there is None:
-        message = f"{icon} → none: {best.name} shows it ({best.probability:.0%})"
-        return Finding(
-            kind="missed", icon=icon, equivalent=None, message=message, suggestion=best.name, probability=0.0
-        )
+        return f"{best.name} shows it ({best.probability:.0%})"
     thing = target.things[there]
     given = next((one.probability for one in match.nearest if target.things[one.place] == thing), 0.0)
     if given is None or given > _WRONG:
-        return None
-    message = f"{icon} → {equivalent}: looks wrong ({given:.0%}); {best.name} is likelier ({best.probability:.0%})"
-    return Finding(
-        kind="doubtful", icon=icon, equivalent=equivalent, message=message, suggestion=best.name, probability=given
-    )
+        return ""
+    return f"looks wrong ({given:.0%}); {best.name} is likelier ({best.probability:.0%})"
 
 
 def _full(name: str, side: PictureSet) -> str:

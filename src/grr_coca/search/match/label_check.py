@@ -15,6 +15,7 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.data.icon_names import words_of_name
 from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.search.entry import chunks
 
 _MAX_PIECES = 3
 """A word that the tokenizer cuts into more pieces was hardly in the training captions."""
@@ -77,13 +78,7 @@ def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: flo
         limit: the cosine below which a label contradicts its picture.
     """
     checked = Checked([])
-    batch: list[Labelled] = []
-    for one in pictures:
-        batch.append(one)
-        if len(batch) == _BATCH:
-            _check(batch, model, limit, checked)
-            batch = []
-    if batch:
+    for batch in chunks(pictures, _BATCH):
         _check(batch, model, limit, checked)
     return checked
 

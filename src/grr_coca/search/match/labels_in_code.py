@@ -10,14 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grr_coca.common.errors import UserError
 from grr_coca.data.images import has_image_suffix
-from grr_coca.data.walk import Exclusions, walk_visible
-from grr_coca.search.match.used_icons import Use, uses_in
+from grr_coca.search.match.used_icons import Use, code_files, text_of, uses_in
 
 CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
 """Suffixes of files whose labels are read."""
-_MAX_BYTES = 2_000_000
 _ROOTS = ("", "public", "static", "src", "assets", "app/assets", "docs", "www")
 """Folders that a path from the root of a site may be meant from."""
 
@@ -44,23 +41,8 @@ def labels_in_code(root: Path, exclude: Sequence[str] = ()) -> Iterator[Label]:
     Raises:
         UserError: a file cannot be read.
     """
-    left_out = Exclusions(exclude)
-    for path in [root] if root.is_file() else _files(root, left_out):
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-        yield from labels_of(text, path, root if root.is_dir() else root.parent)
-
-
-def _files(root: Path, left_out: Exclusions) -> Iterator[Path]:
-    for folder, folders, names in walk_visible(root):
-        folders[:] = [name for name in folders if name not in ("node_modules", "vendor", "dist", "build", "venv")]
-        for name in names:
-            path = Path(folder) / name
-            is_code = name.rpartition(".")[2].lower() in CODE and path.stat().st_size <= _MAX_BYTES
-            if is_code and not left_out.hides(path.relative_to(root).as_posix()):
-                yield path
+    for path in code_files(root, CODE, exclude):
+        yield from _labels_of(text_of(path), path, root if root.is_dir() else root.parent)
 
 
 _ATTRIBUTES = r"(?:[^<>\"'{}]|\"[^\"]*\"|'[^']*'|\{[^{}]*\})*"
@@ -76,7 +58,7 @@ _ICON = re.compile(rf"<([A-Z]\w*|i|span|iconify-icon|Icon)\b({_ATTRIBUTES})/?>")
 _AROUND = re.compile(rf"<(?:[\w.]+)\b({_ATTRIBUTES})>\s*$")
 
 
-def labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
+def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
     """The labels of the text of a file.
 
     Args:

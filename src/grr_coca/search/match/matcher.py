@@ -77,12 +77,8 @@ class Matcher:
             return read_sources(arguments, self.model, self.fitted, exclude=exclude, on_progress=on_progress)
         if len(arguments) > 1:
             raise UserError(f"{indexes[0]}: an index is matched alone; give one index, or sources")
-        store = open_store(indexes[0])
-        assert store is not None
-        try:
+        with open_store(indexes[0]) as store:
             return self.open_store(store)
-        finally:
-            store.close()
 
     def open_store(self, store: Store, read: Callable[[Entry], bytes] = read_file) -> OpenPictureSet:
         """Open an index, whose pictures are read by `read`.

@@ -48,25 +48,34 @@ def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
     root = Path(folder)
     if not root.exists():
         raise UserError(f"--used-in {folder}: no such file or folder")
-    left_out = Exclusions(exclude)
-    files = [root] if root.is_file() else list(_files(root, left_out))
+    files = list(code_files(root, SUFFIXES, exclude))
     if not files:
         raise UserError(f"--used-in {folder}: no file of code that is known (such as .jsx, .vue, .html, .css, .py)")
-    return [use for path in files for use in uses_in(_text(path), str(path))]
+    return [use for path in files for use in uses_in(text_of(path), str(path))]
 
 
-def _files(root: Path, left_out: Exclusions) -> Iterator[Path]:
+def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> Iterator[Path]:
+    """The files of code below a folder that have one of these suffixes; a file itself, whatever its suffix."""
+    if root.is_file():
+        yield root
+        return
+    left_out = Exclusions(exclude)
     for folder, folders, names in walk_visible(root):
         folders[:] = [name for name in folders if name not in _NO_CODE]
         for name in names:
             path = Path(folder) / name
-            if name.rpartition(".")[2].lower() in SUFFIXES and ".min." not in name:
+            if name.rpartition(".")[2].lower() in suffixes and ".min." not in name:
                 inner = path.relative_to(root).as_posix()
                 if not left_out.hides(inner) and path.stat().st_size <= _MAX_BYTES:
                     yield path
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file of code.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

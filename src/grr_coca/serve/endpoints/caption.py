@@ -1,5 +1,6 @@
 """`POST /caption`: captions of a picture, at once or word by word."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated
@@ -12,7 +13,7 @@ from grr_coca.infer.generate import GenerationOptions
 from grr_coca.infer.image_text_model import Description
 from grr_coca.infer.tags import MAX_TAGS
 from grr_coca.serve.pictures import picture_and_options
-from grr_coca.serve.queue import begun, caption_pieces, result_of
+from grr_coca.serve.queue import begun, caption_pieces
 from grr_coca.serve.refusal import refusal_of, server_sent
 from grr_coca.serve.responses import event_stream, json_response
 from grr_coca.serve.schemas import Strict, answers, picture_request
@@ -88,7 +89,7 @@ async def caption(request: Request, service: ThisService, place: Place) -> Respo
     pixels = await service.square(data)
     start = partial(service.queue.caption, pixels, expires, options.prompt, generation, num_tags=options.tags)
     if "text/event-stream" not in request.headers.get("accept", ""):
-        found: Description = await result_of(start())
+        found = await asyncio.wrap_future(start())
         shown = found.captions[: options.num_captions]
         captions = [{"text": one.text, "log_prob": float(np.sum(one.log_probs))} for one in shown]
         answer = {"caption": shown[0].text, "captions": captions, **_known(found), "model": service.model_name}

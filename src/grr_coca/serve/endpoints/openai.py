@@ -5,6 +5,7 @@ message of the assistant is the beginning of the caption. Keys that cannot be fo
 refused; others are ignored, as clients send many of them by default.
 """
 
+import asyncio
 import base64
 import secrets
 import time
@@ -20,7 +21,7 @@ from grr_coca.data.text import clean_prompt
 from grr_coca.infer.generate import Caption, GenerationOptions
 from grr_coca.infer.image_text_model import Description
 from grr_coca.serve.pictures import from_data_uri, is_picture
-from grr_coca.serve.queue import begun, caption_pieces, result_of
+from grr_coca.serve.queue import begun, caption_pieces
 from grr_coca.serve.refusal import Refusal, json_bytes, json_list, refusal_of, server_sent
 from grr_coca.serve.responses import event_stream, json_response
 from grr_coca.serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
@@ -212,7 +213,7 @@ async def chat(given: ChatInput, request: Request, service: ThisService, place: 
     answer = _Answer(given, service, prompt)
     if given.stream:
         return event_stream(answer.events(await begun(caption_pieces(start))))
-    return json_response(answer.whole(await result_of(start())))
+    return json_response(answer.whole(await asyncio.wrap_future(start())))
 
 
 def _model(service: Service) -> dict[str, Any]:

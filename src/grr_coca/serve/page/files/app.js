@@ -11,6 +11,7 @@
 //   tags(file) → words, if it can;  opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
 
 import { Detail, drawHeat, namesOf, once, wordsOf } from "./detail.js";
+import { element } from "./element.js";
 import { Filters } from "./filters.js";
 import { Graphs } from "./graphs.js";
 import { Grid } from "./grid.js";
@@ -395,29 +396,20 @@ function showParts() {
   ];
   list.replaceChildren(
     ...chips.map(([kind, part]) => {
-      const item = document.createElement("li");
-      const button = document.createElement("button");
-      button.type = "button";
-      button.className = `chip ${kind}`;
-      button.title = "Remove";
-      button.addEventListener("click", () => {
+      const remove = () => {
         query[kind] = query[kind].filter((other) => other !== part);
         changed(true);
         one("#query").focus();
-      });
-      item.append(button);
-      if (kind === "without") {
-        button.append(`without ${part}`);
-        button.setAttribute("aria-label", `without ${part}. Remove`);
-        return item;
+      };
+      const words = { without: `without ${part}`, like: "like this", unlike: "without this" }[kind];
+      const button = element("button", { type: "button", className: `chip ${kind}`, title: "Remove", on: { click: remove } }, words);
+      button.setAttribute("aria-label", `${words}${kind === "without" ? "" : `: ${part.caption}`}. Remove`);
+      if (kind !== "without") {
+        const image = element("img", { alt: "" });
+        backend.image(part.entry).then((address) => (image.src = address), () => {});
+        button.prepend(image);
       }
-      const image = document.createElement("img");
-      image.alt = "";
-      if (part.entry) backend.image(part.entry).then((address) => (image.src = address), () => {});
-      const words = kind === "like" ? "like this" : "without this";
-      button.append(...(part.entry ? [image] : []), words);
-      button.setAttribute("aria-label", `${words}: ${part.caption}. Remove`);
-      return item;
+      return element("li", {}, button);
     }),
   );
   list.hidden = !chips.length;
@@ -487,22 +479,14 @@ async function showTags(file, list) {
   const tags = await backend.tags(file).catch(() => []); // without them, the caption is shown all the same
   if (query.file !== file) return;
   list.replaceChildren(...tags.map((tag) => {
-    const item = document.createElement("li");
-    if (!info.can.includes("search")) item.textContent = tag;
-    else {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = tag;
-      button.title = `Search for “${tag}”`;
-      button.addEventListener("click", () => {
-        query.text = one("#query").value = tag;
-        forgetPicture();
-        changed(true);
-        one("#query").focus();
-      });
-      item.append(button);
-    }
-    return item;
+    const ask = () => {
+      query.text = one("#query").value = tag;
+      forgetPicture();
+      changed(true);
+      one("#query").focus();
+    };
+    const asking = { type: "button", title: `Search for “${tag}”`, on: { click: ask } };
+    return element("li", {}, info.can.includes("search") ? element("button", asking, tag) : tag);
   }));
 }
 
@@ -564,34 +548,19 @@ async function moreDuplicates(place, offset) {
 }
 
 function groupOf(entries, size) {
-  const section = document.createElement("section");
-  const title = document.createElement("h2");
-  title.textContent = `${numbers.format(size)} alike: ${namesOf(entries[0]).heading}`;
-  const list = document.createElement("ul");
-  for (const entry of entries) {
-    const item = document.createElement("li");
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "tile";
-    button.title = `${entry.name} · ${entry.width} × ${entry.height}`;
-    const frame = document.createElement("span");
-    frame.className = "frame";
-    const image = document.createElement("img");
-    image.alt = "";
-    image.loading = "lazy";
-    image.addEventListener("error", () => item.classList.add("unloaded"));
+  const items = entries.map((entry) => {
+    const image = element("img", { alt: "", loading: "lazy", on: { error: () => item.classList.add("unloaded") } });
+    const item = element("li", {}, element(
+      "button",
+      { type: "button", className: "tile", title: `${entry.name} · ${entry.width} × ${entry.height}`, on: { click: () => detail.openEntry(entry) } },
+      element("span", { className: "frame" }, image),
+      element("span", { className: "line" }, entry.name.split("/").pop()),
+    ));
     backend.image(entry).then((address) => (image.src = address), () => item.classList.add("gone"));
-    frame.append(image);
-    const line = document.createElement("span");
-    line.className = "line";
-    line.textContent = entry.name.split("/").pop();
-    button.append(frame, line);
-    button.addEventListener("click", () => detail.openEntry(entry));
-    item.append(button);
-    list.append(item);
-  }
-  section.append(title, list);
-  return section;
+    return item;
+  });
+  const title = element("h2", {}, `${numbers.format(size)} alike: ${namesOf(entries[0]).heading}`);
+  return element("section", {}, title, element("ul", {}, ...items));
 }
 
 function leaveDuplicates() {
@@ -643,14 +612,8 @@ function showEmpty() {
   one("p", place).textContent = "or paste one, and read what the model sees in it, word by word.";
   const hasIndex = info.pictures === 0;
   const command = one(".command", place);
-  command.replaceChildren(hasIndex ? "This index is empty. Fill it: " : "To search your own pictures: ", codeOf("grr-coca index PICTURES --out INDEX"));
+  command.replaceChildren(hasIndex ? "This index is empty. Fill it: " : "To search your own pictures: ", element("code", {}, "grr-coca index PICTURES --out INDEX"));
   command.hidden = isExported && !hasIndex;
-}
-
-function codeOf(text) {
-  const code = document.createElement("code");
-  code.textContent = text;
-  return code;
 }
 
 // --- The address: a search can be kept as a link

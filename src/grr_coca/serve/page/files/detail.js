@@ -1,5 +1,6 @@
 // One picture, large: its caption, where it lies, what its table says, and what can be done with it.
 
+import { element } from "./element.js";
 import { iconPart, isIcon, nameOf } from "./icon.js";
 
 const MAX_ENLARGED = 4;
@@ -75,8 +76,8 @@ export class Detail {
     this.entry = entry;
     const { heading, set } = namesOf(entry);
     const isGuess = entry.fields?.unfamiliar === "yes";
-    const frame = element("div", { className: "frame" });
     const image = element("img", { alt: heading });
+    const frame = element("div", { className: "frame" }, image);
     // A small picture stays small: enlarged more than this, it would be a blur.
     if (!isIcon(entry)) image.addEventListener("load", () => {
       image.style.maxWidth = `${MAX_ENLARGED * image.naturalWidth}px`;
@@ -84,12 +85,11 @@ export class Detail {
     });
     image.addEventListener("error", () => image.hasAttribute("src") && frame.classList.add("unloaded"));
     backend.image(entry, 1024).then((address) => (image.src = address), () => frame.classList.add("gone"));
-    frame.append(image);
 
     const title = element("h2", { id: "detail-caption", textContent: heading });
     const isNamed = heading !== entry.caption; // the caption is said below, or is the heading itself
-    const caption = isNamed ? element("p", { className: "guess", textContent: entry.caption }) : title;
-    const eyebrow = element("p", { className: "eyebrow", textContent: isGuess ? "Unlike what this model knows. Its guess:" : "What the model sees" });
+    const caption = isNamed ? element("p", { className: "guess" }, entry.caption) : title;
+    const eyebrow = element("p", { className: "eyebrow" }, isGuess ? "Unlike what this model knows. Its guess:" : "What the model sees");
     const hint = element("p", { className: "hint" });
     if (this.on.isExplaining() && entry.caption && entry.is_there) {
       hint.textContent = "Choose a word to see where the model looks.";
@@ -100,19 +100,13 @@ export class Detail {
       };
       wordsOf(caption, choose, this.on.error);
     }
-    const close = element("button", { type: "button", className: "quiet close" });
-    close.setAttribute("aria-label", "Close");
-    close.append(glyph("m6 6 12 12M18 6 6 18"));
-    close.addEventListener("click", () => this.#dialog.close());
+    const leave = () => this.#dialog.close();
+    const close = element("button", { type: "button", className: "quiet close", "aria-label": "Close", on: { click: leave } }, glyph("m6 6 12 12M18 6 6 18"));
 
-    const text = element("div", { className: "text" });
-    text.append(title);
-    if (set) text.append(element("p", { className: "set", textContent: set }));
-    if (isNamed && entry.caption && !entry.drawing) {
-      const said = element("div", { className: "said" });
-      said.append(eyebrow, caption, hint);
-      text.append(said);
-    } else text.append(hint);
+    const text = element("div", { className: "text" }, title);
+    if (set) text.append(element("p", { className: "set" }, set));
+    const isSaid = isNamed && entry.caption && !entry.drawing;
+    text.append(isSaid ? element("div", { className: "said" }, eyebrow, caption, hint) : hint);
     const source = once(() => backend.svg(entry));
     if (isIcon(entry)) text.append(iconPart(entry, source, image, copy));
     const known = facts(entry);
@@ -125,8 +119,7 @@ export class Detail {
     others.then((found) => {
       if (found.length && this.entry === entry) known.before(this.#strip("In the other sets", found));
     }, () => {}); // without them, the picture is shown all the same
-    const stage = element("div", { className: isIcon(entry) ? "stage vector" : "stage" });
-    stage.append(frame);
+    const stage = element("div", { className: isIcon(entry) ? "stage vector" : "stage" }, frame);
     if (this.#index !== null) stage.append(this.#arrow(-1), this.#arrow(1));
     const had = this.#dialog.open && document.activeElement?.classList.contains("arrow");
     this.#dialog.replaceChildren(stage, text, close);
@@ -136,23 +129,19 @@ export class Detail {
 
   #arrow(step) {
     const isPast = this.#index + step < 0 || this.#index + step >= this.on.grid.count;
-    const button = element("button", { type: "button", className: `quiet arrow ${step < 0 ? "back" : "on"}`, disabled: isPast });
-    button.setAttribute("aria-label", step < 0 ? "The picture before" : "The next picture");
-    button.append(glyph(step < 0 ? "m14 6-6 6 6 6" : "m10 6 6 6-6 6"));
-    button.addEventListener("click", async () => {
+    const [kind, label, path] = step < 0 ? ["back", "The picture before", "m14 6-6 6 6 6"] : ["on", "The next picture", "m10 6 6 6-6 6"];
+    const go = async () => {
       await this.#go(step);
-      this.#dialog.querySelector(step < 0 ? ".back" : ".on")?.focus();
-    });
-    return button;
+      this.#dialog.querySelector(`.${kind}`)?.focus();
+    };
+    return element("button", { type: "button", className: `quiet arrow ${kind}`, disabled: isPast, "aria-label": label, on: { click: go } }, glyph(path));
   }
 
   #actions(entry) {
     const { backend } = this.on;
     const place = element("p", { className: "actions" });
     const act = (label, work, className = "") => {
-      const button = element("button", { type: "button", textContent: label, className });
-      button.addEventListener("click", () => work(button));
-      place.append(button);
+      place.append(element("button", { type: "button", className, on: { click: ({ target }) => work(target) } }, label));
     };
     act("More like this", () => this.#leave(() => this.on.like(entry)), isIcon(entry) ? "" : "primary");
     if (this.on.isAsking()) act("Without this", () => this.#leave(() => this.on.unlike(entry)));
@@ -163,27 +152,18 @@ export class Detail {
 
   /** A row of pictures that can be opened. */
   #strip(heading, entries) {
-    const part = element("section", { className: "copies" });
-    part.append(element("h3", { textContent: heading }));
-    const list = element("ul");
-    for (const copy of entries.slice(0, 24)) {
-      const item = element("li");
+    const items = entries.slice(0, 24).map((copy) => {
       const share = copy.probability === undefined ? "" : `, ${Math.round(copy.probability * 100)}%`;
       const title = copy.fields?.set ? `${nameOf(copy).name} (${copy.fields.set})${share}` : copy.name;
-      const button = element("button", { type: "button", title });
-      button.setAttribute("aria-label", title);
       const image = element("img", { alt: "" });
       this.on.backend.image(copy).then((address) => (image.src = address), () => {});
-      button.append(image);
-      button.addEventListener("click", () => {
+      const open = () => {
         this.#show(copy);
         this.on.moved(false);
-      });
-      item.append(button);
-      list.append(item);
-    }
-    part.append(list);
-    return part;
+      };
+      return element("li", {}, element("button", { type: "button", title, "aria-label": title, on: { click: open } }, image));
+    });
+    return element("section", { className: "copies" }, element("h3", {}, heading), element("ul", {}, ...items));
   }
 }
 
@@ -208,11 +188,10 @@ function facts(entry) {
   const list = element("dl");
   const say = (term, value) => {
     if (value === undefined || value === null || value === "") return;
-    const text = element("dd");
     const isAddress = typeof value === "string" && /^https:\/\/[^\s]+$/.test(value);
     if (Array.isArray(value)) value = value.join(", ");
-    text.append(isAddress ? element("a", { href: value, textContent: value.replace(/^https:\/\//, ""), rel: "noreferrer", target: "_blank" }) : String(value));
-    list.append(element("dt", { textContent: term }), text);
+    const told = isAddress ? element("a", { href: value, rel: "noreferrer", target: "_blank" }, value.replace(/^https:\/\//, "")) : String(value);
+    list.append(element("dt", {}, term), element("dd", {}, told));
   };
   if (typeof entry.relevance === "number") say("Relevance", `${Math.round(entry.relevance * 100)}%`);
   say(entry.drawing ? "Name" : "Path", entry.name);
@@ -235,7 +214,7 @@ function sizeOf(svg, list) {
   const sides = ["width", "height"].map((side, i) => (/^[\d.]+(px)?$/.test(valueOf(side)) ? parseFloat(valueOf(side)) : box[i + 2]));
   if (!sides.every((side) => side > 0)) return;
   const shown = sides.map((side) => numbers.format(side)).join(" × ");
-  list.append(element("dt", { textContent: "Size" }), element("dd", { textContent: `${shown}, vector` }));
+  list.append(element("dt", {}, "Size"), element("dd", {}, `${shown}, vector`));
 }
 
 export function bytes(number) {
@@ -266,8 +245,7 @@ export function once(work) {
 /** Turn the words of a caption into buttons. `choose` is called with the number of a word. */
 export function wordsOf(place, choose, onError) {
   const buttons = place.textContent.split(/\s+/).filter(Boolean).map((word, index) => {
-    const button = element("button", { type: "button", className: "word", textContent: word });
-    button.setAttribute("aria-pressed", "false");
+    const button = element("button", { type: "button", className: "word", "aria-pressed": "false" }, word);
     button.addEventListener("click", async () => {
       const isOn = button.getAttribute("aria-pressed") === "true";
       for (const other of buttons) other.setAttribute("aria-pressed", "false");
@@ -308,10 +286,6 @@ export function drawHeat(frame, heat, square) {
   const away = [((left + right - 1) / 2) * width * scale, ((top + bottom - 1) / 2) * height * scale];
   canvas.style.transform = `translate(${away[0]}px, ${away[1]}px)`;
   frame.append(canvas);
-}
-
-function element(name, properties = {}) {
-  return Object.assign(document.createElement(name), properties);
 }
 
 function glyph(path) {

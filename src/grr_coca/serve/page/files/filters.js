@@ -2,6 +2,8 @@
 // ones stand in the bar, the others behind "More filters"; one that is chosen always stands there.
 // The page holds them as {field: {in: [values]} | {from, to}}, which both backends understand.
 
+import { element } from "./element.js";
+
 const NUM_SHOWN = 6;
 const UNITS = { size: ["KB", 1000], width: ["px", 1], height: ["px", 1] };
 const numbers = new Intl.NumberFormat("en");
@@ -59,35 +61,29 @@ export class Filters {
   }
 
   #draw() {
-    const clear = element("button", { type: "button", className: "clear", textContent: "Clear filters" });
-    clear.hidden = !Object.keys(this.#chosen).length;
-    clear.addEventListener("click", () => {
+    const drop = () => {
       this.#chosen = {};
       this.#draw();
       this.onChange({});
-    });
+    };
+    const clear = element("button", { type: "button", className: "clear", hidden: !Object.keys(this.#chosen).length, on: { click: drop } }, "Clear filters");
     const isKnown = new Set(this.#facets.map(({ field }) => field));
     const others = Object.entries(this.#chosen).filter(([field]) => !isKnown.has(field)).map(facetOf);
     const isFirst = ({ field }, place) => this.#isWhole || place < NUM_SHOWN || field in this.#chosen;
     const shown = [...this.#facets.filter(isFirst), ...others];
-    const more = element("button", { type: "button", className: "more", textContent: "More filters" });
-    more.hidden = shown.length >= this.#facets.length;
-    more.addEventListener("click", () => {
+    const showAll = () => {
       this.#isWhole = true;
       this.#draw();
       this.#place.querySelectorAll("summary")[NUM_SHOWN]?.focus();
-    });
+    };
+    const more = element("button", { type: "button", className: "more", hidden: shown.length >= this.#facets.length, on: { click: showAll } }, "More filters");
     this.#place.replaceChildren(...shown.map((facet) => this.#panel(facet)), more, clear);
     this.#place.hidden = this.isEmpty;
   }
 
   #panel(facet) {
-    const panel = element("details", { name: "filters" });
-    const summary = element("summary");
-    const inside = element("div", { className: "panel" });
-    inside.append(facet.kind === "text" ? this.#values(facet) : this.#range(facet));
-    panel.append(summary, inside);
-    panel.dataset.field = facet.field;
+    const inside = element("div", { className: "panel" }, facet.kind === "text" ? this.#values(facet) : this.#range(facet));
+    const panel = element("details", { name: "filters", "data-field": facet.field }, element("summary"), inside);
     panel.addEventListener("toggle", () => panel.open && panel.querySelector("input")?.focus());
     this.#name(panel, facet);
     this.#say(panel);
@@ -126,20 +122,13 @@ export class Filters {
         else chosen.delete(value);
         this.#set(box.closest("details"), facet, chosen.size ? { in: [...chosen] } : null);
       });
-      const label = element("label");
-      const number = element("small", { textContent: count === null ? "" : numbers.format(count) });
-      number.dataset.value = JSON.stringify(value);
+      const number = element("small", { "data-value": JSON.stringify(value) }, count === null ? "" : numbers.format(count));
       if (count !== null) number.dataset.all = count;
-      label.append(box, element("span", { textContent: value }), number);
-      const item = element("li");
-      item.append(label);
-      list.append(item);
+      list.append(element("li", {}, element("label", {}, box, element("span", {}, value), number)));
     };
     facet.values.forEach(add);
     list.addEventListener("more", ({ detail }) => add([detail, 0])); // a rare value, which some hits have
-    const place = element("div", { className: "values" });
-    place.append(note, list);
-    return place;
+    return element("div", { className: "values" }, note, list);
   }
 
   /** The numbers of a panel: of the hits, of what the filters select, or of all pictures. */
@@ -171,9 +160,7 @@ export class Filters {
       input.placeholder = isDate ? "" : numbers.format(Math.round(limits[end === "from" ? 0 : 1]));
       const known = this.#chosen[facet.field]?.[end];
       if (known !== undefined) input.value = isDate ? known.slice(0, 10) : known / factor;
-      const label = element("label");
-      label.append(element("span", { textContent: `${end === "from" ? "From" : "To"}${unit && ` (${unit})`}` }), input);
-      place.append(label);
+      place.append(element("label", {}, element("span", {}, `${end === "from" ? "From" : "To"}${unit && ` (${unit})`}`), input));
       return input;
     });
     const read = (input, isEnd) => {
@@ -213,8 +200,4 @@ function written(field, value) {
   if (typeof value === "string") return value.slice(0, 10);
   const [unit, factor] = UNITS[field] ?? ["", 1];
   return `${numbers.format(value / factor)} ${unit}`.trim();
-}
-
-function element(name, properties = {}) {
-  return Object.assign(document.createElement(name), properties);
 }

@@ -1,6 +1,8 @@
 // A grid of pictures that scrolls with the page. Only the tiles near the window exist, so that 260,000 pictures are
 // as light as 60.
 
+import { element } from "./element.js";
+
 const SPARE_ROWS = 2; // above and below the window
 const MAX_HEIGHT = 12_000_000; // pixels; browsers cannot make elements much higher
 const CHUNK = 100; // pictures that are asked for at a time
@@ -21,7 +23,7 @@ export class Grid {
   #entries = [];
   #due = false;
   #split = Infinity; // the first picture below the divider
-  #divider = newDivider();
+  #divider = element("li", { className: "divider" }, "Less likely"); // above the pictures that are
 
   /**
    * @param {HTMLElement} list
@@ -329,43 +331,18 @@ export class Grid {
 /** A short text, with what only screen readers say after it. */
 function say(place, text, more) {
   place.textContent = text;
-  if (!text) return;
-  const hidden = document.createElement("span");
-  hidden.className = "unseen";
-  hidden.textContent = ` ${more}`;
-  place.append(hidden);
-}
-
-/** The line above the pictures that are less likely. */
-function newDivider() {
-  const item = document.createElement("li");
-  item.className = "divider";
-  item.textContent = "Less likely";
-  return item;
+  if (text) place.append(element("span", { className: "unseen" }, ` ${more}`));
 }
 
 function newTile() {
-  const item = document.createElement("li");
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "tile";
-  const frame = document.createElement("span");
-  frame.className = "frame";
-  const image = document.createElement("img");
-  image.alt = "";
-  image.decoding = "async";
-  image.draggable = false;
-  const alike = document.createElement("span");
-  alike.className = "alike";
-  frame.append(image);
-  const line = document.createElement("span");
-  line.className = "line";
-  const caption = document.createElement("span");
-  caption.className = "caption";
-  const set = document.createElement("span");
-  set.className = "set";
-  line.append(caption, alike);
-  button.append(frame, line, set);
-  item.append(button);
-  return { item, button, image, caption, set, alike };
+  const image = element("img", { alt: "", decoding: "async", draggable: false });
+  const [caption, alike, set] = ["caption", "alike", "set"].map((className) => element("span", { className }));
+  const button = element(
+    "button",
+    { type: "button", className: "tile" },
+    element("span", { className: "frame" }, image),
+    element("span", { className: "line" }, caption, alike),
+    set,
+  );
+  return { item: element("li", {}, button), button, image, caption, set, alike };
 }

@@ -1,5 +1,7 @@
 // What can be done with an icon: copied into code in many forms, saved, and tried in sizes and colours.
 
+import { element } from "./element.js";
+
 const SIZES = [16, 24, 32, 48, 64, 128, 256, 512];
 const NEEDS_CREDIT = /^CC-BY/i;
 
@@ -107,7 +109,6 @@ function save(content, name) {
  * @param {(button: HTMLButtonElement, make: () => Promise<string>) => void} copy
  */
 export function iconPart(entry, source, image, copy) {
-  const part = element("section", { className: "icon" });
   const { prefix, name } = nameOf(entry);
   const choices = { colour: "", side: 0 };
   const coloured = async () => {
@@ -117,9 +118,7 @@ export function iconPart(entry, source, image, copy) {
 
   const list = element("p", { className: "actions" });
   const act = (label, make, className = "") => {
-    const button = element("button", { type: "button", textContent: label, className });
-    button.addEventListener("click", () => copy(button, make));
-    list.append(button);
+    list.append(element("button", { type: "button", className, on: { click: ({ target }) => copy(target, make) } }, label));
   };
   act("Copy SVG", coloured, "primary");
   act("Name", async () => name);
@@ -134,13 +133,11 @@ export function iconPart(entry, source, image, copy) {
   const wanted = credit(entry);
   if (wanted) act("Credit", async () => wanted);
 
-  const tried = element("div", { className: "tried" });
-  const size = element("select");
-  size.setAttribute("aria-label", "Size in pixels");
-  size.append(...SIZES.map((side) => element("option", { value: side, textContent: `${side} px`, selected: side === 64 })));
-  const colour = element("input", { type: "color", value: inkNow() });
-  colour.setAttribute("aria-label", "Colour");
-  const paper = element("button", { type: "button", textContent: "Light or dark" });
+  const sizes = SIZES.map((side) => element("option", { value: side, selected: side === 64 }, `${side} px`));
+  const size = element("select", { "aria-label": "Size in pixels" }, ...sizes);
+  const colour = element("input", { type: "color", value: inkNow(), "aria-label": "Colour" });
+  const turn = () => image.closest(".stage").classList.toggle("turned");
+  const paper = element("button", { type: "button", on: { click: turn } }, "Light or dark");
   const draw = async () => {
     const svg = await coloured();
     image.src = URL.createObjectURL(new Blob([choices.colour ? svg : svg.replace("<svg", `<svg color="${inkNow()}"`)], { type: "image/svg+xml" }));
@@ -154,15 +151,11 @@ export function iconPart(entry, source, image, copy) {
     choices.colour = colour.value;
     draw();
   });
-  paper.addEventListener("click", () => image.closest(".stage").classList.toggle("turned"));
-  const saveAs = (label, make, suffix) => {
-    const button = element("button", { type: "button", textContent: label });
-    button.addEventListener("click", async () => save(await make(), `${name}${suffix}`));
-    return button;
-  };
+  const saveAs = (label, make, suffix) =>
+    element("button", { type: "button", on: { click: async () => save(await make(), `${name}${suffix}`) } }, label);
   const blob = async () => new Blob([await coloured()], { type: "image/svg+xml" });
   const savePng = saveAs("Save PNG", async () => png(await coloured(), Number(size.value)), ".png");
-  tried.append(size, colour, paper, saveAs("Save SVG", blob, ".svg"), savePng);
+  const tried = element("div", { className: "tried" }, size, colour, paper, saveAs("Save SVG", blob, ".svg"), savePng);
 
   image.draggable = true;
   let ready = null;
@@ -172,10 +165,5 @@ export function iconPart(entry, source, image, copy) {
     event.dataTransfer.setData("text/plain", ready);
     event.dataTransfer.setData("DownloadURL", `image/svg+xml:${name}.svg:${dataUri(ready)}`);
   });
-  part.append(list, tried);
-  return part;
-}
-
-function element(name, properties = {}) {
-  return Object.assign(document.createElement(name), properties);
+  return element("section", { className: "icon" }, list, tried);
 }

@@ -5,7 +5,8 @@ and people wrote. The header and the images that could not be read are in the me
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Stamp, chunks
-from grr_coca.search.fields import FIELDS, SEVERAL, names_of
+from grr_coca.search.fields import FIELDS, names_of
 from grr_coca.search.photo import Photo
 from grr_coca.search.store import Changes, Store, is_of_unit_length
 from grr_coca.search.stores import find_store, make_store, remove_store
@@ -24,7 +25,7 @@ from grr_coca.search.stores import find_store, make_store, remove_store
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048
 _TEXTS = ("name", "root", "file", "digest", "caption")
-_NUMBERS = ("size", "mtime_ns", "phash", "width", "height")
+_NUMBERS = ("size", "mtime_ns", "phash", "width", "height", "offset")
 _OF_FILES = [FIELDS[name] for name in names_of("file") if name not in ("headline", "keywords")]
 """Fields that get a column of their own, for other programs. All are in the column `photo`, too."""
 
@@ -44,7 +45,7 @@ def export_parquet(store: Store, file: IO[bytes]) -> int:
         count = 0
         with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
             for chunk in chunks(store.everything(), _ROWS_PER_READ):
-                writer.write_table(pyarrow.table(_columns(chunk, store.header.embed_dim), schema=schema))
+                writer.write_table(pyarrow.table(_values(chunk, store.header.embed_dim), schema=schema))
                 count += len(chunk)
     return count
 
@@ -110,43 +111,44 @@ def _schema(store: Store) -> Any:
     header = store.header
     failures = [(f.name, f.root, f.stamp, f.message) for f in store.failures()]
     metadata = json.dumps({"header": vars(header), "failures": failures, "exclude": store.excluded()})
-    texts = [pyarrow.field(name, pyarrow.string()) for name in _TEXTS]
-    numbers = [pyarrow.field(name, pyarrow.int64()) for name in (*_NUMBERS, "offset")]
-    photos = [
-        pyarrow.field(field.name, pyarrow.string() if field.kind == "text" else pyarrow.float64())
-        for field in _OF_FILES
-    ]
-    photos += [pyarrow.field(name, pyarrow.list_(pyarrow.string())) for name in SEVERAL]
-    photos.append(pyarrow.field("look", pyarrow.binary()))
-    photos += [pyarrow.field("confidence", pyarrow.float64()), pyarrow.field("unfamiliar", pyarrow.bool_())]
     vector = pyarrow.field("embedding", pyarrow.list_(pyarrow.float16(), header.embed_dim))
-    written = [pyarrow.field(name, pyarrow.string()) for name in ("fields", "photo")]
-    fields = [*texts, *numbers, *written, *photos, vector]
-    return pyarrow.schema(fields, metadata={_METADATA: metadata})
+    fields = [pyarrow.field(name, kind) for name, kind, _ in _columns()]
+    return pyarrow.schema([*fields, vector], metadata={_METADATA: metadata})
 
 
-def _columns(images: list[tuple[Entry, np.ndarray]], width: int) -> dict[str, Any]:
+def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
+    """The columns of a file besides the embeddings: the name, type and value of each."""
     import pyarrow
 
-    columns: dict[str, Any] = {name: [_written(getattr(entry, name)) for entry, _ in images] for name in _TEXTS}
-    columns |= {name: [_number(entry, name) for entry, _ in images] for name in (*_NUMBERS, "offset")}
-    columns["fields"] = [json.dumps(dict(entry.fields)) for entry, _ in images]
-    # Once complete, to be read back, and once as columns, for other programs.
-    columns["photo"] = [None if entry.photo is None else json.dumps(entry.photo.to_dict()) for entry, _ in images]
-    for field in _OF_FILES:
-        columns[field.name] = [entry.photo and entry.photo.fields.get(field.name) for entry, _ in images]
-    columns["keywords"] = [None if entry.photo is None else list(entry.photo.keywords) for entry, _ in images]
-    columns["tags"] = [list(entry.tags) for entry, _ in images]
-    columns["look"] = [entry.look for entry, _ in images]
-    for name in Certainty._fields:
-        columns[name] = [getattr(entry.certainty, name) for entry, _ in images]
+    text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
+    return [
+        *((name, text, lambda entry, name=name: _written(getattr(entry, name))) for name in _TEXTS),
+        *((name, pyarrow.int64(), attrgetter(f"stamp.{name}" if name in Stamp._fields else name)) for name in _NUMBERS),
+        ("fields", text, lambda entry: json.dumps(dict(entry.fields))),
+        # Once complete, to be read back, and once as columns, for other programs.
+        ("photo", text, lambda entry: entry.photo and json.dumps(entry.photo.to_dict())),
+        *(
+            (
+                field.name,
+                text if field.kind == "text" else pyarrow.float64(),
+                lambda entry, name=field.name: entry.photo and entry.photo.fields.get(name),
+            )
+            for field in _OF_FILES
+        ),
+        ("keywords", texts, lambda entry: entry.photo and list(entry.photo.keywords)),
+        ("tags", texts, lambda entry: list(entry.tags)),
+        ("look", pyarrow.binary(), attrgetter("look")),
+        ("confidence", pyarrow.float64(), attrgetter("certainty.confidence")),
+        ("unfamiliar", pyarrow.bool_(), attrgetter("certainty.unfamiliar")),
+    ]
+
+
+def _values(images: list[tuple[Entry, np.ndarray]], width: int) -> dict[str, Any]:
+    import pyarrow
+
+    values: dict[str, Any] = {name: [value_of(entry) for entry, _ in images] for name, _, value_of in _columns()}
     flat = np.stack([np.asarray(vector, np.float16) for _, vector in images]).reshape(-1)
-    columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat, pyarrow.float16()), width)
-    return columns
-
-
-def _number(entry: Entry, name: str) -> int | None:
-    return getattr(entry.stamp if name in Stamp._fields else entry, name)
+    return values | {"embedding": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat, pyarrow.float16()), width)}
 
 
 def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndarray]]:
@@ -158,7 +160,7 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
         if not is_of_unit_length(vector):  # false for NaN too
             raise ValueError("an embedding that is not of unit length")
         texts: dict[str, Any] = {name: _read(row[name]) for name in _TEXTS}
-        numbers = {name: row[name] for name in (*_NUMBERS, "offset")}
+        numbers = {name: row[name] for name in _NUMBERS}
         fields = json.loads(row["fields"])
         if not isinstance(fields, dict) or not all(isinstance(number, int | None) for number in numbers.values()):
             raise ValueError("a cell of the wrong type")

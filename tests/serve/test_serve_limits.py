@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,27 +57,30 @@ def gate(monkeypatch):
     made.open()
 
 
-def at_once(
-    client: Client, count: int, path: str = "/caption", body: bytes = GUITAR
-) -> tuple[ThreadPoolExecutor, list]:
-    pool = ThreadPoolExecutor(count)
-    return pool, [pool.submit(client.post, path, body) for _ in range(count)]
+@contextlib.contextmanager
+def waiting(client: Client, gate: Gate, count: int) -> Iterator[None]:
+    """Requests that are in the queue during the block, and are answered after it."""
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            futures = [pool.submit(client.post, "/caption", GUITAR) for _ in range(count)]
+            wait_until(lambda: client.metric("grr_coca_queue_requests") == count)
+            yield
+        finally:
+            gate.open()
+        assert [future.result().status for future in futures] == [200] * count
 
 
 # --- The queue
 
 
 def test_requests_that_wait_share_a_batch(gate):
-    with serving() as client:
-        first, alone = at_once(client, 1)
+    with serving() as client, ThreadPoolExecutor(10) as pool:
+        futures = [pool.submit(client.post, "/caption", GUITAR)]
         wait_until(lambda: gate.sizes == [1])
-        pool, futures = at_once(client, 9)
+        futures += [pool.submit(client.post, "/caption", GUITAR) for _ in range(9)]
         wait_until(lambda: client.metric("grr_coca_queue_requests") == 10)
         gate.open()
-        captions = {future.result().json()["caption"] for future in alone + futures}
-        first.shutdown()
-        pool.shutdown()
-        assert len(captions) == 1
+        assert len({future.result().json()["caption"] for future in futures}) == 1
         assert gate.sizes[0] == 1, "the first does not wait for others"
         assert max(gate.sizes[1:]) == 4, "and those that wait for it share batches"
         assert sum(gate.sizes) == 10
@@ -104,18 +108,14 @@ def test_many_labels_share_the_queue_with_others(gate):
 
 def test_a_full_queue_answers_429_and_says_when_to_come_again(gate):
     with serving(capacity=3) as client:
-        pool, futures = at_once(client, 3)
-        wait_until(lambda: client.metric("grr_coca_queue_requests") == 3)
-        for path in ("/caption", "/similar", "/classify?labels=a&labels=b"):
-            assert client.post(path, GUITAR).status == 429, path
-        answer = client.post("/caption", GUITAR)
-        assert answer.status == 429
-        assert "3 are waiting" in answer.reason()
-        assert answer.headers["retry-after"] == "2", "three times half a second"
-        assert client.get("/health").status == client.get("/info").status == 200, "what needs no model"
-        gate.open()
-        assert [future.result().status for future in futures] == [200] * 3
-        pool.shutdown()
+        with waiting(client, gate, 3):
+            for path in ("/caption", "/similar", "/classify?labels=a&labels=b"):
+                assert client.post(path, GUITAR).status == 429, path
+            answer = client.post("/caption", GUITAR)
+            assert answer.status == 429
+            assert "3 are waiting" in answer.reason()
+            assert answer.headers["retry-after"] == "2", "three times half a second"
+            assert client.get("/health").status == client.get("/info").status == 200, "what needs no model"
         assert client.post("/caption", GUITAR).status == 200
 
 
@@ -157,43 +157,31 @@ def test_a_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
 
 
 def test_a_full_queue_refuses_whatever_needs_the_model_before_its_body(gate, index):
-    with serving(index, capacity=1) as client:
-        pool, (future,) = at_once(client, 1)
-        wait_until(lambda: client.metric("grr_coca_queue_requests") == 1)
+    with serving(index, capacity=1) as client, waiting(client, gate, 1):
         paths = client.get("/openapi.json").json()["paths"]
-        asked = {path for path, methods in paths.items() if "post" in methods} - {
-            "/explain",
-            "/session",
-        }  # which do not use the queue
+        without = {"/explain", "/session"}  # which do not use the queue
+        asked = {path for path, methods in paths.items() if "post" in methods} - without
         assert {"/caption", "/search", "/v1/embeddings"} <= asked
         for path in sorted(asked):
             head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n"
             assert client.raw(head.encode()).startswith(b"HTTP/1.1 429 "), path
             assert client.metric(f'grr_coca_requests_total{{route="{path}",status="429"}}') == 1
-        gate.open()
-        assert future.result().status == 200
-        pool.shutdown()
 
 
 def test_no_more_are_admitted_than_can_be_answered_in_time(gate):
-    with serving(limits=Limits(seconds=2)) as client:
-        pool, futures = at_once(client, 5)
-        wait_until(lambda: client.metric("grr_coca_queue_requests") == 5)
+    with serving(limits=Limits(seconds=2)) as client, waiting(client, gate, 5):
         answer = client.post("/caption", GUITAR)
         assert answer.status == 429
         assert "5 are waiting, of 64 that may, for about 3 s" in answer.reason()
-        gate.open()
-        assert {future.result().status for future in futures} == {200}
-        pool.shutdown()
 
 
 def test_what_takes_too_long_is_504_and_costs_nothing_later(gate, monkeypatch):
     monkeypatch.setattr("grr_coca.serve.queue._best_batch", lambda model: (4, 0.01))  # as far as the queue knows
     with serving(limits=Limits(seconds=0.5)) as client:
-        pool, futures = at_once(client, 6)
-        assert {future.result().status for future in futures} == {504}
-        assert "too busy" in futures[0].result().reason()
-        pool.shutdown()
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: client.post("/caption", GUITAR), range(6)))
+        assert {answer.status for answer in answers} == {504}
+        assert "too busy" in answers[0].reason()
         gate.open()
         wait_until(lambda: client.metric("grr_coca_queue_requests") == 0)
         assert client.post("/caption", GUITAR).status == 200
@@ -252,28 +240,24 @@ def test_a_stream_that_is_dropped_ends_its_request(served):
     assert served.post("/caption", GUITAR).status == 200
 
 
-def test_a_failure_of_the_model_is_500_without_a_traceback_and_the_next_one_works(served, monkeypatch, caplog):
-    def broken(*_: object) -> None:
-        raise RuntimeError("secret of the server")
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [(RuntimeError("secret of the server"), 500, "its log says why"), (MemoryError(), 503, "out of memory")],
+)
+def test_a_failure_of_the_model_has_no_traceback_and_the_next_one_works(
+    served, monkeypatch, caplog, error, status, reason
+):
+    def fail(*_: object) -> None:
+        raise error
 
     with monkeypatch.context() as patches:
-        patches.setattr(ModelQueue, "_captions", broken)
+        patches.setattr(ModelQueue, "_captions", fail)
         answer = served.post("/caption", GUITAR)
-    assert answer.status == 500
+    assert answer.status == status
+    assert reason in answer.reason()
     assert "secret" not in answer.reason()
-    assert "secret of the server" in caplog.text
+    assert str(error) in caplog.text
     assert served.post("/caption", GUITAR).status == 200
-
-
-def test_a_model_that_runs_out_of_memory_is_503(served, monkeypatch):
-    def hungry(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patches:
-        patches.setattr(ModelQueue, "_captions", hungry)
-        answer = served.post("/caption", GUITAR)
-    assert answer.status == 503
-    assert "out of memory" in answer.reason()
 
 
 # --- Bytes and times
@@ -420,9 +404,7 @@ def test_large_answers_are_written_while_others_are_answered(served, monkeypatch
 
 def test_connections_that_wait_for_nothing_are_closed_for_those_that_ask(gate, monkeypatch):
     monkeypatch.setattr("grr_coca.serve.server._MAX_CONNECTIONS", 20)
-    with serving() as client, ExitStack() as stack:
-        pool, (asking,) = at_once(client, 1)
-        wait_until(lambda: client.metric("grr_coca_queue_requests") == 1)
+    with serving() as client, waiting(client, gate, 1), ExitStack() as stack:  # one that is complete is answered
         begun = stack.enter_context(socket.create_connection(client.place, timeout=20))
         begun.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
         idle = [stack.enter_context(socket.create_connection(client.place, timeout=20)) for _ in range(60)]
@@ -433,9 +415,6 @@ def test_connections_that_wait_for_nothing_are_closed_for_those_that_ask(gate, m
         assert received(idle[10]) == b""
         idle[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle[-1].recv(12) == b"HTTP/1.1 200"
-        gate.open()
-        assert asking.result().status == 200, "a request that is complete is answered"
-        pool.shutdown()
 
 
 def test_no_more_connections_are_open_than_files_may_be(monkeypatch):
@@ -658,9 +637,7 @@ def test_metrics_have_a_label_for_each_endpoint_and_none_for_each_path(served):
 
 
 def test_accepted_requests_are_answered_and_new_ones_refused_while_stopping(gate):
-    with serving() as client:
-        pool, futures = at_once(client, 8)
-        wait_until(lambda: client.metric("grr_coca_queue_requests") == 8)
+    with serving() as client, waiting(client, gate, 8):
         client.server.stop()
         answer = client.post("/caption", GUITAR)
         assert answer.status == 503
@@ -668,9 +645,6 @@ def test_accepted_requests_are_answered_and_new_ones_refused_while_stopping(gate
         assert answer.headers["connection"] == "close"
         assert client.get("/ready").status == 503
         assert client.get("/health").status == 200
-        gate.open()
-        assert [future.result().status for future in futures] == [200] * 8
-        pool.shutdown()
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path):

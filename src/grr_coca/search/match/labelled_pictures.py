@@ -79,15 +79,18 @@ def _named(
 
 def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures: list[str]) -> Iterator[Labelled]:
     """Pictures of labels in code. Icons of sets that cannot be had are passed over."""
-    icons = _Icons(failures)
+    sets: dict[str, dict[str, str]] = {}
     for label in labels_in_code(path, exclude):
         try:
-            content = label.image.read_bytes() if label.image else (label.svg or "").encode()
+            svg = label.svg or ""
             if label.icon is not None:
-                found = icons.find(label.icon.prefix, label.icon.name)
-                if found is None:
+                prefix = label.icon.prefix
+                if prefix not in sets:
+                    sets[prefix] = _icons_of(prefix, failures)
+                svg = sets[prefix].get(squashed(label.icon.name), "")
+                if not svg:
                     continue
-                content = found
+            content = label.image.read_bytes() if label.image else svg.encode()
             image = model.preprocess.square(model.preprocess.decode(content, f"{label.file}:{label.line}"))
         except (UserError, OSError) as error:
             failures.append(str(error))
@@ -95,24 +98,11 @@ def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures
         yield Labelled(image=image, texts=(label.text,), where=label.file, line=label.line)
 
 
-class _Icons:
-    """The SVG of icons of known sets, which are fetched when they are needed."""
-
-    def __init__(self, failures: list[str]) -> None:
-        self._failures = failures
-        self._sets: dict[str, dict[str, str]] = {}
-
-    def find(self, prefix: str, name: str) -> bytes | None:
-        """An icon by its set, and by its name as code writes it; None if there is none."""
-        if prefix not in self._sets:
-            self._sets[prefix] = {}
-            try:
-                icons = read_package(f"{SCHEME}{prefix}").icons
-            except UserError as error:
-                self._failures.append(str(error))
-                return None
-            self._sets[prefix] = {
-                squashed(written): icon.svg for icon in icons for written in (*icon.aliases, icon.name) if icon.svg
-            }
-        svg = self._sets[prefix].get(squashed(name))
-        return None if svg is None else svg.encode()
+def _icons_of(prefix: str, failures: list[str]) -> dict[str, str]:
+    """The SVG of the icons of a known set, which is fetched, by their names as code may write them."""
+    try:
+        icons = read_package(f"{SCHEME}{prefix}").icons
+    except UserError as error:
+        failures.append(str(error))
+        return {}
+    return {squashed(written): icon.svg for icon in icons for written in (*icon.aliases, icon.name) if icon.svg}

@@ -115,13 +115,14 @@ Named = Iterable[tuple[str, str]]
 """Prefixes of sets, and names in them."""
 
 
-def _ending(word: str, ending: str) -> str:
-    return word.removesuffix(ending) if len(word) > len(ending) else word
+def _bare(word: str, beginning: str = "", ending: str = "") -> str:
+    """A word without a beginning and an ending, unless nothing else is left."""
+    word = word.removeprefix(beginning) or word
+    return word.removesuffix(ending) or word
 
 
 def _lucide(name: str) -> Named:
-    name = name.removeprefix("Lucide") if name != "Lucide" else name
-    return [("lucide", _ending(name, "Icon"))]
+    return [("lucide", _bare(name, "Lucide", "Icon"))]
 
 
 def _material(name: str) -> Named:
@@ -135,7 +136,7 @@ def _heroicons(module: str) -> Callable[[str], Named]:
     size = "".join(re.findall(r"/(16|20|24)/", f"{module}/")) or "24"
     is_solid = "solid" in module
     style = {"24": "solid" if is_solid else "", "20": "20-solid", "16": "16-solid"}[size]
-    return lambda name: [("heroicons", f"{_ending(name, 'Icon')}-{style}".rstrip("-"))]
+    return lambda name: [("heroicons", f"{_bare(name, ending='Icon')}-{style}".rstrip("-"))]
 
 
 _REACT_ICONS: dict[str, Callable[[str], Named]] = {
@@ -183,7 +184,7 @@ def _first(name: str, styles: dict[str, str], usual: str) -> str:
 
 def _plain(prefix: str, beginning: str = "", ending: str = "") -> Callable[[str], Callable[[str], Named]]:
     """Components named as their icons, but for a beginning and an ending."""
-    return lambda _: lambda name: [(prefix, _ending(_beginning(name, beginning), ending))]
+    return lambda _: lambda name: [(prefix, _bare(name, beginning, ending))]
 
 
 _MODULES = tuple(
@@ -197,7 +198,7 @@ _MODULES = tuple(
         (r"@fortawesome/free-solid-svg-icons.*", _plain("fa6-solid", beginning="fa")),
         (r"@fortawesome/free-regular-svg-icons.*", _plain("fa6-regular", beginning="fa")),
         (r"@fortawesome/free-brands-svg-icons.*", _plain("fa6-brands", beginning="fa")),
-        (r"@mui/icons-material|@material-ui/icons", lambda _: lambda name: _material(_ending(name, "Icon"))),
+        (r"@mui/icons-material|@material-ui/icons", lambda _: lambda name: _material(_bare(name, ending="Icon"))),
         (r"@radix-ui/react-icons", _plain("radix-icons", ending="Icon")),
         (r"@ant-design/icons.*", _plain("ant-design")),
         (r"@remixicon/\w+", _plain("ri", beginning="Ri")),
@@ -217,10 +218,6 @@ _DEFAULT_MODULES = (
     (re.compile(r"lucide-\w+/icons/([\w-]+)"), _lucide),
 )
 _VIRTUAL = re.compile(r"(?:~icons|@iconify-icons|@iconify/icons)/([a-z0-9-]+)/([\w-]+)")
-
-
-def _beginning(word: str, beginning: str) -> str:
-    return word.removeprefix(beginning) if len(word) > len(beginning) else word
 
 
 def _of_react_icons(module: str) -> Callable[[str], Named]:

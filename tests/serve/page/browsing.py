@@ -71,6 +71,11 @@ class Tab:
         self.page.wait_for_selector("body:not(.busy)")
         return self
 
+    def captioned(self) -> "Tab":
+        """Wait for the caption of a picture from outside."""
+        self.page.wait_for_selector("#dropped .caption:not(.running):not(:empty)")
+        return self
+
     def ask(self, words: str) -> "Tab":
         self.page.locator("#query").fill(words)
         return self.settled()

@@ -96,6 +96,12 @@ def drawings(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def photo(drawings) -> Path:
+    """One of the drawings."""
+    return next((drawings / "things").glob("*.webp"))
+
+
+@pytest.fixture(scope="session")
 def drawings_index(drawings, tmp_path_factory) -> Path:
     location = tmp_path_factory.mktemp("index") / "drawings.index"
     with Index.open(location, create=True) as index:

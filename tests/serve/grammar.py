@@ -177,6 +177,15 @@ _WHERES = [
     "width in (1, 2)",
     "title like '%'",
     "x = 'é",
+    "path like '/etc/%'",
+    "1=1; DROP TABLE pictures",
+]
+
+
+_NAMES = [
+    *("0" * 16, "f" * 16, "0123456789abcdef", "x" * 3000, "%00", "..%2f..%2fetc%2fpasswd", "../../etc/passwd"),
+    *("%2e%2e/%2e%2e/etc/passwd", "....//....//etc/passwd", "/etc/passwd", "file:///etc/passwd", "C:%5Cwindows"),
+    "%c0%ae%c0%ae/",
 ]
 
 
@@ -218,8 +227,9 @@ def request(number: int) -> Asked:
             {"where": made.choice(_WHERES), "offset": made.choice([0, -1, 2**60]), "limit": made.choice([1, 200, 0])}
         )
         return Asked("GET", f"{made.choice(['/pictures', '/duplicates', '/facets', '/info'])}?{query}", b"", {})
-    name = made.choice(["0" * 16, "f" * 16, "..%2f..%2fetc%2fpasswd", "%00", "x" * 3000, "0123456789abcdef"])
-    return Asked("GET", f"/{made.choice(['image', 'picture'])}/{name}?side={made.choice([64, 320, 1600, -1])}", b"", {})
+    name = made.choice(_NAMES)
+    beginning = made.choice(["image/", "picture/", ""])
+    return Asked("GET", f"/{beginning}{name}?side={made.choice([64, 320, 1600, -1])}", b"", {})
 
 
 # --- The attack

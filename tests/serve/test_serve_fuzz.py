@@ -1,12 +1,10 @@
-"""Requests that nobody would write: those that schemathesis makes from the OpenAPI document, and hostile ones by hand.
+"""Requests that nobody would write: those that schemathesis makes from the OpenAPI document, and those by grammar.
 
 Whatever comes, the answer is no 500, has a documented status and the documented form, and no file outside of the index
 is opened.
 """
 
-import io
 import os
-import random
 import struct
 import sys
 import zlib
@@ -17,13 +15,13 @@ from itertools import product
 
 import pytest
 import schemathesis
+from grammar import attack, request
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
-from PIL import Image
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
-from serving import DRAWINGS, EVENTS, Client
+from serving import Client
 
 # The server runs in threads of this process, and uses random numbers while requests are made up.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -84,20 +82,6 @@ def _fuzz_operation(operation, mode: GenerationMode, examples: int, statuses: Co
         send()
 
 
-def damaged(random_: random.Random) -> bytes:
-    """A picture with some bytes changed, cut off or repeated, or none at all."""
-    kind = random_.choice(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "noise"])
-    if kind == "noise":
-        return random_.randbytes(random_.randrange(300))
-    buffer = io.BytesIO()
-    with Image.open(random_.choice(sorted(DRAWINGS.iterdir()))) as image:
-        image.convert("RGB").save(buffer, kind)
-    content = bytearray(buffer.getvalue())
-    for _ in range(random_.choice([0, 1, 5, 50])):
-        content[random_.randrange(len(content))] = random_.randrange(256)
-    return bytes(content[: random_.choice([len(content), random_.randrange(len(content))])])
-
-
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few kilobytes that would take gigabytes."""
 
@@ -109,46 +93,6 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-HOSTILE_NAMES = [
-    "../../etc/passwd",
-    "..%2f..%2fetc%2fpasswd",
-    "%2e%2e/%2e%2e/etc/passwd",
-    "%00",
-    "....//....//etc/passwd",
-    "/etc/passwd",
-    "file:///etc/passwd",
-    "C:%5Cwindows",
-    "%c0%ae%c0%ae/",
-    "a" * 4000,
-]
-
-
-def hostile(client: Client, count: int) -> Counter:
-    """Send damaged pictures, bombs, and names of files of the system."""
-    made = random.Random(0)
-    statuses: Counter = Counter()
-    paths = ["/caption", "/classify?labels=a&labels=b", "/similar", "/caption?num_beams=2", "/explain"]
-    for number in range(count):
-        choice = number % 10
-        if choice == 0:
-            answer = client.get(f"/image/{made.choice(HOSTILE_NAMES)}")
-        elif choice == 1:
-            answer = client.get(f"/{made.choice(HOSTILE_NAMES)}")
-        elif choice == 2:
-            answer = client.post("/caption", bomb(made.choice([100, 8000, 60_000, 2**31 - 1]), 60_000))
-        elif choice == 3:
-            where = made.choice(["path like '/etc/%'", "1=1; DROP TABLE pictures", "a" * 9000, "((" * 500, "x = 'é"])
-            answer = client.post("/search", {"texts": ["a"], "where": where})
-        else:
-            path = made.choice(paths[: 4 if number % 50 else 5])
-            answer = client.post(path, damaged(made), made.choice([{}, EVENTS]))
-        statuses[answer.status] += 1
-        assert answer.status < 500, (number, answer.body)
-        if answer.status >= 400:
-            assert answer.reason()
-    return statuses
-
-
 @pytest.mark.ci
 def test_requests_made_from_the_document_get_documented_answers(served, opened):
     statuses = fuzz(served, examples=300)
@@ -158,21 +102,37 @@ def test_requests_made_from_the_document_get_documented_answers(served, opened):
     assert opened == set()
 
 
-def test_hostile_bodies_are_refused_and_open_no_file(served, opened):
-    statuses = hostile(served, 200)
-    assert statuses[200] > 10, "some damaged pictures can be read all the same"
-    assert statuses[404] > 10
-    assert statuses[413] > 5
-    assert statuses[415] > 20
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.ci)])
+def test_requests_by_grammar_get_answers_and_short_errors_and_open_no_file(served, opened, count):
+    """`make attack` sends them for an hour."""
+    found = attack(served.place, 0, count)
+    assert found.wrong == []
+    assert found.statuses.total() == count
+    assert {200, 403, 404, 413, 415, 422} <= found.statuses.keys()
     assert served.get("/health").status == 200
+    assert served.metric("grr_coca_body_bytes") == 0
     assert opened == set()
+
+
+def test_a_request_by_grammar_depends_on_its_number_alone():
+    asked = [request(number) for number in range(300)]
+    assert asked[:40] == [request(number) for number in range(40)]
+    assert len({one.path.partition("?")[0] for one in asked}) > 15
+    assert len({one.body for one in asked}) > len(asked) / 2
+
+
+def test_a_picture_that_would_take_gigabytes_is_refused(served):
+    for width in (8000, 60_000, 2**31 - 1):
+        assert served.post("/caption", bomb(width, 60_000)).status in (413, 415)
 
 
 @pytest.mark.slow
 def test_ten_thousand_requests_that_nobody_would_write(served, opened):
-    statuses = fuzz(served, examples=6000) + hostile(served, 4000)
-    assert sum(statuses.values()) >= 10_000
+    statuses = fuzz(served, examples=6000)
+    found = attack(served.place, 0, 4000)
+    assert sum(statuses.values()) + found.statuses.total() >= 10_000
     assert max(statuses) < 500
+    assert found.wrong == []
     assert opened == set()
 
 

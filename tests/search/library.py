@@ -14,6 +14,7 @@ from grr_coca.search.fields import FieldValue
 from grr_coca.search.image_files import done_ahead
 from grr_coca.search.index_model import DecodedImage, Take, decode_found
 from grr_coca.search.photo import READER, Photo
+from grr_coca.search.portable import export_parquet
 from grr_coca.search.store import Changes, ImageDescription, Store
 
 WIDTH = 32
@@ -60,6 +61,13 @@ def fill(store: Store, count: int, seed: int = 0, first: int = 0) -> tuple[list[
         chunk = slice(start, start + 500)
         store.commit(Changes(added=list(zip(entries[chunk], vectors[chunk], strict=True))))
     return entries, vectors
+
+
+def exported(store: Store, path: Path) -> Path:
+    """A file that `export index` writes."""
+    with path.open("wb") as file:
+        export_parquet(store, file)
+    return path
 
 
 class ColourModel:

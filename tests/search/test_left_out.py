@@ -1,16 +1,15 @@
 """What an index leaves out, and what its verb says of that, of frames and of packages that are missing."""
 
-import io
 import json
 import sys
 
 import pytest
-from library import ColourModel, paint
+from library import ColourModel, exported, paint
 from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.portable import import_parquet
 from grr_coca.search.stores import open_store
 from grr_coca.search.update import update_store
 
@@ -59,13 +58,9 @@ def test_an_invalid_pattern_changes_nothing(store, photos):
 
 def test_patterns_go_with_an_exported_index(store, photos, tmp_path):
     update(store, photos, exclude=["raw/", "*.gif"])
-    buffer = io.BytesIO()
-    export_parquet(store, buffer)
-    (tmp_path / "a.parquet").write_bytes(buffer.getvalue())
-    import_parquet(tmp_path / "a.parquet", str(tmp_path / "other"))
-    other = open_store(str(tmp_path / "other"))
-    assert other.excluded() == ("raw/", "*.gif")
-    other.close()
+    import_parquet(exported(store, tmp_path / "a.parquet"), str(tmp_path / "other"))
+    with open_store(str(tmp_path / "other")) as other:
+        assert other.excluded() == ("raw/", "*.gif")
 
 
 def animation(path):

@@ -1,6 +1,5 @@
 """What cameras and people wrote, in an index: fields, filters, words, old indexes, XMP files that change."""
 
-import io
 import json
 import os
 import shutil
@@ -9,16 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from library import COLOURS, HEADER, ColourModel, make_vectors, photo_of
+from library import COLOURS, HEADER, ColourModel, exported, make_vectors, photo_of
 from library import make_entry as some_entry
 from PIL import ExifTags, Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Entry
+from grr_coca.search.facets import facets
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.milvus.rows import from_record, to_expression, to_record
 from grr_coca.search.photo import Photo
-from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.portable import import_parquet
 from grr_coca.search.store import Changes, PhotoUpdate
 from grr_coca.search.stores import make_store, open_store
 from grr_coca.search.update import update_store
@@ -172,10 +172,8 @@ def test_everything_goes_through_parquet_with_columns_for_other_programs(store, 
     parquet = pytest.importorskip("pyarrow.parquet")
     update(store, model, photos)
     store.commit(Changes(added=[(some_entry(1), make_vectors(1)[0])]))
-    buffer = io.BytesIO()
-    export_parquet(store, buffer)
-    (tmp_path / "a.parquet").write_bytes(buffer.getvalue())
-    rows = {Path(row["name"]).stem: row for row in parquet.read_table(tmp_path / "a.parquet").to_pylist()}
+    path = exported(store, tmp_path / "a.parquet")
+    rows = {Path(row["name"]).stem: row for row in parquet.read_table(path).to_pylist()}
     assert {stem: row["taken"] for stem, row in rows.items()} == {
         "a": "2023-05-01T12:00:00",
         "b": "2024-05-01T12:00:00",
@@ -183,29 +181,23 @@ def test_everything_goes_through_parquet_with_columns_for_other_programs(store, 
         "00001": None,
     }
     assert rows["a"]["lat"] == pytest.approx(48.137222)
-    import_parquet(tmp_path / "a.parquet", str(tmp_path / "other"))
-    other = open_store(str(tmp_path / "other"))
-    assert in_order(other) == in_order(store)
-    other.close()
+    import_parquet(path, str(tmp_path / "other"))
+    with open_store(str(tmp_path / "other")) as other:
+        assert in_order(other) == in_order(store)
 
 
 def test_a_parquet_file_of_an_older_version_is_imported(store, model, photos, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     update(store, model, photos)
-    buffer = io.BytesIO()
-    export_parquet(store, buffer)
-    table = parquet.read_table(io.BytesIO(buffer.getvalue()))
-    older = table.drop(["look"])
+    path = exported(store, tmp_path / "a.parquet")
+    older = parquet.read_table(path).drop(["look"])
     metadata = json.loads(older.schema.metadata[b"grr_coca.index"])
     del metadata["exclude"]
-    parquet.write_table(
-        older.replace_schema_metadata({b"grr_coca.index": json.dumps(metadata)}), tmp_path / "a.parquet"
-    )
-    assert import_parquet(tmp_path / "a.parquet", str(tmp_path / "other")) == 3
-    other = open_store(str(tmp_path / "other"))
-    assert [entry.look for entry, _ in other.everything()] == [b""] * 3
-    assert other.excluded() == ()
-    other.close()
+    parquet.write_table(older.replace_schema_metadata({b"grr_coca.index": json.dumps(metadata)}), path)
+    assert import_parquet(path, str(tmp_path / "other")) == 3
+    with open_store(str(tmp_path / "other")) as other:
+        assert [entry.look for entry in content(other)] == [b""] * 3
+        assert other.excluded() == ()
 
 
 @pytest.mark.parametrize("photo", [None, Photo(), photo_of(taken="2024", lat=1.5, keywords=("ä", "b"), sidecars=2**55)])
@@ -297,27 +289,28 @@ def test_a_moved_image_keeps_what_was_written(store, model, photos, tmp_path):
     assert matching(store, "camera = 'X100V'") == ["d"]
 
 
-def test_keywords_tags_and_titles_are_fields(tmp_path):
+@pytest.fixture
+def filled_with(tmp_path):
+    """A function that makes an index in a folder of these entries, and returns it and what finds their numbers."""
+    with make_store(str(tmp_path / "index"), HEADER) as store:
+
+        def fill(entries):
+            store.commit(Changes(added=list(zip(entries, make_vectors(len(entries)), strict=True))))
+            return store, lambda where: [int(title) for title in matching(store, where)]
+
+        yield fill
+
+
+def test_keywords_tags_and_titles_are_fields(filled_with):
     """Each keyword counts by itself; a column of a table that is called so counts instead."""
-    from library import HEADER, make_entry, make_vectors
-
-    from grr_coca.search.facets import facets
-    from grr_coca.search.filters import parse_filter
-    from grr_coca.search.stores import make_store
-
     written = (
         {"photo": photo_of(headline="Harbour", keywords=("cat", "sea")), "tags": ("cat", "pet")},
         {"photo": photo_of(keywords=("cat", "cathedral")), "fields": {"tags": "pet"}, "tags": ("dog",)},
         {"photo": Photo()},
         {"fields": {"keywords": "cat"}, "photo": photo_of(keywords=("dog",))},
     )
-    store = make_store(str(tmp_path / "index"), HEADER)
-    entries = [make_entry(number, **{"fields": {}, "tags": (), **change}) for number, change in enumerate(written)]
-    store.commit(Changes(added=list(zip(entries, make_vectors(len(entries)), strict=True))))
-
-    def found(where: str) -> list[int]:
-        return sorted(int(entry.title) for entry in store.matching(parse_filter(where, store.columns())))
-
+    entries = [some_entry(number, **{"fields": {}, "tags": (), **change}) for number, change in enumerate(written)]
+    store, found = filled_with(entries)
     assert found("keywords = 'cat'") == [0, 1, 3]
     assert found("keywords in ('sea', 'dog')") == [0]
     assert found("keywords like 'cath%'") == [1]
@@ -332,26 +325,15 @@ def test_keywords_tags_and_titles_are_fields(tmp_path):
     keywords = next(facet for facet in facets(store) if facet["field"] == "keywords")
     assert keywords["values"] == [["cat", 3], ["cathedral", 1], ["sea", 1]]
     assert entries[0].shown_fields["keywords"] == ["cat", "sea"]
-    store.close()
 
 
-def test_a_column_of_numbers_counts_instead_of_keywords_and_tags(tmp_path):
-    from library import HEADER, make_entry, make_vectors
-
-    from grr_coca.search.filters import parse_filter
-    from grr_coca.search.stores import make_store
-
+def test_a_column_of_numbers_counts_instead_of_keywords_and_tags(filled_with):
     of_picture = {"photo": photo_of(keywords=("bird",)), "tags": ("bird",)}
     columns = ({"keywords": 3, "tags": 2.5}, {"keywords": 1, "tags": 1.5}, {})
-    entries = [make_entry(number, fields=fields, **of_picture) for number, fields in enumerate(columns)]
-    store = make_store(str(tmp_path / "index"), HEADER)
-    store.commit(Changes(added=list(zip(entries, make_vectors(len(entries)), strict=True))))
-
-    def found(where: str) -> list[int]:
-        return sorted(int(entry.title) for entry in store.matching(parse_filter(where, store.columns())))
-
+    store, found = filled_with(
+        [some_entry(number, fields=fields, **of_picture) for number, fields in enumerate(columns)]
+    )
     assert found("keywords = 3") == found("tags >= 2") == found("tags in ('x', 2.5)") == [0]
     assert found("keywords > 0") == [0, 1]
     assert found("tags = 'bird'") == found("keywords like 'b%'") == found("keywords > 'a'") == [2]
     assert store.summaries(["tags"], 9)["tags"].values == [(1.5, 1), (2.5, 1), ("bird", 1)]
-    store.close()

@@ -1,6 +1,5 @@
 """An index as a Parquet file, and back."""
 
-import io
 import json
 import os
 from dataclasses import replace
@@ -9,21 +8,14 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from library import fill, make_entry, make_vectors
+from library import exported, fill, make_entry, make_vectors
 
 from grr_coca.common.errors import UserError
 from grr_coca.search.entry import Failure, Stamp
 from grr_coca.search.index import Index
-from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.portable import import_parquet
 from grr_coca.search.store import Changes
 from grr_coca.search.stores import find_store, open_store
-
-
-def exported(store, path):
-    buffer = io.BytesIO()
-    export_parquet(store, buffer)
-    path.write_bytes(buffer.getvalue())
-    return path
 
 
 def test_everything_goes_there_and_back(store, tmp_path):
@@ -158,6 +150,5 @@ def test_an_index_from_elsewhere_is_marked_and_fetches_no_model(store, tmp_path)
         UserError, match="names the model somebody/model on the Hugging Face hub; if you trust it, give -c"
     ):
         Index.open(tmp_path / "other")
-    again = open_store(str(tmp_path / "other"))
-    assert again.was_imported()
-    again.close()
+    with open_store(str(tmp_path / "other")) as again:
+        assert again.was_imported()

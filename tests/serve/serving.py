@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grr_coca
+from grr_coca.search.portable import export_parquet, import_parquet
+from grr_coca.search.stores import open_store
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.server import RunningServer, ServeOptions
 
@@ -102,6 +104,15 @@ class Client:
             if found.startswith(f"{line} "):
                 return float(found.rsplit(" ", 1)[1])
         return 0.0
+
+
+def imported_copy(index: Path, location: Path) -> Path:
+    """An index as somebody else would get it: exported, and imported at another place."""
+    file = location.with_suffix(".parquet")
+    with open_store(str(index)) as store, file.open("wb") as written:
+        export_parquet(store, written)
+    import_parquet(file, str(location))
+    return location
 
 
 def received(connection: socket.socket) -> bytes:

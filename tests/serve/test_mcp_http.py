@@ -13,12 +13,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 from PIL import Image
-from serving import Client, serving, wait_until
+from serving import Client, imported_copy, serving, wait_until
 from test_serve_fuzz import bomb
 
 import grr_coca
-from grr_coca.search.portable import export_parquet, import_parquet
-from grr_coca.search.stores import open_store
 from grr_coca.serve import mcp_http
 from grr_coca.serve.guard import KEY_VARIABLE
 from grr_coca.serve.icon_tools import IconTools
@@ -56,11 +54,7 @@ def own(tmp_path_factory):
     Image.new("RGB", (40, 40), "red").save(folder / "red.png")
     with grr_coca.Index.open(folder / "own.index", "icons", create=True) as index:
         index.add(folder)
-    store = open_store(str(folder / "own.index"))
-    with (folder / "own.parquet").open("wb") as written:
-        export_parquet(store, written)
-    store.close()
-    import_parquet(folder / "own.parquet", str(folder / "imported.index"))
+    imported_copy(folder / "own.index", folder / "imported.index")
     return folder
 
 

@@ -8,16 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from serving import DRAWINGS, serving, wait_until
+from serving import DRAWINGS, imported_copy, serving, wait_until
 
 import grr_coca
 from grr_coca.data.images import decode_image
-from grr_coca.search.portable import export_parquet, import_parquet
-from grr_coca.search.stores import open_store
 from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.memory import Budget
@@ -235,12 +234,9 @@ def test_pictures_that_are_decoded_together_share_the_memory(monkeypatch):
     monkeypatch.setattr("grr_coca.data.preprocess.decode_image", decode)
     buffer = io.BytesIO()
     Image.new("RGB", (200, 200)).save(buffer, "TIFF")  # 16 bytes for a pixel, of 20 for each of 50,000
-    with serving(limits=Limits(max_pixels=50_000)) as client:
-        from test_serve_limits import at_once
-
-        pool, futures = at_once(client, 8, body=buffer.getvalue())
-        assert {future.result().status for future in futures} == {200}
-        pool.shutdown()
+    with serving(limits=Limits(max_pixels=50_000)) as client, ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda _: client.post("/caption", buffer.getvalue()), range(8))
+        assert {answer.status for answer in answers} == {200}
     assert max(most) == 1
 
 
@@ -294,13 +290,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_gives_nearly_the_same_pixels(
 @pytest.fixture(scope="module")
 def imported(own):
     """The index of `own`, as somebody else would get it."""
-    file = own / "index.parquet"
-    store = open_store(str(own / "index"))
-    with file.open("wb") as written:
-        export_parquet(store, written)
-    store.close()
-    import_parquet(file, str(own / "imported"))
-    return own / "imported"
+    return imported_copy(own / "index", own / "imported")
 
 
 @pytest.mark.parametrize(("folders", "shown"), [(["."], 8), ([], 0), (["index"], 0), (["index", "link"], 8)])

@@ -54,7 +54,6 @@ CALLS = [
     ("torch", "torch", "export open_clip -c {run} --out new"),
     ("train", "torch", "pretrain {recipe}"),
     ("export", "torch", "export onnx -c {run} --out graphs"),
-    ("report", "matplotlib", "search index cat --out page.html --explain"),
     ("train", "yaml", "study status {run}"),
     ("study", "scipy", "study report {run}"),
     ("hub", "huggingface_hub", "caption {image} -c someone/somewhere"),

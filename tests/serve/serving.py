@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import grr_coca
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.stores import open_store
 from grr_coca.serve.guard import Limits
@@ -25,7 +24,6 @@ OPTIONS = ServeOptions(
     index=None,
     pictures=(),
     model=None,
-    load=lambda folder, engine: grr_coca.load(folder, engine=engine),
     engine="auto",
     host="127.0.0.1",
     port=0,

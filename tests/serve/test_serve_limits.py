@@ -20,6 +20,7 @@ from PIL import Image
 from serving import DRAWINGS, EVENTS, OPTIONS, Client, received, running, serving, wait_until
 from starlette.responses import Response
 
+import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.serve.guard import KEY_VARIABLE, Limits
 from grr_coca.serve.metrics import Metrics
@@ -647,9 +648,10 @@ def test_accepted_requests_are_answered_and_new_ones_refused_while_stopping(gate
         assert client.get("/health").status == 200
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(tmp_path):
-    def fail(*_: object) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(monkeypatch):
+    def fail(*_: object, **__: object) -> None:
         raise UserError("no such engine")
 
+    monkeypatch.setattr(grr_coca, "load", fail)
     with pytest.raises(UserError, match="no such engine"):
-        RunningServer(replace(OPTIONS, load=fail), print).run()
+        RunningServer(OPTIONS, print).run()

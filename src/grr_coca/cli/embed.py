@@ -17,7 +17,7 @@ from grr_coca.common.files import read_lines
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.shipped_models import DEFAULT
-from grr_coca.search.vector_files import VectorBuffer, check_format, check_keys, check_places, write_vectors
+from grr_coca.search.vector_files import VectorBuffer, check_format, check_output, write_vectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,8 +68,7 @@ def run(
         code = report_if_none_exists(found)
         if code is not None:
             return code
-        check_keys(out, [file.name for file in found])
-        check_places(out, images)
+        check_output(out, [file.name for file in found], images)
         collected = VectorBuffer(len(found))
         code = describe_images(
             found,
@@ -85,8 +84,7 @@ def run(
         keys, vectors = collected.keys, collected.vectors
     else:
         lines, folder = list(read_lines(texts).values()), locate_checkpoint(checkpoint)
-        check_keys(out, lines)
-        check_places(out, [texts])
+        check_output(out, lines, [texts])
         keys, vectors, code = lines, _embed_texts(lines, folder, engine, batch_size), 0
     if keys:
         write_vectors(out, keys, vectors)

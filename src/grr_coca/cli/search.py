@@ -147,7 +147,6 @@ def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
     if explain and out is None:
         raise UserError("--explain draws heat maps on a page; give it a name by --out PAGE.html")
     if explain:
-        require_extra("report", "--explain")
         require_extra("torch", "--explain")
     if out is not None:
         require_suffix(out, (".html",))

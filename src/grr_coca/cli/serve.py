@@ -4,7 +4,6 @@ from typing import Annotated
 
 import tyro
 
-import grr_coca
 from grr_coca.cli.flags import EngineFlag, Flag, OptionalCheckpointFlag, PicturesFlag
 from grr_coca.cli.output import say
 from grr_coca.common.errors import UserError
@@ -67,7 +66,6 @@ def run(
         index=index,
         pictures=pictures,
         model=checkpoint,
-        load=lambda folder, engine: grr_coca.load(folder, engine=engine),
         engine=engine,
         host=host,
         port=port,

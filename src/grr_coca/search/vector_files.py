@@ -49,7 +49,7 @@ class VectorBuffer:
 
 
 def check_format(path: Path) -> None:
-    """Raise an error if `write_vectors` cannot write this file. All three checks are made before the work begins.
+    """Raise an error if `write_vectors` cannot write this file. Both checks are made before the work begins.
 
     Raises:
         UserError: the suffix names no format, or a package for the format is missing.
@@ -60,25 +60,21 @@ def check_format(path: Path) -> None:
         raise UserError(f"{path}: is a folder; give the name of a file")
 
 
-def check_keys(path: Path, keys: Sequence[str]) -> None:
-    """Raise an error if a file of this format cannot hold so many keys.
-
-    Raises:
-        UserError: there are too many for the format.
-    """
-    if path.suffix.lower() == ".safetensors" and len(_as_header(keys)) > MAX_HEADER_BYTES // 2:
-        raise UserError(f"{path}: {len(keys):,} keys are more than a safetensors file holds; use .parquet or .npy")
-
-
-def check_places(path: Path, inputs: Iterable[str | Path]) -> None:
-    """Raise an error if an output file cannot be written, or would replace an input.
+def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) -> None:
+    """Raise an error if a file cannot hold so many keys, cannot be written, or would replace an input.
 
     Raises:
         UserError: it cannot, or would.
     """
+    _require_room(path, keys)
     for place in (path, _keys_file(path)) if path.suffix.lower() == ".npy" else (path,):
         require_other(place, inputs)
         require_writable(place)
+
+
+def _require_room(path: Path, keys: Sequence[str]) -> None:
+    if path.suffix.lower() == ".safetensors" and len(_as_header(keys)) > MAX_HEADER_BYTES // 2:
+        raise UserError(f"{path}: {len(keys):,} keys are more than a safetensors file holds; use .parquet or .npy")
 
 
 def _keys_file(path: Path) -> Path:
@@ -120,7 +116,7 @@ def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") 
 def _write_safetensors(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
     from safetensors.numpy import save
 
-    check_keys(path, keys)
+    _require_room(path, keys)
     content = save({"embeddings": vectors}, metadata={"keys": _as_header(keys)})
     write_output(path, lambda file: file.write(content))
 

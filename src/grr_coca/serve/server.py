@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_folder import read_config
@@ -44,9 +45,6 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-if TYPE_CHECKING:
-    from grr_coca.infer import ImageTextModel
-
 _SECONDS_TO_STOP = 60.0
 """How long a stop waits for requests that were accepted."""
 _SECONDS_TO_WAIT = 15.0
@@ -65,14 +63,13 @@ class ServeOptions:
     """What to serve, and where.
 
     `index`: location of an index, or None; `pictures`: folders whose pictures are shown, empty for all, or for none if
-    the index was imported; `model`: name or folder of the model, None for the index's own or the default; `load`: loads
-    a model by name with an engine; `capacity`: requests that may wait; `opens`: open the page in a browser.
+    the index was imported; `model`: name or folder of the model, None for the index's own or the default; `capacity`:
+    requests that may wait; `opens`: open the page in a browser.
     """
 
     index: str | None
     pictures: Sequence[Path]
     model: str | None
-    load: "Callable[[Path, str], ImageTextModel]"
     engine: str
     host: str
     port: int
@@ -158,7 +155,7 @@ class RunningServer:
     def _prepare(self, options: ServeOptions, model: IndexModel, was_imported: bool) -> None:
         metrics = Metrics()
         queue = ModelQueue(
-            lambda: options.load(model.folder, options.engine),
+            lambda: grr_coca.load(model.folder, engine=options.engine),
             capacity=options.capacity,
             seconds=options.limits.seconds,
             metrics=metrics,
@@ -180,7 +177,7 @@ class RunningServer:
             title=Path(options.index or "").name,
             queue=queue,
             reader=reader,
-            explainer=Explainer(lambda: options.load(model.folder, "torch"), reader),
+            explainer=Explainer(lambda: grr_coca.load(model.folder, engine="torch"), reader),
             index=index,
             metrics=metrics,
             limits=options.limits,

@@ -155,7 +155,7 @@ _REACT_ICONS: dict[str, Callable[[str], Named]] = {
     "io5": lambda name: [("ion", _moved(name, {"Outline": "outline", "Sharp": "sharp"}, at_end=True))],
     "lia": lambda name: [("la", name)],
     "lu": lambda name: [("lucide", name)],
-    "md": lambda name: [("ic", _first(name, {"Outline": "outline", "OutlineX": "outline"}, "baseline"))],
+    "md": lambda name: [("ic", f"outline-{name[7:]}" if name[:7] == "Outline" != name else f"baseline-{name}")],
     "pi": lambda name: [("ph", name)],
     "ri": lambda name: [("ri", name)],
     "rx": lambda name: [("radix-icons", name)],
@@ -173,13 +173,6 @@ def _moved(name: str, styles: dict[str, str], usual: str = "", at_end: bool = Fa
         if not at_end and name.startswith(word) and name != word:
             return f"{name.removeprefix(word)}-{style}".rstrip("-")
     return f"{name}-{usual}".rstrip("-")
-
-
-def _first(name: str, styles: dict[str, str], usual: str) -> str:
-    for word, style in styles.items():
-        if name.startswith(word) and name != word:
-            return f"{style}-{name.removeprefix(word)}"
-    return f"{usual}-{name}"
 
 
 def _plain(prefix: str, beginning: str = "", ending: str = "") -> Callable[[str], Callable[[str], Named]]:

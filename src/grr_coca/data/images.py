@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from posixpath import basename
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
@@ -468,3 +468,10 @@ def has_image_suffix(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """True for hidden files and folders, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
     return basename(name).startswith(".")
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """An image as the content of a file. `kind`, `options`: as `Image.save` takes them."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 from collections.abc import Iterator
 from string import Template
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import decode_image
+from grr_coca.data.images import decode_image, encoded
 from grr_coca.search.answer import Hit, Query, SearchResult
 
 if TYPE_CHECKING:
@@ -121,6 +120,4 @@ def _why(hit: Hit, vector: np.ndarray, model: "IndexModel") -> Image.Image:
 
 
 def _data(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(encoded(image, 'WEBP', quality=90)).decode()}"

@@ -1,7 +1,6 @@
 """Thumbnails on terminals that are known to show images."""
 
 import base64
-import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import decode_image
+from grr_coca.data.images import decode_image, encoded
 from grr_coca.search.image_files import Span
 
 Kind = Literal["kitty", "iterm", "sixel", "blocks"]
@@ -62,7 +61,7 @@ def thumbnail_lines(span: Span, name: str, kind: Kind) -> Iterator[str]:
 
 def _kitty(image: Image.Image) -> str:
     """Kitty's graphics protocol: https://sw.kovidgoyal.net/kitty/graphics-protocol/"""
-    data = base64.b64encode(_png(image)).decode()
+    data = base64.b64encode(encoded(image, "PNG")).decode()
     parts = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
     keys = [f"a=T,f=100,r={_ROWS}," if number == 0 else "" for number in range(len(parts))]
     more = [int(number < len(parts) - 1) for number in range(len(parts))]
@@ -71,7 +70,7 @@ def _kitty(image: Image.Image) -> str:
 
 def _iterm(image: Image.Image) -> str:
     """Images of iTerm2: https://iterm2.com/documentation-images.html"""
-    png = _png(image)
+    png = encoded(image, "PNG")
     return f"\x1b]1337;File=inline=1;size={len(png)};height={_ROWS}:{base64.b64encode(png).decode()}\x07"
 
 
@@ -99,9 +98,3 @@ def _blocks(image: Image.Image) -> Iterator[str]:
     for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
         cells = (f"\x1b[38;2;{r};{g};{b};48;2;{s};{h};{c}m▀" for (r, g, b), (s, h, c) in zip(upper, lower, strict=True))
         yield "     " + "".join(cells) + "\x1b[0m"
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -5,7 +5,6 @@ own, and nobody waits long for them.
 """
 
 import asyncio
-import io
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_within
-from grr_coca.data.images import decode_image, with_srgb_colours
+from grr_coca.data.images import decode_image, encoded, with_srgb_colours
 from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.lru_cache import LruCache
 from grr_coca.serve.memory import Budget
@@ -174,6 +173,4 @@ class PictureFiles:
                 image = self.decode(self._read(entry), entry.name, side)
         except (UserError, Refusal, OSError, ValueError):  # a null byte in the name
             return None
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=80, method=2)
-        return buffer.getvalue()
+        return encoded(image, "WEBP", quality=80, method=2)

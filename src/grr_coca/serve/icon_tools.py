@@ -6,7 +6,6 @@ data: its control characters are escaped, and it stands in JSON, so it cannot lo
 
 import base64
 import binascii
-import io
 import json
 import re
 import threading
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError, on_one_line
-from grr_coca.data.images import decode_image
+from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.svg import is_svg, render_svg
 from grr_coca.infer.image_text_model import ImageTextModel
@@ -291,9 +290,7 @@ class IconTools:
             left, top = number % _COLUMNS * _CELL, number // _COLUMNS * _CELL
             sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
         is_grey = np.ptp(np.asarray(sheet), axis=2).max() == 0
-        buffer = io.BytesIO()
-        (sheet.convert("L") if is_grey else sheet).save(buffer, "PNG")
-        return buffer.getvalue()
+        return encoded(sheet.convert("L") if is_grey else sheet, "PNG")
 
     def _thumbnail(self, content: bytes) -> Image.Image:
         side = _CELL - 8

@@ -6,14 +6,13 @@ are shown as images, in which no script of a file can run, and the page loads no
 
 import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from string import Template
 from typing import Any
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import decode_image
+from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.svg import is_svg
 from grr_coca.search.match.candidates import Candidate, PictureMatch
 from grr_coca.search.match.picture_set import OpenPictureSet
@@ -72,9 +71,7 @@ def _image(side: OpenPictureSet, place: int) -> str:
     except UserError:
         return ""
     image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(encoded(image, 'WEBP', quality=80)).decode()}"
 
 
 _PAGE = Template("""<!doctype html>

@@ -18,7 +18,6 @@ Shapes: N images, E embedding width.
 import gzip
 import hashlib
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -55,6 +54,7 @@ from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 from grr_coca.search.words import split_name
 from grr_coca.serve.page import FILES, POLICY
+from grr_coca.serve.refusal import json_bytes
 from grr_coca.serve.svg_cleaning import clean_svg
 
 CHUNK = 8192
@@ -258,11 +258,11 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         levels, scales = quantized(library.vectors[rows].astype(np.float32))
         files = {"rows": f"{number:04}.json.gz", "vectors": f"{number:04}.bin.gz"}
         packed = {key: _packed(column) for key, column in columns.items()}
-        _write_gz(folder / files["rows"], _json(packed).encode())
+        _write_gz(folder / files["rows"], json_bytes(packed))
         if library.others is not None:
             files["others"] = f"others-{number:04}.json.gz"
             equivalents = [[[place, round(share, 3)] for place, share in found] for found in library.others[rows]]
-            _write_gz(folder / files["others"], _json(equivalents).encode())
+            _write_gz(folder / files["others"], json_bytes(equivalents))
         _write_gz(folder / files["vectors"], scales.astype("<f4").tobytes() + levels.tobytes())
         chunks.append(files)
     drawn = sorted(range(count), key=lambda row: name_id(library.entries[row].name))[:SAMPLE]
@@ -278,7 +278,7 @@ def _write_library(library: Library, site: Path, on_progress: OnProgress) -> dic
         "facets": list(library.facets),
         "groups": [list(group) for group in library.groups],
     }
-    _write_gz(folder / "library.json.gz", _json(about).encode())
+    _write_gz(folder / "library.json.gz", json_bytes(about))
     return thumbnails
 
 
@@ -386,7 +386,7 @@ def _write_drawings(library: Library, folder: Path) -> list[list[int]]:
         rows = order[start : start + DRAWINGS_PER_FILE]
         drawings = [library.drawings[row] for row in rows]
         content = [{"box": list(box), "body": body} for box, body in drawings]
-        _write_gz(folder / f"{number}.json.gz", _json(content).encode())
+        _write_gz(folder / f"{number}.json.gz", json_bytes(content))
         for place, row in enumerate(rows):
             places[row] = [number, place]
     return places
@@ -463,7 +463,7 @@ def write_site(
             if library is not None:
                 facts["thumbnails"] = _write_library(library, site, on_progress)
             facts["bytes"] = _bytes_loaded(site)
-            (site / "site.json").write_bytes(_json(facts).encode())
+            (site / "site.json").write_bytes(json_bytes(facts))
             _name_version(site)
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
@@ -540,9 +540,3 @@ def _write_gz(path: Path, content: bytes) -> None:
 def _write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _json(content: object) -> str:
-    """JSON without spaces. Names of files that are not UTF-8 have `?` for what cannot be written."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace").decode()

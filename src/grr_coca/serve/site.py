@@ -49,7 +49,7 @@ from grr_coca.search.fields import FIELDS
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.match_numbers import match_numbers
 from grr_coca.search.match.other_sets import OtherSets
-from grr_coca.search.match.picture_set import named_pictures
+from grr_coca.search.match.picture_set import aliases_in, named_pictures
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 from grr_coca.search.words import split_name
@@ -216,7 +216,7 @@ def with_others(library: Library, model: IndexModel) -> Library:
     numbers = match_numbers(model.folder)
     if numbers is None or len({name.partition(":")[0] for name in names}) < 2:
         return library
-    aliases = [str(library.entries[row].fields.get("aliases", "")).split(", ") for row in rows]
+    aliases = [aliases_in(library.entries[row].fields) for row in rows]
     pictures = named_pictures(names, aliases, library.vectors[rows], numbers, model)
     others: list[list[tuple[int, float]]] = [[] for _ in library.entries]
     for row, found in zip(rows, OtherSets(pictures, numbers).of_all(), strict=True):

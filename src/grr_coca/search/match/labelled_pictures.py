@@ -11,6 +11,7 @@ from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.search.image_files import TABLE_SUFFIXES, find_images
 from grr_coca.search.match.label_check import Labelled
 from grr_coca.search.match.labels_in_code import CODE, labels_in_code
+from grr_coca.search.match.picture_set import aliases_in
 from grr_coca.search.match.used_icons import squashed
 
 
@@ -52,8 +53,7 @@ def _named(
     for file in files:
         fields = file.fields()
         if "icon" in fields:
-            own = str(fields["icon"]).partition(":")[2]
-            names = [own, *str(fields.get("aliases", "")).split(", ")]
+            names = [str(fields["icon"]).partition(":")[2], *aliases_in(fields)]
         elif is_table:
             names = [
                 str(next((fields[key] for key in ("caption", "text", "alt", "label", "title") if fields.get(key)), ""))

@@ -7,7 +7,7 @@ matched again in a second.
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -169,9 +169,13 @@ def _of_file(file: ImageFile, argument: str) -> _Picture:
         name = f"{root.resolve().name or 'icons'}:{inner.with_suffix('').as_posix()}"
     else:
         name = file.name
-    aliases = tuple(part for part in str(fields.get("aliases", "")).split(", ") if part)
     is_icon = "icon" in fields or (path is not None and path.suffix.lower() == ".svg")
-    return _Picture(name=on_one_line(name), aliases=aliases, is_icon=is_icon, fields=fields, read=file.read)
+    return _Picture(name=on_one_line(name), aliases=aliases_in(fields), is_icon=is_icon, fields=fields, read=file.read)
+
+
+def aliases_in(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """Further names of an icon, of what its set says of it."""
+    return tuple(filter(None, str(fields.get("aliases", "")).split(", ")))
 
 
 def name_of(entry: Entry) -> str:
@@ -192,10 +196,9 @@ def _is_svg_file(entry: Entry) -> bool:
 
 def _of_entry(entry: Entry, vector: np.ndarray, read: Callable[[Entry], bytes]) -> _Picture:
     fields: dict[str, object] = dict(entry.all_fields)
-    aliases = tuple(part for part in str(fields.get("aliases", "")).split(", ") if part)
     return _Picture(
         name=name_of(entry),
-        aliases=aliases,
+        aliases=aliases_in(fields),
         is_icon=_is_svg_file(entry) or "icon" in fields,
         fields=fields,
         read=partial(read, entry),

@@ -1,14 +1,13 @@
 """Heat maps of captions for the page. They need PyTorch, and a model of its own, which is loaded at first use."""
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grr_coca.common.errors import UserError
+from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.pictures import PictureReader
 from grr_coca.serve.refusal import Refusal
 
@@ -36,12 +35,12 @@ class Explainer:
         self._load = load
         self._reader = reader
         self._model: ImageTextModel | None = None
-        self._thread = ThreadPoolExecutor(1, "explain")
+        self._thread = DaemonThreads(1, "explain")
         self._waiting = 0
 
     def close(self) -> None:
         """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.close()
 
     def require(self) -> None:
         """Raise an error if PyTorch is not installed.
@@ -64,7 +63,7 @@ class Explainer:
             raise Refusal(429, "too many pictures wait for heat maps; try again in a moment", retry_after=2)
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._explained, data)
+            return await self._thread.do(self._explained, data)
         finally:
             self._waiting -= 1
 

@@ -276,7 +276,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         sample = store.sample()
         like, unlike = (_images_of_index(draws, store) for draws in (query.like, query.unlike))
         vector = _query_vector(query, embedded, wanted + like.vectors, unlike.vectors, sample.vectors)
-        groups, vectors = _groups(query, vector, store, tree, options, sample.vectors)
+        groups, vectors = _Search(query, store, tree, options, vector, sample.vectors).groups()
         searched = len(store)
     return Ranking(
         groups=groups,
@@ -365,28 +365,58 @@ def _images_of_index(draws: Sequence[int], store: Store) -> _QueryImages:
     return _QueryImages([entry.caption for entry in store.entries(places)], list(store.vectors(places)))
 
 
-def _groups(
-    query: Query,
-    vector: np.ndarray,
-    store: Store,
-    tree: Filter | None,
-    options: SearchOptions,
-    sample: np.ndarray,
-) -> tuple[list[list[Entry]], np.ndarray]:
-    """The hits, each followed by its near-duplicates, and the embeddings of the hits."""
-    count = options.n + max(_MIN_SPARE, options.n // 4) if options.fold else options.n
-    while True:
-        ids = _ranked(query, vector, store, tree, options, count, sample)
-        vectors, entries = store.vectors(ids), store.entries(ids)
-        if not options.fold:
-            return [[entry] for entry in entries[: options.n]], vectors[: options.n]
-        places = folded(vectors, entries)
-        if len(places) > options.n or len(ids) < count:
-            places = places[: options.n]
-            there = options.are_there([entries[place] for group in places if len(group) > 1 for place in group])
-            places = [_existing_first(group, entries, there) for group in places]
-            return [[entries[place] for place in group] for group in places], vectors[[group[0] for group in places]]
-        count *= 2  # many near-duplicates: too few groups for `n` hits
+class _Search(NamedTuple):
+    """What ranks the images of a store. `vector`: embedding of the query; `sample`: those of images of the library."""
+
+    query: Query
+    store: Store
+    where: Filter | None
+    options: SearchOptions
+    vector: np.ndarray
+    sample: np.ndarray
+
+    def groups(self) -> tuple[list[list[Entry]], np.ndarray]:
+        """The hits, each followed by its near-duplicates, and the embeddings of the hits."""
+        n = self.options.n
+        count = n + max(_MIN_SPARE, n // 4) if self.options.fold else n
+        while True:
+            ids = self._ranked(count)
+            vectors, entries = self.store.vectors(ids), self.store.entries(ids)
+            if not self.options.fold:
+                return [[entry] for entry in entries[:n]], vectors[:n]
+            places = folded(vectors, entries)
+            if len(places) > n or len(ids) < count:
+                places = places[:n]
+                there = self.options.are_there(
+                    [entries[place] for group in places if len(group) > 1 for place in group]
+                )
+                places = [_existing_first(group, entries, there) for group in places]
+                best = vectors[[group[0] for group in places]]
+                return [[entries[place] for place in group] for group in places], best
+            count *= 2  # many near-duplicates: too few groups for `n` hits
+
+    def _ranked(self, count: int) -> list[int]:
+        query, store, vector = self.query, self.store, self.vector
+        if not self.options.hybrid or query.words is None:
+            return [match.id for match in store.nearest(vector, count, self.where)]
+        depth = -(-count // FUSED_AT_ONCE) * FUSED_AT_ONCE
+        nearest = [match.id for match in store.nearest(vector, depth, self.where)]
+        by_words = store.word_matches(query.words, SCORES_OF_WORDS * depth, self.where)
+        if not by_words:
+            return nearest[:count]
+        rarer = math.log(max(1.0, MIN_IMAGES / max(1, len(store))))
+        found: dict[int, None] = {}
+        for start in range(0, depth, FUSED_AT_ONCE):
+            end = start + FUSED_AT_ONCE
+            ids = sorted({*nearest[start:end], *(match.id for match in by_words[start:end])} - found.keys())
+            words = {match.id: match.score + rarer for match in by_words[: SCORES_OF_WORDS * end]}
+            scores = deviations(vector, store.vectors(ids) @ vector, self.sample)
+            scores += WORD_WEIGHT * np.array([words.get(identity, 0.0) for identity in ids])
+            matched = [identity for identity in ids if identity in words]
+            called = dict(zip(matched, (_called(query, entry) for entry in store.entries(matched)), strict=True))
+            tiers = np.array([called.get(identity, 0) for identity in ids])
+            found |= dict.fromkeys(ids[place] for place in np.lexsort((-scores, -tiers)))
+        return list(found)[:count]
 
 
 def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[str, bool]) -> list[int]:
@@ -395,37 +425,6 @@ def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[s
         return group
     best = next((place for place in group if there[entries[place].file]), group[0])
     return [best, *(place for place in group if place != best)]
-
-
-def _ranked(
-    query: Query,
-    vector: np.ndarray,
-    store: Store,
-    tree: Filter | None,
-    options: SearchOptions,
-    count: int,
-    sample: np.ndarray,
-) -> list[int]:
-    if not options.hybrid or query.words is None:
-        return [match.id for match in store.nearest(vector, count, tree)]
-    depth = -(-count // FUSED_AT_ONCE) * FUSED_AT_ONCE
-    nearest = [match.id for match in store.nearest(vector, depth, tree)]
-    by_words = store.word_matches(query.words, SCORES_OF_WORDS * depth, tree)
-    if not by_words:
-        return nearest[:count]
-    rarer = math.log(max(1.0, MIN_IMAGES / max(1, len(store))))
-    found: dict[int, None] = {}
-    for start in range(0, depth, FUSED_AT_ONCE):
-        end = start + FUSED_AT_ONCE
-        ids = sorted({*nearest[start:end], *(match.id for match in by_words[start:end])} - found.keys())
-        words = {match.id: match.score + rarer for match in by_words[: SCORES_OF_WORDS * end]}
-        scores = deviations(vector, store.vectors(ids) @ vector, sample)
-        scores += WORD_WEIGHT * np.array([words.get(identity, 0.0) for identity in ids])
-        matched = [identity for identity in ids if identity in words]
-        called = dict(zip(matched, (_called(query, entry) for entry in store.entries(matched)), strict=True))
-        tiers = np.array([called.get(identity, 0) for identity in ids])
-        found |= dict.fromkeys(ids[place] for place in np.lexsort((-scores, -tiers)))
-    return list(found)[:count]
 
 
 def _called(query: Query, entry: Entry) -> int:
@@ -458,7 +457,11 @@ WITHOUT_WEIGHT = 0.5
 def _query_vector(
     query: Query, texts: np.ndarray, wanted: Sequence[np.ndarray], unwanted: Sequence[np.ndarray], sample: np.ndarray
 ) -> np.ndarray:
-    """The unit vector whose nearest images answer a query.
+    """The unit vector whose nearest images answer a query: the weighted sum of the embeddings of its parts.
+
+    Cosines with images are much larger for an image than for a text, because images are closer to images. So each part
+    is divided by the standard deviation of its dot products with a sample of the library: it then counts by how far an
+    image stands out. The result is one vector, whose nearest images any store can find.
 
     Args:
         query: the query.
@@ -468,24 +471,11 @@ def _query_vector(
         sample: embeddings of some images of the library, N E.
 
     Raises:
-        UserError: the parts of the query cancel each other.
+        UserError: the parts cancel each other: the query excludes what it asks for.
     """
     weights = [*(query.weights or (1.0,) * len(query.texts)), *(-WITHOUT_WEIGHT,) * len(query.without)]
     parts = [*zip(weights, texts, strict=True)]
     parts += [(1.0, vector) for vector in wanted] + [(-WITHOUT_WEIGHT, vector) for vector in unwanted]
-    return _combined(parts, sample)
-
-
-def _combined(parts: list[tuple[float, np.ndarray]], sample: np.ndarray) -> np.ndarray:
-    """The weighted sum of embeddings, as a unit vector.
-
-    Cosines with images are much larger for an image than for a text, because images are closer to images. So each part
-    is divided by the standard deviation of its dot products with a sample of the library: it then counts by how far an
-    image stands out. The result is one vector, whose nearest images any store can find.
-
-    Raises:
-        UserError: the parts cancel each other: the query excludes what it asks for.
-    """
     if len(parts) == 1:
         return parts[0][1]
     total = np.zeros_like(parts[0][1])

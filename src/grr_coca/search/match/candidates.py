@@ -7,7 +7,7 @@ one candidate: the best of them, or the best that is filled as the source is, if
 Shapes: N pictures of the source, M of the target, E embedding width, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -134,71 +134,17 @@ def match_pictures(
     if not len(target):
         raise UserError("the target has no pictures")
     asked = np.arange(len(source)) if places is None else np.asarray(places, np.int64)
-    weigh = BY_PICTURE_ALONE if numbers is None else numbers
-    pairs = Pairs(source, target, weigh)
-    found: list[PictureMatch] = []
+    pairs = Pairs(source, target, BY_PICTURE_ALONE if numbers is None else numbers)
     size = max(1, _PRODUCTS // len(target))
-    for start in range(0, len(asked), size):
-        rows = asked[start : start + size]
-        columns, evidence, bounds = pairs.evidence(rows)
-        scores = weigh.scores(evidence)
-        for number, row in enumerate(rows.tolist()):
-            part = slice(bounds[number], bounds[number + 1])
-            found.append(
-                _match(source, target, row, columns[part], scores[part], evidence[part], n, weigh, numbers is not None)
-            )
-    return found
-
-
-def _match(
-    source: PictureSet,
-    target: PictureSet,
-    row: int,
-    columns: np.ndarray,
-    scores: np.ndarray,
-    evidence: np.ndarray,
-    n: int,
-    weigh: Numbers,
-    is_fitted: bool,
-) -> PictureMatch:
-    same = evidence[:, EVIDENCE.index("same_name")] > 0
-    best: dict[str, int] = {}
-    alike: dict[str, int] = {}  # the best drawing in the style of the source
-    for number in np.argsort(-scores, kind="stable").tolist():
-        thing = target.things[columns[number]]
-        if thing not in best and len(best) > max(n, CANDIDATES):
-            break
-        best.setdefault(thing, number)
-        if target.is_filled[columns[number]] == source.is_filled[row]:
-            alike.setdefault(thing, number)
-    of_kept = scores[list(best.values())]
-    kept = [alike.get(thing, number) for thing, number in best.items()]
-    others = np.full(len(kept), of_kept[0])
-    others[0] = of_kept[1] if len(kept) > 1 else of_kept[0]
-    curve = weigh.seen if target.is_seen[columns[kept[0]]] else weigh.unseen
-    probabilities = curve.probabilities(of_kept, of_kept - others)
-    candidates = tuple(
-        Candidate(
-            name=target.names[columns[number]],
-            place=int(columns[number]),
-            probability=round(float(probabilities[rank]), 4) if is_fitted else None,
-            score=round(float(of_kept[rank]), 4),
-            same_name=bool(same[number]),
-        )
-        for rank, number in enumerate(kept[:n])
-    )
-    any_is_right = 1 - float(np.prod(1 - probabilities[:CANDIDATES]))
-    is_likely = not is_fitted or any_is_right >= curve.least
-    return PictureMatch(
-        name=source.names[row], place=row, candidates=candidates if is_likely else (), nearest=candidates
-    )
+    parts = (asked[start : start + size] for start in range(0, len(asked), size))
+    return [match for rows in parts for match in pairs.matches(rows, n, is_fitted=numbers is not None)]
 
 
 class Pairs:
-    """The evidence of pairs of two picture sets."""
+    """The evidence of pairs of two picture sets, and the matches that follow from it."""
 
     def __init__(self, source: PictureSet, target: PictureSet, numbers: Numbers) -> None:
-        self._source, self._target = source, target
+        self._source, self._target, self._numbers = source, target, numbers
         self._uses_names = (
             source.has_names
             and target.has_names
@@ -221,6 +167,49 @@ class Pairs:
             for place, words in enumerate(target.words):
                 for word in words:
                     self._by_word.setdefault(word, []).append(place)
+
+    def matches(self, rows: np.ndarray, n: int, *, is_fitted: bool) -> Iterator[PictureMatch]:
+        """The matches of some pictures of the source, each with at most `n` candidates."""
+        columns, evidence, bounds = self.evidence(rows)
+        scores = self._numbers.scores(evidence)
+        same = evidence[:, EVIDENCE.index("same_name")] > 0
+        for row, begin, end in zip(rows.tolist(), bounds, bounds[1:], strict=False):
+            part = slice(begin, end)
+            yield self._match(row, columns[part], scores[part], same[part], n, is_fitted=is_fitted)
+
+    def _match(
+        self, row: int, columns: np.ndarray, scores: np.ndarray, same: np.ndarray, n: int, *, is_fitted: bool
+    ) -> PictureMatch:
+        target, style = self._target, self._source.is_filled[row]
+        best: dict[str, int] = {}
+        alike: dict[str, int] = {}  # the best drawing in the style of the source
+        for number in np.argsort(-scores, kind="stable").tolist():
+            thing = target.things[columns[number]]
+            if thing not in best and len(best) > max(n, CANDIDATES):
+                break
+            best.setdefault(thing, number)
+            if target.is_filled[columns[number]] == style:
+                alike.setdefault(thing, number)
+        of_kept = scores[list(best.values())]
+        kept = [alike.get(thing, number) for thing, number in best.items()]
+        others = np.full(len(kept), of_kept[0])
+        others[0] = of_kept[1] if len(kept) > 1 else of_kept[0]
+        curve = self._numbers.seen if target.is_seen[columns[kept[0]]] else self._numbers.unseen
+        probabilities = curve.probabilities(of_kept, of_kept - others)
+        candidates = tuple(
+            Candidate(
+                name=target.names[columns[number]],
+                place=int(columns[number]),
+                probability=round(float(probabilities[rank]), 4) if is_fitted else None,
+                score=round(float(of_kept[rank]), 4),
+                same_name=bool(same[number]),
+            )
+            for rank, number in enumerate(kept[:n])
+        )
+        any_is_right = 1 - float(np.prod(1 - probabilities[:CANDIDATES]))
+        is_likely = not is_fitted or any_is_right >= curve.least
+        name = self._source.names[row]
+        return PictureMatch(name=name, place=row, candidates=candidates if is_likely else (), nearest=candidates)
 
     def _best_things(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each picture of the target: the nearest thing of the source, its cosine, and that of the second thing."""

@@ -6,13 +6,7 @@ from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Header
 from grr_coca.search.store import Store
 
-_MILVUS = "milvus.milvus_store:MilvusStore"
-_SERVERS = {
-    "http://": _MILVUS,
-    "https://": _MILVUS,
-    "tcp://": _MILVUS,
-    "milvus:": _MILVUS,
-}
+_SERVERS = dict.fromkeys(("http://", "https://", "tcp://", "milvus:"), "milvus.milvus_store:MilvusStore")
 """The stores on servers, by how their locations begin. Every other location is a folder."""
 
 

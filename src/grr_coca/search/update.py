@@ -159,13 +159,7 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
     """
     for argument in arguments:
         require_path(argument)
-    return list(dict.fromkeys(map(_absolute, arguments)))
-
-
-def _absolute(argument: str) -> str:
-    if argument.startswith(ICONIFY):
-        return argument
-    return os.path.abspath(argument)  # noqa: PTH100 (a pattern)
+    return list(dict.fromkeys(one if one.startswith(ICONIFY) else os.path.abspath(one) for one in arguments))  # noqa: PTH100
 
 
 def require_arguments(arguments: Sequence[str]) -> None:
@@ -232,7 +226,8 @@ class _Run:
 
         If its folder is empty or gone too, a disk may not be mounted, and the result is False.
         """
-        if is_forbidden(argument) or Path(argument).exists() or not _holds_something(Path(argument).parent):
+        folder = Path(argument).parent
+        if is_forbidden(argument) or Path(argument).exists() or not folder.is_dir() or not any(folder.iterdir()):
             return False
         names = [place.name for place in islice(self._store.places(argument), 2)]
         return names == [argument] or (not names and bool(self._store.known([argument])))
@@ -440,10 +435,6 @@ def _noted(found: FoundImage) -> PhotoUpdate | None:
 def _is_edited(found: FoundImage, known: ImageState) -> bool:
     """True if the row of an image in its table has changed. False for an image that could not be read before."""
     return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
-
-
-def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:

@@ -186,10 +186,9 @@ def require_decodable(data: bytes, max_bytes: int, at_least: tuple[int, int] | N
     """
     if is_svg(data):
         return _DRAWING_BYTES
-    try:
-        opened = open_header(data, _NAME)
-    except (*BROKEN, BadSample):
-        return 0  # decoding says what is wrong
+    opened = _header(data)
+    if opened is None:
+        return 0
     if at_least is not None:
         opened.draft(None, at_least)
     size = peak_bytes(opened)
@@ -201,6 +200,14 @@ def require_decodable(data: bytes, max_bytes: int, at_least: tuple[int, int] | N
             f"(limit {max_bytes:,}); scale it down first",
         )
     return size
+
+
+def _header(data: bytes) -> Image.Image | None:
+    """A picture of which only the header is read; None if there is something wrong, as decoding will say."""
+    try:
+        return open_header(data, _NAME)
+    except (*BROKEN, BadSample):
+        return None
 
 
 class PictureReader:
@@ -255,12 +262,8 @@ class PictureReader:
         """The number of pixels of a picture, by its header; 0 if that is not known."""
         if not data:
             raise Refusal(422, "there is no picture; send its bytes as the body, or as the part 'image' of a form")
-        if is_svg(data):
-            return 0
-        try:
-            width, height = open_header(data, _NAME).size
-        except (*BROKEN, BadSample):
-            return 0  # decoding says what is wrong
-        if width * height > self._max_pixels:
-            raise Refusal(413, f"too many pixels: {width * height:,} (limit {self._max_pixels:,}); scale it down first")
-        return width * height
+        opened = None if is_svg(data) else _header(data)
+        pixels = 0 if opened is None else opened.width * opened.height
+        if pixels > self._max_pixels:
+            raise Refusal(413, f"too many pixels: {pixels:,} (limit {self._max_pixels:,}); scale it down first")
+        return pixels

@@ -5,6 +5,7 @@ newest state.
 """
 
 import math
+import re
 import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -56,12 +57,9 @@ def draw_of(identity: str) -> int:
     Raises:
         Refusal: it is no id.
     """
-    if len(identity) != 16 or not set(identity) <= set("0123456789abcdef"):
+    if not re.fullmatch("[0-7][0-9a-f]{15}", identity):  # of 63 bits, see `name_id`
         raise _unknown()
-    draw = int(identity, 16)
-    if draw >= 2**63:  # see `name_id`; SQLite has no larger numbers
-        raise _unknown()
-    return draw
+    return int(identity, 16)
 
 
 def _unknown() -> Refusal:

@@ -36,9 +36,6 @@ class RowBlock(NamedTuple):
         return self.first + self.rows
 
 
-_NONE = RowBlock(0, 0, 0)
-
-
 def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]:
     """The blocks of the file of a generation, in order. Empty if only an older version has written it."""
     if not _has_table(database):
@@ -106,7 +103,7 @@ def damaged_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[Row
 def _last(database: sqlite3.Connection, generation: int) -> RowBlock:
     statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first DESC LIMIT 1"
     row = database.execute(statement, (generation,)).fetchone()
-    return _NONE if row is None else RowBlock(*row)
+    return RowBlock(0, 0, 0) if row is None else RowBlock(*row)
 
 
 def _has_table(database: sqlite3.Connection) -> bool:

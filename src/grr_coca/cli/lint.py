@@ -87,7 +87,8 @@ def run(
         print(f"{len(keys):,} findings are in {baseline}", file=sys.stderr)
         return 0
     for one in found:
-        say(to_json(_record(one)) if json else on_one_line(f"{_place(one)}: {one.message}"))
+        place = f"{one.where}:{one.line}" if one.line else one.where
+        say(to_json(_record(one)) if json else on_one_line(f"{place}: {one.message}"))
     if out is not None:
         write_output(out, lambda file: file.write(_sarif(found).encode()))
     print_first(failure_lines(failures))
@@ -114,10 +115,6 @@ def _read_baseline(path: Path) -> set[str]:
 
 
 # --- Output
-
-
-def _place(one: "Contradiction") -> str:
-    return f"{one.where}:{one.line}" if one.line else one.where
 
 
 def _record(one: "Contradiction") -> dict[str, object]:

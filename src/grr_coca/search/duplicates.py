@@ -7,7 +7,7 @@ embedding alone confuses two drawings of one thing, such as the numbers 72 and 7
 Shapes: N images.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -86,7 +86,8 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
             return store.vectors(ids[places].tolist())
 
         groups = _grouped(hashed["phash"], _first_of_equal(hashed["digest"]), same, vectors, max_distance, min_cosine)
-        return [Group(_largest_first(store.entries(ids[group].tolist()))) for group in groups]
+        entries = (store.entries(ids[group].tolist()) for group in groups)
+        return [Group(sorted(some, key=lambda one: (-one.width * one.height, one.name))) for some in entries]
 
 
 def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
@@ -268,10 +269,6 @@ def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not len(first):
             return
         yield first, first + distance
-
-
-def _largest_first(entries: Iterable[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda entry: (-entry.width * entry.height, entry.name))
 
 
 def _root(parents: np.ndarray, place: int) -> int:

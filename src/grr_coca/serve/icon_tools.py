@@ -20,7 +20,6 @@ from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.svg import is_svg, render_svg
-from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.search.entry import Entry
 from grr_coca.search.index import Index
 from grr_coca.search.match.candidates import match_pictures
@@ -85,15 +84,15 @@ class IconTools:
         self._read, self._decode = read, decode
         self._lock = threading.Lock()
         self._sets: dict[str, tuple[str, OpenPictureSet]] = {}
-        self._matcher = Matcher(str(next(iter(indexes.values())).model.folder))
+        self._model = next(iter(indexes.values())).model  # one serves all
+        self._matcher = Matcher(str(self._model.folder))
 
     def warm_up(self) -> None:
         """Load the model, so that the first call does not wait for it."""
         with self._lock:
-            first = next(iter(self._indexes.values()))
-            first.model.loaded.embed_texts(["icon"])
+            self._model.loaded.embed_texts(["icon"])
             for index in self._indexes.values():
-                index.model.__dict__["loaded"] = first.model.loaded  # one model serves all
+                index.model.__dict__["loaded"] = self._model.loaded
 
     # --- Tools
 
@@ -138,7 +137,7 @@ class IconTools:
     def caption_picture(self, data: str | None = None, file: str | None = None) -> ToolAnswer:
         """Say what a picture shows."""
         with self._lock:
-            described = self._model.describe(self._picture(data, file))
+            described = self._model.loaded.describe(self._picture(data, file))
             assert not isinstance(described, list)
             first = described.captions[0].text
             return ToolAnswer(
@@ -193,10 +192,6 @@ class IconTools:
             return ToolAnswer(_json(found))
 
     # --- Indexes and pictures
-
-    @property
-    def _model(self) -> ImageTextModel:
-        return next(iter(self._indexes.values())).model.loaded
 
     def _each(self, index: str | None) -> list[str]:
         if index is None:

@@ -31,14 +31,8 @@ class Budget:
             with self._changed:
                 self._free += size
                 self._changed.notify_all()
-            if size >= _LARGE:
-                _return_memory()
-
-
-def _return_memory() -> None:
-    """Let the C library return free memory to the system. By itself it keeps gigabytes after a few large pictures."""
-    if _trim is not None:
-        _trim(0)
+            if size >= _LARGE and _trim is not None:
+                _trim(0)  # the C library keeps gigabytes after a few large pictures
 
 
 _trim = None

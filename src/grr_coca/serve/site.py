@@ -454,7 +454,8 @@ def write_site(
                 **{f"runtime/{name}": content for name, content in runtime.items() if name != "ort.wasm"},
                 **(more or {}),
             }.items():
-                _write_bytes(site / name, content)
+                (site / name).parent.mkdir(parents=True, exist_ok=True)
+                (site / name).write_bytes(content)
             (site / "model").mkdir()
             _write_gz(site / "runtime" / "ort.wasm.gz", runtime["ort.wasm"])
             for name in (*GRAPH_FILES, weights, "tokenizer.json"):
@@ -535,8 +536,3 @@ def _name_version(site: Path) -> None:
 def _write_gz(path: Path, content: bytes) -> None:
     """Write a file compressed, as `packed.js` reads it: not every host compresses what it sends."""
     path.write_bytes(gzip.compress(content, 6, mtime=0))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)

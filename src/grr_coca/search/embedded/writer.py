@@ -4,7 +4,7 @@ Whatever happens in between, the state is that of the last transaction. Vectors 
 off by the next commit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -151,7 +151,8 @@ class Writer:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             # In this order every new id is free: it is at most the old one, and all smaller ids have already moved.
-            self._database.executemany("UPDATE pictures SET id = ? WHERE id = ?", _moves(ids))
+            moves = ((new, int(old)) for new, old in enumerate(ids, 1))
+            self._database.executemany("UPDATE pictures SET id = ? WHERE id = ?", moves)
             self._database.execute("INSERT INTO words (words) VALUES ('rebuild')")
             self._database.execute("DELETE FROM gone")
             self._database.execute("DELETE FROM blocks")
@@ -184,7 +185,3 @@ def _remove(path: Path) -> None:
     """Remove a file of vectors. On Windows, one that a reader has mapped stays until a later writer comes."""
     with suppress(PermissionError):
         path.unlink(missing_ok=True)
-
-
-def _moves(ids: Iterable[int]) -> Iterable[tuple[int, int]]:
-    return ((new, int(old)) for new, old in enumerate(ids, 1))

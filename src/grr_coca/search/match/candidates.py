@@ -312,7 +312,7 @@ class _Names(NamedTuple):
 def _names(words: Sequence[str]) -> _Names:
     each = [frozenset(map(singular, name.split())) for name in words]
     return _Names(
-        sorted=tuple(_sorted(name) for name in words),
+        sorted=tuple(" ".join(sorted(name.split())) for name in words),
         first=each[0] if each else frozenset(),
         all=frozenset().union(*each),
     )
@@ -321,10 +321,6 @@ def _names(words: Sequence[str]) -> _Names:
 def _lacking(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:
     """The share of words that are not there, although they are used."""
     return len((words - there) & used) / max(1, len(words))
-
-
-def _sorted(words: str) -> str:
-    return " ".join(sorted(words.split()))
 
 
 def _largest(cosines: np.ndarray, count: int) -> np.ndarray:

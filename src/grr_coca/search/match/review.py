@@ -9,12 +9,11 @@ import html
 import json
 from collections.abc import Sequence
 from string import Template
-from typing import Any
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.svg import is_svg
-from grr_coca.search.match.candidates import Candidate, PictureMatch
+from grr_coca.search.match.candidates import PictureMatch
 from grr_coca.search.match.picture_set import OpenPictureSet
 
 _SIDE = 96
@@ -36,7 +35,15 @@ def review_page(matches: Sequence[PictureMatch], source: OpenPictureSet, target:
             "image": drawn(source, match.place),
             "chosen": match.best.name if match.best else None,
             "sure": match.is_decided,
-            "matches": [_candidate(one, drawn(target, one.place)) for one in match.nearest or match.candidates],
+            "matches": [
+                {
+                    "name": one.name,
+                    "image": drawn(target, one.place),
+                    "probability": one.probability,
+                    "same_name": one.same_name,
+                }
+                for one in match.nearest or match.candidates
+            ],
         }
         for match in sorted(matches, key=_sureness)
     ]
@@ -56,10 +63,6 @@ def _sureness(match: PictureMatch) -> tuple[bool, float, str]:
     """Those first that may be right or wrong; last what a map has decided."""
     first = match.nearest[0].probability if match.nearest else None
     return match.is_decided, abs((0.5 if first is None else first) - 0.5), match.name
-
-
-def _candidate(one: Candidate, image: int) -> dict[str, Any]:
-    return {"name": one.name, "image": image, "probability": one.probability, "same_name": one.same_name}
 
 
 def _image(side: OpenPictureSet, place: int) -> str:

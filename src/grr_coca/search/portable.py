@@ -19,11 +19,13 @@ from grr_coca.infer.calibration import Certainty
 from grr_coca.search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Stamp, chunks
 from grr_coca.search.fields import FIELDS, names_of
 from grr_coca.search.photo import Photo
-from grr_coca.search.store import Changes, Store, is_of_unit_length
+from grr_coca.search.store import Changes, Store
 from grr_coca.search.stores import find_store, make_store, remove_store
 
 _METADATA = b"grr_coca.index"
 _ROWS_PER_READ = 2048
+_MAX_ROUNDING = 0.01
+"""How far the length of an embedding in half precision may be from 1."""
 _TEXTS = ("name", "root", "file", "digest", "caption")
 _NUMBERS = ("size", "mtime_ns", "phash", "width", "height", "offset")
 _OF_FILES = [FIELDS[name] for name in names_of("file") if name not in ("headline", "keywords")]
@@ -82,9 +84,7 @@ def import_parquet(path: Path, location: str) -> int:
     with make_store(location, header) as store:
         store.claim()
         try:
-            store.mark_as_imported()
-            store.exclude(exclude)
-            store.commit(Changes(failed=failures))
+            store.commit(Changes(failed=failures, notes={"imported": "yes", "exclude": json.dumps(exclude)}))
             for images in _read_images(file, header.embed_dim, path):
                 store.commit(Changes(added=images))
             return len(store)
@@ -157,7 +157,7 @@ def _rows(columns: dict[str, list], width: int) -> Iterator[tuple[Entry, np.ndar
         vector = np.array(row["embedding"], np.float16)
         if vector.shape != (width,):
             raise ValueError(f"an embedding of shape {vector.shape} instead of {width} numbers")
-        if not is_of_unit_length(vector):  # false for NaN too
+        if not abs(float(np.linalg.norm(vector.astype(np.float32))) - 1) < _MAX_ROUNDING:  # not for NaN either
             raise ValueError("an embedding that is not of unit length")
         texts: dict[str, Any] = {name: _read(row[name]) for name in _TEXTS}
         numbers = {name: row[name] for name in _NUMBERS}

@@ -30,15 +30,8 @@ from grr_coca.search.photo import Photo
 
 SAMPLE = 4096
 """Number of images in the sample of a library. Relevances compare a hit with it."""
-_MAX_ROUNDING = 0.01
-"""How far the length of an embedding in half precision may be from 1."""
 SAMPLE_CAPTIONS = 64
 """Number of captions in the sample of a library."""
-
-
-def is_of_unit_length(vector: np.ndarray) -> bool:
-    """True for an embedding as a model gives it, rounded to half precision. False for one with NaN."""
-    return abs(float(np.linalg.norm(vector.astype(np.float32))) - 1) < _MAX_ROUNDING
 
 
 class ImageState(NamedTuple):
@@ -444,11 +437,3 @@ class Store(ABC):
     def was_imported(self) -> bool:
         """True if it was made of a file from elsewhere, which may name any picture and any model."""
         return "imported" in self.notes()
-
-    def mark_as_imported(self) -> None:
-        """Remember that it was made of a file from elsewhere.
-
-        Raises:
-            UserError: as in `commit`.
-        """
-        self.commit(Changes(notes={"imported": "yes"}))

@@ -7,12 +7,13 @@ matched again in a second.
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -273,7 +274,7 @@ def _embed(
             digests[name] = blake2b(file.read(), digest_size=16).digest()
         except UserError as error:
             failures.append(str(error))
-    known = kept.of_pictures(list(digests.values()))
+    known = kept.read("pictures", digests.values())
     missing = [name for name, digest in digests.items() if digest not in known]
     names = {files[name].name: name for name in missing}
     made: dict[bytes, np.ndarray] = {}
@@ -308,7 +309,7 @@ def _embed(
     if missing:
         batches = decoded([files[name] for name in missing], kept.model.loaded.preprocess, _BATCH)
         kept.model.loaded.map_batches(batches, work, take)
-        kept.keep_pictures(made)
+        kept.keep("pictures", made)
     for name, digest in digests.items():
         vector = known.get(digest, made.get(digest))
         pictures[name].vector = None if vector is None else np.asarray(vector, np.float32)
@@ -352,23 +353,15 @@ class KeptEmbeddings:
             self._database.close()
             self._database = None
 
-    def of_pictures(self, digests: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        """The kept embeddings of pictures, by the digest of their bytes."""
-        return dict(self._read("pictures", digests))
-
-    def keep_pictures(self, vectors: dict[bytes, np.ndarray]) -> None:
-        """Keep the embeddings of pictures, by the digest of their bytes."""
-        self._write("pictures", vectors)
-
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
         """KeptEmbeddings of texts, N E. An empty text gives zeros."""
         keys = {text: text.encode("utf-8", "surrogatepass") for text in dict.fromkeys(texts) if text.strip()}
-        known = dict(self._read("texts", list(keys.values())))
+        known = self.read("texts", keys.values())
         missing = [text for text, key in keys.items() if key not in known]
         if missing:
             made = self.model.loaded.embed_texts(missing)
             new = {keys[text]: np.asarray(vector, np.float16) for text, vector in zip(missing, made, strict=True)}
-            self._write("texts", new)
+            self.keep("texts", new)
             known |= new
         width = len(next(iter(known.values()))) if known else 1
         rows = np.zeros((len(texts), width), np.float32)
@@ -377,19 +370,20 @@ class KeptEmbeddings:
                 rows[row] = known[keys[text]]
         return rows
 
-    def _read(self, table: str, keys: Iterable[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
-        if self._database is None:
-            return
+    def read(self, table: Literal["pictures", "texts"], keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
+        """The embeddings that are kept, by the digest of a picture's bytes or by a text."""
         found: list[tuple[bytes, bytes]] = []
+        if self._database is None:
+            return {}
         with suppress(sqlite3.Error):
             for chunk in chunks(keys, 500):
                 marks = ", ".join("?" * len(chunk))
                 statement = f"SELECT key, vector FROM {table} WHERE key IN ({marks})"
                 found += self._database.execute(statement, chunk).fetchall()
-        for key, vector in found:
-            yield key, np.frombuffer(vector, np.float16)
+        return {key: np.frombuffer(vector, np.float16) for key, vector in found}
 
-    def _write(self, table: str, vectors: dict[bytes, np.ndarray]) -> None:
+    def keep(self, table: Literal["pictures", "texts"], vectors: dict[bytes, np.ndarray]) -> None:
+        """Keep embeddings, by what `read` finds them by."""
         if self._database is None:
             return
         rows = ((key, vector.tobytes()) for key, vector in vectors.items())

@@ -141,11 +141,12 @@ def test_an_icon_has_its_drawing_its_licence_and_lines_that_use_it(call):
 
 
 def test_names_are_checked(call):
-    said, _, _ = call("check_names", names=["one:trash", "two:nihgt"])
-    exists, missing = said
+    said, _, _ = call("check_names", names=["one:trash", "two:nihgt", "x" * 300])
+    exists, missing, other = said
     assert exists == {"name": "one:trash", "exists": True}
     assert not missing["exists"]
     assert missing["nearest"][0] == "two:night"
+    assert "nearest" not in other
 
 
 def test_a_caption(call):

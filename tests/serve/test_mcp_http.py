@@ -287,10 +287,3 @@ def own_picture() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (3000, 2000), "red").save(buffer, "JPEG")
     return buffer.getvalue()
-
-
-def test_names_that_are_wrong_get_the_nearest(tools, own):
-    is_error, text, _ = call(tools, "check_names", names=[f"{own.name}:stra", "x" * 300])
-    assert not is_error
-    assert json.loads(text)[0]["nearest"][0] == f"{own.name}:star"
-    assert "nearest" not in json.loads(text)[1]

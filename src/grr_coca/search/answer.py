@@ -276,7 +276,8 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         sample = store.sample()
         like, unlike = (_images_of_index(draws, store) for draws in (query.like, query.unlike))
         vector = _query_vector(query, embedded, wanted + like.vectors, unlike.vectors, sample.vectors)
-        groups, vectors = _Search(query, store, tree, options, vector, sample.vectors).groups()
+        search = _Search(query=query, store=store, where=tree, options=options, vector=vector, sample=sample.vectors)
+        groups, vectors = search.groups()
         searched = len(store)
     return Ranking(
         groups=groups,
@@ -365,7 +366,8 @@ def _images_of_index(draws: Sequence[int], store: Store) -> _QueryImages:
     return _QueryImages([entry.caption for entry in store.entries(places)], list(store.vectors(places)))
 
 
-class _Search(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class _Search:
     """What ranks the images of a store. `vector`: embedding of the query; `sample`: those of images of the library."""
 
     query: Query

@@ -2,12 +2,15 @@
 
 import json
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grr_coca.cli import main
+from grr_coca.cli.output import report_stop
+from grr_coca.common.errors import Interruption
 from grr_coca.study.ledger import write_digests
 from grr_coca.study.plan import EARLIER_LEDGER, Plan, read_plan
 from grr_coca.study.rows import ROWS_FOLDER, RowFolder
@@ -138,6 +141,11 @@ def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
     assert "tried for baseline_coca, emoji: 2 of 2 points and seeds" in said
     assert "tried for grr_coca, emoji: 1 of 2 points and seeds" in said
     assert "best for baseline_coca, emoji: lr 0.001" in said
+
+
+def test_a_signal_that_stopped_a_study_gives_its_exit_code(capsys):
+    assert report_stop(Interruption(signal.SIGTERM, "asked to stop")) == 143
+    assert capsys.readouterr().err == "SIGTERM: what was trained is saved, and the same command continues\n"
 
 
 def test_a_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):

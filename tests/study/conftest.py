@@ -32,52 +32,54 @@ def write_recipes(tmp_path):
 
 
 @pytest.fixture
-def write_study(write_recipes, tmp_path):
-    """Lay out a study of two arms; returns the path of its plan."""
+def write_file(write_recipes, tmp_path):
+    """Lay out a plan of two arms; returns its path."""
 
-    def write(**changes):
+    def write(name: str, plan: dict[str, object]):
         write_recipes()
-        plan = {
-            "arms": ["baseline_coca", "grr_coca"],
+        shared = {
             "baseline": "baseline_coca",
-            "seeds": [0, 1],
             "pretrain": "pictograms.yaml",
             "finetune": [f"{domain}.yaml" for domain in DOMAINS],
-            "endpoints": {"primary": ["pretraining/coca_loss", "finetuning/coca_loss"]},
             "showcase": SHOWCASE,
-            "precision": "fp32",
-            "muon_precision": "fp32",
-            **changes,
         }
-        path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(plan))
-        return path
+        (tmp_path / name).write_text(yaml.safe_dump(shared | plan))
+        return tmp_path / name
 
     return write
 
 
 @pytest.fixture
-def write_plan(write_recipes, tmp_path):
+def write_study(write_file):
+    """Lay out a study; returns the path of its plan."""
+
+    def write(**changes):
+        plan = {
+            "arms": ["baseline_coca", "grr_coca"],
+            "seeds": [0, 1],
+            "endpoints": {"primary": ["pretraining/coca_loss", "finetuning/coca_loss"]},
+            "precision": "fp32",
+            "muon_precision": "fp32",
+        }
+        return write_file("study.yaml", plan | changes)
+
+    return write
+
+
+@pytest.fixture
+def write_plan(write_file):
     """Lay out a demo; returns the path of its plan."""
 
     def write(**changes):
-        write_recipes()
         plan = {
             "arms": ["grr_coca", "baseline_coca"],
-            "baseline": "baseline_coca",
             "seeds": [0],
-            "pretrain": "pictograms.yaml",
-            "finetune": [f"{domain}.yaml" for domain in DOMAINS],
             "endpoints": {"primary": ["pretraining/coca_loss"]},
-            "showcase": SHOWCASE,
             "queries": ["cat", "red heart"],
             "without": ["flag", "arrow"],
             "num_captions": 6,
             "num_hits": 4,
-            **changes,
         }
-        path = tmp_path / "plan.yaml"
-        path.write_text(yaml.safe_dump(plan))
-        return path
+        return write_file("plan.yaml", plan | changes)
 
     return write

@@ -38,34 +38,21 @@ def elsewhere(monkeypatch):
     return switch
 
 
-def test_one_has_a_run_until_it_gives_it_back(tmp_path):
+def test_one_has_a_run_until_it_gives_it_back_or_ends_it(tmp_path):
+    (tmp_path / ".run.claim-7~").write_bytes(b"a backup, which claims nothing")
     first, second = Claims(tmp_path), Claims(tmp_path)
     claim = first.take("run")
     assert claim is not None
-    assert claim.is_held
+    assert (claim.number, claim.is_held) == (0, True)
     assert second.take("run") is None
     assert first.take("run") is None, "it has it already"
     assert second.take("other") is not None
     first.give_back_all()
-    assert second.take("run") is not None
+    taken = second.take("run")
+    assert taken is not None
     assert not claim.is_held
-
-
-def test_a_copy_of_a_claim_claims_nothing(tmp_path):
-    (tmp_path / ".run.claim-7~").write_bytes(b"a backup")
-    claim = Claims(tmp_path).take("run")
-    assert claim is not None
-    assert claim.number == 0
-
-
-def test_a_run_that_was_ended_leaves_no_files(tmp_path):
-    claims = Claims(tmp_path)
-    claims.take("run")
-    claims.give_back_all()
-    claim = claims.take("run")
-    assert len(list(tmp_path.iterdir())) == 2
-    claims.end(claim)
-    assert list(tmp_path.iterdir()) == []
+    second.end(taken)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.claim-0", ".run.claim-7~"]
 
 
 def test_a_claim_without_a_sign_of_life_is_taken_over_and_its_holder_sees_it(tmp_path, elsewhere, pass_time):
@@ -176,27 +163,20 @@ def test_on_one_machine_the_claim_of_a_killed_process_is_free_at_once(tmp_path):
     assert claims.take("run") is not None
 
 
-def test_a_claim_is_held_as_long_as_one_of_its_processes_runs(tmp_path):
+def test_a_claim_is_held_as_long_as_one_of_its_processes_on_this_machine_runs(tmp_path, elsewhere):
     """The one that gives the signs of life, and the one that trains: its parent may be killed before it."""
-    claim = Claims(tmp_path).take("run")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    content = json.loads(claim.path.read_text())
-    claim.path.write_text(json.dumps({**content, "processes": [gone.pid]}))
+    claim = Claims(tmp_path).take("run")
+    content = json.dumps({**json.loads(claim.path.read_text()), "processes": [gone.pid]})
+    claim.path.write_text(content)
     claim.sign()
     assert Claims(tmp_path).take("run") is None
-    claim.path.write_text(json.dumps({**content, "processes": [gone.pid]}))
-    assert Claims(tmp_path).take("run") is not None
-
-
-def test_the_same_number_on_another_machine_is_another_process(tmp_path, elsewhere):
-    elsewhere("there")
-    claim = Claims(tmp_path).take("run")
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    claim.path.write_text(json.dumps({**json.loads(claim.path.read_text()), "processes": [gone.pid]}))
-    elsewhere("here")
+    claim.path.write_text(content)
+    elsewhere("there")  # where a process of the same number may run
     assert Claims(tmp_path).take("run") is None
+    elsewhere(json.loads(content)["machine"])
+    assert Claims(tmp_path).take("run") is not None
 
 
 def test_half_a_claim_is_one_until_it_shows_no_sign_of_life(tmp_path, pass_time):

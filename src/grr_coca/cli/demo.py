@@ -73,8 +73,10 @@ def run(
     asked = load_demo(plan)
     if not dry_run:
         make_folder(out, asked)
-    begun = None if fresh or dry_run else _begun(begun_in(out, asked), out, steps)
-    if begun is None and not dry_run:
+    begun = None if fresh or dry_run else begun_in(out, asked, steps)
+    if begun is not None:
+        print(f"{out} holds this demo, of {begun.steps:,} steps; it continues (--fresh starts anew)")
+    elif not dry_run:
         print("\n".join(opening_lines(asked)))
     try:
         with worker_processes(min(2, os.cpu_count() or 1)) as workers:
@@ -105,16 +107,6 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
     require_extra("train", "training")
     require_extra("report", "the report")
     read_yaml(plan, "plan")  # reports a wrong name before torch is imported
-
-
-def _begun(begun: "DemoPlan | None", out: Path, steps: int | None) -> "DemoPlan | None":
-    """The demo to continue; None if there is none."""
-    if begun is None:
-        return None
-    if steps not in (None, begun.steps):
-        raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start anew by --fresh")
-    print(f"{out} holds this demo, of {begun.steps:,} steps; it continues (--fresh starts anew)")
-    return begun
 
 
 def _decide(

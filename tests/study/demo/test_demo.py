@@ -3,14 +3,12 @@
 import errno
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -36,28 +34,6 @@ PRESETS = ("grr_coca", "baseline_coca")
 STAGES = ("pictograms", "health", "glyphs")
 
 
-class References(HTMLParser):
-    """Everything in a page that a browser would load, and the elements that it has."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.loaded: list[str] = []
-        self.tags: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loaded += [value for name, value in attrs if name in ("src", "srcset", "href", "xlink:href", "data")]
-
-
-def assert_holds_everything_itself(report: str) -> None:
-    page = References(report)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert page.tags.count("img") > 10
-    assert all(address.startswith(("data:", "#")) for address in page.loaded)
-    assert re.findall(r"url\((?!#)|@import", report) == []
-
-
 def assert_tells_what_was_measured(out: Path) -> None:
     results = json.loads((out / "results.json").read_text())
     assert (results["arms"][0]["arm"], results["baseline"]) == PRESETS
@@ -69,28 +45,22 @@ def assert_tells_what_was_measured(out: Path) -> None:
         assert line.replace("│", " ").split()[1:4] == [f"{first:.3f}", f"{second:.3f}", f"{first / second - 1:+.2%}"]
     assert "average of 2 domains" in table
     report = (out / "report.html").read_text()
-    assert "near the logarithm of the batch size they say nothing" in report, "contrastive losses at chance"
     assert "One seed is not a claim" in report
-    for cost in results["costs"]:
-        assert f"{cost['parameters']:,}" in report
-        assert list(cost["seconds"]) == list(STAGES)
+    assert all(list(cost["seconds"]) == list(STAGES) for cost in results["costs"])
     rows = [json.loads(path.read_text()) for path in (out / "rows").iterdir()]
     assert len(rows) == len(PRESETS) * len(STAGES), "no claim is left"
     assert all(len(row["captions"]) in (6, 2) for row in rows)
     shown = json.loads((out / "exhibits" / "exhibits.json").read_text())
     assert list(shown) == list(PRESETS)
     for arm, exhibits in shown.items():
-        assert_maps_are_shares(exhibits["heat_maps"])
         assert report.count(f'alt="where {arm} looks"') == len(exhibits["heat_maps"]) == 4
-        assert [search["query"] for search in exhibits["searches"]] == ["cat", "red heart"]
-        assert all(len(search["hits"]) == 4 for search in exhibits["searches"])
-
-
-def assert_maps_are_shares(heat_maps: list) -> None:
-    for explained in heat_maps:
-        assert len(explained["words"]) == len(explained["heat"])
-        for heat in explained["heat"]:
-            assert sum(map(sum, heat)) == pytest.approx(1.0)
+        for explained in exhibits["heat_maps"]:
+            assert len(explained["words"]) == len(explained["heat"])
+            assert [sum(map(sum, heat)) for heat in explained["heat"]] == pytest.approx([1.0] * len(explained["heat"]))
+        assert [(search["query"], len(search["hits"])) for search in exhibits["searches"]] == [
+            ("cat", 4),
+            ("red heart", 4),
+        ]
 
 
 def assert_runs_are_complete(out: Path, steps: list[int]) -> None:
@@ -141,7 +111,6 @@ def test_a_demo_that_is_stopped_goes_on_and_ends_with_table_and_report(write_pla
     assert_runs_are_complete(out, steps=[6, 9, 9])
     make_folder(out, load_demo(plan))  # nothing in it is strange to the next demo
     assert_tells_what_was_measured(out)
-    assert_holds_everything_itself((out / "report.html").read_text())
 
 
 @pytest.mark.ci
@@ -182,38 +151,6 @@ def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
     assert {path.name for path in other.iterdir()} == {"plan.yaml", "rows", "digests.json", *PRESETS, *outcome.split()}
     make_folder(other, load_demo(plan))  # nothing in it is strange to the next demo
     assert_runs_are_complete(other, steps=[60, 63])
-
-
-@pytest.mark.slow  # its small form is in study/running/test_workers.py
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
-def test_a_terminated_demo_saves_and_a_dead_arm_ends_it_with_a_word(write_plan, tmp_path):
-    plan, out = write_plan(), tmp_path / "out"
-    recipe = plan.with_name("pictograms.yaml")
-    recipe.write_text(recipe.read_text().replace("steps: 6", "steps: 100000"))
-    command = [sys.executable, "-m", "grr_coca", "demo", str(plan), "--out", str(out), "--steps", "100000"]
-    logs = [out / preset / "pictograms" / "metrics.jsonl" for preset in PRESETS]
-
-    def ended(end: Callable[[subprocess.Popen], None], begun: int) -> tuple[int, str]:
-        with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as demo:
-            wait_until(lambda: all(log.exists() and log.stat().st_size > begun for log in logs))
-            end(demo)
-            _, said = demo.communicate(timeout=120)
-        return demo.returncode, said.splitlines()[-1]
-
-    code, said = ended(lambda demo: demo.terminate(), begun=0)
-    assert (code, said) == (143, "SIGTERM: what was trained is saved, and the same command continues")
-    assert {point.split("/")[0] for point in steps_saved(out)} == set(PRESETS)
-    code, said = ended(
-        lambda demo: os.kill(arms_of(demo.pid)[0], signal.SIGKILL), max(log.stat().st_size for log in logs)
-    )
-    assert code == 2
-    assert said.startswith("error: the process of an arm was killed")
-
-
-def arms_of(pid: int) -> list[int]:
-    """The processes of a demo that train: all but the one that keeps account of resources."""
-    command = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children_of(pid)}
-    return [child for child, line in command.items() if "spawn_main" in line]
 
 
 def arm_of(plan, arm, out):

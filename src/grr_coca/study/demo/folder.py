@@ -68,11 +68,12 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
         raise UserError(f"{out}: cannot be written to; give another --out")
 
 
-def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
+def begun_in(out: Path, plan: DemoPlan, steps: int | None) -> DemoPlan | None:
     """The plan of the demo in a folder, with its steps and precisions; None if the folder is empty.
 
     Raises:
-        UserError: the folder has a demo of another plan (names the first key that differs), or one without a plan.
+        UserError: the folder has a demo of another plan (names the first key that differs), of other steps than those
+            that are asked for, or one without a plan.
     """
     path = out / PLAN_FILE
     if not path.exists():
@@ -83,6 +84,8 @@ def begun_in(out: Path, plan: DemoPlan) -> DemoPlan | None:
     undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
     for key, wanted, found in differences(plan, undecided):
         raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo by --fresh, or give another --out")
+    if steps not in (None, begun.steps):
+        raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start anew by --fresh")
     return begun
 
 

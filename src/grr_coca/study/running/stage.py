@@ -183,8 +183,7 @@ def _short(numbers: Numbers) -> Numbers:
 # --- Cost: counted, so that it is the same on every machine
 
 _MAX_CAPTIONS = 10_000
-"""Number of captions from which their lengths are estimated; a plan without a validation split has the training pairs,
-which may be millions."""
+"""Number of captions of a large split from which their lengths are estimated."""
 
 
 def run_flops(recipe: Recipe, trained: Checkpoint, val: PairSource) -> int:

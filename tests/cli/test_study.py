@@ -14,9 +14,10 @@ from grr_coca.common.errors import Interruption
 from grr_coca.study.ledger import write_digests
 from grr_coca.study.plan import EARLIER_LEDGER, Plan, read_plan
 from grr_coca.study.rows import ROWS_FOLDER, RowFolder
-from grr_coca.study.running import pace
+from grr_coca.study.running import agenda, pace
 from grr_coca.study.running.agenda import Agenda
 from grr_coca.study.running.dry_run import power_in_words
+from grr_coca.study.stages import data_digest
 from grr_coca.train.recipe import save_recipe
 from support import finetuning, real_pairs, tiny_recipe, write_shard
 from synthetic_study import pretended_row
@@ -132,10 +133,10 @@ def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
     read = read_plan(plan, Plan)
     tasks = Agenda(read, lambda *names: plan.parent / "runs").open_tasks()
     assert [(task.arm, task.is_trial) for task in tasks] == [("baseline_coca", True)] * 2 + [("grr_coca", True)] * 2
-    agenda = Agenda(read, lambda *names: plan.parent / "runs", map(pretended_row, tasks[:3]))
+    begun = Agenda(read, lambda *names: plan.parent / "runs", map(pretended_row, tasks[:3]))
     for task in tasks[:3]:
         RowFolder(plan.parent).publish(task.name, pretended_row(task))
-    write_digests(plan.parent, agenda.digests)
+    write_digests(plan.parent, begun.digests)
     assert main(["study", "status", str(plan.parent)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "tried for baseline_coca, emoji: 2 of 2 points and seeds" in said
@@ -151,7 +152,10 @@ def test_a_signal_that_stopped_a_study_gives_its_exit_code(capsys):
 def test_a_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):
     work_here(monkeypatch)
     plan.write_text(bare())
+    hashed = []
+    monkeypatch.setattr(agenda, "data_digest", lambda recipe: hashed.append(recipe) or data_digest(recipe))
     assert main(["study", "run", str(plan), "--only", "grr_coca"]) == 0
+    assert len(hashed) == 2, "the data of each stage, which may be terabytes, once"
     assert "grr_coca, seed 0, more: CoCa loss on val" in capfd.readouterr().err
     assert main(["study", "status", str(plan.parent)]) == 0
     said = capfd.readouterr().out.splitlines()

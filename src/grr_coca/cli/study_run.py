@@ -33,11 +33,11 @@ def run_with_progress(
             found[names[want[1]]] += count * pairs_of(want)
         return found
 
-    totals = pairs(Agenda(plan, place.folder_of, arms=arms).lacking())
+    study = Study(plan, place, arms)
+    totals = pairs(study.agenda.lacking())
     with bars({name: max(1, totals[name]) for name in names.values()}) as shown:
-        study = Study(plan, place, _Progress(shown, names, pairs, totals), arms)
         try:
-            study.run(workers)
+            study.run(workers, _Progress(shown, names, pairs, totals))
         except (KeyboardInterrupt, Interruption):
             print("stopping: every run saves first", file=sys.stderr)
             raise

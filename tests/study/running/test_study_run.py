@@ -80,7 +80,7 @@ class StudyHere(Watch):
         """The titles of what was done."""
         workers = workers or Pretending()
         place = Place(out=self.out, runs=self.out / "runs", keeps_models=keeps_models)
-        Study(self.plan, place, self, arms or None).run(workers)
+        Study(self.plan, place, arms or None).run(workers, self)
         return workers.done
 
     def stop_after(self, count: int, *arms: str, kind: type[Pretending] = Pretending) -> None:

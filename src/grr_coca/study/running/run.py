@@ -77,7 +77,6 @@ class Study:
     Args:
         plan: the study.
         place: its folders.
-        watch: is told of the progress.
         arms: run only these; None: all.
         renewed_every: seconds between two signs of life for other processes, see `claims`.
         free_after: seconds without one, after which a run of another process is taken over.
@@ -90,14 +89,13 @@ class Study:
         self,
         plan: Plan,
         place: Place,
-        watch: Watch,
         arms: Collection[str] | None = None,
         *,
         renewed_every: float = RENEWED_EVERY,
         free_after: float = FREE_AFTER,
     ) -> None:
         self._place = place
-        self._watch = watch
+        self._watch = Watch()
         self._files = RowFolder(place.out)
         refuse_earlier_ledger(place.out)
         try:
@@ -108,17 +106,18 @@ class Study:
         write_showcase(plan, place.out)
         self._claims = Claims(self._files.path, renewed_every, free_after)
         self._chosen: dict[tuple[str, str], object] = {}
-        self._agenda = Agenda(plan, place.folder_of, arms=arms)
+        self.agenda = Agenda(plan, place.folder_of, arms=arms)  # without rows, until it is run
         self._running: dict[Future[LedgerRow], tuple[Task, Claim]] = {}
 
-    def run(self, workers: Workers) -> None:
-        """Run tasks until none is left, here or elsewhere.
+    def run(self, workers: Workers, watch: Watch) -> None:
+        """Run tasks until none is left, here or elsewhere. `watch` is told of the progress.
 
         Raises:
             UserError: a run failed, the disk is full, an arm diverged at every point of its grid, or runs are left that
                 wait for the tuning of other arms. The rows of finished runs are written.
             Interruption: SIGTERM came; all runs are saved.
         """
+        self._watch = watch
         try:
             self._run_all(workers)
         except BaseException:
@@ -126,8 +125,8 @@ class Study:
             raise
         finally:
             self._claims.give_back_all()
-        self._agenda.require_sound_points()
-        waiting = self._agenda.lacking().total()
+        self.agenda.require_sound_points()
+        waiting = self.agenda.lacking().total()
         if waiting:
             raise UserError(
                 f"{waiting} runs wait for settings that other arms are still tuning; repeat the command when these "
@@ -139,14 +138,14 @@ class Study:
         for note in self._files.notes.values():
             self._watch.note(note)
         next_look, is_waiting = 0.0, False
-        while self._running or self._agenda.open_tasks():
+        while self._running or self.agenda.open_tasks():
             if len(self._running) < workers.count and time.monotonic() >= next_look:
                 self._start_some(workers)
                 next_look = time.monotonic() + min(_SECONDS_BETWEEN_LOOKS, self._claims.renewed_every)
             if self._running:
                 workers.listen(lambda future, done: self._watch.step(self._running[future][0], done))
                 self._claims.renew()
-            elif self._agenda.open_tasks():
+            elif self.agenda.open_tasks():
                 if not is_waiting:
                     self._watch.note("other processes do all that is left; this one waits, in case one of them dies")
                 is_waiting = True
@@ -158,14 +157,14 @@ class Study:
     def _start_some(self, workers: Workers) -> None:
         """Start tasks that no other process has, one for each idle worker."""
         self._look()
-        for task in self._agenda.open_tasks():
+        for task in self.agenda.open_tasks():
             if len(self._running) == workers.count:
                 break
             claim = self._claims.take(task.name)
             if claim is None:
                 continue
             self._look()  # another process may have ended the task since
-            if task in self._agenda.open_tasks():
+            if task in self.agenda.open_tasks():
                 future = workers.submit(_in_worker, task, claim, self._claims.renewed_every)
                 self._running[future] = task, claim
             else:
@@ -189,7 +188,7 @@ class Study:
             ) from error
         first = self._files.publish(task.name, row)  # of a model that was lost and trained again, the first row stays
         self._claims.end(claim)
-        self._agenda.add(first, is_new=True)
+        self.agenda.add(first, is_new=True)
         self._watch.row(row)
         self._look(has_ended=True)
 
@@ -200,20 +199,20 @@ class Study:
         """
         new = self._files.new_rows()
         for row in new:
-            self._agenda.add(row)
+            self.agenda.add(row)
         if (new or has_ended) and not self._place.keeps_models:
-            for folder in self._agenda.spent_folders():
+            for folder in self.agenda.spent_folders():
                 shutil.rmtree(folder, ignore_errors=True)
         written = None
         with suppress(UserError):  # missing or damaged
             written = read_digests(self._place.out)
-        if self._agenda.digests != written:
-            write_digests(self._place.out, self._agenda.digests)
-        for (arm, stage), settings in self._agenda.choices().items():
+        if self.agenda.digests != written:
+            write_digests(self._place.out, self.agenda.digests)
+        for (arm, stage), settings in self.agenda.choices().items():
             if self._chosen.get((arm, stage)) != settings:
                 self._watch.note(f"chosen for {arm}, {stage}: {point_title(settings)}")
                 self._chosen[arm, stage] = settings
-        self._watch.left(self._agenda)
+        self._watch.left(self.agenda)
 
 
 def write_plan(plan: Plan, out: Path) -> None:

@@ -96,7 +96,7 @@ class LedgerRow:
     captions: tuple[CaptionedExample, ...] = ()
 
 
-def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+def without_nan(numbers: Mapping[str, float]) -> dict[str, float]:
     """The numbers that are neither NaN nor infinite."""
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
 

@@ -22,7 +22,7 @@ from grr_coca.evaluate.split import (
 )
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.study.plan import Plan, showcase_of, stage_names
-from grr_coca.study.rows import CaptionedExample, finite, write_to_study
+from grr_coca.study.rows import CaptionedExample, without_nan, write_to_study
 from grr_coca.study.stages import stage_recipe
 from grr_coca.study.thumbnails import thumbnail, thumbnail_path
 from grr_coca.train.recipe import CAPTION_SCORES, Recipe
@@ -37,7 +37,7 @@ Values = dict[str, list]
 def row_metrics(evaluation: Evaluation) -> Numbers:
     """The metrics of a split, named as in a ledger: `R@1` for `text_to_image/R@1`."""
     numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
-    return finite({name: value for name, value in numbers.items() if not name.startswith("median_rank")})
+    return without_nan({name: value for name, value in numbers.items() if not name.startswith("median_rank")})
 
 
 def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) -> tuple[Numbers, Scaling]:
@@ -134,7 +134,7 @@ def _metrics(checkpoint: Checkpoint, results: PairResults, recipe: Recipe, refit
     settings = (recipe.evaluation.batch_size, recipe.losses.weights)
     evaluation = aggregate(results, scaling_of(checkpoint.model), *settings)
     with_refitted = np.mean(_batches(results, refitted, recipe, digits=12))
-    return row_metrics(evaluation) | finite({"contrastive_loss_refitted": float(with_refitted)})
+    return row_metrics(evaluation) | without_nan({"contrastive_loss_refitted": float(with_refitted)})
 
 
 def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int = 5) -> list[float]:

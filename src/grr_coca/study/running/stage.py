@@ -23,7 +23,7 @@ from grr_coca.model.anatomy import count_parameters, flops_of_pairs, flops_per_p
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.config import CoCaConfig
 from grr_coca.study.plan import showcase_of
-from grr_coca.study.rows import CurvePoint, Kind, LedgerRow, finite
+from grr_coca.study.rows import CurvePoint, Kind, LedgerRow, without_nan
 from grr_coca.study.running.agenda import FINISHED, Task
 from grr_coca.study.running.measured import (
     Numbers,
@@ -177,7 +177,7 @@ def _curve(folder: Path) -> tuple[CurvePoint, ...]:
 
 
 def _short(numbers: Numbers) -> Numbers:
-    return {name: round(number, 5) for name, number in finite(numbers).items()}
+    return {name: round(number, 5) for name, number in without_nan(numbers).items()}
 
 
 # --- Cost: counted, so that it is the same on every machine

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 _NUM_SIZES_SHOWN = 5
 _SHEET = Path("contact-sheet.png")
+_PAIRS = (
+    ".tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or ROCO's "
+    "files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files."
+)
+_PairsArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS", help=_PAIRS)]
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,12 @@ class Check:
     """Read and decode every pair. Report broken pairs by cause, caption lengths and duplicates; draw a contact sheet.
 
     Args:
-        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
-            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
         sheet: PNG file for the contact sheet; if not given, contact-sheet.png, unless that would lie among the images
             of a folder.
         json: print JSON.
     """
 
-    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PAIRS")]
+    path: _PairsArgument
     sheet: Path | None = None
     json: bool = False
 
@@ -43,12 +46,10 @@ class Stats:
     """Count pairs, and the words and image sizes of a sample, in seconds.
 
     Args:
-        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
-            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
         json: print JSON.
     """
 
-    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PAIRS")]
+    path: _PairsArgument
     json: bool = False
 
 
@@ -59,14 +60,12 @@ class Convert:
     Bad pairs are left out and counted. The same command continues an interrupted conversion.
 
     Args:
-        path: .tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or
-            ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files.
         out: a new folder for the shards.
         pairs_per_shard: images of the source per shard.
         image_size: scale larger images down to this shorter side, as JPEG; if not given, images are not changed.
     """
 
-    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PAIRS")]
+    path: _PairsArgument
     out: tyro.conf.Positional[Path]
     pairs_per_shard: int = 10_000
     image_size: int | None = None

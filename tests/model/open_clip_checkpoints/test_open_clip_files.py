@@ -4,10 +4,8 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,12 +21,10 @@ from grr_coca.model.presets import open_clip_coca
 from open_clip_files import write_hub_folder
 from support import differing, snapshot, warnings_of, weights
 
-Write = Callable[..., Path]
 
-
-@pytest.fixture
-def expected(theirs: SimpleNamespace, write: Write) -> dict[str, torch.Tensor]:
-    return weights(read_open_clip(write("expected")))
+@pytest.fixture(scope="module")
+def expected(written: Path) -> dict[str, torch.Tensor]:
+    return weights(read_open_clip(written))
 
 
 def saved(state: object, path: Path, **options: object) -> Path:

@@ -39,11 +39,7 @@ def test_each_image_gets_a_line_with_its_path_and_its_caption(grr_coca, run, ima
     said = grr_coca("caption", "--checkpoint", run.folder, *image_files)
     assert said.code == 0, said.err
     assert lines_of(said.out) == captions
-
-
-def test_the_short_flag_and_the_checkpoint_folder_itself_work_too(grr_coca, run, image_files):
-    long = grr_coca("caption", "--checkpoint", run.folder, *image_files)
-    assert grr_coca("caption", "-c", run.checkpoint, *image_files).out == long.out
+    assert grr_coca("caption", "-c", run.checkpoint, *image_files).out == said.out
 
 
 @pytest.mark.parametrize("options", [[], ["--temperature", 1, "--max-length", 5]], ids=["greedy", "sampling"])
@@ -82,15 +78,11 @@ def test_rows_are_the_same_in_json_and_csv(grr_coca, run, image_files, captions,
     assert {row["image"]: row["caption"] for row in rows} == captions
 
 
-def test_several_captions_have_a_line_each(grr_coca, run, image_files):
-    options = ["--temperature", "1", "--num-captions", "3", "--max-length", "4"]
-    lines = grr_coca("caption", "-c", run.folder, *image_files, *options).out.splitlines()
-    assert [line.split("\t")[0] for line in lines] == [str(path) for path in image_files for _ in range(3)]
-
-
-def test_a_prompt_begins_each_caption(grr_coca, run, image_files):
-    said = grr_coca("caption", "-c", run.folder, *image_files, "--prompt", "red", "--max-length", "3")
-    assert all(caption.startswith("red") for caption in lines_of(said.out).values())
+def test_several_captions_have_a_line_each_and_begin_with_the_prompt(grr_coca, run, image_files):
+    options = ["--temperature", 1, "--num-captions", 3, "--max-length", 4, "--prompt", "red"]
+    rows = [row.split("\t") for row in grr_coca("caption", "-c", run.folder, *image_files, *options).out.splitlines()]
+    assert [image for image, _ in rows] == [str(path) for path in image_files for _ in range(3)]
+    assert all(caption.startswith("red") for _, caption in rows)
 
 
 def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, run, image_files, captions):
@@ -217,20 +209,19 @@ def test_without_a_checkpoint_the_shipped_model_is_used(grr_coca, image_files):
 # --- Going on
 
 
-@pytest.mark.parametrize(
-    ("name", "cut"), [("out.jsonl", 1), ("out.jsonl", 110), ("out.csv", 0), ("out.csv", 25), ("out.csv", 60)]
-)
-def test_an_interrupted_job_goes_on_where_it_was(grr_coca, run, image_files, tmp_path, name, cut):
+@pytest.mark.parametrize(("name", "cuts"), [("out.jsonl", (1, 110)), ("out.csv", (0, 25, 60))])
+def test_an_interrupted_job_goes_on_where_it_was(grr_coca, run, image_files, tmp_path, name, cuts):
     whole, path = tmp_path / f"whole-{name}", tmp_path / name
     command = ["caption", "-c", run.folder, *image_files, "--temperature", 1, "--num-captions", 2, "--max-length", 4]
     assert grr_coca(*command, "--out", whole).code == 0
     content = whole.read_bytes()
-    path.write_bytes(content[: len(content) - cut])
-    assert grr_coca(*command, "--out", path).code == 0
-    # Fewer rows at a time are multiplied by other kernels, whose last bits differ: in log-probabilities, not in words.
-    (words, numbers), (expected, wanted) = (_apart(text) for text in (path.read_text(), content.decode()))
-    assert words == expected
-    assert numbers == pytest.approx(wanted, abs=2e-4)
+    for cut in cuts:
+        path.write_bytes(content[: len(content) - cut])
+        assert grr_coca(*command, "--out", path).code == 0
+        # Fewer rows at a time are multiplied by other kernels: the last bits of log-probabilities differ, and no word.
+        (words, numbers), (expected, wanted) = (_apart(text) for text in (path.read_text(), content.decode()))
+        assert words == expected
+        assert numbers == pytest.approx(wanted, abs=2e-4)
 
 
 def _apart(text: str) -> tuple[list[str], list[float]]:

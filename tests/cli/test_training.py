@@ -33,11 +33,14 @@ def finetune_file(recipe_file):
 # --- Runs
 
 
-def test_pretraining_leaves_a_checkpoint_and_says_where(grr_coca, recipe_file, tmp_path):
-    said = grr_coca("pretrain", recipe_file(), "--out", tmp_path / "run")
+def test_pretraining_leaves_a_checkpoint_in_a_folder_named_after_recipe_and_preset_and_says_where(
+    grr_coca, recipe_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    said = grr_coca("pretrain", recipe_file("tiny.yaml"))
     assert said.code == 0, said.err
-    assert said.out == f"checkpoint, log and recipe are in {tmp_path / 'run'}\n"
-    assert from_pretrained(tmp_path / "run").step == 3
+    assert said.out == "checkpoint, log and recipe are in runs/tiny-grr_coca\n"
+    assert from_pretrained(tmp_path / "runs" / "tiny-grr_coca").step == 3
 
 
 def test_options_replace_what_the_recipe_says_and_are_written_back(grr_coca, recipe_file, tmp_path):
@@ -69,24 +72,14 @@ def test_a_run_goes_on_with_the_data_of_the_same_command(grr_coca, recipe_file, 
     assert load_recipe(tmp_path / "run" / "recipe.yaml").data.train == str(shard)
 
 
-def test_the_run_folder_is_named_after_recipe_and_preset(grr_coca, recipe_file, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    grr_coca("pretrain", recipe_file("tiny.yaml"))
-    assert (tmp_path / "runs" / "tiny-grr_coca" / "checkpoints").is_dir()
-
-
-def test_fine_tuning_goes_on_from_the_checkpoint(grr_coca, finetune_file, run, tmp_path):
+def test_fine_tuning_goes_on_from_the_checkpoint_and_leaves_it_as_it_was(grr_coca, finetune_file, run, tmp_path):
+    before = snapshot(run.folder)
     said = grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned")
     assert said.code == 0, said.err
     start, tuned = from_pretrained(run.folder), from_pretrained(tmp_path / "tuned")
     assert tuned.step == start.step + 3
     assert tuned.tokenizer.to_json() == start.tokenizer.to_json()
     assert differing(weights(start), weights(tuned))
-
-
-def test_fine_tuning_leaves_its_checkpoint_as_it_was(grr_coca, finetune_file, run, tmp_path):
-    before = snapshot(run.folder)
-    grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned")
     assert snapshot(run.folder) == before
 
 

@@ -73,13 +73,13 @@ def cmyk(pair):
     return replace(pair, image=encode_image(decode_image(pair.image, "a").convert("CMYK"), "jpeg"))
 
 
-@pytest.fixture
-def spoiled(tmp_path):
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory):
     """Two shards of 100 pairs, 5 % bad, every kind among them, and a CMYK image, which is none; and a cut shard.
 
     Returns the source and the cause of each bad sample by index.
     """
-    expected = {}
+    expected, folder = {}, tmp_path_factory.mktemp("spoiled")
     with warnings_of("grr_coca.data.sources.shards"):
         for shard in range(2):
             pairs = list(PAIRS[100 * shard : 100 * shard + 100])
@@ -88,11 +88,11 @@ def spoiled(tmp_path):
                 spoil(members, pairs[19 * number + 3].key, KINDS[(5 * shard + number) % len(KINDS)])
             colours = cmyk(pairs[50])
             members[f"{pairs[50].key}.webp"] = colours.image
-            write_tar(tmp_path / f"{shard:05d}.tar", members)
-        write_tar(tmp_path / "00002.tar", shard_members(PAIRS[:10]))
-        cut = tmp_path / "00002.tar"
+            write_tar(folder / f"{shard:05d}.tar", members)
+        write_tar(folder / "00002.tar", shard_members(PAIRS[:10]))
+        cut = folder / "00002.tar"
         cut.write_bytes(cut.read_bytes()[: cut.read_bytes().index(PAIRS[7].image) + 10])
-        source = open_source(str(tmp_path))
+        source = open_source(str(folder))
     for index in range(len(source)):
         try:
             pair = source[index]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from grr_coca.common.errors import UserError
 from grr_coca.data.framing import Frame, Framing
 from grr_coca.data.images import decode_image
 from grr_coca.data.preprocess import Preprocess
@@ -146,19 +145,3 @@ def test_a_long_thin_drawing_makes_no_square_of_thousands_of_millions_of_pixels(
     assert FRAMED.cut(long).size == (256, 256)
     assert np.abs(FRAMED(long) - whole).mean() < 1
     assert FRAMED.cut(drawing((900, 800), (10, 20, 600, 500))).size == (702, 702), "no larger than the image"
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"margin": 0.5}, "margin 0.5 is out of range; give 0 or more, and less than 0.5"),
-        ({"margin": float("nan")}, "margin nan"),
-        ({"min_share": 1.1}, "min_share 1.1 is out of range; give 0 to 1"),
-        ({"max_shift": -0.1}, "max_shift -0.1 is out of range; give 0 to 1"),
-        ({"tolerance": 256}, "tolerance 256 is out of range; give 0 to 255"),
-        ({"max_enlargement": 0.5}, "max_enlargement 0.5 is out of range; give 1 or more"),
-    ],
-)
-def test_what_is_out_of_range_is_refused(values, message):
-    with pytest.raises(UserError, match=message):
-        Framing(**values)

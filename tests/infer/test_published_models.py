@@ -38,14 +38,20 @@ def pickled(tensors: dict) -> bytes:
     return file.getvalue()
 
 
+@pytest.fixture(scope="module")
+def packed(theirs) -> tuple[bytes, bytes]:
+    """The same weights, pickled and not."""
+    return pickled(theirs.tensors), save(theirs.tensors)
+
+
 @pytest.fixture
-def hub(theirs, monkeypatch, tmp_path):
+def hub(theirs, packed, monkeypatch, tmp_path):
     """The hub, and a user's folders for its cache and for ours, which are empty."""
     with fake_hub() as hub:
         hub.repositories = {BASE: [], TUNED: []}
-        hub.commit(BASE, {WEIGHTS: pickled(theirs.tensors), "README.md": b"weights"})
+        hub.commit(BASE, {WEIGHTS: packed[0], "README.md": b"weights"})
         settings = json.dumps(theirs.settings).encode()
-        tuned = {"open_clip_config.json": settings, "open_clip_model.safetensors": save(theirs.tensors)}
+        tuned = {"open_clip_config.json": settings, "open_clip_model.safetensors": packed[1]}
         hub.commit(TUNED, {**tuned, WEIGHTS: b"a copy"})
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
         monkeypatch.setattr(

@@ -54,7 +54,7 @@ from support import (
 
 @pytest.fixture
 def shard(tmp_path):
-    return write_shard(tmp_path / "pairs.tar", real_pairs(40))
+    return write_shard(tmp_path / "pairs.tar", real_pairs(16))
 
 
 def first_losses(recipe, start, out) -> dict[str, float]:
@@ -278,7 +278,7 @@ def test_what_was_replaced_before_a_run_went_on_counts(tmp_path):
 def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(shard, tmp_path):
     told = []
     recipe = tiny_recipe(shard, steps=11, evaluation=EvaluationRecipe(interval=100, batch_size=64))
-    with pytest.raises(UserError, match="40 or less"):
+    with pytest.raises(UserError, match="16 or less"):
         pretrain(recipe, tmp_path / "run", lambda done, metrics: told.append(done))
     assert told == []
 
@@ -342,7 +342,8 @@ def test_a_run_folder_that_cannot_be_made_is_an_error_that_names_it(shard, tmp_p
 # --- Validation pairs
 
 
-def test_without_a_validation_split_every_twentieth_pair_is_kept_for_it(shard):
+def test_without_a_validation_split_every_twentieth_pair_is_kept_for_it(tmp_path):
+    shard = write_shard(tmp_path / "pairs.tar", real_pairs(40))
     recipe = tiny_recipe(shard)
     pairs, val = training_sources(replace(recipe, data=replace(recipe.data, val=None)))
     everything = open_source(str(shard))
@@ -367,7 +368,7 @@ def test_a_validation_split_is_never_trained_on(shard, tmp_path):
     val = write_shard(tmp_path / "val.tar", real_pairs(8, split="val"))
     recipe = tiny_recipe(shard)
     pairs, held_out = training_sources(replace(recipe, data=replace(recipe.data, val=str(val))))
-    assert len(pairs) == 40
+    assert len(pairs) == 16
     assert len(held_out) == 8
 
 

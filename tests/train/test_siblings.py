@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from grr_coca.common.errors import UserError
 from grr_coca.train.logs import read_metrics
-from grr_coca.train.recipe import LossRecipe, Recipe
+from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from support import ALONE, differing, pretrain, real_pairs, tiny_recipe, weights, with_caption, write_shard
 
@@ -63,8 +62,3 @@ def test_without_siblings_nothing_of_them_is_trained_or_logged(recipe, plain, tm
 def test_each_key_changes_the_weights(recipe, plain, tmp_path, keys):
     changed = weights(pretrain(with_siblings(recipe, **keys), tmp_path / "run"))
     assert len(differing(plain, changed)) > len(plain) // 2
-
-
-def test_a_loss_without_siblings_is_refused(recipe):
-    with pytest.raises(UserError, match=r"sibling_weight 0\.5 needs batches with siblings; set data: siblings"):
-        replace(recipe, data=replace(recipe.data, siblings=0.0), losses=LossRecipe(sibling_weight=0.5))

@@ -143,22 +143,6 @@ def test_a_teacher_of_other_captions_is_refused_before_the_first_step(recipe, tm
 # --- The recipe
 
 
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ({"temperature": 0.0}, r"temperature 0\.0 is out of range"),
-        ({"weight": -1.0}, r"weight -1\.0 is out of range"),
-        ({"weight": 0.0}, r"weight 0\.0 is out of range"),
-        ({"words": None}, r"words is missing, which meant 128 words a step; set words: 0 for none, or .* f3ecb185"),
-        ({"words": 128}, r"words 128: only captions are taught; set words: 0, or train with commit f3ecb185"),
-        ({"soft_targets": 0.9}, r"soft_targets 0\.9: there are none; set soft_targets: 0, or .* commit f3ecb185"),
-    ],
-)
-def test_keys_out_of_range_are_refused(keys, said):
-    with pytest.raises(UserError, match=said):
-        TeacherRecipe(path="x", **{"words": 0, **keys})
-
-
 def test_the_path_is_relative_to_the_recipes_folder_or_in_the_cache(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     for path, wanted in (("beside", str(tmp_path / "beside")), ("cache:teacher", "/somewhere/grr-coca/teacher")):

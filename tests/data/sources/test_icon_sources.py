@@ -371,16 +371,16 @@ def test_the_named_glyphs_of_a_font_are_icons(tmp_path, flavor):
     assert not ink[:5].any()
 
 
-def test_a_font_without_names_names_its_icons_by_code_points(tmp_path):
-    path = tmp_path / "nameless.ttf"
-    make_font(path, {"uniE001": 0xE001, "uniE002": 0xE002})
-    assert list(by_name(path)) == ["u-e001", "u-e002"]
-
-
-def test_the_ligature_of_a_glyph_is_its_name(tmp_path):
-    path = tmp_path / "material.ttf"
-    make_font(path, {"uniE872": 0xE872}, ligature="delete")
-    assert list(by_name(path)) == ["delete"]
+@pytest.mark.parametrize(
+    ("glyphs", "ligature", "names"),
+    [
+        ({"uniE001": 0xE001, "uniE002": 0xE002}, "", ["u-e001", "u-e002"]),
+        ({"uniE872": 0xE872}, "delete", ["delete"]),
+    ],
+)
+def test_a_glyph_without_a_name_has_that_of_its_ligature_or_its_code_point(tmp_path, glyphs, ligature, names):
+    make_font(tmp_path / "a.ttf", glyphs, ligature=ligature)
+    assert list(by_name(tmp_path / "a.ttf")) == names
 
 
 @pytest.mark.parametrize("content", [b"", b"no font", b"wOF2" + b"\xff" * 60, b"\0\1\0\0" + b"\xff" * 60], ids=range(4))

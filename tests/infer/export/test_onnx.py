@@ -150,7 +150,7 @@ OTHERS = ["imported", *(name for name in (*PRESETS, *SET_BY_RECIPES) if name != 
 TRACED = pytest.param("grr_coca", marks=pytest.mark.ci)
 MODELS = [
     TRACED,
-    *SHIPPED,
+    *(name if name == "icons" else pytest.param(name, marks=pytest.mark.ci) for name in SHIPPED),
     *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS),
 ]
 

@@ -65,6 +65,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_with_nothing_lost(m
 # --- What all ranks refuse
 
 
+@pytest.mark.ci
 def test_a_batch_that_cannot_be_shared_is_refused_by_both_before_anything_is_made(make_job):
     job = make_job()
     uneven = replace(job.recipe, data=replace(job.recipe.data, batch_size=7))
@@ -114,6 +115,7 @@ def test_what_is_not_a_number_on_one_rank_reaches_no_weight_on_any(make_job, kin
     assert read_metrics(job.out, "train")[-1]["skipped"] == len(spoiled)
 
 
+@pytest.mark.ci
 def test_too_many_steps_in_a_row_that_are_not_finite_stop_all_ranks(make_job):
     job = make_job(health=HealthRecipe(max_skipped=2))
     launched = job.start(partial(drivers.spoil, sample=4, loss=5, gradient=None))

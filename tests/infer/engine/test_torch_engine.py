@@ -27,7 +27,8 @@ FEW, MANY = 3, 10**5
 PREPROCESS = Preprocess(16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 PIXELS = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 16, 16, 3), dtype=np.uint8)
 
-PRESETS = ("grr_coca", "coca", "grr_coca+qk_norm", "grr_coca+stem", "grr_coca_plus", "open_clip_coca")
+STEM = pytest.param("grr_coca+stem", marks=pytest.mark.ci)
+PRESETS = ("grr_coca", "coca", "grr_coca+qk_norm", STEM, "grr_coca_plus", "open_clip_coca")
 """Those whose decoders differ, or what they read: the other presets differ in their image encoders."""
 
 

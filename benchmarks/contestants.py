@@ -23,6 +23,12 @@ Cell = dict[str, Any]
 """`method`: sampling, beam or greedy; `batch`: images; `tokens`: new tokens of each caption."""
 
 
+def about(model: torch.nn.Module, packages: tuple[str, ...]) -> dict[str, Any]:
+    """Versions and parameters."""
+    versions = {package: importlib.metadata.version(package) for package in ("torch", *packages)}
+    return {"versions": versions, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+
 def shallow(config: Any) -> Any:
     """A model of one layer in each stack."""
 
@@ -190,9 +196,7 @@ class Captioner:
     def __init__(self, setup: dict[str, Any]) -> None:
         torch.set_num_threads(setup["threads"])
         self.contestant = CONTESTANTS[setup["name"]](setup)
-        versions = {package: importlib.metadata.version(package) for package in ("torch", *self.contestant.packages)}
-        parameters = sum(parameter.numel() for parameter in self.contestant.model.parameters())
-        self.about = {"versions": versions, "parameters": parameters}
+        self.about = about(self.contestant.model, self.contestant.packages)
 
     def caption(self, **cell: Any) -> dict[str, Any]:
         """The time of a cell on the clock and of the processor."""

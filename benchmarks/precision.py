@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from harness import parse, parser_of, report
+from PIL import Image
 
 from grr_coca.common.files import CACHE, user_cache
 from grr_coca.data.sources.base import PairSource
@@ -28,7 +29,7 @@ from grr_coca.infer.engine.base import Engine
 from grr_coca.infer.engine.onnx import OnnxEngine
 from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.export.write import write_onnx
-from grr_coca.infer.generate import generate
+from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.shipped_models import shipped_folder, shipped_models
 
@@ -46,16 +47,14 @@ BATCH = 64
 
 
 class Split(NamedTuple):
-    """Images as the model takes them, the captions of each, and all captions as padded token ids."""
+    """Images, and the captions of each."""
 
-    pixels: np.ndarray
+    images: list[Image.Image]
     references: list[list[str]]
-    token_ids: np.ndarray
-    lengths: np.ndarray
 
 
 class Described(NamedTuple):
-    """What an engine says of a split."""
+    """What an engine says of a split: captions as ids and as texts, and the embeddings of images and of references."""
 
     token_ids: list[tuple[int, ...]]
     captions: list[str]
@@ -105,9 +104,9 @@ def _is_here(path: str) -> bool:
 
 
 def _row(name: str, title: str, checkpoint: Checkpoint, engines: dict[str, Engine], split: Split) -> dict[str, object]:
-    found = {side: describe(engine, checkpoint, split, BATCH) for side, engine in engines.items()}
-    alone = describe(engines["int8"], checkpoint, split, 1)
-    row: dict[str, object] = {"model": name, "split": title, "images": len(split.pixels)}
+    found = {side: describe(ImageTextModel(checkpoint, engine), split, BATCH) for side, engine in engines.items()}
+    alone = describe(ImageTextModel(checkpoint, engines["int8"]), split, 1)
+    row: dict[str, object] = {"model": name, "split": title, "images": len(split.images)}
     for side in ("fp32", "int8"):
         row |= {f"{key}_{side}": number for key, number in figures(found[side], split).items()}
     return row | {
@@ -121,34 +120,23 @@ def _row(name: str, title: str, checkpoint: Checkpoint, engines: dict[str, Engin
 
 def read(source: PairSource, checkpoint: Checkpoint, max_images: int | None = None) -> Split:
     """A split in memory: each image once, with all of its captions."""
-    preprocess, pixels, references = checkpoint.preprocess, [], []
+    images, references = [], []
     for pairs in images_of(source)[:max_images]:
         file = source[pairs[0]]
-        pixels.append(preprocess(preprocess.decode(file.image, file.name, to_srgb=False)))
+        images.append(checkpoint.preprocess.decode(file.image, file.name, to_srgb=False))
         references.append([clean_caption(text, source.name(i)) for i in pairs for text in source.captions(i)])
-    context_length = checkpoint.config.text_decoder.context_length
-    rows = [checkpoint.tokenizer.encode_row(text, context_length) for texts in references for text in texts]
-    token_ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-    for row, ids in zip(token_ids, rows, strict=True):
-        row[: len(ids)] = ids
-    return Split(np.stack(pixels), references, token_ids, np.array([len(row) for row in rows]))
+    return Split(images, references)
 
 
-def describe(engine: Engine, checkpoint: Checkpoint, split: Split, batch: int) -> Described:
+def describe(model: ImageTextModel, split: Split, batch: int) -> Described:
     """Greedy captions of all images, and the embeddings of images and captions."""
-    captions, images, texts = [], [], []
-    for start in range(0, len(split.pixels), batch):
-        found = generate(engine, checkpoint.tokenizer, split.pixels[start : start + batch])
-        captions += [best for best, *_ in found.captions]
-        images.append(found.image_embedding)
-    for start in range(0, len(split.lengths), batch):
-        lengths = split.lengths[start : start + batch]
-        texts.append(engine.encode_texts(split.token_ids[start : start + batch, : lengths.max()], lengths))
+    found = model.describe_many(split.images, batch_size=batch)
+    captions = [one.captions[0] for one in found]
     return Described(
         [caption.token_ids for caption in captions],
         [caption.text for caption in captions],
-        np.concatenate(images),
-        np.concatenate(texts),
+        np.stack([one.embedding for one in found]),
+        model.embed_texts([text for texts in split.references for text in texts], batch_size=batch),
     )
 
 

@@ -5,7 +5,6 @@ and nothing is compiled, and `gradient_checkpointing` for ours. A step is asked 
 words and pixels are random, the same for all.
 """
 
-import importlib.metadata
 import resource
 import statistics
 from abc import ABC, abstractmethod
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from contestants import shallow
+from contestants import about, shallow
 from harness import seconds, serve
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -70,8 +69,6 @@ class Contestant(ABC):
 
     packages: tuple[str, ...]
     model: nn.Module
-    padding: str
-    """What it does with short captions."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         torch.set_num_threads(setup["threads"])
@@ -88,10 +85,8 @@ class Contestant(ABC):
 
     @property
     def about(self) -> dict[str, Any]:
-        """Versions, parameters and how it pads."""
-        versions = {package: importlib.metadata.version(package) for package in ("torch", *self.packages)}
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return {"versions": versions, "parameters": parameters, "padding": self.padding}
+        """Versions and parameters."""
+        return about(self.model, self.packages)
 
     def _batch(self, lengths: list[int], seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)
@@ -130,7 +125,6 @@ class Ours(Contestant):
     """GRR-CoCa `b32` with CLIP's vocabulary, trained as `grr-coca pretrain` does: clipping and schedule included."""
 
     packages = ("grr-coca",)
-    padding = "nothing"
 
     def __init__(self, setup: dict[str, Any]) -> None:
         super().__init__(setup)
@@ -195,11 +189,10 @@ class Ours(Contestant):
 
 
 class OpenClip(Contestant):
-    """`coca_ViT-B-32` with the loss, the weights and the optimizer that open_clip's training script gives it; without
-    clipping, in eager mode."""
+    """`coca_ViT-B-32` with the loss, the weights and the optimizer that open_clip's training script gives it, without
+    clipping; in eager mode, or with model and loss in one `torch.compile`, as its main branch alone trains."""
 
     packages = ("open_clip_torch",)
-    padding = f"always to {CONTEXT}"
 
     def __init__(self, setup: dict[str, Any]) -> None:
         super().__init__(setup)
@@ -213,13 +206,14 @@ class OpenClip(Contestant):
         decayed = [p for _, p in named if not any(p is other for other in plain)]
         groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
         self.optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+        is_compiled = setup["name"] == "open_clip_compiled" and not setup["is_small"]
+        self.loss = torch.compile(self._loss, disable=not is_compiled)
 
     def prepare(self, images: Tensor, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Its tokenizer pads to the context, whatever the captions are."""
         return images, padded(rows)
 
-    def loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        """Contrastive and captioning loss."""
+    def _loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
         return sum(self.coca_loss(**self.model(*prepared), output_dict=True).values())  # type: ignore[return-value]
 
     def train(self, prepared: tuple[Tensor, Tensor]) -> None:
@@ -229,18 +223,6 @@ class OpenClip(Contestant):
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-class OpenClipCompiled(OpenClip):
-    """The same with model and loss in one `torch.compile`, as open_clip trains on its main branch alone."""
-
-    def __init__(self, setup: dict[str, Any]) -> None:
-        super().__init__(setup)
-        self.compiled = torch.compile(super().loss, disable=setup["is_small"])
-
-    def loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        """Contrastive and captioning loss."""
-        return self.compiled(prepared)
 
 
 class Gemm:
@@ -265,7 +247,7 @@ class Gemm:
 CONTESTANTS: dict[str, type[Contestant | Gemm]] = {
     "ours": Ours,
     "open_clip": OpenClip,
-    "open_clip_compiled": OpenClipCompiled,
+    "open_clip_compiled": OpenClip,
     "gemm": Gemm,
 }
 

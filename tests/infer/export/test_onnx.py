@@ -29,6 +29,7 @@ from grr_coca.infer.export.graphs import trace
 from grr_coca.infer.export.readme import readme
 from grr_coca.infer.export.write import write_onnx
 from grr_coca.infer.generate import generate
+from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
 from grr_coca.model.checkpoint_folder import GRAPHS, fingerprint
@@ -408,7 +409,7 @@ def test_int8_describes_drawings_as_well(export, precision, name):
         "fp32": OnnxEngine(SHIPPED[name], threads=1),
         "int8": OnnxEngine(export(name, "int8").folder, threads=1),
     }
-    said = {side: precision.describe(engine, checkpoint, split, 64) for side, engine in engines.items()}
+    said = {side: precision.describe(ImageTextModel(checkpoint, engine), split, 64) for side, engine in engines.items()}
     assert said["fp32"].token_ids == said["torch"].token_ids
     full, quantized = (precision.figures(said[side], split) for side in ("fp32", "int8"))
     assert quantized["exact"] == pytest.approx(full["exact"], abs=0.01)

@@ -83,22 +83,31 @@ def is_within(path: str | Path, folders: Iterable[str | Path]) -> bool:
     return any(place.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
-def read_whole(path: str | Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        UserError: the file does not exist, or cannot be read.
-    """
+@contextmanager
+def read_errors(path: str | Path) -> Iterator[None]:
+    """Raise a `UserError` that names the file if it does not exist, or cannot be opened or read."""
     try:
-        return Path(path).read_bytes()
+        yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; give a file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # a null byte in a path
-        raise UserError(f"{path!r}: not a path ({error})") from error
+    except ValueError as error:  # a null byte in a path, or an offset below 0
+        raise UserError(f"{str(path)!r}: cannot be read ({error})") from error
+
+
+def read_whole(path: str | Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: the file does not exist, or cannot be read.
+    """
+    with read_errors(path):
+        return Path(path).read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import open_regular, read_whole, require_path
+from grr_coca.common.files import open_regular, read_errors, read_whole, require_path
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, is_image_name
 from grr_coca.data.sources.base import BadSample, Cause
@@ -55,23 +55,12 @@ class Span(NamedTuple):
                 `MAX_BYTES`.
         """
         _require_bytes(self.size or 0, str(self.file))
-        try:
-            with open_regular(self.file) as file:
-                if self.offset is not None:
-                    file.seek(self.offset)
-                    return file.read(MAX_BYTES if self.size is None else self.size)
-                _require_bytes(os.fstat(file.fileno()).st_size, str(self.file))
-                return file.read()
-        except BadSample:
-            raise
-        except FileNotFoundError as error:
-            raise UserError(f"{self.file}: no such file") from error
-        except IsADirectoryError as error:
-            raise UserError(f"{self.file}: is a folder; give a file") from error
-        except OSError as error:
-            raise UserError(f"{self.file}: cannot be read ({error.strerror or error})") from error
-        except ValueError as error:  # a null byte in a path, or an offset below 0
-            raise UserError(f"{str(self.file)!r}: cannot be read ({error})") from error
+        with read_errors(self.file), open_regular(self.file) as file:
+            if self.offset is not None:
+                file.seek(self.offset)
+                return file.read(MAX_BYTES if self.size is None else self.size)
+            _require_bytes(os.fstat(file.fileno()).st_size, str(self.file))
+            return file.read()
 
 
 @dataclass(frozen=True, slots=True)

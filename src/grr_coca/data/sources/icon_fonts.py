@@ -4,6 +4,7 @@ Names are, in this order: the ligature that a page writes (Material Icons), and 
 either has icons called by their code points, such as `u-e001`.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from grr_coca.common.errors import UserError, first_line, on_one_line
 from grr_coca.common.extras import require_extra
+from grr_coca.common.files import read_errors
 from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 
 if TYPE_CHECKING:
@@ -57,12 +59,8 @@ def read_font(path: Path) -> IconSet:
 
 def _require_small(path: Path) -> None:
     """Raise an error if a font is large, or unpacks to a large one: it says so itself, and is held to that."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(24)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with read_errors(path), path.open("rb") as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(24)
     unpacked = int.from_bytes(head[16:20], "big") if head[:4] in (b"wOFF", b"wOF2") else 0
     if size > _MAX_BYTES or unpacked > _MAX_UNPACKED:
         raise UserError(f"{path}: too large for an icon font: {max(size, unpacked):,} bytes")

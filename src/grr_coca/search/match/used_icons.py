@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_errors
 from grr_coca.data.sources.iconify import known_prefixes
 from grr_coca.data.walk import Exclusions, walk_visible
 
@@ -76,10 +77,8 @@ def text_of(path: Path) -> str:
     Raises:
         UserError: it cannot be read.
     """
-    try:
+    with read_errors(path):
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def uses_in(text: str, file: str) -> Iterator[Use]:

@@ -8,6 +8,7 @@ import tarfile
 
 import pytest
 
+from grr_coca.cli import progress
 from grr_coca.search.index import Index
 
 STROKE = 'fill="none" stroke="currentColor" stroke-width="2"'
@@ -53,6 +54,13 @@ def test_each_icon_has_a_line_with_its_candidates(grr_coca, sets):
     assert [line.split(":")[1] for line in lines] == ["home", "moon", "trash"]
     assert re.match(r"mine:trash: other:trash \d+% same name", lines[2])
     assert "3 pictures: " in said.err
+
+
+def test_the_progress_of_each_library_ends_at_its_own_total(grr_coca, sets, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
+    said = grr_coca("match", *sets)
+    assert re.findall(r"embedded: (\d+)%", said.err) == ["100", "100"]
 
 
 def test_json_lines_are_as_programs_expect_them(grr_coca, sets):

@@ -78,13 +78,18 @@ def run(
     table = None if check is None else read_map(check)
     uses = None if used_in is None else find_uses(used_in, exclude)
     matcher = Matcher(checkpoint, engine, names=names)
-    with late_bar("embedded") as on_progress:
-        target = None
-        if any(map(is_index, to)):  # first: its model is the one to use
-            target = matcher.open(to, exclude=exclude, on_progress=on_progress)
-        used = None if uses is None else matcher.used(uses, on_progress)
-        source = used.icons if used else matcher.open(from_, exclude=exclude, on_progress=on_progress)
-        target = target or matcher.open(to, exclude=exclude, on_progress=on_progress)
+
+    def opened(arguments: Sequence[str]) -> "OpenPictureSet":
+        with late_bar("embedded") as on_progress:
+            return matcher.open(arguments, exclude=exclude, on_progress=on_progress)
+
+    target = opened(to) if any(map(is_index, to)) else None  # first: its model is the one to use
+    used = None
+    if uses is not None:
+        with late_bar("embedded") as on_progress:
+            used = matcher.used(uses, on_progress)
+    source = used.icons if used else opened(from_)
+    target = target or opened(to)
     _report_left_out([*source.failures, *target.failures])
     if table is not None:
         return _check(table, source, target, matcher)

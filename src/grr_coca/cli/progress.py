@@ -42,14 +42,14 @@ class LateProgress(Protocol):
 
 @contextmanager
 def late_bar(name: str) -> Iterator[LateProgress]:
-    """A bar whose total is known only with the first step. Work that begins again, at 0, gets another one."""
+    """A bar whose total is known only with the first step."""
     with ExitStack() as stack:
-        shown: list[JobProgress] = []
+        shown: JobProgress | None = None
 
         def on_progress(done: int, total: int, failed: int = 0) -> None:
-            if not shown or done == 0:
-                shown.append(stack.enter_context(bars({name: total})))
-            shown[-1].update(name, done, f"{failed} failed" if failed else "")
+            nonlocal shown
+            shown = shown or stack.enter_context(bars({name: total}))
+            shown.update(name, done, f"{failed} failed" if failed else "")
 
         yield on_progress
 

@@ -62,7 +62,7 @@ USES = {
         from grr_coca.serve.mcp import make_mcp_server
         cli('index', {svg!r}, '--out', 'index')
         with grr_coca.Index.open('index') as index:
-            make_mcp_server(IconTools({{'index': index}}, reads_files=True), reads_files=True)
+            make_mcp_server(IconTools({{'index': index}}, reads_files=True))
     """,
 }
 NEEDS_MORE = {

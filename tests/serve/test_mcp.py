@@ -71,7 +71,7 @@ def call(indexes):
 
     def run(name: str, **arguments: object):
         async def work():
-            async with Client(make_mcp_server(tools, reads_files=True)) as client:
+            async with Client(make_mcp_server(tools)) as client:
                 return await client.call_tool(name, arguments)
 
         result = anyio.run(work)
@@ -192,7 +192,7 @@ def test_over_http_no_file_is_read(indexes):
     assert all("file" not in tool.input_schema["properties"] for tool in listed_tools(reads_files=False))
 
     async def work():
-        async with Client(make_mcp_server(tools, reads_files=False)) as client:
+        async with Client(make_mcp_server(tools)) as client:
             return await client.call_tool("search_by_picture", {"file": "/etc/passwd"})
 
     result = anyio.run(work)

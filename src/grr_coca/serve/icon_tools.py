@@ -80,7 +80,7 @@ class IconTools:
         decode: Callable[[bytes, str, int], Image.Image] = lambda data, name, _: decode_image(data, name, to_srgb=True),
     ) -> None:
         self._indexes = dict(indexes)
-        self._reads_files = reads_files
+        self.reads_files = reads_files
         self._read, self._decode = read, decode
         self._lock = threading.Lock()
         self._sets: dict[str, tuple[str, OpenPictureSet]] = {}
@@ -297,7 +297,7 @@ class IconTools:
         return image
 
     def _file(self, file: str) -> bytes:
-        if not self._reads_files:
+        if not self.reads_files:
             raise UserError("files of the server are not read here; give the picture as data")
         path = Path(file).resolve()
         roots = [Path(root).resolve() for name in self._indexes for root in self._index(name).store.roots()]

@@ -83,20 +83,15 @@ def listed_tools(*, reads_files: bool) -> list[Tool]:
     ]
 
 
-def make_mcp_server(tools: IconTools, *, reads_files: bool) -> Server:
-    """The server of the protocol.
-
-    Args:
-        tools: what it calls.
-        reads_files: whether a picture may be given as a file.
-    """
+def make_mcp_server(tools: IconTools) -> Server:
+    """The server of the protocol, which calls the tools."""
 
     async def list_tools(*_: object) -> ListToolsResult:
-        return ListToolsResult(tools=listed_tools(reads_files=reads_files))
+        return ListToolsResult(tools=listed_tools(reads_files=tools.reads_files))
 
     async def call_tool(_: object, params: CallToolRequestParams) -> CallToolResult:
         try:
-            work = _work(tools, params.name, params.arguments or {}, reads_files=reads_files)
+            work = _work(tools, params.name, params.arguments or {})
             answer = await asyncio.to_thread(work)
         except UserError as error:
             return CallToolResult(content=[TextContent(type="text", text=printable(str(error)))], is_error=True)
@@ -115,7 +110,7 @@ def make_mcp_server(tools: IconTools, *, reads_files: bool) -> Server:
     )
 
 
-def _work(tools: IconTools, name: str, arguments: Mapping[str, Any], *, reads_files: bool) -> Callable[[], ToolAnswer]:
+def _work(tools: IconTools, name: str, arguments: Mapping[str, Any]) -> Callable[[], ToolAnswer]:
     """A call of a tool whose arguments are of the right kinds.
 
     Raises:
@@ -126,7 +121,7 @@ def _work(tools: IconTools, name: str, arguments: Mapping[str, Any], *, reads_fi
     _, properties, required = _TOOLS[name]
     kinds = {"string": str, "integer": int, "array": list}
     for key, value in arguments.items():
-        if key not in properties or (key == "file" and not reads_files):
+        if key not in properties or (key == "file" and not tools.reads_files):
             raise UserError(f"{name} has no argument '{key[:100]}'; it has {', '.join(properties)}")
         if value is not None and (not isinstance(value, kinds[properties[key]["type"]]) or isinstance(value, bool)):
             raise UserError(f"{name}: '{key}' is not of the kind {properties[key]['type']}")
@@ -153,7 +148,7 @@ def serve_stdio(locations: list[str], engine: str = "auto") -> None:
         tools = IconTools(indexes, reads_files=True)
         # The model is loaded while the client introduces itself.
         threading.Thread(target=tools.warm_up, name="model", daemon=True).start()
-        server = make_mcp_server(tools, reads_files=True)
+        server = make_mcp_server(tools)
 
         async def run() -> None:
             async with stdio_server() as (received, sent):

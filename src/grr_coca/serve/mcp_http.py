@@ -97,8 +97,7 @@ def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager,
     files = served.files
     index = Index.open(served.location)
     tools = IconTools({name: index}, reads_files=False, read=files.read_now, decode=files.decode)
-    server = make_mcp_server(tools, reads_files=False)
-    return StreamableHTTPSessionManager(app=server, json_response=True, stateless=True), index
+    return StreamableHTTPSessionManager(app=make_mcp_server(tools), json_response=True, stateless=True), index
 
 
 def _with_short_errors(send: Send) -> Send:

@@ -27,7 +27,7 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.files import MANIFEST, file_sha256
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch, CoCaOutput
-from grr_coca.data.sources.base import RawPair
+from grr_coca.data.sources.base import PairSource, RawPair
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
 from grr_coca.infer.engine.torch import TorchDecoder
@@ -96,7 +96,7 @@ def _shard(corpus: str, split: str) -> TarShards:
 
 
 @dataclass(frozen=True)
-class PairsInMemory:
+class PairsInMemory(PairSource):
     """A source of pairs that are there already."""
 
     pairs: Sequence[RawPair]
@@ -106,9 +106,6 @@ class PairsInMemory:
 
     def __getitem__(self, index: int) -> RawPair:
         return self.pairs[index]
-
-    def caption(self, index: int) -> str:
-        return self.pairs[index].caption
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self.pairs[index].captions

@@ -39,7 +39,10 @@ class RawPair:
 
 @runtime_checkable
 class PairSource(Protocol):
-    """A source of pairs, which can be read in any order. Reading a bad pair raises `BadSample`."""
+    """A source of pairs, which can be read in any order. Reading a bad pair raises `BadSample`.
+
+    What inherits from it has the first of its captions for a caption, and takes each pair for an image of its own.
+    """
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -51,7 +54,7 @@ class PairSource(Protocol):
 
     def caption(self, index: int) -> str:
         """Read the first caption of a pair. The image is not read."""
-        ...
+        return self.captions(index)[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Read all captions of a pair. The image is not read."""
@@ -63,7 +66,7 @@ class PairSource(Protocol):
 
     def image_name(self, index: int) -> str:
         """The name of the image of a pair. Pairs of the same image have the same name. The image is not read."""
-        ...
+        return self.name(index)
 
     def place(self, index: int) -> str:
         """The shard, table or folder of a pair. Bad pairs are counted by place."""

@@ -6,13 +6,13 @@ from typing import NoReturn
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import has_image_suffix
-from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, RawPair, Strings
+from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, Strings
 from grr_coca.data.sources.listed import read_image_file
 from grr_coca.data.text import decode_text
 from grr_coca.data.walk import walk_visible
 
 
-class ImageFolder:
+class ImageFolder(PairSource):
     """The pairs `NAME.jpg` and `NAME.txt` of a folder and its subfolders, sorted by path. See `walk_visible`."""
 
     def __init__(self, root: Path) -> None:
@@ -33,24 +33,16 @@ class ImageFolder:
         key = path.relative_to(self.root).with_suffix("").as_posix()
         return RawPair(key, str(path), read_image_file(path, str(path)), caption)
 
-    def caption(self, index: int) -> str:
+    def captions(self, index: int) -> tuple[str, ...]:
         """Read the caption of a pair."""
         image = self._path(index)
         path = caption_file(image)
         if path is None:
             message = f"{image}: no caption; expected it in {image.with_suffix('.txt').name} beside it"
             raise BadSample(message, Cause.NO_CAPTION)
-        return decode_text(read_image_file(path, str(path), MAX_TEXT), str(path))
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """Read the caption of a pair."""
-        return (self.caption(index),)
+        return (decode_text(read_image_file(path, str(path), MAX_TEXT), str(path)),)
 
     def name(self, index: int) -> str:
-        """The path of the image."""
-        return str(self._path(index))
-
-    def image_name(self, index: int) -> str:
         """The path of the image."""
         return str(self._path(index))
 

@@ -15,7 +15,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
 from grr_coca.data.images import MAX_BYTES, has_image_suffix
-from grr_coca.data.sources.base import BadSample, Cause, RawPair, Strings
+from grr_coca.data.sources.base import BadSample, Cause, PairSource, RawPair, Strings
 
 _ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
 """Suffixes that the paths of a listing may lack. ROCO lists ids."""
@@ -110,7 +110,7 @@ class ImageFiles(NamedTuple):
         return Path(path)
 
 
-class ListedPairs:
+class ListedPairs(PairSource):
     """The pairs of a listing, in its order. Each row is a pair. Rows with the same path belong to one image."""
 
     def __init__(self, listing: Path, rows: ListedRows, images: ImageFiles) -> None:
@@ -143,10 +143,6 @@ class ListedPairs:
         if not row.path:
             raise BadSample(f"{name}: a row without an image", Cause.NO_IMAGE)
         return read_image_file(self.images.path(row.path, name), name)
-
-    def caption(self, index: int) -> str:
-        """Read the first caption of a pair."""
-        return self._row(index).captions[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Read all captions of a pair."""

@@ -16,7 +16,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import fill_whole, read_whole, user_cache
 from grr_coca.data.icon_names import words_of_name
 from grr_coca.data.sources import icon_fonts, iconify, sprites
-from grr_coca.data.sources.base import BadSample, Cause, RawPair
+from grr_coca.data.sources.base import BadSample, Cause, PairSource, RawPair
 from grr_coca.data.sources.icon_set import IconSet
 
 _VERSION = 1
@@ -163,7 +163,7 @@ def _read(path: Path) -> list[PackedIcon]:
 # --- Pairs, for training and evaluation
 
 
-class IconPairs:
+class IconPairs(PairSource):
     """The icons of one argument as pairs: the drawing, and its name in words. Aliases are further captions."""
 
     def __init__(self, packed: PackedIcons) -> None:
@@ -195,10 +195,6 @@ class IconPairs:
             file.seek(icon.offset)
             return file.read(icon.size)
 
-    def caption(self, index: int) -> str:
-        """The words of the name."""
-        return self.captions(index)[0]
-
     def captions(self, index: int) -> tuple[str, ...]:
         """The words of the name, and those of other names."""
         icon = self._icons[index]
@@ -210,10 +206,6 @@ class IconPairs:
     def name(self, index: int) -> str:
         """The place of the icon."""
         return self._packed.full_name(self._icons[index])
-
-    def image_name(self, index: int) -> str:
-        """The place of the icon."""
-        return self.name(index)
 
     def place(self, index: int) -> str:  # noqa: ARG002 (all are in one)
         """The source of the icons."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from grr_coca.common.files import open_to_read, read_at, user_cache, write_whole
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
-from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, RawPair, locate
+from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, locate
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard
 from grr_coca.data.text import decode_text
 
@@ -45,7 +45,7 @@ _MESSAGES = {
 }
 
 
-class TarShards:
+class TarShards(PairSource):
     """The pairs of one or more tar shards, in the order of the files. See the module for the format."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -75,10 +75,6 @@ class TarShards:
         key, name = self._indices[shard].key(row), self._name(shard, row)
         return RawPair(key, name, image, captions[0], more_captions=captions[1:])
 
-    def caption(self, index: int) -> str:
-        """Read the first caption of a pair."""
-        return self.captions(index)[0]
-
     def captions(self, index: int) -> tuple[str, ...]:
         """Read all captions of a pair."""
         shard, row = locate(self._ends, index)
@@ -88,10 +84,6 @@ class TarShards:
     def name(self, index: int) -> str:
         """The name of a pair, for messages."""
         return self._name(*locate(self._ends, index))
-
-    def image_name(self, index: int) -> str:
-        """The name of the pair. No two pairs share an image."""
-        return self.name(index)
 
     def place(self, index: int) -> str:
         """The shard of a pair."""

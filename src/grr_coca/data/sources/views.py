@@ -1,7 +1,7 @@
 """Views of sources (subset, chain, every caption as a pair), and functions over the pairs of a whole source."""
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -17,12 +17,8 @@ from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.text import clean_caption
 
 
-class View(ABC):
+class View(PairSource):
     """A source whose pairs are in other sources. A subclass says where each pair is, and overrides what differs."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of pairs."""
 
     @abstractmethod
     def _locate(self, index: int) -> tuple[PairSource, int]:
@@ -32,11 +28,6 @@ class View(ABC):
         """Read one pair."""
         source, inner = self._locate(index)
         return source[inner]
-
-    def caption(self, index: int) -> str:
-        """Read the first caption of a pair."""
-        source, inner = self._locate(index)
-        return source.caption(inner)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Read all captions of a pair."""
@@ -117,14 +108,10 @@ class EveryCaption(View):
         pair = self._last[1]
         return replace(pair, caption=pair.captions[caption], more_captions=())
 
-    def caption(self, index: int) -> str:
-        """Read the caption of a pair."""
-        image, caption = locate(self._ends, index)
-        return self.source.captions(image)[caption]
-
     def captions(self, index: int) -> tuple[str, ...]:
         """Read the caption of a pair."""
-        return (self.caption(index),)
+        image, caption = locate(self._ends, index)
+        return (self.source.captions(image)[caption],)
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
         return self.source, locate(self._ends, index)[0]

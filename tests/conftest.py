@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jaxtyping  # before the package, or its annotations stay unchecked
 import pytest
 from hypothesis import settings
 
@@ -30,9 +31,6 @@ def modules_with_shapes() -> list[str]:
 
 
 if os.environ.get("GRR_COCA_CHECK_SHAPES"):
-    # Before the first import of the package, or its annotations stay unchecked.
-    import jaxtyping
-
     jaxtyping.install_import_hook(modules_with_shapes(), "shape_check.check")
 
 gc.disable()  # until all is imported

@@ -8,8 +8,8 @@ never saw; and those of the measurement, which no fit saw (`related`: of the mod
 are only measured, and are not on this machine, are left out, with a line.
 
 `scripts/photographs.txt` names photographs, and how DIR holds them: by default, `photographs` in the user's cache.
-Without them, their figures stay as they are. For a model with a page, a picture of the reliability and of the captions
-that are kept is drawn too.
+Without them, their figures stay as they are. `scripts/fit_photographs.py` fits by which numbers they are known, before.
+For a model with a page, a picture of the reliability and of the captions that are kept is drawn too.
 
 Shapes: N images, S image size in pixels.
 """
@@ -29,6 +29,7 @@ from scipy.stats import binomtest
 
 from fitting import BINS, calibration_error, exactly, logistic, read_card, table, write_fitted
 from grr_coca.cli import exit_code
+from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import CACHE, in_cache, user_cache
 from grr_coca.data.sources.open import open_source, require_there
@@ -37,6 +38,7 @@ from grr_coca.evaluate.caption_split import images_of
 from grr_coca.infer.calibration import Calibration, statistics
 from grr_coca.infer.generate import GREEDY, generate
 from grr_coca.infer.image_text_model import ImageTextModel, load
+from grr_coca.infer.photographs import read_photographs
 from grr_coca.model.checkpoint_folder import CONFIDENCE
 from grr_coca.model.shipped_models import FOLDER, Figure
 
@@ -80,12 +82,10 @@ def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -
     named = text["confidence"]
     training, held_out = (_there(named[part], named[part]) for part in ("training", "fit"))
     to_measure = _there(named["measure"], named["related"])
-    photographs_of = {} if photographs is None else _listed(photographs)
-    for path in itertools.chain(*photographs_of.values()):
-        if not path.is_file():
-            raise UserError(f"{path}: no such photograph; {PHOTOGRAPHS} says where they come from")
+    photographs_of = {} if photographs is None else listed_photographs(photographs)
     model = load(folder, engine="onnx")
-    fitted = fit(training_pixels(model, training), {name: answers(model, path) for name, path in held_out.items()})
+    of_captions = fit(training_pixels(model, training), {name: answers(model, path) for name, path in held_out.items()})
+    fitted = replace(of_captions, photographs=read_photographs(folder))
     measured = {name: answers(model, path) for name, path in to_measure.items()}
     figures = {name: split_figures(fitted, found) for name, found in measured.items()}
     related = [measured[name] for name in named["related"]]
@@ -93,8 +93,10 @@ def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -
     right = np.concatenate([found.right for found in related])
     figures["confidence"] = reliability(confidence, right)
     figures |= {name: photograph_figures(fitted, model, files) for name, files in photographs_of.items()}
+    numbers = to_dict(of_captions)
+    del numbers["photographs"]  # they have a file of their own
     everything = {**read_card(folder).figures, **figures}  # also those of photographs that are not measured now
-    write_fitted(folder, CONFIDENCE, fitted, figures, confidence_section(everything), NEXT)
+    write_fitted(folder, CONFIDENCE, numbers, figures, confidence_section(everything), NEXT)
     if named.get("picture"):
         draw(confidence, right, figures["confidence"], Path(str(PICTURE).format(name=folder.name)))
 
@@ -229,11 +231,23 @@ def photograph_figures(fitted: Calibration, model: ImageTextModel, files: list[P
     return {"unfamiliar": share(np.array(fitted.are_unfamiliar(pixels))), "images": exactly(len(files))}
 
 
+def listed_photographs(folder: Path) -> dict[str, list[Path]]:
+    """The photographs of each list.
+
+    Raises:
+        UserError: one is not there.
+    """
+    lists = _listed(folder)
+    for path in itertools.chain(*lists.values()):
+        if not path.is_file():
+            raise UserError(f"{path}: no such photograph; {PHOTOGRAPHS} says where they come from")
+    return lists
+
+
 def _listed(folder: Path) -> dict[str, list[Path]]:
-    """The photographs of each list."""
     lists: dict[str, list[Path]] = {}
     for line in PHOTOGRAPHS.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# photographs"):
+        if line.startswith(("# photographs", "# cut-outs")):
             found = lists.setdefault(line.removeprefix("# ").partition(":")[0], [])
         elif not line.startswith("#"):
             found.append(folder / line)
@@ -247,6 +261,17 @@ TITLE, NEXT = "## What it knows of its answers", "## Training"
 
 def _percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
+
+
+_WHOLE = (
+    "(expected calibration error, ten bins). An unfamiliar image is unlike those of training. No photograph took",
+    "part in the fit; `photographs, other` were first measured when all choices were made.",
+)
+_CUT_OUTS = (
+    "(expected calibration error, ten bins). An unfamiliar image looks like a photograph, or is unlike those of",
+    "training and not flat inside. `photographs` took part in the fit, whole and cut out by outlines of drawings;",
+    "`photographs, other` and `cut-outs` (animals and food, of another package) did not.",
+)
 
 
 def confidence_section(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]:
@@ -264,8 +289,7 @@ def confidence_section(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]
         "",
         "Confidence is the probability that a caption is exactly right. For drawings that neither training nor the fit",
         f"saw, {bins['captions'].value:,.0f} of them, it is off by {bins['calibration_error'].value:.3f} on average",
-        "(expected calibration error, ten bins). An unfamiliar image is unlike those of training. No photograph took",
-        "part in the fit; `photographs, other` were first measured when all choices were made.",
+        *(_CUT_OUTS if "cut-outs" in figures else _WHOLE),
         "",
         *table(
             ("confidence", "exactly right"),

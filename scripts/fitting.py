@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ def write_fitted(
     Args:
         folder: of the model.
         file: name of the JSON file.
-        numbers: its content, a dataclass.
+        numbers: its content, a dataclass or what JSON can hold.
         figures: by split and name. Other figures stay.
         section: its lines; the first one is the title.
         before: the title of the section that it stands before, where the page does not have it yet.
@@ -89,7 +89,8 @@ def write_fitted(
     page = (folder / "card.md").read_text(encoding="utf-8")
     with changed_folder(folder) as partial:
         for name, content in ((file, numbers), ("card.json", changed)):
-            (partial / name).write_text(json.dumps(to_dict(content), indent=1) + "\n", encoding="utf-8")
+            plain = to_dict(content) if is_dataclass(content) else content
+            (partial / name).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
         (partial / "card.md").write_text(with_section(page, section, before), encoding="utf-8")
 
 

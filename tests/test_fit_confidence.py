@@ -60,7 +60,7 @@ def test_the_section_of_the_card_that_ships_is_made_of_its_figures(script):
 
 def test_the_photographs_are_different_ones(script, tmp_path):
     lists = script._listed(tmp_path)
-    assert list(lists) == ["photographs", "photographs, other"]
+    assert list(lists) == ["photographs", "photographs, other", "cut-outs"]
     every = [path for paths in lists.values() for path in paths]
-    assert len(set(every)) == len(every) == 98
+    assert len(set(every)) == len(every) == 98 + 211
     assert min(map(len, lists.values())) >= 30

@@ -6,14 +6,16 @@ model without this file cannot tell.
 - *Confidence* is a logistic curve over the log-probability of the caption. It was fitted on images of design families
   that training never saw.
 - An image is *unfamiliar* if statistics of its pixels lie far from those of the training images (Mahalanobis distance).
-  The limit was set on drawings that training never saw. No photograph took part in the fit.
+  The limit was set on drawings that training never saw. No photograph took part in this fit.
+- It is also unfamiliar if it looks like a photograph, see `grr_coca.infer.photographs`, for models with these numbers.
+  What is flat inside is then familiar at any distance: drawings that fill their frame lie far from others.
 
 Shapes: B images, S image size in pixels, F statistics.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Bool, Float, Int, UInt8
+from grr_coca.infer.photographs import Photographs, read_photographs
 from grr_coca.model.checkpoint_folder import CONFIDENCE
 
 
@@ -46,7 +49,8 @@ class Calibration:
     """The numbers that were fitted for a model.
 
     `slope`, `offset`: of the logistic curve over log-probabilities. `mean`, `precision`: of the statistics of training
-    images, F and F F. `max_distance`: of a familiar image. `fitted_on`: the images of the fit, in words.
+    images, F and F F. `max_distance`: of a familiar image. `fitted_on`: the images of the fit, in words. `photographs`:
+    by which photographs are known; they have a file of their own.
     """
 
     slope: float
@@ -55,6 +59,7 @@ class Calibration:
     precision: tuple[tuple[float, ...], ...]
     max_distance: float
     fitted_on: str
+    photographs: Photographs | None = None
 
     def __post_init__(self) -> None:
         if {len(row) for row in (self.mean, self.precision, *self.precision)} != {NUM_STATISTICS}:
@@ -72,17 +77,23 @@ class Calibration:
 
     def are_unfamiliar(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> list[bool]:
         """Whether each image is unlike the training images."""
-        return [bool(distance > self.max_distance) for distance in self.distances(pixels)]
+        is_far = self.distances(pixels) > self.max_distance
+        if self.photographs is None:
+            return is_far.tolist()
+        scores = self.photographs.scores(pixels)
+        return ((scores > 0) | (is_far & (scores != -math.inf))).tolist()
 
 
 def read_calibration(folder: Path) -> Calibration | None:
     """The calibration of the model in a folder; None if it has none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: a file is damaged.
     """
     path = folder / CONFIDENCE
-    return from_dict(Calibration, read_json(path), str(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    return replace(from_dict(Calibration, read_json(path), str(path)), photographs=read_photographs(folder))
 
 
 # --- Statistics of an image

@@ -25,12 +25,14 @@ GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 GRAPH_FILES = tuple(f"{name}.onnx" for name in GRAPHS)
 QUANTIZED_WEIGHTS = "weights.safetensors"
 CONFIDENCE = "confidence.json"
+PHOTOGRAPHS = "photographs.json"
 RELEVANCE = "relevance.json"
 MATCHING = "match.json"
 TAGS = "tags.json"
-FITTED_FILES = (CONFIDENCE, RELEVANCE, MATCHING, TAGS)
-"""What the model knows of its captions, its hits, its matches and its tags, if that was fitted; see
-`grr_coca.infer.calibration`, `grr_coca.search.relevance`, `grr_coca.search.match.match_numbers`, `grr_coca.infer.tags`.
+FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS)
+"""What the model knows of its captions, of photographs, of its hits, its matches and its tags, if that was fitted; see
+`grr_coca.infer.calibration`, `grr_coca.infer.photographs`, `grr_coca.search.relevance`,
+`grr_coca.search.match.match_numbers`, `grr_coca.infer.tags`.
 """
 MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES)
 """All files that a model may be loaded from. A checkpoint of a run has others, to continue training."""

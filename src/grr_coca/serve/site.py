@@ -501,7 +501,9 @@ def _calibration(graphs: Path) -> dict[str, object] | None:
     known = read_calibration(graphs)
     if known is None:
         return None
-    return {"mean": known.mean, "precision": known.precision, "max_distance": known.max_distance}
+    photographs = None if known.photographs is None else to_dict(known.photographs)
+    told = {"mean": known.mean, "precision": known.precision, "max_distance": known.max_distance}
+    return {**told, "photographs": photographs}
 
 
 def _write_page(site: Path) -> None:

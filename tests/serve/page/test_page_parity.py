@@ -21,7 +21,8 @@ from grr_coca.data.framing import Framing
 from grr_coca.data.images import decode_image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe
-from grr_coca.infer.calibration import statistics
+from grr_coca.infer.calibration import read_calibration, statistics
+from grr_coca.infer.photographs import look_inside
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
 from grr_coca.search.filters import parse_filter
@@ -418,3 +419,28 @@ def test_a_picture_is_unlike_the_training_as_in_python(modules, tab):
         [image.ravel().tolist() for image in pixels],
     )
     assert np.array(found) == pytest.approx(statistics(pixels))
+
+
+def test_a_picture_looks_like_a_photograph_as_in_python(modules, tab):
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.integers(-9, 10, (64, 64, 3)), axis=1) + 120
+    cut_out = np.full((64, 64, 3), [250, 250, 240], int)
+    cut_out[10:50, 14:60] = smooth[10:50, 14:60] + rng.integers(0, 3, (40, 46, 3))
+    drawn = np.full((64, 64, 3), 250)
+    drawn[8:40, 8:40] = [200, 30, 40]
+    pixels = np.stack([rng.integers(0, 256, (64, 64, 3)), cut_out, smooth, drawn]).clip(0, 255).astype(np.uint8)
+    fitted = read_calibration(ICONS)
+    told = {"mean": fitted.mean, "precision": fitted.precision, "max_distance": fitted.max_distance}
+    found = tab(modules).page.evaluate(
+        """async ([all, fitted]) => {
+            const { lookInside } = await import("./photographs.js");
+            const { isUnfamiliar } = await import("./familiar.js");
+            const bytes = all.map((pixels) => Uint8Array.from(pixels));
+            return bytes.map((pixels) => [lookInside(pixels).numbers, isUnfamiliar(pixels, fitted)]);
+        }""",
+        [[image.ravel().tolist() for image in pixels], {**told, "photographs": to_dict(fitted.photographs)}],
+    )
+    inside = look_inside(pixels)
+    assert [numbers is not None for numbers, _ in found] == inside.is_judged.tolist() == [True, True, True, False]
+    assert np.array([numbers for numbers, _ in found if numbers]) == pytest.approx(inside.numbers, abs=1e-4)
+    assert [is_unfamiliar for _, is_unfamiliar in found] == fitted.are_unfamiliar(pixels)

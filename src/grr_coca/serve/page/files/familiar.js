@@ -1,17 +1,22 @@
 // Whether a picture is unlike those that the model was trained on, as in `grr_coca.infer.calibration`.
 
+import { photographScore } from "./photographs.js";
+
 const [SAME, NEAR, SHIFT] = [4, 8, 4];
 
 /**
  * @param {Uint8Array} pixels RGB, S S 3
- * @param {{mean: number[], precision: number[][], max_distance: number} | null} fitted null: it cannot be told
+ * @param {{mean: number[], precision: number[][], max_distance: number, photographs: ?object} | null} fitted null: it cannot be told
  */
 export function isUnfamiliar(pixels, fitted) {
   if (!fitted) return false;
   const away = statistics(pixels).map((value, i) => value - fitted.mean[i]);
   let distance = 0;
   away.forEach((one, i) => away.forEach((other, j) => (distance += one * fitted.precision[i][j] * other)));
-  return distance > fitted.max_distance;
+  const isFar = distance > fitted.max_distance;
+  if (!fitted.photographs) return isFar;
+  const score = photographScore(pixels, fitted.photographs);
+  return score > 0 || (isFar && score !== -Infinity);
 }
 
 /** The six numbers of `statistics` in Python. */

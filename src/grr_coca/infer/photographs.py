@@ -60,8 +60,9 @@ class Photographs:
             raise UserError(f"'weights' has {len(self.weights)} numbers, not {NUM_INSIDE}")
 
     def scores(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
-        """How much each image looks like a photograph. Minus infinity: its inside is flat, so it is drawn. NaN: there is next
-        to nothing inside, which tells nothing."""
+        """How much each image looks like a photograph. Minus infinity: its inside is flat, so it is drawn. NaN: next
+        to nothing is inside, which tells nothing.
+        """
         inside = look_inside(pixels)
         found = np.where(inside.is_flat, -math.inf, math.nan)
         found[inside.is_judged] = inside.numbers @ np.asarray(self.weights) + self.offset

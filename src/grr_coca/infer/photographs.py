@@ -11,7 +11,6 @@ Shapes: B images, S image size in pixels, s = S - 2, N images that are judged, F
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +22,6 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Bool, Float, Int, UInt8
 from grr_coca.model.checkpoint_folder import PHOTOGRAPHS
-
-_Mean = Callable[[np.ndarray], Float[np.ndarray, " N"]]
-"""The mean of a number of each pixel over the inside of each image."""
 
 _GROUND = 24
 """Largest difference of a channel, of 255, from the ground."""
@@ -111,21 +107,37 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> Inside:
         return Inside(is_flat, is_judged, np.zeros((0, NUM_INSIDE)))
     planes, is_inside, counts, laplacians = (of[is_judged] for of in (planes, is_inside, counts, laplacians))
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        return (values * is_inside).sum(axis=(1, 2)) / counts
+    area = _Area(is_inside, counts)
+    of, mean = area.of, area.mean
 
     red, green, blue = np.moveaxis(planes, 1, 0)
     brightness = (2 * red + 5 * green + blue) >> 3
-    numbers = [mean(np.log1p(laplacians)), *(mean(laplacians <= limit) for limit in _LAPLACIANS)]
+    inner = of(laplacians)
+    numbers = [mean(np.log1p(inner)), *(mean(inner <= limit) for limit in _LAPLACIANS)]
     for plane, limits in zip((brightness, red - green, blue - green), _STRAYS, strict=True):
-        numbers += _strays(plane, limits, mean)
-    numbers += _coherence(brightness.astype(np.float32), mean)
-    inner = planes[:, :, 1:-1, 1:-1]
-    numbers.extend(np.transpose([_colours(image, inside) for image, inside in zip(inner, is_inside, strict=True)]))
-    saturation, light = (inner.max(axis=1) - inner.min(axis=1)) / 64, brightness[:, 1:-1, 1:-1] / 64
+        numbers += _strays(plane, limits, area)
+    numbers += _coherence(brightness.astype(np.float32), area)
+    colours = planes[:, :, 1:-1, 1:-1]
+    numbers.extend(np.transpose([_colours(image, inside) for image, inside in zip(colours, is_inside, strict=True)]))
+    saturation, light = of(colours.max(axis=1) - colours.min(axis=1)) / 64, of(brightness[:, 1:-1, 1:-1]) / 64
     numbers += [mean(saturation), mean(saturation > 3), np.sqrt(np.maximum(mean(light**2) - mean(light) ** 2, 0))]
     numbers += [mean(light > 3.8), mean(light < 0.2), counts / pixels[0, ..., 0].size]
     return Inside(is_flat, is_judged, np.stack(numbers, axis=1))
+
+
+class _Area:
+    """The inside of some images, P pixels of all N."""
+
+    def __init__(self, is_inside: Bool[np.ndarray, "N s s"], counts: Int[np.ndarray, " N"]) -> None:
+        self._places, self._starts, self._counts = np.flatnonzero(is_inside), np.cumsum(counts) - counts, counts
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """The values of pixels inside, P, of those of all pixels, N s s."""
+        return values.ravel()[self._places]
+
+    def mean(self, values: np.ndarray) -> Float[np.ndarray, " N"]:
+        """The mean of values, P, over the pixels of each image."""
+        return np.add.reduceat(values, self._starts, dtype=np.float64) / self._counts
 
 
 def _is_inside(planes: Int[np.ndarray, "B 3 S S"]) -> Bool[np.ndarray, "B s s"]:
@@ -153,11 +165,13 @@ def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(planes[..., rows, columns] for rows, columns in parts)
 
 
-def _strays(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], mean: _Mean) -> list[np.ndarray]:
+def _strays(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], area: _Area) -> list[np.ndarray]:
     centre, left, right, up, down = _neighbours(plane)
-    across, along = (np.abs(centre - _middle(one, centre, other)) for one, other in ((left, right), (up, down)))
-    larger, smaller = np.maximum(across, along), np.minimum(across, along)
-    slopes = mean(np.abs(right - centre) + np.abs(down - centre))
+    across, along = (
+        area.of(np.abs(centre - _middle(one, centre, other))) for one, other in ((left, right), (up, down))
+    )
+    larger, smaller, mean = np.maximum(across, along), np.minimum(across, along), area.mean
+    slopes = mean(area.of(np.abs(right - centre) + np.abs(down - centre)))
     return [
         *(mean(larger <= limit) for limit in limits),
         *(mean(smaller <= limit) for limit in limits[:_NUM_BOTH]),
@@ -171,12 +185,14 @@ def _middle(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.ndarray:
     return np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))
 
 
-def _coherence(brightness: Float[np.ndarray, "N S S"], mean: _Mean) -> list[np.ndarray]:
+def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.ndarray]:
     _, left, right, up, down = _neighbours(brightness)
     across, along = (right - left) / 2, (down - up) / 2
-    squares, other_squares, products = map(_of_three_by_three, (across**2, along**2, across * along))
+    products = (_of_three_by_three(values) for values in (across**2, along**2, across * along))
+    squares, other_squares, both = map(area.of, products)
+    mean = area.mean
     energy = squares + other_squares
-    coherent = np.sqrt((squares - other_squares) ** 2 + 4 * products**2)
+    coherent = np.sqrt((squares - other_squares) ** 2 + 4 * both**2)
     is_edge = energy > 9 * _EDGE
     return [
         mean(coherent) / (mean(energy) + 1),

@@ -92,6 +92,7 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
         "manifest.json",
         "match.json",
         "model.safetensors",
+        "photographs.json",
         "preprocess.json",
         "relevance.json",
         "step.onnx",

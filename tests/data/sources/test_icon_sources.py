@@ -315,6 +315,46 @@ def test_a_sprite_that_refers_to_other_files_fetches_nothing(tmp_path):
         decode_image(by_name(path)["a"].read(), "a")
 
 
+CHAIN = "".join(f'<g id="g{n}"><use href="#g{n + 1}"/></g>' for n in range(300))
+
+
+@pytest.mark.parametrize(
+    ("symbol", "told"),
+    [
+        (f'<symbol id="a" viewBox="0 0 9 9"><use href="#g0"/></symbol><defs>{CHAIN}</defs>', "more than 200 other"),
+        (
+            f'<symbol id="a" viewBox="0 0 9 9"><path d="{"M0 0h1" * 200_000}"/></symbol>',
+            r"characters \(limit 1,048,576",
+        ),
+        (f'<symbol id="a" viewBox="0 0 9 9">{"<g>" * 5000}{"</g>" * 5000}</symbol>', "nested too deeply"),
+    ],
+)
+def test_a_symbol_that_is_too_much_is_told_and_the_next_one_is_drawn(tmp_path, symbol, told):
+    path = tmp_path / "sprite.svg"
+    other = f'<symbol id="b" viewBox="0 0 12 12">{SQUARE}</symbol>'
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg">{symbol}{other}</svg>')
+    found = by_name(path)
+    with pytest.raises(UserError, match=told):
+        found["a"].read()
+    assert drawn(found["b"].read())[3:9, 3:9].all()
+
+
+@pytest.mark.parametrize("sides", ['viewBox="0 0 a b"', 'viewBox="0 0 1e9 1e9"', 'width="1.2.3" height="12"', ""])
+@pytest.mark.parametrize("outer", ['width="12px" height="12"', 'viewBox="0,0,12,12"'])
+def test_a_symbol_without_a_box_of_its_own_has_that_of_the_sprite(tmp_path, sides, outer):
+    path = tmp_path / "sprite.svg"
+    symbol = f'<symbol id="a" {sides}>{SQUARE}</symbol>'
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {outer}>{symbol}</svg>')
+    assert drawn(by_name(path)["a"].read())[3:9, 3:9].all()
+
+
+@pytest.mark.parametrize("content", ["<svg><symbol", "symbol & more", '<svg><symbol id="a">&unknown;</symbol></svg>'])
+def test_a_sprite_that_is_no_xml_is_told_by_its_name(tmp_path, content):
+    (tmp_path / "broken.svg").write_text(content)
+    with pytest.raises(UserError, match=r"broken\.svg: not a whole SVG file"):
+        by_name(tmp_path / "broken.svg")
+
+
 def test_ten_thousand_symbols_and_one_broken(tmp_path):
     symbols = "".join(f'<symbol id="s{n}" viewBox="0 0 12 12">{SQUARE}</symbol>' for n in range(10_000))
     path = tmp_path / "sprite.svg"

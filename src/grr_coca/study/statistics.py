@@ -119,7 +119,7 @@ def is_equivalent(low: float, high: float) -> bool:
     This is the test of equivalence by two one-sided tests (TOST; Schuirmann, Journal of Pharmacokinetics and
     Biopharmaceutics 15, 1987). With an interval of 95 %, each of them has a level of 2.5 %.
     """
-    return low > -MARGIN and high < MARGIN
+    return bool(low > -MARGIN and high < MARGIN)
 
 
 def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studies E"]:

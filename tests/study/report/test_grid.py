@@ -110,7 +110,8 @@ def test_the_difference_at_each_point_and_its_growth_with_the_rate():
 
 def curve(val, test) -> GridCurve:
     points = tuple({"key": name} for name in "abc"[: len(val)])
-    return GridCurve(arm="", points=points, best=points[0], val=np.exp(val).tolist(), test=np.exp(test).tolist())
+    val, test = (tuple(map(tuple, np.exp(table).tolist())) for table in (val, test))
+    return GridCurve(arm="", points=points, best=points[0], val=val, test=test)
 
 
 def test_a_draw_of_seeds_chooses_its_own_point():

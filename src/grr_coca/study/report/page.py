@@ -238,6 +238,7 @@ def _add_curves(page: _Page, plan: Plan, ledger: Ledger, results: StudyResults) 
         page.add("## Learning curves")
     for stage, rows in stages.items():
         if rows:
+            page.add(f"### {stage}")
             plot = learning_curves(rows, {arm: page.titles[arm] for arm in results.pair})
             page.add_figure(f"Validation losses of {stage} by step", f"curves-{stage}", plot)
 

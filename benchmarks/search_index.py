@@ -1,8 +1,8 @@
 """What the exact comparison of a search costs: `python benchmarks/search_index.py`.
 
 A query of 256 numbers is multiplied with all embeddings, which are read from a file in half precision, and the best 20
-are taken: in a process with all instructions of the processor, and in one with AVX2 alone. One thread. Writes
-`results/search.json`.
+are taken: in a process with all instructions of the processor, and in one with AVX2 alone, with a thread for each core.
+Writes `results/search.json`.
 """
 
 import json

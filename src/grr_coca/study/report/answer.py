@@ -69,8 +69,8 @@ def _cautions(results: StudyResults) -> list[str]:
     seeds = max(result.num_seeds for result in primary)
     if seeds == 1:
         found.append(
-            "One seed is not a claim: the order of two models can change with the seed. `grr-coca study run` runs a "
-            "plan with many."
+            "One seed is not a claim: the order of two models can change with the seed. A study runs a plan with many "
+            "seeds."
         )
     elif 1 < seeds < min_seeds(len(primary)):
         found.append(

@@ -14,7 +14,6 @@ For a model with a page, a picture of the reliability and of the captions that a
 Shapes: N images, S image size in pixels.
 """
 
-import argparse
 import itertools
 import math
 import sys
@@ -23,11 +22,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from PIL import Image
 from scipy.stats import binomtest
 
-from fitting import BINS, calibration_error, exactly, logistic, read_card, table, write_fitted
+from fitting import (
+    BINS,
+    calibration_error,
+    card_text,
+    exactly,
+    folder_of,
+    logistic,
+    parser_of,
+    read_card,
+    table,
+    write_fitted,
+)
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
@@ -40,7 +49,7 @@ from grr_coca.infer.generate import GREEDY, generate
 from grr_coca.infer.image_text_model import ImageTextModel, load
 from grr_coca.infer.photographs import read_photographs
 from grr_coca.model.checkpoint_folder import CONFIDENCE
-from grr_coca.model.shipped_models import FOLDER, Figure
+from grr_coca.model.shipped_models import Figure
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT / "scripts" / "photographs.txt"
@@ -65,16 +74,15 @@ class Answers:
 
 def main() -> None:
     """Fit a shipped model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the shipped model")
+    parser = parser_of(__doc__)
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="folder with the photographs")
     options = parser.parse_args()
-    text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{options.name}.yaml").read_text(encoding="utf-8"))
+    folder, text = folder_of(options.name), card_text(options.name)
     photographs = options.photographs or user_cache() / "photographs"
     if options.photographs is None and not photographs.is_dir():
         print(f"photographs: left out: {photographs} is not there")
         photographs = None
-    fit_and_measure(FOLDER / options.name, text, photographs)
+    fit_and_measure(folder, text, photographs)
 
 
 def fit_and_measure(folder: Path, text: dict, photographs: Path | None = None) -> None:

@@ -18,7 +18,6 @@ saw, and that the fit saw neither; and of `fit seen` the targets in `REPORTED_SE
 names an icon of the fit. The rows of the hash depend on no model, so they stay as commit `a84b5aca` measured them.
 """
 
-import argparse
 import csv
 import json
 import random
@@ -40,13 +39,12 @@ from icon_pairs import HeldOut
 from icon_sources import PACKAGES as CORPUS
 from icon_sources import Archives, NpmPackage, kept_sets
 
-from fitting import BINS, exactly, logistic, table, write_fitted
+from fitting import BINS, exactly, folder_of, logistic, parser_of, table, write_fitted
 from grr_coca.cli import exit_code
-from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json, user_cache, write_whole
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_folder import MATCHING
-from grr_coca.model.shipped_models import FOLDER, Figure
+from grr_coca.model.shipped_models import Figure
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.candidates import Pairs, PictureSet
 from grr_coca.search.match.label_check import knows
@@ -467,14 +465,11 @@ def missed(cases: Sequence[Case], numbers: Numbers) -> Iterator[str]:
 
 def main() -> None:
     """Fit, measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="name of a shipped model")
+    parser = parser_of(__doc__)
     parser.add_argument("--archives", type=Path, default=user_cache() / "packages", help="folder of the packages")
     parser.add_argument("--missed", action="store_true", help="print the reported icons whose first candidate is wrong")
     options = parser.parse_args()
-    folder = FOLDER / options.name
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no shipped model")
+    folder = folder_of(options.name)
     archives = Archives(options.archives, PACKAGES)
     archives.fetch(lambda _: None)
     rows = read_truth()

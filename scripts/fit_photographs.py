@@ -17,7 +17,6 @@ counted once.
 Shapes: N images, S image size in pixels, F numbers of the inside.
 """
 
-import argparse
 import io
 import json
 import sys
@@ -26,12 +25,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import yaml
 from PIL import Image
 from scipy import ndimage
 
 from fit_confidence import ROOT, listed_photographs
-from fitting import logistic
+from fitting import card_text, folder_of, logistic, parser_of
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
@@ -43,7 +41,6 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.infer.image_text_model import load
 from grr_coca.infer.photographs import Photographs, look_inside
 from grr_coca.model.checkpoint_folder import PHOTOGRAPHS
-from grr_coca.model.shipped_models import FOLDER
 
 T = TypeVar("T")
 
@@ -61,14 +58,13 @@ DRAWN = (128, 256, 512)
 
 def main() -> None:
     """Fit a shipped model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the shipped model")
+    parser = parser_of(__doc__)
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="folder with the photographs")
     options = parser.parse_args()
-    text = yaml.safe_load((ROOT / "scripts" / "cards" / f"{options.name}.yaml").read_text(encoding="utf-8"))
+    folder, text = folder_of(options.name), card_text(options.name)
     if "photographs" not in text:
         raise UserError(f"{options.name}: its card names no drawings for a fit of photographs")
-    named, folder = text["photographs"], FOLDER / options.name
+    named = text["photographs"]
     to_fit, others, _ = listed_photographs(options.photographs or user_cache() / "photographs").values()
     pictures = Pictures(load(folder, engine="onnx").preprocess)
 

@@ -12,7 +12,6 @@ Beside it: the best caption and its words; and the words of five captions by the
 which is given the true name, does not depend on the model: it stays as commit `a84b5aca` measured it.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import calibration_error, logistic
+from fitting import calibration_error, folder_of, logistic, parser_of
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import changed_folder, in_cache, read_json, write_whole
@@ -34,7 +33,6 @@ from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.image_text_model import Description, ImageTextModel, load
 from grr_coca.infer.tags import Tagger, TagNumbers, in_singular, with_beams
 from grr_coca.model.checkpoint_folder import TAGS
-from grr_coca.model.shipped_models import FOLDER
 from icon_search import Icon, read_icons
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tags.json"
@@ -47,9 +45,7 @@ THESAURUS = "WordNet, given the name"
 
 def main() -> None:
     """Fit a shipped model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the shipped model")
-    folder = FOLDER / parser.parse_args().name
+    folder = folder_of(parser_of(__doc__).parse_args().name)
     model = load(folder, engine="onnx")
     numbers = vocabulary()
     vectors = model.embed_texts(list(numbers.words))

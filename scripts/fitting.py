@@ -1,20 +1,62 @@
-"""What the scripts share that fit numbers to a model that ships: statistics, and sections of its card.
+"""What the scripts share that fit numbers to a model that ships: its name, statistics, and sections of its card.
 
 `card.json` holds the figures of a model, and `card.md` is what people read.
 """
 
+import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import changed_folder, read_json
-from grr_coca.model.shipped_models import Figure, ModelCard
+from grr_coca.model.shipped_models import Figure, ModelCard, shipped_folder, shipped_names
 
+CARDS = Path(__file__).with_name("cards")
 BINS = 10
+
+
+# --- The model
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments of a script that fits numbers to a model: its name."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the shipped model")
+    return parser
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a model that ships.
+
+    Raises:
+        UserError: there is no such model; the message names the nearest.
+    """
+    folder = shipped_folder(name)
+    if folder is None:
+        raise UserError(f"{name}: no model of this name ships; {nearest(name, shipped_names())}")
+    return folder
+
+
+def card_text(name: str) -> dict:
+    """The words of a model's card, and what is fitted to it.
+
+    Raises:
+        UserError: there are none; the message names the nearest.
+    """
+    path = CARDS / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(other.stem for other in CARDS.glob("*.yaml"))
+        raise UserError(f"{path}: no such file; it holds the text of the card; {nearest(name, known)}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+# --- Statistics
 
 
 def logistic(

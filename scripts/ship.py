@@ -6,6 +6,7 @@
    and the card. The weights are those of the run's last checkpoint, or, if the card says `mean_of_checkpoints`, the
    mean of all that the run keeps (arXiv 2203.05482). The text of the card is `scripts/cards/NAME.yaml`. Its figures are
    measured on every split that the run's recipe names and on those that the card adds, with the rounded weights.
+   `photographs.json` depends on the preprocessing alone: it stays if that is as before.
 2. Runs what the card lists under `fits`, in this order: the scripts that fit numbers to the weights (confidence,
    relevance, matches, tags), and those that draw pictures and look through the pages. Each is also run by itself, after
    a change of what it does. If one fails, the others are run, and named at the end.
@@ -23,7 +24,9 @@ exports the graphs of a model that ships anew, after a change of the exporter. N
 """
 
 import argparse
+import filecmp
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -32,8 +35,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
+from fitting import card_text
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
@@ -46,7 +49,7 @@ from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.export.write import manifest_facts, write_graphs
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, write_files
-from grr_coca.model.checkpoint_folder import checkpoints_by_step
+from grr_coca.model.checkpoint_folder import PHOTOGRAPHS, checkpoints_by_step
 from grr_coca.model.losses import LossWeights
 from grr_coca.model.shipped_models import FOLDER, Figure, ModelCard
 from grr_coca.train.recipe import load_recipe
@@ -109,25 +112,17 @@ def write_model(run: Path, name: str) -> None:
     )
     weights = {key: tensor.half() for key, tensor in checkpoint.model.state_dict().items()}
     facts: dict[str, object] = {}
-    with whole_folder(FOLDER / name, facts) as folder:
+    before = FOLDER / name
+    with whole_folder(before, facts) as folder:
         write_files(checkpoint, weights, folder)
+        seen_by = [at / "preprocess.json" for at in (before, folder)]
+        if (before / PHOTOGRAPHS).exists() and filecmp.cmp(*seen_by, shallow=False):
+            shutil.copyfile(before / PHOTOGRAPHS, folder / PHOTOGRAPHS)
         write_graphs(checkpoint, folder)
         facts |= manifest_facts(checkpoint, folder, "fp32")
         (folder / "card.json").write_text(json.dumps(to_dict(card), indent=1) + "\n", encoding="utf-8")
         (folder / "card.md").write_text(card_page(card, text), encoding="utf-8")
     print(f"{FOLDER / name}: {sum(path.stat().st_size for path in (FOLDER / name).iterdir()):,} bytes")
-
-
-def card_text(name: str) -> dict:
-    """The words of a model's card, and what is fitted to it.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    path = ROOT / "scripts" / "cards" / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; it holds the text of the card")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def run_fits(name: str) -> None:

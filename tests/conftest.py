@@ -6,6 +6,7 @@ What is heavy is imported late: pytest loads this in the process, too, that only
 import errno
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from grr_coca.model.config import CoCaConfig, TransformerConfig
 
 SRC = Path(__file__).parents[1] / "src"
+sys.path.append(str(SRC.with_name("scripts")))  # where each script finds those that it imports
 
 
 def modules_with_shapes() -> list[str]:

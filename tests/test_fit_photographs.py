@@ -1,42 +1,28 @@
 """The script that fits by which numbers photographs are known."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import fit_photographs
 from grr_coca.data.preprocess import Preprocess
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fit_photographs.py"
 
-
-@pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)
-        spec = importlib.util.spec_from_file_location("fit_photographs", SCRIPT)
-        found = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found)
-        return found
-
-
-def test_the_curve_is_the_one_that_the_truths_were_drawn_from(script):
+def test_the_curve_is_the_one_that_the_truths_were_drawn_from():
     rng = np.random.default_rng(0)
     numbers = rng.normal(3, 2, (20_000, 2))
     is_positive = rng.random(20_000) < 1 / (1 + np.exp(-(numbers @ [1.5, -0.5] - 2)))
-    weights, offset = script.fit([numbers[is_positive]], [numbers[~is_positive]])
+    weights, offset = fit_photographs.fit([numbers[is_positive]], [numbers[~is_positive]])
     assert (*weights, offset) == pytest.approx((1.5, -0.5, -2), abs=0.15)
 
 
-def test_each_set_counts_once_for_the_limit(script):
+def test_each_set_counts_once_for_the_limit():
     large, small = (
         np.zeros(1000),
         np.array([0.0] * 13 + [3.0]),
     )  # 1 of 14 is twice what may be wrong, and one of two sets
-    assert script.limit_of([large, small]) == pytest.approx(3, abs=0.02)
-    assert script.limit_of([large, *[np.zeros(9)] * 2, small]) == pytest.approx(0, abs=0.02)
+    assert fit_photographs.limit_of([large, small]) == pytest.approx(3, abs=0.02)
+    assert fit_photographs.limit_of([large, *[np.zeros(9)] * 2, small]) == pytest.approx(0, abs=0.02)
 
 
 def ring() -> Image.Image:
@@ -45,15 +31,15 @@ def ring() -> Image.Image:
     return drawing
 
 
-def test_an_outline_fills_holes_and_white_that_is_enclosed_stays(script):
-    assert script.outline(ring()).getpixel((128, 128)) == 255
-    assert script.outline(ring()).getpixel((2, 2)) == 0
-    alpha = script.cut_free(ring()).getchannel("A")
+def test_an_outline_fills_holes_and_white_that_is_enclosed_stays():
+    assert fit_photographs.outline(ring()).getpixel((128, 128)) == 255
+    assert fit_photographs.outline(ring()).getpixel((2, 2)) == 0
+    alpha = fit_photographs.cut_free(ring()).getchannel("A")
     assert (alpha.getpixel((1, 1)), alpha.getpixel((32, 32)), alpha.getpixel((32, 10))) == (0, 255, 255)
 
 
-def test_a_cut_out_shows_the_photograph_inside_of_the_outline_alone(script, monkeypatch):
-    pictures = script.Pictures(Preprocess(64))
+def test_a_cut_out_shows_the_photograph_inside_of_the_outline_alone(monkeypatch):
+    pictures = fit_photographs.Pictures(Preprocess(64))
     monkeypatch.setattr(pictures, "_drawings", lambda path, number: [ring()] * number)
     found = pictures.cut_out([Image.new("RGB", (200, 100), (200, 40, 40))], {"rings": 2}, 8)
     assert found.shape == (8, 64, 64, 3)
@@ -62,8 +48,8 @@ def test_a_cut_out_shows_the_photograph_inside_of_the_outline_alone(script, monk
     assert (np.abs(found[:, 32, 32].astype(int) - [200, 40, 40]).max(axis=-1) < 40).all()
 
 
-def test_drawings_are_also_shown_small_and_glossy(script, monkeypatch):
-    pictures = script.Pictures(Preprocess(64))
+def test_drawings_are_also_shown_small_and_glossy(monkeypatch):
+    pictures = fit_photographs.Pictures(Preprocess(64))
     filled = Image.new("RGB", (64, 64), "white")
     ImageDraw.Draw(filled).rectangle((12, 12, 51, 51), fill=(60, 120, 200))
     monkeypatch.setattr(pictures, "_drawings", lambda path, number: [filled] * number)

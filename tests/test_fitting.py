@@ -3,23 +3,23 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+import fitting
 from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
 from grr_coca.common.files import changed_folder, verify_folder
 from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
 
 PAGE = "# model\n\n## One\n\nfirst\n\n## Two\n\nsecond\n\n## Three\n\nthird\n"
 
 
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
-    import fitting
-
-    return fitting
+def test_a_model_that_does_not_ship_is_refused_with_the_nearest_name():
+    assert fitting.folder_of("icons") == shipped_folder("icons")
+    for find in (fitting.folder_of, fitting.card_text):
+        with pytest.raises(UserError, match=r"did you mean 'icons'\?"):
+            find("icon")
 
 
 @pytest.mark.parametrize(
@@ -29,19 +29,19 @@ def script(monkeypatch):
         ("## New", PAGE.replace("## Three", "## New\n\nnew\n\n## Three")),
     ],
 )
-def test_a_section_replaces_the_one_of_its_title_or_stands_before_another(script, title, page):
-    assert script.with_section(PAGE, [title, "", "new"], "## Three") == page
+def test_a_section_replaces_the_one_of_its_title_or_stands_before_another(title, page):
+    assert fitting.with_section(PAGE, [title, "", "new"], "## Three") == page
 
 
-def test_figures_of_a_split_are_added_to_those_that_it_has(script, tmp_path):
+def test_figures_of_a_split_are_added_to_those_that_it_has(tmp_path):
     folder = tmp_path / "icons"
     shutil.copytree(shipped_folder("icons"), folder)
     card = replace(shipped_models()["icons"], figures={"val": {"a": Figure(1, 1, 1), "b": Figure(2, 2, 2)}})
     with changed_folder(folder) as partial:
         (partial / "card.json").write_text(json.dumps(to_dict(card)))
     found = {"val": {"b": Figure(3, 3, 3)}, "test": {"c": Figure(4, 4, 4)}}
-    script.write_fitted(folder, "fitted.json", Figure(0, 1, 2), found, ["## Cost", "", "nothing"], "## Training")
-    assert script.read_card(folder).figures == {
+    fitting.write_fitted(folder, "fitted.json", Figure(0, 1, 2), found, ["## Cost", "", "nothing"], "## Training")
+    assert fitting.read_card(folder).figures == {
         "val": {"a": Figure(1, 1, 1), "b": Figure(3, 3, 3)},
         "test": {"c": Figure(4, 4, 4)},
     }

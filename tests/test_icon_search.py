@@ -1,14 +1,10 @@
 """The measure of search for icons, on rankings worked out by hand."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 from icon_search import Icon, LexicalIndex, Query, all_queries, fuse, hidden_queries, ndcg
 

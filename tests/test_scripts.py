@@ -18,6 +18,7 @@ BUILD = "python scripts/build_datasets icons"
         ("scripts/icon_pictures.py icons out", BUILD),
         ("scripts/fit_confidence.py icons", BUILD),
         ("scripts/fit_confidence.py pictograms --photographs nowhere", "nowhere/budgie-backgrounds/"),
+        ("scripts/fit_photographs.py picto", "picto: no model of this name ships; did you mean 'pictograms'?"),
         ("scripts/ship.py nowhere icons", "nowhere: no such folder"),
         ("benchmarks/search_relevance.py --out . --fit", BUILD),
         ("benchmarks/icons.py --out . --beside nowhere", "nowhere"),

@@ -1,6 +1,5 @@
 """The script that makes a run a shipped model."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,37 +8,31 @@ import pytest
 import torch
 import yaml
 
+import fitting
+import ship
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import verify_folder
+from grr_coca.common.files import changed_folder, verify_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.checkpoint_folder import FILES, GRAPHS, fingerprint
+from grr_coca.model.checkpoint_folder import CONFIDENCE, FILES, GRAPHS, PHOTOGRAPHS, fingerprint
 from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
 from grr_coca.train.recipe import CheckpointRecipe
 from support import DATASETS, finished_run
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "ship.py"
 WORDS = {
     key: f"the {key}" for key in ("summary", "data", "licence", "recipe", "reproduce", "training", "uses", "licences")
 }
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("ship", SCRIPT)
-    ship = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ship)
-    return ship
-
-
 def test_search_has_a_table_of_its_own():
-    table = load_script().search_table({"all tags": {"ours": Figure(0.5, 0.4, 0.6), "BM25": Figure(0.1, 0.0, 0.2)}})
+    table = ship.search_table({"all tags": {"ours": Figure(0.5, 0.4, 0.6), "BM25": Figure(0.1, 0.0, 0.2)}})
     assert table == [
         "| | ours | BM25 |",
         "|---|---|---|",
         "| all tags | 0.500 (0.400 to 0.600) | 0.100 (0.000 to 0.200) |",
         "",
     ]
-    assert load_script().search_table({}) == []
+    assert ship.search_table({}) == []
 
 
 def write_names(checkpoint, folder):
@@ -52,7 +45,7 @@ def test_the_mean_is_of_all_checkpoints_that_a_run_keeps(tmp_path):
     """And nothing but the weights is."""
     run = finished_run(tmp_path, steps=3, checkpoints=CheckpointRecipe(interval=1, keep_last=3)).folder
     kept = [from_pretrained(run / "checkpoints" / f"step-{step:09}").model.state_dict() for step in (1, 2, 3)]
-    mean = load_script().mean_of_checkpoints(run)
+    mean = ship.mean_of_checkpoints(run)
     assert mean.step == 3
     moved = 0
     for name, parameter in mean.model.named_parameters():
@@ -61,19 +54,23 @@ def test_the_mean_is_of_all_checkpoints_that_a_run_keeps(tmp_path):
     assert moved > 10
 
 
-def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
-    run = finished_run(tmp_path, steps=2)
-    ship = load_script()
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A run, a card for it with the name `mine`, and nothing that ships yet."""
     monkeypatch.setattr(ship, "write_graphs", write_names)
-    (tmp_path / "scripts" / "cards").mkdir(parents=True)
-    words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}, "fits": ["fit.py mine", "other.py"]}
-    (tmp_path / "fit.py").write_text("import sys, pathlib\npathlib.Path('fitted').write_text(sys.argv[1])")
-    (tmp_path / "other.py").write_text("raise SystemExit(0)")
-    (tmp_path / "scripts" / "cards" / "mine.yaml").write_text(yaml.safe_dump(words))
     monkeypatch.setattr(ship, "ROOT", tmp_path)
+    monkeypatch.setattr(fitting, "CARDS", tmp_path)
     monkeypatch.setattr(ship, "FOLDER", tmp_path / "weights")
     monkeypatch.setattr("grr_coca.model.shipped_models.FOLDER", tmp_path / "weights")
-    monkeypatch.setattr(sys, "argv", ["ship.py", str(run.folder), "mine"])
+    words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}, "fits": ["fit.py mine", "other.py"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(words))
+    return finished_run(tmp_path, steps=2).folder
+
+
+def test_a_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
+    (tmp_path / "fit.py").write_text("import sys, pathlib\npathlib.Path('fitted').write_text(sys.argv[1])")
+    (tmp_path / "other.py").write_text("raise SystemExit(0)")
+    monkeypatch.setattr(sys, "argv", ["ship.py", str(run), "mine"])
     ship.main()
     assert (tmp_path / "fitted").read_text() == "mine"
     card = shipped_models()["mine"]
@@ -82,7 +79,7 @@ def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     page = (tmp_path / "weights" / "mine" / "card.md").read_text()
     assert "| elsewhere |" in page
     assert "trains 2 steps by `the recipe`" in page
-    shipped, trained = (from_pretrained(path).model.state_dict() for path in (tmp_path / "weights/mine", run.folder))
+    shipped, trained = (from_pretrained(path).model.state_dict() for path in (tmp_path / "weights/mine", run))
     assert all(torch.equal(shipped[name], tensor.half().float()) for name, tensor in trained.items())
 
     folder = tmp_path / "weights" / "mine"
@@ -108,6 +105,25 @@ def test_a_run_becomes_a_model_with_a_card(tmp_path, monkeypatch):
     assert after["files"].keys() == before["files"].keys()
 
 
+def test_photographs_are_known_by_the_same_numbers_if_images_are_seen_alike(run, tmp_path, monkeypatch):
+    heads = (*ship.retrieval_heads("text_to_image"), *ship.retrieval_heads("image_to_text"), *ship.CAPTIONS)
+    monkeypatch.setattr(ship, "figures", lambda *_: dict.fromkeys(heads, Figure(1, 1, 1)))
+    folder = tmp_path / "weights" / "mine"
+    ship.write_model(run, "mine")
+    assert not (folder / PHOTOGRAPHS).exists()
+    with changed_folder(folder) as partial:
+        (partial / PHOTOGRAPHS).write_text("numbers")
+        (partial / CONFIDENCE).write_text("numbers of other weights")
+    ship.write_model(run, "mine")
+    assert (folder / PHOTOGRAPHS).read_text() == "numbers"
+    assert not (folder / CONFIDENCE).exists()
+    verify_folder(folder)
+    with changed_folder(folder) as partial:
+        (partial / "preprocess.json").write_text("another size")
+    ship.write_model(run, "mine")
+    assert not (folder / PHOTOGRAPHS).exists()
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [("icons", "fef88ceaf9804f213222eb168d7235c4"), ("pictograms", "37eed30f590dede8f1278062dac51067")],
@@ -121,7 +137,7 @@ def test_indexes_of_the_models_that_ship_stay_valid(name, known):
 def test_a_run_or_graphs_is_asked_for(monkeypatch, arguments):
     monkeypatch.setattr(sys, "argv", ["ship.py", *arguments])
     with pytest.raises(SystemExit):
-        load_script().main()
+        ship.main()
 
 
 @pytest.mark.ci
@@ -137,7 +153,7 @@ def test_a_run_or_graphs_is_asked_for(monkeypatch, arguments):
 def test_what_a_card_says_of_the_weights_is_measured_again(name, split, files):
     """Of splits that come with the code. Rounding on another processor may turn one caption or rank in a hundred."""
     told = shipped_models()[name].figures[split]
-    found = load_script().figures(from_pretrained(shipped_folder(name)), open_source(str(DATASETS / files)))
+    found = ship.figures(from_pretrained(shipped_folder(name)), open_source(str(DATASETS / files)))
     for key in ("contrastive_loss", "coca_loss", "chance R@1"):
         assert found[key].value == pytest.approx(told[key].value, rel=0.01), key
     shares = {key for key in told if "R@" in key or key == "exact_captions"}

@@ -1,7 +1,6 @@
 """The encoder of a text teacher, the folder that it writes, and the queries in everyday words."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from tokenizers import models, pre_tokenizers
 from torch import nn
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 import text_teacher
 from everyday_queries import QUERIES, EverydayQuery, pictures_of, read_queries

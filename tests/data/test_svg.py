@@ -1,7 +1,9 @@
 """SVG files are images like others, and none can end or stop the process that reads it."""
 
 import importlib.util
+import io
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import svg_grammar
 from PIL import Image
 
 from grr_coca.data import svg as svg_module
+from grr_coca.data import svg_program
 from grr_coca.data.framing import Framing
 from grr_coca.data.images import decode_image, open_header
 from grr_coca.data.preprocess import Preprocess
@@ -118,9 +121,12 @@ def test_no_entity_hides_that_another_file_is_read(tmp_path):
 
 
 def test_without_resvg_the_command_that_installs_it_is_said(monkeypatch):
+    monkeypatch.setattr(svg_module, "_helpers", svg_module._Helpers())
     monkeypatch.setattr(svg_module, "find_spec", lambda _: None)
     with pytest.raises(BadSample, match=r"a\.svg: an SVG file, which needs resvg-py; pip install resvg-py$"):
         decode_image(SQUARE, "a.svg")
+    with pytest.raises(ValueError, match="resvg-py is not installed"):
+        render_svg(SQUARE.decode(), 8)
     assert importlib.util.find_spec("resvg_py") is not None
 
 
@@ -224,7 +230,73 @@ def test_resvg_can_read_no_file_even_if_it_is_asked_to(tmp_path, brief):
     assert brief.draw(shown, 8) == brief.draw(SQUARE, 8)
 
 
+def test_a_drawing_that_takes_too_long_is_told_though_its_first_helper_was_ended(monkeypatch):
+    helpers = svg_module._Helpers(cpu_seconds=0.1)
+    monkeypatch.setattr(svg_module, "_helpers", helpers)
+    render_svg(SQUARE.decode(), 8)
+    helpers._idle[0]._process.kill()
+    with pytest.raises(ValueError, match=r"it takes more than 0\.1 seconds of a processor"):
+        render_svg(ENDLESS.decode(), 8)
+    helpers.end()
+
+
 # --- Programs that draw
+
+
+@pytest.mark.parametrize("begins", ["raise SystemExit(3)", "raise ImportError"])
+def test_a_program_that_does_not_start_is_told_and_is_no_broken_file(tmp_path, brief, monkeypatch, begins):
+    (tmp_path / "program.py").write_text(begins)
+    monkeypatch.setattr(svg_module.program, "__file__", str(tmp_path / "program.py"))
+    with pytest.raises(BadSample, match=r"a\.svg: .*the program that draws did not start: .*exit code \d") as refused:
+        draw_svg(SQUARE, "a.svg")
+    assert refused.value.cause is Cause.UNREADABLE
+    assert brief._idle == []
+
+
+def test_an_interrupt_while_a_program_starts_leaves_no_program(brief, monkeypatch):
+    interrupted = []
+
+    def interrupt(helper):
+        interrupted.append(helper)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(svg_module._Helper, "_receive", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        render_svg(SQUARE.decode(), 8)
+    assert interrupted[0]._process.poll() == -signal.SIGKILL
+    assert interrupted[0]._input.closed
+
+
+def test_a_forked_process_leaves_the_programs_of_its_parent_alone(brief):
+    """What a fork calls in the child, called here."""
+    render_svg(SQUARE.decode(), 8)
+    (helper,) = brief._idle
+    for _ in range(brief._places._initial_value):  # other threads draw, which the child does not have
+        brief._places.acquire()
+    brief.leave()
+    assert brief._idle == []
+    assert render_svg(SQUARE.decode(), 8).size == (8, 8)
+    assert helper._input.closed
+    assert helper._output.closed
+    assert os.waitpid(helper._process.pid, 0)[1] == 0, "nobody has killed it; it ends with its input"
+
+
+def test_requests_are_answered_in_their_order_and_no_time_limit_stays():
+    """The loop of the program, without a program."""
+    requests = [
+        svg_program.REQUEST.pack(len(data), side) + data for data, side in ((SQUARE, 8), (b"<svg", 8), (OBLONG, 12))
+    ]
+    answers = io.BytesIO()
+    timer = signal.getitimer(signal.ITIMER_PROF)
+    with open(os.devnull, "w") as log:  # noqa: PTH123
+        svg_program._answer_all(io.BytesIO(b"".join(requests) + requests[0][:5]), answers, 60, 600, log.fileno())
+    assert signal.getitimer(signal.ITIMER_PROF) == timer == (0.0, 0.0)
+    rest, found = answers.getvalue(), []
+    while rest:
+        code, size = svg_program.ANSWER.unpack(rest[: svg_program.ANSWER.size])
+        content, rest = rest[svg_program.ANSWER.size :][:size], rest[svg_program.ANSWER.size + size :]
+        found.append((code, Image.open(io.BytesIO(content)).size if code == svg_program.DRAWN else content != b""))
+    assert found == [(svg_program.DRAWN, (8, 8)), (svg_program.REFUSED, True), (svg_program.DRAWN, (12, 6))]
 
 
 SCRIPT = f"""

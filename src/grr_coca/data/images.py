@@ -146,8 +146,6 @@ def decode_image(
             image.info[_FIRST_OF_SEVERAL] = True
     except BadSample:
         raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(name) from error
     except UnidentifiedImageError as error:
         raise BadSample(f"{name}: not an image in a format that can be read", Cause.NOT_AN_IMAGE) from error
     except BROKEN as error:

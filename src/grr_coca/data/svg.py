@@ -151,10 +151,10 @@ class _Helper:
         self._input, self._output = self._process.stdin, self._process.stdout
         try:
             self._receive()
-        except _HelperExit as ended:
-            raise OSError(f"the program that draws did not start: {sys.executable}, {ended}") from ended
-        except BaseException:
+        except BaseException as error:
             self.end()
+            if isinstance(error, _HelperExit):
+                raise OSError(f"the program that draws did not start: {sys.executable}, {error}") from error
             raise
 
     def draw(self, svg: bytes, side: int) -> bytes:

@@ -9,8 +9,10 @@ It is run as a file, not imported: it needs the standard library and resvg alone
 
 import faulthandler
 import os
+import signal
 import struct
 import sys
+from io import BufferedIOBase
 
 REQUEST = struct.Struct("<II")
 """The bytes of an SVG, and the side in pixels. The SVG follows."""
@@ -48,8 +50,6 @@ def _draw(svg: str, side: int) -> tuple[int, bytes]:
 
 def _run(resvg_folder: str, cpu_seconds: float, wall_seconds: float) -> None:
     sys.path.append(resvg_folder)
-    import signal
-
     import resvg_py  # noqa: F401 (before no file can be opened)
 
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -57,17 +57,24 @@ def _run(resvg_folder: str, cpu_seconds: float, wall_seconds: float) -> None:
     for stream in (0, 1, 2):  # whatever resvg prints
         os.dup2(silent, stream)
     _limit_process()
-    has_timer = hasattr(signal, "setitimer")
-    if has_timer:  # the parent may ignore or block the signal, and a program inherits that
+    if hasattr(signal, "setitimer"):  # the parent may ignore or block the signal, and a program inherits that
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     answers.write(ANSWER.pack(READY, 0))
     answers.flush()
+    _answer_all(requests, answers, cpu_seconds, wall_seconds, log=silent)
+
+
+def _answer_all(
+    requests: BufferedIOBase, answers: BufferedIOBase, cpu_seconds: float, wall_seconds: float, log: int
+) -> None:
+    """Draw until the requests end. `log`: the file that hears why this process ended."""
+    has_timer = hasattr(signal, "setitimer")
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:
         size, side = REQUEST.unpack(head)
         svg = requests.read(size).decode()
         # Both end the process without the help of Python, whose lock resvg holds.
-        faulthandler.dump_traceback_later(wall_seconds, exit=True, file=silent)
+        faulthandler.dump_traceback_later(wall_seconds, exit=True, file=log)
         if has_timer:
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         code, content = _draw(svg, side)

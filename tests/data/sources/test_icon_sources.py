@@ -2,16 +2,19 @@
 
 import io
 import json
+import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.icon_names import words_of_name
-from grr_coca.data.images import decode_image
-from grr_coca.data.sources.base import BadSample
+from grr_coca.data.images import MAX_BYTES, decode_image
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.iconify import packages_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.open_icons import open_icons
@@ -73,6 +76,7 @@ case "$last" in
   @iconify-json/tiny|@iconify-json/tiny@1.2.3) cp {folder}/tiny.tgz iconify-json-tiny-1.2.3.tgz;;
   @iconify-json/tiny@*) echo "npm error code ETARGET" >&2; exit 1;;
   @iconify-json/slow) exec sleep 60;;
+  @iconify-json/behind-a-wall) echo "npm error code ECONNREFUSED" >&2; exit 1;;
   *) echo "npm error code E404" >&2; exit 1;;
 esac
 """
@@ -128,6 +132,46 @@ def test_an_alias_that_turns_its_icon_is_an_icon_of_its_own(json_file):
     assert np.array_equal(pole, np.rot90(bar, -1)), "clockwise"
 
 
+CORNER = {"body": '<path d="M0 0h12v4h-8v8h-4z"/>'}  # thick at the top and on the left
+
+
+@pytest.mark.parametrize(
+    ("aliases", "seen"),
+    [
+        ({"a": {"parent": "corner", "hFlip": True}}, lambda ink: ink[:, ::-1]),
+        ({"a": {"parent": "corner", "vFlip": True}}, lambda ink: ink[::-1]),
+        ({"a": {"parent": "corner", "hFlip": True, "rotate": 1}}, lambda ink: np.rot90(ink[:, ::-1], -1)),
+        ({"a": {"parent": "b", "rotate": 3}, "b": {"parent": "corner", "rotate": 2}}, lambda ink: np.rot90(ink, -1)),
+        ({"a": {"parent": "b", "hFlip": True}, "b": {"parent": "corner", "hFlip": True}}, lambda ink: ink),
+        ({"a": {"parent": "corner", "left": 6, "width": 6, "height": 6}}, lambda ink: np.mgrid[:12, :12][0] < 8),
+        ({"a": {"parent": "b", "left": 0}, "b": {"parent": "corner", "left": 6}}, lambda ink: ink),
+    ],
+    ids=["across", "down", "across, then turned", "turned twice", "across twice", "a part", "of two, the outer"],
+)
+def test_an_alias_of_an_alias_changes_it_further(tmp_path, aliases, seen):
+    path = tmp_path / "x.json"
+    path.write_text(
+        json.dumps({"prefix": "x", "icons": {"corner": CORNER}, "aliases": aliases, "width": 12, "height": 12})
+    )
+    found = {name: drawn(file.read()) for name, file in by_name(path).items()}
+    assert np.array_equal(found["a"], seen(found["corner"]))
+
+
+def test_a_hidden_alias_and_one_of_a_broken_icon_are_left_out(tmp_path):
+    turned = {"hidden": {"parent": "corner", "rotate": 1, "hidden": True}, "lost": {"parent": "broken", "rotate": 1}}
+    icons = {"corner": CORNER, "broken": []}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"prefix": "x", "icons": icons, "aliases": turned}))
+    assert list(by_name(path)) == ["corner", "broken"]
+
+
+def test_a_folder_with_a_file_of_the_same_name_is_no_package(tmp_path):
+    (tmp_path / "icons.json").write_text("{}")
+    (tmp_path / "a.svg").write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12">{SQUARE}</svg>')
+    (image,) = iterate_images(str(tmp_path))
+    assert image.name == str(tmp_path / "a.svg")
+
+
 @pytest.mark.parametrize("pack", [True, False], ids=["archive", "folder"])
 def test_a_package_on_the_disk_is_read_as_it_is(tmp_path, pack):
     bare = {key: value for key, value in SET.items() if key != "info"}
@@ -172,6 +216,31 @@ def test_a_damaged_package_in_the_cache_is_one_line(npm):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"icons.json": b"{}" + b" " * 100}, r"icons\.json has 102 bytes \(limit 100\)"),
+        ({"index.js": b""}, "an npm package without icons.json; expected one of @iconify-json"),
+    ],
+)
+def test_an_archive_that_is_no_package_of_icons_is_told(tmp_path, monkeypatch, content, told):
+    monkeypatch.setattr("grr_coca.data.sources.iconify.MAX_BYTES", 100)
+    with tarfile.open(tmp_path / "x.tgz", mode="w:gz") as tar:
+        for name, data in content.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(UserError, match=rf"x\.tgz: .*{told}"):
+        by_name(tmp_path / "x.tgz")
+
+
+def test_a_package_of_another_set_in_the_cache_is_not_taken_for_it():
+    packages_folder().mkdir(parents=True)
+    (packages_folder() / "iconify-json-lucide-1.0.0.tgz").write_bytes(archive(SET))
+    with pytest.raises(UserError, match=r"lucide-1\.0\.0\.tgz: the set 'tiny', and not 'lucide'; delete the file"):
+        by_name("iconify:lucide")
+
+
 def test_without_npm_the_message_says_which_file_to_put_where(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError) as caught:
@@ -194,6 +263,7 @@ def test_offline_fetches_nothing(npm, monkeypatch):
     [
         ("iconify:luicde", "there is no package @iconify-json/luicde; did you mean 'lucide'"),
         ("iconify:tiny@9.9.9", "there is no such version of @iconify-json/tiny@9.9.9"),
+        ("iconify:behind-a-wall", "npm pack @iconify-json/behind-a-wall failed (npm error code ECONNREFUSED); where"),
         ("iconify:", "expected iconify:PREFIX"),
         ("iconify:../../etc", "expected iconify:PREFIX"),
         ("iconify:tiny --registry=http://x", "expected iconify:PREFIX"),
@@ -285,18 +355,42 @@ def test_each_symbol_of_a_sprite_is_an_icon_with_what_it_refers_to(tmp_path):
         found["flat"].read()
 
 
+def test_a_symbol_may_refer_to_itself_and_to_what_is_not_there(tmp_path):
+    path = tmp_path / "sprite.svg"
+    parts = f'<g id="own">{SQUARE}</g><use href="#own"/><use href="#gone"/><use href="https://example.org/#a"/>'
+    symbol = f'<symbol id="a" viewBox="0 0 12 12">{parts}</symbol>'
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg"><!-- made by hand -->{symbol}</svg>')
+    assert drawn(by_name(path)["a"].read())[3:9, 3:9].all()
+
+
 def test_a_sprite_without_a_namespace_is_read_too(tmp_path):
     path = tmp_path / "sprite.svg"
     path.write_text(f'<svg><symbol id="box" viewBox="0 0 12 12">{SQUARE}</symbol></svg>')
     assert drawn(by_name(path)["box"].read())[3:9, 3:9].all()
 
 
-def test_a_drawing_that_uses_its_own_symbol_is_no_sprite(tmp_path):
+@pytest.mark.parametrize("drawing", ['<use href="#a"/>', f"<g><a>{SQUARE}</a></g>"])
+def test_a_drawing_that_shows_something_itself_is_no_sprite(tmp_path, drawing):
     path = tmp_path / "drawing.svg"
     symbol = f'<symbol id="a" viewBox="0 0 12 12">{SQUARE}</symbol>'
-    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12">{symbol}<use href="#a"/></svg>')
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12">{symbol}{drawing}</svg>')
     (file,) = iterate_images(str(path))
     assert file.name == str(path)
+
+
+def test_a_folder_that_is_called_like_a_sprite_is_a_folder(tmp_path):
+    (tmp_path / "all.svg").mkdir()
+    (tmp_path / "all.svg" / "a.png").touch()
+    assert [Path(name).name for name in by_name(tmp_path / "all.svg")] == ["a.png"]
+
+
+def test_a_sprite_that_is_too_large_is_not_parsed(tmp_path):
+    path = tmp_path / "sprite.svg"
+    path.write_text(SPRITE)
+    os.truncate(path, MAX_BYTES + 1)
+    (file,) = iterate_images(str(path))
+    with pytest.raises(BadSample, match=r"sprite\.svg: too many bytes"):
+        file.read()
 
 
 def test_entities_of_a_sprite_are_not_expanded(tmp_path):
@@ -370,23 +464,32 @@ def test_ten_thousand_symbols_and_one_broken(tmp_path):
 # --- Fonts
 
 
-def make_font(path: Path, glyphs: dict[str, int], flavor: str | None = None, ligature: str = "") -> None:
-    """A font whose glyphs are squares on the base line."""
+def make_font(
+    path: Path,
+    glyphs: dict[str, int],
+    flavor: str | None = None,
+    ligature: str = "",
+    squares: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """A font whose glyphs are squares on the base line: as many on each other as `squares` says, or else one."""
     from fontTools.fontBuilder import FontBuilder
     from fontTools.pens.ttGlyphPen import TTGlyphPen
 
     letters = sorted(set(ligature))
-    pen = TTGlyphPen(None)
-    pen.moveTo((100, 0))
-    for point in ((100, 500), (600, 500), (600, 0)):
-        pen.lineTo(point)
-    pen.closePath()
-    square, empty = pen.glyph(), TTGlyphPen(None).glyph()
     names = [".notdef", *letters, *glyphs]
+    drawings = {}
+    for name in names:
+        pen = TTGlyphPen(None)
+        for _ in range(squares.get(name, 1) if name in glyphs else 0):
+            pen.moveTo((100, 0))
+            for point in ((100, 500), (600, 500), (600, 0)):
+                pen.lineTo(point)
+            pen.closePath()
+        drawings[name] = pen.glyph()
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder(names)
     builder.setupCharacterMap({**{ord(letter): letter for letter in letters}, **{c: n for n, c in glyphs.items()}})
-    builder.setupGlyf({name: square if name in glyphs else empty for name in names})
+    builder.setupGlyf(drawings)
     builder.setupHorizontalMetrics({name: (1000, 100 if name in glyphs else 0) for name in names})
     builder.setupHorizontalHeader(ascent=1000, descent=0)
     builder.setupNameTable({"familyName": "Tiny", "styleName": "Regular"})
@@ -411,11 +514,44 @@ def test_the_named_glyphs_of_a_font_are_icons(tmp_path, flavor):
     assert not ink[:5].any()
 
 
+def test_a_font_that_draws_nothing_is_told_and_an_empty_glyph_is_none(tmp_path):
+    path = tmp_path / "a.ttf"
+    make_font(path, {"trash": 0xE001}, squares={"trash": 0})
+    with pytest.raises(UserError, match=r"a\.ttf: a font without a drawn glyph that has a name or a code point"):
+        by_name(path)
+    make_font(path, {"blank": 0xE002, "trash": 0xE001}, squares={"blank": 0})
+    assert list(by_name(path)) == ["trash"]
+
+
+@pytest.mark.parametrize("spoiled", ["damaged", "large"])
+def test_one_glyph_that_cannot_be_drawn_does_not_spoil_the_others(tmp_path, monkeypatch, spoiled):
+    path = tmp_path / "a.ttf"
+    make_font(path, {"trash": 0xE001, "broken": 0xE002})
+    if spoiled == "damaged":
+        from fontTools.ttLib import TTFont
+
+        with TTFont(path) as font:
+            start = font.reader.tables["glyf"].offset + font["loca"][2]
+        data = bytearray(path.read_bytes())
+        data[start : start + 2] = (500).to_bytes(2, "big")  # outlines
+        path.write_bytes(data)
+        told = "broken: a damaged glyph"
+    else:
+        make_font(path, {"trash": 0xE001, "broken": 0xE002}, squares={"broken": 40})
+        monkeypatch.setattr("grr_coca.data.sources.icon_fonts.MAX_SVG", 400)
+        told = r"broken: has 720 characters \(limit 400\)"
+    found = by_name(path)
+    assert drawn(found["trash"].read()).any()
+    with pytest.raises(UserError, match=told):
+        found["broken"].read()
+
+
 @pytest.mark.parametrize(
     ("glyphs", "ligature", "names"),
     [
         ({"uniE001": 0xE001, "uniE002": 0xE002}, "", ["u-e001", "u-e002"]),
         ({"uniE872": 0xE872}, "delete", ["delete"]),
+        ({"uniE872": 0xE872}, "DE", ["u-e872"]),  # no word that a page writes
     ],
 )
 def test_a_glyph_without_a_name_has_that_of_its_ligature_or_its_code_point(tmp_path, glyphs, ligature, names):
@@ -450,6 +586,36 @@ def test_icons_are_pairs_for_training(json_file):
     assert [source.caption(index) for index in range(len(source))] == ["box", "bar", "bar down", "pole"]
     assert source[0].captions == ("box", "square", "quad")
     assert source.place(0) == str(json_file)
+
+
+def test_an_icon_without_a_drawing_and_one_without_a_word_are_bad_pairs(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"prefix": "x", "icons": {"none": {}, "_": {"body": SQUARE}, "box": {"body": SQUARE}}}))
+    source = open_source(str(path))
+    for index, (told, cause) in enumerate(
+        [(r"none: has no drawing", Cause.BROKEN_IMAGE), ("_: a name without letters or digits", Cause.EMPTY_CAPTION)]
+    ):
+        with pytest.raises(BadSample, match=rf"x\.json: {told}") as caught:
+            source[index]
+        assert caught.value.cause is cause
+    assert source[2].caption == "box"
+
+
+def test_a_damaged_pack_of_icons_is_told_and_made_again_once_it_is_gone(json_file):
+    pack = open_icons(str(json_file)).file
+    whole = pack.read_bytes()
+    for damaged in (b"", whole[:-1], whole.replace(b'"offset"', b'"offsat"'), whole[:-8] + bytes(8)):
+        pack.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"tiny\.icons: damaged; delete it, and it is made again"):
+            open_icons(str(json_file))
+    pack.unlink()
+    assert open_icons(str(json_file)).file.read_bytes() == whole
+
+
+def test_a_set_is_opened_for_training_by_its_name(npm):
+    source = open_source("iconify:tiny")
+    assert [source.caption(index) for index in range(len(source))] == ["box", "bar", "bar down", "pole"]
+    assert source.place(0) == "iconify:tiny"
 
 
 def test_a_resumed_run_notices_other_icons(json_file):

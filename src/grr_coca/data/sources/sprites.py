@@ -31,7 +31,7 @@ def read_sprite(path: Path) -> IconSet | None:
     Raises:
         UserError: the file has symbols, and is no XML or declares entities.
     """
-    if path.suffix.lower() != ".svg" or not path.is_file():
+    if not path.is_file():
         return None
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -78,8 +78,7 @@ def _parsed(content: bytes, name: str) -> Element:
     except (ParseError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: not a whole SVG file ({error})") from error
     for element in root.iter():  # the documents declare these two namespaces
-        if isinstance(element.tag, str):
-            element.tag = element.tag.removeprefix(_SVG)
+        element.tag = element.tag.removeprefix(_SVG)
         for key in [key for key in element.attrib if key.startswith(_XLINK)]:
             element.set(f"xlink:{key.removeprefix(_XLINK)}", element.attrib.pop(key))
     return root

@@ -6,6 +6,7 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,7 +15,16 @@ from grr_coca.data.convert import Conversion, convert, source_state
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage
-from support import encode_image, no_space_left, real_pairs, shard_members, with_caption, write_shard, write_tar
+from support import (
+    encode_image,
+    hide_packages,
+    no_space_left,
+    real_pairs,
+    shard_members,
+    with_caption,
+    write_shard,
+    write_tar,
+)
 
 PAIRS = real_pairs(20)
 
@@ -71,6 +81,15 @@ def test_half_a_surrogate_pair_in_the_name_of_a_broken_pair_is_escaped(grr_coca,
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     said = grr_coca("data", "check", tmp_path / "pairs.jsonl", "--sheet", tmp_path / "sheet.png")
     assert (said.code, r"\ud83d.png" in said.out) == (0, True)
+
+
+def test_without_matplotlib_the_contact_sheet_has_words_too(grr_coca, tmp_path, monkeypatch):
+    hide_packages(monkeypatch, "matplotlib")
+    path, sheet = write_shard(tmp_path / "a.tar", PAIRS[:1]), tmp_path / "sheet.png"
+    assert grr_coca("data", "check", path, "--sheet", sheet).code == 0
+    with Image.open(sheet) as image:
+        below = np.asarray(image.convert("L"))[80:]
+    assert (below < 128).sum() > 20
 
 
 def test_the_contact_sheet_shows_the_images(grr_coca, tmp_path):
@@ -158,6 +177,18 @@ def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch
     said = grr_coca("data", "stats", spoiled)
     assert "images            20, 5 of them looked at" in said.out
     assert sum(line.strip().endswith("█" * 40) for line in said.out.splitlines()) >= 1
+
+
+def test_stats_count_captions_that_cannot_be_read_and_very_long_ones(grr_coca, tmp_path):
+    members = shard_members([with_caption(PAIRS[0], "far " * 100), *PAIRS[1:9]])
+    for pair in PAIRS[1:8]:
+        del members[f"{pair.key}.txt"]
+    path = write_tar(tmp_path / "a.tar", members)
+    report = json.loads(grr_coca("data", "stats", path, "--json").out)
+    assert report["broken"] == {"no caption": 7}
+    assert len(report["examples"]["no caption"]) == 5
+    assert report["num_captions"] == 2
+    assert report["caption_words"]["89+"] == 1
 
 
 def test_stats_pass_over_an_image_with_too_many_pixels(grr_coca, tmp_path):

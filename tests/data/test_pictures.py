@@ -279,6 +279,21 @@ def test_a_damaged_profile_is_ignored(profile):
 def test_a_profile_of_other_channels_is_ignored():
     data = encode_image(Image.new("L", (4, 4), 90), "jpeg", icc_profile=P3)
     assert decode_image(data, "a.jpg", to_srgb=True).getpixel((0, 0)) == (90, 90, 90)
+    deep = encode_image(Image.fromarray(np.full((4, 4), 90 * 257, np.uint16)), "png", icc_profile=P3)
+    assert decode_image(deep, "a.png", to_srgb=True).getpixel((0, 0)) == (90, 90, 90)
+
+
+def test_a_damaged_second_frame_does_not_spoil_the_first():
+    buffer = io.BytesIO()
+    image = Image.new("RGB", (8, 8), "red")
+    image.save(buffer, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")], duration=50)
+    data = buffer.getvalue()
+    second = data.rindex(b"\x21\xf9\x04")
+    damaged = data[:second] + b"\x21\xf9\x01\x00\x00" + data[second + 8 :]  # the block that tells its duration
+    decoded = decode_image(damaged, "a.gif")
+    assert decoded.tobytes() == decode_image(data, "a.gif").tobytes()
+    assert not has_more_frames(decoded)
+    assert has_more_frames(decode_image(data, "a.gif"))
 
 
 def test_the_picture_in_a_picture_is_no_second_frame():

@@ -72,6 +72,19 @@ def test_the_square_is_torchvisions_bit_by_bit(size, image_size):
     assert Preprocess(image_size).square(image).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("size", [(900, 60), (60, 900), (331, 100)])
+def test_of_a_very_long_image_only_the_middle_is_resized_and_looks_alike(monkeypatch, size):
+    image = Image.merge("RGB", [Image.effect_noise(size, spread) for spread in (60, 90, 120)])
+    preprocess = Preprocess(32, order="resize_then_crop")
+    whole = preprocess(image).astype(int)
+    monkeypatch.setattr("grr_coca.data.preprocess._MAX_RESIZED_PIXELS", 32 * 32)
+    resized = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *a, **o: resized.append(a[1]) or resize(*a, **o))
+    assert abs(preprocess(image).astype(int) - whole).max() <= 1
+    assert resized == [(32, 32)]
+
+
 def test_equal_images_give_equal_tensors(image):
     assert torch.equal(to_input(image, Preprocess(32)), to_input(image.copy(), Preprocess(32)))
 

@@ -278,6 +278,25 @@ def test_neighbours_are_other_samples_and_depend_on_the_visit_alone():
     assert all(torch.equal(beside[ref].image, again[ref].image) for ref in reversed(refs))
 
 
+def test_a_broken_neighbour_leaves_the_image_as_it_is():
+    pairs = [replace(pair, image=b"<html>") if index else pair for index, pair in enumerate(PAIRS[:8])]
+    plain, beside = (dataset_of(PairsInMemory(pairs), augmentation=Augmentation(neighbour=n)) for n in (0.0, 1.0))
+    refs = [SampleRef(epoch, 0) for epoch in range(9)]
+    assert sum(torch.equal(plain[ref].image, beside[ref].image) for ref in refs) >= 5
+
+
+def test_samples_are_the_same_whether_images_are_kept_or_read_again(monkeypatch):
+    changes = Augmentation(neighbour=0.5, swap=0.5)
+    kept = dataset_of(PairsInMemory(ALIKE), augmentation=changes)
+    monkeypatch.setattr("grr_coca.data.dataset._MAX_KEPT_PIXELS", 0)
+    read_again = dataset_of(PairsInMemory(ALIKE), augmentation=changes)
+    for _ in range(2):
+        for ref in (SampleRef(epoch, sample) for epoch in range(3) for sample in range(5)):
+            assert torch.equal(kept[ref].image, read_again[ref].image)
+    assert len(kept._squares) == 5
+    assert read_again._squares == {}
+
+
 def test_new_changes_leave_the_draws_of_older_ones_as_they_were():
     plain, more = (
         Augmentation(scale=(0.8, 1.2), jitter=0.3),
@@ -504,6 +523,14 @@ def test_a_mixture_does_not_depend_on_what_was_read_before(alike):
 
 
 def test_a_broken_sibling_leaves_the_image_as_it_is(tmp_path):
-    pairs = [replace(pair, image=b"") if index in (2, 3) else pair for index, pair in enumerate(ALIKE)]
+    pairs = [replace(pair, image=b"<html>") if index in (2, 3) else pair for index, pair in enumerate(ALIKE)]
     source = open_source(str(write_shard(tmp_path / "b.tar", pairs)))
+    assert Siblings(source).draw(0, np.random.default_rng(0)) in (2, 3)
     assert torch.equal(look(source, 0), look(source, 0, PLAIN))
+
+
+def test_samples_without_a_caption_are_no_siblings(tmp_path):
+    pairs = [with_caption(pair, " ") if index in (0, 2) else pair for index, pair in enumerate(ALIKE)]
+    siblings = Siblings(open_source(str(write_shard(tmp_path / "b.tar", pairs))))
+    assert siblings.draw(0, np.random.default_rng(0)) is None
+    assert siblings.draw(3, np.random.default_rng(0)) is None

@@ -3,6 +3,7 @@
 import errno
 import os
 import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,42 @@ def test_a_folder_on_a_drive_that_vanishes_is_an_image_that_fails(library, monke
     assert len(found) == 3 + after
     with pytest.raises(UserError, match=r"^photos/raw: cannot be read"):
         failed.read()
+
+
+def test_a_file_that_cannot_be_looked_at_hides_no_other(library, monkeypatch):
+    """A file of a network drive that somebody has just deleted, for example."""
+    scan = os.scandir
+
+    class Stale:
+        def __init__(self, entry):
+            self.name, self.path = entry.name, entry.path
+            self.is_symlink = entry.is_symlink
+            self.is_file = entry.is_file
+
+        def is_dir(self):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    @contextmanager
+    def scanned(path):
+        with scan(path) as entries:
+            yield (Stale(entry) if entry.name == "b.jpg" else entry for entry in entries)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    found = find_images(["photos"])
+    assert sorted(image.name for image in found) == sorted(EVERYTHING)
+    (failed,) = (image for image in found if image.name == "photos/raw/b.jpg")
+    with pytest.raises(UserError, match=r"^photos/raw/b\.jpg: cannot be read \(Stale"):
+        failed.read()
+
+
+def test_a_folder_whose_files_may_not_be_read_is_an_image_that_fails(library, monkeypatch):
+    """Root may read them all, so the answer of the system is made here."""
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not path.endswith("raw") and may(path, mode))
+    found = find_images(["photos"])
+    assert [image.name for image in found] == ["photos/a.jpg", "photos/2024/c.jpg", "photos/raw"]
+    with pytest.raises(UserError, match=r"^photos/raw: cannot be read \(Permission denied\)"):
+        found[-1].read()
 
 
 def test_many_files_in_one_folder_take_little_memory(tmp_path):

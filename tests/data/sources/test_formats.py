@@ -100,6 +100,13 @@ def test_where_the_json_of_a_pair_is_broken_the_txt_counts(tmp_path, damage):
     assert open_source(str(write_tar(tmp_path / "00000.tar", members)))[2].captions == (ONE[2],)
 
 
+@pytest.mark.parametrize("damage", [b"{", b"[" * 100_000])
+def test_where_the_first_json_of_a_shard_is_broken_all_captions_are_of_the_txt(tmp_path, damage):
+    """The first one tells whether there are several captions."""
+    members = img2dataset_members(several=True) | {"000000000.json": damage}
+    assert_pairs(open_source(str(write_tar(tmp_path / "00000.tar", members))), ONE)
+
+
 # --- COCO
 
 
@@ -236,6 +243,15 @@ def test_roco_v1_is_read_from_its_folder(tmp_path, asked, naming):
     assert_pairs(open_source(str(tmp_path / "train" / asked)), [f" {text}" for text in ONE])
 
 
+@pytest.mark.parametrize("names", ["", "ROCO_00001\tPMC1.jpg\n"], ids=["no other names", "other names"])
+def test_images_of_roco_that_are_nowhere_are_told(tmp_path, names):
+    write(tmp_path / "captions.txt", "ROCO_00001\ta scan\n")
+    write(tmp_path / "licences.txt", names)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"captions\.txt: .*images"):
+        open_source(str(tmp_path))
+
+
 @pytest.mark.parametrize("folder", ["train", "train_images", "train_images/train", "images/train", "."])
 def test_roco_v2s_table_names_images_without_suffix(tmp_path, folder):
     identities = [f"ROCOv2_2023_train_{i:06d}" for i in range(NUM)]
@@ -278,8 +294,20 @@ def test_a_table_is_read_by_the_usual_names_of_its_columns(tmp_path, delimiter, 
         ("a.csv", "image,caption\r\n0.jpg,a cat\rand a dog\r\n1.jpg,a bird\r", ["a cat and a dog", "a bird "]),
         ("a.tsv", "image\tcaption\r\n0.jpg\ta cat\rand a dog\r\n1.jpg\ta bird\r", ["a cat and a dog", "a bird "]),
         ("a.csv", 'image,caption\r\n"0.jpg",a cat\rand a dog\r\n1.jpg,a bird\r', ["a cat and a dog", "a bird "]),
+        ("a.csv", 'image,caption\n\n0.jpg,"a\n\ncat"\n\n\n1.jpg,a dog\n\n', ["a\n\ncat", "a dog"]),
+        ("a.csv", 'image,caption\n0.jpg,"a cat"\n1.jpg,"a" dog\n', ["a cat", "a dog"]),
     ],
-    ids=["long", "long and quoted", "quotes of a TSV", "no header", "return", "return in a TSV", "return after quotes"],
+    ids=[
+        "long",
+        "long and quoted",
+        "quotes of a TSV",
+        "no header",
+        "return",
+        "return in a TSV",
+        "return after quotes",
+        "empty lines between quotes",
+        "words after a quote",
+    ],
 )
 def test_a_caption_is_all_that_its_cell_holds(tmp_path, name, text, captions):
     lay(tmp_path / "images", ["0.jpg", "1.jpg"])
@@ -313,6 +341,20 @@ def test_json_lines_hold_one_caption_or_several(tmp_path):
     assert_pairs(open_source(str(write(tmp_path / "pairs.jsonl", text))), captions)
     (tmp_path / "pairs.jsonl").rename(tmp_path / "metadata.jsonl")
     assert_pairs(open_source(str(tmp_path)), captions)
+
+
+def test_a_line_that_is_no_object_and_one_that_is_too_long_are_bad_samples(tmp_path, monkeypatch):
+    lay(tmp_path, ["0.jpg"])
+    lines = [json.dumps({"image": "0.jpg", "caption": caption}) for caption in ("a cat", "a dog " * 50)]
+    source = open_source(str(write(tmp_path / "pairs.jsonl", "\n".join([lines[0], '["0.jpg", "a cat"]', lines[1]]))))
+    monkeypatch.setattr(tables, "_MAX_ROW", 200)
+    assert source[0].caption == "a cat"
+    for index, (told, cause) in enumerate(
+        [("not an object", Cause.BAD_RECORD), (r"too many bytes: 3\d\d \(limit 200\)", Cause.TOO_LARGE)], start=1
+    ):
+        with pytest.raises(BadSample, match=rf"pairs\.jsonl: row {index + 1}: .*{told}") as caught:
+            source[index]
+        assert caught.value.cause is cause
 
 
 def test_half_an_emoji_in_a_caption_is_a_bad_sample(tmp_path):
@@ -425,6 +467,7 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
         ("a.csv", "path,caption\n../a.jpg,a\n", "the path leaves"),
         ("a.parquet", b"PAR1 and nothing else", "not a readable Parquet file"),
         ("results_20130124.token", "1.jpg#0\ta\nno tab\n", "line 2: expected"),
+        ("results_20130124.token", "1.jpg#0\ta\n1.jpg\tb\n", "line 2: expected IMAGE.jpg#NUMBER, a tab and a caption"),
         *(
             ("a.json", content, "a.json: ")
             for content in ("", "{", "3", "[]", "[3]", "{}", '{"images": [3]}', '{"images": [{}], "annotations": [{}]}')
@@ -438,6 +481,17 @@ def test_a_listing_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_
         open_source(str(tmp_path / name))
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
     assert message in str(caught.value)
+
+
+def test_bytes_that_are_no_text_in_parquet_are_a_bad_sample(tmp_path):
+    lay(tmp_path, ["0.jpg"])
+    captions = pyarrow.array([b"a cat", b"K\xe4se"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["0.jpg"] * 2, "caption": captions}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert source[0].caption == "a cat"
+    with pytest.raises(BadSample, match=r"a\.parquet: row 2: not UTF-8 text") as caught:
+        source[1]
+    assert caught.value.cause is Cause.BAD_TEXT
 
 
 def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):
@@ -454,6 +508,9 @@ def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):
         assert f"row {index + 1}" in source.name(index)
     assert causes == [Cause.BAD_RECORD, Cause.BAD_TEXT, Cause.NO_IMAGE, Cause.NO_IMAGE]
     assert source[5].caption == "  "
+    with pytest.raises(BadSample, match=r"a\.csv: row 5, : a row without an image"):
+        source.image(4)
+    assert [source.image_path(index) for index in (0, 1, 4)] == [tmp_path / "0.jpg", None, None]
 
 
 @pytest.mark.parametrize("suffix", ["", ".jpg"])

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import pickle
 import sys
 import tarfile
 import threading
@@ -19,7 +20,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.sources import shards
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.data.sources.tar import ROW, scan_shard
+from grr_coca.data.sources.tar import ROW, ShardIndex, scan_shard
 from grr_coca.search.image_files import iterate_images
 from support import real_pairs, shard_members, write_shard, write_tar
 
@@ -108,6 +109,24 @@ def test_a_damaged_index_is_made_anew_wherever_the_damage_is(shard, scans):
     index.write_bytes(good + b"more")
     assert pairs_of(shard) == EXPECTED
     assert index.read_bytes() == good
+
+
+def test_an_index_with_a_cause_that_this_version_does_not_know_is_made_anew(shard, scans):
+    found = scan_shard(shard)
+    rows = found.rows.copy()
+    rows["cause"][3] = 200
+    place = shard.with_name("a.tar.index")
+    shards.write_index(ShardIndex(rows, found.keys, found.is_whole), place, shard)
+    assert pairs_of(shard) == EXPECTED
+    assert scans == ["a.tar"]
+
+
+def test_a_shard_that_is_exchanged_under_the_run_gives_bad_samples(shard, monkeypatch):
+    source = pickle.loads(pickle.dumps(TarShards([shard])))  # as a worker gets it, which opens the index itself
+    write_shard(shard, PAIRS[:5])
+    with pytest.raises(BadSample, match=r"a\.tar: has changed since it was opened; start again") as caught:
+        source[0]
+    assert caught.value.cause is Cause.UNREADABLE
 
 
 def test_no_index_is_kept_of_a_shard_that_changes_while_it_is_read(shard, monkeypatch):
@@ -269,12 +288,16 @@ def test_blocks_of_a_large_source_are_read_ahead_as_a_whole(shard, monkeypatch):
     assert advised == [(starts[4], starts[7] + sizes[7] - starts[4]), (0 + starts[0], starts[3] + sizes[3] - starts[0])]
 
 
-def test_where_blocks_cannot_be_read_ahead_pairs_are_read_all_the_same(shard, monkeypatch):
+@pytest.mark.parametrize("is_there", [True, False], ids=["on this file system", "on this system"])
+def test_where_blocks_cannot_be_read_ahead_pairs_are_read_all_the_same(shard, monkeypatch, is_there):
     def refuse(*_):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
-    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    if is_there:
+        monkeypatch.setattr(os, "posix_fadvise", refuse)
+    else:
+        monkeypatch.delattr(os, "posix_fadvise")
     assert pairs_of(shard) == EXPECTED
 
 

@@ -281,6 +281,18 @@ def test_a_text_file_that_is_too_large_for_a_caption_is_a_bad_sample(tmp_path):
     assert caught.value.cause is Cause.TOO_LARGE
 
 
+def test_in_a_shard_too_an_image_or_a_caption_may_be_too_large(tmp_path, monkeypatch):
+    members = {"a.jpg": b"pixels", "a.txt": b"log " * 2**18 + b".", "b.jpg": b"many pixels", "b.txt": b"a dog"}
+    monkeypatch.setattr("grr_coca.data.sources.tar.MAX_BYTES", 10)
+    source = TarShards([write_tar(tmp_path / "a.tar", members)])
+    for index, told in enumerate(
+        [r"too many bytes in a caption: 1,048,577 \(limit 1,048,576\)", "the image file is too large"]
+    ):
+        with pytest.raises(BadSample, match=rf"a\.tar: {'ab'[index]}: .*{told}") as caught:
+            source[index]
+        assert caught.value.cause is Cause.TOO_LARGE
+
+
 def test_an_image_file_without_a_caption_is_a_bad_sample_that_names_both(tmp_path):
     folder = as_folder(tmp_path, PAIRS[:2])
     (folder / f"{PAIRS[0].key}.txt").unlink()
@@ -378,6 +390,15 @@ def test_what_is_taken_of_a_source_counts(store):
 
 
 # --- Subsets
+
+
+def test_a_source_ends_after_its_last_pair(store):
+    """Python goes on through a sequence until an IndexError."""
+    source = open_source(str(store(PAIRS)))
+    assert len(list(source)) == len(PAIRS)
+    for index in (-1, len(PAIRS)):
+        with pytest.raises(IndexError):
+            source.caption(index)
 
 
 def test_a_subset_holds_the_pairs_asked_for_in_their_order(store):

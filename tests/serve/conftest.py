@@ -13,9 +13,9 @@ import grr_coca
 
 @pytest.fixture(scope="session", autouse=True)
 def _batches() -> Iterator[None]:
-    """Servers in this process do not measure which batches are best, for seconds at each start. Others do."""
+    """Servers in this process do not measure how long a caption takes, at each start. Others do."""
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("grr_coca.serve.queue._best_batch", lambda model: (16, 0.01))
+        patches.setattr("grr_coca.serve.queue._first_guess", lambda model: (16, 0.01))
         yield
 
 

@@ -1,7 +1,10 @@
 """Files and folders that are written as a whole, and the manifest by which damage is found."""
 
+import errno
 import json
+import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -33,6 +36,47 @@ def test_a_file_is_written_anew_on_a_drive_that_refuses_every_chmod(tmp_path, mo
     monkeypatch.setattr("os.fchmod", Mock(side_effect=PermissionError))
     write_whole(tmp_path / "old", b"new")
     assert (tmp_path / "old").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(("refusals", "is_written"), [(2, True), (99, False)])
+def test_a_file_that_somebody_else_has_open_is_replaced_once_it_is_closed(tmp_path, monkeypatch, refusals, is_written):
+    """Windows does not rename a file that another process has open, such as a virus scanner."""
+    (tmp_path / "old").write_bytes(b"old")
+    tries, replace = [], Path.replace
+
+    def refuse(source, target):
+        tries.append(source)
+        if len(tries) <= refusals:
+            raise PermissionError(errno.EACCES, "in use", str(target))
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr("grr_coca.common.files.time.sleep", lambda seconds: None)
+    with nullcontext() if is_written else pytest.raises(PermissionError):
+        write_whole(tmp_path / "old", b"new")
+    assert (tmp_path / "old").read_bytes() == (b"new" if is_written else b"old")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert len(tries) == 3 if is_written else 3 < len(tries) < 20
+
+
+def test_files_that_may_only_be_read_reach_the_disk_too(tmp_path, monkeypatch):
+    """Root may write to them, so the answer of the system is made here."""
+    opened, synced, system_open, sync = {}, [], os.open, os.fsync
+
+    def open_read_only(path, flags, *more, **options):
+        if Path(path).name == "weights" and flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        descriptor = system_open(path, flags, *more, **options)
+        opened[descriptor] = Path(path).name
+        return descriptor
+
+    with whole_folder(tmp_path / "model") as partial:
+        (partial / "weights").write_bytes(b"w")
+        monkeypatch.setattr(os, "open", open_read_only)
+        monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(opened.get(descriptor)), sync(descriptor)))
+    monkeypatch.undo()
+    assert "weights" in synced
+    verify_folder(tmp_path / "model")
 
 
 def test_a_folder_is_changed_whole_or_not_at_all(tmp_path):

@@ -1,5 +1,6 @@
 """The command that installs an extra, by how this package was installed. None names a stranger's package."""
 
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common import extras
-from grr_coca.common.extras import PACKAGES, install_command
+from grr_coca.common.extras import PACKAGES, install_command, install_origin
 
 CLONE = Path(__file__).parents[2]
 
@@ -81,6 +82,41 @@ def test_windows_has_double_quotes(monkeypatch):
     monkeypatch.chdir(CLONE)
     monkeypatch.setattr(extras, "_IS_WINDOWS", True)
     assert install_command("serve") == 'pip install -e ".[serve]"'
+
+
+def test_without_metadata_it_names_the_packages(installed, monkeypatch):
+    """As of files that were copied into an environment by hand."""
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    told = extras._told
+    installed()
+    monkeypatch.setattr(extras, "_told", told)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    assert install_command("hub") == "pip install huggingface-hub"
+
+
+def test_in_a_folder_that_was_removed_it_names_the_clone(monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert install_command("serve") == f"pip install -e '{CLONE}[serve]'"
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("file:///home/me/my%20files/grr_coca-0.1.0-py3-none-any.whl", "grr_coca-0.1.0-py3-none-any.whl"),
+        ("https://me:secret@example.org/owner/grr.git", "https://example.org/owner/grr.git"),
+        ("https://example.org/grr_coca.whl", "https://example.org/grr_coca.whl"),
+        (None, "an unknown place"),
+    ],
+)
+def test_where_it_comes_from_is_told_without_a_password_or_a_home(installed, url, origin):
+    assert install_origin() == "a clone"
+    installed(url)
+    assert install_origin() == origin
 
 
 @pytest.mark.parametrize("extra", sorted(PACKAGES))

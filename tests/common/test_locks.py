@@ -1,5 +1,6 @@
 """A lock of one process: who waits, who is told, and what is left of it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -96,6 +97,20 @@ def test_a_file_that_was_removed_before_it_was_locked_is_not_held(path, monkeypa
     assert path.exists()
     assert is_held(path)
     lock.release()
+
+
+def test_a_file_system_without_locks_is_told_and_no_file_stays_open(path, monkeypatch):
+    def refuse(descriptor, **options):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("filelock.lock_descriptor", refuse)
+    closed, close = [], os.close
+    monkeypatch.setattr(os, "close", lambda descriptor: (closed.append(descriptor), close(descriptor)))
+    with pytest.raises(OSError, match="No locks available"):
+        ProcessLock(path)
+    assert len(closed) == 1
+    monkeypatch.undo()
+    ProcessLock(path).release()
 
 
 def test_a_link_is_refused_and_its_target_left_alone(path, tmp_path):

@@ -6,8 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.checkpoint_metrics import gallery_of, loss_measures, measure_checkpoint, pair_results
+from grr_coca.evaluate.checkpoint_metrics import (
+    gallery_of,
+    loss_measures,
+    measure_checkpoint,
+    pair_results,
+    require_pairs,
+)
 from grr_coca.evaluate.retrieval import retrieve
 from grr_coca.evaluate.split import Scaling, aggregate, concatenate
 from grr_coca.evaluate.tasks import measure_retrieval
@@ -64,6 +71,13 @@ def test_each_caption_of_an_image_counts_in_every_measure(checkpoint):
     assert measure_checkpoint(checkpoint, pairs, 12, LossWeights()).evaluation.num_pairs == 12
     retrieval = measure_retrieval(checkpoint, pairs, 8, 1, "own")
     assert (retrieval.depends_on["images"], retrieval.depends_on["captions"]) == (4, 12)
+
+
+def test_nothing_to_measure_is_told(checkpoint):
+    with pytest.raises(UserError, match="an empty split: there is nothing to search"):
+        measure_retrieval(checkpoint, PairsInMemory([]), 8, 1, "own")
+    with pytest.raises(UserError, match="evaluation batch size 0: give 1 or more"):
+        require_pairs(PairsInMemory(real_pairs(4)), 0)
 
 
 def test_the_chance_of_folds_is_that_of_each_fold(checkpoint):

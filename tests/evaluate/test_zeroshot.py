@@ -169,6 +169,15 @@ def test_rocos_folder_holds_pairs(tmp_path):
     assert open_labelled(str(tmp_path)).class_names == ("a cat", "a dog")
 
 
+def test_shards_in_folders_are_pairs_and_no_classes(tmp_path):
+    write_shard(tmp_path / "train" / "0.tar", real_pairs(4))
+    write_shard(tmp_path / "val" / "0.tar", real_pairs(2))
+    (tmp_path / "train" / "0.webp").write_bytes(real_pairs(1)[0].image)
+    (tmp_path / "val" / "0.webp").write_bytes(real_pairs(1)[0].image)
+    with pytest.raises(UserError, match=r"train/0\.webp: no caption; expected it in 0\.txt"):
+        open_labelled(str(tmp_path))
+
+
 def test_the_order_of_given_classes_is_kept_and_classes_without_image_count(tmp_path):
     images = open_labelled(str(lay_out(tmp_path)), ("red heart", "dog", "cat"))
     assert images.targets == (2, 2, 0, 0)
@@ -188,8 +197,19 @@ def test_a_label_that_is_no_class_names_the_nearest(tmp_path):
         ("all.csv", "\ufeffcat/0.webp,cat\nred_heart/1.webp,heart\n"),
         ("all.csv", "cat/0,cat\nred_heart/1,heart\n"),
         ("all.CSV", "id,Label,set,file name\n7,cat,test,cat/0.webp\n8,heart,test,red_heart/1.webp\n"),
+        ("all.csv", "species,path\ncat,cat/0.webp\nheart,red_heart/1.webp\n"),
+        ("all.csv", "where,label\ncat/0.webp,cat\nred_heart/1.webp,heart\n"),
     ],
-    ids=["paths first", "labels first", "both named", "a mark", "no suffix", "more columns"],
+    ids=[
+        "paths first",
+        "labels first",
+        "both named",
+        "a mark",
+        "no suffix",
+        "more columns",
+        "paths named",
+        "labels named",
+    ],
 )
 def test_a_table_of_paths_and_labels(tmp_path, name, content):
     for file in lay_out(tmp_path).rglob("*.webp"):
@@ -216,11 +236,12 @@ def test_a_table_of_paths_and_labels(tmp_path, name, content):
         ("a.png,cat\nb.png,dog\n", r"a\.png: no such file"),
         ("path,label\n/dev/zero,cat\n/dev/null,dog\n", "^/dev/zero: not a file$"),
         (None, r"all\.csv: no such file"),
+        ("cat/0.webp,K\xe4se\n".encode("latin-1"), r"all\.csv: not a CSV file that can be read \('utf-8' codec"),
     ],
 )
 def test_a_table_that_cannot_be_read_and_an_image_that_is_missing_are_named(tmp_path, content, told):
     if content is not None:
-        (tmp_path / "all.csv").write_text(content)
+        (tmp_path / "all.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=told):
         open_labelled(str(tmp_path / "all.csv"), ("cat", "dog")).read(0)
 

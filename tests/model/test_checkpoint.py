@@ -448,11 +448,28 @@ def test_an_id_that_the_model_does_not_know_is_told(folder):
         from_pretrained(folder)
 
 
+def test_a_model_that_does_not_fit_into_memory_is_told_in_one_line(folder, monkeypatch):
+    def refuse(config):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes\nframe #0: 0x1")
+
+    monkeypatch.setattr("grr_coca.model.checkpoint.build_without_weights", refuse)
+    with pytest.raises(UserError, match=r"does not fit into memory \(DefaultCPUAllocator.* 4 bytes\)$"):
+        from_pretrained(folder)
+
+
+def test_the_fingerprint_of_a_folder_that_lacks_a_file_names_the_file(folder):
+    for name in ("manifest.json", "tokenizer.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read \(No such file"):
+        fingerprint(folder)
+
+
 @pytest.mark.parametrize(
     ("file", "place", "value", "message"),
     [
         ("config", "modle", 4, "'modle'"),
         ("config", "model.embed_dims", 4, "'embed_dims'"),
+        ("config", "model.image_encoder", 4, "image_encoder: expected a mapping of keys to values, found 4"),
         ("config", "model.image_encoder.mlp_ratio", 4, "'mlp_ratio'"),
         ("config", "model.embed_dim", 10**400, "embed_dim is too large"),
         ("config", "model.image_encoder.transformer.embed_dim", 10**30, "embed_dim is too large; give 16,777,216"),

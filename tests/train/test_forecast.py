@@ -96,6 +96,15 @@ def test_a_rate_is_two_flops_per_multiplication_over_the_best_time(monkeypatch):
     assert matmul_rate("bf16", torch.device("cpu"), clock) == 2 * 100**3 / 0.25
 
 
+def test_short_times_are_measured_until_they_add_up(monkeypatch):
+    monkeypatch.setitem(module._PROBE_SIZE, "cpu", 100)
+    monkeypatch.setattr(module, "_PROBE_SECONDS", 1.0)
+    clock = iter([0.0, 9.0, 0.0, 0.5, 1.0, 1.25, 2.0, 2.125, 3.0, 3.25]).__next__  # the last one fills the second
+    assert matmul_rate("fp32", torch.device("cpu"), clock) == 2 * 100**3 / 0.125
+    with pytest.raises(StopIteration):
+        clock()
+
+
 def test_this_machine_has_a_rate(monkeypatch):
     monkeypatch.setitem(module._PROBE_SIZE, "cpu", 64)
     monkeypatch.setattr(module, "_PROBE_SECONDS", 0.0)

@@ -1,11 +1,14 @@
 """Where a process of a launch works, and what it hears of the first one's errors."""
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 import drivers
 from grr_coca.common.errors import UserError
-from grr_coca.train.launch import device_of_process
+from grr_coca.train.launch import SIGNALS, StopSignals, device_of_process
 from processes import launch
 
 
@@ -40,6 +43,19 @@ def test_more_processes_than_gpus_are_refused(on_gpus):
         on_gpus(2, LOCAL_RANK="2")
     with pytest.raises(UserError, match="--nproc-per-node 1"):
         on_gpus(1, LOCAL_RANK="1", TORCHELASTIC_RUN_ID="mine")
+
+
+def test_signals_are_left_to_others_outside_of_the_main_thread():
+    """Python lets no other thread handle them. A notebook that trains in a thread is not told to stop by one."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    def run() -> list[object]:
+        with StopSignals() as stop:
+            return [[signal.getsignal(number) for number in SIGNALS], list(stop.counts)]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run).result() == [before, [0] * len(SIGNALS)]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_every_rank_hears_of_any_error_of_the_first(tmp_path):

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import DiskError, UserError
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.loader import ReplacementLog
 from grr_coca.data.sources.open import open_source
@@ -337,6 +337,8 @@ def test_a_run_folder_that_cannot_be_made_is_an_error_that_names_it(shard, tmp_p
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file"):
         pretrain(tiny_recipe(shard), tmp_path / "file")
+    with pytest.raises(DiskError, match=r"xxx: the run folder cannot be written to \(File name too long\)"):
+        pretrain(tiny_recipe(shard), tmp_path / ("x" * 300))
 
 
 # --- Validation pairs
@@ -468,6 +470,22 @@ def test_a_log_that_is_cut_at_the_start_of_a_life_notes_its_own_size(tmp_path):
         assert log.make_durable() == len(lines[0])
         log.write(20, "train", {"loss": 1.0})
     assert [row["step"] for row in read_metrics(tmp_path, "train")] == [10, 20]
+
+
+def test_a_log_that_cannot_be_written_is_an_error_that_names_its_folder(tmp_path):
+    with pytest.raises(DiskError, match=rf"{tmp_path}/gone: the log cannot be written \(No such file or directory\)"):
+        MetricLog(tmp_path / "gone", Progress())
+
+
+def test_of_the_ranks_the_first_alone_writes_the_log(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    captions = CaptionedSplit(("a.png",), ("a cat",), (("a dog",),))
+    with MetricLog(None, Progress()) as log:
+        log.write(1, "train", {"loss": 1.0})
+        log.show(1, "train", {"loss": 1.0})
+        log.event(1, "spike", keys=["a"])
+        log.captions(1, captions)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_ranks_try_validation_pairs_between_them(monkeypatch):

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import whole_folder
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.loader import make_loader
+from grr_coca.data.order import EvaluationOrder
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import stable_id
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.tokenizer import train_bpe
 from grr_coca.model.checkpoint import from_pretrained, save_tensors
 from grr_coca.model.losses import LossWeights
 from grr_coca.train.logs import read_metrics
@@ -24,10 +30,13 @@ from support import (
     differing,
     pretrain,
     real_pairs,
+    shard_members,
     silent,
     tiny_recipe,
     weights,
+    with_caption,
     write_shard,
+    write_tar,
 )
 
 
@@ -81,6 +90,21 @@ def test_every_caption_that_training_may_draw_counts_each_once():
     assert training_captions(PairsInMemory(pairs)) == ["a cat", "hat", "dog"]
 
 
+def test_captions_of_pairs_that_have_none_do_not_count(tmp_path):
+    members = shard_members(real_pairs(3))
+    del members[f"{real_pairs(3)[1].key}.txt"]
+    source = open_source(str(write_tar(tmp_path / "pairs.tar", members)))
+    assert training_captions(source) == [real_pairs(3)[index].caption.lower() for index in (0, 2)]
+
+
+def test_a_caption_that_came_later_is_told_in_the_step_that_meets_it(recipe):
+    teacher = Teacher.read(recipe.teacher.path)
+    pairs = PairsInMemory([with_caption(real_pairs(1)[0], "something else")])
+    (batch,) = make_loader(PairDataset(pairs, train_bpe(["a cat"], 300), Preprocess(16), 24), EvaluationOrder(1, 1), 0)
+    with pytest.raises(UserError, match="teacher: it has no embedding of a training caption; the pairs have changed"):
+        teacher.teach(batch)
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(
         UserError,
@@ -117,6 +141,14 @@ def test_captions_and_embeddings_that_do_not_fit_are_refused(tmp_path, captions,
         save_tensors({"captions": captions}, partial_folder / EMBEDDINGS)
     with pytest.raises(UserError, match=said):
         Teacher.read(str(folder))
+
+
+def test_captions_that_are_not_utf8_are_told(tmp_path):
+    with whole_folder(tmp_path / "teacher") as partial_folder:
+        (partial_folder / CAPTIONS).write_bytes(b"K\xe4se\n")
+        save_tensors({"captions": embeddings(["a"])}, partial_folder / EMBEDDINGS)
+    with pytest.raises(UserError, match=r"captions\.txt: cannot be read as UTF-8 text"):
+        Teacher.read(str(tmp_path / "teacher"))
 
 
 def test_the_words_in_a_folder_of_an_earlier_version_are_not_read(tmp_path):

@@ -276,6 +276,12 @@ def test_a_set_that_does_not_exist_is_one_line(npm, argument, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_cache_that_npm_cannot_write_to_is_told(npm, cache):
+    cache.write_text("in the way")
+    with pytest.raises(UserError, match=r"cache/.*packages: cannot be written \(Not a directory\)"):
+        by_name("iconify:tiny")
+
+
 def test_npm_that_hangs_is_given_up(npm, monkeypatch):
     monkeypatch.setattr("grr_coca.common.npm._SECONDS", 0.2)
     with pytest.raises(UserError, match="did not answer within"):

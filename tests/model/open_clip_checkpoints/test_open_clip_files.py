@@ -204,6 +204,8 @@ def without(tensors: dict, name: str) -> dict:
         (lambda t: {**t, "text.transformer.embeddings.x": torch.ones(5)}, "a text tower of Hugging Face"),
         (lambda t: {**t, "visual.attn_pool_contrastive.query": torch.ones(5)}, "two poolers"),
         (lambda t: {**t, "visual.positional_embedding": torch.ones(4, 24)}, "4 rows, not a square plus one"),
+        (lambda t: {**t, "visual.attn_pool.query": torch.ones(5, 24)}, "width 24, and the text width 16; they must"),
+        (lambda t: {**t, "visual.conv1.weight": torch.ones(200, 3, 4, 4)}, "width 200, which is not divisible by 3 he"),
         (lambda t: {**t, "text.token_embedding.weight": torch.ones(9, 16)}, "'text_decoder.text_projection' has the s"),
         (lambda t: {**t, "visual.conv1.weight": torch.ones(9, 16)}, "has the shape .9, 16., not 4 dimensions"),
     ],
@@ -218,6 +220,7 @@ def test_tensors_that_do_not_make_our_model_are_named(theirs, write, change, mes
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
+        (("model_cfg",), 3, "'model_cfg' is missing"),
         (("model_cfg", "quick_gelu"), True, "model_cfg: quick_gelu True is not supported"),
         (("model_cfg", "vision_cfg", "attentional_pool"), "cascade", "attentional_pool 'cascade' is not supported"),
         (("model_cfg", "vision_cfg", "attentional_pool"), False, "attentional_pool is not set"),
@@ -336,6 +339,19 @@ def test_a_download_that_was_cut_off_is_told(theirs, write, tmp_path, name, shar
 def test_a_file_of_other_things_is_told(tmp_path, state, message):
     with pytest.raises(UserError, match=message):
         read_open_clip(saved(state, tmp_path / "model.bin"))
+
+
+def test_the_only_file_of_weights_may_have_any_name(write, expected):
+    folder = write()
+    (weights,) = folder.glob("*.safetensors")
+    weights.rename(folder / "mine.safetensors")
+    assert differing(read_open_clip(folder).model.state_dict(), expected) == []
+
+
+def test_a_place_that_cannot_be_written_to_is_told(write, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/model: could not be written \(Not a directory\)"):
+        write_open_clip(read_open_clip(write()), tmp_path / "file" / "model")
 
 
 def test_a_place_without_weights_is_told(tmp_path):

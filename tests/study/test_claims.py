@@ -1,17 +1,22 @@
 """Claims: one process holds each run, whoever is killed, sleeps, or comes late."""
 
+import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from grr_coca.common.errors import UserError
 from grr_coca.study import claims as module
 from grr_coca.study.claims import Claims
+from support import no_space_left
 
 
 @pytest.fixture
@@ -161,6 +166,46 @@ def test_on_one_machine_the_claim_of_a_killed_process_is_free_at_once(tmp_path):
         assert claims.take("run") is None
         other.kill()
     assert claims.take("run") is not None
+
+
+def test_a_process_of_somebody_else_holds_its_claim(tmp_path, monkeypatch):
+    """Root may signal every process, so the answer of the system is made here."""
+    (tmp_path / ".run.claim-0").write_text(json.dumps({"machine": module._machine(), "processes": [os.getppid()]}))
+
+    def refuse(process, number):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert Claims(tmp_path).take("run") is None
+
+
+def test_a_run_that_has_just_ended_is_not_claimed(tmp_path, monkeypatch):
+    """Its claim is gone between two looks."""
+    (tmp_path / ".run.claim-0").write_bytes(b"{}")
+    read = Path.read_bytes
+
+    def late(path):
+        path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", late)
+    assert Claims(tmp_path).take("run") is None
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.Claim, "write", no_space_left)
+    with pytest.raises(UserError, match=r"\.run\.claim-0: cannot be written \(No space left on device\)"):
+        Claims(tmp_path).take("run")
+
+
+def test_where_nothing_tells_of_starts_a_machine_is_known_by_its_name(monkeypatch):
+    def missing(*_):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(os, "readlink", missing)
+    names = [module._machine.__wrapped__() for _ in range(2)]
+    assert names[0] == names[1]
+    assert names[0].startswith(f"{platform.node()} ")
 
 
 def test_a_claim_is_held_as_long_as_one_of_its_processes_on_this_machine_runs(tmp_path, elsewhere):

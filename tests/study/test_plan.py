@@ -17,6 +17,7 @@ from grr_coca.study.stages import (
     data_digest,
     recipe_digest,
     recipe_path,
+    require_precisions,
     stage_recipe,
     with_settings,
 )
@@ -116,6 +117,18 @@ def test_a_wrong_plan_is_refused(write_study, changes, named):
     with pytest.raises(UserError) as refused:
         check_recipes(read_plan(path, Plan), path)
     assert named in str(refused.value)
+
+
+def test_precisions_that_depend_on_the_machine_are_refused(write_study, tmp_path):
+    path = write_study()
+    recipe = load_recipe(tmp_path / "pictograms.yaml")
+    muon = replace(recipe.optimizer, name="muon", muon_precision="auto")
+    save_recipe(replace(recipe, precision="auto", optimizer=muon), tmp_path / "pictograms.yaml")
+    plan = read_plan(path, Plan)
+    require_precisions(plan, path)
+    for key in ("precision", "muon_precision"):
+        with pytest.raises(UserError, match=rf"study\.yaml: {key}: 'auto' depends on the machine; give fp32 or bf16"):
+            require_precisions(replace(plan, **{key: "auto"}), path)
 
 
 def test_an_arm_is_its_preset_with_its_overrides_in_pretraining_alone(write_study):
@@ -252,6 +265,7 @@ def recipe(write_study):
         ("seed", 5, False),
         ("data.batch_size", 4, True),
         ("data.augmentation.shift", 0.5, True),
+        ("data.mix", {"more.tar": 0.25}, True),
         ("optimizer.lr", 0.5, True),
         ("schedule.steps", 7, True),
         ("model.preset", "grr_coca", True),
@@ -266,6 +280,47 @@ def test_a_digest_knows_the_start_and_what_changes_the_run_and_nothing_else(reci
     digest = recipe_digest(recipe, None)
     assert (recipe_digest(with_settings(recipe, {key: value}, "test"), None) != digest) == counts
     assert recipe_digest(recipe, "a start") != digest
+
+
+def test_of_what_is_mixed_in_the_share_counts_and_not_the_place(recipe):
+    """The digest of the data covers the pairs."""
+    one, moved, more = (
+        recipe_digest(with_settings(recipe, {"data.mix": {path: share}}, "test"), None)
+        for path, share in (("a/more.tar", 0.25), ("b/more.tar", 0.25), ("a/more.tar", 0.5))
+    )
+    assert one == moved != more
+
+
+def test_of_a_large_file_both_ends_and_the_size_count(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.study.stages._MAX_HASHED", 1000)
+    monkeypatch.setattr("grr_coca.study.stages._HASHED_END", 100)
+    path = tmp_path / "large.tar"
+    large = replace(recipe, data=replace(recipe.data, train=str(path)))
+    content = bytes(3000)
+    digests = []
+    for other in (
+        content,
+        b"x" + content[1:],
+        content[:-1] + b"x",
+        content[1:],
+        content[:1500] + b"x" + content[1501:],
+    ):
+        path.write_bytes(other)
+        digests.append(data_digest(large))
+    assert len(set(digests[:4])) == 4
+    assert digests[4] == digests[0], "the middle is not read"
+
+
+def test_recipes_of_stages_that_do_not_fit_are_named(write_study, tmp_path):
+    path = write_study()
+    plan = read_plan(path, Plan)
+    pretraining, tuning = (load_recipe(tmp_path / f"{name}.yaml") for name in ("pictograms", "health"))
+    save_recipe(replace(tuning, model=pretraining.model), tmp_path / "health.yaml")
+    with pytest.raises(UserError, match=r"health\.yaml: a fine-tuning keeps the pretrained model; remove the keys"):
+        check_recipes(plan, path)
+    save_recipe(replace(tuning, data=replace(tuning.data, val=None)), tmp_path / "health.yaml")
+    with pytest.raises(UserError, match=r"health\.yaml: data: val is missing; a study refits temperatures"):
+        check_recipes(plan, path)
 
 
 def test_the_data_digest_knows_the_bytes_and_not_the_place(recipe, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name
+from grr_coca.study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name, write_to_study
 from support import syncs_and_renames
 
 
@@ -109,6 +109,12 @@ def test_a_full_disk_leaves_no_part_of_a_row(files, monkeypatch):
     with pytest.raises(UserError, match=r"a\.json: could not be written \(No space left on device\); free some space"):
         files.publish("a", a_row())
     assert list(files.path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/showcase/a\.webp: cannot be written \(Not a directory\)"):
+        write_to_study(tmp_path / "file" / "showcase" / "a.webp", b"")
 
 
 def test_a_name_says_what_was_run_and_differs_where_that_differs():

@@ -241,6 +241,31 @@ def test_a_folder_of_something_else_is_left_alone(refused, tmp_path, files, mess
     assert {name: content for name, content in snapshot(tmp_path).items() if name in before} == before
 
 
+def test_a_folder_that_may_not_be_written_to_is_told_before_anything_is_trained(refused, tmp_path, monkeypatch):
+    """Root may write everywhere, so the answer of the system is made here."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert f"{tmp_path}/out: cannot be written to; give another --out" in refused()
+
+
+def test_a_demo_begins_in_an_empty_folder(write_plan, tmp_path):
+    plan, out = load_demo(write_plan()), tmp_path / "out"
+    for name in ("rows/a.json", "grr_coca/pictograms/weights", "table.txt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    begin(replace(plan, steps=4), out)
+    assert [path.name for path in out.iterdir()] == ["plan.yaml"]
+
+
+def test_nothing_is_compared_if_an_arm_diverged(write_plan, tmp_path):
+    plan = load_demo(write_plan())
+    rows = rows_of(PRESETS, [0])
+    rows[0] = replace(rows[0], kind="diverged", metrics={}, values={})
+    write_study(tmp_path, yaml.safe_load((tmp_path / "plan.yaml").read_text()), rows)
+    with pytest.raises(UserError, match=rf"{rows[0].arm} in {rows[0].stage}: training diverged, .* again by --fresh"):
+        finish(plan, tmp_path, WorkersHere())
+
+
 def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
     out = tmp_path / "out"
     plan = load_demo(write_plan(num_hits=3))

@@ -11,7 +11,8 @@ from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.split import scaling_of
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.shipped_models import FOLDER
-from grr_coca.study.running.measured import examples, measure_test, without_words
+from grr_coca.study.plan import Plan, read_plan
+from grr_coca.study.running.measured import examples, measure_test, without_words, write_showcase
 from grr_coca.train.recipe import EvaluationRecipe
 from support import PairsInMemory, real_pairs, tiny_recipe
 
@@ -38,6 +39,13 @@ def test_rows_of_one_image_are_shown_with_its_caption(table):
     for image, caption in said.items():
         assert {example.caption for example in shown if example.image == image} == {caption}
     assert len({(example.image, example.caption) for example in shown}) == len(CAPTIONS)
+
+
+def test_a_stage_that_shows_no_image_has_none(table, write_study, tmp_path):
+    assert examples(None, table, 0) == (), "no model is asked"
+    plan = read_plan(write_study(num_captions=0), Plan)
+    write_showcase(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_each_caption_of_a_test_image_is_measured(table):

@@ -1,18 +1,23 @@
 """A row says what its run started from and which code ran: both members of a pair begin alike."""
 
+import errno
+import os
+import platform
 import signal
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from grr_coca.common.errors import Interruption
+from grr_coca.common.errors import DiskError, Interruption
 from grr_coca.data.order import Shuffle
 from grr_coca.study.running import provenance
-from grr_coca.study.running.provenance import order_hash, weight_hashes
+from grr_coca.study.running.provenance import order_hash, weight_hashes, write_start_hashes
 from grr_coca.study.running.stage import run_stage
 from grr_coca.train.setup import new_checkpoint
 from grr_coca.train.step import Trainer
-from support import ALONE, CPU
+from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
 from synthetic_study import PRETRAINING
 
 ARMS = ("baseline_coca", "grr_coca")
@@ -92,6 +97,36 @@ def test_the_order_of_another_length_or_seed_has_another_hash(monkeypatch):
         hashes = [order_hash(Shuffle(10, seed), length) for seed, length in ((0, 25), (0, 24), (1, 25))]
         assert len(set(hashes)) == 3
         assert order_hash(Shuffle(10, 0), 25) == hashes[0]
+
+
+def test_a_folder_of_a_run_that_cannot_be_made_is_told(tmp_path):
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", real_pairs(24)))
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"file/run: the run folder cannot be written to \(Not a directory\)"):
+        write_start_hashes(recipe, new_checkpoint(recipe, ALONE), tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "muon", "told"),
+    [("muon", "fp32", "fp32"), ("muon", "bf16", "fp32, Muon in bf16"), ("adamw", "bf16", "fp32")],
+)
+def test_the_precision_of_muons_products_is_told_if_it_is_another(name, muon, told):
+    recipe = tiny_recipe("pairs.tar", precision="fp32")
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, name=name, muon_precision=muon))
+    assert provenance._precision_name(recipe) == told
+
+
+def test_a_processor_has_a_name_on_every_system(monkeypatch):
+    read = Path.read_text
+    monkeypatch.setattr(platform, "processor", lambda: "a processor")
+
+    def missing(path, **options):
+        if path == Path("/proc/cpuinfo"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert provenance._processor() == "a processor"
 
 
 @pytest.fixture

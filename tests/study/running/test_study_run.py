@@ -3,23 +3,26 @@
 import errno
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from grr_coca.cli.study import print_status
 from grr_coca.common.errors import UserError
-from grr_coca.study.claims import Claim
+from grr_coca.study.claims import Claim, Claims
 from grr_coca.study.ledger import Ledger, read_digests, read_ledger
 from grr_coca.study.plan import Plan, plan_of_folder, read_plan
 from grr_coca.study.rows import LedgerRow, RowFolder
 from grr_coca.study.running import run as running
 from grr_coca.study.running.agenda import FINISHED, Agenda, Task
+from grr_coca.study.running.dry_run import _disk_in_words
 from grr_coca.study.running.run import Place, Study, Watch, write_plan
 from grr_coca.study.running.stage import run_stage
 from grr_coca.study.thumbnails import thumbnail_path
@@ -284,6 +287,57 @@ def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(study, e
     assert [row.commit for row in study.rows] == ["of the other", "abc"]
     note = "baseline_coca, pictograms, seed 0: another process goes on with it, since this one gave no sign of life"
     assert (note in study.told) == ends_with_error
+
+
+def test_a_run_that_another_process_ended_before_it_was_claimed_is_not_done_again(study, monkeypatch):
+    """The other has published its row after this one looked, and then given its claim back."""
+    study.lay_out(**ONE_RUN)
+    take, ended = Claims.take, []
+
+    def late(claims, name):
+        if not ended:
+            ended.append(name)
+            study.run("baseline_coca")
+        return take(claims, name)
+
+    monkeypatch.setattr(Claims, "take", late)
+    done = study.run()
+    assert done == ["grr_coca, pictograms, seed 0"]
+    assert len(study.rows) == 2
+    assert list(study.out.rglob(".*claim*")) == []
+
+
+def test_a_worker_ends_a_run_that_was_taken_over(tmp_path, monkeypatch):
+    claim = Claims(tmp_path).take("run")
+    told = []
+
+    def run_stage(task, device, tell):
+        tell(1)
+        Claim(tmp_path, "run", claim.number + 1).path.touch()
+        tell(2)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(running, "run_stage", run_stage)
+    monkeypatch.setattr(running, "tell_progress", told.append)
+    with pytest.raises(running._TakenOverError):
+        running._in_worker(None, claim, 0.0)
+    assert told == [1]
+
+
+def test_a_file_in_the_place_of_a_study_is_told(study):
+    study.lay_out(**ONE_RUN)
+    study.out.write_text("in the way")
+    with pytest.raises(UserError, match=r"out: cannot be written to \(.*\); give another --out"):
+        study.run()
+
+
+def test_a_dry_run_says_that_the_disk_is_too_small(study, monkeypatch):
+    plan = study.lay_out(**ONE_RUN)
+    place = Place(out=study.out, runs=study.out / "runs", keeps_models=False)
+    wants = Counter({("grr_coca", 0, "pictograms"): 1})
+    for free, is_told in ((10**15, False), (10**3, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert any("THE DISK IS TOO SMALL" in line for line in _disk_in_words(plan, place, wants, 1)) == is_told
 
 
 def test_a_grid_is_run_with_every_seed_and_the_best_point_goes_on(study):

@@ -1,5 +1,6 @@
 """The processes of a study: each run is saved, whichever process dies, and an error is told with its trace."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.errors import Interruption, UserError
-from grr_coca.study.running.workers import tell_progress, worker_processes
+from grr_coca.study.running import workers as workers_module
+from grr_coca.study.running.workers import raise_if_stopped, tell_progress, worker_processes
 from grr_coca.train.launch import StopSignals
 
 
@@ -44,6 +46,16 @@ def test_a_process_does_call_after_call_and_outlives_the_signal_that_ends_a_serv
         assert "in fail" in raised.value.__notes__[0]
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
+
+
+@pytest.mark.parametrize("end", ["parent", "child"])
+def test_a_run_is_stopped_when_its_parent_is_gone(monkeypatch, end):
+    ends = dict(zip(("parent", "child"), multiprocessing.Pipe(), strict=True))
+    monkeypatch.setattr(workers_module, "_parent", ends["child"])
+    raise_if_stopped()
+    ends[end].close()
+    with pytest.raises(UserError, match="stopped"):
+        raise_if_stopped()
 
 
 @pytest.mark.ci

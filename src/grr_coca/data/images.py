@@ -54,6 +54,7 @@ BROKEN = (
     AssertionError,  # without a text, such as that of a PNG file without its palette
     AttributeError,
     EOFError,
+    Image.DecompressionBombError,  # of a part, while decoding; no format that is accepted here has such today
     LookupError,
     OSError,
     RuntimeError,

@@ -177,3 +177,4 @@ def test_a_broken_image_is_an_error_of_one_line_that_names_the_pair(tmp_path, nu
     with pytest.raises(UserError, match=rf"a\.tar: {PAIRS[9].key}: ") as caught:
         batches_of(dataset, num_workers)
     assert "Traceback" not in str(caught.value)
+    assert multiprocessing.active_children() == []  # where garbage keeps workers, its collection waits for them

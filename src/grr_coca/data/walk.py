@@ -151,7 +151,7 @@ class Walk:
         if not os.access(listing.folder or ".", os.X_OK):  # the names of its files can be read, but not the files
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with os.scandir(listing.folder or ".") as entries:
-            for entry in entries:
+            for entry in _links_last(entries):
                 try:
                     self._sort_in(entry, listing, folders)
                 except OSError as error:
@@ -200,6 +200,21 @@ def walk_visible(
             yield folder, folders, sorted(name for name in files if not is_hidden(name))
             paths = (os.path.join(folder, name) for name in folders)  # noqa: PTH118
             tops += (link for link in filter(os.path.islink, paths) if not _leads_up(link))
+
+
+def _links_last(entries: "Iterator[os.DirEntry[str]]") -> "Iterator[os.DirEntry[str]]":
+    """The entries of a folder; links last, in the order of their names, so that the first is the same on any disk."""
+    links = []
+    for entry in entries:
+        try:
+            is_link = entry.is_symlink()
+        except OSError:  # it is raised again where the entry is used
+            is_link = False
+        if is_link:
+            links.append(entry)
+        else:
+            yield entry
+    yield from sorted(links, key=lambda link: link.name)
 
 
 def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:

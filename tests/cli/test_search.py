@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import grr_coca as package
+from grr_coca.search import update
 from grr_coca.search.image_files import Span
 from grr_coca.search.relevance import MIN_RELEVANCE
 from grr_coca.search.terminal_pictures import thumbnail_kind, thumbnail_lines
@@ -118,6 +120,26 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
         assert "3 images (1 new)" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+
+
+def test_hours_of_captioning_keep_a_watched_folder_waiting_no_longer(grr_coca, monkeypatch, tmp_path):
+    hour, hours, pauses, now, describe = 3600, [], [], time.monotonic, update._Run.describe
+
+    def describe_for_an_hour(*arguments):
+        describe(*arguments)
+        hours.append(hour)
+
+    def pause(seconds):
+        pauses.append(seconds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(update._Run, "describe", describe_for_an_hour)
+    monkeypatch.setattr(time, "monotonic", lambda: now() + sum(hours))
+    monkeypatch.setattr(time, "sleep", pause)
+    with pytest.raises(KeyboardInterrupt):
+        grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index", "--watch")
+    assert len(hours) == len(pauses) == 1
+    assert pauses[0] < hour
 
 
 # --- search

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MIN_SECONDS_BETWEEN_SCANS = 2.0
 _PAUSE_PER_SCAN = 10
-"""While watching, the pause after a scan is at least this many times as long as the scan."""
+"""While watching, the pause is at least this many times as long as the search for images took."""
 
 
 def run(
@@ -85,7 +85,7 @@ def run(
             warn_if_unfamiliar(update.unfamiliar)
         _report(update, index, time.monotonic() - began)
         while watch:
-            time.sleep(max(_MIN_SECONDS_BETWEEN_SCANS, _PAUSE_PER_SCAN * (time.monotonic() - began)))
+            time.sleep(max(_MIN_SECONDS_BETWEEN_SCANS, _PAUSE_PER_SCAN * update.scan_seconds))
             began = time.monotonic()
             update = index.add(_there_or_known(index, images), on=on)
             if update.new or update.changed or update.moved or update.removed or update.noted:

@@ -65,7 +65,7 @@ class Update:
     `noted`: images of which only what their camera and people wrote was read again; `first_frames`: images that were
     read from the first of several frames or pages; `unfamiliar`: for each image that the model has described, whether
     it is unlike the training; `failures`: images that cannot be read, old ones included; `left_out`: what the search
-    for images has left out.
+    for images has left out; `scan_seconds`: how long that search took.
     """
 
     found: int = 0
@@ -79,6 +79,7 @@ class Update:
     unfamiliar: list[bool | None] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     left_out: Exclusions = field(default_factory=Exclusions)
+    scan_seconds: float = 0.0
 
 
 def update_store(
@@ -234,7 +235,7 @@ class _Run:
 
     def survey(self) -> int:
         """Find all images and remember their names. Returns the number of images to describe."""
-        todo = 0
+        todo, began = 0, time.monotonic()
         for chunk in chunks(self._once_each(self.update.left_out), _LOOKUP_SIZE):
             self._seen.add(found.file.name for found, _ in chunk)
             known = sum(state != "outdated" for _, state in chunk)
@@ -242,6 +243,7 @@ class _Run:
             self.update.found += len(chunk)
             self.update.unchanged += known
             todo += len(chunk) - known
+        self.update.scan_seconds = time.monotonic() - began
         return todo
 
     def _in_state(self, wanted: _State) -> Iterator[FoundImage]:

@@ -6,6 +6,7 @@ What is heavy is imported late: pytest loads this in the process, too, that only
 import errno
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -36,6 +37,13 @@ if os.environ.get("GRR_COCA_CHECK_SHAPES"):
     jaxtyping.install_import_hook(modules_with_shapes(), "shape_check.check")
 
 gc.disable()  # until all is imported
+
+IN_MEMORY = Path("/dev/shm")
+"""Files of tests lie here if there is room: nearly 20,000 of them are flushed, and a disk takes milliseconds for each.
+Docker gives 64 MB unless it is asked for more, too little."""
+if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
 settings.register_profile("one core", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("one core")
 

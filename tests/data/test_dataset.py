@@ -120,6 +120,7 @@ def test_a_folder_for_temporary_files_that_is_too_long_for_workers_is_named(shar
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    monkeypatch.setattr(util, "Finalize", lambda *_, **__: None)  # the folder goes with that of this test
     assert len(batches_of(dataset_of(shard), 0)) == 3
     told = pytest.raises(UserError, match=r"(long){30}: .*; set TMPDIR to a shorter one, or data\.num_workers to 0")
     with told if "long" in util.get_temp_dir() else nullcontext():  # Python 3.14 takes another folder then

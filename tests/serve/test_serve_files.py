@@ -73,7 +73,7 @@ def hanging(monkeypatch, own):
 
 def test_a_drive_that_hangs_keeps_no_caption_and_no_search_waiting(own, hanging):
     with serving(own / "index") as client:
-        for identity in ids(client).values():
+        for identity in list(ids(client).values())[:6]:  # more than there are threads that read
             answer = client.get(f"/image/{identity}")
             assert answer.status == 200
             assert answer.headers["x-missing"] == "1"
@@ -101,7 +101,7 @@ def test_a_file_that_hangs_is_waited_for_once_and_others_are_shown(own, hanging,
     with serving(tmp_path / "index") as client:
         known = ids(client)
         before = hanging.waiting
-        for _ in range(6):
+        for _ in range(3):
             assert "x-missing" in client.get(f"/image/{known['0.png']}").headers
         assert hanging.waiting == before + 1
         assert client.get(f"/image/{known['fine.png']}").headers["content-type"] == "image/webp"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -123,7 +124,7 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
 
 
 def test_hours_of_captioning_keep_a_watched_folder_waiting_no_longer(grr_coca, monkeypatch, tmp_path):
-    hour, hours, pauses, now, describe = 3600, [], [], time.monotonic, update._Run.describe
+    hour, hours, pauses, describe = 3600, [], [], update._Run.describe
 
     def describe_for_an_hour(*arguments):
         describe(*arguments)
@@ -134,8 +135,9 @@ def test_hours_of_captioning_keep_a_watched_folder_waiting_no_longer(grr_coca, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr(update._Run, "describe", describe_for_an_hour)
-    monkeypatch.setattr(time, "monotonic", lambda: now() + sum(hours))
-    monkeypatch.setattr(time, "sleep", pause)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(hours), sleep=pause)
+    for module in ("cli.index", "search.update"):  # and not of servers that run beside this
+        monkeypatch.setattr(f"grr_coca.{module}.time", clock)
     with pytest.raises(KeyboardInterrupt):
         grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index", "--watch")
     assert len(hours) == len(pauses) == 1

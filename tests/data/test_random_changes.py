@@ -117,12 +117,13 @@ def test_the_look_of_a_sample_is_a_function_of_seed_epoch_and_sample(visit):
         Augmentation(tint=1.0),
         Augmentation(coarse=1.0),
         Augmentation(shape=1.0),
+        Augmentation(paint=1.0),
         Augmentation(jpeg=1.0),
     ],
-    ids=["scale", "crop", "shift", "rotate", "jitter", "grey", "recolour", "tint", "coarse", "shape", "jpeg"],
+    ids=["scale", "crop", "shift", "rotate", "jitter", "grey", "recolour", "tint", "coarse", "shape", "paint", "jpeg"],
 )
 def test_every_setting_has_an_effect(image, augmentation):
-    assert not torch.equal(augmented(augmentation, image, 1), to_pixels(image))
+    assert not torch.equal(augmented(augmentation, image, 2), to_pixels(image))
 
 
 def test_so_many_images_are_cropped_and_all_others_scaled():

@@ -1,6 +1,6 @@
 """Augmentation: which random changes of training images are allowed, and the random draw of one change.
 
-`grr_coca.data.random_changes` applies the change.
+`grr_coca.data.random_changes` applies the change, and `grr_coca.data.painting` what paints it.
 """
 
 import math
@@ -53,13 +53,39 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paint:
+    """How a drawing is painted.
+
+    `palette`: colours, 0 … 1; None keeps those of the drawing, and so does a drawing that is not grey. `num_inks`: how
+    many of them the ink has. `fills`: share of the white areas inside that get a colour, too. `numbers`: 0 … 1, which
+    choose the colour of each part of the ink and of each area. `light`: its direction, to the right and down.
+    `gradient`, `bevel`, `highlight`, `shadow`: how strong each is; 0 is none. `glance`: x, y and radius of the
+    highlight, in coordinates -1 … 1. `fall`: how far the shadow falls, down and to the right, as shares of the side.
+    `outline`: colour of a line around the drawing; None is none.
+    """
+
+    palette: Float[np.ndarray, "C 3"] | None
+    num_inks: int
+    fills: float
+    numbers: Float[np.ndarray, " N"]
+    light: tuple[float, float]
+    gradient: float
+    bevel: float
+    highlight: float
+    glance: tuple[float, float, float]
+    shadow: float
+    fall: tuple[float, float]
+    outline: Float[np.ndarray, "3"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """A change of one image.
 
     `inverse`: maps a pixel of the changed image to its place in the original, in coordinates -1 … 1 (`affine_grid`).
-    `colour`: a matrix to multiply colours with. `offset`: then added to colours. Before that, in this order: `shape`,
-    what the image is set into; `side`, to which it is scaled down, in pixels; `quality` of a JPEG in that size. None
-    leaves it.
+    `colour`: a matrix to multiply colours with. `offset`: then added to colours. Before that, in this order: `paint`;
+    `shape`, what the image is set into; `side`, to which it is scaled down, in pixels; `quality` of a JPEG in that
+    size. None leaves it.
     """
 
     inverse: Float[np.ndarray, "2 3"]
@@ -68,6 +94,7 @@ class Change:
     side: int | None = None
     quality: int | None = None
     shape: Shape | None = None
+    paint: Paint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +113,12 @@ class Augmentation:
     - `tint`: share of images whose white becomes a random light colour
     - `coarse`: share of images that are scaled down to a random size, at least 16 pixels, and up again
     - `shape`: share of images that are set into a disc or a square in random colours, like a button
+    - `paint`: share of images that are painted: their parts and the white inside get random colours, the whole a
+      gradient, a bevel, a highlight, an outline or a shadow
     - `jpeg`: share of images with the traces of a JPEG of a random quality
     - `neighbour`: share of images at one of whose sides a part of another image stands
 
-    The last six are for drawings on white, which users have on any ground, in any size, and in screenshots. `blend`,
+    The last seven are for drawings on white, which users have on any ground, in any size, and in screenshots. `blend`,
     `swap` and `neighbour` come before all other changes. The first two need another image of the same caption, so the
     caption stays true, while the image has more than one style.
     """
@@ -106,6 +135,7 @@ class Augmentation:
     tint: float = 0.0
     coarse: float = 0.0
     shape: float = 0.0
+    paint: float = 0.0
     jpeg: float = 0.0
     neighbour: float = 0.0
 
@@ -116,7 +146,7 @@ class Augmentation:
             value, limit = getattr(self, key), 180 if key == "rotate" else 1
             if not 0 <= value <= limit:
                 raise UserError(f"{key} {value} is out of range; give 0 to {limit}")
-        for keys in (("blend", "swap"), ("recolour", "tint", "shape")):
+        for keys in (("blend", "swap"), ("recolour", "tint", "shape", "paint")):
             share = sum(getattr(self, key) for key in keys)
             if share > 1:
                 named = " and ".join(key for key in keys if getattr(self, key))
@@ -137,8 +167,8 @@ class Augmentation:
         # Brightness, contrast about mid-grey, and saturation together are one affine map of colours.
         colour = brightness * contrast * (saturation * _IDENTITY + (1 - saturation) * _GREY)
         offset = np.full(3, 0.5 * (1 - contrast))
-        shape = None
-        if self.recolour or self.tint or self.shape:
+        shape = paint = None
+        if self.recolour or self.tint or self.shape or self.paint:
             draw = rng.uniform()
             if draw < self.recolour:
                 ink, ground = _two_colours(rng)
@@ -148,6 +178,8 @@ class Augmentation:
                 colour, offset = light[:, None] * colour, light * offset
             elif draw < self.recolour + self.tint + self.shape:
                 shape = _random_shape(rng)
+            elif draw < self.recolour + self.tint + self.shape + self.paint:
+                paint = _random_paint(rng)
         side = int(rng.integers(_MIN_SIDE, _MAX_SIDE + 1)) if self.coarse and rng.uniform() < self.coarse else None
         quality = int(rng.integers(*_QUALITY)) if self.jpeg and rng.uniform() < self.jpeg else None
         return Change(
@@ -157,6 +189,7 @@ class Augmentation:
             side=side,
             quality=quality,
             shape=shape,
+            paint=paint,
         )
 
     @property
@@ -185,6 +218,29 @@ def _random_shape(rng: np.random.Generator) -> Shape:
         ink=ink,
         shadow=shadow,
     )
+
+
+def _random_paint(rng: np.random.Generator) -> Paint:
+    """A random paint. Most give colours; each kind of gloss is seen in some."""
+    angle = rng.uniform(0, 2 * math.pi)
+    return Paint(
+        palette=_colours(rng, 6) if rng.uniform() < 0.8 else None,
+        num_inks=int(rng.integers(1, 4)),
+        fills=0.8 if rng.uniform() < 0.7 else 0.0,
+        numbers=rng.uniform(0, 1, 256),
+        light=(math.cos(angle), math.sin(angle)),
+        gradient=rng.uniform(-0.7, 0.7) if rng.uniform() < 0.6 else 0.0,
+        bevel=rng.uniform(0.3, 1.5) if rng.uniform() < 0.4 else 0.0,
+        highlight=rng.uniform(0.1, 0.5) if rng.uniform() < 0.3 else 0.0,
+        glance=(rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), rng.uniform(0.3, 0.9)),
+        shadow=rng.uniform(0.2, 0.7) if rng.uniform() < 0.35 else 0.0,
+        fall=(rng.uniform(0, 0.07), rng.uniform(0, 0.07)),
+        outline=_colours(rng, 1)[0] if rng.uniform() < 0.15 else None,
+    )
+
+
+def _colours(rng: np.random.Generator, number: int) -> Float[np.ndarray, "C 3"]:
+    return rng.uniform(0, 1, (number, 3)).astype(np.float32)
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:

@@ -17,6 +17,7 @@ from torch.nn.functional import grid_sample, interpolate
 
 from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
 from grr_coca.data.order import PERIOD, SampleRef, Visits
+from grr_coca.data.painting import painted
 from grr_coca.data.sources.base import BadSample, PairSource, stable_id
 from grr_coca.data.text import caption_id, clean_caption
 
@@ -104,6 +105,8 @@ def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[Change]) -
     """Apply a change to each image. The result has pixel values 0 … 1. Uncovered corners are white."""
     pixels = images.float().div_(255)
     for number, change in enumerate(changes):
+        if change.paint is not None:
+            pixels[number] = painted(pixels[number], change.paint)
         if change.shape is not None:
             pixels[number] = _set_into(pixels[number], change.shape)
         if change.side is not None or change.quality is not None:

@@ -1,0 +1,117 @@
+"""Paint: a drawing on white in many colours, with gloss, an outline and a shadow.
+
+Shapes: S image size in pixels.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d, pad
+
+from grr_coca.data.augmentation import LUMA, Paint
+
+_WHITE, _INK = 0.9, 0.4
+"""What is white in all channels from here on; of which darkness the parts of the ink are, as a share of the largest."""
+_COLOURED = 0.15
+"""From which difference of channels on a drawing has colours of its own."""
+_SOFT = 1 / 32
+"""How far masks are blurred, twice, as a share of the side: for bevels, outlines and shadows."""
+
+
+def painted(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S"]:
+    """A drawing on white, painted."""
+    colours, mask = _coloured(image, paint)
+    shade, factor = _light(paint, mask)
+    colours = torch.lerp(colours, colours.mul(factor).add_(shade).clamp_(0, 1), mask)
+    if paint.outline is not None:
+        around = _soft(mask).mul_(4).clamp_(0, 1) * (1 - mask)
+        colours = torch.lerp(colours, torch.from_numpy(paint.outline)[:, None, None], around)
+        mask = torch.maximum(mask, around)
+    if paint.shadow:
+        down, across = (round(share * len(mask)) for share in paint.fall)
+        colours = colours * (1 - paint.shadow * _soft(pad(mask, (across, -across, down, -down))) * (1 - mask))
+    return colours
+
+
+def _coloured(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
+    """The drawing in the colours of a paint, and how much of each pixel it covers."""
+    dark = 1 - torch.tensordot(torch.tensor(LUMA), image, 1)
+    lowest = image.amin(0)
+    whites = _areas(lowest > _WHITE)
+    is_inside = torch.ones(int(whites.max()) + 1, dtype=torch.bool)  # of each area
+    is_inside[torch.cat([whites[0], whites[-1], whites[:, 0], whites[:, -1]])] = False
+    is_inside[0] = False
+    darkest, chroma = dark.max(), (image.amax(0) - lowest).max()
+    if paint.palette is None or chroma > _COLOURED or darkest < 1 - _WHITE:
+        return image, torch.where(whites > 0, is_inside[whites].float(), (1 - lowest).mul_(4).clamp_(0, 1))
+    # The ink covers what is below it: white outside, and colours in the areas that it encloses.
+    numbers = torch.from_numpy(np.resize(paint.numbers, len(is_inside)))
+    areas = _grown(whites * (is_inside & (numbers < paint.fills))[whites])
+    below = torch.where(areas > 0, _in_colours(areas, numbers, paint.palette), torch.ones(()))
+    cover = dark / darkest
+    parts = _grown(_areas(cover > _INK))
+    numbers = torch.from_numpy(np.resize(paint.numbers[::-1], int(parts.max()) + 1))
+    ink = _in_colours(parts, numbers, paint.palette[: paint.num_inks])
+    return torch.lerp(below, ink, cover), torch.maximum(cover, (areas > 0).float())
+
+
+def _in_colours(
+    areas: Int[Tensor, "S S"], numbers: Float[Tensor, " A"], palette: Float[np.ndarray, "C 3"]
+) -> Float[Tensor, "3 S S"]:
+    """Areas in the colours that their numbers, 0 … 1, choose."""
+    of_area = torch.from_numpy(palette)[(numbers * len(palette)).long()]
+    return of_area.T.contiguous()[:, areas]
+
+
+def _light(paint: Paint, mask: Float[Tensor, "S S"]) -> tuple[Float[Tensor, "S S"], Float[Tensor, "S S"]]:
+    """What the light adds to colours, and what it multiplies them with before."""
+    places = (torch.arange(len(mask)) * 2 + 1).div(len(mask)).sub_(1)
+    across, down = places[None], places[:, None]
+    to_right, to_bottom = paint.light
+    along = across * to_right + down * to_bottom
+    shade = along.clamp(min=0) * (0.3 * paint.gradient)
+    if paint.bevel:
+        slope_down, slope_across = torch.gradient(_soft(mask))
+        shade += (slope_across * to_right + slope_down * to_bottom) * paint.bevel
+    if paint.highlight:
+        x, y, radius = paint.glance
+        shade += torch.exp(((across - x) ** 2 + (down - y) ** 2) / -(radius**2)) * paint.highlight
+    return shade, 1 + along * paint.gradient
+
+
+def _areas(is_in: Bool[Tensor, "S S"]) -> Int[Tensor, "S S"]:
+    """Numbers of the connected areas, from 1 on; 0 elsewhere.
+
+    Each row is cut into runs, and runs that meet are joined (https://en.wikipedia.org/wiki/Connected-component_labeling).
+    """
+    inside = is_in.numpy()
+    runs = np.cumsum(_starts(inside)).reshape(inside.shape) * inside
+    meet = _starts(inside[1:] & inside[:-1])
+    first = list(range(int(runs.max()) + 1))  # of the runs that are joined with each
+    for upper, lower in zip(runs[:-1][meet].tolist(), runs[1:][meet].tolist(), strict=True):
+        while first[upper] != upper:
+            upper = first[upper]
+        while first[lower] != lower:
+            lower = first[lower]
+        first[max(upper, lower)] = min(upper, lower)
+    for run, other in enumerate(first):
+        first[run] = first[other]
+    return torch.from_numpy(np.array(first)[runs])
+
+
+def _starts(is_in: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R S"]:
+    starts = is_in.copy()
+    starts[:, 1:] &= ~is_in[:, :-1]
+    return starts
+
+
+def _grown(areas: Int[Tensor, "S S"]) -> Int[Tensor, "S S"]:
+    """Areas with the pixels around them, which their edges cover in part."""
+    return max_pool2d(areas[None].float(), 3, 1, 1)[0].long()
+
+
+def _soft(mask: Float[Tensor, "S S"]) -> Float[Tensor, "S S"]:
+    reach = round(_SOFT * len(mask))
+    once = avg_pool2d(mask[None], 2 * reach + 1, 1, reach)
+    return avg_pool2d(once, 2 * reach + 1, 1, reach)[0]

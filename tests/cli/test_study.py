@@ -3,13 +3,16 @@
 import json
 import re
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from grr_coca.cli import main
 from grr_coca.cli.output import report_stop
+from grr_coca.cli.study_run import _Progress
 from grr_coca.common.errors import Interruption
 from grr_coca.study.ledger import write_digests
 from grr_coca.study.plan import EARLIER_LEDGER, Plan, read_plan
@@ -144,6 +147,16 @@ def test_status_counts_what_was_tried_of_each_grid(plan, capsys):
     assert "best for baseline_coca, emoji: lr 0.001" in said
 
 
+@pytest.mark.parametrize(
+    ("trials", "runs", "told"),
+    [(3, 1, "3 trials and 1 run"), (1, 0, "1 trial"), (0, 1000, "1,000 runs"), (0, 0, "nothing")],
+)
+def test_what_is_to_do_is_told_in_words(capsys, trials, runs, told):
+    work = Counter({("trial", "grr_coca", "emoji"): trials, ("run", "grr_coca", "emoji"): runs})
+    _Progress(None, {}, lambda lacking: Counter(), Counter()).left(SimpleNamespace(lacking=lambda: work))
+    assert capsys.readouterr().err == f"{told} to do\n"
+
+
 def test_a_signal_that_stopped_a_study_gives_its_exit_code(capsys):
     assert report_stop(Interruption(signal.SIGTERM, "asked to stop")) == 143
     assert capsys.readouterr().err == "SIGTERM: what was trained is saved, and the same command continues\n"
@@ -156,7 +169,9 @@ def test_a_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypa
     monkeypatch.setattr(agenda, "data_digest", lambda recipe: hashed.append(recipe) or data_digest(recipe))
     assert main(["study", "run", str(plan), "--only", "grr_coca"]) == 0
     assert len(hashed) == 2, "the data of each stage, which may be terabytes, once"
-    assert "grr_coca, seed 0, more: CoCa loss on val" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert said.startswith("2 runs to do\n")
+    assert "grr_coca, seed 0, more: CoCa loss on val" in said
     assert main(["study", "status", str(plan.parent)]) == 0
     said = capfd.readouterr().out.splitlines()
     assert said[0].split()[:3] == ["arm", "emoji", "more"]

@@ -67,8 +67,9 @@ class _Progress(Watch):
         """Count the work that is done, by this process and others."""
         lacking = agenda.lacking()
         if self._ended is None:
-            trials, runs = (sum(n for (k, _, _), n in lacking.items() if k == kind) for kind in ("trial", "run"))
-            print(f"to do: trials {trials}, runs {runs}", file=sys.stderr)
+            counts = {kind: sum(n for (k, _, _), n in lacking.items() if k == kind) for kind in ("trial", "run")}
+            work = [f"{count:,} {kind}{'s' * (count > 1)}" for kind, count in counts.items() if count]
+            print(f"{' and '.join(work) or 'nothing'} to do", file=sys.stderr)
         self._ended = self._totals - self._pairs(lacking)
 
     def step(self, task: Task, done: int) -> None:

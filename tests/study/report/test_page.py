@@ -88,6 +88,26 @@ def test_columns_without_a_number_are_left_out(tmp_path):
     assert len(re.findall(r"\| +10\.00 \|", text)) == 2, "TFLOP of four stages, of both arms"
 
 
+def test_a_report_with_fewer_figures_removes_those_that_it_made_before(tmp_path, monkeypatch):
+    for name in ("forest_plot", "learning_curves"):
+        monkeypatch.setattr(f"grr_coca.study.report.page.{name}", lambda *_: "<svg></svg>")
+    folder, out = write_study(tmp_path / "study", plan(ARMS[:2], 1), rows_of(ARMS[:2], [0])), tmp_path / "out"
+    out.mkdir()
+    write_study_report(folder, out)
+    made = {path.name for path in (out / "figures").iterdir()}
+    assert {"endpoints.svg", "curves-health.svg"} <= made
+    for name in ("curves-mine.svg", "notes.txt"):
+        (out / "figures" / name).touch()
+    (tmp_path / "mine.svg").touch()
+    with (out / "report.md").open("a") as report:  # of somebody else
+        report.write("\n![a](figures/..%2F..%2Fmine.svg)\n")
+    monkeypatch.setattr("grr_coca.study.report.page.learning_curves", lambda *_: "")
+    write_study_report(folder, out)
+    kept = {name for name in made if not name.startswith("curves-")}
+    assert {path.name for path in (out / "figures").iterdir()} == {*kept, "curves-mine.svg", "notes.txt"}
+    assert (tmp_path / "mine.svg").exists()
+
+
 def test_captions_of_both_models_stand_side_by_side_with_the_image(reported):
     text = (reported[0] / "report.html").read_text()
     rows = re.findall(r"<tr>(.*?)</tr>", text.partition("<h2>Captions: pictograms")[2], re.DOTALL)

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -143,11 +145,21 @@ class _Page:
         """Write the report as Markdown with its figures, and in HTML."""
         text = "\n\n".join(part.strip("\n") for part in self._parts) + "\n"
         (self._out / FIGURES).mkdir(exist_ok=True)
+        outdated = _figures_of(self._out / REPORT_FILE) - self._pictures.keys()
         for address, picture in self._pictures.items():
             if isinstance(picture, str):
                 write_whole(self._out / address, _encoded(picture))
         write_whole(self._out / REPORT_FILE, _encoded(text))
         write_whole(self._out / PAGE_FILE, _encoded(html_page(question, text, self._pictures)))
+        for address in outdated:
+            (self._out / address).unlink(missing_ok=True)
+
+
+def _figures_of(report: Path) -> set[str]:
+    """Addresses of the figures that an earlier report shows. Other files beside them are not the report's."""
+    text = report.read_text("utf-8", "replace") if report.is_file() else ""
+    quoted = re.findall(rf"^!\[.*\]\({FIGURES}/([^/)]+\.svg)\)$", text, re.MULTILINE)
+    return {f"{FIGURES}/{Path(unquote(name, errors='surrogateescape')).name}" for name in quoted}
 
 
 # --- Endpoints

@@ -17,6 +17,7 @@ from serving import Client, imported_copy, serving, wait_until
 from test_serve_fuzz import bomb
 
 import grr_coca
+from grr_coca.infer import image_text_model
 from grr_coca.serve import mcp_http
 from grr_coca.serve.guard import KEY_VARIABLE
 from grr_coca.serve.icon_tools import IconTools
@@ -74,6 +75,32 @@ def test_sessions_that_nobody_closes_leave_nothing(tools):
         assert answer.status == 200
         assert "mcp-session-id" not in answer.headers
     wait_until(lambda: left() == 0, seconds=20)
+
+
+def test_agents_share_the_model_of_the_server(own, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where embeddings of names would be known already
+    with serving(own / "own.index") as client:
+        loads, load = [], image_text_model.load
+        monkeypatch.setattr(
+            image_text_model, "load", lambda *given, **named: (loads.append(given), load(*given, **named))[1]
+        )
+        for name, arguments in (
+            ("search_icons", {"query": "a square"}),
+            ("caption_picture", {"data": STAR}),
+            ("get_icon", {"icon": f"{own.name}:star"}),
+        ):
+            assert not call(client, name, **arguments)[0]
+        assert loads == []
+
+
+def test_no_tool_is_called_before_the_model_is_loaded(own, monkeypatch):
+    with serving(own / "own.index") as client:
+        model = client.server.service.queue.model
+        monkeypatch.setattr(client.server.service.queue, "model", None)
+        answer = client.post("/mcp", asked("tools/list"), ACCEPT)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        monkeypatch.setattr(client.server.service.queue, "model", model)
+        assert client.post("/mcp", asked("tools/list"), ACCEPT).status == 200
 
 
 def test_others_are_answered_while_the_tools_are_prepared(own, monkeypatch):

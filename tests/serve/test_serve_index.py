@@ -27,8 +27,8 @@ from grr_coca.search.embedded.embedded_store import EmbeddedStore
 from grr_coca.search.entry import Entry, Stamp
 from grr_coca.search.facets import facets
 from grr_coca.search.image_files import Span
+from grr_coca.search.index_model import IndexModel
 from grr_coca.search.store import Changes
-from grr_coca.search.stores import open_store
 from grr_coca.serve.files import PictureFiles
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.memory import Budget
@@ -102,13 +102,11 @@ def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
 
 
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
-    store = open_store(str(index))
     monkeypatch.setattr("grr_coca.serve.served_index.time", SimpleNamespace(monotonic=lambda: 3.0))
     files = PictureFiles(Budget(2**20), None)
-    opened = ServedIndex(str(index), store.header.fingerprint, None, files, curve=None, numbers=None)
+    opened = ServedIndex(str(index), IndexModel("icons"), None, files, curve=None, numbers=None)
     assert opened.facets()
     opened.close()
-    store.close()
 
 
 def test_thumbnails_have_the_colours_of_the_profile(tmp_path):

@@ -214,7 +214,7 @@ class Index:
         """
         from grr_coca.search.match.matcher import Matcher  # late: it needs an extra
 
-        matcher = Matcher(str(self.model.folder), self.model.engine, names=names)
+        matcher = Matcher(self.model, names=names)
         source = matcher.open_store(self.store)
         if isinstance(other, Index):
             target = matcher.open_store(other.store)

@@ -85,14 +85,14 @@ class IconTools:
         self._lock = threading.Lock()
         self._sets: dict[str, tuple[str, OpenPictureSet]] = {}
         self._model = next(iter(indexes.values())).model  # one serves all
-        self._matcher = Matcher(str(self._model.folder))
+        self._matcher = Matcher(self._model)
 
     def warm_up(self) -> None:
         """Load the model, so that the first call does not wait for it."""
         with self._lock:
             self._model.loaded.embed_texts(["icon"])
             for index in self._indexes.values():
-                index.model.__dict__["loaded"] = self._model.loaded
+                index.model.loaded = self._model.loaded
 
     # --- Tools
 

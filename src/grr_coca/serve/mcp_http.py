@@ -89,13 +89,12 @@ class McpEndpoint:
 def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager, Index]":
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager  # late: it needs an extra
 
-    from grr_coca.search.index import Index
     from grr_coca.serve.icon_tools import IconTools
     from grr_coca.serve.mcp import make_mcp_server
 
     name = Path(served.location).name.removesuffix(".index") or "icons"
     files = served.files
-    index = Index.open(served.location)
+    index = served.opened_for_tools()
     tools = IconTools({name: index}, reads_files=False, read=files.read_now, decode=files.decode)
     return StreamableHTTPSessionManager(app=make_mcp_server(tools), json_response=True, stateless=True), index
 

@@ -23,6 +23,8 @@ from grr_coca.search.duplicates import duplicate_groups
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, counts, counts_of, facet_fields, facets
 from grr_coca.search.filters import parse_filter
+from grr_coca.search.index import Index
+from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.match_numbers import MatchNumbers
 from grr_coca.search.match.other_sets import OtherSets
 from grr_coca.search.match.picture_set import named_pictures
@@ -88,8 +90,8 @@ class ServedIndex:
 
     Args:
         location: its folder, or `http://HOST:PORT/NAME` of a Milvus server.
-        fingerprint: of the model that embeds queries; an index of another model is refused.
-        model: the queue of this model.
+        model: of the server; an index of another model is refused.
+        queue: of this model.
         files: of its pictures.
         curve: of its relevances; None if there is none.
         numbers: by which its icons are matched; None if there are none.
@@ -98,8 +100,8 @@ class ServedIndex:
     def __init__(
         self,
         location: str,
-        fingerprint: str,
-        model: ModelQueue,
+        model: IndexModel,
+        queue: ModelQueue,
         files: PictureFiles,
         *,
         curve: RelevanceCurve | None,
@@ -108,12 +110,13 @@ class ServedIndex:
         self.location = location
         self.files = files
         self._model = model
+        self._queue = queue
         self._curve = curve
         self._numbers = numbers
         self._captions = LruCache[str, np.ndarray](50_000)
         self._rankings = LruCache[Hashable, Ranking](32)
         self._orders = LruCache[Hashable, np.ndarray](_MAX_ORDER_BYTES)
-        self._open = _OpenStore(location, fingerprint)
+        self._open = _OpenStore(location, model.fingerprint)
         self._facets: tuple[str, float, list[Facet]] = ("", -math.inf, [])
         self._counted = LruCache[Hashable, list[Facet]](100)
         self._groups = LruCache[str, list[list[int]]](1)
@@ -122,6 +125,22 @@ class ServedIndex:
     def close(self) -> None:
         """Close the index."""
         self._open.close()
+
+    def opened_for_tools(self) -> Index:
+        """The index, opened once more, with the model that the server has loaded.
+
+        Raises:
+            UserError: there is none now, or another model has made it.
+            Refusal: the model is still being loaded.
+        """
+        self._model.loaded = self._queue.ready()
+        store = open_store(self.location)
+        try:
+            self._model.require(store.header, self.location)
+        except UserError:
+            store.close()
+            raise
+        return Index(store, self._model)
 
     def state(self) -> tuple[int, str]:
         """The number of images, and a text that changes when the index does."""
@@ -137,7 +156,7 @@ class ServedIndex:
             UserError: the filter or the query is invalid.
             Refusal: the time is over.
         """
-        model = _QueryModel(self._model, self._curve, self._captions, expires)
+        model = _QueryModel(self._queue, self._curve, self._captions, expires)
         with self._open.use() as store:
             revision = self._open.revision(store)
             # Images of the query are not compared: they are arrays, and are asked for once.

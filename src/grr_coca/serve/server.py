@@ -171,7 +171,7 @@ class RunningServer:
             files = PictureFiles(memory, options.pictures if options.pictures or was_imported else None)
             metrics.show("grr_coca_late_files", "Files of pictures that do not answer", lambda: files.num_late)
             numbers = match_numbers(model.folder)
-            index = ServedIndex(options.index, model.fingerprint, queue, files, curve=curve, numbers=numbers)
+            index = ServedIndex(options.index, model, queue, files, curve=curve, numbers=numbers)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
             title=Path(options.index or "").name,

@@ -35,20 +35,20 @@ class Matcher:
     """Matches picture sets with one model.
 
     Args:
-        model: its name or folder; None: the model of the first index among the arguments, or the default.
+        model: the model, or its name or folder; None: that of the first index among the arguments, or the default.
         engine: as in `grr_coca.load`.
         names: False: compare pictures alone, and no names.
     """
 
-    def __init__(self, model: str | None = None, engine: str = "auto", *, names: bool = True) -> None:
-        self._model_name, self._engine, self._names = model, engine, names
-        self._model: IndexModel | None = None
+    def __init__(self, model: IndexModel | str | None = None, engine: str = "auto", *, names: bool = True) -> None:
+        self._engine, self._names = engine, names
+        self._model = IndexModel(model, engine=engine) if isinstance(model, str) else model
 
     @property
     def model(self) -> IndexModel:
         """The model."""
         if self._model is None:
-            self._model = IndexModel(self._model_name or DEFAULT, engine=self._engine)
+            self._model = IndexModel(DEFAULT, engine=self._engine)
         return self._model
 
     @cached_property
@@ -86,7 +86,7 @@ class Matcher:
         Raises:
             UserError: another model has made it, or it is empty.
         """
-        if self._model is None and self._model_name is None:
+        if self._model is None:
             self._model = IndexModel(store.header.model, engine=self._engine)
         self.model.require(store.header, store.location)
         return read_index(store, self.model, self.fitted, read)

@@ -113,6 +113,25 @@ def imported_copy(index: Path, location: Path) -> Path:
     return location
 
 
+SHAPES = {
+    "square": "M3 3h18v18H3z",
+    "minus": "M2 11h20v2H2z",
+    "triangle": "M12 2L22 22H2z",
+    "pause": "M2 2h6v20H2zM16 2h6v20h-6z",
+    "circle": "M12 2a10 10 0 1 0 .1 0z",
+    "plus": "M10 2h4v8h8v4h-8v8h-4v-8H2v-4h8z",
+}
+
+
+def write_icon_sets(folder: Path) -> list[Path]:
+    """Two icon sets, `one` and `two`, of the same shapes."""
+    icons = {name: {"body": f'<path d="{shape}"/>'} for name, shape in SHAPES.items()}
+    paths = [folder / f"{prefix}.json" for prefix in ("one", "two")]
+    for path in paths:
+        path.write_text(json.dumps({"prefix": path.stem, "icons": icons, "width": 24, "height": 24}))
+    return paths
+
+
 def received(connection: socket.socket) -> bytes:
     """All that comes until the other side closes, or is silent for the time of the socket."""
     chunks = []

@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import httpx2
@@ -11,12 +14,14 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.server.stdio import stdio_server
 from PIL import Image
 from serving import serving
 
+from grr_coca.common.errors import UserError
 from grr_coca.search.index import Index
 from grr_coca.serve.icon_tools import IconTools
-from grr_coca.serve.mcp import listed_tools, make_mcp_server
+from grr_coca.serve.mcp import listed_tools, make_mcp_server, serve_stdio
 
 STROKE = 'fill="none" stroke="currentColor" stroke-width="2"'
 BODIES = {
@@ -197,6 +202,96 @@ def test_over_http_no_file_is_read(indexes):
 
     result = anyio.run(work)
     assert result.is_error
+
+
+def test_a_picture_is_read_from_a_file_of_an_index_alone(indexes, tmp_path, monkeypatch):
+    (tmp_path / "moons").mkdir()
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{BODIES["moon"]}</svg>'
+    (tmp_path / "moons" / "moon.svg").write_text(svg)
+    with Index.open(tmp_path / "moons.index", create=True) as index:
+        index.add(tmp_path / "moons")
+        tools = IconTools({"moons": index}, reads_files=True)
+        found = tools.search_by_picture(file=str(tmp_path / "moons" / "moon.svg"))
+        assert [row["icon"] for row in json.loads(found.text)] == ["moons:moon"]
+        with pytest.raises(UserError, match=r"the file cannot be read \(No such file or directory\)"):
+            tools.search_by_picture(file=str(tmp_path / "moons" / "gone.svg"))
+        with pytest.raises(UserError, match="there is no other index than 'moons' to find an equivalent in"):
+            tools.match_icon("moons:moon")
+        with pytest.raises(UserError, match="files of the server are not read here; give the picture as data"):
+            IconTools({"moons": index}, reads_files=False).search_by_picture(file=str(tmp_path / "moons" / "moon.svg"))
+        monkeypatch.setattr("grr_coca.serve.icon_tools._MAX_PICTURE", 50)
+        with pytest.raises(UserError, match=rf"the picture has {len(svg)} bytes \(limit 50\)"):
+            tools.search_by_picture(data=svg)
+
+
+def test_an_empty_index_finds_nothing_and_shows_no_picture(tmp_path):
+    with Index.open(tmp_path / "empty.index", create=True) as index:
+        answer = IconTools({"empty": index}, reads_files=True).search_icons("moon")
+    assert (json.loads(answer.text), answer.picture) == ([], b"")
+
+
+def test_an_index_that_was_exchanged_for_one_of_another_model_is_refused(folder, tmp_path):
+    place = tmp_path / "x.index"
+    shutil.copytree(folder / "one.index", place)
+    index = Index.open(place)
+    tools = IconTools({"x": index}, reads_files=True)
+    assert json.loads(tools.search_icons("moon").text)[0]["icon"] == "one:moon"
+    place.rename(tmp_path / "away")
+    Index.open(place, "pictograms", create=True).close()
+    with pytest.raises(UserError, match="pictograms"):
+        tools.search_icons("moon")
+    shutil.rmtree(place)
+    (tmp_path / "away").rename(place)
+    assert json.loads(tools.search_icons("moon").text)[0]["icon"] == "one:moon"
+    index.close()
+
+
+def test_the_model_is_loaded_once_for_all_indexes(folder):
+    indexes = {name: Index.open(folder / f"{name}.index") for name in ("one", "two")}
+    IconTools(indexes, reads_files=True).warm_up()
+    assert indexes["one"].model.loaded is indexes["two"].model.loaded
+    for index in indexes.values():
+        index.close()
+
+
+def test_several_indexes_are_served_until_the_input_ends(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "one.index", tmp_path / "one.index")
+    requests, answers = os.pipe(), os.pipe()
+    opened = []
+    close = Index.close
+    monkeypatch.setattr(Index, "close", lambda index: (opened.append(index), close(index)))
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}}
+    wanted = {"name": "search_icons", "arguments": {"query": "moon", "limit": 1, "index": str(tmp_path / "one.index")}}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        os.fdopen(requests[1], "w") as client,
+        os.fdopen(requests[0]) as received,
+        os.fdopen(answers[1], "w") as sent,
+        os.fdopen(answers[0]) as said,
+    ):
+        streams = [anyio.wrap_file(received), anyio.wrap_file(sent)]
+        monkeypatch.setattr("grr_coca.serve.mcp.stdio_server", lambda: stdio_server(*streams))
+        serving = pool.submit(serve_stdio, [str(place / "one.index") for place in (folder, tmp_path)])
+        for number, (method, params) in enumerate(
+            [("initialize", hello), ("notifications/initialized", {}), ("tools/call", wanted)]
+        ):
+            name = {} if method.startswith("notifications") else {"id": number}
+            client.write(json.dumps({"jsonrpc": "2.0", "method": method, "params": params, **name}) + "\n")
+            client.flush()
+            found = json.loads(said.readline()) if name else {}
+        client.close()
+        serving.result(60)
+    assert json.loads(found["result"]["content"][0]["text"])[0]["icon"] == "one:moon"
+    assert len(opened) == 2
+
+
+def test_indexes_of_two_models_are_refused_and_closed(folder, tmp_path, monkeypatch):
+    Index.open(tmp_path / "other.index", "pictograms", create=True).close()
+    closed, close = [], Index.close
+    monkeypatch.setattr(Index, "close", lambda index: (closed.append(index), close(index)))
+    with pytest.raises(UserError, match="pictograms"):
+        serve_stdio([str(folder / "one.index"), str(tmp_path / "other.index")])
+    assert len(closed) == 2
 
 
 @pytest.mark.ci

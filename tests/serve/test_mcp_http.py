@@ -301,6 +301,13 @@ def test_a_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatc
         assert not call(client, "search_icons", query="a square")[0]
 
 
+def test_where_the_sdk_is_not_installed_the_extra_is_named(tools, monkeypatch):
+    monkeypatch.setattr(mcp_http, "find_spec", lambda name: None)
+    answer = tools.post("/mcp", asked("tools/list"), ACCEPT)
+    assert answer.status == 404
+    assert "/mcp needs mcp, which is not installed on the server (extra `mcp`)" in answer.reason()
+
+
 def test_pictures_for_agents_are_bounded_as_those_of_all(tools):
     for data in (bomb(60_000, 60_000), bomb(12_000, 12_000)):
         is_error, text, _ = call(tools, "caption_picture", data=base64.b64encode(data).decode())

@@ -2,11 +2,12 @@
 
 import json
 import random
+from contextlib import nullcontext
 
 import pytest
 from serving import JSON, serving
 
-from grr_coca.serve.bounds import MAX_DEPTH, MAX_PARTS, require_bounded
+from grr_coca.serve.bounds import MAX_DEPTH, MAX_PARTS, _end_of_text, require_bounded
 from grr_coca.serve.guard import KEY_VARIABLE
 from grr_coca.serve.refusal import MAX_BYTES, Refusal
 from grr_coca.serve.schemas import HEART
@@ -53,6 +54,15 @@ def test_parts_are_counted_as_they_are_written(monkeypatch):
                     patches.setattr(f"grr_coca.serve.bounds.{name}", limit - 1)
                     with pytest.raises(Refusal):
                         require_bounded(body)
+
+
+def test_of_a_text_full_of_escaped_quotes_no_more_are_looked_for_than_may_be_in_it(monkeypatch):
+    monkeypatch.setattr("grr_coca.serve.bounds.MAX_PARTS", 10)
+    for num_quotes, is_refused in ((8, False), (9, False), (10, True), (100_000, True)):
+        body = b'"' + rb"\"" * num_quotes + b'"'
+        with pytest.raises(Refusal, match="too many parts") if is_refused else nullcontext():
+            require_bounded(body)
+    assert _end_of_text(rb"\"" * 1000, 0, 5) == (2 * 6, 6)
 
 
 @pytest.mark.ci

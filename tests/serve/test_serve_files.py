@@ -16,12 +16,15 @@ from PIL import Image
 from serving import DRAWINGS, imported_copy, serving, wait_until
 
 import grr_coca
+from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.serve.daemon_threads import DaemonThreads
+from grr_coca.serve.files import PictureFiles
 from grr_coca.serve.guard import Limits
 from grr_coca.serve.memory import Budget
 from grr_coca.serve.pictures import require_decodable
-from grr_coca.serve.refusal import Refusal
+from grr_coca.serve.refusal import Refusal, refusal_of
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -105,6 +108,25 @@ def test_a_file_that_hangs_is_waited_for_once_and_others_are_shown(own, hanging,
             assert "x-missing" in client.get(f"/image/{known['0.png']}").headers
         assert hanging.waiting == before + 1
         assert client.get(f"/image/{known['fine.png']}").headers["content-type"] == "image/webp"
+
+
+def test_a_thread_does_not_wait_for_a_file_that_hangs(own, hanging):
+    with grr_coca.Index.open(own / "index") as index:
+        entry = next(index.store.everything())[0]
+    files = PictureFiles(Budget(2**20), None)
+    with pytest.raises(UserError, match=r"the file of this picture has not answered for 0\.2 s"):
+        files.read_now(entry)
+    hanging.answers.set()
+    files.close()
+
+
+def test_a_picture_for_which_there_is_no_memory_is_refused_to_agents_too():
+    files = PictureFiles(Budget(1000), None)
+    picture = io.BytesIO()
+    Image.new("RGB", (400, 400)).save(picture, "PNG")
+    with pytest.raises(UserError, match="for which decoding takes 1,600,000 bytes"):
+        files.decode(picture.getvalue(), "a picture", 300)
+    files.close()
 
 
 def test_a_hanging_file_is_not_explained(own, hanging):
@@ -350,6 +372,11 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(own, tmp_path):
     with serving(tmp_path / "index", pictures=[tmp_path / "shown"]) as client:
         there = {Path(one["name"]).name: one["is_there"] for one in client.get("/pictures").json()["pictures"]}
     assert there == {"a.png": False, "b.png": True}
+
+
+def test_a_drawing_for_which_there_was_no_time_may_be_sent_again():
+    assert refusal_of(BadSample("a.svg: not drawn", Cause.UNREADABLE)).status == 503
+    assert refusal_of(BadSample("a.svg: broken", Cause.BROKEN_IMAGE)).status == 415
 
 
 def test_names_that_are_no_paths_are_not_there(served):

@@ -1,6 +1,7 @@
 """The index behind the server: it is searched and browsed while it grows, is replaced or goes away."""
 
 import asyncio
+import base64
 import http.client
 import io
 import json
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from serving import DRAWINGS, JSON, OPTIONS, serving, wait_until
+from serving import DRAWINGS, JSON, OPTIONS, SHAPES, serving, wait_until, write_icon_sets
 
 import grr_coca
 from grr_coca.common.errors import UserError
@@ -130,6 +131,36 @@ def test_only_icons_are_looked_for_in_other_sets(served):
     (hit, *_) = served.post("/search", {"texts": ["guitar"]}).json()["hits"]
     assert served.get(f"/picture/{hit['id']}/others").json() == {"others": []}
     assert served.get(f"/picture/{'0' * 16}/others").status == 404
+
+
+def test_an_icon_is_looked_for_in_the_other_sets_of_an_index(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
+    with grr_coca.Index.open(tmp_path / "x.index", "icons", create=True) as made:
+        made.add([*write_icon_sets(tmp_path), tmp_path / "red.png"])
+    with serving(tmp_path / "x.index") as client:
+        ids = {one["name"].rpartition("/")[2]: one["id"] for one in client.get("/pictures").json()["pictures"]}
+        for name in SHAPES:
+            (found,) = client.get(f"/picture/{ids[f'one.json: {name}']}/others").json()["others"]
+            assert found["name"].endswith(f"two.json: {name}")
+            assert 0.3 < found["probability"] <= 1
+        assert client.get(f"/picture/{ids['red.png']}/others").json() == {"others": []}
+
+
+def test_a_picture_beside_words_is_searched_by_its_embedding_alone(served, icons):
+    picture = f"data:image/webp;base64,{base64.b64encode((DRAWINGS / 'guitar.webp').read_bytes()).decode()}"
+    by_both = served.post("/search", {"texts": ["red apple"], "image": picture, "weights": [0.01]}).json()["hits"]
+    assert "guitar" in by_both[0]["name"]
+
+
+def test_an_image_that_is_removed_between_two_reads_is_503_and_soon_there_again(served, monkeypatch):
+    with monkeypatch.context() as patches:
+        patches.setattr("grr_coca.serve.served_index.ServedIndex.entry", lambda *_: {}["gone"])
+        patches.setattr("grr_coca.search.embedded.embedded_store.EmbeddedStore.entries", lambda *_: {}["gone"])
+        answer = served.get("/pictures")
+    assert (answer.status, answer.headers.get("retry-after")) == (503, "1")
+    assert "the index changed meanwhile; try again" in answer.reason()
+    assert served.get("/pictures").status == 200
 
 
 def test_near_duplicates_are_one_hit_and_a_group(served):

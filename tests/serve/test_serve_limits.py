@@ -24,10 +24,10 @@ from starlette.responses import Response
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.serve.guard import KEY_VARIABLE, Limits
+from grr_coca.serve.guard import KEY_VARIABLE, Guard, Limits
 from grr_coca.serve.metrics import Metrics
-from grr_coca.serve.queue import ModelQueue, _first_guess
-from grr_coca.serve.refusal import json_list
+from grr_coca.serve.queue import ModelQueue, _first_guess, results_of
+from grr_coca.serve.refusal import Refusal, json_list
 from grr_coca.serve.server import RunningServer
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
@@ -214,6 +214,109 @@ def test_a_job_that_is_cancelled_while_it_is_refused_does_not_end_the_thread(mon
         (job,) = queue.embed_texts(["too late"], expires=0.0)
         wait_until(job.cancelled, seconds=10)
     queue.close()
+
+
+def test_what_waits_while_the_queue_is_closed_and_what_comes_later_is_refused(gate):
+    queue = ModelQueue(object, 4, 1.0, Metrics(), pytest.fail)
+    queue.start()
+    (begun,) = queue.embed_texts(["a"], expires=time.monotonic() + 60)
+    wait_until(lambda: gate.sizes == [1])
+    (waits,) = queue.embed_texts(["b"], expires=time.monotonic() + 60)
+    closing = threading.Thread(target=queue.close)
+    closing.start()
+    wait_until(lambda: queue._is_closed)
+    with pytest.raises(Refusal, match="the server is stopping") as refused:
+        queue.embed_texts(["c"], expires=time.monotonic() + 60)
+    assert refused.value.status == 503
+    gate.open()
+    closing.join()
+    assert isinstance(waits.exception(10), Refusal)
+    assert begun.done()
+
+
+def test_a_request_that_is_cancelled_cancels_its_jobs():
+    jobs = [Future() for _ in range(3)]
+    jobs[0].set_running_or_notify_cancel()
+
+    async def ask() -> None:
+        request = asyncio.create_task(results_of(jobs))
+        await asyncio.sleep(0)
+        request.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await request
+
+    asyncio.run(ask())
+    assert [job.cancelled() for job in jobs] == [False, True, True]
+
+
+def test_of_jobs_of_which_one_fails_the_others_are_not_done():
+    jobs = [Future() for _ in range(3)]
+    jobs[1].set_exception(Refusal(504, "too late"))
+    with pytest.raises(Refusal, match="too late"):
+        asyncio.run(results_of(jobs))
+    assert [job.cancelled() for job in jobs] == [True, False, True]
+
+
+# --- The gate around any application
+
+
+def guarded(app, seconds: float = 0.05):
+    limits = Limits(seconds=seconds)
+    return Guard(app, limits=limits, metrics=Metrics(), key=None, page=frozenset(), of_model=frozenset(),
+                 require_room=lambda: None, is_local=False)  # fmt: skip
+
+
+def answer_of(app, *, kind: str = "http") -> list[dict]:
+    """What a client gets that sends a request, something that no server sends, and waits."""
+    scope = {"type": kind, "method": "GET", "path": "/x", "headers": [], "query_string": b""}
+    parts = [{"type": "http.other"}, {"type": "http.request", "body": b"", "more_body": False}]
+    sent: list[dict] = []
+
+    async def receive():
+        if not parts:
+            await asyncio.Event().wait()
+        return parts.pop()
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guarded(app)(scope, receive, send))
+    return sent
+
+
+async def _begin(send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+
+def test_an_application_that_does_not_answer_is_given_up():
+    async def app(scope, receive, send):
+        await asyncio.Event().wait()
+
+    start, body = answer_of(app)
+    assert start["status"] == 504
+    assert b"too busy to answer in time" in body["body"]
+
+
+@pytest.mark.parametrize("ends", ["never", "with an error"])
+def test_an_answer_that_has_begun_and_does_not_end_gets_no_second_one(monkeypatch, ends):
+    """The server closes the connection of an answer without an end."""
+    monkeypatch.setattr("grr_coca.serve.guard.SECONDS_TO_SEND", 0.05)
+
+    async def app(scope, receive, send):
+        await _begin(send)
+        if ends == "never":
+            await asyncio.Event().wait()
+        raise ZeroDivisionError
+
+    assert [message["type"] for message in answer_of(app)] == ["http.response.start", "http.response.body"]
+
+
+def test_what_is_no_request_of_http_is_left_to_the_application():
+    async def app(scope, receive, send):
+        await send({"type": "websocket.close", "code": 1000})
+
+    assert answer_of(app, kind="websocket") == [{"type": "websocket.close", "code": 1000}]
 
 
 def test_a_stream_that_takes_too_long_ends_without_an_answer_or_with_an_error(gate):

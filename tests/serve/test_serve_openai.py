@@ -56,9 +56,10 @@ def test_several_choices_are_beams_or_samples(served, icons):
         assert answer.status == 200, answer.body
 
 
-def test_a_message_of_the_assistant_begins_the_caption(served, icons):
+@pytest.mark.parametrize("content", ["green", [{"type": "text", "text": "green"}]], ids=["text", "parts"])
+def test_a_message_of_the_assistant_begins_the_caption(served, icons, content):
     asked = chat(uri("red-apple"))
-    asked["messages"].append({"role": "assistant", "content": "green"})
+    asked["messages"].append({"role": "assistant", "content": content})
     for stream in (False, True):
         answer = served.post("/v1/chat/completions", {**asked, "stream": stream})
         expected = icons.caption(DRAWINGS / "red-apple.webp", prompt="green")

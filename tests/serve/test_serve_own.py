@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from serving import DRAWINGS, EVENTS, JSON, serving
 
+from grr_coca.common.errors import UserError
 from grr_coca.data import svg
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.schemas import HEART
@@ -84,6 +85,13 @@ def test_a_form_needs_no_disk(served, monkeypatch):
     assert answer.status == 200, answer.body
 
 
+def test_a_file_of_a_form_under_another_name_is_refused(served):
+    body, headers = form(drawing("guitar"))
+    answer = served.post("/caption", body.replace(b'name="image"', b'name="photo"'), headers)
+    assert answer.status == 422
+    assert "the form has a file 'photo'; call it 'image'" in answer.reason()
+
+
 def test_options_stand_in_the_query_in_a_form_or_in_json(served, icons):
     options = {"num_beams": 3, "num_captions": 3, "prompt": "a"}
     expected = icons.caption(DRAWINGS / "guitar.webp", **options)
@@ -110,6 +118,28 @@ def test_a_caption_streams_token_by_token(served, icons):
     assert len(said) > 1
     assert all(longer.startswith(shorter) for shorter, longer in pairwise(said))
     assert whole["text"] == said[-1]
+
+
+@pytest.mark.parametrize("path", ["/caption", "/v1/chat/completions"])
+def test_an_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch, path):
+    def failing(*_):
+        yield ["a half"]
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("grr_coca.serve.queue.stream_captions", failing)
+    if path == "/caption":
+        answer = served.post(path, drawing("guitar"), EVENTS)
+        name, last = answer.events()[-1]
+        assert name == "error"
+    else:
+        content = [{"type": "image_url", "image_url": {"url": HEART}}]
+        answer = served.post(
+            path, {"model": "icons", "messages": [{"role": "user", "content": content}], "stream": True}
+        )
+        *_, (_, last), (_, done) = answer.events()
+        assert done == "[DONE]"
+    assert answer.status == 200
+    assert "its log says why" in last["error"]["message"]
 
 
 def test_beams_are_told_at_the_end_of_a_stream(served, icons):
@@ -276,6 +306,24 @@ def test_heat_maps_lie_over_what_the_model_sees(served, icons):
 def test_heat_maps_need_no_matplotlib():
     code = "import sys, grr_coca.infer.explain; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_of_which_torch_makes_nothing_has_no_heat_maps(monkeypatch, served):
+    def refuse():
+        raise UserError("its weights are in int8")
+
+    monkeypatch.setattr(served.server.service.explainer, "_load", refuse)
+    monkeypatch.setattr(served.server.service.explainer, "_model", None)
+    answer = served.post("/explain", drawing("guitar"))
+    assert answer.status == 501
+    assert "no heat maps of this model: its weights are in int8" in answer.reason()
+
+
+def test_few_pictures_may_wait_for_heat_maps(served, monkeypatch):
+    monkeypatch.setattr("grr_coca.serve.explainer._MAX_WAITING", 0)
+    answer = served.post("/explain", drawing("guitar"))
+    assert (answer.status, answer.headers["retry-after"]) == (429, "2")
+    assert "too many pictures wait for heat maps" in answer.reason()
 
 
 def test_without_torch_heat_maps_name_the_command(served, monkeypatch):

@@ -141,10 +141,8 @@ def serve_stdio(locations: list[str], engine: str = "auto") -> None:
     indexes: dict[str, Index] = {}
     try:
         for location in locations:
-            index = Index.open(location, engine=engine)
-            first = next(iter(indexes.values()), index)
-            first.model.require(index.store.header, location)
-            indexes[_name_of(location, indexes)] = index
+            index = indexes[_name_of(location, indexes)] = Index.open(location, engine=engine)
+            next(iter(indexes.values())).model.require(index.store.header, location)
         tools = IconTools(indexes, reads_files=True)
         # The model is loaded while the client introduces itself.
         threading.Thread(target=tools.warm_up, name="model", daemon=True).start()

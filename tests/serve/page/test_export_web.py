@@ -9,9 +9,11 @@ import tarfile
 
 import numpy as np
 import pytest
+from serving import SHAPES, write_icon_sets
 
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.files import changed_folder
 from grr_coca.common.npm import NpmPackage
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.index import Index
@@ -118,6 +120,46 @@ def test_a_site_of_icon_sets_and_folders_tells_no_folder_of_this_machine(runtime
     monkeypatch.setattr("grr_coca.serve.site.os.path.commonpath", lambda folders: "/")
     assert names(one, two) == ["drawings/guitar.webp", "drawings/guitar.webp (2)"]
 
+    def of_several_drives(folders):
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr("grr_coca.serve.site.os.path.commonpath", of_several_drives)
+    assert names(one, two) == ["drawings/guitar.webp", "drawings/guitar.webp (2)"]
+
+
+def test_a_site_of_two_icon_sets_has_the_same_icon_of_the_other_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with Index.open(tmp_path / "icons.index", create=True) as made:
+        made.add(write_icon_sets(tmp_path))
+        library = site.with_others(site.read_library(made.store, None), made.model)
+    rows = {str(entry.fields["icon"]): row for row, entry in enumerate(library.entries)}
+    for name in SHAPES:
+        ((row, probability),) = library.others[rows[f"one:{name}"]]
+        assert row == rows[f"two:{name}"]
+        assert 0.3 < probability <= 1
+
+
+def test_pictures_that_are_damaged_or_gone_have_no_thumbnail(index, runtime, tmp_path):
+    copy, folder = tmp_path / "drawings.index", tmp_path / "drawings"
+    shutil.copytree(DRAWINGS, folder)
+    with Index.open(copy, create=True) as made:
+        made.add(folder)
+    (folder / "guitar.webp").write_bytes((folder / "guitar.webp").read_bytes()[:40])
+    (folder / "red-apple.webp").unlink()
+    out = tmp_path / "site"
+    main(["export", "web", "--index", str(copy), "--out", str(out), "--runtime", str(runtime)])
+    names = json_of(out / "library" / "0000.json.gz")["name"]
+    shown = {names[int(path.stem)] for path in (out / "thumbnails" / "0").iterdir()}
+    assert shown == {path.name for path in DRAWINGS.iterdir()} - {"guitar.webp", "red-apple.webp"}
+
+
+def test_a_site_of_a_model_without_calibration_and_index_says_so(runtime, tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "read_calibration", lambda folder: None)
+    main(["export", "web", "--out", str(tmp_path / "site"), "--runtime", str(runtime)])
+    about = json.loads((tmp_path / "site" / "site.json").read_text(encoding="utf-8"))
+    assert about["calibration"] is None
+    assert not (tmp_path / "site" / "thumbnails").exists()
+
 
 def test_a_browser_notices_another_export(index, runtime, tmp_path):
     workers = []
@@ -161,6 +203,16 @@ def test_a_damaged_graph_and_an_index_of_another_model_are_refused(index, runtim
     assert "text.onnx" in refused(capsys, "export", "web", "-c", broken, *arguments)
     assert "pictograms" in refused(capsys, "export", "web", "-c", "pictograms", "--index", index, *arguments)
     assert "already" in refused(capsys, "export", "web", "--out", DRAWINGS, "--runtime", runtime)
+    (tmp_path / "file").touch()
+    said = refused(capsys, "export", "web", "--out", tmp_path / "file" / "site", "--runtime", runtime)
+    assert "file/site: could not be written (Not a directory)" in said
+    words = tmp_path / "words"
+    shutil.copytree(shipped_folder("icons"), words)
+    with changed_folder(words) as partial:
+        content = json.loads((partial / "tokenizer.json").read_text())
+        (partial / "tokenizer.json").write_text(json.dumps({**content, "model": {"type": "WordPiece"}}))
+    said = refused(capsys, "export", "web", "-c", words, *arguments)
+    assert "tokenizer.json: " in said
     assert not (tmp_path / "site").exists()
 
 

@@ -55,7 +55,9 @@ _MARKDOWN = re.compile(r"!\[([^\]\n]+)\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*
 _SVG = re.compile(r"<svg\b[^<>]*>.*?</svg>", re.DOTALL)
 _TITLE = re.compile(r"<title[^<>]*>([^<>]+)</title>")
 _ICON = re.compile(rf"<([A-Z]\w*|i|span|iconify-icon|Icon)\b({_ATTRIBUTES})/?>")
-_AROUND = re.compile(rf"<(?:[\w.]+)\b({_ATTRIBUTES})>\s*$")
+_EMPTY = "area|base|br|col|embed|hr|img|input|link|meta|source|track|wbr"
+"""Elements of HTML that have nothing inside."""
+_AROUND = re.compile(rf"<(?!(?:{_EMPTY})\b)[\w.]+\b({_ATTRIBUTES})(?<!/)>\s*$")
 
 
 def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:

@@ -23,6 +23,8 @@ from scipy import stats
 STUDIES = Path(__file__).parent
 ROOT = STUDIES.parent
 SPLITS = {"known": "val+test", "style": "test_style", "concept": "test_concept", "tuned": "test"}
+IMAGES = {"val": "val_images"}
+"""Splits of which rows have values of single images under another name, if at all."""
 METRICS = {"coca": "coca_loss", "contrastive": "contrastive_loss"}
 RESAMPLES = 4000
 VERDICTS = "better|worse|lower|higher|ahead|behind|equal|leads?|favours?|differen(t|ce)|helps?|hurts?|excludes?"
@@ -63,7 +65,8 @@ def value(row: Any, split: str, metric: str) -> float:
 class Setting:
     """Arms of a study over other arms, seed by seed; of several arms, the mean of the logarithms.
 
-    `over_study`: the study of the arms `over`, if another. `minus`: a setting whose change is taken off.
+    `over_study`: the study of the arms `over`, if another. `minus`: a setting whose change is taken off, seed by seed;
+    `earlier`: one with other seeds.
     """
 
     study: str
@@ -72,6 +75,7 @@ class Setting:
     over_study: str
     seeds: Sequence[int] | None = None
     minus: "Setting | None" = None
+    earlier: "Setting | None" = None
 
     def __getitem__(self, asked: str) -> "Change":
         """The change on a split of a metric: `test perplexity`. The split `tuned` is `test` after each fine-tuning."""
@@ -88,7 +92,10 @@ class Setting:
         ]
         means = [[np.mean([math.log(value(row, split, metric)) for row in side]) for side in pair] for pair in pairs]
         taken = 0.0 if self.minus is None else self.minus[asked].logs
-        return Change(np.subtract(*np.transpose(means)) - taken, split, metric, pairs)
+        logs = np.subtract(*np.transpose(means)) - taken
+        if self.earlier is not None:
+            return Growth(logs, split, metric, pairs, self.earlier[asked].logs)
+        return Change(logs, split, metric, pairs)
 
 
 @dataclass(frozen=True)
@@ -118,13 +125,17 @@ class Change:
     def over_both(self) -> tuple[float, float] | None:
         """95 % interval over seeds and images, drawn crossed (Owen 2007); None if rows lack values of images."""
         rows = [row for pair in self.pairs for side in pair for row in side]
-        if any(self.split not in row["values"] for row in rows) or len(rows) != 2 * len(self.pairs):
+        splits = [IMAGES.get(name, name) for name in self.split.split("+")]
+        if any(name not in row["values"] for row in rows for name in splits) or len(rows) != 2 * len(self.pairs):
             return None
-        added = np.array([[_added(side[0], self.split, self.metric) for side in pair] for pair in self.pairs])
-        draws, (num_seeds, count) = np.random.default_rng(0), (len(added), added.shape[-1])
-        images = draws.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-        sums = np.tensordot(images, added, axes=(1, 4))  # R × S × 2 sides × quotients × 2
-        losses = (sums[..., 0] / sums[..., 1]).sum(axis=-1)
+        draws, num_seeds, losses = np.random.default_rng(0), len(self.pairs), np.zeros(())
+        num_pairs = [rows[0]["metrics"][name]["num_pairs"] for name in splits]
+        for split, share in zip(splits, np.divide(num_pairs, sum(num_pairs)), strict=True):
+            added = np.array([[_added(side[0], split, self.metric) for side in pair] for pair in self.pairs])
+            count = added.shape[-1]
+            images = draws.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+            sums = np.tensordot(images, added, axes=(1, 4))  # R × S × 2 sides × quotients × 2
+            losses = losses + share * (sums[..., 0] / sums[..., 1]).sum(axis=-1)
         logs = losses if self.metric == "perplexity" else np.log(losses)  # its quotient is a logarithm already
         seeds = draws.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=RESAMPLES) / num_seeds
         low, high = np.quantile((seeds * (logs[..., 0] - logs[..., 1])).sum(axis=1), [0.025, 0.975])
@@ -132,6 +143,19 @@ class Change:
 
     def __format__(self, asked: str) -> str:
         return FORMATS[asked](self)
+
+
+@dataclass(frozen=True)
+class Growth(Change):
+    """A change less that of an earlier setting with other seeds: Welch's t test."""
+
+    earlier: np.ndarray
+
+    def ends(self, more: float = 0.0) -> tuple[float, float, float]:
+        """Difference of the means and ends of its 95 % interval, as log ratios."""
+        assert not more, "a growth has no pairs"
+        low, high = stats.ttest_ind(self.logs, self.earlier, equal_var=False).confidence_interval()
+        return float(self.logs.mean() - self.earlier.mean()), float(low), float(high)
 
 
 def _added(row: Any, split: str, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -263,10 +287,13 @@ def read_claims(path: Path = STUDIES / "claims.txt") -> tuple[dict[str, Any], di
 
 
 def _setting(told: str, known: dict[str, Any]) -> Any:
-    """`STUDY ARMS / [STUDY] ARMS`, `NAME minus NAME`, `NAME seeds 4 5`, `all of NAME …` or `models of STUDY`."""
+    """`STUDY ARMS / [STUDY] ARMS`, `NAME minus NAME`, `NAME grown from NAME`, `NAME seeds 4 5`, `all of NAME …`
+    or `models of STUDY`."""
     match told.split():
         case [name, "minus", other]:
             return replace(known[name], minus=known[other])
+        case [name, "grown", "from", other]:
+            return replace(known[name], earlier=known[other])
         case [name, "seeds", *seeds]:
             return replace(known[name], seeds=[int(seed) for seed in seeds])
         case ["all", "of", *names]:

@@ -50,14 +50,19 @@ settings.load_profile("one core")
 BOS, EOS, CLS_SLOT = 1, 2, 0
 
 
+FORKING = ("tests/train/", "tests/test_processes.py")
+"""Tests that fork processes: from one that has imported everything, see `processes`, or from the worker itself."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `ci` are slow, too, so that `-m "not slow"` leaves them out. Those that need a GPU
-    are skipped without one.
+    are skipped without one. Those of `FORKING` are the first: one worker, which is still small, runs them all.
     """
     import torch
 
     torch.set_num_threads(1)
+    items.sort(key=lambda item: not item.nodeid.startswith(FORKING))
     for item in items:
         if item.get_closest_marker("ci"):
             item.add_marker(pytest.mark.slow)

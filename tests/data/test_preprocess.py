@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.v2.functional as torchvision
 from PIL import Image
-from torchvision.transforms import InterpolationMode
 
 from grr_coca.data.images import decode_image
 from grr_coca.data.preprocess import Preprocess
@@ -64,6 +62,9 @@ def test_the_centre_is_kept():
 @pytest.mark.parametrize("size", [(64, 64), (101, 64), (64, 101), (103, 64), (37, 300), (2000, 1501), (5, 3)])
 @pytest.mark.parametrize("image_size", [16, 64])
 def test_the_square_is_torchvisions_bit_by_bit(size, image_size):
+    import torchvision.transforms.v2.functional as torchvision  # late: half a second, in each worker
+    from torchvision.transforms import InterpolationMode
+
     image = Image.merge("RGB", [Image.effect_noise(size, spread) for spread in (60, 90, 120)])
     expected = image
     if size != (image_size, image_size):

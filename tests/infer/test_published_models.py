@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from safetensors.torch import save
 
 import grr_coca
@@ -146,6 +147,7 @@ def test_safetensors_are_preferred_and_a_revision_has_a_place_of_its_own(hub, qu
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(hub, quick, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))  # tries again at once
     hub.cuts = 1
     locate_checkpoint("coca-b32")
     (first, begin), (again, resumed) = hub.fetched

@@ -454,7 +454,7 @@ def read_until(location: str, seconds: float, errors: list) -> None:
         raise
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
 def test_two_readers_beside_a_writer_see_committed_states_alone(store, seconds):
     store.close()
     context = multiprocessing.get_context("fork")

@@ -76,10 +76,9 @@ def hanging(monkeypatch, own):
 
 def test_a_drive_that_hangs_keeps_no_caption_and_no_search_waiting(own, hanging):
     with serving(own / "index") as client:
-        for identity in list(ids(client).values())[:6]:  # more than there are threads that read
-            answer = client.get(f"/image/{identity}")
-            assert answer.status == 200
-            assert answer.headers["x-missing"] == "1"
+        with ThreadPoolExecutor(8) as pool:  # more than there are threads that read
+            answers = list(pool.map(lambda identity: client.get(f"/image/{identity}"), ids(client).values()))
+        assert [(answer.status, answer.headers["x-missing"]) for answer in answers] == [(200, "1")] * 8
         assert client.post("/caption", GUITAR).status == 200
         found = client.post("/search", {"texts": ["a square"]}).json()["hits"]
         assert len(found) > 0
@@ -176,7 +175,9 @@ def test_a_server_that_decodes_no_more_says_that_it_is_not_ready(monkeypatch):
     monkeypatch.setattr("grr_coca.serve.pictures.open_header", lambda *_: held.wait(60))
     try:
         with serving(limits=Limits(seconds=0.3)) as client:
-            assert [client.post("/caption", GUITAR).status for _ in range(4)] == [504] * 4
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(lambda _: client.post("/caption", GUITAR), range(4)))
+            assert [answer.status for answer in answers] == [504] * 4
             wait_until(lambda: client.get("/ready").status == 503)
             assert "not decoded any more" in client.get("/ready").reason()
             held.set()

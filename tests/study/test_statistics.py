@@ -1,10 +1,10 @@
 """Statistics of a study, against worked examples, references, and simulated studies whose truth is known."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from grr_coca.study.statistics import (
     SIGNIFICANCE_LEVEL,
@@ -48,6 +48,8 @@ def test_the_t_interval_is_students_on_a_worked_example():
 
 
 def test_the_t_test_is_that_of_scipy():
+    from scipy import stats  # late: half a second, in each worker
+
     values = np.random.default_rng(1).normal(0.5, 1.0, size=(20, 7))
     assert t_test(values)[2] == pytest.approx(stats.ttest_1samp(values, 0, axis=-1).pvalue)
     assert t_test(np.zeros(4))[2] == 1.0
@@ -112,7 +114,7 @@ def test_power_is_that_of_published_tables():
     # Of two seeds, the sample deviation is the absolute value of a standard normal number, and t is Cauchy without an
     # effect. A large effect d is detected if that number lies within √2 · d / c of zero, with c the critical value.
     critical = 1 / math.tan(math.pi * 0.05 / 2)
-    within = stats.norm.ppf(0.9)
+    within = NormalDist().inv_cdf(0.9)
     assert smallest_detectable_effect(2, 1) == pytest.approx(critical * within / math.sqrt(2), rel=0.01)
 
 

@@ -87,12 +87,14 @@ def killed_at_each_stage(make_store, act):
 
 @pytest.fixture
 def make_store(tmp_path):
+    """A store with three checkpoints, the same each time."""
+    filled = CheckpointStore(tmp_path / "filled", keep_last=2)
+    for step in (1, 2, 3):
+        save(filled, step, best_step=1)
+
     def make() -> CheckpointStore:
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
-        store = CheckpointStore(tmp_path / "checkpoints", keep_last=2)
-        for step in (1, 2, 3):
-            save(store, step, best_step=1)
-        return store
+        return CheckpointStore(shutil.copytree(filled.folder, tmp_path / "checkpoints"), keep_last=2)
 
     return make
 

@@ -78,6 +78,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    """Python's exit looks for garbage, too: a second."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., "CoCaConfig"]:
     """A preset's parts at a size that runs in milliseconds; images and text differ in width."""

@@ -1,6 +1,8 @@
 """Ctrl-C at any moment: one line, no traceback, exit code 130. A reader of the output that goes away: not a word.
 Output that a disk does not take: one line."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import grr_coca.cli
+from grr_coca.__main__ import run as run_program
 from processes import take_interrupts
 
 INTERRUPTED_AT = """
@@ -100,3 +104,102 @@ def test_closed_streams_change_nothing_but_that_nothing_is_said(tmp_path):
     command = ["sh", "-c", f'"{sys.executable}" -m grr_coca "$@" >&- 2>&-', "sh"]
     assert subprocess.run([*command, "models"], timeout=60).returncode == 0
     assert subprocess.run([*command, "data", "check", tmp_path / "gone"], timeout=60).returncode == 2
+
+
+# --- The same in this process: which errors are of the output, and which are not
+
+
+class Ended(BaseException):
+    """The process would have ended here."""
+
+
+class Broken(io.StringIO):
+    """Output that takes nothing."""
+
+    def write(self, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """This process keeps its signals and its search for garbage."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+
+
+@pytest.fixture
+def end_of(process, monkeypatch):
+    """How the program ends if its work raises an error or returns a code, and what it says."""
+
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+
+    def run(outcome, *, is_broken: bool = False):
+        def main():
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        said = io.StringIO()
+        monkeypatch.setattr(grr_coca.cli, "main", main)
+        monkeypatch.setattr(sys, "stdout", Broken() if is_broken else io.StringIO())
+        monkeypatch.setattr(sys, "stderr", said)
+        with pytest.raises(BaseException) as caught:
+            run_program()
+        return caught.value, said.getvalue()
+
+    return run
+
+
+def within_a_lock() -> RuntimeError:
+    error = RuntimeError("release unlocked lock")
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_broken", "code", "said"),
+    [
+        (KeyboardInterrupt(), False, 130, "interrupted\n"),
+        (KeyboardInterrupt(), True, 130, "interrupted\n"),
+        (within_a_lock(), False, 130, "interrupted\n"),
+        (BrokenPipeError(), True, 141, ""),
+        (OSError(errno.ENOSPC, "no room"), True, 2, "error: standard output: cannot be written (no room)\n"),
+        (OSError(errno.EIO, "no disk"), True, 2, "error: standard output: cannot be written (no disk)\n"),
+    ],
+)
+def test_an_error_of_the_output_ends_the_process(end_of, outcome, is_broken, code, said):
+    ended, words = end_of(outcome, is_broken=is_broken)
+    assert isinstance(ended, Ended)
+    assert (ended.args, words) == ((code,), said)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_broken"),
+    [
+        (RuntimeError("of a library"), False),
+        (BrokenPipeError(), False),
+        (OSError(errno.ENOSPC, "no room"), False),
+        (OSError(errno.ENOENT, "no such file"), True),
+    ],
+)
+def test_any_other_error_keeps_its_traceback(end_of, outcome, is_broken):
+    assert end_of(outcome, is_broken=is_broken) == (outcome, "")
+
+
+@pytest.mark.parametrize("outcome", [0, 3, SystemExit(3), SystemExit(0)])
+def test_the_exit_code_is_that_of_the_work(end_of, outcome):
+    ended, _ = end_of(outcome)
+    assert isinstance(ended, SystemExit)
+    assert ended.code == (outcome.code if isinstance(outcome, SystemExit) else outcome)
+
+
+def test_a_stream_that_the_shell_has_closed_is_nowhere(process, monkeypatch):
+    monkeypatch.setattr(grr_coca.cli, "main", lambda: print("said") or 0)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit):
+        run_program()
+    with sys.stdout as nowhere:
+        assert nowhere.name == os.devnull

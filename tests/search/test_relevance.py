@@ -1,6 +1,8 @@
 """The evidence that a hit is what was asked for."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +92,16 @@ def test_the_more_images_there_are_the_less_a_hit_that_stands_out_is_worth():
         assert curve.per_log_images < 0
         few, many = (curve.relevances(np.array([[6.0, 0.5, row[0, 2], 0.3]]))[0] for row in found)
         assert few > many
+
+
+def test_few_searches_that_find_their_picture_are_told_that_nothing_looks_like_it():
+    """Measured on icons whose files are called as they are, and on the same icons with numbers for names."""
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "search_relevance.json"
+    named, numbered = json.loads(path.read_text(encoding="utf-8"))["is_it_denied"]
+    assert (named["files"], numbered["files"]) == ("names", "numbers")
+    assert named["denied"] == 0
+    assert numbered["denied"] <= 0.05
+    assert min(named["absent_told"], numbered["absent_told"]) >= 0.6, "of what is not there, most is told"
 
 
 def test_the_page_has_no_ranking_numbers_of_its_own():

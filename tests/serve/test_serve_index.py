@@ -243,7 +243,7 @@ def test_a_stop_does_not_wait_until_duplicates_are_found(index, monkeypatch):
     may_end = threading.Event()
     monkeypatch.setattr("grr_coca.serve.served_index.duplicate_groups", lambda store: [] if may_end.wait(100) else None)
     try:
-        with serving(index, limits=Limits(seconds=1)) as client:
+        with serving(index, limits=Limits(seconds=0.3)) as client:
             assert client.get("/duplicates").status == 504
     finally:
         may_end.set()

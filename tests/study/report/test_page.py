@@ -79,6 +79,7 @@ def test_the_page_has_every_figure_and_table(reported):
     assert "| better |" in re.sub(" +", " ", line)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_columns_without_a_number_are_left_out(tmp_path):
     folder = write_study(tmp_path, plan(ARMS[:2], 1), rows_of(ARMS[:2], [0], training_flops=2_500_000_000_000))
     said = write_study_report(folder, folder)
@@ -133,6 +134,7 @@ def test_results_are_for_programs(reported):
     assert found["effect"]["low"] < found["effect"]["change"] < found["effect"]["high"] < 0
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_people_and_models_say_is_text_on_the_page(tmp_path):
     said = "<b>a</b> | *b* [c](javascript:d) &amp; `e` ![f](g)\n# h"
     shown = (CaptionedExample("a|b*.png", (said,), said),)

@@ -19,6 +19,7 @@ from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_t
 TITLES = {
     "adamw": "AdamW, 600 steps",
     "pooler": "AdamW, 600 steps, with a pooler",
+    "long": "AdamW, 2,400 steps",
     "muon": "Muon, 600 steps, best rate",
     "low": "Muon, 600 steps, half the best rate",
     "p16": "Muon, 600 steps, shared rate",
@@ -41,8 +42,9 @@ MARKS = (
 )
 MODELS = (("grr_coca", "GRR-CoCa", COLOURS[0]), ("baseline_coca", "Baseline CoCa", COLOURS[1]))
 CURVES = {
-    "Muon": ("rate_curves/600", (0.0015, 0.003, 0.006, 0.012, 0.024)),
-    "AdamW": ("adamw/600", (0.00075, 0.0015, 0.003)),
+    "Muon, 600 steps": ("rate_curves/600", (0.0015, 0.003, 0.006, 0.012, 0.024)),
+    "AdamW, 600 steps": ("adamw/600", (0.00075, 0.0015, 0.003)),
+    "AdamW, 2,400 steps": ("adamw_long/2400_rates", (0.00075, 0.0015, 0.003)),
 }
 SETTINGS: dict[str, Setting] = {name: read_claims()[0][name] for name in TITLES}
 FIGURES = {
@@ -87,10 +89,10 @@ def _mark(axes: Axes, change: Change, height: float, colour: str, marker: str, l
 
 
 def rates() -> Figure:
-    """The CoCa loss on `val` by learning rate, a panel an optimizer, and the change on known styles at each rate."""
+    """The CoCa loss on `val` by learning rate, a panel a setting, and the change on known styles at each rate."""
     figure = new_figure(3.4)
-    panels = figure.subplots(1, 2, sharey=True, width_ratios=(5, 3))
-    for axes, (optimizer, (study, found)) in zip(panels, CURVES.items(), strict=True):
+    panels = figure.subplots(1, 3, sharey=True, width_ratios=(5, 3, 3))
+    for axes, (setting, (study, found)) in zip(panels, CURVES.items(), strict=True):
         for name, title, colour in MODELS:
             losses = np.array([_losses(study, f"{name}_{rate}") for rate in found])
             means = np.exp(np.log(losses).mean(axis=1))
@@ -109,10 +111,11 @@ def rates() -> Figure:
             )
         axes.set_xscale("log", base=2)
         axes.set_xticks(found, [f"{rate:g}" for rate in found])
-        axes.margins(x=0.12)
+        axes.margins(x=0.18)
         axes.set_xlabel("learning rate", fontsize=8)
-        style_axes(axes, f"{optimizer}: CoCa loss on val")
-    panels[0].set_ylim(bottom=2.9)
+        style_axes(axes, setting)
+    panels[0].set_ylabel("CoCa loss on val", fontsize=8)
+    panels[0].set_ylim(bottom=2.6)
     panels[0].legend(frameon=False, fontsize=8)
     return figure
 

@@ -46,7 +46,11 @@ def rows_of(study: str) -> dict[tuple[str, int, str], Any]:
 
 
 def value(row: Any, split: str, metric: str) -> float:
-    """A metric of a run on a split; `val+test`: on both, weighted by their pairs; `training`: over its last steps."""
+    """A metric of a run on a split; `val+test`: on both, weighted by their pairs; `training`: over its last steps;
+    `val@1200`: at this step."""
+    if "@" in split:
+        split, step = split.split("@")
+        return float(next(entry for entry in row["curve"] if entry["step"] == int(step))[split][metric])
     if split == "training":
         last = row["curve"][-1]["train"]
         contrastive, captioning = last["contrastive"], last["captioning"]
@@ -216,7 +220,7 @@ FORMATS: dict[str, Callable[[Change], str]] = {
     "use": lambda c: ("either", "GRR-CoCa", "Baseline CoCa")[c.side()],
     "verb": lambda c: ("does not matter", "helps", "hurts")[c.side()],
     "shifts": lambda c: "shifts" if c.side() else "is not shown to shift",
-    "grows": lambda c: ("is not shown to grow", "grows with training", "shrinks with training")[c.side()],
+    "more": lambda c: ("about as much", "more", "less")[c.side()],
     "contains": lambda c: "contains" if c.ends()[1] <= math.log1p(-0.0715) <= c.ends()[2] else "does not contain",
     "losses": lambda c: " and ".join(f"{mean:.2f}" for mean in reversed(_means(c))),
     "equal": lambda c: "equal within 2 %" if max(abs(math.expm1(end)) for end in c.ends()) < 0.02 else "not equal",

@@ -99,9 +99,9 @@ def test_a_change_with_other_seeds_grows_by_welchs_test(check):
     degrees = sum(spreads) ** 2 / (spreads[0] ** 2 / 3 + spreads[1] ** 2 / 2)
     width = stats.t.ppf(0.975, degrees) * sum(spreads) ** 0.5
     assert growth.ends() == pytest.approx((-0.065, -0.065 - width, -0.065 + width))
-    assert f"{growth:grows}" == "grows with training"
+    assert f"{growth:more}" == "more"
     shrunk, same = (check.Growth(values, "test", "coca_loss", [], earlier) for values in (later + 0.2, later + 0.07))
-    assert [f"{shrunk:grows}", f"{same:grows}"] == ["shrinks with training", "is not shown to grow"]
+    assert [f"{shrunk:more}", f"{same:more}"] == ["less", "about as much"]
 
 
 def test_its_numbers_are_those_of_the_reports(check, claims):

@@ -73,7 +73,7 @@ def _of_model(name: str, place: Path, *, smoke: bool) -> Iterator[dict[str, obje
         waited.extend(found)
         return took
 
-    with _server("-c", folder, "--queue", CLIENTS, "--seconds", 120) as (address, pid):
+    with _server("-c", folder, "--queue", CLIENTS) as (address, pid):
         times = in_turn({"by hand": partial(_captioning, folder, files), "served": served}, 1 if smoke else ROUNDS)
         rate, by_hand = (count / statistics.median(times[side]) for side in ("served", "by hand"))
         p50, p99 = np.percentile(waited, (50, 99))

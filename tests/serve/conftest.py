@@ -15,14 +15,14 @@ import grr_coca
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_servers() -> Iterator[None]:
-    """Servers in this process do not measure how long a caption takes, at each start, and look five times as often
-    whether they shall end. Others do as usual."""
+    """Servers in this process do not measure which batches are best, for seconds at each start, and look five times as
+    often whether they shall end. Others do as usual."""
 
     async def shorter_sleep(seconds: float) -> None:
         await asyncio.sleep(seconds / 5)
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("grr_coca.serve.queue._first_guess", lambda model: (16, 0.01))
+        patches.setattr("grr_coca.serve.queue._best_batch", lambda model: (16, 0.01))
         patches.setattr("uvicorn.server.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": shorter_sleep}))
         yield
 

@@ -1,8 +1,8 @@
 """The bounded queue in front of the model, and the one thread that runs it.
 
 Work that waits is done in batches: when the thread is free, it takes the oldest job and all others of the same kind, up
-to a batch of about two seconds (`_first_guess`). Nothing waits for a batch to fill. The number of requests that may
-wait is bounded (`admitted`), so memory and waiting times are, too.
+to the largest batch that was worth it when the model was loaded (`_best_batch`). Nothing waits for a batch to fill. The
+number of requests that may wait is bounded (`admitted`), so memory and waiting times are, too.
 
 Shapes: S image size in pixels, N images or texts, E embedding width.
 """
@@ -36,14 +36,15 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Pixels = UInt8[np.ndarray, "S S 3"]
 
-_MAX_BATCH = 64
-_SECONDS_OF_BATCH = 2.0
-"""A batch takes no longer, by the first guess: what comes meanwhile waits for its end."""
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_NEARLY = 1.1
+"""A batch that takes this much longer for an image than the best one is as good: its images wait less."""
+_MAX_BATCH_SECONDS = 2.0
+"""Batches that take longer are not tried."""
+_MAX_MEASURING_SECONDS = 5.0
+"""No larger batch is tried after this time."""
 _REPEATS, _SECONDS_OF_REPEATS = 3, 0.3
-"""The first guess is the best of so many times, or of those that fit into this time."""
-_SHARE_OF_WAITING = 0.6
-"""More are admitted only while all would be done in this share of the time that a request may wait, as the guess may be
-wrong, and the machine may become busy."""
+"""Each size is measured so many times, or until this time has passed."""
 _SHARE_OF_NEWEST = 0.1
 """Share of the newest batch in the mean time of an item."""
 
@@ -79,7 +80,7 @@ class ModelQueue:
     Args:
         load: loads the model; called in the thread.
         capacity: how many requests may wait or be worked on at a time.
-        seconds: how long a request may wait. Fewer than `capacity` are admitted if more might not be done in this time.
+        seconds: how long a request may wait. Fewer than `capacity` are admitted if more could not be done in this time.
         metrics: where batches are counted.
         on_failure: called in the thread if the model cannot be loaded.
     """
@@ -149,11 +150,10 @@ class ModelQueue:
         """Raise an error if the queue has no room.
 
         Raises:
-            Refusal: it is full, or what waits takes most of the time that a request may wait; the message says when to
-                try again.
+            Refusal: it is full, or what waits takes as long as a request may wait; the message says when to try again.
         """
         wait = self.in_use * self._seconds_per_item
-        if self.in_use + weight > self.capacity or wait > _SHARE_OF_WAITING * self._seconds:
+        if self.in_use + weight > self.capacity or wait > self._seconds:
             seconds = max(1, math.ceil(wait))
             raise Refusal(
                 429,
@@ -207,7 +207,7 @@ class ModelQueue:
     def _run(self) -> None:
         try:
             model = self._load()
-            self.max_batch, self._seconds_per_item = _first_guess(model)
+            self.max_batch, self._seconds_per_item = _best_batch(model)
         except BaseException as error:
             self._on_failure(error)
             return
@@ -314,17 +314,34 @@ def _fail(job: _Job, error: BaseException) -> None:
         job.future.set_exception(error)
 
 
-def _first_guess(model: ImageTextModel) -> tuple[int, float]:
-    """The largest batch, and the seconds of an image, by one image: larger batches take no longer for an image."""
+def _best_batch(model: ImageTextModel) -> tuple[int, float]:
+    """The smallest batch that does nearly as much in a second as the best one, and its seconds per image, both as
+    measured now."""
     side = model.preprocess.image_size
-    one = partial(generate, model.engine, model.tokenizer, np.zeros((1, side, side, 3), np.uint8), GREEDY)
-    one()  # prepares the engine
+    random = np.random.default_rng(0)
+    options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))
+    # On a CPU, what others do there at the same time must not count. Other threads compute as long as this one.
+    clock = time.thread_time if model.device == "cpu" else time.perf_counter
+    measured: dict[int, float] = {}
+    began = clock()
+    for size in _BATCH_SIZES:
+        pixels = random.integers(0, 256, (size, side, side, 3), np.uint8)
+        work = partial(generate, model.engine, model.tokenizer, pixels, options)
+        work()  # prepares the engine for this size
+        measured[size] = min(_seconds(work, clock)) / size
+        if 2 * size * measured[size] > _MAX_BATCH_SECONDS or clock() - began > _MAX_MEASURING_SECONDS:
+            break
+    enough = _NEARLY * min(measured.values())
+    return next((size, seconds) for size, seconds in measured.items() if seconds <= enough)
+
+
+def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> list[float]:
     seconds: list[float] = []
     while len(seconds) < _REPEATS and sum(seconds) < _SECONDS_OF_REPEATS:
-        began = time.perf_counter()
-        one()
-        seconds.append(time.perf_counter() - began)
-    return max(1, min(_MAX_BATCH, int(_SECONDS_OF_BATCH / min(seconds)))), min(seconds)
+        began = clock()
+        work()
+        seconds.append(clock() - began)
+    return seconds
 
 
 # --- For requests

@@ -324,3 +324,12 @@ def test_pillow_alone_does_not_warn_though_several_threads_decode(monkeypatch):
     assert decode_image(file, NAME).size == (4, 4)
     with pytest.raises(UserWarning, match="of somebody else"):
         warnings.warn("of somebody else", stacklevel=1)
+
+
+def test_a_part_whose_size_pillow_refuses_while_decoding_is_a_broken_image(monkeypatch):
+    def refuse(image):
+        raise Image.DecompressionBombError("Image size exceeds limit")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    with pytest.raises(BadSample, match=rf"^{NAME}: broken or truncated image \(Image size exceeds limit\)$"):
+        decode_image(encode_image(Image.new("RGB", (8, 8))), NAME)

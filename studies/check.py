@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,66 @@ class Growth(Change):
         return float(self.logs.mean() - self.earlier.mean()), float(low), float(high)
 
 
+@dataclass(frozen=True)
+class Best:
+    """Arms at several rates over others at several: each side at its own best rate.
+
+    That has the lowest CoCa loss on `val`, by the mean of the logarithm over seeds. Intervals draw the seeds with
+    replacement, all draws once, and choose the rates anew in each; over few seeds they are too narrow.
+    """
+
+    study: str
+    arms: Sequence[str]
+    over: Sequence[str]
+
+    def chosen(self, seeds: Sequence[int]) -> tuple[str, ...]:
+        """The arm of each side that these seeds choose; a seed counts as often as it is drawn."""
+        rows = rows_of(self.study)
+        stage = next(iter(rows))[2]
+        logs = {
+            arm: np.mean([math.log(value(rows[arm, seed, stage], "val", "coca_loss")) for seed in seeds])
+            for arm in (*self.arms, *self.over)
+        }
+        return min(self.arms, key=logs.__getitem__), min(self.over, key=logs.__getitem__)
+
+    def __getitem__(self, asked: str) -> "Drawn":
+        sides = product(self.arms, self.over)
+        pairs = {both: Setting(self.study, both[:1], both[1:], self.study)[asked] for both in sides}
+        rows = rows_of(self.study)
+        seeds = sorted({seed for _, seed, _ in rows})
+        assert len(rows) == len(seeds) * len({*self.arms, *self.over}), f"{self.study} is not done"
+        draws = []
+        for drawn in product(range(len(seeds)), repeat=len(seeds)):
+            both = self.chosen([seeds[i] for i in drawn])
+            draws.append((both, float(pairs[both].logs[[*drawn]].mean())))
+        best = self.chosen(seeds)
+        change = pairs[best]
+        return Drawn(change.logs, change.split, change.metric, change.pairs, best, draws)
+
+
+@dataclass(frozen=True)
+class Drawn(Change):
+    """A change between the best rates, with what each draw of seeds chooses and finds."""
+
+    best: tuple[str, ...]
+    draws: list[tuple[tuple[str, ...], float]]
+
+    def ends(self, more: float = 0.0) -> tuple[float, float, float]:
+        """Mean, and the ends of the middle 95 % of the draws, as log ratios."""
+        assert not more, "a draw is no pair of runs"
+        low, high = np.quantile([found for _, found in self.draws], [0.025, 0.975], method="inverted_cdf")
+        return float(self.logs.mean()), float(low), float(high)
+
+    def rates(self) -> str:
+        """`0.0015 for GRR-CoCa and 0.003 for Baseline CoCa`."""
+        ours, theirs = (arm.rpartition("_")[2] for arm in self.best)
+        return f"{ours} for GRR-CoCa and {theirs} for Baseline CoCa"
+
+    def agreeing(self) -> str:
+        """How many draws choose these rates: `26 of 27`."""
+        return f"{sum(both == self.best for both, _ in self.draws)} of {len(self.draws)}"
+
+
 def _added(row: Any, split: str, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """What images, or batches with their captions, add to the numerator and the denominator of each quotient."""
     values = row["values"][split]
@@ -226,6 +287,8 @@ FORMATS: dict[str, Callable[[Change], str]] = {
     "equal": lambda c: "equal within 2 %" if max(abs(math.expm1(end)) for end in c.ends()) < 0.02 else "not equal",
     "falls": lambda c: f"{(c.logs < 0).sum()} of {len(c.logs)}",
     "rises": lambda c: f"{(c.logs > 0).sum()} of {len(c.logs)}",
+    "rates": lambda c: c.rates() if isinstance(c, Drawn) else "",
+    "agreeing": lambda c: c.agreeing() if isinstance(c, Drawn) else "",
     "p": lambda c: f"{c.p():.4f}" if c.p() >= 1e-4 else "< 0.0001",
 }
 """What a claim may ask of a change."""
@@ -295,8 +358,8 @@ def read_claims(path: Path = STUDIES / "claims.txt") -> tuple[dict[str, Any], di
 
 
 def _setting(told: str, known: dict[str, Any]) -> Any:
-    """`STUDY ARMS / [STUDY] ARMS`, `NAME minus NAME`, `NAME grown from NAME`, `NAME seeds 4 5`, `all of NAME …`
-    or `models of STUDY`."""
+    """`STUDY ARMS / [STUDY] ARMS`, `NAME minus NAME`, `NAME grown from NAME`, `NAME seeds 4 5`, `all of NAME …`,
+    `best of STUDY ARMS / ARMS` or `models of STUDY`."""
     match told.split():
         case [name, "minus", other]:
             return replace(known[name], minus=known[other])
@@ -308,6 +371,8 @@ def _setting(told: str, known: dict[str, Any]) -> Any:
             return Group([known[name] for name in names])
         case ["models", "of", study]:
             return Plateau(study)
+        case ["best", "of", study, arms, "/", over]:
+            return Best(study, arms_of(study, arms), arms_of(study, over))
         case [study, arms, "/", *other, over]:
             second = other[0] if other else study
             return Setting(study, arms_of(study, arms), arms_of(second, over), second)

@@ -104,6 +104,42 @@ def test_a_change_with_other_seeds_grows_by_welchs_test(check):
     assert [f"{shrunk:more}", f"{same:more}"] == ["less", "about as much"]
 
 
+def test_each_draw_of_seeds_chooses_its_rates(check):
+    """On true rows, beside the code of the reports, which draws seeds at random; here each draw is counted once."""
+    from grr_coca.study.report.grid import GridCurve, best_against_best
+
+    study, rates, seeds = "adamw_long/2400_rates", ("0.00075", "0.0015", "0.003"), (100, 101, 102)
+    rows = check.rows_of(study)
+
+    def curve(model: str) -> GridCurve:
+        losses = {
+            split: tuple(
+                tuple(rows[f"{model}_{rate}", seed, "pictograms"]["metrics"][split]["coca_loss"] for seed in seeds)
+                for rate in rates
+            )
+            for split in ("val", "test")
+        }
+        best = min(range(3), key=lambda i: np.log(losses["val"][i]).mean())
+        return GridCurve(arm=model, points=({"rate": 0}, {"rate": 1}, {"rate": 2}), best={"rate": best}, **losses)
+
+    found = best_against_best(curve("grr_coca"), curve("baseline_coca"), seeds)
+    change = check.Best(study, *(tuple(f"{model}_{rate}" for rate in rates) for model in ("grr_coca", "baseline_coca")))
+    change = change["test coca"]
+    mean, *ends = change.ends()
+    assert 100 * np.expm1(mean) == pytest.approx(found.effect.change)
+    assert 100 * np.expm1(ends) == pytest.approx([found.low, found.high])
+    assert f"{change:rates}" == "0.00075 for GRR-CoCa and 0.0015 for Baseline CoCa"
+    assert f"{change:agreeing}" == "26 of 27"
+
+
+def test_a_study_whose_rows_are_not_all_there_has_no_best(check, monkeypatch):
+    rows = dict(check.rows_of("adamw_long/2400_rates"))
+    del rows["grr_coca_0.003", 102, "pictograms"]
+    monkeypatch.setattr(check, "rows_of", lambda study: rows)
+    with pytest.raises(AssertionError, match="not done"):
+        check.Best("adamw_long/2400_rates", ("grr_coca_0.003",), ("baseline_coca_0.003",))["test coca"]
+
+
 def test_its_numbers_are_those_of_the_reports(check, claims):
     """The script imports nothing of the package; here both are asked for the same."""
     from grr_coca.common.dict_to_dataclass import from_dict

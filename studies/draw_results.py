@@ -42,14 +42,16 @@ MARKS = (
 )
 MODELS = (("grr_coca", "GRR-CoCa", COLOURS[0]), ("baseline_coca", "Baseline CoCa", COLOURS[1]))
 CURVES = {
-    "Muon, 600 steps": ("rate_curves/600", (0.0015, 0.003, 0.006, 0.012, 0.024)),
-    "AdamW, 600 steps": ("adamw/600", (0.00075, 0.0015, 0.003)),
-    "AdamW, 2,400 steps": ("adamw_long/2400_rates", (0.00075, 0.0015, 0.003)),
+    "Muon, 600 steps": dict.fromkeys((0.0015, 0.003, 0.006, 0.012, 0.024), "rate_curves/600"),
+    "AdamW, 600 steps": dict.fromkeys((0.00075, 0.0015, 0.003), "adamw/600"),
+    "AdamW, 2,400 steps": {0.000375: "adamw_long/2400_lower_rate"}
+    | dict.fromkeys((0.00075, 0.0015, 0.003), "adamw_long/2400_rates"),
 }
+"""The study of each rate."""
 SETTINGS: dict[str, Setting] = {name: read_claims()[0][name] for name in TITLES}
 FIGURES = {
     "results-forest.svg": [setting.study for setting in SETTINGS.values()],
-    "results-rates.svg": [study for study, _ in CURVES.values()],
+    "results-rates.svg": list(dict.fromkeys(study for found in CURVES.values() for study in found.values())),
 }
 """The figures of the page and the studies that they are drawn from."""
 
@@ -91,16 +93,17 @@ def _mark(axes: Axes, change: Change, height: float, colour: str, marker: str, l
 def rates() -> Figure:
     """The CoCa loss on `val` by learning rate, a panel a setting, and the change on known styles at each rate."""
     figure = new_figure(3.4)
-    panels = figure.subplots(1, 3, sharey=True, width_ratios=(5, 3, 3))
-    for axes, (setting, (study, found)) in zip(panels, CURVES.items(), strict=True):
+    panels = figure.subplots(1, 3, sharey=True, width_ratios=[len(found) for found in CURVES.values()])
+    for axes, (setting, studies) in zip(panels, CURVES.items(), strict=True):
+        found = list(studies)
         for name, title, colour in MODELS:
-            losses = np.array([_losses(study, f"{name}_{rate}") for rate in found])
+            losses = np.array([_losses(study, f"{name}_{rate}") for rate, study in studies.items()])
             means = np.exp(np.log(losses).mean(axis=1))
             axes.fill_between(found, losses.min(axis=1), losses.max(axis=1), color=colour, alpha=0.2, linewidth=0)
             axes.plot(found, means, "o-", color=colour, linewidth=1.5, markersize=4, label=title)
             best = int(means.argmin())
             axes.plot(found[best], means[best], "o", color=colour, markersize=10, fillstyle="none")
-        for rate in found:
+        for rate, study in studies.items():
             change = Setting(study, (f"grr_coca_{rate}",), (f"baseline_coca_{rate}",), study)["known coca"]
             axes.annotate(
                 f"{signed(change.ends()[0])} %",

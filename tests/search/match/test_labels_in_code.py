@@ -95,6 +95,17 @@ LUCIDE = "import { Trash2, HomeIcon } from 'lucide-react'\n"
         ('<input aria-label="Name"> <i class="bi bi-trash3"></i>', []),
         ('<img src="gone.png" alt="A logo">\n<i class="bi bi-trash3"></i>', []),
         ("import { PhTrash } from '@phosphor-icons/vue'\n<PhTrash title=\"Delete\" />", [(2, "Delete", "ph:Trash")]),
+        (
+            "import { TrashIcon } from '@heroicons/react/24/solid'\n<TrashIcon title=\"Delete\" />",
+            [(2, "Delete", "heroicons:Trash-solid")],
+        ),
+        ("import { Trash2 as Bin } from 'lucide-react'\n<Bin title=\"Delete\" />", [(2, "Delete", "lucide:Trash2")]),
+        ("import { Trash2 as Bin } from 'lucide-react'\n<Trash2 title=\"Delete\" />", []),
+        (
+            "import DeleteIcon from '@mui/icons-material/DeleteOutlined'\n<DeleteIcon title=\"Delete\" />",
+            [(2, "Delete", "ic:outline-Delete")],
+        ),
+        ("import Home from '~icons/mdi/home-outline'\n<Home title=\"Home\" />", [(2, "Home", "mdi:home-outline")]),
         ('<a aria-label="Delete"><i class="bi bi-trash3"></i></a>', [(1, "Delete", "bi:trash3")]),
         ('<Icon icon="mdi:home" title="Home" />', [(1, "Home", "mdi:home")]),
         ('<span aria-label="Delete">x</span>', []),

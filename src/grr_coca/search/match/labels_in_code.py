@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.data.images import has_image_suffix
-from grr_coca.search.match.used_icons import Use, code_files, text_of, uses_in
+from grr_coca.search.match.used_icons import Use, code_files, components_in, text_of, uses_in
 
 CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
 """Suffixes of files whose labels are read."""
@@ -87,7 +87,7 @@ def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
         label = _label(opening) or (_clean(title[1]) if title else "") or _around(text, match.start())
         if label and "{" not in match[0] and "<use" not in match[0]:
             yield Label(text=label, file=str(path), line=line_of(match.start()), svg=_whole(match[0]))
-    imported = {use.name: use for use in uses_in(text, str(path))}
+    imported = components_in(text, str(path))
     for match in _ICON.finditer(text):
         label = _label(match[2]) or _around(text, match.start())
         if not label:
@@ -101,10 +101,7 @@ def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
 def _used(match: re.Match[str], imported: dict[str, Use], file: str) -> Use | None:
     component = match[1]
     if component[0].isupper() and component != "Icon":
-        for name in (component, component.removesuffix("Icon"), component.removeprefix("Icon"), component[2:]):
-            if name in imported:
-                return imported[name]
-        return None
+        return imported.get(component)
     return next(uses_in(match[0], file), None)
 
 

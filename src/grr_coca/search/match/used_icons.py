@@ -83,11 +83,7 @@ def text_of(path: Path) -> str:
 
 def uses_in(text: str, file: str) -> Iterator[Use]:
     """The uses of icons in a file."""
-    found: dict[tuple[int, str, str], None] = {}
-    for match in _IMPORT.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
-        for prefix, name in _imported(match["names"] or "", match["default"] or "", match["module"]):
-            found[line, prefix, name] = None
+    found = {(use.line, use.prefix, use.name): None for _, use in _imports(text, file)}
     for number, line_text in enumerate(text.split("\n"), 1):
         for pattern, icon in _IN_LINE:
             for match in pattern.finditer(line_text):
@@ -95,6 +91,11 @@ def uses_in(text: str, file: str) -> Iterator[Use]:
                     found[number, prefix, name] = None
     for number, prefix, name in sorted(found):
         yield Use(prefix, name, file, number)
+
+
+def components_in(text: str, file: str) -> dict[str, Use]:
+    """The imported icons of a file, by the name that it gives to each: `Bin` of `import { Trash2 as Bin }`."""
+    return dict(_imports(text, file))
 
 
 def squashed(name: str) -> str:
@@ -222,22 +223,31 @@ def _of_react_icons(module: str) -> Callable[[str], Named]:
     return icon
 
 
-def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str]]:
+def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
+    """The imported icons of a file, each with its name in the file."""
+    for match in _IMPORT.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        for component, prefix, name in _imported(match["names"] or "", match["default"] or "", match["module"]):
+            yield component, Use(prefix, name, file, line)
+
+
+def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
+    """What one import brings: names in the file, prefixes of sets, and names in them."""
     virtual = _VIRTUAL.match(module)
     if virtual is not None and virtual[1] in known_prefixes():
-        yield virtual[1], virtual[2]
+        yield default, virtual[1], virtual[2]
     if default:
         for pattern, icon in _DEFAULT_MODULES:
             found = pattern.fullmatch(module)
             if found is not None:
-                yield from icon(next(group for group in found.groups() if group))
+                yield from ((default, *named) for named in icon(next(group for group in found.groups() if group)))
     for pattern, of_module in _MODULES:
         if pattern.fullmatch(module):
             icon_of = of_module(module)
             for part in names.split(","):
-                name = re.sub(r"^\s*type\s+|\s+as\s+.*$", "", part.strip(), flags=re.DOTALL).strip()
+                name, *local = re.split(r"\s+as\s+", re.sub(r"^\s*type\s+", "", part.strip()))
                 if re.fullmatch(r"[\w$]+", name) and not re.fullmatch(r"Icon|Icons|IconProps|LucideIcon|icons", name):
-                    yield from icon_of(name)
+                    yield from ((local[0] if local else name, *named) for named in icon_of(name))
 
 
 # --- Classes, ids and names in quotes

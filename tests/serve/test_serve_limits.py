@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -25,10 +26,50 @@ from grr_coca.common.errors import UserError
 from grr_coca.serve.guard import KEY_VARIABLE, Guard, Limits
 from grr_coca.serve.metrics import Metrics
 from grr_coca.serve.queue import ModelQueue, results_of
+from grr_coca.serve.queue import _best_batch as measure  # before conftest.py replaces it
 from grr_coca.serve.refusal import Refusal, json_list
 from grr_coca.serve.server import RunningServer
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
+
+
+class Clocks:
+    """Those of a process whose processor is its own for one second in so many."""
+
+    def __init__(self, share: int) -> None:
+        self.own, self._share = 0.0, share
+
+    def thread_time(self) -> float:
+        return self.own
+
+    def perf_counter(self) -> float:
+        return self._share * self.own
+
+
+@pytest.mark.parametrize(
+    ("share", "batch", "seconds"),
+    [(1, 32, 0.01 + 0.05 / 32), (2, 32, 2 * (0.01 + 0.05 / 32)), (10, 8, 10 * (0.01 + 0.05 / 8))],
+)
+def test_busy_neighbours_neither_choose_the_batch_nor_hold_up_the_start_but_count_for_those_who_wait(
+    monkeypatch, share, batch, seconds
+):
+    """Work takes 0.05 s, and 0.01 s an image. Batches of 64 are hardly better than 32."""
+    clocks, sizes = Clocks(share), []
+
+    def work(engine, tokenizer, pixels, options):
+        sizes.append(len(pixels))
+        clocks.own += 0.05 + 0.01 * len(pixels)
+
+    monkeypatch.setattr("grr_coca.serve.queue.time", clocks)
+    monkeypatch.setattr("grr_coca.serve.queue.generate", work)
+    model = SimpleNamespace(
+        preprocess=SimpleNamespace(image_size=8),
+        engine=SimpleNamespace(context_length=20),
+        tokenizer=None,
+        device="cpu",
+    )
+    assert measure(model) == (batch, pytest.approx(seconds))
+    assert max(sizes) == (64 if share < 10 else 8), "after ten seconds no larger batch is tried"
 
 
 class Gate:

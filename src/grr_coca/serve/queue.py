@@ -41,8 +41,8 @@ _NEARLY = 1.1
 """A batch that takes this much longer for an image than the best one is as good: its images wait less."""
 _MAX_BATCH_SECONDS = 2.0
 """Batches that take longer are not tried."""
-_MAX_MEASURING_SECONDS = 5.0
-"""No larger batch is tried after this time."""
+_MAX_MEASURING_SECONDS, _MAX_STARTING_SECONDS = 5.0, 10.0
+"""No larger batch is tried after so long: of the processor's time, and by the clock, since neighbours may be busy."""
 _REPEATS, _SECONDS_OF_REPEATS = 3, 0.3
 """Each size is measured so many times, or until this time has passed."""
 _SHARE_OF_NEWEST = 0.1
@@ -320,28 +320,33 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
     side = model.preprocess.image_size
     random = np.random.default_rng(0)
     options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))
-    # On a CPU, what others do there at the same time must not count. Other threads compute as long as this one.
+    # What others do on a CPU must not choose the batch, so its own time counts. Other threads compute as long as this
+    # one. But whoever waits for an image waits for the others, too.
     clock = time.thread_time if model.device == "cpu" else time.perf_counter
-    measured: dict[int, float] = {}
-    began = clock()
+    measured: dict[int, tuple[float, float]] = {}
+    began, started = clock(), time.perf_counter()
     for size in _BATCH_SIZES:
         pixels = random.integers(0, 256, (size, side, side, 3), np.uint8)
         work = partial(generate, model.engine, model.tokenizer, pixels, options)
         work()  # prepares the engine for this size
-        measured[size] = min(_seconds(work, clock)) / size
-        if 2 * size * measured[size] > _MAX_BATCH_SECONDS or clock() - began > _MAX_MEASURING_SECONDS:
+        own, passed = _seconds(work, clock)
+        measured[size] = own / size, passed / size
+        is_late = clock() - began > _MAX_MEASURING_SECONDS or time.perf_counter() - started > _MAX_STARTING_SECONDS
+        if 2 * own > _MAX_BATCH_SECONDS or is_late:
             break
-    enough = _NEARLY * min(measured.values())
-    return next((size, seconds) for size, seconds in measured.items() if seconds <= enough)
+    enough = _NEARLY * min(own for own, _ in measured.values())
+    return next((size, passed) for size, (own, passed) in measured.items() if own <= enough)
 
 
-def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> list[float]:
-    seconds: list[float] = []
-    while len(seconds) < _REPEATS and sum(seconds) < _SECONDS_OF_REPEATS:
-        began = clock()
+def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> tuple[float, float]:
+    """The least time that work takes, by `clock` and as it passes."""
+    times: list[tuple[float, float]] = []
+    while len(times) < _REPEATS and sum(own for own, _ in times) < _SECONDS_OF_REPEATS:
+        began, started = clock(), time.perf_counter()
         work()
-        seconds.append(clock() - began)
-    return seconds
+        times.append((clock() - began, time.perf_counter() - started))
+    own, passed = zip(*times, strict=True)
+    return min(own), min(passed)
 
 
 # --- For requests

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from scipy import stats
 
 STUDIES = Path(__file__).parent
@@ -175,28 +176,30 @@ class Best:
     arms: Sequence[str]
     over: Sequence[str]
 
-    def chosen(self, seeds: Sequence[int]) -> tuple[str, ...]:
-        """The arm of each side that these seeds choose; a seed counts as often as it is drawn."""
+    def __getitem__(self, asked: str) -> "Drawn":
         rows = rows_of(self.study)
         stage = next(iter(rows))[2]
+        seeds = yaml.safe_load((STUDIES / self.study / "plan.yaml").read_text(encoding="utf-8"))["seeds"]
+        lacking = {*product((*self.arms, *self.over), seeds, (stage,))} - {*rows}
+        assert not lacking, f"{self.study} lacks {sorted(lacking)}"
+        assert 3 <= len(seeds) <= 5, "every draw of the seeds is made"
         logs = {
-            arm: np.mean([math.log(value(rows[arm, seed, stage], "val", "coca_loss")) for seed in seeds])
+            arm: np.array([math.log(value(rows[arm, seed, stage], "val", "coca_loss")) for seed in seeds])
             for arm in (*self.arms, *self.over)
         }
-        return min(self.arms, key=logs.__getitem__), min(self.over, key=logs.__getitem__)
 
-    def __getitem__(self, asked: str) -> "Drawn":
+        def best_of(drawn: Sequence[int]) -> tuple[str, str]:
+            means = {arm: found[[*drawn]].mean() for arm, found in logs.items()}
+            return min(self.arms, key=means.__getitem__), min(self.over, key=means.__getitem__)
+
         sides = product(self.arms, self.over)
-        pairs = {both: Setting(self.study, both[:1], both[1:], self.study)[asked] for both in sides}
-        rows = rows_of(self.study)
-        seeds = sorted({seed for _, seed, _ in rows})
-        assert len(rows) == len(seeds) * len({*self.arms, *self.over}), f"{self.study} is not done"
+        changes = {both: Setting(self.study, both[:1], both[1:], self.study, seeds)[asked] for both in sides}
         draws = []
         for drawn in product(range(len(seeds)), repeat=len(seeds)):
-            both = self.chosen([seeds[i] for i in drawn])
-            draws.append((both, float(pairs[both].logs[[*drawn]].mean())))
-        best = self.chosen(seeds)
-        change = pairs[best]
+            both = best_of(drawn)
+            draws.append((both, float(changes[both].logs[[*drawn]].mean())))
+        best = best_of(range(len(seeds)))
+        change = changes[best]
         return Drawn(change.logs, change.split, change.metric, change.pairs, best, draws)
 
 
@@ -204,19 +207,28 @@ class Best:
 class Drawn(Change):
     """A change between the best rates, with what each draw of seeds chooses and finds."""
 
-    best: tuple[str, ...]
-    draws: list[tuple[tuple[str, ...], float]]
+    best: tuple[str, str]
+    draws: list[tuple[tuple[str, str], float]]
 
     def ends(self, more: float = 0.0) -> tuple[float, float, float]:
         """Mean, and the ends of the middle 95 % of the draws, as log ratios."""
         assert not more, "a draw is no pair of runs"
-        low, high = np.quantile([found for _, found in self.draws], [0.025, 0.975], method="inverted_cdf")
+        found = [change for _, change in self.draws]
+        low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
         return float(self.logs.mean()), float(low), float(high)
+
+    def p(self) -> float:
+        """Not known: a t test would take the rates as given."""
+        raise NotImplementedError
+
+    def over_both(self) -> tuple[float, float] | None:
+        """Not known: images are not drawn."""
+        raise NotImplementedError
 
     def rates(self) -> str:
         """`0.0015 for GRR-CoCa and 0.003 for Baseline CoCa`."""
-        ours, theirs = (arm.rpartition("_")[2] for arm in self.best)
-        return f"{ours} for GRR-CoCa and {theirs} for Baseline CoCa"
+        models = {"grr_coca": "GRR-CoCa", "baseline_coca": "Baseline CoCa"}
+        return " and ".join(f"{arm.rpartition('_')[2]} for {models[arm.rpartition('_')[0]]}" for arm in self.best)
 
     def agreeing(self) -> str:
         """How many draws choose these rates: `26 of 27`."""
@@ -263,6 +275,11 @@ def _means(change: Change) -> list[float]:
     return [float(np.mean([value(row, change.split, change.metric) for row in rows])) for rows in sides]
 
 
+def _drawn(change: Change) -> Drawn:
+    assert isinstance(change, Drawn), "only `best of` chooses rates"
+    return change
+
+
 FORMATS: dict[str, Callable[[Change], str]] = {
     "": lambda c: f"{signed(c.ends()[0])} % ({interval(c.ends()[1:])})",
     "change": lambda c: f"{signed(c.ends()[0])} %",
@@ -287,8 +304,8 @@ FORMATS: dict[str, Callable[[Change], str]] = {
     "equal": lambda c: "equal within 2 %" if max(abs(math.expm1(end)) for end in c.ends()) < 0.02 else "not equal",
     "falls": lambda c: f"{(c.logs < 0).sum()} of {len(c.logs)}",
     "rises": lambda c: f"{(c.logs > 0).sum()} of {len(c.logs)}",
-    "rates": lambda c: c.rates() if isinstance(c, Drawn) else "",
-    "agreeing": lambda c: c.agreeing() if isinstance(c, Drawn) else "",
+    "rates": lambda c: _drawn(c).rates(),
+    "agreeing": lambda c: _drawn(c).agreeing(),
     "p": lambda c: f"{c.p():.4f}" if c.p() >= 1e-4 else "< 0.0001",
 }
 """What a claim may ask of a change."""
@@ -362,9 +379,9 @@ def _setting(told: str, known: dict[str, Any]) -> Any:
     `best of STUDY ARMS / ARMS` or `models of STUDY`."""
     match told.split():
         case [name, "minus", other]:
-            return replace(known[name], minus=known[other])
+            return replace(known[name], minus=_with_given_rates(known[other]))
         case [name, "grown", "from", other]:
-            return replace(known[name], earlier=known[other])
+            return replace(known[name], earlier=_with_given_rates(known[other]))
         case [name, "seeds", *seeds]:
             return replace(known[name], seeds=[int(seed) for seed in seeds])
         case ["all", "of", *names]:
@@ -377,6 +394,11 @@ def _setting(told: str, known: dict[str, Any]) -> Any:
             second = other[0] if other else study
             return Setting(study, arms_of(study, arms), arms_of(second, over), second)
     raise ValueError(f"claims.txt: {told!r} is no setting")
+
+
+def _with_given_rates(setting: Any) -> Setting:
+    assert isinstance(setting, Setting), "a change is taken off at given rates"
+    return setting
 
 
 def errors_of(text: str, wanted: Sequence[str], is_whole: bool = True) -> list[str]:

@@ -133,11 +133,16 @@ def test_each_draw_of_seeds_chooses_its_rates(check):
 
 
 def test_a_study_whose_rows_are_not_all_there_has_no_best(check, monkeypatch):
-    rows = dict(check.rows_of("adamw_long/2400_rates"))
-    del rows["grr_coca_0.003", 102, "pictograms"]
-    monkeypatch.setattr(check, "rows_of", lambda study: rows)
-    with pytest.raises(AssertionError, match="not done"):
-        check.Best("adamw_long/2400_rates", ("grr_coca_0.003",), ("baseline_coca_0.003",))["test coca"]
+    asked = check.Best("adamw_long/2400_rates", ("grr_coca_0.003",), ("baseline_coca_0.003",))
+    assert f"{asked['test coca']:change}" == "−7.6 %"
+    with pytest.raises(NotImplementedError):
+        format(asked["test coca"], "p")
+    all_rows = check.rows_of("adamw_long/2400_rates")
+    for lost in ({("grr_coca_0.003", 101)}, {(arm, 102) for arm, _, _ in all_rows}):
+        rows = {key: row for key, row in all_rows.items() if key[:2] not in lost}
+        monkeypatch.setattr(check, "rows_of", lambda study, rows=rows: rows)
+        with pytest.raises(AssertionError, match="lacks"):
+            asked["test coca"]
 
 
 def test_its_numbers_are_those_of_the_reports(check, claims):

@@ -50,7 +50,7 @@ class Clocks:
     ("share", "batch", "seconds"),
     [(1, 32, 0.01 + 0.05 / 32), (2, 32, 2 * (0.01 + 0.05 / 32)), (10, 8, 10 * (0.01 + 0.05 / 8))],
 )
-def test_busy_neighbours_neither_choose_the_batch_nor_hold_up_the_start_but_count_for_those_who_wait(
+def test_batches_are_compared_by_own_time_but_the_clock_ends_measuring_and_says_how_long_images_wait(
     monkeypatch, share, batch, seconds
 ):
     """Work takes 0.05 s, and 0.01 s an image. Batches of 64 are hardly better than 32."""

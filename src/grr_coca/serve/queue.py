@@ -320,8 +320,8 @@ def _best_batch(model: ImageTextModel) -> tuple[int, float]:
     side = model.preprocess.image_size
     random = np.random.default_rng(0)
     options = GenerationOptions(max_length=min(8, model.engine.context_length - 3))
-    # What others do on a CPU must not choose the batch, so its own time counts. Other threads compute as long as this
-    # one. But whoever waits for an image waits for the others, too.
+    # What others do on a CPU must not make one batch look better than another, so its own time counts. Other threads
+    # compute as long as this one. But whoever waits for an image waits for the others, too.
     clock = time.thread_time if model.device == "cpu" else time.perf_counter
     measured: dict[int, tuple[float, float]] = {}
     began, started = clock(), time.perf_counter()

@@ -100,6 +100,7 @@ LUCIDE = "import { Trash2, HomeIcon } from 'lucide-react'\n"
             [(2, "Delete", "heroicons:Trash-solid")],
         ),
         ("import { Trash2 as Bin } from 'lucide-react'\n<Bin title=\"Delete\" />", [(2, "Delete", "lucide:Trash2")]),
+        ("import { Trash2 as Icon } from 'lucide-react'\n<Icon title=\"Delete\" />", [(2, "Delete", "lucide:Trash2")]),
         ("import { Trash2 as Bin } from 'lucide-react'\n<Trash2 title=\"Delete\" />", []),
         (
             "import DeleteIcon from '@mui/icons-material/DeleteOutlined'\n<DeleteIcon title=\"Delete\" />",

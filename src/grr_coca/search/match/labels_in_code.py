@@ -99,10 +99,10 @@ def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
 
 
 def _used(match: re.Match[str], imported: dict[str, Use], file: str) -> Use | None:
-    component = match[1]
-    if component[0].isupper() and component != "Icon":
-        return imported.get(component)
-    return next(uses_in(match[0], file), None)
+    if match[1] in imported:
+        return imported[match[1]]
+    is_other = match[1][0].isupper() and match[1] != "Icon"
+    return None if is_other else next(uses_in(match[0], file), None)
 
 
 def _label(attributes: str) -> str:

@@ -234,7 +234,7 @@ def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
 def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
     """What one import brings: names in the file, prefixes of sets, and names in them."""
     virtual = _VIRTUAL.match(module)
-    if virtual is not None and virtual[1] in known_prefixes():
+    if default and virtual is not None and virtual[1] in known_prefixes():
         yield default, virtual[1], virtual[2]
     if default:
         for pattern, icon in _DEFAULT_MODULES:

@@ -20,6 +20,7 @@ TITLES = {
     "adamw": "AdamW, 600 steps",
     "pooler": "AdamW, 600 steps, with a pooler",
     "long": "AdamW, 2,400 steps",
+    "longest": "AdamW, 4,800 steps, four seeds",
     "muon": "Muon, 600 steps, best rate",
     "low": "Muon, 600 steps, half the best rate",
     "p16": "Muon, 600 steps, shared rate",
@@ -58,7 +59,7 @@ FIGURES = {
 
 def forest() -> Figure:
     """The three losses in each setting: a row a setting, a mark a split."""
-    figure = new_figure(5.2)
+    figure = new_figure(5.6)
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(3, 2, 3))
     for axes, (metric, (title, reported)) in zip(panels, REPORTED.items(), strict=True):
         for (row, setting), (place, (split, label, colour, marker)) in product(

@@ -299,6 +299,7 @@ FORMATS: dict[str, Callable[[Change], str]] = {
     "verb": lambda c: ("does not matter", "helps", "hurts")[c.side()],
     "shifts": lambda c: "shifts" if c.side() else "is not shown to shift",
     "more": lambda c: ("about as much", "more", "less")[c.side()],
+    "smaller": lambda c: ("not told apart from it", "larger", "smaller")[c.side()],
     "contains": lambda c: "contains" if c.ends()[1] <= math.log1p(-0.0715) <= c.ends()[2] else "does not contain",
     "losses": lambda c: " and ".join(f"{mean:.2f}" for mean in reversed(_means(c))),
     "equal": lambda c: "equal within 2 %" if max(abs(math.expm1(end)) for end in c.ends()) < 0.02 else "not equal",

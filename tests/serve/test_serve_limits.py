@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -62,13 +61,7 @@ def test_batches_are_compared_by_own_time_but_the_clock_ends_measuring_and_says_
 
     monkeypatch.setattr("grr_coca.serve.queue.time", clocks)
     monkeypatch.setattr("grr_coca.serve.queue.generate", work)
-    model = SimpleNamespace(
-        preprocess=SimpleNamespace(image_size=8),
-        engine=SimpleNamespace(context_length=20),
-        tokenizer=None,
-        device="cpu",
-    )
-    assert measure(model) == (batch, pytest.approx(seconds))
+    assert measure(grr_coca.load("icons")) == (batch, pytest.approx(seconds))
     assert max(sizes) == (64 if share < 10 else 8), "after ten seconds no larger batch is tried"
 
 

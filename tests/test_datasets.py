@@ -1,6 +1,7 @@
 """The corpora in `datasets/` are what their cards say, and nothing leaks from one split into another."""
 
 import hashlib
+import importlib.util
 import io
 import json
 import re
@@ -177,3 +178,22 @@ def test_a_style_family_has_a_concept_on_one_side_only():
 )
 def test_what_the_split_goes_by_is_in_one_split_only(corpus, name_of):
     assert straddling(splits_by(corpus, name_of)) == []
+
+
+def test_a_style_left_out_is_nowhere_but_in_its_own_split(tmp_path):
+    spec = importlib.util.spec_from_file_location("leave_out", DATASETS.parent / "studies" / "styles" / "leave_out.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for folder in ("once", "again"):
+        module.leave_out("twemoji", DATASETS / "pictograms", tmp_path / folder)
+    shards = {path.name: path for path in (tmp_path / "once").iterdir()}
+    assert all(path.read_bytes() == (tmp_path / "again" / name).read_bytes() for name, path in shards.items())
+    found = defaultdict(list)
+    for name, path in shards.items():
+        found[name.rsplit("-", 1)[0]] += module.drawings(path)
+    assert all(pair.is_of("twemoji") for pair in found["left_out"])
+    assert not any(pair.is_of("twemoji") for split, pairs in found.items() if split != "left_out" for pair in pairs)
+    trained = {pair.caption for pair in found["train"]}
+    assert all(pair.caption in trained for split in ("left_out", "val", "test") for pair in found[split])
+    kept = sum(pair.split == "train" and not pair.key.startswith("twemoji-") for pair in pairs("pictograms"))
+    assert (len(found["train"]), len(found["left_out"])) == (kept, 500)

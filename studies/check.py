@@ -80,8 +80,8 @@ class Setting:
     over: Sequence[str]
     over_study: str
     seeds: Sequence[int] | None = None
-    minus: "Setting | None" = None
-    earlier: "Setting | None" = None
+    minus: "Setting | Joined | None" = None
+    earlier: "Setting | Joined | None" = None
 
     def __getitem__(self, asked: str) -> "Change":
         """The change on a split of a metric: `test perplexity`. The split `tuned` is `test` after each fine-tuning."""
@@ -131,6 +131,7 @@ class Change:
     def over_both(self) -> tuple[float, float] | None:
         """95 % interval over seeds and images, drawn crossed (Owen 2007); None if rows lack values of images."""
         rows = [row for pair in self.pairs for side in pair for row in side]
+        assert rows, "joined settings have no rows of their own"
         splits = [IMAGES.get(name, name) for name in self.split.split("+")]
         if any(name not in row["values"] for row in rows for name in splits) or len(rows) != 2 * len(self.pairs):
             return None
@@ -162,6 +163,23 @@ class Growth(Change):
         assert not more, "a growth has no pairs"
         low, high = stats.ttest_ind(self.logs, self.earlier, equal_var=False).confidence_interval()
         return float(self.logs.mean() - self.earlier.mean()), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several settings at once. `mean` and `sum`: of their log ratios, seed by seed. `each`: of every setting the mean
+    over its seeds, so that an interval is one over settings."""
+
+    how: str
+    settings: Sequence[Setting]
+
+    def __getitem__(self, asked: str) -> "Change":
+        changes = [setting[asked] for setting in self.settings]
+        if self.how == "each":
+            logs = np.array([change.logs.mean() for change in changes])
+        else:
+            logs = getattr(np, self.how)([change.logs for change in changes], axis=0)
+        return Change(logs, changes[0].split, changes[0].metric, [])
 
 
 @dataclass(frozen=True)
@@ -377,7 +395,7 @@ def read_claims(path: Path = STUDIES / "claims.txt") -> tuple[dict[str, Any], di
 
 def _setting(told: str, known: dict[str, Any]) -> Any:
     """`STUDY ARMS / [STUDY] ARMS`, `NAME minus NAME`, `NAME grown from NAME`, `NAME seeds 4 5`, `all of NAME …`,
-    `best of STUDY ARMS / ARMS` or `models of STUDY`."""
+    `mean of NAME …`, `sum of NAME …`, `each of NAME …`, `best of STUDY ARMS / ARMS` or `models of STUDY`."""
     match told.split():
         case [name, "minus", other]:
             return replace(known[name], minus=_with_given_rates(known[other]))
@@ -387,6 +405,8 @@ def _setting(told: str, known: dict[str, Any]) -> Any:
             return replace(known[name], seeds=[int(seed) for seed in seeds])
         case ["all", "of", *names]:
             return Group([known[name] for name in names])
+        case ["mean" | "sum" | "each" as how, "of", *names]:
+            return Joined(how, [known[name] for name in names])
         case ["models", "of", study]:
             return Plateau(study)
         case ["best", "of", study, arms, "/", over]:
@@ -397,8 +417,8 @@ def _setting(told: str, known: dict[str, Any]) -> Any:
     raise ValueError(f"claims.txt: {told!r} is no setting")
 
 
-def _with_given_rates(setting: Any) -> Setting:
-    assert isinstance(setting, Setting), "a change is taken off at given rates"
+def _with_given_rates(setting: Any) -> Setting | Joined:
+    assert isinstance(setting, Setting | Joined), "a change is taken off at given rates"
     return setting
 
 

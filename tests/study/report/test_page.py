@@ -4,14 +4,17 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.study.demo.folder import make_folder
 from grr_coca.study.plan import DemoPlan, read_plan
+from grr_coca.study.report.figures import Panel, forest_plot
 from grr_coca.study.report.page import p_in_words, signed, write_study_report
 from grr_coca.study.rows import CaptionedExample
+from grr_coca.study.statistics import effect_of
 from synthetic_study import arm, plan, rows_of, write_study
 
 ARMS = ("baseline_coca", "grr_coca", "baseline_rope_2d", "baseline_rms_geglu")
@@ -77,6 +80,14 @@ def test_the_page_has_every_figure_and_table(reported):
     assert "![snowman.png](showcase/pictograms/snowman.png.webp)" in text
     (line,) = (line for line in text.splitlines() if line.startswith("| CoCa loss after pretraining"))
     assert "| better |" in re.sub(" +", " ", line)
+
+
+def test_a_figure_speaks_of_intervals_only_if_it_has_some():
+    one, several = (effect_of(range(len(logs)), np.array(logs)) for logs in ([-0.1], [-0.1, -0.12]))
+    for effect, told in ((one, False), (several, True)):
+        svg = forest_plot(["CoCa loss"], [Panel("all", [effect])], "change over Baseline CoCa")
+        assert ("95 % interval" in svg) is told
+        assert "change over Baseline CoCa in %" in svg
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -27,6 +27,7 @@ TITLES = {
     "p16": "Muon, 600 steps, shared rate",
     "p64": "the same, 64 patches",
     "p16_1200": "Muon, 1,200 steps, shared rate",
+    "muon_long": "Muon, 2,400 steps, four seeds",
     "recipe": "Muon, our recipe, 3,000 steps",
     "p16_4000": "Muon, 4,000 steps, shared rate",
     "icons": "Muon, icons, 2,000 steps",

@@ -7,6 +7,10 @@ from grr_coca.search.match.used_icons import find_uses, squashed, uses_in
 
 CASES = [
     ("import { Trash2, X as Close } from 'lucide-react'", ["lucide:Trash2", "lucide:X"]),
+    (
+        "import {\n  Trash2, // of the list, twice\n  X, /* closes */ Plus,\n} from 'lucide-react'",
+        ["lucide:Plus", "lucide:Trash2", "lucide:X"],
+    ),
     ('import { type LucideIcon, HomeIcon } from "lucide-vue-next";', ["lucide:Home"]),
     ("import Trash from 'lucide-react/dist/esm/icons/trash-2'", ["lucide:trash-2"]),
     ("import { IconTrash, IconHomeFilled } from '@tabler/icons-react'", ["tabler:HomeFilled", "tabler:Trash"]),

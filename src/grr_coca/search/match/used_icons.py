@@ -111,6 +111,9 @@ _IMPORT = re.compile(
     re.VERBOSE,
 )
 
+_COMMENT = re.compile(r"//[^\n]*|/\*.{0,500}?\*/", re.DOTALL)
+"""A comment among the names of an import; its length is bounded, so that many that do not end take no long time."""
+
 Named = Iterable[tuple[str, str]]
 """Prefixes of sets, and names in them."""
 
@@ -244,7 +247,7 @@ def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str,
     for pattern, of_module in _MODULES:
         if pattern.fullmatch(module):
             icon_of = of_module(module)
-            for part in names.split(","):
+            for part in _COMMENT.sub(" ", names).split(","):
                 name, *local = re.split(r"\s+as\s+", re.sub(r"^\s*type\s+", "", part.strip()))
                 if re.fullmatch(r"[\w$]+", name) and not re.fullmatch(r"Icon|Icons|IconProps|LucideIcon|icons", name):
                     yield from ((local[0] if local else name, *named) for named in icon_of(name))

@@ -161,8 +161,19 @@ class Growth(Change):
     def ends(self, more: float = 0.0) -> tuple[float, float, float]:
         """Difference of the means and ends of its 95 % interval, as log ratios."""
         assert not more, "a growth has no pairs"
-        low, high = stats.ttest_ind(self.logs, self.earlier, equal_var=False).confidence_interval()
+        low, high = self._welch().confidence_interval()
         return float(self.logs.mean() - self.earlier.mean()), float(low), float(high)
+
+    def p(self) -> float:
+        """Of Welch's t test, two-sided."""
+        return float(self._welch().pvalue)
+
+    def over_both(self) -> tuple[float, float] | None:
+        """Not known: only the later rows are at hand."""
+        raise NotImplementedError
+
+    def _welch(self) -> Any:
+        return stats.ttest_ind(self.logs, self.earlier, equal_var=False)
 
 
 @dataclass(frozen=True)

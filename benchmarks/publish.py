@@ -203,10 +203,15 @@ def pieces_of_pages() -> dict[Path, list[str]]:
 
 def _number(place: re.Match[str]) -> str:
     path = CARD if place["file"] == CARD.name else RESULTS / place["file"]
-    value = json.loads(path.read_text(encoding="utf-8"))
-    for key in place["keys"].split(":"):
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    values = [_at(measured, keys) for keys in place["keys"].split(" / ")]
+    return format(values[0] / values[1] if len(values) == 2 else values[0], place["format"]).replace("%", " %")
+
+
+def _at(value: Any, keys: str) -> Any:
+    for key in keys.split(":"):
         value = _entry(value, key) if isinstance(value, list) else value[key]
-    return format(value, place["format"]).replace("%", " %")
+    return value
 
 
 def _entry(entries: list[dict[str, Any]], key: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -49,7 +50,14 @@ def rows_of(study: str) -> dict[tuple[str, int, str], Any]:
 
 def value(row: Any, split: str, metric: str) -> float:
     """A metric of a run on a split; `val+test`: on both, weighted by their pairs; `training`: over its last steps;
-    `val@1200`: at this step."""
+    `val@1200`: at this step; `test_style#once`, `test_style#more`: perplexity on captions of emojione that training
+    has with a single drawing, and with several."""
+    if "#" in split:
+        assert metric == "perplexity", "batches of the contrastive loss mix all captions"
+        split, drawings = split.split("#")
+        kept = (drawings_in_training() == 1) == (drawings == "once")
+        sums = (np.array(row["values"][split][name])[kept].sum() for name in ("nll", "tokens"))
+        return math.exp(next(sums) / next(sums))
     if "@" in split:
         split, step = split.split("@")
         return float(next(entry for entry in row["curve"] if entry["step"] == int(step))[split][metric])
@@ -65,6 +73,21 @@ def value(row: Any, split: str, metric: str) -> float:
         contrastive, captioning = (np.average([found[name] for found in splits], weights=pairs) for name in names)
     losses = {"contrastive_loss": contrastive, "perplexity": math.exp(captioning)}
     return float((losses | {"coca_loss": contrastive + 2 * captioning})[metric])
+
+
+@cache
+def drawings_in_training() -> np.ndarray:
+    """How many drawings training has of the caption of each of emojione's."""
+    trained, asked = ([*_captions(split)] for split in ("train", "test_style"))
+    return np.array([trained.count(caption) for caption in asked])
+
+
+def _captions(split: str) -> Iterator[bytes]:
+    for shard in sorted((ROOT / "datasets" / "pictograms").glob(f"{split}-*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".txt"):
+                    yield tar.extractfile(member).read()  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
@@ -86,7 +109,8 @@ class Setting:
     def __getitem__(self, asked: str) -> "Change":
         """The change on a split of a metric: `test perplexity`. The split `tuned` is `test` after each fine-tuning."""
         name, metric = asked.split()
-        renamed = {"known": "test", "style": "val"} if self.study == "icons" else {}  # val has its unseen styles
+        renamed = {"style": "left_out"} if self.study.startswith("styles/") else {}
+        renamed = {"known": "test", "style": "val"} if self.study == "icons" else renamed  # val has its unseen styles
         split, metric = renamed.get(name, SPLITS.get(name, name)), METRICS.get(metric, metric)
         sides = ((self.study, self.arms), (self.over_study, self.over))
         stages = list(dict.fromkeys(stage for _, _, stage in rows_of(self.study)))

@@ -1,6 +1,7 @@
 """The pages on the models say what the ledgers say, and `studies/check.py` notices when they do not."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -102,6 +103,28 @@ def test_a_change_with_other_seeds_grows_by_welchs_test(check):
     assert f"{growth:more}" == "more"
     shrunk, same = (check.Growth(values, "test", "coca_loss", [], earlier) for values in (later + 0.2, later + 0.07))
     assert [f"{shrunk:more}", f"{same:more}"] == ["less", "about as much"]
+
+
+def test_settings_are_joined_by_seed_or_one_by_one(check, claims):
+    parts = [claims[0][name] for name in ("geglu_long", "rope_long", "rms_long")]
+    logs = np.array([part["test coca"].logs for part in parts])
+    found = {how: check.Joined(how, parts)["test coca"].logs for how in ("mean", "sum", "each")}
+    assert found["mean"] == pytest.approx(logs.mean(axis=0))
+    assert found["sum"] == pytest.approx(logs.sum(axis=0))
+    assert found["each"] == pytest.approx(logs.mean(axis=1))
+    with pytest.raises(AssertionError, match="no rows"):
+        check.Joined("mean", parts)["test coca"].over_both()
+
+
+def test_captions_of_one_drawing_and_of_several_make_the_whole(check):
+    row = next(iter(check.rows_of("adamw_long/2400_best").values()))
+    once, tokens = check.drawings_in_training() == 1, np.array(row["values"]["test_style"]["tokens"])
+    parts = [math.log(check.value(row, f"test_style#{which}", "perplexity")) for which in ("once", "more")]
+    whole = math.log(check.value(row, "test_style", "perplexity"))
+    assert np.average(parts, weights=[tokens[once].sum(), tokens[~once].sum()]) == pytest.approx(whole, rel=1e-4)
+    assert once.sum() == 140
+    with pytest.raises(AssertionError, match="batches"):
+        check.value(row, "test_style#once", "coca_loss")
 
 
 def test_each_draw_of_seeds_chooses_its_rates(check):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 STUDIES = Path(__file__).parents[2] / "studies"
-RUNNING: set[str] = {"styles/fluent_emoji_flat", "styles/streamline_emojis", "styles/twemoji"}
+RUNNING: set[str] = set()
 FINISHED = sorted(
     path.parent for path in STUDIES.rglob("runs.jsonl") if path.parent.relative_to(STUDIES).as_posix() not in RUNNING
 )

@@ -28,7 +28,7 @@ python -m grr_coca VERB --help    # the same, where the command is not on the pa
 | exit code | meaning |
 |---|---|
 | 0 | done; files that could not be read are listed |
-| 1 | a command that works through many files could read none of them |
+| 1 | a command that works through many files could read none of them; `lint` or `match --check` found something |
 | 2 | wrong use, or something that cannot be done, such as writing to a full disk |
 | 128 + number of the signal | a signal stopped a run; it is saved |
 

@@ -45,7 +45,7 @@ def run(
         sources: folders of icons or of code; icon sets, sprites and fonts, as in match; tables of images and captions;
             files of code.
         false_alarms: share of right names that may be reported by mistake, on icon sets like those of the training;
-            on others it is about twice as high. The higher it is, the more is found.
+            on others it is two to eight times as high. The higher it is, the more is found.
         baseline: findings that are known, and left out.
         update_baseline: write all findings into --baseline, instead of reporting them.
         out: also write the findings as SARIF, for code hosts.

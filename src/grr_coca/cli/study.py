@@ -23,8 +23,8 @@ class RunStudy:
 
     Args:
         plan: YAML file that names arms, seeds, recipes and endpoints; see studies/.
-        out: folder of the rows, which any number of processes can share; if not given, the folder of a PLAN named
-            plan.yaml, else PLAN without its suffix.
+        out: folder of the study, with its rows, which any number of processes can share; if not given, the folder of a
+            PLAN named plan.yaml, else PLAN without its suffix.
         runs: folder for the models in training; OUT/runs if not given.
         jobs: number of runs at a time, one core each.
         only: do only this arm.
@@ -46,7 +46,7 @@ class Status:
     """Count the runs that a study has, and list what it lacks.
 
     Args:
-        folder: folder of the rows.
+        folder: folder of the study, which has plan.yaml and rows.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -57,7 +57,7 @@ class ReportStudy:
     """Write the results of a study, finished or not: results.json, report.md with figures, and report.html.
 
     Args:
-        folder: folder of the rows.
+        folder: folder of the study, which has plan.yaml and rows.
         out: folder for the files; if not given, the study's own, with --over its folder `over-ARM`.
         over: compare with this arm instead of the plan's baseline.
     """

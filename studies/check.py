@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -50,12 +50,12 @@ def rows_of(study: str) -> dict[tuple[str, int, str], Any]:
 
 def value(row: Any, split: str, metric: str) -> float:
     """A metric of a run on a split; `val+test`: on both, weighted by their pairs; `training`: over its last steps;
-    `val@1200`: at this step; `test_style#once`, `test_style#more`: perplexity on captions of emojione that training
-    has with a single drawing, and with several."""
+    `val@1200`: at this step; `test_style#flags`, `test_style#others`: perplexity on emojione's flags, and on the rest.
+    """
     if "#" in split:
         assert metric == "perplexity", "batches of the contrastive loss mix all captions"
-        split, drawings = split.split("#")
-        kept = (drawings_in_training() == 1) == (drawings == "once")
+        split, which = split.split("#")
+        kept = emojione_flags() == (which == "flags")
         sums = (np.array(row["values"][split][name])[kept].sum() for name in ("nll", "tokens"))
         return math.exp(next(sums) / next(sums))
     if "@" in split:
@@ -76,18 +76,13 @@ def value(row: Any, split: str, metric: str) -> float:
 
 
 @cache
-def drawings_in_training() -> np.ndarray:
-    """How many drawings training has of the caption of each of emojione's."""
-    trained, asked = ([*_captions(split)] for split in ("train", "test_style"))
-    return np.array([trained.count(caption) for caption in asked])
-
-
-def _captions(split: str) -> Iterator[bytes]:
-    for shard in sorted((ROOT / "datasets" / "pictograms").glob(f"{split}-*.tar")):
+def emojione_flags() -> np.ndarray:
+    """Which captions of emojione are of flags, in the order of their values."""
+    found = []
+    for shard in sorted((ROOT / "datasets" / "pictograms").glob("test_style-*.tar")):
         with tarfile.open(shard) as tar:
-            for member in tar:
-                if member.name.endswith(".txt"):
-                    yield tar.extractfile(member).read()  # type: ignore[union-attr]
+            found += [tar.extractfile(file).read() for file in tar if file.name.endswith(".txt")]  # type: ignore[union-attr]
+    return np.array([b"flag" in caption for caption in found])
 
 
 @dataclass(frozen=True)

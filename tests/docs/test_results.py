@@ -116,15 +116,15 @@ def test_settings_are_joined_by_seed_or_one_by_one(check, claims):
         check.Joined("mean", parts)["test coca"].over_both()
 
 
-def test_captions_of_one_drawing_and_of_several_make_the_whole(check):
+def test_flags_and_others_make_the_whole(check):
     row = next(iter(check.rows_of("adamw_long/2400_best").values()))
-    once, tokens = check.drawings_in_training() == 1, np.array(row["values"]["test_style"]["tokens"])
-    parts = [math.log(check.value(row, f"test_style#{which}", "perplexity")) for which in ("once", "more")]
+    flags, tokens = check.emojione_flags(), np.array(row["values"]["test_style"]["tokens"])
+    parts = [math.log(check.value(row, f"test_style#{which}", "perplexity")) for which in ("flags", "others")]
     whole = math.log(check.value(row, "test_style", "perplexity"))
-    assert np.average(parts, weights=[tokens[once].sum(), tokens[~once].sum()]) == pytest.approx(whole, rel=1e-4)
-    assert once.sum() == 140
+    assert np.average(parts, weights=[tokens[flags].sum(), tokens[~flags].sum()]) == pytest.approx(whole, rel=1e-4)
+    assert flags.sum() == 154
     with pytest.raises(AssertionError, match="batches"):
-        check.value(row, "test_style#once", "coca_loss")
+        check.value(row, "test_style#flags", "coca_loss")
 
 
 def test_each_draw_of_seeds_chooses_its_rates(check):

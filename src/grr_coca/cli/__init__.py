@@ -72,7 +72,8 @@ _OFFLINE = "--offline"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb, and return the exit code.
 
-    0: success. 1: a verb for many files could read none of them, or `lint` or `match --check` found something. 2: wrong use, with one message and no traceback.
+    0: success. 1: a verb for many files could read none of them, or `lint` or `match --check` found something.
+    2: wrong use, with one message and no traceback.
     128 + the number of a signal: the signal stopped a run, which is saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)

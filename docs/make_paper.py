@@ -27,6 +27,7 @@ ul, ol { padding-left: 14pt }
 img { display: block; width: 90%; margin: 4pt auto 0 }
 table { border-collapse: collapse; width: 100%; font-size: 8pt; text-align: left; hyphens: none; margin: 6pt 0 }
 th, td { border-top: 0.5pt solid #b9c0c7; padding: 2.5pt 4pt; vertical-align: top }
+tr { break-inside: avoid }
 a { color: inherit; text-decoration: none }
 code { font: 8.4pt "DejaVu Sans Mono", monospace }
 """

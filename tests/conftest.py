@@ -1,5 +1,5 @@
 """Models are small enough for one core. Continuous integration checks every tensor shape that the package declares in
-every test, as `GRR_COCA_CHECK_SHAPES=1 make test` does; this takes a third longer.
+every test, as `GRR_COCA_CHECK_SHAPES=1 make test` does.
 
 What is heavy is imported late: pytest loads this in the process, too, that only shares out the tests."""
 

@@ -205,6 +205,8 @@ class Joined:
 
     def __getitem__(self, asked: str) -> "Change":
         changes = [setting[asked] for setting in self.settings]
+        seeds = {tuple(pair[0][0]["seed"] for pair in change.pairs) for change in changes}
+        assert self.how == "each" or len(seeds) == 1, f"joined seed by seed, but the seeds are {seeds}"
         if self.how == "each":
             logs = np.array([change.logs.mean() for change in changes])
         else:

@@ -42,13 +42,15 @@ def drawings(shard: Path) -> Iterator[Drawing]:
 
 
 def write(shard: Path, pairs: Iterable[Drawing]) -> None:
-    """Write a shard whose bytes depend on the pairs alone."""
-    with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+    """Write a shard whose bytes depend on the pairs alone; it gets its name when it is whole."""
+    unfinished = shard.with_suffix(".part")
+    with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
         for pair in pairs:
             for name, data in ((f"{pair.key}.webp", pair.webp), (f"{pair.key}.txt", pair.caption)):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+    unfinished.replace(shard)
 
 
 def leave_out(style: str, source: Path, target: Path) -> None:

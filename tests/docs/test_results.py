@@ -112,6 +112,8 @@ def test_settings_are_joined_by_seed_or_one_by_one(check, claims):
     assert found["mean"] == pytest.approx(logs.mean(axis=0))
     assert found["sum"] == pytest.approx(logs.sum(axis=0))
     assert found["each"] == pytest.approx(logs.mean(axis=1))
+    with pytest.raises(AssertionError, match="the seeds are"):
+        check.Joined("mean", [parts[0], claims[0]["at_middle"]])["test coca"]
     with pytest.raises(AssertionError, match="no rows"):
         check.Joined("mean", parts)["test coca"].over_both()
 

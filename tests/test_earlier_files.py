@@ -1,17 +1,24 @@
-"""Files that an earlier commit wrote still open: a recipe, a run, its checkpoint, a teacher, an index and its export.
+"""Files that earlier commits wrote still open: recipes, runs, checkpoints, teachers, indexes, their exports, a study.
 
-They lie in `earlier/COMMIT`, written by the code of that commit. The run was stopped after step 4 of 8. `step-8.json`
-is the last row of its log after that code had continued it.
+They are in `earlier/COMMIT`, written by the code of that commit. Each run was stopped some steps before its end.
+`last.json` is the last row of its log after that code had continued it, and `expected.json` what that code computed
+with its models.
 """
 
+import io
 import json
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+import grr_coca
 from grr_coca import Index
+from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import pair_results
@@ -20,30 +27,65 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.losses import LossWeights
 from grr_coca.search.portable import import_parquet
 from grr_coca.search.stores import open_store
+from grr_coca.study.stages import data_digest, recipe_digest
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
-from support import ALONE, silent
+from support import ALONE, silent, snapshot
 
-EARLIER = Path(__file__).parent / "earlier" / "f3ecb185"
+EARLIER = Path(__file__).parent / "earlier"
 WRITTEN_IN = "/mnt"
-"""The folder in which these files were written; recipe and index have its path."""
+"""The folder in which these files were written; recipes and indexes have its path."""
+CAMERAS = {"f3ecb185": "Nikon D90", "997d95f4": "FUJIFILM X100V"}
+"""What wrote the only photograph of each index."""
+KEYWORDS = {"f3ecb185": "boats", "997d95f4": "zebra"}
+"""A keyword of that photograph."""
+NEWEST = "997d95f4"
+"""The commit of which more was kept: models of other architectures, what they compute, and a study."""
 
-POINT = "checkpoints/step-000000004"
+
+@dataclass(frozen=True)
+class State:
+    """A copy of the files of a commit, to be written to. Paths in the recipes lead there."""
+
+    commit: str
+    folder: Path
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def point(self) -> Path:
+        """The only checkpoint of the run."""
+        (found,) = (self.run / "checkpoints").iterdir()
+        return found
+
+    def read(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def copied(commit: str, tmp_path: Path) -> State:
+    folder = shutil.copytree(EARLIER / commit, tmp_path / "earlier")
+    for recipe in (folder / "run" / "recipe.yaml", folder / "pictograms.yaml"):
+        if recipe.exists():
+            recipe.write_text(recipe.read_text().replace(f"{WRITTEN_IN}/", f"{folder}/"))
+    return State(commit, folder)
+
+
+@pytest.fixture(params=sorted(path.name for path in EARLIER.iterdir()))
+def earlier(request, tmp_path):
+    return copied(request.param, tmp_path)
 
 
 @pytest.fixture
-def earlier(tmp_path):
-    """A copy of the files, to be written to. Paths in the recipe lead there."""
-    folder = shutil.copytree(EARLIER, tmp_path / "earlier")
-    recipe = folder / "run" / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace(f"{WRITTEN_IN}/", f"{folder}/"))
-    return folder
+def newest(tmp_path):
+    return copied(NEWEST, tmp_path)
 
 
 def test_the_recipe_has_its_values(earlier):
-    written = yaml.safe_load((earlier / "run" / "recipe.yaml").read_text())
-    found = to_dict(load_recipe(earlier / "run" / "recipe.yaml"))
+    written = yaml.safe_load((earlier.run / "recipe.yaml").read_text())
+    found = to_dict(load_recipe(earlier.run / "recipe.yaml"))
 
     def has(found, wanted):
         return all(
@@ -55,43 +97,74 @@ def test_the_recipe_has_its_values(earlier):
 
 
 def test_the_checkpoint_has_the_numbers_of_its_validation(earlier):
-    checkpoint = from_pretrained(earlier / "run" / POINT)
-    results = pair_results(checkpoint, open_source(str(earlier / "pairs.tar")), 6, ALONE)
+    checkpoint = from_pretrained(earlier.point)
+    results = pair_results(checkpoint, open_source(str(earlier.folder / "pairs.tar")), 6, ALONE)
     found = aggregate(results, scaling_of(checkpoint.model), 6, LossWeights()).flat()
-    (row,) = read_metrics(earlier / "run", "val")
-    assert {name: row[name] for name in found} == pytest.approx(found, rel=1e-5)
+    (row,) = read_metrics(earlier.run, "val")
+    assert {name: row[name] for name in found} == pytest.approx(found, rel=1e-4)
 
 
 def test_the_run_goes_on_as_it_would_have(earlier):
-    recipe, run = load_recipe(earlier / "run" / "recipe.yaml"), earlier / "run"
-    train(recipe, from_pretrained(run / POINT), run, ALONE, silent, run / POINT)
-    last, wanted = read_metrics(run, "train")[-1], json.loads((earlier / "step-8.json").read_text())
+    recipe, run, point = load_recipe(earlier.run / "recipe.yaml"), earlier.run, earlier.point
+    train(recipe, from_pretrained(point), run, ALONE, silent, point)
+    last, wanted = read_metrics(run, "train")[-1], earlier.read("last.json")
     assert {name: last[name] for name in wanted if name != "split"} == pytest.approx(
-        {name: value for name, value in wanted.items() if name != "split"}, rel=1e-4
+        {name: value for name, value in wanted.items() if name != "split"}, rel=1e-3
     )
 
 
 def test_the_index_gives_its_hits_and_can_be_written_to(earlier):
-    wanted = {hit["path"]: (hit["caption"], hit["score"]) for hit in json.loads((earlier / "hits.json").read_text())}
-    checkpoint = earlier / "run" / POINT
-    with Index.open(earlier / "index", checkpoint) as index:
+    wanted = {hit["path"]: (hit["caption"], hit["score"]) for hit in earlier.read("hits.json")}
+    camera = f"camera = '{CAMERAS[earlier.commit]}'"
+    with Index.open(earlier.folder / "index", earlier.point) as index:
         found = {hit.path: (hit.caption, hit.score) for hit in index.search("a small boat")}
         assert found.keys() == wanted.keys()
         for path, (caption, score) in wanted.items():
             assert found[path] == (caption, pytest.approx(score, abs=1e-3))
         photo = f"{WRITTEN_IN}/pictures/harbour.jpg"
-        assert [hit.path for hit in index.search("harbour", where="camera = 'Nikon D90'")] == [photo]
-        assert index.search("boats").hits[0].path == photo, "it has the keyword"
-        assert index.delete(where="camera = 'Nikon D90'") == 1
-    with Index.open(earlier / "index", checkpoint) as index:
+        assert [hit.path for hit in index.search("harbour", where=camera)] == [photo]
+        assert index.search(KEYWORDS[earlier.commit]).hits[0].path == photo
+        assert index.delete(where=camera) == 1
+    with Index.open(earlier.folder / "index", earlier.point) as index:
         assert {hit.path for hit in index.search("a small boat")} == wanted.keys() - {photo}
 
 
 def test_the_export_makes_the_same_index(earlier):
-    assert import_parquet(earlier / "index.parquet", str(earlier / "imported")) == 7
-    with open_store(str(earlier / "index")) as first, open_store(str(earlier / "imported")) as second:
+    assert import_parquet(earlier.folder / "index.parquet", str(earlier.folder / "imported")) == 7
+    with (
+        open_store(str(earlier.folder / "index")) as first,
+        open_store(str(earlier.folder / "imported")) as second,
+    ):
         assert first.header.fingerprint == second.header.fingerprint
         for store in (first, second):
             assert len(store) == 7
         rows = [{entry.name: entry for entry, _ in store.everything()} for store in (first, second)]
         assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("name", ["run", "baseline_coca", "open_clip", "graphs"])
+def test_models_compute_what_they_did(newest, name):
+    wanted = newest.read("expected.json")
+    shard = open_source(str(newest.folder / "pairs.tar"))
+    images = [Image.open(io.BytesIO(shard[number].image)) for number in range(6)]
+    folder = newest.point if name == "run" else newest.folder / name
+    model, expected = grr_coca.load(folder, "cpu", "onnx" if name == "graphs" else "torch"), wanted["models"][name]
+    assert model.fingerprint == expected["fingerprint"]
+    assert model.caption(images) == expected["captions"]
+    np.testing.assert_allclose(model.embed_images(images), expected["images"], atol=1e-4)
+    np.testing.assert_allclose(model.embed_texts(wanted["texts"]), expected["texts"], atol=1e-4)
+
+
+def test_digests_of_recipe_and_data_are_those_of_then(newest):
+    recipe, wanted = load_recipe(newest.run / "recipe.yaml"), newest.read("expected.json")
+    where_it_was = replace(recipe, teacher=replace(recipe.teacher, path=f"{WRITTEN_IN}/teacher"))
+    assert recipe_digest(where_it_was, None) == wanted["recipe_digest"]
+    assert data_digest(recipe) == wanted["data_digest"]
+
+
+def test_a_finished_study_has_nothing_to_do(newest, capsys):
+    """Rows that did not count any more would be run again."""
+    before = snapshot(newest.folder / "study")
+    assert main(["study", "run", str(newest.folder / "study.yaml")]) == 0
+    assert capsys.readouterr().err == "nothing to do\n"
+    assert snapshot(newest.folder / "study") == before

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.entry import Entry, chunks
+from grr_coca.search.entry import Entry
 from grr_coca.search.store import Store
 
 MAX_BITS = 6
@@ -40,7 +40,13 @@ each is compared with this many."""
 
 
 _CHUNK = 256
-"""Hashes that are compared with all others at a time."""
+"""Hashes that are compared with all others at a time; pairs of embeddings that are compared at a time."""
+_PAIRS = 2**14
+"""Pairs whose embeddings are in memory at a time."""
+_RAW_PAIRS = 2**18
+"""Pairs of positions with equal bands that are compared by their hashes at a time. Few pass."""
+_MAX_LOOKS = 2**15
+"""Small copies that are kept in memory, 768 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,16 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         hashed = store.hashes()
         ids = hashed["id"]
 
+        looks: dict[int, np.ndarray] = {}  # an image whose embedding is near to another's is near to several
+
         def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            first, second = (store.entries(ids[places].tolist()) for places in (one, other))
-            return same_look(looks_of(first), looks_of(second))
+            if len(looks) > _MAX_LOOKS:
+                looks.clear()
+            wanted = np.unique([one, other])
+            new = [place for place in wanted.tolist() if place not in looks]
+            looks.update(zip(new, looks_of(store.entries(ids[new].tolist())), strict=True))
+            first, second = (np.array([looks[place] for place in places.tolist()]) for places in (one, other))
+            return same_look(first, second) if len(one) else np.zeros(0, bool)
 
         def vectors(places: np.ndarray) -> np.ndarray:
             return store.vectors(ids[places].tolist())
@@ -124,13 +137,23 @@ def _grouped(
         vectors: the embeddings of positions.
         max_distance, min_cosine: see `duplicate_groups`.
     """
-    for pairs in _alike(hashes, parents, max_distance):
-        for a, b in (np.array(chunk).T for chunk in chunks(pairs.tolist(), 4096)):
-            is_same = same(a, b)
-            one, other = a[is_same], b[is_same]
-            cosines = (vectors(one) * vectors(other)).sum(axis=1)
-            for place, copy in zip(one[cosines >= min_cosine], other[cosines >= min_cosine], strict=True):
-                _join(parents, int(place), int(copy))
+    for batch in _alike(hashes, parents, max_distance):
+        for start in range(0, len(batch), _PAIRS):
+            pairs = batch[start : start + _PAIRS]
+            pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
+            # Icons of a set are alike in their hashes, and an image is in many pairs: each is read once, in its order.
+            places, rows = np.unique(pairs, return_inverse=True)
+            embedded, rows = vectors(places), rows.reshape(pairs.shape)
+            cosines = np.concatenate(
+                [
+                    (embedded[some[:, 0]] * embedded[some[:, 1]]).sum(axis=1)
+                    for some in np.array_split(rows, len(rows) // _CHUNK + 1)
+                ]
+            )
+            one, other = pairs[cosines >= min_cosine].T  # few, and their small copies are slow to read
+            is_same = same(one, other)
+            for place, copy in zip(one[is_same].tolist(), other[is_same].tolist(), strict=True):
+                _join(parents, place, copy)
     roots = _roots(parents, np.arange(len(hashes)))
     order = np.argsort(roots, kind="stable")
     _, starts, sizes = np.unique(roots[order], return_index=True, return_counts=True)
@@ -229,13 +252,16 @@ def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[n
             keys = keys << 8 | bands[band]
         order = np.argsort(keys, kind="stable")
         is_crowd = _are_in_crowds(keys[order])
+        ordered = hashes[order]
         for a, b in _neighbours(keys[order]):
+            is_near = _differing_bits(ordered[a], ordered[b]) <= max_bits
+            a, b = a[is_near], b[is_near]
             pairs = np.stack([order[a], order[b]], axis=1)
             may_be_new = crowded[order[a]] & ~is_crowd[a]
             for band in set(range(chosen[-1])).difference(chosen):  # otherwise this band has given the pair before
                 kept = may_be_new | (bands[band][pairs[:, 0]] != bands[band][pairs[:, 1]])
                 pairs, may_be_new = pairs[kept], may_be_new[kept]
-            pairs = places[pairs[_differing_bits(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= max_bits]]
+            pairs = places[pairs]
             pairs = pairs[_roots(parents, pairs[:, 0]) != _roots(parents, pairs[:, 1])]
             if len(pairs):
                 yield pairs
@@ -261,14 +287,22 @@ def _are_in_crowds(keys: np.ndarray) -> np.ndarray:
 
 def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of positions with equal keys in a sorted array: adjacent positions first, then those two apart, and so
-    on."""
+    on, many at a time."""
     first = np.arange(len(keys))
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    count = 0
     for distance in range(1, MAX_BUCKET):
         first = first[: np.searchsorted(first, len(keys) - distance)]
         first = first[keys[first] == keys[first + distance]]
+        if len(first):
+            waiting.append((first, first + distance))
+            count += len(first)
+        is_last = not len(first) or distance == MAX_BUCKET - 1
+        if waiting and (is_last or count >= _RAW_PAIRS):
+            yield np.concatenate([one for one, _ in waiting]), np.concatenate([other for _, other in waiting])
+            waiting, count = [], 0
         if not len(first):
             return
-        yield first, first + distance
 
 
 def _root(parents: np.ndarray, place: int) -> int:

@@ -1,6 +1,7 @@
 """Which parameter is updated how: decay, freezing, clipping and the schedule, seen from outside."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.model.build import build
 from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa
 from grr_coca.model.losses import batch_loss
-from grr_coca.train.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds
+from grr_coca.train.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds, peak_rates
 from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.step import autocast, count_tokens
 from support import make_trainer
@@ -299,6 +300,72 @@ def test_layer_decay_and_freezing_go_together(tiny_config):
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
     assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
+
+
+# --- Learning rates of parts ---
+
+
+def _moves(model: CoCa, recipe: OptimizerRecipe) -> dict[str, torch.Tensor]:
+    """What one step with given gradients adds to each parameter."""
+    before = _copy(model)
+    optimizers = Optimizers(model, recipe, CONSTANT)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizers.update(0)
+    return {key: parameter.detach() - before[key] for key, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_part_takes_the_step_of_a_model_that_has_its_rate_throughout(tiny_config, name):
+    recipe = OptimizerRecipe(name=name, muon_precision="fp32", lr=0.01, weight_decay=0.5, layer_decay=0.5)
+    rates = {"image_encoder": 0.002, "image_encoder.blocks.1": 0.05, "multimodal_decoder.lm_head.weight": 0.003}
+    throughout = {lr: _moves(build(tiny_config()), replace(recipe, lr=lr)) for lr in (0.01, *rates.values())}
+    moved = _moves(build(tiny_config()), replace(recipe, learning_rates=rates))
+    found = set()
+    for key, step in moved.items():
+        lr = next((rates[part] for part in sorted(rates, key=len, reverse=True) if key.startswith(part)), 0.01)
+        found.add(lr)
+        assert torch.equal(step, throughout[lr][key]), key
+    assert found == {0.01, *rates.values()}
+
+
+def test_the_beginning_of_a_name_ends_with_a_word():
+    blocks = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(11))
+    rates = peak_rates(blocks, {"1": 0.5}, default=0.1)
+    assert [number for number in range(11) if rates[f"{number}.weight"] == 0.5] == [1]
+
+
+def test_a_part_with_a_rate_of_0_is_frozen_and_has_no_gradient_to_clip(tiny_config, make_batch):
+    config = tiny_config("baseline_coca")
+    model = build(config)
+    before = _copy(model)
+    recipe = OptimizerRecipe("muon", muon_precision="fp32", lr=0.01, learning_rates={"image_encoder.position": 0.0})
+    freeze(model, [], recipe.learning_rates)
+    optimizers = Optimizers(model, recipe, CONSTANT)
+    batch_loss(model, make_batch(config)).total.backward()
+    assert model.image_encoder.position.embedding.grad is None
+    optimizers.update(0)
+    kept = {key for key, parameter in model.named_parameters() if torch.equal(parameter, before[key])}
+    assert kept == {"image_encoder.position.embedding"}
+
+
+@pytest.mark.parametrize(
+    ("frozen", "rates", "message"),
+    [
+        ((), {"image_encodr": 0.1}, "has no parameters 'image_encodr'; did you mean 'image_encoder'?"),
+        ((), {"image_encoder.position": 0.1}, "has no parameters 'image_encoder.position'; did you mean 'image_"),
+        (("image_encoder",), {"image_encoder.blocks": 0.1}, "image_encoder.blocks is frozen by freeze: image_encoder"),
+        (
+            ("image_encoder", "text_decoder"),
+            {"multimodal_decoder": 0.0},
+            "freeze image_encoder, text_decoder, multimodal_decoder: nothing is left to train",
+        ),
+    ],
+)
+def test_rates_that_fit_no_part_are_refused(tiny_config, frozen, rates, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        freeze(build(tiny_config()), frozen, rates)
 
 
 # --- Clipping by itself, and sharded parameters ---

@@ -6,10 +6,12 @@ A key that is read and then forgotten is the worst defect that a recipe can have
 from dataclasses import replace
 
 import pytest
+import torch
 import torch._functorch.config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.sources.open import open_source
@@ -17,9 +19,10 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.train import blocks, setup
 from grr_coca.train.logs import read_metrics
+from grr_coca.train.loop import train
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe
-from grr_coca.train.setup import new_checkpoint, training_batches
-from support import ALONE, differing, pretrain, real_pairs, tiny_recipe, weights, with_key, write_shard
+from grr_coca.train.setup import check_start, new_checkpoint, training_batches
+from support import ALONE, differing, pretrain, real_pairs, silent, tiny_recipe, weights, with_key, write_shard
 
 HALF = "checkpoints/step-000000002"
 
@@ -58,13 +61,51 @@ def test_options_of_the_model_are_trained_and_come_back_from_disk(plain, tmp_pat
     assert differing(trained, weights(from_pretrained(tmp_path / "run"))) == []
 
 
+def test_fixed_sines_and_cosines_are_in_the_model_that_comes_out(plain, tmp_path):
+    recipe = plain[0]
+    for key, value in {
+        "model.preset": "baseline_coca",
+        "model.image_size": 64,
+        "model.image_positions": "sine_cosine",
+        "optimizer.learning_rates": {"image_encoder.position": 0.0},
+    }.items():
+        recipe = with_key(recipe, key, value)
+    pretrain(recipe, tmp_path / "run")
+    table = weights(from_pretrained(tmp_path / "run"))["image_encoder.position.embedding"]  # 4 x 4 patches, width 64
+    rows, columns = torch.arange(16) // 4, torch.arange(16) % 4
+    frequencies = 100 ** -(torch.arange(16, dtype=torch.float64) / 16)
+    angles = torch.cat([torch.outer(rows.double(), frequencies), torch.outer(columns.double(), frequencies)], dim=1)
+    torch.testing.assert_close(table, torch.cat([angles.sin(), angles.cos()], dim=1).float())
+    assert len({tuple(vector) for vector in table.tolist()}) == 16
+
+
+def test_sines_and_cosines_need_learned_positions(plain, tmp_path):
+    recipe = with_key(plain[0], "model.image_positions", "sine_cosine")
+    with pytest.raises(UserError, match="fills learned positions of patches, and this preset has none"):
+        new_checkpoint(recipe, ALONE)
+    with pytest.raises(UserError, match="fine-tuning keeps the positions of its checkpoint; remove model: image_pos"):
+        check_start(new_checkpoint(plain[0], ALONE), replace(recipe, tokenizer=None))
+
+
+def test_a_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):
+    recipe = with_key(plain[0], "optimizer.learning_rates", {"text_decoder": 1e-5, "image_encoder.blocks.0": 0.0})
+    through = weights(pretrain(recipe, tmp_path / "through"))
+    point = tmp_path / "through" / HALF
+    (tmp_path / "again").mkdir()
+    again = weights(train(recipe, from_pretrained(point), tmp_path / "again", ALONE, silent, point))
+    assert differing(again, through) == []
+    fresh = weights(new_checkpoint(recipe, ALONE))
+    unmoved = set(fresh) - set(differing(fresh, through))
+    assert unmoved == {name for name in fresh if name.startswith("image_encoder.blocks.0.")}
+
+
 def test_defaults_written_out_are_no_option_at_all(plain, tmp_path):
     recipe, _, expected = plain
     explicit = replace(
         recipe,
         model=replace(recipe.model, num_registers=0, qk_norm="none", contrastive="softmax"),
         losses=LossRecipe(z_loss_weight=0.0),
-        optimizer=OptimizerRecipe(layer_decay=1.0),
+        optimizer=OptimizerRecipe(layer_decay=1.0, learning_rates={}),
         data=replace(recipe.data, patch_dropout=0.0),
         ema=None,
         gradient_checkpointing=0.0,

@@ -276,6 +276,7 @@ def finished(tmp_path_factory):
         ("ema", 0.9),
         ("temperature", "refitted"),
         ("freeze", ["text_decoder"]),
+        ("model.image_positions", "sine_cosine"),
         ("data.batch_size", 4),
         ("data.train", "/elsewhere.tar"),
         ("data.patch_dropout", 0.5),
@@ -284,6 +285,12 @@ def finished(tmp_path_factory):
 def test_another_recipe_is_refused_by_the_name_of_the_key(finished, key, value):
     with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has {key} "):
         resume_point(finished.folder, with_key(finished.recipe, key, value))
+
+
+def test_another_rate_of_a_part_is_refused(finished):
+    recipe = with_key(finished.recipe, "optimizer.learning_rates", {"text_decoder": 0.0})
+    with pytest.raises(UserError, match=r"has optimizer\.learning_rates\.text_decoder None, not 0\.0"):
+        resume_point(finished.folder, recipe)
 
 
 def go_on(run):

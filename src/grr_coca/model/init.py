@@ -6,7 +6,7 @@
 | matrices that end a residual branch (`out_proj`, `down_proj` of blocks) | the same / sqrt(number of branches) |
 | token and [CLS] embeddings | N(0, 1 / width) |
 | learned queries | N(0, 1): as long as the normalized tokens that they attend to. Short ones would all attend alike |
-| learned positions, registers, class token | N(0, 0.02²), as in ViT |
+| learned positions, registers, class token | N(0, 0.02²), as in ViT. `sine_cosine_positions` changes those of patches |
 | biases of patches and of convolutions | the same. What is blank must not become a zero vector |
 | norms; other biases | weight 1; 0 |
 | `logit_scale`, `logit_bias` | softmax: CoCa's log(1 / 0.07), no bias; sigmoid: SigLIP's log 10 and -10 |
@@ -20,7 +20,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from grr_coca.common.errors import UserError
 from grr_coca.model.coca import CoCa
+from grr_coca.model.layers.position import LearnedPosition, grid_angles
 
 POSITION_STD = 0.02
 INITIAL_TEMPERATURE = {"softmax": 0.07, "sigmoid": 0.1}
@@ -53,6 +55,26 @@ def init_weights(model: CoCa, seed: int) -> None:
         else:
             assert name.endswith("bias"), f"no rule initialises {name}"
             parameter.zero_()
+
+
+@torch.no_grad()
+def sine_cosine_positions(model: CoCa) -> None:
+    """Give the learned positions of patches the sines and cosines of row and column as first values, in place.
+
+    The angles are those of axial RoPE, over the whole width (see `grid_angles`).
+
+    Raises:
+        UserError: the model has no learned positions of patches.
+    """
+    position = model.image_encoder.position
+    if not isinstance(position, LearnedPosition):
+        raise UserError(
+            "model: image_positions 'sine_cosine' fills learned positions of patches, and this preset has none; "
+            "remove image_positions"
+        )
+    num_positions, dim = position.embedding.shape
+    angles = grid_angles(math.isqrt(num_positions), dim)
+    position.embedding.copy_(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
 def _residual_branches(model: CoCa) -> dict[str, int]:

@@ -94,7 +94,7 @@ def check_recipes(plan: Plan, path: Path) -> None:
     if plan.showcase not in tests:
         raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {nearest(plan.showcase, tests)}")
     for arm, stage in product(plan.arms, stage_names(plan)):
-        _check_points(plan, arm, stage, f"{path}: arms: {arm.name}: grid")
+        _check_points(plan, arm, stage, f"{path}: arms: {arm.name}")
 
 
 def require_precisions(plan: Plan, path: Path) -> None:
@@ -137,11 +137,28 @@ def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
     tried: dict[str, Settings] = {}
     for settings in points_of(plan, arm, stage):
         recipe = stage_recipe(plan, arm, stage, 0, settings)
-        _require_equal(shared, recipe, where, "must be the same at all points, or their losses cannot be compared")
+        same = "must be the same at all points, or their losses cannot be compared"
+        _require_equal(shared, recipe, f"{where}: grid", same)
+        _check_parts(recipe, stage_recipe(plan, arm, stage_names(plan)[0], 0, {}), where)
         # The same are also `1e-3`, which YAML reads as a string, and 0.001; or other numbers of `data.num_workers`.
         first = tried.setdefault(recipe_digest(recipe, None), settings)
         if first is not settings:
-            raise UserError(f"{where}: {settings} has the same result as {first} in {stage}; remove one")
+            raise UserError(f"{where}: grid: {settings} has the same result as {first} in {stage}; remove one")
+
+
+def _check_parts(recipe: Recipe, pretraining: Recipe, where: str) -> None:
+    """Raise a UserError if a recipe names parts that its model, or that of the pretraining, does not have."""
+    if not recipe.optimizer.learning_rates and (recipe.model is None or recipe.model.image_positions == "random"):
+        return
+    from grr_coca.train.setup import check_parts  # late: imports torch
+
+    model, tokenizer = recipe.model or pretraining.model, recipe.tokenizer or pretraining.tokenizer
+    assert model is not None, "the plan was checked"
+    assert tokenizer is not None, "the plan was checked"
+    try:
+        check_parts(recipe, model.config(tokenizer.vocab_size))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _require_equal(shared: Mapping[str, object], recipe: Recipe, where: str, message: str) -> None:
@@ -233,6 +250,8 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
         # The config that a preset stands for counts, its name does not.
         content["model"] = _changed(recipe.model.config(recipe.tokenizer.vocab_size))
         content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
+        if recipe.model.image_positions != "random":
+            content["image_positions"] = recipe.model.image_positions
     return _digest({"recipe": content, "start": start})
 
 

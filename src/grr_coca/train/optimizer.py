@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.torch_private import lerp_each
 from grr_coca.model.coca import CoCa
 from grr_coca.model.layers.norm import at_least_fp32
@@ -27,25 +27,69 @@ FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
 }
 
 
-def freeze(model: CoCa, parts: Sequence[FrozenPart]) -> None:
-    """Freeze the named parts: they do not learn.
+def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str, float] | None = None) -> None:
+    """Freeze the named parts, and those whose learning rate is 0: they do not learn.
 
     Raises:
-        UserError: nothing would be left to train.
+        UserError: nothing would be left to train, or a rate is that of no parameter, or of a frozen part.
     """
     for part in parts:
         for name in FROZEN_MODULES[part]:
             model.get_submodule(name).requires_grad_(False)
+    own = learning_rates or {}
+    rates = peak_rates(model, own, default=math.nan)
+    for beginning, rate in own.items():
+        if rate and not any(_begins_with(name, beginning) and p.requires_grad for name, p in model.named_parameters()):
+            raise UserError(
+                f"optimizer: learning_rates: {beginning} is frozen by freeze: {', '.join(parts)}; remove one of the two"
+            )
+    for name, parameter in model.named_parameters():
+        if rates[name] == 0:
+            parameter.requires_grad_(False)
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not learns - {"logit_scale", "logit_bias"}:
-        raise UserError(f"freeze {', '.join(parts)}: nothing is left to train")
+        frozen = [*parts, *(beginning for beginning, rate in own.items() if not rate)]
+        raise UserError(f"freeze {', '.join(frozen)}: nothing is left to train")
+
+
+def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: float) -> dict[str, float]:
+    """The peak learning rate of each parameter, by its name: that of the longest beginning of it that is given.
+
+    Args:
+        model: the model.
+        learning_rates: the key of the recipe.
+        default: the rate of all other parameters.
+
+    Raises:
+        UserError: no parameter has a name that begins so; names the nearest beginning of one.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for part in learning_rates:
+        if not any(_begins_with(name, part) for name in names):
+            raise UserError(
+                f"optimizer: learning_rates: the model has no parameters '{part}'; {nearest(part, _beginnings(names))}"
+            )
+    parts = sorted(learning_rates, key=len, reverse=True)
+    return {name: next((learning_rates[part] for part in parts if _begins_with(name, part)), default) for name in names}
+
+
+def _begins_with(name: str, part: str) -> bool:
+    """True if a parameter belongs to a part of the model: `blocks.1` is the beginning of `blocks.1.norm`, not of
+    `blocks.10`."""
+    return f"{name}.".startswith(f"{part}.")
+
+
+def _beginnings(names: Sequence[str]) -> set[str]:
+    """All beginnings of the names of parameters, themselves among them."""
+    split = [name.split(".") for name in names]
+    return {".".join(words[: end + 1]) for words in split for end in range(len(words))}
 
 
 class Optimizers:
     """One or two torch optimizers that step together with one learning-rate schedule.
 
-    `optimizers`: the torch optimizers, for saving and loading their state. Every parameter group has an `lr_scale`, the
-    factor that layer-wise decay puts on its learning rate.
+    `optimizers`: the torch optimizers, for saving and loading their state. Every parameter group has a `peak_lr` and
+    an `lr_scale`, the factor that layer-wise decay puts on its learning rate.
     """
 
     def __init__(self, model: CoCa, optimizer: OptimizerRecipe, schedule: ScheduleRecipe) -> None:
@@ -56,7 +100,8 @@ class Optimizers:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, before layer-wise decay."""
+        """The learning rate of a step, counted from 0, of all parts without one of their own; before layer-wise
+        decay."""
         return self._peak_lr * lr_factor(step, self._schedule)
 
     def clip(self) -> Tensor:
@@ -71,10 +116,10 @@ class Optimizers:
 
     def update(self, step: int) -> None:
         """Update the weights by the gradients, and clear the gradients."""
-        lr = self.learning_rate(step)
+        factor = lr_factor(step, self._schedule)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
+                group["lr"] = group["peak_lr"] * factor * group["lr_scale"]
             optimizer.step()
         self.zero_grad()
 
@@ -142,26 +187,35 @@ def layer_depth(model: CoCa, name: str) -> int:
 def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     kinds = parameter_kinds(model)
     by_muon = kinds.hidden if recipe.name == "muon" else []
-    lr_scales = {
-        parameter: recipe.layer_decay ** layer_depth(model, name) for name, parameter in model.named_parameters()
+    peaks = peak_rates(model, recipe.learning_rates, recipe.lr)
+    rates = {
+        parameter: _Rate(peaks[name], recipe.layer_decay ** layer_depth(model, name))
+        for name, parameter in model.named_parameters()
     }
     decayed = [*(kinds.hidden if recipe.name == "adamw" else []), *kinds.other_matrices]
-    by_adamw = _groups(decayed, lr_scales, recipe.weight_decay) + _groups(kinds.rest, lr_scales, 0.0)
+    by_adamw = _groups(decayed, rates, recipe.weight_decay) + _groups(kinds.rest, rates, 0.0)
     # `fused`: one pass over weights, gradients and state, instead of a dozen.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
         assert recipe.muon_precision != "auto", "`decide` replaces it before"
-        groups = _groups(by_muon, lr_scales, recipe.weight_decay)
+        groups = _groups(by_muon, rates, recipe.weight_decay)
         optimizers.append(Muon(groups, lr=recipe.lr, precision=recipe.muon_precision))
     return optimizers
 
 
-def _groups(parameters: list[nn.Parameter], lr_scales: dict[nn.Parameter, float], weight_decay: float) -> list[dict]:
-    """Parameter groups for torch's optimizers, one for each scale of the learning rate."""
-    by_scale = {scale: [p for p in parameters if lr_scales[p] == scale] for scale in sorted(set(lr_scales.values()))}
+class _Rate(NamedTuple):
+    """The learning rate of a parameter: its peak, and the factor of layer-wise decay."""
+
+    peak_lr: float
+    lr_scale: float
+
+
+def _groups(parameters: list[nn.Parameter], rates: dict[nn.Parameter, _Rate], weight_decay: float) -> list[dict]:
+    """Parameter groups for torch's optimizers, one for each learning rate."""
+    by_rate = {rate: [p for p in parameters if rates[p] == rate] for rate in sorted(set(rates.values()))}
     return [
-        {"params": kind, "lr_scale": scale, "weight_decay": weight_decay}
-        for scale, group in by_scale.items()
+        {"params": kind, **rate._asdict(), "weight_decay": weight_decay}
+        for rate, group in by_rate.items()
         for kind in by_kind(group)
     ]
 

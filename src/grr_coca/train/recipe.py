@@ -28,6 +28,7 @@ FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimo
 Precision = Literal["auto", "fp32", "bf16"]
 Parallelism = Literal["ddp", "fsdp"]
 Temperature = Literal["learned", "refitted"]
+ImagePositions = Literal["random", "sine_cosine"]
 CaptionScore = Literal["CIDEr", "CIDEr-D", "BLEU-4", "ROUGE-L"]
 CAPTION_SCORES: tuple[str, ...] = get_args(CaptionScore)
 Score = Literal[
@@ -59,6 +60,8 @@ class ModelRecipe:
     - `pixel_mean`, `pixel_std`: normalization of pixels, which are in 0 … 1 before it; with a mean of 1, white becomes
       0
     - `framing`: how drawings are framed, see `Framing`; `{}` has its defaults, None takes the centre square
+    - `image_positions`: first values of learned positions of patches. `sine_cosine`: sines and cosines of row and
+      column (see `sine_cosine_positions`). `optimizer: learning_rates` can keep them fixed
     """
 
     preset: str
@@ -79,6 +82,7 @@ class ModelRecipe:
     pixel_mean: float = 0.5
     pixel_std: float = 0.5
     framing: Framing | None = None
+    image_positions: ImagePositions = "random"
 
     def __post_init__(self) -> None:
         positive = (
@@ -198,6 +202,9 @@ class OptimizerRecipe:
     decay.
 
     - `clip_norm`: gradients of a larger norm are scaled down to this one. `.inf`: no clipping
+    - `learning_rates`: peak learning rates of parts of the model in place of `lr`, by the beginning of the names of
+      their parameters, such as `image_encoder.position` or `image_encoder.blocks.0`. The longest that fits counts. A
+      part with a rate of 0 is frozen
     - `layer_decay`: the learning rate is multiplied by this for each layer between a parameter and the nearest head
       (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least. 1: one rate for all
     - `muon_precision`: precision of Muon's orthogonalization. `auto`: the precision that is faster on this machine (see
@@ -210,14 +217,16 @@ class OptimizerRecipe:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
+    learning_rates: dict[str, float] = field(default_factory=dict)
     layer_decay: float = 1.0
     muon_precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay {self.layer_decay} is out of range; give more than 0, and 1 at most")
-        _require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay)
-        _require_finite(lr=self.lr, weight_decay=self.weight_decay)
+        rates = {f"learning_rates: {part}": rate for part, rate in self.learning_rates.items()}
+        _require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay, **rates)
+        _require_finite(lr=self.lr, weight_decay=self.weight_decay, **rates)
         if not self.clip_norm > 0:  # 0 would scale every gradient to nothing
             raise UserError(f"clip_norm {self.clip_norm} is out of range; give more than 0, or .inf for no clipping")
         for beta in self.betas:

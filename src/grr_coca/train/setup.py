@@ -35,10 +35,13 @@ from grr_coca.data.sources.views import (
 )
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.evaluate.checkpoint_metrics import require_pairs
-from grr_coca.model.build import build
+from grr_coca.model.build import build, build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.config import CoCaConfig
+from grr_coca.model.init import sine_cosine_positions
 from grr_coca.model.text_decoder import PADDING
 from grr_coca.train.numerics import decide
+from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import Recipe, TeacherRecipe, TokenizerRecipe
 from grr_coca.train.step import build_trainer, count_tokens
 from grr_coca.train.teacher import Teacher
@@ -141,14 +144,30 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = N
             f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
             f"uses id {PADDING} for padding; in this tokenizer, id {PADDING} is [BOS]; set kind to 'clip'"
         )
+    model = build(config, recipe.seed)
+    if recipe.model.image_positions == "sine_cosine":
+        sine_cosine_positions(model)
     return Checkpoint(
-        model=build(config, recipe.seed),
+        model=model,
         config=config,
         preset=recipe.model.preset,
         tokenizer=tokenizer,
         preprocess=recipe.model.preprocess(config),
         step=0,
     )
+
+
+def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
+    """Raise an error if a recipe names parts that a model does not have.
+
+    Raises:
+        UserError: `learning_rates`, `freeze` or `image_positions` do not fit the model.
+    """
+    with torch.device("meta"):
+        model = build_without_weights(config)
+    freeze(model, recipe.freeze, recipe.optimizer.learning_rates)
+    if recipe.model is not None and recipe.model.image_positions == "sine_cosine":
+        sine_cosine_positions(model)
 
 
 def check_start(start: Checkpoint, recipe: Recipe) -> None:
@@ -161,6 +180,10 @@ def check_start(start: Checkpoint, recipe: Recipe) -> None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
     if recipe.model is None:
         return
+    if recipe.model.image_positions != "random":
+        raise UserError(
+            "fine-tuning keeps the positions of its checkpoint; remove model: image_positions from the recipe"
+        )
     config = recipe.model.config(start.tokenizer.vocab_size)
     differing = differences(config, start.config) + differences(recipe.model.preprocess(config), start.preprocess)
     if differing:

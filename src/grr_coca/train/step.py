@@ -127,7 +127,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     if ranks.device.type == "cpu":
         keep_freed_memory()
     model = start.model.to(ranks.device).train()
-    freeze(model, recipe.freeze)
+    freeze(model, recipe.freeze, recipe.optimizer.learning_rates)
     if recipe.compile:
         compile_blocks(model, recipe.gradient_checkpointing)
     elif recipe.gradient_checkpointing:

@@ -16,17 +16,21 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 TITLE = "GRR-CoCa against Baseline CoCa: an independent test at a small scale"
 STYLE = """
-@page { size: A4; margin: 20mm 21mm; @bottom-center { content: counter(page); font-size: 8pt; color: #5b6570 } }
-body { font: 9.2pt/1.38 "DejaVu Serif", serif; text-align: justify; hyphens: auto }
+@page { size: A4; margin: 17mm 19mm; @bottom-center { content: counter(page); font-size: 8pt; color: #5b6570 } }
+body { font: 8.8pt/1.34 "DejaVu Serif", serif; text-align: justify; hyphens: auto }
 h1 { font-size: 16pt; text-align: center; margin: 0 0 4pt }
 h2 { font-size: 11.5pt; margin: 12pt 0 3pt; break-after: avoid }
+h3 { font-size: 9.8pt; margin: 8pt 0 2pt; break-after: avoid }
 .about { text-align: center; color: #5b6570 }
 .abstract { margin: 8pt 10mm }
 p, ul, ol { margin: 4pt 0 }
 ul, ol { padding-left: 14pt }
 img { display: block; width: 90%; margin: 4pt auto 0 }
-table { border-collapse: collapse; width: 100%; font-size: 8pt; text-align: left; hyphens: none; margin: 6pt 0 }
-th, td { border-top: 0.5pt solid #b9c0c7; padding: 2.5pt 4pt; vertical-align: top }
+table { border-collapse: collapse; width: 100%; font-size: 7.4pt; text-align: left; hyphens: none; margin: 5pt 0 }
+th, td { border-top: 0.5pt solid #b9c0c7; padding: 1.8pt 2.5pt; vertical-align: top }
+td[style*=right] { white-space: nowrap }
+.wide table { font-size: 6.6pt }
+.wide td[style*=right] { white-space: normal }
 tr { break-inside: avoid }
 a { color: inherit; text-decoration: none }
 code { font: 8.4pt "DejaVu Sans Mono", monospace }
@@ -56,13 +60,14 @@ def page() -> str:
     numbers = between(archive, "**The settings of the page in numbers.**", "\n## ")
     authors = ", ".join(author["name"] for author in about["authors"])
     version = f"Version {about['version']}, {about['date-released']}. {about['license']}."
-    told = f"{box}\n\n{rest.replace('## How to cite', '## Data and code')}"
-    body = f"{told}\n\n## Methods\n{methods}\n\n## The settings in numbers\n\n{numbers}"
+    told = f"{box}\n\n{rest.replace('## Citation', '## Data and code')}"
+    body = f"{told}\n\n## Study design\n{methods}"
     parts = [
         f"<h1>{TITLE}</h1>",
         f'<p class="about">{html.escape(authors)}<br>{html.escape(version)}</p>',
         f'<div class="abstract">{rendered(f"**Abstract.** {plain(question)} {plain(answer)}")}{rendered(models)}</div>',
         rendered(body),
+        f'<h2>The settings in numbers</h2>\n<div class="wide">{rendered(numbers)}</div>',
         f"<h2>References</h2>{rendered(references(about['references']))}",
     ]
     known = {"author": authors, "dcterms.created": about["date-released"]}

@@ -10,7 +10,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from check import ROOT, STUDIES, Change, Setting, read_claims, rows_of, signed
+from changes import Change, Joined, Setting, signed
+from check import read_settings
+from ledgers import ROOT, STUDIES, rows_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,13 +24,14 @@ TITLES = {
     "long": "AdamW, 2,400 steps",
     "pooler_long": "the same with a pooler, four seeds",
     "longest": "AdamW, 4,800 steps, four seeds",
+    "left_three": "AdamW, 2,400, three more styles",
     "muon": "Muon, 600 steps, best rate",
     "fresh": "Muon, 600 steps, half the best rate",
     "p16": "Muon, 600 steps, shared rate",
     "p64": "the same, 64 patches",
     "p16_1200": "Muon, 1,200 steps, shared rate",
     "muon_long": "Muon, 2,400 steps, four seeds",
-    "recipe": "Muon, our recipe, 3,000 steps",
+    "recipe_both": "Muon, our recipe, 3,000 steps",
     "p16_4000": "Muon, 4,000 steps, shared rate",
     "icons": "Muon, icons, 2,000 steps",
 }
@@ -51,9 +54,9 @@ CURVES = {
     | dict.fromkeys((0.00075, 0.0015, 0.003), "adamw_long/2400_rates"),
 }
 """The study of each rate."""
-SETTINGS: dict[str, Setting] = {name: read_claims()[0][name] for name in TITLES}
+SETTINGS: dict[str, Setting | Joined] = {name: read_settings()[name] for name in TITLES}
 FIGURES = {
-    "results-forest.svg": [setting.study for setting in SETTINGS.values()],
+    "results-forest.svg": list(dict.fromkeys(study for setting in SETTINGS.values() for study in setting.studies())),
     "results-rates.svg": list(dict.fromkeys(study for found in CURVES.values() for study in found.values())),
 }
 """The figures of the page and the studies that they are drawn from."""
@@ -67,7 +70,7 @@ def forest() -> Figure:
         for (row, setting), (place, (split, label, colour, marker)) in product(
             enumerate(SETTINGS.values()), enumerate(MARKS)
         ):
-            if setting.study == "icons" and split == "val":
+            if setting.studies() == ["icons"] and split == "val":
                 continue  # it has the unseen styles
             _mark(axes, setting[f"{split} {metric}"], row + 0.24 * (place - 1), colour, marker, "" if row else label)
         axes.axvline(0, color="black", linewidth=0.8)

@@ -1,0 +1,270 @@
+"""Read the plans and ledgers of studies, and check each row against its plan and against itself.
+
+Nothing of the package is imported: plans and rows are read as YAML and JSON.
+"""
+
+import json
+import math
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+STUDIES = Path(__file__).parent
+ROOT = STUDIES.parent
+
+Rows = dict[tuple[str, int, str], Any]
+"""Rows of runs by arm, seed and stage."""
+
+
+# --- Plans
+
+
+@cache
+def plan_of(study: str) -> dict[str, Any]:
+    """Return the plan of a study. Arms are mappings, by name."""
+    plan: dict[str, Any] = yaml.safe_load((STUDIES / study / "plan.yaml").read_text(encoding="utf-8"))
+    arms = [{"name": arm} if isinstance(arm, str) else arm for arm in plan["arms"]]
+    return plan | {"arms": {arm["name"]: arm for arm in arms}}
+
+
+def stages_of(study: str) -> list[str]:
+    """Return the stages of a study in order, pretraining first."""
+    plan = plan_of(study)
+    return [Path(name).stem for name in (plan["pretrain"], *(plan.get("finetune") or []))]
+
+
+@cache
+def _read_recipe(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def recipe_of(study: str, arm: str, stage: str) -> dict[str, Any]:
+    """Return the recipe of an arm in a stage, with the arm's overrides, which hold for pretraining only."""
+    plan, stages = plan_of(study), stages_of(study)
+    names = [plan["pretrain"], *(plan.get("finetune") or [])]
+    found = plan["arms"][arm]
+    path = STUDIES / study / names[stages.index(stage)]
+    if found.get("recipes"):
+        path = path.parent / found["recipes"] / path.name
+    recipe = _read_recipe(path) | {"path": path}
+    if stage == stages[0]:
+        if plan.get("steps"):
+            recipe["schedule"] = recipe["schedule"] | {"steps": plan["steps"]}
+        for key, value in (found.get("overrides") or {}).items():
+            section, name = key.split(".")
+            recipe[section] = recipe.get(section, {}) | {name: value}
+    return recipe
+
+
+@cache
+def captions(pattern: str) -> tuple[str, ...]:
+    """Return the captions in the tar shards that a pattern matches, in order."""
+    shards, found = sorted(ROOT.glob(pattern)), []
+    assert shards, f"{pattern}: no shards"
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            found += [tar.extractfile(file).read().decode() for file in tar if file.name.endswith(".txt")]  # type: ignore[union-attr]
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pairs in shards of this repository whose captions have a word; a placeholder gives their number: `6,597`."""
+
+    pattern: str
+    word: str = ""
+
+    def __format__(self, asked: str) -> str:
+        return f"{sum(self.word in caption for caption in captions(self.pattern)):,}"
+
+
+# --- Rows
+
+
+@cache
+def all_rows(study: str) -> tuple[Any, ...]:
+    """Return all rows of a study's ledger: runs, trials and choices."""
+    lines = (STUDIES / study / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    return tuple(map(json.loads, lines))
+
+
+@cache
+def rows_of(study: str) -> Rows:
+    """Return the runs of a study by arm, seed and stage."""
+    return {(row["arm"], row["seed"], row["stage"]): row for row in all_rows(study) if row["kind"] == "run"}
+
+
+def studies() -> list[str]:
+    """Return the names of all studies with a ledger."""
+    return sorted(path.parent.relative_to(STUDIES).as_posix() for path in STUDIES.rglob("runs.jsonl"))
+
+
+# --- Checks
+
+
+def errors_of_ledger(study: str) -> Iterator[str]:
+    """Yield what is wrong with the rows of a study, one line each."""
+    yield from _errors_of_set(study)
+    for row in all_rows(study):
+        name = f"{study}: {row['kind']} {row['arm']}, seed {row['seed']}, {row['stage']}"
+        found = [*_errors_of_plan(study, row), *_errors_of_numbers(row)]
+        yield from (f"{name}: {error}" for error in found)
+    yield from _errors_of_choices(study)
+
+
+def _errors_of_set(study: str) -> Iterator[str]:
+    """Each run of the plan exists exactly once, and no other. A study that is not finished may lack runs."""
+    plan, found = plan_of(study), [row for row in all_rows(study) if row["kind"] == "run"]
+    keys = [(row["arm"], row["seed"], row["stage"]) for row in found]
+    planned = set(product(plan["arms"], plan["seeds"], stages_of(study)))
+    yield from (f"{study}: two rows of {key}" for key in sorted({key for key in keys if keys.count(key) > 1}))
+    yield from (f"{study}: not in the plan: {key}" for key in sorted({*keys} - planned))
+    yield from (f"{study}: missing row: {key}" for key in sorted(planned - {*keys}))
+
+
+def _errors_of_plan(study: str, row: Any) -> Iterator[str]:
+    plan, stages = plan_of(study), stages_of(study)
+    digests = json.loads((STUDIES / study / "digests.json").read_text(encoding="utf-8"))
+    if row["arm"] not in plan["arms"] or row["stage"] not in stages:
+        yield "arm or stage is not in the plan"
+        return
+    recipe = recipe_of(study, row["arm"], row["stage"])
+    tuning = plan.get("tuning") or {}
+    steps = recipe["schedule"]["steps"]
+    if row["kind"] == "run":
+        if row["recipe_digest"] != digests["recipes"].get(row["arm"], {}).get(row["stage"]):
+            yield "recipe_digest differs from digests.json"
+    else:
+        if row["stage"] == stages[0] and tuning.get("steps"):  # shorter in proportion for arms with their own recipes
+            usual = plan.get("steps") or _read_recipe(STUDIES / study / plan["pretrain"])["schedule"]["steps"]
+            steps = round(tuning["steps"] * steps / usual)
+        tried = digests.get("trials", {}).get(row["arm"], {}).get(row["stage"])
+        if tried is not None and row["recipe_digest"] not in tried:
+            yield "recipe_digest is not in digests.json"
+        if row["seed"] != tuning.get("seed"):
+            yield "seed is not the tuning seed of the plan"
+    if row["data_digest"] != digests["data"].get(row["stage"]):
+        yield "data_digest differs from digests.json"
+    if row["steps"] != steps:
+        yield f"{row['steps']} steps, the plan has {steps}"
+    if row["precision"] != plan["precision"]:
+        yield f"precision {row['precision']}, the plan has {plan['precision']}"
+    curve = [entry["step"] for entry in row.get("curve", [])]
+    if curve and (curve != sorted({*curve}) or curve[-1] != row["steps"]):
+        yield "the steps of the curve do not rise to the last step"
+
+
+def _errors_of_numbers(row: Any) -> Iterator[str]:
+    """Losses, recalls and values of single images agree with each other."""
+    for split, metrics in row.get("metrics", {}).items():
+        contrastive, captioning = metrics["contrastive_loss"], metrics["captioning_loss"]
+        if not math.isclose(metrics["coca_loss"], contrastive + 2 * captioning, rel_tol=1e-6):
+            yield f"{split}: coca_loss is not contrastive_loss + 2 captioning_loss"
+        if not math.isclose(metrics["perplexity"], math.exp(captioning), rel_tol=1e-6):
+            yield f"{split}: perplexity is not exp(captioning_loss)"
+        for direction in ("", "image_to_text/"):
+            recalls = [metrics[f"{direction}R@{k}"] for k in (1, 5, 10) if f"{direction}R@{k}" in metrics]
+            if recalls != sorted(recalls):
+                yield f"{split}: {direction}R@k falls as k rises"
+        yield from _errors_of_values(split, metrics, row.get("values", {}).get(split))
+    if row.get("curve") and "val" in row.get("metrics", {}) and "val" in row["curve"][-1]:
+        last = row["curve"][-1]["val"]
+        for name in ("contrastive_loss", "captioning_loss", "coca_loss", "R@1"):
+            if not math.isclose(last[name], row["metrics"]["val"][name], rel_tol=1e-4, abs_tol=2e-5):
+                yield f"val: {name} differs from the end of the curve"
+
+
+def _errors_of_values(split: str, metrics: Mapping[str, float], values: Mapping[str, Any] | None) -> Iterator[str]:
+    if not values:
+        return
+    sums = {
+        "captioning_loss": np.sum(values["nll"]) / np.sum(values["tokens"]),
+        "contrastive_loss": np.mean(values["contrastive_batches"]),
+        "contrastive_loss_refitted": np.mean(values.get("contrastive_batches_refitted") or math.nan),
+        "CIDEr-D": np.mean(values.get("cider_d") or math.nan),
+        **{f"R@{k}": np.mean(np.array(values["rank"]) < k) for k in (1, 5, 10)},
+    }
+    for name, found in sums.items():
+        if (
+            name in metrics
+            and not math.isnan(found)
+            and not math.isclose(found, metrics[name], rel_tol=1e-3, abs_tol=1e-3)
+        ):
+            yield f"{split}: {name} is {metrics[name]:.5f}, and {found:.5f} by its single values"
+
+
+def _errors_of_choices(study: str) -> Iterator[str]:
+    """Settings of runs are the best of the trials, by the mean CoCa loss on `val` over arms that are tuned together."""
+    tuning = plan_of(study).get("tuning")
+    if not tuning:
+        return
+    trials = [row for row in all_rows(study) if row["kind"] == "trial"]
+    for row in all_rows(study):
+        copied = [trial for trial in trials if _facts(trial) == _facts(row)]
+        if row["kind"] == "choice" and not copied:
+            yield f"{study}: choice {row['arm']}, {row['stage']} is not one of the trials"
+    for (arm, _, stage), row in rows_of(study).items():
+        together = tuning.get("arms") or [arm]
+        losses: dict[str, list[float]] = {}
+        for trial in trials:
+            if trial["stage"] == stage and trial["arm"] in together:
+                losses.setdefault(json.dumps(trial["settings"], sort_keys=True), []).append(
+                    trial["metrics"]["val"]["coca_loss"]
+                )
+        complete = {settings: np.mean(found) for settings, found in losses.items() if len(found) == len(together)}
+        if complete and json.loads(min(complete, key=lambda settings: complete[settings])) != row["settings"]:
+            yield f"{study}: {arm}, seed {row['seed']}, {stage} has settings that are not the best of the trials"
+
+
+def _facts(row: Any) -> Any:
+    """All that a row says, except of which kind it is and what only one kind has."""
+    return {key: value for key, value in row.items() if key not in ("kind", "curve", "values", "captions")}
+
+
+def errors_between_rows() -> Iterator[str]:
+    """Yield contradictions between rows of all studies, one line each.
+
+    Rows of an arm have equal sizes and settings. Equal seeds have equal initial values of equal parameters, equal data
+    orders, and equal numbers of FLOPs. Splits have equal sizes. Equal runs have equal results.
+    """
+    known: dict[Any, tuple[Any, str]] = {}
+    for study in studies():
+        for row in all_rows(study):
+            name = f"{study}: {row['kind']} {row['arm']}, seed {row['seed']}, {row['stage']}"
+            for key, fact in _constants(study, row):
+                first, where = known.setdefault(key, (fact, name))
+                if fact != first:
+                    yield f"{name}: {key[0]} differs from {where}"
+
+
+def _constants(study: str, row: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Facts of a row by what determines them."""
+    arm, seed, stage, data = row["arm"], row["seed"], row["stage"], row["data_digest"]
+    for name in ("parameters", "image_encoder_parameters", "flops_per_pair"):
+        yield (name, study, arm, stage), row[name]
+    if row["kind"] == "run":
+        yield ("settings", study, arm, stage), row["settings"]
+        if row.get("training_flops") is not None:
+            yield ("training_flops", study, arm, stage), row["training_flops"]
+    for parameter, digest in row.get("initial_weights", {}).items():
+        yield (f"initial_weights of {parameter}", seed), digest
+    if "data_order" in row:
+        yield ("data_order", seed, stage, data, row["steps"]), row["data_order"]
+    for split, metrics in row.get("metrics", {}).items():
+        for metric, number in metrics.items():
+            if metric in ("num_pairs", "contrastive_batch_size") or metric.startswith("chance/"):
+                yield (f"{split} {metric}", stage, data), number
+        if "values" in row and split in row["values"]:
+            yield (f"{split} tokens", study, stage), row["values"][split]["tokens"]
+    yield (
+        ("result", row["kind"], row["recipe_digest"], data, seed, row["commit"], row["machine"]),
+        (row["metrics"], row["values"]),
+    )

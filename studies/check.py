@@ -20,7 +20,7 @@ from typing import Any
 
 from changes import Best, Group, Joined, Setting
 from ledgers import ROOT, STUDIES, Data, errors_between_rows, errors_of_ledger, plan_of, studies
-from tables import TABLES, Plateau, Table
+from tables import Plateau, tables
 
 TEXTS = STUDIES / "pages"
 WIDTH = 128
@@ -32,9 +32,8 @@ PARTS = ("README.md", "CITATION.cff")
 
 def read_settings(path: Path = STUDIES / "claims.txt") -> dict[str, Any]:
     """Return the settings of `claims.txt` by name, with what else placeholders may name."""
-    known: dict[str, Any] = {name: Quoted() for name in QUOTED} | {
-        name: Table(function) for name, function in TABLES.items()
-    }
+    known: dict[str, Any] = {name: Quoted() for name in QUOTED}
+    known |= tables(known)
     for line in path.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, _, definition = line.partition(" = ")
@@ -133,9 +132,11 @@ def _wrapped(text: str) -> Iterator[str]:
         else:
             indent = re.match(r" *(?:[-*] |\d+\. )?", line)
             assert indent
-            yield from textwrap.wrap(
-                line, WIDTH, subsequent_indent=" " * len(indent[0]), break_long_words=False, break_on_hyphens=False
+            joined = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), line)  # code stays on one line
+            wrapped = textwrap.wrap(
+                joined, WIDTH, subsequent_indent=" " * len(indent[0]), break_long_words=False, break_on_hyphens=False
             )
+            yield from (part.replace("\0", " ") for part in wrapped)
 
 
 def errors_of_page(page: Path, text: str, known: dict[str, Any]) -> Iterator[str]:
@@ -176,8 +177,14 @@ def main() -> int:
     ]
     wrong += [error for study in studies() for error in errors_of_ledger(study)]
     wrong += errors_between_rows()
+    wrong += [f"{page.relative_to(ROOT)}: has no text in studies/pages" for page in pages_without_text()]
     print(*wrong, sep="\n", end="\n" if wrong else "")
     return bool(wrong)
+
+
+def pages_without_text() -> list[Path]:
+    """Return the pages of studies whose text is missing."""
+    return sorted({*STUDIES.rglob("README.md")} - {*texts()})
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def recipe_of(study: str, arm: str, stage: str) -> dict[str, Any]:
         if plan.get("steps"):
             recipe["schedule"] = recipe["schedule"] | {"steps": plan["steps"]}
         for key, value in (found.get("overrides") or {}).items():
-            section, name = key.split(".")
+            section, _, name = key.partition(".")
             recipe[section] = recipe.get(section, {}) | {name: value}
     return recipe
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from changes import Change, Joined, Setting, signed
 from check import read_settings
-from ledgers import ROOT, STUDIES, rows_of
+from ledgers import ROOT, ledger_of, rows_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -138,7 +138,8 @@ def digest(studies: Iterable[str]) -> str:
     """Digest of the rows of some studies."""
     found = hashlib.sha256()
     for study in studies:
-        found.update((STUDIES / study / "runs.jsonl").read_bytes())
+        for path in ledger_of(study):
+            found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 

@@ -136,6 +136,8 @@ def _errors_of_set(study: str) -> Iterator[str]:
     plan, found = plan_of(study), [row for row in all_rows(study) if row["kind"] == "run"]
     keys = [(row["arm"], row["seed"], row["stage"]) for row in found]
     planned = set(product(plan["arms"], plan["seeds"], stages_of(study)))
+    kinds = {row["kind"] for row in all_rows(study)} - {"run", "trial", "choice"}
+    yield from (f"{study}: unknown kind of row: {kind}" for kind in sorted(kinds))
     yield from (f"{study}: two rows of {key}" for key in sorted({key for key in keys if keys.count(key) > 1}))
     yield from (f"{study}: not in the plan: {key}" for key in sorted({*keys} - planned))
     if study not in UNFINISHED:
@@ -167,6 +169,11 @@ def _errors_of_plan(study: str, row: Any) -> Iterator[str]:
         yield "data_digest differs from digests.json"
     if row["steps"] != steps:
         yield f"{row['steps']} steps, the plan has {steps}"
+    if row.get("start_data_digest") not in (
+        None,
+        digests["data"].get(stages[0]) if row["stage"] != stages[0] else None,
+    ):
+        yield "start_data_digest differs from digests.json"
     if row["precision"] != plan["precision"]:
         yield f"precision {row['precision']}, the plan has {plan['precision']}"
     curve = [entry["step"] for entry in row.get("curve", [])]
@@ -179,43 +186,52 @@ def _listed(digests: str | list[str] | None) -> list[str]:
     return [digests] if isinstance(digests, str) else digests or []
 
 
+TOLERANCES = {"captioning_loss": 5e-5, "contrastive_loss": 1e-5, "contrastive_loss_refitted": 1e-5, "CIDEr-D": 1e-4}
+"""What rounding of single values may add up to; recalls must be exact."""
+
+
 def _errors_of_numbers(row: Any) -> Iterator[str]:
-    """Losses, recalls and values of single images agree with each other."""
-    for split, metrics in row.get("metrics", {}).items():
-        contrastive, captioning = metrics["contrastive_loss"], metrics["captioning_loss"]
-        if not math.isclose(metrics["coca_loss"], contrastive + 2 * captioning, rel_tol=1e-6):
-            yield f"{split}: coca_loss is not contrastive_loss + 2 captioning_loss"
-        if not math.isclose(metrics["perplexity"], math.exp(captioning), rel_tol=1e-6):
+    """Losses, recalls, curves and values of single images agree with each other."""
+    metrics = row.get("metrics", {})
+    for split, found in metrics.items():
+        yield from (f"{split}: {error}" for error in _errors_of_losses(found, 1e-6))
+        if not math.isclose(found["perplexity"], math.exp(found["captioning_loss"]), rel_tol=1e-6):
             yield f"{split}: perplexity is not exp(captioning_loss)"
         for direction in ("", "image_to_text/"):
-            recalls = [metrics[f"{direction}R@{k}"] for k in (1, 5, 10) if f"{direction}R@{k}" in metrics]
-            if recalls != sorted(recalls):
-                yield f"{split}: {direction}R@k falls as k rises"
-        yield from _errors_of_values(split, metrics, row.get("values", {}).get(split))
-    if row.get("curve") and "val" in row.get("metrics", {}) and "val" in row["curve"][-1]:
-        last = row["curve"][-1]["val"]
-        for name in ("contrastive_loss", "captioning_loss", "coca_loss", "R@1"):
-            if not math.isclose(last[name], row["metrics"]["val"][name], rel_tol=1e-4, abs_tol=2e-5):
-                yield f"val: {name} differs from the end of the curve"
+            recalls = [found[f"{direction}R@{k}"] for k in (1, 5, 10)]
+            if recalls != sorted(recalls) or any(abs(r * found["num_pairs"] % 1 - 0.5) < 0.499 for r in recalls):
+                yield f"{split}: {direction}R@k is not a rising number of hits"
+        if row.get("values", {}).get(split):
+            yield from (f"{split}: {error}" for error in _errors_of_values(found, row["values"][split]))
+    for entry in row.get("curve", []):
+        yield from (f"val at step {entry['step']}: {error}" for error in _errors_of_losses(entry.get("val", {}), 2e-5))
+    last = row["curve"][-1].get("val", {}) if row.get("curve") else {}
+    for name, number in last.items():
+        if abs(number - metrics["val"][name]) > 1e-5:
+            yield f"val: {name} differs from the end of the curve"
+    if "val_images" in metrics and metrics["val_images"] != {**metrics["val_images"], **metrics["val"]}:
+        yield "val and val_images are one split with different metrics"
 
 
-def _errors_of_values(split: str, metrics: Mapping[str, float], values: Mapping[str, Any] | None) -> Iterator[str]:
-    if not values:
-        return
-    sums = {
+def _errors_of_losses(found: Mapping[str, float], tolerance: float) -> Iterator[str]:
+    if found and abs(found["coca_loss"] - found["contrastive_loss"] - 2 * found["captioning_loss"]) > tolerance:
+        yield "coca_loss is not contrastive_loss + 2 captioning_loss"
+
+
+def _errors_of_values(metrics: Mapping[str, float], values: Mapping[str, Any]) -> Iterator[str]:
+    single = {
         "captioning_loss": np.sum(values["nll"]) / np.sum(values["tokens"]),
         "contrastive_loss": np.mean(values["contrastive_batches"]),
-        "contrastive_loss_refitted": np.mean(values.get("contrastive_batches_refitted") or math.nan),
-        "CIDEr-D": np.mean(values.get("cider_d") or math.nan),
         **{f"R@{k}": np.mean(np.array(values["rank"]) < k) for k in (1, 5, 10)},
     }
-    for name, found in sums.items():
-        if (
-            name in metrics
-            and not math.isnan(found)
-            and not math.isclose(found, metrics[name], rel_tol=1e-3, abs_tol=1e-3)
-        ):
-            yield f"{split}: {name} is {metrics[name]:.5f}, and {found:.5f} by its single values"
+    for name, key in (("contrastive_loss_refitted", "contrastive_batches_refitted"), ("CIDEr-D", "cider_d")):
+        if key in values:
+            single[name] = np.mean(values[key])
+    for name, found in single.items():
+        if abs(found - metrics[name]) > TOLERANCES.get(name, 1e-9):
+            yield f"{name} is {metrics[name]:.6f}, and {found:.6f} by its single values"
+    if len(values["nll"]) != metrics["num_pairs"]:
+        yield f"{len(values['nll'])} captions, and num_pairs is {metrics['num_pairs']:.0f}"
 
 
 def _errors_of_choices(study: str) -> Iterator[str]:
@@ -273,6 +289,12 @@ def _constants(study: str, row: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
             yield ("training_flops", study, arm, stage), row["training_flops"]
     for parameter, digest in row.get("initial_weights", {}).items():
         yield (f"initial_weights of {parameter}", seed), digest
+    yield ("fields", study, arm, row["kind"], stage, row["commit"]), sorted(row)
+    yield ("steps of the curve", study, arm, row["kind"], stage), [entry["step"] for entry in row.get("curve", [])]
+    if row.get("initial_weights"):
+        yield ("names of initial_weights", study, arm, stage), sorted(row["initial_weights"])
+    for caption in row.get("captions", []):
+        yield (f"references of {caption['image']}", study, stage), caption["references"]
     if "data_order" in row:
         yield ("data_order", seed, stage, data, row["steps"]), row["data_order"]
     for split, metrics in row.get("metrics", {}).items():
@@ -281,6 +303,8 @@ def _constants(study: str, row: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
                 yield (f"{split} {metric}", stage, data), number
         if "values" in row and split in row["values"]:
             yield (f"{split} tokens", study, stage), row["values"][split]["tokens"]
+    if "test" in row.get("metrics", {}):  # no two runs end alike
+        yield ("run with this loss", row["metrics"]["test"]["coca_loss"]), (row["recipe_digest"], data, seed)
     yield (
         ("result", row["kind"], row["recipe_digest"], data, seed, row["commit"], row["machine"]),
         (row["metrics"], row["values"]),

@@ -244,6 +244,14 @@ class Setting:
             shards = (self.recipes()[0]["path"].parent / data["train"]).resolve()
             pairs = len(captions(shards.relative_to(ROOT).as_posix()))
             return f"{self._steps() * data['batch_size'] / pairs:.0f}"
+        if asked == "size":
+            sizes = {
+                row["parameters"]
+                for study, arms in self._sides()
+                for (arm, _, _), row in rows_of(study).items()
+                if arm in arms
+            }
+            return " or ".join(sorted({NUMBERS[round(size / 1e6)] for size in sizes})) + " million parameters"
         sizes = {recipe["model"].get("patch_size", 16) for recipe in self.recipes()}
         return {
             "steps": f"{self._steps():,}",

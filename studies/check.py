@@ -24,8 +24,19 @@ from tables import Plateau, tables
 
 TEXTS = STUDIES / "pages"
 WIDTH = 128
-PARTS = ("README.md", "CITATION.cff")
+PARTS = ("README.md", "CITATION.cff", "CHANGELOG.md")
 """Pages of which a text is only one part."""
+LIMITS = (
+    "Length",
+    "Repetition",
+    "Rates",
+    "Few styles",
+    "Parts that captions lack",
+    "Contrastive losses after fine-tuning",
+    "Test splits were used before",
+    "Scale",
+)
+"""Limits that the page of results must state."""
 
 # --- Settings
 
@@ -92,9 +103,17 @@ class Quoted:
 
 
 NUMBER = re.compile(r"(?<![\w@.,-])[−+]?\d[\d,.]*(?:/\d+)?")
+NUMBER_WORD = re.compile(
+    r"\b(three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundreds?|thousands?|millions?|billions?|half|thirds?|"
+    r"quarters?|fifths?|twice|doubled?|doubles|halves?|tenfold|times)\b",
+    re.IGNORECASE,
+)
 VERDICT = re.compile(
-    r"\b(better|worse|lower|higher|ahead|behind|equal|leads?|favou?rs?|differs?|differen(t|ce)|helps?|hurts?|excludes?|"
-    r"beats?|wins?|outperforms?|superior|inferior|advantages?|gains?|improves?|undecided)\b",
+    r"\b(better|worse|worst|lower|lowest|higher|highest|ahead|behind|equal|lead(s|ing)?|favou?r(s|ed)?|differ(s|ent|ence|ences)?|"
+    r"help(s|ed)?|hurts?|harm(s|ful)?|excludes?|beat(s|en)?|wins?|won|los(es|t|ing)|outperform(s|ed)?|surpass(es|ed)?|"
+    r"exceed(s|ed)?|superior|inferior|advantages?|disadvantages?|gain(s|ed)?|improv(es|ed|ement|ements|ing)|undecided|"
+    r"significant(ly)?|insignificant|stronger|weaker|dominates?|prefer(s|able|red)?|confirm(s|ed)?|prov(es|ed|en)|"
+    r"everywhere|always|never|smaller|larger|worsen(s|ed)?|benefits?|succeed(s|ed)?|fail(s|ed)?)\b",
     re.IGNORECASE,
 )
 
@@ -107,11 +126,12 @@ def texts() -> dict[Path, str]:
     }
 
 
-def errors_of_text(text: str) -> Iterator[str]:
-    """Yield the numbers and verdicts of a page's text that are outside of placeholders."""
+def errors_of_text(text: str, words: bool = True) -> Iterator[str]:
+    """Yield the numbers, also in `words`, and verdicts of a page's text that are outside of placeholders."""
     fixed = re.sub(r"\{[^{}]*\}", "…", text)
     fixed = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->", "…", fixed, flags=re.DOTALL)
-    for pattern, what in ((NUMBER, "a number"), (VERDICT, "a verdict")):
+    patterns = [(NUMBER, "a number"), (VERDICT, "a verdict"), *([(NUMBER_WORD, "a number")] if words else [])]
+    for pattern, what in patterns:
         for found in pattern.finditer(fixed):
             around = " ".join(fixed[max(0, found.start() - 40) : found.end() + 30].split())
             yield f"{what} that nothing computes: {found[0]} in {around!r}"
@@ -141,9 +161,15 @@ def _wrapped(text: str) -> Iterator[str]:
 
 def errors_of_page(page: Path, text: str, known: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with a page and its text. Of the pages in `PARTS`, the text is only one part."""
-    yield from errors_of_text(text)
+    yield from errors_of_text(text, words=STUDIES not in page.parents)
+    if page.name == "results.md":
+        yield from (f"lacks the limit {limit!r}" for limit in LIMITS if f"\n- **{limit}" not in text)
     expected, found = filled(text, known), page.read_text(encoding="utf-8")
     if expected == found or (page.relative_to(ROOT).as_posix() in PARTS and found.count(expected) == 1):
+        return
+    if page.relative_to(ROOT).as_posix() in PARTS:
+        yield from (f"lacks: {line}" for line in expected.splitlines() if line not in found.splitlines())
+        yield "the lines of its text are not one part of it"
         return
     lines = difflib.unified_diff(found.splitlines(), expected.splitlines(), n=0, lineterm="")
     yield from (

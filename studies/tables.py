@@ -12,7 +12,7 @@ from itertools import combinations, product
 from typing import Any
 
 import numpy as np
-from changes import Best, Change, Setting, holm, interval, signed, value
+from changes import NUMBERS, Best, Change, Setting, holm, interval, signed, value
 from ledgers import all_rows, plan_of, recipe_of, rows_of, stages_of
 
 PLATEAU = 1.5 / 8
@@ -315,6 +315,12 @@ def rows(words: list[str]) -> str:
     return f"{len(rows_of(study))} of {planned}"
 
 
+def seeds(words: list[str]) -> str:
+    """Return the number of seeds of a study in words: `STUDY`."""
+    (study,) = words
+    return NUMBERS[len(plan_of(study)["seeds"])]
+
+
 def steps(words: list[str]) -> str:
     """Return the steps of the pretraining of a study: `STUDY`."""
     (study,) = words
@@ -375,6 +381,7 @@ OF_STUDIES: tuple[Callable[[list[str]], str], ...] = (
     trials,
     trial,
     rows,
+    seeds,
     steps,
     plateau,
     ledgers,

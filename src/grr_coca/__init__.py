@@ -18,17 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["Index", "__version__", "load"]
 __version__ = "0.1.0"
 
-_OPEN_CLIP = "open_clip"
-"""Prefix of the names of open_clip's checkpoints: `open_clip:PATH`."""
-
 
 def load(name: str | Path, device: "str | torch.device | None" = None, engine: str = "auto") -> "ImageTextModel":
     """Load a model to caption, embed, classify and compare images with; see `grr_coca.infer`.
 
     Args:
         name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
-            `owner/name` or `owner/name@revision` on the Hugging Face hub; `open_clip:PATH` is a CoCa checkpoint of
-            open_clip, see `grr_coca.model.open_clip_checkpoints`.
+            `owner/name` or `owner/name@revision` on the Hugging Face hub; `SCHEME:PATH` is a checkpoint of another
+            project, which a plug-in of `grr_coca.loaders` reads, such as `open_clip:PATH`.
         device: where to run; None: CUDA, else Apple's MPS, else the CPU.
         engine: what computes the model: `onnx` (ONNX Runtime, on a CPU) or `torch`; `auto` takes the faster one, by a
             fixed rule.
@@ -37,34 +34,24 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
             compute this model here.
     """
-    scheme, _, path = str(name).partition(":")
-    if scheme == _OPEN_CLIP:
-        return _load_open_clip(Path(path), device, engine)
-    from grr_coca.infer.image_text_model import load as load_model  # late: `import grr_coca` stays fast
+    scheme, colon, path = str(name).partition(":")
+    if colon and not Path(name).exists():
+        from grr_coca.common import plugins  # late, as below: `import grr_coca` stays fast
+
+        loader = plugins.named("grr_coca.loaders", scheme)
+        if loader is not None:
+            return loader(path, device, engine)
+    from grr_coca.infer.image_text_model import load as load_model
 
     return load_model(name, device, engine)
 
 
-def _load_open_clip(path: Path, device: "str | torch.device | None", engine: str) -> "ImageTextModel":
-    from grr_coca.common.errors import UserError
-    from grr_coca.common.extras import require_extra
-    from grr_coca.common.threads import wait_passively
-
-    if engine not in ("auto", "torch"):
-        raise UserError(f"{_OPEN_CLIP}:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")
-    require_extra("open-clip", f"{_OPEN_CLIP}:{path}")
-    wait_passively()
-    from grr_coca.infer.choose_engine import choose_device
-    from grr_coca.infer.image_text_model import ImageTextModel
-    from grr_coca.model.open_clip_checkpoints.read import read_open_clip
-
-    return ImageTextModel(read_open_clip(path, device=choose_device(device)))
-
-
 def __getattr__(name: str) -> object:
-    """`Index`, imported when it is first used."""
-    if name != "Index":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from grr_coca.search.index import Index as Opened
+    """What other packages add to this one, such as `Index`. It is imported when it is first used."""
+    if not name.startswith("_"):
+        from grr_coca.common import plugins
 
-    return Opened
+        found = plugins.named("grr_coca.functions", name)
+        if found is not None:
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,8 +3,7 @@
 import pytest
 
 from grr_coca.evaluate.split import Evaluation
-from grr_coca.evaluate.table import Row, average_row, format_table, row
-from grr_coca.study.running.measured import row_metrics
+from grr_coca.evaluate.table import Row, average_row, format_table, row, row_metrics
 
 
 def metrics(contrastive: float, perplexity: float, coca: float, recall: float = 0.5) -> dict[str, float]:

@@ -1,4 +1,8 @@
-"""The command line: a table of verbs. The file of a verb is imported when the verb is called."""
+"""The command line: tables of commands. The module of a command is imported when the command is called.
+
+The core's commands are in `CORE`. Other packages add theirs by entry points of the group `grr_coca.commands`, each of
+which names a table such as `CORE`.
+"""
 
 import errno
 import importlib
@@ -6,64 +10,77 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import grr_coca
+from grr_coca.common import plugins
 from grr_coca.common.errors import Interruption, UserError, nearest, print_warnings, printable
 from grr_coca.common.threads import multiply_on_one_thread, wait_passively
 
 
-class Verb(NamedTuple):
-    """A verb of the command line, which may have two words, such as `import open_clip`.
+class Command(NamedTuple):
+    """A command, whose name may have two words, such as `export onnx`.
 
-    `function`: its module in this package, and the function there. `summary`: what the verb does.
+    Attributes:
+        function: Its module and the function there, such as `grr_coca.cli.caption:run`.
+        summary: One line that says what the command does.
     """
 
     function: str
     summary: str
 
     def load(self) -> Callable[..., int | None]:
-        """Import the verb's function."""
-        module, _, name = self.function.partition(".")
-        function: Callable[..., int | None] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        """Import the function of the command."""
+        module, _, name = self.function.partition(":")
+        function: Callable[..., int | None] = getattr(importlib.import_module(module), name)
         return function
 
 
-VERBS = {
-    "demo": Verb("demo.run", "pretrain, fine-tune and compare both models on small corpora that come with the code"),
-    "study": Verb("study.run", "compare models over several seeds: run a plan, show its status, report the results"),
-    "pretrain": Verb("training.pretrain", "train a new model on image-text pairs"),
-    "finetune": Verb("training.finetune", "train a checkpoint further on pairs of another domain"),
-    "evaluate": Verb(
-        "evaluate.evaluate_splits",
+CORE = {
+    "pretrain": Command("grr_coca.cli.training:pretrain", "train a new model on image-text pairs"),
+    "finetune": Command("grr_coca.cli.training:finetune", "train a checkpoint further on pairs of another domain"),
+    "evaluate": Command(
+        "grr_coca.cli.evaluate:evaluate_splits",
         "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
     ),
-    "compare": Verb("evaluate.compare_checkpoints", "two checkpoints side by side on the same splits"),
-    "caption": Verb("caption.run", "caption images with a checkpoint"),
-    "embed": Verb("embed.run", "embed images or texts as vectors that can be compared"),
-    "classify": Verb("classify.run", "say which of some labels fit images best"),
-    "explain": Verb("explain.run", "show where a model looks for each word of a caption, or for a text"),
-    "index": Verb("index.run", "index images for search, or bring an index up to date"),
-    "search": Verb("search.search_index", "find images of an index by text or by image"),
-    "match": Verb(
-        "match.run", "find the equivalent of each picture of a library in another, such as icons of two sets"
+    "compare": Command("grr_coca.cli.evaluate:compare_checkpoints", "two checkpoints side by side on the same splits"),
+    "caption": Command("grr_coca.cli.caption:run", "caption images with a checkpoint"),
+    "embed": Command("grr_coca.cli.embed:run", "embed images or texts as vectors that can be compared"),
+    "classify": Command("grr_coca.cli.classify:run", "say which of some labels fit images best"),
+    "explain": Command(
+        "grr_coca.cli.explain:run", "show where a model looks for each word of a caption, or for a text"
     ),
-    "lint": Verb("lint.run", "find names and alternative texts that contradict their picture"),
-    "duplicates": Verb("search.list_duplicates", "list the images of an index that look the same"),
-    "serve": Verb("serve.run", "serve captions, embeddings and search over HTTP, with a page to search pictures"),
-    "mcp": Verb("mcp.run", "serve indexes of icons to agents by the Model Context Protocol"),
-    "doctor": Verb("doctor.run", "show what is installed here, and check that it is whole"),
-    "models": Verb("info.list_models", "list the models that can be used by name"),
-    "data": Verb("data.run", "check image-text pairs, count them, or convert them to shards"),
-    "info": Verb("info.describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"),
-    "import open_clip": Verb("exchange.import_open_clip", "convert a CoCa checkpoint of open_clip"),
-    "import index": Verb("exchange.import_index", "make an index from a Parquet file that export index wrote"),
-    "export index": Verb("exchange.export_index", "write an index into a Parquet file"),
-    "export open_clip": Verb("exchange.export_open_clip", "write a checkpoint that open_clip loads"),
-    "export onnx": Verb("exchange.export_onnx", "write a checkpoint as ONNX graphs, which need no PyTorch"),
-    "export web": Verb("exchange.export_web", "write a site that captions and searches images in the browser"),
-    "push": Verb("exchange.push", "upload a checkpoint to the Hugging Face hub, with a model card"),
+    "doctor": Command("grr_coca.cli.doctor:run", "show what is installed here, and check that it is whole"),
+    "models": Command("grr_coca.cli.info:list_models", "list the models that can be used by name"),
+    "data": Command("grr_coca.cli.data:run", "check image-text pairs, count them, or convert them to shards"),
+    "info": Command(
+        "grr_coca.cli.info:describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"
+    ),
+    "export onnx": Command(
+        "grr_coca.cli.exchange:export_onnx", "write a checkpoint as ONNX graphs, which need no PyTorch"
+    ),
+    "push": Command("grr_coca.cli.exchange:push", "upload a checkpoint to the Hugging Face hub, with a model card"),
 }
+
+
+def all_commands() -> dict[str, Command]:
+    """Return the commands of the core, of the packages beside it, and of other distributions, by name.
+
+    A name has one owner: the core first, then the packages of this distribution.
+    """
+    commands = dict(CORE)
+    for table in plugins.values("grr_coca.commands"):
+        commands |= {name: command for name, command in table.items() if name not in commands}
+    return commands
+
+
+def _command(name: str) -> Command | None:
+    """The command of a name. Tables are read in the order of their owners, and no further than is needed."""
+    for table in chain([CORE], plugins.values("grr_coca.commands")):
+        if name in table:
+            return table[name]
+    return None
 
 
 _OFFLINE = "--offline"
@@ -135,43 +152,47 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(grr_coca.__version__)
         return 0
-    verb, rest = _split(argv)
-    if verb not in VERBS:  # the first of two words
-        print(_usage(verb))
+    name, rest = _split(argv)
+    command = _command(name)
+    if command is None:  # the first of two words
+        print(_usage(name))
         return 0 if rest else 2
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")  # its import reads this; it knows neither
     import tyro
 
-    code: int | None = tyro.cli(VERBS[verb].load(), args=rest, prog=f"grr-coca {verb}", description=VERBS[verb].summary)
+    code: int | None = tyro.cli(command.load(), args=rest, prog=f"grr-coca {name}", description=command.summary)
     return code or 0
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
-    """Split arguments into a verb and its arguments. If the second word of a verb is missing: the first word alone.
+    """Split arguments into a command and its arguments. If the second word of a command is missing: the first alone.
 
     Raises:
-        UserError: there is no such verb; the message names the nearest.
+        UserError: there is no such command; the message names the nearest.
     """
     first, *rest = argv
-    if first in VERBS:
+    if _command(first) is not None:
         return first, rest
-    kinds = [verb for verb in VERBS if verb.startswith(f"{first} ")]
+    if rest and _command(f"{first} {rest[0]}") is not None:
+        return f"{first} {rest[0]}", rest[1:]
+    commands = all_commands()
+    kinds = [name for name in commands if name.startswith(f"{first} ")]
     if not kinds:
-        raise UserError(f"there is no verb '{first}'; {nearest(first, VERBS)}")
-    if not rest or rest[0] in ("-h", "--help"):
-        return first, rest
-    verb = f"{first} {rest[0]}"
-    if verb not in kinds:
-        raise UserError(f"there is no '{verb}'; {nearest(verb, kinds)}")
-    return verb, rest[1:]
+        again = "" if plugins.is_installed() else "; only the core is installed: run pip install -e . again"
+        raise UserError(f"there is no verb '{first}'; {nearest(first, commands)}{again}")
+    if rest and rest[0] not in ("-h", "--help"):
+        name = f"{first} {rest[0]}"
+        raise UserError(f"there is no '{name}'; {nearest(name, kinds)}")
+    return first, rest
 
 
 def _usage(first: str = "") -> str:
-    """Help that lists all verbs, or those that begin with the word `first`."""
-    verbs = {verb: summary for verb, (_, summary) in VERBS.items() if not first or verb.startswith(f"{first} ")}
-    width = max(map(len, verbs))
-    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in verbs.items()]
+    """Help that lists all commands, or those that begin with the word `first`."""
+    commands = all_commands()
+    shown = {name: one.summary for name, one in commands.items() if not first or name.startswith(f"{first} ")}
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in shown.items()]
     usage = "usage: grr-coca VERB [options]    (grr-coca VERB --help lists its options)"
     return "\n".join(
         [usage, "", *lines, "", f"With any verb, {_OFFLINE} uses only models and icon sets on this machine."]

@@ -110,8 +110,7 @@ def compare_checkpoints(
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
     require_extra("torch", "comparing checkpoints")
 
-    from grr_coca.evaluate.table import average_row, format_table, row  # late: imports torch
-    from grr_coca.study.running.measured import row_metrics
+    from grr_coca.evaluate.table import average_row, format_table, row, row_metrics  # late: imports torch
 
     models = (_load(folders[0]), _load(folders[1]))
     first, second = (_measure_losses(model, paths, batch_size) for model in models)

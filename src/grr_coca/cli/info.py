@@ -7,18 +7,18 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import Flag
+from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.extras import install_command, require_extra
+from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_json
-from grr_coca.infer.choose_engine import choose_engine
-from grr_coca.infer.published_models import PUBLISHED, PublishedModel, is_here, published_folder
+from grr_coca.infer.choose_engine import ENGINE_TITLES, choose_engine
+from grr_coca.infer.locate import ModelProvider
 from grr_coca.model.checkpoint_folder import read_config
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
 from grr_coca.model.shipped_models import DEFAULT, FOLDER, ModelCard, shipped_models
 
-_ENGINES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 _MIN_LENGTH = 4
 """Tokens of the shortest caption: one word, and the begin, end and class tokens."""
 _SHOWN_FIGURES = {"text_to_image/R@1": "R@1", "exact_captions": "captions exactly right"}
@@ -67,32 +67,18 @@ def list_models(json: Flag = False) -> None:
     """
     cards = shipped_models()
     engines = {name: _engine_here(FOLDER / name) for name in cards}
-    places = {name: published_folder(name) if is_here(name) else None for name in PUBLISHED}
+    providers: list[ModelProvider] = list(plugins.values("grr_coca.models"))
     if json:
         shipped = {name: {**to_dict(card), "engine": engines[name]} for name, card in cards.items()}
-        published = {name: _published_row(model, places[name]) for name, model in PUBLISHED.items()}
-        print(json_format.dumps({**shipped, **published}))
+        others = {name: row for provider in providers for name, (row, _) in provider.listed(_engine_here).items()}
+        print(json_format.dumps({**shipped, **others}))
         return
     for name, card in cards.items():
-        print(_described(card, _ENGINES[engines[name]]))
-    print(f"\nfor photographs, published by open_clip; {install_command('photos')} lets the first use fetch them:")
-    for name, model in PUBLISHED.items():
-        print(_published_lines(model, places[name]))
-
-
-def _published_row(model: PublishedModel, place: Path | None) -> dict[str, object]:
-    row = {**to_dict(model), "bytes": model.bytes, "is_here": place is not None}
-    return row if place is None else {**row, "folder": str(place), "engine": _engine_here(place)}
-
-
-def _published_lines(model: PublishedModel, place: Path | None) -> str:
-    here = "not fetched yet" if place is None else f"on this machine; runs here in {_ENGINES[_engine_here(place)]}"
-    return (
-        f"{model.name}: {model.good_for}\n"
-        f"  {model.repository}, {model.parameters / 1e6:.0f} M parameters, {model.bytes / 1e9:.2f} GB; "
-        f"{model.licence}; {here}\n"
-        f"  trained on {model.data}; ImageNet, zero-shot {model.imagenet:.1%}"
-    )
+        print(_described(card, ENGINE_TITLES[engines[name]]))
+    for provider in providers:
+        print(f"\n{provider.heading}")
+        for _, lines in provider.listed(_engine_here).values():
+            print(lines)
 
 
 def _engine_here(folder: Path) -> str:

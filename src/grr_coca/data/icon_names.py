@@ -30,21 +30,12 @@ filter iso plus minus speed battery signal wifi
 COUNTED = frozenset(_COUNTED.split())
 """Words after which a number is part of the thing. After other words it only numbers the drawings of one thing."""
 
-FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with"})
-"""Words that say nothing alone. Tags and searches by words leave them out."""
-
 
 def words_of_name(name: str) -> str:
     """The words of an icon's name, in lower case: `Trash2`, `trash_2` and `trash-2` are all `trash 2`."""
     if not name.islower():  # the name of a component
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9])", " ", name)
     return " ".join(re.split(r"[\W_]+", name)).strip().lower()
-
-
-def singular(word: str) -> str:
-    """An English word without the ending of a regular plural. What looks like a plural loses its ending too, so compare
-    both sides."""
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 class Styles(NamedTuple):

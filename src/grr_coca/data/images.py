@@ -1,6 +1,6 @@
 """Decodes image files into RGB images, with errors that say what is wrong, and recognizes image files by their names.
 
-SVG files are drawn by `svg.py`. HEIC files are decoded by pillow-heif.
+SVG files are rendered by a plug-in. HEIC files are decoded by pillow-heif.
 """
 
 import io
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from posixpath import basename
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from grr_coca.common import plugins
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.data.svg import SVG_SIDE, draw_svg, is_svg
 
 if TYPE_CHECKING:
     from PIL import ImageCms
@@ -35,6 +35,10 @@ MAX_BYTES = 2**28
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Accepted image formats besides SVG, AVIF and HEIC. Pillow reads more, but it runs Ghostscript for some of them."""
+
+VECTOR_SIDE = 256
+"""Side in pixels at which drawings such as SVG files are rendered for people, since they have no size in pixels. For
+models, it is the largest."""
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
@@ -77,6 +81,15 @@ _TURNS = {
 """The operation that turns an image upright, by the orientation in its EXIF data."""
 
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
+_RASTER_STARTS = (
+    *(start for start, _ in _MAGIC),
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"\0\0\0\x0cjP",
+)
+"""Beginnings of files that are not drawings: no plug-in is asked about them."""
 
 
 _PEAK_BYTES_PER_PIXEL = {
@@ -109,7 +122,7 @@ def decode_image(
     to_srgb: bool = False,
     is_scaled: bool = False,
     at_least: tuple[int, int] | None = None,
-    svg_side: int = SVG_SIDE,
+    vector_side: int = VECTOR_SIDE,
 ) -> Image.Image:
     """Decode the bytes of an image file into an RGB image.
 
@@ -128,7 +141,7 @@ def decode_image(
         at_least: width and height that are enough, before the image is turned upright. A JPEG is decoded at a half, a
             quarter or an eighth of its size if that is no smaller, which saves memory and time; pixels then differ
             slightly. None: as it is.
-        svg_side: side in pixels at which an SVG file is drawn, see `draw_svg`.
+        vector_side: side in pixels at which an SVG file is drawn, see `VectorFormat`.
 
     Raises:
         BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
@@ -138,7 +151,7 @@ def decode_image(
         raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
     ignore_warnings_of_pillow()
     try:
-        opened = open_header(data, name, svg_side)
+        opened = open_header(data, name, vector_side)
         if at_least is not None:
             opened.draft(None, at_least)
         opened.load()
@@ -155,6 +168,29 @@ def decode_image(
     return image
 
 
+class VectorFormat(Protocol):
+    """A format of drawings, such as SVG, of a package beside the core. Registered in `grr_coca.image_formats`."""
+
+    def recognizes(self, data: bytes) -> bool:
+        """Return whether the bytes of a file are in this format. Its name does not matter."""
+        ...
+
+    def render(self, data: bytes, name: str, side: int) -> Image.Image:
+        """Render a drawing as a transparent square of `side` pixels, in the middle if it is oblong.
+
+        Raises:
+            BadSample: It cannot be rendered.
+        """
+        ...
+
+
+def vector_format(data: bytes) -> VectorFormat | None:
+    """Return the format of a drawing; None for an image of pixels, and for what is in no known format."""
+    if data.startswith(_RASTER_STARTS) or data[4:8] == b"ftyp":
+        return None
+    return next((one for one in plugins.values("grr_coca.image_formats") if one.recognizes(data)), None)
+
+
 def ignore_warnings_of_pillow() -> None:
     """Ignore warnings of Pillow about large images and odd metadata. They do not name the file.
 
@@ -165,15 +201,15 @@ def ignore_warnings_of_pillow() -> None:
         warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
-def open_header(data: bytes, name: str, svg_side: int = SVG_SIDE) -> Image.Image:
+def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE) -> Image.Image:
     """Open an image and read its header. No pixel is decoded, except that SVG is drawn.
 
     Raises:
         BadSample: the image has more than `MAX_PIXELS`.
         One of `BROKEN`: the file is broken.
     """
-    if is_svg(data):
-        return draw_svg(data, name, svg_side)
+    if (vector := vector_format(data)) is not None:
+        return vector.render(data, name, vector_side)
     kind = _container_kind(data)
     if kind == "HEIC":
         image = _open_heic(data, name)

@@ -13,8 +13,7 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import UInt8
 from grr_coca.data.framing import Box, Framing
-from grr_coca.data.images import Opening, decode_image, with_srgb_colours
-from grr_coca.data.svg import SVG_SIDE
+from grr_coca.data.images import VECTOR_SIDE, Opening, decode_image, with_srgb_colours
 
 Order = Literal["crop_then_resize", "resize_then_crop"]
 
@@ -74,9 +73,9 @@ class Preprocess:
         Raises:
             BadSample: the file cannot be decoded.
         """
-        svg_side = SVG_SIDE if for_people else min(2 * self.image_size, SVG_SIDE)
+        vector_side = VECTOR_SIDE if for_people else min(2 * self.image_size, VECTOR_SIDE)
         return decode_image(
-            data, name, self.opening, to_srgb=to_srgb, is_scaled=True, at_least=at_least, svg_side=svg_side
+            data, name, self.opening, to_srgb=to_srgb, is_scaled=True, at_least=at_least, vector_side=vector_side
         )
 
     def square(self, image: Image.Image) -> Image.Image:

@@ -24,11 +24,8 @@ from PIL import Image
 
 from grr_coca.common.threads import num_threads
 from grr_coca.data import svg_program as program
+from grr_coca.data.images import VECTOR_SIDE
 from grr_coca.data.sources.base import BadSample, Cause
-
-SVG_SIDE = 256
-"""Side in pixels at which SVG files are drawn for people, since they have no size in pixels. For models, it is the
-largest."""
 
 _HEAD_BYTES = 4096
 """The first tag of an SVG file must begin within this many bytes, after comments and declarations."""
@@ -56,7 +53,7 @@ def is_svg(data: bytes) -> bool:
     return head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!")) and b"<svg" in head)
 
 
-def draw_svg(data: bytes, name: str, side: int = SVG_SIDE) -> Image.Image:
+def draw_svg(data: bytes, name: str, side: int = VECTOR_SIDE) -> Image.Image:
     """Draw an SVG file as a transparent square, with oblong drawings in the middle.
 
     Nothing else is read: no fonts of the system, and no other image.
@@ -64,7 +61,7 @@ def draw_svg(data: bytes, name: str, side: int = SVG_SIDE) -> Image.Image:
     Args:
         data: the file.
         name: its name in messages.
-        side: of the square, in pixels. If the drawing itself is smaller than half of it, the square has `SVG_SIDE`
+        side: of the square, in pixels. If the drawing itself is smaller than half of it, the square has `VECTOR_SIDE`
             pixels instead, since whoever cuts the drawing out needs more of it.
 
     Raises:
@@ -77,8 +74,8 @@ def draw_svg(data: bytes, name: str, side: int = SVG_SIDE) -> Image.Image:
     try:
         svg = data.decode("utf-8-sig")
         image = render_svg(svg, side)
-        if side < SVG_SIDE and _is_small(image):
-            image = render_svg(svg, SVG_SIDE)
+        if side < VECTOR_SIDE and _is_small(image):
+            image = render_svg(svg, VECTOR_SIDE)
     except ValueError as error:
         raise BadSample(f"{name}: an SVG file that cannot be drawn ({error})", Cause.BROKEN_IMAGE) from error
     except OSError as error:
@@ -267,3 +264,18 @@ _helpers = _Helpers()
 atexit.register(_helpers.end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.leave)
+
+
+class SvgFormat:
+    """SVG for the core: a `grr_coca.data.images.VectorFormat`."""
+
+    def recognizes(self, data: bytes) -> bool:
+        """Return whether the bytes of a file are SVG."""
+        return is_svg(data)
+
+    def render(self, data: bytes, name: str, side: int) -> Image.Image:
+        """Draw an SVG file as a transparent square, see `draw_svg`."""
+        return draw_svg(data, name, side)
+
+
+FORMAT = SvgFormat()

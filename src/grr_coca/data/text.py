@@ -60,6 +60,16 @@ def clean_prompt(prompt: str) -> str:
     return _single_spaced(prompt, "the prompt")
 
 
+FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with"})
+"""Words that say nothing alone. Tags and searches by words leave them out."""
+
+
+def singular(word: str) -> str:
+    """An English word without the ending of a regular plural. What looks like a plural loses its ending too, so compare
+    both sides."""
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
 def writable(name: str) -> str:
     """A name without characters that cannot be written, such as half an emoji in JSON. They become `?`."""
     try:

@@ -6,6 +6,10 @@ It needs no plotting library: `grr-coca evaluate --compare` prints it too.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grr_coca.evaluate.split import Evaluation
 
 Metrics = Mapping[str, float]
 
@@ -28,6 +32,14 @@ class Row:
 def row(name: str, model: Metrics, baseline: Metrics) -> Row:
     """The row of a split, from metrics by their keys in a ledger."""
     return Row(name, _metrics(model), _metrics(baseline))
+
+
+def row_metrics(evaluation: "Evaluation") -> dict[str, float]:
+    """The finite metrics of a split, named as in a ledger: `R@1` for `text_to_image/R@1`."""
+    numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
+    return {
+        name: value for name, value in numbers.items() if not name.startswith("median_rank") and math.isfinite(value)
+    }
 
 
 def average_row(name: str, rows: Sequence[Row]) -> Row:

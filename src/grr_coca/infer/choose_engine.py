@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EngineChoice = Literal["auto", "onnx", "torch"]
 """An engine, or the one that the rule chooses."""
+ENGINE_TITLES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 MAX_ONNX_WIDTH = 128
 """Widest transformer for which ONNX Runtime was never behind PyTorch on a CPU, at any batch size
 (`benchmarks/results/engines.json`)."""

@@ -2,16 +2,53 @@
 
 import logging
 import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Protocol
 
+from grr_coca.common import plugins
 from grr_coca.common.errors import UserError, first_line, nearest
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST
-from grr_coca.infer.published_models import PUBLISHED, find_published, published_folder
 from grr_coca.model.checkpoint_folder import MODEL_FILES, find_model
 from grr_coca.model.shipped_models import HUB_ID, shipped_folder, shipped_names
 
 log = logging.getLogger(__name__)
+
+
+class ModelProvider(Protocol):
+    """Models that a package beside the core knows by name, registered in `grr_coca.models`."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the models, for messages."""
+        ...
+
+    @property
+    def heading(self) -> str:
+        """A line above the models, where they are listed."""
+        ...
+
+    def owns(self, name: str) -> bool:
+        """Return whether this is the name of one of its models, perhaps with `@revision`."""
+        ...
+
+    def locate(self, name: str) -> Path:
+        """Return the checkpoint folder of a model. It is fetched at first use.
+
+        Raises:
+            UserError: It cannot be fetched, or is corrupt.
+        """
+        ...
+
+    def listed(self, engine_of: Callable[[Path], str]) -> Mapping[str, tuple[Mapping[str, object], str]]:
+        """Describe the models by name: each as an object for JSON, and in lines of text. Nothing is fetched.
+
+        Args:
+            engine_of: Name of the engine that computes the model of a folder here.
+        """
+        ...
+
 
 _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 """`owner/name`, or `owner/name@revision`: a branch, a tag or a commit."""
@@ -31,27 +68,34 @@ def locate_checkpoint(named: str | Path) -> Path:
         UserError: there is no such checkpoint; the message says what is missing, or names the nearest.
     """
     path, name = Path(named), str(named)
-    if name.startswith("open_clip:") and not path.exists():
+    scheme, colon, _ = name.partition(":")
+    if colon and not path.exists() and plugins.named("grr_coca.loaders", scheme) is not None:
         raise UserError(f"{name}: first convert it: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
-    shipped, published = shipped_folder(name), find_published(name)
-    if shipped is not None or published is not None:
+    shipped = shipped_folder(name)
+    provider = _provider_of(name) if shipped is None else None
+    if shipped is not None or provider is not None:
         if not _holds_checkpoint(path):
-            return shipped or published_folder(name)
+            return shipped if provider is None else provider.locate(name)  # type: ignore[return-value]
         kind = "shipped" if shipped is not None else "published"
         log.warning("%s: this folder is used, not the %s model of the same name", path, kind)
     if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
         return find_model(path)
     if _HUB_NAME.fullmatch(name):
         return find_model(_fetch(name))
+    published = [known for provider in plugins.values("grr_coca.models") for known in provider.names]
     raise UserError(
-        f"{name}: no such folder, and no model of this name; {nearest(name, [*shipped_names(), *PUBLISHED])}"
+        f"{name}: no such folder, and no model of this name; {nearest(name, [*shipped_names(), *published])}"
     )
 
 
 def is_on_hub(name: str) -> bool:
     """True if `locate_checkpoint` would look for this name on the Hugging Face hub."""
-    is_known = shipped_folder(name) is not None or find_published(name) is not None
+    is_known = shipped_folder(name) is not None or _provider_of(name) is not None
     return not is_known and not Path(name).exists() and _HUB_NAME.fullmatch(name) is not None
+
+
+def _provider_of(name: str) -> ModelProvider | None:
+    return next((provider for provider in plugins.values("grr_coca.models") if provider.owns(name)), None)
 
 
 def _fetch(hub_id: str) -> Path:

@@ -10,15 +10,16 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, first_line
-from grr_coca.common.extras import require_extra
+from grr_coca.common.extras import install_command, require_extra
 from grr_coca.common.files import MANIFEST, file_sha256, is_offline, models_cache, read_json, whole_folder, write_whole
+from grr_coca.infer.choose_engine import ENGINE_TITLES
 from grr_coca.model.open_clip_checkpoints import SETTINGS, WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -278,3 +279,49 @@ def _require_space(folder: Path, needed: int) -> None:
             f"{folder.parent}: {free / 1e9:.2f} GB are free, and importing takes {needed / 1e9:.2f} GB; free some, or "
             "set XDG_CACHE_HOME to a folder on another disk"
         )
+
+
+class PublishedModels:
+    """The published models for the core: a `grr_coca.infer.locate.ModelProvider`."""
+
+    names = tuple(PUBLISHED)
+
+    @property
+    def heading(self) -> str:
+        """A line above the models, where they are listed."""
+        return f"for photographs, published by open_clip; {install_command('photos')} lets the first use fetch them:"
+
+    def owns(self, name: str) -> bool:
+        """Return whether this is the name of a published model, perhaps with `@revision`."""
+        return find_published(name) is not None
+
+    def locate(self, name: str) -> Path:
+        """Return the folder of a model, see `published_folder`."""
+        return published_folder(name)
+
+    def listed(self, engine_of: Callable[[Path], str]) -> dict[str, tuple[dict[str, object], str]]:
+        """Describe the models: for JSON, and in lines of text."""
+        folders = {name: published_folder(name) if is_here(name) else None for name in PUBLISHED}
+        engines = {name: None if folder is None else engine_of(folder) for name, folder in folders.items()}
+        return {
+            name: (_row(model, folders[name], engines[name]), _lines(model, engines[name]))
+            for name, model in PUBLISHED.items()
+        }
+
+
+def _row(model: PublishedModel, folder: Path | None, engine: str | None) -> dict[str, object]:
+    row = {**to_dict(model), "bytes": model.bytes, "is_here": folder is not None}
+    return row if folder is None else {**row, "folder": str(folder), "engine": engine}
+
+
+def _lines(model: PublishedModel, engine: str | None) -> str:
+    here = "not fetched yet" if engine is None else f"on this machine; runs here in {ENGINE_TITLES[engine]}"
+    return (
+        f"{model.name}: {model.good_for}\n"
+        f"  {model.repository}, {model.parameters / 1e6:.0f} M parameters, {model.bytes / 1e9:.2f} GB; "
+        f"{model.licence}; {here}\n"
+        f"  trained on {model.data}; ImageNet, zero-shot {model.imagenet:.1%}"
+    )
+
+
+PROVIDER = PublishedModels()

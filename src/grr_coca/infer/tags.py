@@ -19,7 +19,7 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Float
-from grr_coca.data.icon_names import FUNCTION_WORDS, singular
+from grr_coca.data.text import FUNCTION_WORDS, singular
 from grr_coca.infer.generate.captions import Caption
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_folder import TAGS

@@ -17,11 +17,11 @@ from grr_coca.model.config import CoCaConfig
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.layers.block import Block, CrossBlock
 from grr_coca.model.layers.layout import ROUND_TO
-from grr_coca.model.open_clip import TwoStepCrossBlock
 from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 
-_CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock, TwoStepCrossBlock)
-"""Modules whose children are shown in the tree of parts; all others are leaves."""
+_CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock)
+"""Modules whose children are shown in the tree of parts, as are those of modules that have one of them as a child. All
+others are leaves."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _walk(module: nn.Module, path: tuple[str, ...], times: int) -> Iterator[Part
     if isinstance(module, nn.ModuleList):
         count, module = len(module), module[0]
         times *= count
-    is_leaf = not isinstance(module, _CONTAINERS)
+    is_leaf = not any(isinstance(one, _CONTAINERS) for one in (module, *module.children()))
     yield Part(path, type(module).__name__, count, times * count_parameters(module), is_leaf)
     if not is_leaf:
         for name, child in module.named_children():

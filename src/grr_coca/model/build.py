@@ -10,12 +10,14 @@ from torch.overrides import TorchFunctionMode
 
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import (
+    OWN,
     CoCaConfig,
     ImageEncoderConfig,
     MultimodalDecoderConfig,
     Norm,
     TextDecoderConfig,
     TransformerConfig,
+    find_architecture,
 )
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.init import init_weights
@@ -26,7 +28,6 @@ from grr_coca.model.layers.norm import RMSNorm
 from grr_coca.model.layers.pooler import AttentionalPooler, cascade, parallel
 from grr_coca.model.layers.position import LearnedPosition, NoPosition, Rotary, grid_angles, line_angles
 from grr_coca.model.layers.stem import ConvStem, Patchify
-from grr_coca.model.open_clip import build_open_clip
 from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 
 
@@ -40,7 +41,10 @@ def build(config: CoCaConfig, seed: int = 0) -> CoCa:
 def build_without_weights(config: CoCaConfig) -> CoCa:
     """Build the model of a config with weights that have no values yet. The caller must write or load all of them."""
     with _NoDefaultInit():
-        return build_open_clip(config) if config.architecture == "open_clip" else _coca(config)
+        if config.architecture == OWN:
+            return _coca(config)
+        model: CoCa = find_architecture(config.architecture).build(config)
+        return model
 
 
 class _NoDefaultInit(TorchFunctionMode):

@@ -9,14 +9,15 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import MANIFEST, file_sha256, listed_files
-from grr_coca.model.config import CoCaConfig
+from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "tokenizer.json", "preprocess.json")
@@ -132,20 +133,20 @@ def fingerprint(folder: Path) -> str:
 
 # --- The config of a model in `config.json`
 
-_OPEN_CLIP_KEYS = {
-    ("image_encoder", "transformer", "attention_bias"): ("none", "all"),
-    ("image_encoder", "class_token"): ("none", "kept"),
-    ("image_encoder", "pre_norm"): ("none", "before_blocks"),
-    ("text_decoder", "transformer", "attention_bias"): ("none", "all"),
-    ("text_decoder", "cls"): ("after_caption", "last_position"),
-    ("multimodal_decoder", "transformer", "attention_bias"): ("none", "all"),
-    ("multimodal_decoder", "layer"): ("one_feed_forward", "two_feed_forwards"),
-    ("multimodal_decoder", "image_tokens"): ("as_given", "normalized"),
-    ("poolers", "queries"): ("free", "normalized"),
-    ("poolers", "attention_bias"): ("none", "all"),
+FIXED_KEYS = {
+    ("image_encoder", "transformer", "attention_bias"): "none",
+    ("image_encoder", "class_token"): "none",
+    ("image_encoder", "pre_norm"): "none",
+    ("text_decoder", "transformer", "attention_bias"): "none",
+    ("text_decoder", "cls"): "after_caption",
+    ("multimodal_decoder", "transformer", "attention_bias"): "none",
+    ("multimodal_decoder", "layer"): "one_feed_forward",
+    ("multimodal_decoder", "image_tokens"): "as_given",
+    ("poolers", "queries"): "free",
+    ("poolers", "attention_bias"): "none",
 }
-"""Keys of `config.json` that together hold `CoCaConfig.architecture`: the value of each for `coca` and for
-`open_clip`."""
+"""Keys of `config.json` that together hold `CoCaConfig.architecture`: the value of each for CoCa's own. Another
+architecture has other values, see `Architecture.keys`."""
 
 
 def saved_config(config: CoCaConfig) -> dict[str, object]:
@@ -154,9 +155,9 @@ def saved_config(config: CoCaConfig) -> dict[str, object]:
     image_encoder = _section(saved, ("image_encoder", "stem"))
     if image_encoder["stem"] == "patchify":  # older files do not have the key, and must keep their hash
         del image_encoder["stem"]
-    is_open_clip = saved.pop("architecture") == "open_clip"
-    for path, values in _OPEN_CLIP_KEYS.items():
-        _section(saved, path)[path[-1]] = values[is_open_clip]
+    name = str(saved.pop("architecture"))
+    for path, value in (FIXED_KEYS if name == OWN else find_architecture(name).keys).items():
+        _section(saved, path)[path[-1]] = value
     return saved
 
 
@@ -171,20 +172,34 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
         if name not in names:
             raise UserError(f"{where}: unknown key '{name}'; {nearest(str(name), names)}")
     config = copy.deepcopy(dict(saved))
-    is_open_clip = {}
-    for path, (ours, theirs) in _OPEN_CLIP_KEYS.items():
-        key, value = ".".join(path), _section(config, path).pop(path[-1], ours)  # older files do not have the key
-        if value not in (ours, theirs):
-            raise UserError(f"{where}: {key}: {value!r} is not a choice; use '{ours}' or '{theirs}'")
-        is_open_clip[key] = value == theirs
-    if len(set(is_open_clip.values())) > 1:
-        theirs, ours = (next(key for key, found in is_open_clip.items() if found is wanted) for wanted in (True, False))
-        raise UserError(
-            f"{where}: {theirs} has open_clip's value, but {ours} has not; a model has all parts of open_clip's CoCa, "
-            "or none"
-        )
-    config["architecture"] = "open_clip" if any(is_open_clip.values()) else "coca"
+    # Older files do not have all keys.
+    values = {path: _section(config, path).pop(path[-1], value) for path, value in FIXED_KEYS.items()}
+    config["architecture"] = OWN if values == FIXED_KEYS else _architecture_of(values, where)
     return from_dict(CoCaConfig, config, where)
+
+
+def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> str:
+    """The name of the architecture that has these values of `FIXED_KEYS`, which are not all those of CoCa's own."""
+    installed = {**plugins.others("grr_coca.architectures"), **plugins.own("grr_coca.architectures")}
+    for name, architecture in installed.items():
+        if values == architecture.keys:
+            return name
+    for path, value in values.items():
+        choices = {FIXED_KEYS[path], *(architecture.keys[path] for architecture in installed.values())}
+        if value not in choices:
+            raise UserError(f"{where}: {'.'.join(path)}: {value!r} is not a choice; use {_quoted(choices)}")
+    other, own = (
+        next(".".join(path) for path, value in values.items() if (value == FIXED_KEYS[path]) is is_own)
+        for is_own in (False, True)
+    )
+    raise UserError(
+        f"{where}: {own} has the value of CoCa's own architecture, but {other} has not; a model has all parts of one "
+        f"architecture; installed are {_quoted([OWN, *installed])}"
+    )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return " or ".join(f"'{name}'" for name in sorted(names))
 
 
 def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 Widths are in channels, image sizes in pixels. A parent never repeats a field of its child.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
+from grr_coca.common import plugins
 from grr_coca.common.errors import UserError, nearest_multiples
 
 Norm = Literal["rms", "layer", "layer_1e-5"]
@@ -16,7 +18,8 @@ Stem = Literal["patchify", "convolutional"]
 QKNorm = Literal["none", "rms"]
 Contrastive = Literal["softmax", "sigmoid"]
 CaptionsFrom = Literal["queries", "patches"]
-Architecture = Literal["coca", "open_clip"]
+OWN = "coca"
+"""The name of CoCa's own architecture."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -193,7 +196,7 @@ class CoCaConfig:
     `contrastive`: the kind of contrastive loss, a softmax over the batch (CoCa) or a sigmoid for each pair (SigLIP). It
     belongs to the model, because the sigmoid needs a learned bias and starts from another temperature.
 
-    `architecture`: `open_clip` has all parts in which open_clip's CoCa differs (`grr_coca.model.open_clip`).
+    `architecture`: `coca`, or the name of another `Architecture`, such as `open_clip`.
     """
 
     embed_dim: int
@@ -202,7 +205,7 @@ class CoCaConfig:
     multimodal_decoder: MultimodalDecoderConfig
     poolers: PoolersConfig
     contrastive: Contrastive = "softmax"
-    architecture: Architecture = "coca"
+    architecture: str = OWN
 
     def __post_init__(self) -> None:
         _require_positive(self, "embed_dim")
@@ -215,26 +218,43 @@ class CoCaConfig:
             text.embed_dim % self.poolers.num_heads == 0,
             f"poolers num_heads {self.poolers.num_heads} must divide the text width {text.embed_dim}",
         )
-        if self.architecture == "open_clip":
-            self._require_parts_of_open_clip()
-        else:
+        if self.architecture == OWN:
             _require(self.poolers.arrangement != "shared", "arrangement 'shared' needs architecture 'open_clip'")
+        else:
+            find_architecture(self.architecture).check(self)
 
-    def _require_parts_of_open_clip(self) -> None:
-        parts: dict[str, object] = {
-            "norm": "layer_1e-5",
-            "feed_forward": "gelu",
-            "position": "learned",
-            "qk_norm": "none",
-        }
-        required: list[tuple[object, dict[str, object]]] = [
-            (self.image_encoder, {"num_registers": 0, "stem": "patchify"}),
-            (self.image_encoder.transformer, parts),
-            (self.text_decoder.transformer, parts),
-            (self.multimodal_decoder.transformer, parts),
-            (self.poolers, {"norm": "layer_1e-5", "arrangement": "shared"}),
-        ]
-        for config, choices in required:
-            for name, choice in choices.items():
-                found = getattr(config, name)
-                _require(found == choice, f"architecture 'open_clip' has {name} {choice!r}, not {found!r}")
+
+class Architecture(Protocol):
+    """An architecture of a package beside the core, registered in `grr_coca.architectures` by its name.
+
+    Its config is a `CoCaConfig`, and its models are a `CoCa` of other parts, so all that works with a model works with
+    its models too.
+
+    Attributes:
+        keys: The value of each of `grr_coca.model.checkpoint_folder.FIXED_KEYS` in `config.json`, by which its
+            checkpoints are recognized.
+        reserves_padding: True if no token may have the id 0, which its models take for padding.
+    """
+
+    keys: Mapping[tuple[str, ...], str]
+    reserves_padding: bool
+
+    def check(self, config: CoCaConfig) -> None:
+        """Raise a `UserError` if the config has parts that the architecture does not have."""
+        ...
+
+    def build(self, config: CoCaConfig) -> Any:
+        """Build the `CoCa` of a config, with weights that have no values yet."""
+        ...
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return the architecture of this name.
+
+    Raises:
+        UserError: no installed package has it.
+    """
+    found: Architecture | None = plugins.named("grr_coca.architectures", name)
+    if found is None:
+        raise UserError(f"unknown architecture '{name}'; install the package that provides it")
+    return found

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from grr_coca.infer.fast.layers import AbsorbedCrossAttention
+from grr_coca.infer.fast.model_copy import FAST_LAYERS, PROJECTIONS, FastLayer
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig, TransformerConfig
 from grr_coca.model.image_encoder import ImageEncoder
@@ -242,6 +244,12 @@ class AffineCrossAttention(CrossAttention):
         """Keys and values of a normalized context."""
         return super().project(self.context_affine(context))
 
+    def projection(self) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
+        """Weight and bias of the projection, with scale and shift of the context folded into them."""
+        weight, bias = super().projection()
+        shift = weight @ self.context_affine.bias
+        return weight * self.context_affine.weight, shift if bias is None else bias + shift
+
 
 class ChannelAffine(nn.Module):
     """`x * weight + bias` by channel: the second half of a LayerNorm, for inputs that are normalized already."""
@@ -254,3 +262,8 @@ class ChannelAffine(nn.Module):
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Scale and shift every channel."""
         return x * self.weight + self.bias
+
+
+FAST_LAYERS[AffineCrossAttention] = FastLayer(
+    AbsorbedCrossAttention, {**PROJECTIONS, "context_affine": frozenset({ChannelAffine})}
+)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.sources.open_icons import SUFFIX as PACK_SUFFIX
+from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, Certainty
 from grr_coca.search.fields import OWN_FIELDS, SEVERAL, FieldValue
 from grr_coca.search.image_files import ImageFile, Span, member_of_name, shard_of_name

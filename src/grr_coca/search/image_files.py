@@ -20,15 +20,13 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular, read_errors, read_whole, require_path
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, is_image_name
-from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.data.sources.open_icons import open_icons
+from grr_coca.data.sources.base import BadSample, Cause, SourceImage, SourceReader, source_readers
 from grr_coca.data.sources.tar import block_at_end, next_member
 from grr_coca.data.text import writable
 from grr_coca.data.walk import Exclusions, Walk, has_wanted_suffix
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
-    from grr_coca.data.sources.open_icons import PackedIcons
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token"})
 """Suffixes of tables that list images. They are read as sources of pairs."""
@@ -133,10 +131,12 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
     path = Path(argument)
     if is_forbidden(argument):
         raise UserError(f"{argument}: cannot be read ({os.strerror(errno.EACCES)})")
-    icons = open_icons(argument)
-    if icons is not None:
-        yield from _of_icons(icons, argument, left_out)
-    elif path.is_dir():
+    for reader in source_readers(argument):
+        images = reader.images(argument)
+        if images is not None:
+            yield from _of_reader(reader, images, argument, left_out)
+            return
+    if path.is_dir():
         nothing = f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)"
         yield from _not_none(_in_folder(path, left_out), nothing, left_out)
     elif not path.exists() and has_magic(argument):
@@ -149,20 +149,23 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
         yield from _open(str(path))
 
 
-def _of_icons(icons: "PackedIcons", argument: str, left_out: Exclusions) -> Iterator[ImageFile]:
-    """The icons of a set, sprite or font."""
-    for icon in icons.icons:
-        if left_out.has_file(icon.name, icon.name, keep_hidden=True):
+def _of_reader(
+    reader: SourceReader, images: Sequence[SourceImage], argument: str, left_out: Exclusions
+) -> Iterator[ImageFile]:
+    """The images of another kind of source, such as the icons of a set."""
+    for image in images:
+        if left_out.has_file(image.inner, image.inner, keep_hidden=True):
             continue
-        name = writable(icons.full_name(icon))
-        span = Span(icons.file, icon.offset, icon.size)
-        read = partial(_refuse, f"{name}: {icon.problem}") if icon.problem else partial(_read_icon, argument, span)
-        yield ImageFile(name, read, span, partial(dict, icon.fields), keywords=icon.words)
+        name = writable(image.name)
+        span = Span(image.file, image.offset, image.size)
+        problem = f"{name}: {image.problem}"
+        read = partial(_refuse, problem) if image.problem else partial(_read_again, reader, argument, span)
+        yield ImageFile(name, read, span, partial(dict, image.fields), keywords=image.keywords)
 
 
-def _read_icon(argument: str, span: Span) -> bytes:
-    if not span.file.exists():  # the cache was emptied meanwhile, or this is another machine
-        open_icons(argument)
+def _read_again(reader: SourceReader, argument: str, span: Span) -> bytes:
+    if not span.file.exists():  # the cache was emptied in the meantime, or this is another machine
+        reader.images(argument)
     return span.read()
 
 

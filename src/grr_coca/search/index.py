@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
 from grr_coca.infer.locate import is_on_hub
 from grr_coca.infer.on_ray import Machines
@@ -13,8 +14,6 @@ from grr_coca.search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_gr
 from grr_coca.search.entry import chunks
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index_model import IndexModel, RayDescriber
-from grr_coca.search.match.candidates import PictureMatch
-from grr_coca.search.match.match_numbers import CANDIDATES
 from grr_coca.search.store import Changes, Store
 from grr_coca.search.stores import find_store, make_store, open_store
 from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
@@ -199,9 +198,7 @@ class Index:
         options = SearchOptions(n=n, where=where, hybrid=hybrid, fold=fold, min_relevance=min_relevance)
         return search_store(query, self.store, self.model, options)
 
-    def match(
-        self, other: "Index | str | Path | Sequence[str | Path]", *, n: int = CANDIDATES, names: bool = True
-    ) -> list[PictureMatch]:
+    def match(self, other: "Index | str | Path | Sequence[str | Path]", *, n: int = 5, names: bool = True) -> list[Any]:
         """Find the equivalent of each image of this index in another library, such as each icon of a set in another.
 
         Args:
@@ -209,18 +206,17 @@ class Index:
             n: most candidates of each image.
             names: also compare names, if both are icons.
 
+        Returns:
+            A `PictureMatch` for each image, see `grr_coca.search.match.candidates`.
+
         Raises:
             UserError: the other index was made by another model, or the other library has no image.
         """
-        from grr_coca.search.match.matcher import Matcher  # late: it needs an extra
-
-        matcher = Matcher(self.model, names=names)
-        source = matcher.open_store(self.store)
-        if isinstance(other, Index):
-            target = matcher.open_store(other.store)
-        else:
-            target = matcher.open([str(other)] if isinstance(other, str | Path) else list(map(str, other)))
-        return matcher.match(source, target, n=n)
+        match_index = plugins.named("grr_coca.functions", "match_index")
+        if match_index is None:
+            raise UserError("matching needs the package grr_coca_icons; install grr-coca again")
+        matches: list[Any] = match_index(self, other, n=n, names=names)
+        return matches
 
     def duplicates(self, *, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
         """Groups of images that look the same, the largest group first. See `duplicate_groups`.

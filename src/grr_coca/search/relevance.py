@@ -17,7 +17,6 @@ Shapes: H hits, S images of the sample, E embedding width.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,10 +24,8 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_folder import RELEVANCE
+from grr_coca.model.config import OWN, CoCaConfig
 from grr_coca.search.duplicates import MIN_COSINE
-
-if TYPE_CHECKING:
-    from grr_coca.model.config import CoCaConfig
 
 PRIOR_IMAGES = 5
 """The deviation of random directions counts as much as the measured deviation of this many images."""
@@ -99,7 +96,7 @@ def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
     path = folder / RELEVANCE
     if path.exists():
         return from_dict(RelevanceCurve, read_json(path), str(path))
-    return None if config.architecture == "open_clip" else _COMMON
+    return _COMMON if config.architecture == OWN else None
 
 
 def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np.ndarray) -> bool:

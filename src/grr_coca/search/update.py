@@ -24,9 +24,7 @@ from typing import Literal, Protocol
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_path
 from grr_coca.data.images import decode_image, has_more_frames
-from grr_coca.data.sources.base import BadSample
-from grr_coca.data.sources.iconify import SCHEME as ICONIFY
-from grr_coca.data.sources.iconify import pinned
+from grr_coca.data.sources.base import BadSample, reader_that_owns
 from grr_coca.data.walk import Exclusions
 from grr_coca.search.duplicates import look_of, perceptual_hash
 from grr_coca.search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
@@ -160,7 +158,7 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
     """
     for argument in arguments:
         require_path(argument)
-    return list(dict.fromkeys(one if one.startswith(ICONIFY) else os.path.abspath(one) for one in arguments))  # noqa: PTH100
+    return list(dict.fromkeys(one if reader_that_owns(one) else os.path.abspath(one) for one in arguments))  # noqa: PTH100
 
 
 def require_arguments(arguments: Sequence[str]) -> None:
@@ -176,10 +174,10 @@ def require_arguments(arguments: Sequence[str]) -> None:
 
 
 def is_there(argument: str) -> bool:
-    """True if an argument is a pattern or an icon set of Iconify, or a file or folder that exists or that permissions
-    hide."""
+    """True if an argument is a pattern, a source such as `iconify:lucide`, or a file or folder that exists or that
+    permissions hide."""
     return (
-        argument.startswith(ICONIFY)
+        reader_that_owns(argument) is not None
         or has_magic(argument)
         or is_forbidden(argument)
         or Path(argument).exists()
@@ -280,11 +278,12 @@ class _Run:
 
     def _pinned(self, argument: str) -> str:
         """`iconify:PREFIX` with the version and checksum of the package that the index has icons of."""
-        if not argument.startswith(ICONIFY):
+        reader = reader_that_owns(argument)
+        if reader is None:
             return argument
         first = next(iter(self._store.places(argument)), None)
         known = {} if first is None else self._store.known([first.name])
-        return pinned(argument, str(known[first.name].fields.get("package", ""))) if first and known else argument
+        return reader.pinned(argument, known[first.name].fields) if first and known else argument
 
     def note(self) -> None:
         """Read the metadata of known images again if they have changed or were not read yet: what cameras and people
@@ -449,9 +448,14 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
 
 
 def _other_versions(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """Roots of the index that are other versions of the icon sets among the arguments, which take their place."""
-    sets = {argument.partition("@")[0] for argument in arguments if argument.startswith(ICONIFY)}
-    return (root for root in roots if root.partition("@")[0] in sets)
+    """Roots of the index that are other versions of sources among the arguments, which take their place."""
+    sets = set(map(_unversioned, arguments)) - {None}
+    return (root for root in roots if _unversioned(root) in sets)
+
+
+def _unversioned(argument: str) -> str | None:
+    reader = reader_that_owns(argument)
+    return None if reader is None else reader.unversioned(argument)
 
 
 def _is_below(path: str, folders: Container[str]) -> bool:

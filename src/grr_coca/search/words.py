@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from grr_coca.data.icon_names import FUNCTION_WORDS, singular
+from grr_coca.data.text import FUNCTION_WORDS, singular
 
 _RUNS = re.compile(r"[^\W\d_]+|\d+")
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")

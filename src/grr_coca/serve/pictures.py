@@ -20,9 +20,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from grr_coca.common.errors import nearest
 from grr_coca.common.shapes import UInt8
-from grr_coca.data.images import BROKEN, open_header, peak_bytes
+from grr_coca.data.images import BROKEN, open_header, peak_bytes, vector_format
 from grr_coca.data.sources.base import BadSample
-from grr_coca.data.svg import is_svg
 from grr_coca.serve.daemon_threads import DaemonThreads
 from grr_coca.serve.memory import Budget
 from grr_coca.serve.refusal import Refusal
@@ -184,7 +183,7 @@ def require_decodable(data: bytes, max_bytes: int, at_least: tuple[int, int] | N
     Raises:
         Refusal: it is more than `max_bytes`.
     """
-    if is_svg(data):
+    if vector_format(data) is not None:
         return _DRAWING_BYTES
     opened = _header(data)
     if opened is None:
@@ -262,7 +261,7 @@ class PictureReader:
         """The number of pixels of a picture, by its header; 0 if that is not known."""
         if not data:
             raise Refusal(422, "there is no picture; send its bytes as the body, or as the part 'image' of a form")
-        opened = None if is_svg(data) else _header(data)
+        opened = _header(data) if vector_format(data) is None else None
         pixels = 0 if opened is None else opened.width * opened.height
         if pixels > self._max_pixels:
             raise Refusal(413, f"too many pixels: {pixels:,} (limit {self._max_pixels:,}); scale it down first")

@@ -37,7 +37,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, read_whole, user_cache, verify_folder, whole_folder
 from grr_coca.common.npm import NpmPackage, fetch_archive
-from grr_coca.data.sources.open_icons import SUFFIX as PACK_SUFFIX
+from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_folder import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
 from grr_coca.search import answer, duplicates, relevance

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 
+from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
@@ -37,14 +39,13 @@ from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.evaluate.checkpoint_metrics import require_pairs
 from grr_coca.model.build import build, build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.model.config import CoCaConfig
+from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 from grr_coca.model.init import sine_cosine_positions
 from grr_coca.model.text_decoder import PADDING
 from grr_coca.train.numerics import decide
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import Recipe, TeacherRecipe, TokenizerRecipe
 from grr_coca.train.step import build_trainer, count_tokens
-from grr_coca.train.teacher import Teacher
 
 # --- State of the data
 
@@ -139,7 +140,8 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = N
     if tokenizer is None:
         tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
     config = recipe.model.config(tokenizer.vocab_size)
-    if config.architecture == "open_clip" and tokenizer.bos_id == PADDING:
+    other = None if config.architecture == OWN else find_architecture(config.architecture)
+    if other is not None and other.reserves_padding and tokenizer.bos_id == PADDING:
         raise UserError(
             f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
             f"uses id {PADDING} for padding; in this tokenizer, id {PADDING} is [BOS]; set kind to 'clip'"
@@ -214,13 +216,44 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     return pairs, every_caption(val)
 
 
-def open_teacher(recipe: TeacherRecipe, pairs: PairSource) -> Teacher:
+class CaptionTeacher(Protocol):
+    """Embeddings of the captions of training by another model, registered in `grr_coca.objectives` as `teacher`."""
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Read and check a folder."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A digest of the content, by which a resumed run recognizes its teacher."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def require_captions(self, pairs: PairSource) -> None:
+        """Raise a `UserError` if the teacher has not seen the caption of some pair."""
+        ...
+
+    def teach(self, batch: Batch) -> Batch:
+        """Return the batch with the teacher's embeddings of its captions."""
+        ...
+
+
+def _read_teacher(recipe: TeacherRecipe) -> CaptionTeacher:
+    kind: type[CaptionTeacher] | None = plugins.named("grr_coca.objectives", "teacher")
+    if kind is None:
+        raise UserError("the recipe has a teacher, which needs the package grr_coca_icons; install grr-coca again")
+    return kind.read(recipe.path)
+
+
+def open_teacher(recipe: TeacherRecipe, pairs: PairSource) -> CaptionTeacher:
     """A teacher, which must have embedded the captions of these pairs.
 
     Raises:
         UserError: its folder is missing or damaged, or is of other captions.
     """
-    teacher = Teacher.read(recipe.path)
+    teacher = _read_teacher(recipe)
     teacher.require_captions(pairs)
     return teacher
 
@@ -274,7 +307,7 @@ def training_batches(
     order = TrainingOrder(
         training_visits(recipe, pairs), global_batches, Share(ranks.rank, ranks.size), data.micro_batch_size
     )
-    teacher = None if recipe.teacher is None else Teacher.read(recipe.teacher.path)
+    teacher = None if recipe.teacher is None else _read_teacher(recipe.teacher)
     share = data.batch_size // ranks.size
     num_micro_batches = -(-share // (data.micro_batch_size or share))
     batches = iter(make_loader(dataset, order, data.num_workers))

@@ -2,14 +2,19 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
+
+PACK_SUFFIX = ".icons"
+"""Suffix of a file with all images of a `SourceReader`, whose names end in `: ` and `SourceImage.inner`."""
 
 MAX_TEXT = 2**20
 """Maximum number of bytes of a caption in a file or shard, or of all captions of an image."""
@@ -71,6 +76,84 @@ class PairSource(Protocol):
     def place(self, index: int) -> str:
         """The shard, table or folder of a pair. Bad pairs are counted by place."""
         ...
+
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """Yield what `source_digest` hashes: all that decides which pairs there are, and their order. No pair is read.
+
+        Raises:
+            TypeError: the source has none, so that no run can be resumed with it.
+        """
+        raise TypeError(f"{type(self).__name__}: a source whose pairs have no digest")
+
+
+class SourceImage(NamedTuple):
+    """An image of a `SourceReader`: `size` bytes of a file, from `offset`.
+
+    Attributes:
+        name: Its name in results, which is unique.
+        inner: Its name within the source, which exclusions are compared with.
+        problem: Why there is no image; empty if there is one.
+    """
+
+    name: str
+    inner: str
+    file: Path
+    offset: int
+    size: int
+    fields: Mapping[str, str]
+    keywords: tuple[str, ...]
+    problem: str = ""
+
+
+class SourceReader(Protocol):
+    """Reads pairs and images of another kind of source, such as icon sets. Registered in `grr_coca.sources`."""
+
+    def owns(self, argument: str) -> bool:
+        """Return whether an argument names a source of this reader without being a path, such as `iconify:lucide`."""
+        ...
+
+    def find_file(self, argument: str) -> Path:
+        """Return the file of an argument that `owns` accepts. It may be fetched.
+
+        Raises:
+            UserError: There is no such source.
+        """
+        ...
+
+    def open(self, argument: str) -> PairSource | None:
+        """Open a source of pairs; None if the argument is no source of this reader.
+
+        Raises:
+            UserError: The source is corrupt, or cannot be fetched.
+        """
+        ...
+
+    def images(self, argument: str) -> Sequence[SourceImage] | None:
+        """Find the images of an argument; None as in `open`."""
+        ...
+
+    def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
+        """Return an argument with the version of the source that an image with these fields is from."""
+        ...
+
+    def unversioned(self, argument: str) -> str:
+        """Return an argument without a version: those of two versions of one source are equal."""
+        ...
+
+
+def source_readers(argument: str) -> Iterator[SourceReader]:
+    """Yield the readers to offer an argument to. Those of other distributions get only `SCHEME:…`, since finding them
+    takes longer than opening a folder."""
+    yield from plugins.own("grr_coca.sources").values()
+    if ":" in argument:
+        yield from plugins.others("grr_coca.sources").values()
+
+
+def reader_that_owns(argument: str) -> SourceReader | None:
+    """Return the reader that owns an argument, see `SourceReader.owns`. For a plain path, none is imported."""
+    if ":" not in argument:
+        return None
+    return next((reader for reader in source_readers(argument) if reader.owns(argument)), None)
 
 
 class Cause(StrEnum):
@@ -141,6 +224,16 @@ def stable_id(text: str) -> int:
     """A 63-bit id of a text, the same in every process."""
     content = text.encode("utf-8", "surrogatepass")  # file names that are not UTF-8 contain lone surrogates
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1
+
+
+def digest_header(source: PairSource) -> bytes:
+    """The first of the `digest_parts` of a source: its kind, and its number of pairs."""
+    return f"{type(source).__name__} {len(source)} ".encode()
+
+
+def digest_file(path: Path) -> bytes:
+    """What a digest has of a file: its name and size. The folder that it is in does not count."""
+    return f"{path.name}\0{path.stat().st_size} ".encode("utf-8", "surrogateescape")
 
 
 # --- Columns of tables

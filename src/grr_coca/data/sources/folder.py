@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import has_image_suffix
-from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, Strings
+from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, Strings, digest_header
 from grr_coca.data.sources.listed import read_image_file
 from grr_coca.data.text import decode_text
 from grr_coca.data.walk import walk_visible
@@ -45,6 +45,11 @@ class ImageFolder(PairSource):
     def name(self, index: int) -> str:
         """The path of the image."""
         return str(self._path(index))
+
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """The names of all images."""
+        yield digest_header(self)
+        yield from self.names.buffers()
 
     def place(self, index: int) -> str:
         """The folder of the image."""

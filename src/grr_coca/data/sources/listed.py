@@ -15,7 +15,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
 from grr_coca.data.images import MAX_BYTES, has_image_suffix
-from grr_coca.data.sources.base import BadSample, Cause, PairSource, RawPair, Strings
+from grr_coca.data.sources.base import BadSample, Cause, PairSource, RawPair, Strings, digest_file, digest_header
 
 _ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
 """Suffixes that the paths of a listing may lack. ROCO lists ids."""
@@ -120,6 +120,11 @@ class ListedPairs(PairSource):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """Name and size of the listing."""
+        yield digest_header(self)
+        yield digest_file(self.listing)
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""

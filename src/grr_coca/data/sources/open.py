@@ -11,12 +11,9 @@ from typing import Any
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import in_cache, require_path, user_cache
 from grr_coca.data.images import is_hidden
-from grr_coca.data.sources.base import PairSource, as_captions, find_columns
+from grr_coca.data.sources.base import PairSource, as_captions, find_columns, reader_that_owns, source_readers
 from grr_coca.data.sources.folder import ImageFolder
-from grr_coca.data.sources.iconify import SCHEME as ICONIFY
-from grr_coca.data.sources.iconify import find_package
 from grr_coca.data.sources.listed import SCHEME, ListedPairs, ListedRow, StoredRows, first_paths, locate_images
-from grr_coca.data.sources.open_icons import IconPairs, open_icons
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tables import open_delimited, open_json_lines, open_parquet
 from grr_coca.data.sources.views import Chain
@@ -68,9 +65,10 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
         UserError: nothing exists at the path, or it cannot be read.
     """
     path = str(path)
-    icons = open_icons(in_cache(path))
-    if icons is not None:
-        return IconPairs(icons)
+    for reader in source_readers(path):
+        source = reader.open(in_cache(path))
+        if source is not None:
+            return source
     files, split = find_files(path)
     if split is None and all(file.suffix.lower() == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
@@ -109,8 +107,8 @@ def shards_of(folder: Path) -> list[Path]:
 def _files(path: str) -> tuple[list[Path], str | None]:
     """The files or the folder of a path, and the split after `#`, if there is one."""
     path = in_cache(path)
-    if path.startswith(ICONIFY):
-        return [find_package(path).file], None
+    if (reader := reader_that_owns(path)) is not None:
+        return [reader.find_file(path)], None
     if Path(path).exists():
         return [Path(path)], None
     if SCHEME.match(path):

@@ -6,7 +6,7 @@ of what it was made of: it never changes, and is made again if it is missing.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,14 +16,20 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import fill_whole, read_whole, user_cache
 from grr_coca.data.icon_names import words_of_name
 from grr_coca.data.sources import icon_fonts, iconify, sprites
-from grr_coca.data.sources.base import BadSample, Cause, PairSource, RawPair
+from grr_coca.data.sources.base import (
+    PACK_SUFFIX,
+    BadSample,
+    Cause,
+    PairSource,
+    RawPair,
+    SourceImage,
+    digest_header,
+)
 from grr_coca.data.sources.icon_set import IconSet
 
 _VERSION = 1
 _END = 8
 """The last bytes of a pack: where its JSON object begins."""
-SUFFIX = ".icons"
-"""Of a pack."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +123,7 @@ def _packed(icons: IconSet) -> tuple[Path, list[PackedIcon]]:
     for icon in icons.icons:
         digest.update("\0".join((icon.name, icon.svg, *icon.aliases)).encode("utf-8", "surrogatepass") + b"\1")
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in icons.prefix)[:60] or "icons"
-    path = user_cache() / "icons" / "packed" / digest.hexdigest() / f"{stem}{SUFFIX}"
+    path = user_cache() / "icons" / "packed" / digest.hexdigest() / f"{stem}{PACK_SUFFIX}"
     if not path.is_file():
         _write(path, icons)
     return path, _read(path)
@@ -173,10 +179,10 @@ class IconPairs(PairSource):
     def __len__(self) -> int:
         return len(self._icons)
 
-    @property
-    def digest(self) -> str:
-        """Of all that the icons are: drawings, names, aliases, author and licence."""
-        return self._packed.file.parent.name
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """A digest of all that the icons are: drawings, names, aliases, author and licence."""
+        yield digest_header(self)
+        yield self._packed.file.parent.name.encode()
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
@@ -210,3 +216,50 @@ class IconPairs(PairSource):
     def place(self, index: int) -> str:  # noqa: ARG002 (all are in one)
         """The source of the icons."""
         return self._packed.argument
+
+
+class IconReader:
+    """Icon sets, sprites and fonts for the core: a `grr_coca.data.sources.base.SourceReader`."""
+
+    def owns(self, argument: str) -> bool:
+        """Return whether an argument is `iconify:PREFIX`."""
+        return argument.startswith(iconify.SCHEME)
+
+    def find_file(self, argument: str) -> Path:
+        """Return the archive of a package, which is fetched once."""
+        return iconify.find_package(argument).file
+
+    def open(self, argument: str) -> IconPairs | None:
+        """Open the icons of an argument as pairs; None if it is no source of icons, as in `read_icons`."""
+        packed = open_icons(argument)
+        return None if packed is None else IconPairs(packed)
+
+    def images(self, argument: str) -> list[SourceImage] | None:
+        """Return the icons of an argument as images; None as in `open`."""
+        packed = open_icons(argument)
+        if packed is None:
+            return None
+        return [
+            SourceImage(
+                packed.full_name(icon),
+                icon.name,
+                packed.file,
+                icon.offset,
+                icon.size,
+                icon.fields,
+                icon.words,
+                icon.problem,
+            )
+            for icon in packed.icons
+        ]
+
+    def pinned(self, argument: str, fields: Mapping[str, object]) -> str:
+        """Return `iconify:PREFIX` with the version and checksum of the package that an icon of these fields is from."""
+        return iconify.pinned(argument, str(fields.get("package", "")))
+
+    def unversioned(self, argument: str) -> str:
+        """Return `iconify:PREFIX` without a version."""
+        return argument.partition("@")[0]
+
+
+READER = IconReader()

@@ -13,7 +13,7 @@ import logging
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -21,7 +21,16 @@ import numpy as np
 
 from grr_coca.common.files import open_to_read, read_at, user_cache, write_whole
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
-from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, locate
+from grr_coca.data.sources.base import (
+    MAX_TEXT,
+    BadSample,
+    Cause,
+    PairSource,
+    RawPair,
+    digest_file,
+    digest_header,
+    locate,
+)
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard
 from grr_coca.data.text import decode_text
 
@@ -63,6 +72,11 @@ class TarShards(PairSource):
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """Name and size of each shard."""
+        yield digest_header(self)
+        yield from map(digest_file, self.paths)
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""

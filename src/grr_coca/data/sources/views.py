@@ -9,10 +9,8 @@ import numpy as np
 
 from grr_coca.common.shapes import Int
 from grr_coca.data.images import decode_image
-from grr_coca.data.sources.base import BadSample, PairSource, RawPair, locate, stable_id
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair, digest_header, locate, stable_id
 from grr_coca.data.sources.folder import ImageFolder
-from grr_coca.data.sources.listed import ListedPairs
-from grr_coca.data.sources.open_icons import IconPairs
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.text import clean_caption
 
@@ -60,6 +58,12 @@ class Subset(View):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """Which pairs these are, and those of the source."""
+        yield digest_header(self)
+        yield self.indices.data
+        yield from self.source.digest_parts()
+
     def _locate(self, index: int) -> tuple[PairSource, int]:
         return self.source, int(self.indices[index])
 
@@ -73,6 +77,12 @@ class Chain(View):
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """Those of all sources."""
+        yield digest_header(self)
+        for source in self.sources:
+            yield from source.digest_parts()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -99,6 +109,11 @@ class EveryCaption(View):
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """Those of the source."""
+        yield digest_header(self)
+        yield from self.source.digest_parts()
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair. The image of consecutive pairs is read once."""
@@ -247,27 +262,6 @@ def source_digest(source: PairSource) -> str:
     anything else was hashed here, older runs would be refused.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in _parts(source):
+    for part in source.digest_parts():
         digest.update(part)
     return digest.hexdigest()
-
-
-def _parts(source: PairSource) -> Iterator[bytes | memoryview]:
-    yield f"{type(source).__name__} {len(source)} ".encode()
-    if isinstance(source, Subset):
-        yield source.indices.data
-        yield from _parts(source.source)
-    elif isinstance(source, Chain):
-        for part in source.sources:
-            yield from _parts(part)
-    elif isinstance(source, EveryCaption):
-        yield from _parts(source.source)
-    elif isinstance(source, ImageFolder):
-        yield from source.names.buffers()
-    elif isinstance(source, TarShards | ListedPairs):
-        for path in source.paths if isinstance(source, TarShards) else [source.listing]:
-            yield f"{path.name}\0{path.stat().st_size} ".encode("utf-8", "surrogateescape")
-    elif isinstance(source, IconPairs):
-        yield source.digest.encode()
-    else:
-        raise TypeError(f"{type(source).__name__}: a source whose pairs have no digest")

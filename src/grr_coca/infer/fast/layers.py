@@ -25,7 +25,6 @@ from grr_coca.model.layers.feed_forward import GEGLU
 from grr_coca.model.layers.layout import PLAIN, CachedLayout, Layout, PackedLayout
 from grr_coca.model.layers.norm import RMSNorm
 from grr_coca.model.layers.scaled_attention import KeyValueCache, KeyValues, scaled_attention
-from grr_coca.model.open_clip import AffineCrossAttention
 
 
 class FastRMSNorm(nn.Module):
@@ -94,7 +93,8 @@ class AbsorbedCrossAttention(nn.Module):
     def __init__(self, attn: CrossAttention) -> None:
         super().__init__()
         self.attn = attn
-        weight, bias = _folded(attn)
+        weight, bias = (None if part is None else part.detach() for part in attn.projection())
+        assert weight is not None
         self.kv_weight = weight.unflatten(0, (2, attn.num_heads, -1))  # 2 H Dh C
         self.value_bias = None if bias is None else bias[len(bias) // 2 :]
 
@@ -129,14 +129,3 @@ class AbsorbedCrossAttention(nn.Module):
         project_queries = 2 * context_dim * width
         wider_attention = 2 * num_tokens * (num_heads * context_dim - width)
         return num_queries * (project_queries + wider_attention) < num_tokens * 2 * width * context_dim
-
-
-def _folded(attn: CrossAttention) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
-    """Weight and bias of the projection of the context. A scale and shift before the projection is folded into them."""
-    weight = attn.kv_proj.weight.detach()
-    bias = None if attn.kv_proj.bias is None else attn.kv_proj.bias.detach()
-    if not isinstance(attn, AffineCrossAttention):
-        return weight, bias
-    affine = attn.context_affine
-    shift = weight @ affine.bias.detach()
-    return weight * affine.weight.detach(), shift if bias is None else bias + shift

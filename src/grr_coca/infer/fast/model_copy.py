@@ -1,6 +1,6 @@
 """A copy of a model that is built from the fast layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -13,7 +13,6 @@ from grr_coca.model.layers.attention import CrossAttention, Mix, SelfAttention
 from grr_coca.model.layers.feed_forward import GEGLU
 from grr_coca.model.layers.norm import RMSNorm
 from grr_coca.model.layers.position import Rotary
-from grr_coca.model.open_clip import AffineCrossAttention, ChannelAffine
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -23,21 +22,13 @@ class FastLayer(NamedTuple):
     replaced."""
 
     make: Callable[..., nn.Module]
-    children: dict[str, frozenset[type[nn.Module]]]
+    children: Mapping[str, frozenset[type[nn.Module]]]
 
 
-LINEAR = frozenset({FastLinear})
-FAST_LAYERS = {
-    CrossAttention: FastLayer(AbsorbedCrossAttention, {"q_proj": LINEAR, "kv_proj": LINEAR, "out_proj": LINEAR}),
-    AffineCrossAttention: FastLayer(
-        AbsorbedCrossAttention,
-        {
-            "context_affine": frozenset({ChannelAffine}),
-            "q_proj": LINEAR,
-            "kv_proj": LINEAR,
-            "out_proj": LINEAR,
-        },
-    ),
+LINEAR: frozenset[type[nn.Module]] = frozenset({FastLinear})
+PROJECTIONS = {"q_proj": LINEAR, "kv_proj": LINEAR, "out_proj": LINEAR}
+FAST_LAYERS: dict[type[nn.Module], FastLayer] = {
+    CrossAttention: FastLayer(AbsorbedCrossAttention, PROJECTIONS),
     GEGLU: FastLayer(FastGEGLU, {"gate_proj": LINEAR, "up_proj": LINEAR, "down_proj": LINEAR}),
     RMSNorm: FastLayer(FastRMSNorm, {}),
     SelfAttention: FastLayer(
@@ -51,6 +42,7 @@ FAST_LAYERS = {
         },
     ),
 }
+"""The fast replacement of each layer class. Other architectures add those of their layers."""
 
 
 def fast_copy(model: Module) -> Module:

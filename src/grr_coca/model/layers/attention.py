@@ -80,6 +80,10 @@ class CrossAttention(nn.Module):
         kv = self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1))  # B S 2 H Dh
         return KeyValues(*kv.unbind(2))
 
+    def projection(self) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
+        """Weight and bias of the linear map from the context to keys and values that `project` computes, O = 2 D."""
+        return self.kv_proj.weight, self.kv_proj.bias
+
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
     ) -> Float[Tensor, "R T D"]:

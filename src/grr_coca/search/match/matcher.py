@@ -6,12 +6,14 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.sources.iconify import SCHEME
 from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.entry import Entry
+from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.match.candidates import PictureMatch, PictureSet, match_pictures
 from grr_coca.search.match.icon_map import IconMap, aliases_of, decided_matches
@@ -150,3 +152,16 @@ class Matcher:
         if rest:
             found = {match.place: match for match in match_pictures(source.set, target.set, numbers, n=n, places=rest)}
         return [known.get(place) or found[place] for place in asked]
+
+
+def match_index(
+    index: Index, other: Index | str | Path | Sequence[str | Path], *, n: int = CANDIDATES, names: bool = True
+) -> list[PictureMatch]:
+    """Match the images of an index with those of another library, see `Index.match`."""
+    matcher = Matcher(index.model, names=names)
+    source = matcher.open_store(index.store)
+    if isinstance(other, Index):
+        target = matcher.open_store(other.store)
+    else:
+        target = matcher.open([str(other)] if isinstance(other, str | Path) else list(map(str, other)))
+    return matcher.match(source, target, n=n)

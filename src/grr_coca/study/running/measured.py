@@ -12,7 +12,6 @@ from grr_coca.evaluate.caption_split import caption_split, images_of
 from grr_coca.evaluate.checkpoint_metrics import gallery_of, pair_results, require_pairs
 from grr_coca.evaluate.retrieval import retrieve
 from grr_coca.evaluate.split import (
-    Evaluation,
     PairResults,
     Scaling,
     aggregate,
@@ -20,6 +19,7 @@ from grr_coca.evaluate.split import (
     refit_scaling,
     scaling_of,
 )
+from grr_coca.evaluate.table import row_metrics
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.study.plan import Plan, showcase_of, stage_names
 from grr_coca.study.rows import CaptionedExample, without_nan, write_to_study
@@ -32,12 +32,6 @@ _SEED = 0
 
 Numbers = dict[str, float]
 Values = dict[str, list]
-
-
-def row_metrics(evaluation: Evaluation) -> Numbers:
-    """The metrics of a split, named as in a ledger: `R@1` for `text_to_image/R@1`."""
-    numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
-    return without_nan({name: value for name, value in numbers.items() if not name.startswith("median_rank")})
 
 
 def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) -> tuple[Numbers, Scaling]:

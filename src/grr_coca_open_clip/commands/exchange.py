@@ -1,0 +1,68 @@
+"""`grr-coca import open_clip` and `export open_clip`: checkpoints from and for open_clip."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.flags import CheckpointFlag, Flag
+from grr_coca.cli.output import require_free
+from grr_coca.common.extras import require_extra
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.open_clip_checkpoints import find_weights
+
+
+def import_open_clip(
+    path: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    as_stored: Flag = False,
+) -> None:
+    """Convert a CoCa checkpoint of open_clip to one that every verb accepts.
+
+    Args:
+        path: folder in the hub's layout, or a file of weights: .safetensors or .bin. No code in it is run.
+        out: new folder for the checkpoint.
+        model: open_clip's name of the architecture, such as coca_ViT-B-32; if not given, read from
+            open_clip_config.json or from the shapes of the weights.
+        as_stored: open images as open_clip does: ignore EXIF rotation and transparency.
+    """
+    find_weights(path)
+    require_free(out)
+    require_extra("open-clip", "converting a checkpoint of open_clip")
+
+    from grr_coca.model.checkpoint import save_checkpoint  # late: imports torch
+    from grr_coca.model.open_clip_checkpoints.read import read_open_clip
+
+    checkpoint = read_open_clip(path, model)
+    if as_stored:
+        checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, opening="as_stored"))
+    save_checkpoint(checkpoint, out)
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    print(
+        f"open_clip's CoCa of {parameters / 1e6:.1f} M parameters, {checkpoint.preprocess.image_size} px, is in {out}"
+    )
+    if checkpoint.caution:
+        print(f"caution: {checkpoint.caution}")
+
+
+def export_open_clip(
+    checkpoint: CheckpointFlag,
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
+) -> None:
+    """Write a checkpoint that open_clip loads. The model must have open_clip's architecture.
+
+    Args:
+        checkpoint: folder, or OWNER/NAME on the Hugging Face hub.
+        out: new folder for open_clip_model.safetensors and open_clip_config.json.
+    """
+    folder = locate_checkpoint(checkpoint)
+    require_free(out)
+    require_extra("torch", "exporting to open_clip")
+
+    from grr_coca.model.checkpoint import from_pretrained  # late: imports torch
+    from grr_coca.model.open_clip_checkpoints.write import write_open_clip
+
+    write_open_clip(from_pretrained(folder), out)
+    print(f"open_clip loads it: open_clip.create_model_and_transforms('local-dir:{out}')")

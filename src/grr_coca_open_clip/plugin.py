@@ -1,0 +1,85 @@
+"""What this package provides to the core, named by entry points. Importing it is cheap: PyTorch comes later."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.common.threads import wait_passively
+from grr_coca.model.config import CoCaConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from grr_coca.infer.image_text_model import ImageTextModel
+
+_PARTS: dict[str, object] = {"norm": "layer_1e-5", "feed_forward": "gelu", "position": "learned", "qk_norm": "none"}
+
+
+class OpenClipArchitecture:
+    """The architecture of open_clip's CoCa (`grr_coca.model.open_clip`), a `grr_coca.model.config.Architecture`."""
+
+    keys: Mapping[tuple[str, ...], str] = {
+        ("image_encoder", "transformer", "attention_bias"): "all",
+        ("image_encoder", "class_token"): "kept",
+        ("image_encoder", "pre_norm"): "before_blocks",
+        ("text_decoder", "transformer", "attention_bias"): "all",
+        ("text_decoder", "cls"): "last_position",
+        ("multimodal_decoder", "transformer", "attention_bias"): "all",
+        ("multimodal_decoder", "layer"): "two_feed_forwards",
+        ("multimodal_decoder", "image_tokens"): "normalized",
+        ("poolers", "queries"): "normalized",
+        ("poolers", "attention_bias"): "all",
+    }
+    reserves_padding = True
+
+    def check(self, config: CoCaConfig) -> None:
+        """Raise an error if a config has parts that open_clip's CoCa does not have.
+
+        Raises:
+            UserError: It has; the message names the first.
+        """
+        required: list[tuple[object, dict[str, object]]] = [
+            (config.image_encoder, {"num_registers": 0, "stem": "patchify"}),
+            (config.image_encoder.transformer, _PARTS),
+            (config.text_decoder.transformer, _PARTS),
+            (config.multimodal_decoder.transformer, _PARTS),
+            (config.poolers, {"norm": "layer_1e-5", "arrangement": "shared"}),
+        ]
+        for part, choices in required:
+            for name, choice in choices.items():
+                found = getattr(part, name)
+                if found != choice:
+                    raise UserError(f"architecture 'open_clip' has {name} {choice!r}, not {found!r}")
+
+    def build(self, config: CoCaConfig) -> Any:
+        """Build the model of a config, with weights that have no values yet."""
+        from grr_coca.model.open_clip import build_open_clip  # late: imports torch
+
+        return build_open_clip(config)
+
+
+ARCHITECTURE = OpenClipArchitecture()
+
+
+def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageTextModel":
+    """Load a checkpoint of open_clip for use, as `grr_coca.load("open_clip:PATH")` does.
+
+    Args:
+        path: Folder in the hub's layout, or a file of weights.
+        device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
+        engine: `auto` or `torch`.
+
+    Raises:
+        UserError: Another engine is asked for, a package is missing, or the checkpoint cannot be read.
+    """
+    if engine not in ("auto", "torch"):
+        raise UserError(f"open_clip:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")
+    require_extra("open-clip", f"open_clip:{path}")
+    wait_passively()
+    from grr_coca.infer.choose_engine import choose_device
+    from grr_coca.infer.image_text_model import ImageTextModel
+    from grr_coca.model.open_clip_checkpoints.read import read_open_clip
+
+    return ImageTextModel(read_open_clip(Path(path), device=choose_device(device)))

@@ -1,0 +1,1 @@
+"""An index of images: captions and embeddings in a store, searched by words and images."""

@@ -1,0 +1,13 @@
+"""Commands for indexes. An entry point of `grr_coca.commands` names this table."""
+
+from grr_coca.cli import Command
+
+COMMANDS = {
+    "index": Command("grr_coca.cli.index:run", "index images for search, or bring an index up to date"),
+    "search": Command("grr_coca.cli.search:search_index", "find images of an index by text or by image"),
+    "duplicates": Command("grr_coca.cli.search:list_duplicates", "list the images of an index that look the same"),
+    "import index": Command(
+        "grr_coca_search.commands.parquet:import_index", "make an index from a Parquet file that export index wrote"
+    ),
+    "export index": Command("grr_coca_search.commands.parquet:export_index", "write an index into a Parquet file"),
+}

@@ -1,0 +1,50 @@
+"""`grr-coca import index` and `export index`: an index from and to a Parquet file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.flags import IndexArgument
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.common.outputs import require_suffix, require_writable, write_output
+
+
+def import_index(
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.parquet")],
+    out: Annotated[str, tyro.conf.arg(metavar="INDEX")],
+) -> None:
+    """Make an index from a Parquet file that `export index` wrote. This needs no model and reads no images.
+
+    Args:
+        path: .parquet file.
+        out: folder of the new index, or http://HOST:PORT/NAME of a Milvus server.
+    """
+    from grr_coca.search.portable import import_parquet  # late, as below: only verbs of indexes need it
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    print(f"{out}: {import_parquet(path, out):,} images of {path}")
+
+
+def export_index(
+    index: IndexArgument,
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.parquet")],
+) -> None:
+    """Write an index to a Parquet file, from which `import index` restores it without the model.
+
+    Args:
+        index: folder, or http://HOST:PORT/NAME of a Milvus server.
+        out: .parquet file to write.
+    """
+    from grr_coca.search.portable import export_parquet
+    from grr_coca.search.stores import open_store
+
+    require_suffix(out, (".parquet",))
+    require_extra("parquet", "exporting an index")
+    counts: list[int] = []
+    with open_store(index) as store:
+        require_writable(out)
+        write_output(out, lambda file: counts.append(export_parquet(store, file)))
+    print(f"{counts[0]:,} images of {index} are in {out}")

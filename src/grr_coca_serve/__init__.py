@@ -1,0 +1,1 @@
+"""The HTTP server, its page, and the same page as static files."""

@@ -1,0 +1,73 @@
+"""`grr-coca export web`: a page that searches images in the browser, as static files."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.flags import OptionalCheckpointFlag, PicturesFlag
+from grr_coca.cli.output import require_free
+from grr_coca.cli.progress import bars
+from grr_coca.common.files import is_within
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.shipped_models import DEFAULT
+
+
+def run(
+    out: Annotated[Path, tyro.conf.arg(metavar="SITE")],
+    checkpoint: OptionalCheckpointFlag = None,
+    index: Annotated[str | None, tyro.conf.arg(metavar="INDEX")] = None,
+    title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    runtime: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    pictures: PicturesFlag = (),
+) -> None:
+    """Write a folder of static files for any web host: a page that captions and searches images in the browser.
+
+    Nothing is sent to a server, and the page works offline once it is loaded. Images of the index come with it, scaled
+    down; their paths are written relative to the folder that all of them are in.
+
+    Args:
+        out: new folder for the site.
+        checkpoint: checkpoint or run folder, name of a shipped model, OWNER/NAME on the hub, or a folder that
+            export onnx wrote, also in int8; if not given, the model of the index, or icons.
+        index: the images that can be searched; if not given, the page captions images only.
+        title: name of the site; if not given, that of the index.
+        runtime: archive of the npm package onnxruntime-web; if not given, npm fetches it once.
+        pictures: show only pictures in this folder. An index that `import index` made shows none without it.
+    """
+    from grr_coca.model.checkpoint_without_weights import read_files
+    from grr_coca.search.index_model import IndexModel
+    from grr_coca.search.relevance import curve_of
+    from grr_coca.search.stores import open_store
+    from grr_coca.serve import site  # late, as below: other verbs need none of this
+
+    require_free(out)
+    library: site.Library | None = None
+    with nullcontext() if index is None else open_store(index) as store:
+        named = checkpoint or (DEFAULT if store is None else store.header.model)
+        folder, model = locate_checkpoint(named), IndexModel(named)
+        if store is not None:
+            model.require(store.header, store.location)
+        files = site.find_runtime(runtime)
+        curve = curve_of(folder, read_files(folder).config)
+        if store is not None:
+            library = site.read_library(store, curve)
+            if pictures or store.was_imported():
+                entries = [one if is_within(one.file, pictures) else replace(one, file="") for one in library.entries]
+                library = replace(library, entries=entries)
+            library = site.with_others(library, model)
+    images = 0 if library is None else len(library.entries)
+    with site.graphs_of(folder) as graphs, bars({"images": images}) as shown:
+        site.write_site(
+            graphs,
+            out,
+            files,
+            library,
+            title=title or (Path(named).name if index is None else Path(index.rstrip("/")).stem),
+            model=Path(named).name,
+            on_progress=lambda done, _: shown.update("images", done, ""),
+        )
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
+    print(f"{size:.1f} MB, {images:,} images, are in {out}; try it: python -m http.server --directory {out}")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from textwrap import fill
 
-from grr_coca.cli import VERBS, main
+from grr_coca.cli import all_commands, main
 
 PAGE = Path(__file__).parent / "cli.md"
 COLUMNS = "90"
@@ -93,14 +93,14 @@ def page() -> str:
     """The whole page."""
     helps = {
         f"{verb} {action}".rstrip(): help_of(*verb.split(), *action.split())
-        for verb in VERBS
+        for verb in all_commands()
         for action in ACTIONS.get(verb, ("",))
     }
     shared = shared_items(helps.values())
     explained = (f"  {name}\n{fill(text, int(COLUMNS), **INDENT)}\n" for name, text in shared)
     parts = [HEAD, block(help_of()), "## What several commands take\n", block("".join(explained))]
     for verb, said in helps.items():
-        in_list = verb in VERBS  # which says what it does
+        in_list = verb in all_commands()  # which says what it does
         parts += [f"## {verb}\n", block(without(shared, DESCRIPTION.sub("", said, count=1) if in_list else said))]
     return "\n".join(parts)
 

@@ -8,17 +8,17 @@ import sys
 import pytest
 
 import grr_coca as package
-from grr_coca.cli import VERBS
+from grr_coca.cli import all_commands
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", sorted(all_commands()))
 def test_every_flag_is_explained_in_the_help(grr_coca, verb):
     said = grr_coca(*verb.split(), "--help")
     assert said.code == 0
     shown = " ".join(said.out.replace("│", " ").split())
-    assert VERBS[verb].summary in shown
-    described = VERBS[verb].load().__doc__.partition("Args:")[2]
-    for flag in inspect.signature(VERBS[verb].load()).parameters:
+    assert all_commands()[verb].summary in shown
+    described = all_commands()[verb].load().__doc__.partition("Args:")[2]
+    for flag in inspect.signature(all_commands()[verb].load()).parameters:
         explanation = described.partition(f"{flag}:")[2].partition("\n")[0]
         assert explanation
         assert explanation.split(";")[0].split(".")[0].strip() in shown
@@ -28,7 +28,7 @@ def test_every_flag_is_explained_in_the_help(grr_coca, verb):
 def test_help_lists_every_verb(grr_coca, arguments):
     said = grr_coca(*arguments)
     assert said.code == 0
-    for verb, (_, summary) in VERBS.items():
+    for verb, (_, summary) in all_commands().items():
         assert f"{verb} " in said.out
         assert summary in said.out
 

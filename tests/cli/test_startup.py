@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from grr_coca.cli import VERBS, progress
+from grr_coca.cli import all_commands, progress
 from grr_coca.model.checkpoint_folder import FILES
 
 ANSWER = """
@@ -59,8 +59,8 @@ def there(tmp_path):
 
 
 def test_help_and_wrong_flags_of_every_verb_are_answered_without_slow_packages(tmp_path):
-    helps = [["--help"], [], *([*verb.split(), "--help"] for verb in VERBS)]
-    wrong = [["captoin"], *([*verb.split(), "--no-such-flag"] for verb in VERBS)]
+    helps = [["--help"], [], *([*verb.split(), "--help"] for verb in all_commands())]
+    wrong = [["captoin"], *([*verb.split(), "--no-such-flag"] for verb in all_commands())]
     found = zip([*helps, *wrong], answers([*helps, *wrong], tmp_path), strict=True)
     for number, (arguments, (code, said, imported)) in enumerate(found):
         is_help = number < len(helps)
@@ -170,7 +170,7 @@ MISSING = [
 
 def test_what_is_not_there_is_named_without_an_engine(there):
     take_no_name = {"models", "doctor"}
-    assert {line.split()[0] for line in MISSING} == {verb.split()[0] for verb in VERBS} - take_no_name
+    assert {line.split()[0] for line in MISSING} == {verb.split()[0] for verb in all_commands()} - take_no_name
     before = sorted(path.name for path in there.iterdir())
     found = answers([line.split() for line in MISSING], there)
     for line, (code, said, imported) in zip(MISSING, found, strict=True):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import tyro
 
-from grr_coca.cli.flags import EngineFlag, Flag, OptionalCheckpointFlag, PicturesFlag
+from grr_coca.cli.flags import EngineFlag, Flag, Lists, OptionalCheckpointFlag, PicturesFlag, joined
 from grr_coca.cli.output import say
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
@@ -22,6 +22,7 @@ def run(
     seconds: float = 30,
     max_megabytes: int = 20,
     max_megapixels: int = 50,
+    plugin: Annotated[Lists[str], tyro.conf.arg(metavar="NAME")] = (),
 ) -> None:
     """Serve captions, embeddings and search over HTTP, with a page for people and endpoints for clients of OpenAI.
 
@@ -42,6 +43,7 @@ def run(
         seconds: time for an answer; what takes longer is refused (504).
         max_megabytes: size of a request.
         max_megapixels: size of a picture.
+        plugin: add the endpoints of another installed distribution.
     """
     limited = {"queue": queue, "seconds": seconds, "max-megabytes": max_megabytes, "max-megapixels": max_megapixels}
     for name, value in limited.items():
@@ -72,5 +74,6 @@ def run(
         opens=open,
         capacity=queue,
         limits=limits,
+        plugins=joined(plugin),
     )
     RunningServer(options, say).run()

@@ -1,16 +1,18 @@
 """The application: endpoints, the page, and the OpenAPI document, behind the guard."""
 
+from collections.abc import Callable, Sequence
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
 import grr_coca
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.plugins import others, own
 from grr_coca.serve.endpoints import all_routers
 from grr_coca.serve.guard import Guard
-from grr_coca.serve.mcp_http import McpEndpoint
 from grr_coca.serve.page import FILES, POLICY
 from grr_coca.serve.pictures import invalid
 from grr_coca.serve.refusal import Refusal, refusal_of
@@ -27,23 +29,31 @@ _HEADERS = {
 }
 
 
-def make_app(service: Service, *, is_local: bool) -> Guard:
+Endpoints = Callable[[Service], Sequence[BaseRoute]]
+"""What an entry point of `grr_coca.endpoints` names: a function that returns additional routes for a server."""
+
+
+def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -> Guard:
     """The ASGI application of a server.
 
     Args:
         service: what the endpoints share.
         is_local: True if only this machine can reach the server.
+        plugins: names of `grr_coca.endpoints` of other distributions. Without being named, none opens a route.
+
+    Raises:
+        UserError: there is no such plug-in.
     """
     # FastAPI's own /docs and /redoc load scripts from elsewhere.
     app = FastAPI(title="GRR-CoCa", version=grr_coca.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
-    routers = all_routers()
-    for router in routers:
+    for router in all_routers():
         app.include_router(router)
+    for endpoints in _additional(plugins):
+        app.router.routes.extend(endpoints(service))
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
-    app.router.routes.append(Route("/mcp", McpEndpoint(service.index), include_in_schema=False))
     for kind in (Exception, HTTPException, RequestValidationError, Refusal, UserError, MemoryError):
         app.add_exception_handler(kind, _told)
     return Guard(
@@ -52,10 +62,23 @@ def make_app(service: Service, *, is_local: bool) -> Guard:
         metrics=service.metrics,
         key=service.key,
         page=_PATHS,
-        of_model=frozenset(filter(None, (path_with_a_place(route) for router in routers for route in router.routes))),
+        of_model=frozenset(filter(None, map(path_with_a_place, app.routes))),
         require_room=service.queue.require_room,
         is_local=is_local,
     )
+
+
+def _additional(names: Sequence[str]) -> list[Endpoints]:
+    """The additional endpoints of this distribution, and those of other distributions that were named."""
+    found = list(own("grr_coca.endpoints").values())
+    for name in names:
+        known = others("grr_coca.endpoints")
+        if name not in known:
+            raise UserError(
+                f"--plugin {name}: no installed distribution has endpoints of this name; {nearest(name, known)}"
+            )
+        found.append(known[name])
+    return found
 
 
 async def _told(request: Request, error: Exception) -> Response:

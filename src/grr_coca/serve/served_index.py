@@ -11,7 +11,7 @@ import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,6 @@ from grr_coca.search.facets import Facet, counts, counts_of, facet_fields, facet
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.match_numbers import MatchNumbers
-from grr_coca.search.match.other_sets import OtherSets
-from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import Store
 from grr_coca.search.stores import open_store
@@ -94,7 +91,6 @@ class ServedIndex:
         queue: of this model.
         files: of its pictures.
         curve: of its relevances; None if there is none.
-        numbers: by which its icons are matched; None if there are none.
     """
 
     def __init__(
@@ -105,14 +101,12 @@ class ServedIndex:
         files: PictureFiles,
         *,
         curve: RelevanceCurve | None,
-        numbers: MatchNumbers | None,
     ) -> None:
         self.location = location
         self.files = files
         self._model = model
         self._queue = queue
         self._curve = curve
-        self._numbers = numbers
         self._captions = LruCache[str, np.ndarray](50_000)
         self._rankings = LruCache[Hashable, Ranking](32)
         self._orders = LruCache[Hashable, np.ndarray](_MAX_ORDER_BYTES)
@@ -120,11 +114,29 @@ class ServedIndex:
         self._facets: tuple[str, float, list[Facet]] = ("", -math.inf, [])
         self._counted = LruCache[Hashable, list[Facet]](100)
         self._groups = LruCache[str, list[list[int]]](1)
-        self._sets = LruCache[str, tuple[list[int], OtherSets]](1)
 
     def close(self) -> None:
         """Close the index."""
         self._open.close()
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of the model."""
+        return self._model.folder
+
+    @contextmanager
+    def use(self) -> Iterator[Store]:
+        """The store, in the state of one moment.
+
+        Raises:
+            Refusal: the index was deleted or cannot be read.
+        """
+        with self._open.use() as store, store.snapshot():
+            yield store
+
+    def revision(self, store: Store) -> str:
+        """A text that changes when the index does. `store`: of `use`."""
+        return self._open.revision(store)
 
     def opened_for_tools(self) -> Index:
         """The index, opened once more, with the model that the server has loaded.
@@ -258,25 +270,6 @@ class ServedIndex:
             key = (self._open.revision(store), where, tuple(fields))
             return self._counted.made(key, lambda: counts(store, fields or known, tree))
 
-    def others(self, identity: str) -> list[dict[str, Any]]:
-        """What an icon is in the other icon sets of the index, the likeliest first, by their pictures. None for other
-        pictures, and if nothing was fitted for the model. To be called from one thread alone.
-
-        Raises:
-            Refusal: the index does not have it.
-        """
-        if self._numbers is None or "icon" not in self.entry(identity).fields:
-            return []
-        with self._open.use() as store, store.snapshot():
-            draws, sets = self._sets.made(self._open.revision(store), partial(_icon_sets, store, self._numbers))
-            found = sets.of_one(draws.index(draw_of(identity)))
-            ids = store.ids_of([draws[one.place] for one in found])
-            entries = store.entries([ids[draws[one.place]] for one in found])
-        there = self.files.are_there(entries)
-        return [
-            {**picture(entry, there), "probability": one.probability} for entry, one in zip(entries, found, strict=True)
-        ]
-
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
         """Some groups of images that look the same, the largest group first: their sizes, and the first images of each.
         To be called from one thread alone."""
@@ -296,14 +289,6 @@ class ServedIndex:
             "sizes": [len(group) for group in groups],
             "groups": [[picture(entry, there) for entry in group] for group in found],
         }
-
-
-def _icon_sets(store: Store, numbers: MatchNumbers) -> tuple[list[int], OtherSets]:
-    """The icons of an index, as `Entry.draw`, and their sets."""
-    icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
-    names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
-    pictures = named_pictures(names, [()] * len(names), vectors, numbers)
-    return [entry.draw for entry, _ in icons], OtherSets(pictures, numbers)
 
 
 def _hit(hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool]) -> dict[str, Any]:

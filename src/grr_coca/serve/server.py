@@ -25,7 +25,6 @@ from grr_coca.model.checkpoint_folder import read_config
 from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.match_numbers import match_numbers
 from grr_coca.search.relevance import curve_of
 from grr_coca.serve.app import make_app
 from grr_coca.serve.daemon_threads import DaemonThreads
@@ -64,7 +63,7 @@ class ServeOptions:
 
     `index`: location of an index, or None; `pictures`: folders whose pictures are shown, empty for all, or for none if
     the index was imported; `model`: name or folder of the model, None for the index's own or the default; `capacity`:
-    requests that may wait; `opens`: open the page in a browser.
+    requests that may wait; `opens`: open the page in a browser; `plugins`: see `make_app`.
     """
 
     index: str | None
@@ -76,6 +75,7 @@ class ServeOptions:
     opens: bool
     capacity: int
     limits: Limits
+    plugins: Sequence[str] = ()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -170,8 +170,7 @@ class RunningServer:
             curve = curve_of(model.folder, read_config(read_json(file).get("model", {}), str(file)))
             files = PictureFiles(memory, options.pictures if options.pictures or was_imported else None)
             metrics.show("grr_coca_late_files", "Files of pictures that do not answer", lambda: files.num_late)
-            numbers = match_numbers(model.folder)
-            index = ServedIndex(options.index, model, queue, files, curve=curve, numbers=numbers)
+            index = ServedIndex(options.index, model, queue, files, curve=curve)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
             title=Path(options.index or "").name,
@@ -192,7 +191,7 @@ class RunningServer:
         metrics.show("grr_coca_max_batch", "The largest batch", lambda: queue.max_batch)
         self._shown = _shown(options.pictures, was_imported)
         self._is_local = is_loopback(self._listening.getsockname()[0])
-        self._guard = make_app(self.service, is_local=self._is_local)
+        self._guard = make_app(self.service, is_local=self._is_local, plugins=options.plugins)
         config = uvicorn.Config(
             self._guard,
             http=_Protocol,

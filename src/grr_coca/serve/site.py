@@ -46,10 +46,6 @@ from grr_coca.search.embedded import embedded_store as embedded
 from grr_coca.search.entry import Entry, name_id
 from grr_coca.search.facets import Facet, facet_fields, facets_of
 from grr_coca.search.fields import FIELDS
-from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.match_numbers import match_numbers
-from grr_coca.search.match.other_sets import OtherSets
-from grr_coca.search.match.picture_set import aliases_in, named_pictures
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 from grr_coca.search.words import split_name
@@ -204,21 +200,6 @@ def _without_private(entry: Entry) -> Entry:
         return entry
     shown = {name: value for name, value in entry.photo.fields.items() if not FIELDS[name].is_private}
     return replace(entry, photo=replace(entry.photo, fields=shown))
-
-
-def with_others(library: Library, model: IndexModel) -> Library:
-    """The library with what its icons are in its other icon sets, if it has several and the model can tell."""
-    rows = [row for row, entry in enumerate(library.entries) if "icon" in entry.fields]
-    names = [str(library.entries[row].fields["icon"]) for row in rows]
-    numbers = match_numbers(model.folder)
-    if numbers is None or len({name.partition(":")[0] for name in names}) < 2:
-        return library
-    aliases = [aliases_in(library.entries[row].fields) for row in rows]
-    pictures = named_pictures(names, aliases, library.vectors[rows], numbers, model)
-    others: list[list[tuple[int, float]]] = [[] for _ in library.entries]
-    for row, found in zip(rows, OtherSets(pictures, numbers).of_all(), strict=True):
-        others[row] = [(rows[one.place], one.probability) for one in found]
-    return replace(library, others=others)
 
 
 def quantized(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import tyro
 from grr_coca.cli.flags import OptionalCheckpointFlag, PicturesFlag
 from grr_coca.cli.output import require_free
 from grr_coca.cli.progress import bars
+from grr_coca.common import plugins
 from grr_coca.common.files import is_within
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.model.shipped_models import DEFAULT
@@ -57,7 +58,8 @@ def run(
             if pictures or store.was_imported():
                 entries = [one if is_within(one.file, pictures) else replace(one, file="") for one in library.entries]
                 library = replace(library, entries=entries)
-            library = site.with_others(library, model)
+            for extended in plugins.values("grr_coca.site"):
+                library = extended(library, model)
     images = 0 if library is None else len(library.entries)
     with site.graphs_of(folder) as graphs, bars({"images": images}) as shown:
         site.write_site(

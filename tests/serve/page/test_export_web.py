@@ -133,7 +133,7 @@ def test_a_site_of_two_icon_sets_has_the_same_icon_of_the_other_set(tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with Index.open(tmp_path / "icons.index", create=True) as made:
         made.add(write_icon_sets(tmp_path))
-        library = site.with_others(site.read_library(made.store, None), made.model)
+        library = with_others(site.read_library(made.store, None), made.model)
     rows = {str(entry.fields["icon"]): row for row, entry in enumerate(library.entries)}
     for name in SHAPES:
         ((row, probability),) = library.others[rows[f"one:{name}"]]

@@ -46,18 +46,6 @@ class GroupsAnswer(BaseModel):
     groups: list[list[IndexedPicture]]
 
 
-class OtherPicture(IndexedPicture):
-    """An icon that shows the same in another set. `probability`: that it is the equivalent."""
-
-    probability: float
-
-
-class OthersAnswer(BaseModel):
-    """An icon in the other icon sets of the index."""
-
-    others: list[OtherPicture]
-
-
 @router.get("/pictures", responses=answers(PicturesAnswer, 404, 422))
 async def pictures(service: ThisService, where: Where = None, offset: _Skip = 0, limit: _Count = 100) -> Response:
     """The pictures of the index, the newest first."""
@@ -68,12 +56,6 @@ async def pictures(service: ThisService, where: Where = None, offset: _Skip = 0,
 async def one_picture(identity: str, service: ThisService) -> Response:
     """A picture of the index, by its id."""
     return json_response(await service.in_thread(service.require_index().picture, identity))
-
-
-@router.get("/picture/{identity}/others", responses=answers(OthersAnswer, 404, 422))
-async def others(identity: str, service: ThisService) -> Response:
-    """What an icon of the index is in the other icon sets of the index, the likeliest first."""
-    return json_response({"others": await service.grouping.do(service.require_index().others, identity)})
 
 
 @router.get("/facets", responses=answers(FacetsAnswer, 404, 422))

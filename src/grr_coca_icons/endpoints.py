@@ -1,0 +1,88 @@
+"""What a server of an index of icons has beside its own endpoints: equivalents in other sets, and tools for agents."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from starlette.routing import BaseRoute, Route
+
+from grr_coca.search.match.match_numbers import MatchNumbers, match_numbers
+from grr_coca.search.match.other_sets import OtherSets
+from grr_coca.search.match.picture_set import named_pictures
+from grr_coca.search.store import Store
+from grr_coca.serve.lru_cache import LruCache
+from grr_coca.serve.mcp_http import McpEndpoint
+from grr_coca.serve.responses import json_response
+from grr_coca.serve.schemas import IndexedPicture, answers
+from grr_coca.serve.served_index import ServedIndex, draw_of, picture
+from grr_coca.serve.service import Service
+
+
+class OtherPicture(IndexedPicture):
+    """An icon that shows the same in another set. `probability`: that it is the equivalent."""
+
+    probability: float
+
+
+class OthersAnswer(BaseModel):
+    """An icon in the other icon sets of the index."""
+
+    others: list[OtherPicture]
+
+
+def endpoints(service: Service) -> list[BaseRoute]:
+    """Return the additional routes of a server, an entry point of `grr_coca.endpoints`."""
+    router = APIRouter()
+    finder = None if service.index is None else Equivalents(service.index)
+
+    @router.get("/picture/{identity}/others", responses=answers(OthersAnswer, 404, 422))
+    async def others(identity: str) -> Response:
+        """What an icon of the index is in the other icon sets of the index, the likeliest first."""
+        service.require_index()
+        assert finder is not None
+        return json_response({"others": await service.grouping.do(finder.of_icon, identity)})
+
+    return [*router.routes, Route("/mcp", McpEndpoint(service.index), include_in_schema=False)]
+
+
+class Equivalents:
+    """The icons of a served index in its other icon sets. To be used from one thread only.
+
+    Args:
+        index: Index that is served.
+    """
+
+    def __init__(self, index: ServedIndex) -> None:
+        self._index = index
+        self._numbers = match_numbers(index.model_folder)
+        self._sets = LruCache[str, tuple[list[int], OtherSets]](1)
+
+    def of_icon(self, identity: str) -> list[dict[str, Any]]:
+        """Return the equivalents of an icon, for JSON, the likeliest first, by their pictures.
+
+        The list is empty for other pictures, and if nothing was fitted for the model.
+
+        Raises:
+            Refusal: The index has no picture with this id.
+        """
+        if "icon" not in self._index.entry(identity).fields or self._numbers is None:
+            return []
+        with self._index.use() as store:
+            draws, sets = self._sets.made(self._index.revision(store), partial(_icon_sets, store, self._numbers))
+            found = sets.of_one(draws.index(draw_of(identity)))
+            ids = store.ids_of([draws[one.place] for one in found])
+            entries = store.entries([ids[draws[one.place]] for one in found])
+        there = self._index.files.are_there(entries)
+        return [
+            {**picture(entry, there), "probability": one.probability} for entry, one in zip(entries, found, strict=True)
+        ]
+
+
+def _icon_sets(store: Store, numbers: MatchNumbers) -> tuple[list[int], OtherSets]:
+    """The icons of an index, as `Entry.draw`, and their sets."""
+    icons = [(entry, vector) for entry, vector in store.everything() if "icon" in entry.fields]
+    names, vectors = [str(entry.fields["icon"]) for entry, _ in icons], np.array([one for _, one in icons])
+    pictures = named_pictures(names, [()] * len(names), vectors, numbers)
+    return [entry.draw for entry, _ in icons], OtherSets(pictures, numbers)

@@ -1,0 +1,24 @@
+"""The icons of an exported page in its other icon sets."""
+
+from dataclasses import replace
+
+from grr_coca.search.index_model import IndexModel
+from grr_coca.search.match.match_numbers import match_numbers
+from grr_coca.search.match.other_sets import OtherSets
+from grr_coca.search.match.picture_set import aliases_in, named_pictures
+from grr_coca.serve.site import Library
+
+
+def with_others(library: Library, model: IndexModel) -> Library:
+    """The library with what its icons are in its other icon sets, if it has several and the model can tell."""
+    rows = [row for row, entry in enumerate(library.entries) if "icon" in entry.fields]
+    names = [str(library.entries[row].fields["icon"]) for row in rows]
+    numbers = match_numbers(model.folder)
+    if numbers is None or len({name.partition(":")[0] for name in names}) < 2:
+        return library
+    aliases = [aliases_in(library.entries[row].fields) for row in rows]
+    pictures = named_pictures(names, aliases, library.vectors[rows], numbers, model)
+    others: list[list[tuple[int, float]]] = [[] for _ in library.entries]
+    for row, found in zip(rows, OtherSets(pictures, numbers).of_all(), strict=True):
+        others[row] = [(rows[one.place], one.probability) for one in found]
+    return replace(library, others=others)

@@ -16,7 +16,7 @@ from ledgers import ROOT, ledger_of, rows_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
+from grr_coca_study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
 
 TITLES = {
     "adamw": "AdamW, 600 steps",

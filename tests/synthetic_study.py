@@ -10,9 +10,9 @@ import numpy as np
 import yaml
 
 from grr_coca.common.errors import DivergedError
-from grr_coca.study.ledger import Digests, write_digests
-from grr_coca.study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name
-from grr_coca.study.running.agenda import Task
+from grr_coca_study.ledger import Digests, write_digests
+from grr_coca_study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name
+from grr_coca_study.running.agenda import Task
 
 STAGES = ("pictograms", "health", "clipart", "glyphs")
 STEPS = (600, 60, 60, 100)

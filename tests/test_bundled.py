@@ -47,7 +47,7 @@ def test_a_model_states_its_licence_and_that_of_its_data():
 def test_a_wheel_with_a_file_of_unknown_licence_is_not_released(tmp_path, more, unstated):
     files = {
         "grr_coca/a.py": b"",
-        "grr_coca/study/report/reading.md": b"",
+        "grr_coca_study/report/reading.md": b"",
         "grr_coca/data/clip_vocabulary.txt.gz": b"x",
         "grr_coca/model/weights/icons/model.onnx": b"x",
         "grr_coca/model/weights/icons/card.json": b'{"licence": "Apache-2.0"}',

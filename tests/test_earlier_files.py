@@ -27,10 +27,10 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.losses import LossWeights
 from grr_coca.search.portable import import_parquet
 from grr_coca.search.stores import open_store
-from grr_coca.study.stages import data_digest, recipe_digest
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
+from grr_coca_study.stages import data_digest, recipe_digest
 from support import ALONE, silent, snapshot
 
 EARLIER = Path(__file__).parent / "earlier"

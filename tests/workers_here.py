@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from grr_coca.study.running import workers as module
-from grr_coca.study.running.workers import Workers
+from grr_coca_study.running import workers as module
+from grr_coca_study.running.workers import Workers
 
 
 class WorkersHere(Workers):

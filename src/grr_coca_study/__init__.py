@@ -1,1 +1,9 @@
-"""Studies: models compared over several seeds, by plans, ledgers, statistics and reports; and the demo."""
+"""Studies, which compare models over several seeds. To be read in this order:
+
+- `plan`, `stages`: what is compared, and the recipe of each training
+- `rows`, `claims`, `ledger`: what was measured, who works on what, and which rows count
+- `running`: `agenda` (what is left), `run` (the loop), `workers`; `stage` (one training), `measured`, `provenance`;
+  `pace`, `dry_run`
+- `statistics`, `report`: `numbers`, `grid`, `verdict`, `tables`, `figures`, `page`
+- `demo`: a study with one seed in minutes (`plan`, `folder`), with `exhibits`
+"""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.cli.demo import _symbol, closing_lines, opening_lines
-from grr_coca.study.demo.plan import load_demo
+from grr_coca_study.commands.demo import _symbol, closing_lines, opening_lines
+from grr_coca_study.demo.plan import load_demo
 
 PLAN = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 

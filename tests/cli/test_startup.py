@@ -196,7 +196,7 @@ def test_a_caption_imports_only_what_it_needs(image_files, tmp_path, engine):
     imported = set(modules.split())
     unused = {"torch", "jaxtyping"} if engine == "onnx" else {"onnxruntime"}
     assert imported & (UNUSED | HEAVY | unused) == set()
-    assert [name for name in imported if name.startswith(("grr_coca.train", "grr_coca.study"))] == []
+    assert [name for name in imported if name.startswith(("grr_coca.train", "grr_coca_study"))] == []
 
 
 def test_progress_sends_no_control_codes_to_what_is_no_terminal(capsys, monkeypatch):
@@ -214,5 +214,5 @@ def test_progress_sends_no_control_codes_to_what_is_no_terminal(capsys, monkeypa
 @pytest.mark.ci
 def test_the_demo_needs_no_scipy():
     """The extra `[report]` brings matplotlib; scipy comes with `[study]` alone."""
-    code = 'import sys; sys.modules["scipy"] = None; import grr_coca.study.demo.folder'
+    code = 'import sys; sys.modules["scipy"] = None; import grr_coca_study.demo.folder'
     subprocess.run([sys.executable, "-c", code], check=True)

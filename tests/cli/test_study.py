@@ -12,16 +12,16 @@ import pytest
 
 from grr_coca.cli import main
 from grr_coca.cli.output import report_stop
-from grr_coca.cli.study_run import _Progress
 from grr_coca.common.errors import Interruption
-from grr_coca.study.ledger import write_digests
-from grr_coca.study.plan import EARLIER_LEDGER, Plan, read_plan
-from grr_coca.study.rows import ROWS_FOLDER, RowFolder
-from grr_coca.study.running import agenda, pace
-from grr_coca.study.running.agenda import Agenda
-from grr_coca.study.running.dry_run import power_in_words
-from grr_coca.study.stages import data_digest
 from grr_coca.train.recipe import save_recipe
+from grr_coca_study.commands.study_run import _Progress
+from grr_coca_study.ledger import write_digests
+from grr_coca_study.plan import EARLIER_LEDGER, Plan, read_plan
+from grr_coca_study.rows import ROWS_FOLDER, RowFolder
+from grr_coca_study.running import agenda, pace
+from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.dry_run import power_in_words
+from grr_coca_study.stages import data_digest
 from support import finetuning, real_pairs, tiny_recipe, write_shard
 from synthetic_study import pretended_row
 from workers_here import work_here
@@ -88,7 +88,7 @@ def test_a_precision_that_depends_on_the_machine_is_refused(refused, plan):
 
 
 def test_a_folder_with_the_rows_of_earlier_code_is_refused(refused, plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.running.workers.worker_processes", lambda count: pytest.fail("processes began"))
+    monkeypatch.setattr("grr_coca_study.running.workers.worker_processes", lambda count: pytest.fail("processes began"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / EARLIER_LEDGER).touch()
     for flags in ([], ["--dry-run"]):

@@ -146,7 +146,7 @@ def test_code_cancels_in_the_mean_of_both_contrasts(known):
 
 
 def test_holm_matches_the_package(changes):
-    from grr_coca.study.statistics import holm
+    from grr_coca_study.statistics import holm
 
     p_values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
     assert [*dict(sorted(changes.holm(p_values).items())).values()] == pytest.approx(
@@ -172,7 +172,7 @@ def test_flags_and_other_captions_are_all_captions(changes):
 
 def test_each_draw_of_seeds_chooses_its_rates(changes):
     """On true rows, next to the code of the reports, which draws seeds at random; here each draw is counted once."""
-    from grr_coca.study.report.grid import GridCurve, best_against_best
+    from grr_coca_study.report.grid import GridCurve, best_against_best
 
     study, rates, seeds = "adamw_long/2400_rates", ("0.00075", "0.0015", "0.003"), (100, 101, 102)
     rows = changes.rows_of(study)
@@ -214,10 +214,10 @@ def test_incomplete_curve_has_no_best_rate(changes, monkeypatch):
 def test_numbers_match_the_reports(known):
     """The script imports nothing of the package; here both are asked for the same."""
     from grr_coca.common.dict_to_dataclass import from_dict
-    from grr_coca.study.ledger import Ledger
-    from grr_coca.study.plan import Arm, Endpoints, Plan
-    from grr_coca.study.report.numbers import study_results
-    from grr_coca.study.rows import LedgerRow
+    from grr_coca_study.ledger import Ledger
+    from grr_coca_study.plan import Arm, Endpoints, Plan
+    from grr_coca_study.report.numbers import study_results
+    from grr_coca_study.rows import LedgerRow
 
     folder = ROOT / "studies" / "adamw" / "best"
     lines = map(json.loads, (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines())

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.study import claims as module
-from grr_coca.study.claims import Claims
+from grr_coca_study import claims as module
+from grr_coca_study.claims import Claims
 from support import no_space_left
 
 
@@ -151,7 +151,7 @@ def test_one_that_hesitates_does_not_take_the_claim_of_another_that_was_faster(t
 
 HOLD = """
 import sys, pathlib
-from grr_coca.study.claims import Claims
+from grr_coca_study.claims import Claims
 print(Claims(pathlib.Path(sys.argv[1])).take("run") is not None, flush=True)
 sys.stdin.read()
 """

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from grr_coca.study.html_page import escaped, html_page, markdown_picture, markdown_table
+from grr_coca_study.html_page import escaped, html_page, markdown_picture, markdown_table
 
 
 @pytest.mark.parametrize("text", ["x_y* <b> & [c](d)|", "`e` ![f](g) \\ &amp;", "# h", "http://example.org <a@b.c>"])

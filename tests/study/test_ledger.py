@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.study.ledger import Digests, best_point, cost, read_ledger, write_digests
-from grr_coca.study.plan import Arm, Endpoints, Plan, Tuning
-from grr_coca.study.rows import LedgerRow, RowFolder
+from grr_coca_study.ledger import Digests, best_point, cost, read_ledger, write_digests
+from grr_coca_study.plan import Arm, Endpoints, Plan, Tuning
+from grr_coca_study.rows import LedgerRow, RowFolder
 
 DIGESTS = Digests(
     recipes={"baseline_coca": {"emoji": ("r2",)}, "grr_coca": {"emoji": ("r1",)}},

@@ -9,10 +9,11 @@ import yaml
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.study.plan import EARLIER_LEDGER, PLAN_FILE, Plan, point_title, points_of, read_plan
-from grr_coca.study.report.answer import arm_titles
-from grr_coca.study.running.agenda import Agenda
-from grr_coca.study.stages import (
+from grr_coca.train.recipe import load_recipe, save_recipe
+from grr_coca_study.plan import EARLIER_LEDGER, PLAN_FILE, Plan, point_title, points_of, read_plan
+from grr_coca_study.report.answer import arm_titles
+from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.stages import (
     check_recipes,
     data_digest,
     recipe_digest,
@@ -21,7 +22,6 @@ from grr_coca.study.stages import (
     stage_recipe,
     with_settings,
 )
-from grr_coca.train.recipe import load_recipe, save_recipe
 from synthetic_study import GRIDS, arm
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -304,8 +304,8 @@ def test_of_what_is_mixed_in_the_share_counts_and_not_the_place(recipe):
 
 
 def test_of_a_large_file_both_ends_and_the_size_count(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.stages._MAX_HASHED", 1000)
-    monkeypatch.setattr("grr_coca.study.stages._HASHED_END", 100)
+    monkeypatch.setattr("grr_coca_study.stages._MAX_HASHED", 1000)
+    monkeypatch.setattr("grr_coca_study.stages._HASHED_END", 100)
     path = tmp_path / "large.tar"
     large = replace(recipe, data=replace(recipe.data, train=str(path)))
     content = bytes(3000)

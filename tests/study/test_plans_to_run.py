@@ -14,13 +14,13 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.model.anatomy import flops_of_pairs, num_parameters
-from grr_coca.study.plan import Plan, read_plan, stage_names
-from grr_coca.study.running import pace
-from grr_coca.study.running.agenda import Agenda
-from grr_coca.study.running.stage import run_stage
-from grr_coca.study.stages import check_recipes, require_precisions
 from grr_coca.train.forecast import TRAINING_PASSES
 from grr_coca.train.recipe import load_recipe
+from grr_coca_study.plan import Plan, read_plan, stage_names
+from grr_coca_study.running import pace
+from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.stage import run_stage
+from grr_coca_study.stages import check_recipes, require_precisions
 from support import CPU, encode_image, real_pairs, write_tar
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from grr_coca.common.dict_to_dataclass import from_dict
-from grr_coca.study.plan import Plan, Settings, arm_named, stage_names
-from grr_coca.study.stages import data_digest, recipe_digest, stage_recipe
+from grr_coca_study.plan import Plan, Settings, arm_named, stage_names
+from grr_coca_study.stages import data_digest, recipe_digest, stage_recipe
 from support import DATASETS
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name, write_to_study
+from grr_coca_study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name, write_to_study
 from support import syncs_and_renames
 
 
@@ -58,7 +58,7 @@ def test_the_first_row_stays_whoever_ends_later(files, monkeypatch, has_links):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     if not has_links:
-        monkeypatch.setattr("grr_coca.study.rows.os.link", refuse)
+        monkeypatch.setattr("grr_coca_study.rows.os.link", refuse)
     first, late = a_row(commit="first"), a_row(commit="late")
     assert files.publish("a", first) == first
     before = (files.path / "a.json").stat()
@@ -72,7 +72,7 @@ def test_a_row_is_on_the_disk_before_it_has_its_name(files, monkeypatch):
     done = syncs_and_renames(monkeypatch)
     linked = []
     real = os.link
-    monkeypatch.setattr("grr_coca.study.rows.os.link", lambda *names: (linked.append(len(done)), real(*names)))
+    monkeypatch.setattr("grr_coca_study.rows.os.link", lambda *names: (linked.append(len(done)), real(*names)))
     files.publish("a", a_row())
     kinds = [kind for kind, _ in done]
     assert "sync" in kinds[: linked[0]], "the content"
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_no_part_of_a_row(files, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("grr_coca.study.rows.write_whole", full)
+    monkeypatch.setattr("grr_coca_study.rows.write_whole", full)
     with pytest.raises(UserError, match=r"a\.json: could not be written \(No space left on device\); free some space"):
         files.publish("a", a_row())
     assert list(files.path.iterdir()) == []
@@ -142,7 +142,7 @@ def test_two_processes_of_one_number_do_not_write_to_one_file(files, monkeypatch
         written.append(path)
         path.write_bytes(content)
 
-    monkeypatch.setattr("grr_coca.study.rows.write_whole", write)
+    monkeypatch.setattr("grr_coca_study.rows.write_whole", write)
     for _ in range(2):
         files.publish("one", a_row())
     assert len(set(written)) == 2

@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from grr_coca.study.statistics import (
+from grr_coca_study.statistics import (
     SIGNIFICANCE_LEVEL,
     as_percent,
     effect_of,

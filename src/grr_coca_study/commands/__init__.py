@@ -4,10 +4,11 @@ from grr_coca.cli import Command
 
 COMMANDS = {
     "demo": Command(
-        "grr_coca.cli.demo:run",
+        "grr_coca_study.commands.demo:run",
         "pretrain, fine-tune and compare both models on small corpora that come with the code",
     ),
     "study": Command(
-        "grr_coca.cli.study:run", "compare models over several seeds: run a plan, show its status, report the results"
+        "grr_coca_study.commands.study:run",
+        "compare models over several seeds: run a plan, show its status, report the results",
     ),
 }

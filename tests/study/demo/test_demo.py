@@ -15,16 +15,16 @@ import pytest
 import yaml
 
 from grr_coca.cli import main
-from grr_coca.cli.demo import _closing_words
 from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.study.demo.folder import DemoPlace, begin, finish, make_folder
-from grr_coca.study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
-from grr_coca.study.exhibits import Exhibits
-from grr_coca.study.running.agenda import Agenda
-from grr_coca.study.running.stage import run_stage
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.numerics import Numerics
+from grr_coca_study.commands.demo import _closing_words
+from grr_coca_study.demo.folder import DemoPlace, begin, finish, make_folder
+from grr_coca_study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
+from grr_coca_study.exhibits import Exhibits
+from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.stage import run_stage
 from processes import running
 from support import CPU, real_pairs, snapshot
 from synthetic_study import rows_of, write_study
@@ -167,7 +167,7 @@ def arm_of(plan, arm, out):
 def refused(write_plan, tmp_path, monkeypatch, capsys):
     """Run a demo by a wrong plan; returns the one message."""
     monkeypatch.setattr(
-        "grr_coca.study.running.workers.worker_processes", lambda: pytest.fail("processes were started")
+        "grr_coca_study.running.workers.worker_processes", lambda: pytest.fail("processes were started")
     )
 
     def run(*flags: str, **changes) -> str:
@@ -281,8 +281,8 @@ def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, 
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("grr_coca.study.demo.folder.make_exhibits", lambda *arguments: Exhibits())
-    monkeypatch.setattr("grr_coca.study.exhibits.write_whole", full)
+    monkeypatch.setattr("grr_coca_study.demo.folder.make_exhibits", lambda *arguments: Exhibits())
+    monkeypatch.setattr("grr_coca_study.exhibits.write_whole", full)
     plan = load_demo(write_plan())
     write_study(tmp_path, yaml.safe_load((tmp_path / "plan.yaml").read_text()), rows_of(PRESETS, [0]))
     with pytest.raises(UserError, match=r"No space left on device\); free some space; the same command then continues"):
@@ -307,7 +307,7 @@ def test_the_plan_that_comes_with_the_code_is_complete():
 
 
 def test_a_showcase_of_which_nothing_is_left_is_refused_before_anything_is_trained(write_plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.study.running.stage.train", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr("grr_coca_study.running.stage.train", lambda *args: pytest.fail("training began"))
     plan = load_demo(write_plan(without=[pair.caption for pair in real_pairs(16, "pictograms", "test_style")]))
     with pytest.raises(UserError):
         arm_of(plan, "grr_coca", tmp_path / "arm")
@@ -316,7 +316,7 @@ def test_a_showcase_of_which_nothing_is_left_is_refused_before_anything_is_train
 def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
     decided = []
     monkeypatch.setattr(
-        "grr_coca.study.demo.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", "fp32")
+        "grr_coca_study.demo.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", "fp32")
     )
     plan = with_precisions(load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml"))
     assert len(decided) == 1

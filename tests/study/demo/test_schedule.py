@@ -7,7 +7,7 @@ import pytest
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.study.demo.plan import (
+from grr_coca_study.demo.plan import (
     _OTHER_SECONDS,
     _RESERVE,
     Schedule,
@@ -16,8 +16,8 @@ from grr_coca.study.demo.plan import (
     load_demo,
     timed_schedules,
 )
-from grr_coca.study.running import pace
-from grr_coca.study.running.pace import Pace
+from grr_coca_study.running import pace
+from grr_coca_study.running.pace import Pace
 from workers_here import work_here
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]

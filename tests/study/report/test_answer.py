@@ -4,10 +4,10 @@ import pytest
 
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.model.presets import get_preset
-from grr_coca.study.ledger import read_ledger
-from grr_coca.study.plan import Plan, compared_with, read_plan
-from grr_coca.study.report.answer import answer, arm_titles
-from grr_coca.study.report.numbers import study_results
+from grr_coca_study.ledger import read_ledger
+from grr_coca_study.plan import Plan, compared_with, read_plan
+from grr_coca_study.report.answer import answer, arm_titles
+from grr_coca_study.report.numbers import study_results
 from synthetic_study import PARTS_OF_PRESET, arm, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
@@ -16,7 +16,7 @@ PAIR = ("baseline_coca", "grr_coca")
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch):
     """Intervals over images are in no sentence, and take half of the time."""
-    monkeypatch.setattr("grr_coca.study.report.endpoints.RESAMPLES", 20)
+    monkeypatch.setattr("grr_coca_study.report.endpoints.RESAMPLES", 20)
 
 
 def said(folder, content, rows, over=None):

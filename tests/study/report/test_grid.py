@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.study.ledger import Ledger
-from grr_coca.study.plan import Arm, Endpoints, Plan, Settings, Tuning
-from grr_coca.study.report.answer import answer, arm_titles
-from grr_coca.study.report.figures import grid_curves
-from grr_coca.study.report.grid import GridCurve, best_against_best, grid_results
-from grr_coca.study.report.numbers import study_results
-from grr_coca.study.report.page import write_study_report
-from grr_coca.study.rows import LedgerRow
-from grr_coca.study.statistics import as_percent
+from grr_coca_study.ledger import Ledger
+from grr_coca_study.plan import Arm, Endpoints, Plan, Settings, Tuning
+from grr_coca_study.report.answer import answer, arm_titles
+from grr_coca_study.report.figures import grid_curves
+from grr_coca_study.report.grid import GridCurve, best_against_best, grid_results
+from grr_coca_study.report.numbers import study_results
+from grr_coca_study.report.page import write_study_report
+from grr_coca_study.rows import LedgerRow
+from grr_coca_study.statistics import as_percent
 from synthetic_study import write_study
 
 RATES = (0.003, 0.006, 0.012)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.study.ledger import read_ledger
-from grr_coca.study.plan import METRICS, Plan, read_plan
-from grr_coca.study.report.answer import answer
-from grr_coca.study.report.numbers import EndpointResult, study_results
-from grr_coca.study.statistics import effect_of, smallest_detectable_effect
+from grr_coca_study.ledger import read_ledger
+from grr_coca_study.plan import METRICS, Plan, read_plan
+from grr_coca_study.report.answer import answer
+from grr_coca_study.report.numbers import EndpointResult, study_results
+from grr_coca_study.statistics import effect_of, smallest_detectable_effect
 from synthetic_study import EFFECTS, PARTS_OF_PRESET, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
@@ -24,7 +24,7 @@ ALL = (*PAIR, *(arm for arm in PARTS_OF_PRESET if arm not in PAIR))
 def _few_draws():
     """Intervals over images have their own tests, and take half of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("grr_coca.study.report.endpoints.RESAMPLES", 20)
+        patch.setattr("grr_coca_study.report.endpoints.RESAMPLES", 20)
         yield
 
 

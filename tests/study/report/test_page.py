@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from grr_coca.cli import main
-from grr_coca.study.demo.folder import make_folder
-from grr_coca.study.plan import DemoPlan, read_plan
-from grr_coca.study.report.figures import Panel, forest_plot
-from grr_coca.study.report.page import p_in_words, signed, write_study_report
-from grr_coca.study.rows import CaptionedExample
-from grr_coca.study.statistics import effect_of
+from grr_coca_study.demo.folder import make_folder
+from grr_coca_study.plan import DemoPlan, read_plan
+from grr_coca_study.report.figures import Panel, forest_plot
+from grr_coca_study.report.page import p_in_words, signed, write_study_report
+from grr_coca_study.rows import CaptionedExample
+from grr_coca_study.statistics import effect_of
 from synthetic_study import arm, plan, rows_of, write_study
 
 ARMS = ("baseline_coca", "grr_coca", "baseline_rope_2d", "baseline_rms_geglu")
@@ -47,7 +47,7 @@ def reported(tmp_path_factory):
 def without_figures(monkeypatch):
     """Drawing takes seconds, and other tests look at what is drawn."""
     for name in ("forest_plot", "learning_curves"):
-        monkeypatch.setattr(f"grr_coca.study.report.page.{name}", lambda *_: "")
+        monkeypatch.setattr(f"grr_coca_study.report.page.{name}", lambda *_: "")
 
 
 def test_numbers_are_told_with_a_sign():
@@ -102,7 +102,7 @@ def test_columns_without_a_number_are_left_out(tmp_path):
 
 def test_a_report_with_fewer_figures_removes_those_that_it_made_before(tmp_path, monkeypatch):
     for name in ("forest_plot", "learning_curves"):
-        monkeypatch.setattr(f"grr_coca.study.report.page.{name}", lambda *_: "<svg></svg>")
+        monkeypatch.setattr(f"grr_coca_study.report.page.{name}", lambda *_: "<svg></svg>")
     folder, out = write_study(tmp_path / "study", plan(ARMS[:2], 1), rows_of(ARMS[:2], [0])), tmp_path / "out"
     out.mkdir()
     write_study_report(folder, out)
@@ -113,7 +113,7 @@ def test_a_report_with_fewer_figures_removes_those_that_it_made_before(tmp_path,
     (tmp_path / "mine.svg").touch()
     with (out / "report.md").open("a") as report:  # of somebody else
         report.write("\n![a](figures/..%2F..%2Fmine.svg)\n")
-    monkeypatch.setattr("grr_coca.study.report.page.learning_curves", lambda *_: "")
+    monkeypatch.setattr("grr_coca_study.report.page.learning_curves", lambda *_: "")
     write_study_report(folder, out)
     kept = {name for name in made if not name.startswith("curves-")}
     assert {path.name for path in (out / "figures").iterdir()} == {*kept, "curves-mine.svg", "notes.txt"}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from grr_coca.study.plan import Plan, read_plan
-from grr_coca.study.running.agenda import Agenda
+from grr_coca_study.plan import Plan, read_plan
+from grr_coca_study.running.agenda import Agenda
 
 
 @pytest.fixture

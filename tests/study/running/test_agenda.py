@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from grr_coca.study.running.agenda import FINISHED, Agenda, Task
-from grr_coca.study.stages import stage_recipe
+from grr_coca_study.running.agenda import FINISHED, Agenda, Task
+from grr_coca_study.stages import stage_recipe
 from synthetic_study import GRIDS, PRETRAINING, RATES, TUNED, arm, pretended_row
 
 PAIR = ("baseline_coca", "grr_coca")
@@ -97,7 +97,7 @@ def test_recipes_are_not_computed_again_with_every_row(agenda_of, monkeypatch):
         asked.append(f"{arguments} {named}")
         return stage_recipe(*arguments, **named)
 
-    monkeypatch.setattr("grr_coca.study.running.agenda.stage_recipe", counted)
+    monkeypatch.setattr("grr_coca_study.running.agenda.stage_recipe", counted)
     while tasks := agenda.open_tasks():
         finish(agenda, tasks[0])
         assert agenda.digests.recipes.keys() <= set(PAIR)

@@ -1,8 +1,8 @@
 """The pace of a machine, measured by training."""
 
-from grr_coca.study.running import pace as pace_module
-from grr_coca.study.running.pace import MIN_STEPS, WARM_UP, measure_pace
 from grr_coca.train.setup import new_checkpoint
+from grr_coca_study.running import pace as pace_module
+from grr_coca_study.running.pace import MIN_STEPS, WARM_UP, measure_pace
 from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
 
 

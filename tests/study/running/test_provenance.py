@@ -12,11 +12,11 @@ import pytest
 
 from grr_coca.common.errors import DiskError, Interruption
 from grr_coca.data.order import Shuffle
-from grr_coca.study.running import provenance
-from grr_coca.study.running.provenance import order_hash, weight_hashes, write_start_hashes
-from grr_coca.study.running.stage import run_stage
 from grr_coca.train.setup import new_checkpoint
 from grr_coca.train.step import Trainer
+from grr_coca_study.running import provenance
+from grr_coca_study.running.provenance import order_hash, weight_hashes, write_start_hashes
+from grr_coca_study.running.stage import run_stage
 from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
 from synthetic_study import PRETRAINING
 

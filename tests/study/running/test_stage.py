@@ -11,10 +11,10 @@ import torch
 from grr_coca.common.errors import DiskError
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.anatomy import flops_per_pair
-from grr_coca.study.running import stage as stage_module
-from grr_coca.study.running.stage import caption_lengths, run_flops, run_stage, step_flops
 from grr_coca.train.setup import new_checkpoint
 from grr_coca.train.step import Trainer
+from grr_coca_study.running import stage as stage_module
+from grr_coca_study.running.stage import caption_lengths, run_flops, run_stage, step_flops
 from support import ALONE, CPU, no_space_left, real_pairs, tiny_recipe, warnings_of, with_caption, write_shard
 from synthetic_study import PRETRAINING
 
@@ -41,7 +41,7 @@ def test_a_run_without_a_finite_loss_on_val_has_diverged(agenda_of, monkeypatch)
     monkeypatch.setattr(stage_module, "train", broken)
     agenda = agenda_of("grr_coca", seeds=[0], finetune=["health.yaml"], endpoints=PRETRAINING)
     (task,) = agenda.open_tasks()
-    with warnings_of("grr_coca.study.running.stage") as warned:
+    with warnings_of("grr_coca_study.running.stage") as warned:
         row = run_stage(task, CPU, lambda _: None)
     assert (row.kind, row.metrics, row.values) == ("diverged", {}, {})
     assert warned == ["grr_coca, pictograms, seed 0 diverged: its loss on val is not finite"]
@@ -53,7 +53,7 @@ def test_a_run_whose_checkpoint_cannot_be_read_starts_again(agenda_of):
     (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
     torn = task.folder / "checkpoints" / "step-000000003"
     torn.mkdir(parents=True)
-    with warnings_of("grr_coca.study.running.stage") as warned:
+    with warnings_of("grr_coca_study.running.stage") as warned:
         assert run_stage(task, CPU, lambda _: None).steps == 6
     assert "no checkpoint can be read" in warned[0]
     assert not torn.exists()

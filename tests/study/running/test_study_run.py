@@ -14,19 +14,19 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from grr_coca.cli.study import print_status
 from grr_coca.common.errors import UserError
-from grr_coca.study.claims import Claim, Claims
-from grr_coca.study.ledger import Ledger, read_digests, read_ledger
-from grr_coca.study.plan import Plan, plan_of_folder, read_plan
-from grr_coca.study.rows import LedgerRow, RowFolder
-from grr_coca.study.running import run as running
-from grr_coca.study.running.agenda import FINISHED, Agenda, Task
-from grr_coca.study.running.dry_run import _disk_in_words
-from grr_coca.study.running.run import Place, Study, Watch, write_plan
-from grr_coca.study.running.stage import run_stage
-from grr_coca.study.thumbnails import thumbnail_path
 from grr_coca.train.loop import train
+from grr_coca_study.claims import Claim, Claims
+from grr_coca_study.commands.study import print_status
+from grr_coca_study.ledger import Ledger, read_digests, read_ledger
+from grr_coca_study.plan import Plan, plan_of_folder, read_plan
+from grr_coca_study.rows import LedgerRow, RowFolder
+from grr_coca_study.running import run as running
+from grr_coca_study.running.agenda import FINISHED, Agenda, Task
+from grr_coca_study.running.dry_run import _disk_in_words
+from grr_coca_study.running.run import Place, Study, Watch, write_plan
+from grr_coca_study.running.stage import run_stage
+from grr_coca_study.thumbnails import thumbnail_path
 from support import CPU, real_pairs, warnings_of, write_shard
 from synthetic_study import GRIDS, PRETRAINING, TUNED, arm, diverged, pretended_row
 from workers_here import WorkersHere
@@ -376,9 +376,9 @@ def test_a_run_that_diverged_is_a_result_and_not_begun_again(study, monkeypatch,
     def diverge(recipe, start, folder, *rest):
         return diverged(recipe, start, folder) if recipe.seed == 0 else train(recipe, start, folder, *rest)
 
-    monkeypatch.setattr("grr_coca.study.running.stage.train", diverge)
+    monkeypatch.setattr("grr_coca_study.running.stage.train", diverge)
     study.lay_out(finetune=["health.yaml"])
-    with warnings_of("grr_coca.study.running.stage") as warned:
+    with warnings_of("grr_coca_study.running.stage") as warned:
         done = study.run("grr_coca", workers=Training())
     assert done == [OF_GRR_COCA[0], "grr_coca, pictograms, seed 1", "grr_coca, health, seed 1"], (
         "nothing is fine-tuned from a model that diverged"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.errors import Interruption, UserError
-from grr_coca.study.running import workers as workers_module
-from grr_coca.study.running.workers import raise_if_stopped, tell_progress, worker_processes
 from grr_coca.train.launch import StopSignals
+from grr_coca_study.running import workers as workers_module
+from grr_coca_study.running.workers import raise_if_stopped, tell_progress, worker_processes
 
 
 def save_in_spite_of_signals(begun: Path, saved: Path) -> None:

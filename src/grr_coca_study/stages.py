@@ -18,8 +18,8 @@ from grr_coca.common.dict_to_dataclass import flat, from_dict, to_dict
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.data.sources.open import find_files, require_there, shards_of
 from grr_coca.data.walk import walk_visible
-from grr_coca.study.plan import Arm, Plan, Settings, points_of, stage_names
 from grr_coca.train.recipe import Recipe, load_recipe
+from grr_coca_study.plan import Arm, Plan, Settings, points_of, stage_names
 
 
 def recipe_path(plan: Plan, arm: Arm, stage: str) -> Path:

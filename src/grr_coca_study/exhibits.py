@@ -22,8 +22,8 @@ from grr_coca.infer.explain import caption_maps, caption_picture
 from grr_coca.infer.generate import generate
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.coca import evaluating
-from grr_coca.study.running.measured import drawn_examples
-from grr_coca.study.thumbnails import EXHIBITS, LISTING, as_webp, thumbnail
+from grr_coca_study.running.measured import drawn_examples
+from grr_coca_study.thumbnails import EXHIBITS, LISTING, as_webp, thumbnail
 
 _BATCH_SIZE = 64
 _NUM_EXPLAINED = 4

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grr_coca.evaluate.intervals import by_image, draws
-from grr_coca.study.plan import LOSS_METRICS, Plan, split_endpoint, stage_names
-from grr_coca.study.rows import LedgerRow
-from grr_coca.study.statistics import RESAMPLES, percentiles
+from grr_coca_study.plan import LOSS_METRICS, Plan, split_endpoint, stage_names
+from grr_coca_study.rows import LedgerRow
+from grr_coca_study.statistics import RESAMPLES, percentiles
 
 Rows = Mapping[tuple[str, int, str], LedgerRow]
 """Rows by arm, seed and stage."""

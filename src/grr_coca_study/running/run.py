@@ -17,15 +17,15 @@ import yaml
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import DiskError, UserError
-from grr_coca.study.claims import FREE_AFTER, RENEWED_EVERY, Claim, Claims
-from grr_coca.study.ledger import read_digests, write_digests
-from grr_coca.study.plan import PLAN_FILE, Plan, point_title, read_plan, refuse_earlier_ledger
-from grr_coca.study.rows import LedgerRow, RowFolder, write_to_study
-from grr_coca.study.running.agenda import Agenda, Task
-from grr_coca.study.running.measured import write_showcase
-from grr_coca.study.running.provenance import code_commit
-from grr_coca.study.running.stage import run_stage
-from grr_coca.study.running.workers import Workers, tell_progress, usable_device
+from grr_coca_study.claims import FREE_AFTER, RENEWED_EVERY, Claim, Claims
+from grr_coca_study.ledger import read_digests, write_digests
+from grr_coca_study.plan import PLAN_FILE, Plan, point_title, read_plan, refuse_earlier_ledger
+from grr_coca_study.rows import LedgerRow, RowFolder, write_to_study
+from grr_coca_study.running.agenda import Agenda, Task
+from grr_coca_study.running.measured import write_showcase
+from grr_coca_study.running.provenance import code_commit
+from grr_coca_study.running.stage import run_stage
+from grr_coca_study.running.workers import Workers, tell_progress, usable_device
 
 _WRITTEN = "# Written by grr-coca study run."
 """First line of a plan that was written by the program."""

@@ -3,9 +3,9 @@
 from collections import Counter
 from typing import NamedTuple
 
-from grr_coca.study.plan import Plan
-from grr_coca.study.report.numbers import StudyResults
-from grr_coca.study.statistics import min_seeds
+from grr_coca_study.plan import Plan
+from grr_coca_study.report.numbers import StudyResults
+from grr_coca_study.statistics import min_seeds
 
 _ARM_TITLES = {
     "grr_coca": "GRR-CoCa",

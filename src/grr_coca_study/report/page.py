@@ -15,9 +15,9 @@ import numpy as np
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import read_json, write_whole
 from grr_coca.evaluate.table import Row, format_table
-from grr_coca.study.html_page import escaped, html_page, markdown_picture, markdown_table
-from grr_coca.study.ledger import Ledger, cost, read_ledger
-from grr_coca.study.plan import (
+from grr_coca_study.html_page import escaped, html_page, markdown_picture, markdown_table
+from grr_coca_study.ledger import Ledger, cost, read_ledger
+from grr_coca_study.plan import (
     Plan,
     compared_with,
     plan_of_folder,
@@ -27,14 +27,14 @@ from grr_coca.study.plan import (
     split_endpoint,
     stage_names,
 )
-from grr_coca.study.report.answer import answer, arm_titles
-from grr_coca.study.report.endpoints import PHASES, Interval, lower_is_better, metric_title, title
-from grr_coca.study.report.figures import Panel, forest_plot, grid_curves, learning_curves
-from grr_coca.study.report.grid import GridResults
-from grr_coca.study.report.numbers import EndpointResult, StudyResults, split_rows, study_results
-from grr_coca.study.rows import LedgerRow
-from grr_coca.study.statistics import Effect
-from grr_coca.study.thumbnails import EXHIBITS, LISTING, thumbnail_path
+from grr_coca_study.report.answer import answer, arm_titles
+from grr_coca_study.report.endpoints import PHASES, Interval, lower_is_better, metric_title, title
+from grr_coca_study.report.figures import Panel, forest_plot, grid_curves, learning_curves
+from grr_coca_study.report.grid import GridResults
+from grr_coca_study.report.numbers import EndpointResult, StudyResults, split_rows, study_results
+from grr_coca_study.rows import LedgerRow
+from grr_coca_study.statistics import Effect
+from grr_coca_study.thumbnails import EXHIBITS, LISTING, thumbnail_path
 
 RESULTS_FILE, REPORT_FILE, PAGE_FILE = "results.json", "report.md", "report.html"
 FIGURES = "figures"
@@ -89,7 +89,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         _add_captions(page, plan, [row for row in ledger.rows if row.stage == stage], results.pair, folder)
     if (folder / EXHIBITS / LISTING).is_file():
         _add_exhibits(page, plan, folder / EXHIBITS)
-    page.add(resources.files("grr_coca.study.report").joinpath("reading.md").read_text("utf-8"))
+    page.add(resources.files("grr_coca_study.report").joinpath("reading.md").read_text("utf-8"))
     for heading, lines in (("Missing", results.missing), ("Notes", results.notes)):
         if lines:
             page.add(f"## {heading}")

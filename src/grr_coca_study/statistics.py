@@ -14,7 +14,7 @@ from itertools import count
 import numpy as np
 from jaxtyping import Float
 
-from grr_coca.study.plan import SIGNIFICANCE_LEVEL
+from grr_coca_study.plan import SIGNIFICANCE_LEVEL
 
 LEVEL = 0.95
 """Confidence level of all intervals."""

@@ -22,23 +22,23 @@ from grr_coca.evaluate.checkpoint_metrics import require_pairs
 from grr_coca.model.anatomy import count_parameters, flops_of_pairs, flops_per_pair
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.plan import showcase_of
-from grr_coca.study.rows import CurvePoint, Kind, LedgerRow, without_nan
-from grr_coca.study.running.agenda import FINISHED, Task
-from grr_coca.study.running.measured import (
-    Numbers,
-    examples,
-    measure_test,
-    measure_validation,
-    without_words,
-)
-from grr_coca.study.running.provenance import provenance, write_start_hashes
 from grr_coca.train.forecast import TRAINING_PASSES
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.run_checkpoints import NoneReadableError, resume_point
 from grr_coca.train.setup import new_checkpoint, sound_validation, training_sources
+from grr_coca_study.plan import showcase_of
+from grr_coca_study.rows import CurvePoint, Kind, LedgerRow, without_nan
+from grr_coca_study.running.agenda import FINISHED, Task
+from grr_coca_study.running.measured import (
+    Numbers,
+    examples,
+    measure_test,
+    measure_validation,
+    without_words,
+)
+from grr_coca_study.running.provenance import provenance, write_start_hashes
 
 log = logging.getLogger(__name__)
 

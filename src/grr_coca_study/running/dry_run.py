@@ -10,15 +10,15 @@ from grr_coca.common.ranks import Ranks
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.anatomy import flops_of_pairs, num_parameters
 from grr_coca.model.config import CoCaConfig
-from grr_coca.study.plan import Arm, Plan, arm_named, points_of, scores_captions, stage_names
-from grr_coca.study.running.agenda import Want
-from grr_coca.study.running.pace import Pace, measure_pace
-from grr_coca.study.running.run import Place
-from grr_coca.study.running.stage import caption_lengths, step_flops
-from grr_coca.study.running.workers import usable_device
-from grr_coca.study.stages import stage_recipe
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import new_checkpoint
+from grr_coca_study.plan import Arm, Plan, arm_named, points_of, scores_captions, stage_names
+from grr_coca_study.running.agenda import Want
+from grr_coca_study.running.pace import Pace, measure_pace
+from grr_coca_study.running.run import Place
+from grr_coca_study.running.stage import caption_lengths, step_flops
+from grr_coca_study.running.workers import usable_device
+from grr_coca_study.stages import stage_recipe
 
 _BYTES_PER_PARAMETER = 12
 """Bytes of a checkpoint for each parameter: weights, and both moments of AdamW."""
@@ -108,7 +108,7 @@ def power_in_words(plan: Plan) -> list[str]:
     """A line on the differences that a plan can find; none without seeds, or without scipy of the extra `study`."""
     if not plan.seeds or find_spec("scipy") is None:
         return []
-    from grr_coca.study.statistics import min_seeds, smallest_detectable_effect  # late: imports scipy
+    from grr_coca_study.statistics import min_seeds, smallest_detectable_effect  # late: imports scipy
 
     num_seeds, num_endpoints = len(plan.seeds), len(plan.endpoints.primary)
     counts = f"{num_seeds} seed{'' if num_seeds == 1 else 's'} and {num_endpoints} primary endpoint"

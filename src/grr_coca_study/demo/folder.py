@@ -21,16 +21,16 @@ from grr_coca.common.dict_to_dataclass import differences, read_yaml
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import write_whole
 from grr_coca.evaluate.table import format_table
-from grr_coca.study.demo.plan import arm_names, demo_recipes
-from grr_coca.study.exhibits import make_exhibits, write_exhibits
-from grr_coca.study.ledger import DIGESTS_FILE, read_ledger
-from grr_coca.study.plan import PLAN_FILE, DemoPlan, read_plan, stage_names
-from grr_coca.study.report.numbers import split_rows
-from grr_coca.study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
-from grr_coca.study.rows import ROWS_FOLDER
-from grr_coca.study.running.run import Place, write_plan
-from grr_coca.study.running.workers import Workers
-from grr_coca.study.thumbnails import EXHIBITS, SHOWCASE_FOLDER
+from grr_coca_study.demo.plan import arm_names, demo_recipes
+from grr_coca_study.exhibits import make_exhibits, write_exhibits
+from grr_coca_study.ledger import DIGESTS_FILE, read_ledger
+from grr_coca_study.plan import PLAN_FILE, DemoPlan, read_plan, stage_names
+from grr_coca_study.report.numbers import split_rows
+from grr_coca_study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
+from grr_coca_study.rows import ROWS_FOLDER
+from grr_coca_study.running.run import Place, write_plan
+from grr_coca_study.running.workers import Workers
+from grr_coca_study.thumbnails import EXHIBITS, SHOWCASE_FOLDER
 
 INDEX_FOLDER = "index"
 _OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE, SHOWCASE_FOLDER, INDEX_FOLDER, FIGURES, EXHIBITS)

@@ -7,12 +7,12 @@ from functools import cache
 
 from grr_coca.cli.progress import JobProgress, bars
 from grr_coca.common.errors import Interruption
-from grr_coca.study.plan import Plan, arm_named, point_title
-from grr_coca.study.rows import LedgerRow
-from grr_coca.study.running.agenda import Agenda, Task, Want
-from grr_coca.study.running.run import Place, Study, Watch
-from grr_coca.study.running.workers import Workers
-from grr_coca.study.stages import stage_recipe
+from grr_coca_study.plan import Plan, arm_named, point_title
+from grr_coca_study.rows import LedgerRow
+from grr_coca_study.running.agenda import Agenda, Task, Want
+from grr_coca_study.running.run import Place, Study, Watch
+from grr_coca_study.running.workers import Workers
+from grr_coca_study.stages import stage_recipe
 
 
 def run_with_progress(

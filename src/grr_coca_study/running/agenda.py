@@ -13,8 +13,9 @@ from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import flat
 from grr_coca.common.errors import UserError
-from grr_coca.study.ledger import Digests, best_point, cost
-from grr_coca.study.plan import (
+from grr_coca.train.recipe import Recipe
+from grr_coca_study.ledger import Digests, best_point, cost
+from grr_coca_study.plan import (
     Arm,
     Plan,
     Settings,
@@ -27,9 +28,8 @@ from grr_coca.study.plan import (
     stage_names,
     tuned_with,
 )
-from grr_coca.study.rows import LedgerRow, row_name
-from grr_coca.study.stages import data_digest, folder_digest, recipe_digest, stage_recipe
-from grr_coca.train.recipe import Recipe
+from grr_coca_study.rows import LedgerRow, row_name
+from grr_coca_study.stages import data_digest, folder_digest, recipe_digest, stage_recipe
 
 FINISHED = "finished"
 """Name of the empty file that marks the folder of a run that was trained and measured."""

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from grr_coca.study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
-from grr_coca.study.plan import point_title
-from grr_coca.study.report.endpoints import metric_title
-from grr_coca.study.report.grid import GridResults, number_of
-from grr_coca.study.rows import LedgerRow
-from grr_coca.study.statistics import MARGIN, Effect
+from grr_coca_study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
+from grr_coca_study.plan import point_title
+from grr_coca_study.report.endpoints import metric_title
+from grr_coca_study.report.grid import GridResults, number_of
+from grr_coca_study.rows import LedgerRow
+from grr_coca_study.statistics import MARGIN, Effect
 
 _ROW_HEIGHT = 0.27
 _MARGIN_HEIGHT = 0.95

@@ -13,8 +13,8 @@ from typing import TypeVar
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.model.presets import get_preset
-from grr_coca.study.rows import LedgerRow
 from grr_coca.train.recipe import CAPTION_SCORES, Precision
+from grr_coca_study.rows import LedgerRow
 
 PLAN_FILE = "plan.yaml"
 """Name of the plan in the folder of a study, where a run writes it."""

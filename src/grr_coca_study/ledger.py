@@ -20,8 +20,8 @@ from pathlib import Path
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
-from grr_coca.study.plan import Arm, Plan, Settings, point_title, search_seeds, stage_names, tuned_with
-from grr_coca.study.rows import ROWS_FOLDER, LedgerRow, RowFolder, write_to_study
+from grr_coca_study.plan import Arm, Plan, Settings, point_title, search_seeds, stage_names, tuned_with
+from grr_coca_study.rows import ROWS_FOLDER, LedgerRow, RowFolder, write_to_study
 
 DIGESTS_FILE = "digests.json"
 

@@ -8,13 +8,13 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.build import build
-from grr_coca.study.plan import DemoPlan, arm_named, read_plan, stage_names
-from grr_coca.study.running.pace import Pace, measure_pace
-from grr_coca.study.running.workers import raise_if_stopped, usable_device
-from grr_coca.study.stages import check_recipes, stage_recipe
 from grr_coca.train.numerics import decide
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import new_checkpoint
+from grr_coca_study.plan import DemoPlan, arm_named, read_plan, stage_names
+from grr_coca_study.running.pace import Pace, measure_pace
+from grr_coca_study.running.workers import raise_if_stopped, usable_device
+from grr_coca_study.stages import check_recipes, stage_recipe
 
 
 def load_demo(path: Path) -> DemoPlan:

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from grr_coca.evaluate.table import LOSSES, Row, average_row, row
-from grr_coca.study.ledger import Ledger
-from grr_coca.study.plan import SIGNIFICANCE_LEVEL, Plan, lacking_scores, split_endpoint, stage_names
-from grr_coca.study.report.endpoints import (
+from grr_coca_study.ledger import Ledger
+from grr_coca_study.plan import SIGNIFICANCE_LEVEL, Plan, lacking_scores, split_endpoint, stage_names
+from grr_coca_study.report.endpoints import (
     Interval,
     Rows,
     endpoint_values,
@@ -20,9 +20,9 @@ from grr_coca.study.report.endpoints import (
     stages_of,
     title,
 )
-from grr_coca.study.report.grid import GridResults, depends_on_choice, grid_results, interval_with_choice
-from grr_coca.study.rows import LedgerRow
-from grr_coca.study.statistics import (
+from grr_coca_study.report.grid import GridResults, depends_on_choice, grid_results, interval_with_choice
+from grr_coca_study.rows import LedgerRow
+from grr_coca_study.statistics import (
     Effect,
     as_percent,
     effect_of,

@@ -93,14 +93,14 @@ def _run(action: RunStudy) -> int:
     require_extra("train", "training")
     read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
-    from grr_coca.cli.study_run import run_with_progress  # late: imports torch
-    from grr_coca.study.plan import Plan, arm_named, folder_of_plan, read_plan, refuse_earlier_ledger
-    from grr_coca.study.rows import RowFolder
-    from grr_coca.study.running.agenda import Agenda
-    from grr_coca.study.running.dry_run import what_is_left
-    from grr_coca.study.running.run import Place
-    from grr_coca.study.running.workers import worker_processes
-    from grr_coca.study.stages import check_recipes, require_precisions
+    from grr_coca_study.commands.study_run import run_with_progress  # late: imports torch
+    from grr_coca_study.plan import Plan, arm_named, folder_of_plan, read_plan, refuse_earlier_ledger
+    from grr_coca_study.rows import RowFolder
+    from grr_coca_study.running.agenda import Agenda
+    from grr_coca_study.running.dry_run import what_is_left
+    from grr_coca_study.running.run import Place
+    from grr_coca_study.running.workers import worker_processes
+    from grr_coca_study.stages import check_recipes, require_precisions
 
     plan = read_plan(action.plan, Plan)
     check_recipes(plan, action.plan)
@@ -137,8 +137,8 @@ def print_status(folder: Path) -> int:
     """Print the number of rows of each arm and stage, the chosen settings, and what is missing."""
     if find_spec("yaml") is None:  # the other packages of the extra are not needed
         require_extra("train", "a study's status")
-    from grr_coca.study.ledger import read_ledger
-    from grr_coca.study.plan import (  # late: --help is quick
+    from grr_coca_study.ledger import read_ledger
+    from grr_coca_study.plan import (  # late: --help is quick
         lacking_scores,
         plan_of_folder,
         point_title,
@@ -182,11 +182,11 @@ def print_status(folder: Path) -> int:
 def _report(folder: Path, out: Path | None, over: str | None) -> int:
     """Write the report of the study in `folder`, and print its answer. `out`: None for the usual place."""
     require_extra("study", "a study's report")
-    from grr_coca.study.plan import compared_with, plan_of_folder
+    from grr_coca_study.plan import compared_with, plan_of_folder
 
     out = out or (folder if over is None else folder / f"over-{over}")
     compared_with(plan_of_folder(folder), over)  # a missing study or arm is reported before anything is written
-    from grr_coca.study.report.page import PAGE_FILE, write_study_report  # late: imports matplotlib and scipy
+    from grr_coca_study.report.page import PAGE_FILE, write_study_report  # late: imports matplotlib and scipy
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from grr_coca.study.ledger import Ledger
-from grr_coca.study.plan import Plan, Settings, arm_named, points_of, split_endpoint, stage_names
-from grr_coca.study.report.endpoints import Interval, image_intervals, value_of
-from grr_coca.study.rows import LedgerRow
-from grr_coca.study.statistics import RESAMPLES, Effect, effect_of, percentiles
+from grr_coca_study.ledger import Ledger
+from grr_coca_study.plan import Plan, Settings, arm_named, points_of, split_endpoint, stage_names
+from grr_coca_study.report.endpoints import Interval, image_intervals, value_of
+from grr_coca_study.rows import LedgerRow
+from grr_coca_study.statistics import RESAMPLES, Effect, effect_of, percentiles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) ->
     reader.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
     reader.add_render_rule("table_close", lambda *_: "</table></div>\n")
     body = reader.render(markdown, {"pictures": pictures})
-    style = resources.files("grr_coca.study").joinpath("page.css").read_text("utf-8")
+    style = resources.files("grr_coca_study").joinpath("page.css").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

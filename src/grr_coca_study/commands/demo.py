@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from grr_coca.data.sources.base import PairSource
     from grr_coca.infer.image_text_model import ImageTextModel
-    from grr_coca.study.demo.plan import Schedule
-    from grr_coca.study.plan import DemoPlan
-    from grr_coca.study.running.workers import Workers
+    from grr_coca_study.demo.plan import Schedule
+    from grr_coca_study.plan import DemoPlan
+    from grr_coca_study.running.workers import Workers
 
 _DEFAULT_PLAN = Path("recipes/demo.yaml")
 _NUM_CAPTIONED, _NUM_QUERIES, _NUM_OPENING_HITS = 6, 5, 3
@@ -65,10 +65,10 @@ def run(
     """
     began = time.monotonic()
     _check(plan, minutes, steps, dry_run, json)
-    from grr_coca.cli.study_run import run_with_progress
-    from grr_coca.study.demo.folder import DemoPlace, begin, begun_in, finish, make_folder
-    from grr_coca.study.demo.plan import load_demo
-    from grr_coca.study.running.workers import worker_processes
+    from grr_coca_study.commands.study_run import run_with_progress
+    from grr_coca_study.demo.folder import DemoPlace, begin, begun_in, finish, make_folder
+    from grr_coca_study.demo.plan import load_demo
+    from grr_coca_study.running.workers import worker_processes
 
     asked = load_demo(plan)
     if not dry_run:
@@ -114,7 +114,7 @@ def _decide(
 ) -> "DemoPlan":
     """The plan with the number of steps and the precisions for this machine. `began`: when the demo was started, by the
     monotonic clock."""
-    from grr_coca.study.demo.plan import arm_names, arm_pace, choose, timed_schedules, with_precisions
+    from grr_coca_study.demo.plan import arm_names, arm_pace, choose, timed_schedules, with_precisions
 
     if not json:
         print("Measuring the pace of this machine …", file=sys.stderr)
@@ -148,7 +148,7 @@ def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -
 
 
 def _first_checkpoint(plan: "DemoPlan", out: Path) -> Path:
-    from grr_coca.study.demo.plan import arm_names
+    from grr_coca_study.demo.plan import arm_names
 
     return out / arm_names(plan)[0] / Path(plan.pretrain).stem
 
@@ -171,7 +171,7 @@ def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
 def opening_lines(plan: "DemoPlan") -> Iterator[str]:
     """Captions of some images of the plan's showcase, and some searches, by the shipped model before any training."""
     from grr_coca.data.sources.open import open_source
-    from grr_coca.study.demo.plan import demo_recipes
+    from grr_coca_study.demo.plan import demo_recipes
 
     pretrain = next(iter(demo_recipes(plan).values()))
     source = open_source(pretrain.data.test[plan.showcase])
@@ -224,8 +224,8 @@ def closing_lines(plan: "DemoPlan", checkpoint: Path, out: Path) -> Iterator[str
     """
     from grr_coca.cli.search import hit_lines
     from grr_coca.search.index import Index
-    from grr_coca.study.demo.folder import INDEX_FOLDER
-    from grr_coca.study.demo.plan import demo_recipes
+    from grr_coca_study.demo.folder import INDEX_FOLDER
+    from grr_coca_study.demo.plan import demo_recipes
 
     pretrain = next(iter(demo_recipes(plan).values()))
     images, folder, query = str(pretrain.data.test[plan.showcase]), out / INDEX_FOLDER, plan.queries[0]

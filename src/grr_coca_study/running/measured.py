@@ -21,11 +21,11 @@ from grr_coca.evaluate.split import (
 )
 from grr_coca.evaluate.table import row_metrics
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.study.plan import Plan, showcase_of, stage_names
-from grr_coca.study.rows import CaptionedExample, without_nan, write_to_study
-from grr_coca.study.stages import stage_recipe
-from grr_coca.study.thumbnails import thumbnail, thumbnail_path
 from grr_coca.train.recipe import CAPTION_SCORES, Recipe
+from grr_coca_study.plan import Plan, showcase_of, stage_names
+from grr_coca_study.rows import CaptionedExample, without_nan, write_to_study
+from grr_coca_study.stages import stage_recipe
+from grr_coca_study.thumbnails import thumbnail, thumbnail_path
 
 _SEED = 0
 """Seed of the draw of examples: the same images for every model, so that a report shows them side by side."""

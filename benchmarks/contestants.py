@@ -100,7 +100,7 @@ class Imported(Ours):
     """open_clip's own weights in our engine, read from `open_clip-b32.safetensors` in the folder."""
 
     def __init__(self, setup: Setup) -> None:
-        from grr_coca.model.open_clip_checkpoints.read import read_open_clip
+        from grr_coca_open_clip.checkpoints.read import read_open_clip
 
         checkpoint = read_open_clip(Path(setup["folder"]) / "open_clip-b32.safetensors", "coca_ViT-B-32")
         self.tokenizer, self.model = checkpoint.tokenizer, checkpoint.model

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from grr_coca.model.build import build
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.open_clip_checkpoints.names import to_theirs
-from grr_coca.model.open_clip_checkpoints.settings import make_model_cfg
 from grr_coca.model.presets import get_preset
+from grr_coca_open_clip.checkpoints.names import to_theirs
+from grr_coca_open_clip.checkpoints.settings import make_model_cfg
 
 
 def small_config() -> CoCaConfig:

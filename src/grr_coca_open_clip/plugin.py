@@ -18,7 +18,7 @@ _PARTS: dict[str, object] = {"norm": "layer_1e-5", "feed_forward": "gelu", "posi
 
 
 class OpenClipArchitecture:
-    """The architecture of open_clip's CoCa (`grr_coca.model.open_clip`), a `grr_coca.model.config.Architecture`."""
+    """The architecture of open_clip's CoCa (`grr_coca_open_clip.model`), a `grr_coca.model.config.Architecture`."""
 
     keys: Mapping[tuple[str, ...], str] = {
         ("image_encoder", "transformer", "attention_bias"): "all",
@@ -55,7 +55,7 @@ class OpenClipArchitecture:
 
     def build(self, config: CoCaConfig) -> Any:
         """Build the model of a config, with weights that have no values yet."""
-        from grr_coca.model.open_clip import build_open_clip  # late: imports torch
+        from grr_coca_open_clip.model import build_open_clip  # late: imports torch
 
         return build_open_clip(config)
 
@@ -80,6 +80,6 @@ def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageT
     wait_passively()
     from grr_coca.infer.choose_engine import choose_device
     from grr_coca.infer.image_text_model import ImageTextModel
-    from grr_coca.model.open_clip_checkpoints.read import read_open_clip
+    from grr_coca_open_clip.checkpoints.read import read_open_clip
 
     return ImageTextModel(read_open_clip(Path(path), device=choose_device(device)))

@@ -23,10 +23,10 @@ from fake_hub import fake_hub
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, models_cache, whole_folder
-from grr_coca.infer import published_models as published
 from grr_coca.infer.locate import locate_checkpoint
-from grr_coca.infer.published_models import PUBLISHED, find_published, is_here
 from grr_coca.model.shipped_models import FOLDER
+from grr_coca_open_clip import published_models as published
+from grr_coca_open_clip.published_models import PUBLISHED, find_published, is_here
 
 BASE, TUNED = PUBLISHED["coca-b32"].repository, PUBLISHED["coca-l14-captions"].repository
 WEIGHTS = "open_clip_pytorch_model.bin"

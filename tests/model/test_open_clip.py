@@ -9,8 +9,8 @@ from torch import nn
 from grr_coca.common.errors import UserError
 from grr_coca.model.layers.attention import CrossAttention
 from grr_coca.model.layers.pooler import AttentionalPooler
-from grr_coca.model.open_clip import ChannelAffine, ClassToken, NormalizedQueriesPooler, shared
 from grr_coca.model.presets import get_preset, with_qk_norm
+from grr_coca_open_clip.model import ChannelAffine, ClassToken, NormalizedQueriesPooler, shared
 
 
 def test_a_token_with_its_position_is_appended_to_every_sequence():

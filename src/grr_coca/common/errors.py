@@ -77,7 +77,7 @@ def print_warnings() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("grr_coca.infer.published_models").setLevel(logging.INFO)
+    logging.getLogger("grr_coca_open_clip.published_models").setLevel(logging.INFO)
 
 
 class _Printable(logging.Formatter):

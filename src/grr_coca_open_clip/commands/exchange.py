@@ -10,7 +10,7 @@ from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import require_free
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.locate import locate_checkpoint
-from grr_coca.model.open_clip_checkpoints import find_weights
+from grr_coca_open_clip.checkpoints import find_weights
 
 
 def import_open_clip(
@@ -33,7 +33,7 @@ def import_open_clip(
     require_extra("open-clip", "converting a checkpoint of open_clip")
 
     from grr_coca.model.checkpoint import save_checkpoint  # late: imports torch
-    from grr_coca.model.open_clip_checkpoints.read import read_open_clip
+    from grr_coca_open_clip.checkpoints.read import read_open_clip
 
     checkpoint = read_open_clip(path, model)
     if as_stored:
@@ -62,7 +62,7 @@ def export_open_clip(
     require_extra("torch", "exporting to open_clip")
 
     from grr_coca.model.checkpoint import from_pretrained  # late: imports torch
-    from grr_coca.model.open_clip_checkpoints.write import write_open_clip
+    from grr_coca_open_clip.checkpoints.write import write_open_clip
 
     write_open_clip(from_pretrained(folder), out)
     print(f"open_clip loads it: open_clip.create_model_and_transforms('local-dir:{out}')")

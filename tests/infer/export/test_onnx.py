@@ -33,9 +33,9 @@ from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
 from grr_coca.model.checkpoint_folder import GRAPHS, fingerprint
-from grr_coca.model.open_clip_checkpoints.read import read_open_clip
 from grr_coca.model.presets import PRESETS
 from grr_coca.model.shipped_models import shipped_folder, shipped_models
+from grr_coca_open_clip.checkpoints.read import read_open_clip
 from model_configs import SET_BY_RECIPES
 from open_clip_files import random_checkpoint, write_hub_folder
 from support import next_token_logits

@@ -23,7 +23,7 @@ from grr_coca.model.layers.layout import PLAIN, CachedLayout
 from grr_coca.model.layers.norm import RMSNorm
 from grr_coca.model.layers.position import Rotary, line_angles
 from grr_coca.model.layers.scaled_attention import KeyValueCache, KeyValues
-from grr_coca.model.open_clip import AffineCrossAttention
+from grr_coca_open_clip.model import AffineCrossAttention
 from support import next_token_logits
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grr_coca.model.open_clip_checkpoints import SETTINGS, WEIGHTS
+from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS
 from open_clip_files import random_checkpoint, write_hub_folder
 
 

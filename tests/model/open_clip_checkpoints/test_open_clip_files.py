@@ -14,10 +14,10 @@ import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
-from grr_coca.model.open_clip_checkpoints.read import read_open_clip
-from grr_coca.model.open_clip_checkpoints.settings import Settings, make_model_cfg
-from grr_coca.model.open_clip_checkpoints.write import write_open_clip
 from grr_coca.model.presets import open_clip_coca
+from grr_coca_open_clip.checkpoints.read import read_open_clip
+from grr_coca_open_clip.checkpoints.settings import Settings, make_model_cfg
+from grr_coca_open_clip.checkpoints.write import write_open_clip
 from open_clip_files import write_hub_folder
 from support import differing, snapshot, warnings_of, weights
 
@@ -176,7 +176,7 @@ def test_a_model_with_another_vocabulary_than_clips_is_refused(write, tmp_path, 
 
 def test_images_that_open_clip_treats_in_another_order_are_warned_of(write, tmp_path):
     imported = read_open_clip(write())
-    with warnings_of("grr_coca.model.open_clip_checkpoints.write") as said:
+    with warnings_of("grr_coca_open_clip.checkpoints.write") as said:
         write_open_clip(imported, tmp_path / "back")
         assert said == []
         cropped_first = replace(imported.preprocess, order="crop_then_resize")

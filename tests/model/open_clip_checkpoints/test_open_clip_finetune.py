@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.open_clip_checkpoints.read import read_open_clip
-from grr_coca.model.open_clip_checkpoints.write import write_open_clip
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import check_start, dry_run
+from grr_coca_open_clip.checkpoints.read import read_open_clip
+from grr_coca_open_clip.checkpoints.write import write_open_clip
 from open_clip_files import random_checkpoint, write_hub_folder
 from support import ALONE, differing, encode_image, silent, weights
 

@@ -20,8 +20,8 @@ from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.generate.sampling import decode_independently
 from grr_coca.model.coca import CoCa
-from grr_coca.model.open_clip_checkpoints.read import read_open_clip
-from grr_coca.model.open_clip_checkpoints.write import write_open_clip
+from grr_coca_open_clip.checkpoints.read import read_open_clip
+from grr_coca_open_clip.checkpoints.write import write_open_clip
 from support import log_probs_token_by_token
 
 open_clip = pytest.importorskip("open_clip")

@@ -29,9 +29,9 @@ from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.open_clip_checkpoints.architecture import Heads, infer_config
-from grr_coca.model.open_clip_checkpoints.names import links, to_ours, to_theirs
-from grr_coca.model.open_clip_checkpoints.settings import MEAN, STD
+from grr_coca_open_clip.checkpoints.architecture import Heads, infer_config
+from grr_coca_open_clip.checkpoints.names import links, to_ours, to_theirs
+from grr_coca_open_clip.checkpoints.settings import MEAN, STD
 from support import log_probs_token_by_token
 
 RECORDED = Path(__file__).parent / "recorded"

@@ -9,10 +9,10 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import whole_folder
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.model.checkpoint import Checkpoint, save_tensors
-from grr_coca.model.open_clip_checkpoints import SETTINGS, WEIGHTS
-from grr_coca.model.open_clip_checkpoints.names import to_theirs
-from grr_coca.model.open_clip_checkpoints.settings import make_model_cfg
 from grr_coca.model.presets import get_preset
+from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS
+from grr_coca_open_clip.checkpoints.names import to_theirs
+from grr_coca_open_clip.checkpoints.settings import make_model_cfg
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.open_clip_checkpoints import SETTINGS, find_weights
-from grr_coca.model.open_clip_checkpoints.architecture import Heads, infer_config
-from grr_coca.model.open_clip_checkpoints.names import links, to_ours, to_theirs
-from grr_coca.model.open_clip_checkpoints.settings import NOTHING_SAID, Settings, named_settings, read_settings
+from grr_coca_open_clip.checkpoints import SETTINGS, find_weights
+from grr_coca_open_clip.checkpoints.architecture import Heads, infer_config
+from grr_coca_open_clip.checkpoints.names import links, to_ours, to_theirs
+from grr_coca_open_clip.checkpoints.settings import NOTHING_SAID, Settings, named_settings, read_settings
 
 _PRESET = "open_clip_coca"
 

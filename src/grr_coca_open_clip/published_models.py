@@ -20,7 +20,7 @@ from grr_coca.common.errors import UserError, first_line
 from grr_coca.common.extras import install_command, require_extra
 from grr_coca.common.files import MANIFEST, file_sha256, is_offline, models_cache, read_json, whole_folder, write_whole
 from grr_coca.infer.choose_engine import ENGINE_TITLES
-from grr_coca.model.open_clip_checkpoints import SETTINGS, WEIGHTS
+from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
     """Write the checkpoint and its ONNX graphs, completely or not at all."""
     from grr_coca.infer.export.write import manifest_facts, write_graphs
     from grr_coca.model.checkpoint import write_files  # late: these import torch
-    from grr_coca.model.open_clip_checkpoints.read import read_open_clip
+    from grr_coca_open_clip.checkpoints.read import read_open_clip
 
     checkpoint = read_open_clip(weights)
     facts: dict[str, object] = {"form": _FORM, "source": to_dict(origin)}

@@ -13,7 +13,7 @@ from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import read_json
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.model.config import CoCaConfig, TransformerConfig
-from grr_coca.model.open_clip_checkpoints.architecture import Heads
+from grr_coca_open_clip.checkpoints.architecture import Heads
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -1,6 +1,6 @@
 """Fit the numbers by which pictures are matched, and measure how good matches are: `python scripts/fit_match.py icons`.
 
-Writes `match.json` (see `grr_coca.search.match.match_numbers`) into `src/grr_coca/model/weights/NAME/`, and
+Writes `match.json` (see `grr_coca_icons.match.match_numbers`) into `src/grr_coca/model/weights/NAME/`, and
 `benchmarks/results/match.json`. Run it again whenever the weights or their preprocessing change: all pictures are
 embedded anew, which takes some ten minutes on two cores. It needs the packages of the corpus `icons`, which it fetches.
 
@@ -46,9 +46,9 @@ from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_folder import MATCHING
 from grr_coca.model.shipped_models import Figure
 from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.candidates import Pairs, PictureSet
-from grr_coca.search.match.label_check import knows
-from grr_coca.search.match.match_numbers import (
+from grr_coca_icons.match.candidates import Pairs, PictureSet
+from grr_coca_icons.match.label_check import knows
+from grr_coca_icons.match.match_numbers import (
     CANDIDATES,
     EVIDENCE,
     OF_PICTURES,
@@ -56,7 +56,7 @@ from grr_coca.search.match.match_numbers import (
     Numbers,
     ProbabilityCurve,
 )
-from grr_coca.search.match.picture_set import read_sources
+from grr_coca_icons.match.picture_set import read_sources
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TRUTH, RESULTS = BENCHMARKS / "match" / "truth.csv", BENCHMARKS / "results" / "match.json"

@@ -36,11 +36,11 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import changed_folder, in_cache, user_cache
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample
-from grr_coca.data.sources.iconify import read_package
 from grr_coca.data.sources.open import open_source
 from grr_coca.infer.image_text_model import load
 from grr_coca.infer.photographs import Photographs, look_inside
 from grr_coca.model.checkpoint_folder import PHOTOGRAPHS
+from grr_coca_icons.sources.iconify import read_package
 
 T = TypeVar("T")
 

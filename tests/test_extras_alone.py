@@ -58,8 +58,8 @@ USES = {
         cli('serve', '--port', '0')
     """,
     "mcp": """
-        from grr_coca.serve.icon_tools import IconTools
-        from grr_coca.serve.mcp import make_mcp_server
+        from grr_coca_icons.tools.icon_tools import IconTools
+        from grr_coca_icons.tools.mcp import make_mcp_server
         cli('index', {svg!r}, '--out', 'index')
         with grr_coca.Index.open('index') as index:
             make_mcp_server(IconTools({{'index': index}}, reads_files=True))

@@ -17,7 +17,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import user_cache
 from grr_coca.train.recipe import TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import training_sources
-from grr_coca.train.teacher import Teacher
+from grr_coca_icons.teacher import Teacher
 from minilm import MiniLM
 from support import real_pairs, tiny_recipe, write_shard
 from text_teacher import SHA256, WHEEL, embed_in_parts, read_minilm

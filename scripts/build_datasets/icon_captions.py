@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from grr_coca.data.icon_names import STYLES, Styles, caption_of, without_styles
+from grr_coca_icons.icon_names import STYLES, Styles, caption_of, without_styles
 
 MAX_FURTHER_WORDS = 5
 """Most words of a further caption. Longer aliases are paths of categories."""

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from grr_coca.common.files import write_whole
-from grr_coca.data.svg import render_svg
+from grr_coca_icons.svg import render_svg
 
 SIZE = 64
 GREY_LEVELS = 16

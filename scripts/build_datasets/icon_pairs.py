@@ -18,7 +18,7 @@ from icon_captions import brand_captions, further_caption, is_logo
 from icon_drawings import DrawnSet, read_drawn
 from icon_sources import Words
 
-from grr_coca.data.icon_names import caption_of, style_words
+from grr_coca_icons.icon_names import caption_of, style_words
 
 IDENTICAL = 3
 """Largest root mean square difference of two signatures, of 255, at which two pictures count as identical."""

@@ -3,7 +3,7 @@
 import pytest
 from icon_captions import brand_captions, further_caption, is_logo
 
-from grr_coca.data.icon_names import Styles, caption_of, style_words
+from grr_coca_icons.icon_names import Styles, caption_of, style_words
 
 ENDINGS = [
     f"{thing}-{style}" for thing in ("home", "user", "text-bold", "sun") for style in ("bold", "light", "duotone")

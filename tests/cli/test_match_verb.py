@@ -148,7 +148,7 @@ def test_an_index_of_another_model_is_one_line(grr_coca, sets, tmp_path):
 
 
 def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp_path, monkeypatch):
-    from grr_coca.data.sources import iconify
+    from grr_coca_icons.sources import iconify
 
     packages = tmp_path / "cache" / "grr-coca" / "icons" / "packages"
     packages.mkdir(parents=True)

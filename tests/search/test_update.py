@@ -225,13 +225,13 @@ def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photo
         patched.setattr("grr_coca.search.image_files.open_regular", refuse)
         assert look("photos") == {}
     with monkeypatch.context() as patched:
-        patched.setattr("grr_coca.data.svg.find_spec", lambda _: None)
+        patched.setattr("grr_coca_icons.svg.find_spec", lambda _: None)
         assert look("photos") == {"new": 5}
     (failure,) = store.failures()
     assert "needs resvg-py" in failure.message
     assert store.known([failure.name]) == {}, "tried again"
     with monkeypatch.context() as patched:
-        patched.setattr("grr_coca.data.svg.render_svg", busy)
+        patched.setattr("grr_coca_icons.svg.render_svg", busy)
         look("photos")
     (failure,) = store.failures()
     assert "0.svg.png: an SVG file that was not drawn (it was late); try again" in failure.message

@@ -20,8 +20,8 @@ from serving import serving
 
 from grr_coca.common.errors import UserError
 from grr_coca.search.index import Index
-from grr_coca.serve.icon_tools import IconTools
-from grr_coca.serve.mcp import listed_tools, make_mcp_server, serve_stdio
+from grr_coca_icons.tools.icon_tools import IconTools
+from grr_coca_icons.tools.mcp import listed_tools, make_mcp_server, serve_stdio
 
 STROKE = 'fill="none" stroke="currentColor" stroke-width="2"'
 BODIES = {
@@ -219,7 +219,7 @@ def test_a_picture_is_read_from_a_file_of_an_index_alone(indexes, tmp_path, monk
             tools.match_icon("moons:moon")
         with pytest.raises(UserError, match="files of the server are not read here; give the picture as data"):
             IconTools({"moons": index}, reads_files=False).search_by_picture(file=str(tmp_path / "moons" / "moon.svg"))
-        monkeypatch.setattr("grr_coca.serve.icon_tools._MAX_PICTURE", 50)
+        monkeypatch.setattr("grr_coca_icons.tools.icon_tools._MAX_PICTURE", 50)
         with pytest.raises(UserError, match=rf"the picture has {len(svg)} bytes \(limit 50\)"):
             tools.search_by_picture(data=svg)
 
@@ -270,7 +270,7 @@ def test_several_indexes_are_served_until_the_input_ends(folder, tmp_path, monke
         os.fdopen(answers[0]) as said,
     ):
         streams = [anyio.wrap_file(received), anyio.wrap_file(sent)]
-        monkeypatch.setattr("grr_coca.serve.mcp.stdio_server", lambda: stdio_server(*streams))
+        monkeypatch.setattr("grr_coca_icons.tools.mcp.stdio_server", lambda: stdio_server(*streams))
         serving = pool.submit(serve_stdio, [str(place / "one.index") for place in (folder, tmp_path)])
         for number, (method, params) in enumerate(
             [("initialize", hello), ("notifications/initialized", {}), ("tools/call", wanted)]

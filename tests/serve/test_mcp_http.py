@@ -18,9 +18,9 @@ from test_serve_fuzz import bomb
 
 import grr_coca
 from grr_coca.infer import image_text_model
-from grr_coca.serve import mcp_http
 from grr_coca.serve.guard import KEY_VARIABLE
-from grr_coca.serve.icon_tools import IconTools
+from grr_coca_icons.tools import mcp_http
+from grr_coca_icons.tools.icon_tools import IconTools
 
 pytest.importorskip("mcp")
 
@@ -203,7 +203,7 @@ def test_calls_that_wait_are_bounded(own, monkeypatch):
         return real(*arguments, **named)
 
     monkeypatch.setattr(IconTools, "check_names", slow)
-    monkeypatch.setattr("grr_coca.serve.mcp_http._MAX_CALLS", 5)
+    monkeypatch.setattr("grr_coca_icons.tools.mcp_http._MAX_CALLS", 5)
     with serving(own / "own.index") as client, ThreadPoolExecutor(12) as pool:
         request = asked("tools/call", name="check_names", arguments={"names": ["a"]})
         answers = [pool.submit(client.post, "/mcp", request, ACCEPT) for _ in range(12)]

@@ -16,9 +16,9 @@ from PIL import Image
 from serving import DRAWINGS, EVENTS, JSON, serving
 
 from grr_coca.common.errors import UserError
-from grr_coca.data import svg
 from grr_coca.serve.explainer import Explainer
 from grr_coca.serve.schemas import HEART
+from grr_coca_icons import svg
 from support import no_space_left
 
 HEART_BYTES = base64.b64decode(HEART.partition(",")[2])

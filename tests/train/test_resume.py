@@ -22,7 +22,7 @@ from grr_coca.train.loop import train
 from grr_coca.train.recipe import CheckpointRecipe, TeacherRecipe
 from grr_coca.train.run_checkpoints import resume_point
 from grr_coca.train.setup import training_sources
-from grr_coca.train.teacher import training_captions, write_teacher
+from grr_coca_icons.teacher import training_captions, write_teacher
 from jobs import INTERVAL, STEPS, Job, differing_files, small_recipe
 from support import (
     ALONE,

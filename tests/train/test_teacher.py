@@ -23,7 +23,7 @@ from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe, TeacherRecipe, load_recipe, save_recipe
 from grr_coca.train.setup import dry_run, new_checkpoint, training_batches, training_sources
-from grr_coca.train.teacher import CAPTIONS, EMBEDDINGS, Teacher, training_captions, write_teacher
+from grr_coca_icons.teacher import CAPTIONS, EMBEDDINGS, Teacher, training_captions, write_teacher
 from support import (
     ALONE,
     PairsInMemory,

@@ -207,7 +207,7 @@ class Index:
             names: also compare names, if both are icons.
 
         Returns:
-            A `PictureMatch` for each image, see `grr_coca.search.match.candidates`.
+            A `PictureMatch` for each image, see `grr_coca_icons.match.candidates`.
 
         Raises:
             UserError: the other index was made by another model, or the other library has no image.

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.icon_names import words_of_name
 from grr_coca.data.images import MAX_BYTES, decode_image
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.data.sources.iconify import packages_folder
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.sources.open_icons import open_icons
 from grr_coca.data.sources.views import source_digest
 from grr_coca.search.image_files import iterate_images
+from grr_coca_icons.icon_names import words_of_name
+from grr_coca_icons.sources.iconify import packages_folder
+from grr_coca_icons.sources.open_icons import open_icons
 
 SQUARE = '<path d="M2 2h8v8h-8z"/>'
 SET = {
@@ -224,7 +224,7 @@ def test_a_damaged_package_in_the_cache_is_one_line(npm):
     ],
 )
 def test_an_archive_that_is_no_package_of_icons_is_told(tmp_path, monkeypatch, content, told):
-    monkeypatch.setattr("grr_coca.data.sources.iconify.MAX_BYTES", 100)
+    monkeypatch.setattr("grr_coca_icons.sources.iconify.MAX_BYTES", 100)
     with tarfile.open(tmp_path / "x.tgz", mode="w:gz") as tar:
         for name, data in content.items():
             member = tarfile.TarInfo(f"package/{name}")
@@ -544,7 +544,7 @@ def test_one_glyph_that_cannot_be_drawn_does_not_spoil_the_others(tmp_path, monk
         told = "broken: a damaged glyph"
     else:
         make_font(path, {"trash": 0xE001, "broken": 0xE002}, squares={"broken": 40})
-        monkeypatch.setattr("grr_coca.data.sources.icon_fonts.MAX_SVG", 400)
+        monkeypatch.setattr("grr_coca_icons.sources.icon_fonts.MAX_SVG", 400)
         told = r"broken: has 720 characters \(limit 400\)"
     found = by_name(path)
     assert drawn(found["trash"].read()).any()

@@ -8,9 +8,9 @@ import pytest
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.search.match.candidates import Pairs, PictureSet, match_pictures
-from grr_coca.search.match.icon_map import check_map, decided_matches, read_map, write_map
-from grr_coca.search.match.match_numbers import (
+from grr_coca_icons.match.candidates import Pairs, PictureSet, match_pictures
+from grr_coca_icons.match.icon_map import check_map, decided_matches, read_map, write_map
+from grr_coca_icons.match.match_numbers import (
     BY_PICTURE_ALONE,
     EVIDENCE,
     OF_PICTURES,
@@ -102,7 +102,7 @@ def test_rivals_are_the_same_however_many_are_compared_at_a_time(random, monkeyp
     target = gallery("two", [f"b{n}" for n in range(9)], random.normal(size=(9, WIDTH)))
     weights = Numbers(weights=dict.fromkeys(OF_PICTURES, 1.0), seen=CURVE, unseen=CURVE)
     _, expected, _ = Pairs(source, target, weights).evidence(np.arange(30))
-    monkeypatch.setattr("grr_coca.search.match.candidates._PRODUCTS", at_a_time * len(target))
+    monkeypatch.setattr("grr_coca_icons.match.candidates._PRODUCTS", at_a_time * len(target))
     _, found, _ = Pairs(source, target, weights).evidence(np.arange(30))
     assert np.allclose(found, expected)
     cosines = source.vectors @ target.vectors.T

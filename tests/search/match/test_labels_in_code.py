@@ -9,9 +9,9 @@ from PIL import Image
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.data.sources.iconify import packages_folder
-from grr_coca.search.match.labelled_pictures import labelled_pictures
-from grr_coca.search.match.labels_in_code import labels_in_code
+from grr_coca_icons.match.labelled_pictures import labelled_pictures
+from grr_coca_icons.match.labels_in_code import labels_in_code
+from grr_coca_icons.sources.iconify import packages_folder
 
 SQUARE = '<path d="M2 2h8v8h-8z"/>'
 

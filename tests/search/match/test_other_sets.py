@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from grr_coca.search.match.candidates import PictureSet
-from grr_coca.search.match.match_numbers import MatchNumbers, Numbers, ProbabilityCurve
-from grr_coca.search.match.other_sets import MAX_SETS, OtherSets
+from grr_coca_icons.match.candidates import PictureSet
+from grr_coca_icons.match.match_numbers import MatchNumbers, Numbers, ProbabilityCurve
+from grr_coca_icons.match.other_sets import MAX_SETS, OtherSets
 
 CURVE = ProbabilityCurve(per_score=20.0, per_lead=0.0, offset=-14.0, least=0.2)
 BY_PICTURE = Numbers(weights={"picture": 1.0}, seen=CURVE, unseen=CURVE)

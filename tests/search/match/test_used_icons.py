@@ -3,7 +3,7 @@
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.match.used_icons import find_uses, squashed, uses_in
+from grr_coca_icons.match.used_icons import find_uses, squashed, uses_in
 
 CASES = [
     ("import { Trash2, X as Close } from 'lucide-react'", ["lucide:Trash2", "lucide:X"]),

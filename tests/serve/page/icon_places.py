@@ -14,10 +14,10 @@ from grr_coca.search.entry import Entry
 from grr_coca.search.facets import facets_of
 from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
-from grr_coca.search.match.match_numbers import match_numbers
-from grr_coca.search.match.other_sets import OtherSets
-from grr_coca.search.match.picture_set import named_pictures
 from grr_coca.serve.site import Library, find_runtime, graphs_of, read_library, write_site
+from grr_coca_icons.match.match_numbers import match_numbers
+from grr_coca_icons.match.other_sets import OtherSets
+from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_icons.site import with_others
 
 LINES = 'fill="none" stroke="currentColor" stroke-linecap="round" stroke-width="2"'

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import fill_whole, read_whole, user_cache
-from grr_coca.data.icon_names import words_of_name
-from grr_coca.data.sources import icon_fonts, iconify, sprites
 from grr_coca.data.sources.base import (
     PACK_SUFFIX,
     BadSample,
@@ -25,7 +23,9 @@ from grr_coca.data.sources.base import (
     SourceImage,
     digest_header,
 )
-from grr_coca.data.sources.icon_set import IconSet
+from grr_coca_icons.icon_names import words_of_name
+from grr_coca_icons.sources import icon_fonts, iconify, sprites
+from grr_coca_icons.sources.icon_set import IconSet
 
 _VERSION = 1
 _END = 8

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from grr_coca.common.errors import UserError, first_line, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_errors
-from grr_coca.data.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
+from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 
 if TYPE_CHECKING:
     from fontTools.ttLib import TTFont

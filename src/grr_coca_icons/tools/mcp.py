@@ -24,7 +24,7 @@ from mcp.types import (
 import grr_coca
 from grr_coca.common.errors import UserError, printable
 from grr_coca.search.index import Index
-from grr_coca.serve.icon_tools import IconTools, ToolAnswer
+from grr_coca_icons.tools.icon_tools import IconTools, ToolAnswer
 
 _INSTRUCTIONS = (
     "Find icons by what they show, by a picture, or as the equivalent of an icon of another set. Names are those of "

@@ -89,8 +89,8 @@ class McpEndpoint:
 def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager, Index]":
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager  # late: it needs an extra
 
-    from grr_coca.serve.icon_tools import IconTools
-    from grr_coca.serve.mcp import make_mcp_server
+    from grr_coca_icons.tools.icon_tools import IconTools
+    from grr_coca_icons.tools.mcp import make_mcp_server
 
     name = Path(served.location).name.removesuffix(".index") or "icons"
     files = served.files

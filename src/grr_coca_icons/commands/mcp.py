@@ -24,6 +24,6 @@ def run(
     if not indexes:
         raise UserError("no index; make one first: grr-coca index iconify:lucide --out lucide.index")
     require_extra("mcp", "serving agents")
-    from grr_coca.serve.mcp import serve_stdio  # late: it needs an extra
+    from grr_coca_icons.tools.mcp import serve_stdio  # late: it needs an extra
 
     serve_stdio(list(indexes), engine)

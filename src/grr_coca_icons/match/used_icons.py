@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_errors
-from grr_coca.data.sources.iconify import known_prefixes
 from grr_coca.data.walk import Exclusions, walk_visible
+from grr_coca_icons.sources.iconify import known_prefixes
 
 _SUFFIXES = """
 js jsx ts tsx mjs cjs mts cts vue svelte astro html htm xhtml md mdx css scss sass less styl php twig blade erb haml

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.search.match.candidates import PictureSet, match_pictures
-from grr_coca.search.match.match_numbers import MatchNumbers
+from grr_coca_icons.match.candidates import PictureSet, match_pictures
+from grr_coca_icons.match.match_numbers import MatchNumbers
 
 MAX_SETS = 10
 """Maximum number of other sets in which an icon is looked for: those with the nearest pictures."""

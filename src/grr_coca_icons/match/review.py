@@ -12,9 +12,9 @@ from string import Template
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image, encoded
-from grr_coca.data.svg import is_svg
-from grr_coca.search.match.candidates import PictureMatch
-from grr_coca.search.match.picture_set import OpenPictureSet
+from grr_coca_icons.match.candidates import PictureMatch
+from grr_coca_icons.match.picture_set import OpenPictureSet
+from grr_coca_icons.svg import is_svg
 
 _SIDE = 96
 """Longest side of a thumbnail of a picture that is no SVG, in pixels."""

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.icon_names import caption_of, style_words, words_of_name
-from grr_coca.data.sources.iconify import SCHEME, read_package
 from grr_coca.data.walk import Exclusions
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.search.image_files import TABLE_SUFFIXES, find_images
-from grr_coca.search.match.label_check import Labelled
-from grr_coca.search.match.labels_in_code import CODE, labels_in_code
-from grr_coca.search.match.picture_set import aliases_in
-from grr_coca.search.match.used_icons import squashed
+from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
+from grr_coca_icons.match.label_check import Labelled
+from grr_coca_icons.match.labels_in_code import CODE, labels_in_code
+from grr_coca_icons.match.picture_set import aliases_in
+from grr_coca_icons.match.used_icons import squashed
+from grr_coca_icons.sources.iconify import SCHEME, read_package
 
 
 def labelled_pictures(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.data.images import has_image_suffix
-from grr_coca.search.match.used_icons import Use, code_files, components_in, text_of, uses_in
+from grr_coca_icons.match.used_icons import Use, code_files, components_in, text_of, uses_in
 
 CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})
 """Suffixes of files whose labels are read."""

@@ -17,9 +17,9 @@ from grr_coca.common.extras import require_extra
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
-    from grr_coca.search.match.candidates import PictureMatch
-    from grr_coca.search.match.matcher import Matcher, UsedIcons
-    from grr_coca.search.match.picture_set import OpenPictureSet
+    from grr_coca_icons.match.candidates import PictureMatch
+    from grr_coca_icons.match.matcher import Matcher, UsedIcons
+    from grr_coca_icons.match.picture_set import OpenPictureSet
 
 _MAX_PLACES = 3
 """Places in code that a line names."""
@@ -69,10 +69,10 @@ def run(
     if check is not None and (json or out or decided):
         raise UserError("--check only prints what looks wrong; give it without --json, --out and --decided")
     require_extra("icons", "matching", unneeded=("fontTools", "brotli"))
-    from grr_coca.search.match.icon_map import read_map
-    from grr_coca.search.match.matcher import Matcher
-    from grr_coca.search.match.used_icons import find_uses
     from grr_coca.search.stores import is_index  # late: imports NumPy and Pillow
+    from grr_coca_icons.match.icon_map import read_map
+    from grr_coca_icons.match.matcher import Matcher
+    from grr_coca_icons.match.used_icons import find_uses
 
     decisions = None if decided is None else read_map(decided)
     table = None if check is None else read_map(check)
@@ -162,12 +162,12 @@ def _line(match: "PictureMatch", uses: Sequence[str]) -> str:
 def _write(out: Path, matches: "Sequence[PictureMatch]", source: "OpenPictureSet", target: "OpenPictureSet") -> None:
     suffix = out.suffix.lower()
     if suffix == ".html":
-        from grr_coca.search.match.review import review_page  # late: only this output needs it
+        from grr_coca_icons.match.review import review_page  # late: only this output needs it
 
         title = f"{_sets(source.set.names)} to {_sets(target.set.names)}"
         content = review_page(matches, source, target, title)
     elif suffix == ".json":
-        from grr_coca.search.match.icon_map import write_map
+        from grr_coca_icons.match.icon_map import write_map
 
         content = write_map({match.name: match.best.name if match.best else None for match in matches})
     else:
@@ -197,7 +197,7 @@ def _csv(matches: "Sequence[PictureMatch]") -> str:
 def _check(
     table: "Mapping[str, str | None]", source: "OpenPictureSet", target: "OpenPictureSet", matcher: "Matcher"
 ) -> int:
-    from grr_coca.search.match.icon_map import aliases_of, check_map
+    from grr_coca_icons.match.icon_map import aliases_of, check_map
 
     aliases = tuple(aliases_of(side.set.names, side.further_names) for side in (source, target))
     numbers = matcher.numbers(source.set, target.set)

@@ -23,9 +23,9 @@ from typing import Any
 from PIL import Image
 
 from grr_coca.common.threads import num_threads
-from grr_coca.data import svg_program as program
 from grr_coca.data.images import VECTOR_SIDE
 from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca_icons import svg_program as program
 
 _HEAD_BYTES = 4096
 """The first tag of an SVG file must begin within this many bytes, after comments and declarations."""

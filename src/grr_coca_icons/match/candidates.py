@@ -17,7 +17,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.data.text import singular
-from grr_coca.search.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, Numbers
+from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, Numbers
 
 _DEVIATION = 5.0
 """Deviations are divided by this, so that all evidence is about as large."""

@@ -1,0 +1,1 @@
+"""Readers of icon sets, sprites and icon fonts."""

@@ -88,7 +88,7 @@ test-browser: $(VENV)/.browser
 
 servers-browser: $(VENV)/.browser
 	(command -v chromium && command -v npm) > /dev/null || apt-get install --yes --quiet --no-install-recommends chromium npm
-	$(BIN)/python -c "from grr_coca.serve.site import find_runtime; find_runtime()"
+	$(BIN)/python -c "from grr_coca_serve.site import find_runtime; find_runtime()"
 
 # A server under requests by grammar and pictures by mutation, for an hour from the request FIRST; prints what held. A request that went wrong is
 # sent again by its number: `tests/serve/grammar.py --first NUMBER --count 1`.

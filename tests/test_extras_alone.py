@@ -52,7 +52,7 @@ USES = {
     "photos": CAPTION + "\nassert grr_coca.load('icons', engine='torch').caption({heic!r})",
     "export": "cli('export', 'onnx', '-c', {run!r}, '--out', 'graphs')",
     "serve": """
-        from grr_coca.serve.server import RunningServer
+        from grr_coca_serve.server import RunningServer
         served = RunningServer.run
         RunningServer.run = lambda server: (server.stop(), served(server))
         cli('serve', '--port', '0')

@@ -36,11 +36,11 @@ from grr_coca.search.entry import Entry, Stamp, name_id
 from grr_coca.search.facets import facets_of
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.relevance import curve_of
-from grr_coca.serve.site import Library, find_runtime, graphs_of, write_site
 from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import Equivalent, OtherSets
 from grr_coca_icons.match.picture_set import named_pictures
+from grr_coca_serve.site import Library, find_runtime, graphs_of, write_site
 
 KNOWN = """
 tabler lucide ph mdi material-symbols bi heroicons carbon ri iconoir octicon radix-icons fa7-solid ion solar

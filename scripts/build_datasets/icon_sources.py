@@ -12,7 +12,7 @@ from typing import Any
 from icon_captions import further_caption
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.npm import NpmPackage, fetch_archive
+from grr_coca_serve.npm import NpmPackage, fetch_archive
 
 PACKAGES: Mapping[str, NpmPackage] = {
     "iconify": NpmPackage(

@@ -20,7 +20,7 @@ from icon_sources import Archives, IconSet, kept_sets, read_tags, why_left_out
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_own_name, user_cache, whole_folder
-from grr_coca.common.npm import NpmPackage
+from grr_coca_serve.npm import NpmPackage
 
 NAME = "icons"
 

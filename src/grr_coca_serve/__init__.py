@@ -1,1 +1,1 @@
-"""The HTTP server, its page, and the same page as static files."""
+"""HTTP: captions, embeddings and search for programs, the web page, and a site of static files that searches."""

@@ -16,8 +16,8 @@ from test_icons import SAMPLE, archives_in
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.common.npm import NpmPackage
-from grr_coca.serve import site
+from grr_coca_serve import site
+from grr_coca_serve.npm import NpmPackage
 
 pytest.importorskip("resvg_py")
 

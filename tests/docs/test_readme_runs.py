@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.cli import main
-from grr_coca.serve.server import RunningServer
+from grr_coca_serve.server import RunningServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

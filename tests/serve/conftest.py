@@ -22,7 +22,7 @@ def _quick_servers() -> Iterator[None]:
         await asyncio.sleep(seconds / 5)
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("grr_coca.serve.queue._best_batch", lambda model: (16, 0.01))
+        patches.setattr("grr_coca_serve.queue._best_batch", lambda model: (16, 0.01))
         patches.setattr("uvicorn.server.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": shorter_sleep}))
         yield
 

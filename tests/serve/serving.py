@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from grr_coca.search.portable import export_parquet, import_parquet
 from grr_coca.search.stores import open_store
-from grr_coca.serve.guard import Limits
-from grr_coca.serve.server import RunningServer, ServeOptions
+from grr_coca_serve.guard import Limits
+from grr_coca_serve.server import RunningServer, ServeOptions
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
 JSON = {"Content-Type": "application/json"}

@@ -18,9 +18,9 @@ from test_serve_fuzz import bomb
 
 import grr_coca
 from grr_coca.infer import image_text_model
-from grr_coca.serve.guard import KEY_VARIABLE
 from grr_coca_icons.tools import mcp_http
 from grr_coca_icons.tools.icon_tools import IconTools
+from grr_coca_serve.guard import KEY_VARIABLE
 
 pytest.importorskip("mcp")
 
@@ -290,7 +290,7 @@ def test_agents_are_told_of_damage_and_answered_after_it(tmp_path):
 
 
 def test_a_file_that_does_not_answer_holds_up_no_agent(own, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.files._SECONDS", 0.3)
+    monkeypatch.setattr("grr_coca_serve.files._SECONDS", 0.3)
     (tmp_path / "star.svg").write_text(STAR)
     with grr_coca.Index.open(tmp_path / "x.index", "icons", create=True) as index:
         index.add(tmp_path)

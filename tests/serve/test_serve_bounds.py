@@ -7,10 +7,10 @@ from contextlib import nullcontext
 import pytest
 from serving import JSON, serving
 
-from grr_coca.serve.bounds import MAX_DEPTH, MAX_PARTS, _end_of_text, require_bounded
-from grr_coca.serve.guard import KEY_VARIABLE
-from grr_coca.serve.refusal import MAX_BYTES, Refusal
-from grr_coca.serve.schemas import HEART
+from grr_coca_serve.bounds import MAX_DEPTH, MAX_PARTS, _end_of_text, require_bounded
+from grr_coca_serve.guard import KEY_VARIABLE
+from grr_coca_serve.refusal import MAX_BYTES, Refusal
+from grr_coca_serve.schemas import HEART
 
 MANY = MAX_PARTS // 2
 """Elements of a list, or keys of an object, that are just too many."""
@@ -46,18 +46,18 @@ def test_parts_are_counted_as_they_are_written(monkeypatch):
         limits = dict(zip(("MAX_PARTS", "MAX_DEPTH"), parts_of(content), strict=True))
         body = json.dumps(content, ensure_ascii=seed % 2 == 0, indent=seed % 3 or None).encode()
         for name, limit in limits.items():
-            monkeypatch.setattr(f"grr_coca.serve.bounds.{name}", limit)
+            monkeypatch.setattr(f"grr_coca_serve.bounds.{name}", limit)
         require_bounded(body)
         for name, limit in limits.items():
             if limit:
                 with monkeypatch.context() as patches:
-                    patches.setattr(f"grr_coca.serve.bounds.{name}", limit - 1)
+                    patches.setattr(f"grr_coca_serve.bounds.{name}", limit - 1)
                     with pytest.raises(Refusal):
                         require_bounded(body)
 
 
 def test_of_a_text_full_of_escaped_quotes_no_more_are_looked_for_than_may_be_in_it(monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.bounds.MAX_PARTS", 10)
+    monkeypatch.setattr("grr_coca_serve.bounds.MAX_PARTS", 10)
     for num_quotes, is_refused in ((8, False), (9, False), (10, True), (100_000, True)):
         body = b'"' + rb"\"" * num_quotes + b'"'
         with pytest.raises(Refusal, match="too many parts") if is_refused else nullcontext():
@@ -114,8 +114,8 @@ def test_conversations_and_batches_of_clients_are_within_the_bounds(served):
 @pytest.mark.parametrize("wrong", [None, [None], [0.5], {}, ""])
 def test_the_report_of_wrong_elements_ends_at_the_first(served, path, wrong, monkeypatch):
     counts: list[int] = []
-    made = "grr_coca.serve.app.invalid"
-    from grr_coca.serve.pictures import invalid
+    made = "grr_coca_serve.app.invalid"
+    from grr_coca_serve.pictures import invalid
 
     monkeypatch.setattr(made, lambda error: counts.append(len(error.errors())) or invalid(error))
     answer = served.post(path, {"model": "icons", "input": [wrong] * 2000, "inputs": [wrong] * 2000})
@@ -148,7 +148,7 @@ def test_an_error_that_lists_every_repeated_label_is_short(served):
 def test_labels_and_templates_that_are_short_each_are_refused_if_they_are_long_together(served, monkeypatch):
     content = {"image": HEART, "labels": ["a" * 1000, *map(str, range(99))], "templates": ["{}" * 5000] * 16}
     with monkeypatch.context() as patches:
-        patches.setattr("grr_coca.serve.service.fill_templates", lambda *_: pytest.fail("filled"))
+        patches.setattr("grr_coca_serve.service.fill_templates", lambda *_: pytest.fail("filled"))
         answer = served.post("/classify", content)
     assert answer.status == 422
     assert "95,040,000 characters together (limit 1,000,000)" in answer.reason()

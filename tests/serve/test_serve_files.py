@@ -19,12 +19,12 @@ import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.serve.daemon_threads import DaemonThreads
-from grr_coca.serve.files import PictureFiles
-from grr_coca.serve.guard import Limits
-from grr_coca.serve.memory import Budget
-from grr_coca.serve.pictures import require_decodable
-from grr_coca.serve.refusal import Refusal, refusal_of
+from grr_coca_serve.daemon_threads import DaemonThreads
+from grr_coca_serve.files import PictureFiles
+from grr_coca_serve.guard import Limits
+from grr_coca_serve.memory import Budget
+from grr_coca_serve.pictures import require_decodable
+from grr_coca_serve.refusal import Refusal, refusal_of
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -67,9 +67,9 @@ class Hanging:
 @pytest.fixture
 def hanging(monkeypatch, own):
     drive = Hanging(monkeypatch, own)
-    monkeypatch.setattr("grr_coca.serve.files._SECONDS", 0.2)
-    monkeypatch.setattr("grr_coca.serve.files._SECONDS_TO_LOOK", 0.2)
-    monkeypatch.setattr("grr_coca.serve.files._SECONDS_UNTIL_LATE", 0.5)
+    monkeypatch.setattr("grr_coca_serve.files._SECONDS", 0.2)
+    monkeypatch.setattr("grr_coca_serve.files._SECONDS_TO_LOOK", 0.2)
+    monkeypatch.setattr("grr_coca_serve.files._SECONDS_UNTIL_LATE", 0.5)
     yield drive
     drive.answers.set()
 
@@ -159,7 +159,7 @@ sys.path[:0] = [sys.argv[2]]
 from serving import serving
 with serving(sys.argv[1] + "/index") as client:
     os.open = lambda path, *a, **k: never.wait() if str(path).endswith(".png") else real(path, *a, **k)
-    import grr_coca.serve.files as files
+    import grr_coca_serve.files as files
     files._SECONDS = 0.1
     for one in client.get("/pictures").json()["pictures"]:
         client.get("/image/" + one["id"])
@@ -172,7 +172,7 @@ print("ended")
 
 def test_a_server_that_decodes_no_more_says_that_it_is_not_ready(monkeypatch):
     held = threading.Event()
-    monkeypatch.setattr("grr_coca.serve.pictures.open_header", lambda *_: held.wait(60))
+    monkeypatch.setattr("grr_coca_serve.pictures.open_header", lambda *_: held.wait(60))
     try:
         with serving(limits=Limits(seconds=0.3)) as client:
             with ThreadPoolExecutor(4) as pool:
@@ -298,7 +298,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_gives_nearly_the_same_pixels(
     large.save(buffer, "JPEG", quality=92)
     with serving() as client:
         whole = client.post("/caption", buffer.getvalue()).json()
-        monkeypatch.setattr("grr_coca.serve.pictures._MAX_WHOLE_PIXELS", 2_000_000)
+        monkeypatch.setattr("grr_coca_serve.pictures._MAX_WHOLE_PIXELS", 2_000_000)
         reduced = client.post("/caption", buffer.getvalue()).json()
         side = client.server.service.queue.ready().preprocess.image_size
     assert sizes[0] == (2000, 1500)

@@ -30,12 +30,12 @@ from grr_coca.search.facets import facets
 from grr_coca.search.image_files import Span
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.store import Changes
-from grr_coca.serve.files import PictureFiles
-from grr_coca.serve.guard import Limits
-from grr_coca.serve.memory import Budget
-from grr_coca.serve.served_index import ServedIndex, picture_id
-from grr_coca.serve.server import RunningServer
-from grr_coca.serve.site import _write_thumbnails
+from grr_coca_serve.files import PictureFiles
+from grr_coca_serve.guard import Limits
+from grr_coca_serve.memory import Budget
+from grr_coca_serve.served_index import ServedIndex, picture_id
+from grr_coca_serve.server import RunningServer
+from grr_coca_serve.site import _write_thumbnails
 
 
 def names(answer) -> list[str]:
@@ -103,7 +103,7 @@ def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
 
 
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.served_index.time", SimpleNamespace(monotonic=lambda: 3.0))
+    monkeypatch.setattr("grr_coca_serve.served_index.time", SimpleNamespace(monotonic=lambda: 3.0))
     files = PictureFiles(Budget(2**20), None)
     opened = ServedIndex(str(index), IndexModel("icons"), None, files, curve=None, numbers=None)
     assert opened.facets()
@@ -155,7 +155,7 @@ def test_a_picture_beside_words_is_searched_by_its_embedding_alone(served, icons
 
 def test_an_image_that_is_removed_between_two_reads_is_503_and_soon_there_again(served, monkeypatch):
     with monkeypatch.context() as patches:
-        patches.setattr("grr_coca.serve.served_index.ServedIndex.entry", lambda *_: {}["gone"])
+        patches.setattr("grr_coca_serve.served_index.ServedIndex.entry", lambda *_: {}["gone"])
         patches.setattr("grr_coca.search.embedded.embedded_store.EmbeddedStore.entries", lambda *_: {}["gone"])
         answer = served.get("/pictures")
     assert (answer.status, answer.headers.get("retry-after")) == (503, "1")
@@ -202,7 +202,7 @@ def test_searches_do_not_wait_until_duplicates_are_found(index, monkeypatch):
         assert may_end.wait(30)
         return duplicate_groups(store)
 
-    monkeypatch.setattr("grr_coca.serve.served_index.duplicate_groups", slow)
+    monkeypatch.setattr("grr_coca_serve.served_index.duplicate_groups", slow)
     with serving(index) as client, ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(client.get, "/duplicates") for _ in range(8)]
         wait_until(lambda: client.server._guard.in_flight == 8)
@@ -223,7 +223,7 @@ def test_searches_and_thumbnails_wait_neither_for_facets_nor_for_long_lists(inde
 
         return wait
 
-    monkeypatch.setattr("grr_coca.serve.served_index.facets", slow(facets))
+    monkeypatch.setattr("grr_coca_serve.served_index.facets", slow(facets))
     monkeypatch.setattr(EmbeddedStore, "newest_first", slow(EmbeddedStore.newest_first))
     with serving(index) as client, ThreadPoolExecutor(12) as pool:
         (hit,) = client.post("/search", {"texts": ["guitar"], "limit": 1}).json()["hits"]
@@ -241,7 +241,7 @@ def test_searches_and_thumbnails_wait_neither_for_facets_nor_for_long_lists(inde
 
 def test_a_stop_does_not_wait_until_duplicates_are_found(index, monkeypatch):
     may_end = threading.Event()
-    monkeypatch.setattr("grr_coca.serve.served_index.duplicate_groups", lambda store: [] if may_end.wait(100) else None)
+    monkeypatch.setattr("grr_coca_serve.served_index.duplicate_groups", lambda store: [] if may_end.wait(100) else None)
     try:
         with serving(index, limits=Limits(seconds=0.3)) as client:
             assert client.get("/duplicates").status == 504

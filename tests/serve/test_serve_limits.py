@@ -22,12 +22,12 @@ from starlette.responses import Response
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.serve.guard import KEY_VARIABLE, Guard, Limits
-from grr_coca.serve.metrics import Metrics
-from grr_coca.serve.queue import ModelQueue, results_of
-from grr_coca.serve.queue import _best_batch as measure  # before conftest.py replaces it
-from grr_coca.serve.refusal import Refusal, json_list
-from grr_coca.serve.server import RunningServer
+from grr_coca_serve.guard import KEY_VARIABLE, Guard, Limits
+from grr_coca_serve.metrics import Metrics
+from grr_coca_serve.queue import ModelQueue, results_of
+from grr_coca_serve.queue import _best_batch as measure  # before conftest.py replaces it
+from grr_coca_serve.refusal import Refusal, json_list
+from grr_coca_serve.server import RunningServer
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -59,8 +59,8 @@ def test_batches_are_compared_by_own_time_but_the_clock_ends_measuring_and_says_
         sizes.append(len(pixels))
         clocks.own += 0.05 + 0.01 * len(pixels)
 
-    monkeypatch.setattr("grr_coca.serve.queue.time", clocks)
-    monkeypatch.setattr("grr_coca.serve.queue.generate", work)
+    monkeypatch.setattr("grr_coca_serve.queue.time", clocks)
+    monkeypatch.setattr("grr_coca_serve.queue.generate", work)
     assert measure(grr_coca.load("icons")) == (batch, pytest.approx(seconds))
     assert max(sizes) == (64 if share < 10 else 8), "after ten seconds no larger batch is tried"
 
@@ -79,7 +79,7 @@ class Gate:
             return work(queue, batch)
 
         monkeypatch.setattr(ModelQueue, "_results", gated)
-        monkeypatch.setattr("grr_coca.serve.queue._best_batch", lambda model: (4, 0.5))
+        monkeypatch.setattr("grr_coca_serve.queue._best_batch", lambda model: (4, 0.5))
 
     def open(self) -> None:
         self._is_open.set()
@@ -211,7 +211,7 @@ def test_no_more_are_admitted_than_can_be_answered_in_time(gate):
 
 
 def test_what_takes_too_long_is_504_and_costs_nothing_later(gate, monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.queue._best_batch", lambda model: (4, 0.01))  # as far as the queue knows
+    monkeypatch.setattr("grr_coca_serve.queue._best_batch", lambda model: (4, 0.01))  # as far as the queue knows
     with serving(limits=Limits(seconds=0.5)) as client:
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda _: client.post("/caption", GUITAR), range(6)))
@@ -229,8 +229,8 @@ def test_a_job_that_is_cancelled_while_it_is_refused_does_not_end_the_thread(mon
             self.cancel()
             super().set_exception(error)
 
-    monkeypatch.setattr("grr_coca.serve.queue.Future", Cancelled)
-    monkeypatch.setattr("grr_coca.serve.queue._best_batch", lambda model: (4, 0.5))
+    monkeypatch.setattr("grr_coca_serve.queue.Future", Cancelled)
+    monkeypatch.setattr("grr_coca_serve.queue._best_batch", lambda model: (4, 0.5))
     queue = ModelQueue(object, 4, 1.0, Metrics(), pytest.fail)
     queue.start()
     for _ in range(2):
@@ -324,7 +324,7 @@ def test_an_application_that_does_not_answer_is_given_up():
 @pytest.mark.parametrize("ends", ["never", "with an error"])
 def test_an_answer_that_has_begun_and_does_not_end_gets_no_second_one(monkeypatch, ends):
     """The server closes the connection of an answer without an end."""
-    monkeypatch.setattr("grr_coca.serve.guard.SECONDS_TO_SEND", 0.05)
+    monkeypatch.setattr("grr_coca_serve.guard.SECONDS_TO_SEND", 0.05)
 
     async def app(scope, receive, send):
         await _begin(send)
@@ -487,14 +487,14 @@ def test_headers_that_are_too_large_or_never_end_are_refused(strict, monkeypatch
     assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"]
     said = strict.raw(b"hello\r\n\r\n", seconds=2)
     assert said.startswith(b"HTTP/1.1 400")
-    monkeypatch.setattr("grr_coca.serve.server._SECONDS_TO_WAIT", 0.3)
+    monkeypatch.setattr("grr_coca_serve.server._SECONDS_TO_WAIT", 0.3)
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHos")
         assert connection.recv(100) == b"", "closed"
 
 
 def test_a_body_that_never_ends_is_not_read_for_ever(strict, monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.server._SECONDS_TO_WAIT", 0.3)
+    monkeypatch.setattr("grr_coca_serve.server._SECONDS_TO_WAIT", 0.3)
     with socket.create_connection(strict.place, timeout=5) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
         assert connection.recv(5000).startswith(b"HTTP/1.1 413")
@@ -505,7 +505,7 @@ def test_a_body_that_never_ends_is_not_read_for_ever(strict, monkeypatch):
 
 
 def test_an_answer_that_is_never_read_is_not_kept_for_ever(monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.server.SECONDS_TO_SEND", 0.3)
+    monkeypatch.setattr("grr_coca_serve.server.SECONDS_TO_SEND", 0.3)
     with serving() as client:
         client.server._guard._app.add_route("/large", lambda request: Response(bytes(20_000_000)))
         with socket.create_connection(client.place) as connection:
@@ -515,7 +515,7 @@ def test_an_answer_that_is_never_read_is_not_kept_for_ever(monkeypatch):
 
 
 def test_answers_that_are_not_read_are_bounded_together(monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.server.MAX_UNREAD_BYTES", 50_000_000)
+    monkeypatch.setattr("grr_coca_serve.server.MAX_UNREAD_BYTES", 50_000_000)
     with serving() as client, ExitStack() as stack:
         client.server._guard._app.add_route("/large", lambda request: Response(bytes(20_000_000)))
         unread = []
@@ -539,13 +539,13 @@ def test_large_answers_are_written_while_others_are_answered(served, monkeypatch
         return json_list(rows)
 
     for module in ("embed", "openai"):
-        monkeypatch.setattr(f"grr_coca.serve.endpoints.{module}.json_list", seen)
+        monkeypatch.setattr(f"grr_coca_serve.endpoints.{module}.json_list", seen)
     assert served.post(path, asked).status == 200
     assert [name.startswith("index") for name in threads] == [True]
 
 
 def test_connections_that_wait_for_nothing_are_closed_for_those_that_ask(gate, monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.server._MAX_CONNECTIONS", 20)
+    monkeypatch.setattr("grr_coca_serve.server._MAX_CONNECTIONS", 20)
     with serving() as client, waiting(client, gate, 1), ExitStack() as stack:  # one that is complete is answered
         begun = stack.enter_context(socket.create_connection(client.place, timeout=20))
         begun.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
@@ -562,7 +562,7 @@ def test_connections_that_wait_for_nothing_are_closed_for_those_that_ask(gate, m
 def test_no_more_connections_are_open_than_files_may_be(monkeypatch):
     import resource
 
-    from grr_coca.serve.server import _max_connections
+    from grr_coca_serve.server import _max_connections
 
     limits = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 2000))

@@ -16,9 +16,9 @@ from PIL import Image
 from serving import DRAWINGS, EVENTS, JSON, serving
 
 from grr_coca.common.errors import UserError
-from grr_coca.serve.explainer import Explainer
-from grr_coca.serve.schemas import HEART
 from grr_coca_icons import svg
+from grr_coca_serve.explainer import Explainer
+from grr_coca_serve.schemas import HEART
 from support import no_space_left
 
 HEART_BYTES = base64.b64decode(HEART.partition(",")[2])
@@ -126,7 +126,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch
         yield ["a half"]
         raise ZeroDivisionError
 
-    monkeypatch.setattr("grr_coca.serve.queue.stream_captions", failing)
+    monkeypatch.setattr("grr_coca_serve.queue.stream_captions", failing)
     if path == "/caption":
         answer = served.post(path, drawing("guitar"), EVENTS)
         name, last = answer.events()[-1]
@@ -320,7 +320,7 @@ def test_a_model_of_which_torch_makes_nothing_has_no_heat_maps(monkeypatch, serv
 
 
 def test_few_pictures_may_wait_for_heat_maps(served, monkeypatch):
-    monkeypatch.setattr("grr_coca.serve.explainer._MAX_WAITING", 0)
+    monkeypatch.setattr("grr_coca_serve.explainer._MAX_WAITING", 0)
     answer = served.post("/explain", drawing("guitar"))
     assert (answer.status, answer.headers["retry-after"]) == (429, "2")
     assert "too many pictures wait for heat maps" in answer.reason()

@@ -21,7 +21,7 @@ import grr_coca
 from grr_coca.cli import main
 from grr_coca.search.entry import Header
 from grr_coca.search.stores import make_store
-from grr_coca.serve.server import listen
+from grr_coca_serve.server import listen
 from processes import running
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from serving import EVENTS
 
-from grr_coca.serve.schemas import HEART
+from grr_coca_serve.schemas import HEART
 from support import refusals
 
 PARTS = [

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from grr_coca.common.errors import UserError, nearest, on_one_line
 from grr_coca.common.files import file_sha256, is_offline, read_whole, user_cache
-from grr_coca.common.npm import fetch_archive
 from grr_coca.data.images import MAX_BYTES
 from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
+from grr_coca_serve.npm import fetch_archive
 
 SCHEME = "iconify:"
 """`iconify:lucide`, `iconify:lucide@1.2.3`."""

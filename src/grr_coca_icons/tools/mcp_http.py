@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from starlette.types import Message, Receive, Scope, Send
 
 from grr_coca.common.errors import UserError
-from grr_coca.serve.refusal import MAX_BYTES, Refusal
-from grr_coca.serve.responses import refused
+from grr_coca_serve.refusal import MAX_BYTES, Refusal
+from grr_coca_serve.responses import refused
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
     from grr_coca.search.index import Index
-    from grr_coca.serve.served_index import ServedIndex
+    from grr_coca_serve.served_index import ServedIndex
 
 _MAX_CALLS = 32
 """Requests that are answered or wait at a time. One call of a tool does its work at a time."""

@@ -283,7 +283,7 @@ def test_a_cache_that_npm_cannot_write_to_is_told(npm, cache):
 
 
 def test_npm_that_hangs_is_given_up(npm, monkeypatch):
-    monkeypatch.setattr("grr_coca.common.npm._SECONDS", 0.2)
+    monkeypatch.setattr("grr_coca_serve.npm._SECONDS", 0.2)
     with pytest.raises(UserError, match="did not answer within"):
         by_name("iconify:slow")
 

@@ -15,11 +15,11 @@ from icon_places import PLACES, opened_place, write_icon_index, write_icon_sites
 from PIL import Image
 
 from grr_coca.common.files import user_cache
-from grr_coca.common.npm import NpmPackage
 from grr_coca.data.sources.open import find_files
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.index import Index
-from grr_coca.serve.site import find_runtime, graphs_of, read_library, write_site
+from grr_coca_serve.npm import NpmPackage
+from grr_coca_serve.site import find_runtime, graphs_of, read_library, write_site
 from support import DATASETS
 
 AXE = NpmPackage("axe-core", "4.14.1", "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745")

@@ -14,12 +14,12 @@ from serving import SHAPES, write_icon_sets
 
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.npm import NpmPackage
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.index import Index
 from grr_coca.search.relevance import RelevanceCurve
-from grr_coca.serve import site
-from grr_coca.serve.page import POLICY
+from grr_coca_serve import site
+from grr_coca_serve.npm import NpmPackage
+from grr_coca_serve.page import POLICY
 from support import DATASETS
 
 DRAWINGS = DATASETS.parent / "docs" / "drawings"
@@ -117,13 +117,13 @@ def test_a_site_of_icon_sets_and_folders_tells_no_folder_of_this_machine(runtime
     set_of_icons = str(places[0].parent / "tiny.json")
     assert names(one, set_of_icons) == ["drawings/guitar.webp", "tiny.json: box"]
     assert names(one, two) == ["one/drawings/guitar.webp", "two/drawings/guitar.webp"]
-    monkeypatch.setattr("grr_coca.serve.site.os.path.commonpath", lambda folders: "/")
+    monkeypatch.setattr("grr_coca_serve.site.os.path.commonpath", lambda folders: "/")
     assert names(one, two) == ["drawings/guitar.webp", "drawings/guitar.webp (2)"]
 
     def of_several_drives(folders):
         raise ValueError("Paths don't have the same drive")
 
-    monkeypatch.setattr("grr_coca.serve.site.os.path.commonpath", of_several_drives)
+    monkeypatch.setattr("grr_coca_serve.site.os.path.commonpath", of_several_drives)
     with Index.open(max(tmp_path.glob("*.index"), key=lambda path: path.stat().st_mtime)) as made:
         shown = site._shown_names(site.read_library(made.store, None).entries)
     assert sorted(shown) == ["drawings/guitar.webp", "drawings/guitar.webp (2)"]

@@ -21,8 +21,8 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.model.shipped_models import shipped_folder
 from grr_coca.search.index import Index
 from grr_coca.search.relevance import MIN_RELEVANCE, RelevanceCurve, evidence
-from grr_coca.serve.page import FILES, POLICY
-from grr_coca.serve.site import RANKING, find_runtime, graphs_of, read_library, write_site
+from grr_coca_serve.page import FILES, POLICY
+from grr_coca_serve.site import RANKING, find_runtime, graphs_of, read_library, write_site
 
 DROP = """async ([data, name, type, kind]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));

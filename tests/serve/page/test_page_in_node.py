@@ -14,8 +14,8 @@ import pytest
 
 from grr_coca.data.framing import Framing
 from grr_coca.data.images import decode_image
-from grr_coca.serve.page import FILES
 from grr_coca_icons.tools.icon_tools import _IMPORTS
+from grr_coca_serve.page import FILES
 from picture_kinds import PICTURES, write_pictures
 
 

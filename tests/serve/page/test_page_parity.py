@@ -28,8 +28,8 @@ from grr_coca.search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
 from grr_coca.search.filters import parse_filter
 from grr_coca.search.index import Index
 from grr_coca.search.words import AskedName, asked_words, has_words, in_words, words_of
-from grr_coca.serve.page import FILES
-from grr_coca.serve.site import find_runtime, graphs_of, write_site
+from grr_coca_serve.page import FILES
+from grr_coca_serve.site import find_runtime, graphs_of, write_site
 from picture_kinds import write_pictures
 from support import DATASETS
 

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from grr_coca.common.errors import UserError
-from grr_coca.serve.refusal import Refusal, json_bytes, json_list
-from grr_coca.serve.responses import json_response
-from grr_coca.serve.schemas import MAX_LIMIT, Facet, IndexedPicture, Where, answers
-from grr_coca.serve.service import ThisService
-from grr_coca.serve.svg_cleaning import HEADERS, clean_svg
+from grr_coca_serve.refusal import Refusal, json_bytes, json_list
+from grr_coca_serve.responses import json_response
+from grr_coca_serve.schemas import MAX_LIMIT, Facet, IndexedPicture, Where, answers
+from grr_coca_serve.service import ThisService
+from grr_coca_serve.svg_cleaning import HEADERS, clean_svg
 
 router = APIRouter()
 

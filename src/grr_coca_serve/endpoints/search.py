@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from grr_coca.search.answer import Query as SearchQuery
 from grr_coca.search.answer import Verdict
-from grr_coca.serve.pictures import from_data_uri, picture_and_options
-from grr_coca.serve.responses import json_response
-from grr_coca.serve.schemas import (
+from grr_coca_serve.pictures import from_data_uri, picture_and_options
+from grr_coca_serve.responses import json_response
+from grr_coca_serve.schemas import (
     Facet,
     IndexedPicture,
     Limit,
@@ -21,8 +21,8 @@ from grr_coca.serve.schemas import (
     answers,
     picture_request,
 )
-from grr_coca.serve.served_index import draw_of
-from grr_coca.serve.service import Place, ThisService, deadline_of
+from grr_coca_serve.served_index import draw_of
+from grr_coca_serve.service import Place, ThisService, deadline_of
 
 router = APIRouter()
 

@@ -20,12 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from grr_coca.data.text import clean_prompt
 from grr_coca.infer.generate import Caption, GenerationOptions
 from grr_coca.infer.image_text_model import Description
-from grr_coca.serve.pictures import from_data_uri, is_picture
-from grr_coca.serve.queue import begun, caption_pieces
-from grr_coca.serve.refusal import Refusal, json_bytes, json_list, refusal_of, server_sent
-from grr_coca.serve.responses import event_stream, json_response
-from grr_coca.serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
-from grr_coca.serve.service import Place, Service, ThisService, deadline_of
+from grr_coca_serve.pictures import from_data_uri, is_picture
+from grr_coca_serve.queue import begun, caption_pieces
+from grr_coca_serve.refusal import Refusal, json_bytes, json_list, refusal_of, server_sent
+from grr_coca_serve.responses import event_stream, json_response
+from grr_coca_serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
+from grr_coca_serve.service import Place, Service, ThisService, deadline_of
 
 router = APIRouter(prefix="/v1")
 _CREATED = int(time.time())

@@ -19,11 +19,11 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grr_coca.common.errors import UserError
-from grr_coca.serve.bounds import require_bounded
-from grr_coca.serve.metrics import Metrics
-from grr_coca.serve.queue import too_late
-from grr_coca.serve.refusal import Refusal, refusal_of
-from grr_coca.serve.responses import refused
+from grr_coca_serve.bounds import require_bounded
+from grr_coca_serve.metrics import Metrics
+from grr_coca_serve.queue import too_late
+from grr_coca_serve.refusal import Refusal, refusal_of
+from grr_coca_serve.responses import refused
 
 KEY_VARIABLE = "GRR_COCA_API_KEY"
 MAX_KEY_LENGTH = 1000

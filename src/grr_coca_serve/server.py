@@ -26,18 +26,18 @@ from grr_coca.model.shipped_models import DEFAULT
 from grr_coca.search.index import Index
 from grr_coca.search.index_model import IndexModel
 from grr_coca.search.relevance import curve_of
-from grr_coca.serve.app import make_app
-from grr_coca.serve.daemon_threads import DaemonThreads
-from grr_coca.serve.explainer import Explainer
-from grr_coca.serve.files import PictureFiles
-from grr_coca.serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limits, is_loopback
-from grr_coca.serve.metrics import Metrics
-from grr_coca.serve.pictures import PictureReader, memory_of_pictures
-from grr_coca.serve.queue import ModelQueue
-from grr_coca.serve.refusal import Refusal
-from grr_coca.serve.responses import refused
-from grr_coca.serve.served_index import ServedIndex
-from grr_coca.serve.service import Service
+from grr_coca_serve.app import make_app
+from grr_coca_serve.daemon_threads import DaemonThreads
+from grr_coca_serve.explainer import Explainer
+from grr_coca_serve.files import PictureFiles
+from grr_coca_serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limits, is_loopback
+from grr_coca_serve.metrics import Metrics
+from grr_coca_serve.pictures import PictureReader, memory_of_pictures
+from grr_coca_serve.queue import ModelQueue
+from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.responses import refused
+from grr_coca_serve.served_index import ServedIndex
+from grr_coca_serve.service import Service
 
 try:
     import resource

@@ -2,7 +2,7 @@
 
 | file | |
 |---|---|
-| `index.html`, `*.js`, `style.css` | the page, see `grr_coca.serve.page` |
+| `index.html`, `*.js`, `style.css` | the page, see `grr_coca_serve.page` |
 | `site.json` | what the page must know of the other files |
 | `runtime/` | ONNX Runtime Web |
 | `model/` | the graphs, their weights and the tokenizer |
@@ -36,7 +36,6 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, read_whole, user_cache, verify_folder, whole_folder
-from grr_coca.common.npm import NpmPackage, fetch_archive
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_folder import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
@@ -49,9 +48,10 @@ from grr_coca.search.fields import FIELDS
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
 from grr_coca.search.words import split_name
-from grr_coca.serve.page import FILES, POLICY
-from grr_coca.serve.refusal import json_bytes
-from grr_coca.serve.svg_cleaning import clean_svg
+from grr_coca_serve.npm import NpmPackage, fetch_archive
+from grr_coca_serve.page import FILES, POLICY
+from grr_coca_serve.refusal import json_bytes
+from grr_coca_serve.svg_cleaning import clean_svg
 
 CHUNK = 8192
 """Rows of a file of the library."""

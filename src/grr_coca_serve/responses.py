@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from grr_coca.serve.refusal import Refusal, json_bytes
+from grr_coca_serve.refusal import Refusal, json_bytes
 
 
 def json_response(content: object) -> Response:

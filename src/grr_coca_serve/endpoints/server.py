@@ -7,11 +7,11 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
 import grr_coca
-from grr_coca.serve.guard import MAX_KEY_LENGTH, SESSION
-from grr_coca.serve.refusal import Refusal
-from grr_coca.serve.responses import json_response
-from grr_coca.serve.schemas import Strict, answers
-from grr_coca.serve.service import ThisService
+from grr_coca_serve.guard import MAX_KEY_LENGTH, SESSION
+from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.responses import json_response
+from grr_coca_serve.schemas import Strict, answers
+from grr_coca_serve.service import ThisService
 
 router = APIRouter()
 

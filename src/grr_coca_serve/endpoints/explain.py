@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from grr_coca.serve.pictures import picture_and_options
-from grr_coca.serve.responses import json_response
-from grr_coca.serve.schemas import Strict, Text, answers, picture_request
-from grr_coca.serve.service import ThisService
+from grr_coca_serve.pictures import picture_and_options
+from grr_coca_serve.responses import json_response
+from grr_coca_serve.schemas import Strict, Text, answers, picture_request
+from grr_coca_serve.service import ThisService
 
 router = APIRouter()
 

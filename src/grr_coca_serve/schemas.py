@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from grr_coca.serve.pictures import is_picture
-from grr_coca.serve.served_index import MAX_RANKED
+from grr_coca_serve.pictures import is_picture
+from grr_coca_serve.served_index import MAX_RANKED
 
 HEART = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAABlBMVEX////cHigwpYgPAAAAWklEQVR42m3OsQ0CMQDF0HdfSNBx"

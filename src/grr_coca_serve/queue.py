@@ -28,8 +28,8 @@ from grr_coca.infer.generate import GREEDY, GenerationOptions, generate, stream_
 from grr_coca.infer.generate.sampling import require_numbers
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.tags import with_beams
-from grr_coca.serve.metrics import Metrics
-from grr_coca.serve.refusal import Refusal
+from grr_coca_serve.metrics import Metrics
+from grr_coca_serve.refusal import Refusal
 
 log = logging.getLogger(__name__)
 

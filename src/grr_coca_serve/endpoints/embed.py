@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict
 
-from grr_coca.serve.pictures import from_data_uri, is_picture
-from grr_coca.serve.refusal import json_list
-from grr_coca.serve.schemas import HEART, SOME, Strict, WordsOrPicture, answers
-from grr_coca.serve.service import Place, ThisService, deadline_of
+from grr_coca_serve.pictures import from_data_uri, is_picture
+from grr_coca_serve.refusal import json_list
+from grr_coca_serve.schemas import HEART, SOME, Strict, WordsOrPicture, answers
+from grr_coca_serve.service import Place, ThisService, deadline_of
 
 router = APIRouter()
 

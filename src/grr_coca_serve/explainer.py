@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.serve.daemon_threads import DaemonThreads
-from grr_coca.serve.pictures import PictureReader
-from grr_coca.serve.refusal import Refusal
+from grr_coca_serve.daemon_threads import DaemonThreads
+from grr_coca_serve.pictures import PictureReader
+from grr_coca_serve.refusal import Refusal
 
 if TYPE_CHECKING:
     from grr_coca.data.framing import Box

@@ -22,9 +22,9 @@ from grr_coca.common.errors import nearest
 from grr_coca.common.shapes import UInt8
 from grr_coca.data.images import BROKEN, open_header, peak_bytes, vector_format
 from grr_coca.data.sources.base import BadSample
-from grr_coca.serve.daemon_threads import DaemonThreads
-from grr_coca.serve.memory import Budget
-from grr_coca.serve.refusal import Refusal
+from grr_coca_serve.daemon_threads import DaemonThreads
+from grr_coca_serve.memory import Budget
+from grr_coca_serve.refusal import Refusal
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess

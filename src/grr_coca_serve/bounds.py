@@ -7,7 +7,7 @@ that is wrong, which takes minutes and gigabytes.
 import json
 import re
 
-from grr_coca.serve.refusal import Refusal
+from grr_coca_serve.refusal import Refusal
 
 MAX_PARTS = 50_000
 """Commas, brackets and quotation marks within texts, and texts, of one body. A conversation of a thousand messages with

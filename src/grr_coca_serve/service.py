@@ -16,15 +16,15 @@ from grr_coca.data.text import clean_query
 from grr_coca.infer.class_names import check_class_names, fill_templates
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.search.entry import chunks
-from grr_coca.serve.daemon_threads import DaemonThreads
-from grr_coca.serve.explainer import Explainer
-from grr_coca.serve.guard import DEADLINE, Key, Limits
-from grr_coca.serve.lru_cache import LruCache
-from grr_coca.serve.metrics import Metrics
-from grr_coca.serve.pictures import PictureReader
-from grr_coca.serve.queue import ModelQueue, results_of
-from grr_coca.serve.refusal import Refusal
-from grr_coca.serve.served_index import ServedIndex
+from grr_coca_serve.daemon_threads import DaemonThreads
+from grr_coca_serve.explainer import Explainer
+from grr_coca_serve.guard import DEADLINE, Key, Limits
+from grr_coca_serve.lru_cache import LruCache
+from grr_coca_serve.metrics import Metrics
+from grr_coca_serve.pictures import PictureReader
+from grr_coca_serve.queue import ModelQueue, results_of
+from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.served_index import ServedIndex
 
 Result = TypeVar("Result")
 

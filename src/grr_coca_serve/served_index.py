@@ -28,10 +28,10 @@ from grr_coca.search.index_model import IndexModel
 from grr_coca.search.relevance import RelevanceCurve
 from grr_coca.search.store import Store
 from grr_coca.search.stores import open_store
-from grr_coca.serve.files import PictureFiles
-from grr_coca.serve.lru_cache import LruCache
-from grr_coca.serve.queue import ModelQueue, too_late
-from grr_coca.serve.refusal import Refusal
+from grr_coca_serve.files import PictureFiles
+from grr_coca_serve.lru_cache import LruCache
+from grr_coca_serve.queue import ModelQueue, too_late
+from grr_coca_serve.refusal import Refusal
 
 MAX_RANKED = 1000
 """The most hits of one query. The page asks for some of them at a time."""

@@ -11,13 +11,13 @@ from starlette.staticfiles import StaticFiles
 import grr_coca
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.plugins import others, own
-from grr_coca.serve.endpoints import all_routers
-from grr_coca.serve.guard import Guard
-from grr_coca.serve.page import FILES, POLICY
-from grr_coca.serve.pictures import invalid
-from grr_coca.serve.refusal import Refusal, refusal_of
-from grr_coca.serve.responses import refused
-from grr_coca.serve.service import Service, path_with_a_place
+from grr_coca_serve.endpoints import all_routers
+from grr_coca_serve.guard import Guard
+from grr_coca_serve.page import FILES, POLICY
+from grr_coca_serve.pictures import invalid
+from grr_coca_serve.refusal import Refusal, refusal_of
+from grr_coca_serve.responses import refused
+from grr_coca_serve.service import Service, path_with_a_place
 
 _PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
 """The paths of the page, which need no key."""

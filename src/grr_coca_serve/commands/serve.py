@@ -55,8 +55,8 @@ def run(
         if not folder.is_dir():
             raise UserError(f"--pictures {folder}: no such folder")
     require_extra("serve", "serving")
-    from grr_coca.serve.guard import Limits
-    from grr_coca.serve.server import RunningServer, ServeOptions
+    from grr_coca_serve.guard import Limits
+    from grr_coca_serve.server import RunningServer, ServeOptions
 
     limits = Limits(
         max_bytes=max_megabytes * 2**20,

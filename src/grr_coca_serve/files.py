@@ -17,11 +17,11 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_within
 from grr_coca.data.images import decode_image, encoded, with_srgb_colours
-from grr_coca.serve.daemon_threads import DaemonThreads
-from grr_coca.serve.lru_cache import LruCache
-from grr_coca.serve.memory import Budget
-from grr_coca.serve.pictures import require_decodable
-from grr_coca.serve.refusal import Refusal
+from grr_coca_serve.daemon_threads import DaemonThreads
+from grr_coca_serve.lru_cache import LruCache
+from grr_coca_serve.memory import Budget
+from grr_coca_serve.pictures import require_decodable
+from grr_coca_serve.refusal import Refusal
 
 if TYPE_CHECKING:
     from grr_coca.search.entry import Entry

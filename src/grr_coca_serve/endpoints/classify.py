@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
 from grr_coca.infer.class_names import NAME_ALONE, filled_length
-from grr_coca.serve.pictures import picture_and_options
-from grr_coca.serve.queue import results_of
-from grr_coca.serve.responses import json_response
-from grr_coca.serve.schemas import Strict, Words, answers, picture_request
-from grr_coca.serve.service import Place, ThisService, deadline_of
+from grr_coca_serve.pictures import picture_and_options
+from grr_coca_serve.queue import results_of
+from grr_coca_serve.responses import json_response
+from grr_coca_serve.schemas import Strict, Words, answers, picture_request
+from grr_coca_serve.service import Place, ThisService, deadline_of
 
 router = APIRouter()
 

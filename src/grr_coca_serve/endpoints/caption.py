@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field
 from grr_coca.infer.generate import GenerationOptions
 from grr_coca.infer.image_text_model import Description
 from grr_coca.infer.tags import MAX_TAGS
-from grr_coca.serve.pictures import picture_and_options
-from grr_coca.serve.queue import begun, caption_pieces
-from grr_coca.serve.refusal import refusal_of, server_sent
-from grr_coca.serve.responses import event_stream, json_response
-from grr_coca.serve.schemas import Strict, answers, picture_request
-from grr_coca.serve.service import Place, ThisService, deadline_of
+from grr_coca_serve.pictures import picture_and_options
+from grr_coca_serve.queue import begun, caption_pieces
+from grr_coca_serve.refusal import refusal_of, server_sent
+from grr_coca_serve.responses import event_stream, json_response
+from grr_coca_serve.schemas import Strict, answers, picture_request
+from grr_coca_serve.service import Place, ThisService, deadline_of
 
 router = APIRouter()
 

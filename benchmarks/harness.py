@@ -144,7 +144,7 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
 
 def pictures() -> Iterator[bytes]:
     """Pictures of the corpora that come with the code, as files."""
-    from grr_coca.search.image_files import find_images  # not where the peers are
+    from grr_coca.data.image_files import find_images  # not where the peers are
 
     return (image.read() for image in find_images(sorted(map(str, HERE.parent.glob("datasets/*/*.tar")))))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from harness import in_turn, machine, parse, parser_of, seconds, write
 
-from grr_coca.search.embedded.vectors import VectorFile, append_rows, best_rows, products
+from grr_coca_search.embedded.vectors import VectorFile, append_rows, best_rows, products
 
 COUNTS, ROUNDS = (100_000, 1_000_000), 9
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

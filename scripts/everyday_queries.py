@@ -23,7 +23,7 @@ from grr_coca.cli import exit_code
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import in_cache
 from grr_coca.evaluate.intervals import Measure
-from grr_coca.search.embedded.embedded_store import TITLE_WEIGHT
+from grr_coca_search.embedded.embedded_store import TITLE_WEIGHT
 from icon_search import TOP, LexicalIndex, Query, fuse, ndcg, read_icons
 
 QUERIES = Path(__file__).with_suffix(".jsonl")

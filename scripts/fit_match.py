@@ -45,7 +45,6 @@ from grr_coca.common.files import read_json, user_cache, write_whole
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_folder import MATCHING
 from grr_coca.model.shipped_models import Figure
-from grr_coca.search.index_model import IndexModel
 from grr_coca_icons.match.candidates import Pairs, PictureSet
 from grr_coca_icons.match.label_check import knows
 from grr_coca_icons.match.match_numbers import (
@@ -57,6 +56,7 @@ from grr_coca_icons.match.match_numbers import (
     ProbabilityCurve,
 )
 from grr_coca_icons.match.picture_set import read_sources
+from grr_coca_search.index_model import IndexModel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TRUTH, RESULTS = BENCHMARKS / "match" / "truth.csv", BENCHMARKS / "results" / "match.json"

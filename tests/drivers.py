@@ -21,11 +21,11 @@ from grr_coca.data.dataset import PairDataset
 from grr_coca.model import losses, presets
 from grr_coca.model.coca import CoCa
 from grr_coca.model.losses import CaptioningLoss
-from grr_coca.search import update
 from grr_coca.train import launch, micro_batches
 from grr_coca.train.launch import launched
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.step import Trainer
+from grr_coca_search import update
 
 WEE = presets.Size(
     image_size=64,

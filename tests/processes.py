@@ -32,7 +32,7 @@ PRELOADED = [
     "gradient_cases",
     "grr_coca.cli.training",
     "grr_coca.infer.image_text_model",
-    "grr_coca.search.index",
+    "grr_coca_search.index",
     "torch.distributed.fsdp",
     # Imported by the first step, the log, and the reading of flags: a second of each process's life.
     "torch._dynamo",

@@ -25,11 +25,11 @@ from grr_coca.evaluate.checkpoint_metrics import pair_results
 from grr_coca.evaluate.split import aggregate, scaling_of
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.losses import LossWeights
-from grr_coca.search.portable import import_parquet
-from grr_coca.search.stores import open_store
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
+from grr_coca_search.portable import import_parquet
+from grr_coca_search.stores import open_store
 from grr_coca_study.stages import data_digest, recipe_digest
 from support import ALONE, silent, snapshot
 

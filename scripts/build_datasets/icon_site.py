@@ -31,15 +31,15 @@ from grr_coca.cli import exit_code
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_own_name, user_cache, write_whole
 from grr_coca.model.checkpoint_folder import fingerprint
-from grr_coca.search.duplicates import grouped, look_of, perceptual_hash
-from grr_coca.search.entry import Entry, Stamp, name_id
-from grr_coca.search.facets import facets_of
-from grr_coca.search.index_model import IndexModel
-from grr_coca.search.relevance import curve_of
 from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import Equivalent, OtherSets
 from grr_coca_icons.match.picture_set import named_pictures
+from grr_coca_search.duplicates import grouped, look_of, perceptual_hash
+from grr_coca_search.entry import Entry, Stamp, name_id
+from grr_coca_search.facets import facets_of
+from grr_coca_search.index_model import IndexModel
+from grr_coca_search.relevance import curve_of
 from grr_coca_serve.site import Library, find_runtime, graphs_of, write_site
 
 KNOWN = """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from grr_coca.infer import ImageTextModel
-    from grr_coca.search import Index
+    from grr_coca_search import Index
 
 __all__ = ["Index", "__version__", "load"]
 __version__ = "0.1.0"

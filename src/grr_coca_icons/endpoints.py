@@ -8,11 +8,11 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.routing import BaseRoute, Route
 
-from grr_coca.search.store import Store
 from grr_coca_icons.match.match_numbers import MatchNumbers, match_numbers
 from grr_coca_icons.match.other_sets import OtherSets
 from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_icons.tools.mcp_http import McpEndpoint
+from grr_coca_search.store import Store
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import IndexedPicture, answers

@@ -1,1 +1,19 @@
-"""An index of images: captions and embeddings in a store, searched by words and images."""
+"""An index of images, in a folder or on a Milvus server: searched by words, by images, and by fields of their files."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grr_coca_search.answer import Hit, SearchResult
+    from grr_coca_search.index import Index
+
+_MODULES = {"SearchResult": "answer", "Hit": "answer", "Index": "index"}
+
+__all__ = ["Hit", "Index", "SearchResult"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a name of `__all__` at first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -24,7 +24,7 @@ from grr_coca_serve.pictures import require_decodable
 from grr_coca_serve.refusal import Refusal
 
 if TYPE_CHECKING:
-    from grr_coca.search.entry import Entry
+    from grr_coca_search.entry import Entry
 
 Result = TypeVar("Result")
 

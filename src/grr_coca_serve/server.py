@@ -23,9 +23,9 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_folder import read_config
 from grr_coca.model.shipped_models import DEFAULT
-from grr_coca.search.index import Index
-from grr_coca.search.index_model import IndexModel
-from grr_coca.search.relevance import curve_of
+from grr_coca_search.index import Index
+from grr_coca_search.index_model import IndexModel
+from grr_coca_search.relevance import curve_of
 from grr_coca_serve.app import make_app
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.explainer import Explainer

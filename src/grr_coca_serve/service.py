@@ -15,7 +15,7 @@ from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.text import clean_query
 from grr_coca.infer.class_names import check_class_names, fill_templates
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
-from grr_coca.search.entry import chunks
+from grr_coca_search.entry import chunks
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.explainer import Explainer
 from grr_coca_serve.guard import DEADLINE, Key, Limits

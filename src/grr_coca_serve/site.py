@@ -39,15 +39,15 @@ from grr_coca.common.files import MANIFEST, read_json, read_whole, user_cache, v
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_folder import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
-from grr_coca.search import answer, duplicates, relevance
-from grr_coca.search.duplicates import duplicate_groups
-from grr_coca.search.embedded import embedded_store as embedded
-from grr_coca.search.entry import Entry, name_id
-from grr_coca.search.facets import Facet, facet_fields, facets_of
-from grr_coca.search.fields import FIELDS
-from grr_coca.search.relevance import RelevanceCurve
-from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, Store
-from grr_coca.search.words import split_name
+from grr_coca_search import answer, duplicates, relevance
+from grr_coca_search.duplicates import duplicate_groups
+from grr_coca_search.embedded import embedded_store as embedded
+from grr_coca_search.entry import Entry, name_id
+from grr_coca_search.facets import Facet, facet_fields, facets_of
+from grr_coca_search.fields import FIELDS
+from grr_coca_search.relevance import RelevanceCurve
+from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, Store
+from grr_coca_search.words import split_name
 from grr_coca_serve.npm import NpmPackage, fetch_archive
 from grr_coca_serve.page import FILES, POLICY
 from grr_coca_serve.refusal import json_bytes

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from grr_coca.data.image_files import ImageFile
 from grr_coca.infer import load
-from grr_coca.search.image_files import ImageFile
-from grr_coca.search.vector_files import VectorBuffer, write_vectors
+from grr_coca.infer.outputs.vector_files import VectorBuffer, write_vectors
 from support import no_space_left, snapshot
 
 
@@ -124,7 +124,7 @@ def test_each_key_has_one_line_whatever_line_ends_it_has(tmp_path):
 
 
 def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.vector_files.MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr("grr_coca.infer.outputs.vector_files.MAX_HEADER_BYTES", 100)
     message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")
     assert "use .parquet or .npy" in message
     assert "embedded" not in message, "before the work"

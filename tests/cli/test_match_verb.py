@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from grr_coca.cli import progress
-from grr_coca.search.index import Index
+from grr_coca_search.index import Index
 
 STROKE = 'fill="none" stroke="currentColor" stroke-width="2"'
 TRASH = f'<path d="M4 7h16M10 11v6M14 11v6M5 7l1 12h12l1-12M9 7V4h6v3" {STROKE}/>'

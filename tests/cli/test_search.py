@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import grr_coca as package
-from grr_coca.search import update
-from grr_coca.search.image_files import Span
-from grr_coca.search.relevance import MIN_RELEVANCE
-from grr_coca.search.terminal_pictures import thumbnail_kind, thumbnail_lines
+from grr_coca.data.image_files import Span
+from grr_coca_search import update
+from grr_coca_search.relevance import MIN_RELEVANCE
+from grr_coca_search.terminal_pictures import thumbnail_kind, thumbnail_lines
 from processes import running
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"

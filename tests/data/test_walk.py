@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import find_images, iterate_images
 from grr_coca.data.walk import Exclusions
-from grr_coca.search.image_files import find_images, iterate_images
 
 
 @pytest.fixture

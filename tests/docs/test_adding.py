@@ -33,8 +33,8 @@ def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path
         "cli/similarity.py",
         "cli/__init__.py",
         "serve/endpoints/similarity.py",
-        "search/fields.py",
-        "search/photo.py",
+        "grr_coca_search/fields.py",
+        "grr_coca_search/photo.py",
     ]
     named = ["-k", "similarity or explained_in_the_help or iso or not_there_is_named or guitar"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *named, "tests"]

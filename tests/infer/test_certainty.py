@@ -16,7 +16,7 @@ from grr_coca.infer.calibration import NUM_STATISTICS, UNKNOWN, Calibration, Cer
 from grr_coca.infer.image_text_model import warn_if_unfamiliar
 from grr_coca.model.checkpoint_folder import CONFIDENCE
 from grr_coca.model.shipped_models import DEFAULT, FOLDER, shipped_models
-from grr_coca.search import Index
+from grr_coca_search import Index
 from support import warnings_of
 
 DRAWINGS = sorted((Path(__file__).parents[2] / "docs" / "drawings").glob("*.webp"))

@@ -23,12 +23,12 @@ if str(TESTS) not in sys.path:  # as a script
 from library import HEADER, fill, make_entry, make_vectors  # noqa: E402
 
 from grr_coca.common.errors import UserError  # noqa: E402
-from grr_coca.search.duplicates import duplicate_groups  # noqa: E402
-from grr_coca.search.entry import Failure, Stamp  # noqa: E402
-from grr_coca.search.facets import facets  # noqa: E402
-from grr_coca.search.filters import parse_filter  # noqa: E402
-from grr_coca.search.store import Changes  # noqa: E402
-from grr_coca.search.stores import make_store, open_store  # noqa: E402
+from grr_coca_search.duplicates import duplicate_groups  # noqa: E402
+from grr_coca_search.entry import Failure, Stamp  # noqa: E402
+from grr_coca_search.facets import facets  # noqa: E402
+from grr_coca_search.filters import parse_filter  # noqa: E402
+from grr_coca_search.store import Changes  # noqa: E402
+from grr_coca_search.stores import make_store, open_store  # noqa: E402
 
 _VALUES = [None, -1, 2**62, 0.5, "", "x", "é" * 50, b"\xff\x00", "[]", "{", '{"a": [1]}', '[["a"]]', "null"]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from grr_coca.data.image_files import done_ahead
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.calibration import Certainty
-from grr_coca.search.entry import Entry, Header, Stamp
-from grr_coca.search.fields import FieldValue
-from grr_coca.search.image_files import done_ahead
-from grr_coca.search.index_model import DecodedImage, Take, decode_found
-from grr_coca.search.photo import READER, Photo
-from grr_coca.search.portable import export_parquet
-from grr_coca.search.store import Changes, ImageDescription, Store
+from grr_coca_search.entry import Entry, Header, Stamp
+from grr_coca_search.fields import FieldValue
+from grr_coca_search.index_model import DecodedImage, Take, decode_found
+from grr_coca_search.photo import READER, Photo
+from grr_coca_search.portable import export_parquet
+from grr_coca_search.store import Changes, ImageDescription, Store
 
 WIDTH = 32
 HEADER = Header("pictograms", "f" * 32, WIDTH)

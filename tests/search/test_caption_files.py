@@ -8,10 +8,10 @@ import pytest
 from library import paint
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import ImageFile, find_images
 from grr_coca.infer import Description
 from grr_coca.infer.generate import Caption
-from grr_coca.search.caption_files import CaptionFile, TextFiles, XmpFiles
-from grr_coca.search.image_files import ImageFile, find_images
+from grr_coca.infer.outputs.caption_files import CaptionFile, TextFiles, XmpFiles
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from library import HEADER, WIDTH, fill, make_entry, make_vectors
 
 from grr_coca.cli import main
 from grr_coca.common.errors import DamagedError
-from grr_coca.search.embedded import checksums
-from grr_coca.search.embedded.embedded_store import EmbeddedStore
-from grr_coca.search.facets import facets
-from grr_coca.search.store import Changes
-from grr_coca.search.stores import make_store, open_store
+from grr_coca_search.embedded import checksums
+from grr_coca_search.embedded.embedded_store import EmbeddedStore
+from grr_coca_search.facets import facets
+from grr_coca_search.store import Changes
+from grr_coca_search.stores import make_store, open_store
 
 SEEDS = 40
 FOUND = [1130001136]
@@ -111,9 +111,9 @@ def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
 
 
 def test_checksums_are_made_anew_when_the_vectors_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.embedded.writer.MIN_GONE", 5)
+    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 5)
     monkeypatch.setattr(checksums, "ROWS_PER_BLOCK", 16)
-    monkeypatch.setattr("grr_coca.search.embedded.writer.ROWS_PER_BLOCK", 16)
+    monkeypatch.setattr("grr_coca_search.embedded.writer.ROWS_PER_BLOCK", 16)
     store = make_store(str(tmp_path / "index"), HEADER)
     fill(store, 700)
     store.commit(Changes(removed=[make_entry(number).name for number in range(400)]))
@@ -154,7 +154,7 @@ READER = """
 import os, sys
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
 from grr_coca.common.errors import UserError
-from grr_coca.search.stores import open_store
+from grr_coca_search.stores import open_store
 from library import make_vectors
 store, told = open_store(sys.argv[1]), 0
 query = make_vectors(1)[0]

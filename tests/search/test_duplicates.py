@@ -10,8 +10,8 @@ from library import make_entry, make_vectors
 from PIL import Image
 
 from grr_coca.data.images import decode_image
-from grr_coca.search import duplicates
-from grr_coca.search.duplicates import (
+from grr_coca_search import duplicates
+from grr_coca_search.duplicates import (
     BANDS,
     EQUAL_BANDS,
     MAX_BITS,
@@ -21,7 +21,7 @@ from grr_coca.search.duplicates import (
     look_of,
     perceptual_hash,
 )
-from grr_coca.search.store import HASHED, Changes
+from grr_coca_search.store import HASHED, Changes
 
 
 def one_by_one(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
@@ -102,7 +102,7 @@ def test_near_hashes_do_not_multiply_reads(store, monkeypatch):
 
 
 def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(store, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.duplicates.MAX_BUCKET", 3)
+    monkeypatch.setattr("grr_coca_search.duplicates.MAX_BUCKET", 3)
     chosen = list(combinations(range(BANDS), EQUAL_BANDS)) * 5  # bands that are as those of the first and the last
     ends = [64 * band // BANDS for band in range(BANDS + 1)]
     hashes = np.zeros(2 + len(chosen), np.uint64)
@@ -129,7 +129,7 @@ def test_single_images_take_the_memory_of_arrays(store, monkeypatch):
 
 def test_a_pair_in_a_crowd_is_found_by_bands_that_few_have(store, monkeypatch):
     """Many images agree in the first bands. A pair of them that also agrees elsewhere is compared there."""
-    monkeypatch.setattr("grr_coca.search.duplicates.MAX_BUCKET", 3)
+    monkeypatch.setattr("grr_coca_search.duplicates.MAX_BUCKET", 3)
     random = np.random.default_rng(0)
     hashes = random.integers(-(2**63), 2**63, 60) & ~np.int64(2**21 - 1)
     hashes[30:] = hashes[:30] ^ (np.int64(1) << np.int64(62))

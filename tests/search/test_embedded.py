@@ -19,14 +19,14 @@ import pytest
 from library import HEADER, WIDTH, ColourModel, fill, make_entry, make_vectors, paint
 
 from grr_coca.common.errors import DamagedError, UserError
-from grr_coca.search.embedded.database import FAILURES_OF, IMAGES_OF
-from grr_coca.search.embedded.embedded_store import MAX_WORDS, EmbeddedStore
-from grr_coca.search.embedded.vectors import VectorFile, append_rows, products
-from grr_coca.search.entry import VERSION, Failure
-from grr_coca.search.filters import parse_filter
-from grr_coca.search.store import Changes
-from grr_coca.search.stores import find_store, make_store, open_store
-from grr_coca.search.update import update_store
+from grr_coca_search.embedded.database import FAILURES_OF, IMAGES_OF
+from grr_coca_search.embedded.embedded_store import MAX_WORDS, EmbeddedStore
+from grr_coca_search.embedded.vectors import VectorFile, append_rows, products
+from grr_coca_search.entry import VERSION, Failure
+from grr_coca_search.filters import parse_filter
+from grr_coca_search.store import Changes
+from grr_coca_search.stores import find_store, make_store, open_store
+from grr_coca_search.update import update_store
 from support import disk_of, syncs_and_renames
 
 BYTES = WIDTH * 2
@@ -200,7 +200,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
 
 
 def test_an_update_gives_back_the_room_of_images_that_are_gone(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.embedded.writer.MIN_GONE", 2)
+    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 2)
     red, *others = [paint(tmp_path / "photos" / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
     for _ in range(2):
         update_store(store, [str(red.parent)], ColourModel)
@@ -219,7 +219,7 @@ def test_a_full_disk_is_no_fuller_when_the_vectors_could_not_be_written_anew(sto
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("grr_coca.search.embedded.writer.append_rows", full)
+        patched.setattr("grr_coca_search.embedded.writer.append_rows", full)
         with pytest.raises(UserError, match="No space left"):
             store.compact()
     assert [path.name for path in folder_of(store).glob("*.f16")] == ["vectors.f16"]
@@ -307,7 +307,7 @@ def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reop
 
 
 def test_half_of_the_vectors_may_be_of_images_that_are_gone(store, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.embedded.writer.MIN_GONE", 1)
+    monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 1)
     entries, _ = fill(store, 10)
     for number, is_written in ((5, False), (6, True)):
         store.commit(Changes(removed=[entry.name for entry in entries[:number]]))
@@ -337,7 +337,7 @@ def test_a_page_of_names_is_read_without_sorting_all_of_them(store, statement):
 
 
 def test_names_are_read_in_pages_while_they_are_removed(store, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.embedded.embedded_store.ROWS_PER_READ", 3)
+    monkeypatch.setattr("grr_coca_search.embedded.embedded_store.ROWS_PER_READ", 3)
     entries, _ = fill(store, 10)
     failed = [Failure(os.fsdecode(b"/pictures/\xe9%d.png" % n), "/pictures", None, "gone") for n in range(7)]
     store.commit(Changes(failed=failed))

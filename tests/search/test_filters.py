@@ -4,9 +4,9 @@ import pytest
 from library import make_entry
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.embedded.database import to_row
-from grr_coca.search.embedded.embedded_store import to_sql
-from grr_coca.search.filters import And, Comparison, Like, Not, OneOf, Or, parse_filter
+from grr_coca_search.embedded.database import to_row
+from grr_coca_search.embedded.embedded_store import to_sql
+from grr_coca_search.filters import And, Comparison, Like, Not, OneOf, Or, parse_filter
 
 A, B, C = (Comparison("width", "=", number) for number in (1, 2, 3))
 

@@ -7,8 +7,8 @@ import tarfile
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.index import Index
 from grr_coca_icons.sources.iconify import packages_folder
+from grr_coca_search.index import Index
 
 BODIES = {
     "box": '<path d="M2 2h8v8h-8z"/>',

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.errors import UserError
+from grr_coca.data import image_files as find
+from grr_coca.data.image_files import find_images
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import BadSample
-from grr_coca.search import image_files as find
-from grr_coca.search.image_files import find_images
 from support import real_pairs, shard_members, write_shard, write_tar
 
 

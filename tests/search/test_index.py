@@ -6,10 +6,10 @@ from library import HEADER, paint
 from grr_coca.common.errors import UserError
 from grr_coca.infer.image_text_model import load
 from grr_coca.model.checkpoint_folder import FILES
-from grr_coca.search.entry import Header
-from grr_coca.search.index import Index
-from grr_coca.search.index_model import IndexModel
-from grr_coca.search.stores import make_store
+from grr_coca_search.entry import Header
+from grr_coca_search.index import Index
+from grr_coca_search.index_model import IndexModel
+from grr_coca_search.stores import make_store
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_an_index_that_is_there_loads_its_model_when_it_is_needed(location, load
 
 
 def test_an_index_that_another_process_has_made_of_another_model_meanwhile_is_refused(location, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.index.make_store", lambda where, _: make_store(where, HEADER))
+    monkeypatch.setattr("grr_coca_search.index.make_store", lambda where, _: make_store(where, HEADER))
     with pytest.raises(UserError, match=r"an index of the model 'pictograms' \(ffffffff\), and not of"):
         Index.open(location, create=True)
 

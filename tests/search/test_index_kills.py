@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import drivers
-from grr_coca.search.stores import find_store, open_store
+from grr_coca_search.stores import find_store, open_store
 from processes import Launch, cli, launch
 
 BROKEN = b"no image"

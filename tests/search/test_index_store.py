@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from library import fill, make_entry, make_vectors, photo_of
 
-from grr_coca.search.entry import Failure, Stamp
-from grr_coca.search.facets import facet_fields, facets, facets_of
-from grr_coca.search.filters import parse_filter
-from grr_coca.search.store import SAMPLE_CAPTIONS, Changes, ImageState, Touch
+from grr_coca_search.entry import Failure, Stamp
+from grr_coca_search.facets import facet_fields, facets, facets_of
+from grr_coca_search.filters import parse_filter
+from grr_coca_search.store import SAMPLE_CAPTIONS, Changes, ImageState, Touch
 
 TIE = 1e-5
 FILTERS = {
@@ -249,7 +249,7 @@ def test_the_sample_is_the_same_in_every_process(store, reopened):
 
 def test_the_sample_is_drawn_from_all_images_and_not_from_the_first(store, monkeypatch):
     for module in ("embedded.vectors", "milvus.milvus_store"):
-        monkeypatch.setattr(f"grr_coca.search.{module}.SAMPLE", 50, raising=False)
+        monkeypatch.setattr(f"grr_coca_search.{module}.SAMPLE", 50, raising=False)
     _, vectors = fill(store, 500)
     drawn = store.sample().vectors
     places = [int((vectors @ vector).argmax()) for vector in drawn]

@@ -9,9 +9,9 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.search.portable import import_parquet
-from grr_coca.search.stores import open_store
-from grr_coca.search.update import update_store
+from grr_coca_search.portable import import_parquet
+from grr_coca_search.stores import open_store
+from grr_coca_search.update import update_store
 
 
 @pytest.fixture

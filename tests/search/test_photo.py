@@ -13,8 +13,8 @@ from library import photo_of
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.image_files import ImageFile
-from grr_coca.search.photo import READER, Photo, read_photo, sidecar_state
+from grr_coca.data.image_files import ImageFile
+from grr_coca_search.photo import READER, Photo, read_photo, sidecar_state
 from support import encode_image, snapshot
 
 PHOTOS = Path(__file__).parent / "photos"

@@ -13,15 +13,15 @@ from library import make_entry as some_entry
 from PIL import ExifTags, Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.entry import Entry
-from grr_coca.search.facets import facets
-from grr_coca.search.filters import parse_filter
-from grr_coca.search.milvus.rows import from_record, to_expression, to_record
-from grr_coca.search.photo import Photo
-from grr_coca.search.portable import import_parquet
-from grr_coca.search.store import Changes, PhotoUpdate
-from grr_coca.search.stores import make_store, open_store
-from grr_coca.search.update import update_store
+from grr_coca_search.entry import Entry
+from grr_coca_search.facets import facets
+from grr_coca_search.filters import parse_filter
+from grr_coca_search.milvus.rows import from_record, to_expression, to_record
+from grr_coca_search.photo import Photo
+from grr_coca_search.portable import import_parquet
+from grr_coca_search.store import Changes, PhotoUpdate
+from grr_coca_search.stores import make_store, open_store
+from grr_coca_search.update import update_store
 from support import snapshot
 
 needs_xml = pytest.mark.skipif(find_spec("defusedxml") is None, reason="XMP needs defusedxml")

@@ -11,11 +11,11 @@ import pytest
 from library import exported, fill, make_entry, make_vectors
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.entry import Failure, Stamp
-from grr_coca.search.index import Index
-from grr_coca.search.portable import import_parquet
-from grr_coca.search.store import Changes
-from grr_coca.search.stores import find_store, open_store
+from grr_coca_search.entry import Failure, Stamp
+from grr_coca_search.index import Index
+from grr_coca_search.portable import import_parquet
+from grr_coca_search.store import Changes
+from grr_coca_search.stores import find_store, open_store
 
 
 def test_everything_goes_there_and_back(store, tmp_path):
@@ -78,7 +78,7 @@ def test_an_import_that_cannot_be_written_leaves_no_index(store, tmp_path, monke
         if len(vectors):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("grr_coca.search.embedded.writer.append_rows", full)
+    monkeypatch.setattr("grr_coca_search.embedded.writer.append_rows", full)
     with pytest.raises(UserError, match="No space left"):
         import_parquet(path, str(tmp_path / "new"))
     assert find_store(str(tmp_path / "new")) is None

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from grr_coca.search.image_files import ImageFile
-from grr_coca.search.photo import read_photo
-from grr_coca.search.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
+from grr_coca.data.image_files import ImageFile
+from grr_coca.infer.outputs.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
+from grr_coca_search.photo import read_photo
 from support import no_space_left, snapshot
 
 PHOTOS = Path(__file__).parent / "photos"

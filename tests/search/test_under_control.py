@@ -10,17 +10,17 @@ import pytest
 from library import fill, make_entry, make_vectors
 
 from grr_coca.cli import main
-from grr_coca.cli.search import list_duplicates
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint_folder import RELEVANCE
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
-from grr_coca.search.answer import Query, SearchOptions, search_store
-from grr_coca.search.duplicates import LIMIT_OF_BITS, MAX_BITS, MIN_COSINE, duplicate_groups
-from grr_coca.search.index import Index
-from grr_coca.search.relevance import RelevanceCurve, curve_of
-from grr_coca.search.store import Changes
+from grr_coca_search.answer import Query, SearchOptions, search_store
+from grr_coca_search.commands.search import list_duplicates
+from grr_coca_search.duplicates import LIMIT_OF_BITS, MAX_BITS, MIN_COSINE, duplicate_groups
+from grr_coca_search.index import Index
+from grr_coca_search.relevance import RelevanceCurve, curve_of
+from grr_coca_search.store import Changes
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
 PLAIN = {"where": None, "hybrid": False, "fold": False}

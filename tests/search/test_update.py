@@ -12,9 +12,9 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.search.entry import digest_of, plain_fields
-from grr_coca.search.filters import parse_filter
-from grr_coca.search.update import forget_arguments, update_store
+from grr_coca_search.entry import digest_of, plain_fields
+from grr_coca_search.filters import parse_filter
+from grr_coca_search.update import forget_arguments, update_store
 from support import real_pairs, shard_members, write_tar
 
 
@@ -222,7 +222,7 @@ def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photo
         raise OSError("it was late")
 
     with monkeypatch.context() as patched:
-        patched.setattr("grr_coca.search.image_files.open_regular", refuse)
+        patched.setattr("grr_coca.data.image_files.open_regular", refuse)
         assert look("photos") == {}
     with monkeypatch.context() as patched:
         patched.setattr("grr_coca_icons.svg.find_spec", lambda _: None)
@@ -423,7 +423,7 @@ def test_names_that_are_not_utf8_are_kept(store, look, photos):
 
 
 def test_what_was_done_before_an_interruption_stays(store, photos, model, monkeypatch):
-    monkeypatch.setattr("grr_coca.search.update.SECONDS_BETWEEN_COMMITS", 0.0)
+    monkeypatch.setattr("grr_coca_search.update.SECONDS_BETWEEN_COMMITS", 0.0)
     read = model.read
 
     def interrupted(*arguments):

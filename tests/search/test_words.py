@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from grr_coca.search.index import Index
-from grr_coca.search.words import AskedName, asked_words, has_words, in_words, split_name, words_of
+from grr_coca_search.index import Index
+from grr_coca_search.words import AskedName, asked_words, has_words, in_words, split_name, words_of
 from support import DATASETS
 
 DRAWINGS = DATASETS.parent / "docs" / "drawings"

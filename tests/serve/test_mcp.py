@@ -19,9 +19,9 @@ from PIL import Image
 from serving import serving
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.index import Index
 from grr_coca_icons.tools.icon_tools import IconTools
 from grr_coca_icons.tools.mcp import listed_tools, make_mcp_server, serve_stdio
+from grr_coca_search.index import Index
 
 STROKE = 'fill="none" stroke="currentColor" stroke-width="2"'
 BODIES = {

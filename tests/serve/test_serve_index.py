@@ -20,16 +20,16 @@ from serving import DRAWINGS, JSON, OPTIONS, SHAPES, serving, wait_until, write_
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
+from grr_coca.data.image_files import Span
 from grr_coca.data.images import decode_image
 from grr_coca.model.checkpoint_folder import RELEVANCE
 from grr_coca.model.shipped_models import shipped_folder
-from grr_coca.search.duplicates import duplicate_groups
-from grr_coca.search.embedded.embedded_store import EmbeddedStore
-from grr_coca.search.entry import Entry, Stamp
-from grr_coca.search.facets import facets
-from grr_coca.search.image_files import Span
-from grr_coca.search.index_model import IndexModel
-from grr_coca.search.store import Changes
+from grr_coca_search.duplicates import duplicate_groups
+from grr_coca_search.embedded.embedded_store import EmbeddedStore
+from grr_coca_search.entry import Entry, Stamp
+from grr_coca_search.facets import facets
+from grr_coca_search.index_model import IndexModel
+from grr_coca_search.store import Changes
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
 from grr_coca_serve.memory import Budget
@@ -156,7 +156,7 @@ def test_a_picture_beside_words_is_searched_by_its_embedding_alone(served, icons
 def test_an_image_that_is_removed_between_two_reads_is_503_and_soon_there_again(served, monkeypatch):
     with monkeypatch.context() as patches:
         patches.setattr("grr_coca_serve.served_index.ServedIndex.entry", lambda *_: {}["gone"])
-        patches.setattr("grr_coca.search.embedded.embedded_store.EmbeddedStore.entries", lambda *_: {}["gone"])
+        patches.setattr("grr_coca_search.embedded.embedded_store.EmbeddedStore.entries", lambda *_: {}["gone"])
         answer = served.get("/pictures")
     assert (answer.status, answer.headers.get("retry-after")) == (503, "1")
     assert "the index changed meanwhile; try again" in answer.reason()

@@ -19,8 +19,8 @@ from serving import DRAWINGS, Client, wait_until
 
 import grr_coca
 from grr_coca.cli import main
-from grr_coca.search.entry import Header
-from grr_coca.search.stores import make_store
+from grr_coca_search.entry import Header
+from grr_coca_search.stores import make_store
 from grr_coca_serve.server import listen
 from processes import running
 

@@ -3,7 +3,7 @@
 import pytest
 from serving import serving
 
-from grr_coca.search.index import Index
+from grr_coca_search.index import Index
 from grr_coca_serve.svg_cleaning import clean_svg
 
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 24 24"'

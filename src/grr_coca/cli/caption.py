@@ -19,12 +19,12 @@ from grr_coca.common.outputs import require_other, to_json
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
+from grr_coca.infer.outputs.caption_files import CaptionFile, CaptionOutput, TextFiles, XmpFiles, caption_rows
 from grr_coca.model.shipped_models import DEFAULT
-from grr_coca.search.caption_files import CaptionFile, CaptionOutput, TextFiles, XmpFiles, caption_rows
 
 if TYPE_CHECKING:
+    from grr_coca.data.image_files import ImageFile
     from grr_coca.infer import Description
-    from grr_coca.search.image_files import ImageFile
 
 
 SidecarKind = Literal["txt", "xmp"]

@@ -23,12 +23,12 @@ from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.outputs import to_json
 from grr_coca.infer.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.outputs.caption_files import XmpFiles
 from grr_coca.model.shipped_models import DEFAULT
-from grr_coca.search.caption_files import XmpFiles
 
 if TYPE_CHECKING:
+    from grr_coca.data.image_files import ImageFile
     from grr_coca.infer.image_text_model import LabelProbability
-    from grr_coca.search.image_files import ImageFile
 
 _MIN_PROBABILITY = 0.5
 """The smallest probability of a label that is added as a keyword, if none is given."""

@@ -17,11 +17,11 @@ import grr_coca
 from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import ImageFile, decoded, find_images
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.walk import Exclusions
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.on_ray import Machines, map_on_ray
-from grr_coca.search.image_files import ImageFile, decoded, find_images
 
 if TYPE_CHECKING:
     from grr_coca.infer import Description, ImageTextModel

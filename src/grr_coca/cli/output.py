@@ -12,7 +12,7 @@ from grr_coca.common.errors import Interruption, UserError, on_one_line
 from grr_coca.model.shipped_models import FOR_PHOTOGRAPHS
 
 if TYPE_CHECKING:
-    from grr_coca.search.caption_files import CaptionOutput
+    from grr_coca.infer.outputs.caption_files import CaptionOutput
 
 UNREAD = 128 + 13
 """Exit code of a program whose output nobody reads any more: that of SIGPIPE, which Windows does not have."""

@@ -32,7 +32,7 @@ MATCHING = "match.json"
 TAGS = "tags.json"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS)
 """What the model knows of its captions, of photographs, of its hits, its matches and its tags, if that was fitted; see
-`grr_coca.infer.calibration`, `grr_coca.infer.photographs`, `grr_coca.search.relevance`,
+`grr_coca.infer.calibration`, `grr_coca.infer.photographs`, `grr_coca_search.relevance`,
 `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`.
 """
 MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES)

@@ -65,10 +65,10 @@ def run(
     known = set() if baseline is None or update_baseline else _read_baseline(baseline)
     from grr_coca.infer.image_text_model import load  # late: imports an engine
     from grr_coca.infer.locate import locate_checkpoint
-    from grr_coca.search.update import is_there
     from grr_coca_icons.match.label_check import check_labels, require_limit
     from grr_coca_icons.match.labelled_pictures import labelled_pictures
     from grr_coca_icons.match.match_numbers import match_numbers
+    from grr_coca_search.update import is_there
 
     for source in sources:
         if not is_there(source):

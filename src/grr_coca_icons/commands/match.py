@@ -69,10 +69,10 @@ def run(
     if check is not None and (json or out or decided):
         raise UserError("--check only prints what looks wrong; give it without --json, --out and --decided")
     require_extra("icons", "matching", unneeded=("fontTools", "brotli"))
-    from grr_coca.search.stores import is_index  # late: imports NumPy and Pillow
     from grr_coca_icons.match.icon_map import read_map
     from grr_coca_icons.match.matcher import Matcher
     from grr_coca_icons.match.used_icons import find_uses
+    from grr_coca_search.stores import is_index  # late: imports NumPy and Pillow
 
     decisions = None if decided is None else read_map(decided)
     table = None if check is None else read_map(check)

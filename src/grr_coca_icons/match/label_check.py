@@ -14,8 +14,8 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.infer.image_text_model import ImageTextModel
-from grr_coca.search.entry import chunks
 from grr_coca_icons.icon_names import words_of_name
+from grr_coca_search.entry import chunks
 
 _MAX_PIECES = 3
 """A word that the tokenizer cuts into more pieces was hardly in the training captions."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import TABLE_SUFFIXES, find_images
 from grr_coca.data.walk import Exclusions
 from grr_coca.infer.image_text_model import ImageTextModel
-from grr_coca.search.image_files import TABLE_SUFFIXES, find_images
 from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
 from grr_coca_icons.match.label_check import Labelled
 from grr_coca_icons.match.labels_in_code import CODE, labels_in_code

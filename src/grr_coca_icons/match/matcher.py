@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from grr_coca.common.errors import UserError
 from grr_coca.model.shipped_models import DEFAULT
-from grr_coca.search.entry import Entry
-from grr_coca.search.index import Index
-from grr_coca.search.index_model import IndexModel
-from grr_coca.search.store import Store
-from grr_coca.search.stores import is_index, open_store
 from grr_coca_icons.match.candidates import PictureMatch, PictureSet, match_pictures
 from grr_coca_icons.match.icon_map import IconMap, aliases_of, decided_matches
 from grr_coca_icons.match.match_numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers
 from grr_coca_icons.match.picture_set import OnProgress, OpenPictureSet, read_file, read_index, read_sources
 from grr_coca_icons.match.used_icons import Use, squashed
 from grr_coca_icons.sources.iconify import SCHEME
+from grr_coca_search.entry import Entry
+from grr_coca_search.index import Index
+from grr_coca_search.index_model import IndexModel
+from grr_coca_search.store import Store
+from grr_coca_search.stores import is_index, open_store
 
 
 class UsedIcons(NamedTuple):

@@ -20,15 +20,15 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.files import user_cache
+from grr_coca.data.image_files import ImageFile, decoded, find_images
 from grr_coca.data.walk import Exclusions
-from grr_coca.search.entry import Entry, chunks
-from grr_coca.search.image_files import ImageFile, decoded, find_images
-from grr_coca.search.index_model import IndexModel
-from grr_coca.search.store import Store
 from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
 from grr_coca_icons.match.candidates import PictureSet
 from grr_coca_icons.match.match_numbers import MatchNumbers
 from grr_coca_icons.svg import is_svg
+from grr_coca_search.entry import Entry, chunks
+from grr_coca_search.index_model import IndexModel
+from grr_coca_search.store import Store
 
 _FILLED = frozenset({"fill", "filled", "solid", "bold"})
 """Words of style of filled drawings."""

@@ -19,14 +19,14 @@ from PIL import Image
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.sources.base import BadSample
-from grr_coca.search.entry import Entry
-from grr_coca.search.index import Index
-from grr_coca.search.stores import open_store
 from grr_coca_icons.match.candidates import match_pictures
 from grr_coca_icons.match.icon_map import aliases_of
 from grr_coca_icons.match.matcher import Matcher
 from grr_coca_icons.match.picture_set import OpenPictureSet, name_of, read_file
 from grr_coca_icons.svg import is_svg, render_svg
+from grr_coca_search.entry import Entry
+from grr_coca_search.index import Index
+from grr_coca_search.stores import open_store
 
 _MAX_HITS = 50
 _MAX_NAMES = 200

@@ -23,8 +23,8 @@ from mcp.types import (
 
 import grr_coca
 from grr_coca.common.errors import UserError, printable
-from grr_coca.search.index import Index
 from grr_coca_icons.tools.icon_tools import IconTools, ToolAnswer
+from grr_coca_search.index import Index
 
 _INSTRUCTIONS = (
     "Find icons by what they show, by a picture, or as the equivalent of an icon of another set. Names are those of "

@@ -18,7 +18,7 @@ from grr_coca_serve.responses import refused
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
-    from grr_coca.search.index import Index
+    from grr_coca_search.index import Index
     from grr_coca_serve.served_index import ServedIndex
 
 _MAX_CALLS = 32

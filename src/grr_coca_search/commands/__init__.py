@@ -3,9 +3,11 @@
 from grr_coca.cli import Command
 
 COMMANDS = {
-    "index": Command("grr_coca.cli.index:run", "index images for search, or bring an index up to date"),
-    "search": Command("grr_coca.cli.search:search_index", "find images of an index by text or by image"),
-    "duplicates": Command("grr_coca.cli.search:list_duplicates", "list the images of an index that look the same"),
+    "index": Command("grr_coca_search.commands.index:run", "index images for search, or bring an index up to date"),
+    "search": Command("grr_coca_search.commands.search:search_index", "find images of an index by text or by image"),
+    "duplicates": Command(
+        "grr_coca_search.commands.search:list_duplicates", "list the images of an index that look the same"
+    ),
     "import index": Command(
         "grr_coca_search.commands.parquet:import_index", "make an index from a Parquet file that export index wrote"
     ),

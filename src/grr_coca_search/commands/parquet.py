@@ -21,7 +21,7 @@ def import_index(
         path: .parquet file.
         out: folder of the new index, or http://HOST:PORT/NAME of a Milvus server.
     """
-    from grr_coca.search.portable import import_parquet  # late, as below: only verbs of indexes need it
+    from grr_coca_search.portable import import_parquet  # late, as below: only verbs of indexes need it
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -38,8 +38,8 @@ def export_index(
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
         out: .parquet file to write.
     """
-    from grr_coca.search.portable import export_parquet
-    from grr_coca.search.stores import open_store
+    from grr_coca_search.portable import export_parquet
+    from grr_coca_search.stores import open_store
 
     require_suffix(out, (".parquet",))
     require_extra("parquet", "exporting an index")

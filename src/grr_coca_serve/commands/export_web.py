@@ -39,9 +39,9 @@ def run(
         pictures: show only pictures in this folder. An index that `import index` made shows none without it.
     """
     from grr_coca.model.checkpoint_without_weights import read_files
-    from grr_coca.search.index_model import IndexModel
-    from grr_coca.search.relevance import curve_of
-    from grr_coca.search.stores import open_store
+    from grr_coca_search.index_model import IndexModel
+    from grr_coca_search.relevance import curve_of
+    from grr_coca_search.stores import open_store
     from grr_coca_serve import site  # late, as below: other verbs need none of this
 
     require_free(out)

@@ -222,8 +222,8 @@ def closing_lines(plan: "DemoPlan", checkpoint: Path, out: Path) -> Iterator[str
         checkpoint: run of the trained model.
         out: folder of the demo, where the index is made.
     """
-    from grr_coca.cli.search import hit_lines
-    from grr_coca.search.index import Index
+    from grr_coca_search.commands.search import hit_lines
+    from grr_coca_search.index import Index
     from grr_coca_study.demo.folder import INDEX_FOLDER
     from grr_coca_study.demo.plan import demo_recipes
 

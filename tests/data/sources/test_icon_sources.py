@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import iterate_images
 from grr_coca.data.images import MAX_BYTES, decode_image
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import source_digest
-from grr_coca.search.image_files import iterate_images
 from grr_coca_icons.icon_names import words_of_name
 from grr_coca_icons.sources.iconify import packages_folder
 from grr_coca_icons.sources.open_icons import open_icons

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import iterate_images
 from grr_coca.data.sources import shards
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tar import ROW, ShardIndex, scan_shard
-from grr_coca.search.image_files import iterate_images
 from support import real_pairs, shard_members, write_shard, write_tar
 
 PAIRS = real_pairs(12)

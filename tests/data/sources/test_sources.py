@@ -9,12 +9,12 @@ import tracemalloc
 import pytest
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import iterate_images
 from grr_coca.data.sources.base import BadSample, Cause, RawPair, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import Chain, Subset, source_digest
-from grr_coca.search.image_files import iterate_images
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
 
 PAIRS = real_pairs(12)

@@ -10,14 +10,14 @@ from browsing import hosted, static
 from serving import serving
 
 from grr_coca.model.shipped_models import shipped_folder
-from grr_coca.search.entry import Entry
-from grr_coca.search.facets import facets_of
-from grr_coca.search.index import Index
-from grr_coca.search.index_model import IndexModel
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import OtherSets
 from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_icons.site import with_others
+from grr_coca_search.entry import Entry
+from grr_coca_search.facets import facets_of
+from grr_coca_search.index import Index
+from grr_coca_search.index_model import IndexModel
 from grr_coca_serve.site import Library, find_runtime, graphs_of, read_library, write_site
 
 LINES = 'fill="none" stroke="currentColor" stroke-linecap="round" stroke-width="2"'

@@ -15,8 +15,8 @@ from serving import SHAPES, write_icon_sets
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.model.shipped_models import shipped_folder
-from grr_coca.search.index import Index
-from grr_coca.search.relevance import RelevanceCurve
+from grr_coca_search.index import Index
+from grr_coca_search.relevance import RelevanceCurve
 from grr_coca_serve import site
 from grr_coca_serve.npm import NpmPackage
 from grr_coca_serve.page import POLICY
@@ -233,7 +233,7 @@ CURVE = {"per_deviation": 1.0, "per_agreement": 2.0, "per_log_images": -0.5, "of
 @pytest.mark.parametrize("numbers", [None, CURVE])
 def test_a_site_has_the_curve_of_its_model(index, runtime, tmp_path, monkeypatch, numbers):
     curve = None if numbers is None else RelevanceCurve(**numbers)
-    monkeypatch.setattr("grr_coca.search.relevance.curve_of", lambda folder, config: curve)
+    monkeypatch.setattr("grr_coca_search.relevance.curve_of", lambda folder, config: curve)
     if curve is None:
         monkeypatch.setattr(site, "read_calibration", lambda folder: None)
     main(["export", "web", "--index", str(index), "--out", str(tmp_path / "site"), "--runtime", str(runtime)])

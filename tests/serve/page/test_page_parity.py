@@ -24,10 +24,10 @@ from grr_coca.data.tokenizer import Tokenizer, clip_bpe
 from grr_coca.infer.calibration import read_calibration, statistics
 from grr_coca.infer.photographs import look_inside
 from grr_coca.model.shipped_models import shipped_folder
-from grr_coca.search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
-from grr_coca.search.filters import parse_filter
-from grr_coca.search.index import Index
-from grr_coca.search.words import AskedName, asked_words, has_words, in_words, words_of
+from grr_coca_search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
+from grr_coca_search.filters import parse_filter
+from grr_coca_search.index import Index
+from grr_coca_search.words import AskedName, asked_words, has_words, in_words, words_of
 from grr_coca_serve.page import FILES
 from grr_coca_serve.site import find_runtime, graphs_of, write_site
 from picture_kinds import write_pictures

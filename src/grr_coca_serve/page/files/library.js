@@ -1,5 +1,5 @@
 // The exported index: rows and 8-bit embeddings in memory, searched exactly. Runs in a worker.
-// Ranking, folding and relevance follow `grr_coca.search` (answer, duplicates, relevance).
+// Ranking, folding and relevance follow `grr_coca_search` (answer, duplicates, relevance).
 
 import { WordIndex, askedName, askedWords, hasWords, inWords, isOf } from "./words.js";
 
@@ -8,7 +8,7 @@ const QUERY_LEVELS = 2047; // of an integer query: sums of up to 8,000 products 
 export class Library {
   /**
    * @param {object} about `library.json`: count, width, rows per chunk, sample, curve of relevances, facets, groups, and
-   *   `ranking`: the numbers of `grr_coca.search` by which hits are ranked
+   *   `ranking`: the numbers of `grr_coca_search` by which hits are ranked
    */
   constructor(about) {
     this.about = about;

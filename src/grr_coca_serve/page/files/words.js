@@ -1,6 +1,6 @@
 // A full-text index: BM25 over stems with weights of fields, as in SQLite's FTS5 with `porter unicode61`.
 
-// And the words of names and queries, as in `grr_coca.search.words`.
+// And the words of names and queries, as in `grr_coca_search.words`.
 
 const K1 = 1.2;
 const B = 0.75;

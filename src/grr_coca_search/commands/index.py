@@ -16,8 +16,8 @@ from grr_coca.infer.on_ray import Machines
 from grr_coca.model.shipped_models import DEFAULT
 
 if TYPE_CHECKING:
-    from grr_coca.search.index import Index
-    from grr_coca.search.update import Update
+    from grr_coca_search.index import Index
+    from grr_coca_search.update import Update
 
 _MIN_SECONDS_BETWEEN_SCANS = 2.0
 _PAUSE_PER_SCAN = 10
@@ -94,7 +94,7 @@ def run(
 
 
 def _check(location: str) -> None:
-    from grr_coca.search.stores import open_store  # late: imports NumPy and Pillow
+    from grr_coca_search.stores import open_store  # late: imports NumPy and Pillow
 
     with open_store(location) as store:
         found = store.check()
@@ -107,9 +107,9 @@ def _check(location: str) -> None:
 
 
 def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Index":
-    from grr_coca.search.index import Index  # late: imports NumPy and Pillow
-    from grr_coca.search.stores import find_store
-    from grr_coca.search.update import require_arguments
+    from grr_coca_search.index import Index  # late: imports NumPy and Pillow
+    from grr_coca_search.stores import find_store
+    from grr_coca_search.update import require_arguments
 
     store = find_store(out)
     if store is None:
@@ -124,7 +124,7 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
 
 def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
     """The arguments to scan while watching: a file that was removed is left out until it is back."""
-    from grr_coca.search.update import absolute_arguments, is_there
+    from grr_coca_search.update import absolute_arguments, is_there
 
     roots = index.store.roots()
     if not images:

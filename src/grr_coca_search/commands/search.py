@@ -13,11 +13,11 @@ from grr_coca.cli.output import say
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
-from grr_coca.search.fields import FIELDS
+from grr_coca_search.fields import FIELDS
 
 if TYPE_CHECKING:
-    from grr_coca.search.answer import Hit, Query, SearchResult
-    from grr_coca.search.index import Index
+    from grr_coca_search.answer import Hit, Query, SearchResult
+    from grr_coca_search.index import Index
 
 _WHERE = (
     "only images that match this filter, such as \"folder = 'logos' and width > 64\". Fields are "
@@ -67,8 +67,8 @@ def search_index(
         checkpoint: the model, if it was moved since the index was made.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
-    from grr_coca.search.answer import Query  # late: imports NumPy and Pillow
-    from grr_coca.search.index import Index
+    from grr_coca_search.answer import Query  # late: imports NumPy and Pillow
+    from grr_coca_search.index import Index
 
     _check(json, null, out, explain)
     images, excluded = joined(image), joined(without)
@@ -118,8 +118,8 @@ def list_duplicates(
         min_cosine: the cosine of their embeddings is at least this.
         json: print JSON lines, each with the paths of a group, and the exact copies in it with their originals.
     """
-    from grr_coca.search.duplicates import duplicate_groups  # late: imports NumPy and Pillow
-    from grr_coca.search.stores import open_store
+    from grr_coca_search.duplicates import duplicate_groups  # late: imports NumPy and Pillow
+    from grr_coca_search.stores import open_store
 
     with open_store(index) as store:
         groups = duplicate_groups(store, max_distance, min_cosine)
@@ -155,7 +155,7 @@ def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
 def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
     if without and not texts and not images:
         raise UserError("the query is empty; --without takes all that follows it, so give the texts before it")
-    from grr_coca.search.image_files import is_forbidden
+    from grr_coca.data.image_files import is_forbidden
 
     for image in images[1:]:
         if not is_forbidden(str(image)) and not image.exists():
@@ -163,7 +163,7 @@ def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tupl
 
 
 def _write_page(out: Path, answer: "SearchResult", index: "Index", query: "Query", explain: bool) -> None:
-    from grr_coca.search.result_page import answer_page  # late: only this option needs it
+    from grr_coca_search.result_page import answer_page  # late: only this option needs it
 
     page = answer_page(answer, query, index.model if explain else None)
     write_output(out, lambda file: file.write(page.encode("utf-8", "backslashreplace")))
@@ -180,7 +180,7 @@ def _print(answer: "SearchResult", json: bool, null: bool, engine: str) -> None:
         opening = _opening_line(answer)
         if opening is not None:
             print(opening, file=sys.stderr)
-        from grr_coca.search.terminal_pictures import thumbnail_kind, thumbnail_lines
+        from grr_coca_search.terminal_pictures import thumbnail_kind, thumbnail_lines
 
         kind = thumbnail_kind()
         for hit, line in zip(answer, hit_lines(answer), strict=True):

@@ -15,7 +15,7 @@ from grr_coca.common.outputs import require_other, require_suffix, require_writa
 if TYPE_CHECKING:
     import numpy as np
 
-    from grr_coca.search.image_files import ImageFile
+    from grr_coca.data.image_files import ImageFile
 
 _SUFFIXES = (".safetensors", ".npy", ".parquet")
 MAX_HEADER_BYTES = 100_000_000

@@ -19,7 +19,7 @@ import numpy as np
 from grr_coca.common.errors import DamagedError
 from grr_coca.common.files import BINARY, read_at
 from grr_coca.common.threads import num_threads
-from grr_coca.search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
+from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, LibrarySample
 
 _CHUNK_BYTES = 2**19
 """Bytes of a chunk of vectors as float32, which stays in the processor's cache while it is multiplied."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grr_coca.search.embedded.checksums import (
+from grr_coca_search.embedded.checksums import (
     ROWS_PER_BLOCK,
     RowBlock,
     append_blocks,
@@ -18,7 +18,7 @@ from grr_coca.search.embedded.checksums import (
     following_blocks,
     write_blocks,
 )
-from grr_coca.search.embedded.database import (
+from grr_coca_search.embedded.database import (
     ADD,
     as_bytes,
     lock_writer,
@@ -27,9 +27,9 @@ from grr_coca.search.embedded.database import (
     to_row,
     upgrade,
 )
-from grr_coca.search.embedded.vectors import VectorFile, append_rows, read_state, vectors_file
-from grr_coca.search.entry import Entry
-from grr_coca.search.store import Changes, PhotoUpdate
+from grr_coca_search.embedded.vectors import VectorFile, append_rows, read_state, vectors_file
+from grr_coca_search.entry import Entry
+from grr_coca_search.store import Changes, PhotoUpdate
 
 MIN_GONE = 1000
 """The file of vectors is rewritten only if it has at least this many rows of removed images."""

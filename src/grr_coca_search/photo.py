@@ -18,9 +18,9 @@ from PIL.ImageFile import ImageFile as OpenedFile
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
+from grr_coca.data.image_files import ImageFile
 from grr_coca.data.images import ignore_warnings_of_pillow, open_header
-from grr_coca.search.fields import FIELDS, FieldValue, names_of
-from grr_coca.search.image_files import ImageFile
+from grr_coca_search.fields import FIELDS, FieldValue, names_of
 
 _NAMES = [name for name in names_of("file") if name != "keywords"]
 _Found = Mapping[str, Any]

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, Certainty
-from grr_coca.search.fields import OWN_FIELDS, SEVERAL, FieldValue
-from grr_coca.search.image_files import ImageFile, Span, member_of_name, shard_of_name
-from grr_coca.search.photo import Photo
+from grr_coca_search.fields import OWN_FIELDS, SEVERAL, FieldValue
+from grr_coca_search.photo import Photo
 
 MAX_WIDTH = 2**16
 """Largest width of an embedding."""

@@ -18,12 +18,12 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import behind_link
 from grr_coca.common.locks import LockHeldError, ProcessLock
 from grr_coca.common.outputs import disk_errors, require_suffix, require_writable, to_json, write_output
-from grr_coca.search.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
+from grr_coca.infer.outputs.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
 
 if TYPE_CHECKING:
+    from grr_coca.data.image_files import ImageFile
     from grr_coca.infer import Description
     from grr_coca.infer.generate import Caption
-    from grr_coca.search.image_files import ImageFile
 
 
 class CaptionRow(NamedTuple):

@@ -15,18 +15,18 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
+from grr_coca.data.image_files import ImageFile, done_ahead
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.text import writable
 from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.infer.on_ray import map_on_ray
 from grr_coca.model.checkpoint_folder import fingerprint
 from grr_coca.model.shipped_models import DEFAULT, shipped_folder
-from grr_coca.search.duplicates import look_of, perceptual_hash
-from grr_coca.search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
-from grr_coca.search.image_files import ImageFile, done_ahead
-from grr_coca.search.photo import Photo, read_photo
-from grr_coca.search.relevance import RelevanceCurve, curve_of
-from grr_coca.search.store import ImageDescription
+from grr_coca_search.duplicates import look_of, perceptual_hash
+from grr_coca_search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
+from grr_coca_search.photo import Photo, read_photo
+from grr_coca_search.relevance import RelevanceCurve, curve_of
+from grr_coca_search.store import ImageDescription
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess

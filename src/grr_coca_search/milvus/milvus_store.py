@@ -15,10 +15,10 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
-from grr_coca.search.entry import VERSION, Failure, Header, chunks, name_id
-from grr_coca.search.filters import Filter
-from grr_coca.search.milvus.notes import NOTES, Notes, Reads, all_rows, noted_header, notes_of
-from grr_coca.search.milvus.rows import (
+from grr_coca_search.entry import VERSION, Failure, Header, chunks, name_id
+from grr_coca_search.filters import Filter
+from grr_coca_search.milvus.notes import NOTES, Notes, Reads, all_rows, noted_header, notes_of
+from grr_coca_search.milvus.rows import (
     ALL,
     ALWAYS,
     NUMBERS,
@@ -30,7 +30,7 @@ from grr_coca.search.milvus.rows import (
     to_expression,
     to_record,
 )
-from grr_coca.search.store import (
+from grr_coca_search.store import (
     HASHED,
     SAMPLE,
     SAMPLE_CAPTIONS,

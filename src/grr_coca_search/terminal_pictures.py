@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.image_files import Span
 from grr_coca.data.images import decode_image, encoded
-from grr_coca.search.image_files import Span
 
 Kind = Literal["kitty", "iterm", "sixel", "blocks"]
 _SIDE = 96

@@ -9,14 +9,14 @@ from grr_coca.common.errors import UserError
 from grr_coca.infer.locate import is_on_hub
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.shipped_models import DEFAULT
-from grr_coca.search.answer import Query, SearchOptions, SearchResult, search_store
-from grr_coca.search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
-from grr_coca.search.entry import chunks
-from grr_coca.search.filters import parse_filter
-from grr_coca.search.index_model import IndexModel, RayDescriber
-from grr_coca.search.store import Changes, Store
-from grr_coca.search.stores import find_store, make_store, open_store
-from grr_coca.search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
+from grr_coca_search.answer import Query, SearchOptions, SearchResult, search_store
+from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
+from grr_coca_search.entry import chunks
+from grr_coca_search.filters import parse_filter
+from grr_coca_search.index_model import IndexModel, RayDescriber
+from grr_coca_search.store import Changes, Store
+from grr_coca_search.stores import find_store, make_store, open_store
+from grr_coca_search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -180,7 +180,7 @@ class Index:
             image: one or several images that hits should look like.
             without: texts of what hits should not show.
             weights: the weight of each text.
-            where: a filter such as `folder = 'logos' and width > 64`; see `grr_coca.search.filters`.
+            where: a filter such as `folder = 'logos' and width > 64`; see `grr_coca_search.filters`.
             hybrid: if the query is only texts, rank images that people call so first, and add to the scores of the
                 others how well the words match. An index on Milvus has no full-text index.
             fold: make one hit of near-duplicates.

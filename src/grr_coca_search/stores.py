@@ -2,9 +2,9 @@
 
 from importlib import import_module
 
-from grr_coca.search.embedded.embedded_store import EmbeddedStore
-from grr_coca.search.entry import Header
-from grr_coca.search.store import Store
+from grr_coca_search.embedded.embedded_store import EmbeddedStore
+from grr_coca_search.entry import Header
+from grr_coca_search.store import Store
 
 _SERVERS = dict.fromkeys(("http://", "https://", "tcp://", "milvus:"), "milvus.milvus_store:MilvusStore")
 """The stores on servers, by how their locations begin. Every other location is a folder."""
@@ -14,7 +14,7 @@ def _kind_of(location: str) -> type[Store]:
     for scheme, name in _SERVERS.items():
         if location.startswith(scheme):
             module, _, kind = name.partition(":")
-            store: type[Store] = getattr(import_module(f"grr_coca.search.{module}"), kind)  # late: it needs an extra
+            store: type[Store] = getattr(import_module(f"grr_coca_search.{module}"), kind)  # late: it needs an extra
             return store
     return EmbeddedStore
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 from uuid import uuid4
 
-from grr_coca.search.entry import Failure, Header, Stamp, chunks
-from grr_coca.search.milvus.rows import as_utf8, from_utf8, quoted
+from grr_coca_search.entry import Failure, Header, Stamp, chunks
+from grr_coca_search.milvus.rows import as_utf8, from_utf8, quoted
 
 NOTES = {"key", "kind", "root", "value", "nothing"}
 """Columns of the collection of notes."""

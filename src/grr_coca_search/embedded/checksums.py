@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.search.embedded.vectors import VectorFile
+from grr_coca_search.embedded.vectors import VectorFile
 
 ROWS_PER_BLOCK = 4096
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.common.files import replace_file
 from grr_coca.common.locks import LockHeldError, ProcessLock
-from grr_coca.search.entry import (
+from grr_coca_search.entry import (
     MAX_WIDTH,
     VERSION,
     Entry,
@@ -26,9 +26,9 @@ from grr_coca.search.entry import (
     certainty_of,
     os_bytes,
 )
-from grr_coca.search.fields import FieldValue
-from grr_coca.search.photo import Photo
-from grr_coca.search.words import split_name
+from grr_coca_search.fields import FieldValue
+from grr_coca_search.photo import Photo
+from grr_coca_search.words import split_name
 
 FILE = "index.sqlite"
 _LOCK = "writer.lock"

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.entry import Entry
-from grr_coca.search.store import Store
+from grr_coca_search.entry import Entry
+from grr_coca_search.store import Store
 
 MAX_BITS = 6
 """Near-duplicates differ in at most this many of the 64 bits of their hashes."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, overload
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.search.duplicates import folded
-from grr_coca.search.entry import Entry
-from grr_coca.search.filters import Filter, parse_filter
-from grr_coca.search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, deviations, evidence
-from grr_coca.search.store import Store
-from grr_coca.search.words import AskedName, asked_words, has_words, in_words
+from grr_coca_search.duplicates import folded
+from grr_coca_search.entry import Entry
+from grr_coca_search.filters import Filter, parse_filter
+from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, deviations, evidence
+from grr_coca_search.store import Store
+from grr_coca_search.words import AskedName, asked_words, has_words, in_words
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -208,7 +208,7 @@ class SearchResult(Sequence[Hit]):
 
 
 class QueryModel(Protocol):
-    """What a search needs of the model of the index. `grr_coca.search.index_model.IndexModel` documents the methods."""
+    """What a search needs of the model of the index. `grr_coca_search.index_model.IndexModel` documents the methods."""
 
     @property
     def curve(self) -> RelevanceCurve | None:

@@ -23,15 +23,15 @@ from typing import Literal, Protocol
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_path
+from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
 from grr_coca.data.images import decode_image, has_more_frames
 from grr_coca.data.sources.base import BadSample, reader_that_owns
 from grr_coca.data.walk import Exclusions
-from grr_coca.search.duplicates import look_of, perceptual_hash
-from grr_coca.search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
-from grr_coca.search.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
-from grr_coca.search.index_model import DecodedImage, FoundImage, Take, make_entry
-from grr_coca.search.photo import read_photo, sidecar_state
-from grr_coca.search.store import Changes, ImageDescription, ImageState, PhotoUpdate, Store, Touch
+from grr_coca_search.duplicates import look_of, perceptual_hash
+from grr_coca_search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
+from grr_coca_search.index_model import DecodedImage, FoundImage, Take, make_entry
+from grr_coca_search.photo import read_photo, sidecar_state
+from grr_coca_search.store import Changes, ImageDescription, ImageState, PhotoUpdate, Store, Touch
 
 _LOOKUP_SIZE = 1000
 SECONDS_BETWEEN_COMMITS = 5.0
@@ -92,7 +92,7 @@ def update_store(
 
     Args:
         store: the store to change.
-        arguments: files, folders, patterns, shards or tables, see `grr_coca.search.image_files`. Images that other
+        arguments: files, folders, patterns, shards or tables, see `grr_coca.data.image_files`. Images that other
             arguments have found stay as they are.
         make_describer: loads the model. Called only if there is an image to describe.
         batch_size: number of images in one forward pass.

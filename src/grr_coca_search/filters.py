@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
 from grr_coca.common.errors import UserError, nearest
-from grr_coca.search.entry import FILTER_WORDS
-from grr_coca.search.fields import FIELDS, FieldValue, Kind
+from grr_coca_search.entry import FILTER_WORDS
+from grr_coca_search.fields import FIELDS, FieldValue, Kind
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 

@@ -25,7 +25,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_folder import RELEVANCE
 from grr_coca.model.config import OWN, CoCaConfig
-from grr_coca.search.duplicates import MIN_COSINE
+from grr_coca_search.duplicates import MIN_COSINE
 
 PRIOR_IMAGES = 5
 """The deviation of random directions counts as much as the measured deviation of this many images."""

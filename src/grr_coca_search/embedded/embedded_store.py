@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from grr_coca.common.errors import DamagedError, UserError
-from grr_coca.search.embedded.checksums import damaged_blocks, read_blocks
-from grr_coca.search.embedded.database import (
+from grr_coca_search.embedded.checksums import damaged_blocks, read_blocks
+from grr_coca_search.embedded.database import (
     DAMAGE,
     FAILURES_OF,
     FILE,
@@ -34,18 +34,18 @@ from grr_coca.search.embedded.database import (
     read_header,
     remove_database,
 )
-from grr_coca.search.embedded.vectors import State, best_rows, how_to_restore, products
-from grr_coca.search.embedded.writer import Writer
-from grr_coca.search.entry import (
+from grr_coca_search.embedded.vectors import State, best_rows, how_to_restore, products
+from grr_coca_search.embedded.writer import Writer
+from grr_coca_search.entry import (
     Failure,
     Header,
     ImagePlace,
     Stamp,
     chunks,
 )
-from grr_coca.search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
-from grr_coca.search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
-from grr_coca.search.store import (
+from grr_coca_search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
+from grr_coca_search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
+from grr_coca_search.store import (
     HASHED,
     Changes,
     CheckedIndex,

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from grr_coca.search.entry import Entry
-from grr_coca.search.fields import FIELDS
-from grr_coca.search.filters import Filter
-from grr_coca.search.store import FieldSummary, Store, summaries_of
+from grr_coca_search.entry import Entry
+from grr_coca_search.fields import FIELDS
+from grr_coca_search.filters import Filter
+from grr_coca_search.store import FieldSummary, Store, summaries_of
 
 _MAX_VALUES = 100
 """Maximum number of values that are listed of a field: the most frequent ones."""

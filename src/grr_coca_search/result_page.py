@@ -11,10 +11,10 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image, encoded
-from grr_coca.search.answer import Hit, Query, SearchResult
+from grr_coca_search.answer import Hit, Query, SearchResult
 
 if TYPE_CHECKING:
-    from grr_coca.search.index_model import IndexModel
+    from grr_coca_search.index_model import IndexModel
 
 _SIDE = 192
 """Longest side of a thumbnail, in pixels."""

@@ -1,0 +1,1 @@
+"""Files that captions and vectors are written to."""

@@ -28,7 +28,7 @@ sys.path.append(str(SRC.with_name("scripts")))  # where each script finds those 
 def modules_with_shapes() -> list[str]:
     """The modules that declare shapes of tensors or arrays."""
     names = ("jaxtyping", "grr_coca.common.shapes")
-    texts = {path: path.read_text(encoding="utf-8") for path in (SRC / "grr_coca").rglob("*.py")}
+    texts = {path: path.read_text(encoding="utf-8") for path in SRC.rglob("*.py")}
     files = [path for path, text in texts.items() if any(name in text for name in names)]
     return [".".join(path.relative_to(SRC).with_suffix("").parts) for path in files]
 

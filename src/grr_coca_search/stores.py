@@ -1,22 +1,17 @@
 """Opens, makes and removes the store of an index, by its location: a folder, or a server."""
 
-from importlib import import_module
-
+from grr_coca.common import plugins
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
 from grr_coca_search.entry import Header
 from grr_coca_search.store import Store
 
-_SERVERS = dict.fromkeys(("http://", "https://", "tcp://", "milvus:"), "milvus.milvus_store:MilvusStore")
-"""The stores on servers, by how their locations begin. Every other location is a folder."""
-
 
 def _kind_of(location: str) -> type[Store]:
-    for scheme, name in _SERVERS.items():
-        if location.startswith(scheme):
-            module, _, kind = name.partition(":")
-            store: type[Store] = getattr(import_module(f"grr_coca_search.{module}"), kind)  # late: it needs an extra
-            return store
-    return EmbeddedStore
+    """The kind of a store, by the scheme of its location: a class that an entry point of `grr_coca.stores` names. A
+    location without one is a folder."""
+    scheme, colon, _ = location.partition(":")
+    kind: type[Store] | None = plugins.named("grr_coca.stores", scheme) if colon else None
+    return EmbeddedStore if kind is None else kind
 
 
 def is_index(location: str) -> bool:

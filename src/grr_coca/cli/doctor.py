@@ -135,7 +135,7 @@ def _damaged_of_record() -> Iterator[str]:
     except importlib.metadata.PackageNotFoundError:
         return
     for file in files:
-        if file.hash is None or file.hash.mode != "sha256" or file.parts[0] != "grr_coca":
+        if file.hash is None or file.hash.mode != "sha256" or not file.parts[0].isidentifier():
             continue
         path = Path(str(file.locate()))
         if path.parent.parent == FOLDER:

@@ -5,6 +5,8 @@ import logging
 import re
 from collections.abc import Iterable
 
+FETCHING = logging.getLogger("grr_coca.fetching")
+"""Logger of what is fetched from elsewhere. The command line prints it."""
 _MAX_COMPARED = 200
 """Of a longer unknown name, the beginning is compared: it may come from a stranger, and have megabytes."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -77,7 +79,7 @@ def print_warnings() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("grr_coca_open_clip.published_models").setLevel(logging.INFO)
+    FETCHING.setLevel(logging.INFO)
 
 
 class _Printable(logging.Formatter):

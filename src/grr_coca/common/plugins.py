@@ -12,6 +12,7 @@ A group is asked for by one place in the core, which documents what its values a
 | `grr_coca.architectures` | an architecture of models | `grr_coca.model.config` |
 | `grr_coca.objectives` | an additional loss of training | `grr_coca.train.setup` |
 | `grr_coca.functions` | a function or class that `grr_coca` or `grr_coca.Index` hands on | `grr_coca` |
+| `grr_coca.stores` | a store of an index, by the scheme of its location | `grr_coca_search.stores` |
 | `grr_coca.endpoints` | additional endpoints of a server | `grr_coca_serve.server` |
 | `grr_coca.site` | an addition to an exported page | `grr_coca_serve.site` |
 

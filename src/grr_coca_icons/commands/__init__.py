@@ -8,7 +8,8 @@ COMMANDS = {
         "find the equivalent of each picture of a library in another, such as icons of two sets",
     ),
     "lint": Command(
-        "grr_coca_icons.commands.lint:run", "find names and alternative texts that contradict their picture"
+        "grr_coca_icons.commands.lint:run",
+        "find names and alternative texts that contradict their picture",
     ),
     "mcp": Command("grr_coca_icons.commands.mcp:run", "serve indexes of icons to agents by the Model Context Protocol"),
 }

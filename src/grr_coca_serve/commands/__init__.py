@@ -8,6 +8,7 @@ COMMANDS = {
         "serve captions, embeddings and search over HTTP, with a page to search pictures",
     ),
     "export web": Command(
-        "grr_coca_serve.commands.export_web:run", "write a site that captions and searches images in the browser"
+        "grr_coca_serve.commands.export_web:run",
+        "write a site that captions and searches images in the browser",
     ),
 }

@@ -81,16 +81,17 @@ def _hash(content: np.ndarray) -> str:
 
 # --- Code and machine
 
-_PACKAGE = Path(__file__).parents[2]
+_SOURCE = Path(__file__).parents[2]
+"""The folder of all packages: `src` in a clone."""
 
 
 @lru_cache(maxsize=1)
 def code_commit() -> str:
-    """The commit of the code, with a `+` if files of the package were changed since; outside of git, the version.
+    """The commit of the code, with a `+` if files of the packages were changed since; outside of git, the version.
 
     A package that is installed in a user's repository, such as in its `.venv`, counts as outside.
     """
-    commit = _git("ls-files", "--error-unmatch", "__init__.py") and _git("rev-parse", "--short=12", "HEAD")
+    commit = _git("ls-files", "--error-unmatch", "grr_coca/__init__.py") and _git("rev-parse", "--short=12", "HEAD")
     if not commit:
         return f"version {version('grr-coca')}"
     return commit + ("+" if _git("status", "--porcelain", "--", ".") else "")
@@ -115,9 +116,9 @@ def _precision_name(recipe: Recipe) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Output of git in the package's folder; empty if git fails or is missing."""
+    """Output of git in the folder of the packages; empty if git fails or is missing."""
     try:
-        done = subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", "-C", str(_SOURCE), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()

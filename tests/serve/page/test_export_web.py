@@ -15,6 +15,7 @@ from serving import SHAPES, write_icon_sets
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.model.shipped_models import shipped_folder
+from grr_coca_icons.site import with_others
 from grr_coca_search.index import Index
 from grr_coca_search.relevance import RelevanceCurve
 from grr_coca_serve import site

@@ -1,4 +1,4 @@
-"""The house: imports go downward, room by room, and no files import each other in a circle. See `docs/design.md`."""
+"""Packages import along their arrows, the core downward, and no files in a circle. See `docs/design.md`."""
 
 import ast
 from functools import cache
@@ -9,26 +9,30 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 
-ROOMS = [
-    "common",
-    "data",
-    "model",
-    "infer",
-    "evaluate",
-    "train",
-    "search",
-    "study",
-    "serve",
-    "cli",
-]
-"""From the ground up, as in `docs/design.md`: a room imports from those before it only."""
+PACKAGES = {
+    "grr_coca": set(),
+    "grr_coca_search": {"grr_coca"},
+    "grr_coca_serve": {"grr_coca", "grr_coca_search"},
+    "grr_coca_icons": {"grr_coca", "grr_coca_search", "grr_coca_serve"},
+    "grr_coca_open_clip": {"grr_coca"},
+    "grr_coca_study": {"grr_coca", "grr_coca_search", "grr_coca_open_clip"},
+}
+"""The packages, and which others each may import. The core finds theirs by `grr_coca.common.plugins`."""
+FOR_TYPES = {("grr_coca", "grr_coca_search")}
+"""The one exception: `grr_coca.Index`, for type checkers only."""
+ROOMS = ["common", "data", "model", "infer", "evaluate", "train", "cli"]
+"""The folders of the core, from the ground up: each imports from those before it only."""
 FLOOR_OF: dict[str, float] = {room: floor for floor, room in enumerate(ROOMS)}
-# The package itself, with its version and `load`, stands under `serve`; the command as a process, over everything.
-FLOOR_OF |= {"": FLOOR_OF["serve"] - 0.5, "__main__": len(ROOMS)}
+# The package itself, with its version and `load`, is under `cli`; the command as a process, over everything.
+FLOOR_OF |= {"": FLOOR_OF["cli"] - 0.5, "__main__": len(ROOMS)}
+
+
+def _package(module: str) -> str:
+    return module.split(".")[0]
 
 
 def _room(module: str) -> str:
-    """`grr_coca.model.layers.norm` lies in `model`."""
+    """`grr_coca.model.layers.norm` is in `model`."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -44,7 +48,7 @@ def _import_nodes(source: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
 
 
 def _imported(source: str) -> list[str]:
-    """Modules of this package that a file imports."""
+    """Modules of these packages that a file imports."""
     modules = []
     for node in _import_nodes(source):
         if isinstance(node, ast.Import):
@@ -54,23 +58,45 @@ def _imported(source: str) -> list[str]:
             # `from grr_coca import data` names a room in its alias.
             parents = [node.module] if node.module != "grr_coca" else [f"grr_coca.{a.name}" for a in node.names]
             modules += [str(parent) for parent in parents]
-    return [module for module in modules if module.split(".")[0] == "grr_coca"]
+    return [module for module in modules if _package(module) in PACKAGES]
 
 
-def test_imports_go_downward_only():
-    upward = [
-        f"{path.relative_to(SRC)} may not know of '{other}'"
+def test_packages_import_along_the_arrows_only():
+    found = {
+        (path, _package(_module(path)), _package(module))
         for path in FILES
+        for module in _imported(path.read_text(encoding="utf-8"))
+    }
+    wrong = {(path, package, other) for path, package, other in found if other not in PACKAGES[package] | {package}}
+    assert {(package, other) for _, package, other in wrong} == FOR_TYPES
+    assert {path.relative_to(SRC).as_posix() for path, _, _ in wrong} == {"grr_coca/__init__.py"}
+
+
+def test_the_core_imports_downward_only():
+    core = [path for path in FILES if _package(_module(path)) == "grr_coca"]
+    upward = [
+        f"{path.relative_to(SRC)} may not import '{other}'"
+        for path in core
         for room in [_room(_module(path))]
-        for other in {_room(module) for module in _imported(path.read_text(encoding="utf-8"))} - {room}
+        for other in {
+            _room(module) for module in _imported(path.read_text(encoding="utf-8")) if _package(module) == "grr_coca"
+        }
+        - {room}
         if FLOOR_OF[other] >= FLOOR_OF[room]
     ]
     assert upward == []
 
 
-def test_the_package_has_its_ten_rooms_and_two_files():
-    top = {path.relative_to(SRC / "grr_coca").parts[0] for path in FILES}
-    assert top == {*ROOMS, "__init__.py", "__main__.py"}, f"see ROOMS in {Path(__file__).name}"
+def test_source_has_these_packages_and_rooms():
+    assert {path.relative_to(SRC).parts[0] for path in FILES} == set(PACKAGES)
+    core = {path.relative_to(SRC / "grr_coca").parts[0] for path in (SRC / "grr_coca").rglob("*.py")}
+    assert core == {*ROOMS, "__init__.py", "__main__.py"}, f"see ROOMS in {Path(__file__).name}"
+
+
+def test_a_wrong_arrow_would_be_seen():
+    source = "def f():\n    from grr_coca_serve.site import Library\nimport grr_coca_icons.svg\nimport numpy\n"
+    assert sorted(_imported(source)) == ["grr_coca_icons.svg", "grr_coca_serve.site"]
+    assert "grr_coca_serve" not in PACKAGES["grr_coca_search"]
 
 
 def _graph(sources: dict[str, str]) -> dict[str, set[str]]:

@@ -18,7 +18,7 @@ OUR_TESTS = ("search/library.py", "serve/serving.py", "cli/conftest.py", "cli/te
 def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path):
     weights = "model/weights"
     package = tmp_path / "src" / "grr_coca"
-    shutil.copytree(ROOT / "src" / "grr_coca", package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     (package / weights).symlink_to(ROOT / "src" / "grr_coca" / weights)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")
@@ -29,10 +29,10 @@ def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path
         shutil.copy(path, copy)
 
     touched = follow(PAGE, tmp_path)
-    assert [path.removeprefix("src/grr_coca/") for path in touched if path.startswith("src")] == [
-        "cli/similarity.py",
-        "cli/__init__.py",
-        "serve/endpoints/similarity.py",
+    assert [path.removeprefix("src/") for path in touched if path.startswith("src")] == [
+        "grr_coca/cli/similarity.py",
+        "grr_coca/cli/__init__.py",
+        "grr_coca_serve/endpoints/similarity.py",
         "grr_coca_search/fields.py",
         "grr_coca_search/photo.py",
     ]

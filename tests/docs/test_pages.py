@@ -128,8 +128,9 @@ def walks() -> dict[str, list[str]]:
 
 
 def _imports(file: str) -> set[str]:
-    source = (SRC / file).read_text(encoding="utf-8")
-    return {f"{module.replace('.', '/')}.py" for module in re.findall(r"from grr_coca\.([\w.]+) import", source)}
+    folder = SRC if (SRC / file).exists() else SRC.parent
+    modules = re.findall(r"from (grr_coca[\w.]*) import", (folder / file).read_text(encoding="utf-8"))
+    return {f"{module.removeprefix('grr_coca.').replace('.', '/')}.py" for module in modules}
 
 
 @pytest.mark.parametrize("title", TITLES)
@@ -149,18 +150,18 @@ def test_the_walk_to_the_loss_leaves_out_no_box_of_the_figure():
 
 
 def test_paths_between_backticks_exist():
-    missing = set()
+    missing, places = set(), (ROOT, SRC, SRC.parent)
     for path in PAGES:
         text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         named = re.findall(r"`((?:src|tests|docs|benchmarks|recipes|scripts|datasets)/[\w./-]+|[\w/]+/\w+\.py)`", text)
-        missing |= {(path.name, name) for name in named if not (ROOT / name).exists() and not (SRC / name).exists()}
+        missing |= {(path.name, name) for name in named if not any((place / name).exists() for place in places)}
     missing = {(page, name) for page, name in missing if not name.startswith("docs/_build")}  # made by `make docs`
     added = {
         "adding-a-part.md": ["src/grr_coca/model/layers/sine.py", "tests/model/layers/test_sine.py"],
         "adding.md": [
             "src/grr_coca/cli/similarity.py",
             "tests/cli/test_similarity.py",
-            "src/grr_coca/serve/endpoints/similarity.py",
+            "src/grr_coca_serve/endpoints/similarity.py",
             "tests/serve/test_serve_similarity.py",
             "tests/search/test_iso.py",
         ],

@@ -51,7 +51,9 @@ def test_its_source_reads_as_plain_text():
     assert "<!--" not in README
 
 
-@pytest.mark.parametrize(("folder", "line"), [(SRC, r"^  (\w+)/ +\S"), (ROOT, r"^(\w+)/ +\S|^(src)/")])
+@pytest.mark.parametrize(
+    ("folder", "line"), [(SRC, r"^    (\w+)/ +\S"), (SRC.parent, r"^  (\w+)/ +\S"), (ROOT, r"^(\w+)/ +\S|^(src)/")]
+)
 def test_its_layout_names_every_folder(folder, line):
     layout = README.partition("## Layout")[2].partition("##")[0]
     named = ["".join(found) for found in re.findall(line, layout, re.MULTILINE)]

@@ -241,14 +241,14 @@ class IconReader:
             return None
         return [
             SourceImage(
-                packed.full_name(icon),
-                icon.name,
-                packed.file,
-                icon.offset,
-                icon.size,
-                icon.fields,
-                icon.words,
-                icon.problem,
+                name=packed.full_name(icon),
+                inner=icon.name,
+                file=packed.file,
+                offset=icon.offset,
+                size=icon.size,
+                fields=icon.fields,
+                keywords=icon.words,
+                problem=icon.problem,
             )
             for icon in packed.icons
         ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -86,7 +86,8 @@ class PairSource(Protocol):
         raise TypeError(f"{type(self).__name__}: a source whose pairs have no digest")
 
 
-class SourceImage(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceImage:
     """An image of a `SourceReader`: `size` bytes of a file, from `offset`.
 
     Attributes:

@@ -100,7 +100,7 @@ attack: $(VENV)/.dev
 
 # What one file does: drawings by grammar, pictures by mutation, and damaged indexes.
 attack-drawings attack-pictures: attack-%: $(VENV)/.dev
-	$(ATTACK) tests/data/file_attack.py $* --first $(FIRST) --seconds $(SECONDS)
+	$(ATTACK) tests/core/data/file_attack.py $* --first $(FIRST) --seconds $(SECONDS)
 
 attack-indexes: $(VENV)/.dev
 	$(ATTACK) tests/search/damage.py --first $(FIRST) --seconds $(SECONDS)
@@ -140,9 +140,9 @@ test-oldest:
 		-e ".[train,report,study,hub,parquet,probe,open-clip,icons,serve,mcp,export,photos]" \
 		pytest pytest-timeout pytest-xdist hypothesis beartype
 	$(SINGLE) $(OLDEST)/bin/python -m pytest -W default tests/test_smoke.py tests/any_system
-	$(SINGLE) $(OLDEST)/bin/python -m pytest -m "not slow and not ci" -W default tests/data/test_pictures.py \
-		tests/data/test_svg.py tests/infer/export/test_onnx.py tests/serve/test_serve_own.py tests/serve/test_mcp.py \
-		tests/search/match
+	$(SINGLE) $(OLDEST)/bin/python -m pytest -m "not slow and not ci" -W default tests/core/data/test_pictures.py \
+		tests/icons/test_svg.py tests/core/infer/export/test_onnx.py tests/serve/test_serve_own.py tests/icons/tools/test_mcp.py \
+		tests/icons/match
 
 # By hand: the newest versions of everything, written into constraints.txt.
 lock:

@@ -112,8 +112,9 @@ class OpenClip:
     packages = ("open_clip_torch", "transformers")
 
     def __init__(self, _: Setup) -> None:
-        import open_clip
         from open_clip.coca_model import _has_transformers
+
+        import open_clip
 
         if not _has_transformers:
             raise ImportError("open_clip cannot caption with this version of transformers")

@@ -196,8 +196,9 @@ class OpenClip(Contestant):
 
     def __init__(self, setup: dict[str, Any]) -> None:
         super().__init__(setup)
-        import open_clip
         from open_clip.loss import CoCaLoss
+
+        import open_clip
 
         self.model = open_clip.create_model("coca_ViT-B-32", pretrained=None).train()
         self.coca_loss = CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)

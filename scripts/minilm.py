@@ -2,7 +2,8 @@
 
 It is BERT (arXiv 1810.04805) with 6 layers, distilled (MiniLM, arXiv 2002.10957) and fine-tuned on pairs of sentences
 by sentence-transformers. The forward pass is written out here, so neither transformers nor sentence-transformers is
-needed. `tests/test_text_teacher.py` holds it to PyTorch's own layers and to embeddings that transformers computed.
+needed. `tests/icons/test_text_teacher.py` checks it against PyTorch's own layers, and against embeddings that
+transformers computed.
 
 Shapes: B texts of equal length, T tokens, D width, H heads.
 """

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from grr_coca.model.config import CoCaConfig, TransformerConfig
 
 SRC = Path(__file__).parents[1] / "src"
+pytest_plugins = ["command_line"]
 sys.path.append(str(SRC.with_name("scripts")))  # where each script finds those that it imports
 
 
@@ -50,7 +51,7 @@ settings.load_profile("one core")
 BOS, EOS, CLS_SLOT = 1, 2, 0
 
 
-FORKING = ("tests/train/", "tests/test_processes.py")
+FORKING = ("tests/core/train/", "tests/test_processes.py")
 """Tests that fork processes: from one that has imported everything, see `processes`, or from the worker itself."""
 
 

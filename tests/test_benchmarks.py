@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from processes import launch, script
 
 ROOT = Path(__file__).parents[1]

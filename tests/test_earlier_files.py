@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from support import ALONE, silent, snapshot
 
 import grr_coca
 from grr_coca import Index
@@ -31,7 +32,6 @@ from grr_coca.train.recipe import load_recipe
 from grr_coca_search.portable import import_parquet
 from grr_coca_search.stores import open_store
 from grr_coca_study.stages import data_digest, recipe_digest
-from support import ALONE, silent, snapshot
 
 EARLIER = Path(__file__).parent / "earlier"
 WRITTEN_IN = "/mnt"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ALONE, real_pairs, write_shard
 
 import grr_coca
 from grr_coca.data.sources.open import open_source
@@ -19,7 +20,6 @@ from grr_coca.train.recipe import (
 )
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step import build_trainer, count_tokens
-from support import ALONE, real_pairs, write_shard
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train.py"
 STEPS = 5

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-from grr_coca.common.extras import PACKAGES
 from support import real_pairs, with_caption, write_shard
 from synthetic_study import plan, rows_of, write_study
+
+from grr_coca.common.extras import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 GUITAR = ROOT / "docs" / "drawings" / "guitar.webp"
@@ -67,7 +67,7 @@ USES = {
 }
 NEEDS_MORE = {
     "report": "it draws for `demo`, `explain` and pages of hits, which need PyTorch",
-    "hub": "there is no hub in tests; tests/cli/test_push.py plays one",
+    "hub": "there is no hub in tests; tests/core/cli/test_push.py plays one",
     "milvus": "it needs a server: `make test-milvus`",
     "ray": "it needs a cluster: `make test-ray`",
 }
@@ -126,7 +126,7 @@ def test_an_extra_brings_all_that_its_use_needs(run, tmp_path, extra):
         "study": str(write_study(tmp_path / "study", plan(ARMS, 2), rows_of(ARMS, range(2)))),
         "svg": str(tmp_path / "ring.svg"),
         "labelled": str(tmp_path / "labelled.tar"),
-        "heic": str(ROOT / "tests" / "data" / "pictures" / "libheif.heic"),
+        "heic": str(ROOT / "tests" / "core" / "data" / "pictures" / "libheif.heic"),
     }
     Path(places["svg"]).write_text('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="8"/></svg>')
     write_shard(tmp_path / "labelled.tar", [with_caption(pair, "ab"[i % 2]) for i, pair in enumerate(real_pairs(24))])

@@ -1,6 +1,7 @@
 """The model and its loss in a training loop of plain PyTorch, as someone who brings their own loop writes it."""
 
 import torch
+from support import real_pairs, tiny_recipe, write_shard
 from torch.utils.data import DataLoader
 
 from grr_coca.data.dataset import PairDataset, collate
@@ -10,7 +11,6 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.model.build import build
 from grr_coca.model.losses import batch_loss
-from support import real_pairs, tiny_recipe, write_shard
 
 
 def test_a_loop_of_plain_pytorch_trains_a_model(tmp_path):

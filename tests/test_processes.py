@@ -3,7 +3,6 @@
 import os
 
 import pytest
-
 from processes import NativeCrash, launch
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support import DATASETS, finished_run
 
 import fitting
 import ship
@@ -17,7 +18,6 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_folder import CONFIDENCE, FILES, GRAPHS, PHOTOGRAPHS, fingerprint
 from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
 from grr_coca.train.recipe import CheckpointRecipe
-from support import DATASETS, finished_run
 
 WORDS = {
     key: f"the {key}" for key in ("summary", "data", "licence", "recipe", "reproduce", "training", "uses", "licences")

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from support import real_pairs
 
 import grr_coca
 from grr_coca.cli import main
-from support import real_pairs
 
 pytestmark = pytest.mark.ci
 

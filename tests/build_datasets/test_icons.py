@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import icons
 import numpy as np
 import pytest
 from icon_drawings import draw_icon, icon_svg, picture_signature, read_drawn
@@ -22,6 +21,7 @@ from icon_pairs import TEST, VAL, HeldOut, has_near
 from icon_sources import PACKAGES, Archives
 from PIL import Image
 
+import icons
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source

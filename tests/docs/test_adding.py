@@ -11,7 +11,7 @@ from followed_page import follow
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "adding.md"
-OUR_TESTS = ("search/library.py", "serve/serving.py", "cli/conftest.py", "cli/test_flags.py", "cli/test_startup.py")
+OUR_TESTS = ("conftest.py", "core/cli/test_flags.py", "core/cli/test_startup.py")
 
 
 @pytest.mark.ci
@@ -22,7 +22,7 @@ def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path
     (package / weights).symlink_to(ROOT / "src" / "grr_coca" / weights)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")
-    ours = [path for path in (ROOT / "tests").glob("*.py") if not path.name.startswith("test_")]
+    ours = (ROOT / "tests" / "shared").glob("*.py")
     for path in (*ours, *(ROOT / "tests" / name for name in OUR_TESTS)):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,8 @@ def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path
         "grr_coca_search/photo.py",
     ]
     named = ["-k", "similarity or explained_in_the_help or iso or not_there_is_named or guitar"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *named, "tests"]
+    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "-o", "pythonpath=tests/shared"]
+    command = [sys.executable, "-m", "pytest", *options, *named, "tests"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,8 +15,9 @@ PAGE = ROOT / "docs" / "adding-a-part.md"
 @pytest.mark.ci
 def test_a_part_is_added_by_following_the_page(tmp_path):
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
-    (tmp_path / "tests" / "model" / "layers").mkdir(parents=True)
-    for name in ("conftest.py", "model_configs.py", "shape_check.py", "model/test_presets.py"):
+    (tmp_path / "tests" / "core" / "model" / "layers").mkdir(parents=True)
+    shutil.copytree(ROOT / "tests" / "shared", tmp_path / "tests" / "shared")
+    for name in ("conftest.py", "core/model/test_presets.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     touched = follow(PAGE, tmp_path)
     assert [path for path in touched if path.startswith("src")] == [
@@ -26,7 +27,8 @@ def test_a_part_is_added_by_following_the_page(tmp_path):
         "src/grr_coca/model/presets.py",
     ]
     named = ["-k", "test_sine or parts_of_their_names or every_choice"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *named, "tests"]
+    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "-o", "pythonpath=tests/shared"]
+    command = [sys.executable, "-m", "pytest", *options, *named, "tests"]
     environment = {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
+from support import real_pairs, write_shard
 
 import grr_coca
-from support import real_pairs, write_shard
 
 ROOT = Path(__file__).parents[2]
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from elsewhere_device import add_device, waits
+from support import real_pairs
 
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
@@ -18,7 +19,6 @@ from grr_coca.infer.explain.text import text_map
 from grr_coca.model.losses import LossWeights
 from grr_coca.train import launch
 from grr_coca.train.step import Trainer
-from support import real_pairs
 
 DECODINGS = {
     "greedy": {},

@@ -5,14 +5,14 @@ from functools import partial
 
 import pytest
 import torch
+from drivers import stop_after, together
 from elsewhere_device import COMPILER, build_device
 from elsewhere_jobs import train_elsewhere, use
-
-from drivers import stop_after, together
-from grr_coca.train.recipe import OptimizerRecipe
 from jobs import STEPS, Job, small_recipe
 from processes import launch
 from support import finished_run, real_pairs, tiny_recipe, write_shard
+
+from grr_coca.train.recipe import OptimizerRecipe
 
 pytestmark = [
     pytest.mark.ci,

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-if str(TESTS) not in sys.path:  # as a script
-    sys.path.append(str(TESTS))
+SHARED = Path(__file__).parents[1] / "shared"
+if str(SHARED) not in sys.path:  # as a script
+    sys.path.append(str(SHARED))
 
 from library import HEADER, fill, make_entry, make_vectors  # noqa: E402
 

@@ -152,7 +152,7 @@ def test_rows_that_an_older_version_has_added_are_covered_too(bad, good):
 
 READER = """
 import os, sys
-sys.path[:0] = [sys.argv[2], sys.argv[3]]
+sys.path[:0] = [sys.argv[2]]
 from grr_coca.common.errors import UserError
 from grr_coca_search.stores import open_store
 from library import make_vectors
@@ -179,8 +179,8 @@ def test_a_file_that_is_cut_off_under_a_reader_ends_no_process(tmp_path):
     fill(store, 16_000)
     store.close()
     content = (folder / "vectors.f16").read_bytes()
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", READER, str(folder), str(here), str(here.parent)]
+    shared = Path(__file__).parents[1] / "shared"
+    command = [sys.executable, "-c", READER, str(folder), str(shared)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout.readline() == "5\n"
         os.truncate(folder / "vectors.f16", 0)  # as `cp` does first

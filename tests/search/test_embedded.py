@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from library import HEADER, WIDTH, ColourModel, fill, make_entry, make_vectors, paint
+from support import disk_of, syncs_and_renames
 
 from grr_coca.common.errors import DamagedError, UserError
 from grr_coca_search.embedded.database import FAILURES_OF, IMAGES_OF
@@ -27,7 +28,6 @@ from grr_coca_search.filters import parse_filter
 from grr_coca_search.store import Changes
 from grr_coca_search.stores import find_store, make_store, open_store
 from grr_coca_search.update import update_store
-from support import disk_of, syncs_and_renames
 
 BYTES = WIDTH * 2
 

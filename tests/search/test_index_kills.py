@@ -6,13 +6,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import drivers
 import numpy as np
 import pytest
 from PIL import Image
-
-import drivers
-from grr_coca_search.stores import find_store, open_store
 from processes import Launch, cli, launch
+
+from grr_coca_search.stores import find_store, open_store
 
 BROKEN = b"no image"
 ROUNDING = 2e-3

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from library import photo_of
 from PIL import ExifTags, Image, TiffImagePlugin
+from support import encode_image, snapshot
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile
 from grr_coca_search.photo import READER, Photo, read_photo, sidecar_state
-from support import encode_image, snapshot
 
 PHOTOS = Path(__file__).parent / "photos"
 needs_xml = pytest.mark.skipif(find_spec("defusedxml") is None, reason="XMP needs defusedxml")

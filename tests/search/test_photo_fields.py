@@ -11,6 +11,7 @@ import pytest
 from library import COLOURS, HEADER, ColourModel, exported, make_vectors, photo_of
 from library import make_entry as some_entry
 from PIL import ExifTags, Image
+from support import snapshot
 
 from grr_coca.common.errors import UserError
 from grr_coca_search.entry import Entry
@@ -22,7 +23,6 @@ from grr_coca_search.portable import import_parquet
 from grr_coca_search.store import Changes, PhotoUpdate
 from grr_coca_search.stores import make_store, open_store
 from grr_coca_search.update import update_store
-from support import snapshot
 
 needs_xml = pytest.mark.skipif(find_spec("defusedxml") is None, reason="XMP needs defusedxml")
 needs_words = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" in os.environ, reason="a server has no full-text index")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from library import ColourModel, paint
 from PIL import Image
+from support import real_pairs, shard_members, write_tar
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.preprocess import Preprocess
 from grr_coca_search.entry import digest_of, plain_fields
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.update import forget_arguments, update_store
-from support import real_pairs, shard_members, write_tar
 
 
 @pytest.fixture

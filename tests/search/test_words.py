@@ -4,10 +4,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from support import DATASETS
 
 from grr_coca_search.index import Index
 from grr_coca_search.words import AskedName, asked_words, has_words, in_words, split_name, words_of
-from support import DATASETS
 
 DRAWINGS = DATASETS.parent / "docs" / "drawings"
 

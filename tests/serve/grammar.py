@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
 
-TESTS = Path(__file__).parents[1]
-if str(TESTS) not in sys.path:  # as a script
-    sys.path.append(str(TESTS))
+SHARED = Path(__file__).parents[1] / "shared"
+if str(SHARED) not in sys.path:  # as a script
+    sys.path.append(str(SHARED))
 
 from picture_grammar import picture, seed_picture  # noqa: E402
 

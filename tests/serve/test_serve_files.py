@@ -165,7 +165,7 @@ with serving(sys.argv[1] + "/index") as client:
         client.get("/image/" + one["id"])
 print("ended")
 """
-    arguments = [sys.executable, "-c", code, str(own), str(Path(__file__).parent)]
+    arguments = [sys.executable, "-c", code, str(own), str(Path(__file__).parents[1] / "shared")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
 

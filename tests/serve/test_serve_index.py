@@ -111,7 +111,7 @@ def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
 
 
 def test_thumbnails_have_the_colours_of_the_profile(tmp_path):
-    with Image.open(Path(__file__).parents[1] / "data" / "pictures" / "darktable-display-p3.jpg") as photo:
+    with Image.open(Path(__file__).parents[1] / "core" / "data" / "pictures" / "darktable-display-p3.jpg") as photo:
         profile = photo.info["icc_profile"]
     path = tmp_path / "p3.png"
     Image.new("RGB", (80, 80), (60, 150, 90)).save(path, icc_profile=profile)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving import DRAWINGS, EVENTS, JSON, serving
+from support import no_space_left
 
 from grr_coca.common.errors import UserError
 from grr_coca_icons import svg
 from grr_coca_serve.explainer import Explainer
 from grr_coca_serve.schemas import HEART
-from support import no_space_left
 
 HEART_BYTES = base64.b64decode(HEART.partition(",")[2])
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from processes import running
 from serving import DRAWINGS, Client, wait_until
 
 import grr_coca
@@ -22,7 +23,6 @@ from grr_coca.cli import main
 from grr_coca_search.entry import Header
 from grr_coca_search.stores import make_store
 from grr_coca_serve.server import listen
-from processes import running
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 

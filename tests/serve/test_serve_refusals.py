@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from serving import EVENTS
+from support import refusals
 
 from grr_coca_serve.schemas import HEART
-from support import refusals
 
 PARTS = [
     {"type": "text", "text": "What is this?"},

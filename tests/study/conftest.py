@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from support import finetuning, real_pairs, tiny_recipe, write_shard
 
 from grr_coca.train.recipe import save_recipe
-from support import finetuning, real_pairs, tiny_recipe, write_shard
 
 DOMAINS = ("health", "glyphs")
 SHOWCASE = "test_style"

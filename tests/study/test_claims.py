@@ -12,11 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support import no_space_left
 
 from grr_coca.common.errors import UserError
 from grr_coca_study import claims as module
 from grr_coca_study.claims import Claims
-from support import no_space_left
 
 
 @pytest.fixture

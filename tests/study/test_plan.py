@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from synthetic_study import GRIDS, arm
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
@@ -22,7 +23,6 @@ from grr_coca_study.stages import (
     stage_recipe,
     with_settings,
 )
-from synthetic_study import GRIDS, arm
 
 STUDIES = Path(__file__).parents[2] / "studies"
 PRIMARY = STUDIES / "primary"

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from support import CPU, encode_image, real_pairs, write_tar
 
 from grr_coca.cli import main
 from grr_coca.model.anatomy import flops_of_pairs, num_parameters
@@ -21,7 +22,6 @@ from grr_coca_study.running import pace
 from grr_coca_study.running.agenda import Agenda
 from grr_coca_study.running.stage import run_stage
 from grr_coca_study.stages import check_recipes, require_precisions
-from support import CPU, encode_image, real_pairs, write_tar
 
 STUDIES = Path(__file__).parents[2] / "studies"
 GPU = STUDIES / "gpu"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support import DATASETS
 
 from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca_study.plan import Plan, Settings, arm_named, stage_names
 from grr_coca_study.stages import data_digest, recipe_digest, stage_recipe
-from support import DATASETS
 
 STUDIES = Path(__file__).parents[2] / "studies"
 LEDGERS = sorted(path.parent.relative_to(STUDIES).as_posix() for path in STUDIES.rglob("digests.json"))

@@ -6,10 +6,10 @@ import os
 from dataclasses import replace
 
 import pytest
+from support import syncs_and_renames
 
 from grr_coca.common.errors import UserError
 from grr_coca_study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name, write_to_study
-from support import syncs_and_renames
 
 
 def a_row(**changes: object) -> LedgerRow:

@@ -1,7 +1,7 @@
 """Everything that this package uses of PyTorch beyond its public interface, in one place.
 
-`tests/common/test_torch_private.py` checks names, signatures and results. If a release of PyTorch changes one of them,
-that test says so.
+`tests/core/common/test_torch_private.py` checks names, signatures and results. If a release of PyTorch changes one of
+them, that test says so.
 
 Shapes: D input channels, O output channels.
 """

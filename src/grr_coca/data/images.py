@@ -105,7 +105,7 @@ _PEAK_BYTES_PER_PIXEL = {
     "AVIF": 17,
     "HEIF": 14,
 }
-"""Memory that decoding an image and scaling it down takes at most, by format: `tests/data/test_image_memory.py`
+"""Memory that decoding an image and scaling it down takes at most, by format: `tests/core/data/test_image_memory.py`
 measures it. It is several times that of the pixels, as decoders have coefficients, planes or frames of their own."""
 
 

@@ -13,6 +13,7 @@ import pytest
 from browsing import Tab, hosted, static
 from icon_places import PLACES, opened_place, write_icon_index, write_icon_sites
 from PIL import Image
+from support import DATASETS
 
 from grr_coca.common.files import user_cache
 from grr_coca.data.sources.open import find_files
@@ -20,7 +21,6 @@ from grr_coca.model.shipped_models import shipped_folder
 from grr_coca_search.index import Index
 from grr_coca_serve.npm import NpmPackage
 from grr_coca_serve.site import find_runtime, graphs_of, read_library, write_site
-from support import DATASETS
 
 AXE = NpmPackage("axe-core", "4.14.1", "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

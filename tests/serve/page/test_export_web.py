@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from serving import SHAPES, write_icon_sets
+from support import DATASETS
 
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
@@ -21,7 +22,6 @@ from grr_coca_search.relevance import RelevanceCurve
 from grr_coca_serve import site
 from grr_coca_serve.npm import NpmPackage
 from grr_coca_serve.page import POLICY
-from support import DATASETS
 
 DRAWINGS = DATASETS.parent / "docs" / "drawings"
 PHOTOS = DATASETS.parent / "tests" / "search" / "photos"

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browsing import hosted, static
+from picture_kinds import write_pictures
 from PIL import Image
+from support import DATASETS
 
 import grr_coca
 from grr_coca.common.dict_to_dataclass import to_dict
@@ -30,11 +32,9 @@ from grr_coca_search.index import Index
 from grr_coca_search.words import AskedName, asked_words, has_words, in_words, words_of
 from grr_coca_serve.page import FILES
 from grr_coca_serve.site import find_runtime, graphs_of, write_site
-from picture_kinds import write_pictures
-from support import DATASETS
 
 ICONS = shipped_folder("icons")
-PICTURES = Path(__file__).parents[2] / "data" / "pictures"
+PICTURES = Path(__file__).parents[2] / "core" / "data" / "pictures"
 
 
 @pytest.fixture(scope="module")

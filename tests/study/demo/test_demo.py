@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import running
+from support import CPU, real_pairs, snapshot
+from synthetic_study import rows_of, write_study
+from workers_here import WorkersHere, work_here
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
@@ -25,10 +29,6 @@ from grr_coca_study.demo.plan import arm_names, demo_recipes, load_demo, with_pr
 from grr_coca_study.exhibits import Exhibits
 from grr_coca_study.running.agenda import Agenda
 from grr_coca_study.running.stage import run_stage
-from processes import running
-from support import CPU, real_pairs, snapshot
-from synthetic_study import rows_of, write_study
-from workers_here import WorkersHere, work_here
 
 PRESETS = ("grr_coca", "baseline_coca")
 STAGES = ("pictograms", "health", "glyphs")

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from workers_here import work_here
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
@@ -18,7 +19,6 @@ from grr_coca_study.demo.plan import (
 )
 from grr_coca_study.running import pace
 from grr_coca_study.running.pace import Pace
-from workers_here import work_here
 
 SCHEDULES = [Schedule(300, 4.0, 0.1), Schedule(600, 7.0, 0.2), Schedule(900, 10.0, None)]
 

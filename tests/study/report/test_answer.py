@@ -1,6 +1,7 @@
 """What a study says in words, with the sign that a person expects."""
 
 import pytest
+from synthetic_study import PARTS_OF_PRESET, arm, plan, rows_of, write_study
 
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.model.presets import get_preset
@@ -8,7 +9,6 @@ from grr_coca_study.ledger import read_ledger
 from grr_coca_study.plan import Plan, compared_with, read_plan
 from grr_coca_study.report.answer import answer, arm_titles
 from grr_coca_study.report.numbers import study_results
-from synthetic_study import PARTS_OF_PRESET, arm, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
 

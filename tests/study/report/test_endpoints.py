@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from synthetic_study import rows_of
 
 from grr_coca.evaluate.split import contrastive_batches
 from grr_coca_study.report.endpoints import contributions, image_intervals, lower_is_better, title
-from synthetic_study import rows_of
 
 NUM_IMAGES = 200
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from synthetic_study import write_study
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca_study.ledger import Ledger
@@ -18,7 +19,6 @@ from grr_coca_study.report.numbers import study_results
 from grr_coca_study.report.page import write_study_report
 from grr_coca_study.rows import LedgerRow
 from grr_coca_study.statistics import as_percent
-from synthetic_study import write_study
 
 RATES = (0.003, 0.006, 0.012)
 PAIR = ("grr_coca", "baseline_coca")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from synthetic_study import EFFECTS, PARTS_OF_PRESET, plan, rows_of, write_study
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca_study.ledger import read_ledger
@@ -14,7 +15,6 @@ from grr_coca_study.plan import METRICS, Plan, read_plan
 from grr_coca_study.report.answer import answer
 from grr_coca_study.report.numbers import EndpointResult, study_results
 from grr_coca_study.statistics import effect_of, smallest_detectable_effect
-from synthetic_study import EFFECTS, PARTS_OF_PRESET, plan, rows_of, write_study
 
 PAIR = ("baseline_coca", "grr_coca")
 ALL = (*PAIR, *(arm for arm in PARTS_OF_PRESET if arm not in PAIR))

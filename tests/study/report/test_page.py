@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic_study import arm, plan, rows_of, write_study
 
 from grr_coca.cli import main
 from grr_coca_study.demo.folder import make_folder
@@ -15,7 +16,6 @@ from grr_coca_study.report.figures import Panel, forest_plot
 from grr_coca_study.report.page import p_in_words, signed, write_study_report
 from grr_coca_study.rows import CaptionedExample
 from grr_coca_study.statistics import effect_of
-from synthetic_study import arm, plan, rows_of, write_study
 
 ARMS = ("baseline_coca", "grr_coca", "baseline_rope_2d", "baseline_rms_geglu")
 FILES = ("figures", "report.html", "report.md", "results.json")

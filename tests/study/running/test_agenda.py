@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from synthetic_study import GRIDS, PRETRAINING, RATES, TUNED, arm, pretended_row
 
 from grr_coca_study.running.agenda import FINISHED, Agenda, Task
 from grr_coca_study.stages import stage_recipe
-from synthetic_study import GRIDS, PRETRAINING, RATES, TUNED, arm, pretended_row
 
 PAIR = ("baseline_coca", "grr_coca")
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from synthetic_study import PRETRAINING, arm
 
 from grr_coca.cli import main
 from grr_coca.train.recipe import CheckpointRecipe, load_recipe, save_recipe
-from synthetic_study import PRETRAINING, arm
 
 ALL_RATES = [0.001, 0.003, 0.01]
 STEPS = 40

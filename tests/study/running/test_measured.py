@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 
 import pytest
+from support import PairsInMemory, real_pairs, tiny_recipe
 
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
@@ -14,7 +15,6 @@ from grr_coca.model.shipped_models import FOLDER
 from grr_coca.train.recipe import EvaluationRecipe
 from grr_coca_study.plan import Plan, read_plan
 from grr_coca_study.running.measured import examples, measure_test, without_words, write_showcase
-from support import PairsInMemory, real_pairs, tiny_recipe
 
 CAPTIONS = (("a cat", "a red heart"), ("a dog", "a sign"), ("a flag", "a sign"))
 

@@ -1,9 +1,10 @@
 """The pace of a machine, measured by training."""
 
+from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
+
 from grr_coca.train.setup import new_checkpoint
 from grr_coca_study.running import pace as pace_module
 from grr_coca_study.running.pace import MIN_STEPS, WARM_UP, measure_pace
-from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
 
 
 def test_a_pace_is_measured_by_training_and_evaluating(tmp_path, monkeypatch):

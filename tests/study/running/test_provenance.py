@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
+from synthetic_study import PRETRAINING
 
 from grr_coca.common.errors import DiskError, Interruption
 from grr_coca.data.order import Shuffle
@@ -17,8 +19,6 @@ from grr_coca.train.step import Trainer
 from grr_coca_study.running import provenance
 from grr_coca_study.running.provenance import order_hash, weight_hashes, write_start_hashes
 from grr_coca_study.running.stage import run_stage
-from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
-from synthetic_study import PRETRAINING
 
 ARMS = ("baseline_coca", "grr_coca")
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support import ALONE, CPU, no_space_left, real_pairs, tiny_recipe, warnings_of, with_caption, write_shard
+from synthetic_study import PRETRAINING
 
 from grr_coca.common.errors import DiskError
 from grr_coca.data.sources.open import open_source
@@ -15,8 +17,6 @@ from grr_coca.train.setup import new_checkpoint
 from grr_coca.train.step import Trainer
 from grr_coca_study.running import stage as stage_module
 from grr_coca_study.running.stage import caption_lengths, run_flops, run_stage, step_flops
-from support import ALONE, CPU, no_space_left, real_pairs, tiny_recipe, warnings_of, with_caption, write_shard
-from synthetic_study import PRETRAINING
 
 ARMS = ("baseline_coca", "grr_coca")
 ONE_RUN = {"seeds": [0], "finetune": [], "endpoints": PRETRAINING}

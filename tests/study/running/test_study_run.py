@@ -13,6 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from support import CPU, real_pairs, warnings_of, write_shard
+from synthetic_study import GRIDS, PRETRAINING, TUNED, arm, diverged, pretended_row
+from workers_here import WorkersHere
 
 from grr_coca.common.errors import UserError
 from grr_coca.train.loop import train
@@ -27,9 +30,6 @@ from grr_coca_study.running.dry_run import _disk_in_words
 from grr_coca_study.running.run import Place, Study, Watch, write_plan
 from grr_coca_study.running.stage import run_stage
 from grr_coca_study.thumbnails import thumbnail_path
-from support import CPU, real_pairs, warnings_of, write_shard
-from synthetic_study import GRIDS, PRETRAINING, TUNED, arm, diverged, pretended_row
-from workers_here import WorkersHere
 
 ONE_RUN = {"seeds": [0], "finetune": [], "endpoints": PRETRAINING}
 """Changes of a plan: each arm has one run."""

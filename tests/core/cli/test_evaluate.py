@@ -1,0 +1,232 @@
+"""`grr-coca evaluate` and `compare`: what they measure, and what they refuse."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import finished_run, real_pairs, with_caption, write_shard
+
+from grr_coca.model.shipped_models import DEFAULT
+
+WEIGHTS = "model.safetensors"
+LABELS = ("cat", "heart", "star")
+
+
+@pytest.fixture
+def split(tmp_path):
+    return write_shard(tmp_path / "test.tar", real_pairs(16, split="test"))
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Sixteen images, each captioned with one of three labels."""
+    pairs = [with_caption(pair, LABELS[i % 3]) for i, pair in enumerate(real_pairs(16, split="test"))]
+    return write_shard(tmp_path / "labelled.tar", pairs)
+
+
+@pytest.fixture
+def evaluate(grr_coca, run):
+    """Evaluate and read the JSON of one split."""
+
+    def evaluated(task, path, *options):
+        said = grr_coca("evaluate", run.folder, "--task", task, "--data", path, *options, "--json")
+        assert said.code == 0, said.err
+        return json.loads(said.out)[str(path)]
+
+    return evaluated
+
+
+@pytest.fixture
+def diverged(run, tmp_path):
+    """A checkpoint whose weights are numbers no more."""
+    folder = tmp_path / "diverged"
+    shutil.copytree(run.checkpoint, folder)
+    (folder / "manifest.json").unlink()
+    weights = load_file(folder / WEIGHTS)
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in weights.items()}, folder / WEIGHTS)
+    return folder
+
+
+def is_interval(found) -> bool:
+    return found.keys() == {"value", "low", "high"} and found["low"] <= found["high"]
+
+
+# --- loss
+
+
+def test_losses_have_intervals(evaluate, split):
+    found = evaluate("loss", split, "--batch-size", 8)
+    assert found["intervals"]["perplexity"]["value"] == pytest.approx(found["perplexity"], rel=1e-5)
+    assert all(map(is_interval, found["intervals"].values()))
+    assert found["median_rank"].keys() == {"text_to_image", "image_to_text"}
+
+
+def test_numbers_that_are_none_are_null_in_json(grr_coca, diverged, split):
+    said = grr_coca("evaluate", diverged, "--data", split, "--batch-size", 8, "--json")
+    found = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))[str(split)]
+    assert found["contrastive_loss"] is None
+    assert found["intervals"]["coca_loss"] == {"value": None, "low": None, "high": None}
+    assert found["num_pairs"] == 16
+
+
+def test_an_evaluation_for_people_has_the_numbers_of_that_for_programs(grr_coca, run, split):
+    options = ["evaluate", run.folder, "--data", split, "--batch-size", 8]
+    result = json.loads(grr_coca(*options, "--json").out)[str(split)]
+    assert (result["num_pairs"], result["contrastive_batch_size"]) == (16, 8)
+    assert result["text_to_image"].keys() == {"R@1", "R@5", "R@10"}
+    said = grr_coca(*options)
+    assert said.code == 0, said.err
+    assert said.out.startswith(str(split))
+    for words in ("contrastive loss", "(batches of 8 pairs)", "perplexity", "CoCa loss", "text to image", "chance"):
+        assert words in said.out
+    assert f"{result['perplexity']:.4f}" in said.out
+
+
+def test_verbs_that_measure_take_a_name(grr_coca, split):
+    said = grr_coca("evaluate", DEFAULT, "--data", split, "--batch-size", 8, "--json")
+    assert said.code == 0
+    assert json.loads(said.out)
+
+
+# --- retrieval
+
+
+def test_retrieval_says_what_it_depends_on(evaluate, split):
+    found = evaluate("retrieval", split, "--folds", 2)
+    assert found["task"] == "retrieval"
+    assert found["depends_on"] == {
+        "images": 16,
+        "captions": 16,
+        "folds": 2,
+        "right answers": "an image's own captions alone",
+    }
+    assert found["plain"]["text_to_image/chance/R@1"] == pytest.approx(1 / 8)
+    assert all(map(is_interval, found["metrics"].values()))
+    assert len(found["metrics"]) == 6
+
+
+def test_folds_make_retrieval_no_harder(evaluate, split):
+    whole, parts = (evaluate("retrieval", split, *options)["metrics"] for options in ((), ("--folds", 4)))
+    assert parts["text_to_image/R@5"]["value"] >= whole["text_to_image/R@5"]["value"]
+
+
+# --- captioning
+
+
+def test_captioning_prints_every_metric_and_writes_what_was_said(grr_coca, run, split, tmp_path):
+    out = tmp_path / "new" / "captions.jsonl"
+    said = grr_coca("evaluate", run.folder, "--task", "captioning", "--data", split, "--out", out)
+    assert said.code == 0, said.err
+    for words in ("CIDEr ", "CIDEr-D", "BLEU-1", "BLEU-4", "ROUGE-L", "(images: 16)", "(decoding: greedy)", "95 %"):
+        assert words in said.out
+    assert len(out.read_text().splitlines()) == 16
+
+
+def test_splits_may_be_given_one_after_the_other(grr_coca, run, split):
+    command = ["evaluate", run.folder, "--json", "--batch-size", 8]
+    at_once = grr_coca(*command, "--data", split, run.shard)
+    assert json.loads(at_once.out).keys() == {str(split), str(run.shard)}
+    assert grr_coca(*command, "--data", split, "--data", run.shard) == at_once
+
+
+# --- zeroshot
+
+
+def test_zeroshot_takes_labels_and_templates_from_files(evaluate, labelled, tmp_path):
+    (tmp_path / "labels.txt").write_text("\n".join([*LABELS, "moon", "sun", "dog"]))
+    (tmp_path / "templates.txt").write_text("{}\na {}.\n")
+    options = ["--labels", tmp_path / "labels.txt", "--templates", tmp_path / "templates.txt"]
+    found = evaluate("zeroshot", labelled, *options)
+    assert found["depends_on"] == {"images": 16, "classes": 6, "templates": 2}
+    assert found["metrics"].keys() == {"top-1", "top-5", "mean_per_class"}
+    assert found["plain"] == {"chance": pytest.approx(1 / 6)}
+
+
+def test_without_a_file_the_classes_are_those_that_occur(evaluate, labelled):
+    assert evaluate("zeroshot", labelled)["depends_on"]["classes"] == 3
+
+
+# --- probe
+
+
+def test_probes_are_trained_on_one_split_and_tested_on_another(evaluate, labelled, tmp_path):
+    train = write_shard(
+        tmp_path / "train.tar", [with_caption(pair, LABELS[i % 3]) for i, pair in enumerate(real_pairs(24))]
+    )
+    found = evaluate("probe", labelled, "--train", train)
+    assert found["metrics"].keys() == {"linear probe", "attention probe"}
+    assert found["depends_on"]["training images"] == 24
+    assert found["plain"]["most frequent class"] == pytest.approx(6 / 16)
+
+
+# --- compare
+
+
+def test_a_comparison_shows_the_change_in_per_cent_and_paired_differences(grr_coca, run, baseline, split):
+    said = grr_coca("compare", run.folder, baseline.folder, "--data", split, run.shard, "--batch-size", 8)
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    first, second, average = (line for line in lines if "%" in line)
+    assert any("grr" in line and "baseline" in line and "change" in line for line in lines)
+    assert first.startswith(str(split))
+    assert second.startswith(str(run.shard))
+    assert average.startswith("average")
+    assert all(line.count("%") == 6 for line in (first, second, average))
+    assert "changes over baseline_coca" in said.out
+    (paired,) = (line for line in lines if line.startswith(f"{split}: contrastive loss "))
+    assert paired.count("[") == 4
+
+
+def test_a_checkpoint_held_against_itself_has_not_changed(grr_coca, run, split):
+    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8)
+    assert said.out.count("+0.00%") == 3
+    assert said.out.splitlines()[-1].count("+0.000 [+0.000, +0.000]") == 4
+
+
+def test_contrastive_losses_of_0_are_compared(grr_coca, run, split):
+    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 1)
+    assert said.code == 0, said.err
+    assert "0.000 0.000 –" in " ".join(said.out.split())
+
+
+def test_models_of_one_preset_have_the_names_that_they_were_given(grr_coca, run, split):
+    said = grr_coca("compare", run.folder, run.checkpoint, "--data", split, "--batch-size", 8).out
+    assert f"changes over {run.checkpoint}" in said
+    heads = said.splitlines()[1].split()
+    assert str(run.folder) in heads
+    assert str(run.checkpoint) in heads
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("vocab_size", "context_length", "why"),
+    [
+        (300, None, "are means over tokens of different vocabularies"),
+        (None, 6, "are of captions that are cut to different lengths (contexts of 24 and 6 tokens)"),
+    ],
+)
+def test_perplexities_over_different_tokens_are_not_compared(
+    grr_coca, run, split, tmp_path, vocab_size, context_length, why
+):
+    model, tokenizer = run.recipe.model, run.recipe.tokenizer
+    other = finished_run(
+        tmp_path,
+        steps=1,
+        tokenizer=replace(tokenizer, vocab_size=vocab_size or tokenizer.vocab_size),
+        model=replace(model, context_length=context_length or model.context_length),
+    )
+    said = grr_coca("compare", run.folder, other.folder, "--data", split, "--batch-size", 8)
+    assert f"perplexity and CoCa loss {why}, and cannot be compared" in said.out
+    line = said.out.splitlines()[-1]
+    assert "perplexity" not in line
+    assert "CoCa" not in line
+    assert line.count("[") == 2
+
+
+def test_a_model_that_diverged_is_compared_too(grr_coca, run, diverged, split):
+    said = grr_coca("compare", diverged, run.folder, "--data", split, "--batch-size", 8)
+    assert said.code == 0, said.err
+    assert "nan" in said.out

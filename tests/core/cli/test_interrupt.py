@@ -1,0 +1,205 @@
+"""Ctrl-C at any moment: one line, no traceback, exit code 130. A reader of the output that goes away: not a word.
+Output that a disk does not take: one line."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import take_interrupts
+
+import grr_coca.cli
+from grr_coca.__main__ import run as run_program
+
+INTERRUPTED_AT = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("grr_coca", run_name="__main__")
+"""
+INTERRUPTED_WITHIN_A_LOCK = """
+import os, runpy, signal, threading
+import grr_coca.cli
+
+def main():
+    lock = threading.Lock()
+    with lock:
+        lock.release()  # as while `threading.Condition` waits
+        os.kill(os.getpid(), signal.SIGINT)
+
+grr_coca.cli.main = main
+runpy.run_module("grr_coca", run_name="__main__")
+"""
+INTERRUPTED_AFTERWARDS = """
+import atexit, os, runpy, signal
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+runpy.run_module("grr_coca", run_name="__main__")
+"""
+
+
+def answer(code: str, arguments: list, cwd) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, preexec_fn=take_interrupts)
+
+
+def test_programs_of_these_tests_take_interrupts_even_where_pytest_does_not(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under `nohup … &`
+    try:
+        said = answer("import os, signal; os.kill(os.getpid(), signal.SIGINT)", [], tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert said.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("module", ["grr_coca.common.errors", "tyro", "torch.nn"])
+def test_an_interrupt_while_something_is_imported_is_one_line(run, image_files, tmp_path, module):
+    arguments = ["caption", *image_files, "-c", run.folder]
+    said = answer(INTERRUPTED_AT.format(module=module), arguments, tmp_path)
+    assert (said.returncode, said.stdout, said.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_within_a_lock_is_one_line(tmp_path):
+    said = answer(INTERRUPTED_WITHIN_A_LOCK, [], tmp_path)
+    assert (said.returncode, said.stdout, said.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_after_the_work_changes_nothing(tmp_path):
+    said = answer(INTERRUPTED_AFTERWARDS, ["info", "grr_coc"], tmp_path)
+    assert said.returncode == 2
+    assert said.stderr == "error: there is no preset 'grr_coc'; did you mean 'grr_coca'?\n"
+
+
+@pytest.mark.parametrize("arguments", [["info", "--help"], ["models"]])
+def test_a_reader_that_takes_no_more_ends_it_without_a_word(arguments):
+    read, write = os.pipe()
+    os.close(read)  # as `| head` leaves it
+    command = [sys.executable, "-m", "grr_coca", *arguments]
+    said = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (said.returncode, said.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(("arguments", "unbuffered"), [(["--help"], "1"), (["info", "--help"], ""), (["models"], "1")])
+def test_a_disk_that_is_too_full_for_the_output_is_told_in_one_line(arguments, unbuffered):
+    command = [sys.executable, "-m", "grr_coca", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment)
+    message = "error: standard output: cannot be written (No space left on device)\n"
+    assert (said.returncode, said.stderr) == (2, message)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX closes the streams")
+def test_closed_streams_change_nothing_but_that_nothing_is_said(tmp_path):
+    command = ["sh", "-c", f'"{sys.executable}" -m grr_coca "$@" >&- 2>&-', "sh"]
+    assert subprocess.run([*command, "models"], timeout=60).returncode == 0
+    assert subprocess.run([*command, "data", "check", tmp_path / "gone"], timeout=60).returncode == 2
+
+
+# --- The same in this process: which errors are of the output, and which are not
+
+
+class Ended(BaseException):
+    """The process would have ended here."""
+
+
+class Broken(io.StringIO):
+    """Output that takes nothing."""
+
+    def write(self, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """This process keeps its signals and its search for garbage."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+
+
+@pytest.fixture
+def end_of(process, monkeypatch):
+    """How the program ends if its work raises an error or returns a code, and what it says."""
+
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+
+    def run(outcome, *, is_broken: bool = False):
+        def main():
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        said = io.StringIO()
+        monkeypatch.setattr(grr_coca.cli, "main", main)
+        monkeypatch.setattr(sys, "stdout", Broken() if is_broken else io.StringIO())
+        monkeypatch.setattr(sys, "stderr", said)
+        with pytest.raises(BaseException) as caught:
+            run_program()
+        return caught.value, said.getvalue()
+
+    return run
+
+
+def within_a_lock() -> RuntimeError:
+    error = RuntimeError("release unlocked lock")
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_broken", "code", "said"),
+    [
+        (KeyboardInterrupt(), False, 130, "interrupted\n"),
+        (KeyboardInterrupt(), True, 130, "interrupted\n"),
+        (within_a_lock(), False, 130, "interrupted\n"),
+        (BrokenPipeError(), True, 141, ""),
+        (OSError(errno.ENOSPC, "no room"), True, 2, "error: standard output: cannot be written (no room)\n"),
+        (OSError(errno.EIO, "no disk"), True, 2, "error: standard output: cannot be written (no disk)\n"),
+    ],
+)
+def test_an_error_of_the_output_ends_the_process(end_of, outcome, is_broken, code, said):
+    ended, words = end_of(outcome, is_broken=is_broken)
+    assert isinstance(ended, Ended)
+    assert (ended.args, words) == ((code,), said)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_broken"),
+    [
+        (RuntimeError("of a library"), False),
+        (BrokenPipeError(), False),
+        (OSError(errno.ENOSPC, "no room"), False),
+        (OSError(errno.ENOENT, "no such file"), True),
+    ],
+)
+def test_any_other_error_keeps_its_traceback(end_of, outcome, is_broken):
+    assert end_of(outcome, is_broken=is_broken) == (outcome, "")
+
+
+@pytest.mark.parametrize("outcome", [0, 3, SystemExit(3), SystemExit(0)])
+def test_the_exit_code_is_that_of_the_work(end_of, outcome):
+    ended, _ = end_of(outcome)
+    assert isinstance(ended, SystemExit)
+    assert ended.code == (outcome.code if isinstance(outcome, SystemExit) else outcome)
+
+
+def test_a_stream_that_the_shell_has_closed_is_nowhere(process, monkeypatch):
+    monkeypatch.setattr(grr_coca.cli, "main", lambda: print("said") or 0)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit):
+        run_program()
+    with sys.stdout as nowhere:
+        assert nowhere.name == os.devnull

@@ -1,0 +1,239 @@
+"""`grr-coca push`, and loading what was pushed, against a hub of our own."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_hub import OWNER, TOKEN, fake_hub
+from huggingface_hub import constants
+from support import warnings_of
+
+from grr_coca.common.files import MANIFEST
+from grr_coca.model.checkpoint_folder import FILES, FITTED_FILES, GRAPH_FILES
+from grr_coca.model.shipped_models import FOLDER
+
+PICTOGRAMS = FOLDER / "pictograms"
+FITTED = [name for name in FITTED_FILES if (PICTOGRAMS / name).exists()]
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with fake_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def push(hub, grr_coca, monkeypatch, tmp_path):
+    """Run `grr-coca push ARGUMENTS` in this process, with our hub in the place of the real one."""
+
+    def run(*arguments, token=TOKEN, address=hub.address):
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        return grr_coca("push", *arguments)
+
+    return run
+
+
+@pytest.mark.ci
+def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp_path):
+    first = push(PICTOGRAMS, f"{OWNER}/emoji")
+    assert first.code == 0, first.err
+    assert f'grr_coca.load("{OWNER}/emoji") loads it' in first.out
+    (files,) = hub.repositories[f"{OWNER}/emoji"]
+    assert sorted(files) == sorted([*FILES, *GRAPH_FILES, *FITTED, MANIFEST, "README.md"])
+    for name in (*FILES, *GRAPH_FILES, *FITTED):
+        assert files[name] == (PICTOGRAMS / name).read_bytes()
+    old, config = hub.revision(f"{OWNER}/emoji", 0), json.loads(files["config.json"])
+    later, manifest = json.dumps({**config, "step": 77}).encode(), json.loads(files[MANIFEST])
+    assert sorted(manifest["files"]) == sorted([*FILES, *GRAPH_FILES, *FITTED])
+    manifest["files"]["config.json"] = {"bytes": len(later), "sha256": hashlib.sha256(later).hexdigest()}
+    hub.commit(f"{OWNER}/emoji", {"config.json": later, MANIFEST: json.dumps(manifest).encode()})
+    code = """if True:
+        import sys, grr_coca
+        from grr_coca.cli import main
+        for name in sys.argv[2:]:
+            model = grr_coca.load(name, "cpu", engine="torch")
+            print(model.checkpoint.step, model.caption(sys.argv[1]))
+        print(grr_coca.load(f"{sys.argv[2]}@{sys.argv[3].partition('@')[2]}", "cpu").engine.name)
+        print("code", main(["caption", sys.argv[1], "-c", sys.argv[2] + "@v9"]))
+    """
+    names = [f"{OWNER}/emoji", f"{OWNER}/emoji@{old}", f"{OWNER}/emoji@main"]
+    # In a process of its own: the client reads its address and its cache folder when it is imported.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", code, str(image_files[0]), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *loaded, engine, unknown = done.stdout.splitlines()
+    assert engine == "onnx", "the graphs are downloaded, too"
+    assert [line.split()[0] for line in loaded] == ["77", str(config["step"]), "77"]
+    assert len({line.partition(" ")[2] for line in loaded}) == 1
+    assert unknown == "code 2"
+    assert f"error: {OWNER}/emoji@v9: no such folder, and no download" in done.stderr
+
+
+def test_the_card_says_what_the_manifest_says(hub, push):
+    push(PICTOGRAMS, f"{OWNER}/card", "--private")
+    card = hub.repositories[f"{OWNER}/card"][0]["README.md"].decode()
+    assert hub.private[f"{OWNER}/card"]
+    assert f'grr_coca.load("{OWNER}/card")' in card
+    assert "6,597 drawings of 1,842 concepts" in card
+    assert "| test_style | text_to_image/R@1 | 0.47 (0.435 to 0.505) |" in card
+    assert 'license_name: "weights Apache-2.0' in card
+    for heading in ("Data", "Figures", "Limits", "Licence", "Citation"):
+        assert f"\n## {heading}\n" in card
+
+
+def test_a_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatch):
+    monkeypatch.setattr("grr_coca.model.hub.push_files", None)
+    said = grr_coca("push", "pictograms", f"{OWNER}/dry", "--dry-run", "--licence", "mit", "--data", "drawings")
+    assert said.code == 0
+    assert "license: mit" in said.out
+    assert "would be uploaded to me/dry; nothing was sent" in said.out
+    for name in (*FILES, "README.md"):
+        assert name in said.out
+
+
+def test_a_name_that_is_taken_is_told_and_taken_if_meant(hub, push):
+    hub.repositories[f"{OWNER}/taken"] = [{"README.md": b"before"}]
+    said = push(PICTOGRAMS, f"{OWNER}/taken")
+    assert said.code == 2
+    assert said.err == (
+        "error: me/taken: a repository of this name exists; give another, or --update to add a commit to it\n"
+    )
+    assert len(hub.repositories[f"{OWNER}/taken"]) == 1
+    assert push(PICTOGRAMS, f"{OWNER}/taken", "--update").code == 0
+    before = len(hub.repositories[f"{OWNER}/taken"])
+    said = push(PICTOGRAMS, f"{OWNER}/taken", "--update", "--private")
+    assert (said.code, len(hub.repositories[f"{OWNER}/taken"])) == (2, before)
+    assert "me/taken: is public, so nothing was uploaded" in said.err
+    assert len(hub.repositories[f"{OWNER}/taken"]) == 2
+
+
+def test_a_card_that_the_hub_refuses_makes_no_repository(hub, push, monkeypatch):
+    monkeypatch.setattr(hub, "licences", {"apache-2.0"})
+    said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
+    assert said.code == 2
+    assert said.err.startswith(f"error: {OWNER}/refused: nothing was uploaded: the Hugging Face hub refuses the card")
+    assert "must be one of ['apache-2.0']" in said.err
+    assert said.err.count("\n") == 1
+    assert f"{OWNER}/refused" not in hub.repositories
+
+
+def test_an_empty_repository_that_was_made_is_told_with_the_way_on(hub, push, monkeypatch):
+    monkeypatch.setattr(hub, "full", True)
+    said = push(PICTOGRAMS, f"{OWNER}/begun")
+    assert said.code == 2
+    assert "Storage limit reached" in said.err
+    assert said.err.endswith("; the repository now exists, and is empty: retry with --update\n")
+    monkeypatch.setattr(hub, "full", False)
+    assert push(PICTOGRAMS, f"{OWNER}/begun", "--update").code == 0
+
+
+@pytest.mark.parametrize(
+    ("licence", "lines"),
+    [
+        ("MIT", "license: mit\n"),
+        ("EUPL-1.2", 'license: other\nlicense_name: "EUPL-1.2"\n'),
+        ("No", 'license: other\nlicense_name: "No"\n'),
+        ("Eigene 😀 Lizenz", 'license: other\nlicense_name: "Eigene 😀 Lizenz"\n'),
+        ("caf\udce9", 'license: other\nlicense_name: "caf\\\\udce9"\n'),
+    ],
+)
+def test_a_licence_that_the_hub_does_not_know_has_a_name_of_its_own(grr_coca, licence, lines):
+    assert lines in grr_coca("push", "pictograms", "me/x", "--dry-run", "--licence", licence).out
+
+
+def test_names_that_are_not_utf8_are_escaped_on_the_card_and_bars_do_not_end_a_cell(grr_coca, run, tmp_path):
+    figures = tmp_path / "figures.json"
+    measured = {"CIDEr": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    figures.write_text(json.dumps({"a|caf\udce9": {"metrics": measured}}))
+    options = ("--licence", "mit", "--data", "caf\udce9", "--figures", str(figures), "--dry-run")
+    said = grr_coca("push", str(run.folder), "me/x", *options)
+    assert said.code == 0, said.err
+    assert r"| a\|caf\udce9 | CIDEr | 0.5 (0.25 to 0.75) |" in said.out
+    assert "## Data\n\ncaf\\udce9\n" in said.out
+
+
+@pytest.mark.parametrize(("name", "token"), [("somebody/else", TOKEN), (f"{OWNER}/mine", "")])
+def test_without_permission_nothing_goes_up(hub, push, name, token):
+    said = push(PICTOGRAMS, name, token=token)
+    assert said.code == 2
+    assert said.err.startswith(f"error: {name}: no permission to write to")
+    assert said.err.count("\n") == 1
+    assert name not in hub.repositories
+
+
+def test_a_hub_that_cannot_be_reached_is_told(push):
+    said = push(PICTOGRAMS, f"{OWNER}/far", address="http://127.0.0.1:9")
+    assert said.code == 2
+    assert said.err.startswith(f"error: {OWNER}/far: not uploaded to the Hugging Face hub")
+    assert said.err.count("\n") == 1
+
+
+def test_figures_without_intervals_do_not_go_up(refused, run, tmp_path):
+    (tmp_path / "figures.json").write_text('{"split": {}}')
+    options = ["--licence", "mit", "--figures", tmp_path / "figures.json"]
+    assert "no intervals of 'split'" in refused("push", run.folder, "me/x", *options)
+
+
+def test_figures_of_an_evaluation_are_on_the_card(grr_coca, run, tmp_path):
+    figures = tmp_path / "figures.json"
+    measured = {"CIDEr": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    figures.write_text(json.dumps({"pairs/test.tar": {"metrics": measured}}))
+    said = grr_coca("push", str(run.folder), "me/x", "--licence", "mit", "--figures", str(figures), "--dry-run")
+    assert said.code == 0
+    assert "| test.tar | CIDEr | 0.5 (0.25 to 0.75) |" in said.out
+    assert str(Path(run.folder).parent) not in said.out
+
+
+def test_splits_of_equal_name_each_have_their_figures(grr_coca, run, tmp_path):
+    figures = tmp_path / "figures.json"
+    splits = ("/home/a/icons/test.tar", "/home/a/emoji/test.tar", "/home/a/emoji/val.tar", "test.tar")
+    measured = {
+        split: {"metrics": {"CIDEr": {"value": number, "low": number, "high": number}}}
+        for number, split in enumerate(splits)
+    }
+    figures.write_text(json.dumps(measured))
+    said = grr_coca("push", str(run.folder), "me/x", "--licence", "mit", "--figures", str(figures), "--dry-run")
+    for number, name in enumerate(("icons/test.tar", "emoji/test.tar", "val.tar", "test.tar")):
+        assert f"| {name} | CIDEr | {number} |" in said.out
+    assert "/home" not in said.out
+
+
+def test_a_folder_of_the_name_of_a_shipped_model_is_what_goes_up(grr_coca, run, tmp_path, monkeypatch):
+    shutil.copytree(run.checkpoint, tmp_path / "icons")
+    monkeypatch.chdir(tmp_path)
+    with warnings_of("grr_coca.infer.locate") as warnings:
+        said = grr_coca("push", "icons", "me/x", "--licence", "mit", "--dry-run")
+    assert f"{run.recipe.schedule.steps} steps of training" in said.out
+    assert "this folder is used" in warnings[0]
+
+
+def test_a_damaged_model_does_not_go_up(refused, tmp_path):
+    shutil.copytree(PICTOGRAMS, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "its checksum differs" in refused("push", tmp_path / "damaged", "me/x", "--dry-run")
+
+
+def test_of_a_model_that_was_trained_elsewhere_the_card_counts_no_steps(grr_coca, run, tmp_path):
+    shutil.copytree(run.checkpoint, tmp_path / "imported")
+    (tmp_path / "imported" / "manifest.json").unlink()
+    config = tmp_path / "imported" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "step": 0}))
+    said = grr_coca("push", tmp_path / "imported", "me/x", "--licence", "mit", "--dry-run")
+    assert "images of 16 px." in said.out
+    assert "steps of training" not in said.out

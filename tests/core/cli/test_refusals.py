@@ -1,0 +1,108 @@
+"""What the verbs refuse: one line that names the way out, exit code 2, and nothing is written."""
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support import finetuning, real_pairs, refusals, snapshot, tiny_recipe, write_shard, write_tar
+
+from grr_coca.train.recipe import save_recipe
+
+INPUTS = [
+    "caption rows.jsonl -c $RUN --out rows.jsonl",
+    "embed rows.parquet -c $RUN --out rows.parquet",
+    "embed --texts v.keys.txt -c $RUN --out v.npy",
+    "explain images/0.webp -c $RUN --out link.png",
+    "evaluate $RUN --task captioning --data pairs.csv --out pairs.csv",
+    "evaluate $RUN --task captioning --data dataset_coco.json#val --out dataset_coco.json",
+]
+"""Commands whose output is one of the files that they read."""
+
+BELOW_A_FILE = [
+    "caption images -c $RUN --out file/a.csv",
+    "embed images -c $RUN --out file/v.npy",
+    "embed --texts twice.txt -c $RUN --out file/v.npy",
+    "explain images/0.webp -c $RUN --out file/maps.png",
+    "evaluate $RUN --task captioning --data split.tar --out file/c.jsonl",
+    "search $INDEX cat --out file/a.html",
+    "export index $INDEX --out file/a.parquet",
+]
+"""Commands whose output has no place."""
+
+
+@pytest.fixture
+def there(tmp_path, image_files, monkeypatch):
+    """The current folder, with files of the kinds that verbs read."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no picture")
+    for name in ("folder.csv", "folder.npy"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "twice.txt").write_text("cat\ndog\nCat\nred  heart\nred heart\nbird\n")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    write_tar(tmp_path / "shard.tar", {"1.webp": real_pairs(1)[0].image})
+    write_shard(tmp_path / "split.tar", real_pairs(16, split="test"))
+    return tmp_path
+
+
+@pytest.fixture
+def placed(run, drawings):
+    """Puts the places of a finished run and of an index into a text."""
+    return lambda text: text.replace("$RUN", str(run.folder)).replace("$INDEX", str(drawings / "index"))
+
+
+def state(folder):
+    return sorted(folder.rglob("*")), snapshot(folder)
+
+
+@pytest.mark.parametrize(("command", "told"), refusals(Path(__file__).with_name("refusals.txt")))
+def test_wrong_use_is_told_in_one_line_and_writes_nothing(refused, there, placed, drawings, command, told):
+    if command.startswith(("pretrain", "finetune")):
+        recipe = tiny_recipe(write_shard(there / "data" / "pairs.tar", real_pairs(24)), steps=3)
+        save_recipe(recipe, there / "mine.yaml")
+        save_recipe(finetuning(recipe), there / "tune.yaml")
+    before = state(there)
+    message = re.sub(r"\([0-9a-f]{8}\)", "($HASH)", refused(*shlex.split(placed(command))))
+    expected = placed(told).replace("$PLACE", str(drawings)).replace("$HERE", str(there))
+    assert message == f"{expected}\n"
+    assert state(there) == before
+
+
+@pytest.mark.parametrize("command", INPUTS)
+def test_what_a_verb_reads_is_not_written_over(refused, there, placed, command):
+    import pyarrow.parquet
+
+    images = [str(path) for path in sorted((there / "images").iterdir())]
+    pyarrow.parquet.write_table(pyarrow.table({"image": images}), there / "rows.parquet")
+    (there / "rows.jsonl").write_text(json.dumps({"image": images[0], "caption": "a", "log_prob": -1.0}) + "\n")
+    (there / "v.keys.txt").write_text("a cat\n")
+    (there / "pairs.csv").write_text("image,caption\na.png,a cat\n")
+    (there / "dataset_coco.json").write_text("{}")
+    (there / "link.png").symlink_to("images/0.webp")
+    before = state(there)
+    assert "is an input, and would be overwritten" in refused(*shlex.split(placed(command)))
+    assert state(there) == before
+
+
+@pytest.mark.parametrize("command", BELOW_A_FILE)
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, there, placed, monkeypatch, command):
+    for work in ("load", "search.index.Index.search", "search.portable.export_parquet"):
+        monkeypatch.setattr(f"grr_coca.{work}", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("grr_coca.evaluate.caption_split.caption_split", lambda *_, **__: pytest.fail("too late"))
+    out = command.split()[-1]
+    assert f"{out}: cannot be written (file is a file)" in refused(*shlex.split(placed(command)))
+
+
+@pytest.mark.parametrize("command", ["caption images -c $RUN --out pipe.csv", "embed images -c $RUN --out pipe.npy"])
+def test_a_pipe_is_not_replaced_by_a_file(refused, there, placed, monkeypatch, command):
+    monkeypatch.setattr("grr_coca.load", lambda *_: pytest.fail("too late"))
+    pipe = there / command.split()[-1]
+    os.mkfifo(pipe)
+    (there / f"link{pipe.suffix}").symlink_to(pipe)
+    for out in (pipe, there / f"link{pipe.suffix}"):
+        message = refused(*shlex.split(placed(command))[:-1], out)
+        assert f"{out}: is a device or a pipe, not a file" in message
+    assert pipe.is_fifo()

@@ -1,0 +1,172 @@
+"""`grr-coca pretrain` and `grr-coca finetune`."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import yaml
+from support import differing, finetuning, real_pairs, snapshot, tiny_recipe, weights, write_shard
+
+from grr_coca.common.files import MANIFEST
+from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
+from grr_coca.train.recipe import load_recipe, save_recipe
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """Write a recipe file of a run of three steps, with changes."""
+    shard = write_shard(tmp_path / "data" / "pairs.tar", real_pairs(24))
+
+    def write(name="mine.yaml", edit=lambda recipe: recipe, **changes):
+        path = tmp_path / name
+        save_recipe(edit(tiny_recipe(shard, steps=3, **changes)), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def finetune_file(recipe_file):
+    return recipe_file("tune.yaml", finetuning)
+
+
+# --- Runs
+
+
+def test_pretraining_leaves_a_checkpoint_in_a_folder_named_after_recipe_and_preset_and_says_where(
+    grr_coca, recipe_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    said = grr_coca("pretrain", recipe_file("tiny.yaml"))
+    assert said.code == 0, said.err
+    assert said.out == "checkpoint, log and recipe are in runs/tiny-grr_coca\n"
+    assert from_pretrained(tmp_path / "runs" / "tiny-grr_coca").step == 3
+
+
+def test_options_replace_what_the_recipe_says_and_are_written_back(grr_coca, recipe_file, tmp_path):
+    other = write_shard(tmp_path / "other.tar", real_pairs(165, "health"))
+    options = ["--preset", "baseline_coca", "--data", other, "--seed", 5, "--out", tmp_path / "run"]
+    said = grr_coca("pretrain", recipe_file(), *options)
+    assert said.code == 0, said.err
+    written = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert (written.model.preset, written.data.train, written.data.val, written.seed) == (
+        "baseline_coca",
+        str(other),
+        None,
+        5,
+    )
+    assert from_pretrained(tmp_path / "run").preset == "baseline_coca"
+
+
+@pytest.mark.parametrize("data", ["../pairs/of health.tar", "cache:of health.tar"])
+def test_a_run_goes_on_with_the_data_of_the_same_command(grr_coca, recipe_file, tmp_path, monkeypatch, data):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / ("grr-coca" if data.startswith("cache:") else "pairs")
+    shard = write_shard(folder / "of health.tar", real_pairs(165, "health"))
+    command = ["pretrain", recipe_file(), "--data", data, "--out", tmp_path / "run", "--resume"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        said = grr_coca(*command)
+        assert said.code == 0, said.err
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").data.train == str(shard)
+
+
+def test_fine_tuning_goes_on_from_the_checkpoint_and_leaves_it_as_it_was(grr_coca, finetune_file, run, tmp_path):
+    before = snapshot(run.folder)
+    said = grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned")
+    assert said.code == 0, said.err
+    start, tuned = from_pretrained(run.folder), from_pretrained(tmp_path / "tuned")
+    assert tuned.step == start.step + 3
+    assert tuned.tokenizer.to_json() == start.tokenizer.to_json()
+    assert differing(weights(start), weights(tuned))
+    assert snapshot(run.folder) == before
+
+
+def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, finetune_file, run, tmp_path):
+    start = shutil.copytree(run.checkpoint, tmp_path / "start")
+    command = ["finetune", finetune_file, "--out", tmp_path / "tuned", "--resume", "--checkpoint"]
+    for same in (start, start, run.folder):
+        assert grr_coca(*command, same).code == 0, "the same weights in another place are the same"
+    other = tmp_path / "other"
+    save_checkpoint(replace(from_pretrained(start), step=7), other)
+    message = refused(*command, other)
+    assert f"{tmp_path / 'tuned' / 'start.json'}: the run began from {start}, whose files differ from those" in message
+    assert f"of {other}; to continue that run, give the same --checkpoint" in message
+    (other / MANIFEST).unlink()
+    assert "give the same --checkpoint" in refused(*command, other)
+    (tmp_path / "tuned" / "start.json").unlink()
+    assert grr_coca(*command, other).code == 0, "as runs that began before"
+
+
+# --- Dry runs
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_a_dry_run_tells_memory_steps_and_time_and_writes_nothing(
+    grr_coca, recipe_file, finetune_file, run, tmp_path, verb
+):
+    path = recipe_file() if verb == "pretrain" else finetune_file
+    start = ["--checkpoint", run.folder] if verb == "finetune" else []
+    before = snapshot(tmp_path), snapshot(run.folder)
+    said = grr_coca(verb, path, *start, "--out", tmp_path / "run", "--dry-run")
+    assert said.code == 0, said.err
+    told = {line[:13].strip(): line[13:] for line in said.out.splitlines()}
+    assert told.keys() == {"model", "first loss", "data", "steps", "peak memory", "time"}
+    assert told["steps"].startswith("3, 1.0 epochs")
+    assert told["data"].startswith("24 pairs, 8 a batch")
+    assert "GiB" in told["peak memory"]
+    assert "s a step" in told["time"]
+    assert (snapshot(tmp_path), snapshot(run.folder)) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
+    path = recipe_file(edit=lambda recipe: replace(recipe, schedule=replace(recipe.schedule, steps=1)))
+    assert grr_coca("pretrain", path, "--dry-run").code == 0
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(refused, recipe_file):
+    few = recipe_file(edit=lambda recipe: replace(recipe, data=replace(recipe.data, val=None)))
+    assert "evaluation: batch_size) of 2 or less" in refused("pretrain", few, "--dry-run")
+
+
+# --- Wrong use
+
+
+def test_sizes_that_do_not_fit_are_told_with_the_recipe_before_its_pairs_are_read(refused, recipe_file, monkeypatch):
+    monkeypatch.setattr("grr_coca.train.setup.training_sources", lambda _: pytest.fail("pairs were read"))
+    path = recipe_file(edit=lambda recipe: replace(recipe, model=replace(recipe.model, image_size=20)))
+    assert f"{path}: model: image_size 20 is not divisible by patch_size 16; the nearest" in refused("pretrain", path)
+
+
+def test_an_unknown_key_names_file_and_nearest_key(refused, recipe_file, tmp_path):
+    path = recipe_file()
+    content = yaml.safe_load(path.read_text())
+    content["optimizer"]["learning_rte"] = 1
+    path.write_text(yaml.safe_dump(content))
+    message = refused("pretrain", path)
+    assert str(path) in message
+    assert "learning_rte" in message
+
+
+def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):
+    before = snapshot(run.folder)
+    assert "holds a run already" in refused("pretrain", recipe_file(), "--out", run.folder)
+    assert snapshot(run.folder) == before
+
+
+def test_own_pairs_too_few_for_the_recipes_validation_are_refused_before_training(refused, recipe_file, tmp_path):
+    few = write_shard(tmp_path / "few.tar", real_pairs(24, "health"))
+    message = refused("pretrain", recipe_file(), "--data", few, "--out", tmp_path / "run")
+    assert "evaluation: batch_size" in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_fine_tuning_from_another_preset_names_both(refused, recipe_file, run):
+    other = recipe_file(
+        edit=lambda recipe: replace(recipe, tokenizer=None, model=replace(recipe.model, preset="baseline_coca"))
+    )
+    message = refused("finetune", other, "--checkpoint", run.folder)
+    assert "'grr_coca'" in message
+    assert "'baseline_coca'" in message

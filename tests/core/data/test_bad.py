@@ -1,0 +1,320 @@
+"""Bad samples: replaced in training by a function of (seed, epoch, index), counted exactly, named; errors elsewhere."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support import encode_image, real_pairs, shard_members, warnings_of, write_tar
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.batch import Replacement
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.images import decode_image
+from grr_coca.data.loader import ReplacementLog, make_loader
+from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources import views
+from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
+from grr_coca.data.text import clean_caption
+from grr_coca.data.tokenizer import train_bpe
+
+PAIRS = real_pairs(200)
+TOKENIZER = train_bpe([pair.caption for pair in PAIRS], 320)
+STRONG = Augmentation(scale=(0.8, 1.2), shift=0.1, rotate=15, jitter=0.3, grey=0.2)
+
+
+def bomb() -> bytes:
+    """A GIF that promises 65,535 × 65,535 pixels."""
+    data = bytearray(encode_image(decode_image(PAIRS[0].image, "a"), "gif"))
+    data[6:10] = b"\xff\xff\xff\xff"
+    return bytes(data)
+
+
+def spoil(members: dict[str, bytes], key: str, kind: Cause) -> None:
+    image, text = f"{key}.webp", f"{key}.txt"
+    if kind is Cause.EMPTY_FILE:
+        members[image] = b""
+    elif kind is Cause.BROKEN_IMAGE:
+        members[image] = members[image][: len(members[image]) // 2]
+    elif kind is Cause.NOT_AN_IMAGE:
+        members[image] = b"<!doctype html><html><body>404 Not Found</body></html>"
+    elif kind is Cause.TOO_LARGE:
+        members[image] = bomb()
+    elif kind is Cause.BAD_TEXT:
+        members[text] = "Käse".encode("latin-1")
+    elif kind is Cause.NO_CAPTION:
+        del members[text]
+    elif kind is Cause.EMPTY_CAPTION:
+        members[text] = b" \n"
+    elif kind is Cause.NO_IMAGE:
+        del members[image]
+    elif kind is Cause.DUPLICATE_KEY:
+        members[f"{key}.png"] = members[image]
+    else:
+        raise AssertionError(kind)
+
+
+KINDS = (
+    Cause.EMPTY_FILE, Cause.BROKEN_IMAGE, Cause.NOT_AN_IMAGE, Cause.TOO_LARGE, Cause.BAD_TEXT,
+    Cause.NO_CAPTION, Cause.EMPTY_CAPTION, Cause.NO_IMAGE, Cause.DUPLICATE_KEY,
+)  # fmt: skip
+
+
+def cmyk(pair):
+    return replace(pair, image=encode_image(decode_image(pair.image, "a").convert("CMYK"), "jpeg"))
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory):
+    """Two shards of 100 pairs, 5 % bad, every kind among them, and a CMYK image, which is none; and a cut shard.
+
+    Returns the source and the cause of each bad sample by index.
+    """
+    expected, folder = {}, tmp_path_factory.mktemp("spoiled")
+    with warnings_of("grr_coca.data.sources.shards"):
+        for shard in range(2):
+            pairs = list(PAIRS[100 * shard : 100 * shard + 100])
+            members = shard_members(pairs)
+            for number in range(5):
+                spoil(members, pairs[19 * number + 3].key, KINDS[(5 * shard + number) % len(KINDS)])
+            colours = cmyk(pairs[50])
+            members[f"{pairs[50].key}.webp"] = colours.image
+            write_tar(folder / f"{shard:05d}.tar", members)
+        write_tar(folder / "00002.tar", shard_members(PAIRS[:10]))
+        cut = folder / "00002.tar"
+        cut.write_bytes(cut.read_bytes()[: cut.read_bytes().index(PAIRS[7].image) + 10])
+        source = open_source(str(folder))
+    for index in range(len(source)):
+        try:
+            pair = source[index]
+            clean_caption(pair.caption, pair.name)
+            decode_image(pair.image, pair.name)
+        except BadSample as error:
+            expected[index] = error.cause
+    return source, expected
+
+
+def training(source, seed=3):
+    return PairDataset(source, TOKENIZER, Preprocess(16), 40, augmentation=STRONG, seed=seed)
+
+
+def test_the_spoiled_shards_are_as_the_tests_take_them(spoiled):
+    source, expected = spoiled
+    # 200 pairs and the one that repeats a key; seven pairs before the cut, and the one that is cut.
+    assert len(source) == 201 + 8
+    assert Counter(expected.values()) == Counter([*KINDS, KINDS[0], Cause.CUT_OFF])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_bad_samples_are_replaced_and_counted_exactly_whatever_the_number_of_workers(spoiled, num_workers):
+    source, expected = spoiled
+    order = TrainingOrder(Shuffle(len(source), seed=3), GlobalBatches(19, 22))  # two epochs of 209
+    batches = list(make_loader(training(source), order, num_workers))
+    assert [len(batch) for batch in batches] == [19] * 22
+    replaced = [replacement for batch in batches for replacement in batch.replaced]
+    for epoch in range(2):
+        found = {r.sample: r.cause for r in replaced if r.epoch == epoch}
+        assert found == expected
+    assert len(replaced) == 2 * len(expected)
+    for replacement in replaced:
+        assert replacement.name == source.name(replacement.sample)
+        assert replacement.place == source.place(replacement.sample)
+        assert replacement.name.startswith(replacement.place)
+    alone = list(make_loader(training(source), order, 0))
+    for first, second in zip(batches, alone, strict=True):
+        assert (first.keys, first.replaced) == (second.keys, second.replaced)
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.token_ids, second.token_ids)
+
+
+def test_what_stands_in_is_a_function_of_seed_epoch_and_index(spoiled):
+    source, expected = spoiled
+    bad, other = list(expected)[:2]
+
+    def stand_ins(seed, index=bad):
+        dataset = training(source, seed)
+        return [dataset[SampleRef(epoch, index)].key for epoch in range(12)]
+
+    assert stand_ins(1) == stand_ins(1) != stand_ins(2)
+    assert stand_ins(1) != stand_ins(1, other)
+    assert len(set(stand_ins(1))) > 6
+    keys = {source[i].key for i in range(len(source)) if i not in expected}
+    assert set(stand_ins(1)) <= keys
+
+
+def test_evaluation_stops_at_a_bad_sample_with_its_name(spoiled):
+    source, expected = spoiled
+    dataset = PairDataset(source, TOKENIZER, Preprocess(16), 40)
+    with pytest.raises(UserError) as caught:
+        list(make_loader(dataset, EvaluationOrder(len(source), 8), 0))
+    assert source.name(min(expected)) in str(caught.value)
+
+
+def test_the_sound_pairs_are_all_but_the_bad_ones(spoiled):
+    source, expected = spoiled
+    indices, bad = sound_pairs(source)
+    assert indices == [i for i in range(len(source)) if i not in expected]
+    assert [error.cause for error in bad] == list(expected.values())
+    sound = Subset(source, indices)
+    list(make_loader(PairDataset(sound, TOKENIZER, Preprocess(16), 40), EvaluationOrder(len(sound), 8), 0))
+
+
+@pytest.mark.parametrize("kind", ["table", "captions"])
+def test_an_image_of_several_captions_is_decoded_once_to_see_whether_it_is_sound(tmp_path, monkeypatch, kind):
+    captions = [["a cat", " ", "a pet"], ["a dog", "a hound"], ["torn", "torn too"]]
+    for number, pair in enumerate(PAIRS[:3]):
+        (tmp_path / f"{number}.webp").write_bytes(pair.image if number < 2 else pair.image[:40])
+    if kind == "table":
+        rows = [f"{number}.webp,{text}" for number, texts in enumerate(captions) for text in texts]
+        path = tmp_path / "pairs.csv"
+        path.write_text("\n".join(["image,caption", *rows]))
+    else:
+        lines = [json.dumps({"image": f"{number}.webp", "caption": texts}) for number, texts in enumerate(captions)]
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("\n".join(lines))
+    decoded = []
+    monkeypatch.setattr(views, "decode_image", lambda data, name: (decoded.append(name), decode_image(data, name)))
+    indices, bad = sound_pairs(every_caption(open_source(str(path))))
+    assert len(decoded) == 3
+    assert indices == [0, 2, 3, 4]
+    assert [error.cause for error in bad] == [Cause.EMPTY_CAPTION, Cause.BROKEN_IMAGE, Cause.BROKEN_IMAGE]
+
+
+def test_captions_for_a_tokenizer_come_without_those_that_cannot_be_read(spoiled):
+    source, expected = spoiled
+    unreadable = {Cause.BAD_TEXT, Cause.NO_CAPTION, Cause.EMPTY_CAPTION, Cause.NO_IMAGE, Cause.DUPLICATE_KEY}
+    unreadable |= {Cause.EMPTY_FILE, Cause.CUT_OFF}  # known from the header
+    lost = sum(cause in unreadable for cause in expected.values())
+    texts = list(caption_texts(source))
+    assert len(texts) == len(source) - lost
+    assert all(text == " ".join(text.split()) for text in texts)
+    assert len(list(caption_texts(source, limit=10))) <= 10
+
+
+def test_every_caption_and_chain_pass_bad_samples_on(spoiled):
+    source, expected = spoiled
+    chain = Chain([Subset(source, [0, 1]), source])
+    assert every_caption(chain) is chain
+    bad = min(expected)
+    with pytest.raises(BadSample):
+        chain[2 + bad]
+    assert chain.name(2 + bad) == source.name(bad)
+    assert chain.place(0) == source.place(0)
+    assert chain[3] == source[1]
+
+
+def test_where_nothing_is_good_training_stops_with_the_first_bad_one(tmp_path):
+    members = {name: b"" if name.endswith("webp") else b"a cat" for name in shard_members(PAIRS[:5])}
+    source = open_source(str(write_tar(tmp_path / "a.tar", members)))
+    with pytest.raises(UserError, match=rf"{PAIRS[2].key}: not an image.*and 100 other samples are bad too"):
+        training(source)[SampleRef(0, 2)]
+
+
+# --- The count
+
+
+def replacements(count: int, place: str = "a.tar", cause: Cause = Cause.NOT_AN_IMAGE) -> list[Replacement]:
+    return [Replacement(cause, f"{place}: {i}", place, 0, i) for i in range(count)]
+
+
+def test_the_log_counts_by_cause():
+    log = ReplacementLog(max_share=0.1)
+    log.add(100, replacements(2))
+    log.add(100, replacements(1, cause=Cause.BAD_TEXT))
+    assert log.counts == {Cause.NOT_AN_IMAGE: 2, Cause.BAD_TEXT: 1}
+    assert log.share == 3 / 200
+
+
+def test_a_bad_batch_at_the_start_stops_nothing():
+    log = ReplacementLog(max_share=0.1, window=1000)
+    log.add(100, replacements(100))
+    for _ in range(8):
+        log.add(100, [])
+    assert log.share == 100 / 900
+    log.add(100, [])
+    assert log.share == 0.1
+
+
+def test_above_the_share_of_a_window_the_run_stops_and_names_the_shard_with_most_of_them():
+    log = ReplacementLog(max_share=0.1, window=1000)
+    for _ in range(20):
+        log.add(100, [])
+    for _ in range(5):
+        log.add(100, [*replacements(2, "good.tar"), *replacements(18, "rotten.tar", Cause.BROKEN_IMAGE)])
+    with pytest.raises(UserError) as caught:
+        log.add(100, replacements(1, "good.tar"))
+    message = str(caught.value)
+    assert message.startswith("10% of the last 1,000 samples are bad, more than health: max_bad_share 0.1; ")
+    assert "most of them, 90, are in rotten.tar" in message
+    assert "broken or truncated image: 90, not an image: 11" in message
+
+
+def test_the_window_forgets_what_is_old():
+    rng = np.random.default_rng(0)
+    log = ReplacementLog(max_share=1.0, window=500)
+    history = []
+    for _ in range(100):
+        number = int(rng.integers(0, 20))
+        log.add(20, replacements(number))
+        history.append(number)
+        recent = history[-25:]
+        assert log.share == sum(recent) / (20 * len(recent))
+
+
+# --- Signals
+
+
+def test_workers_leave_signals_to_their_parent(spoiled):
+    source, _ = spoiled
+    order = TrainingOrder(Shuffle(len(source), seed=3), GlobalBatches(19, 22))
+    loader = iter(make_loader(training(source), order, 2))
+    keys = [next(loader).keys]
+    children = worker_pids()
+    assert len(children) == 2
+    for name in ("INT", "TERM", "USR1"):  # as a shell or a scheduler sends them, which is not their parent
+        subprocess.run(["sh", "-c", f"kill -{name} {' '.join(map(str, children))}"], check=True)
+    keys += [batch.keys for batch in loader]
+    assert keys == [batch.keys for batch in make_loader(training(source), order, 0)]
+    deadline = time.monotonic() + 60
+    while worker_pids() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert worker_pids() == []
+
+
+@pytest.mark.ci
+def test_workers_end_with_a_program_that_leaves_its_loader_open(tmp_path):
+    """Python terminates them at its exit and waits for that."""
+    shard = write_tar(tmp_path / "00000.tar", shard_members(PAIRS[:20]))
+    program = f"""
+from grr_coca.data.dataset import PairDataset
+from grr_coca.data.loader import make_loader
+from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
+from grr_coca.data.augmentation import Augmentation
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources.open import open_source
+from grr_coca.data.tokenizer import train_bpe
+
+source = open_source({str(shard)!r})
+dataset = PairDataset(source, train_bpe(["a"], 300), Preprocess(64), 32, augmentation=Augmentation())
+order = TrainingOrder(Shuffle(20, seed=0), GlobalBatches(4, 100))
+left_open = iter(make_loader(dataset, order, 2))
+print(len(next(left_open)))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "4\n"
+
+
+def worker_pids() -> list[int]:
+    import multiprocessing
+
+    return [process.pid for process in multiprocessing.active_children()]

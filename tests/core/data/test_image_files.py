@@ -1,0 +1,241 @@
+"""Which images the arguments mean."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from support import real_pairs, shard_members, write_shard, write_tar
+
+from grr_coca.common.errors import UserError
+from grr_coca.data import image_files as find
+from grr_coca.data.image_files import find_images
+from grr_coca.data.images import MAX_BYTES
+from grr_coca.data.sources.base import BadSample
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Some files, their content their own path."""
+    names = [
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        "sub/deep/c.webp",
+        "sub/d.gif",
+        "sub/._d.gif",
+        ".hidden/e.png",
+        "sub/table.ods",
+    ]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*arguments):
+    return [image.name for image in find_images(arguments)]
+
+
+def test_folders_are_searched_to_the_bottom_past_hidden_and_other_files(tree):
+    assert names(".") == ["a.JPG", "b.png", "sub/d.gif", "sub/deep/c.webp"]
+    assert names("sub") == ["sub/d.gif", "sub/deep/c.webp"]
+
+
+def test_patterns_find_images_and_tar_shards(tree):
+    assert names("*") == ["a.JPG", "b.png"]
+    assert names("sub/**/*.*") == ["sub/d.gif", "sub/deep/c.webp"]
+    assert names(f"{tree}/[ab].*") == [f"{tree}/a.JPG", f"{tree}/b.png"]
+
+
+def test_stars_go_through_subfolders_as_a_walk_does(tree):
+    everything = ["a.JPG", "b.png", "sub/d.gif", "sub/deep/c.webp"]
+    assert names("**") == names("**/*") == names("**/**/*.*") == everything
+    assert names("./**/*.webp") == ["sub/deep/c.webp"]
+    assert names(f"{tree}/**/[cd].*") == [f"{tree}/sub/d.gif", f"{tree}/sub/deep/c.webp"]
+    assert names("s*/**") == ["sub/d.gif", "sub/deep/c.webp"]
+    assert names("sub/**/deep/*") == ["sub/deep/c.webp"]
+    (tree / "sub" / "[x]").mkdir()
+    (tree / "sub" / "[x]" / "e.png").write_text("x")
+    assert names("**/e.png") == ["sub/[x]/e.png"]
+
+
+def test_stars_do_not_follow_links_in_circles(tree):
+    for name in ("up", "again"):
+        (tree / "sub" / name).symlink_to("..")
+    assert names("sub/**/*.*") == ["sub/d.gif", "sub/deep/c.webp"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tree):
+    (tree / "[1].png").write_text("x")
+    assert names("[1].png") == ["[1].png"]
+
+
+def test_a_file_that_is_named_counts_whatever_it_is_called(tree):
+    assert names("notes.txt", "nowhere.png") == ["notes.txt", "nowhere.png"]
+
+
+def test_each_image_comes_once_in_the_order_of_the_arguments(tree):
+    assert names("b.png", ".", "a.JPG") == ["b.png", "a.JPG", "sub/d.gif", "sub/deep/c.webp"]
+
+
+def test_an_image_is_read_when_it_is_asked_for(tree):
+    (image,) = find_images(["b.png"])
+    assert (image.read(), image.path) == (b"b.png", Path("b.png"))
+    (tree / "b.png").unlink()
+    with pytest.raises(UserError, match=r"b\.png: no such file"):
+        image.read()
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tree, monkeypatch):
+    with Path("huge.tif").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
+    (image,) = find_images(["huge.tif"])
+    for read in (image.read, image.span.read):
+        with pytest.raises(BadSample, match=r"huge\.tif: too many bytes: 268,435,457"):
+            read()
+
+
+def test_names_that_are_not_utf8_are_found(tree):
+    Path(os.fsdecode(os.fsencode(tree) + b"/sub/caf\xe9.png")).write_bytes(b"coffee")
+    (image,) = (image for image in find_images(["sub"]) if "caf" in image.name)
+    assert os.fsencode(image.name) == b"sub/caf\xe9.png"
+    assert image.read() == b"coffee"
+
+
+def test_a_folder_that_cannot_be_looked_through_is_an_image_that_fails(tree, lock):
+    lock("sub/deep")
+    *whole, hidden = find_images(["."])
+    assert [image.name for image in whole] == ["a.JPG", "b.png", "sub/d.gif"]
+    assert hidden.hides_others
+    with pytest.raises(UserError, match=r"^sub/deep: cannot be read \(Permission denied\)"):
+        hidden.read()
+
+
+def test_an_empty_name_is_not_this_folder(tree):
+    with pytest.raises(UserError, match="an empty path"):
+        find_images(["b.png", ""])
+
+
+@pytest.mark.parametrize("argument", ["empty", "*.tif", "sub/*.xyz"])
+def test_nothing_found_is_named(tree, argument):
+    (tree / "empty").mkdir()
+    (tree / "empty" / "notes.txt").write_text("no image")
+    with pytest.raises(UserError) as error:
+        find_images([argument])
+    assert str(error.value).startswith(f"{argument}: no image")
+
+
+# --- Shards
+
+
+def test_the_images_of_a_shard_need_no_captions(tmp_path):
+    pairs = real_pairs(3)
+    members = {"sub/._a.webp": b"of the Finder", **shard_members(pairs[:2]), "alone.webp": pairs[2].image}
+    images = find_images([str(write_tar(tmp_path / "a.tar", members))])
+    assert [image.read() for image in images] == [pair.image for pair in pairs]
+    assert images[2].name == f"{tmp_path / 'a.tar'}: alone.webp"
+
+
+def test_a_member_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    (image,) = find_images([str(write_shard(tmp_path / "a.tar", real_pairs(1)))])
+    monkeypatch.setattr(find, "MAX_BYTES", 100)
+    with pytest.raises(BadSample, match=r"a\.tar: too many bytes: [\d,]+ \(limit 100\)"):
+        image.read()
+
+
+def test_shards_in_a_folder_are_opened(tmp_path):
+    write_shard(tmp_path / "a.tar", real_pairs(2))
+    write_shard(tmp_path / "b.tar", real_pairs(3))
+    assert len(find_images([str(tmp_path)])) == len(find_images([f"{tmp_path}/*.tar"])) == 5
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.32, 0.4, 0.9])
+def test_a_shard_that_breaks_off_gives_what_it_has_and_says_so(tmp_path, keep):
+    path = write_shard(tmp_path / "a.tar", real_pairs(8))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content.rstrip(b"\0")) * keep)])
+    *whole, broken = find_images([str(path)])
+    pairs = {pair.image for pair in real_pairs(8)}
+    assert 0 < len(whole) < 8
+    assert all(image.read() in pairs for image in whole)
+    assert broken.hides_others
+    with pytest.raises(UserError, match="not a whole uncompressed tar file"):
+        broken.read()
+
+
+@pytest.mark.parametrize("members", [{}, {"a.txt": b"no image"}])
+def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
+    (image,) = find_images([str(write_tar(tmp_path / "a.tar", members))])
+    with pytest.raises(UserError, match="has no images"):
+        image.read()
+
+
+# --- Tables
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "coco.json#val", "pairs.parquet", "pairs.jsonl"])
+def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
+    from grr_coca.data.sources.shards import TarShards
+
+    asked = []
+    source = TarShards([write_shard(tmp_path / "a.tar", real_pairs(2))])
+    monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda path, **_: asked.append(path) or source)
+    images = find_images([str(tmp_path / name)])
+    assert asked == [str(tmp_path / name)]
+    assert [image.read() for image in images] == [pair.image for pair in real_pairs(2)]
+    assert [image.name for image in images] == [source.name(0), source.name(1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,price\n0.webp,5\n1.webp,6\n"),
+        ("a.csv", "path\n0.webp\n1.webp\n"),
+        ("a.tsv", "id\tpath\n7\t0.webp\n8\t1.webp\n"),
+        ("a.jsonl", '{"image": "0.webp", "caption": null}\n{"image": "1.webp", "caption": "a cat"}\n'),
+        ("a.jsonl", '{"image": "0.webp"}\n{"image": "1.webp"}\n'),
+        ("a.json", '[{"image": "0.webp"}, {"image": "1.webp"}]'),
+        (
+            "a.json",
+            '{"images": [{"id": 0, "file_name": "0.webp"}, {"id": 1, "file_name": "1.webp"}], "annotations": []}',
+        ),
+    ],
+)
+def test_a_table_of_images_needs_no_captions(tmp_path, name, text):
+    pairs = real_pairs(2)
+    for number, pair in enumerate(pairs):
+        (tmp_path / f"{number}.webp").write_bytes(pair.image)
+    (tmp_path / name).write_text(text)
+    images = find_images([str(tmp_path / name)])
+    assert [image.read() for image in images] == [pair.image for pair in pairs]
+    assert all("image" not in image.fields() for image in images)
+
+
+def test_a_parquet_table_of_images_needs_no_captions(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (pair,) = real_pairs(1)
+    (tmp_path / "0.webp").write_bytes(pair.image)
+    parquet.write_table(pyarrow.Table.from_pylist([{"path": "0.webp", "price": 5}]), tmp_path / "a.parquet")
+    (image,) = find_images([str(tmp_path / "a.parquet")])
+    assert (image.read(), image.fields()) == (pair.image, {"price": 5})
+
+
+def test_an_image_that_becomes_a_named_pipe_is_not_waited_for_and_one_that_is_given_is(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"image")
+    (found,) = find_images([str(tmp_path)])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"a\.png: cannot be read \(not a regular file\)"):
+        found.read()
+    (given,) = find_images([str(path)])
+    writing = threading.Thread(target=path.write_bytes, args=(b"through the pipe",))
+    writing.start()
+    assert given.read() == b"through the pipe"
+    writing.join()

@@ -1,0 +1,142 @@
+"""Captions of a split: each image once, all its references, the same however they are batched."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from support import BATCH_SIZE, PairsInMemory, real_pairs
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.sources.open import open_source
+from grr_coca.evaluate.caption_split import CaptionedSplit, caption_split, write_captions
+
+
+class SeveralCaptions(PairsInMemory):
+    """Pairs of which the first three are of one image."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            [replace(pair, name="one" if i < 3 else pair.name) for i, pair in enumerate(real_pairs(count))]
+        )
+
+
+class AllAtOnce(SeveralCaptions):
+    """A source that tells all captions of an image."""
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return (self.pairs[index].caption, f"another of {index}")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run):
+    from grr_coca.model.checkpoint import from_pretrained
+
+    return from_pretrained(run.folder)
+
+
+@pytest.fixture
+def source(run):
+    return open_source(str(run.shard))
+
+
+def test_an_image_with_several_pairs_is_captioned_once_against_all_its_captions(checkpoint):
+    source = SeveralCaptions(6)
+    captioned = caption_split(checkpoint, source)
+    assert captioned.names == ("one", *(source.name(i) for i in range(3, 6)))
+    assert captioned.references[0] == tuple(source.caption(i) for i in range(3))
+    assert len(captioned.hypotheses) == 4
+
+
+def test_rows_of_a_table_that_name_one_file_are_one_image(checkpoint, tmp_path):
+    for name, pair in zip(("0.webp", "1.webp"), real_pairs(2), strict=True):
+        (tmp_path / name).write_bytes(pair.image)
+    rows = [f"{path},seen {way}" for way in ("once", "twice") for path in ("0.webp", "./1.webp", "1.webp")]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows]))
+    captioned = caption_split(checkpoint, open_source(str(tmp_path / "pairs.csv")))
+    assert captioned.references == (("seen once", "seen twice"), ("seen once", "seen once", "seen twice", "seen twice"))
+    assert captioned.names == (f"{tmp_path}/pairs.csv: row 1, 0.webp", f"{tmp_path}/pairs.csv: row 2, ./1.webp")
+
+
+def test_all_captions_of_an_image_are_references(checkpoint):
+    source = AllAtOnce(4)
+    captioned = caption_split(checkpoint, source)
+    assert captioned.references[1] == (source.caption(3), "another of 3")
+    assert len(captioned.references[0]) == 6
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_how_images_are_batched_changes_nothing(checkpoint, source, batch_size):
+    assert caption_split(checkpoint, source, batch_size=batch_size) == caption_split(checkpoint, source)
+
+
+def test_a_subset_is_fixed_and_spread_over_the_split(checkpoint, source):
+    subset = caption_split(checkpoint, source, max_images=4)
+    assert subset.names == tuple(source.name(i) for i in (0, 10, 20, 30))
+    assert caption_split(checkpoint, source, max_images=1000) == caption_split(checkpoint, source)
+
+
+def test_scores_for_validation_are_those_of_the_subset(checkpoint, source):
+    scores = caption_split(checkpoint, source, max_images=10).scores().corpus()
+    assert scores == caption_split(checkpoint, source, max_images=10).scores().corpus()
+    assert scores.keys() == {"CIDEr", "CIDEr-D", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"}
+
+
+def test_the_mode_of_the_model_is_as_it_was(checkpoint, source):
+    checkpoint.model.train()
+    caption_split(checkpoint, source, max_images=BATCH_SIZE)
+    assert checkpoint.model.training
+    checkpoint.model.eval()
+
+
+def test_an_empty_split_is_refused(checkpoint):
+    with pytest.raises(UserError, match="empty split"):
+        caption_split(checkpoint, SeveralCaptions(0))
+
+
+def test_a_broken_image_is_named(checkpoint):
+    source = SeveralCaptions(4)
+    source.pairs[3] = replace(source.pairs[3], image=b"no image")
+    with pytest.raises(UserError, match=source.name(3)):
+        caption_split(checkpoint, source)
+
+
+# --- The file
+
+
+def test_captions_are_written_a_line_each(tmp_path):
+    captioned = CaptionedSplit(("a.png", "b.png"), ("ein Käse", 'a "cat"'), (("x",), ("y", "z")))
+    write_captions(captioned, tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows[0] == {"image": "a.png", "caption": "ein Käse", "references": ["x"]}
+    assert rows[1]["references"] == ["y", "z"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_the_name_of_an_image_that_is_not_utf8_is_escaped(tmp_path):
+    write_captions(CaptionedSplit(("caf\udce9.png",), ("a cup",), (("x",),)), tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["image"] == "caf\udce9.png"
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match="could not be written"):
+        write_captions(CaptionedSplit(("a",), ("b",), (("c",),)), tmp_path / "nowhere" / "out.jsonl")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(UserError, match="No space left"):
+        write_captions(CaptionedSplit(("a",), ("b",), (("c",),)), path)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("numbers", [{"max_images": 0}, {"max_images": -1}, {"batch_size": 0}])
+def test_no_images_at_once_or_at_all_are_refused(checkpoint, source, numbers):
+    with pytest.raises(UserError, match="give 1 or more"):
+        caption_split(checkpoint, source, **numbers)

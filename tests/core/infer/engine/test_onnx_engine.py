@@ -1,0 +1,341 @@
+"""The engine that computes with ONNX Runtime, with the graphs of the models that ship, against the one of PyTorch."""
+
+import json
+import lzma
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, file_sha256
+from grr_coca.infer.engine.base import Decoder, Engine
+from grr_coca.infer.engine.onnx import OnnxDecoder, OnnxEngine
+from grr_coca.infer.engine.torch import TorchEngine
+from grr_coca.infer.generate import Caption, GenerationOptions, generate, stream_captions
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained
+from grr_coca.model.shipped_models import shipped_folder, shipped_models
+
+SRC = Path(__file__).parents[4] / "src"
+DRAWINGS = sorted((SRC.parent / "docs" / "drawings").glob("*.webp"))[:10]
+TEXTS = ["a red heart", "cat", "two people who walk a dog in the rain", ""]
+names = pytest.mark.parametrize("name", shipped_models())
+
+
+@cache
+def checkpoint_of(name: str) -> Checkpoint:
+    return from_pretrained(shipped_folder(name))
+
+
+@cache
+def torch_engine(name: str) -> TorchEngine:
+    return TorchEngine(checkpoint_of(name).model, checkpoint_of(name).preprocess)
+
+
+@cache
+def onnx_engine(name: str) -> OnnxEngine:
+    return OnnxEngine(shipped_folder(name))
+
+
+@cache
+def pixels_of(name: str) -> np.ndarray:
+    preprocess = checkpoint_of(name).preprocess
+    return np.stack([preprocess(preprocess.decode(path.read_bytes(), path.name)) for path in DRAWINGS])
+
+
+# --- Equal results
+
+
+@names
+def test_its_numbers_are_those_of_the_model(name):
+    ours, theirs = onnx_engine(name), torch_engine(name)
+    assert isinstance(ours, Engine)
+    for number in ("embed_dim", "context_length", "vocab_size", "logit_bias"):
+        assert getattr(ours, number) == getattr(theirs, number)
+    assert ours.logit_scale == pytest.approx(theirs.logit_scale)
+    assert (ours.name, ours.precision) == ("onnx", "fp32")
+
+
+@names
+@pytest.mark.parametrize("count", [1, 7])
+def test_embeddings_are_those_of_pytorch(name, count):
+    pixels = pixels_of(name)[:count]
+    found, wanted = (engine.encode_images(pixels).embedding for engine in (onnx_engine(name), torch_engine(name)))
+    assert found.dtype == np.float32
+    assert np.abs(found - wanted).max() <= 1e-5
+    token_ids, lengths = (tensor.numpy() for tensor in checkpoint_of(name).tokenize(TEXTS[:count]))
+    texts = [engine.encode_texts(token_ids, lengths) for engine in (onnx_engine(name), torch_engine(name))]
+    assert np.abs(texts[0] - texts[1]).max() <= 1e-5
+
+
+WAYS = {
+    "greedy": {},
+    "rules": {"min_length": 6, "repetition_penalty": 1.3, "no_repeat_ngram": 2},
+    "beams": {"num_beams": 4, "num_captions": 3},
+    "groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "num_captions": 4},
+    "draws": {"temperature": 1.0, "num_captions": 3, "max_length": 12},
+    "nucleus": {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "max_length": 12},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "prompt"), [*((name, "") for name in shipped_models()), ("icons", "a picture of")])
+def test_captions_are_those_of_pytorch(name, way, prompt):
+    tokenizer, options = checkpoint_of(name).tokenizer, GenerationOptions(**WAYS[way])
+    found, wanted = (
+        generate(engine, tokenizer, pixels_of(name), options, prompt).captions
+        for engine in (onnx_engine(name), torch_engine(name))
+    )
+    for image, others in zip(found, wanted, strict=True):
+        for caption, other in zip(image, others, strict=True):
+            assert same_up_to_a_tie(caption, other)
+
+
+def same_up_to_a_tie(caption: Caption, other: Caption) -> bool:
+    """Rounding decides between tokens that are equally likely, and between captions."""
+    pairs = zip(caption.token_ids, other.token_ids, caption.log_probs, other.log_probs, strict=False)
+    for token, wanted, log_prob, expected in pairs:
+        if abs(log_prob - expected) > 1e-4:
+            return False
+        if token != wanted:
+            break
+    return abs(sum(caption.log_probs) - sum(other.log_probs)) < 1e-3
+
+
+def test_a_stream_is_that_of_pytorch():
+    tokenizer, pixels = checkpoint_of("icons").tokenizer, pixels_of("icons")
+    ours, theirs = (list(stream_captions(engine("icons"), tokenizer, pixels)) for engine in (onnx_engine, torch_engine))
+    assert ours == theirs
+    assert len(ours) > 3
+
+
+# --- Decoding
+
+
+def decoders(**options: object) -> tuple[OnnxDecoder, Decoder]:
+    options = {"num_prompt": 2, "max_tokens": 20, **options}
+    ours, theirs = (
+        engine("icons").decoder(engine("icons").encode_images(pixels_of("icons")[:4]), **options)
+        for engine in (onnx_engine, torch_engine)
+    )
+    return ours, theirs
+
+
+def test_rows_that_move_leave_and_multiply_keep_their_past():
+    both = decoders(num_captions=3, beams=True)
+    chance = np.random.default_rng(0)
+    orders = [np.arange(4).repeat(3), np.array([1, 0, 0, 3, 4, 5, 7, 8, 6, 11, 11, 11]), np.array([2, 0, 1, 9, 9, 10])]
+    token_ids = chance.integers(2, 4000, (4, 2))
+    for rows in orders:
+        probed = chance.integers(0, 4096, (len(token_ids), 50))
+        found, wanted = (decoder.step(token_ids).of(probed) for decoder in both)
+        assert np.abs(found - wanted).max() <= 1e-4
+        for decoder in both:
+            decoder.reorder(rows)
+        token_ids = chance.integers(2, 4000, (len(rows), 1))
+    found, wanted = (decoder.step(token_ids).largest(9) for decoder in both)
+    assert np.array_equal(found[1], wanted[1])
+    assert isinstance(both[0], Decoder)
+
+
+def test_neither_keys_of_images_nor_caches_are_copied_without_need(monkeypatch):
+    decoder, _ = decoders(num_captions=2)
+    places = {name: value.ctypes.data for name, value in decoder.cross.items()}
+    decoder.step(np.zeros((4, 2), dtype=np.int64))
+    decoder.reorder(np.arange(4).repeat(2))
+    decoder.step(np.zeros((8, 1), dtype=np.int64))
+    assert {name: value.ctypes.data for name, value in decoder.cross.items()} == places
+    assert not any(value.flags.owndata for value in decoder.past.values())  # the memory of ONNX Runtime itself
+    past = {name: value.ctypes.data for name, value in decoder.past.items()}
+    decoder.reorder(np.arange(8))
+    assert {name: value.ctypes.data for name, value in decoder.past.items()} == past
+    given = []
+    run = OnnxEngine.run
+    monkeypatch.setattr(OnnxEngine, "run", lambda *args: given.append(args[2]) or run(*args))
+    decoder.step(np.zeros((8, 1), dtype=np.int64))
+    assert {name: given[0][name].ctypes.data for name in past} == past
+
+
+def test_logits_outlive_their_decoder():
+    decoder, _ = decoders()
+    logits = decoder.step(np.ones((4, 2), dtype=np.int64))
+    before = logits.largest(5)
+    del decoder
+    for _ in range(5):
+        onnx_engine("icons").encode_images(pixels_of("icons"))
+    assert np.array_equal(logits.largest(5)[1], before[1])
+
+
+# --- What is opened, and how
+
+
+def test_a_text_opens_its_graph_alone_and_a_caption_the_two_others():
+    engine = OnnxEngine(shipped_folder("icons"))
+    engine.encode_texts(np.array([[0, 5, 1, 0]]), np.array([4]))
+    assert set(engine._graphs) == {"text"}
+    other = OnnxEngine(shipped_folder("icons"))
+    generate(other, checkpoint_of("icons").tokenizer, pixels_of("icons")[:1])
+    assert set(other._graphs) == {"image", "step"}
+
+
+def test_captions_need_no_pytorch():
+    code = f"""
+import sys
+sys.path.insert(0, {str(SRC)!r})
+sys.modules["torch"] = sys.modules["jaxtyping"] = None
+import numpy as np
+from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.infer.engine.onnx import OnnxEngine
+from grr_coca.infer.generate import GenerationOptions, generate
+folder = {str(shipped_folder("icons"))!r}
+tokenizer = Tokenizer.from_json(open(folder + "/tokenizer.json").read())
+for options in ({{}}, dict(num_beams=2), dict(temperature=1.0, top_p=0.9)):
+    pixels = np.full((1, 64, 64, 3), 255, dtype=np.uint8)
+    print(generate(OnnxEngine(folder), tokenizer, pixels, GenerationOptions(**options)).captions[0][0].text)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    white = np.full((1, 64, 64, 3), 255, dtype=np.uint8)
+    (wanted,) = generate(torch_engine("icons"), checkpoint_of("icons").tokenizer, white).captions[0]
+    assert done.stdout.splitlines()[0] == wanted.text
+    assert len(done.stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "threads", "workers"),
+    [(None, None, 1, 5), (None, "2", 1, 2), (None, "99", 1, 8), (3, "2", 3, 1)],
+)
+def test_threads_are_few_and_do_not_spin(given, variable, threads, workers, monkeypatch):
+    """A small model is no faster with two, but does two batches at the same time. Its workers have one thread each.
+    A thread that spins slows down whatever shares its core."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(5))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    engine = OnnxEngine(shipped_folder("icons"), given)
+    assert engine.workers == workers
+    options = engine.session("text").get_session_options()
+    assert options.intra_op_num_threads == threads
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_large_model_takes_all_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("grr_coca.infer.engine.onnx.num_threads", lambda: 5)
+    monkeypatch.setattr("grr_coca.infer.engine.onnx.SMALL_MODEL", 1000)
+    engine = OnnxEngine(shipped_folder("icons"))
+    assert (engine.threads, engine.workers) == (5, 1)
+
+
+# --- Folders that are damaged, or of others
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shipped_folder("icons"), tmp_path / "icons"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def take_from_another(path: Path) -> None:
+    shutil.copyfile(shipped_folder("pictograms") / path.name, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("text.onnx", cut, r"text\.onnx: damaged, or of another model"),
+        ("text.onnx", take_from_another, r"text\.onnx: damaged, or of another model"),
+        ("text.onnx", Path.unlink, r"text\.onnx: missing, or cannot be read"),
+        ("model.safetensors", cut, r"model\.safetensors: damaged, or of another model"),
+        ("model.safetensors", Path.unlink, r"model\.safetensors: missing, or cannot be read"),
+    ],
+)
+def test_a_file_that_is_damaged_missing_or_exchanged_is_named(folder, name, damage, told, capfd):
+    engine = OnnxEngine(folder)
+    damage(folder / name)
+    with pytest.raises(UserError, match=f"{told}.*grr-coca export onnx"):
+        engine.encode_texts(np.array([[0, 5, 1, 0]]), np.array([4]))
+    assert capfd.readouterr() == ("", "")
+
+
+def relist(folder: Path, name: str) -> None:
+    """Write a changed file into the manifest."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_folder_that_was_exported_before_still_runs(tmp_path):
+    """Its graph appends to caches by operators beside attention. Inputs, outputs and results are the same."""
+    folder = Path(shutil.copytree(shipped_folder("pictograms"), tmp_path / "pictograms"))
+    before = Path(__file__).parent / "recorded" / "pictograms-step.onnx.xz"
+    (folder / "step.onnx").write_bytes(lzma.decompress(before.read_bytes()))
+    relist(folder, "step.onnx")
+    found, wanted = (
+        generate(engine, checkpoint_of("pictograms").tokenizer, pixels_of("pictograms"), GenerationOptions(num_beams=3))
+        for engine in (OnnxEngine(folder), onnx_engine("pictograms"))
+    )
+    for (caption, *_), (expected, *_) in zip(found.captions, wanted.captions, strict=True):
+        assert caption.token_ids == expected.token_ids
+        assert np.abs(np.array(caption.log_probs) - expected.log_probs).max() <= 1e-5
+
+
+@pytest.mark.parametrize("version", ["opset", "ir"])
+def test_an_onnx_runtime_that_is_too_old_is_told_to_be_upgraded(folder, version, capfd):
+    graph = onnx.load(folder / "text.onnx", load_external_data=False)
+    if version == "opset":
+        graph.opset_import[0].version = 999
+    else:
+        graph.ir_version = 999
+    (folder / "text.onnx").write_bytes(graph.SerializeToString())
+    relist(folder, "text.onnx")
+    told = f"needs a newer ONNX Runtime than {onnxruntime.__version__}; pip install -U onnxruntime"
+    with pytest.raises(UserError, match=told):
+        OnnxEngine(folder).session("text")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_graph_that_cannot_be_opened_is_told_in_one_line(folder, capfd):
+    cut(folder / "text.onnx")
+    relist(folder, "text.onnx")
+    with pytest.raises(UserError, match=r"text\.onnx: cannot be opened \(.*\); write the folder again") as error:
+        OnnxEngine(folder).session("text")
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_checkpoint_without_graphs_is_told_how_to_get_them(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({"files": manifest["files"]}))
+    with pytest.raises(UserError, match=r"has no ONNX graphs .*grr-coca export onnx"):
+        OnnxEngine(folder)
+    del manifest["files"]["text.onnx"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"has no text\.onnx in its manifest\.json; .*grr-coca export onnx"):
+        OnnxEngine(folder).session("text")
+
+
+@pytest.mark.parametrize("model", [[], {"embed_dim": "wide", "context_length": 48, "vocab_size": 4096}])
+def test_a_manifest_that_is_damaged_is_named(folder, model):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "model": model}))
+    with pytest.raises(UserError, match=r"manifest\.json: damaged"):
+        OnnxEngine(folder)
+
+
+def test_links_to_files_of_one_folder_are_followed(folder, tmp_path):
+    """So the Hugging Face hub keeps what was downloaded."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in folder.iterdir():
+        (links / path.name).symlink_to(path)
+    found, wanted = (OnnxEngine(f).encode_texts(np.array([[0, 5, 1, 0]]), np.array([4])) for f in (links, folder))
+    assert np.array_equal(found, wanted)

@@ -1,0 +1,140 @@
+"""Maps of a caption's words."""
+
+from itertools import product
+
+import pytest
+import torch
+from scene_pairs import COLOURS, SIDE, scene
+from support import next_token_logits
+
+from grr_coca.data.tokenizer import clip_bpe, train_bpe
+from grr_coca.infer.explain import caption_maps
+from grr_coca.infer.explain.attention import AttentionRecord, attention_weights, mix_values
+from grr_coca.infer.explain.caption import group_words, patch_relevance
+from grr_coca.model.build import build
+
+
+def colour_word(finder, place, colour):
+    """The map of the word that names the colour of the one spot."""
+    tokenizer = finder.checkpoint.tokenizer
+    maps = caption_maps(finder.checkpoint, scene(place, colour), tokenizer.encode(finder.captions[colour]))
+    assert [word for word, _ in maps] == ["a", colour, "spot"]
+    return maps[1].heat
+
+
+@pytest.mark.ci
+def test_the_colour_is_looked_for_where_it_is(finder):
+    colours = list(COLOURS)
+    shown = [(place, colours[(place + shift) % len(colours)]) for place in range(SIDE**2) for shift in range(2)]
+    found = [int(colour_word(finder, place, colour).argmax()) == place for place, colour in shown]
+    assert sum(found) >= 0.95 * len(found)
+
+
+def test_shares_are_not_negative_and_sum_to_one(finder):
+    heat = colour_word(finder, 6, "red")
+    assert heat.shape == (SIDE, SIDE)
+    assert (heat >= 0).all()
+    assert heat.sum().item() == pytest.approx(1.0)
+
+
+def test_what_follows_the_end_token_is_left_out(finder):
+    tokenizer, image = finder.checkpoint.tokenizer, scene(3, "blue")
+    ids = tokenizer.encode("a blue spot")
+    expected = caption_maps(finder.checkpoint, image, ids)
+    ended = caption_maps(finder.checkpoint, image, [*ids, tokenizer.eos_id, tokenizer.eos_id])
+    assert [word for word, _ in ended] == [word for word, _ in expected]
+    assert all(torch.equal(first.heat, second.heat) for first, second in zip(ended, expected, strict=True))
+    assert caption_maps(finder.checkpoint, image, [tokenizer.eos_id]) == []
+
+
+def test_explaining_leaves_the_model_as_it_was(finder):
+    model = finder.checkpoint.model
+    model.train()
+    try:
+        colour_word(finder, 0, "red")
+        assert model.training
+    finally:
+        model.eval()
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("preset", "num_queries"),
+    [*product(["grr_coca", "baseline_coca", "coca", "grr_coca_parallel"], [5, None]), ("open_clip_coca", 5)],
+)
+def test_every_model_can_be_explained(tiny_config, make_batch, preset, num_queries):
+    config = tiny_config(preset, num_queries=num_queries)
+    model = build(config)
+    relevance = patch_relevance(model, make_batch(config).images[0], [1, 7, 9, 4])
+    assert relevance.shape == (3, config.image_encoder.num_patches)
+    torch.testing.assert_close(relevance.sum(dim=1), torch.ones(3))
+    assert not relevance.requires_grad
+
+
+def test_while_a_caption_is_explained_other_threads_use_the_model_as_it_is(tiny_config, make_batch):
+    config = tiny_config()
+    model, seen = build(config), []
+    model.text_decoder.register_forward_hook(lambda *_: seen.append(model.training))
+    model.multimodal_decoder.register_forward_hook(
+        lambda *_: seen.append(len(model.captioning_pooler.attn._forward_hooks))
+    )
+    patch_relevance(model, make_batch(config).images[0], [1, 7, 9])
+    assert seen == [True, 0]
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca_plus"])
+def test_frozen_weights_and_half_precision_can_be_explained(tiny_config, make_batch, preset):
+    config = tiny_config(preset)
+    model, image = build(config), make_batch(config).images[0]
+    expected = patch_relevance(model, image, [1, 7, 9])
+    assert torch.equal(patch_relevance(model.requires_grad_(False), image, [1, 7, 9]), expected)
+    torch.testing.assert_close(patch_relevance(model.bfloat16(), image, [1, 7, 9]), expected, atol=0.1, rtol=0)
+
+
+def test_relevance_is_attention_times_gradient_by_finite_differences(tiny_config, make_batch):
+    """An independent way to the gradient: nudge one weight of the pooler's attention, and see the logit."""
+    config = tiny_config()
+    model = build(config).double().eval()
+    image, ids = make_batch(config).images[:1].double(), torch.tensor([[1, 7, 9]])
+    pooler = model.captioning_pooler
+    with torch.no_grad():
+        patches = model.image_encoder(image)
+        attended = attention_weights(pooler.attn, pooler.queries[None], patches)
+
+        def logits(weights):
+            """Of the second word, with the weights of each row."""
+            count = len(weights)
+            mixed = mix_values(AttentionRecord(weights, attended.values.expand(count, -1, -1, -1)))
+            tokens = pooler.norm(pooler.attn.out_proj(mixed))
+            return next_token_logits(model, ids[:, :-1].expand(count, -1), tokens)[:, 1, ids[0, 2]]
+
+        count = attended.weights.numel()
+        nudges = 1e-5 * torch.eye(count, dtype=torch.float64).view(count, *attended.weights.shape[1:])
+        slopes = (logits(attended.weights + nudges) - logits(attended.weights - nudges)) / 2e-5
+        shares = (attended.weights * slopes.view_as(attended.weights)).clamp(min=0).sum(dim=(0, 1, 2))
+    relevance = patch_relevance(model, image[0], ids[0].tolist())
+    torch.testing.assert_close(relevance[1].double(), shares / shares.sum(), atol=1e-4, rtol=1e-3)
+
+
+# --- Words
+
+
+@pytest.mark.parametrize("tokenizer", [train_bpe(["a cat and a dog"] * 3, 270), clip_bpe()], ids=["trained", "CLIP's"])
+@pytest.mark.parametrize("caption", ["a cat and an extraordinary dog", "red-hot \u201ccafé\u201d 東京 ok", "cat", ""])
+def test_every_token_belongs_to_the_word_that_it_is_part_of(tokenizer, caption):
+    ids = tokenizer.encode(caption)
+    words = group_words(tokenizer, ids)
+    assert " ".join(word for word, _ in words) == tokenizer.decode(ids)
+    assert [position for _, positions in words for position in positions] == list(range(len(ids)))
+    for word, positions in words:
+        if word.isascii():
+            assert tokenizer.decode([ids[position] for position in positions]) == word
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_captions_are_explained_within_every_mode_of_gradients(tiny_config, make_batch, mode):
+    config = tiny_config()
+    model, image = build(config), make_batch(config).images[0]
+    expected = patch_relevance(model, image, [1, 7, 9])
+    with mode():
+        assert torch.equal(patch_relevance(model, image.clone(), [1, 7, 9]), expected)

@@ -1,0 +1,76 @@
+"""What a layer computes in the form that ONNX has is what it computes otherwise."""
+
+import pytest
+import torch
+from model_configs import SET_BY_RECIPES
+
+from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
+from grr_coca.model.build import build
+from grr_coca.model.layers.layout import CachedLayout
+from grr_coca.model.layers.position import Rotary, line_angles
+from grr_coca.model.layers.scaled_attention import KeyValueCache
+from grr_coca.model.presets import PRESETS
+
+NAMES = [*PRESETS, *SET_BY_RECIPES]
+
+
+def embed_padded(model, token_ids, lengths):
+    """Texts as the exporter embeds them."""
+    return exportable(model).embed_text(model.text_decoder.pack(token_ids, lengths, pad_lengths))
+
+
+def spread_out(model):
+    """Weights without zeros and ones, which would hide a norm or a bias."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize("positions", [slice(None), slice(2, 7), torch.tensor([[4, 0, 1], [2, 2, 8]])], ids=str)
+def test_the_operator_of_onnx_rotates_alike(positions):
+    rotary = Rotary(line_angles(9, 8))
+    shape = positions.shape if isinstance(positions, torch.Tensor) else (2, len(range(9)[positions]))
+    x = torch.randn(*shape, 2, 3, 8)
+    torch.testing.assert_close(exportable(rotary)(x, positions), rotary(x, positions), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_embeddings_are_the_same(tiny_config, make_batch, name):
+    config = tiny_config(name)
+    model, batch = spread_out(build(config)), make_batch(config, num_words=(3, 36, 37, 0))
+    texts = batch.token_ids, batch.lengths
+    image = exportable(model).encode_image(batch.images).embedding
+    torch.testing.assert_close(image, model.encode_image(batch.images).embedding, atol=1e-5, rtol=0)
+    torch.testing.assert_close(embed_padded(model, *texts), model.encode_text(*texts), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["grr_coca", "coca", "open_clip_coca"])
+@torch.no_grad()
+def test_padding_changes_no_embedding(tiny_config, make_batch, name):
+    """An exported model keeps the padding, also that of a context that is full."""
+    config = tiny_config(name)
+    model, batch = spread_out(build(config)), make_batch(config, num_words=(2, 9))
+    alone = embed_padded(model, batch.token_ids[:1, :5], batch.lengths[:1])
+    together = embed_padded(model, batch.token_ids, batch.lengths)
+    torch.testing.assert_close(together[:1], alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("ends", [[4], [2, 3, 4], [1, 4]], ids=str)
+@torch.no_grad()
+def test_cached_attention_is_the_same(tiny_config, ends):
+    """A cache that grows, within one operator or without, gives what one of slots does, for any number of tokens."""
+    block = build(tiny_config("grr_coca")).text_decoder.blocks[0].eval()
+    x, slots = torch.randn(2, 4, 32), KeyValueCache(4)
+    growing, appended = (GrowingCache(*torch.empty(2, 2, 2, 0, 16)) for _ in range(2))
+    start = 0
+    for end in ends:
+        mask = (torch.arange(end) <= torch.arange(start, end)[:, None])[None, None]
+        new, positions = x[:, start:end], slice(start, end)
+        wanted = block(new, CachedLayout(slots, positions, mask))
+        for module, cache in ((exportable(block), growing), (block, appended)):
+            found = module(new, CachedLayout(cache, positions, mask))
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+        assert growing.keys.shape == growing.values.shape == (2, 2, end, 16)
+        start = end

@@ -1,0 +1,364 @@
+"""Generation as a whole on small models: what comes out, and what it does not depend on."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import next_token_logits, warnings_of
+from torch import Tensor
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tensors import to_input
+from grr_coca.data.tokenizer import Tokenizer, train_bpe
+from grr_coca.infer.engine.base import ArrayLogits
+from grr_coca.infer.engine.torch import TorchDecoder, TorchEngine
+from grr_coca.infer.generate import GeneratedCaptions, GenerationOptions, generate, stream_captions, warn_if_repeated
+from grr_coca.infer.generate.sampling import uniform_draws
+from grr_coca.model.build import build
+from grr_coca.model.coca import CoCa
+from grr_coca.model.config import CoCaConfig
+
+PREPROCESS = Preprocess(16, std=(0.25, 0.25, 0.25))
+"""Pixels differ as much as normal noise, so that captions do."""
+NUM_IMAGES = 6
+CONTEXT = 40
+WAYS = {
+    "greedy": {},
+    "sampling": {"temperature": 0.8, "top_p": 0.95},
+    "draws": {"temperature": 1.0, "top_k": 20, "num_captions": 3},
+    "beams": {"num_beams": 4, "num_captions": 2},
+    "groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "num_captions": 3},
+    "rules": {"min_length": 4, "repetition_penalty": 1.3, "no_repeat_ngram": 2},
+}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(["a photo of a cat", "a red bird in the snow"] * 3, 290)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config: Callable[..., CoCaConfig], tokenizer: Tokenizer) -> CoCa:
+    config = tiny_config()
+    model = build(replace(config, text_decoder=replace(config.text_decoder, vocab_size=300)), seed=1)
+    with torch.no_grad():
+        model.multimodal_decoder.lm_head.weight.mul_(3)  # some tokens likely, as in a model that was trained
+        model.multimodal_decoder.lm_head.weight[tokenizer.eos_id].mul_(2)  # and captions that end
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def engine(model: CoCa) -> TorchEngine:
+    return TorchEngine(model, PREPROCESS)
+
+
+def random_images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return random_images(NUM_IMAGES)
+
+
+def _as_input(images: np.ndarray) -> Tensor:
+    return torch.stack([to_input(Image.fromarray(image), PREPROCESS) for image in images])
+
+
+def _ids(generated: GeneratedCaptions) -> list[list[tuple[int, ...]]]:
+    return [[caption.token_ids for caption in captions] for captions in generated.captions]
+
+
+def test_greedy_is_the_loop_that_anybody_would_write(engine, model, tokenizer, images):
+    for image, (ids,) in zip(images[:2], _ids(generate(engine, tokenizer, images[:2])), strict=True):
+        tokens = model.encode_image(_as_input(image[None])).tokens
+        row = [tokenizer.bos_id]
+        while len(row) < CONTEXT - 2 and row[-1] != tokenizer.eos_id:
+            row.append(int(next_token_logits(model, torch.tensor([row]), tokens)[0, -1].argmax()))
+        assert list(ids) == row[1:]
+
+
+@ways
+def test_log_probs_are_those_of_the_model_reading_the_caption(engine, model, tokenizer, images, way):
+    prompt = "a photo"
+    before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    encoded = model.encode_image(_as_input(images[:2]))
+    captions = generate(engine, tokenizer, images[:2], GenerationOptions(**way), prompt).captions
+    for i, image in enumerate(captions):
+        for caption in image:
+            row = torch.tensor([[*before, *caption.token_ids]])
+            logits = next_token_logits(model, row, encoded.tokens[i : i + 1])[0]
+            log_probs = logits.log_softmax(dim=-1)[len(before) - 1 : -1]
+            expected = log_probs.gather(1, torch.tensor(caption.token_ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(caption.log_probs), expected, rtol=0, atol=1e-4)
+
+
+def test_a_prompt_that_utf8_cannot_hold_is_told(engine, tokenizer, images):
+    with pytest.raises(UserError, match="the prompt is not UTF-8 text"):
+        generate(engine, tokenizer, images, prompt="caf\udce9")
+
+
+def test_a_key_that_is_no_utf8_has_draws_of_its_own():
+    """Keys are names of files."""
+    draws = uniform_draws(0, ["caf\udce9.png", "caf\udce8.png", "caf.png"], 1, 2)
+    assert len({tuple(row) for row in draws.tolist()}) == 3
+
+
+@ways
+def test_a_batch_gives_what_single_calls_give(engine, tokenizer, images, way):
+    options = GenerationOptions(max_length=12, **way)
+    together = _ids(generate(engine, tokenizer, images, options))
+    alone = [generate(engine, tokenizer, images[i : i + 1], options, keys=[i]) for i in range(3)]
+    assert together[:3] == [_ids(one)[0] for one in alone]
+    lengths = {len(ids) for captions in together for ids in captions}
+    assert min(lengths) < max(lengths), "captions of one length cannot show rows that end early"
+
+
+@ways
+def test_captions_are_as_many_and_as_ordered_as_promised(engine, tokenizer, images, way):
+    generated = generate(engine, tokenizer, images, GenerationOptions(**way))
+    assert len(generated.captions) == NUM_IMAGES
+    for captions in generated.captions:
+        assert len(captions) == way.get("num_captions", 1)
+        means = [sum(caption.log_probs) / len(caption.log_probs) for caption in captions]
+        assert means == sorted(means, reverse=True)
+        for caption in captions:
+            assert tokenizer.eos_id not in caption.token_ids[:-1]
+            assert len(caption.token_ids) <= CONTEXT - 3
+
+
+def test_draws_depend_on_the_seed_and_the_key(engine, tokenizer, images):
+    same = images[:1].repeat(3, axis=0)
+
+    def ids(seed: int, keys: list[str]) -> list[list[tuple[int, ...]]]:
+        options = GenerationOptions(temperature=1.0, seed=seed, max_length=12)
+        return _ids(generate(engine, tokenizer, same, options, keys=keys))
+
+    first = ids(0, ["a", "b", "c"])
+    assert first == ids(0, ["a", "b", "c"])
+    assert first == ids(0, ["c", "b", "a"])[::-1]
+    assert len({tuple(captions) for captions in first}) == 3
+    assert first != ids(1, ["a", "b", "c"])
+
+
+def test_several_draws_of_an_image_differ_and_the_first_is_the_single_one(engine, tokenizer, images):
+    many = generate(engine, tokenizer, images[:2], GenerationOptions(temperature=1.0, num_captions=4))
+    single = generate(engine, tokenizer, images[:2], GenerationOptions(temperature=1.0))
+    for captions, (one,) in zip(_ids(many), _ids(single), strict=True):
+        assert len(set(captions)) == 4
+        assert one in captions
+
+
+@pytest.mark.parametrize("min_length", [0, 6])
+def test_lengths_count_new_tokens_and_not_the_prompt(engine, tokenizer, min_length):
+    prompt = "a photo of a"
+    images = random_images(16)
+    for way in ({}, {"temperature": 1.0}, {"num_beams": 3}):
+        options = GenerationOptions(min_length=min_length, max_length=16, **way)
+        captions = [caption for (caption,) in generate(engine, tokenizer, images, options, prompt).captions]
+        lengths = {len(caption.token_ids) for caption in captions}
+        ended = {caption.token_ids[-1] for caption in captions}
+        assert max(lengths) <= 16
+        assert tokenizer.eos_id in ended
+        if min_length:
+            assert min(lengths) > min_length, "the end token comes behind min_length others"
+        else:
+            assert min(lengths) <= 6
+
+
+def test_a_caption_begins_with_its_prompt_and_goes_on_from_it(engine, tokenizer, images):
+    options = GenerationOptions(max_length=6)
+    for (caption,) in generate(engine, tokenizer, images, options, "a photo of").captions:
+        assert caption.text.startswith("a photo of")
+        assert caption.text == tokenizer.decode([*tokenizer.encode("a photo of"), *caption.token_ids])
+    assert _ids(generate(engine, tokenizer, images, options, "a photo of")) != _ids(
+        generate(engine, tokenizer, images, options)
+    )
+
+
+@pytest.mark.parametrize("prompt", ["a photo of ", " a photo of", "a  photo\tof\n"])
+def test_spaces_around_the_words_of_a_prompt_change_nothing(engine, tokenizer, images, prompt):
+    options = GenerationOptions(max_length=6)
+    expected = generate(engine, tokenizer, images, options, prompt="a photo of").captions
+    assert generate(engine, tokenizer, images, options, prompt=prompt).captions == expected
+
+
+def test_one_pass_gives_captions_and_embeddings(engine, model, tokenizer, images, monkeypatch):
+    encoded = model.encode_image(_as_input(images))
+    original, passes = CoCa.encode_image, []
+    monkeypatch.setattr(CoCa, "encode_image", lambda *args: passes.append(1) or original(*args))
+    generated = generate(engine, tokenizer, images)
+    assert len(passes) == 1
+    assert np.abs(generated.image_embedding - encoded.embedding.detach().numpy()).max() <= 1e-5
+
+
+def test_images_take_the_precision_of_the_model(model, tokenizer, images):
+    rounded = TorchEngine(copy.deepcopy(model).bfloat16(), PREPROCESS)
+    whole = TorchEngine(copy.deepcopy(model).double(), PREPROCESS)
+    assert rounded.encode_images(images).embedding.dtype == whole.encode_images(images).embedding.dtype == np.float32
+    for engine in (rounded, whole):
+        assert len(generate(engine, tokenizer, images, GenerationOptions(max_length=3)).captions) == NUM_IMAGES
+
+
+def test_no_image_no_caption(engine, tokenizer, images):
+    with pytest.raises(UserError, match="no image"):
+        generate(engine, tokenizer, images[:0])
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "keys", "message"),
+    [
+        ({}, "x " * 60, None, "the prompt has .* tokens; give 36 at most"),
+        ({"max_length": CONTEXT}, "", None, "max_length 40 is more than the 37 .* context of 40"),
+        ({"max_length": 37}, "a", None, "max_length 37 is more than .* prompt of [1-9]"),
+        ({"min_length": 38}, "", None, "min_length 38 is more than the 37"),
+        ({"no_repeat_ngram": 1, "min_length": 37}, "", [0] * 3, "3 keys for 6 images"),
+    ],
+)
+def test_what_does_not_fit_is_named(engine, tokenizer, images, options, prompt, keys, message):
+    with pytest.raises(UserError, match=message):
+        generate(engine, tokenizer, images, GenerationOptions(**options), prompt, keys)
+
+
+def test_the_longest_prompt_leaves_room_for_one_token(engine, tokenizer, images):
+    prompt = "x" * (CONTEXT - 4 - (len(tokenizer.encode("x")) - 1))
+    assert len(tokenizer.encode(prompt)) == CONTEXT - 4
+    for options in (GenerationOptions(), GenerationOptions(num_beams=2)):
+        generated = generate(engine, tokenizer, images, options, prompt)
+        assert {len(caption.token_ids) for (caption,) in generated.captions} == {1}
+
+
+def test_decoding_stops_with_the_last_caption_and_those_that_have_ended_leave_the_batch(engine, tokenizer, monkeypatch):
+    original, steps = TorchDecoder.step, []
+    monkeypatch.setattr(TorchDecoder, "step", lambda self, ids: steps.append(len(ids)) or original(self, ids))
+    rows = [ids for (ids,) in _ids(generate(engine, tokenizer, random_images(16)))]
+    lengths = [len(row) for row in rows]
+    assert all(tokenizer.eos_id not in row[:-1] for row in rows)
+    assert len(steps) == max(lengths)
+    assert all(rows >= sum(length > step for length in lengths) for step, rows in enumerate(steps))
+    assert (steps[0], steps[-1] <= 12) == (16, True), "those that have ended leave the batch, some at a time"
+    assert min(lengths) < max(lengths), "captions of one length cannot show rows that end early"
+
+
+def test_a_caption_may_fill_the_context_and_not_more(engine, tokenizer, images, monkeypatch):
+    monkeypatch.setattr(tokenizer, "eos_id", 299)  # never said
+    assert {len(ids) for (ids,) in _ids(generate(engine, tokenizer, images))} == {CONTEXT - 3}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_are_encoded_in_evaluation_mode_and_the_model_is_left_as_it_was(
+    model, tokenizer, images, monkeypatch, training
+):
+    original, seen = CoCa.encode_image, []
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def watched(model, images):
+        seen.append((any(module.training for module in model.modules()), torch.is_grad_enabled()))
+        return original(model, images)
+
+    monkeypatch.setattr(CoCa, "encode_image", watched)
+    model.train(training)
+    try:
+        generate(TorchEngine(model, PREPROCESS), tokenizer, images)
+        assert {module.training for module in model.modules()} == {training}
+    finally:
+        model.eval()
+    assert seen == [(False, False)]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+# --- Captions that come word by word
+
+
+@pytest.mark.parametrize("way", ["greedy", "sampling", "rules"])
+def test_the_pieces_of_a_stream_are_the_caption(engine, tokenizer, images, way):
+    arguments = (engine, tokenizer, images, GenerationOptions(**WAYS[way]), "a photo")
+    expected = generate(*arguments)
+    stream, pieces = stream_captions(*arguments), []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            generated = end.value
+            break
+    assert generated.captions == expected.captions
+    assert np.array_equal(generated.image_embedding, expected.image_embedding)
+    assert ["".join(parts) for parts in zip(*pieces, strict=True)] == [one.text for (one,) in expected.captions]
+    assert len(pieces) == max(len(caption.token_ids) for (caption,) in expected.captions)
+    assert all(piece.startswith("a photo") for piece in pieces[0])
+    assert sum(bool(piece) for parts in pieces for piece in parts) > 3 * NUM_IMAGES, "not all words at the end"
+
+
+def test_a_stream_gives_its_first_words_before_the_last_step(engine, tokenizer, images, monkeypatch):
+    original, steps = TorchDecoder.step, []
+    monkeypatch.setattr(TorchDecoder, "step", lambda *args: steps.append(1) or original(*args))
+    stream = stream_captions(engine, tokenizer, images)
+    next(stream)
+    assert len(steps) == 1
+    next(stream)
+    assert len(steps) == 2
+    stream.close()
+
+
+def test_a_character_of_several_tokens_comes_whole(engine, monkeypatch):
+    tokenizer = train_bpe(["a photo"] * 3, 270)
+    said = [*tokenizer.encode("é€"), *tokenizer.encode(" 🐈 x"), tokenizer.eos_id]
+    assert len(said) > 9
+    says(monkeypatch, said)
+    pieces = [piece for (piece,) in stream_captions(engine, tokenizer, random_images(1))]
+    assert "".join(pieces) == "é€ 🐈 x"
+    assert "�" not in "".join(pieces)
+
+
+def test_bytes_that_are_no_character_come_at_the_end(engine, monkeypatch):
+    tokenizer = train_bpe(["a photo"] * 3, 270)
+    euro = tokenizer.encode("€")
+    says(monkeypatch, [*tokenizer.encode("a"), *euro[:-1], tokenizer.eos_id])
+    pieces = [piece for (piece,) in stream_captions(engine, tokenizer, random_images(1))]
+    (expected,) = generate(engine, tokenizer, random_images(1)).captions[0]
+    assert "".join(pieces) == expected.text
+    assert expected.text.startswith("a")
+    assert expected.text.endswith("�")
+
+
+def says(monkeypatch: pytest.MonkeyPatch, token_ids: list[int]) -> None:
+    """Every caption is this one."""
+
+    def step(decoder: TorchDecoder, ids: np.ndarray) -> ArrayLogits:
+        position = decoder.position
+        decoder.position += 1
+        return ArrayLogits(np.eye(300, dtype=np.float32)[[token_ids[position]] * len(ids)])
+
+    monkeypatch.setattr(TorchDecoder, "step", step)
+
+
+@pytest.mark.parametrize("way", ["draws", "beams"])
+def test_what_is_ranked_at_the_end_cannot_be_streamed(engine, tokenizer, images, way):
+    with pytest.raises(UserError, match="stream one caption without beams"):
+        next(stream_captions(engine, tokenizer, images, GenerationOptions(**WAYS[way])))
+
+
+# --- One caption for all
+
+
+@pytest.mark.parametrize(
+    ("captions", "warned"),
+    [
+        (["a cat"] * 8, True),
+        (["a cat"] * 5 + ["b", "c", "d"], True),
+        (["a cat"] * 4 + ["b", "c", "d", "e"], False),
+        (["a cat"] * 7, False),
+        ([], False),
+    ],
+)
+def test_one_caption_for_most_of_many_images_is_warned_of(captions, warned):
+    with warnings_of("grr_coca.infer.generate.captions") as messages:
+        warn_if_repeated(captions)
+    assert bool(messages) is warned
+    assert all("'a cat'" in message for message in messages)

@@ -1,0 +1,230 @@
+"""What a model knows of its own answers: confidence and unfamiliar images, of the models that ship and in the index."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import warnings_of
+
+import grr_coca
+from grr_coca.cli import main
+from grr_coca.common.errors import UserError
+from grr_coca.infer import load
+from grr_coca.infer.calibration import NUM_STATISTICS, UNKNOWN, Calibration, Certainty, read_calibration, statistics
+from grr_coca.infer.image_text_model import warn_if_unfamiliar
+from grr_coca.model.checkpoint_folder import CONFIDENCE
+from grr_coca.model.shipped_models import DEFAULT, FOLDER, shipped_models
+from grr_coca_search import Index
+
+DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))
+NAMES = sorted(shipped_models())
+
+
+def noise(seed: int = 0) -> Image.Image:
+    """Nothing that anyone has drawn."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def icons():
+    return grr_coca.load(DEFAULT, engine="onnx")
+
+
+def square(side: int = 8) -> np.ndarray:
+    """White, with a black square of half the side in the middle."""
+    pixels = np.full((1, side, side, 3), 255, np.uint8)
+    pixels[:, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 0
+    return pixels
+
+
+def test_statistics_are_those_that_can_be_counted_by_hand():
+    same, entropy, on_border, everywhere, roughness, spread = statistics(square())[0]
+    assert same == pytest.approx(1 - 8 / 56), "of 56 pairs across, two of each of four rows differ"
+    assert entropy == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    assert (on_border, everywhere, spread) == (1, 0.75, 0)
+    assert roughness == pytest.approx(np.log1p(2 * 255 * 8 / 56))
+
+
+def test_statistics_do_not_depend_on_the_colours_of_drawing_and_background():
+    changed = statistics(255 - square())[0]
+    assert changed == pytest.approx(statistics(square())[0])
+
+
+def test_each_image_of_a_batch_has_the_statistics_that_it_has_alone():
+    batch = np.concatenate([square(64), np.asarray(noise())[None], square(64) // 2])
+    alone = np.concatenate([statistics(batch[one : one + 1]) for one in range(3)])
+    np.testing.assert_allclose(statistics(batch), alone)
+
+
+def test_distance_and_confidence_are_what_their_formulas_say():
+    fitted = Calibration(
+        slope=2.0,
+        offset=1.0,
+        mean=(0.0,) * NUM_STATISTICS,
+        precision=tuple(tuple(float(3 * (i == j)) for j in range(NUM_STATISTICS)) for i in range(NUM_STATISTICS)),
+        max_distance=1.0,
+        fitted_on="nothing",
+    )
+    assert fitted.confidence([-0.25, -0.25]) == pytest.approx(0.5)
+    assert fitted.confidence([-1e6]) < 1e-200
+    assert fitted.distances(square()) == pytest.approx(3 * np.square(statistics(square())).sum(axis=1))
+    assert fitted.are_unfamiliar(square()) == [True]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_model_knows_drawings_from_noise_with_either_engine(name):
+    images = [Image.open(path) for path in DRAWINGS] + [noise()]
+    found = {engine: grr_coca.load(name, engine=engine).describe(images) for engine in ("onnx", "torch")}
+    for described in found.values():
+        assert [one.unfamiliar for one in described] == [False] * len(DRAWINGS) + [True]
+        assert all(0 < one.confidence < 1 for one in described[:-1])
+        assert described[-1].confidence is None
+    onnx, torch = ([one.confidence for one in described[:-1]] for described in found.values())
+    assert onnx == pytest.approx(torch, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_holds_what_was_asked_for(name):
+    figures = shipped_models()[name].figures
+    assert figures["photographs, other"]["unfamiliar"].value >= 0.9
+    assert figures["photographs, other"]["images"].value >= 30
+    drawn = [split for split, found in figures.items() if split.startswith("test") and "unfamiliar" in found]
+    assert len(drawn) >= 3
+    assert all(figures[split]["unfamiliar"].high <= 0.1 for split in drawn)
+    assert "## What it knows of its answers" in (FOLDER / name / "card.md").read_text()
+
+
+def test_a_surer_caption_has_more_log_probability(icons):
+    described = icons.describe(DRAWINGS)
+    order = sorted(described, key=lambda one: sum(one.captions[0].log_probs))
+    assert [one.confidence for one in order] == sorted(one.confidence for one in described)
+
+
+def test_with_a_prompt_and_for_other_captions(icons):
+    assert [one.confidence for one in icons.describe(DRAWINGS[:2], "red")] == [None, None]
+    several = icons.describe(DRAWINGS[0], num_beams=3, num_captions=3)
+    assert len(several.certainties) == 3
+    assert several.certainties[0].confidence == several.confidence != several.certainties[1].confidence
+
+
+def test_of_a_caption_that_was_cut_off_it_is_not_known_how_sure_it_is(icons):
+    for length, is_known in ((1, False), (20, True)):
+        described = icons.describe(DRAWINGS[0], max_length=length)
+        assert (described.confidence is not None) is is_known
+        assert described.unfamiliar is False
+
+
+def test_a_model_without_a_fit_cannot_tell(model, files):
+    described = model.describe(files)
+    assert [(one.confidence, one.unfamiliar) for one in described] == [UNKNOWN] * len(files)
+
+
+def test_new_weights_have_no_fit(icons):
+    model = grr_coca.load(DEFAULT, engine="torch")
+    assert model.describe(DRAWINGS[0]).unfamiliar is False
+    model.refresh()
+    assert model.describe(DRAWINGS[0]).unfamiliar is None
+
+
+FIT = json.loads((FOLDER / DEFAULT / CONFIDENCE).read_text())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"slope": 1}',
+        json.dumps({**FIT, "mean": [1.0]}),
+        json.dumps({**FIT, "precision": [*FIT["precision"][1:], [1.0]]}),
+        json.dumps({**FIT, "precision": FIT["precision"][1:]}),
+    ],
+    ids=["empty", "keys", "mean", "ragged", "rows"],
+)
+def test_a_damaged_fit_names_its_file(tmp_path, content):
+    (tmp_path / CONFIDENCE).write_text(content)
+    with pytest.raises(UserError, match=CONFIDENCE):
+        read_calibration(tmp_path)
+
+
+# --- What is said
+
+
+def test_rows_of_json_say_it_and_one_line_names_the_model_for_photographs(tmp_path, capsys):
+    for number in range(3):
+        noise(number).save(tmp_path / f"{number}.png")
+    shutil.copy(DRAWINGS[0], tmp_path)
+    with warnings_of("grr_coca.infer.image_text_model") as said:
+        assert main(["caption", str(tmp_path), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["unfamiliar"] for row in rows] == [True, True, True, False]
+    assert [row["confidence"] is None for row in rows] == [True, True, True, False]
+    (line,) = said
+    assert line.startswith(
+        "3 of 4 images are unlike those that this model was trained on; for photographs, add -c coca"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["caption", "--sidecar", "txt"], ["caption", "--sidecar", "xmp"], ["classify", "--sidecar", "xmp"]]
+)
+def test_nothing_is_written_beside_images_unlike_those_of_the_training(tmp_path, capsys, arguments):
+    verb, *sidecar = arguments
+    labels = ["--labels", "guitar,boat", "--min-probability", "0"] if verb == "classify" else []
+    noise().save(tmp_path / "noise.png")
+    shutil.copy(DRAWINGS[0], tmp_path)
+    assert main([verb, str(tmp_path), *labels, *sidecar]) == 0
+    written = {path.name for path in tmp_path.iterdir()} - {"noise.png", DRAWINGS[0].name}
+    assert len(written) == 1
+    assert "noise" not in written.pop()
+    assert "1 of 2 images are unlike those that this model was trained on, so nothing was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], [True, False], [False], [None, None]])
+def test_nothing_is_said_if_most_images_are_familiar(flags):
+    with warnings_of("grr_coca.infer.image_text_model") as said:
+        warn_if_unfamiliar(flags)
+    assert said == []
+
+
+def test_in_python_too(icons):
+    with warnings_of("grr_coca.infer.image_text_model") as said:
+        icons.caption(noise())
+        icons.caption(DRAWINGS[0])
+    assert len(said) == 1
+    assert said[0].startswith("the image is unlike")
+
+
+# --- Kept
+
+
+def test_an_index_keeps_it_and_can_be_asked_for_it(tmp_path, icons):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise().save(folder / "noise.png")
+    shutil.copy(DRAWINGS[0], folder)
+    shutil.copy(DRAWINGS[0], folder / "copy.webp")
+    expected = icons.describe(DRAWINGS[0])
+    with Index.open(tmp_path / "index", DEFAULT, create=True) as index:
+        update = index.add([str(folder)])
+        assert sorted(map(bool, update.unfamiliar)) in ([False, True], [False, False, True])
+        entries = {entry.title: entry for entry, _ in index.store.everything()}
+    assert entries["noise"].certainty == Certainty(None, True)
+    for name in ("copy", DRAWINGS[0].stem):
+        assert entries[name].certainty.unfamiliar is False
+        assert entries[name].certainty.confidence == pytest.approx(expected.confidence, abs=1e-4)
+    assert entries["copy"].all_fields == {
+        "confidence": entries["copy"].certainty.confidence,
+        "unfamiliar": "no",
+        "tags": ", ".join(entries["copy"].tags),
+    }
+    with Index.open(tmp_path / "index") as index:
+        for where, found in (("unfamiliar = 'yes'", 1), ("confidence > 0", 2), ("confidence > 0.9999", 0)):
+            assert len(index.search("guitar", where=where, fold=False).hits) == found, where
+
+
+def test_what_is_exported_and_loaded_again_still_knows(tmp_path):
+    shutil.copytree(FOLDER / DEFAULT, tmp_path / "copy")
+    assert load(tmp_path / "copy", engine="onnx").describe(DRAWINGS[0]).unfamiliar is False

@@ -1,0 +1,227 @@
+"""Which engine computes a model: the rule, and what is refused."""
+
+import json
+import pickle
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import as_if_quantized, hide_packages
+
+import grr_coca
+from grr_coca.cli import main
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import install_command
+from grr_coca.common.files import MANIFEST, file_sha256
+from grr_coca.infer import choose_engine as choose
+from grr_coca.infer.choose_engine import choose_engine
+from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.model.checkpoint_folder import FILES, GRAPH_FILES, QUANTIZED_WEIGHTS, fingerprint
+from grr_coca.model.checkpoint_without_weights import read_files
+from grr_coca.model.shipped_models import FOLDER
+
+ICONS = FOLDER / "icons"
+DRAWING = Path(__file__).parents[3] / "docs" / "drawings" / "guitar.webp"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a checkpoint with graphs."""
+    return Path(shutil.copytree(ICONS, tmp_path / "model"))
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    hide_packages(monkeypatch, "torch", "jaxtyping")
+
+
+def without_graphs(folder):
+    """The same checkpoint, as a training run leaves it."""
+    for name in GRAPH_FILES:
+        (folder / name).unlink()
+    rewrite_manifest(folder)
+    return folder
+
+
+def rewrite_manifest(folder, **facts):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
+    listed = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, **facts, "files": listed}))
+
+
+def chosen(folder, engine="auto", device=None):
+    return choose_engine(folder, read_files(folder).config, engine, device)
+
+
+# --- The rule
+
+
+def test_a_model_with_graphs_runs_in_onnx_runtime_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(choose, "best_device", lambda: "cpu")
+    assert chosen(ICONS) == chosen(ICONS, device="cpu") == chosen(ICONS, "onnx") == "onnx"
+    assert chosen(ICONS, "torch") == "torch"
+    model = grr_coca.load("icons")
+    assert (model.engine.name, model.device) == ("onnx", "cpu")
+
+
+def test_a_model_with_graphs_runs_in_torch_where_that_finds_a_gpu(monkeypatch):
+    monkeypatch.setattr(choose, "best_device", lambda: "cuda")
+    assert chosen(ICONS) == chosen(ICONS, device="cuda") == "torch"
+    assert chosen(ICONS, device="cpu") == chosen(ICONS, "onnx") == "onnx"
+
+
+def test_a_wide_model_runs_in_torch_if_that_is_installed(monkeypatch):
+    monkeypatch.setattr(choose, "MAX_ONNX_WIDTH", 1)
+    assert chosen(ICONS, device="cpu") == "torch"
+    hide_packages(monkeypatch, "torch")
+    assert chosen(ICONS, device="cpu") == "onnx"
+
+
+def test_a_checkpoint_without_graphs_runs_in_torch(folder):
+    model = grr_coca.load(without_graphs(folder), "cpu")
+    assert model.engine.name == "torch"
+    assert model.fingerprint == fingerprint(ICONS), "graphs change no embedding"
+
+
+def test_without_a_driver_torch_is_not_asked_for_a_gpu(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(choose, "_may_have_gpu", lambda: False)
+    assert choose.best_device() == "cpu"
+    assert "torch" not in sys.modules
+
+
+# --- What is refused
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "said"),
+    [
+        ("onxn", None, r"engine 'onxn' does not exist; did you mean 'onnx'\?"),
+        ("onnx", "cuda", "device 'cuda': the engine 'onnx' runs on the CPU alone; leave the device out"),
+        ("auto", "toaster", "device 'toaster' cannot be used here"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(engine, device, said):
+    with pytest.raises(UserError, match=said):
+        grr_coca.load("icons", device, engine)
+
+
+def test_a_checkpoint_of_open_clip_runs_in_torch_alone():
+    with pytest.raises(UserError, match=r"open_clip:a\.bin: engine 'onnx' cannot compute it"):
+        grr_coca.load("open_clip:a.bin", engine="onnx")
+
+
+def test_a_checkpoint_without_graphs_needs_torch_in_one_line(folder, without_torch, capsys):
+    without_graphs(folder)
+    assert main(["caption", str(DRAWING), "-c", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"{folder}: has no ONNX graphs (grr-coca export onnx writes them), so it needs torch" in message
+    assert install_command("torch") in message
+
+
+@pytest.mark.parametrize(("engine", "device"), [("torch", None), ("auto", "cuda")])
+def test_what_needs_torch_says_how_to_install_it(without_torch, engine, device):
+    with pytest.raises(UserError, match=re.escape(f"needs torch and jaxtyping; {install_command('torch')}")):
+        grr_coca.load("icons", device, engine)
+
+
+def test_graphs_that_are_not_there_are_not_made_up(folder):
+    with pytest.raises(UserError, match=r"has no ONNX graphs; write them: grr-coca export onnx -c .*model --out"):
+        grr_coca.load(without_graphs(folder), engine="onnx")
+
+
+def test_a_file_that_is_cut_short_or_has_a_flipped_bit_is_named(folder):
+    for name in (*FILES, *GRAPH_FILES):
+        content = (folder / name).read_bytes()
+        for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(UserError, match=f"{name}: damaged: its checksum differs from the manifest"):
+                grr_coca.load(folder)
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_graphs_of_another_checkpoint_are_refused(folder, precision):
+    """As after a training whose weights were copied over those that the graphs were made of."""
+    shutil.copyfile(FOLDER / "pictograms" / "model.safetensors", folder / "model.safetensors")
+    rewrite_manifest(folder, precision=precision)
+    with pytest.raises(UserError, match="another checkpoint"):
+        grr_coca.load(folder).caption(DRAWING)
+
+
+def test_a_model_in_onnx_runtime_has_no_weights_in_torch():
+    model = grr_coca.load("icons", engine="onnx")
+    for use in (lambda: model.checkpoint, model.refresh):
+        with pytest.raises(UserError, match=r"has no weights in PyTorch; load it with engine='torch'"):
+            use()
+
+
+# --- Both engines
+
+
+def test_both_engines_are_one_model():
+    first, second = (grr_coca.load("icons", "cpu", engine) for engine in ("onnx", "torch"))
+    assert first.fingerprint == second.fingerprint
+    assert (first.config, first.preset, first.preprocess) == (second.config, second.preset, second.preprocess)
+    assert first.engine.logit_scale == pytest.approx(second.engine.logit_scale)
+    np.testing.assert_allclose(first.similarity(DRAWING, "guitar"), second.similarity(DRAWING, "guitar"), atol=1e-5)
+
+
+def test_a_model_in_onnx_runtime_can_be_sent_to_another_process():
+    model = grr_coca.load("icons", engine="onnx")
+    (expected,) = model.describe_many([DRAWING])
+    (found,) = pickle.loads(pickle.dumps(model)).describe_many([DRAWING])
+    assert found.captions == expected.captions
+    assert np.array_equal(found.embedding, expected.embedding)
+
+
+# --- int8
+
+
+def test_a_model_in_int8_runs_in_onnx_runtime_alone(folder):
+    as_if_quantized(folder)
+    model = grr_coca.load(folder)
+    assert model.engine.name == "onnx"
+    assert model.caption(DRAWING) == grr_coca.load("icons", engine="onnx").caption(DRAWING)
+    for use in (lambda: grr_coca.load(folder, engine="torch"), lambda: from_pretrained(folder)):
+        with pytest.raises(UserError, match="a model in int8, which runs in ONNX Runtime alone"):
+            use()
+    with pytest.raises(UserError, match="device 'cuda': a model in int8 runs on the CPU alone"):
+        grr_coca.load(folder, "cuda")
+
+
+@pytest.mark.parametrize("name", [QUANTIZED_WEIGHTS, "config.json", "step.onnx"])
+def test_a_missing_file_of_a_model_in_int8_is_named(folder, name):
+    (as_if_quantized(folder) / name).unlink()
+    with pytest.raises(UserError, match=f"a model in int8 without {name}; write it again: grr-coca export onnx"):
+        grr_coca.load(folder)
+
+
+def test_a_model_in_int8_has_another_fingerprint(folder):
+    assert fingerprint(folder) == fingerprint(ICONS)
+    assert fingerprint(as_if_quantized(folder)) != fingerprint(ICONS)
+
+
+def test_an_index_of_the_checkpoint_refuses_the_model_in_int8(folder, tmp_path, capsys):
+    index = str(tmp_path / "index")
+    assert main(["index", str(DRAWING), "--out", index]) == 0
+    as_if_quantized(folder)
+    for command in (["search", index, "guitar"], ["index", str(DRAWING), "--out", index]):
+        capsys.readouterr()
+        assert main([*command, "-c", str(folder)]) == 2
+        assert "whose embeddings are not comparable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["evaluate {model} --data {drawing}", "explain {drawing} -c {model}", "export open_clip -c {model} --out x"],
+)
+def test_what_needs_weights_in_torch_says_that_int8_has_none(folder, capsys, command):
+    as_if_quantized(folder)
+    assert main([word.format(model=folder, drawing=DRAWING) for word in command.split()]) == 2
+    assert "give the checkpoint that it was made from" in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""Names of checkpoints: a folder before a shipped model, a shipped model before the hub."""
+
+import json
+import re
+import shutil
+import sys
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
+from support import snapshot
+
+import grr_coca
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import install_command
+from grr_coca.common.files import MANIFEST, listed_files
+from grr_coca.infer import load
+from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.model.checkpoint_folder import FILES
+from grr_coca.model.shipped_models import DEFAULT, FOLDER, shipped_models
+
+
+def test_a_shipped_model_is_found_by_its_name():
+    assert locate_checkpoint(DEFAULT) == FOLDER / DEFAULT
+
+
+def test_a_folder_that_holds_a_checkpoint_wins_over_the_name_and_that_is_said(run, tmp_path, monkeypatch, caplog):
+    shutil.copytree(run.checkpoint, tmp_path / DEFAULT)
+    monkeypatch.chdir(tmp_path)
+    assert str(locate_checkpoint(DEFAULT)) == DEFAULT
+    assert "this folder is used, not the shipped model of the same name" in caplog.text
+
+
+def test_a_folder_that_holds_none_does_not(tmp_path, monkeypatch):
+    (tmp_path / DEFAULT).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate_checkpoint(DEFAULT) == FOLDER / DEFAULT
+
+
+def test_a_name_that_does_not_exist_tells_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"pictogram: no such folder, and no model .* did you mean 'pictograms'\?"):
+        grr_coca.load("pictogram")
+
+
+@pytest.mark.parametrize("name", sorted(shipped_models()))
+def test_a_shipped_model_is_small_and_its_card_is_complete(name):
+    card, folder = shipped_models()[name], FOLDER / name
+    assert sum(len(content) for content in snapshot(folder).values()) <= 12_000_000
+    page = (folder / "card.md").read_text()
+    for split, figures in card.figures.items():
+        assert f"| {split} |" in page
+        assert all(figure.low <= figure.value <= figure.high for figure in figures.values())
+    model = grr_coca.load(name, engine="torch")
+    assert sum(parameter.numel() for parameter in model.checkpoint.model.parameters()) == card.parameters
+    assert model.checkpoint.step == card.steps
+    assert json.loads((folder / "config.json").read_text())["preset"] == card.preset
+
+
+# --- On the Hugging Face hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Calls of the hub; answers with a folder or an error."""
+    calls = []
+
+    def answer_with(answer):
+        def snapshot_download(repo_id, **options):
+            calls.append((repo_id, options))
+            if isinstance(answer, Exception):
+                raise answer
+            return str(answer)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        return calls
+
+    return answer_with
+
+
+def test_a_hub_name_is_fetched_and_loaded(hub, run):
+    calls = hub(run.checkpoint)
+    model = load("someone/emoji-captioner", "cpu")
+    assert model.checkpoint.step == 3
+    ((repo_id, options),) = calls
+    assert repo_id == "someone/emoji-captioner"
+    assert sorted(options["allow_patterns"]) == [
+        "confidence.json",
+        "config.json",
+        "image.onnx",
+        "manifest.json",
+        "match.json",
+        "model.safetensors",
+        "photographs.json",
+        "preprocess.json",
+        "relevance.json",
+        "step.onnx",
+        "tags.json",
+        "text.onnx",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
+
+
+def test_a_manifest_on_the_hub_may_list_what_is_not_fetched(hub, run, tmp_path):
+    """As that of a checkpoint of a run, whose folder was uploaded as it is."""
+    for name in (*FILES, MANIFEST):
+        shutil.copyfile(run.checkpoint / name, tmp_path / name)
+    assert len(listed_files(tmp_path)) > len(FILES)
+    hub(tmp_path)
+    assert load("someone/emoji-captioner", "cpu").checkpoint.step == 3
+
+
+def test_a_folder_of_the_same_name_is_nearer_than_the_hub(hub, tmp_path, monkeypatch):
+    calls = hub(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"runs/mine: not a checkpoint"):
+        locate_checkpoint("runs/mine")
+    assert calls == []
+
+
+@pytest.mark.parametrize("name", ["mine", "/nowhere/mine", "./mine", "runs/demo/mine", "a/../b", "~/mine", "-/"])
+def test_what_is_no_hub_name_stays_a_path(hub, tmp_path, name):
+    calls = hub(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load(name)
+    assert calls == []
+
+
+ANSWER = SimpleNamespace(headers={}, request=None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RepositoryNotFoundError("404 Client Error.\nTry again.", response=ANSWER),
+        ConnectionError("no route to host"),
+        Exception("peer closed connection"),
+    ],
+    ids=["unknown", "offline", "cut off"],
+)
+def test_what_the_hub_does_not_give_is_told_in_one_line(hub, error):
+    hub(error)
+    with pytest.raises(UserError) as told:
+        load("runs/mien")
+    assert str(told.value).startswith("runs/mien: no such folder, and no download from the Hugging Face hub")
+    assert "\n" not in str(told.value)
+
+
+def test_without_the_hubs_package_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=re.escape(install_command("hub"))):
+        load("someone/emoji-captioner")

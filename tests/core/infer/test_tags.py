@@ -1,0 +1,138 @@
+"""Several words for one picture."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import real_pairs
+
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.data.images import decode_image
+from grr_coca.infer import load
+from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions
+from grr_coca.infer.tags import EVIDENCE, Tagger, TagNumbers, in_singular, read_tag_numbers, with_beams
+from grr_coca.model.shipped_models import FOLDER
+from grr_coca_search.index import Index
+
+NUMBERS = TagNumbers(
+    words=("arrow", "arrows", "bin", "waste"),
+    counts=(100, 3, 50, 20),
+    tag_counts=(10, 3, 40, 20),
+    weights=(10.0, 0.0, 0.0, 1.0, -1.0, 0.0),
+    fitted_on="nothing",
+)
+VECTORS = np.array([[1.0, 0.0], [0.98, 0.2], [0.0, 1.0], [0.3, 0.95]])
+DRAWINGS = [decode_image(pair.image, pair.key) for pair in real_pairs(5)]
+BIN = Caption("Trash bin", (1, 2), (math.log(0.5), math.log(0.8)))
+ARROW = Caption("arrow up", (3, 4), (math.log(0.1),))
+
+
+def tags(numbers=NUMBERS, captions=(BIN, ARROW), embedding=(0.1, 0.99), count=5):
+    return Tagger(numbers, VECTORS).tags(np.array(embedding), captions, count)
+
+
+def test_words_come_from_captions_and_from_the_vocabulary_the_likeliest_first():
+    found = tags()
+    assert [tag.text for tag in found][:2] == ["bin", "waste"]
+    assert {"trash bin", "trash"} <= {tag.text for tag in found}
+    probabilities = [tag.probability for tag in found]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_the_probability_is_the_logistic_function_of_the_evidence():
+    words, evidence = Tagger(NUMBERS, VECTORS).candidates(np.array([0.1, 0.99]), (BIN, ARROW))
+    by_word = dict(zip(words, evidence, strict=True))
+    assert by_word["bin"] == pytest.approx([0.99, math.log(51), math.log(41), math.log(0.4 + 1e-3), 0, 1])
+    assert by_word["waste"][3:].tolist() == pytest.approx([math.log(1e-3), 0, 1])
+    assert by_word["trash"][4] == 1, "it is not in the vocabulary"
+    of_bin = next(tag.probability for tag in tags() if tag.text == "bin")
+    assert of_bin == pytest.approx(1 / (1 + math.exp(-(9.9 + math.log(0.401)))))
+
+
+def test_two_captions_with_a_word_count_together():
+    words, evidence = Tagger(NUMBERS, VECTORS).candidates(np.array([0.1, 0.99]), (BIN, BIN))
+    assert evidence[words.index("trash"), 3] == pytest.approx(math.log(0.8 + 1e-3))
+
+
+def test_words_that_say_nothing_alone_are_no_tags():
+    found = {tag.text for tag in tags(captions=(Caption("cat with the hat", (1,), (-0.1,)),), count=20)}
+    assert {"cat", "hat", "cat with the hat"} <= found
+    assert found.isdisjoint({"with", "the"})
+
+
+def test_a_word_and_its_plural_are_one():
+    found = tags(embedding=(1.0, 0.0), captions=())
+    assert [tag.text for tag in found if tag.text.startswith("arrow")] == ["arrow"]
+    assert [in_singular(text) for text in ("arrows up", "gas", "bus stop")] == ["arrow up", "gas", "bus stop"]
+
+
+def test_there_are_as_many_as_asked_for():
+    assert [len(tags(count=count)) for count in (1, 3)] == [1, 3]
+
+
+def test_words_come_from_beams():
+    assert (with_beams(GREEDY).num_beams, with_beams(GREEDY).num_captions) == (5, 5)
+    assert with_beams(GenerationOptions(num_beams=3)).num_captions == 3
+    with pytest.raises(UserError, match="not with temperature"):
+        with_beams(GenerationOptions(temperature=1.0))
+
+
+@pytest.mark.parametrize(
+    "change", [{"counts": (1,)}, {"words": (), "counts": (), "tag_counts": ()}, {"weights": (1.0,)}]
+)
+def test_a_damaged_file_is_named(tmp_path, change):
+    (tmp_path / "tags.json").write_text(json.dumps({**to_dict(NUMBERS), **change}))
+    with pytest.raises(UserError, match=r"tags\.json"):
+        read_tag_numbers(tmp_path)
+
+
+def test_a_model_without_numbers_says_so(model, files):
+    with pytest.raises(UserError, match="no tags were fitted for this model"):
+        model.tag(files)
+
+
+@pytest.fixture(scope="module")
+def icons():
+    return load("icons")
+
+
+def test_the_model_that_ships_gives_tags_and_one_caption(icons):
+    several = icons.tag(DRAWINGS[:3])
+    assert [len(found) for found in several] == [5, 5, 5]
+    assert all(0 < tag.probability < 1 for found in several for tag in found)
+    alone = icons.tag(DRAWINGS[0], num_tags=2)
+    assert [tag.text for tag in alone] == [tag.text for tag in several[0][:2]]
+    (described,) = icons.describe_many(DRAWINGS[:1], num_tags=2)
+    assert [tag.text for tag in described.tags] == [tag.text for tag in alone]
+    assert len(described.captions) == len(described.certainties) == 1
+    assert described.captions[0].text == icons.caption(DRAWINGS[0], num_beams=5)
+    assert icons.describe_many(DRAWINGS[:1])[0].tags == ()
+
+
+@pytest.mark.parametrize("count", [0, 21])
+def test_a_number_out_of_range_is_refused(icons, count):
+    with pytest.raises(UserError, match=f"num_tags {count} is out of range; give 1 to 20"):
+        icons.tag(DRAWINGS[0], num_tags=count)
+
+
+def test_an_index_keeps_likely_words_which_filters_ask_for(tmp_path, icons):
+    drawings = Path(__file__).parents[3] / "docs" / "drawings"
+    with Index.open(tmp_path / "index", "icons", create=True) as index:
+        index.add(drawings)
+        (guitar,) = (entry for entry, _ in index.store.everything() if entry.title == "guitar")
+        described = icons.describe(drawings / "guitar.webp")
+        likely = icons.tagger.tags(described.embedding, described.captions, 5)
+        assert guitar.tags == tuple(tag.text for tag in likely if tag.probability >= 0.2)
+        assert "guitar" in guitar.tags
+        assert [hit.entry.title for hit in index.search("music", where="tags = 'guitar'")] == ["guitar"]
+
+
+def test_the_numbers_that_ship_favour_words_near_the_image():
+    numbers = read_tag_numbers(FOLDER / "icons")
+    assert len(numbers.words) > 1000
+    weights = dict(zip(EVIDENCE, numbers.weights, strict=True))
+    assert weights["cosine"] > 0
+    assert weights["beams"] > 0

@@ -1,0 +1,154 @@
+"""What the base installation does, it does without PyTorch: in a process that finds none of the other packages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import grr_coca
+from grr_coca.common.extras import PACKAGES
+from grr_coca.infer.generate import GenerationOptions
+from grr_coca.model.shipped_models import shipped_models
+
+DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))
+BLOCKED = sorted({module for packages in PACKAGES.values() for module in packages} | {"beartype", "torchvision"})
+BLOCK = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Others(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {BLOCKED!r} else super().find_spec(name, path, target)
+
+sys.meta_path = [Others if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+RUN = """
+import contextlib, io, json
+from grr_coca.cli import main
+
+def answer(arguments):
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    out.flush()
+    return code, out.buffer.getvalue().decode(), err.getvalue()
+
+print(json.dumps([answer(arguments) for arguments in json.load(sys.stdin)]))
+"""
+COMMANDS = {
+    "caption": "caption {drawings}",
+    "caption --json": "caption {drawings} --json --num-beams 2 --prompt red",
+    "sample": "caption {drawings} --temperature 1 --top-p 0.9 --num-captions 2",
+    "embed": "embed {drawings} --out vectors.npy",
+    "embed --texts": "embed --texts texts.txt --out texts.safetensors",
+    "classify": "classify {drawings} --labels guitar,airplane --json",
+    "index": "index {drawings} --out index",
+    "search": "search index guitar --json",
+    "search --image": "search index --image {drawings}/guitar.webp --out page.html",
+    "duplicates": "duplicates index",
+    "models": "models",
+    "models --json": "models --json",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("without torch")
+
+
+@pytest.fixture(scope="module")
+def said(folder):
+    """What each command answers: exit code, output, messages."""
+    (folder / "texts.txt").write_text("a guitar\nan airplane\n")
+    commands = [[w.format(drawings=DRAWINGS[0].parent) for w in command.split()] for command in COMMANDS.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK + RUN],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(COMMANDS, json.loads(done.stdout), strict=True))
+
+
+@pytest.fixture(scope="module")
+def in_torch():
+    return grr_coca.load("icons", "cpu", engine="torch")
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_verb_succeeds(said, command):
+    code, _, err = said[command]
+    assert code == 0, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("way", ["caption", "caption --json", "sample"])
+def test_captions_are_those_of_torch(said, in_torch, way):
+    """Greedy ones, beams after a prompt, and samples."""
+    options = {
+        "caption": {},
+        "caption --json": {"prompt": "red", "options": GenerationOptions(num_beams=2)},
+        "sample": {"options": GenerationOptions(temperature=1.0, top_p=0.9, num_captions=2)},
+    }[way]
+    described = in_torch.describe_many(DRAWINGS, keys=[str(path) for path in DRAWINGS], **options)
+    lines = said[way][1].splitlines()
+    if way == "caption --json":
+        rows = [json.loads(line) for line in lines]
+        assert [row["caption"] for row in rows] == [one.captions[0].text for one in described]
+        log_probs = [sum(one.captions[0].log_probs) for one in described]
+        assert [row["log_prob"] for row in rows] == pytest.approx(log_probs, abs=1e-3)
+    else:
+        captions = [(path, caption) for path, one in zip(DRAWINGS, described, strict=True) for caption in one.captions]
+        assert [line.split("\t") for line in lines] == [[str(path), " ".join(c.text.split())] for path, c in captions]
+
+
+def test_embeddings_are_those_of_torch(said, folder, in_torch):
+    from safetensors.numpy import load_file
+
+    np.testing.assert_allclose(np.load(folder / "vectors.npy"), in_torch.embed_images(DRAWINGS), atol=1e-5)
+    texts = load_file(folder / "texts.safetensors")["embeddings"]
+    np.testing.assert_allclose(texts, in_torch.embed_texts(["a guitar", "an airplane"]), atol=1e-5)
+
+
+def test_labels_are_those_of_torch(said, in_torch):
+    rows = [json.loads(line) for line in said["classify"][1].splitlines()]
+    for row, expected in zip(rows, in_torch.classify(DRAWINGS, ["guitar", "airplane"]), strict=True):
+        assert [choice["label"] for choice in row["labels"]] == [choice.label for choice in expected]
+        found = [choice["probability"] for choice in row["labels"]]
+        assert found == pytest.approx([choice.probability for choice in expected], abs=1e-4)
+
+
+def test_a_search_finds_what_it_is_asked_for(said, folder):
+    first, *_ = json.loads(said["search"][1])
+    assert Path(first["path"]).name == "guitar.webp"
+    assert "guitar.webp" in said["search --image"][1].splitlines()[0]
+    assert (folder / "page.html").is_file()
+
+
+def test_json_and_models_say_what_runs(said):
+    for command in ("caption --json", "classify"):
+        assert {json.loads(line)["engine"] for line in said[command][1].splitlines()} == {"onnx"}
+    assert {hit["engine"] for hit in json.loads(said["search"][1])} == {"onnx"}
+    models = json.loads(said["models --json"][1])
+    assert {models[name]["engine"] for name in shipped_models()} == {"onnx"}
+    assert said["models"][1].count("runs here in ONNX Runtime") == len(shipped_models())
+
+
+def test_python_does_it_too(tmp_path):
+    code = f"""
+import grr_coca
+model = grr_coca.load("icons")
+print(model.caption({str(DRAWINGS[0])!r}), model.engine.name, model.device)
+"""
+    done = subprocess.run([sys.executable, "-c", BLOCK + code], capture_output=True, text=True, check=True)
+    caption = grr_coca.load("icons", engine="torch").caption(DRAWINGS[0])
+    assert done.stdout == f"{caption} onnx cpu\n"

@@ -1,0 +1,494 @@
+"""Checkpoints: all of it comes back bitwise, nothing half-written is left, nothing untrusted is run."""
+
+import json
+import re
+import resource
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from model_configs import model_config
+from processes import launch
+from safetensors.torch import load_file, save_file
+from support import differing, disk_of, finished_run, real_pairs, snapshot, weights
+
+import grr_coca
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, whole_folder
+from grr_coca.data.framing import Framing
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tokenizer import clip_bpe
+from grr_coca.model.build import build_without_weights
+from grr_coca.model.checkpoint import from_pretrained, load_tensors, save_checkpoint
+from grr_coca.model.checkpoint_folder import FILES, fingerprint, read_config, saved_config
+from grr_coca.model.presets import get_preset
+from grr_coca.model.shipped_models import FOLDER as WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The model of a short run, as it lies on disk."""
+    folder = tmp_path_factory.mktemp("saved")
+    run = finished_run(folder, steps=2, num_pairs=16)
+    save_checkpoint(from_pretrained(run.checkpoint), folder / "saved")
+    return folder / "saved"
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of it to damage, without the manifest: as someone else may have put it together."""
+    return shutil.copytree(saved, tmp_path / "checkpoint", ignore=shutil.ignore_patterns(MANIFEST))
+
+
+# --- The round trip
+
+
+def test_everything_comes_back_as_it_was_saved(saved, tmp_path):
+    first = from_pretrained(saved)
+    save_checkpoint(first, tmp_path / "again")
+    second = from_pretrained(tmp_path / "again")
+    assert differing(weights(first), weights(second)) == []
+    assert (second.config, second.preset, second.preprocess) == (first.config, first.preset, first.preprocess)
+    assert second.tokenizer.to_json() == first.tokenizer.to_json()
+    assert second.step == first.step == 2
+
+
+def test_the_framing_of_drawings_is_saved_and_its_lack_leaves_no_key(saved, tmp_path):
+    """Checkpoints without it keep their hash, and those from before it have none."""
+    first = from_pretrained(saved)
+    assert "framing" not in json.loads((saved / "preprocess.json").read_text())
+    framed = replace(first, preprocess=replace(first.preprocess, framing=Framing(margin=0.1)))
+    save_checkpoint(framed, tmp_path / "framed")
+    assert from_pretrained(tmp_path / "framed").preprocess == framed.preprocess
+    assert fingerprint(tmp_path / "framed") != fingerprint(saved)
+    assert (tmp_path / "framed" / "config.json").read_bytes() == (saved / "config.json").read_bytes()
+
+
+def test_texts_become_rows_of_the_tokenizer_on_the_device_of_the_model(saved):
+    loaded = from_pretrained(saved)
+    texts, context_length = ["a heart", "violin " * 50], loaded.config.text_decoder.context_length
+    token_ids, lengths = loaded.tokenize(texts)
+    rows = [row[:length].tolist() for row, length in zip(token_ids, lengths, strict=True)]
+    assert rows == [loaded.tokenizer.encode_row(text, context_length) for text in texts]
+    elsewhere = from_pretrained(saved, "meta")
+    assert {tensor.device.type for tensor in elsewhere.tokenize(texts)} == {elsewhere.model.device.type} == {"meta"}
+
+
+def test_every_weight_is_loaded_though_none_was_drawn_before(saved, filled_with_nan):
+    loaded = from_pretrained(saved)
+    built = build_without_weights(loaded.config)
+    assert any(parameter.isnan().all() for parameter in built.parameters()), "the memory was filled"
+    assert differing(weights(loaded), load_file(saved / "model.safetensors")) == []
+    assert not any(parameter.isnan().any() for parameter in loaded.model.parameters())
+    for (name, ours), (_, theirs) in zip(loaded.model.named_buffers(), built.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+        assert not ours.isnan().any(), name
+
+
+def test_saving_the_same_twice_gives_the_same_files_which_who_may_read_one_may_read(saved, tmp_path):
+    save_checkpoint(from_pretrained(saved), tmp_path / "again")
+    assert snapshot(tmp_path / "again") == snapshot(saved)
+    assert sorted(path.name for path in saved.iterdir()) == sorted([*FILES, MANIFEST])
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+
+
+def test_a_loaded_model_is_in_evaluation_mode(saved):
+    assert not from_pretrained(saved).model.training
+
+
+def test_a_loaded_checkpoint_captions_without_anything_else(saved):
+    checkpoint = from_pretrained(str(saved))
+    ids = checkpoint.tokenizer.encode(real_pairs(1)[0].caption)
+    assert max(ids) < checkpoint.config.text_decoder.vocab_size
+    assert checkpoint.preprocess.image_size == checkpoint.config.image_encoder.image_size
+
+
+def test_the_weights_are_plain_safetensors_under_the_modules_names(saved):
+    tensors = load_file(saved / "model.safetensors")
+    assert tensors.keys() == from_pretrained(saved).model.state_dict().keys()
+    assert all(name.replace(".", "").replace("_", "").isalnum() for name in tensors)
+
+
+def test_loading_does_not_touch_the_checkpoint(folder):
+    before = snapshot(folder)
+    from_pretrained(folder)
+    assert snapshot(folder) == before
+
+
+# --- Which folder
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(saved, tmp_path):
+    checkpoint = from_pretrained(saved)
+    for step in (90, 100, 1000):
+        save_checkpoint(replace(checkpoint, step=step), tmp_path / "checkpoints" / f"step-{step:09d}")
+    (tmp_path / "checkpoints" / ".step-000002000.partial").mkdir()
+    assert from_pretrained(tmp_path).step == 1000
+
+
+def test_missing_tensors_are_not_called_damaged(tmp_path):
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: the file is missing"):
+        load_tensors(tmp_path / "optimizer.safetensors")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tensors(tmp_path)
+
+
+def test_a_missing_folder_is_an_error_that_says_what_a_checkpoint_is(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; a checkpoint is a folder that holds model\.safe"):
+        from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_folder_of_something_else_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"not a checkpoint: model\.safetensors, config\.json"):
+        from_pretrained(tmp_path)
+
+
+# --- Damage
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, 0.0, 0.5, b"\xff\xfe\x00", b"[1, 2]", b"null"], ids=str)
+def test_a_file_that_is_missing_cut_short_or_something_else_is_named(folder, name, content):
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else whole[: int(len(whole) * content)])
+    told = f"not a checkpoint: {name} missing" if content is None else str(folder / name)
+    with pytest.raises(UserError, match=re.escape(told)):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_one_flipped_bit_is_found_and_its_file_named(saved, tmp_path, name):
+    folder = shutil.copytree(saved, tmp_path / "checkpoint")
+    data = (folder / name).read_bytes()
+    for position in (len(data) // 3, len(data) - 2):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(UserError, match=re.escape(str(folder))):
+            from_pretrained(folder)
+
+
+def edit_weights(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda t: t.update({"image_proj.weight": torch.zeros(3, 5)}), r"found \(3, 5\)"),
+        (lambda t: t.pop("image_proj.weight"), "found none"),
+    ],
+    ids=["shape", "missing"],
+)
+def test_a_wrong_tensor_is_named_with_both_shapes(folder, edit, found):
+    edit_weights(folder, edit)
+    with pytest.raises(UserError, match=rf"1 tensors differ.*'image_proj\.weight' \(expected \(128, 64\), {found}"):
+        from_pretrained(folder)
+
+
+def test_a_tensor_too_many_is_named(folder):
+    edit_weights(folder, lambda tensors: tensors.update({"extra.weight": torch.zeros(2)}))
+    with pytest.raises(UserError, match=r"'extra\.weight' \(expected none"):
+        from_pretrained(folder)
+
+
+def test_a_config_is_saved_as_in_checkpoints_of_before():
+    header = json.loads((WEIGHTS / "icons" / "config.json").read_text())
+    config = read_config(header["model"], "model")
+    assert json.dumps(saved_config(config)) == json.dumps(header["model"])
+
+
+def test_a_stem_is_saved_where_it_is_not_that_of_checkpoints_of_before():
+    for name, stem in (("grr_coca", None), ("grr_coca+stem", "convolutional")):
+        config = model_config(name, "tiny")
+        saved = json.loads(json.dumps(saved_config(config)))
+        assert saved["image_encoder"].get("stem") == stem
+        assert read_config(saved, "model") == config
+
+
+OPEN_CLIP = {
+    "image_encoder.transformer.attention_bias": "all",
+    "image_encoder.class_token": "kept",
+    "image_encoder.pre_norm": "before_blocks",
+    "text_decoder.transformer.attention_bias": "all",
+    "text_decoder.cls": "last_position",
+    "multimodal_decoder.transformer.attention_bias": "all",
+    "multimodal_decoder.layer": "two_feed_forwards",
+    "multimodal_decoder.image_tokens": "normalized",
+    "poolers.queries": "normalized",
+    "poolers.attention_bias": "all",
+}
+"""Keys of `config.json` that checkpoints of open_clip's CoCa always had."""
+
+
+def section(config, key):
+    *path, last = key.split(".")
+    for name in path:
+        config = config[name]
+    return config, last
+
+
+def test_a_config_of_open_clips_model_is_saved_with_the_keys_of_before():
+    config = get_preset("open_clip_coca", "tiny")
+    saved = saved_config(config)
+    for key, value in OPEN_CLIP.items():
+        within, last = section(saved, key)
+        assert within[last] == value
+    assert "architecture" not in saved
+    assert read_config(saved, "model") == config
+
+
+def test_a_config_from_before_these_keys_is_that_of_a_coca():
+    config = get_preset("grr_coca", "tiny")
+    saved = saved_config(config)
+    for key in OPEN_CLIP:
+        within, last = section(saved, key)
+        del within[last]
+    assert read_config(saved, "model") == config
+
+
+@pytest.mark.parametrize(
+    ("preset", "key", "value", "message"),
+    [
+        ("grr_coca", "image_encoder.class_token", "keep", "model: image_encoder.class_token: 'keep' is not a choice"),
+        ("grr_coca", "text_decoder.cls", "last_position", "model: text_decoder.cls has open_clip's value, but "),
+        ("open_clip_coca", "poolers.queries", "free", "has open_clip's value, but poolers.queries has not"),
+        ("grr_coca", "architecture", "coca", "model: unknown key 'architecture'"),
+    ],
+)
+def test_a_config_with_some_parts_of_open_clips_model_is_refused(preset, key, value, message):
+    saved = saved_config(get_preset(preset, "tiny"))
+    within, last = section(saved, key)
+    within[last] = value
+    with pytest.raises(UserError, match=message):
+        read_config(saved, "model")
+
+
+def test_the_name_that_is_near_to_an_unknown_key_is_one_that_the_config_takes():
+    saved = saved_config(get_preset("grr_coca", "tiny"))
+    with pytest.raises(UserError, match=r"unknown key 'architectur'; valid names: contrastive, embed_dim, image"):
+        read_config({**saved, "architectur": "coca"}, "model")
+
+
+# --- A disk that is full
+
+
+def save_with_small_files(source: Path, target: Path) -> None:
+    """In a process of its own: pytest's own files would meet the limit too."""
+    checkpoint = from_pretrained(source)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))
+    with pytest.raises(UserError, match=f"^{target}: the checkpoint could not be written"):
+        save_checkpoint(checkpoint, target)
+
+
+def assert_nothing_was_lost(target: Path, before: dict[str, bytes]) -> None:
+    assert snapshot(target) == before
+    assert from_pretrained(target).step == 2
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.ci
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(saved, tmp_path):
+    target = shutil.copytree(saved, tmp_path / "checkpoints" / "step-000000002")
+    before = snapshot(target)
+    launch(tmp_path, save_with_small_files, saved, target).finish()
+    assert_nothing_was_lost(target, before)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(saved, tmp_path):
+    checkpoint = replace(from_pretrained(saved), step=3)
+    size = sum(len(content) for content in snapshot(saved).values())
+    with disk_of(int(1.5 * size), tmp_path / "disk") as disk:
+        target = shutil.copytree(saved, disk / "step-000000002")
+        before = snapshot(target)
+        with pytest.raises(UserError, match=f"^{target}: the checkpoint could not be written"):
+            save_checkpoint(checkpoint, target)
+        assert_nothing_was_lost(target, before)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(saved, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file/step-1: the checkpoint could not be written"):
+        save_checkpoint(from_pretrained(saved), tmp_path / "file" / "step-1")
+
+
+def test_a_partial_folder_of_a_run_that_was_killed_is_replaced(saved, tmp_path):
+    partial = tmp_path / ".step-000000002.partial"
+    partial.mkdir()
+    (partial / "rubbish").write_text("half")
+    save_checkpoint(from_pretrained(saved), tmp_path / "step-000000002")
+    assert snapshot(tmp_path / "step-000000002") == snapshot(saved)
+    assert not partial.exists()
+
+
+# --- What is there already
+
+
+def test_a_checkpoint_takes_the_place_of_an_earlier_one(saved, tmp_path):
+    target = shutil.copytree(saved, tmp_path / "checkpoint")
+    save_checkpoint(replace(from_pretrained(saved), step=3), target)
+    assert from_pretrained(target).step == 3
+    (tmp_path / "empty").mkdir()
+    save_checkpoint(from_pretrained(saved), tmp_path / "empty")
+    assert snapshot(tmp_path / "empty") == snapshot(saved)
+
+
+def refuses_to_replace(checkpoint, target, said):
+    before = snapshot(target)
+    with pytest.raises(UserError, match=f"^{target}: {said}"):
+        save_checkpoint(checkpoint, target)
+    assert snapshot(target) == before
+    assert [path.name for path in target.parent.glob(".*")] == []
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "photos/cat.jpg", ".git/config"])
+def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
+    checkpoint = from_pretrained(saved)
+    target = tmp_path / "work"
+    (target / name).parent.mkdir(parents=True)
+    (target / name).write_text("precious")
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not part of a checkpoint .* give a new folder")
+    shutil.copytree(saved, target, dirs_exist_ok=True)
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not part of a checkpoint")
+
+
+def test_another_folder_with_a_manifest_is_not_replaced(saved, tmp_path):
+    with whole_folder(tmp_path / "corpus") as partial:
+        (partial / "train-00000.tar").write_bytes(b"pairs")
+    refuses_to_replace(from_pretrained(saved), tmp_path / "corpus", "holds manifest.json, which is not part of")
+
+
+def test_a_file_is_not_replaced(saved, tmp_path):
+    (tmp_path / "notes").write_text("precious")
+    with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: is a file, but a checkpoint is a folder"):
+        save_checkpoint(from_pretrained(saved), tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "precious"
+
+
+# --- Trust
+
+
+FORBIDDEN = re.compile(
+    r"\b(torch\.load|pickle|dill|joblib|yaml\.load\(|unsafe_load|np\.load(?!.*allow_pickle=False)|exec\()"
+)
+PACKAGE = Path(grr_coca.__file__).parent
+READS_OTHERS = PACKAGE / "model" / "open_clip_checkpoints" / "read.py"
+"""open_clip's older checkpoints are pickled."""
+
+
+def test_nothing_in_the_package_unpickles_files():
+    sources = [path for path in PACKAGE.rglob("*.py") if path != READS_OTHERS]
+    found = [(path.name, match.group()) for path in sources for match in FORBIDDEN.finditer(path.read_text())]
+    assert found == []
+
+
+def test_where_others_files_are_unpickled_nothing_but_tensors_is_made():
+    calls = re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*\)", READS_OTHERS.read_text())
+    assert len(calls) == READS_OTHERS.read_text().count("torch.load") == 1
+    assert "weights_only=True" in calls[0]
+    assert not re.search(r"pickle\.loads?\b|Unpickler", READS_OTHERS.read_text())
+
+
+def test_a_compiled_model_is_saved_as_the_model_that_it_was(saved, tmp_path):
+    checkpoint = from_pretrained(saved)
+    compiled = torch.compile(checkpoint.model, backend="eager")
+    object.__setattr__(checkpoint, "model", compiled)  # tests check types, and users need not
+    save_checkpoint(checkpoint, str(tmp_path / "again"))
+    assert snapshot(tmp_path / "again") == snapshot(saved)
+
+
+def test_weights_that_could_not_be_loaded_again_are_not_saved(saved, tmp_path):
+    checkpoint = from_pretrained(saved)
+    checkpoint.model.text_proj = torch.nn.Linear(3, 5, bias=False)
+    with pytest.raises(UserError, match=r"model's text_proj.weight is \(5, 3\), and its config expects \(128, 64\)"):
+        save_checkpoint(checkpoint, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_tokenizer_or_an_image_size_of_another_model_is_not_saved(saved, tmp_path):
+    checkpoint = from_pretrained(saved)
+    strange = {
+        r"preprocess\.json: image_size is 32, but": replace(checkpoint, preprocess=Preprocess(32)),
+        r"tokenizer\.json: has the id 49,407, but": replace(checkpoint, tokenizer=clip_bpe()),
+    }
+    for message, other in strange.items():
+        with pytest.raises(UserError, match=message):
+            save_checkpoint(other, tmp_path / "again")
+        assert not (tmp_path / "again").exists()
+
+
+def test_padding_and_cutting_of_a_tokenizer_file_do_not_count(folder):
+    path = folder / "tokenizer.json"
+    before = from_pretrained(folder).tokenizer.encode("a red heart")
+    content = json.loads(path.read_text())
+    content["padding"] = {
+        "strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 3, "pad_type_id": 0,
+        "pad_token": "x",
+    }  # fmt: skip
+    content["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(content))
+    assert from_pretrained(folder).tokenizer.encode("a red heart") == before
+
+
+def test_an_id_that_the_model_does_not_know_is_told(folder):
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 9319
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer\.json: has the id 9,319, but the ids of the model are below"):
+        from_pretrained(folder)
+
+
+def test_a_model_that_does_not_fit_into_memory_is_told_in_one_line(folder, monkeypatch):
+    def refuse(config):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes\nframe #0: 0x1")
+
+    monkeypatch.setattr("grr_coca.model.checkpoint.build_without_weights", refuse)
+    with pytest.raises(UserError, match=r"does not fit into memory \(DefaultCPUAllocator.* 4 bytes\)$"):
+        from_pretrained(folder)
+
+
+def test_the_fingerprint_of_a_folder_that_lacks_a_file_names_the_file(folder):
+    for name in ("manifest.json", "tokenizer.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read \(No such file"):
+        fingerprint(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "value", "message"),
+    [
+        ("config", "modle", 4, "'modle'"),
+        ("config", "model.embed_dims", 4, "'embed_dims'"),
+        ("config", "model.image_encoder", 4, "image_encoder: expected a mapping of keys to values, found 4"),
+        ("config", "model.image_encoder.mlp_ratio", 4, "'mlp_ratio'"),
+        ("config", "model.embed_dim", 10**400, "embed_dim is too large"),
+        ("config", "model.image_encoder.transformer.embed_dim", 10**30, "embed_dim is too large; give 16,777,216"),
+        ("config", "model.image_encoder.transformer.num_layers", 10**5, "num_layers is too large; give 1,000 or less"),
+        ("config", "model.text_decoder.transformer.num_layers", 999, "which has .* parameters or more; the file has"),
+        ("config", "model.image_encoder.image_size", 10**6, "makes .* patches; at most 262,144"),
+        ("config", "model.text_decoder.context_length", 10**30, "context_length is too large"),
+        ("config", "model.text_decoder.vocab_size", 10**15, "vocab_size is too large; give 16,777,216"),
+        ("preprocess", "image_size", 0, "image_size is 0, but the model takes images of 16 pixels"),
+        ("preprocess", "std", [0.5, 0, 0.5], "mean .* give finite numbers"),
+        ("preprocess", "mean", [0.5, "nan", 0.5], "mean .* give finite numbers"),
+    ],
+)
+def test_a_value_that_no_model_has_is_told_and_none_is_built_of_it(folder, monkeypatch, file, place, value, message):
+    content = json.loads((folder / f"{file}.json").read_text())
+    within, last = section(content, place)
+    within[last] = value
+    (folder / f"{file}.json").write_text(json.dumps(content))
+    if file == "config":
+        monkeypatch.setattr("grr_coca.model.checkpoint.build_without_weights", lambda _: pytest.fail("built"))
+    with pytest.raises(UserError, match=rf"{file}\.json.*{message}"):
+        from_pretrained(folder)

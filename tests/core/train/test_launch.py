@@ -1,0 +1,70 @@
+"""Where a process of a launch works, and what it hears of the first one's errors."""
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import drivers
+import pytest
+import torch
+from processes import launch
+
+from grr_coca.common.errors import UserError
+from grr_coca.train.launch import SIGNALS, StopSignals, device_of_process
+
+
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """The device of a process that sees so many GPUs, with these environment variables."""
+
+    def device(num_gpus: int, **variables: str) -> torch.device:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+        for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return device_of_process()
+
+    return device
+
+
+def test_each_process_has_a_gpu_of_its_own(on_gpus):
+    assert on_gpus(8).index == 0
+    assert on_gpus(8, LOCAL_RANK="3").index == 3
+    assert on_gpus(8, LOCAL_RANK="3", TORCHELASTIC_RUN_ID="mine").index == 3
+
+
+def test_a_scheduler_may_show_each_process_its_own_gpu_alone(on_gpus):
+    assert on_gpus(1, LOCAL_RANK="3").index == 0
+
+
+def test_more_processes_than_gpus_are_refused(on_gpus):
+    with pytest.raises(UserError, match="--nproc-per-node 2"):
+        on_gpus(2, LOCAL_RANK="2")
+    with pytest.raises(UserError, match="--nproc-per-node 1"):
+        on_gpus(1, LOCAL_RANK="1", TORCHELASTIC_RUN_ID="mine")
+
+
+def test_signals_are_left_to_others_outside_of_the_main_thread():
+    """Python lets no other thread handle them. A notebook that trains in a thread is not told to stop by one."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    def run() -> list[object]:
+        with StopSignals() as stop:
+            return [[signal.getsignal(number) for number in SIGNALS], list(stop.counts)]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run).result() == [before, [0] * len(SIGNALS)]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_every_rank_hears_of_any_error_of_the_first(tmp_path):
+    launch(tmp_path, drivers.fail_on_first, tmp_path, ranks=2).finish()
+    said = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]
+    assert said == ["ZeroDivisionError: division by zero", "UserError: division by zero"]
+
+
+@pytest.mark.ci  # seven seconds
+def test_ranks_wait_for_what_the_first_does_alone_however_long(tmp_path):
+    launch(tmp_path, drivers.wait_long_for_the_first, tmp_path, ranks=2).finish()
+    assert [(tmp_path / f"told-{rank}").read_text() for rank in range(2)] == ["done", "done"]

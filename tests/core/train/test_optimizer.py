@@ -1,0 +1,436 @@
+"""Which parameter is updated how: decay, freezing, clipping and the schedule, seen from outside."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from support import make_trainer
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from grr_coca.common.errors import UserError
+from grr_coca.model.build import build
+from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa
+from grr_coca.model.losses import batch_loss
+from grr_coca.train.optimizer import Optimizers, freeze, layer_depth, lr_factor, parameter_kinds, peak_rates
+from grr_coca.train.recipe import OptimizerRecipe, ScheduleRecipe
+from grr_coca.train.step import autocast, count_tokens
+
+CONSTANT = ScheduleRecipe(steps=10, warmup_steps=0, final_lr_ratio=1.0)
+
+
+def _copy(model: CoCa) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _linear_weights(model: CoCa) -> set[str]:
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _step_with_gradients_of_zero(model: CoCa, recipe: OptimizerRecipe) -> None:
+    optimizers = Optimizers(model, recipe, CONSTANT)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizers.update(0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("preset", ["grr_coca", "coca"])
+def test_decay_is_for_matrices_alone(tiny_config, preset, name):
+    """Without gradients, decay is all that is left of a step."""
+    model = build(tiny_config(preset))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    before = _copy(model)
+    _step_with_gradients_of_zero(model, OptimizerRecipe(name=name, muon_precision="fp32", lr=0.1, weight_decay=0.5))
+    matrices = _linear_weights(model)
+    assert len(matrices) > 20
+    for key, parameter in model.named_parameters():
+        expected = before[key] * (1 - 0.1 * 0.5) if key in matrices else before[key]
+        torch.testing.assert_close(parameter.detach(), expected, msg=f"{key} is decayed wrongly")
+    assert "logit_scale" not in matrices
+
+
+@pytest.mark.parametrize("frozen", [(), ("image_encoder",), ("image_backbone", "multimodal_decoder")], ids=str)
+@pytest.mark.parametrize("preset", ["grr_coca", "baseline_coca", "coca"])
+def test_every_trainable_parameter_is_of_exactly_one_kind(tiny_config, preset, frozen):
+    model = build(tiny_config(preset))
+    freeze(model, frozen)
+    sorted_out = [id(parameter) for kind in parameter_kinds(model) for parameter in kind]
+    assert len(sorted_out) == len(set(sorted_out))
+    assert set(sorted_out) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
+def test_hidden_matrices_are_all_but_the_heads(tiny_config, preset):
+    """Convolutions among them: Muon takes their kernels as matrices."""
+    model = build(tiny_config(preset))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    hidden, outer, rest = ({names[id(parameter)] for parameter in kind} for kind in parameter_kinds(model))
+    assert outer == {"multimodal_decoder.lm_head.weight"}
+    assert hidden == _linear_weights(model) - outer
+    convolutions = {f"image_encoder.stem.stages.{i}.conv.weight" for i in range(2)}
+    assert convolutions & hidden == (convolutions if preset == "grr_coca+stem" else set())
+    assert all(matrix.ndim == 2 for matrix in parameter_kinds(model).hidden)
+    assert rest >= {
+        "logit_scale",
+        "text_decoder.tok_embeddings.weight",
+        "text_decoder.cls_embedding",
+        "captioning_pooler.queries",
+        "image_encoder.patch_embed.bias",
+        "image_encoder.norm.weight",
+    }
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_frozen_image_encoder_keeps_its_embeddings_through_training(tiny_config, make_batch, name):
+    config = tiny_config()
+    model, batch = build(config), make_batch(config)
+    freeze(model, ["image_encoder"])
+    with torch.no_grad():
+        before = model.encode_image(batch.images)
+    optimizers = Optimizers(
+        model, OptimizerRecipe(name=name, muon_precision="fp32", lr=0.01, weight_decay=0.5), CONSTANT
+    )
+    text_before = model.text_decoder.tok_embeddings.weight.detach().clone()
+    for step in range(3):
+        batch_loss(model, batch).total.backward()
+        optimizers.update(step)
+    with torch.no_grad():
+        after = model.encode_image(batch.images)
+    assert torch.equal(before.embedding, after.embedding)
+    assert torch.equal(before.tokens, after.tokens)
+    assert not torch.equal(text_before, model.text_decoder.tok_embeddings.weight)
+
+
+def test_freezing_everything_is_an_error(tiny_config):
+    with pytest.raises(UserError, match="image_encoder, text_decoder, multimodal_decoder: nothing is left to train"):
+        freeze(build(tiny_config()), ["image_encoder", "text_decoder", "multimodal_decoder"])
+
+
+@pytest.mark.parametrize("preset", ["grr_coca", "grr_coca+stem"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_moves_every_parameter_and_clears_the_gradients(tiny_config, make_batch, name, preset):
+    config = tiny_config(preset)
+    model = build(config)
+    before = _copy(model)
+    optimizers = Optimizers(model, OptimizerRecipe(name=name, muon_precision="fp32"), CONSTANT)
+    batch_loss(model, make_batch(config)).total.backward()
+    optimizers.update(0)
+    for key, parameter in model.named_parameters():
+        assert not torch.equal(before[key], parameter), f"{key} did not move"
+        assert parameter.grad is None
+
+
+def test_gradients_are_clipped_and_their_norm_is_that_before(tiny_config, monkeypatch):
+    model = build(tiny_config())
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 3.0)
+    seen: list[float] = []
+
+    def record(self: torch.optim.AdamW) -> None:
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        seen.append(math.sqrt(sum(grad.double().square().sum().item() for grad in grads)))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    optimizers = Optimizers(model, OptimizerRecipe(lr=0.1, clip_norm=2.0), CONSTANT)
+    grad_norm = optimizers.clip()
+    optimizers.update(0)
+    assert grad_norm.item() == pytest.approx(3.0 * math.sqrt(sum(p.numel() for p in parameters)), rel=1e-4)
+    assert seen == pytest.approx([2.0], rel=1e-4)
+
+
+def test_an_infinite_norm_leaves_gradients_as_they_are(tiny_config):
+    model = build(tiny_config())
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e6)
+    norm = Optimizers(model, OptimizerRecipe(clip_norm=math.inf), CONSTANT).clip()
+    assert norm > 1e6
+    assert all((parameter.grad == 1e6).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("before", "after"), [(10.0, MAX_LOGIT_SCALE), (-1.0, 0.0)])
+def test_a_step_keeps_the_temperature_within_its_bounds(tiny_config, make_batch, before, after):
+    config = tiny_config()
+    model, batch = build(config), make_batch(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(before)
+    trainer = make_trainer(model, Optimizers(model, OptimizerRecipe(), CONSTANT))
+    trainer.step([batch], count_tokens([batch]), 0)
+    assert model.logit_scale.item() == pytest.approx(after)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_decays_of_the_moments_are_the_recipes(tiny_config, name):
+    recipe = OptimizerRecipe(name=name, muon_precision="fp32", betas=(0.5, 0.6))
+    adamw = Optimizers(build(tiny_config()), recipe, CONSTANT).optimizers[0]
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert {group["betas"] for group in adamw.param_groups} == {(0.5, 0.6)}
+
+
+# --- Schedule ---
+
+
+def test_warm_up_is_linear_and_reaches_the_peak():
+    schedule = ScheduleRecipe(steps=100, warmup_steps=4)
+    assert [lr_factor(step, schedule) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_after_warm_up_a_cosine_leads_to_the_final_ratio():
+    schedule = ScheduleRecipe(steps=104, warmup_steps=4, final_lr_ratio=0.1)
+    factors = [lr_factor(step, schedule) for step in range(4, 104)]
+    assert factors == sorted(factors, reverse=True)
+    assert lr_factor(54, schedule) == pytest.approx(0.55, abs=0.01)
+    assert factors[-1] == pytest.approx(0.1, abs=0.001)
+    assert lr_factor(104, schedule) == lr_factor(1000, schedule) == pytest.approx(0.1)
+
+
+def test_the_last_step_has_the_final_ratio():
+    assert lr_factor(9, ScheduleRecipe(steps=10, warmup_steps=2, final_lr_ratio=0.1)) == pytest.approx(0.1)
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert lr_factor(0, ScheduleRecipe(steps=10, warmup_steps=0)) == 1.0
+
+
+def test_a_run_shorter_than_its_warm_up_never_passes_the_peak():
+    schedule = ScheduleRecipe(steps=3, warmup_steps=6)
+    assert [lr_factor(step, schedule) for step in range(3)] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    assert lr_factor(6, schedule) == 1.0
+
+
+def test_the_learning_rate_of_a_step_follows_the_schedule(tiny_config):
+    model = build(tiny_config())
+    schedule = ScheduleRecipe(steps=10, warmup_steps=2)
+    optimizers = Optimizers(model, OptimizerRecipe(lr=0.2), schedule)
+    for step in (0, 1, 6):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        assert optimizers.learning_rate(step) == pytest.approx(0.2 * lr_factor(step, schedule))
+        optimizers.update(step)
+        assert optimizers.optimizers[0].param_groups[0]["lr"] == optimizers.learning_rate(step)
+
+
+# --- Layer-wise decay ---
+
+
+def test_depth_counts_the_layers_to_the_nearest_head(tiny_config):
+    model = build(tiny_config("grr_coca+sigmoid"))  # two layers a stack
+    expected = {
+        "multimodal_decoder.lm_head.weight": 0,
+        "multimodal_decoder.norm.weight": 0,
+        "text_proj.weight": 0,
+        "image_proj.weight": 0,
+        "logit_scale": 0,
+        "logit_bias": 0,
+        "text_decoder.cls_norm.weight": 0,
+        "multimodal_decoder.blocks.1.cross_attn.q_proj.weight": 1,
+        "multimodal_decoder.blocks.0.attn.qkv_proj.weight": 2,
+        "text_decoder.blocks.1.attn_norm.weight": 1,
+        "text_decoder.blocks.0.attn_norm.weight": 2,
+        "text_decoder.tok_embeddings.weight": 3,
+        "text_decoder.cls_embedding": 3,
+        "contrastive_pooler.queries": 1,
+        "captioning_pooler.attn.q_proj.weight": 1,
+        "captioning_pooler.norm.weight": 1,
+        "image_encoder.norm.weight": 1,
+        "image_encoder.blocks.1.feed_forward.up_proj.weight": 2,
+        "image_encoder.blocks.0.attn.out_proj.weight": 3,
+        "image_encoder.patch_embed.weight": 4,
+        "image_encoder.patch_embed.bias": 4,
+    }
+    names = {name for name, _ in model.named_parameters()}
+    assert {name: layer_depth(model, name) for name in names & expected.keys()} == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "parts"),
+    [
+        ("grr_coca+registers", {"image_encoder.registers"}),
+        ("grr_coca+stem", {"image_encoder.stem"}),
+        ("coca", {"image_encoder.position", "text_decoder.position"}),
+    ],
+)
+def test_positions_registers_and_a_stem_are_as_deep_as_the_embeddings(tiny_config, preset, parts):
+    model = build(tiny_config(preset))
+    names = [name for name, _ in model.named_parameters() if ".".join(name.split(".")[:2]) in parts]
+    assert {".".join(name.split(".")[:2]) for name in names} == parts
+    for name in names:
+        assert layer_depth(model, name) == (4 if name.startswith("image_encoder") else 3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config, name):
+    """Two models, equal but for the decay, take one step with equal gradients."""
+    moved = {}
+    for decay in (1.0, 0.5):
+        model = build(tiny_config())
+        before = _copy(model)
+        optimizers = Optimizers(
+            model, OptimizerRecipe(name=name, muon_precision="fp32", lr=0.01, layer_decay=decay), CONSTANT
+        )
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizers.update(0)
+        assert optimizers.learning_rate(0) == 0.01, "the rate that is told is that of the heads"
+        moved[decay] = {key: (parameter.detach() - before[key]) for key, parameter in model.named_parameters()}
+    for key, step in moved[1.0].items():
+        expected = step * 0.5 ** layer_depth(model, key)
+        torch.testing.assert_close(moved[0.5][key], expected, rtol=1e-2, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_without_layer_decay_there_are_no_more_groups_than_kinds_of_decay(tiny_config, name):
+    optimizers = Optimizers(build(tiny_config()), OptimizerRecipe(name, muon_precision="fp32"), CONSTANT)
+    groups = [len(optimizer.param_groups) for optimizer in optimizers.optimizers]
+    assert groups == ([2] if name == "adamw" else [2, 1])
+
+
+def test_layer_decay_and_freezing_go_together(tiny_config):
+    model = build(tiny_config())
+    freeze(model, ["image_encoder"])
+    optimizers = Optimizers(model, OptimizerRecipe("muon", muon_precision="fp32", layer_decay=0.5), CONSTANT)
+    groups = [group for optimizer in optimizers.optimizers for group in optimizer.param_groups]
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
+
+
+# --- Learning rates of parts ---
+
+
+def _moves(model: CoCa, recipe: OptimizerRecipe) -> dict[str, torch.Tensor]:
+    """What one step with given gradients adds to each parameter."""
+    before = _copy(model)
+    optimizers = Optimizers(model, recipe, CONSTANT)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizers.update(0)
+    return {key: parameter.detach() - before[key] for key, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_part_takes_the_step_of_a_model_that_has_its_rate_throughout(tiny_config, name):
+    recipe = OptimizerRecipe(name=name, muon_precision="fp32", lr=0.01, weight_decay=0.5, layer_decay=0.5)
+    rates = {"image_encoder": 0.002, "image_encoder.blocks.1": 0.05, "multimodal_decoder.lm_head.weight": 0.003}
+    throughout = {lr: _moves(build(tiny_config()), replace(recipe, lr=lr)) for lr in (0.01, *rates.values())}
+    moved = _moves(build(tiny_config()), replace(recipe, learning_rates=rates))
+    found = set()
+    for key, step in moved.items():
+        lr = next((rates[part] for part in sorted(rates, key=len, reverse=True) if key.startswith(part)), 0.01)
+        found.add(lr)
+        assert torch.equal(step, throughout[lr][key]), key
+    assert found == {0.01, *rates.values()}
+
+
+def test_the_beginning_of_a_name_ends_with_a_word():
+    blocks = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(11))
+    rates = peak_rates(blocks, {"1": 0.5}, default=0.1)
+    assert [number for number in range(11) if rates[f"{number}.weight"] == 0.5] == [1]
+
+
+def test_a_part_with_a_rate_of_0_is_frozen_and_has_no_gradient_to_clip(tiny_config, make_batch):
+    config = tiny_config("baseline_coca")
+    model = build(config)
+    before = _copy(model)
+    recipe = OptimizerRecipe("muon", muon_precision="fp32", lr=0.01, learning_rates={"image_encoder.position": 0.0})
+    freeze(model, [], recipe.learning_rates)
+    optimizers = Optimizers(model, recipe, CONSTANT)
+    batch_loss(model, make_batch(config)).total.backward()
+    assert model.image_encoder.position.embedding.grad is None
+    optimizers.update(0)
+    kept = {key for key, parameter in model.named_parameters() if torch.equal(parameter, before[key])}
+    assert kept == {"image_encoder.position.embedding"}
+
+
+@pytest.mark.parametrize(
+    ("frozen", "rates", "message"),
+    [
+        ((), {"image_encodr": 0.1}, "has no parameters 'image_encodr'; did you mean 'image_encoder'?"),
+        ((), {"image_encoder.position": 0.1}, "has no parameters 'image_encoder.position'; did you mean 'image_"),
+        (("image_encoder",), {"image_encoder.blocks": 0.1}, "image_encoder.blocks is frozen by freeze: image_encoder"),
+        (
+            ("image_encoder", "text_decoder"),
+            {"multimodal_decoder": 0.0},
+            "freeze image_encoder, text_decoder, multimodal_decoder: nothing is left to train",
+        ),
+    ],
+)
+def test_rates_that_fit_no_part_are_refused(tiny_config, frozen, rates, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        freeze(build(tiny_config()), frozen, rates)
+
+
+# --- Clipping by itself, and sharded parameters ---
+
+
+def test_an_update_applies_gradients_as_they_are(tiny_config):
+    first, second = (build(tiny_config()) for _ in range(2))
+    for model in (first, second):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.01)
+    optimizers = Optimizers(first, OptimizerRecipe(clip_norm=0.1), CONSTANT)
+    norm = optimizers.clip()
+    clipped = nn.utils.get_total_norm([parameter.grad for parameter in first.parameters()])
+    assert (norm > 0.1).item()
+    assert clipped.item() == pytest.approx(0.1, rel=1e-4)
+    optimizers.update(0)
+    again = Optimizers(second, OptimizerRecipe(clip_norm=0.1), CONSTANT)
+    again.clip()
+    again.update(0)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_dropping_gradients_leaves_the_weights(tiny_config):
+    model = build(tiny_config())
+    optimizers = Optimizers(model, OptimizerRecipe("muon", muon_precision="fp32"), CONSTANT)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizers.zero_grad()
+    assert all(parameter.grad is None and parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_sharded_parameters_take_the_same_step(tiny_config, make_batch, one_process, name):
+    config = tiny_config()
+    batch = make_batch(config)
+    recipe = OptimizerRecipe(name=name, muon_precision="fp32", layer_decay=0.7, clip_norm=0.5)
+    plain, sharded = build(config), build(config)
+    for stack in (sharded.image_encoder, sharded.text_decoder, sharded.multimodal_decoder):
+        for block in stack.blocks:
+            fully_shard(block)
+    fully_shard(sharded, ignored_params={sharded.logit_scale})  # FSDP2 takes no scalars
+    norms = []
+    for model in (plain, sharded):
+        optimizers = Optimizers(model, recipe, CONSTANT)
+        batch_loss(model, batch).total.backward()
+        norms.append(optimizers.clip())
+        optimizers.update(0)
+    assert norms[0].item() == pytest.approx(norms[1].item(), rel=1e-5)
+    for (key, expected), found in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+        assert isinstance(found, DTensor) == (key != "logit_scale")
+        whole = found.full_tensor() if isinstance(found, DTensor) else found
+        torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-7, msg=key)
+
+
+# --- Muon and bf16 train ---
+
+
+@pytest.mark.parametrize(("name", "precision"), [("adamw", "fp32"), ("muon", "bf16")])
+def test_both_optimizers_and_both_precisions_train(tiny_config, make_batch, name, precision):
+    config = tiny_config()
+    model, batch = build(config), make_batch(config)
+    optimizers = Optimizers(model, OptimizerRecipe(name=name, muon_precision="fp32", lr=3e-3), CONSTANT)
+    trainer = replace(make_trainer(model, optimizers), precision=autocast(precision, torch.device("cpu")))
+    losses = []
+    for step in range(25):
+        losses.append(trainer.step([batch], count_tokens([batch]), step)["coca"])
+    assert losses[-1] < losses[0] / 2
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

@@ -1,0 +1,500 @@
+"""A run: a function of its recipe, from the data to a checkpoint."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from model_configs import model_keys
+from support import (
+    ALONE,
+    BATCH_SIZE,
+    CPU,
+    PairsInMemory,
+    differing,
+    finetuning,
+    pretrain,
+    real_pairs,
+    shard_members,
+    silent,
+    tiny_recipe,
+    warnings_of,
+    weights,
+    with_caption,
+    write_shard,
+    write_tar,
+)
+
+from grr_coca.common.errors import DiskError, UserError
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.loader import ReplacementLog
+from grr_coca.data.sources.open import open_source
+from grr_coca.evaluate.caption_split import CaptionedSplit
+from grr_coca.evaluate.split import Evaluation
+from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.train import loop
+from grr_coca.train.logs import LOG_FILE, MetricLog, Progress, read_metrics
+from grr_coca.train.loop import Validation, train
+from grr_coca.train.optimizer import FROZEN_MODULES
+from grr_coca.train.recipe import (
+    CheckpointRecipe,
+    EvaluationRecipe,
+    HealthRecipe,
+    LossRecipe,
+    OptimizerRecipe,
+    ScheduleRecipe,
+    TokenizerRecipe,
+    load_recipe,
+    save_recipe,
+)
+from grr_coca.train.run_checkpoints import BEST_FILE
+from grr_coca.train.setup import check_start, new_checkpoint, sound_validation, training_sources
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return write_shard(tmp_path / "pairs.tar", real_pairs(16))
+
+
+def first_losses(recipe, start, out) -> dict[str, float]:
+    """The losses of the first step, before any weight has changed."""
+    once = replace(recipe, schedule=ScheduleRecipe(steps=1, warmup_steps=1))
+    train(once, start, out, ALONE, silent)
+    return read_metrics(out, "train")[0]
+
+
+# --- What a run leaves
+
+
+def test_a_run_leaves_its_recipe_its_log_and_one_checkpoint(run):
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "checkpoints",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "tensorboard",
+    ]
+    assert any((run.folder / "tensorboard").iterdir())
+    assert run.checkpoint.name == "step-000000003"
+
+
+def test_the_log_names_every_loss_under_the_words_used_everywhere(run):
+    (trained,) = read_metrics(run.folder, "train")
+    (val,) = read_metrics(run.folder, "val")
+    assert trained["step"] == val["step"] == 3
+    assert {"contrastive", "captioning", "coca", "grad_norm", "lr"} <= trained.keys()
+    assert "pairs_per_second" not in trained, "a log with times in it is never the same twice"
+    assert {
+        field
+        for field in Evaluation.__dataclass_fields__
+        if "image" not in field and field not in ("chance", "median_rank")
+    } <= val.keys()
+    assert {f"{way}/R@{k}" for way in ("text_to_image", "image_to_text", "chance") for k in (1, 5, 10)} <= val.keys()
+
+
+def test_a_bar_in_a_caption_parts_no_cell_of_the_table_in_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricLog(tmp_path, Progress()) as log:
+        log.captions(1, CaptionedSplit(("folder/a|b.png",), ("said | so",), (("true", "too"),)))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (table,) = (shown.tensor_proto.string_val[0].decode() for shown in board.Tensors("captions/text_summary"))
+    assert table.splitlines() == [
+        "| image | caption | reference |",
+        "|---|---|---|",
+        "| a\\|b.png | said \\| so | true |",
+    ]
+
+
+def test_training_makes_the_loss_fall_and_tells_of_it_up_to_the_last_step(shard, tmp_path):
+    told = {}
+    trained = pretrain(tiny_recipe(shard, steps=33), tmp_path / "run", told.__setitem__)
+    assert list(told) == [10, 20, 30, 33]
+    assert told[33]["coca"] < told[10]["coca"] - 0.5
+    assert differing(weights(trained), weights(from_pretrained(tmp_path / "run"))) == [], "what is on disk is returned"
+
+
+def test_validation_and_checkpoint_come_at_every_interval_and_at_the_end(shard, tmp_path):
+    recipe = tiny_recipe(shard, steps=5, evaluation=EvaluationRecipe(interval=2, batch_size=BATCH_SIZE))
+    pretrain(recipe, tmp_path / "run")
+    assert [row["step"] for row in read_metrics(tmp_path / "run", "val")] == [2, 4, 5]
+    folders = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert sorted(folders) == ["step-000000004", "step-000000005"], "the newest two are kept"
+
+
+# --- A run is a function of its recipe
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda recipe: recipe,
+        lambda recipe: replace(recipe, evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE)),
+        lambda recipe: replace(recipe, data=replace(recipe.data, num_workers=2)),
+    ],
+    ids=["again", "validated after each step", "with workers"],
+)
+def test_one_seed_gives_the_same_weights_and_log_bit_for_bit_however_it_is_read(run, tmp_path, change):
+    pretrain(change(run.recipe), tmp_path / "again")
+    assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "again"))) == []
+    if change(run.recipe) == run.recipe:
+        assert (run.folder / "metrics.jsonl").read_bytes() == (tmp_path / "again" / "metrics.jsonl").read_bytes()
+
+
+def test_the_recipe_that_a_run_wrote_is_its_own(run):
+    assert load_recipe(run.folder / "recipe.yaml") == run.recipe
+
+
+def test_another_seed_gives_other_weights(run, tmp_path):
+    pretrain(replace(run.recipe, seed=1), tmp_path / "other")
+    assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "other")))
+
+
+def test_loss_weights_count(run, tmp_path):
+    recipe = replace(run.recipe, losses=LossRecipe(contrastive_weight=0.5, captioning_weight=3.0))
+    losses = first_losses(recipe, new_checkpoint(recipe, ALONE), tmp_path / "run")
+    assert losses["coca"] == pytest.approx(0.5 * losses["contrastive"] + 3.0 * losses["captioning"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "name"),
+    [(LossRecipe(0.0, 2.0), "muon"), (LossRecipe(1.0, 0.0), "muon"), (LossRecipe(1.0, 0.0), "adamw")],
+    ids=["captions", "contrast", "contrast-adamw"],
+)
+def test_a_weight_of_zero_trains_on_the_other_loss(shard, tmp_path, name, losses):
+    recipe = tiny_recipe(shard, steps=2, losses=losses, optimizer=OptimizerRecipe(name))
+    pretrain(recipe, tmp_path / "run")
+    assert read_metrics(tmp_path / "run", "train")[0]["coca"] > 0
+
+
+# The other presets are other arrangements of the parts that these have; all of them build, in `test_presets`. Other
+# keys of a recipe's model are trained in `test_options`.
+@pytest.mark.parametrize("name", ["coca", "grr_coca_plus", "grr_coca+stem"])
+def test_every_kind_of_model_trains(shard, tmp_path, name):
+    recipe = tiny_recipe(shard, steps=1)
+    recipe = replace(recipe, model=replace(recipe.model, **model_keys(name)))
+    pretrain(recipe, tmp_path / "run")
+    assert from_pretrained(tmp_path / "run").preset == recipe.model.preset
+
+
+def test_a_model_with_clips_vocabulary_trains(shard, tmp_path):
+    recipe = tiny_recipe(shard, steps=1, tokenizer=TokenizerRecipe("clip"))
+    assert pretrain(recipe, tmp_path / "run").config.text_decoder.vocab_size == 49_408
+
+
+def test_clips_vocabulary_takes_no_size(shard, tmp_path):
+    recipe = tiny_recipe(shard, steps=1, tokenizer=TokenizerRecipe("clip", vocab_size=4096))
+    with pytest.raises(UserError, match=r"tokenizer: vocab_size 4096 does not fit kind 'clip'.* remove vocab_size"):
+        new_checkpoint(recipe, ALONE)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe, "what a run wrote before is still read"
+
+
+def test_a_model_that_takes_id_0_for_padding_needs_clips_vocabulary(shard):
+    recipe = tiny_recipe(shard)
+    recipe = replace(recipe, model=replace(recipe.model, preset="open_clip_coca"))
+    with pytest.raises(UserError, match=r"kind 'bpe' does not fit model: preset 'open_clip_coca'.* set kind to 'clip'"):
+        new_checkpoint(recipe, ALONE)
+    clip = replace(recipe, tokenizer=TokenizerRecipe("clip"))
+    assert new_checkpoint(clip, ALONE).config.architecture == "open_clip"
+
+
+def test_a_run_is_saved_every_so_many_minutes(shard, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(loop, "save", lambda store, checkpoint, *rest: saved.append(checkpoint.step))
+    for minutes in (0.0, 60.0):
+        recipe = tiny_recipe(shard, steps=4, checkpoints=CheckpointRecipe(interval=100, minutes=minutes))
+        pretrain(recipe, tmp_path / str(minutes))
+    assert saved == [1, 2, 3, 4, 4]
+
+
+def test_the_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monkeypatch):
+    """Its steps are counted from those of its start."""
+    scores = iter([2.0, 1.0, 3.0, 4.0, 5.0])
+    validate = Validation.run
+
+    def scored(self, checkpoint):
+        validated = validate(self, checkpoint)
+        return replace(validated, scores={**validated.scores, "coca_loss": next(scores)})
+
+    monkeypatch.setattr(Validation, "run", scored)
+    recipe = finetuning(
+        tiny_recipe(shard, steps=5),
+        evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE),
+        checkpoints=CheckpointRecipe(keep_best="coca_loss", keep_last=1),
+    )
+    train(recipe, from_pretrained(run.folder), tmp_path / "run", ALONE, silent)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000000005", "step-000000008"]
+    assert json.loads((folder / BEST_FILE).read_text()) == {"step": 5}
+
+
+# --- What goes wrong
+
+
+def test_a_learning_rate_that_is_far_too_high_stops_the_run_with_advice(shard, tmp_path):
+    recipe = tiny_recipe(shard, steps=12, optimizer=OptimizerRecipe(lr=1e30))
+    with pytest.raises(UserError, match="lower optimizer: lr"):
+        pretrain(recipe, tmp_path / "run")
+
+
+def test_bad_samples_are_replaced_and_counted_by_cause_in_the_log(tmp_path):
+    pairs = list(real_pairs(16))
+    pairs[5] = with_caption(pairs[5], " ")
+    members = shard_members(pairs)
+    members[f"{pairs[11].key}.webp"] = b"<html>"
+    shard = write_tar(tmp_path / "pairs.tar", members)
+    recipe = tiny_recipe(shard, steps=4)  # of 8 pairs: two epochs
+    pretrain(recipe, tmp_path / "run")
+    (row,) = read_metrics(tmp_path / "run", "train")
+    assert (row["replaced/empty caption"], row["replaced/not an image"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("max_bad_share", "stops"), [(0.1, True), (0.2, False)])
+def test_a_run_stops_at_the_share_of_bad_samples_that_its_recipe_gives(tmp_path, monkeypatch, max_bad_share, stops):
+    monkeypatch.setattr(loop, "ReplacementLog", partial(ReplacementLog, window=16))
+    members = shard_members(real_pairs(16))
+    members |= {f"{pair.key}.webp": b"<html>" for pair in real_pairs(16)[:2]}
+    recipe = tiny_recipe(write_tar(tmp_path / "pairs.tar", members), steps=2, health=HealthRecipe(10, max_bad_share))
+    refused = pytest.raises(UserError, match=r"max_bad_share 0\.1") if stops else nullcontext()
+    with refused:
+        pretrain(recipe, tmp_path / "run")
+
+
+def test_what_was_replaced_before_a_run_went_on_counts(tmp_path):
+    members = shard_members(real_pairs(16))
+    members[f"{real_pairs(16)[5].key}.webp"] = b"<html>"
+    recipe = tiny_recipe(
+        write_tar(tmp_path / "pairs.tar", members), steps=4, checkpoints=CheckpointRecipe(interval=2, keep_last=9)
+    )
+    pretrain(recipe, tmp_path / "run")
+    (whole,) = read_metrics(tmp_path / "run", "train")
+    point = tmp_path / "run" / "checkpoints" / "step-000000002"
+    train(recipe, from_pretrained(point), tmp_path / "run", ALONE, silent, point)
+    (again,) = read_metrics(tmp_path / "run", "train")
+    assert again["replaced/not an image"] == whole["replaced/not an image"] == 2
+
+
+def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(shard, tmp_path):
+    told = []
+    recipe = tiny_recipe(shard, steps=11, evaluation=EvaluationRecipe(interval=100, batch_size=64))
+    with pytest.raises(UserError, match="16 or less"):
+        pretrain(recipe, tmp_path / "run", lambda done, metrics: told.append(done))
+    assert told == []
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
+    recipe = tiny_recipe(shard, schedule=ScheduleRecipe(steps=1, warmup_steps=2))
+    with warnings_of("grr_coca.train.loop") as messages:
+        pretrain(recipe, tmp_path / "run")
+    (message,) = messages
+    assert message.startswith("schedule: 2 warmup_steps are more than the 1 steps")
+
+
+def test_cut_captions_are_reported_at_the_first_validation_alone(shard, tmp_path):
+    pairs = [with_caption(pair, "violin " * 30) for pair in real_pairs(8)]
+    recipe = tiny_recipe(shard, steps=3, evaluation=EvaluationRecipe(interval=1, batch_size=8))
+    recipe = replace(recipe, data=replace(recipe.data, val=str(write_shard(tmp_path / "val.tar", pairs))))
+    with warnings_of("grr_coca.data.loader") as messages:
+        pretrain(recipe, tmp_path / "run")
+    (message,) = (message for message in messages if pairs[0].key in message)
+    assert message.startswith("8 of 8 captions, such as that of ")
+
+
+def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_path):
+    members = shard_members(real_pairs(9))
+    key = real_pairs(9)[3].key
+    members[f"{key}.webp"] = b"<html>"
+    recipe = tiny_recipe(shard, steps=1)
+    recipe = replace(recipe, data=replace(recipe.data, val=str(write_tar(tmp_path / "val.tar", members))))
+    with warnings_of("grr_coca.train.setup") as messages:
+        pretrain(recipe, tmp_path / "run")
+    assert read_metrics(tmp_path / "run", "val")[0]["num_pairs"] == 8
+    assert len(messages) == 1
+    assert f"1 of 9 validation pairs are left out as broken, the first: {tmp_path / 'val.tar'}: {key}" in messages[0]
+
+
+def test_a_validation_split_of_broken_pairs_alone_says_so(shard, tmp_path):
+    val = write_tar(tmp_path / "val.tar", {"a.webp": b"torn", "a.txt": b"a cat"})
+    recipe = tiny_recipe(shard)
+    recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
+    with pytest.raises(
+        UserError, match=r"no validation pair can be read, the first: .*val\.tar: a.*`grr-coca data check`"
+    ):
+        pretrain(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("num_pairs", [1, 2])
+def test_too_few_pairs_for_a_validation_split_is_an_error_and_not_an_endless_loop(tmp_path, num_pairs):
+    shard = write_shard(tmp_path / "pairs.tar", real_pairs(num_pairs))
+    recipe = tiny_recipe(shard)
+    recipe = replace(recipe, data=replace(recipe.data, val=None))
+    with pytest.raises(UserError):
+        pretrain(recipe, tmp_path / "run")
+
+
+def test_a_run_folder_that_cannot_be_made_is_an_error_that_names_it(shard, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file"):
+        pretrain(tiny_recipe(shard), tmp_path / "file")
+    with pytest.raises(DiskError, match=r"xxx: the run folder cannot be written to \(File name too long\)"):
+        pretrain(tiny_recipe(shard), tmp_path / ("x" * 300))
+
+
+# --- Validation pairs
+
+
+def test_without_a_validation_split_every_twentieth_pair_is_kept_for_it(tmp_path):
+    shard = write_shard(tmp_path / "pairs.tar", real_pairs(40))
+    recipe = tiny_recipe(shard)
+    pairs, val = training_sources(replace(recipe, data=replace(recipe.data, val=None)))
+    everything = open_source(str(shard))
+    assert [val[i].key for i in range(len(val))] == [everything[i].key for i in (0, 20)]
+    kept = [pairs[i].key for i in range(len(pairs))]
+    assert kept == [everything[i].key for i in range(40) if i not in (0, 20)]
+
+
+def test_no_image_of_a_table_is_both_trained_and_validated_on(tmp_path):
+    for i, pair in enumerate(real_pairs(22)):
+        (tmp_path / f"{i}.webp").write_bytes(pair.image)
+    rows = [f"{i}.webp,seen {way}" for i in range(22) for way in ("once", "twice", "near", "far", "now")]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows, "only one cell"]))
+    recipe = tiny_recipe(tmp_path / "pairs.csv")
+    pairs, val = training_sources(replace(recipe, data=replace(recipe.data, val=None)))
+    assert [val[i].key for i in range(len(val))] == ["0"] * 5 + ["20"] * 5
+    assert len(pairs) == 20 * 5 + 1
+    assert {pairs[i].key for i in range(100)}.isdisjoint({"0", "20"})
+
+
+def test_a_validation_split_is_never_trained_on(shard, tmp_path):
+    val = write_shard(tmp_path / "val.tar", real_pairs(8, split="val"))
+    recipe = tiny_recipe(shard)
+    pairs, held_out = training_sources(replace(recipe, data=replace(recipe.data, val=str(val))))
+    assert len(pairs) == 16
+    assert len(held_out) == 8
+
+
+def test_the_tokenizer_is_trained_on_training_captions_alone(tmp_path):
+    pairs = list(real_pairs(40))
+    for held_out in (0, 20):
+        pairs[held_out] = with_caption(pairs[held_out], "zyzzyva zyzzyva zyzzyva zyzzyva")
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs))
+    checkpoint = new_checkpoint(replace(recipe, data=replace(recipe.data, val=None)), ALONE)
+    assert len(checkpoint.tokenizer.encode("zyzzyva")) > 5
+
+
+def test_a_tokenizer_is_trained_on_a_limited_number_of_images_from_all_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.train.setup.MAX_TOKENIZER_IMAGES", 4)
+    words = [f"{'abcdefghij'[number // 10] * 3}{'klmnopqrst'[number % 10] * 3}" for number in range(40)]
+    pairs = [with_caption(pair, f"{word} {word}") for pair, word in zip(real_pairs(40), words, strict=True)]
+    val = str(write_shard(tmp_path / "val.tar", real_pairs(8, split="val")))
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs))
+    tokenizer = new_checkpoint(replace(recipe, data=replace(recipe.data, val=val)), ALONE).tokenizer
+    assert [word for word in words if len(tokenizer.encode(f"{word} {word}")) <= 4] == words[::10]
+
+
+# --- Fine-tuning
+
+
+def test_fine_tuning_starts_from_the_checkpoints_weights(run, tmp_path):
+    recipe = finetuning(run.recipe)
+    from_checkpoint = first_losses(recipe, from_pretrained(run.folder), tmp_path / "a")
+    fresh = first_losses(recipe, new_checkpoint(run.recipe, ALONE), tmp_path / "b")
+    assert from_checkpoint["captioning"] < fresh["captioning"] - 0.1
+    assert from_checkpoint["contrastive"] != fresh["contrastive"]
+
+
+def test_fine_tuning_takes_tokenizer_model_and_preprocessing_of_its_checkpoint(run, tmp_path):
+    start = from_pretrained(run.folder)
+    other = write_shard(tmp_path / "health.tar", real_pairs(16, "health"))
+    tuned = train(finetuning(tiny_recipe(other, steps=2)), start, tmp_path / "run", ALONE, silent)
+    again = from_pretrained(tmp_path / "run")
+    assert again.tokenizer.to_json() == start.tokenizer.to_json()
+    assert (again.config, again.preprocess, again.preset) == (start.config, start.preprocess, start.preset)
+    assert again.step == tuned.step == start.step + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"preset": "baseline_coca"}, "'grr_coca', not the 'baseline_coca'"),
+        ({"size": "small"}, "'small'"),
+        ({"context_length": 12}, "context_length"),
+        (None, "keeps the tokenizer of its checkpoint"),
+    ],
+)
+def test_fine_tuning_of_another_model_or_tokenizer_is_an_error_that_names_both(run, change, named):
+    recipe = replace(run.recipe, model=None)
+    if change is not None:
+        recipe = replace(run.recipe, tokenizer=None, model=replace(run.recipe.model, **change))
+    with pytest.raises(UserError, match=named):
+        check_start(from_pretrained(run.folder), recipe)
+
+
+def test_a_recipe_that_names_the_checkpoints_own_model_is_taken(run):
+    check_start(from_pretrained(run.folder), replace(run.recipe, tokenizer=None))
+    check_start(from_pretrained(run.folder), finetuning(run.recipe))
+
+
+@pytest.mark.parametrize("missing", ["model", "tokenizer"])
+def test_pretraining_without_model_or_tokenizer_is_an_error(run, missing):
+    with pytest.raises(UserError, match="needs the keys 'model' and 'tokenizer'"):
+        new_checkpoint(replace(run.recipe, **{missing: None}), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [*((part, "adamw") for part in sorted(FROZEN_MODULES)), ("image_encoder", "muon")]
+)
+def test_a_frozen_part_stays_bitwise_as_it_was_and_the_others_learn(run, tmp_path, part, name):
+    start = from_pretrained(run.folder)
+    before = weights(start)
+    optimizer = OptimizerRecipe(name, weight_decay=0.5)
+    recipe = finetuning(run.recipe, freeze=(part,), optimizer=optimizer, schedule=ScheduleRecipe(2, 0))
+    after = weights(train(recipe, start, tmp_path / "run", ALONE, silent))
+    frozen = {key for key in before if key.split(".")[0] in FROZEN_MODULES[part]}
+    assert frozen
+    assert set(differing(before, after)) == before.keys() - frozen
+
+
+def test_freezing_everything_is_an_error(run, tmp_path):
+    recipe = finetuning(run.recipe, freeze=("image_encoder", "text_decoder", "multimodal_decoder"))
+    with pytest.raises(UserError, match="nothing is left to train"):
+        train(recipe, from_pretrained(run.folder), tmp_path / "run", ALONE, silent)
+
+
+def test_a_log_that_is_cut_at_the_start_of_a_life_notes_its_own_size(tmp_path):
+    """Else the next life would keep lines that this one writes again."""
+    lines = [f'{{"step": {step}, "split": "train"}}\n' for step in (10, 20)]
+    (tmp_path / LOG_FILE).write_text("".join(lines))
+    with MetricLog(tmp_path, Progress(step=10, log_bytes=len(lines[0]))) as log:
+        assert log.make_durable() == len(lines[0])
+        log.write(20, "train", {"loss": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path, "train")] == [10, 20]
+
+
+def test_a_log_that_cannot_be_written_is_an_error_that_names_its_folder(tmp_path):
+    with pytest.raises(DiskError, match=rf"{tmp_path}/gone: the log cannot be written \(No such file or directory\)"):
+        MetricLog(tmp_path / "gone", Progress())
+
+
+def test_of_the_ranks_the_first_alone_writes_the_log(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    captions = CaptionedSplit(("a.png",), ("a cat",), (("a dog",),))
+    with MetricLog(None, Progress()) as log:
+        log.write(1, "train", {"loss": 1.0})
+        log.show(1, "train", {"loss": 1.0})
+        log.event(1, "spike", keys=["a"])
+        log.captions(1, captions)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ranks_try_validation_pairs_between_them(monkeypatch):
+    """One rank alone would take hours for millions of pairs, and the others give up waiting after half an hour."""
+    pairs = list(real_pairs(7))
+    pairs[1], pairs[5] = replace(pairs[1], image=b"no image"), replace(pairs[5], image=b"no image")
+    val, parts = PairsInMemory(pairs), []
+    monkeypatch.setattr(Ranks, "gather_objects", lambda _, item: parts.append(item) or list(parts))
+    for rank in range(3):
+        sound = sound_validation(val, Ranks(rank, 3, CPU))
+    assert [found.tolist() for found, _ in parts] == [[0], [2, 3], [4, 6]]
+    assert [sound.name(index) for index in range(len(sound))] == [val.name(index) for index in (0, 2, 3, 4, 6)]

@@ -1,0 +1,266 @@
+"""Matches: evidence, ranking and probabilities, on galleries worked out by hand; maps and tables."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from support import hide_packages
+
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError
+from grr_coca_icons.match.candidates import Pairs, PictureSet, match_pictures
+from grr_coca_icons.match.icon_map import check_map, decided_matches, read_map, write_map
+from grr_coca_icons.match.match_numbers import (
+    BY_PICTURE_ALONE,
+    EVIDENCE,
+    OF_PICTURES,
+    MatchNumbers,
+    Numbers,
+    ProbabilityCurve,
+    match_numbers,
+)
+
+WIDTH = 16
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def gallery(prefix: str, names: list[str], vectors: np.ndarray, *, seed: int = 0, has_names: bool = True) -> PictureSet:
+    """A gallery whose names have vectors of their own: equal words, equal vectors."""
+    words = [(name.replace("-", " ").removesuffix(" filled"),) for name in names]
+    random = {word: np.random.default_rng([seed, *word.encode()]).normal(size=WIDTH) for (word,) in words}
+    return PictureSet(
+        names=[f"{prefix}:{name}" for name in names],
+        words=words,
+        things=[f"{prefix}:{own[0]}" for own in words],
+        vectors=unit(vectors),
+        name_vectors=unit(np.array([random[word] for (word,) in words])) if has_names else np.empty((0, 0)),
+        is_seen=np.zeros(len(names), bool),
+        is_filled=np.array([name.endswith("filled") for name in names]),
+    )
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(5)
+
+
+CURVE = ProbabilityCurve(per_score=8.0, per_lead=2.0, offset=-7.0, least=0.3)
+BY_PICTURE = Numbers(weights={"picture": 1.0}, seen=CURVE, unseen=CURVE)
+
+
+def test_the_nearest_picture_comes_first_whatever_it_is_called(random):
+    pictures = random.normal(size=(40, WIDTH))
+    source = gallery("one", [f"a{n}" for n in range(40)], pictures)
+    order = random.permutation(40)
+    target = gallery("two", [f"b{n}" for n in range(40)], pictures[order] + 0.05 * random.normal(size=(40, WIDTH)))
+    matches = match_pictures(source, target)
+    assert [match.best.place for match in matches] == np.argsort(order).tolist()
+    assert [match.name for match in matches] == source.names
+    assert all(match.best.probability is None for match in matches), "nothing was fitted"
+
+
+def test_styles_of_one_thing_are_one_candidate(random):
+    pictures = random.normal(size=(3, WIDTH))
+    source = gallery("one", ["bin-filled", "bin"], pictures[[0, 0]])
+    drawn = np.stack([pictures[0] + 0.5 * pictures[1], pictures[0], pictures[1], pictures[2]])
+    target = gallery("two", ["trash", "trash-filled", "home", "star"], drawn)
+    filled, outline = match_pictures(source, target, n=5)
+    assert [one.name for one in filled.candidates][:1] == ["two:trash-filled"]
+    assert [one.name for one in outline.candidates][:1] == ["two:trash"], "in the style of the source"
+    assert outline.best.score == filled.best.score
+    assert len(filled.candidates) == len(outline.candidates) == 3
+
+
+def test_evidence_is_what_its_names_say(random):
+    source = gallery("one", ["trash", "house", "gone"], random.normal(size=(3, WIDTH)))
+    target = gallery("two", ["trash", "home", "trash-can"], random.normal(size=(3, WIDTH)))
+    weights = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    columns, evidence, bounds = Pairs(source, target, weights).evidence(np.array([0, 1]))
+    assert columns.tolist() == [0, 1, 2, 0, 1, 2]
+    assert bounds == [0, 3, 6]
+    column = {name: evidence[:, EVIDENCE.index(name)] for name in EVIDENCE}
+    cosines = source.vectors @ target.vectors.T
+    assert np.allclose(column["picture"], cosines[:2].ravel(), atol=1e-6)
+    assert np.allclose(column["names"], (source.name_vectors @ target.name_vectors.T)[:2].ravel(), atol=1e-6)
+    assert column["same_name"].tolist() == [1, 0, 0, 0, 0, 0]
+    assert column["spelling"][0] == 1
+    assert column["spelling"][2] > column["spelling"][1] > 0
+    assert column["missing_words"].tolist() == [0, -1, 0, 0, 0, 0], "the target has no word house"
+    assert column["extra_words"].tolist() == [0, 0, 0, -1, 0, -0.5]
+    rivals = np.array([[np.delete(cosines[:, to], one).max() for to in range(3)] for one in range(2)])
+    assert np.allclose(column["taken"], np.minimum(0, cosines[:2] - rivals).ravel(), atol=1e-6)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7, 10_000])
+def test_rivals_are_the_same_however_many_are_compared_at_a_time(random, monkeypatch, at_a_time):
+    names = [f"t{n // 2}" + ("-filled" if n % 2 else "") for n in range(30)]
+    source = gallery("one", names, random.normal(size=(30, WIDTH)))
+    target = gallery("two", [f"b{n}" for n in range(9)], random.normal(size=(9, WIDTH)))
+    weights = Numbers(weights=dict.fromkeys(OF_PICTURES, 1.0), seen=CURVE, unseen=CURVE)
+    _, expected, _ = Pairs(source, target, weights).evidence(np.arange(30))
+    monkeypatch.setattr("grr_coca_icons.match.candidates._PRODUCTS", at_a_time * len(target))
+    _, found, _ = Pairs(source, target, weights).evidence(np.arange(30))
+    assert np.allclose(found, expected)
+    cosines = source.vectors @ target.vectors.T
+    others = np.array(
+        [[np.delete(cosines[:, to], [one // 2 * 2, one // 2 * 2 + 1]).max() for to in range(9)] for one in range(30)]
+    )
+    assert np.allclose(found[:, 2], np.minimum(0, cosines - others).ravel(), atol=1e-6)
+
+
+def test_none_is_told_where_nothing_is_likely_and_the_nearest_are_still_known(random):
+    base = np.eye(WIDTH)
+    source = gallery("one", ["a", "b"], base[:2])
+    target = gallery("two", ["c", "d", "e"], base[[0, 5, 6]])
+    first, second = match_pictures(source, target, BY_PICTURE)
+    assert first.best.name == "two:c"
+    assert first.best.probability > 0.9
+    assert second.best is None
+    assert second.candidates == ()
+    assert len(second.nearest) == 3
+
+
+def test_probabilities_of_a_curve():
+    curve = ProbabilityCurve(per_score=2.0, per_lead=1.0, offset=-1.0, least=0.0)
+    found = curve.probabilities(np.array([1.0, 0.0]), np.array([0.5, -1.0]))
+    assert np.allclose(found, [1 / (1 + np.exp(-1.5)), 1 / (1 + np.exp(2.0))])
+
+
+def test_without_names_names_are_not_compared(random):
+    pictures = random.normal(size=(4, WIDTH))
+    source = gallery("one", ["x", "y", "z", "w"], pictures, has_names=False)
+    target = gallery("two", ["x", "y", "z", "w"], pictures[::-1], has_names=False)
+    weights = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    assert [match.best.name for match in match_pictures(source, target, weights)] == [
+        "two:w",
+        "two:z",
+        "two:y",
+        "two:x",
+    ]
+
+
+def test_names_are_compared_by_a_package_of_the_extra(random, monkeypatch):
+    source = gallery("one", ["a", "b"], random.normal(size=(2, WIDTH)))
+    weights = Numbers(weights=dict.fromkeys(EVIDENCE, 1.0), seen=CURVE, unseen=CURVE)
+    hide_packages(monkeypatch, "rapidfuzz")
+    with pytest.raises(UserError, match=r"comparing names needs rapidfuzz; pip install"):
+        match_pictures(source, source, weights)
+    assert match_pictures(source, source, BY_PICTURE)
+
+
+def test_an_empty_target_is_one_line(random):
+    source = gallery("one", ["a"], random.normal(size=(1, WIDTH)))
+    empty = gallery("two", ["a"], random.normal(size=(1, WIDTH)))
+    object.__setattr__(empty, "names", [])
+    with pytest.raises(UserError, match="the target has no pictures"):
+        match_pictures(source, empty)
+
+
+def test_numbers_are_read_beside_the_weights_and_damage_is_one_line(tmp_path):
+    assert match_numbers(tmp_path) is None
+    numbers = MatchNumbers(with_names=BY_PICTURE, without_names=BY_PICTURE_ALONE, seen_sets=("ph",))
+    (tmp_path / "match.json").write_text(json.dumps(to_dict(numbers)))
+    assert match_numbers(tmp_path) == numbers
+    content = to_dict(numbers)
+    content["with_names"]["weights"] = {"colour": 1.0}
+    (tmp_path / "match.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"match\.json.*'weights' are not those of picture"):
+        match_numbers(tmp_path)
+
+
+# --- Maps
+
+
+@pytest.fixture
+def sides(random):
+    base = np.eye(WIDTH)
+    source = gallery("one", ["bin", "house", "moon"], base[:3])
+    target = gallery("two", ["trash", "home", "night", "star"], base[:4])
+    return source, target
+
+
+def test_a_map_is_read_as_it_was_written(tmp_path):
+    icons = {"one:bin": "two:trash", "one:a": None}
+    path = tmp_path / "map.json"
+    path.write_text(write_map(icons))
+    assert read_map(path) == icons
+    assert json.loads(path.read_text())["format"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("flat.json", '{"one:bin": "two:trash", "one:a": null}'),
+        ("table.csv", "from,to\none:bin,two:trash\none:a,\n"),
+        ("table.tsv", "one:bin\ttwo:trash\none:a\t\n"),
+    ],
+)
+def test_flat_objects_and_tables_are_maps_too(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    assert read_map(path) == {"one:bin": "two:trash", "one:a": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "[1]", "not a map of icons"),
+        ("a.json", "{}", "not a map of icons"),
+        ("a.json", "{", "not a readable JSON file"),
+        ("a.json", '{"format": 9, "icons": {}}', "a map of format 9; this version reads 1"),
+        ("a.json", '{"format": 1, "icons": {"a": 3}}', "'a': expected the name of an icon, or null"),
+        ("a.csv", "one\n", "expected two columns"),
+    ],
+)
+def test_what_is_no_map_is_one_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_map(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_decided_entries_stay_as_they_are(sides):
+    found = decided_matches({"one:bin": "two:star", "one:house": None, "other:x": "two:home"}, *sides, "map.json")
+    assert found[0].best.name == "two:star"
+    assert found[1].candidates == ()
+    assert all(match.is_decided for match in found.values())
+    assert set(found) == {0, 1}
+
+
+def test_a_map_of_another_pair_of_sets_is_one_line(sides):
+    with pytest.raises(
+        UserError, match=r"map\.json: a map of other icons: none of its 1 is in one .*mdi:home → ph:house"
+    ):
+        decided_matches({"mdi:home": "ph:house"}, *sides, "map.json")
+    with pytest.raises(UserError, match=r"there is no 'two:trahs'; did you mean 'two:trash'"):
+        decided_matches({"one:bin": "two:trahs"}, *sides, "map.json")
+
+
+def test_a_table_is_checked_for_names_that_do_not_exist_and_for_equivalents_that_look_wrong(sides):
+    table = {
+        "one:bin": "two:trash",
+        "house": "night",
+        "one:moon": None,
+        "one:mon": "two:night",
+        "bin": "two:hom",
+    }
+    findings = check_map(table, *sides, BY_PICTURE)
+    expected = [
+        r"house → night: looks wrong \(\d+%\); two:home is likelier \(\d+%\)",
+        r"one:moon → none: two:night shows it \(\d+%\)",
+        "one:mon → two:night: there is no 'one:mon'; did you mean 'one:moon'\\?",
+        "bin → two:hom: there is no 'two:hom'; did you mean 'two:home'\\?",
+    ]
+    assert len(findings) == len(expected)
+    assert all(map(re.fullmatch, expected, findings))
+
+
+def test_without_numbers_only_names_are_checked(sides):
+    findings = check_map({"one:bin": "two:star", "one:hause": "two:home"}, *sides, None)
+    assert findings == ["one:hause → two:home: there is no 'one:hause'; did you mean 'one:house'?"]

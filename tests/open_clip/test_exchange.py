@@ -1,0 +1,53 @@
+"""`grr-coca import` and `export`: a checkpoint of open_clip in, used like any other, and back."""
+
+import pytest
+from open_clip_files import random_checkpoint, write_hub_folder
+from safetensors.torch import load_file
+from support import differing, snapshot
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A folder as the hub lays it out."""
+    return write_hub_folder(random_checkpoint(), tmp_path_factory.mktemp("hub") / "hub")
+
+
+def test_import_use_and_export(grr_coca, image_files, hub, tmp_path):
+    said = grr_coca("import", "open_clip", str(hub), "--out", str(tmp_path / "ours"))
+    assert (said.code, said.err) == (0, "")
+    assert "64 px, is in" in said.out
+    images = [str(path) for path in image_files[:2]]
+    caption = grr_coca("caption", *images, "-c", str(tmp_path / "ours"), "--max-length", "5")
+    assert caption.code == 0
+    assert len(caption.out.splitlines()) == 2
+    classify = grr_coca("classify", *images, "-c", str(tmp_path / "ours"), "--labels", "cat,dog")
+    assert classify.code == 0
+    back = tmp_path / "back"
+    said = grr_coca("export", "open_clip", "-c", str(tmp_path / "ours"), "--out", str(back))
+    assert said.code == 0
+    assert f"local-dir:{back}" in said.out
+    name = "open_clip_model.safetensors"
+    assert differing(load_file(back / name), load_file(hub / name)) == []
+
+
+def test_pixels_as_they_are_stored_if_asked_for(grr_coca, hub, tmp_path):
+    said = grr_coca("import", "open_clip", str(hub), "--out", str(tmp_path / "ours"), "--as-stored")
+    assert said.code == 0
+    assert '"opening": "as_stored"' in (tmp_path / "ours" / "preprocess.json").read_text()
+
+
+def test_nothing_that_is_there_is_written_over(refused, hub, tmp_path):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    before = snapshot(tmp_path)
+    assert "exists already; give another --out" in refused("import", "open_clip", str(hub), "--out", str(out))
+    assert snapshot(tmp_path) == before
+
+
+def test_the_current_folder_is_not_replaced(refused, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", tmp_path):
+        message = refused("import", "open_clip", str(hub), "--out", str(out))
+        assert "is the current folder, which cannot be replaced; give --out a new folder" in message
+    assert snapshot(tmp_path) == {}

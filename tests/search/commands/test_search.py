@@ -1,0 +1,353 @@
+"""`grr-coca index`, `search` and `duplicates`."""
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from processes import running
+
+import grr_coca as package
+from grr_coca.data.image_files import Span
+from grr_coca_search import update
+from grr_coca_search.relevance import MIN_RELEVANCE
+from grr_coca_search.terminal_pictures import thumbnail_kind, thumbnail_lines
+
+DRAWINGS = Path(__file__).parents[3] / "docs" / "drawings"
+
+
+@pytest.fixture
+def search(grr_coca, drawings):
+    """Search, and read what programs are told."""
+
+    def run(*arguments):
+        said = grr_coca("search", drawings / "index", *arguments, "--json")
+        assert said.code == 0, said.err
+        return json.loads(said.out)
+
+    return run
+
+
+def stems(hits):
+    return [Path(hit["path"]).stem for hit in hits]
+
+
+# --- index
+
+
+def test_a_folder_that_is_gone_is_told_in_one_line(drawings, tmp_path):
+    command = [sys.executable, "-m", "grr_coca", "search", str(drawings / "index"), "guitar"]
+    gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command]
+    done = subprocess.run(gone, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: the current folder does not exist any more; change to another\n"
+
+
+def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in sorted((drawings / "drawings").iterdir())[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    said = grr_coca("index", folder, "--out", tmp_path / "index")
+    assert said.code == 0, said.err
+    assert re.match(rf"{tmp_path}/index: 2 images \(2 new\) in [\d.]+ s\n", said.out)
+    assert "1 of 3 images cannot be read:\n" in said.err
+    assert "broken.png: not an image" in said.err
+    (folder / "cat-face.webp").unlink()
+    said = grr_coca("index", "--out", tmp_path / "index")
+    assert said.code == 0
+    assert "1 images (1 removed)" in said.out
+    assert "(nothing new)" in grr_coca("index", folder, "--out", tmp_path / "index").out
+
+
+def test_the_pictures_of_a_folder_that_was_renamed_can_be_forgotten(grr_coca, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DRAWINGS, "before")
+    grr_coca("index", "before", "--out", "index")
+    Path("before").rename("now")
+    grr_coca("index", "now", "--out", "index")
+    (hit,) = json.loads(grr_coca("search", "index", "snowman", "-n", 1, "--json").out)
+    assert hit["path"] == str(tmp_path / "now" / "snowman.webp"), "the one that is there comes first"
+    assert hit["copies"] == [str(tmp_path / "before" / "snowman.webp")]
+    command = re.search("`grr-coca (.*)`", refused("index", "--out", "index"))[1]
+    assert grr_coca(*shlex.split(command)).out == "index: 6 images forgotten\n"
+    assert "6 images (nothing new)" in grr_coca("index", "--out", "index").out
+
+
+def test_an_index_without_any_picture_that_can_be_read_fails(grr_coca, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"x")
+    assert grr_coca("index", tmp_path / "bad.png", "--out", tmp_path / "index").code == 1
+
+
+def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, tmp_path, run, image_files):
+    model = shutil.copytree(run.folder, tmp_path / "model")
+    grr_coca("index", *image_files, "-c", model, "--out", tmp_path / "index")
+    shutil.rmtree(model)
+    message = refused("search", tmp_path / "index", "cat")
+    assert f"made with the model '{model}/checkpoints/step-" in message
+    assert "which does not exist any more" in message
+    assert "give its folder by -c" in message
+
+
+def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.webp").write_bytes((DRAWINGS / "guitar.webp").read_bytes())
+    named = tmp_path / "named.webp"
+    code = """if True:
+        import runpy
+        from grr_coca.cli import index
+        index._MIN_SECONDS_BETWEEN_SCANS = 0
+        runpy.run_module("grr_coca", run_name="__main__")
+    """
+    command = [sys.executable, "-c", code, "index", str(folder), str(named), "--out", str(tmp_path / "index")]
+    command += ["--watch"]
+    named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
+    with running(command, stdout=subprocess.PIPE, text=True) as process:
+        assert "2 images (2 new)" in process.stdout.readline()
+        named.unlink()
+        assert "1 images (1 removed)" in process.stdout.readline()
+        (folder / "b.webp").write_bytes((DRAWINGS / "snowman.webp").read_bytes())
+        assert "2 images (1 new)" in process.stdout.readline()
+        named.write_bytes((DRAWINGS / "sailboat.webp").read_bytes())
+        assert "3 images (1 new)" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+
+
+def test_hours_of_captioning_keep_a_watched_folder_waiting_no_longer(grr_coca, monkeypatch, tmp_path):
+    hour, hours, pauses, describe = 3600, [], [], update._Run.describe
+
+    def describe_for_an_hour(*arguments):
+        describe(*arguments)
+        hours.append(hour)
+
+    def pause(seconds):
+        pauses.append(seconds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(update._Run, "describe", describe_for_an_hour)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(hours), sleep=pause)
+    for module in ("cli.index", "search.update"):  # and not of servers that run beside this
+        monkeypatch.setattr(f"grr_coca.{module}.time", clock)
+    with pytest.raises(KeyboardInterrupt):
+        grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index", "--watch")
+    assert len(hours) == len(pauses) == 1
+    assert pauses[0] < hour
+
+
+# --- search
+
+
+def test_words_find_the_picture_that_is_meant(search):
+    hits = search("guitar", "-n", 3)
+    assert hits[0].keys() == {"path", "score", "relevance", "caption", "copies", "is_there", "fields", "engine"}
+    assert Path(hits[0]["path"]).stem.startswith("guitar")
+    assert hits[0]["relevance"] >= MIN_RELEVANCE > hits[1]["relevance"]
+    assert len(hits) == 3
+
+
+def test_a_picture_finds_itself_and_both_together_what_fits_both(search):
+    assert stems(search("--image", DRAWINGS / "sailboat.webp", "-n", 1)) == ["sailboat"]
+    assert stems(search("a red apple", "--image", DRAWINGS / "red-apple.webp", "-n", 1)) == ["red-apple"]
+
+
+def test_what_must_not_be_there_comes_later(search):
+    asked = ["guitar", "snowman", "--weights", 1, 1]
+    both = stems(search(*asked))
+    assert {both[0].partition("-")[0], both[1].partition("-")[0]} == {"guitar", "snowman"}
+    assert search("guitar", "snowman", "--weights", 10, 1)[0]["caption"] == "guitar"
+    ranks = [
+        stems(search(*words)).index("red-apple") for words in (["red apple"], ["guitar", "--without", "red apple"])
+    ]
+    assert ranks[0] == 0 < ranks[1]
+
+
+def test_a_list_may_be_given_piece_by_piece(search):
+    both = search("red apple", "--without", "guitar", "snowman")
+    assert search("red apple", "--without", "guitar", "--without", "snowman") == both
+    assert search("red apple", "--without", "snowman") != both
+    assert search("guitar", "snowman", "--weights", 10, "--weights", 1)[0]["caption"] == "guitar"
+
+
+def test_a_filter_keeps_to_what_it_picks(search):
+    assert stems(search("guitar", "--where", "width < 50")) == ["guitar-small", "snowman-small"]
+    assert search("guitar", "--where", "folder = 'nothing'") == []
+
+
+def test_pictures_that_look_the_same_are_one_hit(search, grr_coca, drawings):
+    (hit,) = search("guitar", "-n", 1)
+    assert len(hit["copies"]) == 1
+    assert {Path(hit["path"]).stem, Path(hit["copies"][0]).stem} == {"guitar", "guitar-small"}
+    said = grr_coca("duplicates", drawings / "index", "--json")
+    groups = [sorted(Path(path).stem for path in json.loads(line)["paths"]) for line in said.out.splitlines()]
+    assert sorted(groups) == [["guitar", "guitar-small"], ["snowman", "snowman-small"]]
+    said = grr_coca("duplicates", drawings / "index")
+    assert said.out.endswith("2 groups, 2 surplus images in index\n")
+    assert re.search(r"guitar\.webp\n    \S*guitar-small\.png\n", said.out), "the larger one first"
+
+
+def test_a_hit_for_people_has_rank_relevance_caption_and_path(grr_coca, drawings, monkeypatch):
+    monkeypatch.chdir(drawings)
+    said = grr_coca("search", "index", "guitar", "-n", 2)
+    first, second = said.out.splitlines()
+    assert re.fullmatch(r"  1  +\d+%  guitar +drawings/guitar\S+  \(1 more that look the same\)", first)
+    assert second.startswith("  2  ")
+    assert said.err == ""
+
+
+def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
+    said = grr_coca("search", drawings / "index", "tax return form")
+    assert said.err == "nothing here looks like that; the nearest of 8 images:\n"
+    wide = ("search", drawings / "index", "guitar", "--where", "width > 9999")
+    assert grr_coca(*wide).err == "none of 8 images matches --where\n"
+    assert grr_coca(*wide, "--min-relevance", 0.5).err.endswith("or none of them matches --where\n")
+
+
+def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path):
+    grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
+    said = grr_coca("search", tmp_path / "index", "guitar", "--out", tmp_path / "page.html")
+    assert said.out.startswith("  1     ?  guitar  ")
+    assert "too few different images to tell how likely a hit is; the nearest of 1:\n" in said.err
+    assert "<b>?</b> guitar" in (page := (tmp_path / "page.html").read_text())
+    assert "Too few different images to tell" in page
+    assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
+
+
+def test_paths_for_pipes_end_with_null_bytes(grr_coca, drawings):
+    said = grr_coca("search", drawings / "index", "guitar", "-0", "-n", 2)
+    assert said.out.count("\0") == 2
+    assert said.out.endswith("\0")
+    assert said.out == grr_coca("search", drawings / "index", "guitar", "--null", "-n", 2).out
+
+
+def test_words_are_looked_for_in_names_too(search):
+    assert "sailboat" in stems(search("sailboat", "-n", 2))
+
+
+def test_words_in_names_count_unless_there_is_more_than_words_or_it_is_not_wanted(search):
+    assert set(stems(search("small", "-n", 2))) == {"guitar-small", "snowman-small"}
+    by_embeddings = stems(search("small", "--no-hybrid"))
+    assert stems(search("small")) != by_embeddings
+    assert stems(search("small", "--weights", 1)) == by_embeddings
+    assert stems(search("small", "--without", "guitar", "-n", 2)) == stems(
+        search("small", "--without", "guitar", "-n", 2, "--no-hybrid")
+    )
+
+
+def test_a_page_has_the_pictures_and_why_they_were_found(grr_coca, drawings, tmp_path):
+    page = tmp_path / "page.html"
+    said = grr_coca("search", drawings / "index", "guitar <b>", "-n", 2, "--out", page, "--explain")
+    assert said.code == 0
+    assert f"2 images are in {page}" in said.err
+    text = page.read_text()
+    assert "<h1>guitar &lt;b&gt;</h1>" in text
+    assert text.count("data:image/webp;base64,") == 4
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_a_picture_that_vanished_is_shown_as_such(grr_coca, tmp_path):
+    picture = tmp_path / "guitar.webp"
+    picture.write_bytes((DRAWINGS / "guitar.webp").read_bytes())
+    grr_coca("index", picture, "--out", tmp_path / "index")
+    picture.unlink()
+    assert "(gone since it was indexed)" in grr_coca("search", tmp_path / "index", "guitar").out
+    assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["is_there"] is False
+    assert grr_coca("search", tmp_path / "index", "guitar", "--out", tmp_path / "a.html", "--explain").code == 0
+    assert "gone since it was indexed" in (tmp_path / "a.html").read_text()
+
+
+# --- Thumbnails
+
+
+@pytest.mark.parametrize(
+    ("environment", "kind"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
+        ({"TERM": "foot"}, "sixel"),
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}, "blocks"),
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8", "NO_COLOR": "1"}, None),
+        ({"TERM": "xterm-256color"}, None),
+        ({"TERM": "xterm-kitty", "TMUX": "/tmp/tmux"}, None),
+    ],
+)
+def test_a_terminal_says_what_it_can_show(environment, kind):
+    assert thumbnail_kind(environment, is_terminal=True) == kind
+    assert thumbnail_kind(environment, is_terminal=False) is None
+
+
+def test_a_sixel_picture_is_decoded_to_its_colours():
+    (text,) = thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", "sixel")
+    palette = {int(n): [int(c) for c in rgb.split(";")] for n, rgb in re.findall(r"#(\d+);2;(\d+;\d+;\d+)", text)}
+    body = re.sub(r"#\d+;2;\d+;\d+;\d+", "", text.removeprefix("\x1bPq").removesuffix("\x1b\\"))
+    rows = []
+    for band in body.split("-")[:-1]:
+        pixels = [{} for _ in range(6)]
+        for colour, sixels in re.findall(r"#(\d+)([?-~]+)\$", band):
+            for column, sixel in enumerate(sixels):
+                for row in range(6):
+                    if (ord(sixel) - 63) >> row & 1:
+                        assert column not in pixels[row], "each pixel has one colour"
+                        pixels[row][column] = palette[int(colour)]
+        rows += pixels
+    with Image.open(DRAWINGS / "guitar.webp") as image:
+        shown, height, width = image.convert("RGB"), image.height, image.width
+    assert all(len(row) == width for row in rows[:height])
+    differences = [
+        abs(rows[y][x][c] * 2.55 - shown.getpixel((x, y))[c])
+        for y in range(0, height, 7)
+        for x in range(0, width, 7)
+        for c in range(3)
+    ]
+    assert sum(differences) / len(differences) < 10
+
+
+@pytest.mark.parametrize(("kind", "start"), [("kitty", "\x1b_Ga=T,f=100"), ("iterm", "\x1b]1337;File=inline=1")])
+def test_pictures_of_other_terminals_hold_a_png(kind, start):
+    (text,) = thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", kind)
+    assert text.startswith(start)
+    assert "iVBORw0KGgo" in text
+
+
+def test_half_blocks_are_lines_of_text():
+    lines = list(thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", "blocks"))
+    assert 5 <= len(lines) <= 12
+    assert all(line.count("▀") == 20 and line.endswith("\x1b[0m") for line in lines)
+    assert list(thumbnail_lines(Span(Path("nowhere.png")), "x", "blocks")) == []
+
+
+# --- Python
+
+
+def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
+    with package.Index.open(tmp_path / "index", "pictograms", create=True) as index:
+        assert index.add(DRAWINGS).new == 6
+        assert len(index) == 6
+        (hit,) = index.search("guitar", n=1)
+        assert hit.path == str(DRAWINGS / "guitar.webp")
+        assert (hit.caption, hit.is_there, hit.copies) == ("guitar", True, ())
+        assert index.search(image=Image.open(DRAWINGS / "sailboat.webp"), n=1)[0].entry.title == "sailboat"
+        assert index.delete(DRAWINGS / "guitar.webp") == 1
+        assert index.delete(where="title like 's%'") == 2
+        assert len(index) == 3
+        assert index.refresh().new == 3
+    with package.Index.open(tmp_path / "index") as index:
+        assert len(index) == 6
+        assert index.search("tax return form").verdict == "nothing"
+
+
+def test_an_index_goes_through_a_file_and_is_searched_again(grr_coca, drawings, tmp_path):
+    said = grr_coca("export", "index", drawings / "index", "--out", tmp_path / "a.parquet")
+    assert "8 images of" in said.out
+    assert "8 images of" in grr_coca("import", "index", tmp_path / "a.parquet", "--out", tmp_path / "index").out
+    both = [grr_coca("search", index, "guitar", "--json").out for index in (drawings / "index", tmp_path / "index")]
+    assert both[0] == both[1]

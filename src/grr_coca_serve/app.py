@@ -47,10 +47,10 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
     # FastAPI's own /docs and /redoc load scripts from elsewhere.
     app = FastAPI(title="GRR-CoCa", version=grr_coca.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
-    for router in all_routers():
-        app.include_router(router)
+    routes = [route for router in all_routers() for route in router.routes]
     for endpoints in _additional(plugins):
-        app.router.routes.extend(endpoints(service))
+        routes += endpoints(service)
+    app.router.routes.extend(routes)
     page = _Page(directory=FILES)
     for path in _PATHS:
         app.add_route(path, page.answer, include_in_schema=False)
@@ -62,7 +62,7 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
         metrics=service.metrics,
         key=service.key,
         page=_PATHS,
-        of_model=frozenset(filter(None, map(path_with_a_place, app.routes))),
+        of_model=frozenset(filter(None, map(path_with_a_place, routes))),
         require_room=service.queue.require_room,
         is_local=is_local,
     )

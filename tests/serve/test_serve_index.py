@@ -105,7 +105,7 @@ def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.served_index.time", SimpleNamespace(monotonic=lambda: 3.0))
     files = PictureFiles(Budget(2**20), None)
-    opened = ServedIndex(str(index), IndexModel("icons"), None, files, curve=None, numbers=None)
+    opened = ServedIndex(str(index), IndexModel("icons"), None, files, curve=None)
     assert opened.facets()
     opened.close()
 

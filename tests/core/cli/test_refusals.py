@@ -89,8 +89,8 @@ def test_what_a_verb_reads_is_not_written_over(refused, there, placed, command):
 
 @pytest.mark.parametrize("command", BELOW_A_FILE)
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(refused, there, placed, monkeypatch, command):
-    for work in ("load", "search.index.Index.search", "search.portable.export_parquet"):
-        monkeypatch.setattr(f"grr_coca.{work}", lambda *_, **__: pytest.fail("too late"))
+    for work in ("grr_coca.load", "grr_coca_search.index.Index.search", "grr_coca_search.portable.export_parquet"):
+        monkeypatch.setattr(work, lambda *_, **__: pytest.fail("too late"))
     monkeypatch.setattr("grr_coca.evaluate.caption_split.caption_split", lambda *_, **__: pytest.fail("too late"))
     out = command.split()[-1]
     assert f"{out}: cannot be written (file is a file)" in refused(*shlex.split(placed(command)))

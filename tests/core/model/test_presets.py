@@ -14,7 +14,6 @@ from grr_coca.common.errors import UserError
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import (
-    Architecture,
     Arrangement,
     CoCaConfig,
     Contrastive,
@@ -207,7 +206,6 @@ def test_open_clips_models_have_their_numbers_of_parameters(build_empty, size, m
         (Stem, lambda c: {c.image_encoder.stem}),
         (QKNorm, lambda c: {c.image_encoder.transformer.qk_norm}),
         (Contrastive, lambda c: {c.contrastive}),
-        (Architecture, lambda c: {c.architecture}),
     ],
     ids=[
         "norm",
@@ -219,7 +217,6 @@ def test_open_clips_models_have_their_numbers_of_parameters(build_empty, size, m
         "stem",
         "qk_norm",
         "contrastive",
-        "architecture",
     ],
 )
 def test_every_choice_is_used_by_a_preset_or_a_recipe(choices, used):

@@ -136,8 +136,8 @@ def test_hours_of_captioning_keep_a_watched_folder_waiting_no_longer(grr_coca, m
 
     monkeypatch.setattr(update._Run, "describe", describe_for_an_hour)
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(hours), sleep=pause)
-    for module in ("cli.index", "search.update"):  # and not of servers that run beside this
-        monkeypatch.setattr(f"grr_coca.{module}.time", clock)
+    for module in ("commands.index", "update"):  # and not of servers that run beside this
+        monkeypatch.setattr(f"grr_coca_search.{module}.time", clock)
     with pytest.raises(KeyboardInterrupt):
         grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index", "--watch")
     assert len(hours) == len(pauses) == 1

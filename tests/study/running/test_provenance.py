@@ -131,30 +131,30 @@ def test_a_processor_has_a_name_on_every_system(monkeypatch):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A git repository with one commit and a package folder in it; returns git and the folder."""
-    package = tmp_path / "package"
-    package.mkdir()
-    monkeypatch.setattr(provenance, "_PACKAGE", package)
+    """A git repository with one commit and the folder of the packages in it; returns git and the folder."""
+    source = tmp_path / "src"
+    (source / "grr_coca").mkdir(parents=True)
+    monkeypatch.setattr(provenance, "_SOURCE", source)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     provenance.code_commit.cache_clear()
-    (package / "__init__.py").write_text("")
+    (source / "grr_coca" / "__init__.py").write_text("")
 
     def git(*arguments):
         command = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     git("init", "-q")
-    yield git, package
+    yield git, source
     provenance.code_commit.cache_clear()
 
 
 def test_the_commit_is_that_of_the_package_and_a_changed_file_is_marked(repository):
-    git, package = repository
+    git, source = repository
     git("add", ".")
     git("commit", "-q", "-m", "a")
     commit = git("rev-parse", "--short=12", "HEAD")
     assert provenance.code_commit() == commit
-    (package / "__init__.py").write_text("changed = True")
+    (source / "another.py").write_text("changed = True")
     provenance.code_commit.cache_clear()
     assert provenance.code_commit() == f"{commit}+"
 

@@ -351,7 +351,7 @@ def test_workers_of_a_loader_draw(start):
 def test_helpers_end_with_a_process_that_is_killed():
     code = f"""
 import time
-from grr_coca.data import svg
+from grr_coca_icons import svg
 svg.render_svg({SQUARE.decode()!r}, 8)
 print(svg._helpers._idle[0]._process.pid, flush=True)
 time.sleep(60)

@@ -5,9 +5,7 @@ is opened.
 """
 
 import os
-import struct
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
-from serving import Client
+from serving import Client, bomb
 
 # The server runs in threads of this process, and uses random numbers while requests are made up.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -80,17 +78,6 @@ def _fuzz_operation(operation, mode: GenerationMode, examples: int, statuses: Co
 
     with suppress(Unsatisfiable):  # nothing can be wrong with an operation without parameters
         send()
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few kilobytes that would take gigabytes."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    pixels = zlib.compress(bytes(1000)) * 3
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @pytest.mark.ci

@@ -13,8 +13,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from PIL import Image
-from serving import Client, imported_copy, serving, wait_until
-from test_serve_fuzz import bomb
+from serving import Client, bomb, imported_copy, serving, wait_until
 
 import grr_coca
 from grr_coca.infer import image_text_model

@@ -104,7 +104,7 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
     named = tmp_path / "named.webp"
     code = """if True:
         import runpy
-        from grr_coca.cli import index
+        from grr_coca_search.commands import index
         index._MIN_SECONDS_BETWEEN_SCANS = 0
         runpy.run_module("grr_coca", run_name="__main__")
     """

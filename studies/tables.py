@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from changes import NUMBERS, Best, Change, Setting, holm, interval, signed, value
-from ledgers import all_rows, plan_of, recipe_of, rows_of, stages_of
+from ledgers import UNFINISHED, all_rows, plan_of, recipe_of, rows_of, stages_of, studies
 
 PLATEAU = 1.5 / 8
 """R@1 above which a model has begun to learn positions: 1.5 times that of guessing among eight."""
@@ -343,10 +343,40 @@ def plateau(words: list[str]) -> str:
     return "\n".join(lines)
 
 
-def ledgers(words: list[str]) -> str:
-    """Return what made the rows of studies: steps and seeds of pretraining, commits and machines: `STUDY STUDY …`."""
+def _finished(words: list[str]) -> list[str]:
+    assert words == ["all"], words
+    return [study for study in studies() if study not in UNFINISHED]
+
+
+def losses(words: list[str]) -> str:
+    """Return the geometric means over seeds of each arm of all finished studies: `all`."""
     lines = []
-    for study in words:
+    for study in _finished(words):
+        stage, *finetunings = stages_of(study)
+        for arm in plan_of(study)["arms"]:
+            rows = [row for (name, _, s), row in rows_of(study).items() if (name, s) == (arm, stage)]
+            tuned = [row for (name, _, s), row in rows_of(study).items() if name == arm and s in finetunings]
+            style = "left_out" if study.startswith("styles/") else "test_style"
+            splits = ("val", "test", style, "test_concept", "training")
+            cells = [_geometric(rows, split, "coca_loss") for split in splits]
+            cells += [_geometric(rows, "test", metric) for metric in ("contrastive_loss", "perplexity", "R@1")]
+            cells += [_geometric(tuned, "test", "coca_loss"), _geometric(tuned, "val", "coca_loss")]
+            if rows:
+                lines.append(_line([study, f"`{arm}`", f"{len(rows)}", *cells]))
+    return "\n".join(lines)
+
+
+def _geometric(rows: Sequence[Any], split: str, metric: str) -> str:
+    """Geometric mean of a metric over rows; a dash if there are none with this split."""
+    if not rows or (split != "training" and any(split not in row["metrics"] for row in rows)):
+        return "–"
+    return f"{math.exp(np.mean([math.log(value(row, split, metric)) for row in rows])):.4f}"
+
+
+def ledgers(words: list[str]) -> str:
+    """Return what made the rows of all finished studies, with steps and seeds of pretraining: `all`."""
+    lines = []
+    for study in _finished(words):
         found = all_rows(study)
         runs = [row for row in found if row["kind"] == "run" and row["stage"] == stages_of(study)[0]] or found
         seeds = sorted({row["seed"] for row in runs})
@@ -384,6 +414,7 @@ OF_STUDIES: tuple[Callable[[list[str]], str], ...] = (
     seeds,
     steps,
     plateau,
+    losses,
     ledgers,
 )
 OF_SETTINGS: tuple[Callable[[list[str], Settings], str], ...] = (splits, styles, spread, at_rate, doubling)

@@ -18,6 +18,7 @@ import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pi
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from grr_coca.common import plugins
+from grr_coca.data.image_caps import MAX_PIXELS, is_usable_profile, require_within_caps
 from grr_coca.data.sources.base import BadSample, Cause
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg", "avif", "heic", "heif", "hif"}
 )
-
-MAX_PIXELS = 100_000_000
-"""Larger images are refused after reading the header, before any pixel is decoded."""
 
 MAX_BYTES = 2**28
 """Larger files are refused before they are read."""
@@ -205,18 +203,19 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE) -> Image
     """Open an image and read its header. No pixel is decoded, except that SVG is drawn.
 
     Raises:
-        BadSample: the image has more than `MAX_PIXELS`.
+        BadSample: the image has more than `MAX_PIXELS`, or a part of the file exceeds its limit.
         One of `BROKEN`: the file is broken.
     """
     if (vector := vector_format(data)) is not None:
         return vector.render(data, name, vector_side)
+    require_within_caps(data, name)
     kind = _container_kind(data)
     if kind == "HEIC":
         image = _open_heic(data, name)
         _require_size(*image.size, name)
         return image
-    # The WebP decoder allocates its whole canvas when it is opened, so the size is checked before.
-    _require_size(*_webp_size(data), name)
+    if data.startswith((b"P5", b"P6")):
+        data = _ppm_with_full_range(data)
     likely = (kind,) if kind else tuple(known for magic, known in _MAGIC if data.startswith(magic))
     try:
         image = Image.open(io.BytesIO(data), formats=likely or _FORMATS)
@@ -276,14 +275,30 @@ def _is_first_of_several(opened: Image.Image) -> bool:
         return False
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the canvas of an extended WebP file, read from its header; zeros for any other file.
+_BETWEEN = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PPM = re.compile(rb"P([56])" + 3 * (_BETWEEN + rb"(\d{1,9})") + rb"\s")
 
-    The format: https://developers.google.com/speed/webp/docs/riff_container#extended_file_format
+
+def _ppm_with_full_range(data: bytes) -> bytes:
+    """Scale the samples of a PPM file to 0 … 255, or grey ones with more bits to 0 … 65,535.
+
+    Pillow scales each sample in Python, which takes 20 seconds for a photograph with 16 bits.
     """
-    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
-        return 0, 0
-    return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    found = _PPM.match(data, 0, 2**16)
+    if found is None:
+        return data
+    kind, width, height, most = map(int, found.groups())
+    full = 65535 if kind == 5 and most > 255 else 255
+    if most == full or not 0 < most < 2**16:
+        return data
+    size = 2 if most > 255 else 1
+    num_samples = min(width * height * (3 if kind == 6 else 1), (len(data) - found.end()) // size)
+    samples = np.frombuffer(data, f">u{size}", num_samples, found.end())
+    values = np.minimum(np.arange(2 ** (8 * size)) / most, 1) * full
+    table = np.rint(values).astype(">u2" if full > 255 else np.uint8)
+    # In parts, since an index takes eight bytes for each sample.
+    parts = (samples[start : start + _STRIP_PIXELS] for start in range(0, num_samples, _STRIP_PIXELS))
+    return b"P%d %d %d %d\n" % (kind, width, height, full) + b"".join(table[part].tobytes() for part in parts)
 
 
 def _require_size(width: int, height: int, name: str) -> None:
@@ -434,7 +449,8 @@ def with_srgb_colours(image: Image.Image) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert the colours of an ICC profile to sRGB. A profile that is damaged, or of other channels, is ignored.
+    """Convert the colours of an ICC profile to sRGB. Profiles that are corrupt, unusable (`is_usable_profile`) or for
+    other channels are ignored.
 
     Returns:
         An image without the profile, so that opening it again does not convert it again.
@@ -444,7 +460,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     has_alpha = image.has_transparency_data
     mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(image.mode, "RGB")
     try:
-        transform = _transform_to_srgb(profile, mode)
+        transform = _transform_to_srgb(profile, mode) if is_usable_profile(profile) else None
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         transform = None
     if transform is None:
@@ -461,7 +477,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return _by_strips(image, "RGBA" if has_alpha else "RGB", convert)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)  # the key and the transform hold the profile: 64 MB together at most
 def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform | None":
     """The conversion of a profile to sRGB; None if it is sRGB already.
 

@@ -1,0 +1,422 @@
+"""Limits on the parts of image files, checked on the raw bytes before a decoder reads them.
+
+The number of pixels limits neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have 65,000
+tiles, a JPEG 20,000 empty scans, and Pillow parses headers byte by byte in Python. Each check is one walk over the
+structure of a file, linear in its parts, and allocates nothing by numbers that the file declares.
+
+Limits are far above those of files that programs write, and grow with the picture where large pictures need it. Below
+them, a file takes at most a few times as long as an ordinary file of the same size.
+"""
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from grr_coca.data.sources.base import BadSample, Cause
+
+MAX_PIXELS = 100_000_000
+"""Larger images are rejected before any pixel is decoded."""
+
+MAX_PROFILE_BYTES = 4 * 2**20
+"""Larger colour profiles are ignored. Profiles of printing presses have up to 3 MB."""
+
+
+_SAVE_AGAIN = "save the picture again with another program"
+
+
+class _LimitError(Exception):
+    """A part of a file exceeds its limit; the message says which, and the fix."""
+
+
+def require_within_caps(data: bytes, name: str) -> None:
+    """Check that the parts of an image file can be decoded in bounded time and memory. SVG is not checked.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file in messages.
+
+    Raises:
+        BadSample: A part exceeds its limit (`Cause.TOO_LARGE`). Files with an invalid structure pass, for the decoder
+            to report.
+    """
+    check = next((check for magic, check in _CHECKS if data.startswith(magic)), None)
+    if check is None:
+        return
+    try:
+        check(data)
+    except _LimitError as error:
+        raise BadSample(f"{name}: {error}", Cause.TOO_LARGE) from None
+    except struct.error:  # truncated
+        return
+
+
+def _require(what: str, number: int, limit: int, fix: str = _SAVE_AGAIN) -> None:
+    if number > limit:
+        raise _LimitError(f"too many {what}: {number:,} (limit {limit:,}); {fix}")
+
+
+def _require_size(width: int, height: int) -> None:
+    _require("pixels", width * height, MAX_PIXELS, "scale the image down first")
+
+
+# --- JPEG
+
+_MAX_SCANS = 1000
+"""Progressive files have about ten scans; one scan for each bit of each coefficient would be some hundreds."""
+_MAX_SCANNED_PIXELS = 10**10
+"""Scans times pixels. A scan without data takes 0.07 ns for each pixel: together 0.8 s."""
+_MAX_SEGMENTS = 10_000
+"""Segments before the first scan. Profiles and thermal images are split into hundreds."""
+_MAX_FILL = 2**16
+"""Bytes between segments, which Pillow reads one by one. Some programs align segments."""
+_MAX_TABLES = 2**16
+"""Bytes of tables and frame headers, which Pillow parses in Python. Ordinary files have less than 2 kB."""
+_MAX_EXIF_SEGMENTS = 16
+"""Pillow joins them, copying all of them for each."""
+_MAX_RESOURCES = 10_000
+"""Resources of Photoshop."""
+
+_SOI, _SOS, _EOI, _APP1, _DQT, _DHP = 0xD8, 0xDA, 0xD9, 0xE1, 0xDB, 0xDE
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_WITHOUT_LENGTH = frozenset({0xC8, _SOI, _EOI, *range(0xF0, 0xFE)})
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+"""A marker, without restarts. No `+` for fill bytes: the search would take the square of a long run's length."""
+
+
+def _segments(data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
+    """The marker of each segment, where its length begins, and the number of bytes skipped before its marker."""
+    while (found := _MARKER.search(data, start)) is not None:
+        marker, place = found[1][0], found.end()
+        yield marker, place, place - 2 - start
+        start = place if marker in _WITHOUT_LENGTH else place + int.from_bytes(data[place : place + 2], "big")
+
+
+def _check_jpeg(data: bytes) -> None:
+    num_segments = num_exif = fill = tables = pixels = components = 0
+    frame = 0
+    for marker, place, skipped in _segments(data, 2):
+        num_segments, fill = num_segments + 1, fill + skipped
+        _require("segments", num_segments, _MAX_SEGMENTS)
+        _require("bytes between segments", fill, _MAX_FILL)
+        if marker in _FRAMES:
+            height, width, components = struct.unpack_from(">HHB", data, place + 3)
+            frame, pixels = marker, max(pixels, height * width)
+        if marker in _FRAMES or marker in (_DQT, _DHP):
+            tables += int.from_bytes(data[place : place + 2], "big")
+            _require("bytes of tables", tables, _MAX_TABLES)
+        if marker == _APP1 and data[place + 2 : place + 6] == b"Exif":
+            num_exif += 1
+            _require("segments of EXIF", num_exif, _MAX_EXIF_SEGMENTS)
+        if marker == _SOS:
+            _require("resources of Photoshop", data.count(b"8BIM", 0, place), _MAX_RESOURCES)
+            # A sequential file with all components in one scan is decoded in one pass.
+            if frame in _PROGRESSIVE or data[place + 2 : place + 3] != bytes([components]):
+                _check_scans(data, place, pixels)
+            return
+
+
+def _check_scans(data: bytes, start: int, pixels: int) -> None:
+    limit = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels))
+    # At most this many: the bytes may also occur in segments, and in what follows the picture.
+    if sum(np.count_nonzero(_pairs(data, start + shift) == 0xFFDA) for shift in (0, 1)) >= limit:
+        num_scans = 1
+        for marker, _, _ in _segments(data, start):
+            num_scans += marker == _SOS
+            if marker == _EOI:
+                break
+            _require("scans for its size", num_scans, limit)
+
+
+def _pairs(data: bytes, start: int) -> np.ndarray:
+    return np.frombuffer(data, ">u2", max(0, len(data) - start) // 2, min(start, len(data)))
+
+
+# --- PNG
+
+_MAX_CHUNKS = 10_000
+_BYTES_PER_CHUNK = 512
+"""More chunks need so many bytes each. libpng writes chunks of 8 kB; some programs write one for each row."""
+_MAX_COMPRESSED_TEXTS = 256
+"""Each expands to up to 1 MB."""
+_MAX_EXIF_BYTES = 2**20
+
+
+def _check_png(data: bytes) -> None:
+    place, num_chunks, num_texts, num_profiles, exif = 8, 0, 0, 0, 0
+    limit = _MAX_CHUNKS + len(data) // _BYTES_PER_CHUNK
+    unpack = struct.Struct(">I4s").unpack_from
+    while place + 8 <= len(data):
+        size, kind = unpack(data, place)
+        place += 12 + size
+        num_chunks += 1
+        if kind == b"IDAT" and num_chunks <= limit:
+            continue
+        if kind == b"IEND":
+            break
+        num_texts += kind in (b"zTXt", b"iTXt")
+        num_profiles += kind == b"iCCP"
+        exif += size if kind == b"eXIf" else 0
+        _require("chunks for its bytes", num_chunks, limit)
+    _require("compressed texts", num_texts, _MAX_COMPRESSED_TEXTS)
+    _require("colour profiles", num_profiles, 1)
+    _require("bytes of EXIF", exif, _MAX_EXIF_BYTES)
+
+
+# --- GIF
+
+_MAX_BLOCKS = 10_000
+_BYTES_PER_BLOCK = 64
+"""More blocks need so many bytes each. Programs fill blocks up to 255 bytes."""
+
+
+def _check_gif(data: bytes) -> None:
+    """Walk up to the second frame, as Pillow does. Each block, and each byte between blocks, is a step of Pillow."""
+    limit = _MAX_BLOCKS + len(data) // _BYTES_PER_BLOCK
+    flags, end = data[10] if len(data) > 10 else 0, len(data)
+    place, num_blocks, num_frames = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0), 0, 0
+    while place < end and data[place] != 0x3B:
+        kind, place, num_blocks = data[place], place + 1, num_blocks + 1
+        if kind == 0x2C:
+            if num_frames:
+                return
+            left, top, width, height, flags = struct.unpack_from("<HHHHB", data, place)
+            _require_size(left + width, top + height)
+            place += 10 + (3 << (flags & 7) + 1 if flags & 128 else 0)
+            num_frames = 1
+        elif kind == 0x21:
+            place += 1
+        while kind in (0x21, 0x2C) and place < end and data[place] and num_blocks <= limit:
+            place += 1 + data[place]
+            num_blocks += 1
+        place += kind in (0x21, 0x2C)
+        _require("blocks for its bytes", num_blocks, limit)
+
+
+# --- BMP
+
+_MAX_RUN_BYTES = 2**22
+_MAX_RUN_PIXELS = 10_000_000
+"""Pillow decodes run lengths in Python: 0.1 µs for each pixel, and 0.3 µs for each byte."""
+
+
+def _check_bmp(data: bytes) -> None:
+    size = int.from_bytes(data[14:18], "little")
+    if size >= 40 and struct.unpack_from("<I", data, 30)[0] in (1, 2):
+        width, height = struct.unpack_from("<ii", data, 18)
+        _require("bytes of run lengths", len(data), _MAX_RUN_BYTES)
+        _require("pixels of run lengths", abs(width * height), _MAX_RUN_PIXELS)
+
+
+# --- PPM
+
+_MAX_HEAD = 2**16
+"""Bytes of the header with its comments, which Pillow reads one by one."""
+_MAX_PLAIN_BYTES = 2**23
+"""Pillow converts numbers written as text in Python: 0.2 µs a byte."""
+_MAX_COMMENTS = 1000
+"""For each comment among the numbers, Pillow copies a megabyte."""
+_COMMENT = re.compile(rb"#[^\r\n]*(?:[\r\n]|$)")
+
+
+def _check_ppm(data: bytes) -> None:
+    num_fields = 3 if data[1:2] in b"14" else 4
+    if re.match(rb"(?:\s*\S+\s){%d}" % num_fields, _COMMENT.sub(b"", data[:_MAX_HEAD])) is None:
+        _require("bytes in the header", len(data), _MAX_HEAD)
+    if data[1:2] in b"123":
+        _require("comments", data.count(b"#"), _MAX_COMMENTS)
+        _require("bytes of numbers as text", len(data), _MAX_PLAIN_BYTES)
+
+
+# --- TIFF
+
+_MIN_TILE_PIXELS = 2**22
+"""Tiles of this many pixels may be larger than their image."""
+_MAX_TILES = 2**17
+"""Tiles or strips. Strips of one row are common, and tiles have at least 16 × 16 pixels."""
+_MAX_VALUES = 2**18
+"""Values of any other tag: a palette of 16 bits has three for each colour."""
+_MAX_TAGS = 4096
+_MAX_RATIONALS = 4096
+"""Pillow makes a fraction of each."""
+_TILE_TAGS = frozenset({273, 279, 324, 325})
+_DIRECTORIES = frozenset({34665, 34853, 40965})
+"""Tags that lead to the directories of EXIF, GPS and interoperability, which Pillow reads, too."""
+_VALUE_FORMATS = {3: "H", 4: "I", 13: "I", 16: "Q"}
+
+
+def _check_tiff(data: bytes) -> None:
+    order, is_big = "<" if data[:2] == b"II" else ">", data[2] == 43
+    if data[3] == 43:
+        raise _LimitError(f"unsupported byte order of BigTIFF; {_SAVE_AGAIN}")
+    (first,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    tags, more = _check_directory(data, first, order, is_big=is_big)
+    for place in more.values():
+        _check_directory(data, place, order, is_big=is_big)
+    width, height = tags.get(256, 0), tags.get(257, 0)
+    _require_size(width, height)
+    _require("pixels in a tile", tags.get(322, 0) * tags.get(323, 0), max(_MIN_TILE_PIXELS, width * height * 5 // 4))
+
+
+def _check_directory(data: bytes, start: int, order: str, *, is_big: bool) -> tuple[dict[int, int], dict[int, int]]:
+    """Check a directory. Returns the largest value of each tag, and the places of other directories.
+
+    If a tag is repeated, which of its entries counts depends on the reader.
+    """
+    form = struct.Struct(order + ("HHQ8s" if is_big else "HHI4s"))
+    (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
+    start += 8 if is_big else 2
+    tags: dict[int, int] = {}
+    more: dict[int, int] = {}
+    _require("tags", count, _MAX_TAGS)
+    for place in range(start, min(start + count * form.size, len(data) - form.size + 1), form.size):
+        tag, kind, num_values, value = form.unpack_from(data, place)
+        if tag in _TILE_TAGS:
+            _require("tiles or strips", num_values, _MAX_TILES)
+        elif kind in (5, 10):
+            _require(f"values of tag {tag}", num_values, _MAX_RATIONALS)
+        elif kind not in (1, 2, 6, 7):
+            _require(f"values of tag {tag}", num_values, _MAX_VALUES)
+        if kind in _VALUE_FORMATS and num_values:
+            number = struct.unpack_from(order + _VALUE_FORMATS[kind], value.ljust(8, b"\0"))[0]
+            tags[tag] = max(tags.get(tag, 0), number)
+            if tag in _DIRECTORIES:
+                more.setdefault(tag, number)
+    return tags, more
+
+
+# --- JPEG 2000
+
+_MAX_J2K_TILES = 1000
+_PIXELS_PER_J2K_TILE = 4096
+"""More tiles need so many pixels each. OpenJPEG takes 12 kB for each tile before it decodes any."""
+_MAX_PACKETS = 2**22
+"""Packets: tiles × layers × resolutions × components × precincts. Large pictures have 200,000."""
+_MIN_BLOCK_PIXELS = 256
+_MAX_BLOCKS_OF_LARGE = 2**17
+"""Code blocks of fewer pixels are accepted in pictures that have at most so many."""
+
+
+def _check_j2k(data: bytes) -> None:
+    start = 0 if data.startswith(b"\xff\x4f") else _codestream(data)
+    if start < 0 or data[start + 2 : start + 4] != b"\xff\x51":
+        return
+    right, bottom, left, top, across, down, first_across, first_down, components = struct.unpack_from(
+        ">IIIIIIIIH", data, start + 8
+    )
+    width, height = max(0, right - left), max(0, bottom - top)
+    _require_size(width, height)
+    if not across or not down:
+        return
+    num_tiles = -(-max(0, right - first_across) // across) * -(-max(0, bottom - first_down) // down)
+    _require("tiles for its size", num_tiles, _MAX_J2K_TILES + width * height // _PIXELS_PER_J2K_TILE)
+    tile = min(across, width) * min(down, height)
+    place, num_parts, end_of_part = start + 2, 0, len(data)
+    while place + 4 <= len(data):
+        marker, size = struct.unpack_from(">HH", data, place)
+        if marker == 0xFF90:  # a part of a tile, whose header may have other parameters
+            num_parts += 1
+            _require("parts of tiles", num_parts, _MAX_J2K_TILES + 4 * num_tiles)
+            (length,) = struct.unpack_from(">I", data, place + 6)
+            end_of_part = place + length if length else len(data)
+        elif marker == 0xFF93:  # data
+            place = max(place + 2, end_of_part)
+            continue
+        elif marker in (0xFF52, 0xFF53):
+            _check_coding(data, place, marker, components, tile, width * height)
+        elif marker == 0xFFD9 or size < 2:
+            return
+        place += 2 + size
+
+
+def _codestream(data: bytes) -> int:
+    """Where the codestream of a JP2 file begins; -1 if it has none within its first 1,000 boxes."""
+    place = 0
+    for _ in range(1000):
+        if place + 8 > len(data):
+            return -1
+        size, kind = struct.unpack_from(">I4s", data, place)
+        head = 16 if size == 1 else 8
+        if kind == b"jp2c":
+            return place + head
+        size = struct.unpack_from(">Q", data, place + 8)[0] if size == 1 else size
+        if size < head:
+            return -1
+        place += size
+    raise _LimitError(f"too many boxes: more than 1,000; {_SAVE_AGAIN}")
+
+
+def _check_coding(data: bytes, place: int, marker: int, components: int, tile: int, pixels: int) -> None:
+    if marker == 0xFF52:  # COD: style, progression, layers, transform of components
+        style, _, layers, _ = struct.unpack_from(">BBHB", data, place + 4)
+        place += 9
+    else:  # COC: component, style
+        wide = components > 256
+        style, layers = data[place + 5 + wide : place + 6 + wide][0], 1
+        place += 6 + wide
+    levels, block_width, block_height = struct.unpack_from(">BBB", data, place)
+    block = 16 << (block_width & 15) << (block_height & 15)
+    if block < _MIN_BLOCK_PIXELS:
+        _require("code blocks", pixels // block, _MAX_BLOCKS_OF_LARGE)
+    precincts = data[place + 5 : place + 6 + levels] if style & 1 else b""
+    # The size of a resolution falls by four from each to the next; the last is that of the tile.
+    num = sum(
+        max(1, (tile >> 2 * (levels - number)) >> (size & 15) >> (size >> 4)) for number, size in enumerate(precincts)
+    ) or (levels + 1)
+    _require("packets", max(1, pixels // max(1, tile)) * layers * components * num, _MAX_PACKETS)
+
+
+# --- WebP
+
+
+def _check_webp(data: bytes) -> None:
+    """Check the size, for which libwebp allocates memory when a file is opened.
+
+    The format: https://developers.google.com/speed/webp/docs/riff_container
+    """
+    kind = data[8:16]
+    if kind == b"WEBPVP8X" and len(data) >= 30:
+        _require_size(1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little"))
+    elif kind == b"WEBPVP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        _require_size(width & 0x3FFF, height & 0x3FFF)
+    elif kind == b"WEBPVP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        _require_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+
+
+_CHECKS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], None]], ...] = (
+    (b"\xff\xd8\xff", _check_jpeg),
+    (b"\x89PNG\r\n\x1a\n", _check_png),
+    (b"RIFF", _check_webp),
+    ((b"GIF87a", b"GIF89a"), _check_gif),
+    (b"BM", _check_bmp),
+    ((b"II\x2a\0", b"MM\0\x2a", b"MM\x2a\0", b"II\0\x2a", b"MM\0\x2b", b"II\x2b\0"), _check_tiff),
+    ((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), _check_j2k),
+    (tuple(b"P%c" % kind for kind in b"0123456fy"), _check_ppm),
+)
+"""The check of each format, by the first bytes that Pillow accepts for it."""
+
+
+# --- Colour profiles
+
+_MAX_PROFILE_TAGS = 100
+_MULTI_PROCESS = re.compile(rb"[DB]2[BD][0-3]")
+
+
+def is_usable_profile(profile: bytes) -> bool:
+    """Return whether an ICC profile can be applied in bounded time.
+
+    Profiles with multi-process elements (`D2B0` … `B2D3`) are not: the elements may share their curves, so that few
+    bytes stand for minutes of work. Hardly any picture has such a profile.
+    """
+    if not 132 <= len(profile) <= MAX_PROFILE_BYTES:
+        return False
+    (count,) = struct.unpack_from(">I", profile, 128)
+    if count > _MAX_PROFILE_TAGS:
+        return False
+    return all(
+        _MULTI_PROCESS.fullmatch(profile[place : place + 4]) is None for place in range(132, 132 + 12 * count, 12)
+    )

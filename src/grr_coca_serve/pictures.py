@@ -220,7 +220,7 @@ class PictureReader:
     """
 
     def __init__(self, max_pixels: int, memory: Budget, threads: int, seconds: float) -> None:
-        self._max_pixels, self._memory, self._threads = max_pixels, memory, threads
+        self._max_pixels, self._memory = max_pixels, memory
         self._workers = DaemonThreads(threads, "decode", seconds)
 
     def close(self) -> None:
@@ -229,8 +229,8 @@ class PictureReader:
 
     @property
     def hangs(self) -> bool:
-        """True if as many pictures are late as may be decoded at a time."""
-        return self._workers.num_late >= self._threads
+        """Whether new pictures are not decoded, since all threads are late."""
+        return self._workers.are_stuck
 
     async def square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
         """The pixels of a picture as the model takes them.

@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import errno
+import logging
 import math
 import os
 import signal
 import socket
+import threading
 import time
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import h11
 import uvicorn
@@ -43,6 +46,8 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 _SECONDS_TO_STOP = 60.0
 """How long a stop waits for requests that were accepted."""
@@ -263,7 +268,39 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
         self._guard = guard
-        self._stopping_since = 0.0
+        self._stopping_since = self._silent_until = 0.0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGHUP, too, which a closed terminal sends. If `nohup` ignores it, it stays ignored."""
+        hangup = getattr(signal, "SIGHUP", None)
+        is_main = threading.current_thread() is threading.main_thread()
+        is_ours = hangup is not None and is_main and signal.getsignal(hangup) == signal.SIG_DFL
+        if is_ours:
+            signal.signal(hangup, self.handle_exit)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            if is_ours:
+                signal.signal(hangup, signal.SIG_DFL)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        asyncio.get_running_loop().set_exception_handler(self._report)
+        await super().startup(sockets)
+
+    def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log an error of the event loop.
+
+        If the system refuses connections, the loop reports up to 2,048 errors a second: it logs one line a minute.
+        """
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + 60
+            log.warning("no connection can be accepted: %s; raise the limit (ulimit -n)", error.strerror)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Begin to stop; a second signal stops at once."""

@@ -117,8 +117,23 @@ def test_another_database_and_other_bytes_are_no_index(tmp_path):
     with pytest.raises(UserError, match="an SQLite database, but not an index of grr-coca"):
         open_store(str(tmp_path))
     (tmp_path / "index.sqlite").write_bytes(b"not a database at all, but some text" * 50)
-    with pytest.raises(UserError, match="damaged, or not an index"):
+    with pytest.raises(UserError, match=r"corrupt, or not an index .* make the index again, or copy a backup"):
         open_store(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW slow AS WITH RECURSIVE a(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM a) SELECT x FROM a",
+        "CREATE TRIGGER slow AFTER INSERT ON header BEGIN SELECT 1; END",
+    ],
+)
+def test_index_with_foreign_views_or_triggers_is_rejected(store, statement):
+    database = sqlite3.connect(folder_of(store) / "index.sqlite")
+    database.execute(statement)
+    database.close()
+    with pytest.raises(UserError, match=r"corrupt: it has the (view|trigger) 'slow'; make the index again"):
+        open_store(store.location)
 
 
 def test_an_index_of_a_newer_version_is_refused(store):

@@ -3,6 +3,7 @@
 import http.client
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,38 @@ def test_a_second_signal_stops_at_once(index):
         assert server.poll() is None, "it waits for the request"
         server.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files")
+def test_too_few_open_files_log_one_line():
+    command = shlex.join([sys.executable, "-m", "grr_coca", "serve", "--port", "0"])
+    limited = ["bash", "-c", f"ulimit -n 64; exec {command}"]
+    with running(limited, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server, ExitStack() as opened:
+        client = Client(re.search(r"http://\S+", first_line(server))[0])
+        wait_until(lambda: client.get("/ready").status == 200)
+        for _ in range(100):
+            opened.enter_context(socket.create_connection(client.place, timeout=10))
+        assert "Too many open files" in first_line(server)
+        opened.close()
+        wait_until(lambda: client.get("/health").status == 200)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+        assert server.stdout.read() == "stopped\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_hangup_stops_after_accepted_requests(index):
+    with process(index) as (server, client):
+        connection = http.client.HTTPConnection(*client.place, timeout=60)
+        connection.putrequest("POST", "/caption")
+        connection.putheader("Content-Length", str(len(GUITAR)))
+        connection.endheaders(GUITAR[:100])
+        wait_until(lambda: client.metric("grr_coca_body_bytes") == 100)
+        server.send_signal(signal.SIGHUP)
+        wait_until(lambda: client.get("/ready").status == 503)
+        connection.send(GUITAR[100:])
+        assert connection.getresponse().status == 200
+        assert server.wait(30) == 0
 
 
 @pytest.mark.ci

@@ -100,7 +100,7 @@ def _made_manager(served: "ServedIndex") -> "tuple[StreamableHTTPSessionManager,
 
 
 def _with_short_errors(send: Send) -> Send:
-    """`send`, but a long error of the SDK, which lists all that is wrong with a message, becomes a refusal."""
+    """Return `send`, with long errors of the SDK, which list all invalid values, and errors in plain text as JSON."""
     held: list[Message] = []
 
     async def send_short(message: Message) -> None:
@@ -109,7 +109,9 @@ def _with_short_errors(send: Send) -> Send:
             return
         if held:
             start = held.pop()
-            if start["status"] >= HTTPStatus.BAD_REQUEST and len(message.get("body", b"")) > MAX_BYTES:
+            is_json = any(name == b"content-type" and b"json" in value for name, value in start["headers"])
+            is_long = len(message.get("body", b"")) > MAX_BYTES
+            if start["status"] >= HTTPStatus.BAD_REQUEST and (is_long or not is_json):
                 short = refused(Refusal(start["status"], message["body"].decode("utf-8", "replace")))
                 start["headers"], message["body"] = short.raw_headers, short.body
             await send(start)

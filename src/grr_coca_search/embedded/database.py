@@ -16,6 +16,7 @@ from pathlib import Path
 from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.common.files import replace_file
 from grr_coca.common.locks import LockHeldError, ProcessLock
+from grr_coca_search.embedded.vectors import how_to_restore
 from grr_coca_search.entry import (
     MAX_WIDTH,
     VERSION,
@@ -253,10 +254,11 @@ def database_errors(folder: Path) -> Iterator[None]:
         if "locked" in words or "busy" in words:
             raise UserError(f"{folder}: another process holds the index; try again when it is done") from error
         if any(sign in words for sign in _SIGNS_OF_DAMAGE):
-            raise UserError(f"{folder / FILE}: damaged, or not an index ({words})") from error
+            raise UserError(f"{folder / FILE}: corrupt, or not an index ({words}); {how_to_restore(folder)}") from error
         raise UserError(f"{folder / FILE}: {words}") from error
     except UnicodeDecodeError as error:  # of a message of SQLite, which quotes a name from the file
-        raise DamagedError(f"{folder / FILE}: damaged, or not an index ({error})") from error
+        message = f"{folder / FILE}: corrupt, or not an index ({error}); {how_to_restore(folder)}"
+        raise DamagedError(message) from error
     except OSError as error:
         message = f"{folder}: cannot be read or written ({error.strerror or error}); what was committed before is kept"
         raise UserError(message) from error
@@ -390,6 +392,7 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
 
 
 def _check(database: sqlite3.Connection, folder: Path) -> None:
+    """Check that a database is an index, which has no views and only its own triggers: theirs may recurse for ever."""
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if identity != _APPLICATION_ID:
@@ -399,6 +402,12 @@ def _check(database: sqlite3.Connection, folder: Path) -> None:
             f"{folder}: written by a newer grr-coca (format {version}; this one reads {VERSION}); "
             "use that one, or make the index again"
         )
+    written = database.execute("SELECT type, name, sql FROM main.sqlite_master WHERE type IN ('view', 'trigger')")
+    for kind, name, sql in written:
+        if kind == "view" or not isinstance(sql, str) or sql not in _WORDS:
+            raise DamagedError(
+                f"{folder / FILE}: corrupt: it has the {kind} {str(name)[:50]!r}; {how_to_restore(folder)}"
+            )
 
 
 def lock_writer(folder: Path) -> ProcessLock:

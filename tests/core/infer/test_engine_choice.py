@@ -154,6 +154,14 @@ def test_graphs_of_another_checkpoint_are_refused(folder, precision):
         grr_coca.load(folder).caption(DRAWING)
 
 
+@pytest.mark.parametrize("length", [10**20, 0, -3, float("inf"), "many", None])
+def test_impossible_size_in_manifest_is_corrupt(folder, length):
+    model = json.loads((folder / MANIFEST).read_text())["model"]
+    rewrite_manifest(folder, model={**model, "context_length": length})
+    with pytest.raises(UserError, match=r"manifest\.json: corrupt \("):
+        grr_coca.load(folder, engine="onnx")
+
+
 def test_a_model_in_onnx_runtime_has_no_weights_in_torch():
     model = grr_coca.load("icons", engine="onnx")
     for use in (lambda: model.checkpoint, model.refresh):

@@ -64,6 +64,13 @@ def tools(own):
         yield client
 
 
+def test_large_body_is_rejected_in_json(own):
+    with serving(own / "own.index") as client:
+        answer = client.post("/mcp", asked("tools/list", cursor="a" * 5_000_000), ACCEPT)
+    assert answer.status == 413
+    assert "too large" in answer.reason()
+
+
 def test_sessions_that_nobody_closes_leave_nothing(tools):
     def left() -> int:
         gc.collect()

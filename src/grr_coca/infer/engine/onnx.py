@@ -70,14 +70,14 @@ class OnnxEngine:
             model = manifest["model"]
             self.precision = str(manifest["precision"])
             self.embed_dim, self.context_length, self.vocab_size = (
-                int(model[name]) for name in ("embed_dim", "context_length", "vocab_size")
+                _size(model[name]) for name in ("embed_dim", "context_length", "vocab_size")
             )
             self.logit_scale = float(model["logit_scale"])
             self.logit_bias = None if model["logit_bias"] is None else float(model["logit_bias"])
         except KeyError as error:
             raise UserError(f"{self.folder}: has no ONNX graphs ({error} missing in {MANIFEST}); {_EXPORT}") from error
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{self.folder / MANIFEST}: damaged ({error}); {_EXPORT}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{self.folder / MANIFEST}: corrupt ({error}); {_EXPORT}") from error
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`. The context is the keys and values of the cross-attention, which are computed here once."""
@@ -204,6 +204,21 @@ class OnnxDecoder:
             for given in self.engine.session("step").get_inputs()
             if given.name.startswith("past_")
         }
+
+
+_MAX_SIZE = 2**24
+
+
+def _size(value: object) -> int:
+    """A width, length or number of tokens of a model.
+
+    Raises:
+        ValueError: It is none.
+    """
+    size = int(value)  # type: ignore[call-overload]
+    if not 1 <= size <= _MAX_SIZE:
+        raise ValueError(f"a size of {size}, out of 1 … {_MAX_SIZE}")
+    return size  # type: ignore[no-any-return]
 
 
 def _taken(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:

@@ -275,14 +275,14 @@ class _Server(uvicorn.Server):
         """Stop at SIGHUP, too, which a closed terminal sends. If `nohup` ignores it, it stays ignored."""
         hangup = getattr(signal, "SIGHUP", None)
         is_main = threading.current_thread() is threading.main_thread()
-        is_ours = hangup is not None and is_main and signal.getsignal(hangup) == signal.SIG_DFL
-        if is_ours:
+        is_ours = is_main and hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL
+        if hangup is not None and is_ours:
             signal.signal(hangup, self.handle_exit)
         try:
             with super().capture_signals():
                 yield
         finally:
-            if is_ours:
+            if hangup is not None and is_ours:
                 signal.signal(hangup, signal.SIG_DFL)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

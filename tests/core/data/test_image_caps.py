@@ -4,15 +4,15 @@ import io
 import struct
 import zlib
 
+import hostile_pictures as hostile
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from support import encode_image
 
-import hostile_pictures as hostile
 from grr_coca.data.image_caps import MAX_PROFILE_BYTES, is_usable_profile, require_within_caps
 from grr_coca.data.images import decode_image, open_header
 from grr_coca.data.sources.base import BadSample, Cause
-from support import encode_image
 
 MEGABYTE = zlib.compress(bytes(2**20 - 1))
 

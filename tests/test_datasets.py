@@ -197,3 +197,46 @@ def test_a_style_left_out_is_nowhere_but_in_its_own_split(tmp_path):
     assert all(pair.caption in trained for split in ("left_out", "val", "test") for pair in found[split])
     kept = sum(pair.split == "train" and not pair.key.startswith("twemoji-") for pair in pairs("pictograms"))
     assert (len(found["train"]), len(found["left_out"])) == (kept, 500)
+
+
+def test_icons_that_are_set_apart_leave_training_with_their_variants(tmp_path, monkeypatch):
+    path = DATASETS.parent / "studies" / "icons_adamw" / "set_apart.py"
+    spec = importlib.util.spec_from_file_location("set_apart", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "NUM_KNOWN", {"test_known": 30, "val_known": 10})
+    monkeypatch.setattr(module, "MAX_APART", 20)
+    families = {"lucide": "feather", "feather": "feather", "ph": "ph", "uil": "uil"}
+    made = [
+        module.Pair(
+            f"{prefix}_{thing}{variant}", f"{prefix}{number}{variant}".encode(), thing.encode(), b'{"captions": []}'
+        )
+        for number, thing in enumerate(f"thing {i}" for i in range(90))
+        for prefix in families
+        for variant in ("", "-filled")
+    ]
+    (tmp_path / "source").mkdir()
+    for number in range(2):
+        module._write(tmp_path / "source" / f"train-{number:05d}.tar", made[number::2])
+    found = {}
+    for name in ("once", "again"):
+        module.set_apart(tmp_path / "source", tmp_path / name, families)
+        found[name] = {shard.name: shard.read_bytes() for shard in (tmp_path / name).iterdir()}
+    assert found["once"] == found["again"]
+    splits = defaultdict(list)
+    for shard in sorted((tmp_path / "once").iterdir()):
+        splits[shard.name.rsplit("-", 1)[0]] += module.pairs_of(shard)
+
+    def things(pairs):
+        return {(families[pair.key.partition("_")[0]], pair.caption) for pair in pairs}
+
+    sizes = {split: len(pairs) for split, pairs in splits.items() if split != "train"}
+    assert sizes == {"test_known": 30, "val_known": 10, "test_apart_ph": 20, "test_apart_uil": 20}
+    evaluated = [pair for split, pairs in splits.items() if split != "train" for pair in pairs]
+    assert not things(splits["train"]) & things(evaluated)
+    assert {family for family, _ in things(splits["train"])} == {"feather"}
+    known = [pair.caption for split in ("test_known", "val_known") for pair in splits[split]]
+    assert len(known) == len(set(known))
+    assert len(splits["train"]) == 2 * 2 * (90 - 40), "all variants of a thing in a family leave training"
+    assert all(pair in made for pair in splits["train"])
+    assert not any(pair.more for pair in evaluated)

@@ -23,8 +23,10 @@ from PIL import Image
 
 import icons
 from grr_coca.common.errors import UserError
+from grr_coca.common.files import user_cache
 from grr_coca.data.images import decode_image
 from grr_coca.data.sources.open import open_source
+from grr_coca_icons.sources.iconify import packages_folder
 
 pytest.importorskip("resvg_py")
 
@@ -70,6 +72,17 @@ def with_icons(folder: Path, prefix: str, change: Callable[[dict], None]) -> Arc
             info.size = len(packed)
             tar.addfile(info, io.BytesIO(packed))
     return archives_in(folder)
+
+
+def test_the_corpus_is_built_where_icon_sets_were_read_before(tmp_path):
+    """Sets that commands read are kept in the same cache."""
+    about = {"prefix": "tiny", "icons": {"dot": {"body": "<circle cx='8' cy='8' r='4'/>"}}, "width": 16, "height": 16}
+    (tmp_path / "tiny.json").write_text(json.dumps(about))
+    assert len(open_source(str(tmp_path / "tiny.json"))) == 1
+    packages_folder().mkdir(parents=True)
+    built = icons.build(lambda *_: None, archives=archives_in(SAMPLE))
+    assert (built / "card.json").exists()
+    assert built == user_cache() / "icons"
 
 
 def pairs(corpus: Path) -> list[tuple[str, str, str, bytes]]:

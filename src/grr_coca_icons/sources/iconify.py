@@ -287,7 +287,7 @@ def _of_archive(content: bytes, name: str, prefix: str, package: str) -> IconSet
 
 def packages_folder() -> Path:
     """The folder of fetched packages, in the user's cache."""
-    return user_cache() / "icons" / "packages"
+    return user_cache() / "icon-sets" / "packages"  # `icons` is the folder of the corpus
 
 
 def _archive_name(prefix: str, version: str) -> str:

@@ -123,7 +123,7 @@ def _packed(icons: IconSet) -> tuple[Path, list[PackedIcon]]:
     for icon in icons.icons:
         digest.update("\0".join((icon.name, icon.svg, *icon.aliases)).encode("utf-8", "surrogatepass") + b"\1")
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in icons.prefix)[:60] or "icons"
-    path = user_cache() / "icons" / "packed" / digest.hexdigest() / f"{stem}{PACK_SUFFIX}"
+    path = user_cache() / "icon-sets" / "packed" / digest.hexdigest() / f"{stem}{PACK_SUFFIX}"
     if not path.is_file():
         _write(path, icons)
     return path, _read(path)

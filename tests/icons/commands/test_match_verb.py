@@ -150,7 +150,7 @@ def test_an_index_of_another_model_is_one_line(grr_coca, sets, tmp_path):
 def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp_path, monkeypatch):
     from grr_coca_icons.sources import iconify
 
-    packages = tmp_path / "cache" / "grr-coca" / "icons" / "packages"
+    packages = tmp_path / "cache" / "grr-coca" / "icon-sets" / "packages"
     packages.mkdir(parents=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with tarfile.open(packages / "iconify-json-lucide-1.0.0.tgz", "w:gz") as tar:

@@ -11,13 +11,11 @@ import tyro
 from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
 from grr_coca.cli.output import say
 from grr_coca.common.errors import UserError, on_one_line
-from grr_coca.common.extras import require_extra
-from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
+from grr_coca.common.outputs import to_json
 from grr_coca_search.fields import FIELDS
 
 if TYPE_CHECKING:
-    from grr_coca_search.answer import Hit, Query, SearchResult
-    from grr_coca_search.index import Index
+    from grr_coca_search.answer import Hit, SearchResult
 
 _WHERE = (
     "only images that match this filter, such as \"folder = 'logos' and width > 64\". Fields are "
@@ -39,8 +37,6 @@ def search_index(
     hybrid: bool = True,
     json: Flag = False,
     null: Annotated[Flag, tyro.conf.arg(aliases=["-0"])] = False,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html")] = None,
-    explain: Flag = False,
     checkpoint: OptionalCheckpointFlag = None,
     engine: EngineFlag = "auto",
 ) -> None:
@@ -62,21 +58,18 @@ def search_index(
             match to the scores; only for queries of text alone, and not on Milvus.
         json: print a list of objects with path, score, relevance, caption, copies and fields.
         null: print only paths, each followed by a null byte, for `xargs -0`.
-        out: also write a page with the images.
-        explain: on the page, show which parts of each image support the query (red) or speak against it (blue).
         checkpoint: the model, if it was moved since the index was made.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     from grr_coca_search.answer import Query  # late: imports NumPy and Pillow
     from grr_coca_search.index import Index
 
-    _check(json, null, out, explain)
+    if json and null:
+        raise UserError("--json and --null are different formats; give one of them")
     images, excluded = joined(image), joined(without)
     _check_taken(texts, images, excluded)
     query = Query(texts=texts, images=images, without=excluded, weights=joined(weights))
     with Index.open(index, checkpoint, engine=engine) as opened:
-        if out is not None:
-            require_writable(out)
         answer = opened.search(
             query.texts,
             n,
@@ -87,8 +80,6 @@ def search_index(
             hybrid=hybrid,
             min_relevance=min_relevance,
         )
-        if out is not None:
-            _write_page(out, answer, opened, query, explain)
         runs_in = opened.model.loaded.engine.name if json else ""
     if min_relevance > 0 and not answer.hits:
         print(_why_none(answer, min_relevance, where), file=sys.stderr)
@@ -141,17 +132,6 @@ def list_duplicates(
         say(f"{len(groups):,} groups, {spare:,} surplus images in {Path(index).name or index}{exactly}")
 
 
-def _check(json: bool, null: bool, out: Path | None, explain: bool) -> None:
-    if json and null:
-        raise UserError("--json and --null are different formats; give one of them")
-    if explain and out is None:
-        raise UserError("--explain draws heat maps on a page; give it a name by --out PAGE.html")
-    if explain:
-        require_extra("torch", "--explain")
-    if out is not None:
-        require_suffix(out, (".html",))
-
-
 def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
     if without and not texts and not images:
         raise UserError("the query is empty; --without takes all that follows it, so give the texts before it")
@@ -160,14 +140,6 @@ def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tupl
     for image in images[1:]:
         if not is_forbidden(str(image)) and not image.exists():
             raise UserError(f"{image}: no such file; --image takes all that follows it, so give the texts before it")
-
-
-def _write_page(out: Path, answer: "SearchResult", index: "Index", query: "Query", explain: bool) -> None:
-    from grr_coca_search.result_page import answer_page  # late: only this option needs it
-
-    page = answer_page(answer, query, index.model if explain else None)
-    write_output(out, lambda file: file.write(page.encode("utf-8", "backslashreplace")))
-    print(f"{len(answer)} images are in {out}", file=sys.stderr)
 
 
 def _print(answer: "SearchResult", json: bool, null: bool, engine: str) -> None:
@@ -180,14 +152,8 @@ def _print(answer: "SearchResult", json: bool, null: bool, engine: str) -> None:
         opening = _opening_line(answer)
         if opening is not None:
             print(opening, file=sys.stderr)
-        from grr_coca_search.terminal_pictures import thumbnail_kind, thumbnail_lines
-
-        kind = thumbnail_kind()
-        for hit, line in zip(answer, hit_lines(answer), strict=True):
+        for line in hit_lines(answer):
             say(line)
-            if kind is not None:
-                for row in thumbnail_lines(hit.entry.span, hit.path, kind):
-                    say(row)
 
 
 def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:

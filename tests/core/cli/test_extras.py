@@ -49,7 +49,6 @@ CALLS = [
     ("torch", "torch", "compare {run} {run} --data {image}"),
     ("torch", "torch", "caption {image} -c {run}"),
     ("torch", "torch", "caption {image} --engine torch"),
-    ("torch", "torch", "search index cat --out page.html --explain"),
     ("torch", "torch", "info grr_coca"),
     ("torch", "torch", "export open_clip -c {run} --out new"),
     ("train", "torch", "pretrain {recipe}"),

@@ -27,7 +27,6 @@ BELOW_A_FILE = [
     "embed --texts twice.txt -c $RUN --out file/v.npy",
     "explain images/0.webp -c $RUN --out file/maps.png",
     "evaluate $RUN --task captioning --data split.tar --out file/c.jsonl",
-    "search $INDEX cat --out file/a.html",
     "export index $INDEX --out file/a.parquet",
 ]
 """Commands whose output has no place."""

@@ -16,10 +16,8 @@ from PIL import Image
 from processes import running
 
 import grr_coca as package
-from grr_coca.data.image_files import Span
 from grr_coca_search import update
 from grr_coca_search.relevance import MIN_RELEVANCE
-from grr_coca_search.terminal_pictures import thumbnail_kind, thumbnail_lines
 
 DRAWINGS = Path(__file__).parents[3] / "docs" / "drawings"
 
@@ -214,11 +212,9 @@ def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
 
 def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path):
     grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
-    said = grr_coca("search", tmp_path / "index", "guitar", "--out", tmp_path / "page.html")
+    said = grr_coca("search", tmp_path / "index", "guitar")
     assert said.out.startswith("  1     ?  guitar  ")
     assert "too few different images to tell how likely a hit is; the nearest of 1:\n" in said.err
-    assert "<b>?</b> guitar" in (page := (tmp_path / "page.html").read_text())
-    assert "Too few different images to tell" in page
     assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
 
 
@@ -243,17 +239,6 @@ def test_words_in_names_count_unless_there_is_more_than_words_or_it_is_not_wante
     )
 
 
-def test_a_page_has_the_pictures_and_why_they_were_found(grr_coca, drawings, tmp_path):
-    page = tmp_path / "page.html"
-    said = grr_coca("search", drawings / "index", "guitar <b>", "-n", 2, "--out", page, "--explain")
-    assert said.code == 0
-    assert f"2 images are in {page}" in said.err
-    text = page.read_text()
-    assert "<h1>guitar &lt;b&gt;</h1>" in text
-    assert text.count("data:image/webp;base64,") == 4
-    assert "http" not in text.replace("http-equiv", "")
-
-
 def test_a_picture_that_vanished_is_shown_as_such(grr_coca, tmp_path):
     picture = tmp_path / "guitar.webp"
     picture.write_bytes((DRAWINGS / "guitar.webp").read_bytes())
@@ -261,68 +246,6 @@ def test_a_picture_that_vanished_is_shown_as_such(grr_coca, tmp_path):
     picture.unlink()
     assert "(gone since it was indexed)" in grr_coca("search", tmp_path / "index", "guitar").out
     assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["is_there"] is False
-    assert grr_coca("search", tmp_path / "index", "guitar", "--out", tmp_path / "a.html", "--explain").code == 0
-    assert "gone since it was indexed" in (tmp_path / "a.html").read_text()
-
-
-# --- Thumbnails
-
-
-@pytest.mark.parametrize(
-    ("environment", "kind"),
-    [
-        ({"TERM": "xterm-kitty"}, "kitty"),
-        ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
-        ({"TERM": "foot"}, "sixel"),
-        ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}, "blocks"),
-        ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8", "NO_COLOR": "1"}, None),
-        ({"TERM": "xterm-256color"}, None),
-        ({"TERM": "xterm-kitty", "TMUX": "/tmp/tmux"}, None),
-    ],
-)
-def test_a_terminal_says_what_it_can_show(environment, kind):
-    assert thumbnail_kind(environment, is_terminal=True) == kind
-    assert thumbnail_kind(environment, is_terminal=False) is None
-
-
-def test_a_sixel_picture_is_decoded_to_its_colours():
-    (text,) = thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", "sixel")
-    palette = {int(n): [int(c) for c in rgb.split(";")] for n, rgb in re.findall(r"#(\d+);2;(\d+;\d+;\d+)", text)}
-    body = re.sub(r"#\d+;2;\d+;\d+;\d+", "", text.removeprefix("\x1bPq").removesuffix("\x1b\\"))
-    rows = []
-    for band in body.split("-")[:-1]:
-        pixels = [{} for _ in range(6)]
-        for colour, sixels in re.findall(r"#(\d+)([?-~]+)\$", band):
-            for column, sixel in enumerate(sixels):
-                for row in range(6):
-                    if (ord(sixel) - 63) >> row & 1:
-                        assert column not in pixels[row], "each pixel has one colour"
-                        pixels[row][column] = palette[int(colour)]
-        rows += pixels
-    with Image.open(DRAWINGS / "guitar.webp") as image:
-        shown, height, width = image.convert("RGB"), image.height, image.width
-    assert all(len(row) == width for row in rows[:height])
-    differences = [
-        abs(rows[y][x][c] * 2.55 - shown.getpixel((x, y))[c])
-        for y in range(0, height, 7)
-        for x in range(0, width, 7)
-        for c in range(3)
-    ]
-    assert sum(differences) / len(differences) < 10
-
-
-@pytest.mark.parametrize(("kind", "start"), [("kitty", "\x1b_Ga=T,f=100"), ("iterm", "\x1b]1337;File=inline=1")])
-def test_pictures_of_other_terminals_hold_a_png(kind, start):
-    (text,) = thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", kind)
-    assert text.startswith(start)
-    assert "iVBORw0KGgo" in text
-
-
-def test_half_blocks_are_lines_of_text():
-    lines = list(thumbnail_lines(Span(DRAWINGS / "guitar.webp"), "guitar", "blocks"))
-    assert 5 <= len(lines) <= 12
-    assert all(line.count("▀") == 20 and line.endswith("\x1b[0m") for line in lines)
-    assert list(thumbnail_lines(Span(Path("nowhere.png")), "x", "blocks")) == []
 
 
 # --- Python

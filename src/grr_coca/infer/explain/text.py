@@ -48,23 +48,10 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
     Raises:
         UserError: the text is empty, or the model computes NaN.
     """
-    model = checkpoint.model
+    model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
     token_ids, lengths = checkpoint.tokenize([clean_query(text, "the text")])
     with evaluating(model), torch.no_grad():
         wanted = model.encode_text(token_ids, lengths)
-    return embedding_map(checkpoint, pixels, wanted[0])
-
-
-@torch.inference_mode(False)
-def embedding_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], wanted: Float[Tensor, " E"]) -> TextMap:
-    """The heat map of a preprocessed image for any unit-length embedding `wanted`: of a text, an image or both.
-
-    Raises:
-        UserError: the model computes NaN.
-    """
-    model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
-    wanted = wanted[None].to(model.device).clone()  # a normal tensor: embeddings are inference tensors
-    with evaluating(model), torch.no_grad():
         patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()
     require_numbers(np.array(similarity))

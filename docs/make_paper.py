@@ -23,12 +23,13 @@ h2 { font-size: 11.5pt; margin: 12pt 0 3pt; break-after: avoid }
 h3 { font-size: 9.8pt; margin: 8pt 0 2pt; break-after: avoid }
 .about { text-align: center; color: #5b6570 }
 .abstract { margin: 8pt 10mm }
+h3 + p { break-after: avoid }
 p, ul, ol { margin: 4pt 0 }
 ul, ol { padding-left: 14pt }
 img { display: block; width: 90%; margin: 4pt auto 0 }
 table { border-collapse: collapse; width: 100%; font-size: 7.4pt; text-align: left; hyphens: none; margin: 5pt 0 }
 th, td { border-top: 0.5pt solid #b9c0c7; padding: 1.8pt 2.5pt; vertical-align: top }
-td[style*=right] { white-space: nowrap }
+td[style*=right], td:last-child { white-space: nowrap }
 .wide table { font-size: 6.6pt }
 .wide td[style*=right] { white-space: normal }
 tr { break-inside: avoid }

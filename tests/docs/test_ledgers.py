@@ -1,0 +1,108 @@
+"""`studies/check.py` rejects rows that differ from their plan, contradict another row or move what a page says."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STUDY = "adamw_long/2400_lower_rate"
+NEIGHBOURS = [STUDY, "adamw_long/2400_rates"]
+"""The study that is changed, and one with the same seeds."""
+
+
+@pytest.fixture(scope="module")
+def ledgers():
+    """The module that reads and checks ledgers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "studies")
+        import ledgers
+
+        yield ledgers
+
+
+@pytest.fixture
+def errors_of(ledgers, monkeypatch):
+    """Returns the errors that rows in place of those of `STUDY` give."""
+    originals = {study: ledgers.all_rows(study) for study in NEIGHBOURS}
+
+    def errors_of(rows):
+        monkeypatch.setattr(ledgers, "studies", lambda: NEIGHBOURS)
+        monkeypatch.setattr(ledgers, "all_rows", lambda study: rows if study == STUDY else originals[study])
+        ledgers.rows_of.cache_clear()
+        return [*ledgers.errors_of_ledger(STUDY), *ledgers.errors_between_rows()]
+
+    yield errors_of
+    monkeypatch.undo()
+    ledgers.rows_of.cache_clear()
+
+
+def losses_of(row, split, factor):
+    """Multiplies the losses of a split by a factor, consistently."""
+    metrics = row["metrics"][split]
+    for name in ("contrastive_loss", "captioning_loss", "coca_loss"):
+        metrics[name] *= factor
+    metrics["perplexity"] = math.exp(metrics["captioning_loss"])
+
+
+def other_digest(row):
+    name = next(iter(row["initial_weights"]))
+    row["initial_weights"][name] = "0" * 12
+
+
+CHANGES = {
+    "steps": lambda rows: rows[0].update(steps=600),
+    "seed": lambda rows: rows[0].update(seed=7),
+    "arm": lambda rows: rows[0].update(arm="grr_coca_0.0015"),
+    "kind": lambda rows: rows[0].update(kind="note"),
+    "precision": lambda rows: rows[0].update(precision="bf16"),
+    "settings": lambda rows: rows[0].update(settings={"optimizer.lr": 0.1}),
+    "size": lambda rows: rows[0].update(parameters=27_476_490),
+    "recipe": lambda rows: rows[0].update(recipe_digest="0" * 16),
+    "data": lambda rows: rows[0].update(data_digest="0" * 16),
+    "order": lambda rows: rows[0].update(data_order="0" * 12),
+    "weights": lambda rows: other_digest(rows[0]),
+    "field": lambda rows: rows[0].pop("initial_weights"),
+    "coca": lambda rows: rows[0]["metrics"]["test"].update(coca_loss=1.0),
+    "val": lambda rows: losses_of(rows[0], "val", 0.9),
+    "test": lambda rows: losses_of(rows[0], "test", 0.9),
+    "rank": lambda rows: rows[0]["values"]["test"]["rank"].__setitem__(0, 400),
+    "nats": lambda rows: rows[0]["values"]["test"]["nll"].__setitem__(0, 99.0),
+    "hits": lambda rows: rows[0]["metrics"]["test"].update({"image_to_text/R@1": 0.3}),
+    "curve": lambda rows: rows[0]["curve"][1]["val"].update(coca_loss=1.0),
+    "missing": lambda rows: rows.pop(),
+    "copy": lambda rows: rows.append(copy.deepcopy(rows[0])),
+    "contradiction": lambda rows: rows.append({**copy.deepcopy(rows[0]), "seconds": 1.0}),
+    "other seed": lambda rows: rows[0].update({key: rows[1][key] for key in ("metrics", "values", "curve")}),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_changed_row_fails(ledgers, errors_of, kind):
+    rows = copy.deepcopy([*ledgers.all_rows(STUDY)])
+    assert errors_of(rows) == []
+    CHANGES[kind](rows)
+    assert errors_of(rows)
+
+
+def test_val_that_moves_the_best_rate_changes_pages(ledgers, monkeypatch):
+    """The losses at the lowest rate are consistent, but so low that it becomes the best one."""
+    monkeypatch.syspath_prepend(ROOT / "studies")
+    import check
+
+    page, lowest = ROOT / "studies/adamw_long/2400_lower_rate/README.md", copy.deepcopy(ledgers.rows_of(STUDY))
+    for row in lowest.values():
+        losses_of(row, "val", 0.5)
+    known, original = check.read_settings(), ledgers.rows_of
+    before = check.filled(check.texts()[page], known)
+    for module in ("changes", "tables"):
+        monkeypatch.setattr(f"{module}.rows_of", lambda study: lowest if study == STUDY else original(study))
+    assert f"{known['long_rates']:rates}" == "0.000375 for both"
+    assert check.filled(check.texts()[page], known) != before
+
+
+@pytest.mark.ci
+def test_all_ledgers_are_consistent(ledgers):
+    errors = [error for study in ledgers.studies() for error in ledgers.errors_of_ledger(study)]
+    assert [*errors, *ledgers.errors_between_rows()] == []

@@ -44,7 +44,7 @@ def hand_over(tab, content: bytes, name: str, kind: str = "drop", media: str = "
 
 def test_words_find_pictures_as_they_are_typed(host, tab):
     one = tab(host).ready()
-    assert "151 pictures" in one.status
+    assert "151 images" in one.status
     one.page.locator("#query").press_sequentially("clock", delay=30)
     one.settled()
     assert "clock" in one.captions(1)[0]
@@ -58,15 +58,15 @@ def test_words_find_pictures_as_they_are_typed(host, tab):
     one.ready()
     assert one.page.locator("#query").input_value() == "clock"
     assert "clock" in one.captions(1)[0]
-    assert one.ask("cathedral").status.startswith("Nothing here looks like that.")
-    assert "151 pictures" in one.ask("").status
+    assert one.ask("cathedral").status.startswith("No good match.")
+    assert "151 images" in one.ask("").status
 
 
 def test_pictures_can_be_asked_for_like_another_and_without_another(host, tab):
     one = tab(host).ready().ask("face")
     before = one.captions(8)
     one.page.locator("#pictures .tile").nth(1).click()
-    one.page.get_by_role("button", name="Without this").click()
+    one.page.get_by_role("button", name="Exclude similar").click()
     one.settled()
     assert "unlike=" in one.page.url
     assert one.captions(8) != before
@@ -104,7 +104,7 @@ def test_a_full_cache_of_texts_loses_none_of_a_search(site, tmp_path, tab):
     with hosted(static(small)) as address:
         one = tab(address).ready()
         for words in ("clock", "face", "clock on a face"):
-            assert any(said in one.ask(words).status for said in ("best first", "nearest", "Closest"))
+            assert any(said in one.ask(words).status for said in ("Best matches", "Closest"))
             assert one.page.locator("#message").is_hidden()
 
 
@@ -136,10 +136,10 @@ def test_less_likely_pictures_stand_below_a_line(host, tab):
     below = line.bounding_box()["y"]
     tops = [tile.bounding_box()["y"] for tile in one.page.locator("#pictures .tile").all()]
     assert tops[0] < below < tops[-1]
-    assert one.page.locator("#status").inner_text() == "The nearest of 151, best first."
+    assert one.page.locator("#status").inner_text() == "Best matches from 151 images"
     one.ask("qwrtzxp")
     assert line.count() == 0, "where nothing is likely, all is said above the pictures"
-    assert not one.status.startswith("The nearest of")
+    assert not one.status.startswith("Best matches")
 
 
 def test_each_query_view_and_detail_is_one_step_back(host, tab):
@@ -177,7 +177,7 @@ def test_each_query_view_and_detail_is_one_step_back(host, tab):
     assert "clock" in one.settled().captions(1)[0]
     page.go_back()
     expect(page.locator("#query")).to_have_value("")
-    assert "151 pictures" in one.settled().status
+    assert "151 images" in one.settled().status
 
 
 def test_a_chip_keeps_its_picture_when_the_page_is_loaded_again(host, tab):
@@ -234,7 +234,7 @@ def test_filters_narrow_what_is_found(host, tab):
     one.page.locator("#filters summary", has_text="Folder").click()
     one.page.get_by_label("people").check()
     one.settled()
-    assert "40 pictures of 151" in one.status
+    assert "40 images of 151" in one.status
     one.ask("face")
     one.page.locator("#pictures .tile").first.click()
     assert "people/" in one.page.locator("#detail dd", has_text=".webp").inner_text()
@@ -245,7 +245,7 @@ def test_filters_narrow_what_is_found(host, tab):
 
 def test_a_filter_of_a_link_is_shown_and_counts_follow_the_search(host, tab):
     one = tab(f"{host}#filters=" + '{"licence":{"in":["MIT"]}}').ready()
-    assert "No picture matches the filters." in one.status
+    assert "No image matches the filters." in one.status
     assert one.page.locator("#filters .on summary").inner_text() == "Licence: MIT"
     one.page.get_by_role("button", name="Clear filters").click()
     one.ask("clock")
@@ -305,8 +305,8 @@ def test_a_picture_is_captioned_word_by_word_and_searched_by(kind, host, drawing
     one.page.locator("#pictures .tile").first.click()
     assert path.name in one.page.locator("#detail dl").inner_text(), "its own picture is nearest"
     one.page.keyboard.press("Escape")
-    one.page.get_by_role("button", name="Remove your picture").click()
-    assert "151 pictures" in one.settled().status
+    one.page.get_by_role("button", name="Remove your image").click()
+    assert "151 images" in one.settled().status
 
 
 def test_an_open_picture_is_closed_when_another_one_is_pasted(host, photo, tab):
@@ -387,7 +387,44 @@ def test_all_can_be_done_with_the_keyboard(host, tab):
     keyboard.press("Escape")
     assert page.evaluate("document.activeElement.id") == "query"
     keyboard.press("Escape")
-    assert "151 pictures" in one.settled().status
+    assert "151 images" in one.settled().status
+
+
+def test_arrow_right_after_enter_keeps_the_focus_on_the_first_hit(tab):
+    may_search = threading.Event()
+    may_search.set()
+    with hosted(server(may_search=may_search)) as address:
+        one = tab(address).ready().ask("red heart")
+        may_search.clear()
+        one.page.locator("#query").fill("blue heart")
+        one.page.keyboard.press("Enter")
+        one.page.keyboard.press("ArrowDown")  # the hits of the query before are still there
+        may_search.set()
+        one.settled().page.locator(".tile[data-index='0']:focus").wait_for()
+        one.page.keyboard.press("ArrowRight")
+        one.page.locator(".tile[data-index='1']:focus").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("typed", "texts", "avoided"),
+    [
+        ("circle without plus", ["circle"], ["plus"]),
+        ("dog without a hat, the leash and grass", ["dog"], ["hat", "leash", "grass"]),
+        ("dog -grass without hat", ["dog"], ["grass", "hat"]),
+        ("without plus", ["without plus"], []),
+        ("face-without-mouth", ["face-without-mouth"], []),
+        ("circle without", ["circle without"], []),
+    ],
+)
+def test_words_after_without_are_avoided(typed, texts, avoided, at):
+    one = at().ready()
+    for act in (lambda: one.page.locator("#query").fill(typed), lambda: one.page.keyboard.press("Enter")):
+        with one.page.expect_request("**/search") as asked:
+            act()
+        query = asked.value.post_data_json
+        assert (query["texts"], query["without"]) == (texts, avoided)
+        one.settled()
+    assert one.page.locator("#parts .without").all_inner_texts() == [f"without {word}" for word in avoided]
 
 
 AXE_RUN = """async () => (await axe.run(document, { resultTypes: ["violations"] })).violations
@@ -451,7 +488,7 @@ def captions_only(tmp_path_factory):
 def test_without_an_index_a_picture_is_asked_for_and_captioned(captions_only, photo, axe, tab):
     with hosted(static(captions_only)) as address:
         one = tab(address).ready()
-        assert one.page.locator("#empty h2").inner_text() == "Drop a picture here"
+        assert one.page.locator("#empty h2").inner_text() == "Drop an image here"
         one.page.evaluate(axe)
         assert one.page.evaluate(AXE_RUN) == []
         one.page.set_input_files("#file", photo)
@@ -468,6 +505,9 @@ def test_a_browser_without_vector_instructions_is_told(host, browser, tab):
     assert "WebAssembly SIMD" in one.page.locator("#message").inner_text()
 
 
+COPY_AGAIN = "Copy the whole exported folder to the host, or export the site again."
+
+
 def test_a_host_that_lacks_a_file_is_told(site, tmp_path, tab):
     broken = tmp_path / "site"
     shutil.copytree(site, broken)
@@ -475,8 +515,36 @@ def test_a_host_that_lacks_a_file_is_told(site, tmp_path, tab):
     with hosted(static(broken)) as address:
         one = tab(address)
         one.page.locator("#message:not([hidden])").wait_for()
-        assert "model/text.onnx.gz: the host answers 404" in one.page.locator("#message").inner_text()
+        said = one.page.locator("#message").inner_text()
+        assert said == f"model/text.onnx.gz: the host answers 404. {COPY_AGAIN}"
         one.errors.clear()  # the browser itself may note the missing file
+
+
+def test_a_site_without_its_runtime_says_which_file_is_missing(site, tmp_path, tab):
+    shutil.copytree(site, tmp_path / "site")
+    (tmp_path / "site" / "runtime" / "ort.js").unlink()
+    with hosted(static(tmp_path / "site")) as address:
+        one = tab(address)
+        one.page.locator("#message:not([hidden])").wait_for()
+        assert one.page.locator("#message").inner_text() == f"runtime/ort.js: it cannot be loaded. {COPY_AGAIN}"
+        one.errors.clear()
+
+
+def test_a_host_that_breaks_off_is_told(site, tab):
+    class Closing(StaticHost):
+        def do_GET(self) -> None:
+            if self.path.startswith("/model/"):
+                self.connection.close()
+                return
+            super().do_GET()
+
+    with hosted(functools.partial(Closing, directory=str(site))) as address:
+        one = tab(address)
+        one.page.locator("#message:not([hidden])").wait_for()
+        said = one.page.locator("#message").inner_text()
+        assert said.startswith("model/")
+        assert said.endswith(": the host cannot be reached. Reload the page when it answers again.")
+        one.errors.clear()
 
 
 def test_a_site_that_was_loaded_works_without_its_host(site, tab):
@@ -506,12 +574,12 @@ def test_words_find_pictures_while_the_model_is_loaded_and_each_list_is_asked_fo
         one = tab(address)
         one.page.locator("#pictures .tile img[src]").first.wait_for()
         one.ask("clock")
-        assert one.status.startswith("By words;")
+        assert one.status.startswith("Text matches.")
         assert "clock" in one.captions(1)[0]
         assert not any(path.endswith(".bin.gz") for path in asked), "vectors come later"
         may_load.set()
         one.ready()
-        assert "best first" in one.status
+        assert "Best matches" in one.status
         assert len([path for path in asked if path.endswith("0000.json.gz")]) == 1
         later = [place for place, path in enumerate(asked) if path.startswith("/model/") or path.endswith(".wasm.gz")]
         assert min(later) > asked.index("/library/0000.json.gz"), "the rows come first"
@@ -764,7 +832,7 @@ def test_a_refusal_of_the_server_is_shown(at):
 def test_a_caption_that_breaks_off_is_not_taken_for_the_whole(photo, at):
     one = at(breaks_off=True).ready()
     one.page.set_input_files("#file", photo)
-    one.page.locator("#message", has_text="The server broke off. Is it still running?").wait_for()
+    one.page.locator("#message", has_text="The server closed the connection. Is it still running?").wait_for()
     assert one.page.locator("#dropped").is_hidden()
 
 
@@ -785,11 +853,15 @@ def test_a_server_that_is_gone_is_said_and_asked_until_it_is_back(tab):
         port = int(address.rpartition(":")[2].strip("/"))
     one.page.locator("#query").fill("blue heart")
     one.page.locator("#message", has_text="Cannot reach the server. Trying again.").wait_for()
-    assert one.settled().page.locator("#pictures .tile").count() == 0, "hits of another query do not stay"
+    assert "These are earlier results." in one.page.locator("#message").inner_text()
+    assert one.settled().captions(1) == ["red heart 0"], "they stay"
+    dimmed = "() => Number(getComputedStyle(document.querySelector('#pictures')).opacity) < 0.6"
+    one.page.wait_for_function(dimmed)
     assert "no longer there" not in one.page.locator("main").inner_text()
     with hosted(server(), port):
         one.page.locator("#pictures .tile").first.wait_for()
-        assert one.page.locator("#message").is_hidden()
+        one.page.locator("#message").wait_for(state="hidden")
+        one.page.wait_for_function(f"() => !({dimmed})()")
         assert one.captions(1) == ["red heart 0"]
     one.errors.clear()  # the browser notes that there was no answer
 
@@ -811,7 +883,7 @@ def test_a_slow_answer_is_said_to_be_waited_for(tab):
         one.page.locator("#query").fill("slow")
         one.page.wait_for_selector("body.busy")
         one.page.clock.run_for(11_000)
-        assert "Still waiting" in one.page.locator("#message").inner_text()
+        assert one.page.locator("#message").inner_text() == "This is taking longer than usual…"
         may_search.set()
         one.page.locator("#message").wait_for(state="hidden")
 
@@ -822,12 +894,12 @@ def test_a_picture_that_the_model_does_not_know_is_not_called_by_its_guess(photo
     one.page.locator("#pictures .tile").first.click()
     assert one.page.locator("#detail h2").inner_text() == "0"
     said = one.page.locator("#detail .said").inner_text()
-    assert "Unlike what this model knows. Its guess:" in said
+    assert "Outside this model's domain. Best guess:" in said
     assert "red heart 0" in said
     one.page.keyboard.press("Escape")
     one.page.set_input_files("#file", photo)
     one.page.locator("#dropped.unfamiliar").wait_for()
-    assert one.page.locator("#dropped .eyebrow").inner_text() == "Unlike what this model knows. Its guess:"
+    assert one.page.locator("#dropped .eyebrow").inner_text() == "Outside this model's domain. Best guess:"
 
 
 def test_a_page_that_is_opened_before_the_model_is_loaded_waits_for_it(at):

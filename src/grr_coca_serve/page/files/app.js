@@ -10,12 +10,13 @@
 //   {caption, words};  keyOf(entry) → what an address calls it;  entry(key) → entry
 //   tags(file) → words, if it can;  opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
 
-import { Detail, drawHeat, namesOf, once, wordsOf } from "./detail.js";
+import { Detail, OUTSIDE, drawHeat, namesOf, once, wordsOf } from "./detail.js";
 import { element } from "./element.js";
 import { Filters } from "./filters.js";
 import { Graphs } from "./graphs.js";
 import { Grid } from "./grid.js";
 import { Http } from "./http.js";
+import { isIcon } from "./icon.js";
 
 const PAGE = 60; // hits that are asked for at a time
 const MAX_WAIT = 120; // ms before a search is said to take long
@@ -27,7 +28,8 @@ const count = (number, noun) => `${numbers.format(number)} ${noun}${number === 1
 
 const isExported = document.documentElement.dataset.backend === "graphs";
 export const backend = isExported ? new Graphs(showProgress) : new Http();
-const WHERE = isExported ? "All runs in this browser: nothing is sent." : "The model runs on this server: nothing goes elsewhere.";
+const WHERE = isExported ? "Your searches stay in this browser." : "Your searches stay on this server.";
+const SLOW = "This is taking longer than usual…";
 const query = { text: "", without: [], like: [], unlike: [], file: null, filters: {} };
 let info = { can: [], pictures: null };
 let running = null; // the AbortController of the newest search
@@ -65,7 +67,7 @@ async function start() {
   backend.askForKey = askForKey;
   backend.onWait = setStatus;
   backend.onLost = () => {
-    showMessage("Cannot reach the server. Trying again.");
+    showMessage(grid.count ? "Cannot reach the server. Trying again. These are earlier results." : "Cannot reach the server. Trying again.");
     document.body.classList.add("lost");
   };
   backend.onBack = () => {
@@ -84,12 +86,11 @@ async function start() {
     return;
   }
   one("#home").textContent = info.title;
-  document.title = `${info.title}: search pictures by what they show`;
-  document.body.classList.toggle("drawings", backend.hasDrawings);
+  document.title = `${info.title}: search images by meaning`;
   const canSearch = info.can.includes("search") && info.pictures !== 0;
   one("#search").classList.toggle("off", !canSearch && !info.can.includes("caption"));
   one("#query").disabled = !canSearch;
-  one("#query").placeholder = canSearch ? info.placeholder ?? "" : "Drop or paste a picture";
+  one("#query").placeholder = canSearch ? info.placeholder ?? "" : "Drop or paste an image";
   one("#choose").hidden = !info.can.includes("caption");
   one("#show-duplicates").hidden = !canSearch || !info.can.includes("duplicates");
   showSize();
@@ -184,25 +185,41 @@ function askForKey(isWrong) {
 
 const AVOIDED = /(?:^|\s)[-−]\s?("([^"]+)"|\S+)/g;
 
-/** The words to look for, and those after a minus, and in chips, to avoid. */
+const WITHOUT = /^(|.*?\s)without\s+(\S.*)$/i;
+
+/** What stands after "without", apart from the words before it; nothing if there is nothing that it could narrow. */
+function splitWithout(text) {
+  const [, before, after] = WITHOUT.exec(text) ?? [];
+  const avoided = (after ?? "").split(/\s*(?:,|\band\b|\bor\b)\s*/i).map((words) => words.replace(/^(?:an?|the|any)\s+/i, "").trim()).filter(Boolean);
+  const canNarrow = before?.trim() || query.like.length || query.file;
+  return canNarrow && avoided.length ? { before, avoided } : { before: text, avoided: [] };
+}
+
+/** The words to look for, and those after a minus or "without", and in chips, to avoid. */
 function parts() {
   const without = [...query.without];
-  const text = query.text.replace(AVOIDED, (_, word, quoted) => {
+  const { before, avoided } = splitWithout(query.text.replace(AVOIDED, (_, word, quoted) => {
     without.push(quoted ?? word);
     return " ";
-  });
-  const clean = text.trim().split(/\s+/).join(" ");
+  }));
+  without.push(...avoided);
+  const clean = before.trim().split(/\s+/).join(" ");
   return { texts: clean ? [clean] : [], without };
 }
 
-/** Turn words after a minus that are finished into chips. */
+/** Turn words after a minus that are finished into chips; at the end, also those after "without". */
 function takeAvoided(isDone) {
-  const text = query.text.replace(AVOIDED, (whole, word, quoted, at) => {
+  let text = query.text.replace(AVOIDED, (whole, word, quoted, at) => {
     const isFinished = isDone || quoted || at + whole.length < query.text.length;
     if (!isFinished || word.startsWith('"') !== Boolean(quoted)) return whole;
     query.without.push(quoted ?? word);
     return " ";
   });
+  if (isDone) {
+    const { before, avoided } = splitWithout(text);
+    query.without.push(...avoided);
+    text = before;
+  }
   if (text === query.text) return;
   query.text = text.replace(/\s+/g, " ")[isDone ? "trim" : "trimStart"]();
   one("#query").value = query.text;
@@ -230,16 +247,16 @@ async function update(keepsPlace = false) {
   const { signal } = (running = new AbortController());
   if (document.body.dataset.state !== "broken" && !document.body.classList.contains("lost")) showMessage("");
   const slow = setTimeout(() => document.body.classList.add("slow"), MAX_WAIT);
-  const verySlow = setTimeout(() => showMessage("This takes long. Still waiting for the answer."), VERY_LONG);
+  const verySlow = setTimeout(() => showMessage(SLOW), VERY_LONG);
   document.body.classList.add("busy");
   try {
     if (info.pictures === null || info.pictures === 0) showEmpty();
     else if (isAsking()) await showHits(signal, keepsPlace);
     else await showAll(signal, keepsPlace);
   } catch (error) {
-    if (!signal.aborted) {
+    if (!signal.aborted && !error.isLost) {
       showError(error);
-      // What stands there answers another question.
+      // What stands there answers another question. Without a server it is better than nothing, and dimmed.
       if (isAsking()) {
         result = null;
         grid.show({ count: 0, entries: [], more: async () => [] });
@@ -254,38 +271,54 @@ async function update(keepsPlace = false) {
   }
 }
 
+let isKindKnown = false;
+
+/**
+ * Find out from its newest images whether the index is of icons, and whether images are small: they would be blurred in
+ * large tiles. This is a matter of the index, so tiles are the same however a search began.
+ */
+async function findKind(signal, pictures = null) {
+  if (isKindKnown) return;
+  pictures ??= (await backend.pictures({}, 0, 100, signal).catch(() => ({ pictures: [] }))).pictures; // asked for again
+  if (!pictures.length) return;
+  isKindKnown = true;
+  const { classList } = document.body;
+  classList.toggle("drawings", pictures.every(isIcon));
+  classList.toggle("small", pictures.every(({ width, height }) => Math.max(width, height) <= 128));
+}
+
+const noun = () => (document.body.classList.contains("drawings") ? "icon" : "image");
+
 async function showAll(signal, keepsPlace) {
   result = null;
-  const { total, pictures } = await backend.pictures(query.filters, 0, 100, signal);
+  const isFiltered = Object.keys(query.filters).length > 0;
+  const [{ total, pictures }] = await Promise.all([backend.pictures(query.filters, 0, 100, signal), isFiltered && findKind(signal)]);
   if (signal.aborted) return;
+  if (!isFiltered) findKind(signal, pictures);
   one("#empty").hidden = true;
   const more = async (from, to) => (await backend.pictures(query.filters, from, to - from)).pictures;
-  // Small pictures would be blurred in large tiles.
-  if (pictures.length) document.body.classList.toggle("small", pictures.every(({ width, height }) => Math.max(width, height) <= 128));
   grid.show({ count: total, entries: pictures, more }, keepsPlace);
   countValues(signal);
-  const isFiltered = Object.keys(query.filters).length > 0;
-  const noun = backend.hasDrawings ? "icon" : "picture";
-  if (isFiltered) setStatus(total ? `${count(total, noun)} of ${numbers.format(info.pictures)}` : `No ${noun} matches the filters.`);
+  if (isFiltered) setStatus(total ? `${count(total, noun())} of ${numbers.format(info.pictures)}` : `No ${noun()} matches the filters.`);
   else if (document.body.dataset.state === "loading") return;
-  else setStatus(info.about ?? `${count(total, noun)}. Find them by what they show. ${WHERE}`);
+  else setStatus(info.about ?? `Search ${count(total, noun())} by meaning. ${WHERE}`);
 }
 
 async function showHits(signal, keepsPlace) {
   const asked = { ...parts(), like: ids(query.like), unlike: ids(query.unlike), image: query.file, filters: query.filters };
-  const found = await backend.search({ ...asked, offset: 0, limit: PAGE }, signal);
+  const [found] = await Promise.all([backend.search({ ...asked, offset: 0, limit: PAGE }, signal), findKind(signal)]);
   if (signal.aborted) return;
   one("#empty").hidden = true;
   result = { asked, more: found.more, isLoading: false };
   const split = found.verdict === "likely" && found.can_tell ? found.num_likely : undefined;
   grid.show({ count: found.hits.length, entries: found.hits, more: async () => [], split }, keepsPlace);
   countValues(signal, asked, found);
-  if (found.isByWords) setStatus(found.hits.length ? "By words; by what they show as soon as the model is loaded." : "No name has these words. Looking further as soon as the model is loaded.");
-  else if (!found.hits.length) setStatus("No picture matches the filters.");
-  else if (!found.can_tell) setStatus("How likely a hit is cannot be told here. The nearest:");
-  else if (found.verdict === "nothing") setStatus("Nothing here looks like that. The nearest:");
-  else if (found.verdict === "unsure") setStatus("Not sure. Closest:");
-  else setStatus(`The nearest of ${numbers.format(found.searched)}, best first.`);
+  if (found.isByWords) setStatus(found.hits.length ? "Text matches. Image search starts when the model is loaded." : "No text matches. Image search starts when the model is loaded.");
+  else if (!found.hits.length) setStatus(`No ${noun()} matches the filters.`);
+  else if (!found.can_tell) setStatus("Relevance is unavailable for this library.");
+  else if (found.verdict === "nothing") setStatus("No good match. Closest results:");
+  else if (found.verdict === "unsure") setStatus("Not sure. Closest results:");
+  else setStatus(`Best matches from ${count(found.searched, noun())}`);
   document.body.classList.toggle("unlikely", found.verdict !== "likely");
 }
 
@@ -370,8 +403,8 @@ function nextSize() {
 function showSize(size = kept()) {
   const chosen = SIZES.includes(size) ? size : "medium";
   document.body.dataset.size = chosen;
-  one("#size").setAttribute("aria-label", `Size of the pictures: ${chosen}`);
-  one("#size").title = `Size of the pictures: ${chosen}`;
+  one("#size").setAttribute("aria-label", `Tile size: ${chosen}`);
+  one("#size").title = `Tile size: ${chosen}`;
   grid.redraw();
 }
 
@@ -401,7 +434,7 @@ function showParts() {
         changed(true);
         one("#query").focus();
       };
-      const words = { without: `without ${part}`, like: "like this", unlike: "without this" }[kind];
+      const words = { without: `without ${part}`, like: "like this", unlike: "not like this" }[kind];
       const button = element("button", { type: "button", className: `chip ${kind}`, title: "Remove", on: { click: remove } }, words);
       button.setAttribute("aria-label", `${words}${kind === "without" ? "" : `: ${part.caption}`}. Remove`);
       if (kind !== "without") {
@@ -449,7 +482,7 @@ async function take(file) {
     const { caption, unfamiliar } = await backend.caption(opened, write);
     if (query.file !== opened) return;
     panel.classList.toggle("unfamiliar", unfamiliar);
-    if (unfamiliar) one(".eyebrow", panel).textContent = "Unlike what this model knows. Its guess:";
+    if (unfamiliar) one(".eyebrow", panel).textContent = OUTSIDE;
     said.textContent = caption || "nothing that it has a word for";
     said.classList.remove("running");
     if (info.can.includes("explain") && caption) explainDropped(opened, said, panel);
@@ -524,7 +557,7 @@ async function showDuplicates() {
   one("#dropped").hidden = one("#filters").hidden = one("#empty").hidden = true;
   place.replaceChildren();
   place.hidden = false;
-  setStatus("Looking for pictures that look the same.");
+  setStatus("Finding duplicates…");
   await moreDuplicates(place, 0);
 }
 
@@ -532,7 +565,7 @@ async function moreDuplicates(place, offset) {
   try {
     const { total, sizes, groups } = await backend.duplicates(offset, 50);
     if (place.hidden) return;
-    setStatus(total ? `${count(total, "group")} of pictures that look the same, the largest group first.` : "No two pictures look the same.");
+    setStatus(total ? `${count(total, "group")} of duplicates, largest first` : "No duplicates.");
     place.append(...groups.map((entries, number) => groupOf(entries, sizes[number])));
     const shown = offset + groups.length;
     if (shown >= total || !groups.length) return;
@@ -593,7 +626,7 @@ function showMessage(text) {
 }
 
 function clearSlowMessage() {
-  if (one("#message").textContent.startsWith("This takes long.")) showMessage("");
+  if (one("#message").textContent.startsWith(SLOW)) showMessage("");
 }
 
 function showError(error) {
@@ -608,11 +641,11 @@ function showEmpty() {
   if (query.file) return;
   const place = one("#empty");
   place.hidden = false;
-  one("h2", place).textContent = "Drop a picture here";
-  one("p", place).textContent = "or paste one, and read what the model sees in it, word by word.";
+  one("h2", place).textContent = "Drop an image here";
+  one("p", place).textContent = "or paste one, and read its caption, word by word.";
   const hasIndex = info.pictures === 0;
   const command = one(".command", place);
-  command.replaceChildren(hasIndex ? "This index is empty. Fill it: " : "To search your own pictures: ", element("code", {}, "grr-coca index PICTURES --out INDEX"));
+  command.replaceChildren(hasIndex ? "This index is empty. Fill it: " : "To search your own images: ", element("code", {}, "grr-coca index IMAGES --out INDEX"));
   command.hidden = isExported && !hasIndex;
 }
 

@@ -3,6 +3,7 @@
 import { element } from "./element.js";
 import { iconPart, isIcon, nameOf } from "./icon.js";
 
+export const OUTSIDE = "Outside this model's domain. Best guess:";
 const MAX_ENLARGED = 4;
 const numbers = new Intl.NumberFormat("en");
 
@@ -89,7 +90,7 @@ export class Detail {
     const title = element("h2", { id: "detail-caption", textContent: heading });
     const isNamed = heading !== entry.caption; // the caption is said below, or is the heading itself
     const caption = isNamed ? element("p", { className: "guess" }, entry.caption) : title;
-    const eyebrow = element("p", { className: "eyebrow" }, isGuess ? "Unlike what this model knows. Its guess:" : "What the model sees");
+    const eyebrow = element("p", { className: "eyebrow" }, isGuess ? OUTSIDE : "What the model sees");
     const hint = element("p", { className: "hint" });
     if (this.on.isExplaining() && entry.caption && entry.is_there) {
       hint.textContent = "Choose a word to see where the model looks.";
@@ -129,7 +130,7 @@ export class Detail {
 
   #arrow(step) {
     const isPast = this.#index + step < 0 || this.#index + step >= this.on.grid.count;
-    const [kind, label, path] = step < 0 ? ["back", "The picture before", "m14 6-6 6 6 6"] : ["on", "The next picture", "m10 6 6 6-6 6"];
+    const [kind, label, path] = step < 0 ? ["back", "Previous image", "m14 6-6 6 6 6"] : ["on", "Next image", "m10 6 6 6-6 6"];
     const go = async () => {
       await this.#go(step);
       this.#dialog.querySelector(`.${kind}`)?.focus();
@@ -144,7 +145,7 @@ export class Detail {
       place.append(element("button", { type: "button", className, on: { click: ({ target }) => work(target) } }, label));
     };
     act("More like this", () => this.#leave(() => this.on.like(entry)), isIcon(entry) ? "" : "primary");
-    if (this.on.isAsking()) act("Without this", () => this.#leave(() => this.on.unlike(entry)));
+    if (this.on.isAsking()) act("Exclude similar", () => this.#leave(() => this.on.unlike(entry)));
     if (!backend.hasDrawings) act("Copy path", (button) => copy(button, async () => pathOf(entry)));
     if (!isIcon(entry)) act("Copy link", (button) => copy(button, async () => location.href));
     return place;
@@ -228,7 +229,7 @@ async function copy(button, make) {
     await navigator.clipboard.writeText(await make());
     button.textContent = "Copied";
   } catch {
-    button.textContent = "The browser forbids copying";
+    button.textContent = "Copying is blocked by the browser";
   }
   setTimeout(() => (button.textContent = label), 1500);
 }

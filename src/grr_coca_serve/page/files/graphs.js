@@ -3,6 +3,7 @@
 import { inkNow } from "./icon.js";
 import { jsonOf } from "./packed.js";
 import { drawSvg, isSvg, requirePicture } from "./picture.js";
+import { missing, siteFile } from "./site_file.js";
 
 // The smallest module with a vector instruction, `i8x16.splat`.
 const SIMD = Uint8Array.of(
@@ -26,12 +27,10 @@ export class Graphs {
     if (!globalThis.WebAssembly?.validate?.(SIMD)) {
       throw new Error("This page needs a browser with WebAssembly SIMD: Chrome 104, Firefox 114, Safari 16.4, or newer.");
     }
-    const response = await fetch("site.json");
-    if (!response.ok) throw new Error(`site.json: the host answers ${response.status}. Copy the whole folder to the host.`);
-    this.#site = await response.json();
+    this.#site = await (await siteFile("site.json")).json();
     this.#worker = new Worker("worker.js", { type: "module" });
     this.#worker.onmessage = ({ data }) => this.#take(data);
-    this.#worker.onerror = (event) => this.#fail(event.message || "the worker could not be loaded");
+    this.#worker.onerror = (event) => this.#fail(event.message ? `${event.message} Reload the page.` : missing("worker.js", "it cannot be loaded"));
     this.ready = this.#call("ready", {});
     this.ready.catch(() => {});
     const { title, about, placeholder, count, can } = this.#site;
@@ -85,14 +84,14 @@ export class Graphs {
   /** A picture file that the other methods accept. @throws if it is none, or too large */
   async opened(file) {
     const bytes = await requirePicture(file);
-    return isSvg(bytes) ? drawSvg(bytes, file.name || "the picture") : file;
+    return isSvg(bytes) ? drawSvg(bytes, file.name || "the image") : file;
   }
 
   /** The address of a thumbnail, which an `<img>` shows. */
   async image(entry) {
     const { thumbnails } = this.#site;
     if (thumbnails.kind === "files") {
-      if (!entry.is_there) throw new Error("there was no picture when the site was made");
+      if (!entry.is_there) throw new Error("this image was missing when the site was made");
       if (entry.is_vector) return this.#drawn(entry);
       return `${thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.webp`;
     }
@@ -115,15 +114,13 @@ export class Graphs {
   /** The SVG source of an entry, drawn in a colour if it has none of its own. */
   async svg(entry, colour = null) {
     if (!entry.drawing) {
-      const response = await fetch(`${this.#site.thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.svg`);
-      if (!response.ok) throw new Error(`the host answers ${response.status}`);
-      const source = await response.text();
+      const source = await (await siteFile(`${this.#site.thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.svg`)).text();
       return colour ? source.replace("<svg ", `<svg color="${colour}" `) : source;
     }
     const [pack, place] = entry.drawing;
     if (!this.#packs.has(pack)) {
       const path = `${this.#site.thumbnails.folder}/${pack}.json.gz`;
-      this.#packs.set(pack, fetch(path).then((response) => response.arrayBuffer()).then((buffer) => jsonOf(new Uint8Array(buffer))));
+      this.#packs.set(pack, siteFile(path).then((response) => response.arrayBuffer()).then((buffer) => jsonOf(new Uint8Array(buffer))));
       this.#packs.get(pack).catch(() => this.#packs.delete(pack));
     }
     const { box, body } = (await this.#packs.get(pack))[place];
@@ -166,7 +163,7 @@ export class Graphs {
   }
 
   #fail(message) {
-    this.#broken = `The model could not be loaded (${message}). Reload the page.`;
+    this.#broken = `The model could not be loaded. ${message}`;
     for (const { reject } of this.#calls.values()) reject(new Error(this.#broken));
     this.#calls.clear();
   }

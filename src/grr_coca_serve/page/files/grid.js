@@ -53,6 +53,7 @@ export class Grid {
    * @param {boolean} keepsPlace stay at this place of the page
    */
   show(source, keepsPlace = false) {
+    const hadFocus = this.#list.contains(document.activeElement);
     this.#generation++;
     this.#source = source;
     this.#count = source.count;
@@ -62,6 +63,7 @@ export class Grid {
     this.#focused = keepsPlace ? Math.min(this.#focused, Math.max(0, this.#count - 1)) : 0;
     for (const index of [...this.#tiles.keys()]) this.#release(index);
     this.#measure();
+    if (hadFocus) this.#focusAgain();
   }
 
   /** The number of pictures has become known, or grown. */
@@ -103,8 +105,16 @@ export class Grid {
 
   /** Draw all tiles again, as after a change of colours or sizes, or when a server is back. */
   redraw() {
+    const hadFocus = this.#list.contains(document.activeElement);
     for (const index of [...this.#tiles.keys()]) this.#release(index);
     this.#measure();
+    if (hadFocus) this.#focusAgain();
+  }
+
+  /** The tile that had the focus was replaced: the one in its place gets it, or the field if there is none. */
+  #focusAgain() {
+    if (this.#count) this.focus();
+    else this.on.leave();
   }
 
   // --- Places

@@ -192,7 +192,7 @@ export class Http {
 const MAX_WAIT = 5000; // ms between two attempts to reach a server that is gone
 const MAX_REPEATS = 20; // of requests that took too long: ten minutes
 const JSON_TYPE = { "Content-Type": "application/json" };
-const BROKEN_OFF = "The server broke off. Is it still running?";
+const BROKEN_OFF = "The server closed the connection. Is it still running?";
 
 async function reason(response) {
   try {
@@ -232,7 +232,7 @@ function dataUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error("The picture cannot be read."));
+    reader.onerror = () => reject(new Error("The image cannot be read."));
     reader.readAsDataURL(blob);
   });
 }

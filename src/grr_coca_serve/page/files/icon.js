@@ -5,9 +5,9 @@ import { element } from "./element.js";
 const SIZES = [16, 24, 32, 48, 64, 128, 256, 512];
 const NEEDS_CREDIT = /^CC-BY/i;
 
-/** The colour of the text, for drawings that have none of their own. */
-export function inkNow() {
-  return matchMedia("(prefers-color-scheme: dark)").matches ? "#eceae6" : "#1b1b1a";
+/** The colour of the text, for drawings without a colour; `isTurned`: on the background of the other scheme. */
+export function inkNow(isTurned = false) {
+  return matchMedia("(prefers-color-scheme: dark)").matches !== isTurned ? "#eceae6" : "#1b1b1a";
 }
 
 /** True if an entry is an icon whose SVG can be had. */
@@ -136,11 +136,16 @@ export function iconPart(entry, source, image, copy) {
   const sizes = SIZES.map((side) => element("option", { value: side, selected: side === 64 }, `${side} px`));
   const size = element("select", { "aria-label": "Size in pixels" }, ...sizes);
   const colour = element("input", { type: "color", value: inkNow(), "aria-label": "Colour" });
-  const turn = () => image.closest(".stage").classList.toggle("turned");
-  const paper = element("button", { type: "button", on: { click: turn } }, "Light or dark");
+  let isTurned = false;
+  const turn = () => {
+    isTurned = image.closest(".stage").classList.toggle("turned");
+    if (!choices.colour) colour.value = inkNow(isTurned);
+    draw();
+  };
+  const paper = element("button", { type: "button", on: { click: turn } }, "Switch background");
   const draw = async () => {
     const svg = await coloured();
-    image.src = URL.createObjectURL(new Blob([choices.colour ? svg : svg.replace("<svg", `<svg color="${inkNow()}"`)], { type: "image/svg+xml" }));
+    image.src = URL.createObjectURL(new Blob([choices.colour ? svg : svg.replace("<svg", `<svg color="${inkNow(isTurned)}"`)], { type: "image/svg+xml" }));
     image.style.width = image.style.height = choices.side ? `${choices.side}px` : "";
   };
   size.addEventListener("change", () => {

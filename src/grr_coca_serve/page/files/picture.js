@@ -70,7 +70,7 @@ export function isSvg(bytes) {
  * @throws {PictureError}
  */
 export async function requirePicture(blob) {
-  const name = blob.name || "the picture";
+  const name = blob.name || "the image";
   if (blob.size > MAX_BYTES) throw new PictureError(`${name}: too large a file: ${megabytes(blob.size)} (limit ${megabytes(MAX_BYTES)}).`);
   if (!blob.size) throw new PictureError(`${name}: the file is empty.`);
   const bytes = new Uint8Array(await blob.arrayBuffer());
@@ -129,7 +129,7 @@ export async function drawSvg(bytes, name) {
  */
 export async function pixelsOf(blob, preprocess) {
   const upright = preprocess.opening === "upright_on_white";
-  const name = blob.name || "the picture";
+  const name = blob.name || "the image";
   if (!upright) blob = new Blob([asStored(new Uint8Array(await blob.arrayBuffer()))], { type: blob.type });
   let bitmap;
   try {

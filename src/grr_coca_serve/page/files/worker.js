@@ -6,10 +6,11 @@ import { Library, numLikely, relevance, verdict } from "./library.js";
 import { isUnfamiliar } from "./familiar.js";
 import { jsonOf, unpacked } from "./packed.js";
 import { pixelsOf } from "./picture.js";
+import { missing, siteFile } from "./site_file.js";
 import { Tokenizer } from "./tokenizer.js";
 import { askedWords, inWords } from "./words.js";
 
-const site = await (await fetch("site.json")).json();
+const site = await (await siteFile("site.json")).json();
 
 const state = { bytes: 0, total: site.bytes, rows: 0, count: 0, canMean: false, isReady: false };
 let told = 0;
@@ -23,8 +24,7 @@ function tell(isDue = true) {
 
 /** The bytes of a file of the site. */
 async function fetchBytes(path) {
-  const response = await fetch(path);
-  if (!response.ok) throw new Error(`${path}: the host answers ${response.status}`);
+  const response = await siteFile(path);
   if (!response.body) return unpacked(new Uint8Array(await response.arrayBuffer()));
   const parts = [];
   const reader = response.body.getReader();
@@ -99,7 +99,9 @@ awaitedLater(weightsOf("text"));
 const engine = awaitedLater((async () => {
   const tokenizer = awaitedLater(listed.then(() => json(site.tokenizer)));
   const wasmBinary = await wasm;
-  const ort = await import(new URL(site.runtime.module, self.location.href).href);
+  const ort = await import(new URL(site.runtime.module, self.location.href).href).catch(() => {
+    throw new Error(missing(site.runtime.module, "it cannot be loaded"));
+  });
   ort.env.wasm.numThreads = 1; // more would need headers that not every host sends
   ort.env.wasm.wasmBinary = wasmBinary;
   ort.env.logLevel = "error";
@@ -263,9 +265,7 @@ const equivalents = {}; // files of them, by name
 
 /** The JSON of a file that the page does not need to start: it is no part of the progress. */
 async function later(path) {
-  const response = await fetch(path);
-  if (!response.ok) throw new Error(`${path}: the host answers ${response.status}`);
-  return jsonOf(new Uint8Array(await response.arrayBuffer()));
+  return jsonOf(new Uint8Array(await (await siteFile(path)).arrayBuffer()));
 }
 
 const calls = {
@@ -286,7 +286,7 @@ const calls = {
 
   async search(query) {
     await opened;
-    if (!library) throw new Error("This site has no pictures to search.");
+    if (!library) throw new Error("This site has no images to search.");
     const { offset, limit } = query;
     if (!state.canMean && !query.image && !query.like.length && query.texts.length) return foundByWords(query);
     const found = await ranked(query);

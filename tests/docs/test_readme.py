@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import grr_coca
+
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "grr_coca"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +47,19 @@ def test_the_page_is_of_the_pictures_that_are_given(given, indexed):
     index, serve = (line for line in lines if "/grr-coca " in line)
     assert f"grr-coca index {indexed}" in index
     assert shlex.split(index)[-1] == shlex.split(serve)[2]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_try_names_the_drawings_whose_captions_are_wrong():
+    drawings = sorted((ROOT / "docs" / "drawings").iterdir())
+    captions = grr_coca.load("icons").caption(drawings)
+    wrong = {
+        path.name for path, caption in zip(drawings, captions, strict=True) if caption != path.stem.replace("-", " ")
+    }
+    command = ["make", "--dry-run", "--no-print-directory", "try"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"([\w-]+\.webp) is a failure", told)) == wrong
+    assert 0 < len(wrong) <= len(drawings) / 4
 
 
 def test_its_source_reads_as_plain_text():

@@ -59,7 +59,7 @@ def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
     assert re.match(rf"{tmp_path}/index: 2 images \(2 new\) in [\d.]+ s\n", said.out)
     assert "1 of 3 images cannot be read:\n" in said.err
     assert "broken.png: not an image" in said.err
-    (folder / "cat-face.webp").unlink()
+    (folder / "cactus.webp").unlink()
     said = grr_coca("index", "--out", tmp_path / "index")
     assert said.code == 0
     assert "1 images (1 removed)" in said.out

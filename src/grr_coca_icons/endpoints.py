@@ -74,9 +74,10 @@ class Equivalents:
             found = sets.of_one(draws.index(draw_of(identity)))
             ids = store.ids_of([draws[one.place] for one in found])
             entries = store.entries([ids[draws[one.place]] for one in found])
-        there = self._index.files.are_there(entries)
+        there, drawings = self._index.files.are_there(entries), self._index.files.drawings(entries)
         return [
-            {**picture(entry, there), "probability": one.probability} for entry, one in zip(entries, found, strict=True)
+            {**picture(entry, there, drawings), "probability": one.probability}
+            for entry, one in zip(entries, found, strict=True)
         ]
 
 

@@ -85,6 +85,16 @@ def without_styles(words: list[str], styles: Styles) -> list[str]:
     return words
 
 
+_NO_LOOK = frozenset({"alt", "ltr", "rtl", "xs", "sm", "md", "lg", "xl", "12px", "16px", "20px", "24px", "32px"})
+
+
+def style_of(name: str, styles: Styles) -> str:
+    """The words of drawing style that end a name, such as `solid` of `home-20-solid`; empty if it has none."""
+    words = name.lower().split("-")
+    ending = words[len(without_styles(words, Styles(styles.endings))) :]
+    return " ".join(word for word in ending if word in styles.endings - _NO_LOOK)
+
+
 def _is_own_number(words: list[str]) -> bool:
     return words[-1].isdigit() and words[-2] not in COUNTED
 

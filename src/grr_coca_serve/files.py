@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +23,7 @@ from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.memory import Budget
 from grr_coca_serve.pictures import require_decodable
 from grr_coca_serve.refusal import Refusal
+from grr_coca_serve.svg_cleaning import clean_svg
 
 if TYPE_CHECKING:
     from grr_coca_search.entry import Entry
@@ -37,6 +39,9 @@ _SECONDS_TO_LOOK = 2.0
 _SECONDS_WITHOUT_LOOK = 30.0
 """After a look that took too long, all files count as there for this time."""
 _MAX_THUMBNAIL_BYTES = 64 * 2**20
+_MAX_DRAWING_BYTES = 8192
+"""Larger SVG files are not part of an answer: it would be late for one of them."""
+_MAX_DRAWINGS_BYTES = 16 * 2**20
 _MAX_FILE_BYTES = 256 * 2**20
 """Bytes of files that are in memory at a time."""
 
@@ -55,6 +60,7 @@ class PictureFiles:
         self._file_bytes = Budget(_MAX_FILE_BYTES)
         self._workers = DaemonThreads(_THREADS, "files", _SECONDS_UNTIL_LATE)
         self._thumbnails = LruCache[tuple, bytes](_MAX_THUMBNAIL_BYTES)
+        self._drawings = LruCache[tuple, str](_MAX_DRAWINGS_BYTES)
         self._being_made: dict[tuple, Future[bytes | None]] = {}
         self._blind_until = 0.0
 
@@ -143,6 +149,19 @@ class PictureFiles:
             self._blind_until = time.monotonic() + _SECONDS_WITHOUT_LOOK
             return dict.fromkeys(files, True)
 
+    def drawings(self, entries: "Iterable[Entry]") -> dict[str, str]:
+        """SVG sources of small SVG files, cleaned, by `Entry.name`. Called from any thread but the loop's.
+
+        Those that cannot be read or cleaned, or do not answer in time, are left out.
+        """
+        found: dict[str, str] = {}
+        reading = self._workers.put(self._read_drawings, [entry for entry in entries if entry.is_vector], found)
+        try:
+            reading.result(_SECONDS_TO_LOOK)
+        except TimeoutError:
+            reading.cancel()
+        return dict(found)
+
     async def _in_time(self, future: "Future[Result]") -> Result | None:
         """The result; None if it takes too long. The work goes on, as others may wait for it."""
         try:
@@ -165,6 +184,19 @@ class PictureFiles:
         if not self._is_shown(entry.file):
             raise Refusal(403, "this server does not show pictures outside of the folders given by --pictures")
         return entry.span.read()
+
+    def _read_drawings(self, entries: "Sequence[Entry]", found: dict[str, str]) -> None:
+        for entry in entries:
+            key = (entry.name, entry.stamp)
+            known = self._drawings.get(key)
+            if known is None:
+                with suppress(UserError, Refusal, OSError, ValueError):  # a null byte in the name
+                    size = entry.span.size if entry.offset is not None else os.stat(entry.file).st_size  # noqa: PTH116
+                    if size is not None and size <= _MAX_DRAWING_BYTES:
+                        known = (clean_svg(self._read(entry)) or b"").decode()
+                        self._drawings.put(key, known, len(known))
+            if known:
+                found[entry.name] = known
 
     def _thumbnail(self, entry: "Entry", side: int) -> bytes | None:
         try:

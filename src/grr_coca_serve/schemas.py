@@ -68,7 +68,7 @@ class ErrorAnswer(BaseModel):
 
 class IndexedPicture(BaseModel):
     """A picture of the index. `id`: valid as long as the index has it; `date`: in UTC; `size`: in bytes;
-    `is_vector`: it is an SVG file, and `/vector/ID` has it."""
+    `is_vector`: it is an SVG file, and `/vector/ID` has it; `svg`: its source, if it was asked for and is small."""
 
     id: str
     name: str
@@ -81,6 +81,7 @@ class IndexedPicture(BaseModel):
     fields: dict[str, str | int | float | list[str]]
     is_there: bool
     is_vector: bool
+    svg: str | None = None
 
 
 class Facet(BaseModel):

@@ -45,6 +45,9 @@ _SECONDS_OF_FACETS = 10.0
 """Facets are counted at most this often while an index grows."""
 
 
+NO_DRAWINGS: Mapping[str, str] = {}
+
+
 def picture_id(name: str) -> str:
     """The id of an image: valid as long as the index has it."""
     return f"{name_id(name):016x}"
@@ -65,8 +68,9 @@ def _unknown() -> Refusal:
     return Refusal(404, "the index has no picture with this id")
 
 
-def picture(entry: Entry, there: Mapping[str, bool]) -> dict[str, Any]:
-    """An image of the index, for JSON. `there`: see `PictureFiles.are_there`."""
+def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str] = NO_DRAWINGS) -> dict[str, Any]:
+    """An image of the index, for JSON. `there`: see `PictureFiles.are_there`; `drawings`: see `PictureFiles.drawings`."""
+    svg = drawings.get(entry.name)
     return {
         "id": picture_id(entry.name),
         "name": entry.name,
@@ -79,6 +83,7 @@ def picture(entry: Entry, there: Mapping[str, bool]) -> dict[str, Any]:
         "fields": entry.shown_fields,
         "is_there": there[entry.file],
         "is_vector": entry.is_vector,
+        **({} if svg is None else {"svg": svg}),
     }
 
 
@@ -161,8 +166,10 @@ class ServedIndex:
 
     # --- Search
 
-    def search(self, query: Query, *, where: str | None, offset: int, limit: int, expires: float) -> dict[str, Any]:
-        """Some hits of a query, best first.
+    def search(
+        self, query: Query, *, where: str | None, offset: int, limit: int, expires: float, svg: bool = False
+    ) -> dict[str, Any]:
+        """Some hits of a query, best first. `svg`: with the sources of small SVG files.
 
         Raises:
             UserError: the filter or the query is invalid.
@@ -183,10 +190,14 @@ class ServedIndex:
                 self._rankings.put(key, ranking)
         groups = ranking.groups[offset : offset + limit]
         there = self.files.are_there([entry for group in groups for entry in group])
+        drawings = self.files.drawings([best for best, *_ in groups]) if svg else NO_DRAWINGS
         found = hits_of(ranking, model, offset, offset + limit, lambda _: there)
         first = found if offset == 0 else hits_of(ranking, model, 0, min(offset, 10), self.files.are_there)
         return {
-            "hits": [_hit(hit, copies, found.can_tell, there) for hit, (_, *copies) in zip(found, groups, strict=True)],
+            "hits": [
+                _hit(hit, copies, found.can_tell, there, drawings)
+                for hit, (_, *copies) in zip(found, groups, strict=True)
+            ],
             "more": len(ranking.groups) > offset + limit,
             "searched": ranking.searched,
             "verdict": first.verdict,
@@ -202,8 +213,9 @@ class ServedIndex:
 
     # --- Browsing
 
-    def pictures(self, where: str | None, offset: int, limit: int) -> dict[str, Any]:
-        """Some images of the index, the newest first. To be called from one thread alone.
+    def pictures(self, where: str | None, offset: int, limit: int, svg: bool = False) -> dict[str, Any]:
+        """Some images of the index, the newest first. `svg`: with the sources of small SVG files. To be called from one
+        thread alone.
 
         Raises:
             UserError: the filter is invalid.
@@ -216,7 +228,8 @@ class ServedIndex:
             )
             entries = store.entries(order[offset : offset + limit].tolist())
         there = self.files.are_there(entries)
-        return {"total": len(order), "pictures": [picture(entry, there) for entry in entries]}
+        drawings = self.files.drawings(entries) if svg else NO_DRAWINGS
+        return {"total": len(order), "pictures": [picture(entry, there, drawings) for entry in entries]}
 
     def entry(self, identity: str) -> Entry:
         """An image by its id.
@@ -291,11 +304,13 @@ class ServedIndex:
         }
 
 
-def _hit(hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool]) -> dict[str, Any]:
+def _hit(
+    hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool], drawings: Mapping[str, str]
+) -> dict[str, Any]:
     """A hit and its near-duplicates, for JSON."""
     relevance = hit.relevance if can_tell else None
     shown = [picture(copy, there) for copy in copies]
-    return {**picture(hit.entry, there), "score": hit.score, "relevance": relevance, "copies": shown}
+    return {**picture(hit.entry, there, drawings), "score": hit.score, "relevance": relevance, "copies": shown}
 
 
 class _OpenStore:

@@ -1,10 +1,15 @@
 """An icon set: drawings with names, and what the set says of itself. Readers of all sources of icons return one."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+from grr_coca_icons.icon_names import Styles, style_of, style_words
 
 MAX_SVG = 2**20
 """Maximum number of bytes of the SVG of one icon in a set. The largest of all sets of Iconify has 200 kB."""
+_STROKED = re.compile(r"""\sstroke=["'](?!none)""")
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,22 @@ class IconSet:
         known = {
             "icon": f"{self.prefix}:{icon.name}",
             "set": self.title or self.prefix,
+            "style": self._style(icon),
             "licence": self.licence,
             "author": self.author,
             "aliases": ", ".join(icon.aliases),
             "package": self.package,
         }
         return {name: value for name, value in known.items() if value}
+
+    def _style(self, icon: Icon) -> str:
+        """The style that the name says. Else `outline` for a drawing of strokes, and `regular` for any other: an outline
+        may be drawn as a shape, too."""
+        return style_of(icon.name, self._style_words) or ("outline" if _STROKED.search(icon.svg) else "regular")
+
+    @cached_property
+    def _style_words(self) -> Styles:
+        return style_words([icon.name for icon in self.icons], ())
 
 
 def svg_document(body: str, left: float, top: float, width: float, height: float) -> str:

@@ -47,9 +47,11 @@ class GroupsAnswer(BaseModel):
 
 
 @router.get("/pictures", responses=answers(PicturesAnswer, 404, 422))
-async def pictures(service: ThisService, where: Where = None, offset: _Skip = 0, limit: _Count = 100) -> Response:
-    """The pictures of the index, the newest first."""
-    return json_response(await service.browsing.do(service.require_index().pictures, where, offset, limit))
+async def pictures(
+    service: ThisService, where: Where = None, offset: _Skip = 0, limit: _Count = 100, svg: bool = False
+) -> Response:
+    """The pictures of the index, the newest first. `svg`: with the sources of small SVG files, cleaned."""
+    return json_response(await service.browsing.do(service.require_index().pictures, where, offset, limit, svg))
 
 
 @router.get("/picture/{identity}", responses=answers(IndexedPicture, 404, 422))

@@ -43,6 +43,7 @@ class SearchInput(Strict):
     where: Where = None
     offset: Offset = 0
     limit: Limit = 60
+    svg: Annotated[bool, Field(description="with the sources of small SVG files, cleaned")] = False
 
 
 class SimilarOptions(Strict):
@@ -93,7 +94,7 @@ async def search(given: SearchInput, request: Request, service: ThisService, pla
         like=tuple(map(draw_of, given.like)),
         unlike=tuple(map(draw_of, given.unlike)),
     )
-    page = {"where": given.where, "offset": given.offset, "limit": given.limit}
+    page = {"where": given.where, "offset": given.offset, "limit": given.limit, "svg": given.svg}
     return json_response(await service.in_thread(index.search, query, **page, expires=expires))
 
 

@@ -18,6 +18,7 @@ from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import source_digest
 from grr_coca_icons.icon_names import words_of_name
+from grr_coca_icons.sources.icon_set import Icon, IconSet
 from grr_coca_icons.sources.iconify import packages_folder
 from grr_coca_icons.sources.open_icons import open_icons
 
@@ -103,6 +104,20 @@ def json_file(tmp_path):
     return path
 
 
+def test_style_is_that_of_the_name_or_of_the_strokes():
+    stroked, filled = '<path fill="none" stroke="currentColor"/>', '<path stroke="none"/>'
+    names = {"home": stroked, "home-20-solid": filled, "home-filled": filled, "cog": filled, "plus-alt": filled}
+    icons = IconSet(prefix="tiny", icons=[Icon(name, f"<svg>{body}</svg>") for name, body in names.items()])
+    styles = {icon.name: icons.fields(icon)["style"] for icon in icons.icons}
+    assert styles == {
+        "home": "outline",
+        "home-20-solid": "solid",
+        "home-filled": "filled",
+        "cog": "regular",
+        "plus-alt": "regular",
+    }
+
+
 # --- Iconify
 
 
@@ -114,6 +129,7 @@ def test_an_iconify_file_gives_its_icons_with_what_the_set_says(json_file):
     assert box.fields() == {
         "icon": "tiny:box",
         "set": "Tiny Icons",
+        "style": "regular",
         "licence": "MIT",
         "author": "A. Uthor",
         "aliases": "square, quad",

@@ -10,13 +10,14 @@
 //   {caption, words};  keyOf(entry) → what an address calls it;  entry(key) → entry
 //   tags(file) → words, if it can;  opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
 
-import { Detail, OUTSIDE, drawHeat, namesOf, once, wordsOf } from "./detail.js";
+import { Detail, OUTSIDE, copy, drawHeat, namesOf, once, wordsOf } from "./detail.js";
 import { element } from "./element.js";
 import { Filters } from "./filters.js";
 import { Graphs } from "./graphs.js";
 import { Grid } from "./grid.js";
 import { Http } from "./http.js";
 import { isIcon } from "./icon.js";
+import { IconStyle } from "./icon_style.js";
 
 const PAGE = 60; // hits that are asked for at a time
 const MAX_WAIT = 120; // ms before a search is said to take long
@@ -38,10 +39,13 @@ let preview = null; // the address of the dropped picture
 let typed = -Infinity; // when the last letter was typed
 
 const grid = new Grid(one("#pictures"), {
-  image: (entry) => backend.image(entry),
+  image: addressOf,
   describe,
   open: (index) => detail.open(index),
-  leave: () => one("#query").focus(),
+  leave: (isEscape) => (isEscape && detail.isPanel ? detail.dismiss() : one("#query").focus()),
+  walked: (index) => detail.isPanel && detail.open(index),
+  isOpen: (entry) => detail.isPanel && detail.entry.id === entry.id,
+  copy: (entry, button) => isOfIcons() && copy(button, async () => style.styled(await backend.svg(entry))),
   failed: () => backend.imageFailed?.(),
   end: () => loadMore(),
   error: showError,
@@ -50,6 +54,10 @@ const filters = new Filters(one("#filters"), (chosen) => {
   query.filters = chosen;
   changed(true);
 });
+const style = new IconStyle(one("#icon-style"), () => {
+  grid.redraw();
+  detail.redraw();
+});
 const detail = new Detail(one("#detail"), {
   backend,
   grid,
@@ -57,7 +65,11 @@ const detail = new Detail(one("#detail"), {
   isAsking,
   like: (entry) => add("like", entry),
   unlike: (entry) => add("unlike", entry),
-  moved: (isStep) => writeAddress(isStep),
+  iconStyle: () => (isOfIcons() ? style : null),
+  moved: (isStep) => {
+    writeAddress(isStep);
+    grid.mark();
+  },
   error: showError,
 });
 
@@ -81,6 +93,7 @@ async function start() {
     info = await backend.info();
   } catch (error) {
     document.body.dataset.state = "broken";
+    one("#skeleton").hidden = true;
     setStatus("");
     showError(error);
     return;
@@ -102,7 +115,7 @@ async function start() {
     setStatus("");
     showError(error);
   });
-  if (canSearch) backend.facets().then(({ facets }) => filters.show(facets, query.filters), showError);
+  if (canSearch) backend.facets().then(({ facets }) => showFilters((known = facets)), showError);
   if (canSearch && matchMedia("(hover: hover)").matches) one("#query").focus();
 }
 
@@ -232,7 +245,7 @@ function isAsking() {
 }
 
 function changed(isStep = false) {
-  detail.close();
+  if (!detail.isPanel) detail.close();
   if (isStep) typed = -Infinity; // what is typed next is another step
   writeAddress(isStep);
   showParts();
@@ -253,6 +266,7 @@ async function update(keepsPlace = false) {
     if (info.pictures === null || info.pictures === 0) showEmpty();
     else if (isAsking()) await showHits(signal, keepsPlace);
     else await showAll(signal, keepsPlace);
+    one("#skeleton").hidden = true;
   } catch (error) {
     if (!signal.aborted && !error.isLost) {
       showError(error);
@@ -272,6 +286,25 @@ async function update(keepsPlace = false) {
 }
 
 let isKindKnown = false;
+let known = []; // facets of the index
+const OF_ICONS = ["set", "style", "licence", "tags"];
+const OF_FILES = ["confidence", "size", "width", "height", "date", "folder"];
+
+const isOfIcons = () => document.body.classList.contains("drawings");
+
+/** The filters: of icons first those by which one chooses icons, and none of their files. */
+function showFilters(facets) {
+  const rank = ({ field }) => (OF_ICONS.indexOf(field) + 1 || OF_ICONS.length + 1);
+  const shown = isOfIcons() ? facets.filter(({ field }) => !OF_FILES.includes(field)).sort((a, b) => rank(a) - rank(b)) : facets;
+  filters.show(shown, query.filters);
+}
+
+/** The address of the image of a tile. Icons are drawn in the style that was chosen. */
+async function addressOf(entry) {
+  if (!isOfIcons() || !isIcon(entry)) return backend.image(entry);
+  const svg = await backend.svg(entry).catch(() => null);
+  return svg === null ? backend.image(entry) : style.address(svg);
+}
 
 /**
  * Find out from its newest images whether the index is of icons, and whether images are small: they would be blurred in
@@ -284,10 +317,14 @@ async function findKind(signal, pictures = null) {
   isKindKnown = true;
   const { classList } = document.body;
   classList.toggle("drawings", pictures.every(isIcon));
-  classList.toggle("small", pictures.every(({ width, height }) => Math.max(width, height) <= 128));
+  if (isOfIcons()) {
+    style.show();
+    showFilters(known);
+  }
+  classList.toggle("small", !isOfIcons() && pictures.every(({ width, height }) => Math.max(width, height) <= 128));
 }
 
-const noun = () => (document.body.classList.contains("drawings") ? "icon" : "image");
+const noun = () => (isOfIcons() ? "icon" : "image");
 
 async function showAll(signal, keepsPlace) {
   result = null;
@@ -807,6 +844,9 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => grid.redraw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  grid.redraw();
+  detail.redraw();
+});
 
 start();

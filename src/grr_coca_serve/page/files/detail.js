@@ -1,4 +1,5 @@
-// One picture, large: its caption, where it lies, what its table says, and what can be done with it.
+// One picture, large: its caption, where it lies, what its table says, and what can be done with it. It is a dialog; an
+// icon is shown in a panel beside the grid, so that one keeps browsing.
 
 import { element } from "./element.js";
 import { iconPart, isIcon, nameOf } from "./icon.js";
@@ -10,6 +11,8 @@ const numbers = new Intl.NumberFormat("en");
 export class Detail {
   #dialog;
   #index = null;
+  #isPanel = false;
+  #others = { id: null, found: null }; // of the icon that was shown last
   entry = null; // the picture that is shown; null while it is closed
 
   /** @param {HTMLDialogElement} dialog */
@@ -18,8 +21,9 @@ export class Detail {
     this.on = on;
     dialog.tabIndex = -1; // it has the focus: keys work whatever is drawn in it
     dialog.autofocus = true;
-    dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close()); // beside it
+    dialog.addEventListener("click", ({ target }) => target === dialog && !this.#isPanel && dialog.close()); // beside it
     dialog.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.#isPanel) this.dismiss();
       if (event.altKey || event.ctrlKey || event.metaKey) return; // keys of the browser
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step || this.#index === null || event.target.closest("input")) return;
@@ -27,7 +31,7 @@ export class Detail {
       this.#go(step);
     });
     dialog.addEventListener("close", () => {
-      if (this.#index !== null && !this.isLeaving) on.grid.focus(this.#index);
+      if (this.#index !== null && !this.isLeaving && !this.#isPanel) on.grid.focus(this.#index); // a panel gives it back itself
       const isLeft = this.entry !== null;
       this.isLeaving = false;
       this.entry = null;
@@ -41,6 +45,21 @@ export class Detail {
     this.entry = null;
     this.isLeaving = true;
     this.#dialog.close();
+  }
+
+  /** True if a panel is open: the grid beside it is used on. */
+  get isPanel() {
+    return this.entry !== null && this.#isPanel;
+  }
+
+  /** Close it, as by its button. */
+  dismiss() {
+    this.#dialog.close();
+  }
+
+  /** Draw it again, as in another style. */
+  redraw() {
+    if (this.isPanel) this.#show(this.entry);
   }
 
   /** Open the picture at an index of the grid. */
@@ -68,13 +87,15 @@ export class Detail {
   }
 
   #leave(then) {
-    this.close();
+    if (!this.#isPanel) this.close();
     then();
   }
 
   #show(entry) {
     const { backend } = this.on;
+    const style = this.on.iconStyle();
     this.entry = entry;
+    if (!this.#dialog.open) this.#isPanel = Boolean(style) && matchMedia("(min-width: 821px)").matches;
     const { heading, set } = namesOf(entry);
     const isGuess = entry.fields?.unfamiliar === "yes";
     const image = element("img", { alt: heading });
@@ -85,7 +106,7 @@ export class Detail {
       image.style.maxHeight = `${MAX_ENLARGED * image.naturalHeight}px`;
     });
     image.addEventListener("error", () => image.hasAttribute("src") && frame.classList.add("unloaded"));
-    backend.image(entry, 1024).then((address) => (image.src = address), () => frame.classList.add("gone"));
+    if (!style) backend.image(entry, 1024).then((address) => (image.src = address), () => frame.classList.add("gone"));
 
     const title = element("h2", { id: "detail-caption", textContent: heading });
     const isNamed = heading !== entry.caption; // the caption is said below, or is the heading itself
@@ -109,23 +130,64 @@ export class Detail {
     const isSaid = isNamed && entry.caption && !entry.drawing;
     text.append(isSaid ? element("div", { className: "said" }, eyebrow, caption, hint) : hint);
     const source = once(() => backend.svg(entry));
-    if (isIcon(entry)) text.append(iconPart(entry, source, image, copy));
+    if (isIcon(entry)) text.append(iconPart(entry, source, image, copy, style));
     const known = facts(entry);
-    text.append(this.#actions(entry), known);
+    const actions = this.#actions(entry);
+    text.append(actions, known);
     if (isIcon(entry)) source().then((svg) => sizeOf(svg, known), () => {});
     if (entry.copies?.length) {
       text.append(this.#strip(`${entry.copies.length} more that look the same`, entry.copies));
     }
-    const others = isIcon(entry) && entry.fields?.set ? backend.others(entry) : Promise.resolve([]);
-    others.then((found) => {
-      if (found.length && this.entry === entry) known.before(this.#strip("In the other sets", found));
-    }, () => {}); // without them, the picture is shown all the same
+    this.#showOthers(entry, style, style ? actions : known);
     const stage = element("div", { className: isIcon(entry) ? "stage vector" : "stage" }, frame);
-    if (this.#index !== null) stage.append(this.#arrow(-1), this.#arrow(1));
+    if (this.#index !== null && !this.#isPanel) stage.append(this.#arrow(-1), this.#arrow(1));
     const had = this.#dialog.open && document.activeElement?.classList.contains("arrow");
     this.#dialog.replaceChildren(stage, text, close);
-    if (!this.#dialog.open) this.#dialog.showModal();
-    if (!had) this.#dialog.focus();
+    if (this.#isPanel) this.#showBeside();
+    else {
+      if (!this.#dialog.open) this.#dialog.showModal();
+      if (!had) this.#dialog.focus();
+    }
+  }
+
+  #showBeside() {
+    if (this.#dialog.open) return;
+    const focused = document.activeElement;
+    this.#dialog.show(); // takes the focus
+    focused?.focus({ preventScroll: true });
+  }
+
+  /** The equivalents of an icon in the other sets, if it is still shown after a moment: keys go through icons fast. */
+  async #showOthers(entry, style, below) {
+    if (!isIcon(entry) || !entry.fields?.set) return;
+    if (this.#others.id !== entry.id) {
+      if (style) await new Promise((resolve) => setTimeout(resolve, 150));
+      if (this.entry !== entry) return;
+      this.#others = { id: entry.id, found: this.on.backend.others(entry) };
+    }
+    const found = await this.#others.found.catch(() => []); // without them, the picture is shown all the same
+    if (!found.length || this.entry !== entry || !below.isConnected) return;
+    below.before(style ? this.#sideBySide(entry, found, style) : this.#strip("In the other sets", found));
+  }
+
+  /** An icon and its equivalents, each with its name, its set and its probability. */
+  #sideBySide(entry, found, style) {
+    const items = [entry, ...found.slice(0, 11)].map((one) => {
+      const { heading, set } = namesOf(one);
+      const share = one === entry ? "" : `${Math.round(one.probability * 100)}%`;
+      const image = element("img", { alt: "" });
+      this.on.backend.svg(one).then((svg) => (image.src = style.address(svg)), () => {});
+      const open = () => {
+        this.#index = null;
+        this.#show(one);
+        this.on.moved(false);
+      };
+      const title = `${heading} (${set})${share && `, ${share}`}`;
+      const lines = [element("span", {}, heading), element("small", {}, [set, share].filter(Boolean).join(" · "))];
+      const button = element("button", { type: "button", title, "aria-label": title, disabled: one === entry, on: { click: open } }, image, ...lines);
+      return element("li", {}, button);
+    });
+    return element("section", { className: "copies sets" }, element("h3", {}, "In the other sets"), element("ul", {}, ...items));
   }
 
   #arrow(step) {
@@ -223,7 +285,7 @@ export function bytes(number) {
   return `${(number / 1e6).toFixed(1)} MB`;
 }
 
-async function copy(button, make) {
+export async function copy(button, make) {
   const label = button.textContent;
   try {
     await navigator.clipboard.writeText(await make());

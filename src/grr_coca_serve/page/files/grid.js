@@ -31,7 +31,10 @@ export class Grid {
    * @param {(entry: object) => Promise<string>} on.image the address of a thumbnail
    * @param {(entry: object) => {caption: string, set: string, alike: string, hint: string}} on.describe the texts of a tile
    * @param {(index: number) => void} on.open
-   * @param {() => void} on.leave the first row is left upwards, or Escape pressed
+   * @param {(isEscape: boolean) => void} on.leave the first row is left upwards, or Escape pressed
+   * @param {(index: number) => void} on.walked keys have moved the focus
+   * @param {(entry: object) => boolean} on.isOpen it is shown beside the grid
+   * @param {(entry: object, button: HTMLButtonElement) => void} on.copy
    * @param {() => void} on.failed a thumbnail could not be loaded
    */
   constructor(list, on) {
@@ -40,9 +43,14 @@ export class Grid {
     addEventListener("scroll", () => this.#later(), { passive: true });
     new ResizeObserver(() => this.#measure()).observe(list.parentElement);
     list.addEventListener("keydown", (event) => this.#key(event));
+    list.addEventListener("focusin", ({ target }) => {
+      if (target.matches("button.tile")) this.#focused = Number(target.dataset.index); // by a click, too
+    });
     list.addEventListener("click", (event) => {
       const tile = event.target.closest("button.tile");
       if (tile) this.on.open(Number(tile.dataset.index));
+      const copy = event.target.closest("button.copy");
+      if (copy) this.#copy(Number(copy.previousElementSibling.dataset.index));
     });
   }
 
@@ -103,6 +111,20 @@ export class Grid {
     this.#tiles.get(this.#focused)?.button.focus({ preventScroll: true });
   }
 
+  /** Mark the tile of the entry that is shown beside the grid. */
+  mark() {
+    for (const [index, tile] of this.#tiles) this.#markOne(tile, this.#entries[index]);
+  }
+
+  #markOne(tile, entry) {
+    tile.item.classList.toggle("open", Boolean(entry && this.on.isOpen?.(entry)));
+  }
+
+  #copy(index) {
+    const [entry, tile] = [this.#entries[index], this.#tiles.get(index)];
+    if (entry && tile) this.on.copy?.(entry, tile.copy);
+  }
+
   /** Draw all tiles again, as after a change of colours or sizes, or when a server is back. */
   redraw() {
     const hadFocus = this.#list.contains(document.activeElement);
@@ -114,7 +136,7 @@ export class Grid {
   /** The tile that had the focus was replaced: the one in its place gets it, or the field if there is none. */
   #focusAgain() {
     if (this.#count) this.focus();
-    else this.on.leave();
+    else this.on.leave(false);
   }
 
   // --- Places
@@ -270,6 +292,8 @@ export class Grid {
       return;
     }
     const { caption, set, alike, hint } = this.on.describe(entry);
+    this.#markOne(tile, entry);
+    tile.copy.setAttribute("aria-label", `Copy SVG: ${caption}`);
     tile.item.classList.toggle("vector", Boolean(entry.is_vector));
     tile.caption.textContent = caption;
     tile.set.textContent = set;
@@ -330,11 +354,12 @@ export class Grid {
     };
     if (event.key === "Escape" || (event.key === "ArrowUp" && this.#focused < this.#columns)) {
       event.preventDefault();
-      this.on.leave();
+      this.on.leave(event.key === "Escape");
     } else if (event.key in steps) {
       event.preventDefault();
       this.focus(this.#focused + steps[event.key]);
-    }
+      this.on.walked?.(this.#focused);
+    } else if (event.key === "c") this.#copy(this.#focused);
   }
 }
 
@@ -354,5 +379,6 @@ function newTile() {
     element("span", { className: "line" }, caption, alike),
     set,
   );
-  return { item: element("li", {}, button), button, image, caption, set, alike };
+  const copy = element("button", { type: "button", className: "copy", tabIndex: -1 }, "Copy");
+  return { item: element("li", {}, button, copy), button, copy, image, caption, set, alike };
 }

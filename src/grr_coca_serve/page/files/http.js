@@ -23,12 +23,12 @@ export class Http {
   async prepare() {}
 
   async search({ image, filters, ...query }, signal) {
-    const body = { ...query, ...(image && { image: await dataUrl(image) }), ...where(filters) };
+    const body = { ...query, svg: true, ...(image && { image: await dataUrl(image) }), ...where(filters) };
     return this.#json("search", { method: "POST", body: JSON.stringify(body), headers: JSON_TYPE, signal }, true);
   }
 
   pictures(filters, offset, limit, signal) {
-    return this.#longJson(`pictures?${new URLSearchParams({ offset, limit, ...where(filters) })}`, { signal });
+    return this.#longJson(`pictures?${new URLSearchParams({ offset, limit, svg: true, ...where(filters) })}`, { signal });
   }
 
   facets() {
@@ -101,7 +101,10 @@ export class Http {
 
   /** The cleaned SVG source of an entry that has one. */
   async svg(entry) {
-    return (await this.#fetch(`vector/${encodeURIComponent(entry.id)}`)).text();
+    if (entry.svg) return entry.svg;
+    const response = await this.#fetch(`vector/${encodeURIComponent(entry.id)}`);
+    if (!response.headers.get("Content-Type")?.startsWith("image/svg")) throw new Error("This file cannot be shown as SVG.");
+    return response.text();
   }
 
   /** JSON that a large index may need longer for than one request may take. The server goes on, and is asked again. */

@@ -105,14 +105,16 @@ function save(content, name) {
 /**
  * The part of a detail that offers an icon.
  * @param {() => Promise<string>} source its SVG
- * @param {HTMLImageElement} image the picture above it, which is drawn anew in another size or colour, and dragged out
+ * @param {HTMLImageElement} image the picture above it, which is drawn again in another size or colour, and dragged out
  * @param {(button: HTMLButtonElement, make: () => Promise<string>) => void} copy
+ * @param {IconStyle | null} style of all icons of the page; null: this icon has controls of its own
  */
-export function iconPart(entry, source, image, copy) {
+export function iconPart(entry, source, image, copy, style = null) {
   const { prefix, name } = nameOf(entry);
   const choices = { colour: "", side: 0 };
   const coloured = async () => {
     const svg = await source();
+    if (style) return style.styled(svg);
     return choices.colour ? svg.replace("<svg", `<svg color="${choices.colour}"`) : svg;
   };
 
@@ -159,12 +161,15 @@ export function iconPart(entry, source, image, copy) {
   const saveAs = (label, make, suffix) =>
     element("button", { type: "button", on: { click: async () => save(await make(), `${name}${suffix}`) } }, label);
   const blob = async () => new Blob([await coloured()], { type: "image/svg+xml" });
-  const savePng = saveAs("Save PNG", async () => png(await coloured(), Number(size.value)), ".png");
-  const tried = element("div", { className: "tried" }, size, colour, paper, saveAs("Save SVG", blob, ".svg"), savePng);
+  const savePng = saveAs("Save PNG", async () => png(await coloured(), style ? style.shownSide : Number(size.value)), ".png");
+  const tried = element("div", { className: "tried" }, ...(style ? [] : [size, colour, paper]), saveAs("Save SVG", blob, ".svg"), savePng);
 
   image.draggable = true;
   let ready = null;
-  source().then((svg) => (ready = svg), () => {});
+  source().then((svg) => {
+    ready = svg;
+    if (style) image.src = style.address(svg);
+  }, () => {});
   image.addEventListener("dragstart", (event) => {
     if (!ready) return;
     event.dataTransfer.setData("text/plain", ready);

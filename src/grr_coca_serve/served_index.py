@@ -69,7 +69,7 @@ def _unknown() -> Refusal:
 
 
 def picture(entry: Entry, there: Mapping[str, bool], drawings: Mapping[str, str] = NO_DRAWINGS) -> dict[str, Any]:
-    """An image of the index, for JSON. `there`: see `PictureFiles.are_there`; `drawings`: see `PictureFiles.drawings`."""
+    """An image of the index, for JSON. `there`, `drawings`: see the methods of `PictureFiles`."""
     svg = drawings.get(entry.name)
     return {
         "id": picture_id(entry.name),

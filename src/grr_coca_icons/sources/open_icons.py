@@ -27,7 +27,7 @@ from grr_coca_icons.icon_names import words_of_name
 from grr_coca_icons.sources import icon_fonts, iconify, sprites
 from grr_coca_icons.sources.icon_set import IconSet
 
-_VERSION = 1
+_VERSION = 2
 _END = 8
 """The last bytes of a pack: where its JSON object begins."""
 

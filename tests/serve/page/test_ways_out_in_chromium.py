@@ -94,18 +94,19 @@ def test_an_icon_is_saved_as_svg_and_as_png_in_a_size_and_a_colour(place, tab, t
     assert saved.value.suggested_filename == "house.svg"
     saved.value.save_as(tmp_path / "house.svg")
     assert paths((tmp_path / "house.svg").read_text()) == ["M4 11 12 4l8 7v9H4z"]
-    part.get_by_label("Size in pixels").select_option("256")
-    part.get_by_label("Colour").fill("#2040c0")
+    controls = one.page.locator("#icon-style")
+    controls.get_by_label("Size in pixels").fill("96")
+    controls.get_by_label("Colour", exact=True).fill("#2040c0")
     with one.page.expect_download() as saved:
         part.get_by_role("button", name="Save PNG").click()
     assert saved.value.suggested_filename == "house.png"
     saved.value.save_as(tmp_path / "house.png")
     image = Image.open(io.BytesIO((tmp_path / "house.png").read_bytes()))
-    assert image.size == (256, 256)
+    assert image.size == (96, 96)
     assert (0x20, 0x40, 0xC0, 255) in {colour for _, colour in image.convert("RGBA").getcolors(100_000)}
     assert image.convert("RGBA").getpixel((2, 2))[3] == 0, "its paper is transparent"
-    shown = one.page.locator("#detail .frame img").bounding_box()
-    assert shown["width"] == 256, "the size is shown"
+    shown = one.page.locator("#pictures .frame img").first.bounding_box()
+    assert shown["width"] == 96, "the size is shown"
 
 
 def test_an_icon_is_dragged_out_as_a_file_and_as_text(place, tab):
@@ -143,7 +144,8 @@ def test_the_same_icon_of_the_other_sets_is_shown_with_its_probability_and_opens
     one = icon(tab, place, "lucide:heart")
     strip = one.page.locator("#detail .copies", has_text="In the other sets")
     strip.wait_for()
-    names = [button.get_attribute("aria-label") for button in strip.get_by_role("button").all()]
+    own, *names = [button.get_attribute("aria-label") for button in strip.get_by_role("button").all()]
+    assert own == "heart (Lucide)"
     assert all(re.search(r"^heart(-line)? \((Tabler Icons|Castles)\), \d+%$", name) for name in names), names
     above, below = strip.bounding_box(), one.page.locator("#detail dl").bounding_box()
     assert above["y"] < below["y"]
@@ -196,9 +198,9 @@ def test_a_page_holds_no_drawing_of_an_icon_as_elements(place, tab):
 
 def test_a_server_sends_a_vector_that_can_do_nothing(icon_index, tab):
     with serving(icon_index) as client:
-        one = tab(client.address).ready().ask("hostile")
-        source = one.page.locator("#pictures .tile img").first.get_attribute("src")
-        assert source.startswith("vector/")
+        found = client.post("/search", {"texts": ["hostile"], "limit": 1, "svg": True}).json()["hits"][0]
+        assert "script" not in found["svg"]
+        source = f"vector/{found['id']}"
         answer = client.get(f"/{source}")
         assert answer.headers["content-type"] == "image/svg+xml"
         policy = {part.split()[0]: part.split()[1:] for part in answer.headers["content-security-policy"].split(";")}

@@ -18,6 +18,7 @@ import { Grid } from "./grid.js";
 import { Http } from "./http.js";
 import { isIcon } from "./icon.js";
 import { IconStyle } from "./icon_style.js";
+import { iconsIn } from "./screenshot.js";
 
 const PAGE = 60; // hits that are asked for at a time
 const MAX_WAIT = 120; // ms before a search is said to take long
@@ -487,7 +488,32 @@ function showParts() {
 
 // --- A picture from outside
 
-async function take(file) {
+/** Search by the icons of a screenshot: each gets the name of the icon that is most like it, and the first is chosen. */
+async function takePieces(pieces) {
+  const list = one("#dropped .pieces");
+  const buttons = pieces.map((piece, number) => {
+    const image = element("img", { alt: "", src: URL.createObjectURL(piece), on: { load: () => URL.revokeObjectURL(image.src) } });
+    const choose = () => {
+      for (const other of buttons) other.setAttribute("aria-pressed", other === button);
+      take(piece, true);
+    };
+    const button = element("button", { type: "button", "aria-label": `Icon ${number + 1}`, "aria-pressed": number === 0, on: { click: choose } }, image);
+    return button;
+  });
+  list.replaceChildren(...buttons.map((button) => element("li", {}, button)));
+  take(pieces[0], true);
+  const { filters: chosen } = query;
+  for (const [number, piece] of pieces.entries()) {
+    const found = await backend.search({ texts: [], without: [], like: [], unlike: [], image: piece, filters: chosen, offset: 0, limit: 1 }).catch(() => null);
+    if (!buttons[number].isConnected) return; // there is another picture now
+    if (!found?.hits.length) continue;
+    const { heading } = namesOf(found.hits[0]);
+    buttons[number].setAttribute("aria-label", `Icon ${number + 1}: ${heading}`);
+    buttons[number].append(element("span", {}, heading));
+  }
+}
+
+async function take(file, isPiece = false) {
   showMessage("");
   let opened;
   try {
@@ -495,6 +521,11 @@ async function take(file) {
   } catch (error) {
     showError(error);
     return;
+  }
+  if (!isPiece) {
+    one("#dropped .pieces").replaceChildren();
+    const pieces = isOfIcons() ? await iconsIn(opened).catch(() => []) : [];
+    if (pieces.length) return takePieces(pieces);
   }
   leaveDuplicates();
   if (preview) URL.revokeObjectURL(preview);

@@ -56,8 +56,8 @@ class IconSet:
         return {name: value for name, value in known.items() if value}
 
     def _style(self, icon: Icon) -> str:
-        """The style that the name says. Else `outline` for a drawing of strokes, and `regular` for any other: an outline
-        may be drawn as a shape, too."""
+        """The style in the name. Without one, `outline` for strokes, and `regular` for shapes, which may be outlines,
+        too."""
         return style_of(icon.name, self._style_words) or ("outline" if _STROKED.search(icon.svg) else "regular")
 
     @cached_property

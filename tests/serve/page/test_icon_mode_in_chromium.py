@@ -1,5 +1,5 @@
-"""The page of an index of icons: a panel beside the grid, a style for all icons, their SVG in the answers, the icons of a
-screenshot. An index of anything else keeps the dialog."""
+"""The page of an index of icons: a panel beside the grid, a style for all icons, their SVG in the answers, and the icons
+of a screenshot. An index of anything else keeps the dialog."""
 
 import functools
 import io
@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 from browsing import StaticHost, Tab, hosted
 from icon_places import CASTLE, HEART, HOUSE, opened_place
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from grr_coca.data.images import decode_image
 
@@ -130,20 +130,10 @@ def screenshot() -> bytes:
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, 160, 300), fill="#1d2433")
     draw.rounded_rectangle((236, 36, 284, 84), 8, fill="white", outline="#bbbbbb")
-    for body, colour, corner in (
-        (HOUSE, "#ffffff", (48, 48)),
-        (HEART, "#111111", (248, 48)),
-        (CASTLE, "#111111", (348, 48)),
-    ):
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" width="24" height="24" color="{colour}">{body}</svg>'
-        paper = "#1d2433" if colour == "#ffffff" else "#ffffff"
-        icon = decode_image(svg.encode(), "icon.svg").convert("RGB").resize((24, 24), Image.Resampling.LANCZOS)
-        if paper != "#ffffff":  # drawn on white: white lines are drawn black, and turned over
-            svg = svg.replace("#ffffff", "#000000")
-            mask = decode_image(svg.encode(), "icon.svg").convert("L").resize((24, 24), Image.Resampling.LANCZOS)
-            image.paste("#ffffff", corner, mask.point(lambda level: 255 - level))
-        else:
-            image.paste(icon, corner)
+    for body, ink, left in ((HOUSE, "white", 48), (HEART, "#111111", 248), (CASTLE, "#111111", 348)):
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" width="24" height="24">{body}</svg>'
+        black = decode_image(svg.encode(), "icon.svg").convert("L").resize((24, 24), Image.Resampling.LANCZOS)
+        image.paste(ink, (left, 48), ImageOps.invert(black))
     draw.text((200, 150), "Orders of this week, all of them paid by card", fill="#111111", font_size=18)
     content = io.BytesIO()
     image.save(content, "PNG")

@@ -1,5 +1,5 @@
-"""The page of an index of icons: a panel beside the grid, a style for all icons, their SVG in the answers, and the icons
-of a screenshot. An index of anything else keeps the dialog."""
+"""The page of an index of icons: a panel beside the grid, a style for all icons, their SVG in the answers, the icons of
+a screenshot. An index of anything else keeps the dialog."""
 
 import functools
 import io

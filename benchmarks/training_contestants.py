@@ -165,7 +165,7 @@ class Ours(Contestant):
     def prepare(self, images: Tensor, rows: list[list[int]]) -> Any:
         """A batch as `collate` makes it; every pair says something else."""
         from grr_coca.data.batch import Batch, pad_rows
-        from grr_coca.data.dataset import next_token_labels
+        from grr_coca.data.dataset import find_next_tokens
         from grr_coca.data.tokenizer import CLS_SLOT
 
         token_ids, lengths = pad_rows([[*row, CLS_SLOT] for row in rows])
@@ -174,7 +174,7 @@ class Ours(Contestant):
             images=images,
             token_ids=token_ids,
             lengths=lengths,
-            labels=next_token_labels(token_ids, lengths),
+            next_tokens=find_next_tokens(token_ids, lengths),
             caption_ids=numbers,
             image_ids=numbers,
             keys=tuple(map(str, range(len(rows)))),

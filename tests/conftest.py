@@ -163,7 +163,7 @@ def make_batch() -> Callable[..., "Batch"]:
     import torch
 
     from grr_coca.data.batch import Batch, pad_rows
-    from grr_coca.data.dataset import next_token_labels
+    from grr_coca.data.dataset import find_next_tokens
 
     def make(config: "CoCaConfig", num_words: Sequence[int] = (3, 7, 1, 5), seed: int = 0) -> Batch:
         generator = torch.Generator().manual_seed(seed)
@@ -174,7 +174,7 @@ def make_batch() -> Callable[..., "Batch"]:
             images=torch.randn(len(words), 3, side, side, generator=generator),
             token_ids=token_ids,
             lengths=lengths,
-            labels=next_token_labels(token_ids, lengths),
+            next_tokens=find_next_tokens(token_ids, lengths),
             caption_ids=torch.arange(len(words)),
             image_ids=torch.arange(len(words)),
             keys=tuple(map(str, range(len(words)))),

@@ -178,15 +178,16 @@ class ClsLastTextDecoder(TextDecoder):
         the same way (as in open_clip 3).
         """
         longest = token_ids.shape[1] + 1  # no token of a caption that fills the context sees the last column
-        steps = torch.arange(longest, device=token_ids.device)
-        token_ids = F.pad(token_ids, (0, 1)).masked_fill(steps >= lengths[:, None] - 1, PADDING)
-        layout = layout_of((lengths + 1).clamp(max=self.context_length), longest)
+        device = token_ids.device
+        steps, ends = torch.arange(longest, device=device), lengths.to(device, non_blocking=True)[:, None] - 1
+        token_ids = F.pad(token_ids, (0, 1)).masked_fill(steps >= ends, PADDING)
+        layout = layout_of((lengths + 1).clamp(max=self.context_length), longest, device)
 
         cls_positions = layout.positions.index_fill(0, layout.last_tokens, self.context_length - 1)
         hidden = F.pad(token_ids[:, :-1] == PADDING, (1, 0))  # B T
         past = steps <= steps[:, None]  # T T
         layout = layout._replace(positions=cls_positions, mask=past & ~hidden[:, None, None])
-        return PackedText.of(token_ids, layout, layout_of(lengths - 2, longest - 2))
+        return PackedText.of(token_ids, layout, layout_of(lengths - 2, longest - 2, device))
 
 
 class OpenClipMultimodalDecoder(MultimodalDecoder):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch, pad_rows
-from grr_coca.data.dataset import next_token_labels
+from grr_coca.data.dataset import find_next_tokens
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig, Stem, TransformerConfig
@@ -112,7 +112,7 @@ def make_batch(case: Case, dtype: torch.dtype) -> Batch:
         images=torch.randn(len(rows), 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype),
         token_ids=token_ids,
         lengths=lengths,
-        labels=next_token_labels(token_ids, lengths),
+        next_tokens=find_next_tokens(token_ids, lengths),
         caption_ids=torch.tensor(CAPTION_IDS),
         image_ids=torch.tensor(IMAGE_IDS),
         keys=tuple(map(str, range(len(rows)))),
@@ -136,7 +136,7 @@ def cut(batch: Batch, first: int, last: int) -> Batch:
         images=batch.images[rows],
         token_ids=batch.token_ids[rows, :longest],
         lengths=batch.lengths[rows],
-        labels=batch.labels[rows, : longest - 2],
+        next_tokens=find_next_tokens(batch.token_ids[rows, :longest], batch.lengths[rows]),
         caption_ids=batch.caption_ids[rows],
         image_ids=batch.image_ids[rows],
         keys=batch.keys[rows],

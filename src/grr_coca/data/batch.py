@@ -5,30 +5,30 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-
-IGNORE_INDEX = -100
-"""Label of padding, which has no loss. All tokens of a caption must have a real label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Image-text pairs, padded to the longest caption.
 
-    Shapes: B pairs, T text positions.
+    Shapes: B pairs, T text positions, M tokens to predict.
 
     A row of `token_ids` is `[BOS] caption [EOS] [CLS]`, then padding. The [CLS] slot and the padding hold id 0. Only
-    `lengths`, which include the [CLS] slot, say which tokens are real. `labels[:, t]` is the token that position t must
-    predict: labels are already shifted, and nothing shifts them again. Pairs with equal `caption_ids` or equal
+    `lengths`, which include the [CLS] slot, say which tokens are real. `next_tokens` are the tokens to predict, caption
+    after caption, in the order of `CoCaOutput.states`: all but [BOS] and [CLS]. Pairs with equal `caption_ids` or equal
     `image_ids` are never negatives of each other. `replaced`: bad samples that were replaced by others.
     `cut_captions`: number of captions that were cut to the context length.
+
+    `lengths` stay on the CPU: the shapes of the text decoder follow from them, and reading them from a GPU would wait
+    for all work that was given to it.
     """
 
     images: Float[Tensor, "B 3 H W"]
     token_ids: Int[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
-    labels: Int[Tensor, "B T-2"]
+    next_tokens: Int[Tensor, " M"]
     caption_ids: Int[Tensor, " B"]
     image_ids: Int[Tensor, " B"]
     keys: tuple[str, ...]
@@ -45,19 +45,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    @property
-    def predicts_token(self) -> Bool[Tensor, "B L"]:
-        """True at the L = T - 2 positions that must predict a token, False where the caption has ended."""
-        return self.labels != IGNORE_INDEX
-
-    @property
-    def next_tokens(self) -> Int[Tensor, " M"]:
-        """The tokens to predict, caption after caption, in the order of `CoCaOutput.states`."""
-        return self.labels[self.predicts_token]
-
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
-        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on `device`, all but `lengths`."""
+        return replace(self._with_each(lambda tensor: tensor.to(device, non_blocking=True)), lengths=self.lengths)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, from which a GPU copies it while it does other work.

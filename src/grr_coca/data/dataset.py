@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation, Change
-from grr_coca.data.batch import IGNORE_INDEX, Batch, Replacement, pad_rows
+from grr_coca.data.batch import Batch, Replacement, pad_rows
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.random_changes import (
@@ -227,7 +227,7 @@ class PairDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of samples: pad to the longest caption, and compute the labels."""
+    """Make a batch of samples: pad to the longest caption, and find the tokens to predict."""
     token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
     kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
     thing_ids = [sample.thing_id for sample in samples if sample.thing_id is not None]
@@ -235,7 +235,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         images=torch.stack([sample.image for sample in samples]),
         token_ids=token_ids,
         lengths=lengths,
-        labels=next_token_labels(token_ids, lengths),
+        next_tokens=find_next_tokens(token_ids, lengths),
         caption_ids=torch.tensor([sample.caption_id for sample in samples]),
         image_ids=torch.tensor([sample.image_id for sample in samples]),
         keys=tuple(sample.key for sample in samples),
@@ -246,12 +246,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def next_token_labels(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, "B T-2"]:
-    """The label of each position: the next word, or the end token after the last word. No other code shifts labels.
+def find_next_tokens(token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Int[Tensor, " M"]:
+    """The tokens that the captions of a batch predict, caption after caption. No other code shifts tokens.
 
-    A row `[BOS] w₁ … wₙ [EOS] [CLS]` has the labels `w₁ … wₙ [EOS]`. Padding gets `IGNORE_INDEX`.
+    A row `[BOS] w₁ … wₙ [EOS] [CLS]` predicts `w₁ … wₙ [EOS]`.
     """
-    labels = token_ids[:, 1:-1].clone()
-    positions = torch.arange(labels.shape[1])
-    labels[positions >= lengths[:, None] - 2] = IGNORE_INDEX
-    return labels
+    shifted = token_ids[:, 1:-1]
+    return shifted[torch.arange(shifted.shape[1]) < lengths[:, None] - 2]

@@ -109,15 +109,16 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
             output = model(images, batch.token_ids, batch.lengths, image_of=image_of)
             lm_head = model.multimodal_decoder.lm_head.weight
             losses = token_losses(output.states, lm_head, batch.next_tokens).cpu()
-            predicts_token = batch.predicts_token.cpu()
-            nll = torch.zeros(predicts_token.shape, dtype=torch.double)  # on the CPU: MPS has no doubles
-            nll[predicts_token] = losses.double()
+            num_tokens = batch.lengths - 2  # of each caption: neither [BOS] nor [CLS] is predicted
+            is_token = torch.arange(batch.token_ids.shape[1] - 2) < num_tokens[:, None]
+            nll = torch.zeros(is_token.shape, dtype=torch.double)  # on the CPU: MPS has no doubles
+            nll[is_token] = losses.double()
             tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
             parts.append(
                 PairResults(
                     Embeddings(*(tensor.cpu() for tensor in tensors)),
                     nll.sum(dim=1),
-                    predicts_token.sum(dim=1),
+                    num_tokens,
                 )
             )
     return parts

@@ -40,13 +40,13 @@ class Checkpoint(CheckpointFiles):
     model: CoCa
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-        """Token ids of texts, and the length of each row, on the device of the model.
+        """Token ids of texts, on the device of the model, and the length of each row, on the CPU.
 
         Rows are padded to the longest (T tokens). Texts longer than the model's context are cut.
         """
         context_length = self.config.text_decoder.context_length
         token_ids, lengths = self.tokenizer.encode_rows(texts, context_length)
-        return torch.from_numpy(token_ids).to(self.model.device), torch.from_numpy(lengths).to(self.model.device)
+        return torch.from_numpy(token_ids).to(self.model.device), torch.from_numpy(lengths)
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
         """The input of the model for an RGB image of any size, cut, resized and normalized. S: image size in pixels."""

@@ -76,9 +76,11 @@ class TextDecoder(nn.Module):
     def pack(
         self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout_of: LayoutOf = pack_lengths
     ) -> PackedText:
-        """Pack padded captions for `forward`. `lengths` include [BOS], [EOS] and [CLS]."""
-        longest = token_ids.shape[1]
-        return PackedText.of(token_ids, layout_of(lengths, longest), layout_of(lengths - 2, longest - 2))
+        """Pack padded captions for `forward`. `lengths` include [BOS], [EOS] and [CLS]; if they are on the CPU, no
+        other device is waited for."""
+        longest, device = token_ids.shape[1], token_ids.device
+        layout, predicting_layout = layout_of(lengths, longest, device), layout_of(lengths - 2, longest - 2, device)
+        return PackedText.of(token_ids, layout, predicting_layout)
 
     def forward(self, text: PackedText) -> TextDecoderOutput:
         """Run the captions of a batch through all blocks."""

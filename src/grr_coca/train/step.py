@@ -141,7 +141,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
 
 def count_tokens(batches: Sequence[Batch]) -> int:
     """Number of tokens to predict in these batches."""
-    return sum(int(batch.predicts_token.sum()) for batch in batches)
+    return sum(len(batch.next_tokens) for batch in batches)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

@@ -11,7 +11,7 @@ from support import PairsInMemory, real_pairs, shard_members, warnings_of, with_
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
-from grr_coca.data.batch import IGNORE_INDEX, Batch
+from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset, collate
 from grr_coca.data.loader import make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
@@ -52,7 +52,7 @@ def test_workers_change_neither_the_samples_nor_their_order(shard):
     assert len(alone) == len(helped) == 7
     for first, second in zip(alone, helped, strict=True):
         assert first.keys == second.keys
-        for name in ("images", "token_ids", "lengths", "labels", "caption_ids", "image_ids"):
+        for name in ("images", "token_ids", "lengths", "next_tokens", "caption_ids", "image_ids"):
             assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
@@ -66,7 +66,7 @@ def test_a_sample_is_the_pair_that_the_order_names(shard):
 # --- Batches
 
 
-def test_a_batch_is_padded_to_its_longest_caption_with_labels_of_real_tokens_only():
+def test_a_batch_is_padded_to_its_longest_caption_and_predicts_real_tokens_only():
     short, long = (dataset_of(captions("cat", "smiling face with hearts"))[SampleRef(0, i)] for i in range(2))
     batch = collate([short, long])
     length = len(short.token_ids)
@@ -74,15 +74,13 @@ def test_a_batch_is_padded_to_its_longest_caption_with_labels_of_real_tokens_onl
     assert batch.lengths.tolist() == [length, len(long.token_ids)]
     assert batch.token_ids[0, :length].tolist() == short.token_ids
     assert batch.token_ids[0, length:].eq(CLS_SLOT).all()
-    assert batch.labels[0, : length - 2].tolist() == short.token_ids[1:-1]
-    assert batch.labels[0, length - 2 :].eq(IGNORE_INDEX).all()
-    assert batch.labels[1].tolist() == long.token_ids[1:-1]
+    assert batch.next_tokens.tolist() == [*short.token_ids[1:-1], *long.token_ids[1:-1]]
 
 
-def test_the_end_token_is_the_last_label_of_every_row(shard):
+def test_every_caption_predicts_its_end_token(shard):
     for batch in batches_of(dataset_of(shard), num_workers=0):
-        for labels in batch.labels:
-            assert labels[labels != IGNORE_INDEX][-1] == TOKENIZER.eos_id
+        lasts = [part[-1] for part in batch.next_tokens.split((batch.lengths - 2).tolist())]
+        assert lasts == [TOKENIZER.eos_id] * len(batch)
 
 
 # --- Captions

@@ -14,7 +14,7 @@ from model_configs import model_config
 from support import make_trainer
 
 from grr_coca.data.batch import Batch, pad_rows
-from grr_coca.data.dataset import next_token_labels
+from grr_coca.data.dataset import find_next_tokens
 from grr_coca.model.build import build
 from grr_coca.model.config import CoCaConfig
 from grr_coca.train.optimizer import Optimizers
@@ -38,7 +38,7 @@ def random_batch(config: CoCaConfig, generator: torch.Generator) -> Batch:
         images=torch.randn(BATCH_SIZE, 3, side, side, generator=generator),
         token_ids=token_ids,
         lengths=lengths,
-        labels=next_token_labels(token_ids, lengths),
+        next_tokens=find_next_tokens(token_ids, lengths),
         caption_ids=torch.tensor([0, 0, *range(2, BATCH_SIZE)]),
         image_ids=torch.arange(BATCH_SIZE),
         keys=tuple(map(str, range(BATCH_SIZE))),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grr_coca.data.batch import pad_rows
-from grr_coca.data.dataset import next_token_labels
+from grr_coca.data.dataset import find_next_tokens
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.evaluate.split import aggregate, concatenate, run_pairs, scaling_of
 from grr_coca.model import losses
@@ -332,32 +332,21 @@ def test_a_step_combines_the_losses_of_its_batch(tiny_config, make_batch):
     torch.testing.assert_close(found.coca, 0.5 * contrastive + 3 * captioning, rtol=1e-5, atol=1e-5)
 
 
-# --- Labels ---
+# --- The tokens to predict ---
 
 
-def test_labels_are_shifted_once_and_end_with_the_end_token():
+def test_next_tokens_are_shifted_once_and_end_with_the_end_token():
     token_ids, lengths = pad_rows(
         [[BOS, 11, 12, 13, EOS, CLS_SLOT], [BOS, 21, EOS, CLS_SLOT], [BOS, 31, 32, EOS, CLS_SLOT]]
     )
     assert lengths.tolist() == [6, 4, 5]
     assert token_ids.tolist() == [[1, 11, 12, 13, 2, 0], [1, 21, 2, 0, 0, 0], [1, 31, 32, 2, 0, 0]]
-    assert next_token_labels(token_ids, lengths).tolist() == [
-        [11, 12, 13, EOS],
-        [21, EOS, -100, -100],
-        [31, 32, EOS, -100],
-    ]
-
-
-def test_labels_leave_the_tokens_as_they_were():
-    token_ids, lengths = pad_rows([[BOS, 11, 12, EOS, CLS_SLOT], [BOS, 21, EOS, CLS_SLOT]])
-    before = token_ids.clone()
-    next_token_labels(token_ids, lengths)
-    assert torch.equal(token_ids, before)
+    assert find_next_tokens(token_ids, lengths).tolist() == [*[11, 12, 13, EOS], *[21, EOS], *[31, 32, EOS]]
 
 
 def test_a_word_whose_id_is_that_of_padding_is_still_a_target():
     token_ids, lengths = pad_rows([[BOS, CLS_SLOT, 12, CLS_SLOT, EOS, CLS_SLOT], [BOS, CLS_SLOT, EOS, CLS_SLOT]])
-    assert next_token_labels(token_ids, lengths).tolist() == [[0, 12, 0, EOS], [0, EOS, -100, -100]]
+    assert find_next_tokens(token_ids, lengths).tolist() == [*[0, 12, 0, EOS], *[0, EOS]]
 
 
 def test_a_caption_that_is_cut_keeps_its_end_token():
@@ -367,10 +356,8 @@ def test_a_caption_that_is_cut_keeps_its_end_token():
     assert row[0] == tokenizer.bos_id
     assert row[-2:] == [tokenizer.eos_id, CLS_SLOT]
     assert row[1:-2] == tokenizer.encode("a red circle above a blue square " * 20)[:9]
-    labels = next_token_labels(*pad_rows([row, tokenizer.encode_row("a red", 12)]))
-    assert labels[0].tolist() == row[1:-1]
-    assert labels[0, -1] == tokenizer.eos_id
-    assert tokenizer.eos_id in labels[1].tolist()
+    short = tokenizer.encode_row("a red", 12)
+    assert find_next_tokens(*pad_rows([row, short])).tolist() == [*row[1:-1], *short[1:-1]]
 
 
 # --- Shares of a batch ---

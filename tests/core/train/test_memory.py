@@ -16,7 +16,7 @@ from processes import launch
 
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch, pad_rows
-from grr_coca.data.dataset import next_token_labels
+from grr_coca.data.dataset import find_next_tokens
 from grr_coca.model.build import build
 from grr_coca.model.losses import LossWeights
 from grr_coca.model.presets import get_preset
@@ -39,12 +39,12 @@ def measure(image_size: int, num_pieces: int, size: int, steps: int, file: Path)
         words = torch.randint(3, vocab_size, (size, 20), generator=generator).tolist()
         token_ids, lengths = pad_rows([[1, *row, 2, 0] for row in words])
         ids = torch.randint(1 << 40, (size,), generator=generator)
-        labels, images = next_token_labels(token_ids, lengths), torch.rand(size, 3, side, side, generator=generator)
+        next_tokens, images = find_next_tokens(token_ids, lengths), torch.rand(size, 3, side, side, generator=generator)
         return Batch(
             images=images,
             token_ids=token_ids,
             lengths=lengths,
-            labels=labels,
+            next_tokens=next_tokens,
             caption_ids=ids,
             image_ids=ids,
             keys=("",) * size,

@@ -102,8 +102,8 @@ class TorchEngine:
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
         """As in `Engine`."""
-        ids, counts = (torch.from_numpy(array).to(self.device) for array in (token_ids, lengths))
-        return _as_array(self.model.encode_text(ids, counts).float())
+        ids = torch.from_numpy(token_ids).to(self.device)
+        return _as_array(self.model.encode_text(ids, torch.from_numpy(lengths)).float())
 
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False

@@ -62,7 +62,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     model = copy_modules(model).eval()  # hooks change its attention: other threads must not see them
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)
     # The last token has the role of the end token, which predicts nothing.
-    text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]], device=model.device))
+    text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]]))
     readers = _readers_of_patches(model)
     with torch.no_grad():
         patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))

@@ -112,11 +112,11 @@ class PaddedLayout(PackedLayout):
         return padded.flatten(0, 1).unflatten(0, (1, -1))
 
 
-def pad_lengths(lengths: Int[Tensor, " B"], longest: int) -> PaddedLayout:
-    """The layout of sequences of these lengths, padded to `longest`."""
-    steps = torch.arange(longest, device=lengths.device)
+def pad_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PaddedLayout:
+    """The layout of sequences of these lengths, padded to `longest`, all on one device."""
+    steps = torch.arange(longest, device=device)
     last = lengths[:, None] - 1
-    unpad_index = torch.arange(lengths.shape[0] * longest, device=lengths.device)
-    first = torch.arange(lengths.shape[0], device=lengths.device)[:, None] * longest
+    unpad_index = torch.arange(lengths.shape[0] * longest, device=device)
+    first = torch.arange(lengths.shape[0], device=device)[:, None] * longest
     # Padding has the position of its sequence's last token, so that every position has a row in the tables.
     return PaddedLayout(unpad_index, first + steps.minimum(last), steps.minimum(last).flatten(), unpad_index.shape[0])

@@ -104,19 +104,27 @@ class PackedLayout(NamedTuple):
         return padded.flatten(0, 1).index_select(0, self.unpad_index)[None]
 
 
-def pack_lengths(lengths: Int[Tensor, " B"], longest: int) -> PackedLayout:
-    """The packed layout of sequences of these lengths, none of them longer than `longest`."""
-    steps = torch.arange(longest, device=lengths.device)
-    last = lengths[:, None] - 1
-    unpad_index = (steps <= last).flatten().nonzero()[:, 0]
-    num_tokens = unpad_index.shape[0]
-    unpad_index = F.pad(unpad_index, (0, -num_tokens % ROUND_TO))
+def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PackedLayout:
+    """The packed layout of sequences of these lengths, none of them longer than `longest`.
+
+    Args:
+        lengths: on the CPU, or on `device`; reading the number of tokens then waits for it.
+        longest: number of columns of the padded form.
+        device: device of the tokens.
+    """
+    num_tokens = int(lengths.sum())
+    lengths = lengths.to(device, non_blocking=True)
     first = lengths.cumsum(0) - lengths
-    pad_index = first[:, None] + steps.minimum(last)
+    # The size is known, so a GPU is not waited for, as `nonzero` would.
+    sequences = torch.repeat_interleave(lengths, output_size=num_tokens)
+    positions = torch.arange(num_tokens, device=device) - first[sequences]
+    unpad_index = F.pad(sequences * longest + positions, (0, -num_tokens % ROUND_TO))
+    steps = torch.arange(longest, device=device)
+    pad_index = first[:, None] + steps.minimum(lengths[:, None] - 1)
     return PackedLayout(unpad_index, pad_index, unpad_index % longest, num_tokens)
 
 
-LayoutOf = Callable[[Int[Tensor, " B"], int], PackedLayout]
+LayoutOf = Callable[[Int[Tensor, " B"], int, torch.device], PackedLayout]
 """`pack_lengths`, or another function that lays out sequences of given lengths."""
 
 

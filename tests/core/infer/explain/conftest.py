@@ -8,7 +8,7 @@ import torch
 from scene_pairs import COLOURS, PATCH, SIDE, scene
 
 from grr_coca.data.batch import Batch, pad_rows
-from grr_coca.data.dataset import next_token_labels
+from grr_coca.data.dataset import find_next_tokens
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tokenizer import CLS_SLOT, train_bpe
 from grr_coca.model.build import build
@@ -53,7 +53,7 @@ def _train(model, tokenizer, captions) -> None:
             images=images,
             token_ids=token_ids,
             lengths=lengths,
-            labels=next_token_labels(token_ids, lengths),
+            next_tokens=find_next_tokens(token_ids, lengths),
             caption_ids=torch.arange(len(captions)),
             image_ids=torch.arange(len(captions)),
             keys=tuple(captions),

@@ -17,7 +17,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 def _packed(attn: SelfAttention, x: Tensor) -> Tensor:
     """The output for sequences of one length that lie in one row, so that no token attends to a later one."""
-    layout = pack_lengths(torch.full((len(x),), x.shape[1]), x.shape[1])
+    layout = pack_lengths(torch.full((len(x),), x.shape[1]), x.shape[1], x.device)
     return attn(layout.unpad(x), layout)[0, : layout.num_tokens].view_as(x)
 
 

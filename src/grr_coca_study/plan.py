@@ -13,7 +13,7 @@ from typing import TypeVar
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.model.presets import get_preset
-from grr_coca.train.recipe import CAPTION_SCORES, Precision
+from grr_coca.train.recipe import CAPTION_SCORES, MuonPrecision, Precision
 from grr_coca_study.rows import LedgerRow
 
 PLAN_FILE = "plan.yaml"
@@ -131,7 +131,7 @@ class Plan:
     tuning: Tuning | None = None
     steps: int | None = None
     precision: Precision = "auto"
-    muon_precision: Precision = "auto"
+    muon_precision: MuonPrecision = "auto"
     showcase: str
     num_captions: int = 6
     without: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from grr_coca.infer.explain.caption import caption_maps
 from grr_coca.infer.explain.text import text_map
 from grr_coca.model.losses import LossWeights
 from grr_coca.train import launch
-from grr_coca.train.step import Trainer
+from grr_coca.train.loop import Run
 
 DECODINGS = {
     "greedy": {},
@@ -39,16 +39,15 @@ def train_elsewhere(library: Path, waited: Path | None = None) -> None:
 
 
 def _count_waits(path: Path) -> None:
-    step = Trainer.step
+    step = Run.step
 
-    def counted(*arguments: Any) -> dict[str, float]:
+    def counted(*arguments: Any) -> None:
         before = waits()
-        metrics = step(*arguments)
+        step(*arguments)
         with path.open("a") as file:
             file.write(f"{waits() - before}\n")
-        return metrics
 
-    Trainer.step = counted  # type: ignore[method-assign]
+    Run.step = counted  # type: ignore[method-assign]
 
 
 def use(library: Path | None, checkpoint: Path, shard: Path, out: Path) -> None:

@@ -52,6 +52,11 @@ def lerp_each(starts: list[Tensor], ends: list[Tensor], weight: float) -> None:
     torch._foreach_lerp_(starts, ends, weight)
 
 
+def scale_each(tensors: list[Tensor], factor: float) -> None:
+    """Multiply each tensor by a factor, in place, in as few kernels as possible."""
+    torch._foreach_mul_(tensors, factor)
+
+
 def flash_attention_of_cpu() -> object:
     """The operator that computes attention on a CPU, for counting operations."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -56,6 +56,12 @@ class Batch:
         """
         return self._with_each(Tensor.pin_memory)
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of a batch on a device until a stream that was not that of its copies has used it."""
+        for x in vars(self).values():
+            if isinstance(x, Tensor) and x.device.type != "cpu":
+                x.record_stream(stream)
+
     def _with_each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         moved = {name: move(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **moved)  # type: ignore[arg-type]

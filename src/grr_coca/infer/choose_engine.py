@@ -1,7 +1,8 @@
 """Which engine computes a model, and on which device. The rule is fixed: it does not measure anything.
 
-ONNX Runtime computes a model that has graphs, on a CPU, if it was never behind PyTorch for models of this width
-(`docs/deploy.md` has the table), or if PyTorch is not installed. PyTorch computes everything else.
+ONNX Runtime computes a model that has graphs, on the CPU, if it was never behind PyTorch on a CPU for models of this
+width (`docs/deploy.md` has the table), or if PyTorch is not installed. A GPU does not change that unless it is named: a
+small model gives the same results with and without one. PyTorch computes everything else.
 """
 
 import platform
@@ -38,7 +39,7 @@ def choose_engine(
         folder: a checkpoint, with or without ONNX graphs, or a model in int8.
         config: its config.
         engine: an `EngineChoice`.
-        device: where to run; None: CUDA, else Apple's MPS, else the CPU.
+        device: where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
 
     Raises:
         UserError: the engine does not exist, cannot compute this model, or does not run on this device, or PyTorch is
@@ -59,9 +60,7 @@ def choose_engine(
         return _onnx(folder)
     parts = (config.image_encoder, config.text_decoder, config.multimodal_decoder)
     is_narrow = max(part.transformer.embed_dim for part in parts) <= MAX_ONNX_WIDTH
-    if is_narrow and (device is not None or best_device() == "cpu"):
-        return _onnx(folder)
-    return "torch"
+    return _onnx(folder) if is_narrow else "torch"
 
 
 def choose_device(device: "str | torch.device | None") -> "torch.device":

@@ -88,7 +88,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     Args:
         name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
             `owner/name` on the Hugging Face hub.
-        device: where to run; None: CUDA, else Apple's MPS, else the CPU.
+        device: where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
         engine: `onnx`, `torch`, or `auto`; see `grr_coca.infer.choose_engine`.
 
     Raises:

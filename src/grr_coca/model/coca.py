@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from grr_coca.common.tf32 import fast_products
 from grr_coca.data.batch import CoCaOutput
 from grr_coca.model.config import Contrastive
 from grr_coca.model.image_encoder import ImageEncoder
@@ -144,14 +145,15 @@ class CoCa(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode within a `with` block. Afterwards each module has its mode again, even after an
-    exception."""
+    """Put the model into eval mode within a `with` block, and allow TF32 on CUDA. Afterwards each module has its mode
+    again, even after an exception."""
     # A model that only answers queries is in eval mode already, and setting all modules would take a third of a query.
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        yield
+        with fast_products(next(model.parameters()).device):
+            yield
     finally:
         for module in training:
             module.training = True

@@ -4,7 +4,6 @@ The model's code knows nothing of either. The names of parameters stay the same.
 """
 
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from os import environ
 from typing import Any
@@ -53,8 +52,6 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
         _require_compiler()
     allow_recompiles(RECOMPILE_LIMIT)
     keep_for_backward(1 - recomputed)
-    # The complex product of RoPE is not compiled. That is intended: the gain comes from the rest of the block.
-    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
     for block in (*_stem(model), *model.image_encoder.blocks):
         block.compile()
     for decoder in (model.text_decoder, model.multimodal_decoder):

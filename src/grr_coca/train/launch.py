@@ -77,7 +77,7 @@ def launched() -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _join("nccl" if device.type == "cuda" else "gloo")
+    _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         ranks = Ranks.here(device, dist.new_group(timeout=RANK_0_TIMEOUT))
         ranks.on_first(lambda: None)  # connects the group now: ranks wait for its connection only as long as elsewhere

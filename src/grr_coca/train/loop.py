@@ -21,6 +21,7 @@ from grr_coca.evaluate.checkpoint_metrics import pair_results, require_pairs
 from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, refit_scaling, scaling_of
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.train.copies import copied_ahead
 from grr_coca.train.launch import SIGNALS, StopSignals
 from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
 from grr_coca.train.numerics import Numerics, decide
@@ -174,7 +175,8 @@ def train(
             metric_log=metric_log,
             on_step=on_step,
         )
-        for micro_batches in training_batches(recipe, start, pairs, ranks, first_step=progress.step):
+        steps = training_batches(recipe, start, pairs, ranks, first_step=progress.step)
+        for micro_batches in copied_ahead(steps, ranks.device):
             run.step(micro_batches, signals)
     if trainer.ema is not None:
         trainer.ema.apply()
@@ -256,7 +258,8 @@ class Run:
         is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: rank 0 decides
         num_replaced = sum(len(batch.replaced) for batch in micro_batches)
         known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
-        tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known, device=self.ranks.device)).tolist()
+        # On the CPU, where the ranks exchange it without waiting for their devices.
+        tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known)).tolist()
         stop = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
         return Agreement(tokens, replaced, save_votes > 0, stop)
 

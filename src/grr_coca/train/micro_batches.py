@@ -31,6 +31,7 @@ from grr_coca.model.losses import (
     coca_loss,
     comparison_loss,
 )
+from grr_coca.train.copies import copied_ahead
 from grr_coca.train.parallel import ParallelModel
 
 
@@ -40,6 +41,7 @@ def accumulate_gradients(
     num_tokens: int,
     weights: LossWeights,
     precision: AbstractContextManager,
+    scale: float = 1.0,
 ) -> Losses:
     """Compute what the backward pass of `batch_loss` over all micro-batches would compute, in the memory of one.
 
@@ -52,27 +54,30 @@ def accumulate_gradients(
         num_tokens: tokens to predict in the global batch.
         weights: weights of the losses.
         precision: context of the forward passes.
+        scale: factor of all gradients, but not of the losses.
     """
     ranks = model.ranks
+    one_by_one = [[batch] for batch in micro_batches]
     with precision:
-        parts = [embed_pairs(model.raw, batch.to(ranks.device)) for batch in micro_batches]
+        parts = [embed_pairs(model.raw, batch) for (batch,) in copied_ahead(one_by_one, ranks.device)]
     columns = zip(*parts, strict=True)
     pairs = EmbeddedPairs(*(None if x[0] is None else torch.cat(x) for x in columns))  # type: ignore[arg-type]
     pairs.image.requires_grad_()
     pairs.text.requires_grad_()
     compared = comparison_loss(model.raw, pairs, weights, ranks)
-    (ranks.size * compared.total).backward()
+    (scale * ranks.size * compared.total).backward()
     assert pairs.image.grad is not None
     assert pairs.text.grad is not None
 
     sizes = [len(batch) for batch in micro_batches]
-    captions = []
-    for batch, *factors in zip(micro_batches, pairs.image.grad.split(sizes), pairs.text.grad.split(sizes), strict=True):
-        run = partial(_captions_and_cut, batch.to(ranks.device), factors, num_tokens, weights)
-        with model.exchange(gradients=batch is micro_batches[-1]):
+    factors = zip(pairs.image.grad.split(sizes), pairs.text.grad.split(sizes), strict=True)
+    captions: list[Tensor] = []
+    for (batch,), of_batch in zip(copied_ahead(one_by_one, ranks.device), factors, strict=True):
+        run = partial(_captions_and_cut, batch, of_batch, num_tokens, weights)
+        with model.exchange(gradients=len(captions) == len(micro_batches) - 1):
             with precision:
                 captioned, cut = model(run)
-            (ranks.size * weights.captioning * captioned.total + cut).backward()
+            (scale * ranks.size * weights.captioning * captioned.total + cut).backward()
         captions.append(torch.stack(captioned).detach())
         del captioned, cut  # what is left of their graph would take memory beside that of the next micro-batch
     total, captioning, z = torch.stack(captions).sum(dim=0)
@@ -96,7 +101,11 @@ def embed_pairs(model: CoCa, batch: Batch) -> EmbeddedPairs:
 
 
 def _captions_and_cut(
-    batch: Batch, factors: list[Float[Tensor, "n E"]], num_tokens: int, weights: LossWeights, model: CoCa
+    batch: Batch,
+    factors: tuple[Float[Tensor, "n E"], Float[Tensor, "n E"]],
+    num_tokens: int,
+    weights: LossWeights,
+    model: CoCa,
 ) -> tuple[CaptioningLoss, Float[Tensor, ""]]:
     """The captioning loss of a micro-batch, and the linear function of its embeddings with these factors."""
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from grr_coca.train.parallel import shard_like, whole
-from grr_coca.train.recipe import Precision
+from grr_coca.train.recipe import MuonPrecision
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[MuonPrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -37,7 +37,7 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor] | Iterable[dict], *, lr: float, precision: Precision, momentum: float = 0.95
+        self, params: Iterable[Tensor] | Iterable[dict], *, lr: float, precision: MuonPrecision, momentum: float = 0.95
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": 0.0})
         self._dtype = DTYPES[precision]

@@ -13,24 +13,27 @@ from torch import Tensor, nn
 from grr_coca.model.coca import CoCa
 from grr_coca.train.muon import DTYPES, newton_schulz_step
 from grr_coca.train.optimizer import parameter_kinds
-from grr_coca.train.recipe import Precision, Recipe
+from grr_coca.train.recipe import MuonPrecision, Precision, Recipe
 
 PROBE_TOKENS = 1024
 MIN_AUTOCAST_GAIN = 1.5
 """Autocast to bf16 pays if products in bf16 are this many times as fast. Its casts and copies use up smaller gains."""
+TENSOR_CORES = (7, 0)
+"""Compute capability of the first CUDA cards with fast products in fp16."""
 MIN_MUON_GAIN = 1.1
 """Muon takes bf16 if it is this many times as fast. If both are about equally fast, noise must not decide."""
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """`precision` of forward and backward passes, and `muon_precision` of Muon's orthogonalization: `fp32` or `bf16`.
+    """`precision` of forward and backward passes: `fp32`, `bf16` or `fp16`; and `muon_precision` of Muon's
+    orthogonalization: `fp32` or `bf16`.
 
     With AdamW `muon_precision` stays `auto`, because there is nothing to decide.
     """
 
     precision: Precision
-    muon_precision: Precision
+    muon_precision: MuonPrecision
 
     def for_autos_of(self, recipe: Recipe) -> Recipe:
         """The recipe with these precisions instead of `auto`. A precision that the recipe names stays."""
@@ -57,13 +60,15 @@ def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
 
 
 def faster_for_passes(width: int, device: torch.device) -> Precision:
-    """bf16 if it makes forward and backward passes faster, else fp32.
+    """The precision in which forward and backward passes are fastest.
 
-    A CUDA card gains if it has products in bf16; older ones (V100, T4) emulate them. A CPU gains if a feed-forward
-    product of the model's width gains.
+    A CUDA card gains if it has products in bf16. Older ones (V100, T4) emulate them, but have fast products in fp16. A
+    CPU gains by bf16 if a feed-forward product of the model's width gains.
     """
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "fp32"
     return "bf16" if _bf16_is_faster(width) else "fp32"
 
 
@@ -75,7 +80,7 @@ def _bf16_is_faster(width: int) -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32] / MIN_AUTOCAST_GAIN
 
 
-def faster_for_muon(matrices: Iterable[nn.Parameter], device: torch.device) -> Precision:
+def faster_for_muon(matrices: Iterable[nn.Parameter], device: torch.device) -> MuonPrecision:
     """Measure in which precision this machine orthogonalizes matrices of these shapes faster."""
     seconds = dict.fromkeys(DTYPES, 0.0)
     for (short, long), count in Counter(tuple(sorted(matrix.shape)) for matrix in matrices).items():

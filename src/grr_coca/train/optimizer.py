@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from grr_coca.common.errors import UserError, nearest
-from grr_coca.common.torch_private import lerp_each
+from grr_coca.common.torch_private import lerp_each, scale_each
 from grr_coca.model.coca import CoCa
 from grr_coca.model.layers.norm import at_least_fp32
 from grr_coca.train.muon import Muon
@@ -104,15 +104,27 @@ class Optimizers:
         decay."""
         return self._peak_lr * lr_factor(step, self._schedule)
 
-    def clip(self) -> Tensor:
-        """Clip the gradients to the recipe's norm, over all shards. Returns their norm before clipping."""
+    def gradient_norm(self) -> Tensor:
+        """The norm of the gradients over all shards, on their device. It is not waited for."""
         kinds = by_kind(self._parameters)
         norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
-        norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-        if norm > self._clip_norm:  # otherwise, a pass over all gradients would only multiply by 1
-            for kind in kinds:
+        return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+
+    def clip(self, norm: Tensor, value: float) -> None:
+        """Clip the gradients to the recipe's norm.
+
+        Args:
+            norm: result of `gradient_norm`.
+            value: the same, as a number that has been read.
+        """
+        if value > self._clip_norm:  # otherwise, a pass over all gradients would only multiply by 1
+            for kind in by_kind(self._parameters):
                 nn.utils.clip_grads_with_norm_(kind, self._clip_norm, norm)
-        return norm
+
+    def divide_gradients(self, divisor: float) -> None:
+        """Divide all gradients by a number."""
+        for gradients in by_kind(p.grad for p in self._parameters if p.grad is not None):
+            scale_each(gradients, 1 / divisor)
 
     def update(self, step: int) -> None:
         """Update the weights by the gradients, and clear the gradients."""

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from grr_coca.model.losses import LossWeights
 
 FrozenPart = Literal["image_encoder", "image_backbone", "text_decoder", "multimodal_decoder"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MuonPrecision = Literal["auto", "fp32", "bf16"]
 Parallelism = Literal["ddp", "fsdp"]
 Temperature = Literal["learned", "refitted"]
 ImagePositions = Literal["random", "sine_cosine"]
@@ -219,7 +220,7 @@ class OptimizerRecipe:
     clip_norm: float = 1.0
     learning_rates: dict[str, float] = field(default_factory=dict)
     layer_decay: float = 1.0
-    muon_precision: Precision = "auto"
+    muon_precision: MuonPrecision = "auto"
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
@@ -379,7 +380,8 @@ class Recipe:
 
     - `teacher`: a text teacher; None: there is none
     - `freeze`: parts whose weights do not change
-    - `precision`: of the forward and backward passes. `auto`: bf16 if this machine is faster in it, else fp32
+    - `precision`: of the forward and backward passes. `auto`: bf16 if this machine is faster in it; on a GPU that has
+      no bf16 but fast fp16 (V100, T4) fp16; else fp32. In fp16, the loss is scaled, see `LossScale`
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
     - `temperature`: `refitted` replaces the temperature after the last step by the best one for the validation pairs
       (see `refit_scaling`). The learned one fits the training pairs; if these are few, it is too sharp for other pairs.

@@ -37,7 +37,7 @@ from grr_coca.train.numerics import Numerics
 from grr_coca.train.parallel import shard_like, whole
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca.train.setup import DataState
-from grr_coca.train.step import Trainer
+from grr_coca.train.step import LossScale, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,10 @@ def save(
         (folder / STATE_FOLDER).mkdir()
         for name, tensors in training.items():
             save_tensors(tensors, folder / STATE_FOLDER / f"{name}.safetensors")
-        for name, content in (("progress", progress), *fixed._asdict().items()):
+        state = {"progress": progress, **fixed._asdict()}
+        if trainer.loss_scale is not None:
+            state["loss_scale"] = trainer.loss_scale
+        for name, content in state.items():
             (folder / STATE_FOLDER / f"{name}.json").write_bytes(json.dumps(to_dict(content)).encode())
 
     ranks.on_first(lambda: store.save(checkpoint.step, fill, progress.best_step))
@@ -237,6 +240,10 @@ def restore(point: Path, trainer: Trainer) -> Progress:
     if trainer.ema is not None:
         trainer.ema.load_state_dict(_shard_like_all(load_tensors(folder / "ema.safetensors"), trainer.ema.state_dict()))
         raw.load_state_dict(_shard_like_all(load_tensors(folder / "weights.safetensors"), raw.state_dict()))
+    if trainer.loss_scale is not None:
+        path = folder / "loss_scale.json"
+        saved = from_dict(LossScale, read_json(path), str(path))
+        trainer.loss_scale.factor, trainer.loss_scale.finite_steps = saved.factor, saved.finite_steps
     path = folder / "progress.json"
     return from_dict(Progress, read_json(path), str(path))
 

@@ -8,11 +8,13 @@ on its own pairs, compares them with the pairs of all ranks, and differentiates 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 
 from grr_coca.common.ranks import Ranks
+from grr_coca.common.tf32 import require_exact_products
 from grr_coca.data.batch import Batch
 from grr_coca.evaluate.split import Scaling
 from grr_coca.model.checkpoint import Checkpoint
@@ -23,6 +25,8 @@ from grr_coca.train.optimizer import Ema, Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel, keep_freed_memory
 from grr_coca.train.recipe import Precision, Recipe
 
+AUTOCAST_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def compute_gradients(
     model: ParallelModel,
@@ -30,6 +34,7 @@ def compute_gradients(
     num_tokens: int,
     weights: LossWeights,
     precision: AbstractContextManager,
+    scale: float = 1.0,
 ) -> Losses:
     """Compute the gradients of the global batch's loss, and return its losses, detached from the graph.
 
@@ -41,29 +46,54 @@ def compute_gradients(
         num_tokens: tokens to predict in the global batch.
         weights: weights of the losses.
         precision: context of the forward passes.
+        scale: factor of all gradients, but not of the losses.
     """
     ranks = model.ranks
     if len(micro_batches) > 1:
-        losses = accumulate_gradients(model, micro_batches, num_tokens, weights, precision)
+        losses = accumulate_gradients(model, micro_batches, num_tokens, weights, precision, scale)
     else:
         batch = micro_batches[0].to(ranks.device)
         with precision:
             losses = model(lambda coca: batch_loss(coca, batch, weights, num_tokens=num_tokens, ranks=ranks))
         # Gradients are averaged over the ranks, but their sum is needed.
-        (ranks.size * losses.total).backward()
+        (scale * ranks.size * losses.total).backward()
     model.average_scalar_gradients()
     return Losses(*ranks.sum(torch.stack(losses).detach()))
 
 
+@dataclass
+class LossScale:
+    """The factor of gradients in fp16, whose smallest number is 6e-8 and whose largest is 65,504.
+
+    A step with gradients that are not finite halves the factor and is skipped. After `GROWTH_INTERVAL` finite steps it
+    is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). All ranks do the same, as they have the same norm.
+    """
+
+    GROWTH_INTERVAL: ClassVar[int] = 2000
+
+    factor: float = 2.0**16
+    finite_steps: int = 0
+
+    def update(self, is_finite: bool) -> None:
+        """Count a step."""
+        self.finite_steps = self.finite_steps + 1 if is_finite else 0
+        if not is_finite:
+            self.factor /= 2
+        elif self.finite_steps == self.GROWTH_INTERVAL:
+            self.factor, self.finite_steps = self.factor * 2, 0
+
+
 @dataclass(frozen=True)
 class Trainer:
-    """Everything that a training step needs besides its batch."""
+    """Everything that a training step needs besides its batch. `loss_scale`: None in all precisions but fp16."""
 
     model: ParallelModel
     optimizers: Optimizers
     losses: LossWeights
     precision: AbstractContextManager
     ema: Ema | None
+    _: KW_ONLY
+    loss_scale: LossScale | None = None
 
     def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
         """Forward pass, backward pass and update. Returns the metrics of the step, which are the same on every rank.
@@ -75,8 +105,11 @@ class Trainer:
             num_tokens: tokens to predict in the global batch.
             step: number of the step, counted from 0.
         """
-        losses = compute_gradients(self.model, micro_batches, num_tokens, self.losses, self.precision)
-        grad_norm = self.optimizers.clip()
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.factor
+        losses = compute_gradients(self.model, micro_batches, num_tokens, self.losses, self.precision, scale)
+        if self.loss_scale is not None:
+            self.optimizers.divide_gradients(scale)
+        grad_norm = self.optimizers.gradient_norm()
         metrics = {
             "contrastive": losses.contrastive,
             "captioning": losses.captioning,
@@ -88,15 +121,20 @@ class Trainer:
             metrics["teacher"] = losses.teacher
         if self.losses.sibling:
             metrics["sibling"] = losses.sibling
-        values = torch.stack([value.double() for value in metrics.values()]).tolist()  # waits for the device once
-        if all(map(math.isfinite, values)):
+        # The only place of a step that waits for the device.
+        numbers = dict(zip(metrics, torch.stack([value.double() for value in metrics.values()]).tolist(), strict=True))
+        is_finite = all(map(math.isfinite, numbers.values()))
+        if self.loss_scale is not None:
+            self.loss_scale.update(is_finite)
+        if is_finite:
+            self.optimizers.clip(grad_norm, numbers["grad_norm"])
             self.optimizers.update(step)
             self.model.raw.clamp_logit_scale()
             if self.ema is not None:
                 self.ema.update()
         else:
             self.optimizers.zero_grad()
-        return {**dict(zip(metrics, values, strict=True)), "lr": self.optimizers.learning_rate(step)}
+        return {**numbers, "lr": self.optimizers.learning_rate(step)}
 
     @torch.no_grad()
     def set_scaling(self, scaling: Scaling) -> None:
@@ -126,6 +164,8 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     """The trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
     if ranks.device.type == "cpu":
         keep_freed_memory()
+    else:
+        require_exact_products()
     model = start.model.to(ranks.device).train()
     freeze(model, recipe.freeze, recipe.optimizer.learning_rates)
     if recipe.compile:
@@ -136,7 +176,9 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     # After the model is sharded, so that the state of a parameter is sharded as the parameter is.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
-    return Trainer(parallel, optimizers, recipe.loss_weights, autocast(recipe.precision, ranks.device), ema)
+    precision = autocast(recipe.precision, ranks.device)
+    loss_scale = LossScale() if recipe.precision == "fp16" else None
+    return Trainer(parallel, optimizers, recipe.loss_weights, precision, ema, loss_scale=loss_scale)
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:
@@ -145,6 +187,7 @@ def count_tokens(batches: Sequence[Batch]) -> int:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """The context of a run's forward passes: bf16 autocast, or nothing. It can be entered again and again."""
+    """The context of a run's forward passes: autocast to half precision, or nothing. It can be entered again and
+    again."""
     assert precision != "auto", "`decide` replaces it before"
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, AUTOCAST_DTYPES[precision])

@@ -60,18 +60,13 @@ def chosen(folder, engine="auto", device=None):
 # --- The rule
 
 
-def test_a_model_with_graphs_runs_in_onnx_runtime_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(choose, "best_device", lambda: "cpu")
+@pytest.mark.parametrize("best", ["cpu", "cuda"])
+def test_a_small_model_with_graphs_runs_in_onnx_runtime_unless_a_gpu_is_named(monkeypatch, best):
+    monkeypatch.setattr(choose, "best_device", lambda: best)
     assert chosen(ICONS) == chosen(ICONS, device="cpu") == chosen(ICONS, "onnx") == "onnx"
-    assert chosen(ICONS, "torch") == "torch"
+    assert chosen(ICONS, "torch") == chosen(ICONS, device="cuda") == "torch"
     model = grr_coca.load("icons")
     assert (model.engine.name, model.device) == ("onnx", "cpu")
-
-
-def test_a_model_with_graphs_runs_in_torch_where_that_finds_a_gpu(monkeypatch):
-    monkeypatch.setattr(choose, "best_device", lambda: "cuda")
-    assert chosen(ICONS) == chosen(ICONS, device="cuda") == "torch"
-    assert chosen(ICONS, device="cpu") == chosen(ICONS, "onnx") == "onnx"
 
 
 def test_a_wide_model_runs_in_torch_if_that_is_installed(monkeypatch):

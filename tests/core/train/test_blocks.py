@@ -28,6 +28,7 @@ from grr_coca.infer.generate import generate
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
+from grr_coca.model.layers.position import Rotary, line_angles
 from grr_coca.model.losses import batch_loss
 from grr_coca.train.blocks import CPP_COMPILERS, checkpoint_blocks, compile_blocks
 
@@ -91,9 +92,12 @@ def test_captioning_takes_no_notice_of_checkpointed_blocks(tiny_config):
 def compare(
     backend: str, recomputed: float, config: CoCaConfig, batches: list[Batch], evaluated: list[Batch], file: Path
 ) -> None:
-    """Compiled blocks beside plain ones, trained and evaluated; writes the graphs after each batch, and bytes kept."""
+    """Compiled blocks beside plain ones, trained and evaluated; writes the graphs after each batch, and bytes kept.
+
+    A block that is not one graph is an error.
+    """
     compile_block = nn.Module.compile
-    nn.Module.compile = partialmethod(compile_block, backend=backend)  # type: ignore[method-assign]
+    nn.Module.compile = partialmethod(compile_block, backend=backend, fullgraph=True)  # type: ignore[method-assign]
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     plain, compiled = build(config), build(config)
     compile_blocks(compiled, recomputed)
@@ -111,6 +115,30 @@ def compare(
         torch.testing.assert_close(states, expected_states, rtol=1e-4, atol=1e-4)
     kept = {"plain": saved_bytes(plain, batches[0]), "compiled": saved_bytes(compiled, batches[0])}
     file.write_text(json.dumps({"graphs": graphs, "kept": kept}))
+
+
+def rotate(file: Path) -> None:
+    """Rotate with and without a compiler; writes the types of all tensors that the compiler sees."""
+    seen: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        values = [*inputs, *(node.meta.get("example_value") for node in graph.graph.nodes)]
+        seen.extend(str(value.dtype) for value in values if isinstance(value, torch.Tensor))
+        return graph.forward
+
+    rotary, x = Rotary(line_angles(9, 8)), torch.randn(2, 5, 2, 3, 8, dtype=torch.bfloat16)
+    for moved in (rotary, rotary.to(torch.bfloat16)):
+        for positions in (slice(5), torch.tensor([3, 1, 8, 0, 2])):
+            compiled = torch.compile(moved, backend=keep, fullgraph=True)
+            torch.testing.assert_close(compiled(x, positions), moved(x, positions), rtol=0, atol=0)
+    file.write_text(json.dumps(seen))
+
+
+def test_a_compiler_rotates_in_real_numbers(tmp_path):
+    launch(tmp_path, rotate, tmp_path / "seen.json").finish()
+    seen = set(json.loads((tmp_path / "seen.json").read_text()))
+    assert "torch.float32" in seen
+    assert not any("complex" in name for name in seen)
 
 
 def _compared(folder: Path, *arguments: object) -> dict[str, Any]:

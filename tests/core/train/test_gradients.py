@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.batch import Batch
 from grr_coca.model.losses import EmbeddedPairs, batch_loss, contrastive_loss
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import Parallelism
@@ -49,14 +48,6 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(case):
         gradients, losses = computed(CASES[case], torch.float64, size)
         assert error_of(gradients, wanted) <= BOUNDS[torch.float64]
         assert {name: losses[name] for name in wanted_losses} == pytest.approx(wanted_losses, rel=1e-12)
-
-
-@pytest.mark.parametrize(("size", "moves"), [(8, 1), (3, 6)])
-def test_a_piece_is_moved_to_the_device_once_for_each_pass(monkeypatch, size, moves):
-    moved, to = [], Batch.to
-    monkeypatch.setattr(Batch, "to", lambda batch, device: moved.append(batch) or to(batch, device))
-    computed(CASES["grr_coca"], torch.float32, size)
-    assert len(moved) == moves
 
 
 @pytest.mark.parametrize("case", CASES)

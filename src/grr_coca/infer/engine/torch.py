@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from grr_coca.common.tf32 import fast_products
 from grr_coca.common.threads import num_threads
 from grr_coca.common.torch_private import copy_modules
 from grr_coca.data.preprocess import Preprocess
@@ -94,7 +95,8 @@ class TorchEngine:
     @torch.inference_mode()
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`. The context is the image tokens."""
-        image = self.model.encode_image(self._normalized(pixels))
+        with fast_products(self.device):
+            image = self.model.encode_image(self._normalized(pixels))
         return EncodedImages(_as_array(image.embedding.float()), image.tokens)
 
     @torch.inference_mode()
@@ -103,7 +105,8 @@ class TorchEngine:
     ) -> Float[np.ndarray, "B E"]:
         """As in `Engine`."""
         ids = torch.from_numpy(token_ids).to(self.device)
-        return _as_array(self.model.encode_text(ids, torch.from_numpy(lengths)).float())
+        with fast_products(self.device):
+            return _as_array(self.model.encode_text(ids, torch.from_numpy(lengths)).float())
 
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
@@ -166,7 +169,8 @@ class TorchDecoder:
         blocks = model.multimodal_decoder.blocks
         image_tokens = model.multimodal_decoder.context(image_tokens)
         num_reads = num_prompt + num_captions * (max_tokens - 1)
-        self.contexts = [_context(block, image_tokens, num_captions, num_reads) for block in blocks]
+        with fast_products(image_tokens.device):
+            self.contexts = [_context(block, image_tokens, num_captions, num_reads) for block in blocks]
         num_slots = num_reads if beams else num_prompt + max_tokens - 1
         self.caches = [KeyValueCache(num_slots) for _ in (*model.text_decoder.blocks, *blocks)]
         self.visible = np.ones((self.num_images, 1, 0), dtype=bool) if beams else None  # B K L
@@ -184,7 +188,8 @@ class TorchDecoder:
             self.visible = np.concatenate([self.visible, own_slots.repeat(self.num_images, axis=0)], axis=2)
             if num_tokens == 1:
                 mask = torch.from_numpy(self.visible[:, None]).to(self.model.device)
-        logits = self._logits(torch.from_numpy(token_ids).to(self.model.device), positions, mask)
+        with fast_products(self.model.device):
+            logits = self._logits(torch.from_numpy(token_ids).to(self.model.device), positions, mask)
         return ArrayLogits(logits.numpy()) if logits.device.type == "cpu" else DeviceLogits(logits.log_softmax(dim=1))
 
     def _logits(self, token_ids: Int[Tensor, "R T"], positions: slice, mask: Mask) -> Float[Tensor, "R V"]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import ALONE, CPU, pretrain, real_pairs, silent, snapshot, tiny_recipe, write_shard
 
 from grr_coca.common.files import read_json
 from grr_coca.model.build import build
@@ -13,7 +14,6 @@ from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import CheckpointRecipe, OptimizerRecipe, ScheduleRecipe
 from grr_coca.train.run_checkpoints import resume_point
 from grr_coca.train.step import LossScale, Trainer, autocast, compute_gradients, count_tokens
-from support import ALONE, CPU, pretrain, real_pairs, silent, snapshot, tiny_recipe, write_shard
 
 RECIPE = OptimizerRecipe(lr=1e-3)
 

@@ -3,9 +3,9 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import CPU
 
 from grr_coca.model.layers.layout import ROUND_TO, pack_lengths
-from support import CPU
 
 
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6), room=st.integers(0, 3))

@@ -103,11 +103,14 @@ class Quoted:
 
 
 NUMBER = re.compile(r"(?<![\w@.,-])[−+]?\d[\d,.]*(?:/\d+)?")
-NUMBER_WORD = re.compile(
-    r"\b(three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundreds?|thousands?|millions?|billions?|half|thirds?|"
-    r"quarters?|fifths?|twice|doubled?|doubles|halves?|tenfold|times)\b",
+WORD = re.compile(
+    r"\b(three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|hundreds?|thousands?|millions?|billions?|half|"
+    r"thirds?|quarters?|fifths?|twice|doubled?|doubles|halves?|tenfold|times|winners?|agree(s|d)?|reproduced|equally|evidence|"
+    r"irrelevant|faster|slower|increases?|decreases?|grows?|shrinks?|drops?|rises?|falls?|gaps?|robust(ly)?|suffers?|good|bad|"
+    r"due to|because of|effects?|nothing|every|matters?|should|all settings|clear(ly)?|strong(ly)?|reliabl[ey])\b",
     re.IGNORECASE,
 )
+"""Words of numbers and of claims; only pages outside of `studies` must mark them."""
 VERDICT = re.compile(
     r"\b(better|worse|worst|lower|lowest|higher|highest|ahead|behind|equal|lead(s|ing)?|favou?r(s|ed)?|differ(s|ent|ence|ences)?|"
     r"help(s|ed)?|hurts?|harm(s|ful)?|excludes?|beat(s|en)?|wins?|won|los(es|t|ing)|outperform(s|ed)?|surpass(es|ed)?|"
@@ -130,7 +133,7 @@ def errors_of_text(text: str, words: bool = True) -> Iterator[str]:
     """Yield the numbers, also in `words`, and verdicts of a page's text that are outside of placeholders."""
     fixed = re.sub(r"\{[^{}]*\}", "…", text)
     fixed = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->", "…", fixed, flags=re.DOTALL)
-    patterns = [(NUMBER, "a number"), (VERDICT, "a verdict"), *([(NUMBER_WORD, "a number")] if words else [])]
+    patterns = [(NUMBER, "a number"), (VERDICT, "a verdict"), *([(WORD, "a claim")] if words else [])]
     for pattern, what in patterns:
         for found in pattern.finditer(fixed):
             around = " ".join(fixed[max(0, found.start() - 40) : found.end() + 30].split())

@@ -6,7 +6,7 @@ Takes `icons`, which ships, and `b32` with random weights, exported in fp32 and 
 another run: exporting takes minutes. One thread. In each cell the engines take turns, and
 what is compared are seconds of CPU time, so other work on the machine counts less. A caption has 20 new tokens, a text
 15. Writes `results/engines.json`, anew after each model. The rule of `engine="auto"` follows from it
-(`grr_coca.infer.choose_engine`, `tests/test_benchmarks.py`).
+(`grr_coca.infer.load`, `tests/test_benchmarks.py`).
 """
 
 import statistics
@@ -31,8 +31,8 @@ from grr_coca.infer.export.write import write_onnx
 from grr_coca.infer.generate import GenerationOptions, generate
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
+from grr_coca.model.checkpoint_files import DEFAULT, shipped_folder
 from grr_coca.model.presets import get_preset
-from grr_coca.model.shipped_models import DEFAULT, shipped_folder
 
 MODELS = (DEFAULT, "b32")
 """A model that ships, and a size of presets, with random weights."""

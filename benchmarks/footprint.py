@@ -19,7 +19,7 @@ from pathlib import Path
 from harness import in_turn, parse, parser_of, report, seconds
 from packaging.requirements import Requirement
 
-from grr_coca.model.shipped_models import FOLDER
+from grr_coca.model.checkpoint_files import FOLDER
 
 ROOT = Path(__file__).parents[1]
 CAPTION = [sys.executable, "-m", "grr_coca", "caption", str(ROOT / "docs" / "drawings" / "guitar.webp"), "--engine"]

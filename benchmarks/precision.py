@@ -31,7 +31,7 @@ from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.export.write import write_onnx
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
-from grr_coca.model.shipped_models import shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import shipped_folder, shipped_models
 
 ROOT = Path(__file__).parents[1]
 SPLITS = {

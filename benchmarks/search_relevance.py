@@ -32,8 +32,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import changed_folder, in_cache
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.infer.image_text_model import ImageTextModel
-from grr_coca.model.checkpoint_folder import RELEVANCE
-from grr_coca.model.shipped_models import DEFAULT, FOLDER
+from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, RELEVANCE
 from grr_coca_search.index import Index
 from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, curve_of, evidence
 from grr_coca_search.words import asked_words, has_words

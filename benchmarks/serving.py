@@ -31,7 +31,7 @@ import numpy as np
 from engines import random_checkpoint
 from harness import in_turn, parse, parser_of, pictures, ratio, report, seconds
 
-from grr_coca.model.shipped_models import DEFAULT, shipped_folder
+from grr_coca.model.checkpoint_files import DEFAULT, shipped_folder
 
 CLIENTS = 64
 FILES = {DEFAULT: 3000, "b32": 200}

@@ -44,12 +44,10 @@ from grr_coca.common.files import CACHE, in_cache, user_cache
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_split import images_of
-from grr_coca.infer.calibration import Calibration, statistics
+from grr_coca.infer.calibration import Calibration, read_photographs, statistics
 from grr_coca.infer.generate import GREEDY, generate
 from grr_coca.infer.image_text_model import ImageTextModel, load
-from grr_coca.infer.photographs import read_photographs
-from grr_coca.model.checkpoint_folder import CONFIDENCE
-from grr_coca.model.shipped_models import Figure
+from grr_coca.model.checkpoint_files import CONFIDENCE, Figure
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT / "scripts" / "photographs.txt"

@@ -43,8 +43,7 @@ from fitting import BINS, exactly, folder_of, logistic, parser_of, table, write_
 from grr_coca.cli import exit_code
 from grr_coca.common.files import read_json, user_cache, write_whole
 from grr_coca.evaluate.intervals import Interval, Measure
-from grr_coca.model.checkpoint_folder import MATCHING
-from grr_coca.model.shipped_models import Figure
+from grr_coca.model.checkpoint_files import MATCHING, Figure
 from grr_coca_icons.match.candidates import Pairs, PictureSet
 from grr_coca_icons.match.label_check import knows
 from grr_coca_icons.match.match_numbers import (

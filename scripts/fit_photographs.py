@@ -2,7 +2,7 @@
 
     python scripts/fit_photographs.py NAME [--photographs DIR]
 
-writes `photographs.json` (see `grr_coca.infer.photographs`) into `src/grr_coca/model/weights/NAME/`, and prints how
+writes `photographs.json` (see `grr_coca.infer.calibration`) into `src/grr_coca/model/weights/NAME/`, and prints how
 many images look like photographs. The numbers depend on what the model's preprocessing makes of images, and not on its
 weights. `scripts/fit_confidence.py` then measures them with its own, for the card.
 
@@ -37,9 +37,9 @@ from grr_coca.common.files import changed_folder, in_cache, user_cache
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.open import open_source
-from grr_coca.infer.image_text_model import load
-from grr_coca.infer.photographs import Photographs, look_inside
-from grr_coca.model.checkpoint_folder import PHOTOGRAPHS
+from grr_coca.infer.calibration import Photographs, look_inside
+from grr_coca.infer.load import load
+from grr_coca.model.checkpoint_files import PHOTOGRAPHS
 from grr_coca_icons.sources.iconify import read_package
 
 T = TypeVar("T")

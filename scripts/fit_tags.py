@@ -32,7 +32,7 @@ from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.image_text_model import Description, ImageTextModel, load
 from grr_coca.infer.tags import Tagger, TagNumbers, in_singular, with_beams
-from grr_coca.model.checkpoint_folder import TAGS
+from grr_coca.model.checkpoint_files import TAGS
 from icon_search import Icon, read_icons
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tags.json"

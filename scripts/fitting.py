@@ -15,7 +15,7 @@ import yaml
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import changed_folder, read_json
-from grr_coca.model.shipped_models import Figure, ModelCard, shipped_folder, shipped_names
+from grr_coca.model.checkpoint_files import Figure, ModelCard, shipped_folder, shipped_names
 
 CARDS = Path(__file__).with_name("cards")
 BINS = 10

@@ -35,8 +35,8 @@ from grr_coca.common.files import in_cache
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.text import clean_caption
 from grr_coca.infer.image_text_model import ImageTextModel, load
-from grr_coca.infer.locate import locate_checkpoint
-from grr_coca.model.checkpoint_without_weights import read_files
+from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import read_files
 
 SPLIT = "test_family_tabler"
 SHOWN = 400

@@ -49,9 +49,8 @@ from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.export.write import manifest_facts, write_graphs
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, write_files
-from grr_coca.model.checkpoint_folder import PHOTOGRAPHS, checkpoints_by_step
+from grr_coca.model.checkpoint_files import FOLDER, PHOTOGRAPHS, Figure, ModelCard, checkpoints_by_step
 from grr_coca.model.losses import LossWeights
-from grr_coca.model.shipped_models import FOLDER, Figure, ModelCard
 from grr_coca.train.recipe import load_recipe
 
 BATCH_SIZE = 32

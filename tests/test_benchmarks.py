@@ -58,7 +58,7 @@ def test_the_worst_case_is_all_of_the_context():
 
 def test_the_rule_of_engines_is_that_of_the_table():
     """`engine="auto"` takes ONNX Runtime up to the width at which it was never behind."""
-    from grr_coca.infer.choose_engine import MAX_ONNX_WIDTH
+    from grr_coca.infer.load import MAX_ONNX_WIDTH
 
     rows = json.loads((ROOT / "benchmarks" / "results" / "engines.json").read_text())["rows"]
     behind = [row["width"] for row in rows if row["precision"] == "fp32" and row["times_as_fast"] < 1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fit_confidence
-from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import Figure, shipped_folder, shipped_models
 
 
 def test_the_curve_is_the_one_that_the_captions_were_drawn_from():

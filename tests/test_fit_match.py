@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from grr_coca.model.shipped_models import shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import shipped_folder, shipped_models
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ import fitting
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import changed_folder, verify_folder
-from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import Figure, shipped_folder, shipped_models
 
 PAGE = "# model\n\n## One\n\nfirst\n\n## Two\n\nsecond\n\n## Three\n\nthird\n"
 

@@ -15,8 +15,16 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import changed_folder, verify_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.checkpoint_folder import CONFIDENCE, FILES, GRAPHS, PHOTOGRAPHS, fingerprint
-from grr_coca.model.shipped_models import Figure, shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import (
+    CONFIDENCE,
+    FILES,
+    GRAPHS,
+    PHOTOGRAPHS,
+    Figure,
+    fingerprint,
+    shipped_folder,
+    shipped_models,
+)
 from grr_coca.train.recipe import CheckpointRecipe
 
 WORDS = {
@@ -61,7 +69,7 @@ def run(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(ship, "ROOT", tmp_path)
     monkeypatch.setattr(fitting, "CARDS", tmp_path)
     monkeypatch.setattr(ship, "FOLDER", tmp_path / "weights")
-    monkeypatch.setattr("grr_coca.model.shipped_models.FOLDER", tmp_path / "weights")
+    monkeypatch.setattr("grr_coca.model.checkpoint_files.FOLDER", tmp_path / "weights")
     words = {**WORDS, "other_splits": {"elsewhere": "pairs.tar"}, "fits": ["fit.py mine", "other.py"]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(words))
     return finished_run(tmp_path, steps=2).folder

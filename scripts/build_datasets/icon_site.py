@@ -30,7 +30,7 @@ from PIL import Image
 from grr_coca.cli import exit_code
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_own_name, user_cache, write_whole
-from grr_coca.model.checkpoint_folder import fingerprint
+from grr_coca.model.checkpoint_files import fingerprint
 from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import Equivalent, OtherSets
@@ -150,7 +150,7 @@ def build(
         UserError: a package cannot be had, there is no such set, or `out` holds something else.
     """
     import grr_coca
-    from grr_coca.infer.locate import locate_checkpoint
+    from grr_coca.infer.load import locate_checkpoint
 
     require_own_name(out)
     if out.exists() and not (out / "site.json").exists() and (not out.is_dir() or any(out.iterdir())):

@@ -41,7 +41,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         loader = plugins.named("grr_coca.loaders", scheme)
         if loader is not None:
             return loader(path, device, engine)
-    from grr_coca.infer.image_text_model import load as load_model
+    from grr_coca.infer.load import load as load_model
 
     return load_model(name, device, engine)
 

@@ -78,8 +78,8 @@ def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageT
         raise UserError(f"open_clip:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")
     require_extra("open-clip", f"open_clip:{path}")
     wait_passively()
-    from grr_coca.infer.choose_engine import choose_device
     from grr_coca.infer.image_text_model import ImageTextModel
+    from grr_coca.infer.load import choose_device
     from grr_coca_open_clip.checkpoints.read import read_open_clip
 
     return ImageTextModel(read_open_clip(Path(path), device=choose_device(device)))

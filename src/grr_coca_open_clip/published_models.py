@@ -18,7 +18,7 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import FETCHING, UserError, first_line
 from grr_coca.common.extras import install_command, require_extra
 from grr_coca.common.files import MANIFEST, file_sha256, is_offline, models_cache, read_json, whole_folder, write_whole
-from grr_coca.infer.choose_engine import ENGINE_TITLES
+from grr_coca.infer.load import ENGINE_TITLES
 from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS
 
 
@@ -279,7 +279,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 class PublishedModels:
-    """The published models for the core: a `grr_coca.infer.locate.ModelProvider`."""
+    """The published models for the core: a `grr_coca.infer.load.ModelProvider`."""
 
     names = tuple(PUBLISHED)
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
-from grr_coca.infer.locate import is_on_hub
+from grr_coca.infer.load import is_on_hub
 from grr_coca.infer.on_ray import Machines
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 from grr_coca_search.answer import Query, SearchOptions, SearchResult, search_store
 from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca_search.entry import chunks

@@ -18,10 +18,9 @@ from grr_coca.common.extras import require_extra
 from grr_coca.data.image_files import ImageFile, done_ahead
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.text import writable
-from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import map_on_ray
-from grr_coca.model.checkpoint_folder import fingerprint
-from grr_coca.model.shipped_models import DEFAULT, shipped_folder
+from grr_coca.model.checkpoint_files import DEFAULT, fingerprint, shipped_folder
 from grr_coca_search.duplicates import look_of, perceptual_hash
 from grr_coca_search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
 from grr_coca_search.photo import Photo, read_photo
@@ -180,7 +179,7 @@ class IndexModel:
     @cached_property
     def loaded(self) -> "ImageTextModel":
         """The loaded model."""
-        from grr_coca.infer.image_text_model import load  # late: it imports an engine
+        from grr_coca.infer.load import load  # late: it imports an engine
 
         model = load(self.folder, engine=self.engine)
         model.warn_if_unfit()  # an index uses both its embeddings and its captions
@@ -313,7 +312,7 @@ class RayDescriber:
 
 
 def _worker(folder: Path, engine: str) -> Callable[[Sequence[FoundImage]], list[DecodedImage | Failure]]:
-    from grr_coca.infer.image_text_model import load
+    from grr_coca.infer.load import load
 
     model = load(folder, engine=engine)
     preprocess = model.preprocess

@@ -23,7 +23,7 @@ import numpy as np
 from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
-from grr_coca.model.checkpoint_folder import RELEVANCE
+from grr_coca.model.checkpoint_files import RELEVANCE
 from grr_coca.model.config import OWN, CoCaConfig
 from grr_coca_search.duplicates import MIN_COSINE
 

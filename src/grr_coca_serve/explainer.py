@@ -12,7 +12,7 @@ from grr_coca_serve.pictures import PictureReader
 from grr_coca_serve.refusal import Refusal
 
 if TYPE_CHECKING:
-    from grr_coca.data.framing import Box
+    from grr_coca.data.preprocess import Box
     from grr_coca.infer import ImageTextModel
 
 _MAX_WAITING = 8

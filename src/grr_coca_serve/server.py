@@ -24,8 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
-from grr_coca.model.checkpoint_folder import read_config
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT, read_config
 from grr_coca_search.index import Index
 from grr_coca_search.index_model import IndexModel
 from grr_coca_search.relevance import curve_of

@@ -38,7 +38,7 @@ from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, read_whole, user_cache, verify_folder, whole_folder
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import read_calibration
-from grr_coca.model.checkpoint_folder import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
+from grr_coca.model.checkpoint_files import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
 from grr_coca_search import answer, duplicates, relevance
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded import embedded_store as embedded

@@ -8,12 +8,12 @@ import torch
 from elsewhere_device import add_device, waits
 from support import real_pairs
 
+from grr_coca import load
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.probes import AttentionProbeOptions
 from grr_coca.evaluate.tasks import measure_probe, measure_zeroshot
-from grr_coca.infer import load
 from grr_coca.infer.explain.caption import caption_maps
 from grr_coca.infer.explain.text import text_map
 from grr_coca.model.losses import LossWeights

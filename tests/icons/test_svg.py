@@ -15,10 +15,9 @@ import pytest
 import svg_grammar
 from PIL import Image
 
-from grr_coca.data.framing import Framing
 from grr_coca.data.images import VECTOR_SIDE as SIDE
 from grr_coca.data.images import decode_image, open_header
-from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca_icons import svg as svg_module
 from grr_coca_icons import svg_program

@@ -23,8 +23,8 @@ import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, models_cache, whole_folder
-from grr_coca.infer.locate import locate_checkpoint
-from grr_coca.model.shipped_models import FOLDER
+from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca_open_clip import published_models as published
 from grr_coca_open_clip.published_models import PUBLISHED, find_published, is_here
 
@@ -188,7 +188,7 @@ def test_a_damaged_copy_tells_the_way_out(hub, quick):
 
 
 def published_load(name: str):
-    from grr_coca.infer.image_text_model import load
+    from grr_coca.infer.load import load
 
     return load(name, engine="onnx")
 

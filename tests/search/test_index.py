@@ -4,8 +4,8 @@ import pytest
 from library import HEADER, paint
 
 from grr_coca.common.errors import UserError
-from grr_coca.infer.image_text_model import load
-from grr_coca.model.checkpoint_folder import FILES
+from grr_coca.infer.load import load
+from grr_coca.model.checkpoint_files import FILES
 from grr_coca_search.entry import Header
 from grr_coca_search.index import Index
 from grr_coca_search.index_model import IndexModel
@@ -17,7 +17,7 @@ def loads(monkeypatch):
     """The folders of the models that were loaded."""
     folders = []
     monkeypatch.setattr(
-        "grr_coca.infer.image_text_model.load",
+        "grr_coca.infer.load.load",
         lambda folder, **options: folders.append(folder) or load(folder, **options),
     )
     return folders

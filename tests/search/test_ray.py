@@ -17,9 +17,9 @@ from grr_coca.cli import main
 from grr_coca.cli.image_work import _worker
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import find_images
-from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import _Envelope, _Worker, workers_of
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 needs_cluster = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
 WORKER = b"MapWorker"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grr_coca.infer.image_text_model import load
-from grr_coca.model.shipped_models import FOLDER, shipped_models
+from grr_coca.infer.load import load
+from grr_coca.model.checkpoint_files import FOLDER, shipped_models
 from grr_coca_search.relevance import RelevanceCurve, can_tell, curve_of, evidence
 from grr_coca_serve.page import FILES
 from grr_coca_serve.site import RANKING

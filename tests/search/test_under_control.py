@@ -12,7 +12,7 @@ from library import fill, make_entry, make_vectors
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.model.checkpoint_folder import RELEVANCE
+from grr_coca.model.checkpoint_files import RELEVANCE
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
 from grr_coca_search.answer import Query, SearchOptions, search_store

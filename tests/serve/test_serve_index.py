@@ -22,8 +22,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
 from grr_coca.data.image_files import Span
 from grr_coca.data.images import decode_image
-from grr_coca.model.checkpoint_folder import RELEVANCE
-from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.model.checkpoint_files import RELEVANCE, shipped_folder
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
 from grr_coca_search.entry import Entry, Stamp

@@ -32,7 +32,7 @@ from grr_coca.data.sources.shards import TarShards
 from grr_coca.evaluate.retrieval import QueryRanks, rank_of_first_hit
 from grr_coca.infer.engine.torch import TorchDecoder
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.model.checkpoint_folder import GRAPH_FILES, QUANTIZED_WEIGHTS, WEIGHTS
+from grr_coca.model.checkpoint_files import GRAPH_FILES, QUANTIZED_WEIGHTS, WEIGHTS
 from grr_coca.model.coca import CoCa
 from grr_coca.model.losses import LossWeights, batch_loss
 from grr_coca.train.loop import OnStep, train

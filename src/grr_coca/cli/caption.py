@@ -17,10 +17,10 @@ from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.outputs import require_other, to_json
 from grr_coca.infer.generate.options import GenerationOptions
-from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.infer.outputs.caption_files import CaptionFile, CaptionOutput, TextFiles, XmpFiles, caption_rows
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca.data.image_files import ImageFile

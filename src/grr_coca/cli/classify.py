@@ -22,9 +22,9 @@ from grr_coca.cli.output import report_unfamiliar, reporting, say
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.outputs import to_json
 from grr_coca.infer.class_names import NAME_ALONE, check_class_names, read_class_names
-from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.outputs.caption_files import XmpFiles
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca.data.image_files import ImageFile

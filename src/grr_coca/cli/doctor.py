@@ -19,10 +19,9 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import PACKAGES, install_command, install_origin
 from grr_coca.common.files import file_sha256, listed_files, read_json, user_cache
 from grr_coca.common.threads import num_threads
-from grr_coca.infer.choose_engine import choose_engine
-from grr_coca.model.checkpoint_folder import read_config
+from grr_coca.infer.load import choose_engine
+from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, read_config
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.shipped_models import DEFAULT, FOLDER
 
 _BASE = ("numpy", "pillow", "tokenizers", "safetensors", "onnxruntime", "tyro", "rich", "filelock", "pathspec")
 _FEATURES = ("SSE42", "AVX2", "FMA3", "AVX512F", "AVX512VNNI", "AVX512_SPR", "NEON", "ASIMDDP", "SVE")

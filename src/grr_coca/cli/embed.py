@@ -14,10 +14,10 @@ from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_lines
-from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.infer.outputs.vector_files import VectorBuffer, check_format, check_output, write_vectors
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.outputs import require_other, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
-from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint
 
 if TYPE_CHECKING:
     from grr_coca.evaluate.checkpoint_metrics import SplitMeasures

@@ -8,7 +8,7 @@ import tyro
 from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import require_free, say
 from grr_coca.common.extras import require_extra
-from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model import hub
 
 

@@ -10,8 +10,8 @@ from grr_coca.cli.flags import CheckpointFlag
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_whole
 from grr_coca.common.outputs import require_other, require_suffix, require_writable, write_output
-from grr_coca.infer.locate import locate_checkpoint
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import DEFAULT
 
 
 def run(

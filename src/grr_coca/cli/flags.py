@@ -18,7 +18,7 @@ CheckpointFlag = Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR"
 OptionalCheckpointFlag = Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
 
 EngineFlag = Annotated[Literal["auto", "onnx", "torch"], tyro.conf.arg(metavar="auto|onnx|torch")]
-"""What computes the model; see `grr_coca.infer.choose_engine`."""
+"""What computes the model; see `grr_coca.infer.load`."""
 
 ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 

@@ -12,12 +12,10 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_json
-from grr_coca.infer.choose_engine import ENGINE_TITLES, choose_engine
-from grr_coca.infer.locate import ModelProvider
-from grr_coca.model.checkpoint_folder import read_config
+from grr_coca.infer.load import ENGINE_TITLES, ModelProvider, choose_engine
+from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, ModelCard, read_config, shipped_models
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
-from grr_coca.model.shipped_models import DEFAULT, FOLDER, ModelCard, shipped_models
 
 _MIN_LENGTH = 4
 """Tokens of the shortest caption: one word, and the begin, end and class tokens."""

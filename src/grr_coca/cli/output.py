@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grr_coca.common.errors import Interruption, UserError, on_one_line
-from grr_coca.model.shipped_models import FOR_PHOTOGRAPHS
+from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS
 
 if TYPE_CHECKING:
     from grr_coca.infer.outputs.caption_files import CaptionOutput

@@ -13,7 +13,7 @@ import tyro
 
 from grr_coca.common.errors import DiskError, UserError
 from grr_coca.common.extras import require_extra
-from grr_coca.infer.locate import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.presets import get_preset
 
 if TYPE_CHECKING:

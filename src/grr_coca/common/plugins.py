@@ -7,7 +7,7 @@ A group is asked for by one place in the core, which documents what its values a
 | `grr_coca.commands` | a table of commands, by name | `grr_coca.cli` |
 | `grr_coca.sources` | a reader of pairs and images from other sources | `grr_coca.data.sources.plugins` |
 | `grr_coca.image_formats` | a decoder of image files that Pillow does not know | `grr_coca.data.images` |
-| `grr_coca.models` | a provider of models by name | `grr_coca.infer.locate` |
+| `grr_coca.models` | a provider of models by name | `grr_coca.infer.load` |
 | `grr_coca.loaders` | a function that loads checkpoints of another project, by scheme | `grr_coca.load` |
 | `grr_coca.architectures` | an architecture of models | `grr_coca.model.config` |
 | `grr_coca.objectives` | an additional loss of training | `grr_coca.train.setup` |

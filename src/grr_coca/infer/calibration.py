@@ -7,10 +7,13 @@ model without this file cannot tell.
   that training never saw.
 - An image is *unfamiliar* if statistics of its pixels lie far from those of the training images (Mahalanobis distance).
   The limit was set on drawings that training never saw. No photograph took part in this fit.
-- It is also unfamiliar if it looks like a photograph, see `grr_coca.infer.photographs`, for models with these numbers.
-  What is flat inside is then familiar at any distance: drawings that fill their frame lie far from others.
+- It is also unfamiliar if it looks like a photograph, whole or cut out, for models with `photographs.json`, which
+  `scripts/fit_photographs.py` fitted. What is flat inside is then familiar at any distance: drawings that fill their
+  frame are far from others. A photograph that was cut out has the border of a drawing. The inside distinguishes them:
+  photographs are rough nearly everywhere, their edges run in all directions, and their colours vary separately from
+  their brightness. Glossy drawings are smooth between their edges, and a shade changes all channels together.
 
-Shapes: B images, S image size in pixels, F statistics.
+Shapes: B images, S image size in pixels, s = S - 2, N images that are judged, F statistics or numbers of the inside.
 """
 
 import math
@@ -25,8 +28,7 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Bool, Float, Int, UInt8
-from grr_coca.infer.photographs import Photographs, read_photographs
-from grr_coca.model.checkpoint_folder import CONFIDENCE
+from grr_coca.model.checkpoint_files import CONFIDENCE, PHOTOGRAPHS
 
 
 class Certainty(NamedTuple):
@@ -59,7 +61,7 @@ class Calibration:
     precision: tuple[tuple[float, ...], ...]
     max_distance: float
     fitted_on: str
-    photographs: Photographs | None = None
+    photographs: "Photographs | None" = None
 
     def __post_init__(self) -> None:
         if {len(row) for row in (self.mean, self.precision, *self.precision)} != {NUM_STATISTICS}:
@@ -147,3 +149,198 @@ def _entropies(planes: Int[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
         shares = counts[counts > 0] / image.size
         found[number] = -(shares * np.log(shares)).sum()
     return found
+
+
+# --- Photographs: statistics of what is inside a drawing's border
+
+_GROUND = 24
+"""Largest difference of a channel, of 255, from the ground."""
+_MIN_INSIDE = 48
+"""Fewest pixels inside of a drawing by which it is judged."""
+_FLAT, _MAX_FLAT = 3, 0.9
+"""A pixel is flat if its Laplacian is this at most. With a larger share of flat pixels, the inside is flat."""
+
+_LAPLACIANS = (3, 8, 20, 40, 80)
+_STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
+"""Limits for brightness, and for red and blue without green."""
+_NUM_BOTH = 3
+_COHERENT = (0.5, 0.8, 0.95)
+_EDGE = 16
+"""Smallest mean square of the slope, per pixel, at an edge."""
+NUM_INSIDE = 1 + len(_LAPLACIANS) + sum(len(limits) + _NUM_BOTH + 2 for limits in _STRAYS) + 3 + 3 + 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photographs:
+    """The fitted numbers: an image with a score above 0 looks like a photograph.
+
+    `weights`: F. `offset`: added to the weighted sum. `fitted_on`: the images of the fit, in words.
+    """
+
+    weights: tuple[float, ...]
+    offset: float
+    fitted_on: str
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != NUM_INSIDE:
+            raise UserError(f"'weights' has {len(self.weights)} numbers, not {NUM_INSIDE}")
+
+    def scores(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
+        """How much each image looks like a photograph. Minus infinity: its inside is flat, so it is drawn. NaN: next
+        to nothing is inside, which tells nothing.
+        """
+        inside = look_inside(pixels)
+        found = np.where(inside.is_flat, -math.inf, math.nan)
+        found[inside.is_judged] = inside.numbers @ np.asarray(self.weights) + self.offset
+        return found
+
+
+def read_photographs(folder: Path) -> Photographs | None:
+    """The numbers of the model in a folder; None if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / PHOTOGRAPHS
+    return from_dict(Photographs, read_json(path), str(path)) if path.exists() else None
+
+
+class Inside(NamedTuple):
+    """What lies inside of images. `is_flat`, `is_judged`: B, not both; `numbers`: N F, of those that are judged."""
+
+    is_flat: Bool[np.ndarray, " B"]
+    is_judged: Bool[np.ndarray, " B"]
+    numbers: Float[np.ndarray, "N F"]
+
+
+def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> Inside:
+    """The numbers of the inside of each image: of the pixels that are more than two pixels away from the ground, which
+    has the median colour of the border. Images with next to nothing inside, or with a flat inside, are not judged.
+
+    1. Laplacians, the largest of the channels: mean logarithm, and shares up to `_LAPLACIANS`.
+    2. For brightness and two differences of channels: by how much a pixel is above or below both of its neighbours in a
+       row, and in a column (0 on slopes and straight edges). Shares up to `_STRAYS` of the larger and of the smaller of
+       the two, their sum by that of the slopes, and their mean logarithm.
+    3. Coherence of the structure tensor over three by three pixels: overall, as mean logarithm, in the mean of pixels,
+       and shares of pixels at edges above `_COHERENT`.
+    4. Colours of four bits a channel: entropy, share of the first and of the first four, number.
+    5. Mean saturation, share of high saturation, spread of brightness, shares of white and black, and of the inside.
+    """
+    planes = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)).astype(np.int16)  # B 3 S S
+    is_inside = _is_inside(planes)
+    counts = np.count_nonzero(is_inside, axis=(1, 2))
+    laplacians = _laplacian(planes).max(axis=1)
+    flat = np.count_nonzero((laplacians <= _FLAT) & is_inside, axis=(1, 2))
+    is_flat = (counts >= _MIN_INSIDE) & (flat > _MAX_FLAT * counts)
+    is_judged = (counts >= _MIN_INSIDE) & ~is_flat
+    if not is_judged.any():
+        return Inside(is_flat, is_judged, np.zeros((0, NUM_INSIDE)))
+    planes, is_inside, counts, laplacians = (of[is_judged] for of in (planes, is_inside, counts, laplacians))
+
+    area = _Area(is_inside, counts)
+    of, mean = area.of, area.mean
+
+    red, green, blue = np.moveaxis(planes, 1, 0)
+    brightness = (2 * red + 5 * green + blue) >> 3
+    inner = of(laplacians)
+    numbers = [mean(np.log1p(inner)), *(mean(inner <= limit) for limit in _LAPLACIANS)]
+    for plane, limits in zip((brightness, red - green, blue - green), _STRAYS, strict=True):
+        numbers += _strays(plane, limits, area)
+    numbers += _coherence(brightness.astype(np.float32), area)
+    colours = planes[:, :, 1:-1, 1:-1]
+    numbers.extend(np.transpose([_colours(image, inside) for image, inside in zip(colours, is_inside, strict=True)]))
+    saturation, light = of(colours.max(axis=1) - colours.min(axis=1)) / 64, of(brightness[:, 1:-1, 1:-1]) / 64
+    numbers += [mean(saturation), mean(saturation > 3), np.sqrt(np.maximum(mean(light**2) - mean(light) ** 2, 0))]
+    numbers += [mean(light > 3.8), mean(light < 0.2), counts / pixels[0, ..., 0].size]
+    return Inside(is_flat, is_judged, np.stack(numbers, axis=1))
+
+
+class _Area:
+    """The inside of some images, P pixels of all N."""
+
+    def __init__(self, is_inside: Bool[np.ndarray, "N s s"], counts: Int[np.ndarray, " N"]) -> None:
+        self._places, self._starts, self._counts = np.flatnonzero(is_inside), np.cumsum(counts) - counts, counts
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """The values of pixels inside, P, of those of all pixels, N s s."""
+        return values.ravel()[self._places]
+
+    def mean(self, values: np.ndarray) -> Float[np.ndarray, " N"]:
+        """The mean of values, P, over the pixels of each image."""
+        return np.add.reduceat(values, self._starts, dtype=np.float64) / self._counts
+
+
+def _is_inside(planes: Int[np.ndarray, "B 3 S S"]) -> Bool[np.ndarray, "B s s"]:
+    """Whether no pixel of the five by five around it has the colour of the ground. What is beyond the image is no
+    ground."""
+    border = np.concatenate([planes[:, :, 0], planes[:, :, -1], planes[:, :, 1:-1, 0], planes[:, :, 1:-1, -1]], axis=2)
+    ground = np.median(border, axis=2).astype(np.int16)
+    is_drawn = (np.abs(planes - ground[:, :, None, None]) > _GROUND).any(axis=1)
+    size = is_drawn.shape[1]
+    for axis in (1, 2):
+        padded = np.pad(is_drawn, [(0, 0) if of != axis else (2, 2) for of in range(3)], constant_values=True)
+        is_drawn = np.logical_and.reduce([padded.take(range(by, by + size), axis) for by in range(5)])
+    return is_drawn[:, 1:-1, 1:-1]
+
+
+def _laplacian(planes: Int[np.ndarray, "*b S S"]) -> Int[np.ndarray, "*b s s"]:
+    centre, left, right, up, down = _neighbours(planes)
+    return np.abs(4 * centre - left - right - up - down)
+
+
+def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
+    """All pixels but the outermost; those to the left, to the right, above and below of them."""
+    inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
+    parts = ((inner, inner), (inner, before), (inner, after), (before, inner), (after, inner))
+    return tuple(planes[..., rows, columns] for rows, columns in parts)
+
+
+def _strays(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], area: _Area) -> list[np.ndarray]:
+    centre, left, right, up, down = _neighbours(plane)
+    across, along = (
+        area.of(np.abs(centre - _middle(one, centre, other))) for one, other in ((left, right), (up, down))
+    )
+    larger, smaller, mean = np.maximum(across, along), np.minimum(across, along), area.mean
+    slopes = mean(area.of(np.abs(right - centre) + np.abs(down - centre)))
+    return [
+        *(mean(larger <= limit) for limit in limits),
+        *(mean(smaller <= limit) for limit in limits[:_NUM_BOTH]),
+        mean(across + along) / (slopes + 1),
+        mean(np.log1p(across + along)),
+    ]
+
+
+def _middle(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.ndarray:
+    """The median of three."""
+    return np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))
+
+
+def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.ndarray]:
+    _, left, right, up, down = _neighbours(brightness)
+    across, along = (right - left) / 2, (down - up) / 2
+    products = (_of_three_by_three(values) for values in (across**2, along**2, across * along))
+    squares, other_squares, both = map(area.of, products)
+    mean = area.mean
+    energy = squares + other_squares
+    coherent = np.sqrt((squares - other_squares) ** 2 + 4 * both**2)
+    is_edge = energy > 9 * _EDGE
+    return [
+        mean(coherent) / (mean(energy) + 1),
+        mean(np.log1p(coherent)) - mean(np.log1p(energy)),
+        mean(coherent / (energy + 9)),
+        *(mean((coherent > share * energy) & is_edge) for share in _COHERENT),
+    ]
+
+
+def _of_three_by_three(values: Float[np.ndarray, "N s s"]) -> Float[np.ndarray, "N s s"]:
+    """The sums over the three by three pixels around each; 0 beyond."""
+    padded = np.pad(values, ((0, 0), (1, 1), (1, 1)))
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    return rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+
+
+def _colours(image: Int[np.ndarray, "3 s s"], is_inside: Bool[np.ndarray, "s s"]) -> tuple[float, float, float, float]:
+    red, green, blue = image[:, is_inside] >> 4
+    counts = np.bincount((red << 4 | green) << 4 | blue)
+    shares = np.sort(counts[counts > 0])[::-1] / red.size
+    return -(shares * np.log(shares)).sum(), shares[0], shares[:4].sum(), len(shares) / math.sqrt(red.size)

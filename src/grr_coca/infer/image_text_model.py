@@ -14,29 +14,23 @@ import numpy as np
 
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.shapes import Float, UInt8
-from grr_coca.common.threads import thread_pool, wait_passively
+from grr_coca.common.threads import thread_pool
+from grr_coca.data.images import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.text import clean_query
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.infer.batches import Batches, OnProgress, in_worker
 from grr_coca.infer.calibration import UNKNOWN, Calibration, Certainty, read_calibration
-from grr_coca.infer.choose_engine import choose_device, choose_engine
 from grr_coca.infer.class_names import NAME_ALONE
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.infer.engine.base import Engine
 from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
 from grr_coca.infer.generate.sampling import require_numbers
-from grr_coca.infer.image_forms import ImageInput, ImagesInput, as_list, to_rgb
-from grr_coca.infer.locate import locate_checkpoint
 from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, with_beams
-from grr_coca.model.checkpoint_folder import TAGS, fingerprint
-from grr_coca.model.checkpoint_without_weights import CheckpointFiles, read_files
+from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.shipped_models import FOR_PHOTOGRAPHS
 
 if TYPE_CHECKING:
-    import torch
-
     from grr_coca.infer.engine.torch import TorchEngine
     from grr_coca.model.checkpoint import Checkpoint
 
@@ -82,36 +76,11 @@ class LabelProbability(NamedTuple):
     probability: float
 
 
-def load(name: str | Path, device: "str | torch.device | None" = None, engine: str = "auto") -> "ImageTextModel":
-    """Load a model for use.
-
-    Args:
-        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
-            `owner/name` on the Hugging Face hub.
-        device: where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
-        engine: `onnx`, `torch`, or `auto`; see `grr_coca.infer.choose_engine`.
-
-    Raises:
-        UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
-            compute this model here.
-    """
-    wait_passively()
-    folder = locate_checkpoint(name)
-    files = read_files(folder)
-    if choose_engine(folder, files.config, engine, device) == "onnx":
-        from grr_coca.infer.engine.onnx import OnnxEngine  # late, like PyTorch: one of them is enough
-
-        return ImageTextModel(files, OnnxEngine(folder), folder)
-    from grr_coca.model.checkpoint import with_weights
-
-    return ImageTextModel(with_weights(files, folder, choose_device(device)), folder=folder)
-
-
 class ImageTextModel:
     """Captions, embeds, classifies and compares images and texts.
 
     Images are paths, Pillow images, arrays (H W or H W C) or PyTorch tensors (C H W), of any size; see
-    `grr_coca.infer.image_forms`. One image or text gives one result, a list gives a list. Results are NumPy arrays.
+    `grr_coca.data.images`. One image or text gives one result, a list gives a list. Results are NumPy arrays.
     Batches have `batch_size` items, or fewer if these do not fit into memory; a small model does one on each core. If
     an image cannot be read, every method raises a `UserError` that names it.
 

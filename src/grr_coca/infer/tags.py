@@ -22,7 +22,7 @@ from grr_coca.common.shapes import Float
 from grr_coca.data.text import FUNCTION_WORDS, singular
 from grr_coca.infer.generate.captions import Caption
 from grr_coca.infer.generate.options import GenerationOptions
-from grr_coca.model.checkpoint_folder import TAGS
+from grr_coca.model.checkpoint_files import TAGS
 
 EVIDENCE = ("cosine", "captions", "tags", "beams", "unlisted", "constant")
 """What is known of a word for an image: the cosine of the two; logarithms of how many captions of training were this

@@ -27,8 +27,15 @@ from grr_coca.common.files import MANIFEST, listed_files, whole_folder
 from grr_coca.common.torch_private import not_compiled
 from grr_coca.data.tensors import to_input
 from grr_coca.model.build import build_without_weights
-from grr_coca.model.checkpoint_folder import FILES, WEIGHTS, find_checkpoint
-from grr_coca.model.checkpoint_without_weights import CheckpointFiles, read_files, require_fitting, write_beside_weights
+from grr_coca.model.checkpoint_files import (
+    FILES,
+    WEIGHTS,
+    CheckpointFiles,
+    find_checkpoint,
+    read_files,
+    require_fitting,
+    write_beside_weights,
+)
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 

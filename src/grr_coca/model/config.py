@@ -231,7 +231,7 @@ class Architecture(Protocol):
     its models too.
 
     Attributes:
-        keys: The value of each of `grr_coca.model.checkpoint_folder.FIXED_KEYS` in `config.json`, by which its
+        keys: The value of each of `grr_coca.model.checkpoint_files.FIXED_KEYS` in `config.json`, by which its
             checkpoints are recognized.
         reserves_padding: True if no token may have the id 0, which its models take for padding.
     """

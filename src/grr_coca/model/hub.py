@@ -6,7 +6,7 @@ A card is made of what the files of a checkpoint say:
 |---|---|
 | architecture, step, caution | `config.json` |
 | number of parameters | the header of `model.safetensors` |
-| data, licence, figures | `card.json` (`grr_coca.model.shipped_models.ModelCard`) if there is one, else the caller |
+| data, licence, figures | `card.json` (`grr_coca.model.checkpoint_files.ModelCard`) if there is one, else the caller |
 """
 
 import json
@@ -20,8 +20,16 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, verify_folder
-from grr_coca.model.checkpoint_folder import FILES, FITTED_FILES, GRAPH_FILES, find_checkpoint, has_graphs
-from grr_coca.model.shipped_models import HUB_ID, Figure, ModelCard
+from grr_coca.model.checkpoint_files import (
+    FILES,
+    FITTED_FILES,
+    GRAPH_FILES,
+    HUB_ID,
+    Figure,
+    ModelCard,
+    find_checkpoint,
+    has_graphs,
+)
 
 README = "README.md"
 _CARD = "card.json"

@@ -15,8 +15,8 @@ from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import in_cache, require_path, write_whole
 from grr_coca.data.augmentation import Augmentation
-from grr_coca.data.framing import Framing
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
+from grr_coca.data.preprocess import Framing
 from grr_coca.model.config import CaptionsFrom, CoCaConfig, Contrastive, QKNorm, Stem
 from grr_coca.model.presets import get_preset, size_of, with_captions_from, with_qk_norm
 

@@ -15,7 +15,7 @@ from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_json
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca_icons.match.label_check import Contradiction
@@ -63,8 +63,10 @@ def run(
         require_writable(out)
     require_extra("icons", "checking names", unneeded=("fontTools", "brotli", "rapidfuzz"))
     known = set() if baseline is None or update_baseline else _read_baseline(baseline)
-    from grr_coca.infer.image_text_model import load  # late: imports an engine
-    from grr_coca.infer.locate import locate_checkpoint
+    from grr_coca.infer.load import (
+        load,  # late: imports an engine
+        locate_checkpoint,
+    )
     from grr_coca_icons.match.label_check import check_labels, require_limit
     from grr_coca_icons.match.labelled_pictures import labelled_pictures
     from grr_coca_icons.match.match_numbers import match_numbers

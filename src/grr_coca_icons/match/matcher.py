@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grr_coca.common.errors import UserError
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 from grr_coca_icons.match.candidates import PictureMatch, PictureSet, match_pictures
 from grr_coca_icons.match.icon_map import IconMap, aliases_of, decided_matches
 from grr_coca_icons.match.match_numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers

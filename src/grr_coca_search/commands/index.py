@@ -13,7 +13,7 @@ from grr_coca.cli.progress import late_bar
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.on_ray import Machines
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca_search.index import Index

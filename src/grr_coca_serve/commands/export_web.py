@@ -12,8 +12,8 @@ from grr_coca.cli.output import require_free
 from grr_coca.cli.progress import bars
 from grr_coca.common import plugins
 from grr_coca.common.files import is_within
-from grr_coca.infer.locate import locate_checkpoint
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import DEFAULT
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
         runtime: archive of the npm package onnxruntime-web; if not given, npm fetches it once.
         pictures: show only pictures in this folder. An index that `import index` made shows none without it.
     """
-    from grr_coca.model.checkpoint_without_weights import read_files
+    from grr_coca.model.checkpoint_files import read_files
     from grr_coca_search.index_model import IndexModel
     from grr_coca_search.relevance import curve_of
     from grr_coca_search.stores import open_store

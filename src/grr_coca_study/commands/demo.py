@@ -23,7 +23,7 @@ from grr_coca.cli.output import called_as, report_stop
 from grr_coca.common.dict_to_dataclass import read_yaml
 from grr_coca.common.errors import Interruption, UserError
 from grr_coca.common.extras import install_command, require_extra
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
     from PIL import Image

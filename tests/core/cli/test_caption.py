@@ -19,7 +19,7 @@ from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer import ImageTextModel, load
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 
 @pytest.fixture

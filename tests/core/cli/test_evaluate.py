@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import finished_run, real_pairs, with_caption, write_shard
 
-from grr_coca.model.shipped_models import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT
 
 WEIGHTS = "model.safetensors"
 LABELS = ("cat", "heart", "star")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grr_coca.model.shipped_models import DEFAULT, shipped_models
+from grr_coca.model.checkpoint_files import DEFAULT, shipped_models
 from grr_coca.train.forecast import MFU_OF_NARROW
 
 # --- info

@@ -14,8 +14,7 @@ from huggingface_hub import constants
 from support import warnings_of
 
 from grr_coca.common.files import MANIFEST
-from grr_coca.model.checkpoint_folder import FILES, FITTED_FILES, GRAPH_FILES
-from grr_coca.model.shipped_models import FOLDER
+from grr_coca.model.checkpoint_files import FILES, FITTED_FILES, FOLDER, GRAPH_FILES
 
 PICTOGRAMS = FOLDER / "pictograms"
 FITTED = [name for name in FITTED_FILES if (PICTOGRAMS / name).exists()]
@@ -214,7 +213,7 @@ def test_splits_of_equal_name_each_have_their_figures(grr_coca, run, tmp_path):
 def test_a_folder_of_the_name_of_a_shipped_model_is_what_goes_up(grr_coca, run, tmp_path, monkeypatch):
     shutil.copytree(run.checkpoint, tmp_path / "icons")
     monkeypatch.chdir(tmp_path)
-    with warnings_of("grr_coca.infer.locate") as warnings:
+    with warnings_of("grr_coca.infer.load") as warnings:
         said = grr_coca("push", "icons", "me/x", "--licence", "mit", "--dry-run")
     assert f"{run.recipe.schedule.steps} steps of training" in said.out
     assert "this folder is used" in warnings[0]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from grr_coca.cli import all_commands, progress
-from grr_coca.model.checkpoint_folder import FILES
+from grr_coca.model.checkpoint_files import FILES
 
 ANSWER = """
 import contextlib, io, json, sys

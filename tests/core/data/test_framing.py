@@ -9,9 +9,8 @@ import pytest
 from PIL import Image, ImageDraw
 from support import real_pairs
 
-from grr_coca.data.framing import Frame, Framing
 from grr_coca.data.images import decode_image
-from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.preprocess import Frame, Framing, Preprocess
 
 PICTURES = Path(__file__).parent / "pictures"
 FRAMED = Preprocess(64, framing=Framing())
@@ -141,7 +140,7 @@ def test_a_long_thin_drawing_makes_no_square_of_thousands_of_millions_of_pixels(
     assert FRAMED.cut(line).size == (4096, 4096), "and not 71,190 pixels high and wide"
     long = drawing((900, 60), (10, 20, 890, 40), ink="red")
     whole = FRAMED(long).astype(int)
-    monkeypatch.setattr("grr_coca.data.framing._MAX_SIDE", 256)
+    monkeypatch.setattr("grr_coca.data.preprocess._MAX_SIDE", 256)
     assert FRAMED.cut(long).size == (256, 256)
     assert np.abs(FRAMED(long) - whole).mean() < 1
     assert FRAMED.cut(drawing((900, 800), (10, 20, 600, 500))).size == (702, 702), "no larger than the image"

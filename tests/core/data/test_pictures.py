@@ -11,10 +11,9 @@ import pytest
 from PIL import Image, ImageCms
 from support import encode_image
 
-from grr_coca.data.images import decode_image, has_more_frames, open_header
+from grr_coca.data.images import decode_image, has_more_frames, open_header, to_rgb
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
-from grr_coca.infer.image_forms import to_rgb
 
 PICTURES = Path(__file__).parent / "pictures"
 COLOURS = np.array([[(200, 30, 40), (40, 160, 60)], [(40, 60, 180), (240, 240, 220)]])

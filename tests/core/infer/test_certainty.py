@@ -15,8 +15,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.infer import load
 from grr_coca.infer.calibration import NUM_STATISTICS, UNKNOWN, Calibration, Certainty, read_calibration, statistics
 from grr_coca.infer.image_text_model import warn_if_unfamiliar
-from grr_coca.model.checkpoint_folder import CONFIDENCE
-from grr_coca.model.shipped_models import DEFAULT, FOLDER, shipped_models
+from grr_coca.model.checkpoint_files import CONFIDENCE, DEFAULT, FOLDER, shipped_models
 from grr_coca_search import Index
 
 DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))

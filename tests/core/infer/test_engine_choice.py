@@ -17,11 +17,9 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import install_command
 from grr_coca.common.files import MANIFEST, file_sha256
 from grr_coca.infer import choose_engine as choose
-from grr_coca.infer.choose_engine import choose_engine
+from grr_coca.infer.load import choose_engine
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.checkpoint_folder import FILES, GRAPH_FILES, QUANTIZED_WEIGHTS, fingerprint
-from grr_coca.model.checkpoint_without_weights import read_files
-from grr_coca.model.shipped_models import FOLDER
+from grr_coca.model.checkpoint_files import FILES, FOLDER, GRAPH_FILES, QUANTIZED_WEIGHTS, fingerprint, read_files
 
 ICONS = FOLDER / "icons"
 DRAWING = Path(__file__).parents[3] / "docs" / "drawings" / "guitar.webp"

@@ -16,9 +16,8 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import install_command
 from grr_coca.common.files import MANIFEST, listed_files
 from grr_coca.infer import load
-from grr_coca.infer.locate import locate_checkpoint
-from grr_coca.model.checkpoint_folder import FILES
-from grr_coca.model.shipped_models import DEFAULT, FOLDER, shipped_models
+from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import DEFAULT, FILES, FOLDER, shipped_models
 
 
 def test_a_shipped_model_is_found_by_its_name():

@@ -10,10 +10,8 @@ from PIL import Image, ImageDraw
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.infer.calibration import read_calibration
-from grr_coca.infer.photographs import NUM_INSIDE, Photographs, look_inside, read_photographs
-from grr_coca.model.checkpoint_folder import PHOTOGRAPHS
-from grr_coca.model.shipped_models import DEFAULT, FOLDER
+from grr_coca.infer.calibration import NUM_INSIDE, Photographs, look_inside, read_calibration, read_photographs
+from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, PHOTOGRAPHS
 
 SIDE = 32
 BRIGHTNESS, COHERENCE, COLOURS = 6, 33, 39

@@ -12,7 +12,7 @@ import pytest
 import grr_coca
 from grr_coca.common.extras import PACKAGES
 from grr_coca.infer.generate import GenerationOptions
-from grr_coca.model.shipped_models import shipped_models
+from grr_coca.model.checkpoint_files import shipped_models
 
 DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))
 BLOCKED = sorted({module for packages in PACKAGES.values() for module in packages} | {"beartype", "torchvision"})

@@ -18,14 +18,13 @@ from support import differing, disk_of, finished_run, real_pairs, snapshot, weig
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, whole_folder
-from grr_coca.data.framing import Framing
-from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.tokenizer import clip_bpe
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import from_pretrained, load_tensors, save_checkpoint
-from grr_coca.model.checkpoint_folder import FILES, fingerprint, read_config, saved_config
+from grr_coca.model.checkpoint_files import FILES, fingerprint, read_config, saved_config
+from grr_coca.model.checkpoint_files import FOLDER as WEIGHTS
 from grr_coca.model.presets import get_preset
-from grr_coca.model.shipped_models import FOLDER as WEIGHTS
 
 
 @pytest.fixture(scope="module")

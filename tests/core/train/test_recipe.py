@@ -13,8 +13,7 @@ from support import refusals, tiny_recipe
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
-from grr_coca.data.framing import Framing
-from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.model.presets import PRESETS, SIZES, get_preset
 from grr_coca.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, load_recipe, save_recipe

@@ -14,7 +14,7 @@ from support import disk_of, snapshot, syncs_and_renames, warnings_of
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import verify_folder
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.checkpoint_folder import FILES, find_checkpoint
+from grr_coca.model.checkpoint_files import FILES, find_checkpoint
 from grr_coca.train.logs import Progress
 from grr_coca.train.recipe import Score
 from grr_coca.train.run_checkpoints import BEST_FILE, CheckpointStore

@@ -16,7 +16,7 @@ from PIL import Image
 from serving import Client, bomb, imported_copy, serving, wait_until
 
 import grr_coca
-from grr_coca.infer import image_text_model
+from grr_coca.infer import load as loading
 from grr_coca_icons.tools import mcp_http
 from grr_coca_icons.tools.icon_tools import IconTools
 from grr_coca_serve.guard import KEY_VARIABLE
@@ -86,10 +86,8 @@ def test_sessions_that_nobody_closes_leave_nothing(tools):
 def test_agents_share_the_model_of_the_server(own, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where embeddings of names would be known already
     with serving(own / "own.index") as client:
-        loads, load = [], image_text_model.load
-        monkeypatch.setattr(
-            image_text_model, "load", lambda *given, **named: (loads.append(given), load(*given, **named))[1]
-        )
+        loads, load = [], loading.load
+        monkeypatch.setattr(loading, "load", lambda *given, **named: (loads.append(given), load(*given, **named))[1])
         for name, arguments in (
             ("search_icons", {"query": "a square"}),
             ("caption_picture", {"data": STAR}),

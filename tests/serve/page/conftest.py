@@ -17,7 +17,7 @@ from support import DATASETS
 
 from grr_coca.common.files import user_cache
 from grr_coca.data.sources.open import find_files
-from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.model.checkpoint_files import shipped_folder
 from grr_coca_search.index import Index
 from grr_coca_serve.npm import NpmPackage
 from grr_coca_serve.site import find_runtime, graphs_of, read_library, write_site

@@ -9,7 +9,7 @@ import numpy as np
 from browsing import hosted, static
 from serving import serving
 
-from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.model.checkpoint_files import shipped_folder
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import OtherSets
 from grr_coca_icons.match.picture_set import named_pictures

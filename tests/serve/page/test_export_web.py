@@ -15,7 +15,7 @@ from support import DATASETS
 
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.model.checkpoint_files import shipped_folder
 from grr_coca_icons.site import with_others
 from grr_coca_search.index import Index
 from grr_coca_search.relevance import RelevanceCurve

@@ -18,7 +18,7 @@ import pytest
 from browsing import StaticHost, hosted, static
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.model.checkpoint_files import shipped_folder
 from grr_coca_search.index import Index
 from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, evidence
 from grr_coca_serve.page import FILES, POLICY

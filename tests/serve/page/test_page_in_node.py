@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from picture_kinds import PICTURES, write_pictures
 
-from grr_coca.data.framing import Framing
 from grr_coca.data.images import decode_image
+from grr_coca.data.preprocess import Framing
 from grr_coca_icons.tools.icon_tools import _IMPORTS
 from grr_coca_serve.page import FILES
 

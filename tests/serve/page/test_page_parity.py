@@ -19,13 +19,11 @@ from support import DATASETS
 
 import grr_coca
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.data.framing import Framing
 from grr_coca.data.images import decode_image
-from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe
-from grr_coca.infer.calibration import read_calibration, statistics
-from grr_coca.infer.photographs import look_inside
-from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.infer.calibration import look_inside, read_calibration, statistics
+from grr_coca.model.checkpoint_files import shipped_folder
 from grr_coca_search.embedded.embedded_store import CAPTION_WEIGHT, TITLE_WEIGHT
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.index import Index

@@ -11,7 +11,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Subset
 from grr_coca.evaluate.split import scaling_of
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.shipped_models import FOLDER
+from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca.train.recipe import EvaluationRecipe
 from grr_coca_study.plan import Plan, read_plan
 from grr_coca_study.running.measured import examples, measure_test, without_words, write_showcase

@@ -19,7 +19,7 @@ from grr_coca.common.files import MANIFEST, file_sha256, listed_files, read_json
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.common.threads import num_threads
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName
-from grr_coca.model.checkpoint_folder import GraphName
+from grr_coca.model.checkpoint_files import GraphName
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -42,7 +42,7 @@ class OnnxEngine:
     """An `Engine` of a folder of graphs.
 
     Each graph is opened at its first use, so that a text query does not load the image encoder. The folder was compared
-    with its manifest by whoever loads a model (`grr_coca.model.checkpoint_without_weights`); here, each graph is, and
+    with its manifest by whoever loads a model (`grr_coca.model.checkpoint_files`); here, each graph is, and
     the size of the weights.
 
     Args:

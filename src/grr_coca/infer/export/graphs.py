@@ -35,7 +35,7 @@ from torch.export import Dim
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tensors import normalize
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
-from grr_coca.model.checkpoint_folder import GraphName
+from grr_coca.model.checkpoint_files import GraphName
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.layers.attention import CrossAttention

@@ -1,8 +1,8 @@
 """The README.md of a folder of graphs: what the files are, and a program that uses them. A test runs it."""
 
-from grr_coca.data.framing import STRAY
+from grr_coca.data.preprocess import STRAY
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.model.checkpoint_folder import QUANTIZED_WEIGHTS, WEIGHTS
+from grr_coca.model.checkpoint_files import QUANTIZED_WEIGHTS, WEIGHTS
 
 _OPEN = {
     "as_stored": 'picture = picture.convert("RGB")',

@@ -18,7 +18,7 @@ from grr_coca.infer.export.graphs import OPSET, quiet, trace
 from grr_coca.infer.export.readme import readme
 from grr_coca.infer.export.weights import refer_to, write_shared
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_tensors
-from grr_coca.model.checkpoint_folder import FITTED_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, GraphName, fingerprint
+from grr_coca.model.checkpoint_files import FITTED_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, GraphName, fingerprint
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Of the weights in the folder. Sums are always computed in fp32."""

@@ -140,7 +140,7 @@ class _Captioning:
         self, engine: Engine, tokenizer: Tokenizer, options: GenerationOptions, prompt: str, keys: Sequence[object]
     ) -> None:
         self.engine, self.tokenizer, self.options, self.keys = engine, tokenizer, options, keys
-        self.prompt_ids = [tokenizer.bos_id, *tokenizer.encode(clean_prompt(prompt))]
+        self.prompt_ids = [tokenizer.bos_id, *tokenizer.encode(clean_prompt(prompt) if prompt else "")]
         self.max_length = _max_length(options, engine.context_length, len(self.prompt_ids))
 
     def search(self, images: EncodedImages) -> list[list[Hypothesis]]:

@@ -20,7 +20,7 @@ from grr_coca.infer.engine.onnx import OnnxDecoder, OnnxEngine
 from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.generate import Caption, GenerationOptions, generate, stream_captions
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
-from grr_coca.model.shipped_models import shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import shipped_folder, shipped_models
 
 SRC = Path(__file__).parents[4] / "src"
 DRAWINGS = sorted((SRC.parent / "docs" / "drawings").glob("*.webp"))[:10]

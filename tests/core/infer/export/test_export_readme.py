@@ -12,11 +12,10 @@ import pytest
 from picture_kinds import PICTURES, write_pictures
 from PIL import Image, ImageOps
 
-from grr_coca.data.framing import Framing
-from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.infer.export.readme import readme
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.shipped_models import shipped_folder
+from grr_coca.model.checkpoint_files import shipped_folder
 
 
 def pixels_of_the_program(page: str, path: Path) -> np.ndarray:

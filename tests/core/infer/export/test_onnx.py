@@ -35,9 +35,8 @@ from grr_coca.infer.generate import generate
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_checkpoint
-from grr_coca.model.checkpoint_folder import GRAPHS, fingerprint
+from grr_coca.model.checkpoint_files import GRAPHS, fingerprint, shipped_folder, shipped_models
 from grr_coca.model.presets import PRESETS
-from grr_coca.model.shipped_models import shipped_folder, shipped_models
 from grr_coca_open_clip.checkpoints.read import read_open_clip
 
 DRAWINGS = sorted((Path(__file__).parents[4] / "docs" / "drawings").glob("*.webp"))
@@ -428,7 +427,7 @@ import numpy as np
 
 from grr_coca.infer.engine.onnx import OnnxEngine
 from grr_coca.infer.generate import generate
-from grr_coca.model.checkpoint_without_weights import read_files
+from grr_coca.model.checkpoint_files import read_files
 
 found = " ".join(np.__config__.show(mode="dicts")["SIMD Extensions"]["found"])
 assert "V4" not in found and "AVX512" not in found, "this is no Haswell"

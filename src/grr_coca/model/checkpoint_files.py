@@ -1,22 +1,30 @@
-"""The folder of a checkpoint: find it and its files, and read its config, without importing torch.
+"""The files of a checkpoint but its weights: find them, and read config, tokenizer and preprocessing. Without PyTorch.
 
 A checkpoint is a folder with `FILES`. It may hold ONNX graphs too, which read the same weights. A model in int8 has
-graphs and weights of their own, and is no checkpoint: ONNX Runtime alone can run it.
+graphs and weights of its own, and is not a checkpoint: only ONNX Runtime can run it. `grr_coca.model.checkpoint` adds
+the weights as a PyTorch model, `grr_coca.infer.engine` as ONNX graphs.
+
+Models that ship are in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs and
+`card.md` for people. `scripts/ship.py` writes them.
 """
 
 import copy
 import dataclasses
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, nearest
-from grr_coca.common.files import MANIFEST, file_sha256, listed_files
+from grr_coca.common.files import MANIFEST, file_sha256, listed_files, models_cache, read_json, verify_folder
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 
 WEIGHTS = "model.safetensors"
@@ -32,7 +40,7 @@ MATCHING = "match.json"
 TAGS = "tags.json"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS)
 """What the model knows of its captions, of photographs, of its hits, its matches and its tags, if that was fitted; see
-`grr_coca.infer.calibration`, `grr_coca.infer.photographs`, `grr_coca_search.relevance`,
+`grr_coca.infer.calibration`, `grr_coca.infer.calibration`, `grr_coca_search.relevance`,
 `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`.
 """
 MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES)
@@ -209,3 +217,154 @@ def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(config, dict):
             return {}
     return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFiles:
+    """All that is needed to use a model, except its weights.
+
+    `caution`: why its embeddings may be unfit for search and zero-shot classification; empty if no reason is known.
+    """
+
+    config: CoCaConfig
+    preset: str
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    step: int
+    caution: str = ""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The content of `config.json`."""
+
+    preset: str
+    step: int
+    model: dict[str, object]
+    text_cleaning: Cleaning = "none"
+    caution: str = ""
+
+
+def read_files(folder: Path) -> CheckpointFiles:
+    """Read a checkpoint folder, or a folder of ONNX graphs. Its files are compared with its manifest, if it has one.
+
+    Raises:
+        UserError: a file is missing or damaged, or the files do not fit one another.
+    """
+    if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
+        _verify(folder)
+    header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
+    config = read_config(header.model, f"{folder / 'config.json'}: model")
+    files = CheckpointFiles(
+        config=config,
+        preset=header.preset,
+        tokenizer=_read_tokenizer(folder / "tokenizer.json", header.text_cleaning),
+        preprocess=from_dict(Preprocess, read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
+        step=header.step,
+        caution=header.caution,
+    )
+    require_fitting(files, folder)
+    return files
+
+
+def require_fitting(files: CheckpointFiles, folder: Path) -> None:
+    """Raise an error if the tokenizer or the preprocessing does not fit the config. `folder` names them in messages.
+
+    Raises:
+        UserError: one does not fit.
+    """
+    known, side = files.config.text_decoder.vocab_size, files.config.image_encoder.image_size
+    largest_id, image_size = files.tokenizer.largest_id, files.preprocess.image_size
+    if largest_id >= known:
+        path = folder / "tokenizer.json"
+        raise UserError(f"{path}: has the id {largest_id:,}, but the ids of the model are below {known:,}")
+    if image_size != side:
+        path = folder / "preprocess.json"
+        raise UserError(f"{path}: image_size is {image_size}, but the model takes images of {side} pixels")
+
+
+def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
+    """Write config, tokenizer and preprocessing into a folder.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    header = _Header(files.preset, files.step, saved_config(files.config), files.tokenizer.cleaning, files.caution)
+    (folder / "config.json").write_bytes(json.dumps(to_dict(header), indent=2).encode())
+    (folder / "tokenizer.json").write_bytes(files.tokenizer.to_json().encode())
+    preprocess = to_dict(files.preprocess)
+    if files.preprocess.framing is None:  # older files do not have the key, and must keep their hash
+        del preprocess["framing"]
+    (folder / "preprocess.json").write_bytes(json.dumps(preprocess, indent=2).encode())
+
+
+def _verify(folder: Path) -> None:
+    # A download has only the files of the model, though the manifest may list those of a run or a card, too.
+    is_download = not any((folder / name).exists() for name in listed_files(folder).keys() - set(MODEL_FILES))
+    try:
+        verify_folder(folder, MODEL_FILES if is_download else None)
+    except UserError as error:
+        if folder.parent == models_cache():
+            raise UserError(f"{error}; delete {folder}, and it is imported again") from error
+        raise
+
+
+def _read_tokenizer(path: Path, cleaning: Cleaning) -> Tokenizer:
+    try:
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
+
+
+FOLDER = Path(__file__).parent / "weights"
+DEFAULT = "icons"
+"""The model that is used if none is given."""
+FOR_PHOTOGRAPHS = "coca-l14-captions"
+"""The published model that captions photographs."""
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+"""`owner/name` on the Hugging Face hub."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured number with its 95 % interval: a bootstrap over the images of the split."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Description of a shipped model, its data and its figures.
+
+    `figures`: by split, then by metric (`perplexity`, `text_to_image/R@1`, `exact_captions` …). They include `chance`,
+    whose interval has width 0.
+    """
+
+    name: str
+    summary: str
+    preset: str
+    parameters: int
+    data: str
+    licence: str
+    recipe: str
+    steps: int
+    figures: dict[str, dict[str, Figure]]
+
+
+def shipped_models() -> dict[str, ModelCard]:
+    """The cards of all shipped models, by name."""
+    cards = {name: FOLDER / name / "card.json" for name in shipped_names()}
+    return {name: from_dict(ModelCard, read_json(path), str(path)) for name, path in cards.items()}
+
+
+def shipped_names() -> list[str]:
+    """The names of all shipped models."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/card.json"))
+
+
+def shipped_folder(name: str) -> Path | None:
+    """The checkpoint folder of a shipped model; None if there is no model of this name."""
+    return FOLDER / name if name in shipped_names() else None

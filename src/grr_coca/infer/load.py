@@ -1,0 +1,288 @@
+"""From the name of a model to the model: its folder, what computes it, and `load`.
+
+A name is a folder, a shipped or published model, or one on the Hugging Face hub. ONNX Runtime computes a model that has
+graphs, on the CPU, if it was never behind PyTorch on a CPU for models of this width (`docs/deploy.md` has them), or if
+PyTorch is not installed. A GPU does not change that unless it is named: a small model gives the same results with and
+without one. PyTorch computes everything else. The rule is fixed: it measures nothing.
+"""
+
+import logging
+import platform
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+from grr_coca.common import plugins
+from grr_coca.common.errors import UserError, first_line, nearest
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import MANIFEST, read_json
+from grr_coca.common.threads import wait_passively
+from grr_coca.model.checkpoint_files import (
+    HUB_ID,
+    MODEL_FILES,
+    find_checkpoint,
+    find_model,
+    fingerprint,
+    has_graphs,
+    is_quantized,
+    read_files,
+    shipped_folder,
+    shipped_names,
+)
+from grr_coca.model.config import CoCaConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from grr_coca.infer.engine.base import EngineName
+    from grr_coca.infer.image_text_model import ImageTextModel
+
+log = logging.getLogger(__name__)
+
+
+class ModelProvider(Protocol):
+    """Models that a package beside the core knows by name, registered in `grr_coca.models`."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the models, for messages."""
+        ...
+
+    @property
+    def heading(self) -> str:
+        """A line above the models, where they are listed."""
+        ...
+
+    def owns(self, name: str) -> bool:
+        """Return whether this is the name of one of its models, perhaps with `@revision`."""
+        ...
+
+    def locate(self, name: str) -> Path:
+        """Return the checkpoint folder of a model. It is fetched at first use.
+
+        Raises:
+            UserError: It cannot be fetched, or is corrupt.
+        """
+        ...
+
+    def listed(self, engine_of: Callable[[Path], str]) -> Mapping[str, tuple[Mapping[str, object], str]]:
+        """Describe the models by name: each as an object for JSON, and in lines of text. Nothing is fetched.
+
+        Args:
+            engine_of: Name of the engine that computes the model of a folder here.
+        """
+        ...
+
+
+def load(name: str | Path, device: "str | torch.device | None" = None, engine: str = "auto") -> "ImageTextModel":
+    """Load a model for use.
+
+    Args:
+        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
+            `owner/name` on the Hugging Face hub.
+        device: where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        engine: `onnx`, `torch`, or `auto`; see `grr_coca.infer.load`.
+
+    Raises:
+        UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
+            compute this model here.
+    """
+    wait_passively()
+    folder = locate_checkpoint(name)
+    files = read_files(folder)
+    from grr_coca.infer.image_text_model import ImageTextModel  # late: it imports NumPy and Pillow
+
+    if choose_engine(folder, files.config, engine, device) == "onnx":
+        from grr_coca.infer.engine.onnx import OnnxEngine  # late, like PyTorch: one of them is enough
+
+        return ImageTextModel(files, OnnxEngine(folder), folder)
+    from grr_coca.model.checkpoint import with_weights
+
+    return ImageTextModel(with_weights(files, folder, choose_device(device)), folder=folder)
+
+
+_HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+"""`owner/name`, or `owner/name@revision`: a branch, a tag or a commit."""
+
+
+def locate_checkpoint(named: str | Path) -> Path:
+    """The folder with the files of a checkpoint. No weights are loaded.
+
+    A folder with a checkpoint is preferred to a shipped or published model of the same name, with a warning. These are
+    preferred to models on the Hugging Face hub. A published model is fetched and imported at first use.
+
+    Args:
+        named: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped or published model, or
+            `owner/name` on the Hugging Face hub; the last two also with `@revision`.
+
+    Raises:
+        UserError: there is no such checkpoint; the message says what is missing, or names the nearest.
+    """
+    path, name = Path(named), str(named)
+    scheme, colon, _ = name.partition(":")
+    if colon and not path.exists() and plugins.named("grr_coca.loaders", scheme) is not None:
+        raise UserError(f"{name}: first convert it: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
+    shipped = shipped_folder(name)
+    provider = _provider_of(name) if shipped is None else None
+    if shipped is not None or provider is not None:
+        if not _holds_checkpoint(path):
+            return shipped if provider is None else provider.locate(name)  # type: ignore[return-value]
+        kind = "shipped" if shipped is not None else "published"
+        log.warning("%s: this folder is used, not the %s model of the same name", path, kind)
+    if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
+        return find_model(path)
+    if _HUB_NAME.fullmatch(name):
+        return find_model(_fetch(name))
+    published = [known for provider in plugins.values("grr_coca.models") for known in provider.names]
+    raise UserError(
+        f"{name}: no such folder, and no model of this name; {nearest(name, [*shipped_names(), *published])}"
+    )
+
+
+def is_on_hub(name: str) -> bool:
+    """True if `locate_checkpoint` would look for this name on the Hugging Face hub."""
+    is_known = shipped_folder(name) is not None or _provider_of(name) is not None
+    return not is_known and not Path(name).exists() and _HUB_NAME.fullmatch(name) is not None
+
+
+def _provider_of(name: str) -> ModelProvider | None:
+    return next((provider for provider in plugins.values("grr_coca.models") if provider.owns(name)), None)
+
+
+def _fetch(hub_id: str) -> Path:
+    """Download a checkpoint from the hub by its `_HUB_NAME`, and return its local folder.
+
+    Only the files of a model are downloaded: safetensors, JSON and ONNX graphs, which cannot run code.
+
+    Raises:
+        UserError: the repository cannot be downloaded.
+    """
+    require_extra("hub", f"{hub_id}: no such folder, and downloading it from the Hugging Face hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    repository, _, at = hub_id.partition("@")
+    revision = at or None
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*MODEL_FILES, MANIFEST]))
+    except HFValidationError as error:
+        raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub accepts") from error
+    except Exception as error:  # without a connection, its type depends on the version of the client
+        cause = first_line(error)
+        raise UserError(f"{hub_id}: no such folder, and no download from the Hugging Face hub ({cause})") from error
+
+
+def _holds_checkpoint(path: Path) -> bool:
+    try:
+        find_model(path)
+    except UserError:
+        return False
+    return True
+
+
+EngineChoice = Literal["auto", "onnx", "torch"]
+"""An engine, or the one that the rule chooses."""
+ENGINE_TITLES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
+MAX_ONNX_WIDTH = 128
+"""Widest transformer for which ONNX Runtime was never behind PyTorch on a CPU, at any batch size
+(`benchmarks/results/engines.json`)."""
+
+
+def choose_engine(
+    folder: Path, config: CoCaConfig, engine: str = "auto", device: "str | torch.device | None" = None
+) -> "EngineName":
+    """The engine that computes the model in a folder.
+
+    Args:
+        folder: a checkpoint, with or without ONNX graphs, or a model in int8.
+        config: its config.
+        engine: an `EngineChoice`.
+        device: where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: the engine does not exist, cannot compute this model, or does not run on this device, or PyTorch is
+            needed and not installed.
+    """
+    if engine not in get_args(EngineChoice):
+        raise UserError(f"engine '{engine}' does not exist; {nearest(engine, get_args(EngineChoice))}")
+    if engine == "torch":
+        return _torch(folder, "the engine 'torch'")
+    if engine == "onnx" or is_quantized(folder):
+        _require_cpu(folder, device)
+        return _onnx(folder)
+    if device is not None and str(device) != "cpu":
+        return _torch(folder, f"the device '{device}'")
+    if not has_graphs(folder):
+        return _torch(folder, f"{folder}: has no ONNX graphs (grr-coca export onnx writes them), so it")
+    if find_spec("torch") is None:
+        return _onnx(folder)
+    parts = (config.image_encoder, config.text_decoder, config.multimodal_decoder)
+    is_narrow = max(part.transformer.embed_dim for part in parts) <= MAX_ONNX_WIDTH
+    return _onnx(folder) if is_narrow else "torch"
+
+
+def choose_device(device: "str | torch.device | None") -> "torch.device":
+    """The named device of PyTorch. None: CUDA if available, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    import torch  # late: ONNX Runtime does without it
+
+    if device is None:
+        return torch.device(best_device())
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).item()  # fails for "meta", which holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(
+            f"device '{device}' cannot be used here; the best available one is '{best_device()}'"
+        ) from error
+    return chosen
+
+
+def best_device() -> str:
+    """The best device of PyTorch. PyTorch is imported only if this machine may have a GPU: that takes seconds."""
+    if not (sys.modules.get("torch") or _may_have_gpu()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _may_have_gpu() -> bool:
+    """False if no driver of a GPU that PyTorch can use is there. Drivers of CUDA and ROCm show as devices on Linux."""
+    if sys.platform == "linux":
+        return any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg", "kfd"))
+    return sys.platform != "darwin" or platform.machine() == "arm64"
+
+
+def _onnx(folder: Path) -> "EngineName":
+    if find_spec("onnxruntime") is None:
+        raise UserError("onnxruntime is not installed, and comes with grr-coca; pip install onnxruntime")
+    if not has_graphs(folder):
+        raise UserError(f"{folder}: has no ONNX graphs; write them: grr-coca export onnx -c {folder} --out FOLDER")
+    # Those in int8 name the checkpoint that they were made from, which is not there.
+    if not is_quantized(folder) and read_json(folder / MANIFEST).get("checkpoint") != fingerprint(folder):
+        raise UserError(
+            f"{folder}: the ONNX graphs are those of another checkpoint; write them again: grr-coca export onnx "
+            f"-c {folder} --out FOLDER"
+        )
+    return "onnx"
+
+
+def _torch(folder: Path, what: str) -> "EngineName":
+    require_extra("torch", what)
+    find_checkpoint(folder)
+    return "torch"
+
+
+def _require_cpu(folder: Path, device: "str | torch.device | None") -> None:
+    if device is not None and str(device) != "cpu":
+        model = "a model in int8" if is_quantized(folder) else "the engine 'onnx'"
+        raise UserError(f"device '{device}': {model} runs on the CPU alone; leave the device out")

@@ -46,7 +46,8 @@ from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.infer.calibration import Calibration, read_photographs, statistics
 from grr_coca.infer.generate import GREEDY, generate
-from grr_coca.infer.image_text_model import ImageTextModel, load
+from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.infer.load import load
 from grr_coca.model.checkpoint_files import CONFIDENCE, Figure
 
 ROOT = Path(__file__).parents[1]

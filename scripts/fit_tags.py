@@ -30,7 +30,8 @@ from grr_coca.common.files import changed_folder, in_cache, read_json, write_who
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.generate import GREEDY
-from grr_coca.infer.image_text_model import Description, ImageTextModel, load
+from grr_coca.infer.image_text_model import Description, ImageTextModel
+from grr_coca.infer.load import load
 from grr_coca.infer.tags import Tagger, TagNumbers, in_singular, with_beams
 from grr_coca.model.checkpoint_files import TAGS
 from icon_search import Icon, read_icons

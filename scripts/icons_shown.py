@@ -34,8 +34,8 @@ from grr_coca.cli import exit_code
 from grr_coca.common.files import in_cache
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.text import clean_caption
-from grr_coca.infer.image_text_model import ImageTextModel, load
-from grr_coca.infer.load import locate_checkpoint
+from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import read_files
 
 SPLIT = "test_family_tabler"

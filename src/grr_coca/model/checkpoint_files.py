@@ -17,15 +17,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import MANIFEST, file_sha256, listed_files, models_cache, read_json, verify_folder
-from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tokenizer import Cleaning, Tokenizer
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
+
+if TYPE_CHECKING:
+    from grr_coca.data.preprocess import Preprocess
+    from grr_coca.data.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "tokenizer.json", "preprocess.json")
@@ -40,7 +42,7 @@ MATCHING = "match.json"
 TAGS = "tags.json"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS)
 """What the model knows of its captions, of photographs, of its hits, its matches and its tags, if that was fitted; see
-`grr_coca.infer.calibration`, `grr_coca.infer.calibration`, `grr_coca_search.relevance`,
+`grr_coca.infer.calibration`, `grr_coca_search.relevance`,
 `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`.
 """
 MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES)
@@ -228,8 +230,8 @@ class CheckpointFiles:
 
     config: CoCaConfig
     preset: str
-    tokenizer: Tokenizer
-    preprocess: Preprocess
+    tokenizer: "Tokenizer"
+    preprocess: "Preprocess"
     step: int
     caution: str = ""
 
@@ -241,7 +243,7 @@ class _Header:
     preset: str
     step: int
     model: dict[str, object]
-    text_cleaning: Cleaning = "none"
+    text_cleaning: str = "none"
     caution: str = ""
 
 
@@ -251,6 +253,9 @@ def read_files(folder: Path) -> CheckpointFiles:
     Raises:
         UserError: a file is missing or damaged, or the files do not fit one another.
     """
+    # late, as in `_read_tokenizer`: to find a folder, the command line needs neither Pillow nor a tokenizer
+    from grr_coca.data.preprocess import Preprocess
+
     if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
         _verify(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
@@ -309,12 +314,20 @@ def _verify(folder: Path) -> None:
         raise
 
 
-def _read_tokenizer(path: Path, cleaning: Cleaning) -> Tokenizer:
+def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":
+    from grr_coca.data.tokenizer import Cleaning, Tokenizer
+
+    if cleaning not in (choices := get_args(Cleaning)):
+        raise UserError(
+            f"{path.with_name('config.json')}: text_cleaning: {cleaning!r} is not a choice; use {_quoted(choices)}"
+        )
     try:
         return Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
 
+
+# --- Models that ship
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULT = "icons"

@@ -18,7 +18,8 @@ from support import real_pairs, snapshot
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.infer import ImageTextModel, load
+from grr_coca.infer import ImageTextModel
+from grr_coca.infer.load import load
 from grr_coca.model.checkpoint_files import DEFAULT
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import snapshot
 
-from grr_coca.infer import load
+from grr_coca.infer.load import load
 
 LABELS = ["cat", "red heart", "dog", "flag"]
 

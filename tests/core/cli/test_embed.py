@@ -10,7 +10,7 @@ from safetensors import safe_open
 from support import no_space_left, snapshot
 
 from grr_coca.data.image_files import ImageFile
-from grr_coca.infer import load
+from grr_coca.infer.load import load
 from grr_coca.infer.outputs.vector_files import VectorBuffer, write_vectors
 
 

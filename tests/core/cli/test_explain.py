@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from grr_coca.infer import load
+from grr_coca.infer.load import load
 from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
 
 

@@ -6,7 +6,8 @@ import pytest
 from open_clip_files import random_checkpoint
 from support import real_pairs
 
-from grr_coca.infer import ImageTextModel, load
+from grr_coca.infer import ImageTextModel
+from grr_coca.infer.load import load
 
 
 @pytest.fixture(scope="session")

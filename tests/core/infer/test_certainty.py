@@ -12,9 +12,9 @@ from support import warnings_of
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.infer import load
 from grr_coca.infer.calibration import NUM_STATISTICS, UNKNOWN, Calibration, Certainty, read_calibration, statistics
 from grr_coca.infer.image_text_model import warn_if_unfamiliar
+from grr_coca.infer.load import load
 from grr_coca.model.checkpoint_files import CONFIDENCE, DEFAULT, FOLDER, shipped_models
 from grr_coca_search import Index
 

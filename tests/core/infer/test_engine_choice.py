@@ -16,7 +16,7 @@ from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import install_command
 from grr_coca.common.files import MANIFEST, file_sha256
-from grr_coca.infer import choose_engine as choose
+from grr_coca.infer import load as choose
 from grr_coca.infer.load import choose_engine
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_files import FILES, FOLDER, GRAPH_FILES, QUANTIZED_WEIGHTS, fingerprint, read_files

@@ -15,8 +15,7 @@ import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import install_command
 from grr_coca.common.files import MANIFEST, listed_files
-from grr_coca.infer import load
-from grr_coca.infer.load import locate_checkpoint
+from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT, FILES, FOLDER, shipped_models
 
 

@@ -11,8 +11,8 @@ from support import real_pairs
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
-from grr_coca.infer import load
 from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions
+from grr_coca.infer.load import load
 from grr_coca.infer.tags import EVIDENCE, Tagger, TagNumbers, in_singular, read_tag_numbers, with_beams
 from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca_search.index import Index

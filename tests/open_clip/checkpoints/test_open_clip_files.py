@@ -15,6 +15,7 @@ from support import differing, snapshot, warnings_of, weights
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
+from grr_coca.infer.load import load
 from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
 from grr_coca.model.presets import open_clip_coca
 from grr_coca_open_clip.checkpoints.read import read_open_clip
@@ -76,7 +77,7 @@ def test_in_python_it_is_read_in_memory(write):
     model = grr_coca.load(f"open_clip:{write()}", "cpu")
     assert model.embed_texts(["a cat", "caf\u00c3\u00a9"]).shape == (2, 16)
     with pytest.raises(UserError, match="open_clip:nowhere: first convert it: grr-coca import open_clip"):
-        grr_coca.infer.load("open_clip:nowhere")
+        load("open_clip:nowhere")
 
 
 def test_what_was_tuned_on_coco_warns_before_it_embeds(write):

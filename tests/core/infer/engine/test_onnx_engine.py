@@ -327,7 +327,7 @@ def test_a_checkpoint_without_graphs_is_told_how_to_get_them(folder):
 def test_a_manifest_that_is_damaged_is_named(folder, model):
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**manifest, "model": model}))
-    with pytest.raises(UserError, match=r"manifest\.json: damaged"):
+    with pytest.raises(UserError, match=r"manifest\.json: corrupt"):
         OnnxEngine(folder)
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
@@ -322,7 +322,7 @@ def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":
             f"{path.with_name('config.json')}: text_cleaning: {cleaning!r} is not a choice; use {_quoted(choices)}"
         )
     try:
-        return Tokenizer.from_json(path.read_text(encoding="utf-8"), cleaning)
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"), cast("Cleaning", cleaning))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
 

@@ -49,7 +49,7 @@ COMMANDS = {
     "classify": "classify {drawings} --labels guitar,airplane --json",
     "index": "index {drawings} --out index",
     "search": "search index guitar --json",
-    "search --image": "search index --image {drawings}/guitar.webp --out page.html",
+    "search --image": "search index --image {drawings}/guitar.webp",
     "duplicates": "duplicates index",
     "models": "models",
     "models --json": "models --json",

@@ -131,7 +131,6 @@ def test_a_search_finds_what_it_is_asked_for(said, folder):
     first, *_ = json.loads(said["search"][1])
     assert Path(first["path"]).name == "guitar.webp"
     assert "guitar.webp" in said["search --image"][1].splitlines()[0]
-    assert (folder / "page.html").is_file()
 
 
 def test_json_and_models_say_what_runs(said):

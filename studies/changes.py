@@ -493,7 +493,7 @@ def _added(row: Any, split: str, metric: str) -> np.ndarray:
         return np.array([[np.bincount(image, each) for each in counted]])
     name = "contrastive_batches" + ("_refitted" if metric == "contrastive_loss_refitted" else "")
     contrastive = np.array(values[name])
-    added = [(contrastive, np.ones(len(contrastive)))]
+    added: list[tuple[np.ndarray, np.ndarray]] = [(contrastive, np.ones(len(contrastive)))]
     if metric == "coca_loss":
         batch = batch_of_captions(len(nll), int(row["metrics"][split]["contrastive_batch_size"]))
         added.append((2 * np.bincount(batch, nll), np.bincount(batch, tokens)))

@@ -289,6 +289,8 @@ def _constants(study: str, row: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
             yield ("training_flops", study, arm, stage), row["training_flops"]
     for parameter, digest in row.get("initial_weights", {}).items():
         yield (f"initial_weights of {parameter}", seed), digest
+    if study in UNFINISHED:  # the table of finished studies names commits
+        yield ("commit", study), row["commit"]
     yield ("fields", study, arm, row["kind"], stage, row["commit"]), sorted(row)
     yield ("steps of the curve", study, arm, row["kind"], stage), [entry["step"] for entry in row.get("curve", [])]
     if row.get("initial_weights"):

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations, product
 from typing import Any
 
@@ -422,5 +421,5 @@ OF_SETTINGS: tuple[Callable[[list[str], Settings], str], ...] = (splits, styles,
 
 def tables(known: Settings) -> dict[str, Table]:
     """Return all functions by name."""
-    of_settings = {function.__name__: partial(function, known=known) for function in OF_SETTINGS}
-    return {name: Table(function) for name, function in ({f.__name__: f for f in OF_STUDIES} | of_settings).items()}
+    of_settings = {each.__name__: Table(lambda words, each=each: each(words, known)) for each in OF_SETTINGS}  # type: ignore[misc]
+    return {each.__name__: Table(each) for each in OF_STUDIES} | of_settings

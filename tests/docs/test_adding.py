@@ -11,7 +11,7 @@ from followed_page import follow
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "adding.md"
-OUR_TESTS = ("conftest.py", "core/cli/test_flags.py", "core/cli/test_startup.py")
+OUR_TESTS = ("conftest.py", "cli/test_flags.py", "cli/test_startup.py")
 
 
 @pytest.mark.ci

@@ -91,10 +91,12 @@ def test_a_large_drawing_in_the_middle_of_a_square_stays_as_it_is():
         assert framed.frame(drawing(size, box)) is not None
 
 
-def test_photographs_that_fill_their_frame_stay_as_they_are():
-    for name in ("darktable-display-p3.jpg", "imagemagick-cmyk.jpg", "libheif.heic", "libavif.avif"):
-        image = FRAMED.decode((PICTURES / name).read_bytes(), name)
-        assert FRAMED.framing.frame(image) is None, name
+@pytest.mark.parametrize("name", ["darktable-display-p3.jpg", "imagemagick-cmyk.jpg", "libheif.heic", "libavif.avif"])
+def test_photographs_that_fill_their_frame_stay_as_they_are(name):
+    if name.endswith(".heic"):
+        pytest.importorskip("pillow_heif")
+    image = FRAMED.decode((PICTURES / name).read_bytes(), name)
+    assert FRAMED.framing.frame(image) is None
 
 
 def test_noise_of_lossy_files_is_ground():

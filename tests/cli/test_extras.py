@@ -9,7 +9,7 @@ from support import hide_packages
 
 from grr_coca.common.extras import PACKAGES, install_command
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

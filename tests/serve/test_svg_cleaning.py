@@ -1,6 +1,7 @@
 """SVG files of strangers, as the page gets them: no script, no reference, and a policy that allows neither."""
 
 import pytest
+from PIL import Image
 from serving import serving
 
 from grr_coca_search.index import Index
@@ -72,3 +73,28 @@ def test_an_index_of_svg_files_is_served_as_svg_and_can_run_nothing(tmp_path):
         assert b"script" not in answer.body
         assert b'color="#eceae6"' in answer.body
         assert client.get(f"/picture/{picture['id']}").json() == picture
+
+
+def test_sources_of_small_svg_files_are_part_of_answers_that_ask_for_them(tmp_path):
+    icons = tmp_path / "icons"
+    icons.mkdir()
+    box = '<script>alert(1)</script><path onload="alert(1)" d="M4 4h16v16H4z"/></svg>'
+    (icons / "box.svg").write_text(f"{HEAD}>{box}")
+    much = '<path d="M1 1h9"/>' * 600
+    (icons / "large.svg").write_text(f"{HEAD}>{much}{box}")
+    Image.new("RGB", (64, 64), "red").save(icons / "red.png")
+    with Index.open(tmp_path / "index", create=True) as index:
+        index.add(icons)
+    with serving(tmp_path / "index") as client:
+        listed = client.get("/pictures?svg=true").json()["pictures"]
+        found = client.post("/search", {"texts": ["box"], "svg": True}).json()["hits"]
+        for answer in (listed, found):
+            (svg,) = [picture["svg"] for picture in answer if "svg" in picture]
+            assert "M4 4h16v16H4z" in svg
+            assert "script" not in svg
+            assert "onload" not in svg
+        for answer in (
+            client.get("/pictures").json()["pictures"],
+            client.post("/search", {"texts": ["box"]}).json()["hits"],
+        ):
+            assert not any("svg" in picture for picture in answer)

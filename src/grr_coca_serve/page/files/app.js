@@ -289,7 +289,7 @@ async function update(keepsPlace = false) {
 let isKindKnown = false;
 let known = []; // facets of the index
 const OF_ICONS = ["set", "style", "licence", "tags"];
-const OF_FILES = ["confidence", "size", "width", "height", "date", "folder"];
+const OF_FILES = ["confidence", "size", "width", "height", "date", "folder", "aliases", "package"]; // not what one chooses icons by
 
 const isOfIcons = () => document.body.classList.contains("drawings");
 

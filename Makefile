@@ -23,6 +23,7 @@ LOCK := .venv-lock
 MILVUS := .venv-milvus
 CLIENTS := .venv-clients
 EVERYWHERE := .venv-everywhere
+CORE := .venv-core
 RELEASE := .venv-release
 TAG :=
 SLOW := not slow
@@ -35,7 +36,7 @@ BENCHMARKS := training captioning imported engines precision busy footprint load
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo page test test-gpu test-slow test-ci test-milvus test-ray test-browser test-clients attack attack-drawings attack-pictures attack-indexes test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
+.PHONY: try demo page test test-gpu test-slow test-ci test-milvus test-ray test-browser test-clients attack attack-drawings attack-pictures attack-indexes test-core test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch. One is wrong, so that nobody expects too much.
 try: $(VENV)/.use
@@ -118,6 +119,12 @@ servers-clients: $(CLIENTS)/.installed
 # What these two need, for continuous integration to try.
 servers-milvus servers-ray: servers-%: $(VENV)/.%
 	scripts/own_network.sh
+
+# The tests of the core, where only what the core needs is installed.
+test-core:
+	$(PYTHON) -m venv --clear $(CORE)
+	$(CORE)/bin/$(INSTALL) $(LOCKED) -e ".[train,report,hub,parquet,probe,export,test]"
+	$(SINGLE) PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(CORE)/bin/python -m pytest $(WORKERS) -m "not slow" tests/core
 
 # On any system, with any Python: index, captions, search, a server, a small training and its resume, without anything that
 # only POSIX has. EXTRAS= does it without PyTorch, the server and drawings.
@@ -252,7 +259,7 @@ icon-site: $(VENV)/.dev
 
 # Everything that can be made again; `runs`, with what was trained, stays.
 clean:
-	rm -rf $(VENV) $(MILVUS) $(CLIENTS) $(PEERS) $(OLDEST) $(LOCK) $(EVERYWHERE) $(RELEASE) dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MILVUS) $(CLIENTS) $(PEERS) $(OLDEST) $(LOCK) $(EVERYWHERE) $(CORE) $(RELEASE) dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("%s is Python %s, and 3.11 or newer is needed: make PYTHON=python3.12, for example" % (sys.executable, sys.version.split()[0]))'

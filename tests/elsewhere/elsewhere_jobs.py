@@ -23,7 +23,6 @@ from grr_coca.train.loop import Run
 DECODINGS = {
     "greedy": {},
     "beams": {"num_beams": 4, "num_captions": 2},
-    "diverse beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "min_length": 4},
     "samples": {"temperature": 1.0, "top_k": 90, "top_p": 0.9, "min_p": 0.01, "num_captions": 3},
     "without repetition": {"no_repeat_ngram": 2, "repetition_penalty": 1.2},
 }

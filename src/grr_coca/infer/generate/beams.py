@@ -1,7 +1,6 @@
-"""Beam search, also in groups that avoid each other's tokens (diverse beam search, arXiv 1610.02424).
+"""Beam search.
 
-Shapes: B images, K beams of an image (G groups of N neighbouring beams), T new tokens so far, P prompt tokens, C
-candidates, R = B · K rows.
+Shapes: B images, K beams of an image, T new tokens so far, P prompt tokens, C candidates, R = B · K rows.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from grr_coca.infer.generate.sampling import NAN_RESULTS, NOTHING_LEFT, Hypothes
 
 
 class _Pool:
-    """The best finished captions of a group of beams, at most `size`, by summed score / length ** length_penalty."""
+    """The best finished captions of an image, at most `size`, by summed score / length ** length_penalty."""
 
     def __init__(self, size: int, length_penalty: float) -> None:
         self.size = size
@@ -62,7 +61,7 @@ class Choice(NamedTuple):
     log_probs: Float[np.ndarray, "B C"]
     scores: Float[np.ndarray, "B C"]
 
-    def take(self, columns: Int[np.ndarray, "B N"]) -> "Choice":
+    def take(self, columns: Int[np.ndarray, "B K"]) -> "Choice":
         """The continuations at these columns."""
         return Choice(*(np.take_along_axis(field, columns, axis=1) for field in self))
 
@@ -79,22 +78,19 @@ class BeamSearch:
         eos_id: int,
     ) -> None:
         self.decoder, self.options, self.max_length, self.eos_id = decoder, options, max_length, eos_id
-        self.num_beams, self.num_groups = options.num_beams, options.num_beam_groups
-        self.group_size = self.num_beams // self.num_groups
+        self.num_beams = options.num_beams
         num_images = len(prompt_ids)
         self.logits = decoder.step(prompt_ids).repeated(self.num_beams)
         self.rows = np.arange(num_images).repeat(self.num_beams)
         """For each beam, the row of the decoder that holds its tokens but the last."""
-        # All beams are equal at the start, so one beam of each group is enough.
-        first = np.arange(self.num_beams) % self.group_size == 0
+        # All beams are equal at the start, so one is enough.
+        first = np.arange(self.num_beams) == 0
         self.beams = Beams(
             token_ids=np.zeros((num_images, self.num_beams, 0), dtype=np.int64),
             log_probs=np.zeros((num_images, self.num_beams, 0), dtype=np.float32),
             scores=np.where(first, np.float32(0), np.float32(-np.inf))[None].repeat(num_images, axis=0),
         )
-        self.pools = [
-            [_Pool(self.group_size, options.length_penalty) for _ in range(self.num_groups)] for _ in range(num_images)
-        ]
+        self.pools = [_Pool(self.num_beams, options.length_penalty) for _ in range(num_images)]
         self.running = list(range(num_images))
         self.has_nan = False
 
@@ -104,67 +100,45 @@ class BeamSearch:
             self._advance(last=step + 1 == self.max_length)
             if step + 1 == self.max_length:
                 break
-            self._stop_groups()
+            self._stop_images()
             if not self.running:
                 break
             self.decoder.reorder(self.rows)
             self.rows = np.arange(len(self.rows))
             self.logits = self.decoder.step(self.beams.token_ids[..., -1].reshape(-1, 1))
-        return [self._best(pools) for pools in self.pools]
+        return [self._best(pool) for pool in self.pools]
 
     def _advance(self, last: bool) -> None:
-        """Choose the next tokens, group by group. Captions that end go to the pools. At the last step all captions
-        do."""
-        candidates = self._candidates()
-        chosen: list[Choice] = []
-        for group in range(self.num_groups):
-            choice = self._best_of_group(candidates, chosen, group)
-            self._collect(choice, group)
-            going_on = (choice.token_ids == self.eos_id).argsort(axis=1, kind="stable")[:, : self.group_size]
-            chosen.append(choice.take(going_on))
-        self._extend(Choice(*(np.concatenate(parts, axis=1) for parts in zip(*chosen, strict=True))))
+        """Choose the next tokens. Captions that end go to the pools. At the last step all captions do."""
+        choice = self._best_continuations()
+        self._collect(choice)
+        going_on = (choice.token_ids == self.eos_id).argsort(axis=1, kind="stable")[:, : self.num_beams]
+        self._extend(choice.take(going_on))
         if last:
             self._collect_unfinished()
 
-    def _candidates(self) -> Choice:
-        """The likeliest continuations of each beam, beam by beam.
-
-        The penalty can spoil at most as many tokens as there are beams. With that many more candidates, the best
-        continuations are certainly among them.
-        """
+    def _best_continuations(self) -> Choice:
+        """The 2 K best continuations of K beams. At most one of each beam ends its caption, so at least K do not."""
         beams = self.beams
         token_ids = np.concatenate(beams.token_ids)  # R T
         allowed = apply_rules(self.logits, token_ids, self.options, self.eos_id)
-        after_rules, ids = allowed.largest(2 * self.group_size + self.num_beams)  # R C
+        after_rules, ids = allowed.largest(2 * self.num_beams)  # R C
         own = after_rules if allowed is self.logits else self.logits.of(ids)
         self.has_nan |= bool(np.isnan(own).any())  # an image of which all is NaN leaves the batch
         num_images = len(beams.scores)
         scores = after_rules.reshape(num_images, self.num_beams, -1) + beams.scores[..., None]  # B K C
         parents = np.arange(self.num_beams).repeat(ids.shape[1])[None].repeat(num_images, axis=0)
-        return Choice(parents, *(field.reshape(num_images, -1) for field in (ids, own, scores)))
+        candidates = Choice(parents, *(field.reshape(num_images, -1) for field in (ids, own, scores)))
+        return candidates.take((-candidates.scores).argsort(axis=1, kind="stable")[:, : 2 * self.num_beams])
 
-    def _best_of_group(self, candidates: Choice, chosen: Sequence[Choice], group: int) -> Choice:
-        """The 2 N best continuations of a group of N beams. At most one of each beam ends its caption, so at least N do
-        not. `chosen`: those of the earlier groups."""
-        per_beam = candidates.scores.shape[1] // self.num_beams
-        columns = slice(group * self.group_size * per_beam, (group + 1) * self.group_size * per_beam)
-        of_group = Choice(*(field[:, columns] for field in candidates))
-        ranked = of_group.scores
-        if self.options.diversity_penalty:
-            for earlier in chosen:
-                taken = of_group.token_ids[..., None] == earlier.token_ids[:, None]  # B C N
-                count = (taken & np.isfinite(earlier.scores)[:, None]).sum(axis=2, dtype=np.float32)
-                ranked = ranked - np.float32(self.options.diversity_penalty) * count
-        return of_group.take((-ranked).argsort(axis=1, kind="stable")[:, : 2 * self.group_size])
-
-    def _collect(self, choice: Choice, group: int) -> None:
-        """Add those of the N best continuations that end their caption to the pool of the group."""
+    def _collect(self, choice: Choice) -> None:
+        """Add those of the K best continuations that end their caption to the pools."""
         ends = (choice.token_ids == self.eos_id) & np.isfinite(choice.scores)
-        for image, rank in np.argwhere(ends[:, : self.group_size]).tolist():
+        for image, rank in np.argwhere(ends[:, : self.num_beams]).tolist():
             parent = choice.parents[image, rank]
             ids = [*self.beams.token_ids[image, parent].tolist(), self.eos_id]
             log_probs = [*self.beams.log_probs[image, parent].tolist(), float(choice.log_probs[image, rank])]
-            self.pools[self.running[image]][group].add(ids, log_probs, float(choice.scores[image, rank]))
+            self.pools[self.running[image]].add(ids, log_probs, float(choice.scores[image, rank]))
 
     def _extend(self, choice: Choice) -> None:
         """Replace each beam by its parent with one more token."""
@@ -181,33 +155,20 @@ class BeamSearch:
         """Add the captions that have not ended to the pools, because they have reached the maximum length."""
         for image, beam in np.argwhere(np.isfinite(self.beams.scores)).tolist():
             ids, log_probs, scores = (field[image, beam] for field in self.beams)
-            pool = self.pools[self.running[image]][beam // self.group_size]
-            pool.add(ids.tolist(), log_probs.tolist(), float(scores))
+            self.pools[self.running[image]].add(ids.tolist(), log_probs.tolist(), float(scores))
 
-    def _stop_groups(self) -> None:
-        """Stop the groups whose pool cannot improve. An image leaves the batch when all of its groups have stopped."""
-        scores = self.beams.scores.reshape(len(self.running), self.num_groups, -1)  # B G N
-        length = self.beams.token_ids.shape[2]
-        can_improve = [
-            [pool.can_improve(best, length + 1, self.max_length) for pool, best in zip(pools, row, strict=True)]
-            for pools, row in zip(
-                (self.pools[image] for image in self.running), scores.max(axis=2).tolist(), strict=True
-            )
-        ]
-        scores = np.where(np.array(can_improve)[..., None], scores, np.float32(-np.inf))
-        self.beams = self.beams._replace(scores=scores.reshape(len(scores), -1))
-        going_on = np.isfinite(self.beams.scores).any(axis=1)
+    def _stop_images(self) -> None:
+        """Remove the images whose pool cannot improve from the batch."""
+        length, best = self.beams.token_ids.shape[2], self.beams.scores.max(axis=1).tolist()
+        pools = (self.pools[image] for image in self.running)
+        going_on = np.array(
+            [pool.can_improve(score, length + 1, self.max_length) for pool, score in zip(pools, best, strict=True)]
+        )
         self.running = [image for image, goes_on in zip(self.running, going_on, strict=True) if goes_on]
         self.beams = Beams(*(field[going_on] for field in self.beams))
         self.rows = self.rows.reshape(-1, self.num_beams)[going_on].ravel()
 
-    def _best(self, pools: list[_Pool]) -> list[Hypothesis]:
-        """The best captions of all groups. A caption that several groups found is repeated only if there are too few
-        others."""
-        found = sorted((h for pool in pools for h in pool.hypotheses), key=lambda hypothesis: -hypothesis.score)
-        if len(found) < self.options.num_captions:
+    def _best(self, pool: _Pool) -> list[Hypothesis]:
+        if len(pool.hypotheses) < self.options.num_captions:
             raise UserError(NAN_RESULTS if self.has_nan else NOTHING_LEFT)
-        first: dict[tuple[int, ...], Hypothesis] = {}
-        repeats = [h for h in found if first.setdefault(h.token_ids, h) is not h]
-        best = [*first.values(), *repeats][: self.options.num_captions]
-        return sorted(best, key=lambda hypothesis: -hypothesis.score)
+        return pool.hypotheses[: self.options.num_captions]

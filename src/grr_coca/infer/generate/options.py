@@ -6,19 +6,16 @@ from numbers import Integral, Real
 from grr_coca.common.errors import UserError
 
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p")
-_ONLY_BEAMS = ("num_beam_groups", "diversity_penalty", "length_penalty")
 _MIN = {
     "max_length": 1,
     "min_length": 0,
     "top_k": 1,
     "num_beams": 1,
-    "num_beam_groups": 1,
     "no_repeat_ngram": 0,
     "num_captions": 1,
 }
 _WITHIN = {
     "temperature": (1e-6, 1e6),
-    "diversity_penalty": (0, 1e6),
     "length_penalty": (-10, 10),
     "repetition_penalty": (1e-6, 1e6),
 }
@@ -50,11 +47,6 @@ class GenerationOptions:
     """Sample from tokens whose probability is at least this share of the likeliest one's (arXiv 2407.01082)."""
     num_beams: int = 1
     """Captions that beam search continues at each step, the likeliest ones; 1: no beam search."""
-    num_beam_groups: int = 1
-    """Groups of equal size that the beams are divided into (diverse beam search, arXiv 1610.02424); set
-    diversity_penalty too."""
-    diversity_penalty: float = 0.0
-    """Penalty subtracted from a token's score for every beam of an earlier group that chose the token at this step."""
     length_penalty: float = 1.0
     """Captions are ranked by log-probability / length ** length_penalty. A value above 1 favours long captions."""
     repetition_penalty: float = 1.0
@@ -103,19 +95,8 @@ class GenerationOptions:
             raise UserError(f"num_beams {self.num_beams} conflicts with {', '.join(given)}: beams are not sampled")
         if self.temperature is None and given:
             raise UserError(f"{', '.join(given)} without temperature: nothing is sampled; set temperature, e.g. 1.0")
-        if self.num_beams == 1:
-            given = [name for name in _ONLY_BEAMS if getattr(self, name) != _DEFAULTS[name]]
-            if given:
-                raise UserError(f"{', '.join(given)} without beams: set num_beams")
-        if self.num_beams % self.num_beam_groups:
-            raise UserError(f"num_beams {self.num_beams} cannot be divided into {self.num_beam_groups} num_beam_groups")
-        if self.diversity_penalty and self.num_beam_groups == 1:
-            raise UserError(f"diversity_penalty {self.diversity_penalty} without groups: set num_beam_groups")
-        if self.num_beam_groups > 1 and not self.diversity_penalty:
-            raise UserError(
-                f"num_beam_groups {self.num_beam_groups} without a penalty: all groups would find the same captions; "
-                "set diversity_penalty, e.g. 0.5"
-            )
+        if self.num_beams == 1 and self.length_penalty != 1:
+            raise UserError("length_penalty without beams: set num_beams")
         if self.temperature is None and self.num_captions > self.num_beams:
             raise UserError(
                 f"num_captions {self.num_captions} is more than num_beams {self.num_beams}: "

@@ -78,7 +78,6 @@ WAYS = {
     "greedy": {},
     "rules": {"min_length": 6, "repetition_penalty": 1.3, "no_repeat_ngram": 2},
     "beams": {"num_beams": 4, "num_captions": 3},
-    "groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "num_captions": 4},
     "draws": {"temperature": 1.0, "num_captions": 3, "max_length": 12},
     "nucleus": {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "max_length": 12},
 }

@@ -57,38 +57,33 @@ def prompts(images: list[int]) -> np.ndarray:
 
 
 def reference(image: int, max_length: int, options: GenerationOptions, stop: bool = True) -> Found:
-    """One image, one list of beams per group, everything ranked by `sorted`."""
-    size = options.num_beams // options.num_beam_groups
-    alive: list[Found] = [[((), 0.0)] for _ in range(options.num_beam_groups)]
-    pools: list[Found] = [[] for _ in alive]
+    """One image, one list of beams, everything ranked by `sorted`."""
+    size, alive, pool = options.num_beams, [((), 0.0)], []
 
-    def collect(group: int, ids: Past, score: float) -> None:
-        pools[group].append((ids, score / len(ids) ** options.length_penalty))
-        pools[group] = sorted(pools[group], key=lambda found: -found[1])[:size]
+    def collect(ids: Past, score: float) -> None:
+        pool.append((ids, score / len(ids) ** options.length_penalty))
+        pool.sort(key=lambda found: -found[1])
+        del pool[size:]
 
     for length in range(1, max_length + 1):
-        taken: list[int] = []
-        for group, beams in enumerate(alive):
-            ranked = []
-            for ids, score in beams:
-                for token, log_prob in enumerate(log_probs_after(image, (BOS, 3, *ids)).tolist()):
-                    penalty = options.diversity_penalty * taken.count(token)
-                    ranked.append((score + log_prob - penalty, (*ids, token), score + log_prob))
-            ranked.sort(reverse=True)
-            for _, ids, score in ranked[:size]:
-                if ids[-1] == EOS:
-                    collect(group, ids, score)
-            alive[group] = [(ids, score) for _, ids, score in ranked if ids[-1] != EOS][:size]
-            taken += [ids[-1] for ids, _ in alive[group]]
-        for group, beams in enumerate(alive):
-            if length == max_length:
-                for ids, score in beams:
-                    collect(group, ids, score)
-            elif stop and len(pools[group]) == size:
-                reach = [score / at**options.length_penalty for _, score in beams for at in (length + 1, max_length)]
-                if max(reach, default=-math.inf) <= pools[group][-1][1]:
-                    alive[group] = []
-    return sorted(itertools.chain(*pools), key=lambda found: -found[1])
+        ranked = [
+            (score + log_prob, (*ids, token))
+            for ids, score in alive
+            for token, log_prob in enumerate(log_probs_after(image, (BOS, 3, *ids)).tolist())
+        ]
+        ranked.sort(reverse=True)
+        for score, ids in ranked[:size]:
+            if ids[-1] == EOS:
+                collect(ids, score)
+        alive = [(ids, score) for score, ids in ranked if ids[-1] != EOS][:size]
+        if length == max_length:
+            for ids, score in alive:
+                collect(ids, score)
+        elif stop and len(pool) == size:
+            reach = [score / at**options.length_penalty for _, score in alive for at in (length + 1, max_length)]
+            if max(reach, default=-math.inf) <= pool[-1][1]:
+                break
+    return pool
 
 
 def assert_same(found: Found, expected: Found) -> None:
@@ -99,8 +94,6 @@ def assert_same(found: Found, expected: Found) -> None:
 def all_options() -> Iterator[dict]:
     for num_beams, length_penalty in itertools.product((2, 3, 6), (0.0, 1.0, 2.5, -1.0)):
         yield {"num_beams": num_beams, "length_penalty": length_penalty}
-    for groups, penalty in itertools.product((2, 3, 6), (0.1, 0.7, 5.0)):
-        yield {"num_beams": 6, "num_beam_groups": groups, "diversity_penalty": penalty}
 
 
 @pytest.mark.parametrize("options", all_options(), ids=lambda options: "-".join(map(str, options.values())))
@@ -116,14 +109,6 @@ def test_stopping_early_changes_nothing(length_penalty):
     for image in range(12):
         (found,) = search([image], 9, num_beams=3, length_penalty=length_penalty)
         assert_same(found, reference(image, 9, options, stop=False))
-
-
-def test_a_caption_that_several_groups_find_is_repeated_only_if_there_are_too_few():
-    images, options = [0, 1, 2], {"num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 0.1}
-    for every, two in zip(search(images, 7, **options), search(images, 7, **options, num_captions=2), strict=True):
-        unlike = list(dict.fromkeys(ids for ids, _ in every))
-        assert len(unlike) < len(every) == 6
-        assert [ids for ids, _ in two] == unlike[:2]
 
 
 def test_with_beams_for_all_captions_the_best_of_all_is_found():

@@ -32,7 +32,6 @@ WAYS = {
     "sampling": {"temperature": 0.8, "top_p": 0.95},
     "draws": {"temperature": 1.0, "top_k": 20, "num_captions": 3},
     "beams": {"num_beams": 4, "num_captions": 2},
-    "groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "num_captions": 3},
     "rules": {"min_length": 4, "repetition_penalty": 1.3, "no_repeat_ngram": 2},
 }
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

@@ -63,8 +63,7 @@ def push(
     hub.check_hub_id(hub_id)
     folder = locate_checkpoint(checkpoint)
     files = hub.files_to_push(folder)
-    facts = hub.gather_facts(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))
-    card = hub.model_card(facts)
+    card = hub.model_card(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))
     if dry_run:
         sizes = {
             name: len(content) if isinstance(content, bytes) else content.stat().st_size

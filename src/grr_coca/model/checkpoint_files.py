@@ -45,6 +45,8 @@ FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS)
 `grr_coca.infer.calibration`, `grr_coca_search.relevance`,
 `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`.
 """
+START_FILE = "start.json"
+"""In the folder of a fine-tuned run: the folder and fingerprint of the checkpoint that it began from."""
 MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES)
 """All files that a model may be loaded from. A checkpoint of a run has others, to continue training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)

@@ -2,19 +2,23 @@
 
 A card is made of what the files of a checkpoint say:
 
-| what | from |
+| content | from |
 |---|---|
 | architecture, step, caution | `config.json` |
 | number of parameters | the header of `model.safetensors` |
+| start of a fine-tuned run, its data and licence | the run's `start.json`, and the card of the model that it names |
 | data, licence, figures | `card.json` (`grr_coca.model.checkpoint_files.ModelCard`) if there is one, else the caller |
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
@@ -25,10 +29,14 @@ from grr_coca.model.checkpoint_files import (
     FITTED_FILES,
     GRAPH_FILES,
     HUB_ID,
+    START_FILE,
     Figure,
     ModelCard,
     find_checkpoint,
+    fingerprint,
     has_graphs,
+    shipped_folder,
+    shipped_names,
 )
 
 README = "README.md"
@@ -49,6 +57,46 @@ _KNOWN_LICENCES = {
 }  # fmt: skip
 """Licences by the hub's names. It refuses a card with another one, unless that stands under `license_name`."""
 
+_CARD_TEXT = """\
+# {name}
+
+A CoCa (Contrastive Captioner) that captions and searches images: `{preset}`, {parameters:,} parameters, images of \
+{image_size} px{trained}.
+
+## Use
+
+```python
+import grr_coca  # in a clone of GRR-CoCa: pip install '.[hub]'
+
+model = grr_coca.load("{name}")
+model.caption("image.jpg")
+model.similarity("image.jpg", ["a cat", "a dog"])
+```
+
+## Data
+
+{data}
+
+## Figures
+
+{figures}
+
+## Limits
+
+{caution}- It knows what its training pairs show, with their errors and prejudices, and may write what is not there.
+- No one has looked for how it treats people of different groups: do not let it decide about people.
+
+## Licence
+
+{licence}
+
+## Citation
+
+```bibtex
+{citation}
+```
+"""
+
 _CITATION = """\
 @misc{yu2022coca,
   title = {CoCa: Contrastive Captioners are Image-Text Foundation Models},
@@ -59,58 +107,40 @@ _CITATION = """\
 }"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CardFacts:
-    """The facts of a model card. `data`: free text. `licence`: free text, or one of the hub's names, such as `mit`."""
+@dataclass(frozen=True)
+class Start:
+    """The model that a run of fine-tuning began from. `step` is 0 if it is unknown, `card` None if there is none."""
 
     name: str
-    preset: str
-    step: int
-    parameters: int
-    image_size: int
-    data: str
-    licence: str
-    figures: Figures
-    caution: str
+    step: int = 0
+    card: ModelCard | None = None
 
 
-def gather_facts(
-    folder: Path, name: str, data: str | None = None, licence: str | None = None, figures: Figures | None = None
-) -> CardFacts:
-    """Gather the facts of a model card from the files of a checkpoint, and from what the caller gives.
+def find_start(checkpoint: Path) -> Start | None:
+    """The model that the run of a checkpoint began from; None for a checkpoint that is not one of a fine-tuned run.
 
-    Args:
-        folder: the checkpoint.
-        name: `owner/name` on the hub.
-        data: what the model was trained on.
-        licence: licence of the weights.
-        figures: measured numbers.
+    A folder of the user is named without its parents, which the card would publish.
 
     Raises:
-        UserError: the licence is neither given nor known, or a file is damaged.
+        UserError: a file is damaged.
     """
-    config, card = read_json(folder / "config.json"), _shipped_card(folder)
-    licence = (licence or "").strip() or (card.licence if card else None)
-    if licence is None:
-        raise UserError(f"{folder}: its licence is unknown; give --licence, such as apache-2.0, mit or cc-by-4.0")
+    path = checkpoint.parent.parent / START_FILE
+    if checkpoint.parent.name != "checkpoints" or not path.is_file():
+        return None
     try:
-        preset, step, model = str(config["preset"]), int(config["step"]), config["model"]
-        image_size = int(model["image_encoder"]["image_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'config.json'}: not a checkpoint's config: {error} is missing or invalid"
-        ) from error
-    return CardFacts(
-        name=name,
-        preset=preset,
-        step=step,
-        parameters=_count_in_header(folder / "model.safetensors"),
-        image_size=image_size,
-        data=data or (card.data if card else ""),
-        licence=licence,
-        figures=figures or (card.figures if card else {}),
-        caution=str(config.get("caution", "")),
-    )
+        origin = read_json(path)
+        folder, wanted = Path(origin["checkpoint"]), origin["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: {error} is missing or invalid") from error
+    for name in shipped_names():
+        shipped = shipped_folder(name)
+        if shipped is not None and fingerprint(shipped) == wanted:
+            return Start(name, int(read_json(shipped / "config.json")["step"]), _shipped_card(shipped))
+    in_run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    cached = re.fullmatch(r"models--(.+?)--(.+)", folder.parent.parent.name)
+    name = f"{cached[1]}/{cached[2]}" if cached else in_run.name
+    is_there = (folder / "config.json").is_file() and fingerprint(folder) == wanted
+    return Start(name, int(read_json(folder / "config.json").get("step", 0)) if is_there else 0)
 
 
 def read_figures(path: Path) -> Figures:
@@ -131,10 +161,63 @@ def read_figures(path: Path) -> Figures:
     return found
 
 
-def model_card(facts: CardFacts) -> str:
-    """The model card: a `README.md` with the metadata that the hub reads. Bytes that are not UTF-8 are escaped."""
-    facts = replace(facts, licence=_utf8(facts.licence))  # first: YAML would read an escape within quotes
-    return _utf8("\n".join([*_head(facts), *_body(facts), ""]))
+def model_card(
+    folder: Path, name: str, data: str | None = None, licence: str | None = None, figures: Figures | None = None
+) -> str:
+    """The model card of a checkpoint: a `README.md` with the metadata that the hub reads.
+
+    Bytes that are not UTF-8 are escaped.
+
+    Args:
+        folder: the checkpoint.
+        name: `owner/name` on the hub.
+        data: what the model was trained on.
+        licence: licence of the weights: free text, or one of the hub's names, such as `mit`.
+        figures: measured numbers.
+
+    Raises:
+        UserError: the licence is neither given nor known, or a file is damaged.
+    """
+    require_extra("hub", "a card for the Hugging Face hub")
+    from huggingface_hub import ModelCardData
+
+    config, card, start = read_json(folder / "config.json"), _shipped_card(folder), find_start(folder)
+    licence = _utf8((licence or "").strip()) or (card.licence if card else None)
+    if licence is None:
+        began = f" (it began from {start.name}: {start.card.licence})" if start and start.card else ""
+        raise UserError(
+            f"{folder}: its licence is unknown{began}; give --licence, such as apache-2.0, mit or cc-by-4.0"
+        )
+    try:
+        preset, step = str(config["preset"]), int(config["step"])
+        image_size = int(config["model"]["image_encoder"]["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: not a checkpoint's config: {error} is missing or invalid"
+        ) from error
+    is_known = licence.lower() in _KNOWN_LICENCES
+    head = ModelCardData(
+        library_name="grr-coca",
+        pipeline_tag="image-to-text",
+        license=licence.lower() if is_known else "other",
+        license_name=None if is_known else licence,
+        base_model=start.name if start and HUB_ID.fullmatch(start.name) else None,
+        tags=["image-captioning", "zero-shot-image-classification", preset],
+    )
+    caution = str(config.get("caution", ""))
+    text = _CARD_TEXT.format(
+        name=name,
+        preset=preset,
+        parameters=_count_in_header(folder / "model.safetensors"),
+        image_size=image_size,
+        trained=_trained(step, start),
+        data="\n".join(_data_lines(data or (card.data if card else ""), start)),
+        figures="\n".join(_figures(figures or (card.figures if card else {}))),
+        caution=f"- {caution[0].upper()}{caution[1:]}.\n" if caution else "",
+        licence=licence,
+        citation=_CITATION,
+    )
+    return f"---\n{head.to_yaml()}\n---\n\n{_utf8(text)}"
 
 
 def check_hub_id(hub_id: str) -> None:
@@ -208,11 +291,25 @@ def _count_in_header(path: Path) -> int:
         UserError: it is damaged.
     """
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        with safe_open(path, framework="numpy") as weights:
+            return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: the weights are damaged ({error})") from error
+
+
+def _trained(step: int, start: Start | None) -> str:
+    if start is None:
+        return f", {step:,} steps of training" if step else ""  # unknown for an imported model
+    return f", {step - start.step:,} steps of training from `{start.name}`" if start.step else f", from `{start.name}`"
+
+
+def _data_lines(data: str, start: Start | None) -> Iterator[str]:
+    yield data or "Not stated."
+    if start is not None:
+        of_start = f", which was trained for {start.step:,} steps" if start.step else ""
+        yield f"\nTraining began from the weights of `{start.name}`{of_start}."
+        if start.card is not None:
+            yield f"Its data: {start.card.data}. Its licences: {start.card.licence}."
 
 
 def _short_name(split: str, splits: Iterable[str]) -> str:
@@ -224,42 +321,6 @@ def _short_name(split: str, splits: Iterable[str]) -> str:
 
 def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _head(facts: CardFacts) -> Iterator[str]:
-    yield from ("---", "library_name: grr-coca", "pipeline_tag: image-to-text")
-    yield from _licence_lines(facts.licence)
-    yield from ("tags:", "- image-captioning", "- zero-shot-image-classification", f"- {facts.preset}", "---", "")
-
-
-def _licence_lines(licence: str) -> Iterator[str]:
-    """The lines of the card's metadata that name the licence."""
-    if licence.lower() in _KNOWN_LICENCES:
-        yield f"license: {licence.lower()}"
-    else:
-        yield "license: other"
-        yield f"license_name: {json.dumps(licence, ensure_ascii=False)}"
-
-
-def _body(facts: CardFacts) -> Iterator[str]:
-    trained = f", {facts.step:,} steps of training" if facts.step else ""  # unknown for an imported model
-    yield f"# {facts.name}"
-    yield ""
-    yield (
-        f"A CoCa (Contrastive Captioner) that captions and searches images: `{facts.preset}`, "
-        f"{facts.parameters:,} parameters, images of {facts.image_size} px{trained}."
-    )
-    yield from ("", "## Use", "", "```python", "import grr_coca  # in a clone of GRR-CoCa: pip install '.[hub]'", "")
-    yield f'model = grr_coca.load("{facts.name}")'
-    yield from ('model.caption("image.jpg")', 'model.similarity("image.jpg", ["a cat", "a dog"])', "```", "")
-    yield from ("## Data", "", f"{facts.data or 'Not stated.'}", "")
-    yield from ("## Figures", "", *_figures(facts.figures), "")
-    yield from ("## Limits", "")
-    if facts.caution:
-        yield f"- {facts.caution[0].upper()}{facts.caution[1:]}."
-    yield "- It knows what its training pairs show, with their errors and prejudices, and may write what is not there."
-    yield "- No one has looked for how it treats people of different groups: do not let it decide about people."
-    yield from ("", "## Licence", "", facts.licence, "", "## Citation", "", "```bibtex", _CITATION, "```")
 
 
 def _figures(figures: Figures) -> Iterator[str]:

@@ -31,7 +31,7 @@ from grr_coca.common.errors import DiskError, UserError
 from grr_coca.common.files import read_json, verify_folder, whole_folder, write_whole
 from grr_coca.common.ranks import Ranks
 from grr_coca.model.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
-from grr_coca.model.checkpoint_files import checkpoints_by_step, fingerprint
+from grr_coca.model.checkpoint_files import START_FILE, checkpoints_by_step, fingerprint
 from grr_coca.train.logs import Progress
 from grr_coca.train.numerics import Numerics
 from grr_coca.train.parallel import shard_like, whole
@@ -41,7 +41,6 @@ from grr_coca.train.step import LossScale, Trainer
 
 log = logging.getLogger(__name__)
 
-ORIGIN_FILE = "start.json"
 BEST_FILE = "best.json"
 STATE_FOLDER = "training"
 
@@ -70,7 +69,7 @@ def origin_of(checkpoint: Path) -> Origin:
 
 def save_origin(origin: Origin, out: Path) -> None:
     """Write the origin of a run into its folder."""
-    write_whole(out / ORIGIN_FILE, json.dumps(to_dict(origin), indent=2).encode())
+    write_whole(out / START_FILE, json.dumps(to_dict(origin), indent=2).encode())
 
 
 def _require_same_origin(origin: Origin, out: Path) -> None:
@@ -79,14 +78,14 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
     Raises:
         UserError: the run began from another checkpoint, or its origin file is damaged.
     """
-    path = out / ORIGIN_FILE
+    path = out / START_FILE
     if not path.exists():
         return
     before = from_dict(Origin, read_json(path), str(path))
     if before.fingerprint != origin.fingerprint:
         raise UserError(
             f"{path}: the run began from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
-            f"to continue that run, give the same --checkpoint (if that is gone, delete {ORIGIN_FILE}); "
+            f"to continue that run, give the same --checkpoint (if that is gone, delete {START_FILE}); "
             "to start another run, give another --out"
         )
 

@@ -15,6 +15,7 @@ from support import warnings_of
 
 from grr_coca.common.files import MANIFEST
 from grr_coca.model.checkpoint_files import FILES, FITTED_FILES, FOLDER, GRAPH_FILES
+from grr_coca.train.run_checkpoints import origin_of, save_origin
 
 PICTOGRAMS = FOLDER / "pictograms"
 FITTED = [name for name in FITTED_FILES if (PICTOGRAMS / name).exists()]
@@ -88,7 +89,7 @@ def test_the_card_says_what_the_manifest_says(hub, push):
     assert f'grr_coca.load("{OWNER}/card")' in card
     assert "6,597 drawings of 1,842 concepts" in card
     assert "| test_style | text_to_image/R@1 | 0.47 (0.435 to 0.505) |" in card
-    assert 'license_name: "weights Apache-2.0' in card
+    assert "license_name: weights Apache-2.0" in card
     for heading in ("Data", "Figures", "Limits", "Licence", "Citation"):
         assert f"\n## {heading}\n" in card
 
@@ -143,10 +144,10 @@ def test_an_empty_repository_that_was_made_is_told_with_the_way_on(hub, push, mo
     ("licence", "lines"),
     [
         ("MIT", "license: mit\n"),
-        ("EUPL-1.2", 'license: other\nlicense_name: "EUPL-1.2"\n'),
-        ("No", 'license: other\nlicense_name: "No"\n'),
-        ("Eigene 😀 Lizenz", 'license: other\nlicense_name: "Eigene 😀 Lizenz"\n'),
-        ("caf\udce9", 'license: other\nlicense_name: "caf\\\\udce9"\n'),
+        ("EUPL-1.2", "license: other\nlicense_name: EUPL-1.2\n"),
+        ("No", "license: other\nlicense_name: 'No'\n"),
+        ("Eigene 😀 Lizenz", "license: other\nlicense_name: Eigene 😀 Lizenz\n"),
+        ("caf\udce9", "license: other\nlicense_name: caf\\udce9\n"),
     ],
 )
 def test_a_licence_that_the_hub_does_not_know_has_a_name_of_its_own(grr_coca, licence, lines):
@@ -236,3 +237,50 @@ def test_of_a_model_that_was_trained_elsewhere_the_card_counts_no_steps(grr_coca
     said = grr_coca("push", tmp_path / "imported", "me/x", "--licence", "mit", "--dry-run")
     assert "images of 16 px." in said.out
     assert "steps of training" not in said.out
+
+
+def fine_tuned(run, folder, start, start_step=0):
+    """A run of `run`'s model that began from `start`, as `finetune` writes it."""
+    checkpoint = shutil.copytree(run.checkpoint, folder / "checkpoints" / "step-000000240")
+    (checkpoint / MANIFEST).unlink()
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "step": start_step + 240}))
+    save_origin(origin_of(start), folder)
+    return folder
+
+
+def test_card_of_a_fine_tuned_run_names_its_start_with_data_and_licence(grr_coca, refused, run, tmp_path):
+    icons = json.loads((FOLDER / "icons" / "config.json").read_text())["step"]
+    moved = shutil.copytree(FOLDER / "icons", tmp_path / "elsewhere")  # known by its files, wherever they are
+    folder = fine_tuned(run, tmp_path / "mine", moved, icons)
+    card = grr_coca("push", folder, "me/x", "--licence", "mit", "--data", "my photographs", "--dry-run").out
+    assert ", 240 steps of training from `icons`.\n" in card
+    assert (
+        f"my photographs\n\nTraining began from the weights of `icons`, which was trained for {icons:,} steps.\n"
+        in card
+    )
+    assert "238,000 drawings of 150 open sets" in card
+    assert "Its licences: weights Apache-2.0; drawings under MIT" in card
+    assert "base_model" not in card, "icons is not on the hub"
+    assert "began from icons: weights Apache-2.0" in refused("push", folder, "me/x", "--dry-run")
+
+
+def test_card_of_a_fine_tuned_run_names_its_start_on_the_hub(grr_coca, run, tmp_path):
+    cached = tmp_path / "models--some-one--photos--large" / "snapshots" / "abc"
+    shutil.copytree(run.checkpoint, cached)
+    step = json.loads((cached / "config.json").read_text())["step"]
+    folder = fine_tuned(run, tmp_path / "mine", cached, step)
+    card = grr_coca("push", folder, "me/x", "--licence", "mit", "--dry-run").out
+    assert "\nbase_model: some-one/photos--large\n" in card
+    assert ", 240 steps of training from `some-one/photos--large`.\n" in card
+
+
+def test_card_names_a_start_of_the_user_without_its_path_also_when_it_is_gone(grr_coca, run, tmp_path):
+    start = tmp_path / "secret" / "first-run" / "checkpoints" / "step-000000007"
+    shutil.copytree(run.checkpoint, start)
+    folder = fine_tuned(run, tmp_path / "mine", start)
+    shutil.rmtree(tmp_path / "secret")
+    card = grr_coca("push", folder, "me/x", "--licence", "mit", "--dry-run").out
+    assert ", from `first-run`.\n" in card
+    assert "secret" not in card
+    assert "steps of training" not in card, "how many were of this run is unknown"

@@ -17,7 +17,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.data.text import singular
-from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, Numbers
+from grr_coca_icons.match.match_numbers import BY_PICTURE_ALONE, CANDIDATES, EVIDENCE, OF_PICTURES, Numbers
 
 _DEVIATION = 5.0
 """Deviations are divided by this, so that all evidence is about as large."""
@@ -149,7 +149,7 @@ class Pairs:
             source.has_names
             and target.has_names
             and len(numbers.weights) > 0
-            and any(numbers.weights.get(name) for name in EVIDENCE[3:])
+            and any(numbers.weights.get(name) for name in EVIDENCE if name not in OF_PICTURES)
         )
         step = max(1, len(target) // _BACKGROUND)
         self._background = slice(None, None, step)
@@ -236,7 +236,8 @@ class Pairs:
         return first, best, second
 
     def evidence(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """The candidates of some pictures of the source, their evidence, P 10, and where each begins."""
+        """The candidates of some pictures of the source, their evidence, P 10 in the order of `EVIDENCE`, and where each
+        begins."""
         source, target = self._source, self._target
         cosines = {"picture": source.vectors[rows] @ target.vectors.T}
         if self._uses_names:
@@ -252,15 +253,15 @@ class Pairs:
         bounds = np.cumsum([0, *map(len, chosen)]).tolist()
         columns = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
         pair_rows = np.repeat(np.arange(len(rows)), np.diff(bounds))
-        evidence = np.zeros((len(columns), len(EVIDENCE)))
-        evidence[:, 0] = cosines["picture"][pair_rows, columns]
-        evidence[:, 1] = self._stands_out(cosines["picture"], pair_rows, columns)
-        evidence[:, 2] = self._taken(rows[pair_rows], columns, evidence[:, 0])
+        found = {"picture": cosines["picture"][pair_rows, columns]}
+        found["picture_stands_out"] = self._stands_out(cosines["picture"], pair_rows, columns)
+        found["taken"] = self._taken(rows[pair_rows], columns, found["picture"])
         if self._uses_names:
-            evidence[:, 3] = self._stands_out(cosines["name_shown"], pair_rows, columns)
-            evidence[:, 4] = self._stands_out(cosines["shown_name"], pair_rows, columns)
-            evidence[:, 5] = cosines["names"][pair_rows, columns]
-            evidence[:, 6:] = self._written(rows[pair_rows], columns)
+            found["name_shown"] = self._stands_out(cosines["name_shown"], pair_rows, columns)
+            found["shown_name"] = self._stands_out(cosines["shown_name"], pair_rows, columns)
+            found["names"] = cosines["names"][pair_rows, columns]
+            found |= self._written(rows[pair_rows], columns)
+        evidence = np.stack([found.get(name, np.zeros(len(columns))) for name in EVIDENCE], axis=1)
         return columns, evidence, bounds
 
     def _stands_out(self, cosines: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -279,26 +280,29 @@ class Pairs:
         rival = np.where(first[columns] == self._thing_of[rows], second[columns], best[columns])
         return np.minimum(0, cosines - rival)
 
-    def _written(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """What the names say as they are written: `EVIDENCE[6:]`, P 4. Of several names, the closest count."""
+    def _written(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
+        """Compare the spelling and the words of names: the evidence that needs no embedding, by name, each P.
+
+        Of several names, the closest count.
+        """
         from rapidfuzz import fuzz, process  # late: it needs an extra
 
-        written = np.zeros((len(rows), 4))
+        found = {name: np.zeros(len(rows)) for name in ("same_name", "spelling", "missing_words", "extra_words")}
         pairs: list[tuple[int, str, str]] = []
         for number, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
             ones, others = self._source_names[row], self._target_names[column]
             pairs += [(number, one, other) for one in ones.sorted for other in others.sorted]
-            written[number, 2] = -_lacking(ones.first, others.all, self._target_words)
-            written[number, 3] = -_lacking(others.first, ones.all, self._source_words)
+            found["missing_words"][number] = -_lacking(ones.first, others.all, self._target_words)
+            found["extra_words"][number] = -_lacking(others.first, ones.all, self._source_words)
         if not pairs:
-            return written
+            return found
         numbers, one_names, other_names = zip(*pairs, strict=True)
         rows_of_pairs = np.array(numbers)
         similar = process.cpdist(one_names, other_names, scorer=fuzz.ratio) / 100
-        np.maximum.at(written[:, 1], rows_of_pairs, similar)
+        np.maximum.at(found["spelling"], rows_of_pairs, similar)
         same = np.array([one == other for one, other in zip(one_names, other_names, strict=True)], float)
-        np.maximum.at(written[:, 0], rows_of_pairs, same)
-        return written
+        np.maximum.at(found["same_name"], rows_of_pairs, same)
+        return found
 
 
 class _Names(NamedTuple):

@@ -49,7 +49,7 @@ EVIDENCE = (
   target's names use them: of `wifi-cog`, `wifi` lacks a word
 - `extra_words`: the same for the words of the candidate's name
 """
-OF_PICTURES = EVIDENCE[:3]
+OF_PICTURES = ("picture", "picture_stands_out", "taken")
 """The evidence that needs no names."""
 
 CANDIDATES = 5

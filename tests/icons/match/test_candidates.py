@@ -52,6 +52,19 @@ CURVE = ProbabilityCurve(per_score=8.0, per_lead=2.0, offset=-7.0, least=0.3)
 BY_PICTURE = Numbers(weights={"picture": 1.0}, seen=CURVE, unseen=CURVE)
 
 
+@pytest.mark.parametrize("has_names", [True, False])
+def test_order_of_evidence_does_not_change_matches(random, monkeypatch, has_names):
+    pictures = random.normal(size=(12, WIDTH))
+    source = gallery("one", [f"a-{n}" for n in range(12)], pictures, has_names=has_names)
+    target = gallery("two", [f"a-{n % 5}-b" for n in range(12)], pictures[::-1] + 0.5, seed=1, has_names=has_names)
+    weights = {name: 0.3 + 0.1 * place for place, name in enumerate(EVIDENCE)}
+    numbers = Numbers(weights=weights, seen=CURVE, unseen=CURVE)
+    before = match_pictures(source, target, numbers)
+    for module in ("candidates", "match_numbers"):
+        monkeypatch.setattr(f"grr_coca_icons.match.{module}.EVIDENCE", EVIDENCE[::-1])
+    assert match_pictures(source, target, numbers) == before
+
+
 def test_the_nearest_picture_comes_first_whatever_it_is_called(random):
     pictures = random.normal(size=(40, WIDTH))
     source = gallery("one", [f"a{n}" for n in range(40)], pictures)

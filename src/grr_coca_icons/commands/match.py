@@ -18,6 +18,7 @@ from grr_coca.common.outputs import require_suffix, require_writable, to_json, w
 
 if TYPE_CHECKING:
     from grr_coca_icons.match.candidates import PictureMatch
+    from grr_coca_icons.match.icon_map import DoubtfulEntry, UnknownIcon
     from grr_coca_icons.match.matcher import Matcher, UsedIcons
     from grr_coca_icons.match.picture_set import OpenPictureSet
 
@@ -203,6 +204,19 @@ def _check(
     numbers = matcher.numbers(source.set, target.set)
     findings = check_map(dict(table), source.set, target.set, numbers, (aliases[0], aliases[1]))
     for finding in findings:
-        say(on_one_line(finding))
+        say(on_one_line(_finding_line(finding)))
     print(f"{len(findings):,} of {len(table):,} entries look wrong", file=sys.stderr)
     return 1 if findings else 0
+
+
+def _finding_line(finding: "UnknownIcon | DoubtfulEntry") -> str:
+    from grr_coca_icons.match.icon_map import UnknownIcon
+
+    entry = f"{finding.icon} → {finding.equivalent or 'none'}"
+    if isinstance(finding, UnknownIcon):
+        hint = f"; did you mean '{finding.nearest}'?" if finding.nearest else f" in {', '.join(finding.sets)}"
+        return f"{entry}: there is no '{finding.name}'{hint}"
+    likelier = f"{finding.likelier_probability:.0%}"
+    if finding.probability is None:
+        return f"{entry}: {finding.likelier} shows it ({likelier})"
+    return f"{entry}: looks wrong ({finding.probability:.0%}); {finding.likelier} is likelier ({likelier})"

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -92,28 +93,70 @@ def decided_matches(
             continue
         there = target.places.get((further or {}).get(equivalent, equivalent))
         if there is None:
-            raise UserError(f"{where}: '{name}': {_unknown(equivalent, target)}")
+            near = _nearest(equivalent, target)
+            hint = f"; did you mean '{near}'?" if near else f" in {', '.join(set_prefixes(target.names))}"
+            raise UserError(f"{where}: '{name}': there is no '{equivalent}'{hint}")
         candidate = Candidate(name=target.names[there], place=there, probability=1.0, score=0.0, same_name=False)
         found[place] = PictureMatch(name=name, place=place, candidates=(candidate,), is_decided=True)
     if decided and not found:
         first = next(iter(decided.items()))
         raise UserError(
-            f"{where}: a map of other icons: none of its {len(decided):,} is in {_prefixes(source.names)} "
+            f"{where}: a map of other icons: none of its {len(decided):,} is in "
+            f"{', '.join(set_prefixes(source.names))} "
             f"(the first is {first[0]} → {first[1]})"
         )
     return found
 
 
-def _unknown(name: str, side: PictureSet) -> str:
+def _nearest(name: str, side: PictureSet) -> str | None:
     near = get_close_matches(name, side.names, n=1, cutoff=0.5)
-    return f"there is no '{name}'" + (f"; did you mean '{near[0]}'?" if near else f" in {_prefixes(side.names)}")
+    return near[0] if near else None
 
 
-def _prefixes(names: Sequence[str]) -> str:
-    return ", ".join(sorted({name.partition(":")[0] for name in names})[:6])
+def set_prefixes(names: Sequence[str]) -> list[str]:
+    """Return the prefixes of the sets that full names belong to, at most six."""
+    return sorted({name.partition(":")[0] for name in names})[:6]
 
 
 # --- Checking a table
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnknownIcon:
+    """An entry of a table that names an icon that does not exist.
+
+    Attributes:
+        icon: The entry's icon, as written.
+        equivalent: Its equivalent, as written, or None if the table says that there is none.
+        name: Full name of the one that does not exist.
+        nearest: The most similar name of the set, or None.
+        sets: Prefixes of the sets in which it was looked up.
+    """
+
+    icon: str
+    equivalent: str | None
+    name: str
+    nearest: str | None
+    sets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoubtfulEntry:
+    """An entry of a table for which another equivalent is likelier.
+
+    Attributes:
+        icon: The entry's icon, as written.
+        equivalent: Its equivalent, as written, or None if the table says that there is none.
+        probability: Probability of the entry's equivalent, or None if it has none.
+        likelier: Name of the likeliest icon.
+        likelier_probability: Probability of that icon.
+    """
+
+    icon: str
+    equivalent: str | None
+    probability: float | None
+    likelier: str
+    likelier_probability: float
 
 
 def check_map(
@@ -122,12 +165,12 @@ def check_map(
     target: PictureSet,
     numbers: Numbers | None,
     aliases: "tuple[Mapping[str, str], Mapping[str, str]]" = ({}, {}),
-) -> list[str]:
-    """What looks wrong in a table that people wrote, as lines in the order of its entries: names that do not exist,
-    equivalents that look wrong, and icons without one that have one.
+) -> list[UnknownIcon | DoubtfulEntry]:
+    """Find the entries of a table that look wrong, in the order of the table.
 
-    Names without a prefix are those of the first set. Where the equivalent is not among the likely ones, but another
-    icon is, the entry is doubtful.
+    These are names that do not exist, equivalents that look wrong, and icons without one that have one. Names without a
+    prefix are those of the first set. Where the equivalent is not among the likely ones, but another icon is, the entry
+    is doubtful.
 
     Args:
         table: the entries.
@@ -136,37 +179,44 @@ def check_map(
         numbers: of the model; None: only names are checked.
         aliases: further names of the icons of both, and the full names of their icons.
     """
-    findings: dict[str, list[str]] = {icon: [] for icon in table}
+    findings: dict[str, list[UnknownIcon | DoubtfulEntry]] = {icon: [] for icon in table}
     asked: dict[int, tuple[str, str | None, int | None]] = {}
     for icon, equivalent in table.items():
         place = _place(icon, source, aliases[0])
         there = None if equivalent is None else _place(equivalent, target, aliases[1])
         for name, found, side in ((icon, place, source), (equivalent, there, target)):
             if name is not None and found is None:
-                findings[icon].append(f"{icon} → {equivalent or 'none'}: {_unknown(_full(name, side), side)}")
+                full = _full(name, side)
+                sets = tuple(set_prefixes(side.names))
+                findings[icon].append(
+                    UnknownIcon(icon=icon, equivalent=equivalent, name=full, nearest=_nearest(full, side), sets=sets)
+                )
         if place is not None and (equivalent is None or there is not None):
             asked[place] = (icon, equivalent, there)
     if numbers is not None and asked:
         for match in match_pictures(source, target, numbers, n=50, places=sorted(asked)):
             icon, equivalent, there = asked[match.place]
-            if doubt := _doubt(match, there, target):
-                findings[icon].append(f"{icon} → {equivalent or 'none'}: {doubt}")
-    return [line for lines in findings.values() for line in lines]
+            probability = None if there is None else _probability_of(target.things[there], match, target)
+            best = match.nearest[0]
+            assert best.probability is not None
+            if best.probability >= _LIKELY and (probability is None or probability <= _WRONG):
+                findings[icon].append(
+                    DoubtfulEntry(
+                        icon=icon,
+                        equivalent=equivalent,
+                        probability=probability,
+                        likelier=best.name,
+                        likelier_probability=best.probability,
+                    )
+                )
+    return [finding for found in findings.values() for finding in found]
 
 
-def _doubt(match: PictureMatch, there: int | None, target: PictureSet) -> str:
-    """Why the equivalent at a place of the target, or that there is none, looks wrong; empty if it does not."""
-    best = match.nearest[0]
-    assert best.probability is not None
-    if best.probability < _LIKELY:
-        return ""
-    if there is None:
-        return f"{best.name} shows it ({best.probability:.0%})"
-    thing = target.things[there]
-    given = next((one.probability for one in match.nearest if target.things[one.place] == thing), 0.0)
-    if given is None or given > _WRONG:
-        return ""
-    return f"looks wrong ({given:.0%}); {best.name} is likelier ({best.probability:.0%})"
+def _probability_of(thing: str, match: PictureMatch, target: PictureSet) -> float:
+    """Return the probability of the first candidate that shows a thing, or 0 if no candidate does."""
+    found = next((one.probability for one in match.nearest if target.things[one.place] == thing), 0.0)
+    assert found is not None
+    return found
 
 
 def _full(name: str, side: PictureSet) -> str:

@@ -1,7 +1,6 @@
 """Matches: evidence, ranking and probabilities, on galleries worked out by hand; maps and tables."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -10,7 +9,15 @@ from support import hide_packages
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca_icons.match.candidates import Pairs, PictureSet, match_pictures
-from grr_coca_icons.match.icon_map import check_map, decided_matches, read_map, write_map
+from grr_coca_icons.commands.match import _finding_line
+from grr_coca_icons.match.icon_map import (
+    DoubtfulEntry,
+    UnknownIcon,
+    check_map,
+    decided_matches,
+    read_map,
+    write_map,
+)
 from grr_coca_icons.match.match_numbers import (
     BY_PICTURE_ALONE,
     EVIDENCE,
@@ -263,17 +270,36 @@ def test_a_table_is_checked_for_names_that_do_not_exist_and_for_equivalents_that
         "one:mon": "two:night",
         "bin": "two:hom",
     }
-    findings = check_map(table, *sides, BY_PICTURE)
-    expected = [
-        r"house → night: looks wrong \(\d+%\); two:home is likelier \(\d+%\)",
-        r"one:moon → none: two:night shows it \(\d+%\)",
-        "one:mon → two:night: there is no 'one:mon'; did you mean 'one:moon'\\?",
-        "bin → two:hom: there is no 'two:hom'; did you mean 'two:home'\\?",
+    wrong, missing, unknown, misspelled = check_map(table, *sides, BY_PICTURE)
+    assert (wrong.icon, wrong.equivalent, wrong.likelier) == ("house", "night", "two:home")
+    assert wrong.probability <= 0.1 < 0.5 <= wrong.likelier_probability
+    assert (missing.icon, missing.equivalent, missing.likelier) == ("one:moon", None, "two:night")
+    assert missing.probability is None
+    assert unknown == UnknownIcon(
+        icon="one:mon", equivalent="two:night", name="one:mon", nearest="one:moon", sets=("one",)
+    )
+    assert misspelled == UnknownIcon(
+        icon="bin", equivalent="two:hom", name="two:hom", nearest="two:home", sets=("two",)
+    )
+
+
+def test_findings_are_printed_as_one_line_each():
+    entry = {"icon": "house", "equivalent": "night"}
+    likelier = {"likelier": "two:home", "likelier_probability": 0.92}
+    findings = [
+        DoubtfulEntry(**entry, probability=0.01, **likelier),
+        DoubtfulEntry(icon="one:moon", equivalent=None, probability=None, **likelier),
+        UnknownIcon(**entry, name="two:night", nearest="two:nigh", sets=("two",)),
+        UnknownIcon(**entry, name="two:night", nearest=None, sets=("two", "three")),
     ]
-    assert len(findings) == len(expected)
-    assert all(map(re.fullmatch, expected, findings))
+    assert list(map(_finding_line, findings)) == [
+        "house → night: looks wrong (1%); two:home is likelier (92%)",
+        "one:moon → none: two:home shows it (92%)",
+        "house → night: there is no 'two:night'; did you mean 'two:nigh'?",
+        "house → night: there is no 'two:night' in two, three",
+    ]
 
 
 def test_without_numbers_only_names_are_checked(sides):
-    findings = check_map({"one:bin": "two:star", "one:hause": "two:home"}, *sides, None)
-    assert findings == ["one:hause → two:home: there is no 'one:hause'; did you mean 'one:house'?"]
+    (finding,) = check_map({"one:bin": "two:star", "one:hause": "two:home"}, *sides, None)
+    assert (finding.icon, finding.name, finding.nearest) == ("one:hause", "one:hause", "one:house")

@@ -17,7 +17,7 @@ from grr_coca_serve.page import FILES, POLICY
 from grr_coca_serve.pictures import invalid
 from grr_coca_serve.refusal import Refusal, refusal_of
 from grr_coca_serve.responses import refused
-from grr_coca_serve.service import Service, path_with_a_place
+from grr_coca_serve.service import QueuedRoute, Service
 
 _PATHS = frozenset({"/", *(f"/{path.relative_to(FILES).as_posix()}" for path in FILES.rglob("*") if path.is_file())})
 """The paths of the page, which need no key."""
@@ -62,7 +62,7 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
         metrics=service.metrics,
         key=service.key,
         page=_PATHS,
-        of_model=frozenset(filter(None, map(path_with_a_place, routes))),
+        of_model=frozenset(route.path for route in routes if isinstance(route, QueuedRoute)),
         require_room=service.queue.require_room,
         is_local=is_local,
     )

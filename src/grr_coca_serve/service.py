@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute
 
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.text import clean_query
@@ -151,20 +150,22 @@ class PlaceInQueue:
         self._held.enter_context(self._queue.admitted(weight))
 
 
-async def _place_of(service: ThisService) -> AsyncIterator[PlaceInQueue]:
+class QueuedRoute(APIRoute):
+    """A route of an endpoint that takes a `Place`: `APIRouter(route_class=QueuedRoute)`.
+
+    While the queue of the model is full, the guard refuses its requests before it reads their bodies.
+    """
+
+
+async def _place_of(request: Request, service: ThisService) -> AsyncIterator[PlaceInQueue]:
+    route = request.scope["route"]
+    assert isinstance(route, QueuedRoute), f"{route.path} takes a Place: use APIRouter(route_class=QueuedRoute)"
     with ExitStack() as held:
         yield PlaceInQueue(service.queue, held)
 
 
 Place = Annotated[PlaceInQueue, Depends(_place_of)]
-"""A place in the queue of the model."""
-
-
-def path_with_a_place(route: BaseRoute) -> str | None:
-    """The path of an endpoint that takes a place in the queue of the model; None for others."""
-    if isinstance(route, APIRoute) and any(one.call is _place_of for one in route.dependant.dependencies):
-        return route.path
-    return None
+"""A place in the queue of the model, for endpoints whose route is a `QueuedRoute`."""
 
 
 def deadline_of(request: Request) -> float:

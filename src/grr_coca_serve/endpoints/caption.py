@@ -17,9 +17,9 @@ from grr_coca_serve.queue import begun, caption_pieces
 from grr_coca_serve.refusal import refusal_of, server_sent
 from grr_coca_serve.responses import event_stream, json_response
 from grr_coca_serve.schemas import Strict, answers, picture_request
-from grr_coca_serve.service import Place, ThisService, deadline_of
+from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 
-router = APIRouter()
+router = APIRouter(route_class=QueuedRoute)
 
 
 class CaptionOptions(Strict):

@@ -10,9 +10,9 @@ from grr_coca_serve.pictures import picture_and_options
 from grr_coca_serve.queue import results_of
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import Strict, Words, answers, picture_request
-from grr_coca_serve.service import Place, ThisService, deadline_of
+from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 
-router = APIRouter()
+router = APIRouter(route_class=QueuedRoute)
 
 _MAX_FILLED_LENGTH = 1_000_000
 """Characters of all labels in all templates: a thousand labels in sixteen templates of 60 characters."""

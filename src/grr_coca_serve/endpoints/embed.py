@@ -8,9 +8,9 @@ from pydantic import ConfigDict
 from grr_coca_serve.pictures import from_data_uri, is_picture
 from grr_coca_serve.refusal import json_list
 from grr_coca_serve.schemas import HEART, SOME, Strict, WordsOrPicture, answers
-from grr_coca_serve.service import Place, ThisService, deadline_of
+from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 
-router = APIRouter()
+router = APIRouter(route_class=QueuedRoute)
 
 
 class EmbedInput(Strict):

@@ -25,9 +25,10 @@ from grr_coca_serve.queue import begun, caption_pieces
 from grr_coca_serve.refusal import Refusal, json_bytes, json_list, refusal_of, server_sent
 from grr_coca_serve.responses import event_stream, json_response
 from grr_coca_serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, answers
-from grr_coca_serve.service import Place, Service, ThisService, deadline_of
+from grr_coca_serve.service import Place, QueuedRoute, Service, ThisService, deadline_of
 
 router = APIRouter(prefix="/v1")
+_queued = APIRouter(route_class=QueuedRoute)
 _CREATED = int(time.time())
 
 
@@ -176,7 +177,7 @@ async def model(name: str, service: ThisService) -> Response:
     return json_response(_model(service))
 
 
-@router.post("/embeddings", responses=answers(EmbeddingsAnswer, 404, 415, 422))
+@_queued.post("/embeddings", responses=answers(EmbeddingsAnswer, 404, 415, 422))
 async def embeddings(given: EmbeddingsInput, request: Request, service: ThisService, place: Place) -> Response:
     """Embed texts, and pictures as data URIs."""
     _require_model(given.model, service)
@@ -200,7 +201,7 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
     return Response(content, media_type="application/json")
 
 
-@router.post("/chat/completions", responses=answers(ChatAnswer, 404, 415, 422, streams=True))
+@_queued.post("/chat/completions", responses=answers(ChatAnswer, 404, 415, 422, streams=True))
 async def chat(given: ChatInput, request: Request, service: ThisService, place: Place) -> Response:
     """Caption the picture of a conversation."""
     _require_model(given.model, service)
@@ -214,6 +215,9 @@ async def chat(given: ChatInput, request: Request, service: ThisService, place: 
     if given.stream:
         return event_stream(answer.events(await begun(caption_pieces(start))))
     return json_response(answer.whole(await asyncio.wrap_future(start())))
+
+
+router.include_router(_queued)
 
 
 def _model(service: Service) -> dict[str, Any]:

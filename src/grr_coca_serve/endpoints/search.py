@@ -22,9 +22,9 @@ from grr_coca_serve.schemas import (
     picture_request,
 )
 from grr_coca_serve.served_index import draw_of
-from grr_coca_serve.service import Place, ThisService, deadline_of
+from grr_coca_serve.service import Place, QueuedRoute, ThisService, deadline_of
 
-router = APIRouter()
+router = APIRouter(route_class=QueuedRoute)
 
 
 class SearchInput(Strict):

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import UInt8
-from grr_coca.infer.generate import GREEDY, GenerationOptions, generate, stream_captions
+from grr_coca.infer.generate import GREEDY, GenerationOptions, generate
 from grr_coca.infer.generate.sampling import require_numbers
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.tags import with_beams
@@ -179,9 +179,10 @@ class ModelQueue:
         Raises:
             UserError: words are asked for, of sampled captions.
         """
-        kind = _Kind("caption", prompt, with_beams(options) if num_tags else options, num_tags)
-        if kind.options.num_beams > 1 or kind.options.num_captions > 1:
+        decoded = with_beams(options) if num_tags else options
+        if decoded.num_beams > 1 or decoded.num_captions > 1:
             on_text = None
+        kind = _Kind("caption", prompt, options, num_tags)
         return self._put([_Job(kind, pixels, expires, Future(), on_text)])[0]
 
     def embed_images(self, images: Sequence[Pixels], expires: float) -> "list[Future[np.ndarray]]":
@@ -278,29 +279,17 @@ class ModelQueue:
         assert self.model is not None
         kind = batch[0].kind
         pixels = np.stack([job.item for job in batch])
-        arguments = (self.model.engine, self.model.tokenizer, pixels, kind.options)
         keys = [0] * len(batch)  # the same picture and seed give the same caption, whatever else is in the batch
-        if any(job.on_text for job in batch):
-            stream = stream_captions(*arguments, kind.prompt, keys)
-            while True:
-                try:
-                    pieces = next(stream)
-                except StopIteration as end:
-                    generated = end.value
-                    break
-                for job, piece in zip(batch, pieces, strict=True):
-                    if job.on_text is not None and piece:
-                        job.on_text(piece)
-        else:
-            generated = generate(*arguments, kind.prompt, keys)
-        generated.require_numbers()
-        certainties = self.model.certainties(pixels, generated.captions, kind.prompt)
-        rows = zip(generated.captions, generated.image_embedding, certainties, strict=True)
-        described = [Description(*row, engine=self.model.engine.name) for row in rows]
-        if kind.num_tags:
-            tags = self.model.tagger.tags
-            described = [replace(one, tags=tags(one.embedding, one.captions, kind.num_tags)) for one in described]
-        return described
+
+        def on_text(pieces: Sequence[str]) -> None:
+            for job, piece in zip(batch, pieces, strict=True):
+                if job.on_text is not None and piece:
+                    job.on_text(piece)
+
+        is_streamed = any(job.on_text for job in batch)
+        return self.model.describe_pixels(
+            pixels, kind.prompt, kind.options, keys, kind.num_tags, on_text if is_streamed else None
+        )
 
 
 def too_late() -> Refusal:

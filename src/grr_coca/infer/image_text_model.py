@@ -4,7 +4,7 @@ Shapes: N images, M texts, E joint embedding width, S image size, B images of a 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,15 @@ from grr_coca.infer.calibration import UNKNOWN, Calibration, Certainty, read_cal
 from grr_coca.infer.class_names import NAME_ALONE
 from grr_coca.infer.classifier import ZeroShotClassifier, make_classifier
 from grr_coca.infer.engine.base import Engine
-from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions, generate, warn_if_repeated
+from grr_coca.infer.generate import (
+    GREEDY,
+    Caption,
+    GeneratedCaptions,
+    GenerationOptions,
+    generate,
+    stream_captions,
+    warn_if_repeated,
+)
 from grr_coca.infer.generate.sampling import require_numbers
 from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, with_beams
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
@@ -245,27 +253,57 @@ class ImageTextModel:
         Raises:
             UserError: no tags were fitted for this model, or captions are sampled.
         """
-        tagger = self.tagger if num_tags else None
-        num_captions, options = options.num_captions, with_beams(options) if num_tags else options
+        if num_tags:  # errors, and the embeddings of words, come before the batches
+            _ = self.tagger, with_beams(options)
 
         def work(batch: _Numbered) -> list[Description]:
             names = [number if keys is None else keys[number - 1] for number, _ in batch]
-            pixels = self._pixels(batch)
-            generated = generate(self.engine, self.tokenizer, pixels, options, prompt, names)
-            generated.require_numbers()
-            # Copied, so that a row that is kept or sent to another process does not take its batch along.
-            rows = [row.copy() for row in generated.image_embedding]
-            tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
-            if tagger is not None:
-                tags = [tagger.tags(row, found, num_tags) for row, found in zip(rows, generated.captions, strict=True)]
-            captions = [found[:num_captions] for found in generated.captions]
-            certainties = self.certainties(pixels, captions, prompt)
-            return [
-                Description(found, row, certain, self.engine.name, words)
-                for found, row, certain, words in zip(captions, rows, certainties, tags, strict=True)
-            ]
+            return self.describe_pixels(self._pixels(batch), prompt, options, names, num_tags)
 
         return self._run("captioning", images, batch_size, work, on_progress)
+
+    def describe_pixels(
+        self,
+        pixels: UInt8[np.ndarray, "B S S 3"],
+        prompt: str = "",
+        options: GenerationOptions = GREEDY,
+        keys: Sequence[object] | None = None,
+        num_tags: int = 0,
+        on_text: Callable[[Sequence[str]], None] | None = None,
+    ) -> list[Description]:
+        """Describe one batch of images that are preprocessed.
+
+        Args:
+            pixels: Images as the engine takes them.
+            prompt: Text that every caption begins with.
+            options: Options of decoding.
+            keys: As in `describe_many`.
+            num_tags: As in `describe_many`.
+            on_text: Called after each step of decoding with the new text of each caption. Options must be those of
+                `stream_captions`.
+
+        Returns:
+            A description of each image.
+
+        Raises:
+            UserError: If no tags were fitted for this model, captions are sampled, or a number is NaN.
+        """
+        num_captions, options = options.num_captions, with_beams(options) if num_tags else options
+        arguments = (self.engine, self.tokenizer, pixels, options, prompt, keys)
+        generated = generate(*arguments) if on_text is None else _finish(stream_captions(*arguments), on_text)
+        generated.require_numbers()
+        # Copied, so that a row that is kept or sent to another process does not take its batch along.
+        rows = [row.copy() for row in generated.image_embedding]
+        tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
+        if num_tags:
+            found = zip(rows, generated.captions, strict=True)
+            tags = [self.tagger.tags(row, captions, num_tags) for row, captions in found]
+        kept = [captions[:num_captions] for captions in generated.captions]
+        certainties = self.certainties(pixels, kept, prompt)
+        return [
+            Description(captions, row, certain, self.engine.name, words)
+            for captions, row, certain, words in zip(kept, rows, certainties, tags, strict=True)
+        ]
 
     def tag(
         self,
@@ -495,6 +533,18 @@ def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
             of_images,
             FOR_PHOTOGRAPHS,
         )
+
+
+def _finish(
+    stream: Generator[list[str], None, GeneratedCaptions], on_text: Callable[[Sequence[str]], None]
+) -> GeneratedCaptions:
+    """Run a generator of pieces of captions, pass them on, and return its result."""
+    while True:
+        try:
+            on_text(next(stream))
+        except StopIteration as end:
+            generated: GeneratedCaptions = end.value
+            return generated
 
 
 def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:

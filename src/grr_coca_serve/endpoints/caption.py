@@ -90,9 +90,8 @@ async def caption(request: Request, service: ThisService, place: Place) -> Respo
     start = partial(service.queue.caption, pixels, expires, options.prompt, generation, num_tags=options.tags)
     if "text/event-stream" not in request.headers.get("accept", ""):
         found = await asyncio.wrap_future(start())
-        shown = found.captions[: options.num_captions]
-        captions = [{"text": one.text, "log_prob": float(np.sum(one.log_probs))} for one in shown]
-        answer = {"caption": shown[0].text, "captions": captions, **_known(found), "model": service.model_name}
+        captions = [{"text": one.text, "log_prob": float(np.sum(one.log_probs))} for one in found.captions]
+        answer = {"caption": found.captions[0].text, "captions": captions, **_known(found), "model": service.model_name}
         return json_response(answer)
     pieces = caption_pieces(start)
     return event_stream(_caption_events(await begun(pieces)))

@@ -8,8 +8,8 @@ from support import hide_packages
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca_icons.match.candidates import Pairs, PictureSet, match_pictures
 from grr_coca_icons.commands.match import _finding_line
+from grr_coca_icons.match.candidates import Pairs, PictureSet, match_pictures
 from grr_coca_icons.match.icon_map import (
     DoubtfulEntry,
     UnknownIcon,

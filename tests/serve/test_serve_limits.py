@@ -14,20 +14,28 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Annotated
 
+import numpy as np
 import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from PIL import Image
 from serving import DRAWINGS, EVENTS, OPTIONS, Client, received, running, serving, wait_until
 from starlette.responses import Response
 
 import grr_coca
 from grr_coca.common.errors import UserError
+from grr_coca.infer.generate import GenerationOptions
+from grr_coca_serve.endpoints import all_routers
 from grr_coca_serve.guard import KEY_VARIABLE, Guard, Limits
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.queue import ModelQueue, results_of
 from grr_coca_serve.queue import _best_batch as measure  # before conftest.py replaces it
 from grr_coca_serve.refusal import Refusal, json_list
 from grr_coca_serve.server import RunningServer
+from grr_coca_serve.service import Place, PlaceInQueue, QueuedRoute
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
 
@@ -106,6 +114,67 @@ def waiting(client: Client, gate: Gate, count: int) -> Iterator[None]:
 
 
 # --- The queue
+
+
+def test_queued_routes_are_those_that_use_the_model():
+    routes = [route for router in all_routers() for route in router.routes]
+    assert {route.path for route in routes if isinstance(route, QueuedRoute)} == {
+        "/caption",
+        "/classify",
+        "/embed",
+        "/search",
+        "/similar",
+        "/v1/chat/completions",
+        "/v1/embeddings",
+    }
+
+
+@pytest.mark.parametrize("route_class", [QueuedRoute, APIRoute])
+def test_place_on_another_route_than_a_queued_one_raises(route_class):
+    async def taken(place: Place) -> bool:  # a dependency between the endpoint and its place
+        return isinstance(place, PlaceInQueue)
+
+    router = APIRouter(route_class=route_class)
+
+    @router.post("/plain")
+    async def plain(has_place: Annotated[bool, Depends(taken)]) -> bool:
+        return has_place
+
+    app, sent = FastAPI(), []
+    app.state.service = SimpleNamespace(queue=None)
+    app.router.routes.extend(router.routes)
+    scope = {"type": "http", "method": "POST", "path": "/plain", "headers": [], "query_string": b""}
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    if route_class is APIRoute:
+        with pytest.raises(AssertionError, match=r"/plain takes a Place: use APIRouter\(route_class=QueuedRoute\)"):
+            asyncio.run(app(scope, receive, send))
+    else:
+        asyncio.run(app(scope, receive, send))
+        assert sent[-1]["body"] == b"true"
+
+
+@pytest.mark.parametrize(("options", "num_tags"), [({"num_beams": 2, "num_captions": 2}, 0), ({"num_beams": 3}, 4)])
+def test_queue_describes_images_as_the_model_does(icons, options, num_tags):
+    options = GenerationOptions(**options)
+    queue = ModelQueue(lambda: icons, 4, 1.0, Metrics(), pytest.fail)
+    queue.start()
+    wait_until(lambda: queue.model is not None)
+    with Image.open(io.BytesIO(GUITAR)) as image:
+        (expected,) = icons.describe_many([image], options=options, num_tags=num_tags)
+        pixels = icons.preprocess(image.convert("RGB"))
+    job = queue.caption(pixels, time.monotonic() + 60, options=options, num_tags=num_tags)
+    found = job.result(60)
+    queue.close()
+    assert found.captions == expected.captions
+    assert len(found.captions) == options.num_captions
+    assert (found.certainties, found.engine, found.tags) == (expected.certainties, expected.engine, expected.tags)
+    assert np.array_equal(found.embedding, expected.embedding)
 
 
 def test_requests_that_wait_share_a_batch(gate):

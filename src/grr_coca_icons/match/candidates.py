@@ -236,8 +236,10 @@ class Pairs:
         return first, best, second
 
     def evidence(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """The candidates of some pictures of the source, their evidence, P 10 in the order of `EVIDENCE`, and where each
-        begins."""
+        """Return the candidates of some pictures of the source, their evidence, and where the pairs of each begin.
+
+        The columns of the evidence, P 10, are in the order of `EVIDENCE`.
+        """
         source, target = self._source, self._target
         cosines = {"picture": source.vectors[rows] @ target.vectors.T}
         if self._uses_names:

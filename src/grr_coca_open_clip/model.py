@@ -224,6 +224,11 @@ class TwoStepCrossBlock(nn.Module):
         self.ffn_norm = ffn_norm
         self.feed_forward = feed_forward
 
+    @property
+    def branches(self) -> tuple[nn.Module, ...]:
+        """As in `Block`."""
+        return *self.block.branches, self.cross_attn, self.feed_forward
+
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
     ) -> Float[Tensor, "R T D"]:

@@ -16,6 +16,7 @@ Random values depend only on the seed and the name of the parameter. So parts th
 
 import hashlib
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,12 @@ INITIAL_LOGIT_BIAS = -10.0
 @torch.no_grad()
 def init_weights(model: CoCa, seed: int) -> None:
     """Give all weights of the model their first values, in place."""
-    branches = _residual_branches(model)
+    branches = _branch_ends(model)
     small = ("position.embedding", "registers", "patch_embed.bias", "conv.bias")
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     for name, parameter in model.named_parameters():
         if id(parameter) in matrices:
-            ends_branch = ".blocks." in name and name.endswith(("out_proj.weight", "down_proj.weight"))
-            num_branches = branches[name.split(".")[0]] if ends_branch else 1
+            num_branches = branches.get(id(parameter), 1)
             draw_normal(parameter, (parameter.shape[1] * num_branches) ** -0.5, name, seed)
         elif name == "logit_scale":
             parameter.fill_(-math.log(INITIAL_TEMPERATURE["softmax" if model.logit_bias is None else "sigmoid"]))
@@ -77,17 +77,27 @@ def sine_cosine_positions(model: CoCa) -> None:
     position.embedding.copy_(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
-def _residual_branches(model: CoCa) -> dict[str, int]:
-    """For each stack, the number of branches that add to its residual stream. Both halves of the text decoder form one
-    stack."""
-    image = _count_branches(model.image_encoder.blocks)
-    text = _count_branches(model.text_decoder.blocks) + _count_branches(model.multimodal_decoder.blocks)
-    return {"image_encoder": image, "text_decoder": text, "multimodal_decoder": text}
+def _branch_ends(model: CoCa) -> dict[int, int]:
+    """Return, for each matrix that ends a residual branch, the number of branches that add to the same tokens.
+
+    The keys are `id`s of parameters. Both halves of the text decoder add to the same tokens.
+    """
+    image, text = model.image_encoder.blocks, [*model.text_decoder.blocks, *model.multimodal_decoder.blocks]
+    found: dict[int, int] = {}
+    for blocks in (image, text):
+        ends = [_end_of(branch) for block in blocks for branch in block.branches]  # type: ignore[union-attr]
+        found |= {id(end.weight): len(ends) for end in ends}
+    return found
 
 
-def _count_branches(blocks: nn.ModuleList) -> int:
-    """Number of residual branches in some blocks. Every branch ends in a layer `out_proj` or `down_proj`."""
-    return sum(name.endswith(("out_proj", "down_proj")) for name, _ in blocks.named_modules())
+def _end_of(branch: nn.Module) -> nn.Linear:
+    """Return the matrix that ends a residual branch. It is named `out_proj` or `down_proj`."""
+    ends = [child for name, child in branch.named_children() if name in ("out_proj", "down_proj")]
+    assert len(ends) == 1, (
+        f"{type(branch).__name__} is a residual branch; name the matrix that ends it out_proj or down_proj, so that it "
+        "is initialised smaller"
+    )
+    return cast(nn.Linear, ends[0])
 
 
 def draw_normal(parameter: Tensor, std: float, name: str, seed: int) -> None:

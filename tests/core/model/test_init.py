@@ -105,6 +105,22 @@ def test_matrices_keep_the_variance_of_their_input(model):
             assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
 
 
+class OtherwiseNamed(nn.Module):
+    """A feed-forward whose last matrix has another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(128, 512)
+        self.last = nn.Linear(512, 128)
+
+
+def test_branch_without_a_named_end_raises():
+    model = build(get_preset("coca", "tiny"), seed=0)
+    model.multimodal_decoder.blocks[0].feed_forward = OtherwiseNamed()
+    with pytest.raises(AssertionError, match="OtherwiseNamed is a residual branch; name the matrix that ends it"):
+        init_weights(model, seed=0)
+
+
 def test_norms_biases_and_temperature_start_neutral(model):
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):

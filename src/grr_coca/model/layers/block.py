@@ -21,6 +21,11 @@ class Block(nn.Module):
         self.ffn_norm = ffn_norm
         self.feed_forward = feed_forward
 
+    @property
+    def branches(self) -> tuple[nn.Module, ...]:
+        """The layers whose results are added to the tokens. The matrix that ends each is initialised smaller."""
+        return self.attn, self.feed_forward
+
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
         """Run the block. `layout`: which tokens form a sequence, and which of them each token attends to."""
         x = x + self.attn(self.attn_norm(x), layout)
@@ -47,6 +52,11 @@ class CrossBlock(nn.Module):
         self.cross_attn = cross_attn
         self.ffn_norm = ffn_norm
         self.feed_forward = feed_forward
+
+    @property
+    def branches(self) -> tuple[nn.Module, ...]:
+        """As in `Block`."""
+        return self.attn, self.cross_attn, self.feed_forward
 
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout

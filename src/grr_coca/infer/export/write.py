@@ -23,6 +23,11 @@ from grr_coca.model.checkpoint_files import FITTED_FILES, GRAPHS, QUANTIZED_WEIG
 Precision = Literal["fp32", "fp16", "int8"]
 """Of the weights in the folder. Sums are always computed in fp32."""
 
+_ACTIVATIONS = frozenset(
+    ("Elu", "Gelu", "HardSwish", "LeakyRelu", "Mish", "Relu", "Selu", "Sigmoid", "Softplus", "Swish", "Tanh")
+)
+"""Operators after which tokens differ in size. SiLU is `Swish`, or `Sigmoid` times its input."""
+
 
 def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
     """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, completely or not at all.
@@ -92,7 +97,7 @@ def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
 def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
     """A graph whose products with constant matrices are computed in int8."""
     products = [node for node in model.graph if node.op_type == "MatMul" and _is_constant(node.inputs[1])]
-    _scale_rows(model.graph, [node for node in products if _follows_gelu(node)])
+    _scale_rows(model.graph, [node for node in products if follows_activation(node)])
     scratch.mkdir()
     ir.save(model, scratch / "fp32.onnx", external_data="fp32.data")
     with quiet():
@@ -118,21 +123,25 @@ def _is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None
 
 
-def _follows_gelu(product: ir.Node) -> bool:
-    """Whether the input of a product is GELU's output, or GEGLU's, which multiplies that."""
-    value = product.inputs[0]
-    producer = None if value is None else value.producer()
-    if producer is not None and producer.op_type == "Mul":
-        producers = [given.producer() for given in producer.inputs if given is not None]
-        return any(node is not None and node.op_type == "Gelu" for node in producers)
-    return producer is not None and producer.op_type == "Gelu"
+def follows_activation(product: ir.Node) -> bool:
+    """Return whether the input of a product is an activation, or an activation times something, as in GEGLU."""
+    values = [product.inputs[0]]
+    while values:
+        value = values.pop()
+        node = None if value is None else value.producer()
+        if node is not None and node.op_type in _ACTIVATIONS:
+            return True
+        if node is not None and node.op_type == "Mul":
+            values += node.inputs
+    return False
 
 
 def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
     """Divide each token of a product's input by its largest magnitude, and multiply the token's result by it.
 
-    All inputs of a quantized product share one scale. Behind a norm, all tokens have one size. Behind GELU they have
-    not, and a large token would leave few levels to the others, in its own image and in all of the batch.
+    All inputs of a quantized product share one scale. Behind a norm, all tokens have one size. Behind GELU and
+    other activations they have not, and a large token would leave few levels to the others, in its own image and in
+    all of the batch.
     """
     for product in products:
         given, result = product.inputs[0], product.outputs[0]

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from model_configs import SET_BY_RECIPES
+from torch import nn
 
+from grr_coca.infer.export.graphs import OPSET
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
+from grr_coca.infer.export.write import follows_activation
 from grr_coca.model.build import build
+from grr_coca.model.layers.feed_forward import GEGLU, MLP
 from grr_coca.model.layers.layout import CachedLayout
 from grr_coca.model.layers.position import Rotary, line_angles
 from grr_coca.model.layers.scaled_attention import KeyValueCache
@@ -74,3 +79,34 @@ def test_cached_attention_is_the_same(tiny_config, ends):
             torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
         assert growing.keys.shape == growing.values.shape == (2, 2, end, 16)
         start = end
+
+
+class SwiGLU(nn.Module):
+    """GEGLU with SiLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_uneven"),
+    [
+        (GEGLU(8, 8), True),
+        (MLP(8, 8), True),
+        (SwiGLU(), True),
+        (nn.Sequential(nn.SiLU(), nn.Linear(8, 8, bias=False)), True),
+        (nn.Sequential(nn.ReLU(), nn.Linear(8, 8)), True),
+        (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)), False),
+        (nn.Sequential(nn.RMSNorm(8), nn.Linear(8, 8)), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_products_behind_activations_are_found(layer, is_uneven):
+    exported = torch.onnx.export(layer.eval(), (torch.randn(2, 3, 8),), dynamo=True, opset_version=OPSET, verbose=False)
+    products = [node for node in exported.model.graph if node.op_type in ("MatMul", "Gemm")]
+    assert follows_activation(products[-1]) is is_uneven
+    assert not any(map(follows_activation, products[:-1]))

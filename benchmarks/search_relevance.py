@@ -34,8 +34,8 @@ from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, RELEVANCE
 from grr_coca_search.index import Index
+from grr_coca_search.query import asked_words, has_words
 from grr_coca_search.relevance import MIN_RELEVANCE, RelevanceCurve, curve_of, evidence
-from grr_coca_search.words import asked_words, has_words
 
 PICTOGRAMS = Path(__file__).parents[1] / "datasets" / "pictograms"
 SPLITS = {

@@ -20,8 +20,8 @@ from grr_coca.data.sources.open import find_files
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import Figure
-from grr_coca_search.answer import WORD_WEIGHT
 from grr_coca_search.embedded.embedded_store import TITLE_WEIGHT
+from grr_coca_search.query import WORD_WEIGHT
 from grr_coca_search.relevance import deviations
 
 TOP = 10

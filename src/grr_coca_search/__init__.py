@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grr_coca_search.answer import Hit, SearchResult
     from grr_coca_search.index import Index
+    from grr_coca_search.query import Hit, SearchResult
 
-_MODULES = {"SearchResult": "answer", "Hit": "answer", "Index": "index"}
+_MODULES = {"SearchResult": "query", "Hit": "query", "Index": "index"}
 
 __all__ = ["Hit", "Index", "SearchResult"]
 

@@ -9,11 +9,11 @@ from grr_coca.common.errors import UserError
 from grr_coca.infer.load import is_on_hub
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT
-from grr_coca_search.answer import Query, SearchOptions, SearchResult, search_store
 from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca_search.entry import chunks
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.index_model import IndexModel, RayDescriber
+from grr_coca_search.query import Query, SearchOptions, SearchResult, search_store
 from grr_coca_search.store import Changes, Store
 from grr_coca_search.stores import find_store, make_store, open_store
 from grr_coca_search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store

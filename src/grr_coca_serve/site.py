@@ -37,6 +37,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, read_whole, user_cache, verify_folder, whole_folder
 from grr_coca.data.sources.base import PACK_SUFFIX
+from grr_coca.data.text import split_name
 from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_files import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
 from grr_coca_search import answer, duplicates, relevance
@@ -47,7 +48,6 @@ from grr_coca_search.facets import Facet, facet_fields, facets_of
 from grr_coca_search.fields import FIELDS
 from grr_coca_search.relevance import RelevanceCurve
 from grr_coca_search.store import SAMPLE, SAMPLE_CAPTIONS, Store
-from grr_coca_search.words import split_name
 from grr_coca_serve.npm import NpmPackage, fetch_archive
 from grr_coca_serve.page import FILES, POLICY
 from grr_coca_serve.refusal import json_bytes

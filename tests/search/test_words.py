@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from support import DATASETS
 
+from grr_coca.data.text import split_name, words_of
 from grr_coca_search.index import Index
-from grr_coca_search.words import AskedName, asked_words, has_words, in_words, split_name, words_of
+from grr_coca_search.query import AskedName, asked_words, has_words, in_words
 
 DRAWINGS = DATASETS.parent / "docs" / "drawings"
 

@@ -1,6 +1,7 @@
-"""Cleaning of texts: captions from files, queries, prompts, and texts for models of open_clip."""
+"""Texts: cleaning captions from files, queries, prompts, and texts for models of open_clip; words of names."""
 
 import html
+import re
 import unicodedata
 from importlib.util import find_spec
 
@@ -108,3 +109,21 @@ def mend_text(text: str) -> str:
     import ftfy  # late: only models of open_clip need it
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+# --- Words of names: `ShoppingCart`, `shopping-cart` and `lucide:shopping-cart` are two words
+
+_RUNS = re.compile(r"[^\W\d_]+|\d+")
+_CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without accents. Names are split where case, letters and digits change."""
+    bare = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.category(c).startswith("M"))
+    return [part.lower() for run in _RUNS.findall(bare) for part in _CAMEL.findall(run)]
+
+
+def split_name(name: str) -> str:
+    """The words of a name, for a full-text index that does not split `ShoppingCart` itself; empty if it splits it."""
+    split = words_of(name)
+    return "" if split == [word for word in re.split(r"[\W_]+", name.lower()) if word] else " ".join(split)

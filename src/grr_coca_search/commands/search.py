@@ -15,7 +15,7 @@ from grr_coca.common.outputs import to_json
 from grr_coca_search.fields import FIELDS
 
 if TYPE_CHECKING:
-    from grr_coca_search.answer import Hit, SearchResult
+    from grr_coca_search.query import Hit, SearchResult
 
 _WHERE = (
     "only images that match this filter, such as \"folder = 'logos' and width > 64\". Fields are "
@@ -61,8 +61,8 @@ def search_index(
         checkpoint: the model, if it was moved since the index was made.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
-    from grr_coca_search.answer import Query  # late: imports NumPy and Pillow
     from grr_coca_search.index import Index
+    from grr_coca_search.query import Query  # late: imports NumPy and Pillow
 
     if json and null:
         raise UserError("--json and --null are different formats; give one of them")

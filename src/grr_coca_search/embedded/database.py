@@ -16,6 +16,7 @@ from pathlib import Path
 from grr_coca.common.errors import DamagedError, UserError
 from grr_coca.common.files import replace_file
 from grr_coca.common.locks import LockHeldError, ProcessLock
+from grr_coca.data.text import split_name
 from grr_coca_search.embedded.vectors import how_to_restore
 from grr_coca_search.entry import (
     MAX_WIDTH,
@@ -29,7 +30,6 @@ from grr_coca_search.entry import (
 )
 from grr_coca_search.fields import FieldValue
 from grr_coca_search.photo import Photo
-from grr_coca_search.words import split_name
 
 FILE = "index.sqlite"
 _LOCK = "writer.lock"

@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from grr_coca_search.answer import Query as SearchQuery
-from grr_coca_search.answer import Verdict
+from grr_coca_search.query import Query as SearchQuery
+from grr_coca_search.query import Verdict
 from grr_coca_serve.pictures import from_data_uri, picture_and_options
 from grr_coca_serve.responses import json_response
 from grr_coca_serve.schemas import (

@@ -1,9 +1,13 @@
 """Search: rank the images of a store for a query, group near-duplicates, and compute the relevance of each hit.
 
+Relevance compares the query with the captions of the hits and of a sample of the library. These are embedded here, and
+the sample only once for each state of an index: vectors of all captions would double its size.
+
 Shapes: N images of the sample, E embedding width.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, overload
 import numpy as np
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.text import FUNCTION_WORDS, singular, words_of
 from grr_coca_search.duplicates import folded
 from grr_coca_search.entry import Entry
 from grr_coca_search.filters import Filter, parse_filter
 from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, deviations, evidence
 from grr_coca_search.store import Store
-from grr_coca_search.words import AskedName, asked_words, has_words, in_words
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -488,3 +492,54 @@ def _query_vector(
     if length < 1e-6:
         raise UserError("the query excludes what it asks for; nothing is left to look for")
     return (total / length).astype(np.float32)
+
+
+# --- The words of a query. The page does the same in `words.js`
+
+_IDENTIFIER = re.compile(r"(?:([^\s:]+):)?([^\s:]+)")
+
+
+class AskedName(NamedTuple):
+    """A query that may be the name of a picture. `prefix`: the set before a colon, or empty; `words`: of the name."""
+
+    prefix: str
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, query: str) -> "AskedName":
+        """The name that a query asks for, such as `mdi:home`, `ShoppingCart` or `shopping cart`."""
+        found = _IDENTIFIER.fullmatch(query.strip())
+        prefix, name = found.groups("") if found else ("", query)
+        return cls(prefix.lower(), tuple(words_of(name)))
+
+    def is_of(self, name: str) -> bool:
+        """True if a name is this one, whatever its spelling. A set before the colon of `name` does not count."""
+        return bool(self.words) and tuple(words_of(name.rpartition(":")[2])) == self.words
+
+
+def in_words(query: str) -> str:
+    """A query that is an identifier (`shopping-cart`, `ShoppingCart`, `mdi:home`) in words; another one as it is."""
+    name = AskedName.of(query)
+    is_identifier = len(query.split()) == 1 and name.words and words_of(query) != [query.strip().lower()]
+    return " ".join(name.words) if is_identifier else query
+
+
+def asked_words(query: str) -> frozenset[str]:
+    """The words of a query that say something, in the singular. `has_words` looks for them."""
+    words = AskedName.of(query).words
+    return frozenset(map(_singular, [word for word in words if word not in FUNCTION_WORDS] or words))
+
+
+def has_words(asked: frozenset[str], texts: Iterable[str]) -> bool:
+    """True if texts have all words that were asked for (at least one), in the singular or plural."""
+    found = {_singular(word) for text in texts for word in (*words_of(text), *text.lower().split())}
+    return bool(asked) and asked <= found
+
+
+def _singular(word: str) -> str:
+    """English plurals without their ending. What looks like a plural loses its ending too, so compare both sides."""
+    if len(word) > 4 and word.endswith("ies"):
+        return f"{word[:-3]}y"
+    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "zes")):
+        return word[:-2]
+    return singular(word)

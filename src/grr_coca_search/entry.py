@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, Certainty
-from grr_coca_search.fields import OWN_FIELDS, SEVERAL, FieldValue
-from grr_coca_search.photo import Photo
+from grr_coca_search.fields import FIELDS, OWN_FIELDS, PHOTO_FIELDS, READER, SEVERAL, FieldValue
 
 MAX_WIDTH = 2**16
 """Largest width of an embedding."""
@@ -40,6 +39,37 @@ class Stamp(NamedTuple):
 
     size: int
     mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """What a camera and people wrote into an image file; see `grr_coca_search.photo.read_photo`.
+
+    Attributes:
+        fields: The values of `PHOTO_FIELDS` that are known.
+        keywords: Keywords of the image.
+        sidecars: Number that changes with the XMP files beside the image; see `grr_coca_search.photo.sidecar_state`.
+    """
+
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    keywords: tuple[str, ...] = ()
+    sidecars: int = READER
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Title and keywords: what people wrote."""
+        return (*([str(self.fields["headline"])] if "headline" in self.fields else []), *self.keywords)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON can hold them."""
+        known = {FIELDS[name].key: value for name, value in self.fields.items()}
+        return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Restore the values of `to_dict`. Others, of a newer version, are ignored."""
+        known = {name: values[FIELDS[name].key] for name in PHOTO_FIELDS if FIELDS[name].key in values}
+        return cls(fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The table of fields: by what the images of a library are filtered, and what is shown of them besides their captions.
 
 A field of a file is read by `photo.py`, and one of the model comes with its caption; nothing else names them. Columns
-of tables are fields too: each library has its own, and they count more than fields of the same name here.
+of tables are fields too: each library has its own, and they count more than fields of the same name here. The help of
+`search` names the fields, so this file imports nothing that takes time.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -74,3 +75,8 @@ OWN_FIELDS = frozenset(names_of("index"))
 """The fields of every image."""
 COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "root", "digest": "digest"}
 """What each store has a column for, with its name. Programs can ask for root and digest of an `Entry`, too."""
+PHOTO_FIELDS = tuple(name for name in names_of("file") if name != "keywords")
+"""The fields that are read from a file and have one value."""
+READER = 1
+"""Version of what is read of an image besides what the model says. A new one makes updates of an index read metadata,
+hashes and small copies of all images again."""

@@ -22,8 +22,8 @@ from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import map_on_ray
 from grr_coca.model.checkpoint_files import DEFAULT, fingerprint, shipped_folder
 from grr_coca_search.duplicates import look_of, perceptual_hash
-from grr_coca_search.entry import Entry, Failure, Header, Stamp, digest_of, plain_fields, stamp_of
-from grr_coca_search.photo import Photo, read_photo
+from grr_coca_search.entry import Entry, Failure, Header, Photo, Stamp, digest_of, plain_fields, stamp_of
+from grr_coca_search.photo import read_photo
 from grr_coca_search.relevance import RelevanceCurve, curve_of
 from grr_coca_search.store import ImageDescription
 

@@ -7,11 +7,10 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, cast
 
 from PIL import ExifTags, Image, IptcImagePlugin
 from PIL.ImageFile import ImageFile as OpenedFile
@@ -20,46 +19,16 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
 from grr_coca.data.image_files import ImageFile
 from grr_coca.data.images import ignore_warnings_of_pillow, open_header
-from grr_coca_search.fields import FIELDS, FieldValue, names_of
+from grr_coca_search.entry import Photo
+from grr_coca_search.fields import PHOTO_FIELDS, READER
 
-_NAMES = [name for name in names_of("file") if name != "keywords"]
 _Found = Mapping[str, Any]
 """What EXIF, XMP or IPTC data say: values by the names of fields, and `keywords`. None: not known."""
-
-READER = 1
-"""Version of what is read of an image besides what the model says. A new one makes updates of an index read metadata,
-hashes and small copies of all images again."""
 
 _MAX_METADATA_BYTES = 2**24
 """More is not read. Some programs keep whole images there, and a crafted file may promise anything."""
 _MAX_TEXT = 500
 _MAX_KEYWORDS = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Photo:
-    """What was read of an image. `fields`: those of the source `file` that are known, without the keywords; `sidecars`:
-    see `sidecar_state`."""
-
-    fields: Mapping[str, FieldValue] = field(default_factory=dict)
-    keywords: tuple[str, ...] = ()
-    sidecars: int = READER
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Title and keywords: what people wrote."""
-        return (*([str(self.fields["headline"])] if "headline" in self.fields else []), *self.keywords)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them."""
-        known = {FIELDS[name].key: value for name, value in self.fields.items()}
-        return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore the values of `to_dict`. Others, of a newer version, are ignored."""
-        known = {name: values[FIELDS[name].key] for name in _NAMES if FIELDS[name].key in values}
-        return cls(fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER))
 
 
 def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
@@ -83,7 +52,7 @@ def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
         inside = _in_file(io.BytesIO(file.read() if content is None else content), file.name)
     beside = list(map(_in_sidecar, sidecar_paths(file)))
     ranked = [*reversed(beside), *inside]  # the first that knows a field counts, and keywords of all are kept
-    known = {name: next((one[name] for one in ranked if one.get(name) is not None), None) for name in _NAMES}
+    known = {name: next((one[name] for one in ranked if one.get(name) is not None), None) for name in PHOTO_FIELDS}
     keywords = [word for one in (*inside, *beside) for word in one.get("keywords", ())]
     return Photo(
         fields={name: value for name, value in known.items() if value is not None},

@@ -16,9 +16,8 @@ from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.calibration import Certainty
-from grr_coca_search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Stamp, chunks
+from grr_coca_search.entry import MAX_WIDTH, VERSION, Entry, Failure, Header, Photo, Stamp, chunks
 from grr_coca_search.fields import FIELDS, names_of
-from grr_coca_search.photo import Photo
 from grr_coca_search.store import Changes, Store
 from grr_coca_search.stores import find_store, make_store, remove_store
 

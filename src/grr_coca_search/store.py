@@ -23,10 +23,9 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.infer.calibration import Certainty
-from grr_coca_search.entry import Entry, Failure, Header, ImagePlace, Stamp, chunks, name_id
+from grr_coca_search.entry import Entry, Failure, Header, ImagePlace, Photo, Stamp, chunks, name_id
 from grr_coca_search.fields import FieldValue, Kind
 from grr_coca_search.filters import Comparison, Filter, OneOf
-from grr_coca_search.photo import Photo
 
 SAMPLE = 4096
 """Number of images in the sample of a library. Relevances compare a hit with it."""

@@ -15,7 +15,9 @@ from support import encode_image, snapshot
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile
-from grr_coca_search.photo import READER, Photo, read_photo, sidecar_state
+from grr_coca_search.entry import Photo
+from grr_coca_search.fields import READER
+from grr_coca_search.photo import read_photo, sidecar_state
 
 PHOTOS = Path(__file__).parent / "photos"
 needs_xml = pytest.mark.skipif(find_spec("defusedxml") is None, reason="XMP needs defusedxml")

@@ -14,11 +14,10 @@ from PIL import ExifTags, Image
 from support import snapshot
 
 from grr_coca.common.errors import UserError
-from grr_coca_search.entry import Entry
+from grr_coca_search.entry import Entry, Photo
 from grr_coca_search.facets import facets
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.milvus.rows import from_record, to_expression, to_record
-from grr_coca_search.photo import Photo
 from grr_coca_search.portable import import_parquet
 from grr_coca_search.store import Changes, PhotoUpdate
 from grr_coca_search.stores import make_store, open_store

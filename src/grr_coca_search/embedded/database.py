@@ -23,13 +23,13 @@ from grr_coca_search.entry import (
     VERSION,
     Entry,
     Header,
+    Photo,
     Stamp,
     certainty_fields,
     certainty_of,
     os_bytes,
 )
 from grr_coca_search.fields import FieldValue
-from grr_coca_search.photo import Photo
 
 FILE = "index.sqlite"
 _LOCK = "writer.lock"

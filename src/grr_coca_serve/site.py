@@ -40,7 +40,7 @@ from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.data.text import split_name
 from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_files import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
-from grr_coca_search import answer, duplicates, relevance
+from grr_coca_search import duplicates, query, relevance
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded import embedded_store as embedded
 from grr_coca_search.entry import Entry, name_id
@@ -59,8 +59,8 @@ THUMBNAIL_SIDE = 400
 """Longest side of a thumbnail, in pixels."""
 
 RANKING: dict[str, float] = {
-    "num_decisive_hits": answer.NUM_DECISIVE_HITS,
-    "num_less_likely": answer.NUM_LESS_LIKELY,
+    "num_decisive_hits": query.NUM_DECISIVE_HITS,
+    "num_less_likely": query.NUM_LESS_LIKELY,
     "min_relevance": relevance.MIN_RELEVANCE,
     "written": relevance.WRITTEN,
     "prior_images": relevance.PRIOR_IMAGES,
@@ -68,14 +68,14 @@ RANKING: dict[str, float] = {
     "max_caption_cosine": relevance.MAX_CAPTION_COSINE,
     "min_different": relevance.MIN_DIFFERENT,
     "min_cosine": duplicates.MIN_COSINE,
-    "without_weight": answer.WITHOUT_WEIGHT,
-    "min_deviation": answer.MIN_DEVIATION,
+    "without_weight": query.WITHOUT_WEIGHT,
+    "min_deviation": query.MIN_DEVIATION,
     "title_weight": embedded.TITLE_WEIGHT,
     "caption_weight": embedded.CAPTION_WEIGHT,
-    "word_weight": answer.WORD_WEIGHT,
-    "min_images": answer.MIN_IMAGES,
-    "fused_at_once": answer.FUSED_AT_ONCE,
-    "scores_of_words": answer.SCORES_OF_WORDS,
+    "word_weight": query.WORD_WEIGHT,
+    "min_images": query.MIN_IMAGES,
+    "fused_at_once": query.FUSED_AT_ONCE,
+    "scores_of_words": query.SCORES_OF_WORDS,
     "max_words": embedded.MAX_WORDS,
 }
 """The numbers by which hits are ranked and judged, for `library.js`, which has none of its own."""

@@ -55,7 +55,7 @@ from grr_coca_icons.match.match_numbers import (
     ProbabilityCurve,
 )
 from grr_coca_icons.match.picture_set import read_sources
-from grr_coca_search.index_model import IndexModel
+from grr_coca_search.index import IndexModel
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TRUTH, RESULTS = BENCHMARKS / "match" / "truth.csv", BENCHMARKS / "results" / "match.json"

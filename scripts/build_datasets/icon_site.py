@@ -38,7 +38,7 @@ from grr_coca_icons.match.picture_set import named_pictures
 from grr_coca_search.duplicates import grouped, look_of, perceptual_hash
 from grr_coca_search.entry import Entry, Stamp, name_id
 from grr_coca_search.facets import facets_of
-from grr_coca_search.index_model import IndexModel
+from grr_coca_search.index import IndexModel
 from grr_coca_search.relevance import curve_of
 from grr_coca_serve.site import Library, find_runtime, graphs_of, write_site
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import OtherSets
 from grr_coca_icons.match.picture_set import aliases_in, named_pictures
-from grr_coca_search.index_model import IndexModel
+from grr_coca_search.index import IndexModel
 from grr_coca_serve.site import Library
 
 

@@ -1,25 +1,43 @@
-"""`grr_coca.Index`: the index of a library of images, in a folder or on a Milvus server."""
+"""`grr_coca.Index`: the index of a library of images, in a folder or on a Milvus server, and its model.
 
-from collections.abc import Iterable, Sequence
+Shapes: M texts or images, E embedding width.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+from PIL import Image
+
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
-from grr_coca.infer.load import is_on_hub
+from grr_coca.common.extras import require_extra
+from grr_coca.data.image_files import done_ahead
+from grr_coca.infer.load import is_on_hub, locate_checkpoint
 from grr_coca.infer.on_ray import Machines
-from grr_coca.model.checkpoint_files import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT, fingerprint, shipped_folder
+from grr_coca_search.describe import (
+    DecodedImage,
+    FoundImage,
+    RayDescriber,
+    Take,
+    decode_found,
+    describe_squares,
+)
 from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
-from grr_coca_search.entry import chunks
+from grr_coca_search.entry import Failure, Header, chunks
 from grr_coca_search.filters import parse_filter
-from grr_coca_search.index_model import IndexModel, RayDescriber
 from grr_coca_search.query import Query, SearchOptions, SearchResult, search_store
+from grr_coca_search.relevance import RelevanceCurve, curve_of
 from grr_coca_search.store import Changes, Store
 from grr_coca_search.stores import find_store, make_store, open_store
 from grr_coca_search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from grr_coca.infer import ImageTextModel
+    from grr_coca.model.checkpoint import Checkpoint
 
 _MAX_HITS = 10_000
 
@@ -31,7 +49,7 @@ class Index:
     which is held until the index is closed. Use it as a context, or call `close`.
     """
 
-    def __init__(self, store: Store, model: IndexModel) -> None:
+    def __init__(self, store: Store, model: "IndexModel") -> None:
         self.store = store
         self.model = model
 
@@ -164,7 +182,7 @@ class Index:
         texts: str | Sequence[str] = (),
         n: int = 20,
         *,
-        image: "str | Path | Image.Image | Sequence[str | Path | Image.Image]" = (),
+        image: str | Path | Image.Image | Sequence[str | Path | Image.Image] = (),
         without: str | Sequence[str] = (),
         weights: Sequence[float] = (),
         where: str | None = None,
@@ -227,7 +245,7 @@ class Index:
         return duplicate_groups(self.store, max_distance, min_cosine)
 
 
-def _model_of(store: Store, batch_size: int, engine: str) -> IndexModel:
+def _model_of(store: Store, batch_size: int, engine: str) -> "IndexModel":
     name = store.header.model
     if store.was_imported() and is_on_hub(name):
         raise UserError(
@@ -247,3 +265,136 @@ def _many(one_or_many: object) -> tuple:
     if isinstance(one_or_many, list | tuple):
         return tuple(one_or_many)
     return (one_or_many,)
+
+
+class IndexModel:
+    """The model of an index, found by its name and loaded at first use.
+
+    Raises:
+        UserError: there is no such model.
+    """
+
+    def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
+        self.folder = locate_checkpoint(name)
+        # A name by which other processes find it too: that of a shipped model, or an absolute path. For a run, the path
+        # of its newest checkpoint, because later checkpoints have other embeddings.
+        is_name = shipped_folder(name) == self.folder or not Path(name).exists()
+        self.name = name if is_name else str(self.folder.resolve())
+        self.batch_size = batch_size
+        self.engine = engine
+        self._sampled: tuple[tuple[str, ...], np.ndarray] = ((), np.empty((0, 0), np.float32))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of its files. This does not load the model."""
+        return fingerprint(self.folder)
+
+    @cached_property
+    def loaded(self) -> "ImageTextModel":
+        """The loaded model."""
+        from grr_coca.infer.load import load  # late: it imports an engine
+
+        model = load(self.folder, engine=self.engine)
+        model.warn_if_unfit()  # an index uses both its embeddings and its captions
+        return model
+
+    @cached_property
+    def checkpoint(self) -> "Checkpoint":
+        """The model in PyTorch, for heat maps.
+
+        Raises:
+            UserError: PyTorch is not installed, or the model is one in int8.
+        """
+        require_extra("torch", "a heat map")
+        from grr_coca.model.checkpoint import from_pretrained
+
+        return from_pretrained(self.folder)
+
+    @property
+    def header(self) -> Header:
+        """The header of an index of this model."""
+        return Header(self.name, self.fingerprint, self.loaded.engine.embed_dim)
+
+    @cached_property
+    def curve(self) -> RelevanceCurve | None:
+        """The curve of its relevances; None if there is none.
+
+        Raises:
+            UserError: the file with its numbers is damaged.
+        """
+        return curve_of(self.folder, self.loaded.config)
+
+    def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
+        """Read and decode images in the background."""
+        preprocess = self.loaded.preprocess
+        return done_ahead(found, lambda one: decode_found(one, preprocess), batch_size)
+
+    def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
+        """Caption and embedding of each image, from one forward pass."""
+        model = self.loaded
+
+        def work(batch: Sequence[DecodedImage]) -> tuple[Sequence[DecodedImage], list[ImageDescription]]:
+            squares = [one.square for one in batch if one.square is not None]
+            return batch, describe_squares(model, squares)
+
+        model.map_batches(batches, work, lambda done: take(*done))
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of texts, M E.
+
+        Raises:
+            UserError: a text is empty.
+        """
+        return self.loaded.embed_texts(list(texts))
+
+    def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
+        """Embeddings of captions, M E. An empty caption gives zeros."""
+        vectors = np.zeros((len(captions), self.loaded.engine.embed_dim), np.float32)
+        places = [place for place, caption in enumerate(captions) if caption.strip()]
+        if places:
+            vectors[places] = self.embed_texts([captions[place] for place in places])
+        return vectors
+
+    def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
+        """`embed_captions` with a cache of the last result, as successive queries have the same sample of a library."""
+        if captions != self._sampled[0]:
+            self._sampled = (captions, self.embed_captions(captions))
+        return self._sampled[1]
+
+    def describe_images(self, images: Sequence[Image.Image | Path | str]) -> list[tuple[str, np.ndarray]]:
+        """Caption and embedding of each image.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        described = self.loaded.describe_many(list(images))
+        return [(one.captions[0].text, one.embedding) for one in described]
+
+    def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
+        """Embeddings of images, M E.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        return self.loaded.embed_images(list(images))
+
+    def require(self, header: Header, location: str) -> None:
+        """Raise an error if an index was made with another model, or with another version of this one.
+
+        Raises:
+            UserError: the message names both models, or says how to make the index anew.
+        """
+        if header.fingerprint == self.fingerprint:
+            return
+        if header.model == self.name:
+            named = "" if self.name == DEFAULT else f" -c {self.name}"
+            raise UserError(
+                f"{location}: made with another version of the model '{self.name}' ({header.fingerprint[:8]}, now "
+                f"{self.fingerprint[:8]}), whose embeddings are not comparable; make it anew: delete it, then "
+                f"`grr-coca index IMAGES --out {location}{named}`"
+            )
+        raise UserError(
+            f"{location}: an index of the model '{header.model}' ({header.fingerprint[:8]}), and not of "
+            f"'{self.name}' ({self.fingerprint[:8]}), whose embeddings are not comparable; search it with its own "
+            "model, or make another index with --out"
+        )

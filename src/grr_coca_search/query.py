@@ -212,7 +212,7 @@ class SearchResult(Sequence[Hit]):
 
 
 class QueryModel(Protocol):
-    """What a search needs of the model of the index. `grr_coca_search.index_model.IndexModel` documents the methods."""
+    """What a search needs of the model of the index. `grr_coca_search.index.IndexModel` documents the methods."""
 
     @property
     def curve(self) -> RelevanceCurve | None:

@@ -27,9 +27,9 @@ from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, 
 from grr_coca.data.images import decode_image, has_more_frames
 from grr_coca.data.sources.base import BadSample, reader_that_owns
 from grr_coca.data.walk import Exclusions
+from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry
 from grr_coca_search.duplicates import look_of, perceptual_hash
 from grr_coca_search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
-from grr_coca_search.index_model import DecodedImage, FoundImage, Take, make_entry
 from grr_coca_search.photo import read_photo, sidecar_state
 from grr_coca_search.store import Changes, ImageDescription, ImageState, PhotoUpdate, Store, Touch
 

@@ -25,8 +25,7 @@ import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.model.checkpoint_files import DEFAULT, read_config
-from grr_coca_search.index import Index
-from grr_coca_search.index_model import IndexModel
+from grr_coca_search.index import Index, IndexModel
 from grr_coca_search.relevance import curve_of
 from grr_coca_serve.app import make_app
 from grr_coca_serve.daemon_threads import DaemonThreads

@@ -27,7 +27,7 @@ from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
 from grr_coca_search.entry import Entry, Stamp
 from grr_coca_search.facets import facets
-from grr_coca_search.index_model import IndexModel
+from grr_coca_search.index import IndexModel
 from grr_coca_search.store import Changes
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits

@@ -10,9 +10,9 @@ from PIL import Image
 from grr_coca.data.image_files import done_ahead
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.calibration import Certainty
+from grr_coca_search.describe import DecodedImage, Take, decode_found
 from grr_coca_search.entry import Entry, Header, Photo, Stamp
 from grr_coca_search.fields import READER, FieldValue
-from grr_coca_search.index_model import DecodedImage, Take, decode_found
 from grr_coca_search.portable import export_parquet
 from grr_coca_search.store import Changes, ImageDescription, Store
 

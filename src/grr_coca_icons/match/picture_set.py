@@ -27,7 +27,7 @@ from grr_coca_icons.match.candidates import PictureSet
 from grr_coca_icons.match.match_numbers import MatchNumbers
 from grr_coca_icons.svg import is_svg
 from grr_coca_search.entry import Entry, chunks
-from grr_coca_search.index_model import IndexModel
+from grr_coca_search.index import IndexModel
 from grr_coca_search.store import Store
 
 _FILLED = frozenset({"fill", "filled", "solid", "bold"})

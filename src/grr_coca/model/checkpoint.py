@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, listed_files, whole_folder
@@ -72,8 +72,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     folder = Path(folder)
     _require_replaceable(folder)
     require_fitting(checkpoint, folder)
-    weights = not_compiled(checkpoint.model).state_dict()
-    _require_weights_of(checkpoint.config, weights)
+    model = not_compiled(checkpoint.model)
+    weights = model.state_dict()
+    _require_model_of(checkpoint.config, model)
     try:
         with whole_folder(folder) as partial:
             write_files(checkpoint, weights, partial)
@@ -81,14 +82,22 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
         raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
 
 
-def _require_weights_of(config: CoCaConfig, weights: Mapping[str, Tensor]) -> None:
-    """Raise an error if the weights do not fit the config: they could not be loaded again."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in build_without_weights(config).state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
+    """Raise an error if a model does not fit its config: its weights could not be loaded again, or would mean another.
+
+    The tables of RoPE are compared, too. They are not saved, and no weight shows for which grid of patches it was
+    trained: once written, only the manifest notices a wrong `image_size`.
+    """
+    wanted, found = _shapes(build_without_weights(config)), _shapes(model)
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             shape, of_config = found.get(name, "missing"), wanted.get(name, "nothing")
             raise UserError(f"the model's {name} is {shape}, and its config expects {of_config}; nothing was written")
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all parameters and buffers, saved or not."""
+    return {name: tuple(tensor.shape) for name, tensor in (*model.state_dict().items(), *model.named_buffers())}
 
 
 def _require_replaceable(folder: Path) -> None:

@@ -417,6 +417,18 @@ def test_a_compiled_model_is_saved_as_the_model_that_it_was(saved, tmp_path):
     assert snapshot(tmp_path / "again") == snapshot(saved)
 
 
+def test_model_of_another_grid_is_not_saved(saved, tmp_path):
+    """With RoPE, no weight has the size of the grid: loaded with this config, every patch would get a wrong angle."""
+    checkpoint = from_pretrained(saved)
+    image = checkpoint.config.image_encoder
+    assert image.transformer.position == "rope_2d"
+    other = replace(checkpoint.config, image_encoder=replace(image, image_size=2 * image.image_size))
+    preprocess = replace(checkpoint.preprocess, image_size=2 * image.image_size)
+    with pytest.raises(UserError, match=r"rotary\.table is \(\d+, \d+\), and its config expects .*nothing was written"):
+        save_checkpoint(replace(checkpoint, config=other, preprocess=preprocess), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_weights_that_could_not_be_loaded_again_are_not_saved(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     checkpoint.model.text_proj = torch.nn.Linear(3, 5, bias=False)

@@ -13,7 +13,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile, Span, member_of_name, shard_of_name
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.infer.calibration import UNKNOWN, Certainty
-from grr_coca_search.fields import FIELDS, OWN_FIELDS, PHOTO_FIELDS, READER, SEVERAL, FieldValue
+from grr_coca_search.fields import OWN_FIELDS, PHOTO_FIELDS, READER, SEVERAL, FieldValue
 
 MAX_WIDTH = 2**16
 """Largest width of an embedding."""
@@ -62,13 +62,13 @@ class Photo:
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON can hold them."""
-        known = {FIELDS[name].key: value for name, value in self.fields.items()}
+        known = {PHOTO_FIELDS[name]: value for name, value in self.fields.items()}
         return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Restore the values of `to_dict`. Others, of a newer version, are ignored."""
-        known = {name: values[FIELDS[name].key] for name in PHOTO_FIELDS if FIELDS[name].key in values}
+        known = {name: values[key] for name, key in PHOTO_FIELDS.items() if key in values}
         return cls(fields=known, keywords=tuple(values.get("keywords", ())), sidecars=values.get("sidecars", READER))
 
 

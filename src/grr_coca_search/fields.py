@@ -75,8 +75,8 @@ OWN_FIELDS = frozenset(names_of("index"))
 """The fields of every image."""
 COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "root", "digest": "digest"}
 """What each store has a column for, with its name. Programs can ask for root and digest of an `Entry`, too."""
-PHOTO_FIELDS = tuple(name for name in names_of("file") if name != "keywords")
-"""The fields that are read from a file and have one value."""
+PHOTO_FIELDS = {name: FIELDS[name].key for name in names_of("file") if name not in SEVERAL}
+"""The fields that are read from a file and have one value, with their names in stores."""
 READER = 1
 """Version of what is read of an image besides what the model says. A new one makes updates of an index read metadata,
 hashes and small copies of all images again."""

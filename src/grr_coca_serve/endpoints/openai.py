@@ -28,7 +28,7 @@ from grr_coca_serve.schemas import HEART, SOME, Text, Words, WordsOrPicture, ans
 from grr_coca_serve.service import Place, QueuedRoute, Service, ThisService, deadline_of
 
 router = APIRouter(prefix="/v1")
-_queued = APIRouter(route_class=QueuedRoute)
+_queued = APIRouter(prefix="/v1", route_class=QueuedRoute)
 _CREATED = int(time.time())
 
 
@@ -217,7 +217,7 @@ async def chat(given: ChatInput, request: Request, service: ThisService, place: 
     return json_response(answer.whole(await asyncio.wrap_future(start())))
 
 
-router.include_router(_queued)
+router.routes.extend(_queued.routes)
 
 
 def _model(service: Service) -> dict[str, Any]:

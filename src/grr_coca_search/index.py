@@ -31,7 +31,7 @@ from grr_coca_search.entry import Failure, Header, chunks
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.query import Query, SearchOptions, SearchResult, search_store
 from grr_coca_search.relevance import RelevanceCurve, curve_of
-from grr_coca_search.store import Changes, Store
+from grr_coca_search.store import Changes, ImageDescription, Store
 from grr_coca_search.stores import find_store, make_store, open_store
 from grr_coca_search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
 

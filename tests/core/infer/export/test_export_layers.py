@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from model_configs import SET_BY_RECIPES
 from torch import nn
 
-from grr_coca.infer.export.graphs import OPSET
+from grr_coca.infer.export.graphs import OPSET, quiet
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
 from grr_coca.infer.export.write import follows_activation
 from grr_coca.model.build import build
@@ -106,7 +106,9 @@ class SwiGLU(nn.Module):
     ids=lambda value: type(value).__name__,
 )
 def test_products_behind_activations_are_found(layer, is_uneven):
-    exported = torch.onnx.export(layer.eval(), (torch.randn(2, 3, 8),), dynamo=True, opset_version=OPSET, verbose=False)
+    with torch.no_grad(), quiet():
+        program = torch.export.export(layer.eval(), (torch.randn(2, 3, 8),))
+        exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     products = [node for node in exported.model.graph if node.op_type in ("MatMul", "Gemm")]
     assert follows_activation(products[-1]) is is_uneven
     assert not any(map(follows_activation, products[:-1]))

@@ -1,7 +1,7 @@
 """Search: rank the images of a store for a query, group near-duplicates, and compute the relevance of each hit.
 
-Relevance compares the query with the captions of the hits and of a sample of the library. These are embedded here, and
-the sample only once for each state of an index: vectors of all captions would double its size.
+Relevance compares the query with the captions of the hits and of a sample of the library. These are embedded here, the
+sample once for each state of an index, which takes milliseconds: vectors of all captions would double an index.
 
 Shapes: N images of the sample, E embedding width.
 """

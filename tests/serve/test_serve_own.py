@@ -126,7 +126,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_word(served, monkeypatch
         yield ["a half"]
         raise ZeroDivisionError
 
-    monkeypatch.setattr("grr_coca_serve.queue.stream_captions", failing)
+    monkeypatch.setattr("grr_coca.infer.image_text_model.stream_captions", failing)
     if path == "/caption":
         answer = served.post(path, drawing("guitar"), EVENTS)
         name, last = answer.events()[-1]

@@ -14,8 +14,7 @@ from PIL import Image
 from support import CPU, encode_image, real_pairs, write_tar
 
 from grr_coca.cli import main
-from grr_coca.model.anatomy import flops_of_pairs, num_parameters
-from grr_coca.train.forecast import TRAINING_PASSES
+from grr_coca.model.anatomy import TRAINING_PASSES, flops_of_pairs, num_parameters
 from grr_coca.train.recipe import load_recipe
 from grr_coca_study.plan import Plan, read_plan, stage_names
 from grr_coca_study.running import pace

@@ -1,6 +1,7 @@
 """`grr-coca info` and `models`: describe presets, and list the models that can be used by name."""
 
 import json as json_format
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,13 +9,12 @@ import tyro
 
 from grr_coca.cli.flags import Flag
 from grr_coca.common import plugins
-from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.dict_to_dataclass import differences, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_json
 from grr_coca.infer.load import ENGINE_TITLES, ModelProvider, choose_engine
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, ModelCard, read_config, shipped_models
-from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
 
 _MIN_LENGTH = 4
@@ -26,33 +26,39 @@ def describe_preset(
     preset: Annotated[str, tyro.conf.Positional],
     other: Annotated[str | None, tyro.conf.Positional] = None,
     size: str = "tiny",
-    batch: int | None = None,
     text_length: int | None = None,
 ) -> None:
-    """Show the parts of a preset and a forecast of its training step, or the differences between two presets.
+    """Count the parameters and FLOPs of a preset, or compare it with another one. A training step costs three forward
+    passes.
 
     Args:
         preset: name of a preset.
         other: a second preset to compare with.
         size: tiny, small, base, b32 or l14.
-        batch: forecast time and memory of a training step with this many pairs, on this machine.
         text_length: also count for captions of this many tokens, including the begin, end and class tokens.
     """
-    config = get_preset(preset, size)
-    other_config = None if other is None else get_preset(other, size)
-    _check(config, other, batch, text_length)
-    context = config.text_decoder.context_length
-    lengths = [context] if text_length in (None, context) else [context, text_length]
-
+    names = [preset] if other is None else [preset, other]
+    configs = [get_preset(name, size) for name in names]
+    context = min(config.text_decoder.context_length for config in configs)
+    if text_length is not None and not _MIN_LENGTH <= text_length <= context:
+        raise UserError(f"--text-length {text_length} is out of range; give {_MIN_LENGTH} to {context}")
     require_extra("torch", "counting parameters and FLOPs of a preset")
-    from grr_coca.cli.anatomy import print_differences, print_tree, step_forecast  # late: imports torch
+    from grr_coca.model.anatomy import count_parameters, flops_per_pair  # late: imports torch
+    from grr_coca.model.build import build_without_weights
 
-    if other is not None and other_config is not None:
-        print_differences((preset, other), size, (config, other_config))
-        return
-    print_tree(preset, size, config, lengths)
-    if batch is not None:
-        print("\n" + step_forecast(config, batch, lengths))
+    models = [build_without_weights(config) for config in configs]
+    parts = [{name: count_parameters(part) for name, part in model.named_children()} for model in models]
+    print(f"{' against '.join(names)}, size {size}\n")
+    for name in dict.fromkeys(name for of_model in parts for name in of_model):
+        print(_row(name, [of_model.get(name, 0) for of_model in parts]))
+    print(_row("all parameters", [count_parameters(model) for model in models], compare=True))
+    for length in dict.fromkeys((context, text_length or context)):
+        flops = [flops_per_pair(config, length) for config in configs]
+        print(_row(f"FLOPs per pair, forward, {length} tokens", flops, compare=True))
+    if len(configs) == 2:
+        print()
+        for key, *values in differences(*configs):
+            print(f"{key:<48}{values[0]!s:>20}{values[1]!s:>20}")
 
 
 def list_models(json: Flag = False) -> None:
@@ -83,14 +89,9 @@ def _engine_here(folder: Path) -> str:
     return choose_engine(folder, read_config(read_json(folder / "config.json")["model"], str(folder)))
 
 
-def _check(config: CoCaConfig, other: str | None, batch: int | None, text_length: int | None) -> None:
-    context = config.text_decoder.context_length
-    if other is not None and (batch, text_length) != (None, None):
-        raise UserError("--batch and --text-length are about one preset; name one")
-    if batch is not None and batch < 1:
-        raise UserError(f"--batch {batch} is out of range; give 1 or more")
-    if text_length is not None and not _MIN_LENGTH <= text_length <= context:
-        raise UserError(f"--text-length {text_length} is out of range; give {_MIN_LENGTH} to {context}")
+def _row(title: str, counts: Sequence[int], *, compare: bool = False) -> str:
+    change = f"   ({counts[0] / counts[1] - 1:+.2%})" if compare and len(counts) == 2 else ""
+    return f"{title:<36}" + "".join(f"{count:>20,}" for count in counts) + change
 
 
 def _described(card: ModelCard, engine: str) -> str:

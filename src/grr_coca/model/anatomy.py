@@ -1,7 +1,5 @@
-"""The anatomy of a model: its parts, parameters, FLOPs, activation memory, and how it differs from another model."""
+"""Counts of a model's parameters and FLOPs."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,28 +9,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from grr_coca.common.torch_private import flash_attention_of_cpu
-from grr_coca.model.build import build, build_without_weights
+from grr_coca.model.build import build_without_weights
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.image_encoder import ImageEncoder
-from grr_coca.model.layers.block import Block, CrossBlock
 from grr_coca.model.layers.layout import ROUND_TO
-from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 
-_CONTAINERS = (CoCa, ImageEncoder, TextDecoder, MultimodalDecoder, Block, CrossBlock)
-"""Modules whose children are shown in the tree of parts, as are those of modules that have one of them as a child. All
-others are leaves."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A line of the tree of parts. A stack of `count` equal blocks is one part."""
-
-    path: tuple[str, ...]
-    kind: str
-    count: int
-    num_parameters: int
-    is_leaf: bool
+TRAINING_PASSES = 3
+"""Cost of a training step in forward passes: one forward pass, and a backward pass that costs two."""
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -54,7 +37,8 @@ def num_parameters(config: CoCaConfig) -> int:
 
 
 def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """FLOPs of one forward pass over a pair of a batch, `lm_head` included; a training step costs three times that.
+    """FLOPs of one forward pass over a pair of a batch, `lm_head` included; a training step costs
+    `TRAINING_PASSES` times that.
 
     Args:
         config: the model.
@@ -110,55 +94,3 @@ def _to_meta(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to("meta")
     return type(value)(*map(_to_meta, value)) if isinstance(value, tuple) else value
-
-
-def saved_bytes_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """Activation memory: bytes in fp32 that a forward pass saves for the backward pass, for each pair.
-
-    The losses save no logits. The result is what a third pair adds to two. For short captions it may be some per cent
-    off, since the row of packed captions is rounded up.
-    """
-    model = build(config)  # not on the meta device, where attention saves other tensors
-    length = text_length or config.text_decoder.context_length
-    return _saved_bytes(model, config, 3, length) - _saved_bytes(model, config, 2, length)
-
-
-def _saved_bytes(model: CoCa, config: CoCaConfig, batch: int, length: int) -> int:
-    """Bytes of all storages that autograd saves, weights included, each counted once."""
-    side = config.image_encoder.image_size
-    images, token_ids = torch.zeros(batch, 3, side, side), torch.zeros(batch, length, dtype=torch.long)
-    storages: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(images, token_ids, torch.full((batch,), length))
-    del output  # kept until here, so that no storage could reuse the address of another
-    return sum(storages.values())
-
-
-def parts(model: CoCa) -> list[Part]:
-    """The tree of parts in depth-first order, without the model itself."""
-    return list(_walk(model, (), 1))[1:]
-
-
-def share_that_differs(first: CoCa, second: CoCa) -> float:
-    """Share of the first model's parameters in leaf modules whose class or size differs in the second model."""
-    a, b = ({part.path: (part.kind, part.num_parameters) for part in parts(m) if part.is_leaf} for m in (first, second))
-    differing = sum(leaf[1] for path, leaf in a.items() if b.get(path) != leaf)
-    return differing / count_parameters(first)
-
-
-def _walk(module: nn.Module, path: tuple[str, ...], times: int) -> Iterator[Part]:
-    count = 1
-    if isinstance(module, nn.ModuleList):
-        count, module = len(module), module[0]
-        times *= count
-    is_leaf = not any(isinstance(one, _CONTAINERS) for one in (module, *module.children()))
-    yield Part(path, type(module).__name__, count, times * count_parameters(module), is_leaf)
-    if not is_leaf:
-        for name, child in module.named_children():
-            yield from _walk(child, (*path, name), times)

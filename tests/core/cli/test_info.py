@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from grr_coca.model.anatomy import count_parameters, flops_per_pair
+from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint_files import DEFAULT, shipped_models
-from grr_coca.train.forecast import MFU_OF_NARROW
+from grr_coca.model.presets import get_preset
 
 # --- info
 
@@ -14,8 +16,13 @@ from grr_coca.train.forecast import MFU_OF_NARROW
 def test_info_shows_parts_parameters_and_flops_of_a_preset(grr_coca, preset):
     said = grr_coca("info", preset)
     assert said.code == 0, said.err
-    for words in (f"{preset}, size tiny", "image_encoder", "blocks × 4", "captioning_pooler", "total", "GFLOP forward"):
-        assert words in said.out
+    rows = {line[:36].strip(): line[36:].strip() for line in said.out.splitlines()}
+    model = build_without_weights(get_preset(preset, "tiny"))
+    assert said.out.startswith(f"{preset}, size tiny\n")
+    assert rows["all parameters"] == f"{count_parameters(model):,}"
+    for name, part in model.named_children():
+        assert rows[name] == f"{count_parameters(part):,}"
+    assert rows["FLOPs per pair, forward, 48 tokens"] == f"{flops_per_pair(get_preset(preset, 'tiny')):,}"
 
 
 def test_info_of_two_presets_shows_what_they_differ_in(grr_coca):
@@ -26,18 +33,12 @@ def test_info_of_two_presets_shows_what_they_differ_in(grr_coca):
     assert "text_decoder." not in said.out
 
 
-def test_info_of_a_batch_foretells_a_training_step_on_this_machine(grr_coca, monkeypatch):
-    monkeypatch.setattr("grr_coca.cli.anatomy.matmul_rate", lambda *_: 100e9)
-    said = grr_coca("info", "grr_coca", "--batch", 256, "--text-length", 12)
-    assert said.code == 0, said.err
-    for words in ("a training step of 256 pairs", "fp32 100 GFLOP/s", "assumed", "fp32, 48 tokens", "bf16, 12 tokens"):
-        assert words in said.out
-    assert said.out.count("GFLOP forward") == 2
-    rows = [line.split() for line in said.out.splitlines() if "images/s" in line]
-    assert len(rows) == 4
-    flops, seconds, rate = (float(rows[0][i].replace(",", "")) for i in (3, 5, 10))
-    assert seconds == pytest.approx(flops / (100 * MFU_OF_NARROW.assumed), rel=0.01)
-    assert rate == pytest.approx(256 / seconds, rel=0.01)
+def test_info_counts_shorter_captions_too(grr_coca):
+    flops = [flops_per_pair(get_preset("grr_coca", "tiny"), length) for length in (48, 12)]
+    out = grr_coca("info", "grr_coca", "--text-length", 12).out
+    for length, count in zip((48, 12), flops, strict=True):
+        assert f"FLOPs per pair, forward, {length} tokens" in out
+        assert f" {count:,}\n" in out
 
 
 # --- models

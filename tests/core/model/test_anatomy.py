@@ -1,4 +1,4 @@
-"""What a model is made of: nothing is forgotten, nothing counted twice."""
+"""Differences between presets, and FLOPs: nothing is forgotten, nothing counted twice."""
 
 from dataclasses import replace
 from functools import cache
@@ -11,45 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.model.anatomy import (
     UNCOUNTED,
-    count_parameters,
     flops_of_pairs,
     flops_per_pair,
-    parts,
-    share_that_differs,
 )
 from grr_coca.model.build import build
-from grr_coca.model.presets import PRESETS, SIZES, get_preset
-
-
-def model_of(preset):
-    return build(get_preset(preset, "tiny"))
-
-
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_the_leaves_of_the_tree_add_up_to_the_whole(preset):
-    model = model_of(preset)
-    outside = sum(parameter.numel() for name, parameter in model.named_parameters() if is_bare(name))
-    leaves = sum(part.num_parameters for part in parts(model) if part.is_leaf)
-    assert leaves + outside == count_parameters(model)
-
-
-def is_bare(name: str) -> bool:
-    """A parameter that a container holds itself."""
-    return name in ("logit_scale", "logit_bias", "text_decoder.cls_embedding", "image_encoder.registers")
-
-
-@pytest.mark.parametrize("preset", ["grr_coca", "baseline_coca"])
-def test_the_parts_at_the_top_add_up_to_the_whole(preset):
-    model = model_of(preset)
-    top = [part for part in parts(model) if len(part.path) == 1]
-    assert [part.path[0] for part in top] == [name for name, _ in model.named_children()]
-    assert sum(part.num_parameters for part in top) + model.logit_scale.numel() == count_parameters(model)
-
-
-def test_a_stack_of_equal_blocks_is_one_part():
-    blocks = next(part for part in parts(model_of("grr_coca")) if part.path == ("image_encoder", "blocks"))
-    assert (blocks.kind, blocks.count) == ("Block", 4)
-    assert blocks.num_parameters == count_parameters(model_of("grr_coca").image_encoder.blocks)
+from grr_coca.model.presets import SIZES, get_preset
 
 
 def test_both_models_differ_in_the_image_encoder_alone():
@@ -65,16 +31,6 @@ def test_both_models_differ_in_the_image_encoder_alone():
 def test_equal_configs_do_not_differ():
     config = get_preset("grr_coca", "tiny")
     assert differences(config, replace(config)) == []
-
-
-def test_a_model_does_not_differ_from_itself():
-    assert share_that_differs(model_of("grr_coca"), model_of("grr_coca")) == 0.0
-
-
-def test_the_share_that_differs_lies_in_the_image_encoder():
-    model, baseline = model_of("grr_coca"), model_of("baseline_coca")
-    share = share_that_differs(model, baseline)
-    assert 0 < share <= count_parameters(model.image_encoder) / count_parameters(model)
 
 
 SHALLOW = SIZES["tiny"].changed(image_layers=2, text_layers=1)

@@ -622,10 +622,10 @@ def test_an_icon_is_a_vector_in_the_colour_of_the_text_and_can_be_copied(icons, 
     with hosted(static(icons)) as address:
         rights = {"permissions": ["clipboard-read", "clipboard-write"], "bypass_csp": True}  # to read what is drawn
         one = tab(address, color_scheme="dark", **rights).ready()
-        one.page.locator("#pictures img[src^='blob:']").nth(1).wait_for()
+        one.page.locator("#pictures img[src^='data:']").nth(1).wait_for()
         read = "(index) => fetch(document.querySelectorAll('#pictures img')[index].src).then((answer) => answer.text())"
         drawn = [one.page.evaluate(read, index) for index in range(2)]
-        assert all('color="#eceae6"' in text for text in drawn)
+        assert all("color='#eceae6'" in text for text in drawn)
         one.ask("BoxOpen")
         assert one.captions(1) == ["box-open"]
         one.page.locator("#pictures .tile").first.click()
@@ -1026,6 +1026,28 @@ def test_drawings_change_their_colour_with_the_scheme(blank):
     assert "#1b1b1a" in blank.evaluate(draw)
     blank.emulate_media(color_scheme="dark")
     assert "#eceae6" in blank.evaluate(draw)
+
+
+def test_background_switch_turns_the_ink_of_an_icon(blank):
+    colours = blank.evaluate(
+        """async () => {
+            const { iconPart } = await import("./icon.js");
+            document.body.innerHTML = `<div class="stage"><img></div>`;
+            const image = document.querySelector("img");
+            const source = async () => `<svg xmlns="http://www.w3.org/2000/svg"/>`;
+            const part = iconPart({ name: "a.svg", is_vector: true, fields: {} }, source, image, () => {});
+            document.body.append(part);
+            const button = [...part.querySelectorAll("button")].find((one) => one.textContent === "Switch background");
+            const colours = [];
+            for (let before = image.src, i = 0; i < 2; i++, before = image.src) {
+                button.click();
+                while (image.src === before) await new Promise((resolve) => setTimeout(resolve, 20));
+                colours.push(/color="(.*?)"/.exec(await (await fetch(image.src)).text())[1]);
+            }
+            return colours;
+        }"""
+    )
+    assert colours == ["#eceae6", "#1b1b1a"]
 
 
 def test_a_file_that_has_changed_has_another_thumbnail(blank):

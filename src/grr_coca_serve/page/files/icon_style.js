@@ -68,7 +68,7 @@ export class IconStyle {
     reset.style.visibility = this.colour || this.stroke || this.side || this.isTurned ? "" : "hidden";
     document.body.classList.toggle("turned", this.isTurned);
     document.body.style.setProperty("--icon", `${this.shownSide}px`);
-    document.body.style.setProperty("--icon-tile", `${Math.max(112, this.shownSide + 56)}px`);
+    document.body.style.setProperty("--icon-tile", `${Math.max(104, this.shownSide + 56)}px`);
   }
 
   show() {

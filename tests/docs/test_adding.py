@@ -37,9 +37,11 @@ def test_a_verb_an_endpoint_and_a_field_are_added_by_following_the_page(tmp_path
         "grr_coca_search/photo.py",
     ]
     named = ["-k", "similarity or explained_in_the_help or iso or not_there_is_named or guitar"]
-    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "-o", "pythonpath=tests/shared"]
+    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null"]
     command = [sys.executable, "-m", "pytest", *options, *named, "tests"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
+    # Not by the option `pythonpath`: the plug-in that conftest.py names is imported before pytest reads that.
+    places = os.pathsep.join(str(tmp_path / place) for place in ("src", "tests/shared"))
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

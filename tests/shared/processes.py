@@ -42,8 +42,9 @@ PRELOADED = [
 
 
 def take_interrupts() -> None:
-    """`preexec_fn` of a process that Ctrl-C shall end: one started by `nohup … &` passes on that it is ignored."""
+    """`preexec_fn` of a process that signals of the terminal shall end: `nohup … &` passes on that they are ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @contextmanager

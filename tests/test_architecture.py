@@ -20,7 +20,7 @@ PACKAGES = {
 """The packages, and which others each may import. The core finds theirs by `grr_coca.common.plugins`."""
 FOR_TYPES = {("grr_coca", "grr_coca_search")}
 """The one exception: `grr_coca.Index`, for type checkers only."""
-ROOMS = ["common", "data", "model", "infer", "evaluate", "train", "cli"]
+ROOMS = ["common", "data", "model", "infer", "evaluate", "adapt", "train", "cli"]
 """The folders of the core, from the ground up: each imports from those before it only."""
 FLOOR_OF: dict[str, float] = {room: floor for floor, room in enumerate(ROOMS)}
 # The package itself, with its version and `load`, is under `cli`; the command as a process, over everything.

@@ -368,7 +368,8 @@ class IndexModel:
             UserError: an image cannot be read.
         """
         described = self.loaded.describe_many(list(images))
-        return [(one.captions[0].text, one.embedding) for one in described]
+        queries = self.picture_queries(np.stack([one.embedding for one in described]))
+        return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
         """Embeddings of images, M E.
@@ -376,7 +377,11 @@ class IndexModel:
         Raises:
             UserError: an image cannot be read.
         """
-        return self.loaded.embed_images(list(images))
+        return self.picture_queries(self.loaded.embed_images(list(images)))
+
+    def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
+        """Return queries for images that look like some images, from the embeddings of these, M E."""
+        return self.loaded.picture_queries(vectors)
 
     def require(self, header: Header, location: str) -> None:
         """Raise an error if an index was made with another model, or with another version of this one.

@@ -228,10 +228,13 @@ class QueryModel(Protocol):
         """Embeddings of the captions of a sample, M E."""
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Caption and embedding of each image."""
+        """Caption of each image, and the query for images that look like it."""
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Embeddings of images, M E."""
+        """Queries for images that look like some images, M E."""
+
+    def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
+        """Queries for images that look like images of the index, from their embeddings, M E."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +281,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
     captions, wanted = _images_of_query(query, model)
     with store.snapshot():
         sample = store.sample()
-        like, unlike = (_images_of_index(draws, store) for draws in (query.like, query.unlike))
+        like, unlike = (_images_of_index(draws, store, model) for draws in (query.like, query.unlike))
         vector = _query_vector(query, embedded, wanted + like.vectors, unlike.vectors, sample.vectors)
         search = _Search(query=query, store=store, where=tree, options=options, vector=vector, sample=sample.vectors)
         groups, vectors = search.groups()
@@ -357,7 +360,7 @@ def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
     return _QueryImages([caption for caption, _ in described], [vector for _, vector in described])
 
 
-def _images_of_index(draws: Sequence[int], store: Store) -> _QueryImages:
+def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _QueryImages:
     """Captions and embeddings of images by their `Entry.draw`.
 
     Raises:
@@ -367,7 +370,8 @@ def _images_of_index(draws: Sequence[int], store: Store) -> _QueryImages:
     if not ids.keys() >= set(draws):
         raise UserError("a picture of the query is not in the index any more")
     places = [ids[draw] for draw in draws]
-    return _QueryImages([entry.caption for entry in store.entries(places)], list(store.vectors(places)))
+    vectors = model.picture_queries(store.vectors(places)) if places else ()
+    return _QueryImages([entry.caption for entry in store.entries(places)], list(vectors))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -409,13 +409,18 @@ class _QueryModel:
         return self.embed_captions(captions)
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Caption and embedding of each image, given as pixels."""
+        """Caption of each image, given as pixels, and the query for images that look like it."""
         described = self._results([self._model.caption(image, self._expires) for image in images])
-        return [(one.captions[0].text, one.embedding) for one in described]
+        queries = self.picture_queries(np.stack([one.embedding for one in described]))
+        return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Embeddings of images, given as pixels, M E."""
-        return np.stack(self._results(self._model.embed_images(images, self._expires)))
+        """Queries for images that look like some images, given as pixels, M E."""
+        return self.picture_queries(np.stack(self._results(self._model.embed_images(images, self._expires))))
+
+    def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
+        """Queries for images that look like images of the index, from their embeddings, M E."""
+        return self._model.ready().picture_queries(vectors)
 
     def _results(self, futures: "Sequence[Future[Any]]") -> list[Any]:
         try:

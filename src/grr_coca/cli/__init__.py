@@ -38,6 +38,7 @@ class Command(NamedTuple):
 
 
 CORE = {
+    "adapt": Command("grr_coca.cli.adapt:run", "adapt a model to your own pairs in seconds, without training"),
     "pretrain": Command("grr_coca.cli.training:pretrain", "train a new model on image-text pairs"),
     "finetune": Command("grr_coca.cli.training:finetune", "train a checkpoint further on pairs of another domain"),
     "evaluate": Command(
@@ -96,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
     wait_passively()
-    multiply_on_one_thread()
+    if argv[:1] != ["adapt"]:  # its matrices are large, and nothing else runs beside it
+        multiply_on_one_thread()
     if _OFFLINE in argv:
         argv = [word for word in argv if word != _OFFLINE]
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by `huggingface_hub`, too

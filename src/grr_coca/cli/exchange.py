@@ -10,6 +10,7 @@ from grr_coca.cli.output import require_free, say
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model import hub
+from grr_coca.model.checkpoint_files import require_not_adapted
 
 
 def export_onnx(
@@ -26,6 +27,7 @@ def export_onnx(
             smallest and fastest, and changes results slightly.
     """
     folder = locate_checkpoint(checkpoint)
+    require_not_adapted(folder, "export onnx")
     require_free(out)
     require_extra("export", "exporting to ONNX")
 

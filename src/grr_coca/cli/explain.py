@@ -1,5 +1,6 @@
 """`grr-coca explain`: heat maps of where a model looks."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_whole
 from grr_coca.common.outputs import require_other, require_suffix, require_writable, write_output
 from grr_coca.infer.load import locate_checkpoint
-from grr_coca.model.checkpoint_files import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT, is_adapted
 
 
 def run(
@@ -51,5 +52,7 @@ def run(
         found = text_map(model.checkpoint, pixels, text)
         summary = f"cosine with '{text}': {found.similarity:.3f}"
         png = text_picture(model.preprocess.cut(opened), text, found)
+    if is_adapted(folder):
+        print(f"{folder}: adapted; the maps are those of its base", file=sys.stderr)
     write_output(out, lambda file: file.write(png))
     print(f"{summary}\nheat maps are in {out}")

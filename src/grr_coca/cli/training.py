@@ -14,6 +14,7 @@ import tyro
 from grr_coca.common.errors import DiskError, UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import require_not_adapted
 from grr_coca.model.presets import get_preset
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def finetune(
         # Fine-tuning must not silently start from random weights: such models give every image the same caption.
         raise UserError("fine-tuning starts from a checkpoint: give --checkpoint FOLDER, or use `grr-coca pretrain`")
     folder = locate_checkpoint(checkpoint)
+    require_not_adapted(folder, "finetune")
 
     from grr_coca.model.checkpoint import from_pretrained  # late: imports torch
     from grr_coca.train.run_checkpoints import origin_of

@@ -262,6 +262,26 @@ class ImageTextModel:
 
         return self._run("captioning", images, batch_size, work, on_progress)
 
+    def generate(
+        self,
+        pixels: UInt8[np.ndarray, "B S S 3"],
+        options: GenerationOptions = GREEDY,
+        prompt: str = "",
+        keys: Sequence[object] | None = None,
+    ) -> GeneratedCaptions:
+        """Caption images that are preprocessed, see `grr_coca.infer.generate.generate`."""
+        return generate(self.engine, self.tokenizer, pixels, options, prompt, keys)
+
+    def stream(
+        self,
+        pixels: UInt8[np.ndarray, "B S S 3"],
+        options: GenerationOptions = GREEDY,
+        prompt: str = "",
+        keys: Sequence[object] | None = None,
+    ) -> Generator[list[str], None, GeneratedCaptions]:
+        """Caption images piece by piece, see `grr_coca.infer.generate.stream_captions`."""
+        return stream_captions(self.engine, self.tokenizer, pixels, options, prompt, keys)
+
     def describe_pixels(
         self,
         pixels: UInt8[np.ndarray, "B S S 3"],
@@ -289,8 +309,8 @@ class ImageTextModel:
             UserError: If no tags were fitted for this model, captions are sampled, or a number is NaN.
         """
         num_captions, options = options.num_captions, with_beams(options) if num_tags else options
-        arguments = (self.engine, self.tokenizer, pixels, options, prompt, keys)
-        generated = generate(*arguments) if on_text is None else _finish(stream_captions(*arguments), on_text)
+        arguments = (pixels, options, prompt, keys)
+        generated = self.generate(*arguments) if on_text is None else _finish(self.stream(*arguments), on_text)
         generated.require_numbers()
         # Copied, so that a row that is kept or sent to another process does not take its batch along.
         rows = [row.copy() for row in generated.image_embedding]
@@ -484,6 +504,10 @@ class ImageTextModel:
             [LabelProbability(names[index], share[index]) for index in best]
             for best, share in zip(order.tolist(), shares.tolist(), strict=True)
         ]
+
+    def picture_queries(self, vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
+        """Return queries for images that look like some images, from the embeddings of these."""
+        return vectors
 
     def _run(
         self,

@@ -23,10 +23,11 @@ from grr_coca.common.threads import wait_passively
 from grr_coca.model.checkpoint_files import (
     HUB_ID,
     MODEL_FILES,
+    base_fingerprint,
     find_checkpoint,
     find_model,
-    fingerprint,
     has_graphs,
+    is_adapted,
     is_quantized,
     read_files,
     shipped_folder,
@@ -37,7 +38,7 @@ from grr_coca.model.config import CoCaConfig
 if TYPE_CHECKING:
     import torch
 
-    from grr_coca.infer.engine.base import EngineName
+    from grr_coca.infer.engine.base import Engine, EngineName
     from grr_coca.infer.image_text_model import ImageTextModel
 
 log = logging.getLogger(__name__)
@@ -95,13 +96,21 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     files = read_files(folder)
     from grr_coca.infer.image_text_model import ImageTextModel  # late: it imports NumPy and Pillow
 
+    base: Engine | None = None
     if choose_engine(folder, files.config, engine, device) == "onnx":
         from grr_coca.infer.engine.onnx import OnnxEngine  # late, like PyTorch: one of them is enough
 
-        return ImageTextModel(files, OnnxEngine(folder), folder)
-    from grr_coca.model.checkpoint import with_weights
+        base = OnnxEngine(folder)
+    else:
+        from grr_coca.model.checkpoint import with_weights
 
-    return ImageTextModel(with_weights(files, folder, choose_device(device)), folder=folder)
+        files = with_weights(files, folder, choose_device(device))
+    model = ImageTextModel(files, base, folder)
+    if not is_adapted(folder):
+        return model
+    from grr_coca.infer.adapted.adapted_model import AdaptedModel  # late: few models are adapted
+
+    return AdaptedModel(files, model.engine, folder)
 
 
 _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
@@ -268,7 +277,7 @@ def _onnx(folder: Path) -> "EngineName":
     if not has_graphs(folder):
         raise UserError(f"{folder}: has no ONNX graphs; write them: grr-coca export onnx -c {folder} --out FOLDER")
     # Those in int8 name the checkpoint that they were made from, which is not there.
-    if not is_quantized(folder) and read_json(folder / MANIFEST).get("checkpoint") != fingerprint(folder):
+    if not is_quantized(folder) and read_json(folder / MANIFEST).get("checkpoint") != base_fingerprint(folder):
         raise UserError(
             f"{folder}: the ONNX graphs are those of another checkpoint; write them again: grr-coca export onnx "
             f"-c {folder} --out FOLDER"

@@ -47,7 +47,10 @@ FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS)
 """
 START_FILE = "start.json"
 """In the folder of a fine-tuned run: the folder and fingerprint of the checkpoint that it began from."""
-MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES)
+ADAPTED = "adapted.json"
+ADAPTED_FILES = (ADAPTED, "adapted.safetensors", "features.safetensors")
+"""What `grr-coca adapt` adds to the files of its base; see `grr_coca.infer.adapted`."""
+MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES, *ADAPTED_FILES)
 """All files that a model may be loaded from. A checkpoint of a run has others, to continue training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")
@@ -115,6 +118,26 @@ def is_quantized(folder: Path) -> bool:
     return QUANTIZED_WEIGHTS in listed or (folder / QUANTIZED_WEIGHTS).is_file()
 
 
+def is_adapted(folder: Path) -> bool:
+    """True for a model that `grr-coca adapt` made from a base."""
+    return (folder / ADAPTED).is_file()
+
+
+def require_not_adapted(folder: Path, what: str) -> None:
+    """Check that a model is not an adapted one, for work that needs a model with its own weights.
+
+    Args:
+        folder: Folder of the model.
+        what: Work, such as "match".
+
+    Raises:
+        UserError: If it is an adapted model; names its base.
+    """
+    if is_adapted(folder):
+        base = read_json(folder / ADAPTED).get("base")
+        raise UserError(f"{folder}: {what} does not take adapted models; use the base of this one, {base}")
+
+
 def has_graphs(folder: Path) -> bool:
     """True if a checkpoint or a model in int8 holds its ONNX graphs."""
     return not _missing(folder, GRAPH_FILES)
@@ -125,16 +148,30 @@ def _missing(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that identifies a model: equal for a checkpoint with and without graphs, and another one for int8.
+    """A hash that identifies a model: equal for a checkpoint with and without graphs, and another one for int8. That of
+    an adapted model covers the adaptation.
 
     It is computed from the hashes in the manifest, as far as there are any.
 
     Raises:
         UserError: a file cannot be read, or the manifest is damaged.
     """
+    return _fingerprint(folder, ADAPTED_FILES if is_adapted(folder) else ())
+
+
+def base_fingerprint(folder: Path) -> str:
+    """The fingerprint of the model that an adapted one was made from; that of any other model is its own.
+
+    Raises:
+        UserError: a file cannot be read, or the manifest is damaged.
+    """
+    return _fingerprint(folder, ())
+
+
+def _fingerprint(folder: Path, additional: tuple[str, ...]) -> str:
     listed = listed_files(folder) if (folder / MANIFEST).is_file() else {}
     digest = hashlib.sha256()
-    for name in _QUANTIZED_FILES if is_quantized(folder) else FILES:
+    for name in (*(_QUANTIZED_FILES if is_quantized(folder) else FILES), *additional):
         try:
             content = listed[name][1] if name in listed else file_sha256(folder / name)
         except OSError as error:

@@ -15,7 +15,7 @@ from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_json
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
-from grr_coca.model.checkpoint_files import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT, require_not_adapted
 
 if TYPE_CHECKING:
     from grr_coca_icons.match.label_check import Contradiction
@@ -75,7 +75,9 @@ def run(
     for source in sources:
         if not is_there(source):
             raise UserError(f"{source}: no such file or folder")
-    numbers = match_numbers(locate_checkpoint(checkpoint))
+    folder = locate_checkpoint(checkpoint)
+    require_not_adapted(folder, "lint")
+    numbers = match_numbers(folder)
     limit = require_limit(
         [] if numbers is None else [(one, other) for one, other in numbers.label_limits], false_alarms
     )

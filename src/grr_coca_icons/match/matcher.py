@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grr_coca.common.errors import UserError
-from grr_coca.model.checkpoint_files import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT, require_not_adapted
 from grr_coca_icons.match.candidates import PictureMatch, PictureSet, match_pictures
 from grr_coca_icons.match.icon_map import IconMap, aliases_of, decided_matches
 from grr_coca_icons.match.match_numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers
@@ -54,7 +54,12 @@ class Matcher:
 
     @cached_property
     def fitted(self) -> MatchNumbers | None:
-        """What was fitted for the model; None if nothing was."""
+        """What was fitted for the model; None if nothing was.
+
+        Raises:
+            UserError: it is an adapted model, whose vectors say what a picture is called in its domain.
+        """
+        require_not_adapted(self.model.folder, "match")
         return match_numbers(self.model.folder)
 
     def numbers(self, source: PictureSet, target: PictureSet) -> Numbers | None:

@@ -10,6 +10,7 @@ from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import require_free
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import require_not_adapted
 from grr_coca_open_clip.checkpoints import find_weights
 
 
@@ -58,6 +59,7 @@ def export_open_clip(
         out: new folder for open_clip_model.safetensors and open_clip_config.json.
     """
     folder = locate_checkpoint(checkpoint)
+    require_not_adapted(folder, "export open_clip")
     require_free(out)
     require_extra("torch", "exporting to open_clip")
 

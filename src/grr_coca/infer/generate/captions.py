@@ -31,11 +31,12 @@ log = logging.getLogger(__name__)
 class Caption(NamedTuple):
     """One caption. `text`: the prompt and the new words. `token_ids`: the new tokens, with the end token if there is
     one. `log_probs`: the log-probability of each new token in the model's own distribution, before options change
-    it."""
+    it. `confidence`: the probability that it is exactly right, of a caption that an adapted model chose."""
 
     text: str
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
+    confidence: float | None = None
 
 
 class GeneratedCaptions(NamedTuple):

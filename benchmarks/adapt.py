@@ -1,0 +1,78 @@
+"""Measure `grr-coca adapt` on the test splits of three domains: retrieval and captions, beside its base.
+
+    python benchmarks/adapt.py --out benchmarks/results/adapt.json
+
+Models are adapted to `train`. Features and values were frozen by folds of `train` before `test` was read.
+"""
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from grr_coca import load
+from grr_coca.adapt.adapt_model import adapt_model
+from grr_coca.cli import exit_code
+from grr_coca.common.outputs import write_output
+from grr_coca.data.sources.open import open_source
+from grr_coca.evaluate.caption_metrics import score_captions
+from grr_coca.infer.image_text_model import ImageTextModel
+
+DATASETS = Path(__file__).parents[1] / "datasets"
+
+
+def main() -> int:
+    """Measure, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domains", nargs="+", default=["health", "clipart", "glyphs"])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found: dict[str, object] = {}
+    for domain in options.domains:
+        with tempfile.TemporaryDirectory() as folder:
+            out, began = Path(folder) / "mine", time.process_time()
+            adapted = adapt_model(str(DATASETS / domain / "train-00000.tar"), "icons", out)
+            seconds = time.process_time() - began
+            source = open_source(DATASETS / domain / "test-00000.tar")
+            pairs = [source[index] for index in range(len(source))]
+            images = [Image.open(io.BytesIO(pair.image)).convert("RGB") for pair in pairs]
+            captions = [pair.caption for pair in pairs]
+            found[domain] = {
+                "processor seconds": round(seconds, 1),
+                "values": vars(adapted.header.values),
+                "captioning": {**vars(adapted.header.captioning), "confidence": None},
+                "icons": measured(load("icons", engine="onnx"), images, captions),
+                "adapted": measured(load(out, engine="onnx"), images, captions),
+            }
+        print(domain, json.dumps(found[domain], indent=1), flush=True)
+    if options.out is not None:
+        write_output(options.out, lambda file: file.write((json.dumps(found, indent=1) + "\n").encode()))
+    return 0
+
+
+def measured(model: ImageTextModel, images: list[Image.Image], captions: list[str]) -> dict[str, float]:
+    """Recalls both ways (equal captions are right, ties count against), and scores of captions."""
+    similar = model.similarity(images, captions)
+    is_right = np.array([[one.lower() == other.lower() for other in captions] for one in captions])
+    numbers = {}
+    for name, rows, right in (("text_to_image", similar.T, is_right.T), ("image_to_text", similar, is_right)):
+        best = np.where(right, rows, -np.inf).max(axis=1, keepdims=True)
+        ranks = (~(rows < best - 1e-6) & ~right).sum(axis=1)
+        numbers |= {f"{name}/R@{k}": round(float((ranks < k).mean()), 4) for k in (1, 10)}
+    texts = model.caption(images)
+    scores = score_captions(texts, [[caption] for caption in captions]).corpus()
+    exact = float(np.mean([one.lower() == other.lower() for one, other in zip(texts, captions, strict=True)]))
+    return numbers | {
+        "CIDEr": round(scores["CIDEr"], 3),
+        "CIDEr-D": round(scores["CIDEr-D"], 3),
+        "exact": round(exact, 4),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

@@ -1,0 +1,211 @@
+"""The way from one's own pairs to the folder of an adapted model.
+
+adapt_model("my-pairs/", "icons", Path("mine"))
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from grr_coca.adapt.calibrate import CaptionFigures, fit_captions, fit_scale, fit_search
+from grr_coca.adapt.fit import Fitted, fit_images, flat_figures
+from grr_coca.adapt.read_pairs import ImageSet, read_pairs, require_size
+from grr_coca.adapt.ridge import MAX_EXACT
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST, listed_files, read_json, whole_folder
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.open import open_source
+from grr_coca.infer.adapted import descriptors, words
+from grr_coca.infer.adapted.adaptation import (
+    Adaptation,
+    Captioning,
+    Header,
+    read_features,
+    read_header,
+    write_adaptation,
+)
+from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.infer.load import load, locate_checkpoint
+from grr_coca.model.checkpoint_files import (
+    ADAPTED_FILES,
+    FITTED_FILES,
+    MODEL_FILES,
+    RELEVANCE,
+    fingerprint,
+    is_adapted,
+)
+
+REPORT = "report.html"
+_OWN = {REPORT, *ADAPTED_FILES}
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What `adapt_model` did.
+
+    Attributes:
+        images: Images with captions.
+        fitted: Their fit.
+        captions: Captions of images that the fit did not see.
+        header: Content of `adapted.json`.
+        relevance: Content of `relevance.json`: how likely a hit of a search is right; None: unknown.
+        num_reused: Images whose features were stored before.
+        seconds: Time of the whole work.
+        source: The pairs.
+        model: The base model.
+    """
+
+    images: ImageSet
+    fitted: Fitted
+    captions: CaptionFigures
+    header: Header
+    relevance: dict[str, float] | None
+    num_reused: int
+    seconds: float
+    source: PairSource
+    model: ImageTextModel
+
+
+Watch = Callable[[str, int, int], object]
+"""Called with the name of a part of the work, and the numbers of finished and of all steps of it."""
+
+
+def adapt_model(
+    pairs: str,
+    base: str,
+    out: Path,
+    watch: Watch = lambda *_: None,
+    write_more: Callable[[Path, Adapted], object] = lambda *_: None,
+) -> Adapted:
+    """Adapt a model to pairs, and write its folder.
+
+    Args:
+        pairs: Source of pairs, see `open_source`.
+        base: Name or folder of the base model.
+        out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
+        watch: Called as the work goes on.
+        write_more: Called with the unfinished folder, to add files such as a report.
+
+    Raises:
+        UserError: If the pairs or the base cannot be used, or the folder cannot be written.
+    """
+    began = time.perf_counter()
+    source = open_source(pairs)
+    require_size(source, pairs)
+    folder = locate_checkpoint(base)
+    if is_adapted(folder):
+        raise UserError(
+            f"{base}: an adapted model; adapt its base, {read_header(folder).base}. To add pairs, give all pairs and "
+            "the same --out: stored features are reused"
+        )
+    require_replaceable(out)
+    of_base = fingerprint(folder)
+    stored = _stored_features(out, of_base)
+    model = load(folder)
+    images = read_pairs(source, pairs, model, stored, lambda done, total: watch("reading images", done, total))
+    num_reused = sum(bytes(row) in stored for row in images.digests)
+    steps = iter(range(100))
+    fitted = fit_images(images, lambda name: watch(name, next(steps), 0))
+    untold = Captioning(composed=False, beams=0, log_prob_weight=0.0, confidence=None)
+    header = Header(
+        base=base,
+        base_fingerprint=of_base,
+        word_rules=words.RULES,
+        image_rules=descriptors.VERSION,
+        num_images=len(images),
+        num_landmarks=fitted.num_landmarks,
+        split=fitted.split,
+        values=fitted.values,
+        captioning=untold,
+        logit_scale=1.0,
+        words=fitted.words,
+        captions=images.captions.texts,
+        figures=flat_figures(fitted.figures),
+    )
+    order = fitted.order
+    draft = Adaptation(header, fitted.arrays, images.features[order[: fitted.num_landmarks]])
+    watch("captions", 0, 0)
+    captions = fit_captions(images, fitted, draft, source, model)
+    header = _replaced(header, captions, fit_scale(images, fitted, draft))
+    relevance = fit_search(images, fitted, draft, captions, model)
+    seconds = time.perf_counter() - began
+    adapted = Adapted(images, fitted, captions, header, relevance, num_reused, seconds, source, model)
+    _write(out, folder, adapted, write_more)
+    return adapted
+
+
+def forecast(num_images: int) -> tuple[float, float]:
+    """Return about how many seconds and gigabytes the fit of some images needs, without reading them."""
+    exact = min(num_images, MAX_EXACT)
+    seconds = 2 + 0.002 * num_images + 1e-10 * exact**3 + (60 if num_images > MAX_EXACT else 0)
+    gigabytes = 0.3 + 1e-9 * (16 * exact**2 + 20_000 * num_images)
+    return seconds, gigabytes
+
+
+def require_replaceable(out: Path) -> None:
+    """Check that a folder is new, or an adapted model, which is replaced.
+
+    Raises:
+        UserError: If it holds something else.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out}: expected a folder, found a file; pass another path to --out")
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    if not found:
+        return
+    try:
+        listed = {*listed_files(out), MANIFEST} if is_adapted(out) else set()
+    except UserError:
+        listed = {*MODEL_FILES, *_OWN, MANIFEST}
+    strange = sorted(found - listed)
+    if strange:
+        raise UserError(f"{out}: holds {strange[0]}, which would be deleted; pass a new folder to --out")
+
+
+def _stored_features(out: Path, of_base: str) -> Mapping[bytes, np.ndarray]:
+    """Features of an earlier adaptation of the same base; none if there is none that can be used."""
+    if not is_adapted(out):
+        return {}
+    try:
+        return read_features(out) if read_header(out).base_fingerprint == of_base else {}
+    except UserError:
+        return {}
+
+
+def _replaced(header: Header, captions: CaptionFigures, scale: float) -> Header:
+    figures = {**header.figures}
+    for mode, cider in captions.cider.items():
+        figures[f"captions/{mode}"] = {"CIDEr": cider, "exact": captions.exact[mode]}
+    content = {**vars(header), "captioning": captions.captioning, "logit_scale": scale, "figures": figures}
+    return Header(**content)
+
+
+def _write(out: Path, base: Path, adapted: Adapted, write_more: Callable[[Path, Adapted], object]) -> None:
+    facts = {}
+    if (base / MANIFEST).is_file():
+        facts = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}
+    try:
+        with whole_folder(out, facts) as partial:
+            for name in MODEL_FILES:
+                if name not in FITTED_FILES and (base / name).is_file():
+                    shutil.copyfile(base / name, partial / name)
+            order = adapted.fitted.order
+            write_adaptation(
+                partial,
+                adapted.header,
+                adapted.fitted.arrays,
+                adapted.images.features[order],
+                adapted.images.digests[order],
+            )
+            if adapted.relevance is not None:
+                (partial / RELEVANCE).write_bytes(json.dumps(adapted.relevance, indent=1).encode())
+            write_more(partial, adapted)
+    except OSError as error:
+        raise UserError(f"{out}: the model cannot be written ({error.strerror or error})") from error

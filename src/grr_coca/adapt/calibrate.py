@@ -1,0 +1,295 @@
+"""How an adapted model chooses captions, and how sure it is: fitted on images that the regression did not see.
+
+Shapes: N images, B images of a batch, K numbers of a vector, S samples, F evidence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from grr_coca.adapt.fit import Fitted
+from grr_coca.adapt.read_pairs import ImageSet, read_pixels
+from grr_coca.adapt.ridge import rows_of
+from grr_coca.common import plugins
+from grr_coca.common.shapes import Bool, Float, Int
+from grr_coca.data.sources.base import PairSource
+from grr_coca.evaluate.caption_metrics import score_captions
+from grr_coca.infer.adapted.adaptation import Adaptation, Captioning, Confidence
+from grr_coca.infer.adapted.captioner import (
+    MAX_BEAMS,
+    Candidates,
+    beams_of,
+    candidates_of,
+    evidence_of,
+    ranked,
+    shortlist,
+    used,
+    with_log_probs,
+)
+from grr_coca.infer.image_text_model import ImageTextModel
+
+MAX_DECODED = 500
+_MAX_COMPARED = 160
+"""Images whose captions are compared in every mode, as the decoder then reads all candidates."""
+_MAX_SCALED = 250
+"""Images of a fold that the inverse temperature is fitted to."""
+_BATCH = 32
+_LOG_PROB_WEIGHT = 0.05
+_MIN_LIBRARY = 20
+_MIN_RIGHT = 5
+"""With fewer right or wrong captions, no confidence is fitted."""
+_EVERYTHING = Captioning(composed=True, beams=MAX_BEAMS, log_prob_weight=_LOG_PROB_WEIGHT, confidence=None)
+_MODES = tuple(
+    Captioning(composed=composed, beams=beams, log_prob_weight=weight, confidence=None)
+    for composed in (False, True)
+    for beams, weight in ((0, 0.0), (MAX_BEAMS, _LOG_PROB_WEIGHT))
+)
+
+
+@dataclass(frozen=True)
+class CaptionFigures:
+    """Captions of images that the fit did not see.
+
+    Attributes:
+        captioning: How captions are chosen.
+        cider: CIDEr of captions by mode: "decoder alone", "nearest image", "adapted".
+        exact: Share of exactly right captions, by mode.
+        samples: Image, caption and its confidence, for the report.
+    """
+
+    captioning: Captioning
+    cider: dict[str, float]
+    exact: dict[str, float]
+    samples: list[tuple[int, str, float | None]]
+
+
+def fit_captions(
+    images: ImageSet, fitted: Fitted, adaptation: Adaptation, source: PairSource, model: ImageTextModel
+) -> CaptionFigures:
+    """Choose how captions are made, and fit how likely they are exactly right.
+
+    Args:
+        images: Images of the fit.
+        fitted: Their fit.
+        adaptation: Numbers of the fit.
+        source: The pairs.
+        model: The base model.
+    """
+    random = np.random.default_rng(0)
+    chosen = np.sort(random.permutation(len(images))[:MAX_DECODED])
+    allowed = _allowed(images, fitted, chosen)
+    kept = [row for row, numbers in enumerate(allowed) if len(numbers)]
+    chosen, allowed = chosen[kept], [allowed[row] for row in kept]
+    nearest = _nearest_images(images, adaptation, fitted.folds.any_caption, chosen)
+    references = [_references(images, image) for image in chosen.tolist()]
+
+    def read_by_decoder(pixels: np.ndarray, found: Sequence[Candidates]) -> list[dict[str, float]]:
+        """Summed log-probabilities of the captions that agree most, with joined captions among them and without."""
+        texts = [list(dict.fromkeys([*shortlist(own).texts, *shortlist(used(own, _MODES[1])).texts])) for own in found]
+        encoded = model.engine.encode_images(pixels)
+        read = with_log_probs(model.engine, model.tokenizer, encoded, texts)
+        return [{caption.text: sum(caption.log_probs) for caption in own} for own in read]
+
+    def collect(rows: slice, captioning: Captioning) -> tuple[list[Candidates], list[dict[str, float]], list[str]]:
+        """Candidates for the captions of some images, their log-probabilities, and the decoder's own captions."""
+        candidates: list[Candidates] = []
+        log_probs: list[dict[str, float]] = []
+        alone: list[str] = []
+        for start in range(*rows.indices(len(chosen))[:2], _BATCH):
+            part = slice(start, min(start + _BATCH, rows.indices(len(chosen))[1]))
+            beams: list[list[str]] = [[] for _ in chosen[part]]
+            pixels = np.zeros(0)
+            if captioning.beams:
+                pixels = np.stack([read_pixels(source, images.places[image], model) for image in chosen[part].tolist()])
+                beams = beams_of(model.engine, model.tokenizer, pixels, captioning.beams)
+                alone += [own[0] if own else "" for own in beams]
+            found = candidates_of(adaptation, fitted.held_out[chosen[part]], captioning, beams, allowed[part])
+            candidates += found
+            log_probs += read_by_decoder(pixels, found) if captioning.log_prob_weight else [{}] * len(found)
+        return candidates, log_probs, alone
+
+    first = slice(0, _MAX_COMPARED)
+    candidates, log_probs, alone = collect(first, _EVERYTHING)
+    captioning = _best_mode(candidates, log_probs, references[first])
+    more, more_log_probs, _ = collect(slice(_MAX_COMPARED, None), captioning)
+    picked, evidence = [], []
+    for row, (own, scores_of) in enumerate(zip(candidates + more, log_probs + more_log_probs, strict=True)):
+        texts, scores = ranked(own, captioning, scores_of)
+        picked.append(texts[0])
+        evidence.append(evidence_of(scores, float(nearest.values[row])))
+    is_right = np.array([_is_exact(text, own) for text, own in zip(picked, references, strict=True)])
+    confidence = fit_logistic(np.array(evidence), is_right)
+    captioning = replace(captioning, confidence=confidence)
+    by_mode = {"decoder alone": alone, "nearest image": nearest.captions[: len(alone)], "adapted": picked[: len(alone)]}
+    compared = references[first]
+    sure = [None] * len(picked) if confidence is None else confidence.probabilities(np.array(evidence)).tolist()
+    return CaptionFigures(
+        captioning,
+        {mode: _cider(texts, compared) for mode, texts in by_mode.items()},
+        {
+            mode: float(np.mean([_is_exact(*pair) for pair in zip(texts, compared, strict=True)]))
+            for mode, texts in by_mode.items()
+        },
+        [(int(image), text, one) for image, text, one in zip(chosen, picked, sure, strict=True)],
+    )
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """The nearest image of the fit for each held-out image: kernel value and caption."""
+
+    values: Float[np.ndarray, " S"]
+    captions: list[str]
+
+
+def _allowed(images: ImageSet, fitted: Fitted, chosen: Int[np.ndarray, " S"]) -> list[Int[np.ndarray, " _"]]:
+    """The captions of images outside of the fold of each image."""
+    captions, folds = images.captions, fitted.folds.any_caption
+    by_fold = [np.unique(captions.places[folds[captions.owners] != fold]) for fold in range(int(folds.max()) + 1)]
+    return [by_fold[folds[image]] for image in chosen.tolist()]
+
+
+def _nearest_images(
+    images: ImageSet, adaptation: Adaptation, folds: Int[np.ndarray, " N"], chosen: Int[np.ndarray, " S"]
+) -> _Nearest:
+    width = len(adaptation.arrays.image_mean)
+    features = adaptation.features(images.features[:, :width], images.features[:, width:])
+    first = np.full(len(images), -1)
+    first[images.captions.owners[::-1]] = images.captions.places[::-1]
+    values, captions = np.zeros(len(chosen)), [""] * len(chosen)
+    for fold, rows in enumerate(rows_of(folds)):
+        mine = np.flatnonzero(folds[chosen] == fold)
+        if not len(mine):
+            continue
+        others = np.setdiff1d(np.arange(len(images)), rows)
+        distances = (
+            np.square(features[chosen[mine]]).sum(axis=1)[:, None]
+            + np.square(features[others]).sum(axis=1)
+            - 2 * features[chosen[mine]] @ features[others].T
+        )
+        best = distances.argmin(axis=1)
+        values[mine] = np.exp(-adaptation.header.values.width * distances.min(axis=1).clip(min=0))
+        for row, place in zip(mine.tolist(), others[best].tolist(), strict=True):
+            captions[row] = images.captions.texts[first[place]]
+    return _Nearest(values, captions)
+
+
+def _references(images: ImageSet, image: int) -> list[str]:
+    return [images.captions.texts[place] for place in images.captions.places[images.captions.owners == image]]
+
+
+def _best_mode(
+    candidates: Sequence[Candidates], log_probs: Sequence[dict[str, float]], references: Sequence[Sequence[str]]
+) -> Captioning:
+    """The mode whose captions agree most with people's. Of equal ones, the first, which needs the least."""
+    best, best_score = _MODES[0], -1.0
+    for mode in _MODES:
+        texts = [ranked(own, mode, scores)[0][0] for own, scores in zip(candidates, log_probs, strict=True)]
+        score = _cider(texts, references)
+        if score > best_score + 1e-9:
+            best, best_score = mode, score
+    return best
+
+
+def _cider(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    return float(score_captions(texts, references).cider.mean()) if texts else 0.0
+
+
+def _is_exact(text: str, references: Sequence[str]) -> bool:
+    return text.casefold() in {reference.casefold() for reference in references}
+
+
+def fit_search(
+    images: ImageSet, fitted: Fitted, adaptation: Adaptation, captions: CaptionFigures, model: ImageTextModel
+) -> dict[str, float] | None:
+    """Fit how likely a hit of a search is right, if the package for search is there and there is enough to fit to.
+
+    Libraries are each fold of the captioned images, and all of them.
+
+    Args:
+        images: Images of the fit.
+        fitted: Their fit.
+        adaptation: Numbers of the fit.
+        captions: Captions of images that the fit did not see.
+        model: The base model.
+    """
+    fit_relevance = plugins.named("grr_coca.functions", "fit_relevance")
+    chosen = np.array([image for image, _, _ in captions.samples], np.int64)
+    if fit_relevance is None or len(chosen) < _MIN_LIBRARY:
+        return None
+    texts = [text for _, text, _ in captions.samples]
+    vectors = adaptation.text_vectors(texts, model.embed_texts(texts, batch_size=256))
+    folds = fitted.folds.any_caption[chosen]
+    libraries = [np.flatnonzero(folds == fold) for fold in range(int(folds.max()) + 1)]
+    libraries = [library for library in libraries if len(library) >= _MIN_LIBRARY] + [np.arange(len(chosen))]
+    has: dict[int, set[int]] = {}
+    for owner, place in zip(images.captions.owners.tolist(), images.captions.places.tolist(), strict=True):
+        has.setdefault(owner, set()).add(place)
+    queries = []
+    for number, library in enumerate(libraries):
+        for image in chosen[library].tolist():
+            place = min(has[image])
+            is_right = np.array([place in has[other] for other in chosen[library].tolist()])
+            queries.append((number, adaptation.arrays.caption_vectors[place], is_right))
+    found: dict[str, float] | None = fit_relevance(fitted.held_out[chosen], vectors, libraries, queries)
+    return found
+
+
+# --- Logistic curves
+
+
+def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Confidence | None:
+    """Fit a logistic curve by Newton's method, with a small penalty. None: nearly all captions are right, or wrong.
+
+    Args:
+        evidence: Numbers of each sample.
+        is_right: Whether the sample is right.
+    """
+    if not len(evidence) or min(is_right.sum(), (~is_right).sum()) < _MIN_RIGHT:
+        return None
+    mean, spread = evidence.mean(axis=0), evidence.std(axis=0).clip(min=1e-6)
+    columns = np.concatenate([(evidence - mean) / spread, np.ones((len(evidence), 1))], axis=1)
+    penalty = np.diag([1.0] * evidence.shape[1] + [0.0])
+    weights = np.zeros(columns.shape[1])
+    for _ in range(50):
+        probabilities = 1 / (1 + np.exp(-np.clip(columns @ weights, -30, 30)))
+        gradient = columns.T @ (probabilities - is_right) + penalty @ weights
+        hessian = (columns.T * (probabilities * (1 - probabilities)).clip(min=1e-6)) @ columns + penalty
+        change = np.linalg.solve(hessian, gradient)
+        weights -= change
+        if np.abs(change).max() < 1e-8:
+            break
+    slopes = weights[:-1] / spread
+    first, second, third = slopes.tolist()
+    return Confidence(weights=(first, second, third), offset=float(weights[-1] - slopes @ mean))
+
+
+def fit_scale(images: ImageSet, fitted: Fitted, adaptation: Adaptation) -> float:
+    """Fit the inverse temperature of similarities: by likelihood of the right caption, among those of its fold."""
+    captions, folds = images.captions, fitted.folds.any_caption
+    similarities, rights = [], []
+    for rows in rows_of(folds):
+        rows = rows[:_MAX_SCALED]
+        is_mine = np.isin(captions.owners, rows)
+        texts = np.unique(captions.places[is_mine])
+        found = fitted.held_out[rows] @ adaptation.arrays.caption_vectors[texts].T
+        number = np.full(len(images), -1)
+        number[rows] = np.arange(len(rows))
+        is_right = np.zeros(found.shape, bool)
+        is_right[number[captions.owners[is_mine]], np.searchsorted(texts, captions.places[is_mine])] = True
+        similarities.append(found)
+        rights.append(is_right)
+
+    def loss(scale: float) -> float:
+        total, count = 0.0, 0
+        for found, is_right in zip(similarities, rights, strict=True):
+            logits = scale * found.astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            shares = np.exp(logits)
+            total -= np.log((shares * is_right).sum(axis=1) / shares.sum(axis=1) + 1e-12).sum()
+            count += len(found)
+        return total / count
+
+    scales = np.geomspace(1, 100, 41)
+    return float(scales[int(np.argmin([loss(scale) for scale in scales]))])

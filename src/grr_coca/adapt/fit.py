@@ -1,0 +1,550 @@
+"""Adapt a model: choose values by folds, fit all images, and measure everything on images that the fit did not see.
+
+Shapes: N images, P pairs, F features, R directions of targets, K numbers of the first part, L of the second, Q queries.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from grr_coca.adapt.read_pairs import ImageSet
+from grr_coca.adapt.ridge import MAX_EXACT, Ridge, fit, join_groups, make_folds, near_equal, rows_of
+from grr_coca.adapt.targets import MAX_WORDS, TargetSpace
+from grr_coca.common.shapes import Bool, Float, Int
+from grr_coca.infer.adapted.adaptation import MAX_NUMBERS, Arrays, Values, gaussian
+from grr_coca.infer.adapted.descriptors import NUM_DESCRIPTORS, unit
+from grr_coca.infer.adapted.words import Vocabulary
+
+NUM_FOLDS = 5
+MAX_PLAIN = 128
+"""Largest number L of numbers of the second part."""
+_MAX_SELECTION = 1_200
+"""Images by which values are chosen."""
+_NEAR_EMBEDDING, _NEAR_DESCRIPTORS = 0.9, 0.97
+"""Least cosines of near-equal images, which share a fold: of the base's embeddings and of the descriptors."""
+_MIN_QUERIES = 20
+"""With fewer queries, a figure means nothing and is left out."""
+_GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
+    ("penalty", (0.1, 0.2, 0.5)),
+    ("width", (0.25, 0.4, 0.7)),
+    ("text_weight", (0.05, 0.2, 0.6)),
+    ("plain_share", (0.3, 0.6, 1.0)),
+)
+"""Values that are tried, one after another. The middle ones are kept unless another one is surely better."""
+
+Step = Callable[[str], object]
+"""Called with a few words when a part of the work begins."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A fold as a gallery to search, with its images unseen by the fit.
+
+    Attributes:
+        rows: Images, by number in the set.
+        owners: Image of each query, by number in the gallery.
+        texts: Caption of each query, by number in the set.
+        is_known: Whether the caption of a query is one of the captions of the fit.
+        words: Whether each word of the vocabulary is in captions of the fit.
+    """
+
+    rows: Int[np.ndarray, " n"]
+    owners: Int[np.ndarray, " Q"]
+    texts: Int[np.ndarray, " Q"]
+    is_known: Bool[np.ndarray, " Q"]
+    words: Bool[np.ndarray, " V"]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Both divisions of the images.
+
+    Attributes:
+        any_caption: Near-equal images share a fold.
+        new_captions: Images with equal captions share a fold, too. None: there are too few different captions.
+    """
+
+    any_caption: Int[np.ndarray, " N"]
+    new_captions: Int[np.ndarray, " N"] | None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The rank of the first right answer of each query, and the chance of a random order.
+
+    Attributes:
+        ranks: Number of wrong answers before or equal to the first right one, by direction.
+        chance: Expected recall of a random order, by direction and k.
+        groups: Image of each query, for intervals over images.
+    """
+
+    ranks: dict[str, Int[np.ndarray, " Q"]]
+    chance: dict[str, Float[np.ndarray, "Q 2"]]
+    groups: Int[np.ndarray, " Q"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The result of a fit.
+
+    Attributes:
+        values: What it was made with.
+        arrays: Matrices of the adaptation.
+        order: Images, landmarks first.
+        num_landmarks: Number of landmarks.
+        split: Numbers of both parts, K and L.
+        folds: Folds of the images.
+        held_out: Vectors of all images by fits that did not see them, N K+L, in `Folds.any_caption`.
+        figures: Ranks by kind of captions ("known", "new") and method.
+        words: Vocabulary.
+        share_known: Share of pairs whose caption another image has, too.
+        curve: Recall among ten by share of the pairs, with its standard error.
+    """
+
+    values: Values
+    arrays: Arrays
+    order: Int[np.ndarray, " N"]
+    num_landmarks: int
+    split: tuple[int, int]
+    folds: Folds
+    held_out: Float[np.ndarray, "N K+L"]
+    figures: dict[str, dict[str, Ranks]]
+    words: tuple[str, ...]
+    share_known: float
+    curve: dict[float, tuple[float, float]]
+
+
+RECALLS = (1, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+def fit_images(images: ImageSet, step: Step) -> Fitted:
+    """Adapt to images with captions.
+
+    Args:
+        images: Images with captions.
+        step: Called when a part of the work begins.
+    """
+    width = images.features.shape[1] - NUM_DESCRIPTORS
+    embeddings, described = images.features[:, :width], images.features[:, width:]
+    image_mean = embeddings.mean(axis=0)
+    features = np.concatenate([unit(embeddings - image_mean), described], axis=1)
+    plain = unit(embeddings - image_mean)
+    step("near-equal images and folds")
+    near = near_equal(unit(embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
+    folds = _folds(images, near)
+    vocabulary = Vocabulary.of([images.captions.texts[place] for place in images.captions.places], MAX_WORDS)
+    step("choosing values")
+    values = _choose(images, features, plain, vocabulary, near)
+    step("fitting all images")
+    space = TargetSpace(images.captions, vocabulary, values.text_weight)
+    ridge = fit(features, values.width, values.penalty)
+    is_new = folds.new_captions is not None
+    unseen = ridge.held_out(space.rows, folds.any_caption if folds.new_captions is None else folds.new_captions)
+    basis = _basis(unseen * space.whitening, MAX_NUMBERS - _num_plain(plain))
+    arrays = _arrays(images, space, ridge, basis, plain, image_mean, values)
+    step("measuring")
+    any_caption = ridge.held_out(space.rows, folds.any_caption) if is_new else unseen
+    held_out = {"any": any_caption, "new": unseen}
+    figures: dict[str, dict[str, Ranks]] = {}
+    known = _figures(images, space, basis, plain, values, folds.any_caption, held_out["any"], features, known=True)
+    if known is not None:
+        figures["known"] = known
+    if folds.new_captions is not None:
+        new = _figures(images, space, basis, plain, values, folds.new_captions, held_out["new"], features, known=False)
+        if new is not None:
+            figures["new"] = new
+    step("learning curve")
+    first = unit((any_caption * space.whitening) @ basis)
+    lengths = _lengths(values.plain_share)
+    vectors = np.concatenate([lengths[0] * first, lengths[1] * unit(plain @ arrays.plain_map)], axis=1)
+    others = np.setdiff1d(np.arange(len(images)), ridge.landmarks)
+    return Fitted(
+        values=values,
+        arrays=arrays,
+        order=np.concatenate([ridge.landmarks, others]),
+        num_landmarks=len(ridge.landmarks),
+        split=(basis.shape[1], arrays.plain_map.shape[1]),
+        folds=folds,
+        held_out=vectors,
+        figures=figures,
+        words=vocabulary.words,
+        share_known=_share_known(images, folds.any_caption),
+        curve=_learning_curve(images, space, features, plain, values, folds),
+    )
+
+
+# --- Folds and galleries
+
+
+def _folds(images: ImageSet, near: Int[np.ndarray, " N"]) -> Folds:
+    same_caption = _caption_groups(images, near)
+    count = len(np.unique(same_caption))
+    return Folds(make_folds(near, NUM_FOLDS), make_folds(same_caption, NUM_FOLDS) if count >= 2 * NUM_FOLDS else None)
+
+
+def _caption_groups(images: ImageSet, near: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """Group images that are near-equal or have an equal caption, directly or through others."""
+    first: dict[int, int] = {}
+    links = [
+        (first.setdefault(place, owner), owner)
+        for place, owner in zip(images.captions.places.tolist(), images.captions.owners.tolist(), strict=True)
+    ]
+    groups = near
+    for one, other in links:
+        if one != other and groups[one] != groups[other]:
+            groups = join_groups(near, _linked(links, len(near)))
+            break
+    return groups
+
+
+def _linked(links: Sequence[tuple[int, int]], count: int) -> Int[np.ndarray, " N"]:
+    parents = list(range(count))
+
+    def find(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = parents[row]
+        return row
+
+    for one, other in links:
+        a, b = sorted((find(one), find(other)))
+        parents[b] = a
+    return np.array([find(row) for row in range(count)])
+
+
+def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]) -> Iterator[Gallery]:
+    """Yield each fold as a gallery."""
+    captions = images.captions
+    for rows in rows_of(folds):
+        number = np.full(len(images), -1)
+        number[rows] = np.arange(len(rows))
+        is_mine = number[captions.owners] >= 0
+        seen = np.zeros(len(captions.texts), bool)
+        seen[captions.places[~is_mine]] = True
+        texts = captions.places[is_mine]
+        others = np.flatnonzero(number < 0)
+        yield Gallery(rows, number[captions.owners[is_mine]], texts, seen[texts], space.words_known_to(others))
+
+
+def _share_known(images: ImageSet, folds: Int[np.ndarray, " N"]) -> float:
+    captions, known = images.captions, 0
+    for rows in rows_of(folds):
+        is_mine = np.isin(captions.owners, rows)
+        seen = np.zeros(len(captions.texts), bool)
+        seen[captions.places[~is_mine]] = True
+        known += int(seen[captions.places[is_mine]].sum())
+    return known / len(captions.places)
+
+
+# --- Similarities of held-out images
+
+
+def _lengths(share: float) -> tuple[np.float32, np.float32]:
+    return np.float32(np.sqrt(1 / (1 + share))), np.float32(np.sqrt(share / (1 + share)))
+
+
+def _num_plain(plain: Float[np.ndarray, "N E"]) -> int:
+    return min(plain.shape[1], MAX_PLAIN)
+
+
+def _basis(rows: Float[np.ndarray, "N R"], count: int) -> Float[np.ndarray, "R K"]:
+    """Return the directions in which predictions of unseen images differ most."""
+    rows = unit(rows)
+    _, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float32))
+    return np.ascontiguousarray(vectors[:, ::-1][:, :count])
+
+
+def _similarities(
+    gallery: Gallery,
+    space: TargetSpace,
+    predicted: Float[np.ndarray, "N R"],
+    plain: Float[np.ndarray, "N E"],
+    share: float,
+    basis: Float[np.ndarray, "R K"] | None = None,
+) -> Float[np.ndarray, "n Q"]:
+    """Similarities of the images of a gallery with its queries, by a fit that saw neither."""
+    texts, places = np.unique(gallery.texts, return_inverse=True)
+    asked = (space.without_words(gallery.words, texts) - space.mean) * space.whitening
+    found = predicted[gallery.rows] * space.whitening
+    if basis is not None:
+        asked, found = asked @ basis, found @ basis
+    similar = unit(found) @ unit(asked).T
+    similar += share * (plain[gallery.rows] @ space.plain(texts).T)
+    return similar[:, places]
+
+
+def ranks_of(
+    similar: Float[np.ndarray, "n Q"], gallery: Gallery, chosen: Bool[np.ndarray, " Q"]
+) -> dict[str, Int[np.ndarray, " _"]]:
+    """Return the number of wrong answers before the first right one. Equal captions are right, and ties count against.
+
+    Args:
+        similar: Similarities of images and queries.
+        gallery: Images and queries.
+        chosen: Queries that count; of images, those that have such a caption.
+    """
+    is_right = _right(gallery)
+    from_text = _ranks(similar.T[chosen], is_right.T[chosen])
+    has = np.zeros(len(gallery.rows), bool)
+    has[gallery.owners[chosen]] = True
+    return {"text_to_image": from_text, "image_to_text": _ranks(similar[has], is_right[has])}
+
+
+def _right(gallery: Gallery) -> Bool[np.ndarray, "n Q"]:
+    texts, places = np.unique(gallery.texts, return_inverse=True)
+    has = np.zeros((len(gallery.rows), len(texts)), bool)
+    has[gallery.owners, places] = True
+    return has[:, places]
+
+
+def _ranks(similar: Float[np.ndarray, "q c"], is_right: Bool[np.ndarray, "q c"]) -> Int[np.ndarray, " q"]:
+    best = np.where(is_right, similar, -np.inf).max(axis=1, keepdims=True)
+    return (~(similar < best - 1e-6) & ~is_right).sum(axis=1)
+
+
+def _chances(is_right: Bool[np.ndarray, "q c"]) -> Float[np.ndarray, "q 2"]:
+    """The recall of a random order, for each k of `RECALLS`."""
+    count, wrong = is_right.shape[1], (~is_right).sum(axis=1).astype(np.float64)
+    columns = []
+    for k in RECALLS:
+        missed = np.ones_like(wrong)
+        for drawn in range(min(k, count)):
+            missed *= (wrong - drawn).clip(min=0) / (count - drawn)
+        columns.append(1 - missed)
+    return np.stack(columns, axis=1)
+
+
+# --- Choosing values
+
+
+def _choose(
+    images: ImageSet,
+    features: Float[np.ndarray, "N F"],
+    plain: Float[np.ndarray, "N E"],
+    vocabulary: Vocabulary,
+    near: Int[np.ndarray, " N"],
+) -> Values:
+    """Choose values by folds of at most `_MAX_SELECTION` images. A value replaces the usual one only if the mean
+    reciprocal rank grows by more than its standard error."""
+    rows = np.arange(len(images))
+    if len(rows) > _MAX_SELECTION:
+        rows = np.sort(np.random.default_rng(0).choice(len(rows), _MAX_SELECTION, replace=False))
+    part = replace(images, features=images.features[rows], captions=images.captions.subset(rows))
+    groups = near[rows]
+    folds, share = _folds(part, groups), 0.0
+    share = _share_known(part, folds.any_caption)
+    trial = _Trial(part, features[rows], plain[rows], vocabulary, folds, share)
+    values = Values()
+    best = trial.scores(values)
+    for name, choices in _GRID:
+        usual = values
+        for choice in choices:
+            tried = replace(usual, **{name: choice})
+            if tried == usual:
+                continue
+            scores = trial.scores(tried)
+            gain = scores - best
+            if gain.mean() > gain.std() / np.sqrt(len(gain)):
+                values, best = tried, scores
+    return values
+
+
+@dataclass
+class _Trial:
+    """Tries values on some images."""
+
+    images: ImageSet
+    features: Float[np.ndarray, "N F"]
+    plain: Float[np.ndarray, "N E"]
+    vocabulary: Vocabulary
+    folds: Folds
+    share_known: float
+
+    def __post_init__(self) -> None:
+        self._spaces: dict[float, TargetSpace] = {}
+        self._ridges: dict[tuple[float, float], Ridge] = {}
+
+    def scores(self, values: Values) -> Float[np.ndarray, " Q"]:
+        """The reciprocal rank of each query, weighted so that known and new captions count by their share."""
+        if values.text_weight not in self._spaces:
+            self._spaces[values.text_weight] = TargetSpace(self.images.captions, self.vocabulary, values.text_weight)
+        key = values.width, values.penalty
+        if key not in self._ridges:
+            self._ridges = {key: fit(self.features, *key)}
+        space, ridge = self._spaces[values.text_weight], self._ridges[key]
+        found: list[np.ndarray] = []
+        for folds, is_known in ((self.folds.any_caption, True), (self.folds.new_captions, False)):
+            weight = self.share_known if is_known else 1 - self.share_known
+            if folds is None or weight < 0.05:
+                continue
+            predicted = ridge.held_out(space.rows, folds)
+            own: list[np.ndarray] = []
+            for gallery in galleries(self.images, space, folds):
+                chosen = gallery.is_known if is_known else ~gallery.is_known
+                if chosen.any():
+                    similar = _similarities(gallery, space, predicted, self.plain, values.plain_share)
+                    own += list(ranks_of(similar, gallery, chosen).values())
+            if own:
+                reciprocal = 1 / (1 + np.concatenate(own))
+                found.append(weight * len(self.images) / len(reciprocal) * reciprocal)
+        return np.concatenate(found) if found else np.zeros(1)
+
+
+# --- Figures
+
+
+def _figures(
+    images: ImageSet,
+    space: TargetSpace,
+    basis: Float[np.ndarray, "R K"],
+    plain: Float[np.ndarray, "N E"],
+    values: Values,
+    folds: Int[np.ndarray, " N"],
+    predicted: Float[np.ndarray, "N R"],
+    features: Float[np.ndarray, "N F"],
+    *,
+    known: bool,
+) -> dict[str, Ranks] | None:
+    """Ranks of all methods on the folds; None if there are too few queries."""
+    width = images.features.shape[1] - NUM_DESCRIPTORS
+    shipped = unit(images.features[:, :width])
+    texts = unit(images.captions.embeddings)
+    collected: dict[str, dict[str, list[np.ndarray]]] = {}
+    chances: dict[str, list[np.ndarray]] = {name: [] for name in DIRECTIONS}
+    owners: list[np.ndarray] = []
+    for gallery in galleries(images, space, folds):
+        chosen = gallery.is_known if known else ~gallery.is_known
+        if not chosen.any():
+            continue
+        seen = np.flatnonzero(~np.isin(np.arange(len(images)), gallery.rows))
+        nearest = seen[_nearest(features[gallery.rows], features[seen])]
+        asked = (space.without_words(gallery.words, gallery.texts) - space.mean) * space.whitening
+        methods = {
+            "as shipped": shipped[gallery.rows] @ texts[gallery.texts].T,
+            "centred": plain[gallery.rows] @ space.plain(gallery.texts).T,
+            "nearest neighbour": unit(space.rows[nearest] * space.whitening) @ unit(asked).T,
+            "adapted": _similarities(gallery, space, predicted, plain, values.plain_share, basis),
+        }
+        for name, similar in methods.items():
+            for direction, ranks in ranks_of(similar, gallery, chosen).items():
+                collected.setdefault(name, {}).setdefault(direction, []).append(ranks)
+        is_right = _right(gallery)
+        has = np.zeros(len(gallery.rows), bool)
+        has[gallery.owners[chosen]] = True
+        chances["text_to_image"].append(_chances(is_right.T[chosen]))
+        chances["image_to_text"].append(_chances(is_right[has]))
+        owners.append(gallery.rows[gallery.owners[chosen]])
+    if sum(map(len, owners)) < _MIN_QUERIES:
+        return None
+    chance = {name: np.concatenate(parts) for name, parts in chances.items()}
+    groups = np.concatenate(owners)
+    return {
+        name: Ranks({direction: np.concatenate(parts) for direction, parts in found.items()}, chance, groups)
+        for name, found in collected.items()
+    }
+
+
+def _nearest(rows: Float[np.ndarray, "n F"], others: Float[np.ndarray, "m F"]) -> Int[np.ndarray, " n"]:
+    squares = np.square(others).sum(axis=1)
+    step = 1024
+    parts = [(2 * rows[at : at + step] @ others.T - squares).argmax(axis=1) for at in range(0, len(rows), step)]
+    return np.concatenate(parts)
+
+
+# --- Learning curve
+
+
+_MAX_CURVE = 6_000
+
+
+def _learning_curve(
+    images: ImageSet,
+    space: TargetSpace,
+    features: Float[np.ndarray, "N F"],
+    plain: Float[np.ndarray, "N E"],
+    values: Values,
+    folds: Folds,
+) -> dict[float, tuple[float, float]]:
+    """Recall among ten (text to image) with a quarter, a half and all of the other images, on the same galleries, and
+    its standard error. Of large sets, on one fold of a part of the images."""
+    division = folds.any_caption if folds.new_captions is None else folds.new_captions
+    random = np.random.default_rng(0)
+    order = random.permutation(len(images))
+    hits: dict[float, list[np.ndarray]] = {}
+    budget = 2_500  # images of the largest fit: the time grows with the cube
+    for number, gallery in enumerate(galleries(images, space, division)):
+        if number and len(images) > budget:
+            break
+        seen = order[~np.isin(order, gallery.rows)][:MAX_EXACT]
+        for share in (0.25, 0.5, 1.0):
+            own = np.sort(seen[: max(2, round(share * len(seen)))])
+            kernel = gaussian(features[own], features[own], values.width)
+            kernel[np.diag_indices(len(own))] += np.float32(values.penalty)
+            dual = np.linalg.solve(kernel, space.rows[own])
+            predicted = np.zeros_like(space.rows)
+            predicted[gallery.rows] = gaussian(features[gallery.rows], features[own], values.width) @ dual
+            known = replace(gallery, words=space.words_known_to(own))
+            similar = _similarities(known, space, predicted, plain, values.plain_share)
+            ranks = ranks_of(similar, gallery, np.ones(len(gallery.texts), bool))["text_to_image"]
+            hits.setdefault(share, []).append(ranks < 10)
+    found = {share: np.concatenate(parts) for share, parts in hits.items()}
+    return {share: (float(hit.mean()), float(hit.std() / np.sqrt(len(hit)))) for share, hit in found.items()}
+
+
+# --- Matrices
+
+
+def _arrays(
+    images: ImageSet,
+    space: TargetSpace,
+    ridge: Ridge,
+    basis: Float[np.ndarray, "R K"],
+    plain: Float[np.ndarray, "N E"],
+    image_mean: Float[np.ndarray, " E"],
+    values: Values,
+) -> Arrays:
+    """Matrices of the adaptation, in fp32."""
+    to_first = space.whitening[:, None] * basis
+    _, vectors = np.linalg.eigh(plain.T @ plain)
+    plain_map = np.ascontiguousarray(vectors[:, ::-1][:, : _num_plain(plain)])
+    num_words = len(space.vocabulary)
+    back = basis / space.whitening[:, None]
+    lengths = _lengths(values.plain_share)
+    texts = np.arange(len(images.captions.texts))
+    first = unit(space.project(space.directions @ to_first) - space.mean @ to_first)
+    second = unit(space.plain(texts) @ plain_map)
+    dual = ridge.dual(space.rows) @ to_first
+    return Arrays(
+        rarities=space.vocabulary.rarities,
+        image_mean=image_mean,
+        text_mean=space.text_mean,
+        plain_map=plain_map,
+        word_map=space.directions @ to_first,
+        word_offset=space.mean @ to_first,
+        score_map=space.directions[:num_words] @ back,
+        score_offset=space.mean @ back,
+        score_gram=back.T @ back,
+        dual=dual / np.abs(dual).max(),  # predictions are scaled to length 1, so their scale is free
+        caption_vectors=np.concatenate([lengths[0] * first, lengths[1] * second], axis=1),
+    )
+
+
+def flat_figures(figures: Mapping[str, Mapping[str, Ranks]]) -> dict[str, dict[str, float]]:
+    """Recalls as plain numbers, by kind of captions and method, then by direction and k."""
+    flat: dict[str, dict[str, float]] = {}
+    for kind, methods in figures.items():
+        for method, found in methods.items():
+            flat[f"{kind}/{method}"] = {
+                f"{direction}/R@{k}": float((found.ranks[direction] < k).mean())
+                for direction in DIRECTIONS
+                for k in RECALLS
+            }
+        first = next(iter(methods.values()))
+        flat[f"{kind}/chance"] = {
+            f"{direction}/R@{k}": float(first.chance[direction][:, column].mean())
+            for direction in DIRECTIONS
+            for column, k in enumerate(RECALLS)
+        }
+    return flat

@@ -1,0 +1,184 @@
+"""Read one's own pairs: features of every image by the base model and by descriptors, and embeddings of captions.
+
+Shapes: N images, E embedding width, D numbers of a descriptor, P pairs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from grr_coca.adapt.targets import Captions
+from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import Float, UInt8
+from grr_coca.data.sources.base import BadSample, PairSource
+from grr_coca.data.sources.views import ByImage
+from grr_coca.data.text import clean_caption
+from grr_coca.infer.adapted.adaptation import digest_of
+from grr_coca.infer.adapted.descriptors import descriptors
+from grr_coca.infer.image_text_model import ImageTextModel
+
+MAX_PAIRS = 50_000
+MIN_IMAGES = 10
+_BATCH = 64
+
+OnProgress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with their captions, as the base model and the descriptors see them.
+
+    Attributes:
+        features: Embeddings of the base beside descriptors, N E+D.
+        digests: SHA-256 of the file of each image, N 32.
+        captions: Their captions.
+        places: First pair of each image in its source.
+        bad: Errors of pairs that cannot be used.
+    """
+
+    features: Float[np.ndarray, "N F"]
+    digests: UInt8[np.ndarray, "N 32"]
+    captions: Captions
+    places: tuple[int, ...]
+    bad: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class _Read(NamedTuple):
+    place: int
+    digest: bytes
+    row: np.ndarray | None
+    pixels: np.ndarray | None
+    captions: list[str]
+
+
+def require_size(source: PairSource, path: str) -> None:
+    """Check the number of pairs before any is read.
+
+    Raises:
+        UserError: If there are too many pairs, or none.
+    """
+    if len(source) > MAX_PAIRS:
+        raise UserError(
+            f"{path}: {len(source):,} pairs; adapt takes at most {MAX_PAIRS:,}, and more are worth training: "
+            "grr-coca finetune (docs/training.md)"
+        )
+    if len(source) < MIN_IMAGES:
+        raise UserError(f"{path}: {len(source)} pairs are too few; adapt needs {MIN_IMAGES} images with captions")
+
+
+def read_pairs(
+    source: PairSource,
+    path: str,
+    model: ImageTextModel,
+    stored: Mapping[bytes, Float[np.ndarray, " F"]],
+    on_progress: OnProgress,
+) -> ImageSet:
+    """Read all pairs. Pairs that cannot be used are skipped; of equal files, the first one is kept with all captions.
+
+    Args:
+        source: The pairs.
+        path: Their name in messages.
+        model: The base model.
+        stored: Features of images that were read before, by the digest of their file.
+        on_progress: Called with the numbers of finished and of all images.
+
+    Raises:
+        UserError: If too few pairs can be used, or all captions or all images are equal.
+    """
+    by_image = ByImage(source)
+    bad: list[str] = []
+    rows: dict[bytes, np.ndarray] = {}
+    captions: dict[bytes, dict[str, None]] = {}
+    places: dict[bytes, int] = {}
+
+    def batches() -> Iterator[list[list[int]]]:
+        for start in range(0, len(by_image), _BATCH):
+            yield [by_image[image] for image in range(start, min(start + _BATCH, len(by_image)))]
+
+    def work(batch: list[list[int]]) -> list[_Read | str]:
+        found = [_read(source, pairs, model, stored) for pairs in batch]
+        fresh = [one for one in found if isinstance(one, _Read) and one.pixels is not None]
+        if not fresh:
+            return found
+        pixels = np.stack([one.pixels for one in fresh if one.pixels is not None])
+        computed = np.concatenate([model.engine.encode_images(pixels).embedding, descriptors(pixels)], axis=1)
+        by_place = dict(zip((one.place for one in fresh), computed, strict=True))
+        return [
+            one._replace(row=by_place.get(one.place, one.row), pixels=None) if isinstance(one, _Read) else one
+            for one in found
+        ]
+
+    done = 0
+
+    def take(batch: list[_Read | str]) -> None:
+        nonlocal done
+        for one in batch:
+            if isinstance(one, str):
+                bad.append(one)
+                continue
+            assert one.row is not None
+            rows.setdefault(one.digest, np.asarray(one.row, np.float32))
+            places.setdefault(one.digest, one.place)
+            captions.setdefault(one.digest, {}).update(dict.fromkeys(one.captions))
+        done += len(batch)
+        on_progress(done, len(by_image))
+
+    model.map_batches(batches(), work, take)
+    features = np.array(list(rows.values()), np.float32)
+    _require_enough(features, captions, bad, path)
+    texts = list(dict.fromkeys(text for own in captions.values() for text in own))
+    numbers = {text: number for number, text in enumerate(texts)}
+    pairs = [(image, numbers[text]) for image, own in enumerate(captions.values()) for text in own]
+    owners, of_caption = np.array(pairs, np.int64).T
+    return ImageSet(
+        features,
+        np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 32),
+        Captions(tuple(texts), model.embed_texts(texts, batch_size=256), owners, of_caption),
+        tuple(places.values()),
+        tuple(bad),
+    )
+
+
+def read_pixels(source: PairSource, place: int, model: ImageTextModel) -> UInt8[np.ndarray, "S S 3"]:
+    """Return the pixels of the image of a pair, as the model sees them."""
+    pair = source[place]
+    return model.preprocess(model.preprocess.decode(pair.image, pair.name))
+
+
+def _read(
+    source: PairSource, pairs: list[int], model: ImageTextModel, stored: Mapping[bytes, Float[np.ndarray, " F"]]
+) -> "_Read | str":
+    """Read the pairs of one image. Returns the error if none can be used."""
+    try:
+        pair = source[pairs[0]]
+        texts = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
+        digest = digest_of(pair.image)
+        row = stored.get(digest)
+        pixels = model.preprocess(model.preprocess.decode(pair.image, pair.name)) if row is None else None
+    except BadSample as error:
+        return str(error)
+    return _Read(pairs[0], digest, row, pixels, texts)
+
+
+def _require_enough(
+    features: Float[np.ndarray, "N F"], captions: Mapping[bytes, Mapping[str, None]], bad: list[str], path: str
+) -> None:
+    """Check that there is something to tell apart.
+
+    Raises:
+        UserError: If there is not.
+    """
+    cause = f" ({len(bad):,} pairs cannot be read, the first one: {bad[0]})" if bad else ""
+    if len(features) < MIN_IMAGES:
+        raise UserError(
+            f"{path}: {len(features)} different images{cause}; adapt needs at least {MIN_IMAGES}, each with a caption"
+        )
+    if len({text for own in captions.values() for text in own}) < 2:
+        raise UserError(f"{path}: all captions are equal, so there is nothing to learn; give captions that differ")
+    if not np.ptp(features, axis=0).any():
+        raise UserError(f"{path}: all images look the same to the model; give images that differ")

@@ -1,0 +1,255 @@
+"""The report of an adapted model, in words and as a page with images: how good it is, and what to do next.
+
+All numbers are of images that the fit did not see.
+"""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.adapt.adapt_model import REPORT, Adapted
+from grr_coca.adapt.fit import DIRECTIONS, RECALLS, Ranks, flat_figures
+from grr_coca.adapt.read_pairs import read_pixels
+from grr_coca.evaluate.intervals import Measure, by_image
+
+_METHODS = ("chance", "as shipped", "centred", "nearest neighbour", "adapted")
+_MEANING = {
+    "chance": "a random order",
+    "as shipped": "the base model",
+    "centred": "the base model less the mean of your domain",
+    "nearest neighbour": "the captions of the most similar image",
+    "adapted": "this model",
+}
+_KINDS = {"known": "captions that the fit has seen, of other images", "new": "captions that the fit has not seen"}
+_NUM_WORST, _NUM_SAMPLES = 12, 12
+_CLEAR = 0.02
+"""A gain of recall that is worth collecting pairs for."""
+_ENOUGH_TO_TRAIN = 10_000
+_CLASSES = 5
+"""With this many images for each caption or more, captions are like classes."""
+
+
+def report_text(adapted: Adapted, out: Path) -> str:
+    """Return the report as lines for a terminal."""
+    lines = [_summary(adapted), ""]
+    for kind, methods in adapted.fitted.figures.items():
+        first = next(iter(methods.values()))
+        lines.append(f"{_KINDS[kind]}: {len(first.groups):,} queries, among about {_gallery(adapted):,} images")
+        lines.append(f"  {'':<18} text to image R@1     R@10             image to text R@1     R@10")
+        for method in _METHODS:
+            cells = [_cell(methods, method, direction, k) for direction in DIRECTIONS for k in RECALLS]
+            lines.append(f"  {method:<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
+        lines.append("")
+    captions = adapted.captions
+    lines.append("captions, CIDEr and exactly right:")
+    lines += [f"  {mode:<18} {cider:5.2f}  {captions.exact[mode]:6.1%}" for mode, cider in captions.cider.items()]
+    lines += ["", f"learning curve, R@10: {_curve(adapted)}", "", *_advice(adapted, out)]
+    lines.append(f"{out / REPORT} shows this with images")
+    return "\n".join(lines)
+
+
+def as_json(adapted: Adapted) -> str:
+    """Return the report as JSON."""
+    fitted = adapted.fitted
+    content = {
+        "images": len(adapted.images),
+        "pairs": len(adapted.images.captions.places),
+        "different_captions": len(adapted.images.captions.texts),
+        "skipped_pairs": len(adapted.images.bad),
+        "reused_images": adapted.num_reused,
+        "seconds": round(adapted.seconds, 1),
+        "share_known_captions": fitted.share_known,
+        "values": vars(fitted.values),
+        "retrieval": flat_figures(fitted.figures),
+        "captions": {
+            mode: {"CIDEr": cider, "exact": adapted.captions.exact[mode]}
+            for mode, cider in adapted.captions.cider.items()
+        },
+        "learning_curve": {str(share): value for share, (value, _) in fitted.curve.items()},
+    }
+    return json.dumps(content, indent=2)
+
+
+def report_page(adapted: Adapted, out: Path) -> str:
+    """Return the report as a page of HTML, with images in it."""
+    parts = [f"<p>{html.escape(_summary(adapted))}</p>", "<h2>Next step</h2>"]
+    parts += [f"<p>{html.escape(line)}</p>" for line in _advice(adapted, out)]
+    for kind, methods in adapted.fitted.figures.items():
+        first = next(iter(methods.values()))
+        parts.append(f"<h2>Search: {_KINDS[kind]}</h2>")
+        parts.append(f"<p>{len(first.groups):,} queries among about {_gallery(adapted):,} images.</p>")
+        parts.append(_table(methods))
+    parts += ["<h2>Would more pairs help?</h2>", _curve_picture(adapted), f"<p>R@10: {_curve(adapted)}</p>"]
+    parts.append("<h2>Captions</h2>")
+    rows = [
+        f"<tr><td>{mode}</td><td>{cider:.2f}</td><td>{adapted.captions.exact[mode]:.1%}</td></tr>"
+        for mode, cider in adapted.captions.cider.items()
+    ]
+    parts.append(f"<table><tr><th></th><th>CIDEr</th><th>exactly right</th></tr>{''.join(rows)}</table>")
+    parts += ["<h2>Examples</h2>", *_gallery_of(adapted, _spread(adapted, _NUM_SAMPLES))]
+    parts += ["<h2>Worst captions</h2>", *_gallery_of(adapted, _worst(adapted))]
+    return _PAGE.format(title=html.escape(out.name), body="\n".join(parts))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; }}
+figure {{ display: inline-block; width: 11rem; margin: .5rem; vertical-align: top; font-size: 13px; }}
+figure img {{ width: 96px; height: 96px; image-rendering: auto; border: 1px solid #ddd; }}
+</style>
+<h1>{title}</h1>
+{body}
+</html>
+"""
+
+
+def _summary(adapted: Adapted) -> str:
+    images, reused = adapted.images, f", {adapted.num_reused:,} of them read before" if adapted.num_reused else ""
+    skipped = f"; {len(images.bad):,} pairs were skipped" if images.bad else ""
+    return (
+        f"{len(images):,} images{reused} with {len(images.captions.places):,} captions, "
+        f"{len(images.captions.texts):,} of them different, adapted from {adapted.header.base} in "
+        f"{adapted.seconds:.0f} s{skipped}. All numbers are of images that the fit did not see; in brackets, 95 % "
+        "intervals over images."
+    )
+
+
+def _gallery(adapted: Adapted) -> int:
+    return len(adapted.images) // (int(adapted.fitted.folds.any_caption.max()) + 1)
+
+
+def interval(found: Ranks, direction: str, k: int) -> tuple[float, float, float]:
+    """Return a recall with its 95 % interval over images."""
+    hits = (found.ranks[direction] < k).astype(np.float64)
+    if direction == "text_to_image":
+        sums = by_image(np.stack([hits, np.ones_like(hits)], axis=1), found.groups)
+        measure = Measure.ratio(sums[:, 0], sums[:, 1])
+    else:
+        measure = Measure.mean(hits)
+    value, low, high = measure.interval()
+    return value, low, high
+
+
+def _cell(methods: dict[str, Ranks], method: str, direction: str, k: int) -> str:
+    if method == "chance":
+        return f"{next(iter(methods.values())).chance[direction][:, RECALLS.index(k)].mean():.1%}"
+    value, low, high = interval(methods[method], direction, k)
+    return f"{value:.1%} [{low:.0%}, {high:.0%}]"
+
+
+def _table(methods: dict[str, Ranks]) -> str:
+    heads = "".join(f"<th>{direction.replace('_', ' ')} R@{k}</th>" for direction in DIRECTIONS for k in RECALLS)
+    rows = ""
+    for method in _METHODS:
+        cells = "".join(f"<td>{_cell(methods, method, direction, k)}</td>" for direction in DIRECTIONS for k in RECALLS)
+        rows += f"<tr><td title='{_MEANING[method]}'>{method}</td>{cells}</tr>"
+    return f"<table><tr><th></th>{heads}</tr>{rows}</table>"
+
+
+# --- Learning curve and advice
+
+
+def _curve(adapted: Adapted) -> str:
+    curve = adapted.fitted.curve
+    return ", ".join(
+        f"{share:.0%} of the pairs {value:.1%} ± {1.96 * error:.1%}" for share, (value, error) in curve.items()
+    )
+
+
+def growth(adapted: Adapted) -> float | None:
+    """Return by how much recall grew from half of the pairs to all; None if that is within its error."""
+    half, whole = adapted.fitted.curve[0.5], adapted.fitted.curve[1.0]
+    gain = whole[0] - half[0]
+    return gain if gain > max(_CLEAR, half[1]) else None
+
+
+def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
+    """What to do next, in sentences."""
+    images = adapted.images
+    gain = growth(adapted)
+    if gain is None:
+        yield "More pairs of this kind would help little: half of them do nearly as well."
+    else:
+        yield f"More pairs would help: from half of them to all, R@10 grew by {100 * gain:.0f} points."
+    if len(images) >= _CLASSES * len(images.captions.texts):
+        yield (
+            f"There are only {len(images.captions.texts)} different captions, so they are classes: `grr-coca classify` "
+            "assigns them to new images. Captions of whole sentences would make images searchable by more."
+        )
+    yield (
+        "Fine-tuning by itself found no more than this in three domains of about 1,000 pairs; it pays with tens of "
+        "thousands (docs/training.md)."
+        if len(images) < _ENOUGH_TO_TRAIN
+        else "With this many pairs, training is worth a try: grr-coca finetune (docs/training.md)."
+    )
+    yield f"To search: grr-coca index IMAGES --out INDEX -c {out}, then grr-coca serve --index INDEX"
+
+
+def _curve_picture(adapted: Adapted) -> str:
+    points = [(share, *found) for share, found in adapted.fitted.curve.items()]
+    top = max(value + 2 * error for _, value, error in points)
+    place = [(40 + 340 * share, 170 - 150 * value / top, 150 * 1.96 * error / top) for share, value, error in points]
+    line = " ".join(f"{x:.0f},{y:.0f}" for x, y, _ in place)
+    bars = "".join(
+        f"<line x1='{x:.0f}' x2='{x:.0f}' y1='{y - e:.0f}' y2='{y + e:.0f}' stroke='#888'/>" for x, y, e in place
+    )
+    dots = "".join(f"<circle cx='{x:.0f}' cy='{y:.0f}' r='4' fill='#1660c0'/>" for x, y, _ in place)
+    names = "".join(
+        f"<text x='{x:.0f}' y='190' text-anchor='middle'>{share:.0%}</text>"
+        f"<text x='{x:.0f}' y='{y - 12:.0f}' text-anchor='end'>{value:.0%}</text>"
+        for (x, y, _), (share, value, _) in zip(place, points, strict=True)
+    )
+    return (
+        "<svg width='420' height='200' role='img' aria-label='recall by share of the pairs'>"
+        "<line x1='40' x2='400' y1='170' y2='170' stroke='#000'/><line x1='40' x2='40' y1='10' y2='170' stroke='#000'/>"
+        f"<polyline points='{line}' fill='none' stroke='#1660c0' stroke-width='2'/>{bars}{dots}{names}</svg>"
+    )
+
+
+# --- Images
+
+
+def _spread(adapted: Adapted, count: int) -> list[int]:
+    samples = adapted.captions.samples
+    return [number * len(samples) // count for number in range(min(count, len(samples)))]
+
+
+def _worst(adapted: Adapted) -> list[int]:
+    """Samples whose caption is farthest from the right one, by the vectors of texts."""
+    vectors = adapted.fitted.arrays.caption_vectors
+    place = {text: number for number, text in enumerate(adapted.images.captions.texts)}
+    scores = []
+    for image, text, _ in adapted.captions.samples:
+        right = adapted.images.captions.places[adapted.images.captions.owners == image]
+        mine = adapted.fitted.held_out[image] if text not in place else vectors[place[text]]
+        scores.append(float((vectors[right] @ mine).max()))
+    return np.argsort(scores, kind="stable")[:_NUM_WORST].tolist()
+
+
+def _gallery_of(adapted: Adapted, chosen: list[int]) -> Iterator[str]:
+    captions = adapted.images.captions
+    for number in chosen:
+        image, text, confidence = adapted.captions.samples[number]
+        right = [captions.texts[place] for place in captions.places[captions.owners == image]]
+        sure = "" if confidence is None else f" ({confidence:.0%})"
+        yield (
+            f"<figure><img alt='' src='{_picture(adapted, image)}'><figcaption>{html.escape(text)}{sure}<br>"
+            f"<b>{html.escape(' / '.join(right))}</b></figcaption></figure>"
+        )
+
+
+def _picture(adapted: Adapted, image: int) -> str:
+    pixels = read_pixels(adapted.source, adapted.images.places[image], adapted.model)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((96, 96)).save(file, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,201 @@
+"""Kernel ridge regression with predictions for held-out images: exact, or by Nyström's method for many images.
+
+Shapes: N images, F features, M landmarks, R targets.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from grr_coca.common.shapes import Float, Int
+from grr_coca.infer.adapted.adaptation import gaussian
+
+MAX_EXACT = 6_000
+"""Images up to which the kernel matrix is inverted. Time grows with the cube, memory with the square."""
+NUM_LANDMARKS = 3_000
+_BLOCK = 4_096
+_SMALLEST = 1e-6
+"""Directions of landmarks whose kernel has less than this share of the largest eigenvalue are dropped."""
+
+
+class Ridge(Protocol):
+    """A fit of all images.
+
+    Attributes:
+        landmarks: Images that predictions are computed from.
+    """
+
+    landmarks: Int[np.ndarray, " M"]
+
+    def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "M R"]:
+        """Return the factors of kernel values with the landmarks."""
+
+    def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
+        """Predict the images of each fold by the fit of all other folds, without fitting again."""
+
+
+def fit(features: Float[np.ndarray, "N F"], width: float, penalty: float, max_exact: int = MAX_EXACT) -> Ridge:
+    """Fit all images: exactly up to `max_exact` of them, else by Nyström's method.
+
+    Args:
+        features: Features of images.
+        width: Factor of squared distances in the Gaussian kernel.
+        penalty: Ridge penalty, above 0.
+        max_exact: Images up to which the fit is exact.
+    """
+    if len(features) <= max_exact:
+        return ExactRidge(features, width, penalty)
+    chosen = np.sort(np.random.default_rng(0).choice(len(features), NUM_LANDMARKS, replace=False))
+    return NystroemRidge(features, width, penalty, chosen)
+
+
+class ExactRidge:
+    """Inverse of the kernel matrix with the penalty on its diagonal, N N."""
+
+    def __init__(self, features: Float[np.ndarray, "N F"], width: float, penalty: float) -> None:
+        self.landmarks = np.arange(len(features))
+        kernel = gaussian(features, features, width)
+        kernel[np.diag_indices(len(kernel))] += np.float32(penalty)
+        self._inverse = np.linalg.inv(kernel)
+
+    def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "N R"]:
+        """As in `Ridge`."""
+        return self._inverse @ targets
+
+    def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
+        """As in `Ridge`. The residual of a fold without its images is the solution of its block of the inverse, by the
+        dual variables of the fit of all (Cook 1977 for single rows)."""
+        dual = self.dual(targets)
+        predicted = np.array(targets, np.float32)
+        for rows in rows_of(folds):
+            predicted[rows] -= np.linalg.solve(self._inverse[np.ix_(rows, rows)], dual[rows])
+        return predicted
+
+
+class NystroemRidge:
+    """Ridge regression on the kernel's features at some landmarks (Williams and Seeger 2001).
+
+    Args:
+        features: Features of images.
+        width: Factor of squared distances.
+        penalty: Ridge penalty.
+        landmarks: Images whose kernel is the basis.
+    """
+
+    def __init__(
+        self, features: Float[np.ndarray, "N F"], width: float, penalty: float, landmarks: Int[np.ndarray, " M"]
+    ) -> None:
+        self.landmarks = landmarks
+        centres = features[landmarks]
+        values, vectors = np.linalg.eigh(gaussian(centres, centres, width).astype(np.float64))
+        kept = values > _SMALLEST * values[-1]
+        self._root = (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
+        self._penalty = penalty
+        self._rows = np.empty((len(features), int(kept.sum())), np.float32)
+        for start in range(0, len(features), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            self._rows[part] = gaussian(features[part], centres, width) @ self._root
+        self._gram = self._product(self._rows)
+
+    def dual(self, targets: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "M R"]:
+        """As in `Ridge`."""
+        return self._root @ self._solve(self._gram, self._rows.T @ targets)
+
+    def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
+        """As in `Ridge`."""
+        predicted = np.empty_like(targets, np.float32)
+        together = self._rows.T @ targets
+        for rows in rows_of(folds):
+            mine = self._rows[rows]
+            predicted[rows] = mine @ self._solve(self._gram - self._product(mine), together - mine.T @ targets[rows])
+        return predicted
+
+    def _product(self, rows: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "M M"]:
+        total = np.zeros((rows.shape[1],) * 2)
+        for start in range(0, len(rows), _BLOCK):
+            part = rows[start : start + _BLOCK]
+            total += part.T @ part
+        return total
+
+    def _solve(self, gram: Float[np.ndarray, "M M"], right: Float[np.ndarray, "M R"]) -> Float[np.ndarray, "M R"]:
+        matrix = gram + self._penalty * np.eye(len(gram))
+        return np.linalg.solve(matrix, right.astype(np.float64)).astype(np.float32)
+
+
+# --- Folds
+
+
+def rows_of(folds: Int[np.ndarray, " N"]) -> list[Int[np.ndarray, " _"]]:
+    """Return the rows of each fold."""
+    return [np.flatnonzero(folds == fold) for fold in range(int(folds.max(initial=-1)) + 1)]
+
+
+def make_folds(groups: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N"]:
+    """Divide images into folds of about equal size. Images of a group share a fold.
+
+    Args:
+        groups: Group of each image.
+        count: Number of folds; fewer if there are fewer groups.
+    """
+    names, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    filled = np.zeros(min(count, len(names)), np.int64)
+    fold_of = np.zeros(len(names), np.int64)
+    for group in order:
+        fold_of[group] = filled.argmin()
+        filled[fold_of[group]] += sizes[group]
+    return fold_of[inverse]
+
+
+def join_groups(*groupings: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """Join groupings: images that share a group in any of them, directly or through others, share a group."""
+    parents = np.arange(len(groupings[0]))
+    find = _finder(parents)
+    for grouping in groupings:
+        first: dict[int, int] = {}
+        for row, group in enumerate(grouping.tolist()):
+            _join(parents, find, first.setdefault(group, row), row)
+    return np.array([find(row) for row in range(len(parents))])
+
+
+def near_equal(
+    rows: Float[np.ndarray, "N F"], others: Float[np.ndarray, "N D"], least: float, other_least: float
+) -> Int[np.ndarray, " N"]:
+    """Group near-equal images, for folds.
+
+    Args:
+        rows: Unit vectors that find candidates.
+        others: Unit vectors that decide.
+        least: Smallest dot product of a candidate.
+        other_least: Smallest dot product of near-equal images.
+    """
+    parents = np.arange(len(rows))
+    find = _finder(parents)
+    for start in range(0, len(rows), 1024):
+        first, second = np.nonzero(rows[start : start + 1024] @ rows.T >= least)
+        first += start
+        below = first < second
+        first, second = first[below], second[below]
+        for part in range(0, len(first), 65_536):
+            one, other = first[part : part + 65_536], second[part : part + 65_536]
+            is_equal = np.einsum("nd,nd->n", others[one], others[other]) >= other_least
+            for a, b in zip(one[is_equal].tolist(), other[is_equal].tolist(), strict=True):
+                _join(parents, find, a, b)
+    return np.array([find(row) for row in range(len(rows))])
+
+
+def _finder(parents: Int[np.ndarray, " N"]) -> Callable[[int], int]:
+    def find(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = int(parents[row])
+        return row
+
+    return find
+
+
+def _join(parents: Int[np.ndarray, " N"], find: Callable[[int], int], one: int, other: int) -> None:
+    a, b = sorted((find(one), find(other)))
+    parents[b] = a

@@ -1,0 +1,192 @@
+"""What is predicted for an image: the words of its captions and the base's embedding of them, in few numbers.
+
+Shapes: N images, C distinct captions, E embedding width, V words, R directions, K numbers of the first part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grr_coca.common.shapes import Bool, Float, Int
+from grr_coca.infer.adapted.descriptors import unit
+from grr_coca.infer.adapted.words import Vocabulary, WordWeights
+
+MAX_WORDS = 20_000
+MAX_DIRECTIONS = 1_024
+_DENSE = 1_000
+"""Up to this many images or numbers, all directions are computed."""
+_WHITENING, _FLOOR = 0.25, 0.1
+"""Directions are divided by this power of their variance, plus this share of the mean variance: words that occur in
+nearly all captions then count for less. Chosen by folds over the training pairs of three domains."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions of some images.
+
+    Attributes:
+        texts: Distinct captions, C.
+        embeddings: The base's embeddings of them, C E.
+        owners: Image of each pair.
+        places: Caption of each pair, as a row of `texts`.
+    """
+
+    texts: tuple[str, ...]
+    embeddings: Float[np.ndarray, "C E"]
+    owners: Int[np.ndarray, " P"]
+    places: Int[np.ndarray, " P"]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return int(self.owners.max(initial=-1)) + 1
+
+    def mean_of_images(self, rows: Float[np.ndarray, "C K"]) -> Float[np.ndarray, "N K"]:
+        """Return the mean of the rows of the captions of each image."""
+        total = np.zeros((self.num_images, rows.shape[1]), np.float32)
+        np.add.at(total, self.owners, rows[self.places])
+        return total / np.bincount(self.owners)[:, None].astype(np.float32)
+
+    def sum_of_captions(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "C K"]:
+        """Return the transposed product of `mean_of_images`."""
+        total = np.zeros((len(self.texts), rows.shape[1]), np.float32)
+        np.add.at(total, self.places, rows[self.owners] / np.bincount(self.owners)[self.owners, None])
+        return total
+
+    def subset(self, images: Int[np.ndarray, " n"]) -> "Captions":
+        """Return the captions of some images, which are numbered anew. Texts stay."""
+        number = np.full(self.num_images, -1)
+        number[images] = np.arange(len(images))
+        kept = number[self.owners] >= 0
+        return Captions(self.texts, self.embeddings, number[self.owners[kept]], self.places[kept])
+
+
+class TargetSpace:
+    """The space of targets, and its principal directions.
+
+    Attributes:
+        captions: Captions of the images.
+        vocabulary: Their words.
+        text_mean: Mean of the base's text embeddings, E.
+        directions: Principal directions of targets, V+E R.
+        mean: Mean target of images in them, R.
+        rows: Targets of images in them, less the mean, N R.
+        whitening: Factor of each direction, R.
+
+    Args:
+        captions: Captions of the images.
+        vocabulary: Their words.
+        text_weight: Weight of the text embedding against the words.
+    """
+
+    def __init__(self, captions: Captions, vocabulary: Vocabulary, text_weight: float) -> None:
+        self.captions, self.vocabulary, self.text_weight = captions, vocabulary, text_weight
+        self.text_mean = captions.embeddings[captions.places].mean(axis=0)
+        self._weighed = vocabulary.weigh(captions.texts)
+        self._centred = unit(captions.embeddings - self.text_mean)
+        self._factors = _factors(self._weighed, text_weight)
+        self.directions, variances = self._principal()
+        rows = captions.mean_of_images(self.project(self.directions))
+        self.mean = rows.mean(axis=0)
+        self.rows = rows - self.mean
+        self.whitening = ((variances + _FLOOR * variances.mean()) ** -_WHITENING).astype(np.float32)
+
+    def project(self, directions: Float[np.ndarray, "V+E K"]) -> Float[np.ndarray, "C K"]:
+        """Project the targets of all distinct captions."""
+        words, embedding = directions[: len(self.vocabulary)], directions[len(self.vocabulary) :]
+        found = self._weighed.times(words) + np.float32(np.sqrt(self.text_weight)) * (self._centred @ embedding)
+        return found * self._factors
+
+    def without_words(self, is_known: Bool[np.ndarray, " V"], texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M R"]:
+        """Project the targets of some captions as if other words were not in the vocabulary."""
+        weighed = _without(_rows(self._weighed, texts), is_known)
+        words, embedding = self.directions[: len(self.vocabulary)], self.directions[len(self.vocabulary) :]
+        found = weighed.times(words)
+        found += np.float32(np.sqrt(self.text_weight)) * (self._centred[texts] @ embedding)
+        return found * _factors(weighed, self.text_weight)
+
+    def words_known_to(self, images: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " V"]:
+        """Return which words the captions of some images have."""
+        is_of = np.zeros(self.captions.num_images, bool)
+        is_of[images] = True
+        texts = np.unique(self.captions.places[is_of[self.captions.owners]])
+        known = np.zeros(len(self.vocabulary), bool)
+        known[_rows(self._weighed, texts).ids] = True
+        return known
+
+    def plain(self, texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M E"]:
+        """Return the base's text embeddings of some captions, less their mean."""
+        return self._centred[texts]
+
+    def _principal(self) -> tuple[Float[np.ndarray, "V+E R"], Float[np.ndarray, " R"]]:
+        """Return the principal directions of the targets of images, and the variance of each."""
+        num_images, width = self.captions.num_images, len(self.vocabulary) + self._centred.shape[1]
+        if min(num_images, width) <= _DENSE:
+            return _principal_of(self._dense())
+        random = np.random.default_rng(0).standard_normal((width, MAX_DIRECTIONS), np.float32)
+        mean = self.transposed(np.full((num_images, 1), 1 / num_images, np.float32))[:, 0]
+
+        def times(directions: np.ndarray) -> np.ndarray:
+            return self.captions.mean_of_images(self.project(directions)) - mean @ directions
+
+        def back(rows: np.ndarray) -> np.ndarray:
+            return self.transposed(rows) - np.outer(mean, rows.sum(axis=0))
+
+        basis = random  # randomized subspace iteration (Halko, Martinsson and Tropp 2011)
+        for _ in range(2):
+            basis, _ = np.linalg.qr(back(np.linalg.qr(times(basis))[0]))
+        inner, variances = _principal_of(times(basis), is_centred=True)
+        return np.ascontiguousarray(basis @ inner), variances
+
+    def transposed(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "V+E K"]:
+        """Return the product of the transposed targets of images with some rows."""
+        weighted = self.captions.sum_of_captions(rows) * self._factors
+        words = self._weighed.transposed(len(self.vocabulary)).times(weighted)
+        return np.concatenate([words, np.float32(np.sqrt(self.text_weight)) * (self._centred.T @ weighted)])
+
+    def _dense(self) -> Float[np.ndarray, "N V+E"]:
+        texts = np.repeat(np.arange(len(self.captions.texts)), np.diff(self._weighed.ends, prepend=0))
+        words = np.zeros((len(self.captions.texts), len(self.vocabulary)), np.float32)
+        words[texts, self._weighed.ids] = self._weighed.weights
+        rows = np.concatenate([words, np.float32(np.sqrt(self.text_weight)) * self._centred], axis=1)
+        return self.captions.mean_of_images(rows * self._factors)
+
+
+def _principal_of(
+    rows: Float[np.ndarray, "N K"], is_centred: bool = False
+) -> tuple[Float[np.ndarray, "K R"], Float[np.ndarray, " R"]]:
+    """Return the principal directions of rows, by the smaller of their two Gram matrices, and the variances."""
+    rows = rows.astype(np.float64)
+    rows = rows if is_centred else rows - rows.mean(axis=0)
+    is_wide = rows.shape[1] > len(rows)
+    squares, vectors = np.linalg.eigh(rows @ rows.T if is_wide else rows.T @ rows)
+    kept = np.flatnonzero(squares > 1e-9 * squares[-1])[::-1][:MAX_DIRECTIONS] if squares[-1] > 0 else np.arange(1)
+    directions = unit(vectors[:, kept].T @ rows).T if is_wide else vectors[:, kept]
+    return np.ascontiguousarray(directions, np.float32), (squares[kept] / len(rows)).astype(np.float32)
+
+
+def _factors(weighed: WordWeights, text_weight: float) -> Float[np.ndarray, "M 1"]:
+    """Return what scales the targets of texts to length 1. Words count only if a text has some."""
+    has_words = np.diff(weighed.ends, prepend=0) > 0
+    return (1 / np.sqrt(np.maximum(has_words + text_weight, 1e-9))).astype(np.float32)[:, None]
+
+
+def _rows(weighed: WordWeights, texts: Int[np.ndarray, " M"]) -> WordWeights:
+    starts = weighed.ends - np.diff(weighed.ends, prepend=0)
+    parts: Sequence[slice] = [slice(int(starts[text]), int(weighed.ends[text])) for text in texts]
+    places = np.concatenate([np.r_[part] for part in parts]) if parts else np.zeros(0, np.int64)
+    places = places.astype(np.int64)
+    ends = np.cumsum([part.stop - part.start for part in parts], dtype=np.int64)
+    return WordWeights(weighed.ids[places], weighed.weights[places], ends)
+
+
+def _without(weighed: WordWeights, is_known: Bool[np.ndarray, " V"]) -> WordWeights:
+    """Drop words, and scale the rest of each text to length 1 again."""
+    counts = np.diff(weighed.ends, prepend=0)
+    texts = np.repeat(np.arange(len(counts)), counts)
+    kept = is_known[weighed.ids]
+    ids, weights, texts = weighed.ids[kept], weighed.weights[kept], texts[kept]
+    lengths = np.sqrt(np.bincount(texts, np.square(weights), minlength=len(counts)))
+    ends = np.cumsum(np.bincount(texts, minlength=len(counts)))
+    return WordWeights(ids, (weights / lengths[texts]).astype(np.float32), ends.astype(np.int64))

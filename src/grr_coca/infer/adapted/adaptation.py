@@ -1,0 +1,371 @@
+"""The numbers of an adapted model: how vectors of images and texts follow from those of the base, and how they are
+stored.
+
+An image's vector has two parts. The first predicts what its captions say: kernel ridge regression from the base's
+embedding and from descriptors, to the words of captions (TF-IDF) and the base's text embedding. The second is the
+base's embedding itself, less the mean of the domain. A text's vector has its words and its text embedding in place of
+predictions. Their dot product is the similarity; all vectors have length 1.
+
+Shapes: B images or texts, E embedding width of the base, D numbers of a descriptor, F = E + D features, N images of the
+fit, M landmarks (images that predictions are computed from), V words, K numbers of the first part, L of the second,
+C distinct captions of the fit.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_json
+from grr_coca.common.shapes import Float, UInt8
+from grr_coca.infer.adapted import descriptors as rules_of_images
+from grr_coca.infer.adapted import words as rules_of_words
+from grr_coca.infer.adapted.descriptors import unit
+from grr_coca.infer.adapted.words import Vocabulary
+from grr_coca.model.checkpoint_files import ADAPTED, ADAPTED_FILES
+
+_, ARRAYS, FEATURES = ADAPTED_FILES
+MAX_NUMBERS = 512
+"""Numbers of a vector: K + L."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """What a fit is made with.
+
+    Attributes:
+        width: Factor of the squared distance in the Gaussian kernel, exp(-width · d²).
+        penalty: Ridge penalty λ.
+        text_weight: Weight of the base's text embedding against the words, as a share of squared length.
+        plain_share: Weight of the base's own similarity against the predicted one.
+    """
+
+    width: float = 0.4
+    penalty: float = 0.2
+    text_weight: float = 0.2
+    plain_share: float = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """A logistic curve of how likely a caption is exactly right.
+
+    Attributes:
+        weights: Of the caption's score, of its lead over the next candidate, and of the kernel value of the nearest
+            image of the fit.
+        offset: Logit where all are 0.
+    """
+
+    weights: tuple[float, float, float]
+    offset: float
+
+    def probabilities(self, evidence: Float[np.ndarray, "B 3"]) -> Float[np.ndarray, " B"]:
+        """Return the probability for each row of evidence."""
+        logits = evidence @ np.array(self.weights) + self.offset
+        return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioning:
+    """How captions are chosen, by what was right most on images that the fit did not see.
+
+    Attributes:
+        composed: Also join the beginning of one near caption to the end of another, at a word that both have.
+        beams: Number of the decoder's beams among the candidates.
+        log_prob_weight: Weight of the decoder's summed log-probability.
+        confidence: Curve of being exactly right; None: unknown.
+    """
+
+    composed: bool
+    beams: int
+    log_prob_weight: float
+    confidence: Confidence | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The content of `adapted.json`.
+
+    Attributes:
+        base: Name of the base model.
+        base_fingerprint: Fingerprint of the base model.
+        word_rules: Version of `grr_coca.infer.adapted.words`.
+        image_rules: Version of `grr_coca.infer.adapted.descriptors`.
+        num_images: Images of the fit.
+        num_landmarks: Images that predictions are computed from; fewer than all with Nyström's method.
+        split: Numbers of both parts of a vector, K and L.
+        values: What the fit was made with.
+        captioning: How captions are chosen.
+        logit_scale: Inverse temperature of similarities.
+        words: Vocabulary.
+        captions: Distinct captions of the fit.
+        figures: Measured numbers of the report, by setting and metric.
+    """
+
+    base: str
+    base_fingerprint: str
+    word_rules: int
+    image_rules: int
+    num_images: int
+    num_landmarks: int
+    split: tuple[int, int]
+    values: Values
+    captioning: Captioning
+    logit_scale: float
+    words: tuple[str, ...]
+    captions: tuple[str, ...]
+    figures: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """The content of `adapted.safetensors`.
+
+    Attributes:
+        rarities: Inverse document frequencies, V.
+        image_mean: Mean of the base's image embeddings, E.
+        text_mean: Mean of the base's text embeddings, E.
+        plain_map: Principal directions of the base's embeddings, E L.
+        word_map: From words and text embedding to the first part, (V + E) K.
+        word_offset: Subtracted after it, K.
+        score_map: From words to what predictions are compared with when captions are ranked, V K.
+        score_offset: Subtracted after it, K.
+        score_gram: Matrix of the squared length of a prediction in the space of words, K K.
+        dual: From kernel values to the first part, M K.
+        caption_vectors: Vectors of the distinct captions, C K+L.
+    """
+
+    rarities: np.ndarray
+    image_mean: np.ndarray
+    text_mean: np.ndarray
+    plain_map: np.ndarray
+    word_map: np.ndarray
+    word_offset: np.ndarray
+    score_map: np.ndarray
+    score_offset: np.ndarray
+    score_gram: np.ndarray
+    dual: np.ndarray
+    caption_vectors: np.ndarray
+
+
+class Adaptation:
+    """The numbers of an adapted model, ready for use.
+
+    Args:
+        header: Small numbers, words and captions.
+        arrays: Matrices.
+        landmarks: Embeddings of the base and descriptors of the images that predictions are computed from, M F.
+    """
+
+    def __init__(self, header: Header, arrays: Arrays, landmarks: Float[np.ndarray, "M F"]) -> None:
+        self.header = header
+        self.vocabulary = Vocabulary(header.words, arrays.rarities)
+        self.arrays = Arrays(**{name: np.asarray(value, np.float32) for name, value in vars(arrays).items()})
+        rows, width = np.asarray(landmarks, np.float32), len(self.arrays.image_mean)
+        self._landmarks = self.features(rows[:, :width], rows[:, width:])
+        self._squares = np.square(self._landmarks).sum(axis=1)
+        share = header.values.plain_share
+        self._lengths = np.float32(np.sqrt(1 / (1 + share))), np.float32(np.sqrt(share / (1 + share)))
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector, K + L."""
+        return sum(self.header.split)
+
+    def features(
+        self, embeddings: Float[np.ndarray, "B E"], described: Float[np.ndarray, "B D"]
+    ) -> Float[np.ndarray, "B F"]:
+        """Join the base's embeddings and descriptors to features."""
+        return np.concatenate([unit(embeddings - self.arrays.image_mean), described], axis=1)
+
+    def image_vectors(
+        self, embeddings: Float[np.ndarray, "B E"], described: Float[np.ndarray, "B D"]
+    ) -> tuple[Float[np.ndarray, "B K+L"], Float[np.ndarray, " B"]]:
+        """Return the vectors of images, and the kernel value of the nearest landmark of each.
+
+        Args:
+            embeddings: Of the base.
+            described: By `descriptors`.
+        """
+        features = self.features(embeddings, described)
+        kernel = gaussian(features, self._landmarks, self.header.values.width, squares=self._squares)
+        predicted, plain = unit(kernel @ self.arrays.dual), self.plain_vectors(embeddings)
+        return np.concatenate([self._lengths[0] * predicted, self._lengths[1] * plain], axis=1), kernel.max(axis=1)
+
+    def plain_vectors(self, embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B L"]:
+        """Return the base's embeddings of images, less the mean of the domain."""
+        return unit((embeddings - self.arrays.image_mean) @ self.arrays.plain_map)
+
+    def text_vectors(self, texts: Sequence[str], embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B K+L"]:
+        """Return the vectors of texts. Without any word of the vocabulary, the text embedding alone counts.
+
+        Args:
+            texts: Texts.
+            embeddings: Of the base.
+        """
+        centred = unit(embeddings - self.arrays.text_mean)
+        first = unit(
+            targets(self.vocabulary, texts, centred, self.arrays.word_map, self.header.values.text_weight)
+            - self.arrays.word_offset
+        )
+        second = unit(centred @ self.arrays.plain_map)
+        return np.concatenate([self._lengths[0] * first, self._lengths[1] * second], axis=1)
+
+    def picture_queries(self, vectors: Float[np.ndarray, "B K+L"]) -> Float[np.ndarray, "B K+L"]:
+        """Return queries for images that look like some images, by the base's embeddings alone."""
+        first = self.header.split[0]
+        return unit(np.concatenate([np.zeros_like(vectors[:, :first]), vectors[:, first:]], axis=1))
+
+    def word_scores(
+        self, vectors: Float[np.ndarray, "B K+L"], texts: Sequence[Sequence[str]]
+    ) -> list[Float[np.ndarray, " _"]]:
+        """Score texts for each image: the cosine of the predicted words with those of the text, about."""
+        first = vectors[:, : self.header.split[0]] / self._lengths[0]
+        lengths = np.sqrt(np.einsum("bk,kl,bl->b", first, self.arrays.score_gram, first).clip(min=1e-12))
+        found = []
+        for image, length, own in zip(first, lengths, texts, strict=True):
+            mapped = self.vocabulary.weigh(own).times(self.arrays.score_map) - self.arrays.score_offset
+            found.append(mapped @ image / length)
+        return found
+
+
+def gaussian(
+    first: Float[np.ndarray, "B F"],
+    second: Float[np.ndarray, "M F"],
+    width: float,
+    squares: Float[np.ndarray, " M"] | None = None,
+) -> Float[np.ndarray, "B M"]:
+    """Compute the Gaussian kernel exp(-width · d²) of all pairs of rows.
+
+    Args:
+        first: Rows.
+        second: Rows.
+        width: Factor of squared distances.
+        squares: Squared lengths of `second`, if they are known.
+    """
+    squares = np.square(second).sum(axis=1) if squares is None else squares
+    kernel = first @ second.T
+    kernel *= 2 * np.float32(width)
+    kernel -= np.float32(width) * np.square(first).sum(axis=1)[:, None]
+    kernel -= np.float32(width) * squares
+    return np.exp(np.minimum(kernel, 0, out=kernel), out=kernel)
+
+
+def targets(
+    vocabulary: Vocabulary,
+    texts: Sequence[str],
+    centred: Float[np.ndarray, "B E"],
+    projection: Float[np.ndarray, "V+E K"],
+    text_weight: float,
+) -> Float[np.ndarray, "B K"]:
+    """Project the targets of texts: [weights of words, √text_weight · text embedding], scaled to length 1.
+
+    Args:
+        vocabulary: Known words.
+        texts: Texts.
+        centred: The base's text embeddings less their mean, of length 1.
+        projection: Matrix.
+        text_weight: Weight of the text embedding.
+    """
+    weighed = vocabulary.weigh(texts)
+    has_words = np.diff(weighed.ends, prepend=0) > 0
+    split = len(vocabulary)
+    found = weighed.times(projection[:split]) + np.float32(np.sqrt(text_weight)) * (centred @ projection[split:])
+    return found / np.sqrt(np.maximum(has_words + text_weight, 1e-9)).astype(np.float32)[:, None]
+
+
+def write_adaptation(
+    folder: Path, header: Header, arrays: Arrays, features: Float[np.ndarray, "N F"], digests: UInt8[np.ndarray, "N 32"]
+) -> None:
+    """Write an adaptation into the folder of its base model.
+
+    Args:
+        folder: Folder.
+        header: Content of `adapted.json`.
+        arrays: Content of `adapted.safetensors`, stored in half precision.
+        features: Embeddings of the base and descriptors of all images, landmarks first.
+        digests: SHA-256 of the file of each image.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to.
+    """
+    import json
+
+    from safetensors.numpy import save
+
+    halves = {name: np.ascontiguousarray(value, np.float16) for name, value in vars(arrays).items()}
+    halves["rarities"] = np.ascontiguousarray(arrays.rarities, np.float32)  # the page computes with the same
+    (folder / ARRAYS).write_bytes(save(halves))
+    stored = {"features": np.ascontiguousarray(features, np.float16), "digests": np.ascontiguousarray(digests)}
+    (folder / FEATURES).write_bytes(save(stored))
+    (folder / ADAPTED).write_bytes(json.dumps(to_dict(header), ensure_ascii=False).encode())
+
+
+def read_header(folder: Path) -> Header:
+    """Read the small numbers of an adapted model.
+
+    Raises:
+        UserError: If the file is corrupt, or was written with rules that this version does not know.
+    """
+    path = folder / ADAPTED
+    header = from_dict(Header, read_json(path), str(path))
+    known = (rules_of_words.RULES, rules_of_images.VERSION)
+    if (header.word_rules, header.image_rules) != known:
+        raise UserError(
+            f"{path}: rules of words and images have the versions {header.word_rules} and {header.image_rules}, and "
+            f"this program has {known[0]} and {known[1]}; run grr-coca adapt again"
+        )
+    return header
+
+
+def read_adaptation(folder: Path) -> Adaptation:
+    """Read the adaptation of the model in a folder.
+
+    Raises:
+        UserError: If a file is missing or corrupt, or the files do not fit one another.
+    """
+    header = read_header(folder)
+    stored = _read(folder / ARRAYS)
+    missing = Arrays.__dataclass_fields__.keys() - stored.keys()
+    if missing:
+        raise UserError(f"{folder / ARRAYS}: corrupt: '{sorted(missing)[0]}' is missing; run grr-coca adapt again")
+    arrays = Arrays(**{name: stored[name] for name in Arrays.__dataclass_fields__})
+    landmarks = _read(folder / FEATURES, header.num_landmarks).get("features", np.zeros((0, 0)))
+    sizes = (len(header.words), len(header.captions), header.num_landmarks, header.num_landmarks, sum(header.split))
+    found = (len(arrays.rarities), len(arrays.caption_vectors), len(landmarks), len(arrays.dual))
+    if sizes != (*found, arrays.caption_vectors.shape[-1]):
+        raise UserError(f"{folder / ARRAYS}: does not fit {ADAPTED}; run grr-coca adapt again")
+    return Adaptation(header, arrays, landmarks)
+
+
+def read_features(folder: Path) -> dict[bytes, Float[np.ndarray, " F"]]:
+    """Read the features of all images of the fit, by the SHA-256 of their files.
+
+    Raises:
+        UserError: If the file is missing or corrupt.
+    """
+    stored = _read(folder / FEATURES)
+    return {bytes(digest): row for digest, row in zip(stored["digests"], stored["features"], strict=True)}
+
+
+def _read(path: Path, num_rows: int | None = None) -> dict[str, Any]:
+    """Read all arrays of a file, or the first rows of each."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name)[: num_rows or None] for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: the file is missing; run grr-coca adapt again") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: corrupt, or cannot be read ({error}); run grr-coca adapt again") from error
+
+
+def digest_of(content: bytes) -> bytes:
+    """Return the SHA-256 of the file of an image."""
+    return hashlib.sha256(content).digest()

@@ -1,0 +1,185 @@
+"""An adapted model with the face of `ImageTextModel`: the engine of its base, with vectors and captions of its own.
+
+Shapes: B images or texts, S image size in pixels, K numbers of a vector.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import Float, Int, UInt8
+from grr_coca.infer.adapted.adaptation import Adaptation, read_adaptation
+from grr_coca.infer.adapted.captioner import (
+    beams_of,
+    candidates_of,
+    evidence_of,
+    ranked,
+    shortlist,
+    used,
+    with_log_probs,
+)
+from grr_coca.infer.adapted.descriptors import descriptors
+from grr_coca.infer.calibration import Certainty
+from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, EngineName
+from grr_coca.infer.generate import GREEDY, GenerationOptions
+from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, stream_captions
+from grr_coca.infer.generate.sampling import require_numbers
+from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.model.checkpoint_files import CheckpointFiles
+
+
+class _Context(NamedTuple):
+    """What the base attends to, and the kernel value of the nearest image of the fit."""
+
+    base: Any
+    nearest: Float[np.ndarray, " B"]
+
+
+class AdaptedEngine:
+    """The engine of the base, whose image embeddings are replaced by adapted vectors.
+
+    Args:
+        base: Engine of the base.
+        adaptation: Numbers of the model.
+    """
+
+    def __init__(self, base: Engine, adaptation: Adaptation) -> None:
+        self.base, self.adaptation = base, adaptation
+        self.name: EngineName = base.name
+        self.embed_dim = adaptation.size
+        self.context_length, self.vocab_size = base.context_length, base.vocab_size
+        self.logit_scale = adaptation.header.logit_scale
+        self.logit_bias: float | None = None
+
+    @property
+    def device(self) -> str:
+        """The device of the base."""
+        return str(getattr(self.base, "device", "cpu"))
+
+    @property
+    def workers(self) -> int:
+        """As in `Engine`."""
+        return self.base.workers
+
+    def one_thread_each(self) -> AbstractContextManager:
+        """As in `Engine`."""
+        return self.base.one_thread_each()
+
+    def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
+        """As in `Engine`."""
+        encoded = self.base.encode_images(pixels)
+        vectors, nearest = self.adaptation.image_vectors(encoded.embedding, descriptors(pixels))
+        return EncodedImages(vectors, _Context(encoded.context, nearest))
+
+    def encode_texts(
+        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B E"]:
+        """Return the base's embeddings. `AdaptedModel` turns them into vectors, which need the words, too."""
+        return self.base.encode_texts(token_ids, lengths)
+
+    def decoder(
+        self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
+    ) -> Decoder:
+        """As in `Engine`."""
+        return self.base.decoder(
+            EncodedImages(images.embedding, images.context.base),
+            num_prompt=num_prompt,
+            max_tokens=max_tokens,
+            num_captions=num_captions,
+            beams=beams,
+        )
+
+
+class AdaptedModel(ImageTextModel):
+    """A model that was adapted to own pairs.
+
+    Captions are chosen among those of near images, joined parts of them and beams. With a prompt, a temperature or
+    other options than numbers of beams and captions, the decoder of the base writes them.
+
+    Args:
+        checkpoint: The base's files, or its checkpoint.
+        engine: Engine of the base.
+        folder: Folder of the adapted model.
+    """
+
+    def __init__(self, checkpoint: CheckpointFiles, engine: Engine, folder: Path) -> None:
+        self.adaptation = read_adaptation(folder)
+        if engine.embed_dim != len(self.adaptation.arrays.image_mean):
+            raise UserError(f"{folder}: the adaptation does not fit the base model; run grr-coca adapt again")
+        super().__init__(checkpoint, AdaptedEngine(engine, self.adaptation), folder)
+
+    def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
+        """Return queries for images that look like some images: the base's embeddings alone."""
+        return self.adaptation.picture_queries(vectors)
+
+    def generate(
+        self,
+        pixels: UInt8[np.ndarray, "B S S 3"],
+        options: GenerationOptions = GREEDY,
+        prompt: str = "",
+        keys: Sequence[object] | None = None,
+    ) -> GeneratedCaptions:
+        """Caption images, see `ImageTextModel.generate`."""
+        if prompt or replace(options, num_beams=1, num_captions=1) != GREEDY:
+            return super().generate(pixels, options, prompt, keys)
+        captioning = self.adaptation.header.captioning
+        engine = self.engine
+        encoded = engine.encode_images(pixels)
+        beams: list[list[str]] = [[] for _ in range(len(pixels))]
+        count = max(captioning.beams, options.num_captions if captioning.beams else 0)
+        if count:
+            beams = beams_of(engine, self.tokenizer, pixels, count)
+        found = candidates_of(self.adaptation, encoded.embedding, captioning, beams)
+        summed: list[dict[str, float]] = [{} for _ in found]
+        if captioning.log_prob_weight:
+            short = [shortlist(used(own, captioning)).texts for own in found]
+            read = with_log_probs(engine, self.tokenizer, encoded, short)
+            summed = [{caption.text: sum(caption.log_probs) for caption in own} for own in read]
+        texts, certain = [], []
+        for own, log_probs, nearest in zip(found, summed, encoded.context.nearest.tolist(), strict=True):
+            best, scores = ranked(own, captioning, log_probs)
+            texts.append(best[: options.num_captions])
+            certain.append([self._confidence(scores[place:], nearest) for place in range(len(texts[-1]))])
+        captions = [
+            [caption._replace(confidence=sure) for caption, sure in zip(own, sures, strict=True)]
+            for own, sures in zip(with_log_probs(engine, self.tokenizer, encoded, texts), certain, strict=True)
+        ]
+        return GeneratedCaptions(captions, encoded.embedding)
+
+    def stream(
+        self,
+        pixels: UInt8[np.ndarray, "B S S 3"],
+        options: GenerationOptions = GREEDY,
+        prompt: str = "",
+        keys: Sequence[object] | None = None,
+    ) -> Generator[list[str], None, GeneratedCaptions]:
+        """Caption images. The text of a caption comes in one piece, unless the decoder writes it."""
+        if prompt or options != GREEDY:
+            return (yield from stream_captions(self.engine, self.tokenizer, pixels, options, prompt, keys))
+        found = self.generate(pixels, options, prompt, keys)
+        yield [captions[0].text for captions in found.captions]
+        return found
+
+    def certainties(
+        self,
+        pixels: UInt8[np.ndarray, "B S S 3"],  # noqa: ARG002 (the model knew them when it chose the captions)
+        captions: Sequence[Sequence[Caption]],
+        prompt: str = "",  # noqa: ARG002 (captions after a prompt have no confidence)
+    ) -> list[tuple[Certainty, ...]]:
+        """Return how sure the model is of each caption. Whether images are unfamiliar is unknown."""
+        return [tuple(Certainty(caption.confidence, None) for caption in own) for own in captions]
+
+    def _confidence(self, scores: Float[np.ndarray, " _"], nearest: float) -> float | None:
+        curve = self.adaptation.header.captioning.confidence
+        if curve is None:
+            return None
+        return float(curve.probabilities(np.array([evidence_of(scores, nearest)]))[0])
+
+    def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
+        vectors = self.adaptation.text_vectors(texts, np.stack(super()._text_rows(texts)))
+        return list(require_numbers(vectors))

@@ -1,0 +1,200 @@
+"""Captions of an adapted model: those of near images, joined parts of them, and the decoder's beams, ranked.
+
+Shapes: B images, K captions of an image, T tokens.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grr_coca.common.shapes import Float, Int
+from grr_coca.data.tokenizer import Tokenizer
+from grr_coca.infer.adapted.adaptation import Adaptation, Captioning
+from grr_coca.infer.engine.base import EncodedImages, Engine
+from grr_coca.infer.generate import GenerationOptions
+from grr_coca.infer.generate.captions import Caption, generate
+
+NUM_NEAR = 10
+"""Captions of near images that are candidates, and joined ones."""
+MAX_BEAMS = 5
+_MAX_JOINED = 500
+_PUNCTUATION = ",.;:!?"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidates for the caption of one image.
+
+    Attributes:
+        texts: Distinct captions; near ones first, then joined ones, then beams.
+        kinds: Kind of each: "near", "joined" or "beam".
+        similarities: Similarity of near captions with the image; NaN for others.
+        word_scores: Agreement of words with the prediction, see `Adaptation.word_scores`.
+    """
+
+    texts: list[str]
+    kinds: list[str]
+    similarities: np.ndarray
+    word_scores: np.ndarray
+
+
+def candidates_of(
+    adaptation: Adaptation,
+    vectors: Float[np.ndarray, "B K"],
+    captioning: Captioning,
+    beams: Sequence[Sequence[str]],
+    allowed: Sequence[Int[np.ndarray, " _"]] | None = None,
+) -> list[Candidates]:
+    """Collect candidates for the captions of images.
+
+    Args:
+        adaptation: Numbers of the model.
+        vectors: Of images.
+        captioning: How captions are chosen.
+        beams: Captions of the decoder for each image.
+        allowed: Captions of the fit, by number, that may be used for each image; None: all.
+    """
+    found = []
+    similarities = vectors @ adaptation.arrays.caption_vectors.T
+    near_texts, near_scores = [], []
+    for row, scores in enumerate(similarities):
+        numbers = np.arange(len(scores)) if allowed is None else allowed[row]
+        best = numbers[np.argsort(-scores[numbers], kind="stable")[:NUM_NEAR]]
+        near_texts.append([adaptation.header.captions[number] for number in best])
+        near_scores.append(scores[best])
+    joined = [join_captions(texts) if captioning.composed else [] for texts in near_texts]
+    scored = adaptation.word_scores(
+        vectors, [[*near, *parts, *own] for near, parts, own in zip(near_texts, joined, beams, strict=True)]
+    )
+    for near, own_scores, parts, own, scores in zip(near_texts, near_scores, joined, beams, scored, strict=True):
+        first, last = len(near), len(near) + len(parts)
+        best = first + np.argsort(-scores[first:last], kind="stable")[:NUM_NEAR]
+        rows = [*range(first), *best.tolist(), *range(last, last + len(own))]
+        texts = [*near, *parts, *own]
+        kinds = ["near"] * first + ["joined"] * len(parts) + ["beam"] * len(own)
+        distinct = {texts[row]: row for row in reversed(rows)}
+        kept = sorted(distinct.values(), key=rows.index)
+        known = np.concatenate([own_scores, np.full(len(texts) - first, np.nan)])
+        found.append(
+            Candidates([texts[row] for row in kept], [kinds[row] for row in kept], known[kept], np.array(scores)[kept])
+        )
+    return found
+
+
+def shortlist(candidates: Candidates) -> Candidates:
+    """Return the candidates whose words agree most with the prediction, for the decoder to read."""
+    return _chosen(candidates, np.argsort(-candidates.word_scores, kind="stable")[:NUM_NEAR])
+
+
+def _chosen(candidates: Candidates, rows: Int[np.ndarray, " K"]) -> Candidates:
+    return Candidates(
+        [candidates.texts[row] for row in rows],
+        [candidates.kinds[row] for row in rows],
+        candidates.similarities[rows],
+        candidates.word_scores[rows],
+    )
+
+
+def join_captions(captions: Sequence[str]) -> list[str]:
+    """Join the beginning of one caption to the end of another, at a word that both have.
+
+    "latin small letter o with acute" and "greek capital letter eta" give "latin small letter eta". No word becomes more
+    frequent than in one of the two.
+    """
+    tokens = [caption.split() for caption in captions]
+    places: dict[str, list[tuple[int, int]]] = {}
+    for number, words in enumerate(tokens):
+        for place, word in enumerate(words):
+            places.setdefault(word.strip(_PUNCTUATION).lower(), []).append((number, place))
+    counts = [Counter(words) for words in tokens]
+    joined: dict[str, None] = {}
+    for found in places.values():
+        for one, begin in found:
+            for other, end in found:
+                if one == other or len(joined) >= _MAX_JOINED:
+                    continue
+                words = tokens[one][:begin] + tokens[other][end:]
+                limits = counts[one] | counts[other]
+                if all(count <= limits[word] for word, count in Counter(words).items()):
+                    joined[" ".join(words)] = None
+    return [text for text in joined if text not in set(captions)]
+
+
+def used(candidates: Candidates, captioning: Captioning) -> Candidates:
+    """Return the candidates of the kinds that are used."""
+    kinds = {"near", *(["joined"] if captioning.composed else []), *(["beam"] if captioning.beams else [])}
+    return _chosen(candidates, np.flatnonzero([kind in kinds for kind in candidates.kinds]))
+
+
+def ranked(
+    candidates: Candidates, captioning: Captioning, log_probs: Mapping[str, float]
+) -> tuple[list[str], Float[np.ndarray, " K"]]:
+    """Rank the candidates of an image. Returns the captions, best first, and their scores.
+
+    Args:
+        candidates: Candidates.
+        captioning: How captions are chosen.
+        log_probs: Summed log-probability by the decoder of each caption of `shortlist`, if it has a weight.
+    """
+    own = used(candidates, captioning)
+    if captioning.log_prob_weight:
+        own = shortlist(own)
+        scores = own.word_scores + captioning.log_prob_weight * np.array([log_probs[text] for text in own.texts])
+    else:
+        scores = own.word_scores if captioning.composed else own.similarities
+    order = np.argsort(-scores, kind="stable")
+    return [own.texts[place] for place in order], scores[order]
+
+
+def beams_of(engine: Engine, tokenizer: Tokenizer, pixels: np.ndarray, count: int) -> list[list[str]]:
+    """Return the captions of beam search for each image, best first."""
+    options = GenerationOptions(num_beams=count, num_captions=count)
+    found = generate(engine, tokenizer, pixels, options)
+    return [[caption.text for caption in own if caption.text] for own in found.captions]
+
+
+def with_log_probs(
+    engine: Engine, tokenizer: Tokenizer, images: EncodedImages, texts: Sequence[Sequence[str]]
+) -> list[list[Caption]]:
+    """Return captions with the tokens and log-probabilities that the decoder gives them.
+
+    Args:
+        engine: The base.
+        tokenizer: Its tokenizer.
+        images: From the engine.
+        texts: Captions of each image, at least one. Of one that is longer than the context, only the first tokens have
+            a log-probability.
+    """
+    room = engine.context_length - 2
+    ids = [[_tokens(tokenizer, text, room) for text in own] for own in texts]
+    count, longest = max(map(len, ids)), max(len(row) for own in ids for row in own)
+    padded = np.full((len(ids), count, longest), tokenizer.eos_id, np.int64)
+    for image, own in enumerate(ids):
+        for row, tokens in enumerate(own):
+            padded[image, row, : len(tokens)] = tokens
+    flat = padded.reshape(-1, longest)
+    decoder = engine.decoder(images, num_prompt=1, max_tokens=longest, num_captions=count)
+    logits = decoder.step(np.full((len(ids), 1), tokenizer.bos_id, np.int64)).repeated(count)
+    decoder.reorder(np.repeat(np.arange(len(ids)), count))
+    columns = [logits.of(flat[:, :1])]
+    columns += [decoder.step(flat[:, place - 1 : place]).of(flat[:, place : place + 1]) for place in range(1, longest)]
+    log_probs = np.concatenate(columns, axis=1).reshape(padded.shape)
+    return [
+        [
+            Caption(text, tuple(tokens), tuple(log_probs[image, row, : len(tokens)].tolist()))
+            for row, (text, tokens) in enumerate(zip(own, ids[image], strict=True))
+        ]
+        for image, own in enumerate(texts)
+    ]
+
+
+def _tokens(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
+    return [*tokenizer.encode(text), tokenizer.eos_id][:room]
+
+
+def evidence_of(scores: Float[np.ndarray, " K"], nearest: float) -> tuple[float, float, float]:
+    """Return what is known of the first candidate: its score, its lead, and the kernel value of the nearest image."""
+    lead = float(scores[0] - scores[1]) if len(scores) > 1 else float(scores[0])
+    return float(scores[0]), lead, nearest

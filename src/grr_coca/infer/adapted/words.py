@@ -1,0 +1,133 @@
+"""Words of captions and queries, and their weights (TF-IDF). `serve/page/files/words.js` has the same rules.
+
+A word is a run of letters, marks and numbers, after compatibility composition (NFKC) in lower case. Scripts that put no
+spaces between words, such as Chinese, give each character and each pair of neighbours.
+"""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from grr_coca.common.shapes import Float, Int
+
+RULES = 1
+"""Version of these rules, which an adapted model stores."""
+
+UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),  # Han
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+"""Code points of scripts without spaces between words, first and last of each range."""
+_ASCII_WORDS = re.compile(r"[a-z0-9]+")
+
+
+def words_of(text: str) -> list[str]:
+    """Split a text into its words, in order."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    if text.isascii():
+        return _ASCII_WORDS.findall(text)
+    words: list[str] = []
+    run, is_unspaced = "", False
+    for letter in f"{text} ":
+        belongs = unicodedata.category(letter)[0] in "LMN"
+        unspaced = belongs and any(first <= ord(letter) <= last for first, last in UNSPACED)
+        if run and (not belongs or unspaced != is_unspaced):
+            words += _characters(run) if is_unspaced else [run]
+            run = ""
+        if belongs:
+            run, is_unspaced = run + letter, unspaced
+    return words
+
+
+def _characters(run: str) -> list[str]:
+    return [*run, *(run[place : place + 2] for place in range(len(run) - 1))]
+
+
+class WordWeights(NamedTuple):
+    """The known words of M texts, as rows of a sparse matrix: word ids and weights of all texts, one after another, and
+    where each text ends. The weights of a text have length 1."""
+
+    ids: Int[np.ndarray, " N"]
+    weights: Float[np.ndarray, " N"]
+    ends: Int[np.ndarray, " M"]
+
+    def times(self, rows: Float[np.ndarray, "V K"]) -> Float[np.ndarray, "M K"]:
+        """Multiply with a dense matrix. Texts without a known word give zeros."""
+        found = np.zeros((len(self.ends), rows.shape[1]), np.float32)
+        counts = np.diff(self.ends, prepend=0)
+        filled = counts > 0
+        if not filled.any():
+            return found
+        step = max(1, 4_000_000 // max(1, rows.shape[1]))  # the gathered rows need memory
+        starts = (self.ends - counts)[filled]
+        places = np.flatnonzero(filled)
+        first = 0
+        while first < len(starts):
+            last = first + max(1, int(np.searchsorted(starts[first:], starts[first] + step, side="right")) - 1)
+            begin, end = starts[first], starts[last] if last < len(starts) else len(self.ids)
+            gathered = rows[self.ids[begin:end]].astype(np.float32) * self.weights[begin:end, None]
+            found[places[first:last]] = np.add.reduceat(gathered, starts[first:last] - begin, axis=0)
+            first = last
+        return found
+
+    def transposed(self, num_words: int) -> "WordWeights":
+        """The transposed matrix: for each word its texts."""
+        texts = np.repeat(np.arange(len(self.ends)), np.diff(self.ends, prepend=0))
+        order = np.argsort(self.ids, kind="stable")
+        ends = np.cumsum(np.bincount(self.ids, minlength=num_words))
+        return WordWeights(texts[order], self.weights[order], ends)
+
+
+class Vocabulary:
+    """The words of some captions, and how rare they are.
+
+    Args:
+        words: distinct words.
+        rarities: inverse document frequency of each word.
+    """
+
+    def __init__(self, words: Sequence[str], rarities: Float[np.ndarray, " V"]) -> None:
+        self.words = tuple(words)
+        self.rarities = np.asarray(rarities, np.float32)
+        self._ids = {word: number for number, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @classmethod
+    def of(cls, captions: Sequence[str], limit: int) -> "Vocabulary":
+        """Collect the words of captions, at most `limit`, the most frequent ones."""
+        counts = Counter(word for caption in captions for word in set(words_of(caption)))
+        kept = sorted(sorted(counts, key=lambda word: (-counts[word], word))[:limit])
+        rarities = [math.log((1 + len(captions)) / (1 + counts[word])) + 1 for word in kept]
+        return cls(kept, np.array(rarities, np.float32))
+
+    def knows(self, text: str) -> bool:
+        """Return whether a text has a word of the vocabulary."""
+        return any(word in self._ids for word in words_of(text))
+
+    def weigh(self, texts: Iterable[str]) -> WordWeights:
+        """Weigh the words of texts: number in the text × rarity, scaled to length 1."""
+        ids: list[int] = []
+        weights: list[float] = []
+        ends: list[int] = []
+        for text in texts:
+            counts = Counter(self._ids[word] for word in words_of(text) if word in self._ids)
+            values = [count * float(self.rarities[word]) for word, count in counts.items()]
+            length = math.sqrt(math.fsum(value * value for value in values))
+            ids += counts
+            weights += [value / length for value in values]
+            ends.append(len(ids))
+        return WordWeights(np.array(ids, np.int64), np.array(weights, np.float32), np.array(ends, np.int64))

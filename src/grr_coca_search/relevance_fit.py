@@ -1,0 +1,84 @@
+"""Fit the relevance curve of an adapted model to queries with known answers, on images that its fit did not see.
+
+Shapes: N images, Q queries, H hits of a query, E embedding width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from grr_coca_search.relevance import RelevanceCurve, evidence
+
+_HITS, _SAMPLE = 20, 300
+"""Hits of a query that the curve is fitted to, and images of a library that they are compared with."""
+_FALSE_DENIALS = 0.05
+"""Share of queries whose answer is there, of which it may be said that nothing looks like it."""
+
+
+def fit_relevance(
+    images: np.ndarray,
+    captions: np.ndarray,
+    libraries: Sequence[np.ndarray],
+    queries: Sequence[tuple[int, np.ndarray, np.ndarray]],
+) -> dict[str, float] | None:
+    """Fit the curve, as the content of `relevance.json`.
+
+    Args:
+        images: Vectors of images by fits that did not see them, N E.
+        captions: Vectors of the captions that the model gives them, N E.
+        libraries: Images of each library.
+        queries: Library of each query, its vector E, and which images of the library are right.
+
+    Returns:
+        The parameters, or None if there are too few right or wrong hits.
+    """
+    rows, rights, firsts = [], [], []
+    random = np.random.default_rng(0)
+    samples = [random.permutation(library)[:_SAMPLE] for library in libraries]
+    for library, vector, is_right in queries:
+        members = libraries[library]
+        scores = images[members] @ vector
+        best = np.argsort(-scores, kind="stable")[:_HITS]
+        sample = samples[library]
+        found = evidence(vector, scores[best], images[sample], vector[None], captions[members[best]], captions[sample])
+        rows.append(found)
+        rights.append(is_right[best])
+        firsts.append((found[:10], bool(is_right[best][:10].any())))
+    if not rows:
+        return None
+    columns, is_right = np.concatenate(rows), np.concatenate(rights)
+    if min(is_right.sum(), (~is_right).sum()) < _HITS:
+        return None
+    weights = _logistic(columns, is_right.astype(np.float64))
+    curve = RelevanceCurve(
+        per_deviation=float(weights[0]),
+        per_agreement=float(weights[1]),
+        per_log_images=float(weights[2]),
+        per_cosine=float(weights[3]),
+        offset=float(weights[4]),
+    )
+    best_of = [float(curve.relevances(found).max()) for found, has_answer in firsts if has_answer]
+    parameters = {name: float(value) for name, value in vars(curve).items()}
+    parameters["nothing_below"] = float(np.quantile(best_of, _FALSE_DENIALS)) if best_of else 0.0
+    return parameters
+
+
+def _logistic(columns: np.ndarray, is_right: np.ndarray) -> np.ndarray:
+    """Weights of columns and an offset, by Newton's method with a small penalty. The weight of a column that does not
+    vary, as with libraries of one size, is 0."""
+    mean, spread = columns.mean(axis=0), columns.std(axis=0)
+    varies = spread > 1e-6
+    scaled = np.where(varies, (columns - mean) / np.where(varies, spread, 1), 0)
+    rows = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
+    penalty = np.diag([1.0] * columns.shape[1] + [0.0])
+    weights = np.zeros(rows.shape[1])
+    for _ in range(50):
+        shares = 1 / (1 + np.exp(-np.clip(rows @ weights, -30, 30)))
+        slope = rows.T @ (shares - is_right) + penalty @ weights
+        curvature = (rows.T * (shares * (1 - shares)).clip(min=1e-6)) @ rows + penalty
+        step = np.linalg.solve(curvature, slope)
+        weights -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    slopes = np.where(varies, weights[:-1] / np.where(varies, spread, 1), 0)
+    return np.append(slopes, weights[-1] - slopes @ mean)

@@ -1,0 +1,300 @@
+"""`grr-coca adapt` from pairs to a model that other commands take."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from support import encode_image, real_pairs, snapshot, with_caption, write_shard
+
+from grr_coca import load
+from grr_coca.adapt import calibrate
+from grr_coca.adapt.read_pairs import MAX_PAIRS
+from grr_coca.cli import main
+from grr_coca.common.errors import UserError
+from grr_coca.infer.adapted.adapted_model import AdaptedModel
+from grr_coca.model.checkpoint_files import base_fingerprint, fingerprint
+
+NUM_PAIRS, NUM_UNSEEN = 150, 60
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_beams():
+    """Beams take most of the time of a small fit."""
+    before, calibrate._MAX_COMPARED = calibrate._MAX_COMPARED, 8
+    yield
+    calibrate._MAX_COMPARED = before
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A folder with pairs, an adapted model, and an index of images that it has not seen."""
+    folder = tmp_path_factory.mktemp("adapt")
+    pairs = real_pairs(NUM_PAIRS + NUM_UNSEEN, "glyphs")
+    write_shard(folder / "pairs.tar", pairs[:NUM_PAIRS])
+    write_shard(folder / "unseen.tar", pairs[NUM_PAIRS:])
+    for pair in pairs[NUM_PAIRS:]:
+        (folder / "unseen" / f"{pair.key}.webp").parent.mkdir(exist_ok=True)
+        (folder / "unseen" / f"{pair.key}.webp").write_bytes(pair.image)
+    assert main(["adapt", str(folder / "pairs.tar"), "--out", str(folder / "mine")]) == 0
+    assert main(["index", str(folder / "unseen"), "--out", str(folder / "index"), "-c", str(folder / "mine")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(place):
+    return load(place / "mine")
+
+
+@pytest.fixture(scope="session")
+def unseen(place):
+    pairs = real_pairs(NUM_PAIRS + NUM_UNSEEN, "glyphs")[NUM_PAIRS:]
+    return [place / "unseen" / f"{pair.key}.webp" for pair in pairs], [pair.caption for pair in pairs]
+
+
+def recall(similarity, captions, k):
+    """The share of captions whose image is among the k most similar."""
+    right = np.array([[one == other for other in captions] for one in captions])
+    best = np.argsort(-similarity.T, axis=1)[:, :k]
+    return np.take_along_axis(right, best, axis=1).any(axis=1).mean()
+
+
+def test_adapted_model_finds_more_unseen_images_than_its_base(model, unseen):
+    images, captions = unseen
+    adapted = recall(model.similarity(images, captions), captions, 10)
+    base = recall(load("icons", engine="onnx").similarity(images, captions), captions, 10)
+    assert adapted > base + 0.15
+
+
+def test_adapted_model_has_one_unit_vector_for_each_image_and_text(model, unseen):
+    images, captions = unseen
+    vectors, texts = model.embed_images(images[:5]), model.embed_texts([*captions[:5], "zzz", "猫"])
+    assert isinstance(model, AdaptedModel)
+    assert vectors.shape[1] == texts.shape[1] == model.engine.embed_dim <= 512
+    for rows in (vectors, texts):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(model.embed_images(images[3]), vectors[3], atol=1e-5)
+
+
+def test_engines_agree(place, model, unseen):
+    images, captions = unseen
+    other = load(place / "mine", engine="torch")
+    np.testing.assert_allclose(other.embed_images(images[:4]), model.embed_images(images[:4]), atol=1e-3)
+    np.testing.assert_allclose(other.embed_texts(captions[:4]), model.embed_texts(captions[:4]), atol=1e-3)
+    assert other.caption(images[:4]) == model.caption(images[:4])
+
+
+def test_captions_share_words_with_the_right_ones(model, unseen):
+    images, captions = unseen
+
+    def agreement(found):
+        pairs = [(set(one.split()), set(other.split())) for one, other in zip(found, captions, strict=True)]
+        return np.mean([len(one & other) / len(one | other) for one, other in pairs])
+
+    assert agreement(model.caption(images)) > agreement(load("icons", engine="onnx").caption(images)) + 0.2
+
+
+def test_describe_gives_tokens_and_ranks_captions(model, unseen):
+    images, _ = unseen
+    described = model.describe(images[0], num_beams=3, num_captions=3)
+    assert len({caption.text for caption in described.captions}) == 3
+    for caption in described.captions:
+        assert model.tokenizer.decode(caption.token_ids) == caption.text
+        assert len(caption.log_probs) == len(caption.token_ids)
+        assert max(caption.log_probs) < 0
+    np.testing.assert_allclose(described.embedding, model.embed_images(images[0]), atol=1e-5)
+
+
+def test_log_probs_are_those_of_the_decoder(model, unseen):
+    base = load("icons", engine="torch")
+    images, _ = unseen
+    caption = model.describe(images[0]).captions[0]
+    pixels = base.preprocess(Image.open(images[0]).convert("RGB"))[None]
+    encoded = base.engine.encode_images(pixels)
+    decoder = base.engine.decoder(encoded, num_prompt=1, max_tokens=len(caption.token_ids))
+    read = [base.tokenizer.bos_id, *caption.token_ids[:-1]]
+    expected = [
+        float(decoder.step(np.array([[token]])).of(np.array([[target]]))[0, 0])
+        for token, target in zip(read, caption.token_ids, strict=True)
+    ]
+    np.testing.assert_allclose(caption.log_probs, expected, atol=2e-3)
+
+
+def test_prompt_is_continued_by_the_decoder(model, unseen):
+    assert model.caption(unseen[0][0], prompt="arrow").startswith("arrow")
+
+
+def test_index_finds_an_unseen_image_by_its_words(grr_coca, place, unseen):
+    images, captions = unseen
+    found = 0
+    for path, caption in list(zip(images, captions, strict=True))[:12]:
+        said = grr_coca("search", place / "index", caption, "--json", "-n", 10)
+        assert said.code == 0
+        hits = json.loads(said.out)
+        found += any(hit["path"] == str(path) for hit in hits)
+    assert found >= 6
+
+
+def test_picture_finds_itself(grr_coca, place, unseen):
+    said = grr_coca("search", place / "index", "--image", unseen[0][7], "--json", "-n", 3)
+    assert json.loads(said.out)[0]["path"] == str(unseen[0][7])
+
+
+def test_picture_query_ranks_as_the_base_less_the_mean(model, unseen):
+    images, _ = unseen
+    vectors = model.embed_images(images)
+    base = load("icons", engine="onnx").embed_images(images)
+    centred = base - model.adaptation.arrays.image_mean
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    similar = model.picture_queries(vectors) @ vectors.T
+    share = model.adaptation.header.values.plain_share
+    np.testing.assert_allclose(similar, centred @ centred.T * np.sqrt(share / (1 + share)), atol=2e-3)
+
+
+def test_index_of_the_base_is_refused(refused, place, tmp_path):
+    assert main(["index", str(place / "unseen"), "--out", str(tmp_path / "index"), "-c", "icons"]) == 0
+    assert "embeddings are not comparable" in refused("search", tmp_path / "index", "arrow", "-c", place / "mine")
+    assert "embeddings are not comparable" in refused("search", place / "index", "arrow", "-c", "icons")
+
+
+def test_folder_has_the_base_and_its_own_fingerprint(place, model):
+    base = load("icons")
+    assert base_fingerprint(place / "mine") == base.fingerprint == model.adaptation.header.base_fingerprint
+    assert model.fingerprint != base.fingerprint
+
+
+def test_again_gives_the_same_model_and_a_report(grr_coca, place, tmp_path):
+    said = grr_coca("adapt", place / "pairs.tar", "--out", tmp_path / "again", "--json")
+    report = json.loads(said.out)
+    assert report["images"] == NUM_PAIRS
+    new = report["retrieval"]["new/adapted"]
+    assert report["retrieval"]["new/chance"]["text_to_image/R@10"] < new["text_to_image/R@10"] <= 1
+    assert set(report["learning_curve"]) == {"0.25", "0.5", "1.0"}
+    page = (place / "mine" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/webp;base64,") >= 12
+    assert "nearest neighbour" in page
+    assert fingerprint(place / "mine") == fingerprint(tmp_path / "again")
+
+
+def test_more_pairs_reuse_stored_features(grr_coca, place, tmp_path):
+    """A stored feature that was changed shows that it is used again."""
+    pairs = real_pairs(NUM_PAIRS, "glyphs")
+    write_shard(tmp_path / "pairs.tar", pairs[:40])
+    assert grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "mine").code == 0
+    write_shard(tmp_path / "pairs.tar", pairs[:60])
+    said = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "mine", "--json")
+    assert said.code == 0, said.err
+    assert (json.loads(said.out)["images"], json.loads(said.out)["reused_images"]) == (60, 40)
+
+
+def test_several_captions_of_an_image_all_count(grr_coca, tmp_path):
+    pairs = real_pairs(40, "glyphs")
+    lines = ["file_name,caption"]
+    for pair in pairs:
+        (tmp_path / f"{pair.key}.webp").write_bytes(pair.image)
+        lines += [f"{pair.key}.webp,{pair.caption}", f"{pair.key}.webp,another {pair.caption}"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    said = grr_coca("adapt", tmp_path / "metadata.csv", "--out", tmp_path / "mine", "--json")
+    report = json.loads(said.out)
+    assert (report["images"], report["pairs"]) == (40, 80)
+
+
+def test_broken_images_are_skipped_and_counted(grr_coca, tmp_path):
+    pairs = list(real_pairs(40, "glyphs"))
+    pairs[3] = replace(pairs[3], image=b"no picture")
+    write_shard(tmp_path / "pairs.tar", pairs)
+    said = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "mine", "--json")
+    assert said.code == 0
+    assert json.loads(said.out)["skipped_pairs"] == 1
+    assert "1 pairs cannot be used" in said.err
+
+
+def test_classes_give_a_result_and_a_hint(grr_coca, tmp_path):
+    pairs = [with_caption(pair, pair.caption.split()[0]) for pair in real_pairs(60, "glyphs")]
+    kinds = {pair.caption for pair in pairs}
+    pairs = [pair if pair.caption in ("latin", "greek") else with_caption(pair, "other") for pair in pairs]
+    assert len(kinds) > 2
+    write_shard(tmp_path / "pairs.tar", pairs)
+    said = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "mine")
+    assert said.code == 0, said.err
+    assert "grr-coca classify" in said.out
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda pairs: pairs[:2], "2 pairs are too few; adapt needs 10 images with captions"),
+        (lambda pairs: [with_caption(pair, "one") for pair in pairs], "all captions are equal"),
+        (lambda pairs: [replace(pair, image=pairs[0].image) for pair in pairs], "1 different images"),
+        (lambda pairs: [replace(pair, image=b"x") for pair in pairs], "20 pairs cannot be read"),
+        (lambda pairs: [replace(pair, image=blank(number)) for number, pair in enumerate(pairs)], "look the same"),
+    ],
+)
+def test_unusable_pairs_get_one_line(grr_coca, tmp_path, make, message):
+    write_shard(tmp_path / "pairs.tar", make(list(real_pairs(20, "glyphs"))))
+    said = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "mine")
+    assert said.code == 2
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "mine").exists()
+
+
+def blank(number):
+    return encode_image(Image.new("RGB", (64 + number, 64 + number), "white"))
+
+
+def test_too_many_pairs_are_refused_before_they_are_read(grr_coca, tmp_path):
+    rows = "\n".join(f"{number}.png,caption {number}" for number in range(MAX_PAIRS + 1))
+    (tmp_path / "0.png").write_bytes(blank(0))
+    (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}\n")
+    said = grr_coca("adapt", tmp_path / "pairs.csv", "--out", tmp_path / "mine")
+    assert said.code == 2
+    assert "50,001 pairs; adapt takes at most 50,000, and more are worth training" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["adapt", "pairs.tar", "-c", "mine", "--out", "new"], "an adapted model; adapt its base, icons"),
+        (["adapt", "pairs.tar", "--out", "unseen"], "which would be deleted; pass a new folder to --out"),
+        (["adapt", "pairs.tar", "--out", "pairs.tar"], "expected a folder, found a file"),
+        (["match", "unseen", "unseen", "-c", "mine"], "match does not take adapted models"),
+        (["lint", "unseen", "-c", "mine"], "lint does not take adapted models"),
+        (["caption", "unseen", "-c", "mine", "--tags", "3"], "no tags were fitted for this model"),
+        (["export", "onnx", "-c", "mine", "--out", "new"], "export onnx does not take adapted models"),
+        (["export", "open_clip", "-c", "mine", "--out", "new"], "export open_clip does not take adapted models"),
+    ],
+)
+def test_wrong_use_gets_one_line(grr_coca, place, monkeypatch, arguments, message):
+    monkeypatch.chdir(place)
+    before = {path.name for path in place.iterdir()}
+    said = grr_coca(*arguments)
+    assert said.code == 2
+    assert message in said.err
+    assert {path.name for path in place.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["adapted.json", "adapted.safetensors", "features.safetensors"])
+def test_corrupt_files_are_reported(place, tmp_path, name):
+    files = snapshot(place / "mine")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for file, content in files.items():
+        (folder / file).write_bytes(content[:-20] if file == name else content)
+    with pytest.raises(UserError, match=name):
+        load(folder)
+
+
+def test_numbers_that_do_not_fit_are_reported(place, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for file, content in snapshot(place / "mine").items():
+        (folder / file).write_bytes(content)
+    (folder / "manifest.json").unlink()
+    arrays = load_file(folder / "adapted.safetensors")
+    save_file({**arrays, "dual": arrays["dual"][:-1]}, folder / "adapted.safetensors")
+    with pytest.raises(UserError, match="does not fit"):
+        load(folder, engine="torch")

@@ -1,4 +1,4 @@
-"""Words of captions and queries, and their weights (TF-IDF). `serve/page/files/words.js` has the same rules.
+"""Words of captions and queries, and their weights (TF-IDF).
 
 A word is a run of letters, marks and numbers, after compatibility composition (NFKC) in lower case. Scripts that put no
 spaces between words, such as Chinese, give each character and each pair of neighbours.

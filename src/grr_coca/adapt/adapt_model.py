@@ -23,10 +23,10 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.infer.adapted import descriptors, words
 from grr_coca.infer.adapted.adaptation import (
     Adaptation,
+    AdaptedHeader,
     Captioning,
-    Header,
+    read_adapted_header,
     read_features,
-    read_header,
     write_adaptation,
 )
 from grr_coca.infer.image_text_model import ImageTextModel
@@ -44,7 +44,7 @@ REPORT = "report.html"
 _OWN = {REPORT, *ADAPTED_FILES}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapted:
     """What `adapt_model` did.
 
@@ -63,7 +63,7 @@ class Adapted:
     images: ImageSet
     fitted: Fitted
     captions: CaptionFigures
-    header: Header
+    header: AdaptedHeader
     relevance: dict[str, float] | None
     num_reused: int
     seconds: float
@@ -100,8 +100,8 @@ def adapt_model(
     folder = locate_checkpoint(base)
     if is_adapted(folder):
         raise UserError(
-            f"{base}: an adapted model; adapt its base, {read_header(folder).base}. To add pairs, give all pairs and "
-            "the same --out: stored features are reused"
+            f"{base}: an adapted model; adapt its base, {read_adapted_header(folder).base}. To add pairs, give all "
+            "pairs and the same --out: stored features are reused"
         )
     require_replaceable(out)
     of_base = fingerprint(folder)
@@ -112,7 +112,7 @@ def adapt_model(
     steps = iter(range(100))
     fitted = fit_images(images, lambda name: watch(name, next(steps), 0))
     untold = Captioning(composed=False, beams=0, log_prob_weight=0.0, confidence=None)
-    header = Header(
+    header = AdaptedHeader(
         base=base,
         base_fingerprint=of_base,
         word_rules=words.RULES,
@@ -134,12 +134,22 @@ def adapt_model(
     header = _replaced(header, captions, fit_scale(images, fitted, draft))
     relevance = fit_search(images, fitted, draft, captions, model)
     seconds = time.perf_counter() - began
-    adapted = Adapted(images, fitted, captions, header, relevance, num_reused, seconds, source, model)
+    adapted = Adapted(
+        images=images,
+        fitted=fitted,
+        captions=captions,
+        header=header,
+        relevance=relevance,
+        num_reused=num_reused,
+        seconds=seconds,
+        source=source,
+        model=model,
+    )
     _write(out, folder, adapted, write_more)
     return adapted
 
 
-def forecast(num_images: int) -> tuple[float, float]:
+def estimate_cost(num_images: int) -> tuple[float, float]:
     """Return about how many seconds and gigabytes the fit of some images needs, without reading them."""
     exact = min(num_images, MAX_EXACT)
     seconds = 2 + 0.002 * num_images + 1e-10 * exact**3 + (60 if num_images > MAX_EXACT else 0)
@@ -174,17 +184,17 @@ def _stored_features(out: Path, of_base: str) -> Mapping[bytes, np.ndarray]:
     if not is_adapted(out):
         return {}
     try:
-        return read_features(out) if read_header(out).base_fingerprint == of_base else {}
+        return read_features(out) if read_adapted_header(out).base_fingerprint == of_base else {}
     except UserError:
         return {}
 
 
-def _replaced(header: Header, captions: CaptionFigures, scale: float) -> Header:
+def _replaced(header: AdaptedHeader, captions: CaptionFigures, scale: float) -> AdaptedHeader:
     figures = {**header.figures}
     for mode, cider in captions.cider.items():
         figures[f"captions/{mode}"] = {"CIDEr": cider, "exact": captions.exact[mode]}
     content = {**vars(header), "captioning": captions.captioning, "logit_scale": scale, "figures": figures}
-    return Header(**content)
+    return AdaptedHeader(**content)
 
 
 def _write(out: Path, base: Path, adapted: Adapted, write_more: Callable[[Path, Adapted], object]) -> None:

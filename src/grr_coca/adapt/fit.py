@@ -38,7 +38,7 @@ Step = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Gallery:
+class HeldOutFold:
     """A fold as a gallery to search, with its images unseen by the fit.
 
     Attributes:
@@ -70,7 +70,7 @@ class Folds:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class AnswerRanks:
     """The rank of the first right answer of each query, and the chance of a random order.
 
     Attributes:
@@ -84,7 +84,7 @@ class Ranks:
     groups: Int[np.ndarray, " Q"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fitted:
     """The result of a fit.
 
@@ -96,7 +96,7 @@ class Fitted:
         split: Numbers of both parts, K and L.
         folds: Folds of the images.
         held_out: Vectors of all images by fits that did not see them, N K+L, in `Folds.any_caption`.
-        figures: Ranks by kind of captions ("known", "new") and method.
+        figures: AnswerRanks by kind of captions ("known", "new") and method.
         words: Vocabulary.
         share_known: Share of pairs whose caption another image has, too.
         curve: Recall among ten by share of the pairs, with its standard error.
@@ -109,7 +109,7 @@ class Fitted:
     split: tuple[int, int]
     folds: Folds
     held_out: Float[np.ndarray, "N K+L"]
-    figures: dict[str, dict[str, Ranks]]
+    figures: dict[str, dict[str, AnswerRanks]]
     words: tuple[str, ...]
     share_known: float
     curve: dict[float, tuple[float, float]]
@@ -147,7 +147,7 @@ def fit_images(images: ImageSet, step: Step) -> Fitted:
     step("measuring")
     any_caption = ridge.held_out(space.rows, folds.any_caption) if is_new else unseen
     held_out = {"any": any_caption, "new": unseen}
-    figures: dict[str, dict[str, Ranks]] = {}
+    figures: dict[str, dict[str, AnswerRanks]] = {}
     known = _figures(images, space, basis, plain, values, folds.any_caption, held_out["any"], features, known=True)
     if known is not None:
         figures["known"] = known
@@ -214,7 +214,7 @@ def _linked(links: Sequence[tuple[int, int]], count: int) -> Int[np.ndarray, " N
     return np.array([find(row) for row in range(count)])
 
 
-def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]) -> Iterator[Gallery]:
+def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]) -> Iterator[HeldOutFold]:
     """Yield each fold as a gallery."""
     captions = images.captions
     for rows in rows_of(folds):
@@ -225,7 +225,7 @@ def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]
         seen[captions.places[~is_mine]] = True
         texts = captions.places[is_mine]
         others = np.flatnonzero(number < 0)
-        yield Gallery(rows, number[captions.owners[is_mine]], texts, seen[texts], space.words_known_to(others))
+        yield HeldOutFold(rows, number[captions.owners[is_mine]], texts, seen[texts], space.words_known_to(others))
 
 
 def _share_known(images: ImageSet, folds: Int[np.ndarray, " N"]) -> float:
@@ -257,7 +257,7 @@ def _basis(rows: Float[np.ndarray, "N R"], count: int) -> Float[np.ndarray, "R K
 
 
 def _similarities(
-    gallery: Gallery,
+    gallery: HeldOutFold,
     space: TargetSpace,
     predicted: Float[np.ndarray, "N R"],
     plain: Float[np.ndarray, "N E"],
@@ -276,7 +276,7 @@ def _similarities(
 
 
 def ranks_of(
-    similar: Float[np.ndarray, "n Q"], gallery: Gallery, chosen: Bool[np.ndarray, " Q"]
+    similar: Float[np.ndarray, "n Q"], gallery: HeldOutFold, chosen: Bool[np.ndarray, " Q"]
 ) -> dict[str, Int[np.ndarray, " _"]]:
     """Return the number of wrong answers before the first right one. Equal captions are right, and ties count against.
 
@@ -292,7 +292,7 @@ def ranks_of(
     return {"text_to_image": from_text, "image_to_text": _ranks(similar[has], is_right[has])}
 
 
-def _right(gallery: Gallery) -> Bool[np.ndarray, "n Q"]:
+def _right(gallery: HeldOutFold) -> Bool[np.ndarray, "n Q"]:
     texts, places = np.unique(gallery.texts, return_inverse=True)
     has = np.zeros((len(gallery.rows), len(texts)), bool)
     has[gallery.owners, places] = True
@@ -335,7 +335,14 @@ def _choose(
     groups = near[rows]
     folds, share = _folds(part, groups), 0.0
     share = _share_known(part, folds.any_caption)
-    trial = _Trial(part, features[rows], plain[rows], vocabulary, folds, share)
+    trial = _Trial(
+        images=part,
+        features=features[rows],
+        plain=plain[rows],
+        vocabulary=vocabulary,
+        folds=folds,
+        share_known=share,
+    )
     values = Values()
     best = trial.scores(values)
     for name, choices in _GRID:
@@ -351,7 +358,7 @@ def _choose(
     return values
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Trial:
     """Tries values on some images."""
 
@@ -406,8 +413,8 @@ def _figures(
     features: Float[np.ndarray, "N F"],
     *,
     known: bool,
-) -> dict[str, Ranks] | None:
-    """Ranks of all methods on the folds; None if there are too few queries."""
+) -> dict[str, AnswerRanks] | None:
+    """AnswerRanks of all methods on the folds; None if there are too few queries."""
     width = images.features.shape[1] - NUM_DESCRIPTORS
     shipped = unit(images.features[:, :width])
     texts = unit(images.captions.embeddings)
@@ -441,7 +448,7 @@ def _figures(
     chance = {name: np.concatenate(parts) for name, parts in chances.items()}
     groups = np.concatenate(owners)
     return {
-        name: Ranks({direction: np.concatenate(parts) for direction, parts in found.items()}, chance, groups)
+        name: AnswerRanks({direction: np.concatenate(parts) for direction, parts in found.items()}, chance, groups)
         for name, found in collected.items()
     }
 
@@ -531,7 +538,7 @@ def _arrays(
     )
 
 
-def flat_figures(figures: Mapping[str, Mapping[str, Ranks]]) -> dict[str, dict[str, float]]:
+def flat_figures(figures: Mapping[str, Mapping[str, AnswerRanks]]) -> dict[str, dict[str, float]]:
     """Recalls as plain numbers, by kind of captions and method, then by direction and k."""
     flat: dict[str, dict[str, float]] = {}
     for kind, methods in figures.items():

@@ -15,7 +15,7 @@ from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.views import ByImage
 from grr_coca.data.text import clean_caption
-from grr_coca.infer.adapted.adaptation import digest_of
+from grr_coca.infer.adapted.adaptation import file_digest
 from grr_coca.infer.adapted.descriptors import descriptors
 from grr_coca.infer.image_text_model import ImageTextModel
 
@@ -157,7 +157,7 @@ def _read(
     try:
         pair = source[pairs[0]]
         texts = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
-        digest = digest_of(pair.image)
+        digest = file_digest(pair.image)
         row = stored.get(digest)
         pixels = model.preprocess(model.preprocess.decode(pair.image, pair.name)) if row is None else None
     except BadSample as error:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.adapt.adapt_model import REPORT, Adapted
-from grr_coca.adapt.fit import DIRECTIONS, RECALLS, Ranks, flat_figures
+from grr_coca.adapt.fit import DIRECTIONS, RECALLS, AnswerRanks, flat_figures
 from grr_coca.adapt.read_pairs import read_pixels
 from grr_coca.evaluate.intervals import Measure, by_image
 
@@ -128,7 +128,7 @@ def _gallery(adapted: Adapted) -> int:
     return len(adapted.images) // (int(adapted.fitted.folds.any_caption.max()) + 1)
 
 
-def interval(found: Ranks, direction: str, k: int) -> tuple[float, float, float]:
+def interval(found: AnswerRanks, direction: str, k: int) -> tuple[float, float, float]:
     """Return a recall with its 95 % interval over images."""
     hits = (found.ranks[direction] < k).astype(np.float64)
     if direction == "text_to_image":
@@ -140,14 +140,14 @@ def interval(found: Ranks, direction: str, k: int) -> tuple[float, float, float]
     return value, low, high
 
 
-def _cell(methods: dict[str, Ranks], method: str, direction: str, k: int) -> str:
+def _cell(methods: dict[str, AnswerRanks], method: str, direction: str, k: int) -> str:
     if method == "chance":
         return f"{next(iter(methods.values())).chance[direction][:, RECALLS.index(k)].mean():.1%}"
     value, low, high = interval(methods[method], direction, k)
     return f"{value:.1%} [{low:.0%}, {high:.0%}]"
 
 
-def _table(methods: dict[str, Ranks]) -> str:
+def _table(methods: dict[str, AnswerRanks]) -> str:
     heads = "".join(f"<th>{direction.replace('_', ' ')} R@{k}</th>" for direction in DIRECTIONS for k in RECALLS)
     rows = ""
     for method in _METHODS:

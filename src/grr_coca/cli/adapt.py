@@ -34,11 +34,11 @@ def run(
             the Hugging Face hub.
         json: print JSON.
     """
-    from grr_coca.adapt.adapt_model import REPORT, adapt_model, forecast  # lazy import: NumPy
+    from grr_coca.adapt.adapt_model import REPORT, adapt_model, estimate_cost  # lazy import: NumPy
     from grr_coca.adapt.report import as_json, report_page, report_text
     from grr_coca.data.sources.open import open_source
 
-    seconds, gigabytes = forecast(len(open_source(pairs)))
+    seconds, gigabytes = estimate_cost(len(open_source(pairs)))
     print(f"about {seconds:.0f} s and {gigabytes:.1f} GB of memory", file=sys.stderr)
 
     def write_report(folder: Path, adapted: "Adapted") -> None:

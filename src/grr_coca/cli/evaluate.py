@@ -17,6 +17,7 @@ from grr_coca.common.extras import require_extra
 from grr_coca.common.outputs import require_other, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import require_not_adapted
 
 if TYPE_CHECKING:
     from grr_coca.evaluate.checkpoint_metrics import SplitMeasures
@@ -73,6 +74,7 @@ def evaluate_splits(
 
         require_there(train)
     folder = locate_checkpoint(checkpoint)
+    require_not_adapted(folder, "evaluate")
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
     if out is not None:  # checked now, not after all images were captioned
@@ -108,6 +110,8 @@ def compare_checkpoints(
     paths = joined(data)
     _require_paths(paths)
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
+    for folder in folders:
+        require_not_adapted(folder, "compare")
     require_extra("torch", "comparing checkpoints")
 
     from grr_coca.evaluate.table import average_row, format_table, row, row_metrics  # late: imports torch

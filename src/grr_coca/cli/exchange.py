@@ -1,5 +1,6 @@
 """`grr-coca export onnx` and `push`: a checkpoint for other programs and for the Hugging Face hub."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from grr_coca.cli.output import require_free, say
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model import hub
-from grr_coca.model.checkpoint_files import require_not_adapted
+from grr_coca.model.checkpoint_files import is_adapted, require_not_adapted
 
 
 def export_onnx(
@@ -64,6 +65,8 @@ def push(
     """
     hub.check_hub_id(hub_id)
     folder = locate_checkpoint(checkpoint)
+    if is_adapted(folder):
+        print("the captions and the features of the pairs that it was adapted to are published", file=sys.stderr)
     files = hub.files_to_push(folder)
     card = hub.model_card(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))
     if dry_run:

@@ -25,6 +25,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, verify_folder
 from grr_coca.model.checkpoint_files import (
+    ADAPTED_FILES,
     FILES,
     FITTED_FILES,
     GRAPH_FILES,
@@ -241,7 +242,7 @@ def files_to_push(folder: Path) -> dict[str, bytes | Path]:
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():
         verify_folder(checkpoint)
-    fitted = [name for name in FITTED_FILES if (checkpoint / name).exists()]
+    fitted = [name for name in (*FITTED_FILES, *ADAPTED_FILES) if (checkpoint / name).exists()]
     if not has_graphs(checkpoint):
         return {name: checkpoint / name for name in (*FILES, *fitted)}
     names, manifest = (*FILES, *GRAPH_FILES, *fitted), read_json(checkpoint / MANIFEST)

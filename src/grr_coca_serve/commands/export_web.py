@@ -13,7 +13,7 @@ from grr_coca.cli.progress import bars
 from grr_coca.common import plugins
 from grr_coca.common.files import is_within
 from grr_coca.infer.load import locate_checkpoint
-from grr_coca.model.checkpoint_files import DEFAULT
+from grr_coca.model.checkpoint_files import DEFAULT, require_not_adapted
 
 
 def run(
@@ -49,6 +49,7 @@ def run(
     with nullcontext() if index is None else open_store(index) as store:
         named = checkpoint or (DEFAULT if store is None else store.header.model)
         folder, model = locate_checkpoint(named), IndexModel(named)
+        require_not_adapted(folder, "export web")
         if store is not None:
             model.require(store.header, store.location)
         files = site.find_runtime(runtime)

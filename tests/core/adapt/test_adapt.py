@@ -264,6 +264,9 @@ def test_too_many_pairs_are_refused_before_they_are_read(grr_coca, tmp_path):
         (["match", "unseen", "unseen", "-c", "mine"], "match does not take adapted models"),
         (["lint", "unseen", "-c", "mine"], "lint does not take adapted models"),
         (["caption", "unseen", "-c", "mine", "--tags", "3"], "no tags were fitted for this model"),
+        (["evaluate", "mine", "--data", "pairs.tar"], "evaluate does not take adapted models"),
+        (["compare", "mine", "icons", "--data", "pairs.tar"], "compare does not take adapted models"),
+        (["export", "web", "-c", "mine", "--out", "new"], "export web does not take adapted models"),
         (["export", "onnx", "-c", "mine", "--out", "new"], "export onnx does not take adapted models"),
         (["export", "open_clip", "-c", "mine", "--out", "new"], "export open_clip does not take adapted models"),
     ],
@@ -275,6 +278,14 @@ def test_wrong_use_gets_one_line(grr_coca, place, monkeypatch, arguments, messag
     assert said.code == 2
     assert message in said.err
     assert {path.name for path in place.iterdir()} == before
+
+
+def test_push_names_what_is_published(grr_coca, place):
+    said = grr_coca("push", place / "mine", "someone/mine", "--licence", "mit", "--dry-run")
+    assert said.code == 0, said.err
+    assert "captions and the features of the pairs" in said.err
+    assert {"adapted.json", "adapted.safetensors", "features.safetensors"} <= set(said.out.split())
+    assert "report.html" not in said.out
 
 
 @pytest.mark.parametrize("name", ["adapted.json", "adapted.safetensors", "features.safetensors"])

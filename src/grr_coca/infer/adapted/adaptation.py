@@ -88,7 +88,7 @@ class Captioning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class AdaptedHeader:
     """The content of `adapted.json`.
 
     Attributes:
@@ -162,7 +162,7 @@ class Adaptation:
         landmarks: Embeddings of the base and descriptors of the images that predictions are computed from, M F.
     """
 
-    def __init__(self, header: Header, arrays: Arrays, landmarks: Float[np.ndarray, "M F"]) -> None:
+    def __init__(self, header: AdaptedHeader, arrays: Arrays, landmarks: Float[np.ndarray, "M F"]) -> None:
         self.header = header
         self.vocabulary = Vocabulary(header.words, arrays.rarities)
         self.arrays = Arrays(**{name: np.asarray(value, np.float32) for name, value in vars(arrays).items()})
@@ -280,7 +280,11 @@ def targets(
 
 
 def write_adaptation(
-    folder: Path, header: Header, arrays: Arrays, features: Float[np.ndarray, "N F"], digests: UInt8[np.ndarray, "N 32"]
+    folder: Path,
+    header: AdaptedHeader,
+    arrays: Arrays,
+    features: Float[np.ndarray, "N F"],
+    digests: UInt8[np.ndarray, "N 32"],
 ) -> None:
     """Write an adaptation into the folder of its base model.
 
@@ -306,14 +310,14 @@ def write_adaptation(
     (folder / ADAPTED).write_bytes(json.dumps(to_dict(header), ensure_ascii=False).encode())
 
 
-def read_header(folder: Path) -> Header:
+def read_adapted_header(folder: Path) -> AdaptedHeader:
     """Read the small numbers of an adapted model.
 
     Raises:
         UserError: If the file is corrupt, or was written with rules that this version does not know.
     """
     path = folder / ADAPTED
-    header = from_dict(Header, read_json(path), str(path))
+    header = from_dict(AdaptedHeader, read_json(path), str(path))
     known = (rules_of_words.RULES, rules_of_images.VERSION)
     if (header.word_rules, header.image_rules) != known:
         raise UserError(
@@ -329,7 +333,7 @@ def read_adaptation(folder: Path) -> Adaptation:
     Raises:
         UserError: If a file is missing or corrupt, or the files do not fit one another.
     """
-    header = read_header(folder)
+    header = read_adapted_header(folder)
     stored = _read(folder / ARRAYS)
     missing = Arrays.__dataclass_fields__.keys() - stored.keys()
     if missing:
@@ -366,6 +370,6 @@ def _read(path: Path, num_rows: int | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: corrupt, or cannot be read ({error}); run grr-coca adapt again") from error
 
 
-def digest_of(content: bytes) -> bytes:
+def file_digest(content: bytes) -> bytes:
     """Return the SHA-256 of the file of an image."""
     return hashlib.sha256(content).digest()

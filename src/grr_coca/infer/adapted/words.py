@@ -33,7 +33,7 @@ UNSPACED = (
 _ASCII_WORDS = re.compile(r"[a-z0-9]+")
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Split a text into its words, in order."""
     text = unicodedata.normalize("NFKC", text).lower()
     if text.isascii():
@@ -109,14 +109,14 @@ class Vocabulary:
     @classmethod
     def of(cls, captions: Sequence[str], limit: int) -> "Vocabulary":
         """Collect the words of captions, at most `limit`, the most frequent ones."""
-        counts = Counter(word for caption in captions for word in set(words_of(caption)))
+        counts = Counter(word for caption in captions for word in set(split_words(caption)))
         kept = sorted(sorted(counts, key=lambda word: (-counts[word], word))[:limit])
         rarities = [math.log((1 + len(captions)) / (1 + counts[word])) + 1 for word in kept]
         return cls(kept, np.array(rarities, np.float32))
 
     def knows(self, text: str) -> bool:
         """Return whether a text has a word of the vocabulary."""
-        return any(word in self._ids for word in words_of(text))
+        return any(word in self._ids for word in split_words(text))
 
     def weigh(self, texts: Iterable[str]) -> WordWeights:
         """Weigh the words of texts: number in the text × rarity, scaled to length 1."""
@@ -124,7 +124,7 @@ class Vocabulary:
         weights: list[float] = []
         ends: list[int] = []
         for text in texts:
-            counts = Counter(self._ids[word] for word in words_of(text) if word in self._ids)
+            counts = Counter(self._ids[word] for word in split_words(text) if word in self._ids)
             values = [count * float(self.rarities[word]) for word, count in counts.items()]
             length = math.sqrt(math.fsum(value * value for value in values))
             ids += counts

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from grr_coca.infer.adapted.words import Vocabulary, words_of
+from grr_coca.infer.adapted.words import Vocabulary, split_words
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from grr_coca.infer.adapted.words import Vocabulary, words_of
 )
 def test_words_of(text, words):
     expected = [word.replace("οδος", "οδο\N{GREEK SMALL LETTER FINAL SIGMA}") for word in words]
-    assert words_of(text) == expected
+    assert split_words(text) == expected
 
 
 def test_vocabulary_keeps_the_most_frequent_words_in_order():

@@ -36,7 +36,7 @@ BENCHMARKS := training captioning imported engines precision busy footprint load
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
 
-.PHONY: try demo page test test-gpu test-slow test-ci test-milvus test-ray test-browser test-clients attack attack-drawings attack-pictures attack-indexes test-core test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
+.PHONY: try demo page test test-gpu bench-gpu test-slow test-ci test-milvus test-ray test-browser test-clients attack attack-drawings attack-pictures attack-indexes test-core test-everywhere test-newest ci check-workflows dist release servers-milvus servers-ray servers-browser servers-clients test-oldest lock lint coverage bench $(BENCHMARKS:%=bench-%) bench-docs study-docs icons icon-site docs paper notebook weights clean
 
 # A caption of each drawing by the model that comes with the code; without PyTorch. One is wrong, so that nobody expects too much.
 try: $(VENV)/.use
@@ -66,9 +66,12 @@ test: $(VENV)/.dev
 test-ci: $(VENV)/.dev
 	$(PYTEST) $(WORKERS) -m ci $$(grep -rl --include='*.py' 'mark\.ci' tests | sed 's,/conftest.py,,')
 
-# On a machine with an NVIDIA GPU.
+# On a machine with an NVIDIA GPU: tests, and a measurement that writes runs/gpu.json; see docs/gpu.md.
 test-gpu: $(VENV)/.dev
 	$(PYTEST) -m gpu tests/test_gpu.py
+
+bench-gpu: $(VENV)/.demo $(PEERS)/.installed
+	$(BIN)/python benchmarks/gpu.py --peer-python $(PEERS)/bin/python --out runs
 
 test-slow: $(VENV)/.docs
 	$(PYTEST) -m slow --timeout 3600

@@ -110,7 +110,10 @@ def measure(row: Row, options: argparse.Namespace, cache: str) -> dict[str, Any]
     """
     setup = {
         "threads": THREADS,
+        "device": "cpu",
+        "size": "b32",
         "precision": row.precision,
+        "is_compiled": True,
         "is_small": bool(options.smoke),
         "gradient_checkpointing": row.gradient_checkpointing,
     }

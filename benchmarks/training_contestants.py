@@ -1,12 +1,13 @@
-"""One contestant of `training.py`, in a process and perhaps an environment of its own.
+"""One contestant of `training.py` or `gpu.py`, in a process and perhaps an environment of its own.
 
-Setup: `name`, `threads`, `precision`, `is_small` for the smallest form, in which ours has one layer where it has twelve
-and nothing is compiled, and `gradient_checkpointing` for ours. A step is asked for with the lengths of its captions;
-words and pixels are random, the same for all.
+Setup: `name`, `threads`, `device`, `size`, `precision`, `is_compiled` and `gradient_checkpointing` for ours, `is_small`
+for the smallest form, in which ours has one layer where it has twelve and nothing is compiled. A step is requested with
+the lengths of its captions; words and pixels are random, the same for all.
 """
 
 import resource
 import statistics
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ FIRST_WORD, LAST_WORD = 1_000, 49_000
 CONTEXT = 76
 NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 """As open_clip's training script tells them by name."""
-QUESTIONS = ("step", "flops", "peak", "forget", "rates")
+QUESTIONS = ("step", "flops", "peak", "forget", "rates", "loop", "waits", "kernels")
+OPEN_CLIP_SIZES = {"b32": "coca_ViT-B-32", "l14": "coca_ViT-L-14"}
 SHAPES = {"4096³": (4096, 4096, 4096), "feed-forward": (1568, 768, 3072)}
 """Rows, inner width, outer width. The second: a ViT-B/32's 49 tokens of 32 images through one of its matrices."""
+GPU_SHAPES = {"8192³": (8192, 8192, 8192), "feed-forward": (25088, 768, 3072)}
+"""The same for 512 images."""
 SMALL_SHAPES = {"256³": (256, 256, 256)}
 
 
@@ -74,10 +78,11 @@ class Contestant(ABC):
         torch.set_num_threads(setup["threads"])
         torch.manual_seed(0)
         self.precision = setup["precision"]
+        self.device = torch.device(setup["device"])
 
     @abstractmethod
     def prepare(self, images: Tensor, rows: list[list[int]]) -> Any:
-        """What the loader would give: not timed."""
+        """Make what the loader would give, on the device: not timed."""
 
     @abstractmethod
     def train(self, prepared: Any) -> None:
@@ -96,7 +101,18 @@ class Contestant(ABC):
     def step(self, lengths: list[int], seed: int) -> dict[str, float]:
         """Seconds of a step."""
         prepared = self._batch(lengths, seed)
-        return {"seconds": seconds(lambda: self.train(prepared))}
+
+        def work() -> None:
+            self.train(prepared)
+            self._finish()
+
+        self._finish()
+        return {"seconds": seconds(work)}
+
+    def _finish(self) -> None:
+        """Wait for all that the device was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def flops(self, lengths: list[int], seed: int) -> dict[str, int]:
         """Counted over one more step, not compiled."""
@@ -107,6 +123,9 @@ class Contestant(ABC):
 
     def forget(self) -> dict[str, bool]:
         """Count the peak of memory from now on; False if the system does not let us, and counts from the start."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return {"forgotten": True}
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
@@ -114,7 +133,9 @@ class Contestant(ABC):
         return {"forgotten": True}
 
     def peak(self) -> dict[str, int]:
-        """The most memory that this process had, pages of files counted."""
+        """The most memory that this process had, pages of files counted; on a GPU, that of its tensors."""
+        if self.device.type == "cuda":
+            return {"bytes": torch.cuda.max_memory_allocated(self.device)}
         if (status := Path("/proc/self/status")).exists():
             line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
             return {"bytes": int(line.split()[1]) * 1024}
@@ -122,7 +143,7 @@ class Contestant(ABC):
 
 
 class Ours(Contestant):
-    """GRR-CoCa `b32` with CLIP's vocabulary, trained as `grr-coca pretrain` does: clipping and schedule included."""
+    """GRR-CoCa with CLIP's vocabulary, trained as `grr-coca pretrain` does: clipping and schedule included."""
 
     packages = ("grr-coca",)
 
@@ -137,14 +158,14 @@ class Ours(Contestant):
         from grr_coca.train.step import build_trainer
 
         # open_clip puts its [CLS] behind 76 tokens; our context counts ours, so 77 holds the same captions.
-        size = ModelRecipe("grr_coca", "b32", context_length=CONTEXT + 1)
+        size = ModelRecipe("grr_coca", setup["size"], context_length=CONTEXT + 1)
         recipe = Recipe(
             data=DataRecipe(train="random"),
             schedule=ScheduleRecipe(steps=1000, warmup_steps=100),
             model=size,
             tokenizer=TokenizerRecipe("clip"),
             precision=setup["precision"],
-            compile=not setup["is_small"],
+            compile=setup["is_compiled"] and not setup["is_small"],
             gradient_checkpointing=setup["gradient_checkpointing"],
         )
         tokenizer = clip_bpe()
@@ -159,11 +180,14 @@ class Ours(Contestant):
             preprocess=Preprocess(config.image_encoder.image_size),
             step=0,
         )
-        self.trainer = build_trainer(recipe, start, Ranks.here(torch.device("cpu")))
+        self.trainer = build_trainer(recipe, start, Ranks.here(self.device))
         self.num_steps = 0
 
     def prepare(self, images: Tensor, rows: list[list[int]]) -> Any:
-        """A batch as `collate` makes it; every pair says something else."""
+        """Make a batch as `collate` does; no two pairs have a caption in common."""
+        return self._collated(images, rows).to(self.device)
+
+    def _collated(self, images: Tensor, rows: list[list[int]]) -> Any:
         from grr_coca.data.batch import Batch, pad_rows
         from grr_coca.data.dataset import find_next_tokens
         from grr_coca.data.tokenizer import CLS_SLOT
@@ -187,10 +211,61 @@ class Ours(Contestant):
         self.trainer.step([prepared], count_tokens([prepared]), self.num_steps)
         self.num_steps += 1
 
+    def loop(self, lengths: list[int], seed: int, steps: int) -> dict[str, float]:
+        """Seconds of a step whose batch is copied to the device while the step before it runs, as in a run."""
+        from grr_coca.train.copies import copied_ahead
+
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randn(len(lengths), 3, 224, 224, generator=generator)
+        batch = self._collated(images, caption_rows(lengths, seed))
+        batch = batch.pin_memory() if self.device.type == "cuda" else batch
+
+        def work() -> None:
+            for (copied,) in copied_ahead(([batch] for _ in range(steps)), self.device):
+                self.train(copied)
+            self._finish()
+
+        return {"seconds": seconds(work) / steps}
+
+    def waits(self, lengths: list[int], seed: int) -> dict[str, int | None]:
+        """How often a step waits for its GPU; None on a CPU."""
+        if self.device.type != "cuda":
+            return {"waits": None}
+        prepared = self._batch(lengths, seed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                self.train(prepared)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return {"waits": sum("synchronizing" in str(warning.message) for warning in caught)}
+
+    def kernels(self, lengths: list[int], seed: int, most: int) -> dict[str, Any]:
+        """What a step spends the time of its device on: seconds of the step, those in which the device computes, and
+        the kernels that take most of them, as [name, seconds, calls]."""
+        from torch.autograd import DeviceType
+        from torch.profiler import ProfilerActivity, profile
+
+        prepared, is_gpu = self._batch(lengths, seed), self.device.type == "cuda"
+        self._finish()
+        with profile(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]) as profiled:
+            spent = seconds(lambda: (self.train(prepared), self._finish()))
+        kind = DeviceType.CUDA if is_gpu else DeviceType.CPU
+        rows = [row for row in profiled.key_averages() if row.device_type == kind]
+        busy = {row.key: (row.self_device_time_total if is_gpu else row.self_cpu_time_total) / 1e6 for row in rows}
+        calls = {row.key: row.count for row in rows}
+        largest = sorted(busy, key=lambda key: -busy[key])[:most]
+        return {
+            "seconds": spent,
+            "busy": sum(busy.values()),
+            "top": [[key[:120], busy[key], calls[key]] for key in largest],
+        }
+
 
 class OpenClip(Contestant):
-    """`coca_ViT-B-32` with the loss, the weights and the optimizer that open_clip's training script gives it, without
-    clipping; in eager mode, or with model and loss in one `torch.compile`, as its main branch alone trains."""
+    """open_clip's model of this size with the loss, weights and optimizer of open_clip's training script, without
+    clipping; in eager mode, or with model and loss in one `torch.compile`, as only its main branch trains."""
 
     packages = ("open_clip_torch",)
 
@@ -200,7 +275,7 @@ class OpenClip(Contestant):
 
         import open_clip
 
-        self.model = open_clip.create_model("coca_ViT-B-32", pretrained=None).train()
+        self.model = open_clip.create_model(OPEN_CLIP_SIZES[setup["size"]], pretrained=None).to(self.device).train()
         self.coca_loss = CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)
         named = list(self.model.named_parameters())
         plain = [p for n, p in named if p.ndim < 2 or any(part in n for part in NOT_DECAYED)]
@@ -212,14 +287,14 @@ class OpenClip(Contestant):
 
     def prepare(self, images: Tensor, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Its tokenizer pads to the context, whatever the captions are."""
-        return images, padded(rows)
+        return images.to(self.device), padded(rows).to(self.device)
 
     def _loss(self, prepared: tuple[Tensor, Tensor]) -> Tensor:
         return sum(self.coca_loss(**self.model(*prepared), output_dict=True).values())  # type: ignore[return-value]
 
     def train(self, prepared: tuple[Tensor, Tensor]) -> None:
         """Forward and loss under autocast, backward and update outside of it."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.loss(prepared)
         loss.backward()
         self.optimizer.step()
@@ -231,18 +306,24 @@ class Gemm:
 
     def __init__(self, setup: dict[str, Any]) -> None:
         torch.set_num_threads(setup["threads"])
+        self.device = torch.device(setup["device"])
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setup["precision"]]
-        self.shapes = SMALL_SHAPES if setup["is_small"] else SHAPES
+        self.shapes = SMALL_SHAPES if setup["is_small"] else GPU_SHAPES if self.device.type == "cuda" else SHAPES
         self.about = {"torch": torch.__version__}
 
     def rates(self) -> dict[str, float]:
         """FLOP/s of `F.linear`, by shape: the median of a few runs, after one that does not count."""
         found = {}
         for name, (rows, inner, outer) in self.shapes.items():
-            x, weight = torch.randn(rows, inner).to(self.dtype), torch.randn(outer, inner).to(self.dtype)
-            times = [seconds(lambda: F.linear(x, weight)) for _ in range(6)]  # noqa: B023
+            x, weight = (torch.randn(size, inner, device=self.device).to(self.dtype) for size in (rows, outer))
+            times = [seconds(lambda: self._multiply(x, weight)) for _ in range(6)]  # noqa: B023
             found[name] = 2 * rows * inner * outer / statistics.median(times[1:])
         return found
+
+    def _multiply(self, x: Tensor, weight: Tensor) -> None:
+        F.linear(x, weight)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 CONTESTANTS: dict[str, type[Contestant | Gemm]] = {

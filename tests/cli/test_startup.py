@@ -132,6 +132,8 @@ MISSING = [
     "compare nowhere checkpoint --data pairs.tar",
     "compare checkpoint nowhere --data pairs.tar",
     "compare checkpoint checkpoint --data nowhere",
+    "adapt nowhere --out mine",
+    "adapt pairs.tar --out mine -c nowhere",
     "caption nowhere.png -c checkpoint",
     "caption pairs.tar -c nowhere",
     "embed nowhere.png -c checkpoint --out a.npy",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.flags import CheckpointFlag
+from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import print_first, say
 from grr_coca.cli.progress import bars
 from grr_coca.model.checkpoint_files import DEFAULT
@@ -19,7 +19,7 @@ def run(
     pairs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")],
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
     checkpoint: CheckpointFlag = DEFAULT,
-    json: bool = False,
+    json: Flag = False,
 ) -> int:
     """Adapt a model to your own pairs. This takes seconds, and needs neither a GPU nor PyTorch.
 

@@ -9,6 +9,7 @@ import tyro
 from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import print_first, say
 from grr_coca.cli.progress import bars
+from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def run(
             the Hugging Face hub.
         json: print JSON.
     """
+    locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name costs no time
     from grr_coca.adapt.adapt_model import REPORT, adapt_model, estimate_cost  # lazy import: NumPy
     from grr_coca.adapt.report import as_json, report_page, report_text
     from grr_coca.data.sources.open import open_source

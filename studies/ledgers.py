@@ -288,7 +288,9 @@ def _constants(study: str, row: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
         if row.get("training_flops") is not None:
             yield ("training_flops", study, arm, stage), row["training_flops"]
     for parameter, digest in row.get("initial_weights", {}).items():
-        yield (f"initial_weights of {parameter}", seed), digest
+        is_position = parameter.startswith("image_encoder.position.")
+        filled = recipe_of(study, arm, stage)["model"].get("image_positions") if is_position else None
+        yield (f"initial_weights of {parameter}", None if filled else seed, filled), digest
     if study in UNFINISHED:  # the table of finished studies names commits
         yield ("commit", study), row["commit"]
     yield ("fields", study, arm, row["kind"], stage, row["commit"]), sorted(row)

@@ -289,7 +289,8 @@ def _constants(study: str, row: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
             yield ("training_flops", study, arm, stage), row["training_flops"]
     for parameter, digest in row.get("initial_weights", {}).items():
         is_position = parameter.startswith("image_encoder.position.")
-        filled = recipe_of(study, arm, stage)["model"].get("image_positions") if is_position else None
+        overrides = plan_of(study)["arms"].get(arm, {}).get("overrides") or {}
+        filled = overrides.get("model.image_positions") if is_position else None
         yield (f"initial_weights of {parameter}", None if filled else seed, filled), digest
     if study in UNFINISHED:  # the table of finished studies names commits
         yield ("commit", study), row["commit"]

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
-from support import finished_run, real_pairs
 
 from grr_coca.cli import main
 
@@ -56,6 +55,8 @@ def baseline(tmp_path_factory, run):
     """A run of the baseline on the same pairs."""
     from dataclasses import replace
 
+    from support import finished_run
+
     model = replace(run.recipe.model, preset="baseline_coca")
     return finished_run(tmp_path_factory.mktemp("baseline"), steps=3, model=model)
 
@@ -78,6 +79,8 @@ def drawings(tmp_path_factory):
 @pytest.fixture
 def image_files(tmp_path):
     """Three image files in a folder of their own."""
+    from support import real_pairs  # late: it imports training
+
     folder = tmp_path / "images"
     folder.mkdir()
     paths = [folder / f"{number}.webp" for number in range(3)]

@@ -1,6 +1,7 @@
 """Adapt a model: choose values by folds, fit all images, and measure everything on images that the fit did not see.
 
-Shapes: N images, P pairs, F features, R directions of targets, K numbers of the first part, L of the second, Q queries.
+Shapes: N images, P pairs, F features, R directions of targets, K numbers of the first part, L of the second,
+Z = K + L, Q queries.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ class Fitted:
     num_landmarks: int
     split: tuple[int, int]
     folds: Folds
-    held_out: Float[np.ndarray, "N K+L"]
+    held_out: Float[np.ndarray, "N Z"]
     figures: dict[str, dict[str, AnswerRanks]]
     words: tuple[str, ...]
     share_known: float

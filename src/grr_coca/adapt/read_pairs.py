@@ -166,7 +166,7 @@ def _read(
 
 
 def _require_enough(
-    features: Float[np.ndarray, "N F"], captions: Mapping[bytes, Mapping[str, None]], bad: list[str], path: str
+    features: Float[np.ndarray, "N *F"], captions: Mapping[bytes, Mapping[str, None]], bad: list[str], path: str
 ) -> None:
     """Check that there is something to tell apart.
 

@@ -4,7 +4,7 @@ Shapes: N images, F features, M landmarks, R targets.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ _SMALLEST = 1e-6
 """Directions of landmarks whose kernel has less than this share of the largest eigenvalue are dropped."""
 
 
+@runtime_checkable
 class Ridge(Protocol):
     """A fit of all images.
 

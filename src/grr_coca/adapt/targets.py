@@ -1,6 +1,7 @@
 """What is predicted for an image: the words of its captions and the base's embedding of them, in few numbers.
 
-Shapes: N images, C distinct captions, E embedding width, V words, R directions, K numbers of the first part.
+Shapes: N images, C distinct captions, E embedding width, V words, W = V + E, R directions, K numbers of the first
+part.
 """
 
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ class TargetSpace:
         self.rows = rows - self.mean
         self.whitening = ((variances + _FLOOR * variances.mean()) ** -_WHITENING).astype(np.float32)
 
-    def project(self, directions: Float[np.ndarray, "V+E K"]) -> Float[np.ndarray, "C K"]:
+    def project(self, directions: Float[np.ndarray, "W K"]) -> Float[np.ndarray, "C K"]:
         """Project the targets of all distinct captions."""
         words, embedding = directions[: len(self.vocabulary)], directions[len(self.vocabulary) :]
         found = self._weighed.times(words) + np.float32(np.sqrt(self.text_weight)) * (self._centred @ embedding)
@@ -119,7 +120,7 @@ class TargetSpace:
         """Return the base's text embeddings of some captions, less their mean."""
         return self._centred[texts]
 
-    def _principal(self) -> tuple[Float[np.ndarray, "V+E R"], Float[np.ndarray, " R"]]:
+    def _principal(self) -> tuple[Float[np.ndarray, "W R"], Float[np.ndarray, " R"]]:
         """Return the principal directions of the targets of images, and the variance of each."""
         num_images, width = self.captions.num_images, len(self.vocabulary) + self._centred.shape[1]
         if min(num_images, width) <= _DENSE:
@@ -139,13 +140,13 @@ class TargetSpace:
         inner, variances = _principal_of(times(basis), is_centred=True)
         return np.ascontiguousarray(basis @ inner), variances
 
-    def transposed(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "V+E K"]:
+    def transposed(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "W K"]:
         """Return the product of the transposed targets of images with some rows."""
         weighted = self.captions.sum_of_captions(rows) * self._factors
         words = self._weighed.transposed(len(self.vocabulary)).times(weighted)
         return np.concatenate([words, np.float32(np.sqrt(self.text_weight)) * (self._centred.T @ weighted)])
 
-    def _dense(self) -> Float[np.ndarray, "N V+E"]:
+    def _dense(self) -> Float[np.ndarray, "N W"]:
         texts = np.repeat(np.arange(len(self.captions.texts)), np.diff(self._weighed.ends, prepend=0))
         words = np.zeros((len(self.captions.texts), len(self.vocabulary)), np.float32)
         words[texts, self._weighed.ids] = self._weighed.weights

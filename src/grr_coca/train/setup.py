@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -216,11 +216,12 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     return pairs, every_caption(val)
 
 
+@runtime_checkable
 class CaptionTeacher(Protocol):
     """Embeddings of the captions of training by another model, registered in `grr_coca.objectives` as `teacher`."""
 
     @classmethod
-    def read(cls, path: str) -> Self:
+    def read(cls, path: str) -> "CaptionTeacher":
         """Read and check a folder."""
         ...
 

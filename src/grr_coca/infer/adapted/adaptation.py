@@ -7,8 +7,8 @@ base's embedding itself, less the mean of the domain. A text's vector has its wo
 predictions. Their dot product is the similarity; all vectors have length 1.
 
 Shapes: B images or texts, E embedding width of the base, D numbers of a descriptor, F = E + D features, N images of the
-fit, M landmarks (images that predictions are computed from), V words, K numbers of the first part, L of the second,
-C distinct captions of the fit.
+fit, M landmarks (images that predictions are computed from), V words, W = V + E, K numbers of the first part, L of
+the second, Z = K + L, C distinct captions of the fit.
 """
 
 import hashlib
@@ -185,7 +185,7 @@ class Adaptation:
 
     def image_vectors(
         self, embeddings: Float[np.ndarray, "B E"], described: Float[np.ndarray, "B D"]
-    ) -> tuple[Float[np.ndarray, "B K+L"], Float[np.ndarray, " B"]]:
+    ) -> tuple[Float[np.ndarray, "B Z"], Float[np.ndarray, " B"]]:
         """Return the vectors of images, and the kernel value of the nearest landmark of each.
 
         Args:
@@ -201,7 +201,7 @@ class Adaptation:
         """Return the base's embeddings of images, less the mean of the domain."""
         return unit((embeddings - self.arrays.image_mean) @ self.arrays.plain_map)
 
-    def text_vectors(self, texts: Sequence[str], embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B K+L"]:
+    def text_vectors(self, texts: Sequence[str], embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B Z"]:
         """Return the vectors of texts. Without any word of the vocabulary, the text embedding alone counts.
 
         Args:
@@ -216,13 +216,13 @@ class Adaptation:
         second = unit(centred @ self.arrays.plain_map)
         return np.concatenate([self._lengths[0] * first, self._lengths[1] * second], axis=1)
 
-    def picture_queries(self, vectors: Float[np.ndarray, "B K+L"]) -> Float[np.ndarray, "B K+L"]:
+    def picture_queries(self, vectors: Float[np.ndarray, "B Z"]) -> Float[np.ndarray, "B Z"]:
         """Return queries for images that look like some images, by the base's embeddings alone."""
         first = self.header.split[0]
         return unit(np.concatenate([np.zeros_like(vectors[:, :first]), vectors[:, first:]], axis=1))
 
     def word_scores(
-        self, vectors: Float[np.ndarray, "B K+L"], texts: Sequence[Sequence[str]]
+        self, vectors: Float[np.ndarray, "B Z"], texts: Sequence[Sequence[str]]
     ) -> list[Float[np.ndarray, " _"]]:
         """Score texts for each image: the cosine of the predicted words with those of the text, about."""
         first = vectors[:, : self.header.split[0]] / self._lengths[0]
@@ -260,7 +260,7 @@ def targets(
     vocabulary: Vocabulary,
     texts: Sequence[str],
     centred: Float[np.ndarray, "B E"],
-    projection: Float[np.ndarray, "V+E K"],
+    projection: Float[np.ndarray, "W K"],
     text_weight: float,
 ) -> Float[np.ndarray, "B K"]:
     """Project the targets of texts: [weights of words, √text_weight · text embedding], scaled to length 1.

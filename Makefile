@@ -103,7 +103,7 @@ ATTACK = $(SINGLE) nice -n 19 $(BIN)/python
 attack: $(VENV)/.dev
 	$(ATTACK) tests/serve/grammar.py --first $(FIRST) --seconds $(SECONDS)
 
-# What one file does: drawings by grammar, pictures by mutation, and damaged indexes.
+# What one file does: drawings by grammar, pictures by mutation and with too many parts, and damaged indexes.
 attack-drawings attack-pictures: attack-%: $(VENV)/.dev
 	$(ATTACK) tests/core/data/file_attack.py $* --first $(FIRST) --seconds $(SECONDS)
 

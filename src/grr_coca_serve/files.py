@@ -21,7 +21,7 @@ from grr_coca.data.images import decode_image, encoded, with_srgb_colours
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.memory import Budget
-from grr_coca_serve.pictures import require_decodable
+from grr_coca_serve.pictures import kept_header, read_header, require_decodable
 from grr_coca_serve.refusal import Refusal
 from grr_coca_serve.svg_cleaning import clean_svg
 
@@ -106,13 +106,14 @@ class PictureFiles:
         Raises:
             UserError: it is no picture, or too large.
         """
-        at_least = (2 * side, 1)
+        at_least, opened = (2 * side, 1), read_header(data)
         try:
-            size = require_decodable(data, self._memory.size, at_least)
+            size = require_decodable(opened, self._memory.size, at_least)
         except Refusal as refusal:
             raise UserError(refusal.message) from refusal
+        opened = kept_header(opened)
         with self._memory.taken(size):
-            image = decode_image(data, name, to_srgb=True, is_scaled=True, at_least=at_least)
+            image = decode_image(data, name, to_srgb=True, is_scaled=True, at_least=at_least, opened=opened)
             image.thumbnail((side, side))
         return with_srgb_colours(image)
 

@@ -170,6 +170,8 @@ _MAX_WHOLE_PIXELS = 25_000_000
 """A larger JPEG is decoded at a fraction of its size, if four times the side of the model's input is left."""
 _SPARE = 4
 _DRAWING_BYTES = 2**20
+_HOLDING = frozenset({"WEBP", "AVIF", "HEIF"})
+"""Formats whose decoders hold the memory of all pixels once they are open."""
 
 
 def memory_of_pictures(max_pixels: int) -> Budget:
@@ -177,17 +179,19 @@ def memory_of_pictures(max_pixels: int) -> Budget:
     return Budget(_BYTES_PER_PIXEL * max_pixels)
 
 
-def require_decodable(data: bytes, max_bytes: int, at_least: tuple[int, int] | None = None) -> int:
-    """The memory that decoding a picture takes at most, by its header. See `decode_image` for `at_least`.
+def require_decodable(opened: Image.Image | None, max_bytes: int, at_least: tuple[int, int] | None = None) -> int:
+    """Return the memory that decoding a picture takes at most.
+
+    Args:
+        opened: See `read_header`.
+        max_bytes: Limit of the memory.
+        at_least: See `decode_image`.
 
     Raises:
-        Refusal: it is more than `max_bytes`.
+        Refusal: The memory exceeds the limit.
     """
-    if vector_format(data) is not None:
-        return _DRAWING_BYTES
-    opened = _header(data)
     if opened is None:
-        return 0
+        return _DRAWING_BYTES
     if at_least is not None:
         opened.draft(None, at_least)
     size = peak_bytes(opened)
@@ -201,12 +205,20 @@ def require_decodable(data: bytes, max_bytes: int, at_least: tuple[int, int] | N
     return size
 
 
-def _header(data: bytes) -> Image.Image | None:
-    """A picture of which only the header is read; None if there is something wrong, as decoding will say."""
+def read_header(data: bytes) -> Image.Image | None:
+    """Return a picture of which only the header is read; None for drawings, and for errors, which decoding reports."""
     try:
-        return open_header(data, _NAME)
+        return None if vector_format(data) is not None else open_header(data, _NAME)
     except (*BROKEN, BadSample):
         return None
+
+
+def kept_header(opened: Image.Image | None) -> Image.Image | None:
+    """Return a header that can be kept until there is memory to decode its picture, or None.
+
+    Some decoders hold the memory of all pixels once they are open; those headers are read again.
+    """
+    return None if opened is None or opened.format in _HOLDING else opened
 
 
 class PictureReader:
@@ -252,17 +264,14 @@ class PictureReader:
         Raises:
             Refusal, UserError: it is no picture, or too large.
         """
-        is_large = self._require_pixels(data) > _MAX_WHOLE_PIXELS
-        at_least = (_SPARE * preprocess.image_size,) * 2 if is_large else None
-        with self._memory.taken(require_decodable(data, self._memory.size, at_least)):
-            yield preprocess.decode(data, _NAME, at_least=at_least, for_people=for_people)
-
-    def _require_pixels(self, data: bytes) -> int:
-        """The number of pixels of a picture, by its header; 0 if that is not known."""
         if not data:
             raise Refusal(422, "there is no picture; send its bytes as the body, or as the part 'image' of a form")
-        opened = _header(data) if vector_format(data) is None else None
+        opened = read_header(data)
         pixels = 0 if opened is None else opened.width * opened.height
         if pixels > self._max_pixels:
             raise Refusal(413, f"too many pixels: {pixels:,} (limit {self._max_pixels:,}); scale it down first")
-        return pixels
+        at_least = (_SPARE * preprocess.image_size,) * 2 if pixels > _MAX_WHOLE_PIXELS else None
+        size = require_decodable(opened, self._memory.size, at_least)
+        opened = kept_header(opened)
+        with self._memory.taken(size):
+            yield preprocess.decode(data, _NAME, at_least=at_least, for_people=for_people, opened=opened)

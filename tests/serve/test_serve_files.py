@@ -17,13 +17,14 @@ from serving import DRAWINGS, imported_copy, serving, wait_until
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import decode_image
+from grr_coca.data.images import decode_image, open_header
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca_serve.daemon_threads import _MAX_REPLACED, DaemonThreads
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
 from grr_coca_serve.memory import Budget
-from grr_coca_serve.pictures import require_decodable
+from grr_coca_serve.pictures import PictureReader, read_header, require_decodable
 from grr_coca_serve.refusal import Refusal, refusal_of
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
@@ -277,10 +278,25 @@ def test_a_picture_whose_format_takes_too_much_memory_is_refused():
 def test_a_jpeg_that_is_decoded_at_a_fraction_takes_a_fraction_of_the_memory():
     buffer = io.BytesIO()
     Image.new("RGB", (800, 600)).save(buffer, "JPEG")
-    whole = require_decodable(buffer.getvalue(), 2**30)
-    assert require_decodable(buffer.getvalue(), 2**30, (200, 150)) <= whole / 16
+    whole = require_decodable(read_header(buffer.getvalue()), 2**30)
+    assert require_decodable(read_header(buffer.getvalue()), 2**30, (200, 150)) <= whole / 16
     with pytest.raises(Refusal):
-        require_decodable(buffer.getvalue(), whole - 1)
+        require_decodable(read_header(buffer.getvalue()), whole - 1)
+
+
+@pytest.mark.parametrize(("kind", "times"), [("JPEG", 1), ("PNG", 1), ("TIFF", 1), ("WEBP", 2)])
+def test_header_of_a_request_is_read_once(monkeypatch, kind, times):
+    """Twice where an open decoder holds the memory of all pixels."""
+    read = []
+    for place in ("grr_coca_serve.pictures", "grr_coca.data.images"):
+        monkeypatch.setattr(f"{place}.open_header", lambda *given: (read.append(1), open_header(*given))[1])
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(buffer, kind)
+    reader = PictureReader(10_000, Budget(2**20), 1, 30)
+    with reader.decoded(buffer.getvalue(), Preprocess(32)) as image:
+        assert image.size == (60, 40)
+    assert len(read) == times
+    reader.close()
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_and_gives_nearly_the_same_pixels(monkeypatch):

@@ -1,6 +1,7 @@
 """Picture files that are small, and take seconds or gigabytes to decode if their parts are not limited."""
 
 import io
+import random
 import struct
 import zlib
 
@@ -11,6 +12,28 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def hostile_picture(made: random.Random) -> bytes:
+    """A picture by grammar, with so many profile elements, scans, tiles, chunks or comments that some are rejected."""
+    count = round(10 ** made.uniform(0, 5))
+    side = made.choice([1, 16, 400, 2000])
+    packed = zlib.compress(bytes(made.randrange(2**20)))
+    makers = (
+        lambda: png_with_profile(mpet_profile(count, tag=made.choice([b"D2B0", b"D2B1", b"B2D3", b"A2B0"]))),
+        lambda: jpeg_with_empty_scans(count, (side, side)),
+        lambda: jpeg_with(made.choice([EMPTY_COMMENT, b"\xff", b"\0", b"\xff\xf0", b"\xff\xdb\0\2"]), count),
+        lambda: jpeg2000_with_tiles(count),
+        lambda: tiff_of_one_tile(side, 16 * min(count, 2000)),
+        lambda: tiff_of_many_strips(count),
+        lambda: gif_with_comments(count, made.choice([1, 2, 60, 255])),
+        lambda: png_with_chunks(made.choice([b"abCd", b"IDAT", b"tEXt"]), bytes(made.randrange(30)), count),
+        lambda: png_with_chunks(made.choice([b"iCCP", b"zTXt"]), b"a\0\0" + packed, min(count, 400)),
+        lambda: ppm_with_comments(count),
+        lambda: ppm_with_comments_between(count),
+        lambda: bmp_of_runs(made.choice([b"\0\0", b"\0\2\0\0", b"\xff\1", b"\1\1"]), count, (side, side)),
+    )
+    return made.choice(makers)()
 
 
 # --- Colour profiles

@@ -5,6 +5,7 @@ import random
 from functools import cache
 from pathlib import Path
 
+from hostile_pictures import hostile_picture
 from PIL import Image
 
 DRAWINGS = Path(__file__).parents[2] / "docs" / "drawings"
@@ -33,7 +34,9 @@ def _written() -> list[bytes]:
 
 
 def picture(made: random.Random) -> bytes:
-    """A picture with bytes changed, repeated, cut off or spliced, and sizes that lie."""
+    """A picture with bytes changed, repeated, cut off or spliced, and sizes that lie; or with too many parts."""
+    if made.random() < 0.1:
+        return hostile_picture(made)
     if made.random() < 0.3:
         content = bytearray(made.choice(_written()))
     else:

@@ -127,6 +127,7 @@ def decode_image(
     is_scaled: bool = False,
     at_least: tuple[int, int] | None = None,
     vector_side: int = VECTOR_SIDE,
+    opened: Image.Image | None = None,
 ) -> Image.Image:
     """Decode the bytes of an image file into an RGB image.
 
@@ -146,6 +147,7 @@ def decode_image(
             quarter or an eighth of its size if that is no smaller, which saves memory and time; pixels then differ
             slightly. None: as it is.
         vector_side: side in pixels at which an SVG file is drawn, see `VectorFormat`.
+        opened: what `open_header` has returned for these bytes, if it was called before.
 
     Raises:
         BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
@@ -155,7 +157,7 @@ def decode_image(
         raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
     ignore_warnings_of_pillow()
     try:
-        opened = open_header(data, name, vector_side)
+        opened = open_header(data, name, vector_side) if opened is None else opened
         if at_least is not None:
             opened.draft(None, at_least)
         opened.load()

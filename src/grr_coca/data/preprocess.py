@@ -223,6 +223,7 @@ class Preprocess:
         to_srgb: bool = True,
         at_least: tuple[int, int] | None = None,
         for_people: bool = False,
+        opened: Image.Image | None = None,
     ) -> Image.Image:
         """Decode the bytes of an image file, see `decode_image`.
 
@@ -233,13 +234,21 @@ class Preprocess:
             at_least: width and height that are enough.
             for_people: the image is also shown. An SVG file is then drawn in full size, instead of twice the size that
                 the model sees: drawing takes longer than all the rest.
+            opened: what `open_header` has returned for these bytes, if it was called before.
 
         Raises:
             BadSample: the file cannot be decoded.
         """
         vector_side = VECTOR_SIDE if for_people else min(2 * self.image_size, VECTOR_SIDE)
         return decode_image(
-            data, name, self.opening, to_srgb=to_srgb, is_scaled=True, at_least=at_least, vector_side=vector_side
+            data,
+            name,
+            self.opening,
+            to_srgb=to_srgb,
+            is_scaled=True,
+            at_least=at_least,
+            vector_side=vector_side,
+            opened=opened,
         )
 
     def square(self, image: Image.Image) -> Image.Image:

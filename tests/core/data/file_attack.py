@@ -39,7 +39,7 @@ def outcome(kind: str, number: int) -> str:
     """What became of a file, in a word or two. What must not happen begins with "wrong"."""
     data = content(kind, number)
     try:
-        decode_image(data, f"{number}")
+        decode_image(data, f"{number}", to_srgb=True)
     except BadSample as error:
         text = str(error)
         if len(text) > MAX_MESSAGE or "\n" in text:

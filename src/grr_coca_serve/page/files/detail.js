@@ -183,7 +183,7 @@ export class Detail {
         this.on.moved(false);
       };
       const title = `${heading} (${set})${share && `, ${share}`}`;
-      const lines = [element("span", {}, heading), element("small", {}, [set, share].filter(Boolean).join(" · "))];
+      const lines = [element("span", {}, heading), element("small", {}, [share, set].filter(Boolean).join(" · "))];
       const button = element("button", { type: "button", title, "aria-label": title, disabled: one === entry, on: { click: open } }, image, ...lines);
       return element("li", {}, button);
     });

@@ -141,7 +141,7 @@ def test_place_on_another_route_than_a_queued_one_raises(route_class):
         return has_place
 
     app, sent = FastAPI(), []
-    app.state.service = SimpleNamespace(queue=None)
+    app.state.service = SimpleNamespace(queue=object.__new__(ModelQueue))
     app.router.routes.extend(router.routes)
     scope = {"type": "http", "method": "POST", "path": "/plain", "headers": [], "query_string": b""}
 

@@ -538,8 +538,8 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 if TYPE_CHECKING or sys.modules.get("torch"):
     from torch import Tensor
-else:  # without PyTorch, nobody has a tensor to give
-    Tensor = np.ndarray
+else:  # PyTorch may be imported later, or be missing
+    Tensor = Any
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 """One image: a path, a Pillow image, an array H W or H W C, a tensor H W or C H W; uint8, or floating point 0 … 1."""

@@ -84,8 +84,11 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
     ((repo_id, options),) = calls
     assert repo_id == "someone/emoji-captioner"
     assert sorted(options["allow_patterns"]) == [
+        "adapted.json",
+        "adapted.safetensors",
         "confidence.json",
         "config.json",
+        "features.safetensors",
         "image.onnx",
         "manifest.json",
         "match.json",

@@ -31,14 +31,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", nargs="+", default=["health", "clipart", "glyphs"])
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--smoke", type=Path, metavar="DIR", help="adapt to 55 pairs, and measure on these, to see that it runs"
+    )
     options = parser.parse_args()
+    smoke: Path | None = options.smoke
+    train, test = ("val", "val") if smoke else ("train", "test")
+    domains = ["clipart"] if smoke else options.domains
+    target: Path | None = smoke / "adapt.json" if smoke else options.out
     found: dict[str, object] = {}
-    for domain in options.domains:
+    for domain in domains:
         with tempfile.TemporaryDirectory() as folder:
             out, began = Path(folder) / "mine", time.process_time()
-            adapted = adapt_model(str(DATASETS / domain / "train-00000.tar"), "icons", out)
+            adapted = adapt_model(str(DATASETS / domain / f"{train}-00000.tar"), "icons", out)
             seconds = time.process_time() - began
-            source = open_source(DATASETS / domain / "test-00000.tar")
+            source = open_source(DATASETS / domain / f"{test}-00000.tar")
             pairs = [source[index] for index in range(len(source))]
             images = [Image.open(io.BytesIO(pair.image)).convert("RGB") for pair in pairs]
             captions = [pair.caption for pair in pairs]
@@ -50,8 +57,9 @@ def main() -> int:
                 "adapted": measured(load(out, engine="onnx"), images, captions),
             }
         print(domain, json.dumps(found[domain], indent=1), flush=True)
-    if options.out is not None:
-        write_output(options.out, lambda file: file.write((json.dumps(found, indent=1) + "\n").encode()))
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_output(target, lambda file: file.write((json.dumps(found, indent=1) + "\n").encode()))
     return 0
 
 

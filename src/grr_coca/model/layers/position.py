@@ -49,12 +49,15 @@ class Rotary(nn.Module):
     """
 
     table: Complex64[Tensor, "T C"]
+    cos_sin: Float[Tensor, "T C 2"]
 
     def __init__(self, angles: Float[Tensor, "T C"]) -> None:
         super().__init__()
         table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
         self.register_buffer("table", table, persistent=False)
-        self.cos_sin: Float[Tensor, "T C 2"] = torch.view_as_real(table)  # the same memory
+        # The same memory. As a buffer it has a fixed size for a compiler, which would else take a number of channels for
+        # the number of tokens of a caption where the two are equal.
+        self.register_buffer("cos_sin", torch.view_as_real(table), persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
         """Rotate queries and keys (N = 2) of every token by the token's position."""

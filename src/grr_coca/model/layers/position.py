@@ -55,8 +55,8 @@ class Rotary(nn.Module):
         super().__init__()
         table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
         self.register_buffer("table", table, persistent=False)
-        # The same memory. As a buffer it has a fixed size for a compiler, which would else take a number of channels for
-        # the number of tokens of a caption where the two are equal.
+        # The same memory. As a buffer it has a fixed size for a compiler, which would otherwise take its channels for the
+        # tokens of a caption where the two numbers are equal.
         self.register_buffer("cos_sin", torch.view_as_real(table), persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:

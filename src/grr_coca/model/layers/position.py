@@ -55,7 +55,7 @@ class Rotary(nn.Module):
         super().__init__()
         table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
         self.register_buffer("table", table, persistent=False)
-        # The same memory. As a buffer it has a fixed size for a compiler, which would otherwise take its channels for the
+        # The same memory. A buffer has a fixed size for a compiler, which would otherwise take its channels for the
         # tokens of a caption where the two numbers are equal.
         self.register_buffer("cos_sin", torch.view_as_real(table), persistent=False)
 

@@ -21,7 +21,7 @@ from grr_coca.data.images import decode_image, encoded, with_srgb_colours
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.memory import Budget
-from grr_coca_serve.pictures import kept_header, read_header, require_decodable
+from grr_coca_serve.pictures import kept_header, read_image_header, require_decodable
 from grr_coca_serve.refusal import Refusal
 from grr_coca_serve.svg_cleaning import clean_svg
 
@@ -106,7 +106,7 @@ class PictureFiles:
         Raises:
             UserError: it is no picture, or too large.
         """
-        at_least, opened = (2 * side, 1), read_header(data)
+        at_least, opened = (2 * side, 1), read_image_header(data)
         try:
             size = require_decodable(opened, self._memory.size, at_least)
         except Refusal as refusal:

@@ -183,7 +183,7 @@ def require_decodable(opened: Image.Image | None, max_bytes: int, at_least: tupl
     """Return the memory that decoding a picture takes at most.
 
     Args:
-        opened: See `read_header`.
+        opened: See `read_image_header`.
         max_bytes: Limit of the memory.
         at_least: See `decode_image`.
 
@@ -205,7 +205,7 @@ def require_decodable(opened: Image.Image | None, max_bytes: int, at_least: tupl
     return size
 
 
-def read_header(data: bytes) -> Image.Image | None:
+def read_image_header(data: bytes) -> Image.Image | None:
     """Return a picture of which only the header is read; None for drawings, and for errors, which decoding reports."""
     try:
         return None if vector_format(data) is not None else open_header(data, _NAME)
@@ -266,7 +266,7 @@ class PictureReader:
         """
         if not data:
             raise Refusal(422, "there is no picture; send its bytes as the body, or as the part 'image' of a form")
-        opened = read_header(data)
+        opened = read_image_header(data)
         pixels = 0 if opened is None else opened.width * opened.height
         if pixels > self._max_pixels:
             raise Refusal(413, f"too many pixels: {pixels:,} (limit {self._max_pixels:,}); scale it down first")

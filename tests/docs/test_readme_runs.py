@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca_serve.server import RunningServer
@@ -19,6 +20,7 @@ PLACES = {
     "IMAGE.png": "docs/drawings/guitar.webp",
     "INDEX": "index",
     "DATA": "pairs",
+    "PAIRS": "icons",
     "SPLIT": "pairs",
 }
 OF_OTHERS = ("export web", "push", "match iconify", "mcp", "lint")
@@ -39,6 +41,12 @@ def folder(tmp_path, monkeypatch):
     """A folder with what the README takes for granted: drawings, pairs, and recipes that take a second."""
     drawings = ROOT / "docs" / "drawings"
     shutil.copytree(drawings, tmp_path / "docs" / "drawings")
+    (tmp_path / "icons").mkdir()
+    for number in range(12):  # `adapt` wants ten different images
+        image = Image.new("RGB", (64, 64), "white")
+        image.paste((20 * number, 0, 0), (4, 4, 10 + 4 * number, 20 + 2 * number))
+        image.save(tmp_path / "icons" / f"{number}.png")
+        (tmp_path / "icons" / f"{number}.txt").write_text(f"bar {number}")
     (tmp_path / "pairs").mkdir()
     for path in drawings.glob("*.webp"):
         for number in range(16):

@@ -24,7 +24,7 @@ from grr_coca_serve.daemon_threads import _MAX_REPLACED, DaemonThreads
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
 from grr_coca_serve.memory import Budget
-from grr_coca_serve.pictures import PictureReader, read_header, require_decodable
+from grr_coca_serve.pictures import PictureReader, read_image_header, require_decodable
 from grr_coca_serve.refusal import Refusal, refusal_of
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
@@ -278,10 +278,10 @@ def test_a_picture_whose_format_takes_too_much_memory_is_refused():
 def test_a_jpeg_that_is_decoded_at_a_fraction_takes_a_fraction_of_the_memory():
     buffer = io.BytesIO()
     Image.new("RGB", (800, 600)).save(buffer, "JPEG")
-    whole = require_decodable(read_header(buffer.getvalue()), 2**30)
-    assert require_decodable(read_header(buffer.getvalue()), 2**30, (200, 150)) <= whole / 16
+    whole = require_decodable(read_image_header(buffer.getvalue()), 2**30)
+    assert require_decodable(read_image_header(buffer.getvalue()), 2**30, (200, 150)) <= whole / 16
     with pytest.raises(Refusal):
-        require_decodable(read_header(buffer.getvalue()), whole - 1)
+        require_decodable(read_image_header(buffer.getvalue()), whole - 1)
 
 
 @pytest.mark.parametrize(("kind", "times"), [("JPEG", 1), ("PNG", 1), ("TIFF", 1), ("WEBP", 2)])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,38 @@ def test_broken_plugin_costs_one_warning(tmp_path):
     assert grr_coca(tmp_path, "models").stderr == "", "a command of the core asks no plug-in for its name"
 
 
+def test_help_does_without_importlib_metadata():
+    code = "import sys; from grr_coca.cli import main; main(['--help']); print('importlib.metadata' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+def test_entry_points_are_read_as_importlib_metadata_reads_them(tmp_path, monkeypatch):
+    text = (
+        "# a comment\n[console_scripts]\nx = y:z\n\n[grr_coca.commands]\none=a.b:C.d\n"
+        "two = e : f\nthree = g:h [extra]\n[grr_coca.sources]\nfour = i\n"
+    )
+    for name in ("Some_Name-1.0.dist-info", "older.egg-info", "sub/some.name-0.9.dist-info"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "entry_points.txt").write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "no-such.zip"), str(tmp_path), str(tmp_path / "sub")])
+    plugins._entries.cache_clear()
+    try:
+        found = plugins._entries()
+    finally:
+        plugins._entries.cache_clear()
+    expected = {
+        (one.group, one.name, one.module, one.attr or "")
+        for one in Distribution.at(tmp_path / "older.egg-info").entry_points
+        if one.group.startswith("grr_coca.")
+    }
+    for provider in ("some-name", "older"):
+        mine = [one for one in found if one.provider == provider]
+        values = {(one.group, one.name, *f"{one.value}:".split(":")[:2]) for one in mine}
+        assert values == expected
+        assert len(mine) == len(expected), "the first of two versions counts"
+
+
 def test_endpoint_opens_only_if_named(installed):
     code = (
         "from fastapi import FastAPI\nfrom grr_coca_serve.app import _additional\n"
@@ -98,12 +131,12 @@ def test_bare_checkout_asks_for_installation(monkeypatch, capsys):
 
     monkeypatch.setattr(plugins, "DISTRIBUTION", "no-such-distribution")
     monkeypatch.setenv(plugins.VARIABLE, "")
-    for function in (plugins._own_entries, plugins._other_entries, plugins.own, plugins.others):
+    for function in (plugins._entries, plugins.own, plugins.others):
         function.cache_clear()
     try:
         assert main(["search", "nowhere", "cat"]) == 2
     finally:
         monkeypatch.undo()
-        for function in (plugins._own_entries, plugins._other_entries, plugins.own, plugins.others):
+        for function in (plugins._entries, plugins.own, plugins.others):
             function.cache_clear()
     assert "run pip install -e . again" in capsys.readouterr().err

@@ -16,16 +16,20 @@ A group is asked for by one place in the core, which documents what its values a
 | `grr_coca.endpoints` | additional endpoints of a server | `grr_coca_serve.server` |
 | `grr_coca.site` | an addition to an exported page | `grr_coca_serve.site` |
 
-The packages of this distribution register in the same way as those of others. Its entry points are read first, in a
-fraction of a millisecond. Other distributions are scanned only for names that these do not have, in about 15 ms.
+The packages of this distribution register in the same way as those of others, and come first. Entry points are read
+without `importlib.metadata`, which would take most of the time of `grr-coca --help`: 110 of 150 ms, if 130
+distributions are installed.
 """
 
+import importlib
 import logging
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +39,29 @@ VARIABLE = "GRR_COCA_PLUGINS"
 set, all are; if it is empty, only those of this distribution."""
 
 
+class _EntryPoint(NamedTuple):
+    """An entry point, and the distribution that provides it. `value`: a module and a name there, `module:name`."""
+
+    group: str
+    name: str
+    value: str
+    provider: str
+
+    def load(self) -> Any:
+        module, _, path = self.value.partition(":")
+        found: Any = importlib.import_module(module)
+        for name in path.split(".") if path else ():
+            found = getattr(found, name)
+        return found
+
+
 @cache
 def own(group: str) -> Mapping[str, Any]:
     """Return what the packages of this distribution provide, by the names of their entry points.
 
     The result is empty if the distribution is not installed, as in a bare checkout.
     """
-    return {entry.name: entry.load() for entry in _own_entries() if entry.group == group}
+    return {entry.name: entry.load() for entry in _entries() if entry.group == group and _is_own(entry.provider)}
 
 
 @cache
@@ -51,61 +71,76 @@ def others(group: str) -> Mapping[str, Any]:
     A plug-in that cannot be imported is left out, with one warning. Of two with the same name, the first counts.
     """
     found: dict[str, Any] = {}
-    for entry, provider in _other_entries():
-        if entry.group != group or entry.name in found:
+    for entry in _entries():
+        if entry.group != group or entry.name in found or _is_own(entry.provider):
             continue
         try:
             found[entry.name] = entry.load()
         except Exception as error:  # a plug-in may raise anything
-            log.warning("%s: plug-in '%s' cannot be imported, and is skipped (%s)", provider, entry.name, error)
+            log.warning("%s: plug-in '%s' cannot be imported, and is skipped (%s)", entry.provider, entry.name, error)
     return found
 
 
 def values(group: str) -> Iterator[Any]:
-    """Yield what all distributions provide, this one first. Others are scanned only if the caller takes more."""
+    """Yield what all distributions provide, this one first. Others are imported only if the caller takes more."""
     yield from own(group).values()
     yield from others(group).values()
 
 
 def named(group: str, name: str) -> Any | None:
     """Return what the entry point of this name provides; None if there is none."""
-    for entry in _own_entries():
-        if (entry.group, entry.name) == (group, name):
+    for entry in _entries():
+        if (entry.group, entry.name) == (group, name) and _is_own(entry.provider):
             return entry.load()
     return others(group).get(name)
 
 
 def is_installed() -> bool:
     """Return whether the packages of this distribution are registered. If not, it must be installed again."""
-    return any(entry.group == "grr_coca.commands" for entry in _own_entries())
+    return any(entry.group == "grr_coca.commands" and _is_own(entry.provider) for entry in _entries())
+
+
+def _is_own(provider: str) -> bool:
+    return provider == DISTRIBUTION
 
 
 @cache
-def _own_entries() -> tuple[EntryPoint, ...]:
-    try:
-        return tuple(distribution(DISTRIBUTION).entry_points)
-    except PackageNotFoundError:
-        return ()
-
-
-@cache
-def _other_entries() -> tuple[tuple[EntryPoint, str], ...]:
-    """The entry points of other distributions, with the name of each distribution."""
+def _entries() -> tuple[_EntryPoint, ...]:
+    """The entry points of the groups `grr_coca.…`. Of two versions of a distribution, the first on the path counts."""
     allowed = os.environ.get(VARIABLE)
-    names = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    return tuple(
-        (entry, provider.name)
-        for provider in _distributions()
-        if provider.name != DISTRIBUTION and (names is None or provider.name in names)
-        for entry in provider.entry_points
-        if entry.group.startswith("grr_coca.")
-    )
+    names = None if allowed is None else {_normalized(name.strip()) for name in allowed.split(",")} | {DISTRIBUTION}
+    found: dict[str, list[_EntryPoint]] = {}
+    for folder in sys.path:
+        for metadata in _metadata_folders(folder or "."):
+            provider = _normalized(metadata.name.rpartition(".")[0].split("-")[0])
+            if provider not in found and (names is None or provider in names):
+                found[provider] = list(_read(metadata, provider))
+    return tuple(entry for entries in found.values() for entry in entries)
 
 
-def _distributions() -> Iterator[Distribution]:
-    """Installed distributions. Of two versions of one, the first on the path is the one that Python imports."""
-    seen: set[str] = set()
-    for one in distributions():
-        if one.name not in seen:
-            seen.add(one.name)
-            yield one
+def _metadata_folders(folder: str) -> list["os.DirEntry[str]"]:
+    """Folders of metadata, as installers write them: `NAME-VERSION.dist-info`, or `NAME.egg-info` in older ones."""
+    try:
+        with os.scandir(folder) as entries:
+            return [one for one in entries if one.name.endswith((".dist-info", ".egg-info"))]
+    except OSError:  # an archive, or a folder that does not exist
+        return []
+
+
+def _read(metadata: "os.DirEntry[str]", provider: str) -> Iterator[_EntryPoint]:
+    """Entry points of our groups in an `entry_points.txt`: sections of lines `name = value`."""
+    try:
+        text = Path(metadata.path, "entry_points.txt").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # most distributions have no entry points
+        return
+    group = ""
+    for line in text.splitlines() if "[grr_coca." in text else ():
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if name.startswith("["):
+            group = name.strip("[]")
+        elif equals and group.startswith("grr_coca.") and not name.startswith("#"):
+            yield _EntryPoint(group, name, re.sub(r"\s|\[.*", "", value), provider)  # without extras in brackets
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -91,7 +91,8 @@ def write_model(run: Path, name: str) -> None:
         name: of the shipped model.
     """
     text = card_text(name)
-    trained = mean_of_checkpoints(run) if text.get("mean_of_checkpoints") else from_pretrained(run)
+    newest = list(checkpoints_by_step(run / "checkpoints").values())[-1]
+    trained = mean_of_checkpoints(run) if text.get("mean_of_checkpoints") else from_pretrained(newest)
     checkpoint = in_half_precision(trained)
     recipe = load_recipe(run / "recipe.yaml")
     splits = {"val": recipe.data.val or recipe.data.train, **recipe.data.test}
@@ -149,8 +150,8 @@ def export_again(folder: Path) -> None:
 
 def mean_of_checkpoints(run: Path) -> Checkpoint:
     """The last checkpoint of a run, with the mean of the weights of all that it keeps."""
-    checkpoint = from_pretrained(run)
-    kept = [from_pretrained(path).model.state_dict() for path in checkpoints_by_step(run / "checkpoints").values()]
+    checkpoints = [from_pretrained(path) for path in checkpoints_by_step(run / "checkpoints").values()]
+    checkpoint, kept = checkpoints[-1], [one.model.state_dict() for one in checkpoints]
     with torch.no_grad():
         for name, parameter in checkpoint.model.named_parameters():
             parameter.copy_(torch.stack([weights[name] for weights in kept]).mean(0))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
-from grr_coca.common.errors import FETCHING, UserError, first_line
+from grr_coca.common.errors import NOTES, UserError, first_line
 from grr_coca.common.extras import install_command, require_extra
 from grr_coca.common.files import MANIFEST, file_sha256, is_offline, models_cache, read_json, whole_folder, write_whole
 from grr_coca.infer.load import ENGINE_TITLES
@@ -165,7 +165,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            FETCHING.info("%s: another process imports it; waiting", name)
+            NOTES.info("%s: another process imports it; waiting", name)
             lock.acquire()
     except OSError as error:
         raise UserError(
@@ -190,11 +190,11 @@ def _import(model: PublishedModel, name: str, folder: Path) -> None:
             )
         _require_space(folder, origin.bytes)
         write_whole(record, json.dumps(to_dict(origin), indent=2).encode())
-        FETCHING.info("%s: importing it, once", name)
+        NOTES.info("%s: importing it, once", name)
         _convert(weights, origin, folder)
     except OSError as error:
         raise UserError(f"{folder}: could not be written ({error.strerror or error})") from error
-    FETCHING.info("%s: is in %s", name, folder)
+    NOTES.info("%s: is in %s", name, folder)
 
 
 def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
@@ -237,7 +237,7 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
         raise UserError(f"{name}: is not on this machine, and offline {size} cannot be fetched")
     try:
         if weights is None:
-            FETCHING.info("%s: fetching %s, once", name, size)
+            NOTES.info("%s: fetching %s, once", name, size)
             there = (find(file, revision, only_here=False) for file in WEIGHTS)
             weights = next((path for path in there if path is not None), None)
             if weights is not None:

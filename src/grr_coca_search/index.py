@@ -277,7 +277,7 @@ class IndexModel:
     def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
         self.folder = locate_checkpoint(name)
         # A name by which other processes find it too: that of a shipped model, or an absolute path. For a run, the path
-        # of its newest checkpoint, because later checkpoints have other embeddings.
+        # of its best or newest checkpoint, because later checkpoints have other embeddings.
         is_name = shipped_folder(name) == self.folder or not Path(name).exists()
         self.name = name if is_name else str(self.folder.resolve())
         self.batch_size = batch_size

@@ -5,8 +5,8 @@ import logging
 import re
 from collections.abc import Iterable
 
-FETCHING = logging.getLogger("grr_coca.fetching")
-"""Logger of what is fetched from elsewhere. The command line prints it."""
+NOTES = logging.getLogger("grr_coca.notes")
+"""Logger of choices and waits that a user should know of, such as a download. The command line prints it."""
 _MAX_COMPARED = 200
 """Of a longer unknown name, the beginning is compared: it may come from a stranger, and have megabytes."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -74,12 +74,12 @@ def printable(text: str) -> str:
 
 
 def print_warnings() -> None:
-    """Print warnings and errors of the log to standard error, and say when a model is fetched. Nothing changes if the
-    caller has configured logging."""
+    """Print warnings and errors of the log, and `NOTES`, to standard error. Nothing changes if the caller has configured
+    logging."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    FETCHING.setLevel(logging.INFO)
+    NOTES.setLevel(logging.INFO)
 
 
 class _Printable(logging.Formatter):

@@ -170,7 +170,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load a checkpoint folder, or the newest checkpoint of a run folder.
+    """Load a checkpoint folder, or that of a run folder (see `find_model`).
 
     Args:
         path: the folder.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import NOTES, UserError, nearest
 from grr_coca.common.files import MANIFEST, file_sha256, listed_files, models_cache, read_json, verify_folder
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 
@@ -45,6 +45,8 @@ FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS)
 `grr_coca.infer.calibration`, `grr_coca_search.relevance`,
 `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`.
 """
+BEST_FILE = "best.json"
+"""Among the checkpoints of a run with `keep_best`: the step of the best one."""
 START_FILE = "start.json"
 """In the folder of a fine-tuned run: the folder and fingerprint of the checkpoint that it began from."""
 ADAPTED = "adapted.json"
@@ -75,15 +77,18 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
 
 
 def find_model(path: Path) -> Path:
-    """The newest checkpoint in `path/checkpoints/`, or, without that, the folder itself, which may be a model in int8.
+    """The checkpoint of a run folder that is used, or, if it is not a run, the folder itself.
+
+    Of a run, that is the best checkpoint if its recipe has `keep_best`, which a note names, and else the newest. A
+    folder that is not a run may be a model in int8.
 
     Raises:
         UserError: there is no checkpoint; the message says what is missing.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
-    steps = list(checkpoints_by_step(path / "checkpoints").values())
-    folder = steps[-1] if steps else path
+    steps = checkpoints_by_step(path / "checkpoints")
+    folder = _used_checkpoint(path, steps) if steps else path
     is_int8 = is_quantized(folder)
     missing = ", ".join(_missing(folder, _QUANTIZED_FILES if is_int8 else FILES))
     if missing and is_int8:
@@ -91,6 +96,34 @@ def find_model(path: Path) -> Path:
     if missing:
         raise UserError(f"{folder}: not a checkpoint: {missing} missing")
     return folder
+
+
+def _used_checkpoint(run: Path, steps: Mapping[int, Path]) -> Path:
+    """The best checkpoint of a run with `keep_best`, and the newest of any other.
+
+    Args:
+        run: folder of the run.
+        steps: its checkpoints by step, at least one.
+
+    Raises:
+        UserError: the file that names the best one is damaged.
+    """
+    newest, path = max(steps), run / "checkpoints" / BEST_FILE
+    if not path.exists():
+        return steps[newest]
+    best = from_dict(_Best, read_json(path), str(path)).step
+    if best not in steps:
+        NOTES.warning("%s: names step %d, which is not there; step %d, the newest, is used", path, best, newest)
+        return steps[newest]
+    NOTES.info("%s: step %d is used, the best on val%s", run, best, "" if best == newest else f"; {newest} is newest")
+    return steps[best]
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The content of `BEST_FILE`."""
+
+    step: int
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -232,7 +232,8 @@ def check_hub_id(hub_id: str) -> None:
 
 
 def files_to_push(folder: Path) -> dict[str, bytes | Path]:
-    """The files of a checkpoint to upload, by their names on the hub. For a run folder: of its newest checkpoint.
+    """The files of a checkpoint to upload, by their names on the hub. For a run folder: of the checkpoint that
+    `find_model` chooses.
 
     Recipe, logs and training state are not uploaded. ONNX graphs are, with a manifest of what is uploaded.
 

@@ -31,7 +31,7 @@ from grr_coca.common.errors import DiskError, UserError
 from grr_coca.common.files import read_json, verify_folder, whole_folder, write_whole
 from grr_coca.common.ranks import Ranks
 from grr_coca.model.checkpoint import Checkpoint, load_tensors, save_tensors, write_files
-from grr_coca.model.checkpoint_files import START_FILE, checkpoints_by_step, fingerprint
+from grr_coca.model.checkpoint_files import BEST_FILE, START_FILE, checkpoints_by_step, fingerprint
 from grr_coca.train.logs import Progress
 from grr_coca.train.numerics import Numerics
 from grr_coca.train.parallel import shard_like, whole
@@ -41,7 +41,6 @@ from grr_coca.train.step import LossScale, Trainer
 
 log = logging.getLogger(__name__)
 
-BEST_FILE = "best.json"
 STATE_FOLDER = "training"
 
 # --- Where a run began

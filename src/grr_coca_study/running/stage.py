@@ -108,7 +108,9 @@ def _trained_and_measured(task: Task, device: torch.device, on_progress: OnProgr
 
 def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Checkpoint:
     minutes = min(task.recipe.checkpoints.minutes, _MINUTES_BETWEEN_SAVES)
-    recipe = replace(task.recipe, checkpoints=replace(task.recipe.checkpoints, minutes=minutes, keep_last=1))
+    # The row and all later stages are of the last step.
+    checkpoints = replace(task.recipe.checkpoints, minutes=minutes, keep_last=1, keep_best=None)
+    recipe = replace(task.recipe, checkpoints=checkpoints)
     try:
         point = resume_point(task.folder, recipe)
     except NoneReadableError:  # losing one run is better than blocking all others

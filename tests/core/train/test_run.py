@@ -33,6 +33,7 @@ from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import CaptionedSplit
 from grr_coca.evaluate.split import Evaluation
 from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.model.checkpoint_files import BEST_FILE
 from grr_coca.train import loop
 from grr_coca.train.logs import LOG_FILE, MetricLog, Progress, read_metrics
 from grr_coca.train.loop import Validation, train
@@ -48,7 +49,6 @@ from grr_coca.train.recipe import (
     load_recipe,
     save_recipe,
 )
-from grr_coca.train.run_checkpoints import BEST_FILE
 from grr_coca.train.setup import check_start, new_checkpoint, sound_validation, training_sources
 
 

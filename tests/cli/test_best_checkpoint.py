@@ -1,0 +1,111 @@
+"""A run with `keep_best`: every command uses its best checkpoint, and names it; `--resume` continues from the newest."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from support import BATCH_SIZE, finished_run
+
+from grr_coca.common.errors import UserError
+from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.model.checkpoint_files import BEST_FILE
+from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe
+from grr_coca.train.run_checkpoints import resume_point
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run whose last step is not the best one, as its file says."""
+    run = finished_run(
+        tmp_path_factory.mktemp("best"),
+        steps=2,
+        evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE),
+        checkpoints=CheckpointRecipe(keep_best="coca_loss"),
+    )
+    (run.folder / "checkpoints" / BEST_FILE).write_text('{"step": 1}\n')
+    return run
+
+
+def step(run, number):
+    return run.folder / "checkpoints" / f"step-{number:09d}"
+
+
+def note(run):
+    return f"{run.folder}: step 1 is used, the best on val; 2 is newest"
+
+
+COMMANDS = {
+    "evaluate": ("evaluate", "RUN", "--data", "PAIRS", "--batch-size", BATCH_SIZE),
+    "caption": ("caption", "IMAGE", "-c", "RUN"),
+    "push": ("push", "RUN", "someone/mine", "--licence", "mit", "--dry-run"),
+    "explain": ("explain", "IMAGE", "-c", "RUN", "--out", "OUT.png"),
+    "classify": ("classify", "IMAGE", "--labels", "cat,dog", "-c", "RUN"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_uses_the_best_checkpoint_and_says_so(grr_coca, finished, image_files, tmp_path, name, caplog):
+    def result(model):
+        words = {"RUN": model, "PAIRS": finished.shard, "IMAGE": image_files[0], "OUT.png": tmp_path / "OUT.png"}
+        said = grr_coca(*(words.get(word, word) for word in COMMANDS[name]))
+        assert said.code == 0, said.err
+        return said
+
+    of_best = result(step(finished, 1))
+    assert note(finished) not in caplog.messages
+    of_run = result(finished.folder)
+    assert of_run.out.replace(str(finished.folder), "") == of_best.out.replace(str(step(finished, 1)), "")
+    assert caplog.messages.count(note(finished)) == 1, "one line names it"
+
+
+def test_embeddings_are_those_of_the_best(grr_coca, finished, image_files, tmp_path):
+    outs = {}
+    for name, model in {"run": finished.folder, "best": step(finished, 1), "newest": step(finished, 2)}.items():
+        assert grr_coca("embed", image_files[0], "-c", model, "--out", tmp_path / f"{name}.npy").code == 0
+        outs[name] = np.load(tmp_path / f"{name}.npy")
+    assert np.array_equal(outs["run"], outs["best"])
+    assert not np.array_equal(outs["run"], outs["newest"])
+
+
+def test_a_resumed_run_continues_from_the_newest(finished):
+    assert resume_point(finished.folder, finished.recipe) == step(finished, 2)
+
+
+def test_an_index_keeps_its_checkpoint_though_another_becomes_the_best(grr_coca, finished, image_files, tmp_path):
+    folder, index = tmp_path / "run", tmp_path / "index"
+    shutil.copytree(finished.folder, folder)
+    images = image_files[0].parent
+    assert grr_coca("index", images, "-c", folder, "--out", index).code == 0
+    (folder / "checkpoints" / BEST_FILE).write_text('{"step": 2}\n')
+    assert grr_coca("search", index, "cat").code == 0, "with the checkpoint that it was made with"
+    said = grr_coca("search", index, "cat", "-c", folder)
+    assert said.code == 2
+    assert f"an index of the model '{folder}/checkpoints/step-000000001'" in said.err
+    shutil.rmtree(folder / "checkpoints" / "step-000000001")
+    said = grr_coca("search", index, "cat")
+    assert said.code == 2
+    assert "step-000000001', which does not exist any more" in said.err
+
+
+def test_without_the_best_the_newest_is_used_with_a_warning(finished, tmp_path, caplog):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "step-000000001")
+    assert from_pretrained(folder).step == 2
+    assert "best.json: names step 1, which is not there; step 2, the newest, is used" in caplog.text
+
+
+def test_a_damaged_name_of_the_best_is_refused(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    (folder / "checkpoints" / BEST_FILE).write_text(json.dumps({"best": 1}))
+    with pytest.raises(UserError, match=r"best\.json: unknown key 'best'"):
+        locate_checkpoint(folder)
+
+
+def test_a_revision_of_a_folder_is_refused(finished, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(finished.folder, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^runs/mine@best: revisions are of models on the hub, and runs/mine is a"):
+        locate_checkpoint("runs/mine@best")

@@ -85,6 +85,12 @@ class Evaluation:
     chance: dict[str, float]
     median_rank: dict[str, float]
 
+    @property
+    def mean_recall(self) -> float:
+        """The mean of all recalls of both directions."""
+        recalls = [*self.text_to_image.values(), *self.image_to_text.values()]
+        return sum(recalls) / len(recalls)
+
     def flat(self) -> dict[str, float]:
         """All numbers under one level of names, such as `text_to_image/R@1`."""
         return {

@@ -89,9 +89,10 @@ class Validation:
             self._is_first_time = False
             scaling = self._scaling(results.embeddings)
             # Rank 0 decides for all: other processors may round differently, and then choose another best checkpoint.
-            scores = self._ranks.on_first(
-                lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights).flat()
+            evaluation = self._ranks.on_first(
+                lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights)
             )
+            scores = {**evaluation.flat(), "mean_recall": evaluation.mean_recall}
             captioned, caption_scores = self._caption(checkpoint)
         return ValidationResult(scores | caption_scores, scaling, captioned)
 

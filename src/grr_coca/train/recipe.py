@@ -38,7 +38,12 @@ Score = Literal[
     "captioning_loss",
     "perplexity",
     "text_to_image/R@1",
+    "text_to_image/R@5",
+    "text_to_image/R@10",
     "image_to_text/R@1",
+    "image_to_text/R@5",
+    "image_to_text/R@10",
+    "mean_recall",
     CaptionScore,
 ]
 
@@ -346,6 +351,7 @@ class CheckpointRecipe:
     """A checkpoint every `interval` steps (None: at every validation), every `minutes`, and at the end.
 
     The newest `keep_last` checkpoints are kept, and the best one by `keep_best`, a score on the validation split.
+    `mean_recall` is the mean of R@1, R@5 and R@10 in both directions.
     """
 
     interval: int | None = None

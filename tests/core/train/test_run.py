@@ -229,6 +229,22 @@ def test_the_best_checkpoint_of_a_fine_tuning_is_kept(run, shard, tmp_path, monk
     assert json.loads((folder / BEST_FILE).read_text()) == {"step": 5}
 
 
+@pytest.mark.parametrize("score", ["text_to_image/R@10", "image_to_text/R@5", "mean_recall"])
+def test_the_best_may_be_that_of_any_recall(shard, tmp_path, score):
+    recipe = tiny_recipe(
+        shard,
+        steps=5,
+        evaluation=EvaluationRecipe(interval=1, batch_size=BATCH_SIZE),
+        checkpoints=CheckpointRecipe(keep_best=score),
+    )
+    pretrain(recipe, tmp_path / "run")
+    logged = {row["step"]: row for row in read_metrics(tmp_path / "run", "val")}
+    best = max(logged, key=lambda step: logged[step][score])  # the first of equal ones
+    assert json.loads((tmp_path / "run" / "checkpoints" / BEST_FILE).read_text()) == {"step": best}
+    recalls = [logged[best][f"{way}/R@{k}"] for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
+    assert logged[best]["mean_recall"] == pytest.approx(sum(recalls) / 6)
+
+
 # --- What goes wrong
 
 

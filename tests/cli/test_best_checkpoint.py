@@ -1,4 +1,4 @@
-"""A run with `keep_best`: every command uses its best checkpoint, and names it; `--resume` continues from the newest."""
+"""A run with `keep_best`: commands use its best checkpoint, and name it; `--resume` continues from the newest."""
 
 import json
 import shutil

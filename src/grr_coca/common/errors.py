@@ -74,8 +74,8 @@ def printable(text: str) -> str:
 
 
 def print_warnings() -> None:
-    """Print warnings and errors of the log, and `NOTES`, to standard error. Nothing changes if the caller has configured
-    logging."""
+    """Print warnings and errors of the log, and `NOTES`, on standard error. If the caller has configured logging, that
+    stays."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -46,7 +46,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_uses_the_best_checkpoint_and_says_so(grr_coca, finished, image_files, tmp_path, name, caplog):
+def test_commands_use_the_best_checkpoint_and_name_it(grr_coca, finished, image_files, tmp_path, name, caplog):
     def result(model):
         words = {"RUN": model, "PAIRS": finished.shard, "IMAGE": image_files[0], "OUT.png": tmp_path / "OUT.png"}
         said = grr_coca(*(words.get(word, word) for word in COMMANDS[name]))
@@ -73,7 +73,7 @@ def test_a_resumed_run_continues_from_the_newest(finished):
     assert resume_point(finished.folder, finished.recipe) == step(finished, 2)
 
 
-def test_an_index_keeps_its_checkpoint_though_another_becomes_the_best(grr_coca, finished, image_files, tmp_path):
+def test_an_index_keeps_its_checkpoint(grr_coca, finished, image_files, tmp_path):
     folder, index = tmp_path / "run", tmp_path / "index"
     shutil.copytree(finished.folder, folder)
     images = image_files[0].parent
@@ -89,21 +89,21 @@ def test_an_index_keeps_its_checkpoint_though_another_becomes_the_best(grr_coca,
     assert "step-000000001', which does not exist any more" in said.err
 
 
-def test_without_the_best_the_newest_is_used_with_a_warning(finished, tmp_path, caplog):
+def test_a_missing_best_checkpoint_is_replaced_with_a_warning(finished, tmp_path, caplog):
     folder = shutil.copytree(finished.folder, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "step-000000001")
     assert from_pretrained(folder).step == 2
     assert "best.json: names step 1, which is not there; step 2, the newest, is used" in caplog.text
 
 
-def test_a_damaged_name_of_the_best_is_refused(finished, tmp_path):
+def test_a_corrupt_name_of_the_best_is_an_error(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "run")
     (folder / "checkpoints" / BEST_FILE).write_text(json.dumps({"best": 1}))
     with pytest.raises(UserError, match=r"best\.json: unknown key 'best'"):
         locate_checkpoint(folder)
 
 
-def test_a_revision_of_a_folder_is_refused(finished, tmp_path, monkeypatch):
+def test_a_revision_of_a_folder_is_an_error(finished, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(finished.folder, target_is_directory=True)
     monkeypatch.chdir(tmp_path)

@@ -144,7 +144,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
         return find_model(path)
     if (before := Path(name.partition("@")[0])).is_dir():
-        raise UserError(f"{name}: revisions are of models on the hub, and {before} is a folder here; give that folder")
+        raise UserError(f"{name}: revisions are of models on the hub, and {before} is a folder here; use that name")
     if _HUB_NAME.fullmatch(name):
         return find_model(_fetch(name))
     published = [known for provider in plugins.values("grr_coca.models") for known in provider.names]

@@ -106,7 +106,7 @@ def _used_checkpoint(run: Path, steps: Mapping[int, Path]) -> Path:
         steps: its checkpoints by step, at least one.
 
     Raises:
-        UserError: the file that names the best one is damaged.
+        UserError: the file that names the best one is corrupt.
     """
     newest, path = max(steps), run / "checkpoints" / BEST_FILE
     if not path.exists():

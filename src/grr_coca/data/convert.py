@@ -191,7 +191,7 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
         about["captions"] = pair.captions
     members = {
         suffix: image,
-        "txt": pair.caption.encode(),
+        "txt": re.sub(r"\s*\n\s*", " ", pair.caption).encode(),  # a line end would begin another caption
         "json": json.dumps(about, ensure_ascii=False).encode("utf-8", "replace"),
     }
     for name, content in members.items():

@@ -92,6 +92,13 @@ def decode_text(data: bytes, name: str) -> str:
         raise BadSample(f"{name}: not UTF-8 text ({error})", Cause.BAD_TEXT) from error
 
 
+def caption_lines(text: str) -> tuple[str, ...]:
+    """Split the text of a file into captions, one per line that is not empty. With one such line or none, the text is
+    the caption."""
+    lines = tuple(line for line in text.split("\n") if line.strip())
+    return lines if len(lines) > 1 else (text,)
+
+
 def mend_text(text: str) -> str:
     """Repair a text that was decoded wrongly or escaped, as open_clip does before tokenization.
 

@@ -1,4 +1,4 @@
-"""A folder of images, each with its caption in a text file of the same name beside it."""
+"""A folder of images, each with its captions in a text file of the same name beside it, one a line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.images import has_image_suffix
 from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, Strings, digest_header
 from grr_coca.data.sources.listed import read_image_file
-from grr_coca.data.text import decode_text
+from grr_coca.data.text import caption_lines, decode_text
 from grr_coca.data.walk import walk_visible
 
 
@@ -29,18 +29,18 @@ class ImageFolder(PairSource):
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
-        caption, path = self.caption(index), self._path(index)
+        (caption, *others), path = self.captions(index), self._path(index)
         key = path.relative_to(self.root).with_suffix("").as_posix()
-        return RawPair(key, str(path), read_image_file(path, str(path)), caption)
+        return RawPair(key, str(path), read_image_file(path, str(path)), caption, more_captions=tuple(others))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read the caption of a pair."""
+        """Read all captions of a pair."""
         image = self._path(index)
         path = caption_file(image)
         if path is None:
             message = f"{image}: no caption; expected it in {image.with_suffix('.txt').name} beside it"
             raise BadSample(message, Cause.NO_CAPTION)
-        return (decode_text(read_image_file(path, str(path), MAX_TEXT), str(path)),)
+        return caption_lines(decode_text(read_image_file(path, str(path), MAX_TEXT), str(path)))
 
     def name(self, index: int) -> str:
         """The path of the image."""
@@ -62,7 +62,7 @@ class ImageFolder(PairSource):
 
 
 def caption_file(image: Path) -> Path | None:
-    """The text file with the caption of an image; None if there is none."""
+    """The text file with the captions of an image; None if there is none."""
     return next((path for path in map(image.with_suffix, (".txt", ".TXT")) if path.is_file()), None)
 
 

@@ -1,5 +1,7 @@
 """Tar shards in the layout of img2dataset: the members `KEY.jpg`, `KEY.txt` and others are next to each other.
 
+`KEY.txt` has a caption a line. `KEY.json` may have the list `captions`, which counts then.
+
 An index has the offset of each part. So a pair takes one or two reads, in any order, and nothing is extracted. The
 index of a large shard is made once from its headers, and saved in a small file beside the shard, or in the user's cache
 if that folder is not writable. The file is a line of JSON, which says which state of the shard it describes, and two
@@ -32,7 +34,7 @@ from grr_coca.data.sources.base import (
     locate,
 )
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard
-from grr_coca.data.text import decode_text
+from grr_coca.data.text import caption_lines, decode_text
 
 _log = logging.getLogger(__name__)
 
@@ -145,8 +147,8 @@ class TarShards(PairSource):
                 if isinstance(captions, list) and captions and all(isinstance(caption, str) for caption in captions):
                     return tuple(captions)
             except (ValueError, KeyError, TypeError, RecursionError):
-                pass  # use the caption in KEY.txt
-        return (decode_text(self._read(shard, row, "text"), f"{self._name(shard, row)}.txt"),)
+                pass  # use those in KEY.txt
+        return caption_lines(decode_text(self._read(shard, row, "text"), f"{self._name(shard, row)}.txt"))
 
     def _read(self, shard: int, row: int, part: str) -> bytes:
         entry = self._indices[shard].rows[row]

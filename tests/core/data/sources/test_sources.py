@@ -5,6 +5,7 @@ import os
 import pickle
 import tarfile
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
@@ -15,7 +16,7 @@ from grr_coca.data.sources.base import BadSample, Cause, RawPair, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.data.sources.views import Chain, Subset, source_digest
+from grr_coca.data.sources.views import Chain, Subset, every_caption, source_digest
 
 PAIRS = real_pairs(12)
 
@@ -84,6 +85,21 @@ def test_a_caption_that_is_not_utf8_is_an_error_that_names_the_pair(tmp_path):
 @pytest.mark.parametrize(("text", "caption"), [("\ufeffa dog", "a dog"), ("ein Käse 🧀\n", "ein Käse 🧀\n")])
 def test_a_caption_may_hold_any_letters_but_the_mark_before_its_text_is_no_part_of_it(store, text, caption):
     assert open_source(str(store([with_caption(PAIRS[0], text)])))[0].caption == caption
+
+
+def test_lines_of_a_text_file_are_captions(store):
+    texts = ["one\ntwo\r\n\n three \n", "only one\n\n", "\n", "a\rb"]
+    path = store([replace(pair, caption=text) for pair, text in zip(PAIRS, texts, strict=False)])
+    source = open_source(str(path))
+    found = {pair.key: pair.captions for pair in (source[i] for i in range(len(source)))}
+    assert found == {
+        PAIRS[0].key: ("one", "two\r", " three "),
+        PAIRS[1].key: ("only one\n\n",),
+        PAIRS[2].key: ("\n",),
+        PAIRS[3].key: ("a\rb",),
+    }, "white space is cleaned later"
+    assert [source.captions(i) for i in range(4)] == [source[i].captions for i in range(4)]
+    assert len(every_caption(Subset(source, [0, 1]))) == 4
 
 
 @pytest.mark.parametrize("key", ["a.b", os.fsdecode(b"caf\xe9"), "sub/" + "long-name-" * 20])

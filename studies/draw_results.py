@@ -26,6 +26,7 @@ TITLES = {
     "longest": "AdamW, 4,800 steps, four seeds",
     "left_three": "AdamW, 2,400, three more styles",
     "muon": "Muon, 600 steps, best rate",
+    "again": "the same, fresh seeds",
     "fresh": "Muon, 600 steps, half the best rate",
     "p16": "Muon, 600 steps, shared rate",
     "p64": "the same, 64 patches",

@@ -106,3 +106,14 @@ def test_val_that_moves_the_best_rate_changes_pages(ledgers, monkeypatch):
 def test_all_ledgers_are_consistent(ledgers):
     errors = [error for study in ledgers.studies() for error in ledgers.errors_of_ledger(study)]
     assert [*errors, *ledgers.errors_between_rows()] == []
+
+
+def test_filled_positions_are_one_table_at_all_seeds(ledgers, monkeypatch):
+    study = "positions_under_muon/best"
+    rows = copy.deepcopy([*ledgers.all_rows(study)])
+    monkeypatch.setattr(ledgers, "studies", lambda: [study])
+    monkeypatch.setattr(ledgers, "all_rows", lambda _: rows)
+    assert [*ledgers.errors_between_rows()] == []
+    row = next(row for row in rows if row["arm"] == "baseline_fixed_positions")
+    row["initial_weights"]["image_encoder.position.embedding [16, 128]"] = "0" * 12
+    assert any("image_encoder.position" in error for error in ledgers.errors_between_rows())

@@ -94,8 +94,8 @@ def test_result_outside_a_placeholder_fails(check, sentence):
 def test_other_rows_change_what_the_page_must_say(check, changes, known):
     adamw = known["adamw"]
     swapped = changes.Setting(adamw.study, adamw.over, adamw.arms, adamw.study)
-    group = changes.Group({**known["eleven"].settings, "adamw": swapped})
-    page = check.filled(check.texts()[ROOT / RESULTS], {**known, "adamw": swapped, "eleven": group})
+    group = changes.Group({**known["family"].settings, "adamw": swapped})
+    page = check.filled(check.texts()[ROOT / RESULTS], {**known, "adamw": swapped, "family": group})
     rise = f"{swapped['test coca']:bare}"
     assert rise.startswith("+")
     assert re.search(

@@ -32,7 +32,7 @@ PATTERNS = {
     r"\bmeanwhile\b": "in the meantime",
     r"\bhardly\b": "barely",
     r"\bfor ever\b": "forever",
-    r"(?<!there )\bis no\b(?! (?:longer|more|less|better|larger|smaller)\b)": "is not a; is invalid",
+    r"(?<!there )\bis no\b(?! (?:longer|more|less|better|larger|smaller|different)\b)": "is not a; is invalid",
     r"\bthat (?:is|are) none\b": "not; invalid",
     r"\bthere is no\b": "unknown X; X not found",
     r"\bWhat (?!if\b)[a-z][^.?]*\.": "a noun in place of the clause",

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from grr_coca.model.attention import CrossAttention, SelfAttention
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import (
     OWN,
@@ -21,7 +22,6 @@ from grr_coca.model.config import (
 )
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.init import init_weights
-from grr_coca.model.layers.attention import CrossAttention, SelfAttention
 from grr_coca.model.layers.block import Block, CrossBlock
 from grr_coca.model.layers.feed_forward import GEGLU, MLP
 from grr_coca.model.layers.norm import RMSNorm

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.model.layers.attention import CrossAttention
+from grr_coca.model.attention import CrossAttention
 from grr_coca.model.layers.layout import PLAIN, Layout
 
 

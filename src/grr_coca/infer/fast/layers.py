@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.infer.fast.linear import FastLinear
-from grr_coca.model.layers.attention import CrossAttention, SelfAttention
+from grr_coca.model.attention import CrossAttention, SelfAttention
 from grr_coca.model.layers.feed_forward import GEGLU
 from grr_coca.model.layers.layout import PLAIN, CachedLayout, Layout, PackedLayout
 from grr_coca.model.layers.norm import RMSNorm

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.model.layers.attention import CrossAttention
+from grr_coca.model.attention import CrossAttention
 
 
 class AttentionalPooler(nn.Module):

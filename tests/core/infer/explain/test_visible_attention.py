@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from grr_coca.infer.explain.attention import attention_weights, mix_values, visible_attention
+from grr_coca.model.attention import CrossAttention
 from grr_coca.model.build import build
-from grr_coca.model.layers.attention import CrossAttention
 
 PRESETS = ["grr_coca", "baseline_coca", "coca", "grr_coca_plus", "grr_coca_parallel", "open_clip_coca"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grr_coca.model.layers.attention import CrossAttention, SelfAttention
+from grr_coca.model.attention import CrossAttention, SelfAttention
 from grr_coca.model.layers.layout import PLAIN, CachedLayout, pack_lengths
 from grr_coca.model.layers.norm import RMSNorm
 from grr_coca.model.layers.position import Rotary, line_angles

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from grr_coca.model.layers.attention import CrossAttention, SelfAttention
+from grr_coca.model.attention import CrossAttention, SelfAttention
 from grr_coca.model.layers.block import Block, CrossBlock
 from grr_coca.model.layers.feed_forward import MLP
 from grr_coca.model.layers.layout import PLAIN

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from grr_coca.model.layers.attention import CrossAttention
+from grr_coca.model.attention import CrossAttention
 from grr_coca.model.layers.norm import RMSNorm
 from grr_coca.model.layers.pooler import AttentionalPooler, cascade, parallel
 

@@ -17,16 +17,22 @@ from torch import Tensor, nn
 
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention
 from grr_coca.infer.fast.model_copy import FAST_LAYERS, PROJECTIONS, FastLayer
-from grr_coca.model.attention import CrossAttention, SelfAttention
+from grr_coca.model.attention import (
+    PLAIN,
+    CrossAttention,
+    KeyValues,
+    Layout,
+    LayoutOf,
+    LearnedPosition,
+    SelfAttention,
+    pack_lengths,
+)
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig, TransformerConfig
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.layers.block import Block
 from grr_coca.model.layers.feed_forward import MLP
-from grr_coca.model.layers.layout import PLAIN, Layout, LayoutOf, pack_lengths
 from grr_coca.model.layers.pooler import AttentionalPooler, Pooler, PoolerOutput
-from grr_coca.model.layers.position import LearnedPosition
-from grr_coca.model.layers.scaled_attention import KeyValues
 from grr_coca.model.layers.stem import Patchify
 from grr_coca.model.text_decoder import PADDING, MultimodalDecoder, PackedText, TextDecoder
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from grr_coca.data.batch import Batch
 from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
+from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa, evaluating
-from grr_coca.model.layers.norm import at_least_fp32
 from grr_coca.model.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, token_losses
 
 RECALLS = (1, 5, 10)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from grr_coca.common.torch_private import flash_attention_of_cpu
+from grr_coca.model.attention import ROUND_TO
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.layers.layout import ROUND_TO
 
 TRAINING_PASSES = 3
 """Cost of a training step in forward passes: one forward pass, and a backward pass that costs two."""

@@ -1,17 +1,339 @@
-"""Multi-head attention of a sequence to itself, and to a context.
+"""Multi-head attention of a sequence to itself, and to a context: scores, layouts of tokens, positions, layers.
 
-Shapes: B batch, T tokens, S tokens attended to, D width, C context width, H heads, Dh = D / H, R rows of a decoder.
+Token-wise layers work on tokens in any order. Only attention needs the sequences separated. Every layout prepares
+tokens for it (`attention_inputs` for self-attention, `pad` for the queries of cross-attention) and brings the result
+back (`unpad`).
+
+| layout | order of tokens | used by |
+|---|---|---|
+| `PlainLayout` | B sequences of one length | image encoder, poolers |
+| `PackedLayout` | one row, without padding | text decoders in training |
+| `CachedLayout` | the next tokens of R captions | decoding |
 
 The projections have no biases unless `bias` asks for them, so that the models of a comparison differ only in the parts
 that they are named after.
+
+Shapes: B sequences (or lines of slots of a cache), R rows of captions, T tokens of the longest sequence (or new ones),
+N tokens in all, S tokens attended to (or filled slots), L queries, D width, C context width, H heads of width
+Dh = D / H, * any dimensions of a token. In `Rotary`: N = 2, queries and keys, and C = Dh / 2 complex channels.
 """
 
-from jaxtyping import Float
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Complex64, Float, Int, Shaped
 from torch import Tensor, nn
 
-from grr_coca.model.layers.layout import PLAIN, AttentionInputs, Layout
-from grr_coca.model.layers.position import Rotary
-from grr_coca.model.layers.scaled_attention import KeyValues, scaled_attention
+
+class KeyValues(NamedTuple):
+    """Projected keys and values of one attention layer."""
+
+    keys: Float[Tensor, "B S H Dh"]
+    values: Float[Tensor, "B S H Dh"]
+
+
+Mask = Literal["all", "causal"] | Bool[Tensor, "#B 1 #L S"]
+"""The keys that a query attends to: all, those up to its own position (then L = S), or those where a tensor is True."""
+
+
+def scaled_attention(
+    q: Float[Tensor, "B H L Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask
+) -> Float[Tensor, "B H L Dh"]:
+    """For every query, the mean of the values that it attends to, weighted by the softmax of q · k / √Dh."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return _as_products(q, k, v, mask)
+    attn_mask = mask if isinstance(mask, Tensor) else None
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=attn_mask, is_causal=attn_mask is None and mask == "causal"
+    )
+
+
+def _as_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Attention as plain matrix products, with scores in the precision of the queries.
+
+    For CoCa's short sequences in bf16 on a CPU, the forward pass takes about two thirds of the time of PyTorch's fused
+    kernel, and the backward pass a tenth to a half (`benchmarks/LOG.md`). In fp32 both take the same time.
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if isinstance(mask, Tensor):
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask == "causal":
+        past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~past, -torch.inf)
+    return scores.softmax(-1, dtype=v.dtype) @ v
+
+
+class Cache(Protocol):
+    """Keys and values of the earlier tokens of captions in one attention layer."""
+
+    def extend(self, new: KeyValues) -> KeyValues:
+        """Append keys and values, and return all of them."""
+
+
+class KeyValueCache:
+    """Keys and values of one attention layer, in buffers of a fixed size (2 B H num_slots Dh).
+
+    A caption that is decoded independently has its own line of slots, one slot for each token. The beams of an image
+    share one line: their new tokens take the next slots, side by side, and a mask says which slots are the past of
+    each beam. When a beam continues another beam, only a row of the mask changes. No key or value moves.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.filled = 0
+        self._buffer: Tensor | None = None
+
+    def extend(self, new: KeyValues) -> KeyValues:
+        """Append keys and values to the cache, and return all of them. If there are more rows than lines, the
+        neighbouring rows of a line take its next slots."""
+        keys, values = self.write(torch.stack(new, dim=2))
+        return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
+
+    def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
+        """`extend` for keys and values in one tensor. The heads of the result come before the slots."""
+        if self._buffer is None:
+            num_lines, _, _, num_heads, head_dim = new.shape
+            self._buffer = new.new_empty(2, num_lines, num_heads, self.num_slots, head_dim)
+        _, num_lines, num_heads, _, head_dim = self._buffer.shape
+        rows = new.reshape(num_lines, -1, 2, num_heads, head_dim)  # B L 2 H Dh
+        start, self.filled = self.filled, self.filled + rows.shape[1]
+        self._buffer[:, :, :, start : self.filled] = rows.permute(2, 0, 3, 1, 4)
+        keys, values = self._buffer[:, :, :, : self.filled].unbind(0)
+        return keys, values
+
+    def select(self, lines: Int[Tensor, " B"]) -> None:
+        """Keep the given lines of the cache, in the given order. A line may occur several times."""
+        if self._buffer is not None:
+            old = self._buffer
+            self._buffer = old.new_empty(2, lines.shape[0], *old.shape[2:])
+            self._buffer[:, :, :, : self.filled] = old[:, :, :, : self.filled].index_select(1, lines)
+
+
+ROUND_TO = 16
+"""The number of tokens of a packed row is a multiple of this."""
+
+Positions = slice | Int[Tensor, "*B T"]
+"""Positions of tokens in their sequences: an index into a table that has a row for every position."""
+
+
+class AttentionInputs(NamedTuple):
+    """Queries, the keys and values that they may attend to, and the attention mask."""
+
+    queries: Float[Tensor, "B T H Dh"]
+    key_values: KeyValues
+    mask: Mask
+
+
+@final
+class PlainLayout(NamedTuple):
+    """Sequences of one length side by side. Every token attends to its whole sequence."""
+
+    positions: Positions
+    mask: Mask = "all"
+
+    def attention_inputs(self, qk: Float[Tensor, "B T 2 H Dh"], v: Float[Tensor, "B T H Dh"]) -> AttentionInputs:
+        """Separate queries and keys, which come in one tensor. No padding is needed."""
+        queries, keys = qk.unbind(2)
+        return AttentionInputs(queries, KeyValues(keys, v), self.mask)
+
+    def pad(self, q: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "B T *x"]:
+        """Return the queries unchanged: sequences of one length need no padding."""
+        return q
+
+    def unpad(self, mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return the result unchanged, because nothing was padded."""
+        return mixed
+
+
+PLAIN = PlainLayout(slice(None))
+"""The layout of sequences that fill every position."""
+
+
+class PackedLayout(NamedTuple):
+    """Sequences of different lengths, concatenated into one row without padding. Every token attends to the tokens of
+    its own sequence up to and including itself, unless `mask` says otherwise.
+
+    Token-wise layers run on the row as it is; only attention pads the sequences again. The row is filled up to a
+    multiple of 16 with copies of its first token. oneDNN prepares each bf16 product for every row count that it has
+    not seen, which took a seventh of the demo's step.
+
+    - `unpad_index`: the index of each packed token among the B · T tokens of the padded form
+    - `pad_index`: the packed token at each place of the padded form; padding repeats the last token of its sequence
+    - `positions`: the position of each packed token in its sequence
+    - `num_tokens`: the number of packed tokens, without the copies
+    """
+
+    unpad_index: Int[Tensor, " N"]
+    pad_index: Int[Tensor, "B T"]
+    positions: Int[Tensor, " N"]
+    num_tokens: int
+    mask: Mask = "causal"
+
+    @property
+    def last_tokens(self) -> Int[Tensor, " B"]:
+        """The last packed token of each sequence."""
+        return self.pad_index[:, -1]
+
+    def attention_inputs(self, qk: Float[Tensor, "1 N 2 H Dh"], v: Float[Tensor, "1 N H Dh"]) -> AttentionInputs:
+        """Pad the sequences. Padding comes after the tokens of its sequence, and attention is causal, so no token
+        attends to padding."""
+        queries, keys = self.pad(qk).unbind(2)
+        return AttentionInputs(queries, KeyValues(keys, self.pad(v)), self.mask)
+
+    def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
+        """Pad the sequences to the longest."""
+        return packed[0].index_select(0, self.pad_index.flatten()).unflatten(0, self.pad_index.shape)
+
+    def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
+        """Drop the padding."""
+        return padded.flatten(0, 1).index_select(0, self.unpad_index)[None]
+
+
+def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PackedLayout:
+    """The packed layout of sequences of these lengths, none of them longer than `longest`.
+
+    Args:
+        lengths: on the CPU, or on `device`; reading the number of tokens then waits for it.
+        longest: number of columns of the padded form.
+        device: device of the tokens.
+    """
+    num_tokens = int(lengths.sum())
+    lengths = lengths.to(device, non_blocking=True)
+    first = lengths.cumsum(0) - lengths
+    # The size is known, so a GPU is not waited for, as `nonzero` would.
+    sequences = torch.repeat_interleave(lengths, output_size=num_tokens)
+    positions = torch.arange(num_tokens, device=device) - first[sequences]
+    unpad_index = F.pad(sequences * longest + positions, (0, -num_tokens % ROUND_TO))
+    steps = torch.arange(longest, device=device)
+    pad_index = first[:, None] + steps.minimum(lengths[:, None] - 1)
+    return PackedLayout(unpad_index, pad_index, unpad_index % longest, num_tokens)
+
+
+LayoutOf = Callable[[Int[Tensor, " B"], int, torch.device], PackedLayout]
+"""`pack_lengths`, or another function that lays out sequences of given lengths."""
+
+
+@final
+class CachedLayout(NamedTuple):
+    """The next tokens of sequences whose earlier tokens are in the cache of this layer. `mask`: which slots of the
+    cache each new token attends to, after the new tokens were written into it."""
+
+    cache: Cache
+    positions: Positions
+    mask: Mask
+
+    def attention_inputs(self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"]) -> AttentionInputs:
+        """Write the new keys and values into the cache. The new queries may attend to everything in it."""
+        queries, keys = qk.unbind(2)
+        return AttentionInputs(queries, self.cache.extend(KeyValues(keys, v)), self.mask)
+
+    def pad(self, q: Shaped[Tensor, "R T *x"]) -> Shaped[Tensor, "R T *x"]:
+        """Return the queries unchanged: every caption has the same number of new tokens."""
+        return q
+
+    def unpad(self, mixed: Float[Tensor, "R T D"]) -> Float[Tensor, "R T D"]:
+        """Return the result unchanged, because nothing was padded."""
+        return mixed
+
+
+Layout = PlainLayout | PackedLayout | CachedLayout
+
+
+LINE_BASE = 10_000.0
+"""RoFormer's base, for text and for patches in raster order."""
+GRID_BASE = 100.0
+"""Base for the rows and columns of an image. There are a few dozen of them, so wavelengths of thousands are of no
+use."""
+
+
+def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
+    """Angles of the positions 0 … T-1 of a sequence, in radians."""
+    return _angles(torch.arange(num_positions), head_dim // 2, LINE_BASE)
+
+
+def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
+    """Angles of the patches of a square grid, in raster order and in radians.
+
+    They are axial: the row rotates the first half of the channels, and the column the second half.
+    """
+    steps = torch.arange(grid_size)
+    rows, columns = steps.repeat_interleave(grid_size), steps.repeat(grid_size)
+    channels = head_dim // 4
+    return torch.cat([_angles(rows, channels, GRID_BASE), _angles(columns, channels, GRID_BASE)], dim=1)
+
+
+def _angles(positions: Tensor, num_channels: int, base: float) -> Tensor:
+    frequencies = base ** -(torch.arange(num_channels, dtype=torch.float64) / num_channels)
+    return torch.outer(positions.double(), frequencies)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Convert a tensor to fp32, unless it has a higher precision already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Rotary(nn.Module):
+    """Rotates queries and keys by the angle of their position (RoFormer, arXiv 2104.09864).
+
+    Neighbouring channels (2c, 2c + 1) form the complex number that is rotated. In eager mode on a CPU, a complex
+    product is three times as fast as the rotate-half form. A compiler cannot fuse complex products with what is around
+    them, so it gets the same products in real numbers.
+    """
+
+    table: Complex64[Tensor, "T C"]
+    cos_sin: Float[Tensor, "T C 2"]
+
+    def __init__(self, angles: Float[Tensor, "T C"]) -> None:
+        super().__init__()
+        table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+        self.register_buffer("table", table, persistent=False)
+        # The same memory. A buffer has a fixed size for a compiler, which would otherwise take its channels for the
+        # tokens of a caption where the two numbers are equal.
+        self.register_buffer("cos_sin", torch.view_as_real(table), persistent=False)
+
+    def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
+        """Rotate queries and keys (N = 2) of every token by the token's position."""
+        if torch.compiler.is_compiling():
+            return self._rotated_in_real_numbers(x, positions)
+        rotation = self.table[positions]  # T C, or B T C if every row has its own positions
+        rotated = torch.view_as_complex(at_least_fp32(x).unflatten(-1, (-1, 2))) * rotation[..., None, None, :]
+        return torch.view_as_real(rotated).flatten(-2).type_as(x)
+
+    def _rotated_in_real_numbers(
+        self, x: Float[Tensor, "B T N H Dh"], positions: Positions
+    ) -> Float[Tensor, "B T N H Dh"]:
+        cos, sin = self.cos_sin[positions][..., None, None, :, :].unbind(-1)
+        real, imaginary = at_least_fp32(x).unflatten(-1, (-1, 2)).unbind(-1)
+        rotated = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+        return rotated.flatten(-2).type_as(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: ARG002
+        # `model.to(torch.bfloat16)` moves the table but must not round its angles.
+        self.table = self.table.to(fn(torch.empty(0, device=self.table.device)).device)
+        self.cos_sin = torch.view_as_real(self.table)
+        return self
+
+
+class LearnedPosition(nn.Module):
+    """Adds the learned vector of its position to each token."""
+
+    def __init__(self, num_positions: int, embed_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(num_positions, embed_dim))
+
+    def forward(self, x: Float[Tensor, "B T D"], positions: Positions) -> Float[Tensor, "B T D"]:
+        """Add the vectors of the positions."""
+        return x + self.embedding[positions]
+
+
+class NoPosition(nn.Module):
+    """Adds nothing, for models that use RoPE."""
+
+    def forward(self, x: Float[Tensor, "B T D"], _: Positions) -> Float[Tensor, "B T D"]:
+        """Return x unchanged."""
+        return x
 
 
 class SelfAttention(nn.Module):

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from grr_coca.model.attention import CrossAttention, SelfAttention
+from grr_coca.model.attention import (
+    CrossAttention,
+    LearnedPosition,
+    NoPosition,
+    Rotary,
+    SelfAttention,
+    grid_angles,
+    line_angles,
+)
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import (
     OWN,
@@ -26,7 +34,6 @@ from grr_coca.model.layers.block import Block, CrossBlock
 from grr_coca.model.layers.feed_forward import GEGLU, MLP
 from grr_coca.model.layers.norm import RMSNorm
 from grr_coca.model.layers.pooler import AttentionalPooler, cascade, parallel
-from grr_coca.model.layers.position import LearnedPosition, NoPosition, Rotary, grid_angles, line_angles
 from grr_coca.model.layers.stem import ConvStem, Patchify
 from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 

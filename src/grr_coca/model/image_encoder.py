@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.model.layers.layout import PLAIN, PlainLayout
+from grr_coca.model.attention import PLAIN, PlainLayout
 from grr_coca.model.layers.stem import ConvStem, Patchify
 
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.common.errors import UserError
+from grr_coca.model.attention import LearnedPosition, grid_angles
 from grr_coca.model.coca import CoCa
-from grr_coca.model.layers.position import LearnedPosition, grid_angles
 
 POSITION_STD = 0.02
 INITIAL_TEMPERATURE = {"softmax": 0.07, "sigmoid": 0.1}

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
+from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.coca import CoCa
-from grr_coca.model.layers.norm import at_least_fp32
 
 Scalar = TypeVar("Scalar", float, Tensor)
 

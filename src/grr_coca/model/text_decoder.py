@@ -4,7 +4,7 @@ The second continues from the tokens of the first. Both run on the captions of a
 
 Shapes: B captions, T positions of the longest caption, N tokens of all captions, M tokens that have a next token (all
 but [EOS] and [CLS] of each caption), L: M rounded up, D width, Q image tokens of width C, V vocabulary. N is rounded up
-too, see `grr_coca.model.layers.layout.PackedLayout`.
+too, see `grr_coca.model.attention.PackedLayout`.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.model.layers.layout import LayoutOf, PackedLayout, pack_lengths
+from grr_coca.model.attention import LayoutOf, PackedLayout, pack_lengths
 
 PADDING = 0
 """Token id of padding and of the [CLS] slot. In CLIP's vocabulary it is also that of a word, "!" before a symbol."""

@@ -11,8 +11,8 @@ from torch.optim import AdamW, Optimizer
 
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.torch_private import lerp_each, scale_each
+from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.coca import CoCa
-from grr_coca.model.layers.norm import at_least_fp32
 from grr_coca.train.muon import Muon
 from grr_coca.train.parallel import by_kind, whole
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe

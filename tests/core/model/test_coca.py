@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 import torch
 
+from grr_coca.model.attention import Rotary
 from grr_coca.model.build import build
-from grr_coca.model.layers.position import Rotary
 from grr_coca.model.losses import LossWeights, batch_loss
 from grr_coca.train.numerics import faster_for_passes
 from grr_coca.train.optimizer import freeze

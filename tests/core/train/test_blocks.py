@@ -25,10 +25,10 @@ from grr_coca.data.tokenizer import train_bpe
 from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.infer.generate import generate
+from grr_coca.model.attention import Rotary, line_angles
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.layers.position import Rotary, line_angles
 from grr_coca.model.losses import batch_loss
 from grr_coca.train.blocks import CPP_COMPILERS, checkpoint_blocks, compile_blocks
 

@@ -22,11 +22,8 @@ from grr_coca.data.tensors import normalize
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName, Logits
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention
 from grr_coca.infer.fast.model_copy import fast_copy
-from grr_coca.model.attention import CrossAttention
+from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValueCache, KeyValues, Mask, at_least_fp32
 from grr_coca.model.coca import CoCa
-from grr_coca.model.layers.layout import CachedLayout
-from grr_coca.model.layers.norm import at_least_fp32
-from grr_coca.model.layers.scaled_attention import KeyValueCache, KeyValues, Mask
 
 
 class TorchEngine:

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.model.attention import CrossAttention
-from grr_coca.model.layers.layout import PLAIN, Layout
+from grr_coca.model.attention import PLAIN, CrossAttention, Layout
 
 
 class AttentionRecord(NamedTuple):

@@ -35,12 +35,10 @@ from torch.export import Dim
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.tensors import normalize
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
-from grr_coca.model.attention import CrossAttention
+from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValues
 from grr_coca.model.checkpoint_files import GraphName
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.layers.layout import CachedLayout
-from grr_coca.model.layers.scaled_attention import KeyValues
 
 OPSET = 23
 """The version of ONNX's operators. It is the first that has attention, rotary positions and RMSNorm."""

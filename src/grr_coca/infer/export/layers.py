@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import attention, rotary_embedding
 
 from grr_coca.common.torch_private import children_of, copy_with_children
-from grr_coca.model.attention import Mix
-from grr_coca.model.layers.layout import CachedLayout, Layout, PackedLayout, Positions
-from grr_coca.model.layers.position import Rotary
-from grr_coca.model.layers.scaled_attention import KeyValues
+from grr_coca.model.attention import CachedLayout, KeyValues, Layout, Mix, PackedLayout, Positions, Rotary
 
 Module = TypeVar("Module", bound=nn.Module)
 

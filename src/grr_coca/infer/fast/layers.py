@@ -20,11 +20,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from grr_coca.infer.fast.linear import FastLinear
-from grr_coca.model.attention import CrossAttention, SelfAttention
+from grr_coca.model.attention import (
+    PLAIN,
+    CachedLayout,
+    CrossAttention,
+    KeyValueCache,
+    KeyValues,
+    Layout,
+    PackedLayout,
+    SelfAttention,
+    scaled_attention,
+)
 from grr_coca.model.layers.feed_forward import GEGLU
-from grr_coca.model.layers.layout import PLAIN, CachedLayout, Layout, PackedLayout
 from grr_coca.model.layers.norm import RMSNorm
-from grr_coca.model.layers.scaled_attention import KeyValueCache, KeyValues, scaled_attention
 
 
 class FastRMSNorm(nn.Module):

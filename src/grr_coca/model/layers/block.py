@@ -6,9 +6,7 @@ Shapes: B batch, R rows of a decoder, T tokens, S context tokens, D width, C con
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.model.attention import CrossAttention, SelfAttention
-from grr_coca.model.layers.layout import Layout
-from grr_coca.model.layers.scaled_attention import KeyValues
+from grr_coca.model.attention import CrossAttention, KeyValues, Layout, SelfAttention
 
 
 class Block(nn.Module):

@@ -5,10 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """Convert a tensor to fp32, unless it has a higher precision already."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from grr_coca.model.attention import at_least_fp32
 
 
 class RMSNorm(nn.Module):

@@ -16,10 +16,10 @@ from grr_coca.infer.engine.base import Decoder, Engine, Logits
 from grr_coca.infer.engine.torch import DeviceLogits, TorchDecoder, TorchEngine
 from grr_coca.infer.fast.linear import FastLinear
 from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.model.attention import KeyValueCache, KeyValues
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.layers.scaled_attention import KeyValueCache, KeyValues
 
 NUM_IMAGES, VOCAB = 4, 60
 FEW, MANY = 3, 10**5

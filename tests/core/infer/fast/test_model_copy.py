@@ -15,15 +15,21 @@ from grr_coca.common.torch_private import copy_modules
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention, FastGEGLU, FastRMSNorm, FastSelfAttention
 from grr_coca.infer.fast.linear import FastLinear
 from grr_coca.infer.fast.model_copy import fast_copy
-from grr_coca.model.attention import CrossAttention, SelfAttention
+from grr_coca.model.attention import (
+    PLAIN,
+    CachedLayout,
+    CrossAttention,
+    KeyValueCache,
+    KeyValues,
+    Rotary,
+    SelfAttention,
+    line_angles,
+)
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.layers.feed_forward import GEGLU
-from grr_coca.model.layers.layout import PLAIN, CachedLayout
 from grr_coca.model.layers.norm import RMSNorm
-from grr_coca.model.layers.position import Rotary, line_angles
-from grr_coca.model.layers.scaled_attention import KeyValueCache, KeyValues
 from grr_coca_open_clip.model import AffineCrossAttention
 
 

@@ -4,11 +4,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grr_coca.model.attention import CrossAttention, SelfAttention
-from grr_coca.model.layers.layout import PLAIN, CachedLayout, pack_lengths
+from grr_coca.model.attention import (
+    PLAIN,
+    CachedLayout,
+    CrossAttention,
+    KeyValueCache,
+    Rotary,
+    SelfAttention,
+    line_angles,
+    pack_lengths,
+)
 from grr_coca.model.layers.norm import RMSNorm
-from grr_coca.model.layers.position import Rotary, line_angles
-from grr_coca.model.layers.scaled_attention import KeyValueCache
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

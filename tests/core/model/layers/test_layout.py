@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import CPU
 
-from grr_coca.model.layers.layout import ROUND_TO, pack_lengths
+from grr_coca.model.attention import ROUND_TO, pack_lengths
 
 
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6), room=st.integers(0, 3))

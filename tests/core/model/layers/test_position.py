@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from grr_coca.model.attention import SelfAttention
-from grr_coca.model.layers.layout import PLAIN
-from grr_coca.model.layers.position import LearnedPosition, NoPosition, Rotary, grid_angles, line_angles
+from grr_coca.model.attention import PLAIN, LearnedPosition, NoPosition, Rotary, SelfAttention, grid_angles, line_angles
 
 HEAD_DIM = 8
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grr_coca.model.layers.scaled_attention import scaled_attention
+from grr_coca.model.attention import scaled_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.model.attention import PLAIN, CrossAttention, SelfAttention
-from grr_coca.model.layers.block import Block, CrossBlock
+from grr_coca.model.blocks import Block, CrossBlock
 from grr_coca.model.layers.feed_forward import MLP
 from grr_coca_open_clip.model import TwoStepCrossBlock
 

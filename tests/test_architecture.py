@@ -32,7 +32,7 @@ def _package(module: str) -> str:
 
 
 def _room(module: str) -> str:
-    """`grr_coca.model.layers.norm` is in `model`."""
+    """`grr_coca.model.blocks` is in `model`."""
     return module.split(".")[1] if "." in module else ""
 
 

@@ -27,13 +27,10 @@ from grr_coca.model.attention import (
     SelfAttention,
     pack_lengths,
 )
-from grr_coca.model.blocks import Block
+from grr_coca.model.blocks import MLP, AttentionalPooler, Block, Patchify, Pooler, PoolerOutput
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig, TransformerConfig
 from grr_coca.model.image_encoder import ImageEncoder
-from grr_coca.model.layers.feed_forward import MLP
-from grr_coca.model.layers.pooler import AttentionalPooler, Pooler, PoolerOutput
-from grr_coca.model.layers.stem import Patchify
 from grr_coca.model.text_decoder import PADDING, MultimodalDecoder, PackedText, TextDecoder
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from grr_coca.common.errors import UserError
 from grr_coca.model.attention import CrossAttention
-from grr_coca.model.layers.pooler import AttentionalPooler
+from grr_coca.model.blocks import AttentionalPooler
 from grr_coca.model.presets import get_preset, with_qk_norm
 from grr_coca_open_clip.model import ChannelAffine, ClassToken, NormalizedQueriesPooler, shared
 

@@ -20,9 +20,9 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.model.attention import CrossAttention
+from grr_coca.model.blocks import AttentionalPooler
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import evaluating
-from grr_coca.model.layers.pooler import AttentionalPooler
 
 # --- Attention-pool probe
 

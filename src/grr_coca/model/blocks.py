@@ -1,12 +1,142 @@
-"""Pre-norm transformer blocks. Their parts are built elsewhere and passed in.
+"""The parts of a transformer around attention: stem, norm, feed-forward, blocks, poolers. None of them knows a model.
 
-Shapes: B batch, R rows of a decoder, T tokens, S context tokens, D width, C context width.
+A stem turns the pixels of an image into one vector of features for each patch, in raster order. A linear map,
+`patch_embed`, then takes these to the width of the encoder. After `Patchify` that is the patch embedding of ViT, after
+`ConvStem` the 1x1 convolution that ends a convolutional stem. Blocks are pre-norm. Poolers attend to a sequence of any
+length with learned queries; `cascade` and `parallel` are two ways to arrange two of them.
+
+Shapes: B batch, T tokens, D width. Stem: images of S pixels a side, C input and O output channels, H height, W width, P
+patches of K features. Blocks and poolers: R rows of a decoder, S context tokens of width C, Q queries.
 """
 
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grr_coca.model.attention import CrossAttention, KeyValues, Layout, SelfAttention
+from grr_coca.model.attention import CrossAttention, KeyValues, Layout, SelfAttention, at_least_fp32
+
+
+class Patchify(nn.Module):
+    """Cuts images into square patches. The features of a patch are its pixels: K = 3 · patch_size²."""
+
+    def __init__(self, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.num_features = 3 * patch_size**2
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P K"]:
+        """The pixels of each patch: channel, row, column."""
+        rows = images.unflatten(3, (-1, self.patch_size)).unflatten(2, (-1, self.patch_size))  # B 3 Gh p Gw p
+        return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+class ConvStem(nn.Module):
+    """Convolutions that halve height and width until one position is left for each patch (arXiv 2106.14881).
+
+    Each is followed by a norm and ReLU. Patches see some pixels of their neighbours. The number of channels doubles
+    from each convolution to the next, up to the width of the encoder: K = embed_dim.
+
+    The paper has BatchNorm. Its means are over the images that are computed together, so losses and gradients would
+    change with micro-batches and with the number of processes. The norm of the encoder, over the channels of each
+    position, depends on nothing else.
+    """
+
+    def __init__(self, patch_size: int, embed_dim: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.num_features = embed_dim
+        halvings = patch_size.bit_length() - 1
+        assert patch_size == 2**halvings, "the config refuses this"
+        channels = [3, *(max(1, embed_dim >> halving) for halving in reversed(range(halvings)))]
+        self.stages = nn.ModuleList(
+            ConvStage(Convolution(before, after), norm(after)) for before, after in pairwise(channels)
+        )
+
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B P K"]:
+        """The features of each patch."""
+        # Each norm reads the channels of a position, so they lie together from the first convolution on.
+        x = images.contiguous(memory_format=torch.channels_last)
+        for stage in self.stages:
+            x = stage(x)
+        return x.flatten(2).mT
+
+
+class ConvStage(nn.Module):
+    """A convolution that halves height and width, a norm over the channels of each position, and ReLU."""
+
+    def __init__(self, conv: "Convolution", norm: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H/2 W/2"]:
+        """Run the stage."""
+        return F.relu(self.norm(self.conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class Convolution(nn.Linear):
+    """A 3x3 convolution of stride 2, padded with zeros.
+
+    Its weight is the matrix (O, 9 · C) that multiplies the 3 x 3 x C inputs of each output, in the order channel, row,
+    column. So it is drawn, decayed and updated as all matrices are. Muon's author flattens convolutions in the same way
+    (kellerjordan.github.io/posts/muon).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(9 * in_channels, out_channels)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H/2 W/2"]:
+        """Convolve images of even height and width."""
+        return F.conv2d(x, self.weight.unflatten(1, (-1, 3, 3)), self.bias, stride=2, padding=1)
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * weight` over the last dimension (Zhang and Sennrich, arXiv 1910.07467).
+
+    The mean of squares is computed in fp32 or better, because a sum in bf16 has only eight bits of precision.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Normalize each vector of the last dimension. Shape and dtype stay the same."""
+        precise, weight = at_least_fp32(x), at_least_fp32(self.weight)
+        return F.rms_norm(precise, weight.shape, weight, self.eps).type_as(x)
+
+
+class GEGLU(nn.Module):
+    """`down_proj(gelu(gate_proj(x)) * up_proj(x))`, without biases (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.up_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.down_proj = nn.Linear(hidden_dim, embed_dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Apply it to every token separately."""
+        return self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MLP(nn.Module):
+    """`down_proj(gelu(up_proj(x)))` with biases: ViT's original feed-forward (arXiv 2010.11929)."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(embed_dim, hidden_dim)
+        self.down_proj = nn.Linear(hidden_dim, embed_dim)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Apply it to every token separately."""
+        return self.down_proj(F.gelu(self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -63,3 +193,52 @@ class CrossBlock(nn.Module):
         x = x + self.attn(self.attn_norm(x), layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
         return x + self.feed_forward(self.ffn_norm(x))
+
+
+class AttentionalPooler(nn.Module):
+    """One multi-head attention whose queries are learned (CoCa, arXiv 2205.01917, section 3.2).
+
+    The output is B Q D for every number of queries, 1 included.
+    """
+
+    def __init__(self, num_queries: int, embed_dim: int, attn: CrossAttention, norm: nn.Module) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(num_queries, embed_dim))
+        self.attn = attn
+        self.norm = norm
+
+    def forward(self, context: Float[Tensor, "B S C"]) -> Float[Tensor, "B Q D"]:
+        """Pool the context into Q normalized tokens."""
+        queries = self.attending_queries().expand(context.shape[0], -1, -1)  # B Q D
+        return self.norm(self.attn(queries, context))
+
+    def attending_queries(self) -> Float[Tensor, "Q D"]:
+        """The queries that attend to the context. A subclass can normalize them."""
+        return self.queries
+
+
+Pooler = Callable[[Tensor], Tensor]
+"""A function from the tokens of an image to the tokens of each query."""
+
+
+class PoolerOutput(NamedTuple):
+    """Output of both poolers. `tokens`: the image tokens that captions attend to. `contrastive`: the token that becomes
+    the image embedding."""
+
+    tokens: Float[Tensor, "B Q D"]
+    contrastive: Float[Tensor, "B 1 D"]
+
+
+Arrange = Callable[[Pooler, Pooler, Tensor], PoolerOutput]
+"""A function that applies a captioning pooler and a contrastive pooler to the patches."""
+
+
+def cascade(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
+    """The contrastive pooler reads the captioning pooler's tokens (CoCa)."""
+    tokens = captioning_pooler(patches)
+    return PoolerOutput(tokens, contrastive_pooler(tokens))
+
+
+def parallel(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
+    """Both poolers read the patches."""
+    return PoolerOutput(captioning_pooler(patches), contrastive_pooler(patches))

@@ -17,7 +17,18 @@ from grr_coca.model.attention import (
     grid_angles,
     line_angles,
 )
-from grr_coca.model.blocks import Block, CrossBlock
+from grr_coca.model.blocks import (
+    GEGLU,
+    MLP,
+    AttentionalPooler,
+    Block,
+    ConvStem,
+    CrossBlock,
+    Patchify,
+    RMSNorm,
+    cascade,
+    parallel,
+)
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import (
     OWN,
@@ -31,10 +42,6 @@ from grr_coca.model.config import (
 )
 from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.init import init_weights
-from grr_coca.model.layers.feed_forward import GEGLU, MLP
-from grr_coca.model.layers.norm import RMSNorm
-from grr_coca.model.layers.pooler import AttentionalPooler, cascade, parallel
-from grr_coca.model.layers.stem import ConvStem, Patchify
 from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 
 

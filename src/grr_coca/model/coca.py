@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from grr_coca.common.tf32 import fast_products
 from grr_coca.data.batch import CoCaOutput
 from grr_coca.model.attention import CachedLayout, KeyValues, at_least_fp32
+from grr_coca.model.blocks import Arrange
 from grr_coca.model.config import Contrastive
 from grr_coca.model.image_encoder import ImageEncoder
-from grr_coca.model.layers.pooler import Arrange
 from grr_coca.model.text_decoder import MultimodalDecoder, PackedText, TextDecoder
 
 MAX_LOGIT_SCALE = math.log(100.0)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grr_coca.model.attention import PLAIN, PlainLayout
-from grr_coca.model.layers.stem import ConvStem, Patchify
+from grr_coca.model.blocks import ConvStem, Patchify
 
 
 class ImageEncoder(nn.Module):

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.torch_private import allow_recompiles, keep_for_backward
+from grr_coca.model.blocks import ConvStem
 from grr_coca.model.coca import CoCa
-from grr_coca.model.layers.stem import ConvStem
 
 RECOMPILE_LIMIT = 32
 """Kinds of inputs that one function may be compiled for. All blocks share their code. They are in three stacks, which

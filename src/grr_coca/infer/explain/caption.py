@@ -26,9 +26,9 @@ from grr_coca.common.torch_private import copy_modules
 from grr_coca.data.tokenizer import CLS_SLOT, Tokenizer
 from grr_coca.infer.explain.attention import visible_attention
 from grr_coca.model.attention import CrossAttention
+from grr_coca.model.blocks import AttentionalPooler
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import CoCa
-from grr_coca.model.layers.pooler import AttentionalPooler
 
 
 class WordMap(NamedTuple):

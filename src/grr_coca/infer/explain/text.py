@@ -25,10 +25,9 @@ from grr_coca.data.text import clean_query
 from grr_coca.infer.explain.attention import AttentionRecord, attention_weights, mix_values
 from grr_coca.infer.generate.sampling import require_numbers
 from grr_coca.model.attention import at_least_fp32
+from grr_coca.model.blocks import AttentionalPooler, RMSNorm
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import CoCa, evaluating
-from grr_coca.model.layers.norm import RMSNorm
-from grr_coca.model.layers.pooler import AttentionalPooler
 
 
 class TextMap(NamedTuple):

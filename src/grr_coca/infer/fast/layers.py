@@ -31,8 +31,7 @@ from grr_coca.model.attention import (
     SelfAttention,
     scaled_attention,
 )
-from grr_coca.model.layers.feed_forward import GEGLU
-from grr_coca.model.layers.norm import RMSNorm
+from grr_coca.model.blocks import GEGLU, RMSNorm
 
 
 class FastRMSNorm(nn.Module):

@@ -10,8 +10,7 @@ from grr_coca.common.torch_private import children_of, copy_with_children, has_b
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention, FastGEGLU, FastRMSNorm, FastSelfAttention
 from grr_coca.infer.fast.linear import FastLinear
 from grr_coca.model.attention import CrossAttention, Mix, Rotary, SelfAttention
-from grr_coca.model.layers.feed_forward import GEGLU
-from grr_coca.model.layers.norm import RMSNorm
+from grr_coca.model.blocks import GEGLU, RMSNorm
 
 Module = TypeVar("Module", bound=nn.Module)
 

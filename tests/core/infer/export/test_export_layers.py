@@ -10,8 +10,8 @@ from grr_coca.infer.export.graphs import OPSET, quiet
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
 from grr_coca.infer.export.write import follows_activation
 from grr_coca.model.attention import CachedLayout, KeyValueCache, Rotary, line_angles
+from grr_coca.model.blocks import GEGLU, MLP
 from grr_coca.model.build import build
-from grr_coca.model.layers.feed_forward import GEGLU, MLP
 from grr_coca.model.presets import PRESETS
 
 NAMES = [*PRESETS, *SET_BY_RECIPES]

@@ -25,11 +25,10 @@ from grr_coca.model.attention import (
     SelfAttention,
     line_angles,
 )
+from grr_coca.model.blocks import GEGLU, RMSNorm
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
-from grr_coca.model.layers.feed_forward import GEGLU
-from grr_coca.model.layers.norm import RMSNorm
 from grr_coca_open_clip.model import AffineCrossAttention
 
 

@@ -14,7 +14,7 @@ from grr_coca.model.attention import (
     line_angles,
     pack_lengths,
 )
-from grr_coca.model.layers.norm import RMSNorm
+from grr_coca.model.blocks import RMSNorm
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

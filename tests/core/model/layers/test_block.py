@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from grr_coca.model.attention import PLAIN, CrossAttention, SelfAttention
-from grr_coca.model.blocks import Block, CrossBlock
-from grr_coca.model.layers.feed_forward import MLP
+from grr_coca.model.blocks import MLP, Block, CrossBlock
 from grr_coca_open_clip.model import TwoStepCrossBlock
 
 OF_TORCH = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True, "dtype": torch.float64}

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from grr_coca.model.layers.feed_forward import GEGLU, MLP
+from grr_coca.model.blocks import GEGLU, MLP
 
 
 def _gelu(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from grr_coca.model.layers.norm import RMSNorm
+from grr_coca.model.blocks import RMSNorm
 
 
 def _with_weights(dim: int) -> RMSNorm:

@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from grr_coca.model.attention import CrossAttention
-from grr_coca.model.layers.norm import RMSNorm
-from grr_coca.model.layers.pooler import AttentionalPooler, cascade, parallel
+from grr_coca.model.blocks import AttentionalPooler, RMSNorm, cascade, parallel
 
 
 def _pooler(num_queries: int) -> AttentionalPooler:

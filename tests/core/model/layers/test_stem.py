@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grr_coca.model.layers.norm import RMSNorm
-from grr_coca.model.layers.stem import Convolution, ConvStem, Patchify
+from grr_coca.model.blocks import Convolution, ConvStem, Patchify, RMSNorm
 
 NORMS = {"rms": RMSNorm, "layer": partial(nn.LayerNorm, eps=1e-6)}
 

@@ -1,1 +1,0 @@
-"""The parts of a transformer, one in each file. None of them knows a model."""

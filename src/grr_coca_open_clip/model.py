@@ -28,10 +28,8 @@ from grr_coca.model.attention import (
     pack_lengths,
 )
 from grr_coca.model.blocks import MLP, AttentionalPooler, Block, Patchify, Pooler, PoolerOutput
-from grr_coca.model.coca import CoCa
+from grr_coca.model.coca import PADDING, CoCa, ImageEncoder, MultimodalDecoder, PackedText, TextDecoder
 from grr_coca.model.config import CoCaConfig, TransformerConfig
-from grr_coca.model.image_encoder import ImageEncoder
-from grr_coca.model.text_decoder import PADDING, MultimodalDecoder, PackedText, TextDecoder
 
 
 def build_open_clip(config: CoCaConfig) -> CoCa:

@@ -15,13 +15,13 @@ PAGE = ROOT / "docs" / "adding-a-part.md"
 @pytest.mark.ci
 def test_a_part_is_added_by_following_the_page(tmp_path):
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("weights", "__pycache__"))
-    (tmp_path / "tests" / "core" / "model" / "layers").mkdir(parents=True)
+    (tmp_path / "tests" / "core" / "model").mkdir(parents=True)
     shutil.copytree(ROOT / "tests" / "shared", tmp_path / "tests" / "shared")
     for name in ("conftest.py", "core/model/test_presets.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     touched = follow(PAGE, tmp_path)
     assert [path for path in touched if path.startswith("src")] == [
-        "src/grr_coca/model/layers/sine.py",
+        "src/grr_coca/model/sine.py",
         "src/grr_coca/model/config.py",
         "src/grr_coca/model/build.py",
         "src/grr_coca/model/presets.py",

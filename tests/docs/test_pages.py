@@ -157,7 +157,7 @@ def test_paths_between_backticks_exist():
         missing |= {(path.name, name) for name in named if not any((place / name).exists() for place in places)}
     missing = {(page, name) for page, name in missing if not name.startswith("docs/_build")}  # made by `make docs`
     added = {
-        "adding-a-part.md": ["src/grr_coca/model/layers/sine.py", "tests/core/model/layers/test_sine.py"],
+        "adding-a-part.md": ["src/grr_coca/model/sine.py", "tests/core/model/test_sine.py"],
         "adding.md": [
             "src/grr_coca/cli/similarity.py",
             "tests/core/cli/test_similarity.py",

@@ -29,7 +29,7 @@ from grr_coca.model.blocks import (
     cascade,
     parallel,
 )
-from grr_coca.model.coca import CoCa
+from grr_coca.model.coca import CoCa, ImageEncoder, MultimodalDecoder, TextDecoder
 from grr_coca.model.config import (
     OWN,
     CoCaConfig,
@@ -40,9 +40,7 @@ from grr_coca.model.config import (
     TransformerConfig,
     find_architecture,
 )
-from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.init import init_weights
-from grr_coca.model.text_decoder import MultimodalDecoder, TextDecoder
 
 
 def build(config: CoCaConfig, seed: int = 0) -> CoCa:

@@ -6,9 +6,14 @@
                     │                           │
                     └──────────────────── multimodal_decoder ─ states ─ lm_head ─── next tokens
 
-Shapes: B pairs, I images, P patch tokens, T text positions, Q captioning tokens, D width, E joint embedding width, M
-tokens of all captions that have a next token, L: M rounded up; R captions in progress, of which R / B neighbours share
-an image, C width of image tokens.
+The image encoder is a vision transformer (arXiv 2010.11929). The text decoder has a unimodal half, which reads only the
+caption, and a multimodal half, which continues from its tokens and attends to the image. Both run on the captions of a
+batch without their padding.
+
+Shapes: B pairs, I images, P patch tokens in raster order, K patches that patch dropout keeps, R registers; T positions
+of the longest caption, N tokens of all captions, M of them that have a next token (all but [EOS] and [CLS]), L: M
+rounded up, as N is (`grr_coca.model.attention.PackedLayout`); Q captioning tokens of width C, D width, E width of the
+joint embedding, V vocabulary. In `decode_step`: R captions in progress, of which R / B neighbours share an image.
 """
 
 import math
@@ -23,11 +28,172 @@ from torch import Tensor, nn
 
 from grr_coca.common.tf32 import fast_products
 from grr_coca.data.batch import CoCaOutput
-from grr_coca.model.attention import CachedLayout, KeyValues, at_least_fp32
-from grr_coca.model.blocks import Arrange
+from grr_coca.model.attention import (
+    PLAIN,
+    CachedLayout,
+    KeyValues,
+    LayoutOf,
+    PackedLayout,
+    PlainLayout,
+    at_least_fp32,
+    pack_lengths,
+)
+from grr_coca.model.blocks import Arrange, ConvStem, Patchify
 from grr_coca.model.config import Contrastive
-from grr_coca.model.image_encoder import ImageEncoder
-from grr_coca.model.text_decoder import MultimodalDecoder, PackedText, TextDecoder
+
+
+class ImageEncoder(nn.Module):
+    """Pixels to patch tokens: stem and patch embedding, positions (or leave them to RoPE), blocks, final norm.
+
+    Registers (arXiv 2309.16588) are learned tokens without a position. They go through the blocks with the patches, and
+    are dropped after the last block.
+    """
+
+    def __init__(
+        self,
+        *,
+        stem: Patchify | ConvStem,
+        patch_embed: nn.Linear,
+        position: nn.Module,
+        num_registers: int,
+        blocks: nn.ModuleList,
+        norm: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.patch_embed = patch_embed
+        self.position = position
+        self.registers = nn.Parameter(torch.zeros(num_registers, patch_embed.out_features)) if num_registers else None
+        self.blocks = blocks
+        self.norm = norm
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B P D"]:
+        """Encode images of the configured size. With `kept_patches`, encode only these K patches of each image (FLIP,
+        arXiv 2212.00794)."""
+        # Under autocast the patch embedding is in bf16. Learned positions in fp32 would promote the sum, and RoPE would
+        # not. Cast it back, so that the residual stream of every model is in fp32.
+        patches = self.patch_embed(self.stem(images)).type_as(images)
+        x = self.position(patches, PLAIN.positions)  # B P D
+        if kept_patches is not None:
+            x = x.take_along_dim(kept_patches[..., None], dim=1)  # B K D
+        num_patches = x.shape[1]
+        if self.registers is not None:
+            x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], dim=1)  # B P+R D
+        layout = PLAIN
+        if kept_patches is not None:
+            # Registers have no position: at index P, the angles of RoPE's table are 0.
+            num_registers = x.shape[1] - num_patches
+            layout = PlainLayout(F.pad(kept_patches, (0, num_registers), value=patches.shape[1]))  # B K+R
+        for block in self.blocks:
+            x = block(x, layout)
+        return self.norm(x[:, :num_patches])
+
+
+PADDING = 0
+"""Token id of padding and of the [CLS] slot. In CLIP's vocabulary it is also that of a word, "!" before a symbol."""
+
+
+class PackedText(NamedTuple):
+    """The captions of a batch, concatenated into one row. Both halves of the text decoder use it.
+
+    - `token_ids`: `[BOS] caption [EOS] [CLS]` of each caption
+    - `layout`: the layout of these N tokens, for the unimodal half
+    - `cls`: the index of each caption's [CLS] among the N tokens
+    - `predicting`: the indices of the tokens that have a next token. The multimodal half continues with them
+    - `predicting_layout`: the layout of these tokens
+    """
+
+    token_ids: Int[Tensor, "1 N"]
+    layout: PackedLayout
+    cls: Int[Tensor, " B"]
+    predicting: Int[Tensor, " L"]
+    predicting_layout: PackedLayout
+
+    @classmethod
+    def of(cls, token_ids: Int[Tensor, "B T"], layout: PackedLayout, predicting_layout: PackedLayout) -> "PackedText":
+        """Pack padded captions. In `layout`, [CLS] must be the last token of each caption."""
+        predicting = predicting_layout.unpad(layout.pad_index[:, :-2])[0]
+        return cls(layout.unpad(token_ids), layout, layout.last_tokens, predicting, predicting_layout)
+
+
+class TextDecoderOutput(NamedTuple):
+    """Output of the unimodal half. `cls`: the normalized output at the [CLS] of each caption. `tokens`: the residual
+    stream of all tokens that have a next token. The multimodal half continues from it."""
+
+    cls: Float[Tensor, "B D"]
+    tokens: Float[Tensor, "1 L D"]
+
+
+class TextDecoder(nn.Module):
+    """The unimodal half: causal blocks over `[BOS] caption [EOS] [CLS]`.
+
+    [CLS] is a learned vector, not a word. It comes last, where it attends to the whole caption.
+    """
+
+    def __init__(
+        self,
+        *,
+        context_length: int,
+        tok_embeddings: nn.Embedding,
+        position: nn.Module,
+        blocks: nn.ModuleList,
+        cls_norm: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.context_length = context_length
+        self.tok_embeddings = tok_embeddings
+        self.cls_embedding = nn.Parameter(torch.zeros(tok_embeddings.embedding_dim))
+        self.position = position
+        self.blocks = blocks
+        self.cls_norm = cls_norm
+
+    def pack(
+        self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout_of: LayoutOf = pack_lengths
+    ) -> PackedText:
+        """Pack padded captions for `forward`. `lengths` include [BOS], [EOS] and [CLS]; if they are on the CPU, no
+        other device is waited for."""
+        longest, device = token_ids.shape[1], token_ids.device
+        layout, predicting_layout = layout_of(lengths, longest, device), layout_of(lengths - 2, longest - 2, device)
+        return PackedText.of(token_ids, layout, predicting_layout)
+
+    def forward(self, text: PackedText) -> TextDecoderOutput:
+        """Run the captions of a batch through all blocks."""
+        x = self.tok_embeddings(text.token_ids)  # 1 N D
+        x = x.index_copy(1, text.cls, self.cls_embedding.to(x.dtype).expand(1, text.cls.shape[0], -1))
+        x = self.position(x, text.layout.positions)
+        for block in self.blocks:
+            x = block(x, text.layout)
+        return TextDecoderOutput(self.cls_norm(x[0].index_select(0, text.cls)), x.index_select(1, text.predicting))
+
+
+class MultimodalDecoder(nn.Module):
+    """The multimodal half: causal blocks with cross-attention to the image, a final norm, and the head.
+
+    `forward` stops before the head. The M × V logits would be the largest tensor of a training step, so the loss
+    computes them for some tokens at a time.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, norm: nn.Module, lm_head: nn.Linear) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.norm = norm
+        self.lm_head = lm_head
+
+    def forward(
+        self, text_tokens: Float[Tensor, "1 L D"], image_tokens: Float[Tensor, "B Q C"], layout: PackedLayout
+    ) -> Float[Tensor, "M D"]:
+        """States from which `lm_head` predicts the next tokens, caption after caption."""
+        x, context = text_tokens, self.context(image_tokens)
+        for block in self.blocks:
+            x = block(x, context, layout)
+        return self.norm(x[0, : layout.num_tokens])
+
+    def context(self, image_tokens: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
+        """The image tokens that cross-attention reads. Here they are unchanged; a subclass can normalize them."""
+        return image_tokens
+
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on the inverse temperature (arXiv 2103.00020). Above it, training becomes unstable."""

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from grr_coca.model.build import build
+from grr_coca.model.coca import ImageEncoder
 from grr_coca.model.config import CoCaConfig, Stem
-from grr_coca.model.image_encoder import ImageEncoder
 from grr_coca.model.losses import batch_loss
 
 

@@ -17,7 +17,7 @@ from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.model.image_encoder import ImageEncoder
+from grr_coca.model.coca import ImageEncoder
 from grr_coca.train import blocks, setup
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train

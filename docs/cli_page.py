@@ -1,4 +1,4 @@
-"""Writes `cli.md`, the help of every verb: `python docs/cli_page.py`. A test holds the page to the commands."""
+"""Writes `cli.md`, the help of every command: `python docs/cli_page.py`. A test holds the page to the commands."""
 
 import contextlib
 import io
@@ -14,15 +14,15 @@ from grr_coca.cli import all_commands, main
 PAGE = Path(__file__).parent / "cli.md"
 COLUMNS = "90"
 ACTIONS = {"data": ("check", "stats", "convert"), "study": ("run", "status", "report")}
-"""Verbs whose first word says what to do, and has a help of its own."""
+"""Commands whose first word says what to do, and has a help of its own."""
 
 HEAD = """\
 <!-- Written by `python docs/cli_page.py`. -->
 # Commands
 
 ```
-grr-coca VERB --help              # all options of a command
-python -m grr_coca VERB --help    # the same, where the command is not on the path
+grr-coca COMMAND --help              # all options of a command
+python -m grr_coca COMMAND --help    # the same, where the command is not on the path
 ```
 
 | exit code | meaning |

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the wheel, install it in a new environment outside of the tree, without extras and so without PyTorch, and use it
-# there: every verb that needs no more, Python, and the messages of those that do.
+# there: every command that needs no more, Python, and the messages of those that do.
 # Usage: scripts/check_wheel.sh FOLDER_OF_IMAGES [WHEEL]
 set -euo pipefail
 cd "$(dirname "$0")/.."

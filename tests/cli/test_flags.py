@@ -1,5 +1,4 @@
-"""The command line's surface. Verbs, flags and defaults are frozen by docs/cli.md, which a test of the pages holds to
-them."""
+"""The command line: docs/cli.md fixes commands, flags and defaults, and a test compares the page with them."""
 
 import inspect
 import subprocess
@@ -36,7 +35,7 @@ def test_help_lists_every_verb(grr_coca, arguments):
 def test_no_verb_shows_the_help_and_fails(grr_coca):
     said = grr_coca()
     assert said.code == 2
-    assert "usage: grr-coca VERB" in said.out
+    assert "usage: grr-coca COMMAND" in said.out
 
 
 def test_the_version_is_the_packages(grr_coca):
@@ -47,7 +46,7 @@ def test_the_version_is_the_packages(grr_coca):
     ("verb", "meant"), [("pretrian", "pretrain"), ("captions", "caption"), ("fine-tune", "finetune")]
 )
 def test_a_wrong_verb_names_the_nearest(refused, verb, meant):
-    assert f"there is no verb '{verb}'; did you mean '{meant}'?" in refused(verb)
+    assert f"unknown command '{verb}'; did you mean '{meant}'?" in refused(verb)
 
 
 def test_a_verb_of_two_words_tells_its_kinds(grr_coca, refused):

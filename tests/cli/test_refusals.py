@@ -1,4 +1,4 @@
-"""What the verbs refuse: one line that names the way out, exit code 2, and nothing is written."""
+"""What the commands refuse: one line that names the way out, exit code 2, and nothing is written."""
 
 import json
 import os
@@ -34,7 +34,7 @@ BELOW_A_FILE = [
 
 @pytest.fixture
 def there(tmp_path, image_files, monkeypatch):
-    """The current folder, with files of the kinds that verbs read."""
+    """The current folder, with files of the kinds that commands read."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("no picture")
     for name in ("folder.csv", "folder.npy"):

@@ -1,4 +1,4 @@
-"""The page that tells how to add a verb, an endpoint and a field is followed to the letter, on a copy of the code."""
+"""The page on adding a command, an endpoint and a field is followed to the letter, on a copy of the code."""
 
 import os
 import shutil

@@ -86,7 +86,7 @@ def shell_lines(path: Path) -> str:
 
 
 def test_the_commands_of_the_pages_exist():
-    """Each verb, and each of its flags, stands in the page of commands, which is their help."""
+    """Each command, and each of its flags, stands in the page of commands, which is their help."""
     helps = dict(re.findall(r"^##+ ([^\n]+)\n\n```text\n(.*?)^```$", CLI.read_text(encoding="utf-8"), re.M | re.S))
     wrong = []
     for path in PAGES:
@@ -97,7 +97,7 @@ def test_the_commands_of_the_pages_exist():
             known = helps.get(verb, "") + "--help"
             flags = re.findall(r"(?<= )-{1,2}[a-z][\w-]*", command["words"])
             if not all(re.search(rf"(?<![\w-]){flag}\b", known) for flag in flags) or not (
-                verb or command["words"].startswith("VERB")
+                verb or command["words"].startswith("COMMAND")
             ):
                 wrong.append((path.name, command[0]))
     assert wrong == []

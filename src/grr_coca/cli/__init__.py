@@ -88,9 +88,9 @@ _OFFLINE = "--offline"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb, and return the exit code.
+    """Run a command, and return the exit code.
 
-    0: success. 1: a verb for many files could read none of them, or `lint` or `match --check` found something.
+    0: success. 1: a command for many files could read none of them, or `lint` or `match --check` found something.
     2: wrong use, with one message and no traceback.
     128 + the number of a signal: the signal stopped a run, which is saved.
     """
@@ -128,7 +128,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 
 def _message(error: OSError) -> str | None:
-    """The message for an error that no verb has handled; None if it names no file."""
+    """The message for an error that no command has handled; None if it names no file."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename or error)[:80]}…: too long for the name of a file"
     if error.filename is None and not _has_folder():
@@ -182,7 +182,7 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
     kinds = [name for name in commands if name.startswith(f"{first} ")]
     if not kinds:
         again = "" if plugins.is_installed() else "; only the core is installed: run pip install -e . again"
-        raise UserError(f"there is no verb '{first}'; {nearest(first, commands)}{again}")
+        raise UserError(f"unknown command '{first}'; {nearest(first, commands)}{again}")
     if rest and rest[0] not in ("-h", "--help"):
         name = f"{first} {rest[0]}"
         raise UserError(f"there is no '{name}'; {nearest(name, kinds)}")
@@ -195,7 +195,7 @@ def _usage(first: str = "") -> str:
     shown = {name: one.summary for name, one in commands.items() if not first or name.startswith(f"{first} ")}
     width = max(map(len, shown))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in shown.items()]
-    usage = "usage: grr-coca VERB [options]    (grr-coca VERB --help lists its options)"
+    usage = "usage: grr-coca COMMAND [options]    (grr-coca COMMAND --help lists its options)"
     return "\n".join(
-        [usage, "", *lines, "", f"With any verb, {_OFFLINE} uses only models and icon sets on this machine."]
+        [usage, "", *lines, "", f"With any command, {_OFFLINE} uses only models and icon sets on this machine."]
     )

@@ -1,4 +1,4 @@
-"""`grr-coca embed`: the verb, and files of embeddings with their keys, in formats that other programs read.
+"""`grr-coca embed`: the command, and files of embeddings with their keys, in formats that other programs read.
 
 Shapes: N rows, E embedding width.
 """

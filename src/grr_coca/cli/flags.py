@@ -1,4 +1,4 @@
-"""Types of the flags and arguments that several verbs share."""
+"""Types of the flags and arguments that several commands share."""
 
 from itertools import chain
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What verbs print: lines on standard output, and what went wrong on standard error."""
+"""What commands print: lines on standard output, and what went wrong on standard error."""
 
 import os
 import signal

@@ -21,7 +21,7 @@ def import_index(
         path: .parquet file.
         out: folder of the new index, or http://HOST:PORT/NAME of a Milvus server.
     """
-    from grr_coca_search.portable import import_parquet  # late, as below: only verbs of indexes need it
+    from grr_coca_search.portable import import_parquet  # late, as below: only commands of indexes need it
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")

@@ -42,7 +42,7 @@ def run(
     from grr_coca_search.index import IndexModel
     from grr_coca_search.relevance import curve_of
     from grr_coca_search.stores import open_store
-    from grr_coca_serve import site  # late, as below: other verbs need none of this
+    from grr_coca_serve import site  # late, as below: other commands need none of this
 
     require_free(out)
     library: site.Library | None = None

@@ -45,7 +45,7 @@ CORE = {
         "grr_coca.cli.evaluate:evaluate_splits",
         "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
     ),
-    "compare": Command("grr_coca.cli.evaluate:compare_checkpoints", "two checkpoints side by side on the same splits"),
+    "compare": Command("grr_coca.cli.compare:compare_checkpoints", "two checkpoints side by side on the same splits"),
     "caption": Command("grr_coca.cli.caption:run", "caption images with a checkpoint"),
     "embed": Command("grr_coca.cli.embed:run", "embed images or texts as vectors that can be compared"),
     "classify": Command("grr_coca.cli.classify:run", "say which of some labels fit images best"),

@@ -1,4 +1,4 @@
-"""`grr-coca evaluate` and `compare`: measure checkpoints on splits, and print the results.
+"""`grr-coca evaluate`: measure a model on splits, and print the results.
 
 No module of torch is imported before the arguments have been checked, so mistakes are reported at once.
 """
@@ -16,32 +16,25 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.common.outputs import require_other, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
-from grr_coca.infer.load import locate_checkpoint
-from grr_coca.model.checkpoint_files import require_not_adapted
+from grr_coca.infer.load import load, locate_checkpoint
+from grr_coca.model.checkpoint_files import is_adapted
 
 if TYPE_CHECKING:
     from grr_coca.evaluate.checkpoint_metrics import SplitMeasures
     from grr_coca.evaluate.intervals import Interval
     from grr_coca.evaluate.tasks import Report
+    from grr_coca.infer.image_text_model import ImageTextModel
     from grr_coca.model.checkpoint import Checkpoint
 
 Task = Literal["loss", "retrieval", "captioning", "zeroshot", "probe"]
 _TASK_OF = {"folds": "retrieval", "out": "captioning", "labels": "zeroshot", "templates": "zeroshot", "train": "probe"}
 """The task of each option that belongs to a single task."""
-_DIFFERENCES = {
-    "contrastive loss": "contrastive_loss",
-    "perplexity": "perplexity",
-    "CoCa loss": "coca_loss",
-    "R@1": "text_to_image/R@1",
-}
-_TOKEN_MEANS = ("perplexity", "coca_loss")
-"""Means over tokens. They cannot be compared if vocabularies differ, or if captions are cut to different lengths."""
 
 
 def evaluate_splits(
     checkpoint: Annotated[str, tyro.conf.Positional],
     data: Lists[str] = (),
-    task: Task = "loss",
+    task: Task | None = None,
     batch_size: int = 64,
     folds: int | None = None,
     out: Path | None = None,
@@ -55,7 +48,8 @@ def evaluate_splits(
     Args:
         checkpoint: folder, or name of a model (see `grr-coca models`).
         data: splits: .tar shards, patterns, or folders; for zeroshot and probe also a folder per class.
-        task: loss (with retrieval as in training), retrieval (as in the literature), captioning, zeroshot, or probe.
+        task: loss (with retrieval as in training), retrieval (as in the literature), captioning, zeroshot, or probe. If
+            not given, loss; for an adapted model, which has no losses, retrieval.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
         folds: for retrieval, the number of parts to cut the split into; COCO's 1k protocol cuts 5,000 images into 5.
         out: for captioning, write the captions to this file of JSON lines.
@@ -66,7 +60,8 @@ def evaluate_splits(
     """
     given = {"folds": folds, "out": out, "labels": labels, "templates": templates, "train": train}
     paths = joined(data)
-    _check(task, paths, batch_size, {name for name, value in given.items() if value is not None})
+    options = {name for name, value in given.items() if value is not None}
+    _check(task or "loss", paths, batch_size, options)
     if folds is not None and folds < 1:
         raise UserError(f"--folds {folds}: a split is cut into 1 part or more")
     if train is not None:
@@ -74,7 +69,9 @@ def evaluate_splits(
 
         require_there(train)
     folder = locate_checkpoint(checkpoint)
-    require_not_adapted(folder, "evaluate")
+    task = task or ("retrieval" if is_adapted(folder) else "loss")
+    if is_adapted(folder) and task in ("loss", "probe"):
+        raise UserError(f"{folder}: an adapted model has no {task}; give --task retrieval, captioning or zeroshot")
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
     if out is not None:  # checked now, not after all images were captioned
@@ -83,9 +80,9 @@ def evaluate_splits(
         require_other(out, [file for path in paths for file in find_files(path)[0]])
         require_writable(out)
     require_extra("torch", "evaluating")
-    model = _load(folder)
+    model = load_to_measure(folder)
     if task == "loss":
-        _print_losses(_measure_losses(model, paths, batch_size), json)
+        _print_losses(measure_losses(model, paths, batch_size), json)
         return
     options = _TaskOptions(
         batch_size=batch_size, folds=folds or 1, out=out, class_names=class_names, templates=sentences, train=train
@@ -93,49 +90,8 @@ def evaluate_splits(
     _print_reports({path: _measure(task, model, path, options) for path in paths}, json)
 
 
-def compare_checkpoints(
-    checkpoint: Annotated[str, tyro.conf.Positional],
-    baseline: Annotated[str, tyro.conf.Positional],
-    data: Lists[str] = (),
-    batch_size: int = 64,
-) -> None:
-    """Compare a checkpoint with another. Changes are relative to the losses of the second one.
-
-    Args:
-        checkpoint: folder, or name of a model (see `grr-coca models`).
-        baseline: folder or name of the checkpoint to compare with.
-        data: splits: .tar shards, patterns, or folders.
-        batch_size: pairs per contrastive batch; the contrastive loss grows with it.
-    """
-    paths = joined(data)
-    _require_paths(paths)
-    folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
-    for folder in folders:
-        require_not_adapted(folder, "compare")
-    require_extra("torch", "comparing checkpoints")
-
-    from grr_coca.evaluate.table import average_row, format_table, row, row_metrics  # late: imports torch
-
-    models = (_load(folders[0]), _load(folders[1]))
-    first, second = (_measure_losses(model, paths, batch_size) for model in models)
-    rows = [row(path, row_metrics(first[path].evaluation), row_metrics(second[path].evaluation)) for path in first]
-    if len(rows) > 1:
-        rows.append(average_row("average", rows))
-    presets = (models[0].preset, models[1].preset)
-    names = presets if presets[0] != presets[1] else (checkpoint, baseline)
-    why = _why_incomparable(models, [(first[path].num_tokens, second[path].num_tokens) for path in first])
-    incomparable = () if why is None else _TOKEN_MEANS
-    print(format_table(rows, names, incomparable))
-    print(f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {names[1]}")
-    if why is not None:
-        print(f"perplexity and CoCa loss {why}, and cannot be compared")
-    print("differences, with intervals of level 0.95 over images of the split (not over seeds of training):")
-    for path in first:
-        print(f"{path}: {_differences(first[path], second[path], incomparable)}")
-
-
 def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) -> None:
-    _require_paths(data)
+    require_splits(data)
     require_batch_size(batch_size)
     wrong = [name for name in _TASK_OF if name in given and _TASK_OF[name] != task]
     if wrong:
@@ -148,7 +104,7 @@ def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) 
         raise UserError(f"--out takes the captions of one split, here are {len(data)}; evaluate one at a time")
 
 
-def _require_paths(paths: tuple[str, ...]) -> None:
+def require_splits(paths: tuple[str, ...]) -> None:
     """Check that there are splits to evaluate on, before anything is loaded.
 
     Raises:
@@ -180,8 +136,10 @@ class _TaskOptions:
     train: str | None
 
 
-def _load(folder: Path) -> "Checkpoint":
-    """Load a checkpoint on the GPU if there is one, else on the CPU."""
+def load_to_measure(folder: Path) -> "Checkpoint | ImageTextModel":
+    """Load a checkpoint on the GPU if there is one, else on the CPU. An adapted model is loaded for use."""
+    if is_adapted(folder):
+        return load(folder)
     import torch  # late, as all modules below: they take seconds
 
     from grr_coca.model.checkpoint import from_pretrained
@@ -189,16 +147,20 @@ def _load(folder: Path) -> "Checkpoint":
     return from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _measure_losses(checkpoint: "Checkpoint", paths: tuple[str, ...], batch_size: int) -> "dict[str, SplitMeasures]":
+def measure_losses(
+    checkpoint: "Checkpoint | ImageTextModel", paths: tuple[str, ...], batch_size: int
+) -> "dict[str, SplitMeasures]":
     """Losses and retrieval of each split, by its path, with the paper's loss weights."""
     from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
+    from grr_coca.model.checkpoint import Checkpoint
     from grr_coca.model.losses import LossWeights
 
+    assert isinstance(checkpoint, Checkpoint), "an adapted model has no losses"
     return {path: measure_checkpoint(checkpoint, open_source(path), batch_size, LossWeights()) for path in paths}
 
 
-def _measure(task: Task, checkpoint: "Checkpoint", path: str, options: _TaskOptions) -> "Report":
+def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, options: _TaskOptions) -> "Report":
     """Measure a checkpoint in one task on one split.
 
     Raises:
@@ -209,6 +171,7 @@ def _measure(task: Task, checkpoint: "Checkpoint", path: str, options: _TaskOpti
     from grr_coca.evaluate.labelled import open_labelled
     from grr_coca.evaluate.probes import AttentionProbeOptions
     from grr_coca.evaluate.tasks import measure_captions, measure_probe, measure_retrieval, measure_zeroshot
+    from grr_coca.model.checkpoint import Checkpoint
 
     if task == "retrieval":
         return measure_retrieval(checkpoint, open_source(path), options.batch_size, options.folds, "own")
@@ -221,6 +184,7 @@ def _measure(task: Task, checkpoint: "Checkpoint", path: str, options: _TaskOpti
         images = open_labelled(path, options.class_names)
         return measure_zeroshot(checkpoint, images, options.templates, options.batch_size)
     assert options.train is not None
+    assert isinstance(checkpoint, Checkpoint), "an adapted model has no probe"
     images = open_labelled(options.train)
     tested = open_labelled(path, images.class_names)
     return measure_probe(checkpoint, images, tested, options.batch_size, AttentionProbeOptions())
@@ -233,9 +197,10 @@ def _print_losses(measured: "dict[str, SplitMeasures]", json: bool) -> None:
     found = {path: (each.evaluation, intervals(each.measures)) for path, each in measured.items()}
     if json:
         content = {
-            path: {**asdict(evaluation), "intervals": _plain(spread)} for path, (evaluation, spread) in found.items()
+            path: {**asdict(evaluation), "intervals": plain_intervals(spread)}
+            for path, (evaluation, spread) in found.items()
         }
-        print(_as_json(content))
+        print(as_json(content))
         return
     for path, (evaluation, spread) in found.items():
         e = evaluation
@@ -262,12 +227,12 @@ def _print_reports(reports: "dict[str, Report]", json: bool) -> None:
             path: {
                 "task": report.task,
                 "depends_on": dict(report.depends_on),
-                "metrics": _plain(dict(report.metrics)),
+                "metrics": plain_intervals(dict(report.metrics)),
                 "plain": dict(report.plain),
             }
             for path, report in reports.items()
         }
-        print(_as_json(content))
+        print(as_json(content))
         return
     for path, report in reports.items():
         print(path)
@@ -281,7 +246,8 @@ def _print_reports(reports: "dict[str, Report]", json: bool) -> None:
         print("  in brackets: 95 % intervals over images\n")
 
 
-def _as_json(content: object) -> str:
+def as_json(content: object) -> str:
+    """Return a report as JSON."""
     return json_format.dumps(_finite(content), indent=2, allow_nan=False)
 
 
@@ -292,25 +258,10 @@ def _finite(content: object) -> object:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _plain(spread: "dict[str, Interval]") -> dict[str, dict[str, float]]:
+def plain_intervals(spread: "dict[str, Interval]") -> dict[str, dict[str, float]]:
+    """Return intervals as objects for JSON."""
     return {name: interval._asdict() for name, interval in spread.items()}
 
 
 def _share(interval: "Interval") -> str:
     return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
-
-
-def _why_incomparable(models: "tuple[Checkpoint, Checkpoint]", num_tokens: list[tuple[int, int]]) -> str | None:
-    """The reason why means over tokens of two models cannot be compared; None: they can."""
-    if not models[0].tokenizer.has_vocabulary_of(models[1].tokenizer):
-        return "are means over tokens of different vocabularies"
-    if any(one != other for one, other in num_tokens):
-        lengths = " and ".join(str(model.config.text_decoder.context_length) for model in models)
-        return f"are of captions that are cut to different lengths (contexts of {lengths} tokens)"
-    return None
-
-
-def _differences(first: "SplitMeasures", second: "SplitMeasures", incomparable: tuple[str, ...]) -> str:
-    keys = {title: key for title, key in _DIFFERENCES.items() if key not in incomparable}
-    found = {title: first.measures[key].difference(second.measures[key]) for title, key in keys.items()}
-    return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

@@ -12,8 +12,8 @@ from grr_coca.common.files import behind_link, write_whole
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_metrics import CaptionScores, score_captions
-from grr_coca.infer.engine.torch import TorchEngine
-from grr_coca.infer.generate import GREEDY, generate, warn_if_repeated
+from grr_coca.infer.generate import warn_if_repeated
+from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint
 
 
@@ -34,12 +34,13 @@ class CaptionedSplit:
 
 
 def caption_split(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | ImageTextModel,
     source: PairSource,
     batch_size: int = 64,
     max_images: int | None = None,
 ) -> CaptionedSplit:
-    """Caption every image of a split once, by greedy decoding, in the order of the source.
+    """Caption every image of a split once, by greedy decoding, in the order of the source. An adapted model chooses its
+    captions.
 
     Args:
         checkpoint: the model.
@@ -57,14 +58,12 @@ def caption_split(
         raise UserError("an empty split: there is no image to caption")
     if max_images is not None and max_images < len(images):
         images = [images[index * len(images) // max_images] for index in range(max_images)]
-    engine = TorchEngine(checkpoint.model, checkpoint.preprocess)
+    model = ImageTextModel(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
         files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
-        decode = checkpoint.preprocess.decode
-        pixels = np.stack([checkpoint.preprocess(decode(file.image, file.name)) for file in files])
-        found = generate(engine, checkpoint.tokenizer, pixels, GREEDY)
-        hypotheses += [best.text for best, *_ in found.captions]
+        pixels = np.stack([model.preprocess(model.preprocess.decode(file.image, file.name)) for file in files])
+        hypotheses += [best.text for best, *_ in model.generate(pixels).captions]
     warn_if_repeated(hypotheses)
     return CaptionedSplit(
         names=tuple(source.name(pairs[0]) for pairs in images),

@@ -11,12 +11,14 @@ from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.evaluate.caption_split import CaptionedSplit
 from grr_coca.evaluate.checkpoint_metrics import gallery_of, pair_results, retrieval_measures
+from grr_coca.evaluate.embedded import embedded_gallery, embedded_images
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.probes import AttentionProbeOptions, attention_probe, linear_probe, patch_tokens
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
 from grr_coca.evaluate.split import RECALLS
 from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_labelled
+from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint
 
 
@@ -34,17 +36,28 @@ class Report:
     plain: Mapping[str, float]
 
 
+def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int) -> Gallery:
+    """Embed a split as a gallery to search.
+
+    Raises:
+        UserError: the split is empty, or a pair is broken.
+    """
+    if not len(source):
+        raise UserError("an empty split: there is nothing to search")
+    if isinstance(checkpoint, Checkpoint):
+        return gallery_of(pair_results(checkpoint, every_caption(source), batch_size))
+    return embedded_gallery(checkpoint, source, batch_size)
+
+
 def measure_retrieval(
-    checkpoint: Checkpoint, source: PairSource, batch_size: int, num_folds: int, right: RightAnswers
+    checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int, num_folds: int, right: RightAnswers
 ) -> Report:
     """Recall in both directions. Each fold is searched separately; the metrics are over the queries of all folds.
 
     Raises:
         UserError: there are fewer images than folds, or a pair is broken.
     """
-    if not len(source):
-        raise UserError("an empty split: there is nothing to search")
-    gallery = gallery_of(pair_results(checkpoint, every_caption(source), batch_size))
+    gallery = split_gallery(checkpoint, source, batch_size)
     if not 1 <= num_folds <= len(gallery.image):
         raise UserError(f"{num_folds} folds of {len(gallery.image)} images: give 1 to {len(gallery.image)} folds")
     parts = folds(gallery, num_folds)
@@ -84,11 +97,16 @@ def measure_captions(captioned: CaptionedSplit) -> Report:
 
 
 def measure_zeroshot(
-    checkpoint: Checkpoint, images: LabelledImages, templates: Sequence[str], batch_size: int
+    checkpoint: Checkpoint | ImageTextModel, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
     """Zero-shot accuracy: how often the nearest class name is the right one."""
-    classifier = classifier_of(checkpoint, images.class_names, templates)
-    found = classify_labelled(classifier, embed_labelled(checkpoint, images, batch_size), images.targets)
+    if isinstance(checkpoint, Checkpoint):
+        classifier = classifier_of(checkpoint, images.class_names, templates)
+        embeddings = embed_labelled(checkpoint, images, batch_size)
+    else:
+        classifier = checkpoint.classifier(images.class_names, templates)
+        embeddings = embedded_images(checkpoint, map(images.read, range(len(images))), batch_size)
+    found = classify_labelled(classifier, embeddings, images.targets)
     return Report(
         task="zeroshot",
         depends_on={"images": len(images), "classes": len(images.class_names), "templates": len(templates)},

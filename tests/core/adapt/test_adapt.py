@@ -5,53 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from adapted import NUM_PAIRS
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from support import encode_image, real_pairs, snapshot, with_caption, write_shard
 
 from grr_coca import load
-from grr_coca.adapt import calibrate
 from grr_coca.adapt.read_pairs import MAX_PAIRS
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
 from grr_coca.infer.adapted.adapted_model import AdaptedModel
 from grr_coca.model.checkpoint_files import base_fingerprint, fingerprint
-
-NUM_PAIRS, NUM_UNSEEN = 150, 60
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_beams():
-    """Beams take most of the time of a small fit."""
-    before, calibrate._MAX_COMPARED = calibrate._MAX_COMPARED, 8
-    yield
-    calibrate._MAX_COMPARED = before
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """A folder with pairs, an adapted model, and an index of images that it has not seen."""
-    folder = tmp_path_factory.mktemp("adapt")
-    pairs = real_pairs(NUM_PAIRS + NUM_UNSEEN, "glyphs")
-    write_shard(folder / "pairs.tar", pairs[:NUM_PAIRS])
-    write_shard(folder / "unseen.tar", pairs[NUM_PAIRS:])
-    for pair in pairs[NUM_PAIRS:]:
-        (folder / "unseen" / f"{pair.key}.webp").parent.mkdir(exist_ok=True)
-        (folder / "unseen" / f"{pair.key}.webp").write_bytes(pair.image)
-    assert main(["adapt", str(folder / "pairs.tar"), "--out", str(folder / "mine")]) == 0
-    assert main(["index", str(folder / "unseen"), "--out", str(folder / "index"), "-c", str(folder / "mine")]) == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
-def model(place):
-    return load(place / "mine")
-
-
-@pytest.fixture(scope="session")
-def unseen(place):
-    pairs = real_pairs(NUM_PAIRS + NUM_UNSEEN, "glyphs")[NUM_PAIRS:]
-    return [place / "unseen" / f"{pair.key}.webp" for pair in pairs], [pair.caption for pair in pairs]
 
 
 def recall(similarity, captions, k):
@@ -264,8 +228,7 @@ def test_too_many_pairs_are_refused_before_they_are_read(grr_coca, tmp_path):
         (["match", "unseen", "unseen", "-c", "mine"], "match does not take adapted models"),
         (["lint", "unseen", "-c", "mine"], "lint does not take adapted models"),
         (["caption", "unseen", "-c", "mine", "--tags", "3"], "no tags were fitted for this model"),
-        (["evaluate", "mine", "--data", "pairs.tar"], "evaluate does not take adapted models"),
-        (["compare", "mine", "icons", "--data", "pairs.tar"], "compare does not take adapted models"),
+        (["evaluate", "mine", "--data", "pairs.tar", "--task", "loss"], "has no loss; give --task retrieval"),
         (["export", "web", "-c", "mine", "--out", "new"], "export web does not take adapted models"),
         (["export", "onnx", "-c", "mine", "--out", "new"], "export onnx does not take adapted models"),
         (["export", "open_clip", "-c", "mine", "--out", "new"], "export open_clip does not take adapted models"),

@@ -230,3 +230,13 @@ def test_a_model_that_diverged_is_compared_too(grr_coca, run, diverged, split):
     said = grr_coca("compare", diverged, run.folder, "--data", split, "--batch-size", 8)
     assert said.code == 0, said.err
     assert "nan" in said.out
+
+
+def test_json_of_a_comparison_has_all_metrics_of_both(grr_coca, evaluate, run, baseline, split):
+    said = grr_coca("compare", run.folder, baseline.folder, "--data", split, "--batch-size", 8, "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)[str(split)]
+    assert found["models"] == [str(run.folder), str(baseline.folder)]
+    assert found["metrics"][0] == evaluate("loss", split, "--batch-size", 8)["intervals"]
+    assert found["differences"].keys() == found["metrics"][1].keys()
+    assert all(map(is_interval, found["differences"].values()))

@@ -1,0 +1,159 @@
+"""`grr-coca compare`: two models side by side on the same splits."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from grr_coca.cli.evaluate import as_json, load_to_measure, measure_losses, plain_intervals, require_splits
+from grr_coca.cli.flags import Flag, Lists, joined, require_batch_size
+from grr_coca.common.extras import require_extra
+from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint_files import is_adapted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from grr_coca.evaluate.checkpoint_metrics import SplitMeasures
+    from grr_coca.evaluate.intervals import Measure
+    from grr_coca.infer.image_text_model import ImageTextModel
+    from grr_coca.model.checkpoint import Checkpoint
+
+_DIFFERENCES = {
+    "contrastive loss": "contrastive_loss",
+    "perplexity": "perplexity",
+    "CoCa loss": "coca_loss",
+    "R@1": "text_to_image/R@1",
+}
+_TOKEN_MEANS = ("perplexity", "coca_loss")
+"""Means over tokens. They cannot be compared if vocabularies differ, or if captions are cut to different lengths."""
+
+
+def compare_checkpoints(
+    checkpoint: Annotated[str, tyro.conf.Positional],
+    baseline: Annotated[str, tyro.conf.Positional],
+    data: Lists[str] = (),
+    batch_size: int = 64,
+    json: Flag = False,
+) -> None:
+    """Compare a checkpoint with another. Changes are relative to the losses of the second one.
+
+    An adapted model has no losses: then the recalls are compared.
+
+    Args:
+        checkpoint: folder, or name of a model (see `grr-coca models`).
+        baseline: folder or name of the checkpoint to compare with.
+        data: splits: .tar shards, patterns, or folders.
+        batch_size: pairs per contrastive batch; the contrastive loss grows with it.
+        json: print all metrics of `evaluate` for both, and their differences, as JSON.
+    """
+    paths = joined(data)
+    require_splits(paths)
+    require_batch_size(batch_size)
+    folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
+    require_extra("torch", "comparing checkpoints")
+    models = (load_to_measure(folders[0]), load_to_measure(folders[1]))
+    if any(map(is_adapted, folders)):
+        first, second = (_recalls(model, paths, batch_size) for model in models)
+        print(_as_json(first, second, (checkpoint, baseline)) if json else _recall_table(first, second))
+        return
+    measured = tuple(measure_losses(model, paths, batch_size) for model in models)
+    if json:
+        measures = [{path: each.measures for path, each in own.items()} for own in measured]
+        print(_as_json(measures[0], measures[1], (checkpoint, baseline)))
+        return
+    print(_loss_table(models, measured, (checkpoint, baseline), batch_size))
+
+
+def _recalls(
+    model: "Checkpoint | ImageTextModel", paths: tuple[str, ...], batch_size: int
+) -> "dict[str, dict[str, Measure]]":
+    from grr_coca.data.sources.open import open_source  # late, as below: these import torch
+    from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
+    from grr_coca.evaluate.retrieval import retrieve
+    from grr_coca.evaluate.tasks import split_gallery
+
+    return {
+        path: retrieval_measures(retrieve(split_gallery(model, open_source(path), batch_size), "equal"))
+        for path in paths
+    }
+
+
+def _recall_table(first: "Mapping[str, Mapping[str, Measure]]", second: "Mapping[str, Mapping[str, Measure]]") -> str:
+    lines = []
+    for path, measures in first.items():
+        lines.append(f"{path}: recall of both, and the difference with its interval of level 0.95 over images")
+        for name, measure in measures.items():
+            other = second[path][name]
+            change = measure.difference(other)
+            lines.append(
+                f"  {name.replace('_', ' '):<18} {measure.value():6.1%} {other.value():7.1%}   "
+                f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+            )
+    return "\n".join([*lines, "equal captions are right answers; an adapted model has no losses"])
+
+
+def _as_json(
+    first: "Mapping[str, Mapping[str, Measure]]",
+    second: "Mapping[str, Mapping[str, Measure]]",
+    names: tuple[str, str],
+) -> str:
+    return as_json(
+        {
+            path: {
+                "models": list(names),
+                "metrics": [
+                    plain_intervals({name: measure.interval() for name, measure in own[path].items()})
+                    for own in (first, second)
+                ],
+                "differences": plain_intervals(
+                    {name: measure.difference(second[path][name]) for name, measure in measures.items()}
+                ),
+            }
+            for path, measures in first.items()
+        }
+    )
+
+
+def _loss_table(
+    models: "tuple[Checkpoint | ImageTextModel, ...]",
+    measured: "tuple[dict[str, SplitMeasures], ...]",
+    given: tuple[str, str],
+    batch_size: int,
+) -> str:
+    from grr_coca.evaluate.table import average_row, format_table, row, row_metrics  # late: imports torch
+
+    first, second = measured
+    rows = [row(path, row_metrics(first[path].evaluation), row_metrics(second[path].evaluation)) for path in first]
+    if len(rows) > 1:
+        rows.append(average_row("average", rows))
+    presets = (models[0].preset, models[1].preset)
+    names = presets if presets[0] != presets[1] else given
+    why = _why_incomparable(models, [(first[path].num_tokens, second[path].num_tokens) for path in first])
+    incomparable = () if why is None else _TOKEN_MEANS
+    lines = [
+        format_table(rows, names, incomparable),
+        f"contrastive loss of batches of {batch_size} pairs; R@1 text to image; changes over {names[1]}",
+    ]
+    if why is not None:
+        lines.append(f"perplexity and CoCa loss {why}, and cannot be compared")
+    lines.append("differences, with intervals of level 0.95 over images of the split (not over seeds of training):")
+    lines += [f"{path}: {_differences(first[path], second[path], incomparable)}" for path in first]
+    return "\n".join(lines)
+
+
+def _why_incomparable(
+    models: "tuple[Checkpoint | ImageTextModel, ...]", num_tokens: list[tuple[int, int]]
+) -> str | None:
+    """The reason why means over tokens of two models cannot be compared; None: they can."""
+    if not models[0].tokenizer.has_vocabulary_of(models[1].tokenizer):
+        return "are means over tokens of different vocabularies"
+    if any(one != other for one, other in num_tokens):
+        lengths = " and ".join(str(model.config.text_decoder.context_length) for model in models)
+        return f"are of captions that are cut to different lengths (contexts of {lengths} tokens)"
+    return None
+
+
+def _differences(first: "SplitMeasures", second: "SplitMeasures", incomparable: tuple[str, ...]) -> str:
+    keys = {title: key for title, key in _DIFFERENCES.items() if key not in incomparable}
+    found = {title: first.measures[key].difference(second.measures[key]) for title, key in keys.items()}
+    return "; ".join(f"{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for title, d in found.items())

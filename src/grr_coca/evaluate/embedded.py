@@ -1,0 +1,61 @@
+"""A split by the embeddings of a model for use, such as an adapted one: it has no losses, and needs no weights.
+
+Shapes: N images, E embedding width.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.text import caption_id, clean_caption
+from grr_coca.evaluate.caption_split import images_of
+from grr_coca.evaluate.retrieval import Gallery
+from grr_coca.infer.image_text_model import ImageTextModel
+
+
+def embedded_gallery(model: ImageTextModel, source: PairSource, batch_size: int) -> Gallery:
+    """Embed a split as a gallery to search, with each image and each of its captions.
+
+    Args:
+        model: the model.
+        source: the split.
+        batch_size: images or captions at once.
+
+    Raises:
+        UserError: a pair is broken.
+    """
+    images = images_of(source)
+    files = (source[pairs[0]] for pairs in images)
+    texts, owners = [], []
+    for image, pairs in enumerate(images):
+        own = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
+        texts += own
+        owners += [image] * len(own)
+    return Gallery(
+        embedded_images(model, ((file.image, file.name) for file in files), batch_size),
+        torch.from_numpy(model.embed_texts(texts, batch_size=batch_size)),
+        torch.tensor(owners),
+        torch.tensor([caption_id(text) for text in texts]),
+    )
+
+
+def embedded_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], batch_size: int) -> Float[Tensor, "N E"]:
+    """Embed image files, given as content and name.
+
+    Raises:
+        UserError: an image cannot be decoded.
+    """
+    parts: list[np.ndarray] = []
+
+    def decoded() -> Iterator[list[np.ndarray]]:
+        rest = iter(files)
+        while batch := list(islice(rest, batch_size)):
+            yield [model.preprocess(model.preprocess.decode(content, name)) for content, name in batch]
+
+    model.map_batches(decoded(), lambda pixels: model.engine.encode_images(np.stack(pixels)).embedding, parts.append)
+    return torch.from_numpy(np.concatenate(parts))

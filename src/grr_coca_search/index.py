@@ -383,6 +383,10 @@ class IndexModel:
         """Return queries for images that look like some images, from the embeddings of these, M E."""
         return self.loaded.picture_queries(vectors)
 
+    def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Return texts of which an adapted model knows no word."""
+        return self.loaded.unknown_texts(texts)
+
     def require(self, header: Header, location: str) -> None:
         """Raise an error if an index was made with another model, or with another version of this one.
 

@@ -135,7 +135,7 @@ class SearchResult(Sequence[Hit]):
 
     `vector`: embedding of the query; `searched`: number of images in the index; `can_tell`: True if relevances are
     valid: the images differ enough, and relevances were fitted to models like this one (`is_fitted`);
-    `nothing_below`: see `RelevanceCurve`.
+    `nothing_below`: see `RelevanceCurve`; `unknown`: texts of the query of which an adapted model knows no word.
     """
 
     hits: tuple[Hit, ...]
@@ -144,6 +144,7 @@ class SearchResult(Sequence[Hit]):
     can_tell: bool = True
     is_fitted: bool = True
     nothing_below: float = 0.0
+    unknown: tuple[str, ...] = ()
 
     @property
     def why_unknown(self) -> str:
@@ -186,6 +187,8 @@ class SearchResult(Sequence[Hit]):
     @property
     def opening(self) -> str:
         """What to say before the hits, without a capital letter and without the number of images; empty: nothing."""
+        if self.unknown:
+            return f"the model was adapted to captions without the words of '{self.unknown[0]}'; the nearest"
         if not self.can_tell:
             return f"{self.why_unknown}; the nearest"
         if self.verdict == "unsure":
@@ -236,6 +239,9 @@ class QueryModel(Protocol):
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
         """Queries for images that look like images of the index, from their embeddings, M E."""
 
+    def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Texts of which an adapted model knows no word."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
@@ -244,7 +250,8 @@ class Ranking:
     `groups`: each image, followed by its near-duplicates; `scores`: cosines of the images with the query, N; `best`:
     embedding of the first image; `vector`: that of the query; `asked`: embeddings of the texts of the query, or else of
     the captions of its images; `words`: see `Query.asked_words`; `sample`, `others`: embeddings of images and captions
-    of the library; `searched`: number of images in the index.
+    of the library; `searched`: number of images in the index;
+    `unknown`: see `SearchResult`.
     """
 
     groups: list[list[Entry]]
@@ -256,6 +263,7 @@ class Ranking:
     sample: np.ndarray
     others: np.ndarray
     searched: int
+    unknown: tuple[str, ...] = ()
 
 
 def search_store(query: Query, store: Store, model: QueryModel, options: SearchOptions) -> SearchResult:
@@ -296,6 +304,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         sample=sample.vectors,
         others=model.embed_sample(sample.captions),
         searched=searched,
+        unknown=model.unknown_texts(texts[: len(query.texts)]),
     )
 
 
@@ -308,7 +317,12 @@ def hits_of(
     is_fitted = curve is not None
     if not groups:
         return SearchResult(
-            hits=(), vector=ranking.vector, searched=ranking.searched, can_tell=is_fitted, is_fitted=is_fitted
+            hits=(),
+            vector=ranking.vector,
+            searched=ranking.searched,
+            can_tell=is_fitted,
+            is_fitted=is_fitted,
+            unknown=ranking.unknown,
         )
     captions = model.embed_captions([best.caption for best, *_ in groups])
     library = {"asked": ranking.asked, "captions": captions, "others": ranking.others}
@@ -342,6 +356,7 @@ def hits_of(
         can_tell=is_fitted and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
         is_fitted=is_fitted,
         nothing_below=0.0 if curve is None else curve.nothing_below,
+        unknown=ranking.unknown,
     )
 
 

@@ -204,6 +204,7 @@ class ServedIndex:
             "facets": [] if offset else self._counts(ranking.groups),
             "counted": 0 if offset else len(ranking.groups),
             "can_tell": first.can_tell,  # of a page behind the last hit, too
+            "unknown": list(ranking.unknown),
         }
 
     def _counts(self, groups: Sequence[Sequence[Entry]]) -> list[Facet]:
@@ -421,6 +422,10 @@ class _QueryModel:
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
         """Queries for images that look like images of the index, from their embeddings, M E."""
         return self._model.ready().picture_queries(vectors)
+
+    def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Texts of which an adapted model knows no word."""
+        return self._model.ready().unknown_texts(texts)
 
     def _results(self, futures: "Sequence[Future[Any]]") -> list[Any]:
         try:

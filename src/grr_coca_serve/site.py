@@ -38,6 +38,8 @@ from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, read_whole, user_cache, verify_folder, whole_folder
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.data.text import split_name
+from grr_coca.infer.adapted import words
+from grr_coca.infer.adapted.adaptation import read_adaptation
 from grr_coca.infer.calibration import read_calibration
 from grr_coca.model.checkpoint_files import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
 from grr_coca_search import duplicates, query, relevance
@@ -397,6 +399,7 @@ def write_site(
     runtime: Mapping[str, bytes],
     library: Library | None = None,
     *,
+    adapted: Path | None = None,
     title: str,
     about: Mapping[str, str] | None = None,
     model: str,
@@ -410,6 +413,7 @@ def write_site(
         out: new folder.
         runtime: see `find_runtime`.
         library: what can be searched; None: the page captions images only.
+        adapted: folder of the adapted model that the graphs are the base of; None: they are the model.
         title: name of the site.
         about: more for `site.json`: `about`, a line that says what the site is, and `placeholder` of the field.
         model: name of the model.
@@ -439,6 +443,8 @@ def write_site(
             for name in (*GRAPH_FILES, weights, "tokenizer.json"):
                 _write_gz(site / "model" / f"{name}.gz", (graphs / name).read_bytes())
             facts = {"title": title, **(about or {}), **_facts(graphs, manifest, weights, model, library)}
+            if adapted is not None:
+                facts["adapted"] = _write_adapted(adapted, site)
             if library is not None:
                 facts["thumbnails"] = _write_library(library, site, on_progress)
             facts["bytes"] = _bytes_loaded(site)
@@ -468,6 +474,31 @@ def _facts(
         "thumbnails": {"kind": "files", "folder": "thumbnails"},
         "version": version("grr-coca"),
     }
+
+
+_ADAPTED = ("text_mean", "image_mean", "plain_map", "word_map", "word_offset")
+"""Arrays of an adapted model that the page needs. The features of its pairs and their captions stay here."""
+
+
+def _write_adapted(folder: Path, site: Path) -> dict[str, str]:
+    """Write what `adapted.js` needs. Returns what `site.json` has of it."""
+    adaptation = read_adaptation(folder)
+    arrays = {name: np.asarray(getattr(adaptation.arrays, name), np.float16) for name in _ADAPTED}
+    header = adaptation.header
+    about = {
+        "rules": header.word_rules,
+        "words": header.words,
+        "rarities": adaptation.vocabulary.rarities.tolist(),
+        "unspaced": words.UNSPACED,
+        "split": header.split,
+        "text_weight": header.values.text_weight,
+        "plain_share": header.values.plain_share,
+        "shapes": {name: array.shape for name, array in arrays.items()},
+    }
+    files = {"about": "model/adapted.json.gz", "arrays": "model/adapted.bin.gz"}
+    _write_gz(site / files["about"], json_bytes(about))
+    _write_gz(site / files["arrays"], b"".join(array.tobytes() for array in arrays.values()))
+    return files
 
 
 def _bytes_loaded(site: Path) -> int:

@@ -60,8 +60,8 @@ def evaluate_splits(
     """
     given = {"folds": folds, "out": out, "labels": labels, "templates": templates, "train": train}
     paths = joined(data)
-    options = {name for name, value in given.items() if value is not None}
-    _check(task or "loss", paths, batch_size, options)
+    named = {name for name, value in given.items() if value is not None}
+    _check(task or "loss", paths, batch_size, named)
     if folds is not None and folds < 1:
         raise UserError(f"--folds {folds}: a split is cut into 1 part or more")
     if train is not None:

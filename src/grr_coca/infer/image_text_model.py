@@ -509,6 +509,10 @@ class ImageTextModel:
         """Return queries for images that look like some images, from the embeddings of these."""
         return vectors
 
+    def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 (an adapted model reads them)
+        """Return texts without any word of the captions that an adapted model was adapted to."""
+        return ()
+
     def _run(
         self,
         kind: str,

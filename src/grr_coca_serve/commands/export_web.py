@@ -13,7 +13,7 @@ from grr_coca.cli.progress import bars
 from grr_coca.common import plugins
 from grr_coca.common.files import is_within
 from grr_coca.infer.load import locate_checkpoint
-from grr_coca.model.checkpoint_files import DEFAULT, require_not_adapted
+from grr_coca.model.checkpoint_files import DEFAULT, is_adapted
 
 
 def run(
@@ -27,7 +27,8 @@ def run(
     """Write a folder of static files for any web host: a page that captions and searches images in the browser.
 
     Nothing is sent to a server, and the page works offline once it is loaded. Images of the index come with it, scaled
-    down; their paths are written relative to the folder that all of them are in.
+    down; their paths are written relative to the folder that all of them are in. The base of an adapted model captions
+    dropped images.
 
     Args:
         out: new folder for the site.
@@ -49,7 +50,6 @@ def run(
     with nullcontext() if index is None else open_store(index) as store:
         named = checkpoint or (DEFAULT if store is None else store.header.model)
         folder, model = locate_checkpoint(named), IndexModel(named)
-        require_not_adapted(folder, "export web")
         if store is not None:
             model.require(store.header, store.location)
         files = site.find_runtime(runtime)
@@ -68,6 +68,7 @@ def run(
             out,
             files,
             library,
+            adapted=folder if is_adapted(folder) else None,
             title=title or (Path(named).name if index is None else Path(index.rstrip("/")).stem),
             model=Path(named).name,
             on_progress=lambda done, _: shown.update("images", done, ""),

@@ -68,7 +68,8 @@ class SearchAnswer(BaseModel):
     """Hits, the best first. `more`: there are further ones; `searched`: pictures of the index; `verdict`: whether
     hits look like what the query asked for (`likely`), or that is not sure (`unsure`), or none does (`nothing`);
     `num_likely`: hits of this answer up to the last likely one; `can_tell`: false if relevances cannot be told;
-    `facets`: the values of texts among the nearest pictures, of which there are `counted`, in the first answer."""
+    `facets`: the values of texts among the nearest pictures, of which there are `counted`, in the first answer;
+    `unknown`: texts of which an adapted model knows no word."""
 
     hits: list[FoundPicture]
     more: bool
@@ -78,6 +79,7 @@ class SearchAnswer(BaseModel):
     can_tell: bool
     facets: list[Facet]
     counted: int
+    unknown: list[str]
 
 
 @router.post("/search", responses=answers(SearchAnswer, 404, 415, 422))

@@ -229,7 +229,6 @@ def test_too_many_pairs_are_refused_before_they_are_read(grr_coca, tmp_path):
         (["lint", "unseen", "-c", "mine"], "lint does not take adapted models"),
         (["caption", "unseen", "-c", "mine", "--tags", "3"], "no tags were fitted for this model"),
         (["evaluate", "mine", "--data", "pairs.tar", "--task", "loss"], "has no loss; give --task retrieval"),
-        (["export", "web", "-c", "mine", "--out", "new"], "export web does not take adapted models"),
         (["export", "onnx", "-c", "mine", "--out", "new"], "export onnx does not take adapted models"),
         (["export", "open_clip", "-c", "mine", "--out", "new"], "export open_clip does not take adapted models"),
     ],

@@ -117,6 +117,10 @@ class AdaptedModel(ImageTextModel):
         """Return queries for images that look like some images: the base's embeddings alone."""
         return self.adaptation.picture_queries(vectors)
 
+    def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Return texts without a known word, which count by the base's text embedding alone."""
+        return tuple(text for text in texts if not self.adaptation.vocabulary.knows(text))
+
     def generate(
         self,
         pixels: UInt8[np.ndarray, "B S S 3"],

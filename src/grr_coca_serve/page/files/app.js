@@ -2,7 +2,7 @@
 // `graphs.js` in an exported site, `http.js` on a server. Both have the methods
 //   info() → {title, about, placeholder, pictures (number, or null without an index), can, ready}, where
 //     can is a list of search, duplicates, caption, tags, explain, and ready is a promise of {files} to keep offline
-//   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, verdict, num_likely, can_tell, facets, counted}
+//   search({texts, without, like, unlike, image, filters, offset, limit}, signal) → {hits, more, verdict, num_likely, can_tell, facets, counted, unknown}
 //   pictures(filters, offset, limit, signal) → {total, pictures};  duplicates(offset, limit, signal) → {total, sizes, groups},
 //     where a group is its first 60 entries
 //   others(entry) → entries, each with a probability
@@ -353,6 +353,7 @@ async function showHits(signal, keepsPlace) {
   countValues(signal, asked, found);
   if (found.isByWords) setStatus(found.hits.length ? "Text matches. Image search starts when the model is loaded." : "No text matches. Image search starts when the model is loaded.");
   else if (!found.hits.length) setStatus(`No ${noun()} matches the filters.`);
+  else if (found.unknown?.length) setStatus(`No caption that the model was adapted to has a word of “${found.unknown[0]}”. Closest results:`);
   else if (!found.can_tell) setStatus("Relevance is unavailable for this library.");
   else if (found.verdict === "nothing") setStatus("No good match. Closest results:");
   else if (found.verdict === "unsure") setStatus("Not sure. Closest results:");

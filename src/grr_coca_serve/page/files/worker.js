@@ -1,6 +1,7 @@
 // The model and the index of an exported site, in a worker: the page itself never waits for them.
 // Messages in: {id, call, args}. Messages out: {id, result}, {id, token}, {id, error}, and {state} while it loads.
 
+import { Adapted } from "./adapted.js";
 import { Engine } from "./engine.js";
 import { Library, numLikely, relevance, verdict } from "./library.js";
 import { isUnfamiliar } from "./familiar.js";
@@ -109,6 +110,13 @@ const engine = awaitedLater((async () => {
   return new Engine(ort, site.model, new Tokenizer(await tokenizer));
 })());
 
+/** The vectors of an adapted model; null: embeddings are as the graphs give them. */
+const adapted = awaitedLater((async () => {
+  if (!site.adapted) return null;
+  const [about, bytes] = [await listed.then(() => json(site.adapted.about)), await fetchBytes(site.adapted.arrays)];
+  return new Adapted(about, bytes);
+})());
+
 let turn = engine; // the runtime makes one session at a time
 const loaded = {};
 
@@ -144,7 +152,9 @@ async function embedTexts(texts) {
   const vectors = new Map(texts.map((text) => [text, embedded.get(text)]));
   const missing = [...vectors.keys()].filter((text) => !vectors.get(text));
   if (missing.length) {
-    const found = await (await withGraph("text")).encodeTexts(missing);
+    const one = await adapted;
+    let found = await (await withGraph("text")).encodeTexts(missing);
+    if (one) found = found.map((embedding, i) => one.textVector(missing[i], embedding));
     if (embedded.size > MAX_CACHED) embedded.clear();
     missing.forEach((text, i) => {
       vectors.set(text, found[i]);
@@ -206,9 +216,14 @@ async function ranked(query) {
     const vectors = await embedTexts([...texts, ...without].map(inWords));
     const avoided = -library.ranking.without_weight;
     const parts = vectors.map((vector, i) => [i < texts.length ? 1 : avoided, vector]);
-    for (const id of like) parts.push([1, library.vector(Number(id))]);
-    for (const id of unlike) parts.push([avoided, library.vector(Number(id))]);
-    if (image) parts.push([1, (await (await encoded(image)).image).embedding]);
+    const model = await adapted;
+    const likeness = (id) => model?.queryOf(library.vector(Number(id))) ?? library.vector(Number(id));
+    for (const id of like) parts.push([1, likeness(id)]);
+    for (const id of unlike) parts.push([avoided, likeness(id)]);
+    if (image) {
+      const { embedding } = await (await encoded(image)).image;
+      parts.push([1, model?.pictureQuery(embedding) ?? embedding]);
+    }
     const vector = library.combined(parts);
     if (!vector) throw new Error("The query excludes what it asks for. Nothing is left to look for.");
     const scores = library.scores(vector);
@@ -300,8 +315,11 @@ const calls = {
       relevance: isKnown ? likely[i].relevance : null,
       copies: copies.map((copy) => library.entry(copy)),
     }));
+    const model = await adapted;
+    const unknown = model ? query.texts.map(inWords).filter((text) => !model.knows(text)) : [];
     return {
       hits,
+      unknown,
       more: end < found.groups.length,
       searched: library.size,
       verdict: isKnown ? verdict(first, library.ranking, library.about.curve.nothing_below) : "likely",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.cli.evaluate import as_json, load_to_measure, measure_losses, plain_intervals, require_splits
+from grr_coca.cli.evaluate import json_of, load_to_measure, measure_losses, plain_intervals, require_splits
 from grr_coca.cli.flags import Flag, Lists, joined, require_batch_size
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.load import locate_checkpoint
@@ -97,7 +97,7 @@ def _as_json(
     second: "Mapping[str, Mapping[str, Measure]]",
     names: tuple[str, str],
 ) -> str:
-    return as_json(
+    return json_of(
         {
             path: {
                 "models": list(names),

@@ -200,7 +200,7 @@ def _print_losses(measured: "dict[str, SplitMeasures]", json: bool) -> None:
             path: {**asdict(evaluation), "intervals": plain_intervals(spread)}
             for path, (evaluation, spread) in found.items()
         }
-        print(as_json(content))
+        print(json_of(content))
         return
     for path, (evaluation, spread) in found.items():
         e = evaluation
@@ -232,7 +232,7 @@ def _print_reports(reports: "dict[str, Report]", json: bool) -> None:
             }
             for path, report in reports.items()
         }
-        print(as_json(content))
+        print(json_of(content))
         return
     for path, report in reports.items():
         print(path)
@@ -246,7 +246,7 @@ def _print_reports(reports: "dict[str, Report]", json: bool) -> None:
         print("  in brackets: 95 % intervals over images\n")
 
 
-def as_json(content: object) -> str:
+def json_of(content: object) -> str:
     """Return a report as JSON."""
     return json_format.dumps(_finite(content), indent=2, allow_nan=False)
 

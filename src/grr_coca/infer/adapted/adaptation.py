@@ -202,7 +202,7 @@ class Adaptation:
         return unit((embeddings - self.arrays.image_mean) @ self.arrays.plain_map)
 
     def text_vectors(self, texts: Sequence[str], embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B Z"]:
-        """Return the vectors of texts. Without any word of the vocabulary, the text embedding alone counts.
+        """Return the vectors of texts. Without any word of the vocabulary, only the text embedding counts.
 
         Args:
             texts: Texts.
@@ -217,7 +217,7 @@ class Adaptation:
         return np.concatenate([self._lengths[0] * first, self._lengths[1] * second], axis=1)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B Z"]) -> Float[np.ndarray, "B Z"]:
-        """Return queries for images that look like some images, by the base's embeddings alone."""
+        """Return queries for images that look like some images, by the base's embeddings only."""
         first = self.header.split[0]
         return unit(np.concatenate([np.zeros_like(vectors[:, :first]), vectors[:, first:]], axis=1))
 

@@ -114,11 +114,11 @@ class AdaptedModel(ImageTextModel):
         super().__init__(checkpoint, AdaptedEngine(engine, self.adaptation), folder)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
-        """Return queries for images that look like some images: the base's embeddings alone."""
+        """Return queries for images that look like some images: only the base's embeddings count."""
         return self.adaptation.picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return texts without a known word, which count by the base's text embedding alone."""
+        """Return texts without a known word, which count only by the base's text embedding."""
         return tuple(text for text in texts if not self.adaptation.vocabulary.knows(text))
 
     def generate(

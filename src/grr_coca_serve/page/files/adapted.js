@@ -1,5 +1,5 @@
 // Vectors of an adapted model, as `grr_coca.infer.adapted` computes them: of texts, from their words and the embeddings of
-// the base; and of pictures as queries, from these embeddings alone.
+// the base; and of pictures as queries, only from these embeddings.
 
 const RULES = 1; // version of `wordsOf`, `RULES` of `grr_coca.infer.adapted.words`
 
@@ -31,7 +31,7 @@ export class Adapted {
     return wordsOf(text, this.#about.unspaced).some((word) => this.#ids.has(word));
   }
 
-  /** The vector of a text. Without any known word, its embedding by the base alone counts. */
+  /** The vector of a text. Without any known word, only its embedding by the base counts. */
   textVector(text, embedding) {
     const [width] = this.#about.split;
     const centred = unit(embedding.map((value, i) => value - this.text_mean[i]));

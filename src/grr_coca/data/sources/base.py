@@ -247,16 +247,22 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description",
 """Common names of the columns of images and of captions, the surest first. Case, spaces and dashes do not matter."""
 
 
-def find_columns(names: Sequence[str], listing: str, needs_captions: bool = True) -> tuple[str, str | None]:
-    """Find the column of image paths and the column of captions of a table, by their names.
+def find_columns(
+    names: Sequence[str], listing: str, needs_captions: bool = True, image: str | None = None
+) -> tuple[str, str | None]:
+    """Find the column of images and the column of captions of a table, by their names.
 
-    The second is None if `needs_captions` is False.
+    Args:
+        names: all columns.
+        listing: the name of the table in messages.
+        needs_captions: False: the second one is None.
+        image: the column of images, if that is known; None: one of paths is searched for.
 
     Raises:
         UserError: a column is missing (the message lists the columns of the table), or is there twice.
     """
     plain = {_plain(name): name for name in reversed(names)}
-    image = next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
+    image = image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
     caption = next((plain[name] for name in CAPTION_COLUMNS if name in plain), None) if needs_captions else None
     if image is not None and (caption is not None or not needs_captions):
         for name in filter(None, (image, caption)):

@@ -14,8 +14,9 @@ from grr_coca.data.images import is_hidden
 from grr_coca.data.sources.base import PairSource, as_captions, find_columns, reader_that_owns, source_readers
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import SCHEME, ListedPairs, ListedRow, StoredRows, first_paths, locate_images
+from grr_coca.data.sources.parquet import open_parquet
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.data.sources.tables import open_delimited, open_json_lines, open_parquet
+from grr_coca.data.sources.tables import open_delimited, open_json_lines
 from grr_coca.data.sources.views import Chain
 from grr_coca.data.text import decode_text
 
@@ -50,6 +51,7 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
       (`#train+restval` joins two splits), Flickr30K's `results_20130124.token`
     - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
+    - Parquet with the bytes of images, as data sets of Hugging Face have it
     - a folder of images beside `.txt` files
     - icons with their names: `iconify:PREFIX`, a JSON file of Iconify, an SVG sprite, an icon font
     - `cache:icons/train-*.tar`: a corpus that was built in the user's cache

@@ -1,7 +1,6 @@
-"""Tables with a column of image paths and a column of captions: CSV, TSV, JSON lines and Parquet.
+"""Tables of lines with a column of image paths and a column of captions: CSV, TSV and JSON lines.
 
-Of the first three, only the offset of each row is kept in memory. Of Parquet, the two columns are kept, in the compact
-form of Arrow.
+Only the offset of each row is kept in memory.
 """
 
 import csv
@@ -10,18 +9,16 @@ import json
 import os
 import re
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
 from grr_coca.common.files import open_to_read, read_at
 from grr_coca.data.sources.base import BadSample, Cause, as_captions, find_columns
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
@@ -85,35 +82,6 @@ def open_delimited(path: Path, needs_captions: bool = True) -> ListedPairs:
     parser = _DelimitedParser(names, columns, delimiter, quoting)
     rows = _LineRows(path, starts, parser, parser.fields)
     return ListedPairs(path, rows, _find_table_images(path, rows))
-
-
-def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
-    """Open a Parquet table of paths and captions. A caption cell has a text or a list of texts.
-
-    Raises:
-        UserError: pyarrow is not installed, the file is broken, a column is missing, or the table contains the images
-            themselves.
-    """
-    require_extra("parquet", f"{path}: reading Parquet")
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        names = Counter(file.schema_arrow.names)
-        image, caption = find_columns(file.schema_arrow.names, str(path), needs_captions)
-        kind = file.schema_arrow.field(image).type
-        if pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind):  # as in datasets of Hugging Face
-            raise UserError(f"{path}: '{image}' has images, not paths; save them as files, and list their paths")
-        if caption is not None and not _holds_text(file.schema_arrow.field(caption).type):
-            kind = file.schema_arrow.field(caption).type
-            raise UserError(f"{path}: '{caption}' has {kind}, not text; make it a column of text or of lists of text")
-        table = file.read([image] if caption is None else [image, caption])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
-    others = [name for name, count in names.items() if name != image and count == 1]
-    rows = _ParquetRows(path, table[image], None if caption is None else table[caption], others)
-    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
 
 
 # --- Rows of a file of lines
@@ -356,64 +324,3 @@ def _keys(rows: _LineRows, index: int) -> list[str]:
 def _mark_size(path: Path) -> int:
     with path.open("rb") as file:
         return len(_BYTE_ORDER_MARK) if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK else 0
-
-
-# --- Rows of a Parquet file
-
-
-def _holds_text(kind: Any) -> bool:
-    """True if the cells of a column of this type are texts or lists of texts."""
-    from pyarrow import types
-
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-class _ParquetRows:
-    """Rows of a Parquet table: a path and captions, or a path alone. Other columns are read at first use."""
-
-    def __init__(self, path: Path, images: Any, captions: Any, others: Sequence[str]) -> None:
-        self._path = path
-        self._others = others
-        self._images = images
-        self._captions = captions
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> ListedRow:
-        """Read one row."""
-        try:
-            image = self._images[index].as_py()
-            caption = None if self._captions is None else self._captions[index].as_py()
-        except UnicodeDecodeError as error:
-            message = f"{self._path}: row {index + 1}: not UTF-8 text ({error})"
-            raise BadSample(message, Cause.BAD_TEXT) from error
-        return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
-
-    def fields(self, index: int) -> Mapping[str, object]:
-        """The columns of a row other than path and captions, by name. Cells that Python cannot represent are left
-        out."""
-        cells = ((name, _value(column[index])) for name, column in self._columns.items())
-        return {name: value for name, value in cells if value is not None}
-
-    @cached_property
-    def _columns(self) -> dict[str, Any]:
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(self._path, columns=list(self._others))
-        return {name: table[name] for name in self._others}
-
-
-def _value(cell: Any) -> object:
-    """The value of a cell; None if Python cannot represent it (a date in the year 100,000, or text that is not
-    UTF-8)."""
-    import pyarrow
-
-    try:
-        return cell.as_py()
-    except (ValueError, OverflowError, pyarrow.ArrowException):
-        return None

@@ -394,14 +394,6 @@ def test_parquet_without_pyarrow_is_an_error_that_says_how_to_install_it(tmp_pat
         open_source(str(tmp_path / "a.parquet"))
 
 
-def test_a_parquet_table_that_holds_the_images_themselves_says_so(tmp_path):
-    for image in ({"bytes": JPEGS[0], "path": "0.jpg"}, JPEGS[0]):
-        table = pyarrow.Table.from_pylist([{"image": image, "caption": "a cat"}])
-        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-        with pytest.raises(UserError, match=r"a\.parquet: 'image' has images, not paths; save them as files"):
-            open_source(str(tmp_path / "a.parquet"))
-
-
 @pytest.mark.parametrize("cell", [b"a cat", 7, [{"raw": "a cat"}], [["a cat"]]])
 def test_a_parquet_column_of_captions_that_has_no_text_is_told(tmp_path, cell):
     lay(tmp_path, ["0.jpg"])

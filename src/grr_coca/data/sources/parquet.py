@@ -1,0 +1,312 @@
+"""Parquet tables of captions and images: paths of files, or their bytes, as in data sets of Hugging Face.
+
+Paths and captions are kept in memory, in the compact form of Arrow. Bytes are read a row group at a time when they are
+needed, and the groups that were used last are kept.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.data.images import MAX_BYTES
+from grr_coca.data.sources.base import IMAGE_COLUMNS, BadSample, Cause, RawPair, as_captions, find_columns, first_column
+from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_MAX_KEPT = 2**29
+"""Maximum number of bytes of row groups that a process keeps, of all its tables together."""
+_MAX_GROUP = 2**30
+"""Maximum number of bytes of the images of a row group, which is read as a whole."""
+_BYTES_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "picture", "photo")
+"""Common names of columns with the bytes of images, the most common first."""
+
+
+def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
+    """Open a Parquet table of images and captions.
+
+    A column of images has bytes (or structs of `bytes` and `path`, as in data sets of Hugging Face), or paths of files.
+    A caption cell has a text or a list of texts.
+
+    Raises:
+        UserError: pyarrow is not installed, the file is corrupt, a column is missing, or a row group is too large.
+    """
+    require_extra("parquet", f"{path}: reading Parquet")
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        schema = file.schema_arrow
+        with_bytes = {name: kind for name, kind in zip(schema.names, schema.types, strict=True) if _holds_bytes(kind)}
+        inner = _column_of_bytes(path, schema.names, with_bytes)
+        image, caption = find_columns(schema.names, str(path), needs_captions, inner)
+        if caption is not None and not _holds_text(schema.field(caption).type):
+            kind = schema.field(caption).type
+            raise UserError(f"{path}: '{caption}' has {kind}, not text; make it a column of text or of lists of text")
+        wanted = [name for name in (caption, None if inner else image) if name is not None]
+        table = file.read(wanted)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+    names = Counter(schema.names)
+    others = [name for name, count in names.items() if name != image and name not in with_bytes and count == 1]
+    captions = None if caption is None else table[caption]
+    if inner is not None:
+        groups = _RowGroups(path, inner, file.metadata)
+        return _EmbeddedPairs(path, _ParquetRows(path, None, captions, others, len(groups)), groups)
+    rows = _ParquetRows(path, table[image], captions, others, len(table))
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
+
+
+def _column_of_bytes(path: Path, names: Sequence[str], with_bytes: Mapping[str, Any]) -> str | None:
+    """The column with the bytes of the images; None if the images are files.
+
+    Args:
+        path: the table.
+        names: its columns.
+        with_bytes: the types of its columns with bytes.
+
+    Raises:
+        UserError: several columns may be that of the images.
+    """
+    from pyarrow import types
+
+    found = list(with_bytes)
+    if (place := first_column(found, (*_BYTES_COLUMNS, *IMAGE_COLUMNS))) is not None:
+        return found[place]
+    structs = [name for name, kind in with_bytes.items() if types.is_struct(kind)]
+    found = structs or ([] if first_column(names, IMAGE_COLUMNS) is not None else found)
+    if len(found) > 1:
+        raise UserError(
+            f"{path}: has several columns of bytes ({', '.join(found)}); rename that of the images to 'image'"
+        )
+    return found[0] if found else None
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """True if the cells of a column of this type are bytes, or structs with bytes."""
+    from pyarrow import types
+
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def _holds_text(kind: Any) -> bool:
+    """True if the cells of a column of this type are texts or lists of texts."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+class _ParquetRows:
+    """Rows of a Parquet table, each with a path if the table has paths, and captions. Other columns are read at first
+    use."""
+
+    def __init__(self, path: Path, images: Any, captions: Any, others: Sequence[str], length: int) -> None:
+        self._path = path
+        self._images = images
+        self._captions = captions
+        self._others = others
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> ListedRow:
+        """Read one row."""
+        try:
+            image = None if self._images is None else self._images[index].as_py()
+            caption = None if self._captions is None else self._captions[index].as_py()
+        except UnicodeDecodeError as error:
+            message = f"{self._path}: row {index + 1}: not UTF-8 text ({error})"
+            raise BadSample(message, Cause.BAD_TEXT) from error
+        return ListedRow(image if isinstance(image, str) else "", as_captions(caption))
+
+    def fields(self, index: int) -> Mapping[str, object]:
+        """The columns of a row other than images and captions, by name. Cells that Python cannot represent are
+        omitted."""
+        cells = ((name, _value(column[index])) for name, column in self._columns.items())
+        return {name: value for name, value in cells if value is not None}
+
+    @cached_property
+    def _columns(self) -> dict[str, Any]:
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(self._path, columns=list(self._others))
+        return {name: table[name] for name in self._others}
+
+
+def _value(cell: Any) -> object:
+    """The value of a cell; None if Python cannot represent it (a date in the year 100,000, or text that is not
+    UTF-8)."""
+    import pyarrow
+
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        return None
+
+
+# --- Images in the table
+
+
+class _EmbeddedPairs(ListedPairs):
+    """The pairs of a table with the bytes of its images. Each row is an image."""
+
+    def __init__(self, path: Path, rows: _ParquetRows, groups: "_RowGroups") -> None:
+        super().__init__(path, rows, ImageFiles(path.parent))
+        self._groups = groups
+
+    def __getitem__(self, index: int) -> RawPair:
+        """Read one pair."""
+        captions, name = self.captions(index), self.name(index)
+        image, path = self._groups.read(index, name)
+        key = without_suffix(path) if path else str(index)
+        return RawPair(key, name, image, captions[0], more_captions=captions[1:])
+
+    def image(self, index: int) -> bytes:
+        """Read the image of a row, which may have no caption."""
+        return self._groups.read(index, self.name(index))[0]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Read all captions of a row."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        captions = self._rows[index].captions
+        if not captions:
+            raise BadSample(f"{self.name(index)}: an image without a caption", Cause.NO_CAPTION)
+        return captions
+
+    def name(self, index: int) -> str:
+        """The name of a pair, for messages."""
+        return f"{self.listing}: row {index + 1}"
+
+    def image_name(self, index: int) -> str:
+        """The name of the pair."""
+        return self.name(index)
+
+    def image_path(self, index: int) -> None:  # noqa: ARG002 (a listing has it)
+        """None: no file has the image as it is."""
+        return
+
+
+class _RowGroups:
+    """The cells of a column of bytes, read by row group.
+
+    Raises:
+        UserError: a row group is too large.
+    """
+
+    def __init__(self, path: Path, column: str, metadata: "pyarrow.parquet.FileMetaData") -> None:
+        self._path = path
+        self._column = column
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        largest = max((_size_of(group, column) for group in groups), default=0)
+        if largest > _MAX_GROUP:
+            raise UserError(
+                f"{path}: a row group has {largest / 2**30:.1f} GiB of images, and is read as a whole; write it again "
+                "with fewer rows in each, such as row_group_size=100"
+            )
+        self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+        self._table = next(_NUMBERS), path, column
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, index: int, name: str) -> tuple[bytes, str]:
+        """Read the bytes of an image, and its path, which may be empty.
+
+        Args:
+            index: its row.
+            name: its name in messages.
+
+        Raises:
+            BadSample: the cell has no bytes, or too many, or the table cannot be read any more.
+        """
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[group - 1]) if group else 0
+        with _READING:
+            cell = _kept().column(self._table, group, name)[index - start]
+            content, path = cell, ""
+            if hasattr(cell, "keys"):  # a struct
+                content, written = cell["bytes"], cell["path"].as_py() if "path" in cell.keys() else None  # noqa: SIM118
+                path = written if isinstance(written, str) else ""
+            size = len(content.as_buffer()) if content.is_valid else 0
+            if size > MAX_BYTES:
+                raise BadSample(f"{name}: too many bytes: {size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
+            if not size:
+                hint = f"; the file {path} that it names is not read" if path else ""
+                raise BadSample(f"{name}: a row without the bytes of an image{hint}", Cause.NO_IMAGE)
+            return content.as_py(), path
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_table": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._table = next(_NUMBERS), self._path, self._column  # the other process numbers its tables itself
+
+
+_Table = tuple[int, Path, str]
+"""The number of a reader, the file and the column. The number distinguishes old and new files of one path."""
+_NUMBERS = count()
+_READING = Lock()
+"""Held while a cell is read. Several threads read, and none may drop a row group in use."""
+
+
+class _KeptGroups:
+    """The row groups that were read last, up to `_MAX_KEPT` bytes of all tables together, and at least one."""
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[tuple[_Table, int], Any] = OrderedDict()
+
+    def column(self, table: _Table, group: int, name: str) -> Any:
+        """The cells of a row group.
+
+        Raises:
+            BadSample: the table cannot be read any more.
+        """
+        key = table, group
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key]
+        cells = _read_group(table, group, name)
+        while self._groups and cells.nbytes + sum(kept.nbytes for kept in self._groups.values()) > _MAX_KEPT:
+            self._groups.popitem(last=False)
+        self._groups[key] = cells
+        return cells
+
+
+@cache
+def _kept() -> _KeptGroups:
+    """The row groups that this process keeps."""
+    return _KeptGroups()
+
+
+def _read_group(table: _Table, group: int, name: str) -> Any:
+    import pyarrow.parquet
+
+    _, path, column = table
+    try:
+        return pyarrow.parquet.ParquetFile(path).read_row_group(group, [column])[column]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadSample(f"{name}: cannot be read ({error})", Cause.UNREADABLE) from error
+
+
+def _size_of(group: Any, column: str) -> int:
+    """The number of bytes of a column of a row group, without compression."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return sum(one.total_uncompressed_size for one in columns if one.path_in_schema.split(".")[0] == column)

@@ -213,7 +213,7 @@ class Ours(Contestant):
 
     def loop(self, lengths: list[int], seed: int, steps: int) -> dict[str, float]:
         """Seconds of a step whose batch is copied to the device while the step before it runs, as in a run."""
-        from grr_coca.train.copies import copied_ahead
+        from grr_coca.data.batch import copied_ahead
 
         generator = torch.Generator().manual_seed(seed)
         images = torch.randn(len(lengths), 3, 224, 224, generator=generator)

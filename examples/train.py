@@ -22,8 +22,7 @@ import torch
 from torch import nn
 
 from grr_coca.data.batch import Batch
-from grr_coca.data.dataset import PairDataset
-from grr_coca.data.loader import make_loader
+from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import PairSource

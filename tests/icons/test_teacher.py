@@ -24,8 +24,7 @@ from support import (
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import whole_folder
-from grr_coca.data.dataset import PairDataset
-from grr_coca.data.loader import make_loader
+from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import stable_id

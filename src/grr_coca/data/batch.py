@@ -1,12 +1,39 @@
-"""Input and output of a training step: the batch that the model reads, and its output for the losses."""
+"""Input and output of a training step: the batch that the model reads, and its output for the losses.
 
-from collections.abc import Callable, Sequence
+While a device computes, the next batch is copied to it. Models take single images as the same tensors.
+
+Shapes: B images or pairs, S image size in pixels.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
+
+from grr_coca.data.preprocess import Preprocess
+
+
+def to_bytes(image: Image.Image, preprocess: Preprocess) -> UInt8[Tensor, "3 S S"]:
+    """Pixel values 0 … 255 of an RGB image of any size, cut and resized."""
+    return torch.from_numpy(preprocess(image)).permute(2, 0, 1).contiguous()
+
+
+def to_input(image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 S S"]:
+    """The input of a model for an RGB image of any size. Its values are in -1 … 1 by default."""
+    return normalize(to_bytes(image, preprocess).float().div_(255), preprocess)
+
+
+def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Float[Tensor, "*B 3 S S"]:
+    """Normalize pixel values 0 … 1: subtract the mean of the channel, and divide by its standard deviation."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
+        for values in (preprocess.mean, preprocess.std)
+    )
+    return (pixels - mean).div_(std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +128,55 @@ def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Ten
     for padded, row in zip(token_ids, rows, strict=True):
         padded[: len(row)] = torch.tensor(row)
     return token_ids, lengths
+
+
+def copied_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[Sequence[Batch]]:
+    """Yield the micro-batches of each step. A single one is on the device, and the copy of the next step's has begun.
+
+    Several micro-batches stay on the CPU until they are needed one by one: a step is split to take the memory of one.
+
+    An error of `steps` is raised after all steps before it.
+    """
+    if device.type == "cpu":
+        yield from steps
+        return
+    copies, iterator, ready = _Copies(device), iter(steps), None
+    while True:
+        try:
+            upcoming = next(iterator, None)
+        except Exception:
+            if ready is not None:
+                yield copies.wait_for(*ready)
+            raise
+        begun = None if upcoming is None else copies.begin(upcoming)
+        if ready is not None:
+            yield copies.wait_for(*ready)
+        if begun is None:
+            return
+        ready = begun
+
+
+class _Copies:
+    """Copies to a device. On CUDA, they have their own stream, and overlap with computation if the memory is pinned."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self, step: Sequence[Batch]) -> tuple[Sequence[Batch], torch.cuda.Event | None]:
+        """Begin the copy of a step. Returns its micro-batches and, on CUDA, the event of the end of the copy."""
+        if len(step) > 1:
+            return step, None
+        if self._stream is None:
+            return [batch.to(self._device) for batch in step], None
+        with torch.cuda.stream(self._stream):
+            return [batch.to(self._device) for batch in step], self._stream.record_event()
+
+    def wait_for(self, step: Sequence[Batch], copied: torch.cuda.Event | None) -> Sequence[Batch]:
+        """Let the device, but not the caller, wait for a copy."""
+        if copied is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(copied)
+            for batch in step:
+                batch.record_stream(stream)
+        return step

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.dataset import PairDataset
-from grr_coca.data.loader import make_loader
+from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import ALL, EvaluationOrder, Share
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption

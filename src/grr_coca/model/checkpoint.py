@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, listed_files, whole_folder
 from grr_coca.common.torch_private import not_compiled
-from grr_coca.data.tensors import to_input
+from grr_coca.data.batch import to_input
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint_files import (
     FILES,

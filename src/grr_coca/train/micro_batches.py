@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grr_coca.data.batch import Batch
+from grr_coca.data.batch import Batch, copied_ahead
 from grr_coca.model.coca import CoCa
 from grr_coca.model.losses import (
     CaptioningLoss,
@@ -31,7 +31,6 @@ from grr_coca.model.losses import (
     coca_loss,
     comparison_loss,
 )
-from grr_coca.train.copies import copied_ahead
 from grr_coca.train.parallel import ParallelModel
 
 

@@ -20,8 +20,7 @@ from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
-from grr_coca.data.dataset import PairDataset
-from grr_coca.data.loader import make_loader
+from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
 from grr_coca.data.random_changes import Siblings, SiblingVisits, kept_patches
 from grr_coca.data.sources.base import PairSource

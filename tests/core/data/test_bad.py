@@ -15,9 +15,8 @@ from support import encode_image, real_pairs, shard_members, warnings_of, write_
 from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.batch import Replacement
-from grr_coca.data.dataset import PairDataset
+from grr_coca.data.dataset import PairDataset, ReplacementLog, make_loader
 from grr_coca.data.images import decode_image
-from grr_coca.data.loader import ReplacementLog, make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import views
@@ -297,7 +296,7 @@ def test_workers_end_with_a_program_that_leaves_its_loader_open(tmp_path):
     shard = write_tar(tmp_path / "00000.tar", shard_members(PAIRS[:20]))
     program = f"""
 from grr_coca.data.dataset import PairDataset
-from grr_coca.data.loader import make_loader
+from grr_coca.data.dataset import make_loader
 from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.preprocess import Preprocess

@@ -12,8 +12,7 @@ from support import PairsInMemory, real_pairs, shard_members, warnings_of, with_
 from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.batch import Batch
-from grr_coca.data.dataset import PairDataset, collate
-from grr_coca.data.loader import make_loader
+from grr_coca.data.dataset import PairDataset, collate, make_loader
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
@@ -21,7 +20,7 @@ from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe, train_bpe
 
 PAIRS = real_pairs(20)
 TOKENIZER = train_bpe([pair.caption for pair in PAIRS], 320)
-LOGGER = "grr_coca.data.loader"
+LOGGER = "grr_coca.data.dataset"
 
 
 def dataset_of(source, context_length: int = 40, **options) -> PairDataset:

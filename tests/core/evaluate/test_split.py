@@ -8,7 +8,7 @@ import torch
 from support import ALONE, BATCH_SIZE, PairsInMemory, by_caption, real_pairs, tiny_recipe, with_caption, write_shard
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.loader import make_loader
+from grr_coca.data.dataset import make_loader
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source

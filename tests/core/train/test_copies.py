@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from grr_coca.data.batch import Batch
-from grr_coca.train.copies import copied_ahead
+from grr_coca.data.batch import Batch, copied_ahead
 
 META = torch.device("meta")
 

@@ -28,7 +28,7 @@ from support import (
 
 from grr_coca.common.errors import DiskError, UserError
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.loader import ReplacementLog
+from grr_coca.data.dataset import ReplacementLog
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.caption_split import CaptionedSplit
 from grr_coca.evaluate.split import Evaluation
@@ -311,7 +311,7 @@ def test_cut_captions_are_reported_at_the_first_validation_alone(shard, tmp_path
     pairs = [with_caption(pair, "violin " * 30) for pair in real_pairs(8)]
     recipe = tiny_recipe(shard, steps=3, evaluation=EvaluationRecipe(interval=1, batch_size=8))
     recipe = replace(recipe, data=replace(recipe.data, val=str(write_shard(tmp_path / "val.tar", pairs))))
-    with warnings_of("grr_coca.data.loader") as messages:
+    with warnings_of("grr_coca.data.dataset") as messages:
         pretrain(recipe, tmp_path / "run")
     (message,) = (message for message in messages if pairs[0].key in message)
     assert message.startswith("8 of 8 captions, such as that of ")

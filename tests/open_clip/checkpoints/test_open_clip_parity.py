@@ -22,9 +22,8 @@ from safetensors.torch import load_file
 from support import log_probs_token_by_token
 from torch import Tensor
 
-from grr_coca.data.batch import CoCaOutput, pad_rows
+from grr_coca.data.batch import CoCaOutput, pad_rows, to_input
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tensors import to_input
 from grr_coca.data.tokenizer import CLS_SLOT, clip_bpe
 from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.model.build import build

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from grr_coca.common.tf32 import fast_products
 from grr_coca.common.threads import num_threads
 from grr_coca.common.torch_private import copy_modules
+from grr_coca.data.batch import normalize
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tensors import normalize
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName, Logits
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention
 from grr_coca.infer.fast.model_copy import fast_copy

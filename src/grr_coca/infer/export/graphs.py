@@ -32,8 +32,8 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
+from grr_coca.data.batch import normalize
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tensors import normalize
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValues
 from grr_coca.model.checkpoint_files import GraphName

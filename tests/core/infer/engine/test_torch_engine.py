@@ -10,8 +10,8 @@ import torch
 from support import next_token_logits
 from torch import Tensor
 
+from grr_coca.data.batch import normalize
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tensors import normalize
 from grr_coca.infer.engine.base import Decoder, Engine, Logits
 from grr_coca.infer.engine.torch import DeviceLogits, TorchDecoder, TorchEngine
 from grr_coca.infer.fast.linear import FastLinear

@@ -22,9 +22,9 @@ from support import next_token_logits
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import listed_files, verify_folder
+from grr_coca.data.batch import normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.tensors import normalize
 from grr_coca.data.tokenizer import train_bpe
 from grr_coca.infer.engine.onnx import OnnxEngine
 from grr_coca.infer.engine.torch import TorchEngine

@@ -12,8 +12,8 @@ from support import next_token_logits, warnings_of
 from torch import Tensor
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.batch import to_input
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.data.tensors import to_input
 from grr_coca.data.tokenizer import Tokenizer, train_bpe
 from grr_coca.infer.engine.base import ArrayLogits
 from grr_coca.infer.engine.torch import TorchDecoder, TorchEngine

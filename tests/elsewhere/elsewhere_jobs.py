@@ -9,6 +9,7 @@ from elsewhere_device import add_device, waits
 from support import real_pairs
 
 from grr_coca import load
+from grr_coca.common import ranks
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
 from grr_coca.evaluate.labelled import LabelledImages
@@ -17,7 +18,6 @@ from grr_coca.evaluate.tasks import measure_probe, measure_zeroshot
 from grr_coca.infer.explain.caption import caption_maps
 from grr_coca.infer.explain.text import text_map
 from grr_coca.model.losses import LossWeights
-from grr_coca.train import launch
 from grr_coca.train.loop import Run
 
 DECODINGS = {
@@ -32,7 +32,7 @@ DECODINGS = {
 def train_elsewhere(library: Path, waited: Path | None = None) -> None:
     """Have the command line train on the device. `waited`: where each step writes how often it waited."""
     device = add_device(library)
-    launch.device_of_process = lambda: device  # type: ignore[assignment]
+    ranks.device_of_process = lambda: device  # type: ignore[assignment]
     if waited is not None:
         _count_waits(waited)
 

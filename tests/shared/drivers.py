@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from grr_coca.common import ranks as ranks_of_run
+from grr_coca.common.ranks import launched
 from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset
 from grr_coca.model import losses, presets
 from grr_coca.model.coca import CoCa
 from grr_coca.model.losses import CaptioningLoss
-from grr_coca.train import launch, micro_batches
-from grr_coca.train.launch import launched
+from grr_coca.train import micro_batches
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.step import Trainer
 from grr_coca_search import update
@@ -199,7 +200,7 @@ if __name__ == "__main__":  # by torchrun: FOLDER and the command line
 
 def wait_long_for_the_first(folder: Path) -> None:
     """The first rank works longer than ranks wait for each other elsewhere."""
-    launch.TIMEOUT = timedelta(seconds=5)
+    ranks_of_run.TIMEOUT = timedelta(seconds=5)
     with launched() as ranks:
         told = ranks.on_first(lambda: time.sleep(7) or "done")
         (folder / f"told-{ranks.rank}").write_text(told)

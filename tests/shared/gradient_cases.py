@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from support import by_caption
 from torch import Tensor
 
-from grr_coca.common.ranks import Ranks
+from grr_coca.common.ranks import Ranks, launched
 from grr_coca.data.batch import Batch, pad_rows
 from grr_coca.data.dataset import find_next_tokens
 from grr_coca.model.build import build
@@ -22,7 +22,6 @@ from grr_coca.model.config import CoCaConfig, Stem, TransformerConfig
 from grr_coca.model.losses import LossWeights
 from grr_coca.model.presets import get_preset
 from grr_coca.train.blocks import checkpoint_blocks
-from grr_coca.train.launch import launched
 from grr_coca.train.micro_batches import embed_pairs
 from grr_coca.train.optimizer import Ema, Optimizers, freeze
 from grr_coca.train.parallel import ParallelModel

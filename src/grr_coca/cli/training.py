@@ -145,8 +145,8 @@ def _run(
         origin: the checkpoint that the run begins from; None: it begins with new weights.
     """
     from grr_coca.cli.progress import bars
+    from grr_coca.common.ranks import launched
     from grr_coca.model.checkpoint import from_pretrained
-    from grr_coca.train.launch import launched
     from grr_coca.train.loop import train
     from grr_coca.train.setup import dry_run as forecast
 

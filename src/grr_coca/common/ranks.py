@@ -1,17 +1,27 @@
-"""The processes of a run (ranks), and communication between them.
+"""The processes of a run (ranks): communication between them, their launch by `torchrun`, and signals to stop.
 
-A run of one process has one rank. Then every exchange returns its own input.
+A run of one process has one rank. Then every exchange returns its own input. A signal does not end a run at once: the
+run saves first.
 """
 
-from collections.abc import Callable
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from grr_coca.common.errors import UserError
+from grr_coca.common.errors import Interruption, UserError
 
 T = TypeVar("T")
 
@@ -101,3 +111,105 @@ class _Gather(torch.autograd.Function):
         mine = torch.empty_like(parts[0])
         dist.reduce_scatter(mine, parts)
         return mine, None
+
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+"""Signals that schedulers and people send: to end a run, to interrupt it, and to warn it of SLURM's time limit. Windows
+has no SIGUSR1."""
+
+
+class StopSignals:
+    """Context in which the first signal of a kind only asks the run to stop, and the second takes effect at once.
+
+    Under torchrun, the third one acts: schedulers send SIGTERM and SIGUSR1 to all processes, and torchrun then passes
+    on to its processes what it got itself.
+    """
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(SIGNALS)
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # the parent process may want it ignored
+                    self._before[number] = signal.signal(number, self._count)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _count(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        sent = signal.Signals(number)
+        self.counts[SIGNALS.index(sent)] += 1
+        if self.counts[SIGNALS.index(sent)] == _num_counted(sent):
+            signal.signal(number, self._before[sent])  # type: ignore[arg-type]
+
+
+def _num_counted(sent: signal.Signals) -> int:
+    return 2 if "TORCHELASTIC_RUN_ID" in os.environ and sent != signal.SIGINT else 1
+
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others. If a rank dies, its connection by gloo breaks, so the others notice that at
+once. With NCCL they do not; torchrun and `srun --kill-on-bad-exit` end them."""
+RANK_0_TIMEOUT = timedelta(days=1)
+"""How long the ranks wait for what rank 0 does alone: it may train a tokenizer on the captions of millions of pairs, or
+caption a validation split."""
+
+
+@contextmanager
+def launched() -> Iterator[Ranks]:
+    """The ranks of this launch, joined in a process group. A process that was started without `torchrun` is alone."""
+    device = device_of_process()
+    if "RANK" not in os.environ:
+        yield Ranks.here(device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        ranks = Ranks.here(device, dist.new_group(timeout=RANK_0_TIMEOUT))
+        ranks.on_first(lambda: None)  # connects the group now: ranks wait for its connection only as long as elsewhere
+        yield ranks
+    except Interruption:  # raised on all ranks, after the same step
+        _leave()
+        raise
+    _leave()  # not after other errors: another rank may never get here
+
+
+def device_of_process() -> torch.device:
+    """The GPU of this process, or the CPU if the machine has none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if num_gpus == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        number = 0  # a scheduler may show each of its processes one GPU
+    if number >= num_gpus:
+        raise UserError(
+            f"more processes were started than this machine has GPUs; give torchrun --nproc-per-node {num_gpus}"
+        )
+    return torch.device("cuda", number)
+
+
+def _leave() -> None:
+    # gloo's threads may still need Python's interpreter lock, to free the tensors of the last exchange. A thread that
+    # destroys the group holds that lock and waits for them: a deadlock. While this thread sleeps, they get the lock.
+    time.sleep(0.2)
+    dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Join the other ranks in a process group.
+
+    torchrun keeps one store for all its restarts. The addresses of dead processes are still in it, so each restart uses
+    another prefix, under which they are not found. Nodes do not agree on the number of restarts, so with several nodes
+    there is no prefix: torchrun makes a new store for each restart if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)

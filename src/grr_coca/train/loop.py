@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from grr_coca.common.errors import DiskError, DivergedError, Interruption, UserError
-from grr_coca.common.ranks import Ranks
+from grr_coca.common.ranks import SIGNALS, Ranks, StopSignals
 from grr_coca.data.batch import Batch, copied_ahead
 from grr_coca.data.dataset import ReplacementLog
 from grr_coca.data.sources.base import PairSource
@@ -21,7 +21,6 @@ from grr_coca.evaluate.checkpoint_metrics import pair_results, require_pairs
 from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, refit_scaling, scaling_of
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
-from grr_coca.train.launch import SIGNALS, StopSignals
 from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
 from grr_coca.train.numerics import Numerics, decide
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe

@@ -36,11 +36,10 @@ from grr_coca.data.sources.views import (
 )
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
 from grr_coca.evaluate.checkpoint_metrics import require_pairs
-from grr_coca.model.build import build, build_without_weights
+from grr_coca.model.build import build, build_without_weights, sine_cosine_positions
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import PADDING
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
-from grr_coca.model.init import sine_cosine_positions
 from grr_coca.train.numerics import decide
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import Recipe, TeacherRecipe, TokenizerRecipe

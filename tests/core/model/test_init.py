@@ -8,9 +8,8 @@ import torch
 from model_configs import model_config
 from torch import nn
 
-from grr_coca.model.build import build, build_without_weights
+from grr_coca.model.build import build, build_without_weights, init_weights
 from grr_coca.model.coca import CoCa
-from grr_coca.model.init import init_weights
 from grr_coca.model.losses import batch_loss
 from grr_coca.model.presets import PRESETS, get_preset
 

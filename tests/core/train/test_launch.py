@@ -9,7 +9,7 @@ import torch
 from processes import launch
 
 from grr_coca.common.errors import UserError
-from grr_coca.train.launch import SIGNALS, StopSignals, device_of_process
+from grr_coca.common.ranks import SIGNALS, StopSignals, device_of_process
 
 
 @pytest.fixture

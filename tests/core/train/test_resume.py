@@ -30,8 +30,8 @@ from support import (
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
+from grr_coca.common.ranks import StopSignals
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.train.launch import StopSignals
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import CheckpointRecipe, TeacherRecipe
 from grr_coca.train.run_checkpoints import resume_point

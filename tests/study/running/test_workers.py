@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.errors import Interruption, UserError
-from grr_coca.train.launch import StopSignals
+from grr_coca.common.ranks import StopSignals
 from grr_coca_study.running import workers as workers_module
 from grr_coca_study.running.workers import raise_if_stopped, tell_progress, worker_processes
 

@@ -20,10 +20,10 @@ from support import real_pairs, snapshot, tiny_recipe, write_shard
 
 import grr_coca
 from grr_coca.common.ranks import Ranks
-from grr_coca.common.tf32 import fast_products, require_exact_products
 from grr_coca.data.batch import copied_ahead
 from grr_coca.model.build import build
 from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.model.coca import fast_products, require_exact_products
 from grr_coca.model.losses import LossWeights
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.parallel import ParallelModel

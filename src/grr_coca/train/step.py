@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 
 from grr_coca.common.ranks import Ranks
-from grr_coca.common.tf32 import require_exact_products
 from grr_coca.data.batch import Batch
 from grr_coca.evaluate.split import Scaling
 from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.coca import require_exact_products
 from grr_coca.model.losses import Losses, LossWeights, batch_loss
 from grr_coca.train.blocks import checkpoint_blocks, compile_blocks
 from grr_coca.train.micro_batches import accumulate_gradients

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from grr_coca.common.tf32 import fast_products
 from grr_coca.common.threads import num_threads
 from grr_coca.common.torch_private import copy_modules
 from grr_coca.data.batch import normalize
@@ -23,7 +22,7 @@ from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, En
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention
 from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValueCache, KeyValues, Mask, at_least_fp32
-from grr_coca.model.coca import CoCa
+from grr_coca.model.coca import CoCa, fast_products
 
 
 class TorchEngine:

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from grr_coca.common.tf32 import fast_products, require_exact_products
+from grr_coca.model.coca import fast_products, require_exact_products
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

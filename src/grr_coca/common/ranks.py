@@ -157,13 +157,13 @@ TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others. If a rank dies, its connection by gloo breaks, so the others notice that at
 once. With NCCL they do not; torchrun and `srun --kill-on-bad-exit` end them."""
 RANK_0_TIMEOUT = timedelta(days=1)
-"""How long the ranks wait for what rank 0 does alone: it may train a tokenizer on the captions of millions of pairs, or
+"""How long the ranks wait for work of rank 0 only: it may train a tokenizer on the captions of millions of pairs, or
 caption a validation split."""
 
 
 @contextmanager
 def launched() -> Iterator[Ranks]:
-    """The ranks of this launch, joined in a process group. A process that was started without `torchrun` is alone."""
+    """The ranks of this launch, joined in a process group. Without `torchrun`, this process is the only one."""
     device = device_of_process()
     if "RANK" not in os.environ:
         yield Ranks.here(device)
@@ -190,7 +190,7 @@ def device_of_process() -> torch.device:
         number = 0  # a scheduler may show each of its processes one GPU
     if number >= num_gpus:
         raise UserError(
-            f"more processes were started than this machine has GPUs; give torchrun --nproc-per-node {num_gpus}"
+            f"more processes were started than this machine has GPUs; use torchrun --nproc-per-node {num_gpus}"
         )
     return torch.device("cuda", number)
 
@@ -206,8 +206,8 @@ def _join(backend: str) -> None:
     """Join the other ranks in a process group.
 
     torchrun keeps one store for all its restarts. The addresses of dead processes are still in it, so each restart uses
-    another prefix, under which they are not found. Nodes do not agree on the number of restarts, so with several nodes
-    there is no prefix: torchrun makes a new store for each restart if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
+    another prefix, under which they are not found. Nodes do not agree on the number of restarts, so several nodes
+    use no prefix: torchrun makes a new store for each restart if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
     """
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":

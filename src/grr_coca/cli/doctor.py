@@ -16,7 +16,7 @@ from pathlib import Path
 import grr_coca
 from grr_coca.cli.flags import Flag
 from grr_coca.common.errors import UserError
-from grr_coca.common.extras import PACKAGES, install_command, install_origin
+from grr_coca.common.extras import PACKAGES, install_command, is_clone
 from grr_coca.common.files import file_sha256, listed_files, read_json, user_cache
 from grr_coca.common.threads import num_threads
 from grr_coca.infer.load import choose_engine
@@ -40,7 +40,7 @@ def run(json: Flag = False) -> int:
     """
     damaged = list(_damaged())
     found = {
-        "grr-coca": f"{grr_coca.__version__}, from {install_origin()}",
+        "grr-coca": f"{grr_coca.__version__}, from a {'clone' if is_clone() else 'package'}",
         "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.architecture()[0]})",
         "system": platform.platform(),
         "processor": " ".join([platform.machine(), *_features()]),

@@ -51,11 +51,13 @@ def pretrain(
         raise UserError(f"{recipe}: has no key 'model'; it is a recipe for fine-tuning, see `grr-coca finetune`")
     if preset is not None:
         model = replace(model, preset=preset)
-    get_preset(model.preset, model.size)
+    if model.preset is not None and model.size is not None:
+        get_preset(model.preset, model.size)
     try:
         model.config(vocab_size=1)  # before a tokenizer is trained on millions of captions
     except UserError as error:
         raise UserError(f"{recipe}: model: {error}") from error
+    assert model.preset is not None, "it has a config"
     resolved = replace(resolved, model=model)
 
     from grr_coca.train.setup import new_checkpoint  # late: imports torch
@@ -76,7 +78,7 @@ def finetune(
     """Train a checkpoint further, on other pairs.
 
     Args:
-        recipe: YAML file that describes the run, without a model; see recipes/.
+        recipe: YAML file that describes the run, without preset and size of a model; see recipes/.
         checkpoint: folder to start from, or name of a model (see `grr-coca models`).
         data: train on these pairs (any kind that `data check` reads) instead of all data of the recipe; every 20th
             image is kept for validation.
@@ -94,10 +96,9 @@ def finetune(
 
     from grr_coca.model.checkpoint import from_pretrained  # late: imports torch
     from grr_coca.train.run_checkpoints import origin_of
-    from grr_coca.train.setup import check_start
+    from grr_coca.train.setup import fitted_start
 
-    start = from_pretrained(folder)
-    check_start(start, resolved)
+    start = fitted_start(from_pretrained(folder), resolved)
     out = out or _default_out(recipe, start.preset)
     _run(resolved, lambda _: start, out, resume, dry_run, origin_of(folder))
 

@@ -52,6 +52,9 @@ Score = Literal[
 class ModelRecipe:
     """A preset and a size. A key that is None keeps the value of preset and size.
 
+    Fine-tuning takes the model of its checkpoint, so its recipe has no preset and no size; `image_size` and a longer
+    `context_length` may change there (see `grr_coca.model.resize`).
+
     - `image_layers`, `image_dim`, `text_layers`, `text_dim`: depth and width of the image encoder, and of each half of
       the text decoder; attention heads keep the width that they have in the size
     - `patch_size`: pixels along a side of a patch; half of it gives four times as many patch tokens
@@ -70,8 +73,8 @@ class ModelRecipe:
       column (see `sine_cosine_positions`). `optimizer: learning_rates` can keep them fixed
     """
 
-    preset: str
-    size: str
+    preset: str | None = None
+    size: str | None = None
     _: KW_ONLY
     image_layers: int | None = None
     image_dim: int | None = None
@@ -107,7 +110,13 @@ class ModelRecipe:
             raise UserError(f"pixel_std {self.pixel_std} is out of range; give more than 0")
 
     def config(self, vocab_size: int) -> CoCaConfig:
-        """The full config of the model with a vocabulary of this size."""
+        """The full config of the model with a vocabulary of this size.
+
+        Raises:
+            UserError: preset or size are missing or unknown, or a key does not fit them.
+        """
+        if self.preset is None or self.size is None:
+            raise UserError(f"key '{'size' if self.preset else 'preset'}' is missing, which a new model needs")
         size = size_of(self.size).changed(
             image_layers=self.image_layers,
             image_dim=self.image_dim,

@@ -40,9 +40,10 @@ from grr_coca.model.build import build, build_without_weights, sine_cosine_posit
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import PADDING
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
+from grr_coca.model.resize import resized
 from grr_coca.train.numerics import decide
 from grr_coca.train.optimizer import freeze
-from grr_coca.train.recipe import Recipe, TeacherRecipe, TokenizerRecipe
+from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerRecipe
 from grr_coca.train.step import build_trainer, count_tokens
 
 # --- State of the data
@@ -144,13 +145,14 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = N
             f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
             f"uses id {PADDING} for padding; in this tokenizer, id {PADDING} is [BOS]; set kind to 'clip'"
         )
-    model = build(config, recipe.seed)
+    model, preset = build(config, recipe.seed), recipe.model.preset
+    assert preset is not None, "it has a config"
     if recipe.model.image_positions == "sine_cosine":
         sine_cosine_positions(model)
     return Checkpoint(
         model=model,
         config=config,
-        preset=recipe.model.preset,
+        preset=preset,
         tokenizer=tokenizer,
         preprocess=recipe.model.preprocess(config),
         step=0,
@@ -170,28 +172,49 @@ def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
         sine_cosine_positions(model)
 
 
-def check_start(start: Checkpoint, recipe: Recipe) -> None:
-    """Raise an error if a fine-tuning recipe does not fit its checkpoint.
+def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """Fit a checkpoint to a fine-tuning recipe, which may have other sizes of images and captions.
 
     Raises:
-        UserError: the recipe names another model, or a tokenizer.
+        UserError: the recipe names another model or a tokenizer, or a size that the model cannot have.
     """
     if recipe.tokenizer is not None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
-    if recipe.model is None:
-        return
-    if recipe.model.image_positions != "random":
+    wanted = recipe.model
+    if wanted is None:
+        return start
+    if wanted.image_positions != "random":
         raise UserError(
             "fine-tuning keeps the positions of its checkpoint; remove model: image_positions from the recipe"
         )
-    config = recipe.model.config(start.tokenizer.vocab_size)
-    differing = differences(config, start.config) + differences(recipe.model.preprocess(config), start.preprocess)
+    if wanted.preset is None and wanted.size is None:
+        _require_only_sizes(wanted)
+    try:
+        start = resized(start, wanted.image_size, wanted.context_length)
+        if wanted.preset is None and wanted.size is None:
+            return start
+        config = wanted.config(start.tokenizer.vocab_size)
+    except UserError as error:
+        raise UserError(f"model: {error}") from error
+    differing = differences(config, start.config) + differences(wanted.preprocess(config), start.preprocess)
     if differing:
-        key, wanted, found = differing[0]
+        key, value, found = differing[0]
         raise UserError(
-            f"the checkpoint holds a '{start.preset}', not the '{recipe.model.preset}' of size '{recipe.model.size}' "
-            f"that the recipe asks for: {key} is {found}, not {wanted}; remove the key 'model' from the recipe to "
+            f"the checkpoint holds a '{start.preset}', not the '{wanted.preset}' of size '{wanted.size}' "
+            f"that the recipe asks for: {key} is {found}, not {value}; remove the key 'model' from the recipe to "
             "take what the checkpoint holds"
+        )
+    return start
+
+
+def _require_only_sizes(model: ModelRecipe) -> None:
+    """Raise an error if a recipe without a preset changes more of the model than fine-tuning can."""
+    for key, value, _ in differences(
+        model, ModelRecipe(image_size=model.image_size, context_length=model.context_length)
+    ):
+        raise UserError(
+            f"model: {key} {value}: fine-tuning keeps the model of its checkpoint, and changes image_size and "
+            "context_length only; remove that key"
         )
 
 

@@ -22,7 +22,7 @@ from grr_coca.train import blocks, setup
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import LossRecipe, OptimizerRecipe
-from grr_coca.train.setup import check_start, new_checkpoint, training_batches
+from grr_coca.train.setup import fitted_start, new_checkpoint, training_batches
 
 HALF = "checkpoints/step-000000002"
 
@@ -84,7 +84,7 @@ def test_sines_and_cosines_need_learned_positions(plain, tmp_path):
     with pytest.raises(UserError, match="fills learned positions of patches, and this preset has none"):
         new_checkpoint(recipe, ALONE)
     with pytest.raises(UserError, match="fine-tuning keeps the positions of its checkpoint; remove model: image_pos"):
-        check_start(new_checkpoint(plain[0], ALONE), replace(recipe, tokenizer=None))
+        fitted_start(new_checkpoint(plain[0], ALONE), replace(recipe, tokenizer=None))
 
 
 def test_a_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):

@@ -49,7 +49,7 @@ from grr_coca.train.recipe import (
     load_recipe,
     save_recipe,
 )
-from grr_coca.train.setup import check_start, new_checkpoint, sound_validation, training_sources
+from grr_coca.train.setup import fitted_start, new_checkpoint, sound_validation, training_sources
 
 
 @pytest.fixture
@@ -444,12 +444,12 @@ def test_fine_tuning_of_another_model_or_tokenizer_is_an_error_that_names_both(r
     if change is not None:
         recipe = replace(run.recipe, tokenizer=None, model=replace(run.recipe.model, **change))
     with pytest.raises(UserError, match=named):
-        check_start(from_pretrained(run.folder), recipe)
+        fitted_start(from_pretrained(run.folder), recipe)
 
 
 def test_a_recipe_that_names_the_checkpoints_own_model_is_taken(run):
-    check_start(from_pretrained(run.folder), replace(run.recipe, tokenizer=None))
-    check_start(from_pretrained(run.folder), finetuning(run.recipe))
+    fitted_start(from_pretrained(run.folder), replace(run.recipe, tokenizer=None))
+    fitted_start(from_pretrained(run.folder), finetuning(run.recipe))
 
 
 @pytest.mark.parametrize("missing", ["model", "tokenizer"])

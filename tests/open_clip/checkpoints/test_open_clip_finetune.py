@@ -13,7 +13,7 @@ from support import ALONE, differing, encode_image, silent, weights
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import load_recipe
-from grr_coca.train.setup import check_start, dry_run
+from grr_coca.train.setup import dry_run, fitted_start
 from grr_coca_open_clip.checkpoints.read import read_open_clip
 from grr_coca_open_clip.checkpoints.write import write_open_clip
 
@@ -55,7 +55,7 @@ def recipe(coco: Path):
 def test_it_is_tuned_goes_on_being_open_clips_and_says_what_it_takes(recipe, tmp_path):
     name = "mscoco_finetuned_small"
     start = read_open_clip(write_hub_folder(random_checkpoint(), tmp_path / name))
-    check_start(start, recipe)
+    fitted_start(start, recipe)
     before = weights(start)
     told = dry_run(recipe, read_open_clip(tmp_path / name), ALONE)
     assert "peak memory" in told

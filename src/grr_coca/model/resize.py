@@ -1,0 +1,74 @@
+"""Fit a checkpoint to larger or smaller images and to longer captions, for fine-tuning.
+
+Tables of RoPE are computed for the new grid and the new context; they are not weights. Learned positions of patches are
+interpolated (bicubic, as for ViT, arXiv 2010.11929). Learned positions of tokens are kept, and the new ones are copies
+of the last, so captions that fitted before have the same embeddings and probabilities.
+
+Shapes: P patches, D width, T positions of tokens.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from grr_coca.common.errors import UserError
+from grr_coca.model.build import build_without_weights
+from grr_coca.model.checkpoint import Checkpoint
+
+_PATCHES, _TOKENS = "image_encoder.position.embedding", "text_decoder.position.embedding"
+
+
+def resized(checkpoint: Checkpoint, image_size: int | None = None, context_length: int | None = None) -> Checkpoint:
+    """Return the checkpoint for images of another size and captions of another length.
+
+    Args:
+        checkpoint: Checkpoint to start from. It is not changed.
+        image_size: Pixels along a side; None keeps the size.
+        context_length: Maximum number of tokens of a caption; None keeps it.
+
+    Raises:
+        UserError: If the size is not a multiple of the patch size, or the context is shorter than before.
+    """
+    config = checkpoint.config
+    image, text = config.image_encoder, config.text_decoder
+    image_size, context_length = image_size or image.image_size, context_length or text.context_length
+    if (image_size, context_length) == (image.image_size, text.context_length):
+        return checkpoint
+    if context_length < text.context_length:
+        raise UserError(
+            f"context_length {context_length} is shorter than that of the checkpoint, {text.context_length}; "
+            "a context can only become longer"
+        )
+    config = replace(
+        config,
+        image_encoder=replace(image, image_size=image_size),
+        text_decoder=replace(text, context_length=context_length),
+    )
+    model, weights = build_without_weights(config), dict(checkpoint.model.state_dict())
+    if _PATCHES in weights:
+        weights[_PATCHES] = _interpolated(weights[_PATCHES], config.image_encoder.grid_size)
+    if _TOKENS in weights:
+        weights[_TOKENS] = _extended(weights[_TOKENS], context_length)
+    model.load_state_dict(weights)
+    model = model.to(checkpoint.model.device).train(checkpoint.model.training)
+    preprocess = replace(checkpoint.preprocess, image_size=image_size)
+    return replace(checkpoint, config=config, model=model, preprocess=preprocess)
+
+
+def _interpolated(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tensor, "Q D"]:
+    """Learned positions of the patches of a square grid, for a grid of another size."""
+    old = math.isqrt(len(positions))
+    if old == grid_size:
+        return positions
+    grid = positions.unflatten(0, (old, old)).permute(2, 0, 1)[None].float()  # 1 D h w
+    grid = F.interpolate(grid, (grid_size, grid_size), mode="bicubic", antialias=True)
+    return grid[0].flatten(1).T.contiguous().type_as(positions)
+
+
+def _extended(positions: Float[Tensor, "T D"], context_length: int) -> Float[Tensor, "U D"]:
+    """Learned positions of tokens, for a longer context. The last one stays the last: open_clip's [CLS] is there."""
+    return torch.cat([positions, positions[-1:].expand(context_length - len(positions), -1)])

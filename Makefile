@@ -148,7 +148,7 @@ test-oldest:
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(PYTHON) scripts/oldest_pins.py > $(OLDEST)/pins.txt
 	$(OLDEST)/bin/$(INSTALL) -c $(OLDEST)/pins.txt \
-		-e ".[train,report,study,hub,parquet,probe,open-clip,icons,serve,mcp,export,photos]" \
+		-e ".[train,report,study,hub,parquet,probe,open-clip,timm,transformers,icons,serve,mcp,export,photos]" \
 		pytest pytest-timeout pytest-xdist hypothesis beartype
 	$(SINGLE) $(OLDEST)/bin/python -m pytest -W default tests/test_smoke.py tests/any_system
 	$(SINGLE) $(OLDEST)/bin/python -m pytest -m "not slow and not ci" -W default tests/core/data/test_pictures.py \

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 EXTRAS = (
-    *("torch", "train", "report", "study", "hub", "parquet", "probe", "open-clip"),
+    *("torch", "train", "report", "study", "hub", "parquet", "probe", "open-clip", "timm", "transformers"),
     *("icons", "serve", "mcp", "export", "photos"),
 )
 AT_HAND = {"torch", "torchvision"}

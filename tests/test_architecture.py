@@ -15,6 +15,7 @@ PACKAGES = {
     "grr_coca_serve": {"grr_coca", "grr_coca_search"},
     "grr_coca_icons": {"grr_coca", "grr_coca_search", "grr_coca_serve"},
     "grr_coca_open_clip": {"grr_coca"},
+    "grr_coca_encoders": {"grr_coca"},
     "grr_coca_study": {"grr_coca", "grr_coca_search", "grr_coca_open_clip"},
 }
 """The packages, and which others each may import. The core finds theirs by `grr_coca.common.plugins`."""

@@ -48,6 +48,17 @@ USES = {
         from grr_coca.data.tokenizer import clip_bpe
         assert clip_bpe('ftfy').encode('caf\\u00c3\\u00a9') == clip_bpe('ftfy').encode('caf\\u00e9')
     """,
+    "timm": """
+        from grr_coca.infer.encoder import open_encoder
+        assert open_encoder('timm:vit_tiny_patch16_224@32=random').info.num_tokens == 4
+    """,
+    "transformers": """
+        from pathlib import Path
+        from grr_coca.infer.encoder import open_encoder
+        sizes = '"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14'
+        Path('config.json').write_text('{{"model_type": "dinov2", ' + sizes + '}}')
+        assert open_encoder('hf:.=random').info.num_tokens == 4
+    """,
     "icons": "assert grr_coca.load('icons').caption({svg!r})",
     "photos": CAPTION + "\nassert grr_coca.load('icons', engine='torch').caption({heic!r})",
     "export": "cli('export', 'onnx', '-c', {run!r}, '--out', 'graphs')",

@@ -10,6 +10,7 @@ A group is asked for by one place in the core, which documents what its values a
 | `grr_coca.models` | a provider of models by name | `grr_coca.infer.load` |
 | `grr_coca.loaders` | a function that loads checkpoints of another project, by scheme | `grr_coca.load` |
 | `grr_coca.architectures` | an architecture of models | `grr_coca.model.config` |
+| `grr_coca.encoders` | a function that opens an image encoder, by scheme | `grr_coca.infer.encoder` |
 | `grr_coca.objectives` | an additional loss of training | `grr_coca.train.setup` |
 | `grr_coca.functions` | a function or class that `grr_coca` or `grr_coca.Index` hands on | `grr_coca` |
 | `grr_coca.stores` | a store of an index, by the scheme of its location | `grr_coca_search.stores` |

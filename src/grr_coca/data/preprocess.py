@@ -293,13 +293,55 @@ def _centre(size: tuple[int, int], side: int) -> Box:
     return left, top, left + side, top + side
 
 
-def _resize_then_crop(image: Image.Image, side: int) -> Image.Image:
-    """As in torchvision: `Resize` of the shorter side, then `CenterCrop`."""
-    width, height = (int(side * length / min(image.size)) for length in image.size)
+def _resize_then_crop(
+    image: Image.Image,
+    side: int,
+    shorter: int | None = None,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """As in torchvision: `Resize` of the shorter side (None: to `side`), then `CenterCrop`."""
+    shorter = side if shorter is None else shorter
+    width, height = (int(shorter * length / min(image.size)) for length in image.size)
     square = _centre((width, height), side)
     if width * height <= _MAX_RESIZED_PIXELS:
-        return image.resize((width, height), Image.Resampling.BICUBIC).crop(square)
+        return image.resize((width, height), resampling).crop(square)
     across, down = image.width / width, image.height / height
     left, top, right, bottom = square
     box = (left * across, top * down, right * across, bottom * down)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    return image.resize((side, side), resampling, box=box)
+
+
+# --- Preprocessing of image encoders of others
+
+Fit = Literal["crop", "squash"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderPreprocess(Preprocess):
+    """Preprocessing of an image encoder of others, equal to that of timm and transformers. Framing replaces the crop:
+    a drawing that is framed is used whole.
+
+    Attributes:
+        fit: How an image becomes a square: `crop` resizes its shorter side to `image_size / crop`, and takes the
+            centre; `squash` resizes both sides.
+        crop: Share of the shorter side that is used, above 0 and at most 1.
+        interpolation: Method of resizing.
+    """
+
+    fit: Fit = "crop"
+    crop: float = 1.0
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.image_size <= _MAX_SIDE:
+            raise UserError(f"image_size {self.image_size} must be from 1 to {_MAX_SIDE}")
+        if not 0 < self.crop <= 1:
+            raise UserError(f"crop {self.crop} must be above 0 and at most 1")
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        size, resampling = (self.image_size,) * 2, Image.Resampling[self.interpolation.upper()]
+        if self.fit == "squash" or (self.framing is not None and image.width == image.height):
+            return image if image.size == size else image.resize(size, resampling)
+        return _resize_then_crop(image, self.image_size, math.floor(self.image_size / self.crop), resampling)

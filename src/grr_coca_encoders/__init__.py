@@ -1,0 +1,1 @@
+"""Image encoders of others: those of timm, of transformers, and ONNX graphs."""

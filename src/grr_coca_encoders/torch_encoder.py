@@ -1,0 +1,141 @@
+"""An image encoder in PyTorch, and what its models share.
+
+Shapes: B images, S image size in pixels, N tokens, D width, h × w grid, C channels of a map.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.preprocess import EncoderPreprocess
+from grr_coca.infer.encoder import EncoderInfo, ImageTokens
+
+
+class PixelsToTokens(nn.Module):
+    """Pixels to tokens, in the form in which a graph is exported.
+
+    Args:
+        model: Normalized images, B 3 S S, to tokens or maps.
+        preprocess: Its mean and deviation of pixels are used.
+    """
+
+    mean: Float[Tensor, "3 1 1"]
+    std: Float[Tensor, "3 1 1"]
+
+    def __init__(self, model: nn.Module, preprocess: EncoderPreprocess) -> None:
+        super().__init__()
+        self.model = model
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(preprocess, name))[:, None, None], persistent=False)
+
+    def forward(self, pixels: UInt8[Tensor, "B S S 3"]) -> Float[Tensor, "B N D"]:
+        """Encode images."""
+        images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        return self.model((images - self.mean) / self.std)
+
+
+class TorchEncoder:
+    """A `grr_coca.infer.encoder.VisionEncoder` in PyTorch.
+
+    Args:
+        name: Name of the encoder.
+        licence: Licence of its weights.
+        model: Normalized images, B 3 S S, to tokens, B N D.
+        preprocess: Its preprocessing.
+        device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, preprocess: EncoderPreprocess, licence: str, device: str | None
+    ) -> None:
+        # In eval mode, batch norms do not change; without gradients, no optimizer finds these weights.
+        self.module = PixelsToTokens(model, preprocess).eval().requires_grad_(False)
+        self.device = torch.device(device or _best_device())
+        side = preprocess.image_size
+        try:
+            with torch.inference_mode():
+                tokens = self.module(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UserError(f"{name}: cannot encode images of {side} pixels ({_short(error)})") from error
+        self.info = EncoderInfo(
+            name=name,
+            weights=hash_weights(model.state_dict()),
+            licence=licence,
+            preprocess=preprocess,
+            embed_dim=tokens.shape[2],
+            num_tokens=tokens.shape[1],
+        )
+        self.module.to(self.device)
+
+    def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
+        """Encode images, see `VisionEncoder`."""
+        with torch.inference_mode():
+            tokens = self.module(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
+        mask: Bool[np.ndarray, "B N"] = np.ones(tokens.shape[:2], bool)
+        return ImageTokens(tokens, mask)
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors, whatever file they come from."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def without_prefix(tokens: Float[Tensor, "B T D"], num_patches: int) -> Float[Tensor, "B N D"]:
+    """Drop the class token and registers, which come before the tokens of the patches."""
+    return tokens[:, tokens.shape[1] - num_patches :]
+
+
+def map_to_tokens(features: Tensor, is_channels_last: bool) -> Float[Tensor, "B N D"]:
+    """Flatten a map of features in raster order.
+
+    Args:
+        features: B C h w, or B h w C.
+        is_channels_last: True for the second.
+    """
+    return features.flatten(1, 2) if is_channels_last else features.flatten(2).mT
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Draw the same random weights every time, and leave PyTorch's own random state as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Silence the messages of another library while a model is loaded.
+
+    Args:
+        name: Name of its logger.
+    """
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,155 @@
+"""Image encoders of transformers: DINOv2, DINOv3, and the image encoders of SigLIP, SigLIP 2 and CLIP."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grr_coca.common.errors import UserError, first_line
+from grr_coca.common.files import is_offline
+from grr_coca.data.preprocess import EncoderPreprocess
+from grr_coca.infer.encoder import UNKNOWN_LICENCE
+from grr_coca_encoders.hub_preprocess import FILE, read_hub_preprocess
+from grr_coca_encoders.plugin import RANDOM, EncoderName
+from grr_coca_encoders.torch_encoder import TorchEncoder, quiet, seeded, without_prefix
+
+_CLASSES = {
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov3_vit": "DINOv3ViTModel",
+    "siglip": "SiglipVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "clip": "CLIPVisionModel",
+    "clip_vision_model": "CLIPVisionModel",
+}
+"""Class of each `model_type`. The files of SigLIP 2 for images of a fixed size are those of SigLIP."""
+
+
+class TransformersTokens(nn.Module):
+    """The normalized tokens of a model of transformers, without class token and registers.
+
+    Args:
+        model: Model of one of `_CLASSES`, for images of one size.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        patch = model.config.patch_size
+        self.patch_size = int(patch[0] if isinstance(patch, (list, tuple)) else patch)
+        # CLIP normalizes only the class token, though its image tokens were trained behind no other layer.
+        is_clip = model.config.model_type == "clip_vision_model"
+        self.norm: nn.Module = model.post_layernorm if is_clip else nn.Identity()
+
+    def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
+        """Encode normalized images."""
+        tokens = self.norm(self.model(pixel_values=images).last_hidden_state)
+        return without_prefix(tokens, (images.shape[2] // self.patch_size) ** 2)
+
+
+def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
+    """Load an encoder of transformers.
+
+    Position embeddings of another image size are interpolated here, once.
+
+    Args:
+        name: Its name: a folder, or OWNER/NAME on the Hugging Face hub.
+        device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: There is no such model, its family is not supported, or its weights are no safetensors.
+    """
+    if name.weights not in (None, RANDOM):
+        raise UserError(f"{name.text}: weights must be in a folder, with config.json; use hf:FOLDER")
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": is_offline()}
+    with quiet("transformers"), quiet("huggingface_hub"), _no_bars():
+        config = _tried(name, lambda: transformers.AutoConfig.from_pretrained(name.model, **options))
+        kind = str(config.model_type)
+        if kind not in _CLASSES:
+            raise UserError(f"{name.text}: model_type '{kind}' is not supported; use one of {', '.join(_CLASSES)}")
+        model_class = getattr(transformers, _CLASSES[kind])
+        if name.weights == RANDOM:
+            with seeded():
+                model = _tried(name, lambda: model_class(getattr(config, "vision_config", config)))
+        else:
+            model = _tried(
+                name, lambda: model_class.from_pretrained(name.model, use_safetensors=True, dtype="float32", **options)
+            )
+    preprocess = _preprocess(name, int(model.config.image_size))
+    with torch.no_grad():
+        _interpolate_positions(model, preprocess.image_size)
+    return TorchEncoder(name.text, TransformersTokens(model.eval()), preprocess, _licence(name), device)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    is_enabled = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _tried(name: EncoderName, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{name.text}: cannot be loaded ({first_line(error)[:200]})") from error
+
+
+def _preprocess(name: EncoderName, image_size: int) -> EncoderPreprocess:
+    path = Path(name.model) / FILE
+    if not path.parent.is_dir():
+        path = _tried(name, lambda: Path(hf_hub_download(name.model, FILE, local_files_only=is_offline())))
+    elif name.weights == RANDOM and not path.exists():
+        return EncoderPreprocess(image_size=name.size or image_size)
+    return read_hub_preprocess(path, name.size)
+
+
+def _interpolate_positions(model: Any, side: int) -> None:
+    """Replace learned positions by those of another image size, as the model itself interpolates them for each image.
+
+    A graph would otherwise hold the interpolation.
+    """
+    embeddings = model.embeddings
+    if side == model.config.image_size or not hasattr(embeddings, "interpolate_pos_encoding"):
+        return  # DINOv3 rotates, and takes every size
+    has_class = model.config.model_type != "siglip_vision_model"
+    patch = model.config.patch_size
+    count = (side // int(patch[0] if isinstance(patch, (list, tuple)) else patch)) ** 2
+    like = torch.zeros(1, count + has_class, model.config.hidden_size)
+    table = embeddings.interpolate_pos_encoding(like, side, side)
+    if hasattr(embeddings, "position_embedding"):
+        embeddings.position_embedding = nn.Embedding.from_pretrained(table[0])
+        embeddings.position_ids = torch.arange(table.shape[1])[None]
+        embeddings.image_size = side
+    else:
+        embeddings.position_embeddings = nn.Parameter(table)
+        # With the size unchanged, the model adds the table as it is.
+        embeddings.patch_embeddings.num_patches = count
+    model.config.image_size = side
+
+
+def _licence(name: EncoderName) -> str:
+    """The licence in the model card; it is looked for last, and a model without a card can be used, too."""
+    if name.weights == RANDOM:
+        return UNKNOWN_LICENCE
+    try:
+        path = Path(name.model) / "README.md"
+        if not path.parent.is_dir():
+            path = Path(hf_hub_download(name.model, "README.md", local_files_only=is_offline()))
+        data = ModelCard.load(path).data
+        return str(data.get("license_name") or data.get("license") or UNKNOWN_LICENCE)
+    except (
+        OSError, ValueError, EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    ):  # fmt: skip
+        return UNKNOWN_LICENCE

@@ -15,7 +15,7 @@ from grr_coca.common.errors import UserError, first_line, nearest
 from grr_coca.common.files import is_offline
 from grr_coca.data.preprocess import EncoderPreprocess, Fit, Interpolation
 from grr_coca.infer.encoder import UNKNOWN_LICENCE
-from grr_coca_encoders.plugin import RANDOM, EncoderName
+from grr_coca_encoders.names import RANDOM, EncoderName
 from grr_coca_encoders.torch_encoder import TorchEncoder, map_to_tokens, quiet, seeded, without_prefix
 
 _FITS = {"center": "crop", "squash": "squash"}

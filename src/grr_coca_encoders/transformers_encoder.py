@@ -17,7 +17,7 @@ from grr_coca.common.files import is_offline
 from grr_coca.data.preprocess import EncoderPreprocess
 from grr_coca.infer.encoder import UNKNOWN_LICENCE
 from grr_coca_encoders.hub_preprocess import FILE, read_hub_preprocess
-from grr_coca_encoders.plugin import RANDOM, EncoderName
+from grr_coca_encoders.names import RANDOM, EncoderName
 from grr_coca_encoders.torch_encoder import TorchEncoder, quiet, seeded, without_prefix
 
 _CLASSES = {

@@ -16,7 +16,7 @@ from grr_coca.common.files import is_offline
 from grr_coca.data.preprocess import EncoderPreprocess, Fit, Interpolation
 from grr_coca.infer.encoder import UNKNOWN_LICENCE
 from grr_coca_encoders.names import RANDOM, EncoderName
-from grr_coca_encoders.torch_encoder import TorchEncoder, map_to_tokens, quiet, seeded, without_prefix
+from grr_coca_encoders.torch_encoder import TorchEncoder, map_to_tokens, quieted, seeded, without_prefix
 
 _FITS = {"center": "crop", "squash": "squash"}
 _INTERPOLATIONS = {"random": "bicubic"}
@@ -141,7 +141,7 @@ def _weights_file(name: EncoderName) -> str:
     if not hub_id:
         raise UserError(f"{name.text}: timm has no weights for it on the Hugging Face hub; use {name.text}=FILE")
     try:
-        with quiet("huggingface_hub"):
+        with quieted("huggingface_hub"):
             return hf_hub_download(hub_id, "model.safetensors", local_files_only=is_offline())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(

@@ -116,7 +116,7 @@ def seeded() -> Iterator[None]:
 
 
 @contextmanager
-def quiet(name: str) -> Iterator[None]:
+def quieted(name: str) -> Iterator[None]:
     """Silence the messages of another library while a model is loaded.
 
     Args:

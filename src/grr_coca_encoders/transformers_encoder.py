@@ -18,7 +18,7 @@ from grr_coca.data.preprocess import EncoderPreprocess
 from grr_coca.infer.encoder import UNKNOWN_LICENCE
 from grr_coca_encoders.hub_preprocess import FILE, read_hub_preprocess
 from grr_coca_encoders.names import RANDOM, EncoderName
-from grr_coca_encoders.torch_encoder import TorchEncoder, quiet, seeded, without_prefix
+from grr_coca_encoders.torch_encoder import TorchEncoder, quieted, seeded, without_prefix
 
 _CLASSES = {
     "dinov2": "Dinov2Model",
@@ -69,7 +69,7 @@ def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
     if name.weights not in (None, RANDOM):
         raise UserError(f"{name.text}: weights must be in a folder, with config.json; use hf:FOLDER")
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": is_offline()}
-    with quiet("transformers"), quiet("huggingface_hub"), _no_bars():
+    with quieted("transformers"), quieted("huggingface_hub"), _no_bars():
         config = _tried(name, lambda: transformers.AutoConfig.from_pretrained(name.model, **options))
         kind = str(config.model_type)
         if kind not in _CLASSES:

@@ -70,7 +70,9 @@ class OnnxEncoder:
         try:
             self._preprocess = read_hub_preprocess(path.with_name(FILE), side)
         except UserError as error:
-            raise UserError(f"{error}; it says how images are resized and normalized, see docs/encoders.md") from error
+            raise UserError(
+                f"{error}; it specifies how images are resized and normalized, see docs/encoders.md"
+            ) from error
         self._require_side(side)
         pixels = np.zeros((1, self._preprocess.image_size, self._preprocess.image_size, 3), np.uint8)
         _, num_tokens, embed_dim = self.encode(pixels).tokens.shape

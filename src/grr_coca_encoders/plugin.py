@@ -1,4 +1,4 @@
-"""What this package provides to the core, named by entry points. Importing it is cheap: PyTorch comes later."""
+"""Plug-ins for the core, named by entry points. Importing it is cheap: PyTorch comes later."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

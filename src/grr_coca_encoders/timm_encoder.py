@@ -102,7 +102,7 @@ def _create(name: EncoderName) -> nn.Module:
 class _LoadingLog(logging.Handler):
     """Reads timm's log while it loads weights, and silences it.
 
-    Without a classifier, timm ignores that tensors are missing and leaves them random, and only the log says so.
+    Without a classifier, timm ignores that tensors are missing and leaves them random, which only the log states.
     """
 
     def __init__(self) -> None:

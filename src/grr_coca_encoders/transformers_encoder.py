@@ -64,7 +64,7 @@ def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
         device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: There is no such model, its family is not supported, or its weights are no safetensors.
+        UserError: Unknown model, its family is not supported, or its weights are no safetensors.
     """
     if name.weights not in (None, RANDOM):
         raise UserError(f"{name.text}: weights must be in a folder, with config.json; use hf:FOLDER")
@@ -140,7 +140,7 @@ def _interpolate_positions(model: Any, side: int) -> None:
 
 
 def _licence(name: EncoderName) -> str:
-    """The licence in the model card; it is looked for last, and a model without a card can be used, too."""
+    """The licence in the model card; a model without a card can be used, too."""
     if name.weights == RANDOM:
         return UNKNOWN_LICENCE
     try:

@@ -166,7 +166,7 @@ def test_encoder_goes_to_another_process(tmp_path):
     np.testing.assert_array_equal(found, encoder.encode(pictures()).tokens)
 
 
-def test_preprocessing_squashes_as_its_file_says(tmp_path):
+def test_preprocessing_squashes_as_its_file_states(tmp_path):
     preprocess = open_encoder(f"onnx:{write_graph(tmp_path)}").info.preprocess
     picture = Image.effect_noise((50, 90), 80).convert("RGB")
     np.testing.assert_array_equal(preprocess(picture), np.array(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))

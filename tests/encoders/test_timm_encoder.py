@@ -93,7 +93,7 @@ def test_preprocessing_equals_that_of_timm(size):
     torch.testing.assert_close((pixels - 0.5) / 0.5, expected, atol=1e-6, rtol=0)
 
 
-def test_random_weights_are_the_same_every_time_and_leave_the_random_state():
+def test_random_weights_repeat_and_keep_the_random_state():
     state = torch.random.get_rng_state()
     first, second = (open_encoder("timm:vit_tiny_patch16_224@64=random") for _ in range(2))
     assert first.info.digest == second.info.digest
@@ -101,7 +101,7 @@ def test_random_weights_are_the_same_every_time_and_leave_the_random_state():
     assert not any(parameter.requires_grad for parameter in first.module.parameters())
 
 
-def test_digest_depends_on_weights_size_and_preprocessing_alone(tmp_path):
+def test_digest_depends_on_weights_and_size(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", img_size=64)
     digests = []
     for name in ("one", "same", "other"):

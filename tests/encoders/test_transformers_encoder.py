@@ -118,7 +118,7 @@ def test_preprocessing_equals_that_of_transformers(tmp_path, size, changes):
     np.testing.assert_allclose(found.transpose(2, 0, 1), expected, atol=1e-5)
 
 
-def test_random_weights_need_a_config_alone(tmp_path):
+def test_random_weights_need_only_a_config(tmp_path):
     transformers.Dinov2Config(**SIZES, image_size=56).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "dinov2"}))

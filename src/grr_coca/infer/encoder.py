@@ -79,7 +79,7 @@ class VisionEncoder(Protocol):
 
 @runtime_checkable
 class EncoderOpener(Protocol):
-    """What an entry point of the group `grr_coca.encoders` names. Its name is the scheme."""
+    """Function of an entry point of the group `grr_coca.encoders`, whose name is the scheme."""
 
     def __call__(self, rest: str, device: str | None) -> VisionEncoder:
         """Open an encoder.
@@ -89,7 +89,7 @@ class EncoderOpener(Protocol):
             device: Where PyTorch computes it; None: CUDA, else Apple's MPS, else the CPU.
 
         Raises:
-            UserError: There is no such encoder, or it cannot be used.
+            UserError: Unknown encoder, or it cannot be used.
         """
         ...
 
@@ -102,7 +102,7 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
         device: Where PyTorch computes it; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: There is no such encoder, a package is missing, or the encoder cannot be used.
+        UserError: Unknown encoder, a package is missing, or the encoder cannot be used.
     """
     scheme, colon, rest = name.partition(":")
     opener: EncoderOpener | None = plugins.named("grr_coca.encoders", scheme) if colon else None

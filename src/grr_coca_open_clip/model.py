@@ -3,7 +3,7 @@
     images ─ image_encoder (class token, norm before the blocks) ─ one pooler ─┬─ first query ── image embedding
                                                                                └─ other queries ─ image tokens
 
-All attentions have biases. [CLS] stands at the last position of the context. A multimodal layer is a whole block,
+All attentions have biases. [CLS] is at the last position of the context. A multimodal layer is a complete block,
 then cross-attention, then a second feed-forward.
 
 Shapes: B batch, R rows of a decoder, T tokens, S context tokens, D width, C context width, P patch tokens, K patches
@@ -194,7 +194,7 @@ class ClsLastTextDecoder(TextDecoder):
 class OpenClipMultimodalDecoder(MultimodalDecoder):
     """A multimodal decoder whose layers apply LayerNorm to the image tokens.
 
-    The normalized tokens are computed once. Each layer then has a scale and a shift of its own.
+    The normalized tokens are computed once. Each layer then has its own scale and shift.
     """
 
     def __init__(self, blocks: nn.ModuleList, norm: nn.LayerNorm, lm_head: nn.Linear) -> None:

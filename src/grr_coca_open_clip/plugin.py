@@ -1,4 +1,4 @@
-"""What this package provides to the core, named by entry points. Importing it is cheap: PyTorch comes later."""
+"""Objects that entry points name, by which the core finds this package. Importing it is cheap: PyTorch comes later."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +72,7 @@ def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageT
         engine: `auto` or `torch`.
 
     Raises:
-        UserError: Another engine is asked for, a package is missing, or the checkpoint cannot be read.
+        UserError: Another engine is requested, a package is missing, or the checkpoint cannot be read.
     """
     if engine not in ("auto", "torch"):
         raise UserError(f"open_clip:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")

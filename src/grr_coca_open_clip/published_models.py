@@ -2,7 +2,7 @@
 
 A model is downloaded by `huggingface_hub`, into its own cache, and converted with its ONNX graphs into
 `~/.cache/grr-coca/models/NAME`. Later loads read that folder, without a network and without PyTorch. Beside it,
-`NAME.json` says which revision was fetched, and the SHA-256 of its weights.
+`NAME.json` records the fetched revision and the SHA-256 of its weights.
 """
 
 import json
@@ -67,7 +67,7 @@ _MODELS = (
         repository="laion/mscoco_finetuned_CoCa-ViT-B-32-laion2B-s13B-b90k",
         parameters=_B32,
         imagenet=0.0091,
-        good_for="captions alone",
+        good_for="only captions",
         data=f"{_LAION}; then COCO's captions",
     ),
     PublishedModel(
@@ -100,7 +100,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class _Origin:
-    """What was fetched, as it is recorded at the first download. `revision`: the commit."""
+    """Record of a first download. `revision`: the commit."""
 
     repository: str
     revision: str
@@ -124,7 +124,7 @@ def published_folder(name: str) -> Path:
         name: of the model, or `name@revision` with a branch, tag or commit of its repository.
 
     Raises:
-        UserError: it cannot be fetched, is damaged, or the disk is full or cannot be written to.
+        UserError: it cannot be fetched, is corrupt, or the disk is full or cannot be written to.
     """
     model = find_published(name)
     assert model is not None
@@ -212,7 +212,7 @@ def _convert(weights: Path, origin: _Origin, folder: Path) -> None:
 
 
 def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
-    """Download the weights of a model, and its settings if it has any. What the hub's cache has is not asked for again.
+    """Download the weights and settings of a model. Files in the hub's cache are not requested again.
 
     Raises:
         UserError: they cannot be downloaded.
@@ -254,16 +254,16 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
 
 
 def _checked_origin(model: PublishedModel, weights: Path) -> _Origin:
-    """What was fetched. Large files of the hub are named by their SHA-256 in its cache, which is compared.
+    """Return the record of a download. The hub's cache names large files by their SHA-256, which is compared.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is corrupt.
     """
     sha256 = file_sha256(weights)
     named = os.path.basename(os.readlink(weights)) if weights.is_symlink() else ""  # noqa: PTH115, PTH119 (one step)
     if _SHA256.fullmatch(named) and named != sha256:
         raise UserError(
-            f"{weights.resolve()}: damaged: its SHA-256 is {sha256}, and on the hub {named}; delete this file, and it "
+            f"{weights.resolve()}: corrupt: its SHA-256 is {sha256}, and on the hub {named}; delete this file, and it "
             "is fetched again"
         )
     return _Origin(model.repository, weights.parent.name, weights.name, weights.stat().st_size, sha256)

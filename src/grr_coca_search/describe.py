@@ -41,7 +41,7 @@ class DecodedImage:
     """A decoded image: the digest of its bytes, its size, its perceptual hash, what its camera and people wrote, and
     `square`, the input of the model.
 
-    If another machine has decoded and described it, `described` says how, and `square` is None.
+    If another machine has decoded and described it, `described` is the result, and `square` is None.
     """
 
     found: FoundImage
@@ -56,7 +56,7 @@ class DecodedImage:
 
 
 Take = Callable[[Sequence[DecodedImage], list[ImageDescription]], None]
-"""Takes a batch of images, and what the model says of each."""
+"""Takes a batch of images and their descriptions."""
 
 
 def decode_found(found: FoundImage, preprocess: "Preprocess") -> DecodedImage | Failure:
@@ -146,7 +146,7 @@ def _tags_of(model: "ImageTextModel", described: "Description") -> tuple[str, ..
 
 
 class RayDescriber:
-    """A `Describer` that reads and describes images on a Ray cluster. The calling process alone writes the index.
+    """A `Describer` that reads and describes images on a Ray cluster. Only the calling process writes the index.
 
     Args:
         folder: the checkpoint, a folder that every machine can read.
@@ -164,7 +164,7 @@ class RayDescriber:
         )
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """What the workers have already computed."""
+        """Yield the results that workers have already computed."""
         for batch in batches:
             take(batch, [one.described for one in batch if one.described is not None])
 

@@ -1,8 +1,8 @@
 """Near-duplicates: the same picture, scaled or compressed again. Pictures that differ are never taken for one.
 
 Three tests find them, the fast ones first: perceptual hashes are nearly equal, small copies in colour (`look_of`) are
-nearly equal in every pixel, and embeddings are nearly equal. The hash alone confuses thin drawings on white, and the
-embedding alone confuses two drawings of one thing, such as the numbers 72 and 73.
+nearly equal in every pixel, and embeddings are nearly equal. The hash confuses thin drawings on white, and
+the embedding confuses two drawings of one thing, such as the numbers 72 and 73.
 
 Shapes: N images.
 """
@@ -28,8 +28,8 @@ MAX_LEVELS = 2
 """Of 16: the largest difference of a channel of a pixel between small copies of near-duplicates. Those of 300 copies
 differed in 1 at most, those of the nearest two of 1,000 icons of Tabler in 3."""
 LIMIT_OF_BITS = 16
-"""The largest number of differing bits that can be asked for. Hashes of unrelated images differ in 32 bits on average,
-and hardly ever in fewer than 18."""
+"""The largest accepted number of differing bits. Hashes of unrelated images differ in 32 bits on average,
+and barely ever in fewer than 18."""
 EQUAL_BANDS = 3
 BANDS = MAX_BITS + EQUAL_BANDS
 """Number of bands that a hash is cut into. If two hashes differ in at most `MAX_BITS` bits, at least `EQUAL_BANDS` of
@@ -77,9 +77,9 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         UserError: a number is out of range.
     """
     if not 0 <= max_distance <= LIMIT_OF_BITS:
-        raise UserError(f"--max-distance {max_distance}: give a number of bits from 0 to {LIMIT_OF_BITS}")
+        raise UserError(f"--max-distance {max_distance}: must be a number of bits from 0 to {LIMIT_OF_BITS}")
     if not 0 <= min_cosine <= 1:
-        raise UserError(f"--min-cosine {min_cosine:g}: give a number from 0 to 1")
+        raise UserError(f"--min-cosine {min_cosine:g}: must be a number from 0 to 1")
     with store.snapshot():
         hashed = store.hashes()
         ids = hashed["id"]
@@ -336,7 +336,7 @@ _BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 def perceptual_hash(image: Image.Image) -> int:
     """The perceptual hash of an RGB image, 64 bits as a signed number. Similar images have similar hashes.
 
-    Each bit tells if a cell of the grey image, 8 × 8, is darker than its right neighbour. Scaling and recompressing an
+    Each bit is set if a cell of the grey image, 8 × 8, is darker than its right neighbour. Scaling and recompressing an
     image changes few bits: 2 at most in 300 copies of thin icons, where hashes of frequencies changed up to 26.
     """
     grey = image.convert("L").resize((_CELLS + 1, _CELLS), Image.Resampling.BILINEAR, reducing_gap=4)

@@ -1,4 +1,4 @@
-"""What an index holds: a header, and for each image an entry with its place, caption, size and fields."""
+"""Contents of an index: a header, and for each image an entry with its location, caption, size and fields."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Header:
-    """The header of an index, which says which model made it.
+    """The header of an index, which names its model.
 
     `model`: the name or folder of the model; `fingerprint`: of the files of its checkpoint.
     """
@@ -43,7 +43,7 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """What a camera and people wrote into an image file; see `grr_coca_search.photo.read_photo`.
+    """Metadata that a camera or user wrote into an image file; see `grr_coca_search.photo.read_photo`.
 
     Attributes:
         fields: The values of `PHOTO_FIELDS` that are known.
@@ -79,7 +79,7 @@ class Entry:
     `name`: its absolute path, or its place in a shard or table; `root`: the argument that it was found by; `file`,
     `offset`: where its bytes are, `offset` None if they are the whole file; `digest`: of its bytes; `phash`: see
     `perceptual_hash`; `look`: see `look_of`, empty if it is not known; `fields`: the columns of its table; `photo`:
-    what its camera and people wrote, None if that was not read yet; `certainty`: what the model knows of its caption;
+    its metadata, None if not read yet; `certainty`: the confidence of its caption;
     `tags`: words that the model gives the image.
     """
 
@@ -127,8 +127,8 @@ class Entry:
 
     @property
     def all_fields(self) -> dict[str, FieldValue]:
-        """What the model says, what is read from the file, and the columns of its table. If one of these has the name
-        of another field, it counts. Several values of a field stand in one text, with commas."""
+        """Fields from the model, the file and the columns of its table, of which later ones take precedence.
+        Several values of a field are one text, separated by commas."""
         found = certainty_fields(self.certainty)
         if self.photo is not None:
             found |= self.photo.fields
@@ -158,7 +158,7 @@ class Entry:
 
     @property
     def written(self) -> tuple[str, ...]:
-        """What people call the image: its file name, its title and keywords, and such columns of its table."""
+        """Return the texts that name the image: file name, title, keywords, and such columns of its table."""
         columns = (str(self.fields[name]) for name in ("aliases", "keywords", "tags") if name in self.fields)
         return (self.title, *(self.photo.words if self.photo else ()), *columns)
 
@@ -199,7 +199,7 @@ class ImagePlace(NamedTuple):
 
     @classmethod
     def of_name(cls, name: str) -> "ImagePlace":
-        """The place of an image that could not be read, from its name alone."""
+        """Return the location of an image that could not be read, from its name."""
         return cls(name, shard_of_name(name) or name)
 
 
@@ -256,7 +256,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def certainty_fields(certainty: Certainty) -> dict[str, FieldValue]:
-    """What the model knows of its caption, as fields. What is unknown is left out."""
+    """Return the confidence of a caption as fields, without unknown values."""
     found: dict[str, FieldValue] = {}
     if certainty.confidence is not None:
         found["confidence"] = round(certainty.confidence, 4)
@@ -266,7 +266,7 @@ def certainty_fields(certainty: Certainty) -> dict[str, FieldValue]:
 
 
 def certainty_of(fields: Mapping[str, FieldValue]) -> Certainty:
-    """The certainty that `certainty_fields` wrote."""
+    """Return the confidence that `certainty_fields` wrote."""
     confidence, unfamiliar = fields.get("confidence"), fields.get("unfamiliar")
     return Certainty(
         None if confidence is None else float(confidence), None if unfamiliar is None else unfamiliar == "yes"
@@ -286,7 +286,7 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
     """Turn the columns of a table into fields, with values that are texts and numbers.
 
     A text that is a number becomes a number, so that it compares as one. A list becomes text with commas. Empty cells
-    and other values are left out. Names are lower case, with `_` for all characters but digits and the letters a to z;
+    and other values are excluded. Names are lower case, with `_` for all characters but digits and the letters a to z;
     a name without such a letter keeps its own letters. A name that a filter cannot write, or that already has a
     meaning, gets the prefix `table_`.
 

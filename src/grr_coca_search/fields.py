@@ -74,9 +74,9 @@ SEVERAL = tuple(name for name, field in FIELDS.items() if field.is_several)
 OWN_FIELDS = frozenset(names_of("index"))
 """The fields of every image."""
 COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "root", "digest": "digest"}
-"""What each store has a column for, with its name. Programs can ask for root and digest of an `Entry`, too."""
+"""Fields with a column in each store, by column name. An `Entry` also has root and digest."""
 PHOTO_FIELDS = {name: FIELDS[name].key for name in names_of("file") if name not in SEVERAL}
 """The fields that are read from a file and have one value, with their names in stores."""
 READER = 1
-"""Version of what is read of an image besides what the model says. A new one makes updates of an index read metadata,
+"""Version of the metadata that is read beside the model's output. A new one makes updates of an index read metadata,
 hashes and small copies of all images again."""

@@ -90,7 +90,7 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
     valid = {*FIELDS, *of_tables}
     for name in sorted({test.field for test in tests}):
         if name not in valid:
-            raise UserError(f"--where: there is no field '{name}'; {nearest(name, valid)}")
+            raise UserError(f"--where: unknown field '{name}'; {nearest(name, valid)}")
     for test in tests:
         if test.field not in of_tables:
             _require_kind(test, FIELDS[test.field].kind)

@@ -74,10 +74,10 @@ class Index:
             engine: what computes the model, as in `grr_coca.load`.
 
         Raises:
-            UserError: there is no index, another model or a newer version made it, or `batch_size` is below 1.
+            UserError: If the index is not found, another model or a newer version made it, or `batch_size` is below 1.
         """
         if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: give 1 or more")
+            raise UserError(f"batch_size {batch_size}: must be 1 or more")
         store, chosen = (find_store if create else open_store)(str(location)), None
         if store is None:
             chosen = IndexModel(str(DEFAULT if model is None else model), batch_size, engine)
@@ -115,7 +115,7 @@ class Index:
         on: Machines = "this",
         exclude: str | Sequence[str] | None = None,
     ) -> Update:
-        """Add images, and bring images that were added before up to date.
+        """Add images, and update images that were added before.
 
         Known images with the same size and time are not read again. If a folder, shard, table or pattern was added
         before, its images that no longer exist are removed.
@@ -209,9 +209,9 @@ class Index:
             UserError: the query is empty, a number is out of range, the filter is invalid, or an image cannot be read.
         """
         if not 0 <= min_relevance <= 1:
-            raise UserError(f"--min-relevance {min_relevance:g}: give a number from 0 to 1")
+            raise UserError(f"--min-relevance {min_relevance:g}: must be a number from 0 to 1")
         if not 1 <= n <= _MAX_HITS:
-            raise UserError(f"{n} hits: give a number from 1 to {_MAX_HITS:,}")
+            raise UserError(f"{n} hits: must be a number from 1 to {_MAX_HITS:,}")
         query = Query(texts=_many(texts), images=_many(image), without=_many(without), weights=tuple(weights))
         options = SearchOptions(n=n, where=where, hybrid=hybrid, fold=fold, min_relevance=min_relevance)
         return search_store(query, self.store, self.model, options)
@@ -257,7 +257,7 @@ def _model_of(store: Store, batch_size: int, engine: str) -> "IndexModel":
     except UserError as error:
         raise UserError(
             f"{store.location}: made with the model '{store.header.model}', which does not exist any more; if it was "
-            f"moved, give its folder by -c ({error})"
+            f"moved, pass its folder with -c ({error})"
         ) from error
 
 
@@ -271,7 +271,7 @@ class IndexModel:
     """The model of an index, found by its name and loaded at first use.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model is unknown.
     """
 
     def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
@@ -320,7 +320,7 @@ class IndexModel:
         """The curve of its relevances; None if there is none.
 
         Raises:
-            UserError: the file with its numbers is damaged.
+            UserError: the file with its numbers is corrupt.
         """
         return curve_of(self.folder, self.loaded.config)
 
@@ -391,7 +391,7 @@ class IndexModel:
         """Raise an error if an index was made with another model, or with another version of this one.
 
         Raises:
-            UserError: the message names both models, or says how to make the index anew.
+            UserError: If the models differ. The message names both, or how to make the index again.
         """
         if header.fingerprint == self.fingerprint:
             return
@@ -399,7 +399,7 @@ class IndexModel:
             named = "" if self.name == DEFAULT else f" -c {self.name}"
             raise UserError(
                 f"{location}: made with another version of the model '{self.name}' ({header.fingerprint[:8]}, now "
-                f"{self.fingerprint[:8]}), whose embeddings are not comparable; make it anew: delete it, then "
+                f"{self.fingerprint[:8]}), whose embeddings are not comparable; make it again: delete it, then "
                 f"`grr-coca index IMAGES --out {location}{named}`"
             )
         raise UserError(

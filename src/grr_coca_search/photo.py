@@ -1,6 +1,6 @@
-"""What a camera and people wrote into an image file, or into an XMP file beside it: date, place, title, keywords.
+"""Metadata of an image file, or of an XMP file beside it: date, location, title, keywords.
 
-Nothing is written. What is damaged or out of range is left out, and never an error: it does not affect the image.
+Nothing is written. Corrupt values or values out of range are ignored: they do not affect the image.
 """
 
 import io
@@ -23,7 +23,7 @@ from grr_coca_search.entry import Photo
 from grr_coca_search.fields import PHOTO_FIELDS, READER
 
 _Found = Mapping[str, Any]
-"""What EXIF, XMP or IPTC data say: values by the names of fields, and `keywords`. None: not known."""
+"""EXIF, XMP or IPTC data: values by the names of fields, and `keywords`. None: not known."""
 
 _MAX_METADATA_BYTES = 2**24
 """More is not read. Some programs keep whole images there, and a crafted file may promise anything."""
@@ -41,7 +41,7 @@ def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
     Raises:
         UserError: the file cannot be read.
     """
-    sidecars = sidecar_state(file)  # before they are read: one that changes meanwhile is read again
+    sidecars = sidecar_state(file)  # before they are read: one that changes in the meantime is read again
     if content is None and file.path is not None:
         try:
             with file.path.open("rb") as opened:
@@ -122,7 +122,7 @@ _LAZY = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*":
 
 
 def _in_file(file: IO[bytes], name: str) -> list[_Found]:
-    """What is written into a file, in three forms. What cameras wrote counts more than what programs did."""
+    """Return the metadata of a file, in three forms. Data of cameras take precedence over data of programs."""
     head = file.read(16)
     file.seek(0)
     lazy = next((kind for magic, kind in _LAZY.items() if head.startswith(magic)), None)
@@ -133,7 +133,7 @@ def _in_file(file: IO[bytes], name: str) -> list[_Found]:
         image = (
             Image.open(cast(IO[bytes], _LimitedFile(file)), formats=[lazy]) if lazy else open_header(file.read(), name)
         )
-    except Exception:  # damaged files raise many types; decoding says what is wrong
+    except Exception:  # corrupt files raise many types; decoding reports the error
         return []
     return [_exif(image), _xmp(image), _iptc(image)]
 
@@ -142,7 +142,7 @@ def _in_file(file: IO[bytes], name: str) -> list[_Found]:
 
 
 def _exif(image: Image.Image) -> _Found:
-    # Each part by itself: damage to one must not hide the others.
+    # Each part separately: damage to one must not hide the others.
     main = _tags(image, None)
     more, place = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
     tag, where = ExifTags.Base, ExifTags.GPS
@@ -162,7 +162,7 @@ def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
             return {}
         exif = image.getexif()
         return dict(exif) if ifd is None else dict(exif.get_ifd(ifd))
-    except Exception:  # damaged EXIF data raise many types
+    except Exception:  # corrupt EXIF data raise many types
         return {}
 
 
@@ -277,7 +277,7 @@ _CHARACTERS, _TITLE, _KEYWORDS, _DAY = (1, 90), (2, 5), (2, 25), (2, 55)
 def _iptc(image: Image.Image) -> _Found:
     try:
         found = IptcImagePlugin.getiptcinfo(cast(OpenedFile, image)) or {}
-    except Exception:  # damaged data raise many types
+    except Exception:  # corrupt data raise many types
         return {}
 
     def texts(key: tuple[int, int]) -> list[str]:

@@ -28,7 +28,7 @@ _MAX_ROUNDING = 0.01
 _TEXTS = ("name", "root", "file", "digest", "caption")
 _NUMBERS = ("size", "mtime_ns", "phash", "width", "height", "offset")
 _OF_FILES = [FIELDS[name] for name in names_of("file") if name not in ("headline", "keywords")]
-"""Fields that get a column of their own, for other programs. All are in the column `photo`, too."""
+"""Fields with a separate column, for other programs. All are in the column `photo`, too."""
 
 
 def export_parquet(store: Store, file: IO[bytes]) -> int:
@@ -55,7 +55,7 @@ def import_parquet(path: Path, location: str) -> int:
     """Create an index from an exported file. Returns the number of images.
 
     Raises:
-        UserError: the file is damaged or not an exported index, a newer version wrote it, the location already has an
+        UserError: the file is corrupt or not an exported index, a newer version wrote it, the location already has an
             index, or the disk is full. No unfinished index is left.
     """
     require_extra("parquet", "importing an index")
@@ -75,11 +75,11 @@ def import_parquet(path: Path, location: str) -> int:
     if header.version > VERSION:
         raise UserError(f"{path}: written by a newer grr-coca (format {header.version}; this one reads {VERSION})")
     if not 1 <= header.embed_dim <= MAX_WIDTH:
-        raise UserError(f"{path}: damaged (embeddings of {header.embed_dim} numbers)")
+        raise UserError(f"{path}: corrupt (embeddings of {header.embed_dim} numbers)")
     existing = find_store(location)
     if existing is not None:
         existing.close()
-        raise UserError(f"{location}: already has an index; give another place")
+        raise UserError(f"{location}: already has an index; pass another location")
     with make_store(location, header) as store:
         store.claim()
         try:
@@ -100,7 +100,7 @@ def _read_images(file: Any, width: int, path: Path) -> Iterator[list[tuple[Entry
             yield list(_rows(batch.to_pydict(), width))
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path}: damaged ({error}); export the index again, or restore the file from a copy"
+            f"{path}: corrupt ({error}); export the index again, or restore the file from a copy"
         ) from error
 
 

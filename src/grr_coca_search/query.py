@@ -47,12 +47,12 @@ class Query:
 
     def __post_init__(self) -> None:
         if not self.texts and not self.images and not self.like:
-            raise UserError("the query is empty; give words to look for, or an image by --image")
+            raise UserError("the query is empty; pass words to search for, or an image by --image")
         for text in (*self.texts, *self.without):
             if not text.strip():
-                raise UserError("the query is empty: a text has only spaces; give words to look for")
+                raise UserError("the query is empty: a text has only spaces; pass words to search for")
         if self.weights and len(self.weights) != len(self.texts):
-            raise UserError(f"{len(self.weights)} weights for {len(self.texts)} texts; give one for each text, or none")
+            raise UserError(f"{len(self.weights)} weights for {len(self.texts)} texts; pass one for each text, or none")
         if any(not (weight > 0 and np.isfinite(weight)) for weight in self.weights):
             raise UserError("a weight must be above 0; to avoid something, use --without")
 
@@ -72,7 +72,7 @@ class Query:
 
 
 AreThere = Callable[[Iterable[Entry]], Mapping[str, bool]]
-"""Tells whether the files of images exist, by `Entry.file`."""
+"""Reports whether the files of images exist, by `Entry.file`."""
 
 
 def are_there(entries: Iterable[Entry]) -> dict[str, bool]:
@@ -84,9 +84,9 @@ def are_there(entries: Iterable[Entry]) -> dict[str, bool]:
 class SearchOptions:
     """The options of a search.
 
-    `n`: the maximum number of hits; `where`: a filter that hits must match; `hybrid`: if the query is texts alone, use
+    `n`: the maximum number of hits; `where`: a filter that hits must match; `hybrid`: if the query has only texts, use
     the full-text index too; `fold`: make one hit of near-duplicates; `min_relevance`: hits with a smaller relevance are
-    left out, and all hits if relevances are not valid; `are_there`: looks for files, which may be on a drive that
+    excluded, and all hits if relevances are not valid; `are_there`: checks files, which may be on a drive that
     hangs.
     """
 
@@ -103,7 +103,7 @@ class Hit:
     """An image that was found.
 
     `path`: its name in the index; `score`: cosine of its embedding with the query; `relevance`: the probability that it
-    is what the query asked for; `has_words`: True if its name, title, keywords or caption have the words of the query;
+    matches the query; `has_words`: True if its name, title, keywords or caption have the words of the query;
     `copies`: names of its near-duplicates; `is_there`: False if its file no longer exists.
     """
 
@@ -118,15 +118,15 @@ class Hit:
 
 
 Verdict = Literal["likely", "unsure", "nothing"]
-"""Whether hits look like what the query asked for: some do, that is not sure, or none does."""
+"""Whether hits match the query: some do, that is unsure, or none does."""
 
 
 _MIN_SPARE = 8
-"""So many more images than hits, or a quarter more, are ranked at first, as some may be near-duplicates of others."""
+"""This many more images than hits, or a quarter more, are ranked at first, as some may be near-duplicates of others."""
 NUM_LESS_LIKELY = 5
-"""After so many hits in a row that are less likely, all others count as less likely too."""
+"""After this many hits in a row that are less likely, all others count as less likely too."""
 NUM_DECISIVE_HITS = 10
-"""Number of first hits that decide if anything looks like what the query asked for."""
+"""Number of first hits that decide whether anything matches the query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class SearchResult(Sequence[Hit]):
             return ""
         if not self.is_fitted:
             return "how likely a hit is was never measured for a model like this one"
-        return "too few different images to tell how likely a hit is"
+        return "too few different images to estimate relevance"
 
     def at_least(self, min_relevance: float) -> "SearchResult":
         """The result without the hits of smaller relevance. If relevances are not valid, no hit is left."""
@@ -162,7 +162,7 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the first hits look like what the query asked for. `likely` if relevances are not valid.
+        """Whether the first hits match the query. `likely` if relevances are not valid.
 
         It is never `nothing` if one of them has the words of the query in its name, title, keywords or caption.
         """
@@ -186,7 +186,7 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def opening(self) -> str:
-        """What to say before the hits, without a capital letter and without the number of images; empty: nothing."""
+        """Message before the hits, without a capital letter and without the number of images; may be empty."""
         if self.unknown:
             return f"the model was adapted to captions without the words of '{self.unknown[0]}'; the nearest"
         if not self.can_tell:
@@ -215,7 +215,7 @@ class SearchResult(Sequence[Hit]):
 
 
 class QueryModel(Protocol):
-    """What a search needs of the model of the index. `grr_coca_search.index.IndexModel` documents the methods."""
+    """Interface of an index's model in a search. `grr_coca_search.index.IndexModel` documents the methods."""
 
     @property
     def curve(self) -> RelevanceCurve | None:
@@ -391,7 +391,7 @@ def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _
 
 @dataclass(frozen=True, kw_only=True)
 class _Search:
-    """What ranks the images of a store. `vector`: embedding of the query; `sample`: those of images of the library."""
+    """The inputs of a ranking. `vector`: embedding of the query; `sample`: embeddings of sampled library images."""
 
     query: Query
     store: Store
@@ -464,11 +464,11 @@ def _called(query: Query, entry: Entry) -> int:
 WORD_WEIGHT = 0.25
 """Weight of BM25 beside the deviations by which an image stands out; chosen on `val` (`benchmarks/search.md`)."""
 MIN_IMAGES = 1000
-"""BM25, a logarithm of rarity, is raised to what it is among so many images. Of few, every word is in a large part."""
+"""BM25, a logarithm of rarity, is raised to its value among this many images. Of few, every word is in a large part."""
 FUSED_AT_ONCE = 100
-"""Images of each ranking whose scores are added at a time: the first hits must not depend on how many are asked for."""
+"""Images of each ranking whose scores are added at a time: the first hits must not depend on their number."""
 SCORES_OF_WORDS = 10
-"""The scores of so many times more word matches count. Else, of many images with a common word, some would get none."""
+"""The scores of this many times more word matches count. Else some images with a common word would get none."""
 
 
 # --- The vector of a query
@@ -544,19 +544,19 @@ def in_words(query: str) -> str:
 
 
 def asked_words(query: str) -> frozenset[str]:
-    """The words of a query that say something, in the singular. `has_words` looks for them."""
+    """Return the content words of a query, in the singular, for `has_words`."""
     words = AskedName.of(query).words
     return frozenset(map(_singular, [word for word in words if word not in FUNCTION_WORDS] or words))
 
 
 def has_words(asked: frozenset[str], texts: Iterable[str]) -> bool:
-    """True if texts have all words that were asked for (at least one), in the singular or plural."""
+    """Return whether texts have all words of the query (at least one), in the singular or plural."""
     found = {_singular(word) for text in texts for word in (*words_of(text), *text.lower().split())}
     return bool(asked) and asked <= found
 
 
 def _singular(word: str) -> str:
-    """English plurals without their ending. What looks like a plural loses its ending too, so compare both sides."""
+    """Return English plurals without their ending, and words that look like them: apply it to both sides."""
     if len(word) > 4 and word.endswith("ies"):
         return f"{word[:-3]}y"
     if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "zes")):

@@ -1,6 +1,6 @@
-"""Relevance: the probability that a hit is what the query asked for.
+"""Relevance: the probability that a hit matches the query.
 
-Four measures tell it. The first is how far the image stands out: its score, in deviations above the median of a sample
+It has four features. The first is how far the image stands out: its score, in deviations above the median of a sample
 of the library. The second is how close the image's own caption is to the query, compared with the captions of other
 images. The third is the size of the sample: among many images, more stand out by chance. The fourth is the cosine
 itself: something always stands out, also where nothing is like the query. A logistic curve turns them into a
@@ -8,8 +8,8 @@ probability. Its numbers are those of the model, fitted to queries with known an
 `benchmarks/`, which also measures how often it is right). In a library of few images, or of images of one thing,
 nothing can stand out, and the probabilities mean nothing (`can_tell`).
 
-What people wrote counts more than any of these: an image whose name, title or keywords have the words of the query is
-likely what was asked for (`WRITTEN`).
+User metadata counts more than these: an image whose name, title or keywords have the words of the query is likely a
+match (`WRITTEN`).
 
 Shapes: H hits, S images of the sample, E embedding width.
 """
@@ -48,9 +48,9 @@ _MAX_LOGIT = 500.0
 class RelevanceCurve:
     """The numbers of the logistic curve: a weight for each column of `evidence`, and the logit where all are 0.
 
-    `nothing_below`: if all of the first hits have less relevance than this, nothing looks like what the query asked
-    for. It is chosen so that this is said of few queries whose answer is there. `captioned`: the share of right hits
-    among those whose caption says what the query says, which is their least relevance.
+    `nothing_below`: if all of the first hits have less relevance than this, nothing matches the
+    query. It is chosen so that few queries with a correct hit get this verdict. `captioned`: the share of right hits
+    among those whose caption has the words of the query, which is their least relevance.
     """
 
     per_deviation: float
@@ -64,10 +64,10 @@ class RelevanceCurve:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not math.isfinite(value):
-                raise UserError(f"'{name}': {value} is no finite number")
+                raise UserError(f"'{name}': {value} is not a finite number")
 
     def relevances(self, found: np.ndarray) -> np.ndarray:
-        """The probability that each hit is what the query asked for, H, from its `evidence`, H 4."""
+        """Return the probability that each hit matches the query, H, from its `evidence`, H 4."""
         weights = (self.per_deviation, self.per_agreement, self.per_log_images, self.per_cosine)
         logits = found @ weights + self.offset
         return 1 / (1 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
@@ -82,7 +82,7 @@ _COMMON = RelevanceCurve(
     nothing_below=0.0161,
     captioned=0.82,
 )
-"""Fitted to both models that ship at once, for models of the same architectures without numbers of their own."""
+"""Fitted to both models that ship at once, for models of the same architectures without their own fit."""
 
 
 def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
@@ -91,7 +91,7 @@ def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
     Models imported from open_clip have other cosines, and no library with known answers was measured with them.
 
     Raises:
-        UserError: the file with the numbers is damaged.
+        UserError: the file with the numbers is corrupt.
     """
     path = folder / RELEVANCE
     if path.exists():

@@ -3,7 +3,7 @@
 These are `__len__` (count), `get`, `scan`, `nearest`, `word_matches`, `commit` (write), `revision`, `snapshot` (made by
 `begin`), `claim` and `compact`. A server needs no `claim` and no `compact`, and may have no words. A store also keeps
 the `failures` and some `notes`.
-What follows from these reads more than it must: a store overrides what it can do faster.
+The other methods follow from these and may read more than necessary: a store overrides them where it is faster.
 
 Shapes: N images, E embedding width.
 """
@@ -59,7 +59,7 @@ class Match(NamedTuple):
 
 
 class StoredImage(NamedTuple):
-    """An image of a store, with its embedding (float16) if it was asked for."""
+    """An image of a store, with its embedding (float16) if requested."""
 
     id: int
     entry: Entry
@@ -141,7 +141,7 @@ class Touch(NamedTuple):
 
 
 class PhotoUpdate(NamedTuple):
-    """What the camera and people wrote into an image of the index, and by what its copies are found, read again."""
+    """Image metadata and duplicate hashes of an image of the index, read again."""
 
     name: str
     photo: Photo
@@ -193,7 +193,7 @@ class Store(ABC):
         """Open an index. If there is none, and that is allowed: None.
 
         Raises:
-            UserError: there is no index, or it cannot be reached or read.
+            UserError: If the index is not found, or cannot be reached or read.
         """
 
     @classmethod
@@ -238,7 +238,7 @@ class Store(ABC):
         """Read everything, and compare it with its checksums. This may take minutes.
 
         Raises:
-            DamagedError: something is not what was written; the message says how to restore it.
+            DamagedError: If contents differ from their checksums. The message describes how to restore them.
             UserError: this store keeps no checksums.
         """
         raise UserError(f"{self.location}: a server checks its files itself; --check is for an index in a folder")
@@ -264,7 +264,7 @@ class Store(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
-        """The snapshot of this thread, or else a new one for this read alone. For iterators, whose end is not known."""
+        """The snapshot of this thread, or else a new one for this read only. For iterators, whose end is not known."""
         now = getattr(self._thread, "snapshot", None)
         with nullcontext(now) if now is not None else self.begin() as given:
             yield given
@@ -306,7 +306,7 @@ class Store(ABC):
 
     @abstractmethod
     def notes(self) -> Mapping[str, str]:
-        """What is remembered of the whole index, by key: `exclude`, `imported`."""
+        """Notes on the index, by key: `exclude`, `imported`."""
 
     def claim(self) -> None:  # noqa: B027 (a server takes turns itself)
         """Take the lock of the writer, until the store is closed.
@@ -349,7 +349,7 @@ class Store(ABC):
         """Raise an error, caused by a `KeyError`, if an id was not found."""
         if missing := set(ids).difference(found):
             raise UserError(
-                f"{self.location}: {len(missing)} images were removed meanwhile{self._other_reason}"
+                f"{self.location}: {len(missing)} images were removed in the meantime{self._other_reason}"
             ) from KeyError(min(missing))
 
     _other_reason = "; search again"
@@ -376,7 +376,7 @@ class Store(ABC):
             yield row.entry, row.vector
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """The ids of images in this snapshot, by their `Entry.draw`. Images that are not in the index are left out."""
+        """The ids of images in this snapshot, by their `Entry.draw`. Images that are not in the index are excluded."""
         return {row.entry.draw: row.id for row in self.get(draws)}
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
@@ -401,7 +401,7 @@ class Store(ABC):
             return found | {row.entry.name: ImageState.of(row.entry) for row in self.get(list(ids.values()))}
 
     def twins(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
-        """What is known of the images with these digests, by digest."""
+        """Return the descriptions of images with these digests, by digest."""
         found: dict[str, ImageDescription] = {}
         for chunk in chunks(digests, _AT_ONCE):
             for row in self.scan(OneOf("digest", tuple(chunk)), vectors=True):

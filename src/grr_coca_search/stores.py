@@ -23,7 +23,7 @@ def open_store(location: str) -> Store:
     """Open the store of an index: a folder, `http://HOST:PORT/COLLECTION`, or `milvus:FILE`.
 
     Raises:
-        UserError: there is no index, or it cannot be reached.
+        UserError: If the index is not found, or cannot be reached.
     """
     store = _kind_of(location).open(location)
     assert store is not None

@@ -1,4 +1,4 @@
-"""Updates of an index: bring it up to date with files, folders, patterns, shards and tables, or forget their images.
+"""Updates of an index from files, folders, patterns, shards and tables, or removal of their images.
 
 An update has four steps. First it finds all images, and compares name, size and time with the index. Then it reads
 again what cameras and people wrote, of images whose XMP file has changed or that an older version has indexed. Then it
@@ -38,7 +38,7 @@ SECONDS_BETWEEN_COMMITS = 5.0
 _MAX_UNCOMMITTED = 2000
 _NOTED_AT_ONCE = 256
 _State = Literal["current", "unnoted", "outdated"]
-"""Whether an entry of the index is up to date, or lacks only what the camera and people wrote, or must be made anew."""
+"""Whether an entry of the index is up to date, or lacks only metadata, or must be made again."""
 OnProgress = Callable[[int, int, int], None]
 """Called with the number of finished images, of all images to do, and of failed ones."""
 
@@ -63,7 +63,7 @@ class Update:
     `noted`: images of which only what their camera and people wrote was read again; `first_frames`: images that were
     read from the first of several frames or pages; `unfamiliar`: for each image that the model has described, whether
     it is unlike the training; `failures`: images that cannot be read, old ones included; `left_out`: what the search
-    for images has left out; `scan_seconds`: how long that search took.
+    for images has excluded; `scan_seconds`: how long that search took.
     """
 
     found: int = 0
@@ -88,7 +88,7 @@ def update_store(
     on_progress: OnProgress = lambda *_: None,
     exclude: Sequence[str] | None = None,
 ) -> Update:
-    """Bring a store up to date with its files.
+    """Update a store from its files.
 
     Args:
         store: the store to change.
@@ -101,7 +101,7 @@ def update_store(
 
     Raises:
         UserError: an argument does not exist or has no images, a pattern is invalid, or the store or the folder for
-            temporary files cannot be written to. What was committed before stays.
+            temporary files cannot be written to. Earlier commits stay.
     """
     remembered = store.excluded()
     left_out = Exclusions(remembered if exclude is None else [pattern for pattern in exclude if pattern])
@@ -119,7 +119,7 @@ def update_store(
         store.compact()
     except sqlite3.OperationalError as error:  # of `_NameMultiset`; a store turns its own into others
         raise UserError(
-            f"the folder for temporary files cannot be written to ({error}); give another one by SQLITE_TMPDIR=FOLDER; "
+            f"the folder for temporary files cannot be written to ({error}); pass another one by SQLITE_TMPDIR=FOLDER; "
             "what was committed before is kept"
         ) from error
     finally:
@@ -215,7 +215,7 @@ class _Run:
                 continue
             if next(self._store.places(argument), None) is not None:
                 raise UserError(
-                    f"{argument}: does not exist, but the index has images of it; bring it back, or remove them by "
+                    f"{argument}: does not exist, but the index has images of it; restore it, or remove them with "
                     f"`{shlex.join(['grr-coca', 'index', '--out', self._store.location, '--forget', argument])}`"
                 )
             require_arguments([argument])
@@ -245,7 +245,7 @@ class _Run:
         return todo
 
     def _in_state(self, wanted: _State) -> Iterator[FoundImage]:
-        left_out = Exclusions(self.update.left_out.patterns)  # of its own: everything has been counted
+        left_out = Exclusions(self.update.left_out.patterns)  # separate: everything has been counted
         return (found for found, state in self._once_each(left_out) if state == wanted)
 
     def _once_each(self, left_out: Exclusions) -> Iterator[tuple[FoundImage, _State]]:
@@ -269,8 +269,8 @@ class _Run:
                     if str(file.part.file) != shard:
                         shard, opened = str(file.part.file), stamp
                         self._shards.add(shard)
-                    # The offsets are of the shard that was opened. If another one takes its place meanwhile, all that
-                    # is read there must count as outdated.
+                    # The offsets are of the shard that was opened. If another one replaces it, all that is read there
+                    # must count as outdated.
                     stamp = None if opened is None else Stamp(file.part.size or 0, opened.mtime_ns)
                 if file.hides_others:
                     self._unreadable.add(file.name)
@@ -423,7 +423,7 @@ def _state(found: FoundImage, before: ImageState | None) -> _State:
 
 
 def _noted(found: FoundImage) -> PhotoUpdate | None:
-    """What the camera and people wrote, and by what copies are found; None if the file cannot be read now."""
+    """Image metadata and duplicate hashes; None if the file cannot be read now."""
     try:
         content = found.file.read()
         image = decode_image(content, found.file.name, is_scaled=True)

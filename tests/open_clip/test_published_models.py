@@ -158,12 +158,12 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub, quick, monkeypatch
 
 def test_what_differs_from_the_hubs_checksum_is_not_used(hub, quick):
     hub.damages = True
-    with pytest.raises(UserError, match=r"damaged: its SHA-256 is .* delete this file") as told:
+    with pytest.raises(UserError, match=r"corrupt: its SHA-256 is .* delete this file") as told:
         locate_checkpoint("coca-b32")
     assert not quick
     assert not is_here("coca-b32")
     hub.damages = False
-    Path(str(told.value).partition(": damaged")[0]).unlink()
+    Path(str(told.value).partition(": corrupt")[0]).unlink()
     assert locate_checkpoint("coca-b32").is_dir()
 
 

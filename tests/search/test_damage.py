@@ -1,4 +1,4 @@
-"""Damaged indexes: each use of one works or says what is damaged, and checking finds every changed embedding."""
+"""Damaged indexes: each use of one works or says what is corrupt, and checking finds every changed embedding."""
 
 import os
 import random
@@ -34,7 +34,7 @@ def good(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def bad(good, tmp_path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of it, to be corrupt."""
     return Path(shutil.copytree(good, tmp_path / "bad"))
 
 
@@ -72,7 +72,7 @@ def test_fields_that_are_no_json_are_told_to_an_update(bad):
 def test_a_field_whose_name_is_no_text_is_told(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("INSERT INTO columns VALUES (x'ff')")
-    with open_store(str(bad)) as store, pytest.raises(DamagedError, match="the name of a field is no text"):
+    with open_store(str(bad)) as store, pytest.raises(DamagedError, match="the name of a field is not text"):
         facets(store)
 
 
@@ -90,7 +90,7 @@ def test_a_search_that_meets_what_is_no_embedding_says_so(bad, bits):
     rows[17, 3] = bits
     rows.tofile(path)
     with open_store(str(bad)) as store:
-        with pytest.raises(DamagedError, match=r"vectors\.f16: damaged: rows 1 to 60 .*rename both.*never copy into"):
+        with pytest.raises(DamagedError, match=r"vectors\.f16: corrupt: rows 1 to 60 .*rename both.*never copy into"):
             store.nearest(make_vectors(1)[0], 5)
         store.commit(Changes(removed=[make_entry(17).name]))
         assert len(store.nearest(make_vectors(1)[0], 5)) == 5, "what was removed is not looked at"
@@ -165,7 +165,7 @@ with store.snapshot():
         try:
             use()
         except UserError as error:
-            told += "damaged: it ends before row" in str(error)
+            told += "corrupt: it ends before row" in str(error)
 print(told, flush=True)
 sys.stdin.readline()
 again = open_store(sys.argv[1])
@@ -215,6 +215,6 @@ def test_the_verb_checks_an_index_and_does_nothing_else(bad, capsys):
     assert "60 embeddings have no checksum" in capsys.readouterr().out
     (bad / "vectors.f16").write_bytes(bytes(60 * WIDTH * 2 - 1))
     assert main(["index", "--check", "--out", str(bad)]) == 2
-    assert "damaged" in capsys.readouterr().err
+    assert "corrupt" in capsys.readouterr().err
     assert main(["index", "--check", "--out", str(bad), str(bad)]) == 2
-    assert "--check does nothing else" in capsys.readouterr().err
+    assert "--check cannot be combined" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_vectors_are_read_and_neither_mapped_nor_kept(tmp_path):
     with path.open("r+b") as cut:
         cut.truncate(BYTES * 2000)
     for reading in (partial(products, file, np.float32(rows[:1])), partial(file.rows, [2000])):
-        with pytest.raises(DamagedError, match=r"vectors\.f16: damaged: it ends before row .* rename both"):
+        with pytest.raises(DamagedError, match=r"vectors\.f16: corrupt: it ends before row .* rename both"):
             reading()
     assert np.array_equal(file.rows([1999]), rows[1999:2000])
 
@@ -191,9 +191,9 @@ def test_vectors_that_are_shorter_than_what_was_committed_are_told_and_not_fille
     store.close()
     path = folder_of(store) / "vectors.f16"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"vectors\.f16: damaged: 639 bytes, of 640"):
+    with pytest.raises(UserError, match=r"vectors\.f16: corrupt: 639 bytes, of 640"):
         len(reopened())
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         reopened().commit(Changes(removed=["a"]))
     assert path.stat().st_size == 639
 
@@ -507,7 +507,7 @@ def test_a_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
     (folder_of(store) / "vectors-x").mkdir()
     (tmp_path / "precious.f16").write_text("words")
     with (
-        pytest.raises(UserError, match="index: damaged: its state is"),
+        pytest.raises(UserError, match="index: corrupt: its state is"),
         open_store(store.location) as again,
     ):
         fill(again, 1)

@@ -50,7 +50,7 @@ def test_an_index_of_another_version_of_its_model_says_how_to_make_it_anew(name,
         IndexModel(name).require(Header(name, "f" * 32, 128), "x.index")
     said = str(refused.value)
     assert f"x.index: made with another version of the model '{name}' (ffffffff, now " in said
-    assert said.endswith(f"make it anew: delete it, then `grr-coca index IMAGES --out x.index{end}`")
+    assert said.endswith(f"make it again: delete it, then `grr-coca index IMAGES --out x.index{end}`")
 
 
 def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):
@@ -66,7 +66,7 @@ def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_of_nothing_is_refused(location, batch_size):
-    with pytest.raises(UserError, match=f"^batch_size {batch_size}: give 1 or more$"):
+    with pytest.raises(UserError, match=f"^batch_size {batch_size}: must be 1 or more$"):
         Index.open(location, create=True, batch_size=batch_size)
 
 

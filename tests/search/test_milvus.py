@@ -197,7 +197,7 @@ def test_a_collection_of_something_else_is_left_as_it_is(store, location):
     store._client.insert(name, [{"id": 1, "vector": [0.0, 1.0, 0.0, 0.0]}])
     other = location.replace(store._name, name)
     for attempt in (lambda: find_store(other), lambda: make_store(other, HEADER)):
-        with pytest.raises(UserError, match=f"the collection '{name}' is not part of an index; give another name"):
+        with pytest.raises(UserError, match=f"the collection '{name}' is not part of an index; pass another name"):
             attempt()
     assert store._client.query(name, filter="id == 1", output_fields=["id"], consistency_level="Strong")
 

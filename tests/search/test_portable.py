@@ -63,7 +63,7 @@ def test_a_damaged_file_is_told_and_leaves_no_index(store, tmp_path):
     content = bytearray(whole.read_bytes())
     content[len(content) // 3 : len(content) // 3 + 500] = bytes(500)
     (tmp_path / "torn.parquet").write_bytes(content)
-    with pytest.raises(UserError, match=r"torn\.parquet: damaged"):
+    with pytest.raises(UserError, match=r"torn\.parquet: corrupt"):
         import_parquet(tmp_path / "torn.parquet", str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
     assert import_parquet(whole, str(tmp_path / "new")) == 3000
@@ -118,12 +118,12 @@ def column_with(column, value):
         (header_with(b'"version": 1', b'"version": "x"'), ""),
         (header_with(b'{"header"', b'[{"header"'), ""),
         (header_with(b'"failures": [', b'"failures": [3, '), ""),
-        (column_with("phash", "abc"), "damaged"),
-        (column_with("width", 2.5), "damaged"),
-        (column_with("name", None), "damaged"),
-        (column_with("fields", "[1, 2]"), "damaged"),
+        (column_with("phash", "abc"), "corrupt"),
+        (column_with("width", 2.5), "corrupt"),
+        (column_with("name", None), "corrupt"),
+        (column_with("fields", "[1, 2]"), "corrupt"),
         *((column_with("embedding", wrong), "not of unit length") for wrong in (np.nan, np.inf, 3.0)),
-        (lambda table: table.drop(["caption"]), "damaged"),
+        (lambda table: table.drop(["caption"]), "corrupt"),
     ],
 )
 def test_what_no_export_holds_is_told_and_leaves_no_index(store, tmp_path, edit, told):

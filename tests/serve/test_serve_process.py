@@ -90,7 +90,7 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, tmp_path):
     make_store(str(location), Header("/gone/model", "f" * 32, 8)).close()
     message = refused(location, "--port", "0")
     assert f"{location}: made with the model '/gone/model', which does not exist any more" in message
-    assert "give its folder by -c" in message
+    assert "pass its folder with -c" in message
 
 
 @pytest.mark.ci

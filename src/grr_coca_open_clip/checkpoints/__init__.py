@@ -1,4 +1,4 @@
-"""CoCa checkpoints of open_clip, converted to ours and back. `docs/open-clip.md` says what differs.
+"""CoCa checkpoints of open_clip, converted to ours and back. `docs/open-clip.md` lists the differences.
 
 This file finds the files of a checkpoint, and does not import torch.
 """
@@ -24,11 +24,11 @@ def find_weights(path: Path) -> Path:
     """The file of weights at a path: the path itself, or a file of the folder, safetensors first.
 
     Raises:
-        UserError: there is no such file, or several and none has a name in `WEIGHTS`.
+        UserError: If no weights are found, or several files and none has a name in `WEIGHTS`.
     """
     if path.is_file():
         if path.suffix not in _SUFFIXES:
-            raise UserError(f"{path}: not a file of weights; give one of {', '.join(_SUFFIXES)}, or a folder with one")
+            raise UserError(f"{path}: not a file of weights; pass one of {', '.join(_SUFFIXES)}, or a folder with one")
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")

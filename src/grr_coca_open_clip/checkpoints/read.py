@@ -115,7 +115,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     A `state_dict` within a training checkpoint is found, and prefixes `module.` are removed.
 
     Raises:
-        UserError: the file is damaged, cut off, or holds anything but tensors.
+        UserError: the file is corrupt, truncated, or holds anything but tensors.
     """
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     state = found.get("state_dict", found)
@@ -149,7 +149,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged, or its download was cut off ({error})") from error
+        raise UserError(f"{path}: corrupt, or its download was truncated ({error})") from error
 
 
 def _read_pickled(path: Path) -> Mapping[str, object]:
@@ -158,8 +158,8 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:  # its text advises to run the code of the file
         raise UserError(f"{path}: refused: it holds more than tensors, or no weights; no code of it was run") from error
-    except Exception as error:  # damaged bytes can raise any exception
-        raise UserError(f"{path}: damaged, or its download was cut off ({first_line(error)})") from error
+    except Exception as error:  # corrupt bytes can raise any exception
+        raise UserError(f"{path}: corrupt, or its download was truncated ({first_line(error)})") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path}: holds {type(found).__name__}, not tensors by name")
     return found

@@ -184,7 +184,7 @@ class Settings:
             for key, value in found.items():
                 if key in said and not _agrees(key, said[key], found):
                     raise UserError(
-                        f"{self.where}: {part}: {key} is {said[key]}, but the tensors say {value}; "
+                        f"{self.where}: {part}: {key} is {said[key]}, but the tensors have {value}; "
                         "the weights are of another model"
                     )
 
@@ -228,7 +228,7 @@ def named_settings(name: str) -> Settings:
     """The settings of a published model.
 
     Raises:
-        UserError: there is no such model, or it is not supported.
+        UserError: the model is unknown, or it is not supported.
     """
     if name in _UNSUPPORTED_MODELS:
         raise UserError(f"--model {name}: not supported: {_UNSUPPORTED_MODELS[name]}")

@@ -3,7 +3,7 @@
 from grr_coca.cli import Command
 
 COMMANDS = {
-    "index": Command("grr_coca_search.commands.index:run", "index images for search, or bring an index up to date"),
+    "index": Command("grr_coca_search.commands.index:run", "index images for search, or update an index"),
     "search": Command("grr_coca_search.commands.search:search_index", "find images of an index by text or by image"),
     "duplicates": Command(
         "grr_coca_search.commands.search:list_duplicates",

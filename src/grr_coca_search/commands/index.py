@@ -36,7 +36,7 @@ def run(
     on: Annotated[Machines, tyro.conf.arg(metavar="this|ray")] = "this",
     engine: EngineFlag = "auto",
 ) -> int:
-    """Index images for search, or bring an index up to date. Each image is captioned and embedded in one pass.
+    """Index images for search, or update an index. Each image is captioned and embedded in one pass.
 
     Indexed images are read again only if their size or time has changed. After an interruption, the same command
     continues. Images that cannot be read are listed at the end; the exit code is 1 only if none could be read.
@@ -60,11 +60,11 @@ def run(
     require_batch_size(batch_size)
     if check:
         if images or forget or exclude or watch:
-            raise UserError("--check does nothing else; give it alone, with --out INDEX")
+            raise UserError("--check cannot be combined with other options; pass only --out INDEX")
         _check(out)
         return 0
     if exclude and forget and not images and not watch:
-        raise UserError("--forget without images does nothing else, so --exclude would be lost; give images, too")
+        raise UserError("--forget without images does nothing else, so --exclude would be lost; pass images, too")
     if on == "ray":
         require_extra("ray", "--on ray")
     with _open(out, images, checkpoint, batch_size, engine) as index:
@@ -114,7 +114,7 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
     store = find_store(out)
     if store is None:
         if not images:
-            raise UserError(f"{out}: no index yet; give the images to index")
+            raise UserError(f"{out}: no index yet; pass the images to index")
         require_arguments(images)  # before a model is loaded or anything is written
     else:
         store.close()
@@ -123,7 +123,7 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
 
 
 def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
-    """The arguments to scan while watching: a file that was removed is left out until it is back."""
+    """The arguments to scan while watching: a file that was removed is excluded until it is back."""
     from grr_coca_search.update import absolute_arguments, is_there
 
     roots = index.store.roots()

@@ -42,8 +42,8 @@ def search_index(
 ) -> None:
     """Find images of an index by text, by image, or by both. Each line is: rank, relevance, caption, path.
 
-    The relevance is the estimated probability that a hit matches the query. A message says if no hit is likely, and if
-    nothing looks like the query. Images that look the same are one hit.
+    The relevance is the estimated probability that a hit matches the query. A message reports if no hit is likely, or
+    if nothing looks like the query. Images that look the same are one hit.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
@@ -53,9 +53,9 @@ def search_index(
         without: what the images must not show.
         weights: weight of each text, as many as there are texts.
         where: only images that match this filter. The help lists the fields.
-        min_relevance: only hits with at least this relevance; none if relevances cannot be told.
+        min_relevance: only hits with at least this relevance; none if relevance is unavailable.
         hybrid: also search file names, titles, keywords and captions for the words of the query, and add how well they
-            match to the scores; only for queries of text alone, and not on Milvus.
+            match to the scores; only for queries without images, and not on Milvus.
         json: print a list of objects with path, score, relevance, caption, copies and fields.
         null: print only paths, each followed by a null byte, for `xargs -0`.
         checkpoint: the model, if it was moved since the index was made.
@@ -65,7 +65,7 @@ def search_index(
     from grr_coca_search.query import Query  # late: imports NumPy and Pillow
 
     if json and null:
-        raise UserError("--json and --null are different formats; give one of them")
+        raise UserError("--json and --null are different formats; pass one of them")
     images, excluded = joined(image), joined(without)
     _check_taken(texts, images, excluded)
     query = Query(texts=texts, images=images, without=excluded, weights=joined(weights))
@@ -169,7 +169,7 @@ def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:
 
 
 def _shown_path(name: str) -> str:
-    """A path, relative to the current folder if it lies there."""
+    """Return a path, relative to the current folder if it is inside."""
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 (a prefix of a string, which may not be a path)
     return on_one_line(name.removeprefix(here))
 

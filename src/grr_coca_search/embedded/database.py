@@ -34,7 +34,7 @@ from grr_coca_search.fields import FieldValue
 FILE = "index.sqlite"
 _LOCK = "writer.lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a file system says that has no locks."""
+"""Messages of file systems without locks."""
 _PARTIAL = f".{FILE}.partial"
 """Name of the database until it is complete. The names of SQLite's files beside it begin with this."""
 _SECONDS_TO_WAIT = 30.0
@@ -155,7 +155,7 @@ def remove_database(folder: Path) -> None:
         UserError: a file cannot be removed.
     """
     with database_errors(folder):
-        # The database goes first: without it there is no index, whatever happens next.
+        # The database goes first: without it the index is gone, whatever happens next.
         for pattern in (FILE, f"{FILE}-*", f"{_PARTIAL}*", "vectors*.f16", _LOCK):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -190,7 +190,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
     """Open the database of an index. No transaction is begun.
 
     Raises:
-        UserError: there is none, it is damaged or not an index, or a newer version of this code wrote it.
+        UserError: there is none, it is corrupt or not an index, or a newer version of this code wrote it.
     """
     path = folder / FILE
     if not path.is_file():
@@ -221,7 +221,7 @@ def _lacks_look(database: sqlite3.Connection) -> bool:
 
 
 def _stand_in(database: sqlite3.Connection) -> None:
-    """Let a view stand in for the column that an older index lacks. Its name comes before that of the table."""
+    """Let a view replace the column that an older index lacks. Its name comes before that of the table."""
     if _lacks_look(database):
         database.execute("CREATE TEMP VIEW pictures AS SELECT *, NULL AS look FROM main.pictures")
 
@@ -238,7 +238,7 @@ def read_header(database: sqlite3.Connection) -> Header:
         if not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"embeddings of {width} numbers")
     except DAMAGE as error:
-        raise DamagedError(f"the index is damaged: its header is none ({error})") from error
+        raise DamagedError(f"the index is corrupt: its header is invalid ({error})") from error
     return Header(model, fingerprint, width)
 
 
@@ -318,12 +318,12 @@ def from_row(row: tuple) -> Entry:
         return _entry(row)
     except DAMAGE as error:
         raise DamagedError(
-            f"the index is damaged: its image {row[0]} has a value that no index has ({error})"
+            f"the index is corrupt: its image {row[0]} has a value that no index has ({error})"
         ) from error
 
 
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError, RecursionError)
-"""What a value that SQLite kept, and that is none of ours, may raise when it is read."""
+"""Exceptions from reading a stored value that this code did not write."""
 
 
 def _entry(row: tuple) -> Entry:
@@ -365,7 +365,7 @@ def _connected_to_read(path: Path) -> sqlite3.Connection:
     """Open a database in a folder without write permission.
 
     The newest commits of another user's writer are in the files beside the database. If there are no such files, SQLite
-    cannot create them, and opens the database only with `immutable`, which says that nobody changes it.
+    cannot create them, and opens the database only with `immutable`, which asserts that no process changes it.
     """
     try:
         return _connected(path, "?mode=ro")
@@ -392,7 +392,7 @@ def _connected(path: Path, options: str = "") -> sqlite3.Connection:
 
 
 def _check(database: sqlite3.Connection, folder: Path) -> None:
-    """Check that a database is an index, which has no views and only its own triggers: theirs may recurse for ever."""
+    """Check that a database is an index, which has no views and only its own triggers: theirs may recurse forever."""
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if identity != _APPLICATION_ID:
@@ -423,7 +423,7 @@ def lock_writer(folder: Path) -> ProcessLock:
             raise UserError(f"{folder}: this process already writes to this index; close it there first") from error
         raise UserError(
             f"{folder}: another process ({error.holder}) writes to this index; wait until it is done, or stop it; "
-            "you can search meanwhile"
+            "you can search in the meantime"
         ) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -433,6 +433,6 @@ def lock_writer(folder: Path) -> ProcessLock:
         if error.errno in _WITHOUT_LOCKS:
             raise UserError(
                 f"{folder}: the file system has no locks ({error.strerror or error}), and without them two writers "
-                "would damage the index; give --out a folder on another file system"
+                "would damage the index; pass --out a folder on another file system"
             ) from error
         raise UserError(f"{folder / _LOCK}: cannot be written ({error.strerror or error})") from error

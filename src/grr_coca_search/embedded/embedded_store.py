@@ -61,10 +61,10 @@ _MAX_PARAMETERS = 500
 """Maximum number of parameters of one statement. Older versions of SQLite take 999."""
 TITLE_WEIGHT, CAPTION_WEIGHT = 5.0, 0.3
 _BM25 = f"bm25({TITLE_WEIGHT}, {CAPTION_WEIGHT}, {TITLE_WEIGHT})"
-"""The weights of a word in the title, the caption and the keywords. The caption says little that the embedding does not
-say: one model made both."""
+"""The weights of a word in the title, the caption and the keywords. The caption adds little to the embedding: one model
+made both."""
 _MAX_LENGTH = 1.1
-"""An embedding has unit length. One that is longer than this is damaged."""
+"""An embedding has unit length. Longer vectors are corrupt."""
 _MAX_BLOCKS_NAMED = 3
 ROWS_PER_READ = 2048
 MAX_WORDS = 32
@@ -73,14 +73,14 @@ them, so a pasted page of text would take minutes in a large index, while no oth
 
 
 class Snapshot(NamedTuple):
-    """One read transaction: its connection, which no other thread uses meanwhile, and the state that it sees."""
+    """One read transaction: its connection, which no other thread uses in the meantime, and the state that it sees."""
 
     database: sqlite3.Connection
     state: State
 
 
 class EmbeddedStore(Store):
-    """An index in a folder. Each snapshot has a connection of its own, so threads do not wait for each other.
+    """An index in a folder. Each snapshot has its own connection, so threads do not wait for each other.
 
     The first `claim`, `commit` or `compact` takes the lock of the writer, which is held until the store is closed.
 
@@ -110,10 +110,10 @@ class EmbeddedStore(Store):
         """Open the index of a folder. If it is empty or not there, and that is allowed: None."""
         folder = Path(location)
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: a file, but an index is a folder; give another name")
+            raise UserError(f"{folder}: a file, but an index is a folder; pass another name")
         if is_optional and not (folder / FILE).exists():
             if folder.exists() and not holds_nothing_else(folder):
-                raise UserError(f"{folder}: has other files, and is not an index; give an empty or new folder")
+                raise UserError(f"{folder}: has other files, and is not an index; pass an empty or new folder")
             return None
         return cls(folder)
 
@@ -224,12 +224,12 @@ class EmbeddedStore(Store):
             return [Match(int(row) + 1, float(scores[row])) for row in rows]
 
     def _damaged(self, now: Snapshot) -> DamagedError:
-        """The error about vectors that are none."""
+        """Return the error for corrupt vectors."""
         vectors = now.state.vectors
         damaged = list(damaged_blocks(read_blocks(now.database, now.state.row.generation), vectors))
         where = ", ".join(f"rows {block.first + 1:,} to {block.end:,}" for block in damaged[:_MAX_BLOCKS_NAMED])
         what = f"{where} are not what was written" if damaged else "some rows are no embeddings"
-        return DamagedError(f"{vectors.path}: damaged: {what}; {how_to_restore(self._folder)}")
+        return DamagedError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
         """The images that match the words best. They need not contain all of them."""
@@ -250,7 +250,7 @@ class EmbeddedStore(Store):
     @property
     def _other_reason(self) -> str:  # type: ignore[override]
         return (
-            ", or its index of words is damaged; search again, or check it: "
+            ", or its index of words is corrupt; search again, or check it: "
             f"grr-coca index --check --out {self.location}"
         )
 
@@ -269,7 +269,7 @@ class EmbeddedStore(Store):
         with self.snapshot() as now:
             names = frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
         if not all(isinstance(name, str) for name in names):
-            raise self._damaged_database("the name of a field is no text")
+            raise self._damaged_database("the name of a field is not text")
         return names
 
     def revision(self) -> str:
@@ -324,7 +324,7 @@ class EmbeddedStore(Store):
             try:
                 return np.fromiter(rows, HASHED)
             except (TypeError, ValueError, OverflowError) as error:
-                raise self._damaged_database(f"a hash that is none ({error})") from error
+                raise self._damaged_database(f"an invalid hash ({error})") from error
 
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
         """The images that could not be read."""
@@ -345,7 +345,7 @@ class EmbeddedStore(Store):
             )
 
     def notes(self) -> dict[str, str]:
-        """What is remembered of the index, from the table of the header."""
+        """Notes on the index, from the table of the header."""
         with self.snapshot() as now:
             return dict(now.database.execute("SELECT key, value FROM header"))
 
@@ -390,7 +390,7 @@ class EmbeddedStore(Store):
 
     def check(self) -> CheckedIndex:
         """Read everything, and compare it with its checksums."""
-        # SQLite takes the index of words for damaged if this connection had read it before another one wrote to it.
+        # SQLite takes the index of words for corrupt if this connection had read it before another one wrote to it.
         with EmbeddedStore(self._folder) as fresh:
             return fresh._checked()
 
@@ -418,7 +418,7 @@ class EmbeddedStore(Store):
             raise self._damaged_database(f"{count:,} images, of {committed:,} that were committed")
 
     def _damaged_database(self, what: str) -> DamagedError:
-        return DamagedError(f"{self._folder / FILE}: damaged: {what}; {how_to_restore(self._folder)}")
+        return DamagedError(f"{self._folder / FILE}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     # --- Writing
 
@@ -444,7 +444,7 @@ class EmbeddedStore(Store):
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells the database of an index from another one in its place; None if there is none."""
+    """Return an identity of the database file, which differs for another file at its path; None without a file."""
     with suppress(OSError):
         status = (folder / FILE).stat()
         return status.st_dev, status.st_ino
@@ -521,7 +521,7 @@ def _test(field: str, test: str, given: Sequence[FieldValue], values: list[Field
     Args:
         field: its name.
         test: in SQL, with `{}` for the field and question marks for `given`.
-        given: values, of which the last one tells the kind.
+        given: values, of which the last one determines the kind.
         values: those for all question marks so far, to which these are added.
     """
     kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"

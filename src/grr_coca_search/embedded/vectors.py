@@ -36,7 +36,7 @@ def vectors_file(folder: Path, generation: int) -> Path:
 
 
 def how_to_restore(folder: Path) -> str:
-    """What to do about a damaged index. To copy into its folder would change files under those who read them."""
+    """Return the advice for a corrupt index. Copying into its folder would modify files in use."""
     return (
         f"make the index again, or copy a backup to a new folder beside {folder}, and rename both; never copy into a "
         "folder that is in use"
@@ -46,7 +46,7 @@ def how_to_restore(folder: Path) -> str:
 class VectorFile:
     """The first rows of a file of vectors in half precision: N E. They are read when they are needed.
 
-    They are not mapped: if somebody copies a file over it, or cuts it off, reading gives an error, and a mapping ends
+    They are not mapped: if someone copies a file over it, or truncates it, reading gives an error, and a mapping ends
     the process (SIGBUS). Reading takes 0.85 of the time, too.
 
     Args:
@@ -89,7 +89,7 @@ class VectorFile:
             count = _read_into(content[done:], self._file, place + done)
             if count == 0:
                 raise DamagedError(
-                    f"{self.path}: damaged: it ends before row {stop:,}; {how_to_restore(self.path.parent)}"
+                    f"{self.path}: corrupt: it ends before row {stop:,}; {how_to_restore(self.path.parent)}"
                 )
             done += count
         return rows
@@ -117,7 +117,7 @@ def _read_into(buffer: memoryview, file: int, place: int) -> int:
 def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
     """Write N E vectors after the first `rows` rows, and wait until they are on the disk.
 
-    Any other rows there were never committed, and are cut off.
+    Any other rows there were never committed, and are truncated.
 
     Raises:
         OSError: the disk is full or cannot be written to; the file then ends after the first rows.
@@ -149,7 +149,7 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
 def _require_size(path: Path, size: int, committed: int) -> None:
     if size < committed:
         raise DamagedError(
-            f"{path}: damaged: {size:,} bytes, of {committed:,} that were committed; {how_to_restore(path.parent)}"
+            f"{path}: corrupt: {size:,} bytes, of {committed:,} that were committed; {how_to_restore(path.parent)}"
         )
 
 
@@ -210,7 +210,7 @@ def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
     """The rows of ids.
 
     Raises:
-        ValueError: one is no id of the first `count` rows.
+        ValueError: If one is not an id of the first `count` rows.
     """
     try:
         rows = np.array(ids, np.int64) - 1
@@ -238,7 +238,7 @@ def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
     """
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone() or (None,)
     if not all(isinstance(number, int) and number >= 0 for number in row):
-        raise DamagedError(f"{folder}: damaged: its state is {row}; {how_to_restore(folder)}")
+        raise DamagedError(f"{folder}: corrupt: its state is {row}; {how_to_restore(folder)}")
     return StateRow(*row)
 
 
@@ -257,7 +257,7 @@ class State:
 
         Raises:
             FileNotFoundError: the file of vectors was rewritten after the transaction began.
-            DamagedError: that file is damaged, or the numbers of its rows are.
+            DamagedError: that file is corrupt, or the numbers of its rows are.
         """
         row = read_state(database, folder)
         if before is not None and row.revision == before.row.revision:
@@ -273,7 +273,7 @@ class State:
         try:
             live[_rows_of(gone, row.rows)] = False
         except ValueError as error:
-            message = f"{folder}: damaged: it removed images that it never had"
+            message = f"{folder}: corrupt: it removed images that it never had"
             raise DamagedError(f"{message}; {how_to_restore(folder)}") from error
         return cls(row, vectors, live)
 

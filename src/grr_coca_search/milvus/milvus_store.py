@@ -52,7 +52,7 @@ class MilvusStore(Store):
     """An index on a server.
 
     The server has no transactions over several rows: an interrupted commit may be half done, and the next update does
-    the rest. Several processes may write. If two write the same image, the last one wins. There is no full-text index.
+    the rest. Several processes may write. If two write the same image, the last one wins. It has no full-text index.
     """
 
     def __init__(self, location: str, client: Any, name: str, header: Header) -> None:
@@ -66,7 +66,7 @@ class MilvusStore(Store):
         """Open the index at a location; None if there is none and it is optional.
 
         Raises:
-            UserError: the server cannot be reached, there is no index, or a newer version wrote it.
+            UserError: the server cannot be reached, the index is not found, or a newer version wrote it.
         """
         place, client = _connected(location)
         try:
@@ -176,11 +176,11 @@ class MilvusStore(Store):
             return self._notes.failures(reads, names)
 
     def notes(self) -> dict[str, str]:
-        """What is remembered of the index."""
+        """Notes on the index."""
         with self.snapshot():
             return self._notes.texts()
 
-    # What follows reads single columns, where the store of an index would read all.
+    # The methods below read single columns, where the store of an index would read all.
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
         """The embeddings of these ids."""
@@ -298,7 +298,7 @@ def _parse_location(location: str) -> _ServerPlace:
     parts = urlsplit(location)
     name = parts.path.strip("/") or _DEFAULT_NAME
     if not _NAME.fullmatch(name):
-        raise UserError(f"{location}: the name '{name}' is invalid for a collection; give letters, digits and _")
+        raise UserError(f"{location}: the name '{name}' is invalid for a collection; use letters, digits and _")
     return _ServerPlace(f"{parts.scheme}://{parts.netloc}", name)
 
 
@@ -312,7 +312,7 @@ def _require_ours(location: str, client: Any, name: str) -> None:
         if client.has_collection(one):
             found = {field["name"] for field in client.describe_collection(one)["fields"]}
             if found != columns:
-                raise UserError(f"{location}: the collection '{one}' is not part of an index; give another name")
+                raise UserError(f"{location}: the collection '{one}' is not part of an index; pass another name")
 
 
 def _create_images(client: Any, name: str, width: int) -> None:

@@ -126,7 +126,7 @@ def test_heads_that_are_not_said_are_those_that_open_clip_takes(theirs, write):
     found = read_open_clip(write(settings={"model_cfg": model})).config
     assert found.text_decoder.transformer.num_heads == found.multimodal_decoder.transformer.num_heads == 8
     del model["vision_cfg"]["width"]
-    with pytest.raises(UserError, match="vision_cfg: width is 768, but the tensors say 24"):
+    with pytest.raises(UserError, match="vision_cfg: width is 768, but the tensors have 24"):
         read_open_clip(write("narrow", settings={"model_cfg": model}))
 
 
@@ -230,10 +230,10 @@ def test_tensors_that_do_not_make_our_model_are_named(theirs, write, change, mes
         (("model_cfg", "vision_cfg", "sparkle"), 1, "vision_cfg: sparkle is an unknown key"),
         (("model_cfg", "text_cfg", "hf_model_name"), "roberta-base", "hf_model_name 'roberta-base' is not supported"),
         (("model_cfg", "text_cfg", "correct_cls_mask"), True, "correct_cls_mask True is not supported"),
-        (("model_cfg", "text_cfg", "width"), 128, "text_cfg: width is 128, but the tensors say 16"),
-        (("model_cfg", "vision_cfg", "layers"), 12, "vision_cfg: layers is 12, but the tensors say 1"),
-        (("model_cfg", "multimodal_cfg", "context_length"), 77, "context_length is 77, but the tensors say 20"),
-        (("model_cfg", "embed_dim"), 512, "model_cfg: embed_dim is 512, but the tensors say 16"),
+        (("model_cfg", "text_cfg", "width"), 128, "text_cfg: width is 128, but the tensors have 16"),
+        (("model_cfg", "vision_cfg", "layers"), 12, "vision_cfg: layers is 12, but the tensors have 1"),
+        (("model_cfg", "multimodal_cfg", "context_length"), 77, "context_length is 77, but the tensors have 20"),
+        (("model_cfg", "embed_dim"), 512, "model_cfg: embed_dim is 512, but the tensors have 16"),
         (("model_cfg", "vision_cfg", "head_width"), 0, "vision_cfg: head_width is 0, not an integer above 0"),
         (("model_cfg", "text_cfg", "heads"), "8", "text_cfg: heads is '8', not an integer above 0"),
         (("model_cfg", "multimodal_cfg"), [], r"multimodal_cfg is \[\], not a mapping"),
@@ -270,7 +270,7 @@ def test_settings_that_our_model_cannot_have_are_named(theirs, write, keys, valu
         ("coca_roberta-ViT-B-32", "not supported: its text tower is one of Hugging Face"),
         ("coca_base", "not supported: it has no pooler"),
         ("coca_ViT-B-23", "did you mean 'coca_ViT-B-32'"),
-        ("coca_ViT-L-14", "--model coca_ViT-L-14: .* but the tensors say"),
+        ("coca_ViT-L-14", "--model coca_ViT-L-14: .* but the tensors have"),
     ],
 )
 def test_models_of_another_name_are_refused(write, model, message):
@@ -312,7 +312,7 @@ def test_of_what_holds_no_weights_nobody_is_advised_to_run_it(tmp_path):
 @pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02M", b"\x80\x02}a."])
 def test_whatever_damage_does_to_the_reader_is_told_as_damage(tmp_path, content):
     (tmp_path / "model.bin").write_bytes(content)
-    with pytest.raises(UserError, match="damaged, or its download was cut off"):
+    with pytest.raises(UserError, match="corrupt, or its download was truncated"):
         read_open_clip(tmp_path / "model.bin")
 
 
@@ -323,7 +323,7 @@ def test_a_download_that_was_cut_off_is_told(theirs, write, tmp_path, name, shar
     content = whole.read_bytes()
     path = tmp_path / name
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match="damaged, or its download was cut off") as told:
+    with pytest.raises(UserError, match="corrupt, or its download was truncated") as told:
         read_open_clip(path)
     assert "\n" not in str(told.value)
 
@@ -359,7 +359,7 @@ def test_a_place_without_weights_is_told(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"no file of weights; expected open_clip_model\.safetensors"):
         read_open_clip(tmp_path)
-    with pytest.raises(UserError, match="not a file of weights; give one of"):
+    with pytest.raises(UserError, match="not a file of weights; pass one of"):
         read_open_clip(tmp_path / "notes.txt")
     for name in ("a.bin", "b.bin"):
         (tmp_path / name).touch()

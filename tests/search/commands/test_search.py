@@ -92,7 +92,7 @@ def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, t
     message = refused("search", tmp_path / "index", "cat")
     assert f"made with the model '{model}/checkpoints/step-" in message
     assert "which does not exist any more" in message
-    assert "give its folder by -c" in message
+    assert "pass its folder with -c" in message
 
 
 def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
@@ -214,7 +214,7 @@ def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path)
     grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
     said = grr_coca("search", tmp_path / "index", "guitar")
     assert said.out.startswith("  1     ?  guitar  ")
-    assert "too few different images to tell how likely a hit is; the nearest of 1:\n" in said.err
+    assert "too few different images to estimate relevance; the nearest of 1:\n" in said.err
     assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
 
 

@@ -44,6 +44,9 @@ class VectorModel:
 
     embed_sample = embed_captions
 
+    def unknown_texts(self, texts):
+        return ()
+
 
 # --- Relevance
 

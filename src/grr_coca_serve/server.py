@@ -291,9 +291,12 @@ class _Server(uvicorn.Server):
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an error of the event loop.
 
-        If the system refuses connections, the loop reports up to 2,048 errors a second: it logs one line a minute.
+        If the system refuses connections, the loop reports up to 2,048 errors a second: it logs one line a minute. The
+        loop also retries as often after the listening socket was closed, which is not an error.
         """
         error = context.get("exception")
+        if self.should_exit and "_start_serving" in context["message"]:
+            return
         if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
             loop.default_exception_handler(context)
         elif time.monotonic() >= self._silent_until:

@@ -160,7 +160,7 @@ def test_too_few_open_files_log_one_line():
         opened.close()
         wait_until(lambda: client.get("/health").status == 200)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0  # what was not accepted may hold the end for `_SECONDS_TO_STOP`
+        assert server.wait(30) == 0
         assert server.stdout.read() == "stopped\n"
 
 

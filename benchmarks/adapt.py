@@ -43,7 +43,8 @@ def main() -> int:
     for domain in domains:
         with tempfile.TemporaryDirectory() as folder:
             out, began = Path(folder) / "mine", time.process_time()
-            adapted = adapt_model(str(DATASETS / domain / f"{train}-00000.tar"), "icons", out)
+            learned = open_source(DATASETS / domain / f"{train}-00000.tar")
+            adapted = adapt_model(learned, domain, "icons", out)
             seconds = time.process_time() - began
             source = open_source(DATASETS / domain / f"{test}-00000.tar")
             pairs = [source[index] for index in range(len(source))]

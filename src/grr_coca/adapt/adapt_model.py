@@ -1,30 +1,32 @@
 """The way from one's own pairs to the folder of an adapted model.
 
-adapt_model("my-pairs/", "icons", Path("mine"))
+adapt_model(open_source("my-pairs"), "my-pairs", "icons", Path("mine"))
 """
 
 import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from grr_coca.adapt.calibrate import CaptionFigures, fit_captions, fit_scale, fit_search
-from grr_coca.adapt.fit import Fitted, fit_images, flat_figures
+from grr_coca.adapt.fit import Fitted, fit_images, flat_figures, without_copies
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs, require_size
 from grr_coca.adapt.ridge import MAX_EXACT
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, listed_files, read_json, whole_folder
 from grr_coca.data.sources.base import PairSource
-from grr_coca.data.sources.open import open_source
+from grr_coca.data.sources.views import Chain
 from grr_coca.infer.adapted import descriptors, words
 from grr_coca.infer.adapted.adaptation import (
     Adaptation,
     AdaptedHeader,
+    Arrays,
     Captioning,
+    Values,
     read_adapted_header,
     read_features,
     write_adaptation,
@@ -51,17 +53,19 @@ class Adapted:
     Attributes:
         images: Images with captions.
         fitted: Their fit.
+        arrays: Content of `adapted.safetensors`.
         captions: Captions of images that the fit did not see.
         header: Content of `adapted.json`.
         relevance: Content of `relevance.json`: how likely a hit of a search is right; None: unknown.
         num_reused: Images whose features were stored before.
         seconds: Time of the whole work.
-        source: The pairs.
+        source: The pairs, and then those that were held out.
         model: The base model.
     """
 
     images: ImageSet
     fitted: Fitted
+    arrays: Arrays
     captions: CaptionFigures
     header: AdaptedHeader
     relevance: dict[str, float] | None
@@ -76,18 +80,25 @@ Watch = Callable[[str, int, int], object]
 
 
 def adapt_model(
-    pairs: str,
+    pairs: PairSource,
+    name: str,
     base: str,
     out: Path,
+    val: PairSource | None = None,
+    usual: Values | None = None,
     watch: Watch = lambda *_: None,
     write_more: Callable[[Path, Adapted], object] = lambda *_: None,
 ) -> Adapted:
     """Adapt a model to pairs, and write its folder.
 
     Args:
-        pairs: Source of pairs, see `open_source`.
+        pairs: The pairs.
+        name: Their name in messages.
         base: Name or folder of the base model.
         out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
+        val: Pairs by which values are chosen and everything is measured; they are not fitted, also if they are among
+            `pairs`. None: the pairs are divided into folds.
+        usual: Values that are kept unless others are surely better, see `fit_images`.
         watch: Called as the work goes on.
         write_more: Called with the unfinished folder, to add files such as a report.
 
@@ -95,8 +106,8 @@ def adapt_model(
         UserError: If the pairs or the base cannot be used, or the folder cannot be written.
     """
     began = time.perf_counter()
-    source = open_source(pairs)
-    require_size(source, pairs)
+    require_size(pairs, name)
+    source = pairs if val is None else Chain([pairs, val])
     folder = locate_checkpoint(base)
     if is_adapted(folder):
         raise UserError(
@@ -107,17 +118,23 @@ def adapt_model(
     of_base = fingerprint(folder)
     stored = _stored_features(out, of_base)
     model = load(folder)
-    images = read_pairs(source, pairs, model, stored, lambda done, total: watch("reading images", done, total))
-    num_reused = sum(bytes(row) in stored for row in images.digests)
+    images = read_pairs(
+        source, name, model, stored, lambda done, total: watch("reading images", done, total), held_from=len(pairs)
+    )
+    num_reused = sum(bytes(row) in stored for row in images.digests[: images.num_fit])
+    if val is not None:
+        images = without_copies(images)
+        if len(images) == images.num_fit:
+            raise UserError(f"{name}: no image of --val can be used, or all are near-equal to images of the pairs")
     steps = iter(range(100))
-    fitted = fit_images(images, lambda name: watch(name, next(steps), 0))
+    fitted = fit_images(images, lambda part: watch(part, next(steps), 0), usual)
     untold = Captioning(composed=False, beams=0, log_prob_weight=0.0, confidence=None)
     header = AdaptedHeader(
         base=base,
         base_fingerprint=of_base,
         word_rules=words.RULES,
         image_rules=descriptors.VERSION,
-        num_images=len(images),
+        num_images=images.num_fit,
         num_landmarks=fitted.num_landmarks,
         split=fitted.split,
         values=fitted.values,
@@ -133,10 +150,15 @@ def adapt_model(
     captions = fit_captions(images, fitted, draft, source, model)
     header = _replaced(header, captions, fit_scale(images, fitted, draft))
     relevance = fit_search(images, fitted, draft, captions, model)
+    num_texts = int(images.fitted_captions.places.max()) + 1  # those of held-out images come after them
+    texts = images.captions.texts[:num_texts]
+    header = AdaptedHeader(**{**vars(header), "captions": texts})
+    arrays = replace(fitted.arrays, caption_vectors=fitted.arrays.caption_vectors[:num_texts])
     seconds = time.perf_counter() - began
     adapted = Adapted(
         images=images,
         fitted=fitted,
+        arrays=arrays,
         captions=captions,
         header=header,
         relevance=relevance,
@@ -210,7 +232,7 @@ def _write(out: Path, base: Path, adapted: Adapted, write_more: Callable[[Path, 
             write_adaptation(
                 partial,
                 adapted.header,
-                adapted.fitted.arrays,
+                adapted.arrays,
                 adapted.images.features[order],
                 adapted.images.digests[order],
             )

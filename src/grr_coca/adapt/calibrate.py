@@ -77,7 +77,8 @@ def fit_captions(
         model: The base model.
     """
     random = np.random.default_rng(0)
-    chosen = np.sort(random.permutation(len(images))[:MAX_DECODED])
+    measured = np.flatnonzero(fitted.folds.any_caption >= 0)
+    chosen = np.sort(random.permutation(measured)[:MAX_DECODED])
     allowed = _allowed(images, fitted, chosen)
     kept = [row for row, numbers in enumerate(allowed) if len(numbers)]
     chosen, allowed = chosen[kept], [allowed[row] for row in kept]

@@ -34,6 +34,9 @@ _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
 )
 """Values that are tried, one after another. The middle ones are kept unless another one is surely better."""
 
+TUNED_VALUES = Values(width=0.5, penalty=0.1, plain_share=0.5)
+"""Values of a base that was fine-tuned on the images. Folds of the training pairs of three domains chose them."""
+
 Step = Callable[[str], object]
 """Called with a few words when a part of the work begins."""
 
@@ -59,7 +62,7 @@ class HeldOutFold:
 
 @dataclass(frozen=True)
 class Folds:
-    """Both divisions of the images.
+    """Both divisions of the images. With held-out images, these are the only fold, and all others have -1.
 
     Attributes:
         any_caption: Near-equal images share a fold.
@@ -92,11 +95,11 @@ class Fitted:
     Attributes:
         values: What it was made with.
         arrays: Matrices of the adaptation.
-        order: Images, landmarks first.
+        order: Images of the fit, landmarks first.
         num_landmarks: Number of landmarks.
         split: Numbers of both parts, K and L.
         folds: Folds of the images.
-        held_out: Vectors of all images by fits that did not see them, N K+L, in `Folds.any_caption`.
+        held_out: Vectors of the images of `Folds.any_caption` by fits that did not see them, N K+L.
         figures: AnswerRanks by kind of captions ("known", "new") and method.
         words: Vocabulary.
         share_known: Share of pairs whose caption another image has, too.
@@ -105,7 +108,7 @@ class Fitted:
 
     values: Values
     arrays: Arrays
-    order: Int[np.ndarray, " N"]
+    order: Int[np.ndarray, " n"]
     num_landmarks: int
     split: tuple[int, int]
     folds: Folds
@@ -120,47 +123,57 @@ RECALLS = (1, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
-def fit_images(images: ImageSet, step: Step) -> Fitted:
+def without_copies(images: ImageSet) -> ImageSet:
+    """Return the images without those that are held out, and are near-equal to an image of the fit."""
+    near = _near_groups(images)
+    is_copy = np.isin(near, near[: images.num_fit])
+    is_copy[: images.num_fit] = False
+    return images.subset(np.flatnonzero(~is_copy)) if is_copy.any() else images
+
+
+def fit_images(images: ImageSet, step: Step, usual: Values | None = None) -> Fitted:
     """Adapt to images with captions.
 
     Args:
         images: Images with captions.
         step: Called when a part of the work begins.
+        usual: Values that are kept unless others are surely better; None: those of a base that has not seen the images.
     """
     width = images.features.shape[1] - NUM_DESCRIPTORS
     embeddings, described = images.features[:, :width], images.features[:, width:]
-    image_mean = embeddings.mean(axis=0)
+    image_mean = embeddings[: images.num_fit].mean(axis=0)
     features = np.concatenate([unit(embeddings - image_mean), described], axis=1)
     plain = unit(embeddings - image_mean)
     step("near-equal images and folds")
-    near = near_equal(unit(embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
-    folds = _folds(images, near)
-    vocabulary = Vocabulary.of([images.captions.texts[place] for place in images.captions.places], MAX_WORDS)
+    near = _near_groups(images)
+    own = np.arange(images.num_fit)
+    inner = _folds(images.subset(own), near[own])
+    folds = inner if images.num_fit == len(images) else _held_fold(images)
+    vocabulary = Vocabulary.of([images.captions.texts[place] for place in images.fitted_captions.places], MAX_WORDS)
     step("choosing values")
-    values = _choose(images, features, plain, vocabulary, near)
+    values = _choose(images, features, plain, vocabulary, near, usual or Values())
     step("fitting all images")
-    space = TargetSpace(images.captions, vocabulary, values.text_weight)
-    ridge = fit(features, values.width, values.penalty)
-    is_new = folds.new_captions is not None
-    unseen = ridge.held_out(space.rows, folds.any_caption if folds.new_captions is None else folds.new_captions)
-    basis = _basis(unseen * space.whitening, MAX_NUMBERS - _num_plain(plain))
-    arrays = _arrays(images, space, ridge, basis, plain, image_mean, values)
+    space = TargetSpace(images.fitted_captions, vocabulary, values.text_weight)
+    ridge = fit(features[own], values.width, values.penalty)
+    predicted = ridge.held_out(space.rows, inner.any_caption if inner.new_captions is None else inner.new_captions)
+    basis = _basis(predicted * space.whitening, MAX_NUMBERS - _num_plain(plain))
+    arrays = _arrays(images, space, ridge, basis, plain[own], image_mean, values)
     step("measuring")
-    any_caption = ridge.held_out(space.rows, folds.any_caption) if is_new else unseen
-    held_out = {"any": any_caption, "new": unseen}
+    any_caption = _unseen(ridge, space, features, values.width, folds.any_caption)
     figures: dict[str, dict[str, AnswerRanks]] = {}
-    known = _figures(images, space, basis, plain, values, folds.any_caption, held_out["any"], features, known=True)
+    known = _figures(images, space, basis, plain, values, folds.any_caption, any_caption, features, known=True)
     if known is not None:
         figures["known"] = known
     if folds.new_captions is not None:
-        new = _figures(images, space, basis, plain, values, folds.new_captions, held_out["new"], features, known=False)
+        unseen = _unseen(ridge, space, features, values.width, folds.new_captions)
+        new = _figures(images, space, basis, plain, values, folds.new_captions, unseen, features, known=False)
         if new is not None:
             figures["new"] = new
     step("learning curve")
     first = unit((any_caption * space.whitening) @ basis)
     lengths = _lengths(values.plain_share)
     vectors = np.concatenate([lengths[0] * first, lengths[1] * unit(plain @ arrays.plain_map)], axis=1)
-    others = np.setdiff1d(np.arange(len(images)), ridge.landmarks)
+    others = np.setdiff1d(np.arange(images.num_fit), ridge.landmarks)
     return Fitted(
         values=values,
         arrays=arrays,
@@ -177,6 +190,29 @@ def fit_images(images: ImageSet, step: Step) -> Fitted:
 
 
 # --- Folds and galleries
+
+
+def _near_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
+    width = images.features.shape[1] - NUM_DESCRIPTORS
+    embeddings, described = images.features[:, :width], images.features[:, width:]
+    return near_equal(unit(embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
+
+
+def _unseen(
+    ridge: Ridge, space: TargetSpace, features: Float[np.ndarray, "N F"], width: float, folds: Int[np.ndarray, " N"]
+) -> Float[np.ndarray, "N R"]:
+    """Predict the images of each fold by a fit that did not see it. Images of no fold get zeros."""
+    num_fit = len(space.rows)
+    if num_fit == len(features):
+        return ridge.held_out(space.rows, folds)
+    predicted = np.zeros((len(features), space.rows.shape[1]), np.float32)
+    predicted[num_fit:] = gaussian(features[num_fit:], features[ridge.landmarks], width) @ ridge.dual(space.rows)
+    return predicted
+
+
+def _held_fold(images: ImageSet) -> Folds:
+    held = np.where(np.arange(len(images)) < images.num_fit, -1, 0)
+    return Folds(held, held)
 
 
 def _folds(images: ImageSet, near: Int[np.ndarray, " N"]) -> Folds:
@@ -230,13 +266,14 @@ def galleries(images: ImageSet, space: TargetSpace, folds: Int[np.ndarray, " N"]
 
 
 def _share_known(images: ImageSet, folds: Int[np.ndarray, " N"]) -> float:
-    captions, known = images.captions, 0
+    captions, known, count = images.captions, 0, 0
     for rows in rows_of(folds):
         is_mine = np.isin(captions.owners, rows)
         seen = np.zeros(len(captions.texts), bool)
         seen[captions.places[~is_mine]] = True
         known += int(seen[captions.places[is_mine]].sum())
-    return known / len(captions.places)
+        count += int(is_mine.sum())
+    return known / max(1, count)
 
 
 # --- Similarities of held-out images
@@ -326,15 +363,16 @@ def _choose(
     plain: Float[np.ndarray, "N E"],
     vocabulary: Vocabulary,
     near: Int[np.ndarray, " N"],
+    values: Values,
 ) -> Values:
-    """Choose values by folds of at most `_MAX_SELECTION` images. A value replaces the usual one only if the mean
-    reciprocal rank grows by more than its standard error."""
-    rows = np.arange(len(images))
-    if len(rows) > _MAX_SELECTION:
-        rows = np.sort(np.random.default_rng(0).choice(len(rows), _MAX_SELECTION, replace=False))
-    part = replace(images, features=images.features[rows], captions=images.captions.subset(rows))
-    groups = near[rows]
-    folds, share = _folds(part, groups), 0.0
+    """Choose values on at most `_MAX_SELECTION` images, by folds or on those that are held out. A value replaces the
+    usual one only if the mean reciprocal rank grows by more than its standard error."""
+    random = np.random.default_rng(0)
+    parts = np.split(np.arange(len(images)), [images.num_fit])
+    parts = [random.choice(own, _MAX_SELECTION, replace=False) if len(own) > _MAX_SELECTION else own for own in parts]
+    rows = np.sort(np.concatenate(parts))
+    part = images.subset(rows)
+    folds = _folds(part, near[rows]) if part.num_fit == len(part) else _held_fold(part)
     share = _share_known(part, folds.any_caption)
     trial = _Trial(
         images=part,
@@ -344,7 +382,6 @@ def _choose(
         folds=folds,
         share_known=share,
     )
-    values = Values()
     best = trial.scores(values)
     for name, choices in _GRID:
         usual = values
@@ -377,17 +414,18 @@ class _Trial:
     def scores(self, values: Values) -> Float[np.ndarray, " Q"]:
         """The reciprocal rank of each query, weighted so that known and new captions count by their share."""
         if values.text_weight not in self._spaces:
-            self._spaces[values.text_weight] = TargetSpace(self.images.captions, self.vocabulary, values.text_weight)
+            space = TargetSpace(self.images.fitted_captions, self.vocabulary, values.text_weight)
+            self._spaces[values.text_weight] = space
         key = values.width, values.penalty
         if key not in self._ridges:
-            self._ridges = {key: fit(self.features, *key)}
+            self._ridges = {key: fit(self.features[: self.images.num_fit], *key)}
         space, ridge = self._spaces[values.text_weight], self._ridges[key]
         found: list[np.ndarray] = []
         for folds, is_known in ((self.folds.any_caption, True), (self.folds.new_captions, False)):
             weight = self.share_known if is_known else 1 - self.share_known
             if folds is None or weight < 0.05:
                 continue
-            predicted = ridge.held_out(space.rows, folds)
+            predicted = _unseen(ridge, space, self.features, values.width, folds)
             own: list[np.ndarray] = []
             for gallery in galleries(self.images, space, folds):
                 chosen = gallery.is_known if is_known else ~gallery.is_known
@@ -491,7 +529,7 @@ def _learning_curve(
             kernel = gaussian(features[own], features[own], values.width)
             kernel[np.diag_indices(len(own))] += np.float32(values.penalty)
             dual = np.linalg.solve(kernel, space.rows[own])
-            predicted = np.zeros_like(space.rows)
+            predicted = np.zeros((len(images), space.rows.shape[1]), np.float32)
             predicted[gallery.rows] = gaussian(features[gallery.rows], features[own], values.width) @ dual
             known = replace(gallery, words=space.words_known_to(own))
             similar = _similarities(known, space, predicted, plain, values.plain_share)

@@ -3,15 +3,15 @@
 Shapes: N images, E embedding width, D numbers of a descriptor, P pairs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from grr_coca.adapt.targets import Captions
 from grr_coca.common.errors import UserError
-from grr_coca.common.shapes import Float, UInt8
+from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.views import ByImage
 from grr_coca.data.text import clean_caption
@@ -33,9 +33,10 @@ class ImageSet:
     Attributes:
         features: Embeddings of the base beside descriptors, N E+D.
         digests: SHA-256 of the file of each image, N 32.
-        captions: Their captions.
+        captions: Their captions, those of the fit first.
         places: First pair of each image in its source.
         bad: Errors of pairs that cannot be used.
+        num_fit: Number of images that are fitted, which come first. The others are held out, to measure.
     """
 
     features: Float[np.ndarray, "N F"]
@@ -43,13 +44,31 @@ class ImageSet:
     captions: Captions
     places: tuple[int, ...]
     bad: tuple[str, ...]
+    num_fit: int
 
     def __len__(self) -> int:
         return len(self.features)
 
+    @property
+    def fitted_captions(self) -> Captions:
+        """The captions of the images of the fit."""
+        return self.captions.subset(np.arange(self.num_fit))
+
+    def subset(self, rows: Int[np.ndarray, " n"]) -> "ImageSet":
+        """Return some images, in ascending order. Texts of captions stay."""
+        return replace(
+            self,
+            features=self.features[rows],
+            digests=self.digests[rows],
+            captions=self.captions.subset(rows),
+            places=tuple(self.places[row] for row in rows.tolist()),
+            num_fit=int((rows < self.num_fit).sum()),
+        )
+
 
 class _Read(NamedTuple):
     place: int
+    is_held: bool
     digest: bytes
     row: np.ndarray | None
     pixels: np.ndarray | None
@@ -77,6 +96,7 @@ def read_pairs(
     model: ImageTextModel,
     stored: Mapping[bytes, Float[np.ndarray, " F"]],
     on_progress: OnProgress,
+    held_from: int | None = None,
 ) -> ImageSet:
     """Read all pairs. Pairs that cannot be used are skipped; of equal files, the first one is kept with all captions.
 
@@ -86,6 +106,7 @@ def read_pairs(
         model: The base model.
         stored: Features of images that were read before, by the digest of their file.
         on_progress: Called with the numbers of finished and of all images.
+        held_from: Images of this pair and of those after it are held out of the fit; None: all are fitted.
 
     Raises:
         UserError: If too few pairs can be used, or all captions or all images are equal.
@@ -95,13 +116,15 @@ def read_pairs(
     rows: dict[bytes, np.ndarray] = {}
     captions: dict[bytes, dict[str, None]] = {}
     places: dict[bytes, int] = {}
+    held: set[bytes] = set()
+    first_held = len(source) if held_from is None else held_from
 
     def batches() -> Iterator[list[list[int]]]:
         for start in range(0, len(by_image), _BATCH):
             yield [by_image[image] for image in range(start, min(start + _BATCH, len(by_image)))]
 
     def work(batch: list[list[int]]) -> list[_Read | str]:
-        found = [_read(source, pairs, model, stored) for pairs in batch]
+        found = [_read(source, pairs, model, stored, first_held) for pairs in batch]
         fresh = [one for one in found if isinstance(one, _Read) and one.pixels is not None]
         if not fresh:
             return found
@@ -125,22 +148,27 @@ def read_pairs(
             rows.setdefault(one.digest, np.asarray(one.row, np.float32))
             places.setdefault(one.digest, one.place)
             captions.setdefault(one.digest, {}).update(dict.fromkeys(one.captions))
+            if one.is_held:
+                held.add(one.digest)
         done += len(batch)
         on_progress(done, len(by_image))
 
     model.map_batches(batches(), work, take)
-    features = np.array(list(rows.values()), np.float32)
-    _require_enough(features, captions, bad, path)
-    texts = list(dict.fromkeys(text for own in captions.values() for text in own))
+    order = sorted(rows, key=held.__contains__)  # the images of the fit come first
+    num_fit = len(order) - len(held)
+    features = np.array([rows[digest] for digest in order], np.float32)
+    _require_enough(features[:num_fit], [captions[digest] for digest in order[:num_fit]], bad, path)
+    texts = list(dict.fromkeys(text for digest in order for text in captions[digest]))
     numbers = {text: number for number, text in enumerate(texts)}
-    pairs = [(image, numbers[text]) for image, own in enumerate(captions.values()) for text in own]
+    pairs = [(image, numbers[text]) for image, digest in enumerate(order) for text in captions[digest]]
     owners, of_caption = np.array(pairs, np.int64).T
     return ImageSet(
         features,
-        np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 32),
+        np.frombuffer(b"".join(order), np.uint8).reshape(-1, 32),
         Captions(tuple(texts), model.embed_texts(texts, batch_size=256), owners, of_caption),
-        tuple(places.values()),
+        tuple(places[digest] for digest in order),
         tuple(bad),
+        num_fit,
     )
 
 
@@ -151,7 +179,11 @@ def read_pixels(source: PairSource, place: int, model: ImageTextModel) -> UInt8[
 
 
 def _read(
-    source: PairSource, pairs: list[int], model: ImageTextModel, stored: Mapping[bytes, Float[np.ndarray, " F"]]
+    source: PairSource,
+    pairs: list[int],
+    model: ImageTextModel,
+    stored: Mapping[bytes, Float[np.ndarray, " F"]],
+    first_held: int,
 ) -> "_Read | str":
     """Read the pairs of one image. Returns the error if none can be used."""
     try:
@@ -162,11 +194,11 @@ def _read(
         pixels = model.preprocess(model.preprocess.decode(pair.image, pair.name)) if row is None else None
     except BadSample as error:
         return str(error)
-    return _Read(pairs[0], digest, row, pixels, texts)
+    return _Read(pairs[0], pairs[-1] >= first_held, digest, row, pixels, texts)
 
 
 def _require_enough(
-    features: Float[np.ndarray, "N *F"], captions: Mapping[bytes, Mapping[str, None]], bad: list[str], path: str
+    features: Float[np.ndarray, "N *F"], captions: Sequence[Mapping[str, None]], bad: list[str], path: str
 ) -> None:
     """Check that there is something to tell apart.
 
@@ -178,7 +210,7 @@ def _require_enough(
         raise UserError(
             f"{path}: {len(features)} different images{cause}; adapt needs at least {MIN_IMAGES}, each with a caption"
         )
-    if len({text for own in captions.values() for text in own}) < 2:
+    if len({text for own in captions for text in own}) < 2:
         raise UserError(f"{path}: all captions are equal, so there is nothing to learn; give captions that differ")
     if not np.ptp(features, axis=0).any():
         raise UserError(f"{path}: all images look the same to the model; give images that differ")

@@ -58,9 +58,10 @@ def as_json(adapted: Adapted) -> str:
     """Return the report as JSON."""
     fitted = adapted.fitted
     content = {
-        "images": len(adapted.images),
-        "pairs": len(adapted.images.captions.places),
-        "different_captions": len(adapted.images.captions.texts),
+        "images": adapted.images.num_fit,
+        "held_out_images": len(adapted.images) - adapted.images.num_fit,
+        "pairs": len(adapted.images.fitted_captions.places),
+        "different_captions": len(adapted.header.captions),
         "skipped_pairs": len(adapted.images.bad),
         "reused_images": adapted.num_reused,
         "seconds": round(adapted.seconds, 1),
@@ -116,16 +117,18 @@ figure img {{ width: 96px; height: 96px; image-rendering: auto; border: 1px soli
 def _summary(adapted: Adapted) -> str:
     images, reused = adapted.images, f", {adapted.num_reused:,} of them read before" if adapted.num_reused else ""
     skipped = f"; {len(images.bad):,} pairs were skipped" if images.bad else ""
+    held = len(images) - images.num_fit
+    measured = f"the {held:,} images that were held out" if held else "images that the fit did not see"
     return (
-        f"{len(images):,} images{reused} with {len(images.captions.places):,} captions, "
-        f"{len(images.captions.texts):,} of them different, adapted from {adapted.header.base} in "
-        f"{adapted.seconds:.0f} s{skipped}. All numbers are of images that the fit did not see; in brackets, 95 % "
-        "intervals over images."
+        f"{images.num_fit:,} images{reused} with {len(images.fitted_captions.places):,} captions, "
+        f"{len(adapted.header.captions):,} of them different, adapted from {adapted.header.base} in "
+        f"{adapted.seconds:.0f} s{skipped}. All numbers are of {measured}; in brackets, 95 % intervals over images."
     )
 
 
 def _gallery(adapted: Adapted) -> int:
-    return len(adapted.images) // (int(adapted.fitted.folds.any_caption.max()) + 1)
+    folds = adapted.fitted.folds.any_caption
+    return int((folds >= 0).sum()) // (int(folds.max()) + 1)
 
 
 def interval(found: AnswerRanks, direction: str, k: int) -> tuple[float, float, float]:
@@ -181,15 +184,16 @@ def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
         yield "More pairs of this kind would help little: half of them do nearly as well."
     else:
         yield f"More pairs would help: from half of them to all, R@10 grew by {100 * gain:.0f} points."
-    if len(images) >= _CLASSES * len(images.captions.texts):
+    num_captions = len(adapted.header.captions)
+    if images.num_fit >= _CLASSES * num_captions:
         yield (
-            f"There are only {len(images.captions.texts)} different captions, so they are classes: `grr-coca classify` "
+            f"There are only {num_captions} different captions, so they are classes: `grr-coca classify` "
             "assigns them to new images. Captions of whole sentences would make images searchable by more."
         )
     yield (
         "Fine-tuning by itself found no more than this in three domains of about 1,000 pairs; it pays with tens of "
         "thousands (docs/training.md)."
-        if len(images) < _ENOUGH_TO_TRAIN
+        if images.num_fit < _ENOUGH_TO_TRAIN
         else "With this many pairs, training is worth a try: grr-coca finetune (docs/training.md)."
     )
     yield f"To search: grr-coca index IMAGES --out INDEX -c {out}, then grr-coca serve --index INDEX"

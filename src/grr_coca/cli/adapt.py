@@ -9,17 +9,23 @@ import tyro
 from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import print_first, say
 from grr_coca.cli.progress import bars
+from grr_coca.common.errors import UserError
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from grr_coca.adapt.adapt_model import Adapted
+    from grr_coca.data.sources.base import PairSource
+    from grr_coca.infer.adapted.adaptation import Values
 
 
 def run(
     pairs: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS")],
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
     checkpoint: CheckpointFlag = DEFAULT,
+    val: Annotated[str | None, tyro.conf.arg(metavar="PAIRS")] = None,
     json: Flag = False,
 ) -> int:
     """Adapt a model to your own pairs. This takes seconds, and needs neither a GPU nor PyTorch.
@@ -33,15 +39,31 @@ def run(
         out: new folder for the model, or that of an earlier adaptation.
         checkpoint: base model: checkpoint or run folder, name of a model (see `grr-coca models`), or OWNER/NAME on
             the Hugging Face hub.
+        val: pairs by which values are chosen and everything is measured; they are not fitted. If not given, PAIRS are
+            divided into folds; for a run that was trained on PAIRS, the pairs that its training held out.
         json: print JSON.
     """
-    locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name costs no time
-    from grr_coca.adapt.adapt_model import REPORT, adapt_model, estimate_cost  # lazy import: NumPy
-    from grr_coca.adapt.report import as_json, report_page, report_text
+    folder = locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name costs no time
+    from grr_coca.adapt.adapt_model import estimate_cost  # lazy import: NumPy
+    from grr_coca.adapt.fit import TUNED_VALUES
+    from grr_coca.adapt.report import as_json, report_text
     from grr_coca.data.sources.open import open_source
 
-    seconds, gigabytes = estimate_cost(len(open_source(pairs)))
+    source = open_source(pairs)
+    seconds, gigabytes = estimate_cost(len(source))
     print(f"about {seconds:.0f} s and {gigabytes:.1f} GB of memory", file=sys.stderr)
+    held, is_tuned = unseen_by_training(folder, source, pairs, None if val is None else open_source(val))
+    adapted = adapt_with_report(source, pairs, checkpoint, out, held, TUNED_VALUES if is_tuned else None)
+    say(as_json(adapted) if json else report_text(adapted, out))
+    return 0
+
+
+def adapt_with_report(
+    source: "PairSource", name: str, base: str, out: Path, val: "PairSource | None", usual: "Values | None"
+) -> "Adapted":
+    """Adapt a model with a progress bar, and write its report into its folder. Arguments are those of `adapt_model`."""
+    from grr_coca.adapt.adapt_model import REPORT, adapt_model
+    from grr_coca.adapt.report import report_page
 
     def write_report(folder: Path, adapted: "Adapted") -> None:
         (folder / REPORT).write_bytes(report_page(adapted, out).encode())
@@ -52,10 +74,70 @@ def run(
             step = 30 * done / total if total else 30 + 10 * done
             shown.update("adapt", round(step), part)
 
-        adapted = adapt_model(pairs, checkpoint, out, watch, write_report)
+        adapted = adapt_model(source, name, base, out, val=val, usual=usual, watch=watch, write_more=write_report)
         shown.update("adapt", 100, "")
     if adapted.images.bad:
         print(f"{len(adapted.images.bad):,} pairs cannot be used, and are skipped:", file=sys.stderr)
         print_first(adapted.images.bad)
-    say(as_json(adapted) if json else report_text(adapted, out))
-    return 0
+    return adapted
+
+
+_MAX_COMPARED = 50_000
+"""Training pairs of a run that are compared with those to adapt to. Of more, evenly spaced ones."""
+
+
+def unseen_by_training(
+    folder: Path, pairs: "PairSource", name: str, val: "PairSource | None"
+) -> "tuple[PairSource | None, bool]":
+    """Return pairs to measure by, and whether the base is a run that was trained on some of the pairs.
+
+    Such a base knows its training pairs too well to choose values or to measure by them. Then these are the given pairs
+    without those of its training, or if none are given, the pairs that its training held out.
+
+    Args:
+        folder: Checkpoint of the base.
+        pairs: Pairs to adapt to.
+        name: Their name in messages.
+        val: Given pairs to measure by.
+
+    Raises:
+        UserError: No such pairs are known.
+    """
+    recipe = folder.parent.parent / "recipe.yaml"
+    if folder.parent.name != "checkpoints" or not recipe.is_file():
+        return val, False
+    from grr_coca.data.sources.views import Subset  # lazy import, as below: NumPy and PyTorch
+    from grr_coca.train.recipe import load_recipe
+    from grr_coca.train.setup import training_sources
+
+    try:
+        train, held = training_sources(load_recipe(recipe))
+    except UserError as error:
+        if val is not None:
+            return val, False
+        raise UserError(
+            f"{recipe}: the pairs of this run cannot be read ({error}), so it is unknown whether it was trained on "
+            f"{name}; pass pairs that it was not trained on to --val"
+        ) from error
+    seen = {digest for _, digest in _digests(train, -(-len(train) // _MAX_COMPARED))}
+    if not any(digest in seen for _, digest in _digests(pairs)):
+        return val, False
+    print(f"{folder}: trained on some of these pairs; measured by pairs that training did not see", file=sys.stderr)
+    if val is None:
+        return held, True
+    unseen = [place for place, digest in _digests(val) if digest not in seen]
+    if not unseen:
+        raise UserError("--val: the run was trained on all of these pairs; pass others, or leave --val out")
+    return Subset(val, unseen), True
+
+
+def _digests(pairs: "PairSource", step: int = 1) -> "Iterator[tuple[int, bytes]]":
+    """Yield place and digest of the image of every `step`-th pair that can be read."""
+    from grr_coca.data.sources.base import BadSample
+    from grr_coca.infer.adapted.adaptation import file_digest
+
+    for place in range(0, len(pairs), step):
+        try:
+            yield place, file_digest(pairs[place].image)
+        except BadSample:
+            continue

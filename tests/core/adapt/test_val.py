@@ -1,0 +1,140 @@
+"""`adapt --val`, and a base that was fine-tuned on the same pairs: both measure by pairs that were not fitted."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from adapted import NUM_PAIRS, NUM_UNSEEN
+from PIL import Image
+from support import encode_image, real_pairs, snapshot, write_shard
+
+from grr_coca import load
+from grr_coca.cli import main
+from grr_coca.infer.adapted.adaptation import read_features
+from grr_coca.infer.load import locate_checkpoint
+from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.train.recipe import DataRecipe, EvaluationRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """Unseen pairs with captions that no pair of the fit has."""
+    pairs = real_pairs(NUM_PAIRS + NUM_UNSEEN, "glyphs")
+    known = {pair.caption for pair in pairs[:NUM_PAIRS]}
+    kept = [pair for pair in pairs[NUM_PAIRS:] if pair.caption not in known]
+    return write_shard(tmp_path_factory.mktemp("fresh") / "fresh.tar", kept)
+
+
+@pytest.fixture(scope="module")
+def measured(place, fresh, tmp_path_factory):
+    """Adapted to the pairs and measured by fresh ones."""
+    out = tmp_path_factory.mktemp("val") / "mine"
+    options = ["--val", str(fresh), "--out", str(out)]
+    assert main(["adapt", str(place / "pairs.tar"), *options]) == 0
+    return out
+
+
+def test_report_is_what_evaluate_measures_on_val(grr_coca, fresh, measured):
+    said = grr_coca("compare", measured, "icons", "--data", fresh, "--json")
+    found = json.loads(said.out)[str(fresh)]
+    figures = json.loads((measured / "adapted.json").read_text(encoding="utf-8"))["figures"]
+    for own, method in zip(found["metrics"], ("adapted", "as shipped"), strict=True):
+        for name in ("text_to_image/R@1", "text_to_image/R@10", "image_to_text/R@10"):
+            assert figures[f"new/{method}"][name] == pytest.approx(own[name]["value"], abs=2.5 / 50)
+
+
+def test_pairs_of_val_are_neither_fitted_nor_stored(place, measured):
+    header = json.loads((measured / "adapted.json").read_text(encoding="utf-8"))
+    fitted = {pair.caption for pair in real_pairs(NUM_PAIRS, "glyphs")}
+    assert header["num_images"] == NUM_PAIRS == len(read_features(measured))
+    assert set(header["captions"]) == fitted
+    words = {word for caption in header["captions"] for word in caption.split()}
+    assert set(header["words"]) <= {part for word in words for part in word.lower().replace("-", " ").split()}
+    model = load(measured)
+    assert len(model.adaptation.arrays.caption_vectors) == len(header["captions"])
+
+
+def test_pairs_that_are_in_val_too_are_held_out(grr_coca, place, tmp_path):
+    pairs = real_pairs(NUM_PAIRS, "glyphs")
+    write_shard(tmp_path / "some.tar", pairs[:40])
+    said = grr_coca("adapt", place / "pairs.tar", "--val", tmp_path / "some.tar", "--out", tmp_path / "mine", "--json")
+    assert said.code == 0, said.err
+    report = json.loads(said.out)
+    assert report["images"] == NUM_PAIRS - 40
+    assert 30 <= report["held_out_images"] <= 40
+
+
+def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
+    pair = real_pairs(1, "glyphs")[0]
+    image = Image.open(io.BytesIO(pair.image)).convert("RGB")
+    write_shard(tmp_path / "copies.tar", [replace(pair, image=encode_image(image))])
+    said = grr_coca("adapt", place / "pairs.tar", "--val", tmp_path / "copies.tar", "--out", tmp_path / "mine")
+    assert said.code == 2
+    assert "no image of --val can be used, or all are near-equal to images of the pairs" in said.err
+
+
+# --- A base that was fine-tuned on the pairs
+
+
+@pytest.fixture(scope="module")
+def run(place, tmp_path_factory):
+    """`icons`, fine-tuned on the pairs for three steps. Every 20th image is held out."""
+    from grr_coca.train.launch import launched
+    from grr_coca.train.loop import train
+
+    out = tmp_path_factory.mktemp("run") / "mine"
+    recipe = Recipe(
+        data=DataRecipe(train=str(place / "pairs.tar"), batch_size=32),
+        optimizer=OptimizerRecipe("muon", lr=0.003),
+        schedule=ScheduleRecipe(steps=3, warmup_steps=1),
+        evaluation=EvaluationRecipe(interval=10, batch_size=4),
+        precision="fp32",
+    )
+    with launched() as ranks:
+        train(recipe, from_pretrained(locate_checkpoint("icons")), out, ranks, lambda *_: None)
+    return out
+
+
+def test_fine_tuned_base_is_measured_by_pairs_that_training_held_out(grr_coca, place, run, tmp_path):
+    said = grr_coca("adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json")
+    assert said.code == 0, said.err
+    assert "trained on some of these pairs; measured by pairs that training did not see" in said.err
+    report = json.loads(said.out)
+    held = -(-NUM_PAIRS // 20)
+    assert report["images"] == NUM_PAIRS - held
+    assert 1 <= report["held_out_images"] <= held
+    assert (report["values"]["width"], report["values"]["penalty"]) == (0.5, 0.1)
+    assert load(tmp_path / "mine").caption(place / "unseen" / f"{real_pairs(160, 'glyphs')[155].key}.webp")
+
+
+def test_val_without_what_training_saw(grr_coca, place, run, tmp_path):
+    arguments = ["adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json"]
+    said = grr_coca(*arguments, "--val", place / "unseen.tar")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["held_out_images"] > 50
+    write_shard(tmp_path / "seen.tar", real_pairs(20, "glyphs")[1:])
+    said = grr_coca(*arguments, "--val", tmp_path / "seen.tar")
+    assert said.code == 2
+    assert "the run was trained on all of these pairs; pass others, or leave --val out" in said.err
+
+
+def test_other_pairs_are_divided_into_folds(grr_coca, place, run, tmp_path):
+    said = grr_coca("adapt", place / "unseen.tar", "-c", run, "--out", tmp_path / "mine", "--json")
+    assert said.code == 0, said.err
+    assert "trained on" not in said.err
+    assert json.loads(said.out)["held_out_images"] == 0
+
+
+def test_run_whose_pairs_are_gone_asks_for_val(grr_coca, place, run, tmp_path):
+    folder = tmp_path / "run"
+    for name, content in snapshot(run).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    (folder / "recipe.yaml").write_text(recipe.replace("pairs.tar", "gone.tar"), encoding="utf-8")
+    arguments = ["adapt", place / "pairs.tar", "-c", folder, "--out", tmp_path / "mine"]
+    said = grr_coca(*arguments)
+    assert said.code == 2
+    assert "pass pairs that it was not trained on to --val" in said.err
+    assert grr_coca(*arguments, "--val", place / "unseen.tar").code == 0

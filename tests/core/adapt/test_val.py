@@ -14,6 +14,8 @@ from grr_coca.cli import main
 from grr_coca.infer.adapted.adaptation import read_features
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.train.launch import launched
+from grr_coca.train.loop import train
 from grr_coca.train.recipe import DataRecipe, EvaluationRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
 
 
@@ -80,9 +82,6 @@ def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
 @pytest.fixture(scope="module")
 def run(place, tmp_path_factory):
     """`icons`, fine-tuned on the pairs for three steps. Every 20th image is held out."""
-    from grr_coca.train.launch import launched
-    from grr_coca.train.loop import train
-
     out = tmp_path_factory.mktemp("run") / "mine"
     recipe = Recipe(
         data=DataRecipe(train=str(place / "pairs.tar"), batch_size=32),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from adapted import NUM_PAIRS, NUM_UNSEEN
+from grr_coca.train.launch import launched
 from PIL import Image
 from support import encode_image, real_pairs, snapshot, write_shard
 
@@ -14,7 +15,6 @@ from grr_coca.cli import main
 from grr_coca.infer.adapted.adaptation import read_features
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint import from_pretrained
-from grr_coca.train.launch import launched
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import DataRecipe, EvaluationRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
 

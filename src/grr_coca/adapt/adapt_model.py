@@ -26,7 +26,6 @@ from grr_coca.infer.adapted.adaptation import (
     AdaptedHeader,
     Arrays,
     Captioning,
-    Values,
     read_adapted_header,
     read_features,
     write_adaptation,
@@ -61,6 +60,7 @@ class Adapted:
         seconds: Time of the whole work.
         source: The pairs, and then those that were held out.
         model: The base model.
+        is_tuned: Whether the base was fine-tuned on these pairs.
     """
 
     images: ImageSet
@@ -73,6 +73,7 @@ class Adapted:
     seconds: float
     source: PairSource
     model: ImageTextModel
+    is_tuned: bool
 
 
 Watch = Callable[[str, int, int], object]
@@ -85,7 +86,7 @@ def adapt_model(
     base: str,
     out: Path,
     val: PairSource | None = None,
-    usual: Values | None = None,
+    is_tuned: bool = False,
     watch: Watch = lambda *_: None,
     write_more: Callable[[Path, Adapted], object] = lambda *_: None,
 ) -> Adapted:
@@ -98,7 +99,7 @@ def adapt_model(
         out: New folder, or that of an earlier adaptation of the same base, whose stored features are reused.
         val: Pairs by which values are chosen and everything is measured; they are not fitted, also if they are among
             `pairs`. None: the pairs are divided into folds.
-        usual: Values that are kept unless others are surely better, see `fit_images`.
+        is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given.
         watch: Called as the work goes on.
         write_more: Called with the unfinished folder, to add files such as a report.
 
@@ -127,7 +128,7 @@ def adapt_model(
         if len(images) == images.num_fit:
             raise UserError(f"{name}: no image of --val can be used, or all are near-equal to images of the pairs")
     steps = iter(range(100))
-    fitted = fit_images(images, lambda part: watch(part, next(steps), 0), usual)
+    fitted = fit_images(images, lambda part: watch(part, next(steps), 0), is_tuned=is_tuned)
     untold = Captioning(composed=False, beams=0, log_prob_weight=0.0, confidence=None)
     header = AdaptedHeader(
         base=base,
@@ -166,6 +167,7 @@ def adapt_model(
         seconds=seconds,
         source=source,
         model=model,
+        is_tuned=is_tuned,
     )
     _write(out, folder, adapted, write_more)
     return adapted

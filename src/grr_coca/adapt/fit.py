@@ -34,7 +34,7 @@ _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
 )
 """Values that are tried, one after another. The middle ones are kept unless another one is surely better."""
 
-TUNED_VALUES = Values(width=0.5, penalty=0.1, plain_share=0.5)
+_TUNED = Values(width=0.5, penalty=0.1, plain_share=0.5)
 """Values of a base that was fine-tuned on the images. Folds of the training pairs of three domains chose them."""
 
 Step = Callable[[str], object]
@@ -131,13 +131,13 @@ def without_copies(images: ImageSet) -> ImageSet:
     return images.subset(np.flatnonzero(~is_copy)) if is_copy.any() else images
 
 
-def fit_images(images: ImageSet, step: Step, usual: Values | None = None) -> Fitted:
+def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitted:
     """Adapt to images with captions.
 
     Args:
         images: Images with captions.
         step: Called when a part of the work begins.
-        usual: Values that are kept unless others are surely better; None: those of a base that has not seen the images.
+        is_tuned: Whether the base was fine-tuned on the images. Other values are the usual ones then.
     """
     width = images.features.shape[1] - NUM_DESCRIPTORS
     embeddings, described = images.features[:, :width], images.features[:, width:]
@@ -151,7 +151,7 @@ def fit_images(images: ImageSet, step: Step, usual: Values | None = None) -> Fit
     folds = inner if images.num_fit == len(images) else _held_fold(images)
     vocabulary = Vocabulary.of([images.captions.texts[place] for place in images.fitted_captions.places], MAX_WORDS)
     step("choosing values")
-    values = _choose(images, features, plain, vocabulary, near, usual or Values())
+    values = _choose(images, features, plain, vocabulary, near, _TUNED if is_tuned else Values())
     step("fitting all images")
     space = TargetSpace(images.fitted_captions, vocabulary, values.text_weight)
     ridge = fit(features[own], values.width, values.penalty)

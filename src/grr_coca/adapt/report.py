@@ -44,7 +44,7 @@ def report_text(adapted: Adapted, out: Path) -> str:
         lines.append(f"  {'':<18} text to image R@1     R@10             image to text R@1     R@10")
         for method in _METHODS:
             cells = [_cell(methods, method, direction, k) for direction in DIRECTIONS for k in RECALLS]
-            lines.append(f"  {method:<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
+            lines.append(f"  {_name(adapted, method):<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
         lines.append("")
     captions = adapted.captions
     lines.append("captions, CIDEr and exactly right:")
@@ -85,7 +85,7 @@ def report_page(adapted: Adapted, out: Path) -> str:
         first = next(iter(methods.values()))
         parts.append(f"<h2>Search: {_KINDS[kind]}</h2>")
         parts.append(f"<p>{len(first.groups):,} queries among about {_gallery(adapted):,} images.</p>")
-        parts.append(_table(methods))
+        parts.append(_table(adapted, methods))
     parts += ["<h2>Would more pairs help?</h2>", _curve_picture(adapted), f"<p>R@10: {_curve(adapted)}</p>"]
     parts.append("<h2>Captions</h2>")
     rows = [
@@ -150,12 +150,16 @@ def _cell(methods: dict[str, AnswerRanks], method: str, direction: str, k: int) 
     return f"{value:.1%} [{low:.0%}, {high:.0%}]"
 
 
-def _table(methods: dict[str, AnswerRanks]) -> str:
+def _name(adapted: Adapted, method: str) -> str:
+    return "fine-tuned" if method == "as shipped" and adapted.is_tuned else method
+
+
+def _table(adapted: Adapted, methods: dict[str, AnswerRanks]) -> str:
     heads = "".join(f"<th>{direction.replace('_', ' ')} R@{k}</th>" for direction in DIRECTIONS for k in RECALLS)
     rows = ""
     for method in _METHODS:
         cells = "".join(f"<td>{_cell(methods, method, direction, k)}</td>" for direction in DIRECTIONS for k in RECALLS)
-        rows += f"<tr><td title='{_MEANING[method]}'>{method}</td>{cells}</tr>"
+        rows += f"<tr><td title='{_MEANING[method]}'>{_name(adapted, method)}</td>{cells}</tr>"
     return f"<table><tr><th></th>{heads}</tr>{rows}</table>"
 
 
@@ -190,13 +194,18 @@ def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
             f"There are only {num_captions} different captions, so they are classes: `grr-coca classify` "
             "assigns them to new images. Captions of whole sentences would make images searchable by more."
         )
+    if not adapted.is_tuned:
+        yield from _advice_on_training(images.num_fit)
+    yield f"To search: grr-coca index IMAGES --out INDEX -c {out}, then grr-coca serve --index INDEX"
+
+
+def _advice_on_training(num_images: int) -> Iterator[str]:
     yield (
         "Fine-tuning by itself found no more than this in three domains of about 1,000 pairs; it pays with tens of "
         "thousands (docs/training.md)."
-        if images.num_fit < _ENOUGH_TO_TRAIN
+        if num_images < _ENOUGH_TO_TRAIN
         else "With this many pairs, training is worth a try: grr-coca finetune (docs/training.md)."
     )
-    yield f"To search: grr-coca index IMAGES --out INDEX -c {out}, then grr-coca serve --index INDEX"
 
 
 def _curve_picture(adapted: Adapted) -> str:

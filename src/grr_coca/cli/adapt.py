@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from grr_coca.adapt.adapt_model import Adapted
     from grr_coca.data.sources.base import PairSource
-    from grr_coca.infer.adapted.adaptation import Values
 
 
 def run(
@@ -45,7 +44,6 @@ def run(
     """
     folder = locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name costs no time
     from grr_coca.adapt.adapt_model import estimate_cost  # lazy import: NumPy
-    from grr_coca.adapt.fit import TUNED_VALUES
     from grr_coca.adapt.report import as_json, report_text
     from grr_coca.data.sources.open import open_source
 
@@ -53,13 +51,13 @@ def run(
     seconds, gigabytes = estimate_cost(len(source))
     print(f"about {seconds:.0f} s and {gigabytes:.1f} GB of memory", file=sys.stderr)
     held, is_tuned = unseen_by_training(folder, source, pairs, None if val is None else open_source(val))
-    adapted = adapt_with_report(source, pairs, checkpoint, out, held, TUNED_VALUES if is_tuned else None)
+    adapted = adapt_with_report(source, pairs, checkpoint, out, held, is_tuned=is_tuned)
     say(as_json(adapted) if json else report_text(adapted, out))
     return 0
 
 
 def adapt_with_report(
-    source: "PairSource", name: str, base: str, out: Path, val: "PairSource | None", usual: "Values | None"
+    source: "PairSource", name: str, base: str, out: Path, val: "PairSource | None", *, is_tuned: bool
 ) -> "Adapted":
     """Adapt a model with a progress bar, and write its report into its folder. Arguments are those of `adapt_model`."""
     from grr_coca.adapt.adapt_model import REPORT, adapt_model
@@ -74,7 +72,7 @@ def adapt_with_report(
             step = 30 * done / total if total else 30 + 10 * done
             shown.update("adapt", round(step), part)
 
-        adapted = adapt_model(source, name, base, out, val=val, usual=usual, watch=watch, write_more=write_report)
+        adapted = adapt_model(source, name, base, out, val=val, is_tuned=is_tuned, watch=watch, write_more=write_report)
         shown.update("adapt", 100, "")
     if adapted.images.bad:
         print(f"{len(adapted.images.bad):,} pairs cannot be used, and are skipped:", file=sys.stderr)

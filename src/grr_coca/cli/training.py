@@ -3,6 +3,7 @@
 No module of torch is imported before the arguments have been checked, so mistakes are reported at once.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -74,8 +75,9 @@ def finetune(
     seed: int | None = None,
     resume: bool = False,
     dry_run: bool = False,
+    adapt: bool = True,
 ) -> None:
-    """Train a checkpoint further, on other pairs.
+    """Train a checkpoint further, on other pairs. At the end, OUT/adapted is a model by `grr-coca adapt` on top of it.
 
     Args:
         recipe: YAML file that describes the run, without preset and size of a model; see recipes/.
@@ -86,6 +88,7 @@ def finetune(
         seed: use this seed instead of the recipe's.
         resume: continue the run in --out, or start it if there is none.
         dry_run: run a few batches, then print the expected memory, steps and time.
+        adapt: at the end, adapt the model to its training pairs in closed form, which finds more.
     """
     resolved = _read_recipe(recipe, data, seed)
     if checkpoint is None:
@@ -100,7 +103,25 @@ def finetune(
 
     start = fitted_start(from_pretrained(folder), resolved)
     out = out or _default_out(recipe, start.preset)
-    _run(resolved, lambda _: start, out, resume, dry_run, origin_of(folder))
+    is_done = _run(resolved, lambda _: start, out, resume, dry_run, origin_of(folder))
+    if is_done and adapt:
+        _adapt_run(resolved, out)
+
+
+def _adapt_run(recipe: "Recipe", out: Path) -> None:
+    """Adapt the model of a run to its training pairs, measured by its validation pairs, if they suit."""
+    from grr_coca.adapt.report import report_text
+    from grr_coca.cli.adapt import adapt_with_report
+    from grr_coca.train.setup import training_sources
+
+    pairs, val = training_sources(replace(recipe, data=replace(recipe.data, mix={})))
+    target = out / "adapted"
+    try:
+        adapted = adapt_with_report(pairs, recipe.data.train, str(out), target, val, is_tuned=True)
+    except UserError as error:
+        print(f"not adapted to its training pairs: {error}", file=sys.stderr)
+        return
+    print(report_text(adapted, target))
 
 
 def _read_recipe(path: Path, data: str | None, seed: int | None) -> "Recipe":
@@ -134,8 +155,8 @@ def _run(
     resume: bool,
     dry_run: bool,
     origin: "Origin | None" = None,
-) -> None:
-    """Train with a progress bar, or print a forecast of the training.
+) -> bool:
+    """Train with a progress bar, or print a forecast of the training. Returns True on rank 0 of a run that is done.
 
     Args:
         recipe: the recipe of the run.
@@ -157,12 +178,12 @@ def _run(
             text = forecast(recipe, make_start(ranks), ranks)
             if ranks.is_first:
                 print(text)
-            return
+            return False
         point = ranks.on_first(lambda: _resume_from(out, recipe, resume, origin))
         start = make_start(ranks) if point is None else from_pretrained(point)
         if not ranks.is_first:
             train(recipe, start, out, ranks, lambda *_: None, point, origin)
-            return
+            return False
         with bars({start.preset: recipe.schedule.steps}) as shown:
 
             def on_step(done: int, metrics: dict[str, float]) -> None:
@@ -176,6 +197,7 @@ def _run(
             except DiskError as error:
                 raise UserError(f"{error}; make room there, and continue with --resume") from error
         print(f"checkpoint, log and recipe are in {out}")
+        return True
 
 
 def _resume_from(out: Path, recipe: "Recipe", resume: bool, origin: "Origin | None") -> Path | None:

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 from adapted import NUM_PAIRS, NUM_UNSEEN
-from grr_coca.train.launch import launched
 from PIL import Image
 from support import encode_image, real_pairs, snapshot, write_shard
 
 from grr_coca import load
 from grr_coca.cli import main
+from grr_coca.common.ranks import launched
 from grr_coca.infer.adapted.adaptation import read_features
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.model.checkpoint_files import fingerprint
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import DataRecipe, EvaluationRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
 
@@ -137,3 +138,39 @@ def test_run_whose_pairs_are_gone_asks_for_val(grr_coca, place, run, tmp_path):
     assert said.code == 2
     assert "pass pairs that it was not trained on to --val" in said.err
     assert grr_coca(*arguments, "--val", place / "unseen.tar").code == 0
+
+
+def test_fine_tuning_ends_with_a_model_adapted_to_its_pairs(grr_coca, place, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        f"data: {{train: {place / 'pairs.tar'}, val: {place / 'unseen.tar'}, batch_size: 32}}\n"
+        "optimizer: {name: muon, lr: 0.003}\n"
+        "schedule: {steps: 3, warmup_steps: 1}\n"
+        "evaluation: {interval: 10, batch_size: 16}\n"
+        "precision: fp32\n"
+    )
+    command = ["finetune", tmp_path / "mine.yaml", "--checkpoint", "icons", "--out", tmp_path / "run"]
+    said = grr_coca(*command)
+    assert said.code == 0, said.err
+    assert "fine-tuned " in said.out
+    assert "images that were held out" in said.out
+    model = load(tmp_path / "run" / "adapted")
+    assert model.adaptation.header.base_fingerprint == fingerprint(locate_checkpoint(tmp_path / "run"))
+    assert model.adaptation.header.num_images == NUM_PAIRS
+    again = grr_coca(*command[:-1], tmp_path / "other", "--no-adapt")
+    assert again.code == 0
+    assert not (tmp_path / "other" / "adapted").exists()
+    assert grr_coca(*command, "--resume").code == 0, "a run that is done is adapted again"
+
+
+def test_fine_tuning_on_too_few_pairs_says_that_it_is_not_adapted(grr_coca, tmp_path):
+    write_shard(tmp_path / "pairs.tar", [replace(pair, caption="one") for pair in real_pairs(30, "glyphs")])
+    (tmp_path / "mine.yaml").write_text(
+        f"data: {{train: {tmp_path / 'pairs.tar'}, batch_size: 4}}\n"
+        "schedule: {steps: 1, warmup_steps: 0}\n"
+        "evaluation: {interval: 10, batch_size: 2}\n"
+        "precision: fp32\n"
+    )
+    said = grr_coca("finetune", tmp_path / "mine.yaml", "--checkpoint", "icons", "--out", tmp_path / "run")
+    assert said.code == 0, said.err
+    assert "not adapted to its training pairs: " in said.err
+    assert "all captions are equal" in said.err

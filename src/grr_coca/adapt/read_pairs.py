@@ -26,7 +26,7 @@ _BATCH = 64
 OnProgress = Callable[[int, int], object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """Images with their captions, as the base model and the descriptors see them.
 
@@ -163,12 +163,12 @@ def read_pairs(
     pairs = [(image, numbers[text]) for image, digest in enumerate(order) for text in captions[digest]]
     owners, of_caption = np.array(pairs, np.int64).T
     return ImageSet(
-        features,
-        np.frombuffer(b"".join(order), np.uint8).reshape(-1, 32),
-        Captions(tuple(texts), model.embed_texts(texts, batch_size=256), owners, of_caption),
-        tuple(places[digest] for digest in order),
-        tuple(bad),
-        num_fit,
+        features=features,
+        digests=np.frombuffer(b"".join(order), np.uint8).reshape(-1, 32),
+        captions=Captions(tuple(texts), model.embed_texts(texts, batch_size=256), owners, of_caption),
+        places=tuple(places[digest] for digest in order),
+        bad=tuple(bad),
+        num_fit=num_fit,
     )
 
 

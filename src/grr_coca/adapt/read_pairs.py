@@ -5,7 +5,6 @@ Shapes: N images, E embedding width, D numbers of a descriptor, P pairs.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -66,7 +65,8 @@ class ImageSet:
         )
 
 
-class _Read(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class _Read:
     place: int
     is_held: bool
     digest: bytes
@@ -132,7 +132,7 @@ def read_pairs(
         computed = np.concatenate([model.engine.encode_images(pixels).embedding, descriptors(pixels)], axis=1)
         by_place = dict(zip((one.place for one in fresh), computed, strict=True))
         return [
-            one._replace(row=by_place.get(one.place, one.row), pixels=None) if isinstance(one, _Read) else one
+            replace(one, row=by_place.get(one.place, one.row), pixels=None) if isinstance(one, _Read) else one
             for one in found
         ]
 
@@ -194,7 +194,14 @@ def _read(
         pixels = model.preprocess(model.preprocess.decode(pair.image, pair.name)) if row is None else None
     except BadSample as error:
         return str(error)
-    return _Read(pairs[0], pairs[-1] >= first_held, digest, row, pixels, texts)
+    return _Read(
+        place=pairs[0],
+        is_held=pairs[-1] >= first_held,
+        digest=digest,
+        row=row,
+        pixels=pixels,
+        captions=texts,
+    )
 
 
 def _require_enough(

@@ -60,6 +60,11 @@ USES = {
         assert open_encoder('hf:.=random').info.num_tokens == 4
     """,
     "icons": "assert grr_coca.load('icons').caption({svg!r})",
+    "codemod": """
+        from grr_coca_icons.codemod.rewrite import Replacements, rewrite
+        icons = Replacements({{('lucide', 'x'): 'tabler:x'}})
+        assert rewrite('"lucide:x"', 'ts', icons).text == '"tabler:x"'
+    """,
     "photos": CAPTION + "\nassert grr_coca.load('icons', engine='torch').caption({heic!r})",
     "export": "cli('export', 'onnx', '-c', {run!r}, '--out', 'graphs')",
     "serve": """

@@ -25,6 +25,7 @@ Extra = Literal[
     "timm",
     "transformers",
     "icons",
+    "codemod",
     "photos",
     "serve",
     "export",
@@ -49,6 +50,7 @@ PACKAGES: dict[Extra, dict[str, str]] = {
     "timm": {**_TORCH, "timm": "timm"},
     "transformers": {**_TORCH, "transformers": "transformers", "huggingface_hub": "huggingface-hub"},
     "icons": _ICONS,
+    "codemod": {**_ICONS, "ast_grep_py": "ast-grep-py"},
     "mcp": {**_ICONS, "mcp": "mcp"},
     "export": {**_TORCH, "onnx": "onnx", "onnxscript": "onnxscript"},
     "serve": {

@@ -34,6 +34,10 @@ def run(
     decided: Annotated[Path | None, tyro.conf.arg(metavar="MAP.json")] = None,
     check: Annotated[Path | None, tyro.conf.arg(metavar="TABLE")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    apply: Flag = False,
+    dry_run: Flag = False,
+    force: Flag = False,
+    min_probability: Annotated[float, tyro.conf.arg(metavar="P")] = 0.5,
     json: Flag = False,
     exclude: ExcludeFlag = (),
     checkpoint: OptionalCheckpointFlag = None,
@@ -55,6 +59,11 @@ def run(
         check: a table that people wrote (a map, a flat JSON object, or a CSV of two columns): say which entries look
             wrong, and which names do not exist.
         out: also write review.html, a page to choose on; matches.csv; or map.json.
+        apply: rewrite the code of --used-in: imports, components, their properties and types, names and classes, and
+            package.json. What stays is listed.
+        dry_run: with --apply, print a diff, and write nothing.
+        force: with --apply, write even if git has uncommitted changes.
+        min_probability: with --apply, least probability of an equivalent that nobody decided.
         json: print JSON lines: icon, and matches with icon, probability and same_name; none if the list is empty.
         exclude: leave out what this pattern of .gitignore matches.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if not
@@ -69,6 +78,14 @@ def run(
         require_writable(out)
     if check is not None and (json or out or decided):
         raise UserError("--check only prints what looks wrong; give it without --json, --out and --decided")
+    if (dry_run or force) and not apply:
+        raise UserError("--dry-run and --force belong to --apply")
+    if apply and (used_in is None or json or check):
+        raise UserError("--apply rewrites the code of --used-in DIR; give it without --json and --check")
+    if not 0 <= min_probability <= 1:
+        raise UserError(f"--min-probability {min_probability:g}: give a number from 0 to 1")
+    if apply:
+        require_extra("codemod", "rewriting code", unneeded=("fontTools", "brotli"))
     require_extra("icons", "matching", unneeded=("fontTools", "brotli"))
     from grr_coca_icons.match.icon_map import read_map
     from grr_coca_icons.match.matcher import Matcher
@@ -87,6 +104,13 @@ def run(
     target = opened(to) if any(map(is_index, to)) else None  # first: its model is the one to use
     used = None
     if uses is not None:
+        if target is None:
+            target = opened(to)
+        theirs = {name.partition(":")[0] for name in target.set.names}
+        uses = [use for use in uses if use.prefix not in theirs]
+        if not uses:
+            print(f"only icons of {', '.join(sorted(theirs))} are used there", file=sys.stderr)
+            return 0
         with late_bar("embedded") as on_progress:
             used = matcher.used(uses, on_progress)
     source = used.icons if used else opened(from_)
@@ -98,6 +122,9 @@ def run(
     matches = matcher.match(source, target, n=n, places=places, decided=decisions, where=str(decided))
     if out is not None:
         _write(out, matches, source, target)
+    if apply and used is not None:
+        _apply(Path(str(used_in)), exclude, matches, used, min_probability, write=not dry_run, force=force)
+        return 0
     _print(matches, used, json)
     return 0
 
@@ -116,6 +143,61 @@ def _report_left_out(failures: Sequence[str]) -> None:
     if failures:
         print(f"{len(failures):,} pictures are left out:", file=sys.stderr)
         print_first(list(map(on_one_line, failures)))
+
+
+# --- Rewriting code
+
+
+def _apply(
+    root: Path,
+    exclude: Sequence[str],
+    matches: "Sequence[PictureMatch]",
+    used: "UsedIcons",
+    min_probability: float,
+    *,
+    write: bool,
+    force: bool,
+) -> None:
+    from grr_coca_icons.codemod.apply import make_plan  # late: it needs an extra
+    from grr_coca_icons.match.used_icons import Use
+
+    by_use: dict[tuple[str, str], PictureMatch] = {}
+    for match in matches:
+        by_use |= {(use.prefix, use.name): match for use in used.uses[match.place]}
+    icons = {
+        icon: match.best.name
+        for icon, match in by_use.items()
+        if match.best and (match.best.probability or 0) >= min_probability
+    }
+
+    def reason(use: Use) -> str | None:
+        match = by_use.get((use.prefix, use.name))
+        if match is None:
+            return f"{use.prefix} has no icon '{use.name}'"
+        told = f"{match.name} → {match.best.name if match.best else 'none'}"
+        if (use.prefix, use.name) in icons:
+            return f"{told}, by hand: this kind of code is not rewritten"
+        if match.is_decided:
+            return f"{told}, as decided"
+        return told + (f" {match.best.probability:.0%}, not applied" if match.best and match.best.probability else "")
+
+    plan = make_plan(root, icons, exclude, reason)
+    if write:
+        backup = plan.write(root, force=force)
+        if backup is not None:
+            print(f"the files as they were are in {backup}", file=sys.stderr)
+    else:
+        for line in plan.diff():
+            say(line)
+    for one in plan.left:
+        say(on_one_line(f"{one.file}:{one.line}: {one.reason}"))
+    print(
+        f"{plan.replaced:,} names in {len(plan.changes):,} files {'are' if write else 'would be'} replaced"
+        + (f"; {len(plan.left):,} places are left, see above" if plan.left else ""),
+        file=sys.stderr,
+    )
+    for command in plan.commands:
+        print(f"then: {command}", file=sys.stderr)
 
 
 # --- Output

@@ -236,21 +236,39 @@ def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
 
 def _imported(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
     """What one import brings: names in the file, prefixes of sets, and names in them."""
-    virtual = _VIRTUAL.match(module)
-    if default and virtual is not None and virtual[1] in known_prefixes():
-        yield default, virtual[1], virtual[2]
     if default:
-        for pattern, icon in _DEFAULT_MODULES:
-            found = pattern.fullmatch(module)
-            if found is not None:
-                yield from ((default, *named) for named in icon(next(group for group in found.groups() if group)))
+        yield from ((default, *named) for named in default_icons(module))
+    icons_of = exported_icons(module)
+    if icons_of is not None:
+        for part in _COMMENT.sub(" ", names).split(","):
+            name, *local = re.split(r"\s+as\s+", re.sub(r"^\s*type\s+", "", part.strip()))
+            if re.fullmatch(r"[\w$]+", name):
+                yield from ((local[0] if local else name, *named) for named in icons_of(name))
+
+
+def default_icons(module: str) -> Named:
+    """The icon that a module exports as its default, such as `~icons/lucide/trash`; none if it exports no icon so."""
+    virtual = _VIRTUAL.match(module)
+    if virtual is not None and virtual[1] in known_prefixes():
+        return [(virtual[1], virtual[2])]
+    found = ((pattern.fullmatch(module), icon) for pattern, icon in _DEFAULT_MODULES)
+    return [one for match, icon in found if match for one in icon(next(group for group in match.groups() if group))]
+
+
+_NO_COMPONENT = re.compile(
+    r"\w+Props|[Ii]cons(?:List)?|(?:Lucide|Tabler|Dynamic)?Icon|LucideProvider|Icon(?:Type|Context|Base|Node|Tree)"
+    r"|RemixiconComponentType|FontAwesomeIcon|(?:create|use)[A-Z]\w*|SSR"
+)
+"""Exports of packages of icons that are types, helpers or all icons."""
+
+
+def exported_icons(module: str) -> Callable[[str], Named] | None:
+    """What says which icon an export of a module is, given its name; None if the module is not known to have icons."""
     for pattern, of_module in _MODULES:
         if pattern.fullmatch(module):
             icon_of = of_module(module)
-            for part in _COMMENT.sub(" ", names).split(","):
-                name, *local = re.split(r"\s+as\s+", re.sub(r"^\s*type\s+", "", part.strip()))
-                if re.fullmatch(r"[\w$]+", name) and not re.fullmatch(r"Icon|Icons|IconProps|LucideIcon|icons", name):
-                    yield from ((local[0] if local else name, *named) for named in icon_of(name))
+            return lambda name: [] if _NO_COMPONENT.fullmatch(name) else icon_of(name)
+    return None
 
 
 # --- Classes, ids and names in quotes
@@ -270,11 +288,15 @@ def _font_awesome(match: re.Match[str]) -> Named:
     return [(style, name) for name in names[:1] if not _NO_ICON.fullmatch(name) and f"fa-{name}" not in _FONT_AWESOME]
 
 
+def class_prefix(written: str) -> str | None:
+    """The prefix of the set in a class without its `i-`, such as `lucide-x` and `mdi:home`: the longest of a set."""
+    dashed = written.replace(":", "-")
+    return max((prefix for prefix in known_prefixes() if dashed.startswith(f"{prefix}-")), key=len, default=None)
+
+
 def _unocss(match: re.Match[str]) -> Named:
-    """`i-lucide-x`, `i-mdi:home`: the prefix is the longest that is one of a set."""
-    written = match["icon"].replace(":", "-")
-    prefix = max((prefix for prefix in known_prefixes() if written.startswith(f"{prefix}-")), key=len, default=None)
-    return [] if prefix is None else [(prefix, written.removeprefix(f"{prefix}-"))]
+    prefix = class_prefix(match["icon"])
+    return [] if prefix is None else [(prefix, match["icon"].replace(":", "-").removeprefix(f"{prefix}-"))]
 
 
 def _iconify(match: re.Match[str]) -> Named:

@@ -19,6 +19,7 @@ from PIL import Image
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.sources.base import BadSample
+from grr_coca_icons.codemod.packages import usage_lines
 from grr_coca_icons.match.candidates import match_pictures
 from grr_coca_icons.match.icon_map import aliases_of
 from grr_coca_icons.match.matcher import Matcher
@@ -37,19 +38,6 @@ _MAX_SIDE = 1024
 """Side in pixels of a picture that is given. A larger one may be scaled down."""
 _CELL, _COLUMNS, _SHOWN = 72, 6, 18
 """The contact sheet: side of a cell in pixels, cells in a row, and most cells."""
-
-_WEIGHT = re.compile(r"-(?:thin|light|bold|fill|duotone)$")
-"""The weight of a drawing of Phosphor, which its components have as a property."""
-_IMPORTS: dict[str, Callable[[str], list[str]]] = {
-    "lucide": lambda name: [f"import {{ {_pascal(name)} }} from 'lucide-react'"],
-    "tabler": lambda name: [f"import {{ Icon{_pascal(name)} }} from '@tabler/icons-react'"],
-    "ph": lambda name: [f"import {{ {_pascal(_WEIGHT.sub('', name))}Icon }} from '@phosphor-icons/react'"],
-    "heroicons": lambda name: [_heroicon(name)],
-    "ri": lambda name: [f"import {{ Ri{_pascal(name)} }} from '@remixicon/react'"],
-    "mdi": lambda name: [f"import {{ mdi{_pascal(name)} }} from '@mdi/js'"],
-    "bi": lambda name: [f'<i class="bi bi-{name}"></i>'],
-}
-"""Lines by which code uses an icon of a set, besides those of Iconify."""
 
 
 class ToolAnswer(NamedTuple):
@@ -166,7 +154,7 @@ class IconTools:
                         "svg": content.decode("utf-8", "replace") if is_drawn else None,
                         **{key: _plain(str(fields[key])) for key in ("set", "licence", "author") if fields.get(key)},
                         "use": [
-                            *(_IMPORTS[prefix](short) if prefix in _IMPORTS else []),
+                            *usage_lines(prefix, short),
                             *([f'<Icon icon="{name}" />'] if "package" in fields else []),
                         ],
                     }
@@ -351,18 +339,3 @@ def _plain(text: str) -> str:
 
 def _json(content: object) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-
-
-def _pascal(name: str) -> str:
-    return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
-
-
-def _heroicon(name: str) -> str:
-    for ending, module in {"-20-solid": "20/solid", "-16-solid": "16/solid", "-solid": "24/solid"}.items():
-        if name.endswith(ending):
-            return f"import {{ {_heroicon_component(name.removesuffix(ending))} }} from '@heroicons/react/{module}'"
-    return f"import {{ {_heroicon_component(name)} }} from '@heroicons/react/24/outline'"
-
-
-def _heroicon_component(name: str) -> str:
-    return re.sub(r"\d[a-z]", lambda part: part[0].upper(), _pascal(name)) + "Icon"  # Squares2X2Icon

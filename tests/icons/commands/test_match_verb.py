@@ -147,18 +147,24 @@ def test_an_index_of_another_model_is_one_line(grr_coca, sets, tmp_path):
     assert first["matches"][0] == {"icon": first["icon"], "probability": None, "same_name": False}
 
 
-def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp_path, monkeypatch):
-    from grr_coca_icons.sources import iconify
-
-    packages = tmp_path / "cache" / "grr-coca" / "icon-sets" / "packages"
-    packages.mkdir(parents=True)
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Packages of Iconify in the cache: lucide and tabler."""
+    folder = tmp_path / "cache" / "grr-coca" / "icon-sets" / "packages"
+    folder.mkdir(parents=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with tarfile.open(packages / "iconify-json-lucide-1.0.0.tgz", "w:gz") as tar:
-        data = icon_set("lucide", {"trash-2": TRASH, "house": HOME}).encode()
-        member = tarfile.TarInfo("package/icons.json")
-        member.size = len(data)
-        tar.addfile(member, io.BytesIO(data))
-    assert iconify.packages_folder() == packages
+    for prefix, icons in {
+        "lucide": {"trash-2": TRASH, "house": HOME, "heart": HEART},
+        "tabler": {"trash": TRASH, "home": HOME, "moon": MOON},
+    }.items():
+        with tarfile.open(folder / f"iconify-json-{prefix}-1.0.0.tgz", "w:gz") as tar:
+            data = icon_set(prefix, icons).encode()
+            member = tarfile.TarInfo("package/icons.json")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp_path, packages):
     (tmp_path / "app.tsx").write_text("\nimport { Trash2, Nonsense } from 'lucide-react'\n")
     said = grr_coca("match", "--used-in", tmp_path / "app.tsx", sets[1], "--json")
     (record,) = map(json.loads, said.out.splitlines())
@@ -166,6 +172,32 @@ def test_icons_that_code_uses_are_matched_with_file_and_line(grr_coca, sets, tmp
     assert record["used"] == [f"{tmp_path}/app.tsx:2"]
     assert record["matches"][0]["icon"] == "other:trash"
     assert f"{tmp_path}/app.tsx:2: lucide has no icon 'Nonsense'" in said.err
+
+
+def test_the_code_is_rewritten_as_decided_and_as_is_likely(grr_coca, tmp_path, packages):
+    code = tmp_path / "app" / "a.tsx"
+    code.parent.mkdir()
+    code.write_text("import { Heart, House, Trash2 } from 'lucide-react'\n")
+    decided = tmp_path / "map.json"
+    decided.write_text('{"lucide:house": "tabler:moon"}')
+    command = ("match", "--used-in", code.parent, "iconify:tabler", "--decided", decided, "--apply")
+    after = "import { Heart } from 'lucide-react'\nimport { IconMoon, IconTrash } from '@tabler/icons-react'\n"
+    shown = grr_coca(*command, "--dry-run")
+    assert "".join(f"+{line}\n" for line in after.splitlines()) in shown.out
+    assert re.search(r"a\.tsx:1: lucide:heart → (none|tabler:\w+ \d+%, not applied)\n", shown.out)
+    assert "2 names in 1 files would be replaced; 1 places are left" in shown.err
+    assert code.read_text() == "import { Heart, House, Trash2 } from 'lucide-react'\n"
+    assert grr_coca(*command).code == 0
+    assert code.read_text() == after
+    assert "0 names in 0 files are replaced" in grr_coca(*command).err
+    code.write_text(after.partition("\n")[2])
+    assert grr_coca(*command).err == "only icons of tabler are used there\n"
+
+
+def test_options_of_apply_without_it_are_one_line(grr_coca, sets):
+    assert "belong to --apply" in grr_coca("match", *sets, "--dry-run").err
+    assert "--used-in" in grr_coca("match", *sets, "--apply").err
+    assert "from 0 to 1" in grr_coca("match", *sets, "--min-probability", 2).err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from picture_kinds import PICTURES, write_pictures
 
 from grr_coca.data.images import decode_image
 from grr_coca.data.preprocess import Framing
-from grr_coca_icons.tools.icon_tools import _IMPORTS
+from grr_coca_icons.codemod.packages import usage_lines
 from grr_coca_serve.page import FILES
 
 
@@ -60,7 +60,7 @@ def test_a_line_of_import_is_that_of_the_package_and_of_the_tools_for_agents(in_
     assert in_node(program, [*LINES]) == [*LINES.values()]
     for (prefix, name), line in LINES.items():
         if line is not None:
-            assert _IMPORTS[prefix](name) == [line.replace('"', "'").rstrip(";")]
+            assert usage_lines(prefix, name) == [line.replace('"', "'").rstrip(";")]
 
 
 FRAMINGS = [

@@ -1,0 +1,339 @@
+"""Rewrites the icons in the code of an app: which files, what stays, and the dependencies in package.json.
+
+A plan is made first, and can be shown as a diff. Each file is then written whole or not at all. Links, `node_modules`,
+what git ignores, generated code and lockfiles are left alone.
+"""
+
+import difflib
+import json
+import os
+import re
+import shlex
+import subprocess
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ast_grep_py import SgNode, SgRoot
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_whole, write_whole
+from grr_coca.common.outputs import disk_errors
+from grr_coca_icons.codemod.packages import PACKAGES
+from grr_coca_icons.codemod.rewrite import SUFFIXES, ParseError, Replacements, rewrite
+from grr_coca_icons.match import used_icons
+from grr_coca_icons.match.used_icons import Use, code_files, squashed, uses_in
+
+_GENERATED = re.compile(r"@generated|\bauto(?:matically)?[- ]generated\b|\bdo not (?:edit|modify)\b", re.IGNORECASE)
+_HEAD = 500
+"""Characters at the beginning of a file in which generated code says so."""
+_LOCKS = {
+    "pnpm-lock.yaml": "pnpm install",
+    "yarn.lock": "yarn install",
+    "bun.lock": "bun install",
+    "bun.lockb": "bun install",
+    "package-lock.json": "npm install",
+}
+"""Lockfiles, and the commands that bring them up to date."""
+_SECTIONS = frozenset({"dependencies", "devDependencies", "peerDependencies", "optionalDependencies"})
+
+
+@dataclass(frozen=True)
+class Left:
+    """A place that is left to a person. `use`: of an icon, or None; `reason`: why."""
+
+    file: str
+    line: int
+    reason: str
+    use: Use | None = None
+
+
+@dataclass
+class Plan:
+    """What would change.
+
+    Attributes:
+        changes: Files that change, with their bytes before and after.
+        replaced: Number of icons that are replaced.
+        left: Places that are left to a person.
+        commands: Commands to run afterwards.
+    """
+
+    changes: dict[Path, tuple[bytes, bytes]] = field(default_factory=dict)
+    replaced: int = 0
+    left: list[Left] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+
+    def diff(self) -> Iterator[str]:
+        """The lines of a unified diff of all changes."""
+        for path, (old, new) in self.changes.items():
+            name = path.as_posix()
+            before, after = (content.decode().splitlines(keepends=True) for content in (old, new))
+            for line in difflib.unified_diff(before, after, f"a/{name}", f"b/{name}"):
+                yield line.rstrip("\r\n")
+
+    def write(self, root: Path, *, force: bool = False) -> Path | None:
+        """Write the files. Return the backup, which is only made outside of a git repository.
+
+        Args:
+            root: The folder of the code.
+            force: Write even if git has uncommitted changes.
+
+        Raises:
+            UserError: git has uncommitted changes, or a file cannot be written.
+        """
+        backup = None
+        if not self.changes:
+            return None
+        if _repository(root) is None:
+            backup = _backed_up(root, list(self.changes))
+        elif not force:
+            _require_clean(root, list(self.changes))
+        for path, (old, new) in self.changes.items():
+            if read_whole(path) != old:
+                raise UserError(f"{path}: changed while it was read; run the command again")
+            with disk_errors(path):
+                write_whole(path, new)
+        return backup
+
+
+def make_plan(
+    root: Path, icons: Mapping[tuple[str, str], str], exclude: Sequence[str], reason: Callable[[Use], str | None]
+) -> Plan:
+    """Work out what changes in the code of a folder, or in one file.
+
+    Args:
+        root: The folder or file.
+        icons: Prefix and name of each icon that is replaced, with the full name of its equivalent.
+        exclude: Patterns of .gitignore of what to leave out.
+        reason: Says why a use of an icon stays, given that it does; None if it needs no mention.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    plan = Plan()
+    texts = dict(_texts(root, exclude))
+    uses = {path: list(uses_in(text, str(path))) for path, text in texts.items()}
+    known = {(prefix, squashed(name)) for prefix, name in icons}
+    targets = {name.partition(":")[0] for name in icons.values()}
+    stays = {use.prefix for each in uses.values() for use in each if (use.prefix, squashed(use.name)) not in known}
+    replacements = Replacements(dict(icons), frozenset(stays - targets))
+    after: dict[Path, str] = {}
+    for path, text in texts.items():
+        after[path] = new = _rewritten(path, text, replacements, plan)
+        if new != text:
+            plan.changes[path] = (text.encode(), new.encode())
+        rest = [use for use in uses_in(new, str(path)) if use.prefix not in targets] if new != text else uses[path]
+        for use in rest:
+            if use.prefix not in targets and (why := reason(use)) is not None:
+                plan.left.append(Left(str(path), use.line, why, use))
+        remaining = {(use.prefix, squashed(use.name)) for use in rest}
+        keys = ((use.prefix, squashed(use.name)) for use in uses[path])
+        plan.replaced += sum(key in known and key not in remaining for key in keys)
+    _change_manifests(root, texts, after, plan)
+    plan.left.sort(key=lambda one: (one.file, one.line))
+    return plan
+
+
+# --- Files
+
+
+def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """The files of code, and their text. Those that are not UTF-8 are no code that is known."""
+    for path in _not_ignored(root, list(code_files(root, used_icons.SUFFIXES | SUFFIXES, exclude))):
+        is_own = not path.is_symlink() and path.resolve().is_relative_to(root.resolve())
+        if not is_own or path.name in _LOCKS or path.name == "npm-shrinkwrap.json":
+            continue
+        try:
+            text = read_whole(path).decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        if not _GENERATED.search(text[:_HEAD]):
+            yield path, text
+
+
+def _rewritten(path: Path, text: str, icons: Replacements, plan: Plan) -> str:
+    """The new text of a file. Adds what is left to a person to the plan."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in SUFFIXES:
+        return text
+    try:
+        new, notes = rewrite(text, suffix, icons)
+    except ParseError as error:
+        plan.left.append(Left(str(path), 1, f"not changed: {error}"))
+        return text
+    plan.left += [Left(str(path), note.line, note.text) for note in notes]
+    return new
+
+
+def _repository(root: Path) -> Path | None:
+    """The git repository that a folder or file is in; None without git."""
+    found = _git(root, "rev-parse", "--show-toplevel")
+    return Path(found.strip()) if found else None
+
+
+def _git(root: Path, *arguments: str, given: str = "") -> str | None:
+    """What git prints; None if it fails or is not there."""
+    folder = root if root.is_dir() else root.parent
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, input=given, capture_output=True, text=True, encoding="utf-8", check=False
+        )
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _not_ignored(root: Path, paths: Sequence[Path]) -> Sequence[Path]:
+    given = "\0".join(str(path.absolute()) for path in paths)
+    ignored = _git(root, "check-ignore", "-z", "--stdin", given=given)  # fails if it ignores none
+    left_out = set((ignored or "").split("\0"))
+    return [path for path in paths if str(path.absolute()) not in left_out]
+
+
+def _require_clean(root: Path, paths: Iterable[Path]) -> None:
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no") or ""
+    untracked = _git(root, "ls-files", "-z", "--others", "--", *(str(path.absolute()) for path in paths)) or ""
+    lines = [line[3:] for line in changed.splitlines()] + [name for name in untracked.split("\0") if name]
+    if lines:
+        raise UserError(
+            f"git has uncommitted changes ({lines[0]}{f' and {len(lines) - 1} more' if len(lines) > 1 else ''}); "
+            "commit them first, so that there is a way back, or give --force"
+        )
+
+
+def _backed_up(root: Path, paths: Sequence[Path]) -> Path:
+    """A ZIP file beside the folder with the files as they are."""
+    top = root.resolve() if root.is_dir() else root.resolve().parent
+    number = 1
+    while (backup := top.parent / f"{top.name}-before-{number}.zip").exists():
+        number += 1
+    with disk_errors(backup), zipfile.ZipFile(backup, "x", zipfile.ZIP_DEFLATED) as file:
+        for path in paths:
+            file.write(path, os.path.relpath(path.resolve(), top.parent))
+    return backup
+
+
+# --- package.json
+
+
+def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path, str], plan: Plan) -> None:
+    """Replace the packages of icons in each package.json that changed files belong to."""
+    top = _repository(root) or root.resolve().parent
+    by_manifest: dict[Path, list[Path]] = defaultdict(list)
+    by_place = {path.resolve(): text for path, text in after.items()}
+    for path in plan.changes:
+        manifest = _manifest_of(path, top)
+        if manifest is not None:
+            by_manifest[manifest].append(path)
+    for manifest, paths in by_manifest.items():
+        before = {name for path in paths for name in _packages_in(texts[path])}
+        now = {name: version for path in paths for name, version in _packages_in(after[path]).items()}
+        added = {name: version for name, version in now.items() if name not in before}
+        gone = before - now.keys()
+        if gone:
+            inside = code_files(manifest.parent, used_icons.SUFFIXES | SUFFIXES, ())
+            others = (path for path in inside if path.name != manifest.name and path.name not in _LOCKS)
+            rest = (by_place.get(path) or path.read_text(encoding="utf-8", errors="replace") for path in others)
+            gone -= {name for text in rest for name in _packages_in(text)}
+        text = read_whole(manifest).decode("utf-8", "replace")
+        new = changed_manifest(text, gone, added)
+        if new == text:
+            continue
+        here = manifest.relative_to(Path.cwd()) if manifest.is_relative_to(Path.cwd()) else manifest
+        plan.changes[here] = (text.encode(), new.encode())
+        plan.commands.append(_install_command(manifest.parent, top))
+
+
+def _manifest_of(path: Path, top: Path) -> Path | None:
+    """The nearest package.json above a file that names a package of icons; without one, the nearest."""
+    found = []
+    for folder in path.resolve().parents:
+        if (folder / "package.json").is_file():
+            found.append(folder / "package.json")
+        if folder == top:
+            break
+    names = {f'"{package.name}"' for package in PACKAGES} | {'"@iconify-json/'}
+    return next((one for one in found if any(name in one.read_text("utf-8", "replace") for name in names)), None) or (
+        found[0] if found else None
+    )
+
+
+_ICONIFY = "@iconify-json/"
+
+
+def _packages_in(text: str) -> dict[str, str]:
+    """The packages of icons that a file of code needs, and their versions. Those of Iconify have any version."""
+    found = {one.name: one.version for one in PACKAGES if re.search(rf"['\"]{re.escape(one.name)}['\"/]", text)}
+    prefixes = {use.prefix for use in uses_in(text, "") if _is_written_by_name(use, text)}
+    return found | {f"{_ICONIFY}{prefix}": "*" for prefix in prefixes}
+
+
+def _is_written_by_name(use: Use, text: str) -> bool:
+    return any(f"{use.prefix}{between}{use.name}" in text for between in (":", "-", "--", "/"))
+
+
+def changed_manifest(text: str, gone: Iterable[str], added: Mapping[str, str]) -> str:
+    """The text of a package.json without some packages, and with others, which take their place.
+
+    Packages of Iconify are only added in place of another.
+    """
+    there = _dependencies(text)
+    removed = [name for name in there if name in set(gone)]
+    missing = {
+        name: version
+        for name, version in added.items()
+        if name not in there and (not name.startswith(_ICONIFY) or any(one.startswith(_ICONIFY) for one in removed))
+    }
+    lines = [f"{json.dumps(name)}: {json.dumps(version)}" for name, version in missing.items()]
+    known = [name for name in there if any(name == one.name for one in PACKAGES)]
+    anchor = next(iter([*removed, *reversed(known), *reversed(list(there))]), None)
+    if lines and anchor is not None:
+        start, end = _span(there[anchor])
+        space = text[len(text[:start].rstrip()) : start]
+        text = text[:start] + f",{space}".join([*([] if removed else [text[start:end]]), *lines]) + text[end:]
+    for name in removed[1:] if lines else removed:
+        pair = _dependencies(text)[name]
+        start, end = _span(pair)
+        following = next((one for one in pair.next_all() if one.kind() == "pair"), None)
+        preceding = next((one for one in pair.prev_all() if one.kind() == "pair"), None)
+        if following is not None:
+            end = _span(following)[0]
+        elif preceding is not None:
+            start = _span(preceding)[1]
+        text = text[:start] + text[end:]
+    return text
+
+
+def _dependencies(text: str) -> dict[str, SgNode]:
+    """The dependencies of a package.json, by name."""
+    pairs = SgRoot(text, "json").root().find_all(kind="pair")
+    return {_key(pair): pair for pair in pairs if _section(pair) in _SECTIONS}
+
+
+def _span(pair: SgNode) -> tuple[int, int]:
+    return pair.range().start.index, pair.range().end.index
+
+
+def _key(pair: SgNode) -> str:
+    key = pair.field("key")
+    return key.text()[1:-1] if key is not None else ""
+
+
+def _section(pair: SgNode) -> str:
+    """The section of a package.json that a pair is in; empty if it is in none."""
+    outer = pair.parent()
+    section = outer.parent() if outer is not None else None
+    return _key(section) if section is not None and section.kind() == "pair" else ""
+
+
+def _install_command(folder: Path, top: Path) -> str:
+    for place in (folder, *folder.parents):
+        for lock, command in _LOCKS.items():
+            if (place / lock).is_file():
+                return command if place == Path.cwd() else f"cd {shlex.quote(str(place))} && {command}"
+        if place == top:
+            break
+    return "npm install" if folder == Path.cwd() else f"cd {shlex.quote(str(folder))} && npm install"

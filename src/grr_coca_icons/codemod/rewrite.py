@@ -1,0 +1,749 @@
+"""Rewrites the icons in the text of one file of code. Whatever is not an icon keeps each of its characters.
+
+Code is parsed by tree-sitter's grammars (the package ast-grep-py): JavaScript and TypeScript with JSX, components of
+Vue, HTML, CSS, JSON and YAML. Rewritten are
+
+- imports of components, elements of JSX and of Vue's templates, and any other mention of an imported component;
+- properties that the two packages name differently (`strokeWidth`, and `stroke` in tabler), and types (`LucideIcon`);
+- names in whole strings (`"lucide:trash-2"`) and in classes (`i-lucide-trash-2`, `icon-[lucide--trash-2]`).
+
+A component whose new name is taken in the file is imported under its old one (`import { HomeIcon as Home }`).
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+from ast_grep_py import SgNode, SgRoot
+
+from grr_coca_icons.codemod.packages import Component, Package, package_for, package_of
+from grr_coca_icons.match.used_icons import class_prefix, default_icons, exported_icons, squashed
+
+SCRIPTS = {
+    **dict.fromkeys(("js", "jsx", "mjs", "cjs"), "javascript"),
+    **dict.fromkeys(("ts", "mts", "cts"), "typescript"),
+    "tsx": "tsx",
+}
+"""Suffixes of scripts, and their grammars."""
+_PAGES = frozenset({"vue", "html", "htm", "svelte", "astro"})
+_GRAMMARS = {**SCRIPTS, **dict.fromkeys(_PAGES, "html"), "json": "json", "css": "css", "yaml": "yaml", "yml": "yaml"}
+SUFFIXES = frozenset(_GRAMMARS)
+"""Suffixes of files that can be rewritten."""
+
+
+class Replacements:
+    """Which icon takes the place of which.
+
+    Args:
+        icons: Prefix of a set and name in it, with the full name of the icon that replaces it.
+        partial: Prefixes of sets of which other icons stay in the code. So their types stay, too.
+    """
+
+    def __init__(self, icons: "dict[tuple[str, str], str]", partial: "frozenset[str]" = frozenset()) -> None:
+        self._icons = {(prefix, squashed(name)): other for (prefix, name), other in icons.items()}
+        self.partial = partial
+        self.target_prefixes = tuple(dict.fromkeys(other.partition(":")[0] for other in icons.values()))
+
+    def of(self, prefix: str, name: str) -> tuple[str, str] | None:
+        """Prefix and name of the icon that takes the place of another; None if it stays."""
+        other = self._icons.get((prefix, squashed(name)))
+        if other is None:
+            return None
+        first, _, last = other.partition(":")
+        return first, last
+
+
+class Note(NamedTuple):
+    """Something that a person has to look at: the line in the new text, and what it is."""
+
+    line: int
+    text: str
+
+
+class Rewritten(NamedTuple):
+    """The text of a file after its icons were replaced, and what is left."""
+
+    text: str
+    notes: list[Note]
+
+
+class ParseError(ValueError):
+    """A file is not valid code of its language."""
+
+
+def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:
+    """Replace the icons in the text of a file.
+
+    Args:
+        text: Of the file, with its line ends.
+        suffix: Of the file's name, without the dot, one of `SUFFIXES`.
+        icons: What takes the place of what.
+
+    Raises:
+        ParseError: A script has a syntax error.
+    """
+    return _File(text, suffix, icons).rewritten()
+
+
+@dataclass
+class _Import:
+    """An imported name: of an icon that is replaced, or of a type. `node`: its specifier; `statement`: the import;
+    `imported`, `local`: its name in the module and in the file; `is_type`: imported as `type X`."""
+
+    node: SgNode
+    statement: SgNode
+    imported: str
+    local: str
+    is_type: bool
+    source: Package
+    target: Package
+    component: Component | None
+    new_local: str = ""
+    is_shadowed: bool = False
+
+    @property
+    def new_name(self) -> str:
+        assert self.component is not None
+        return self.component.name
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a file that has a tree of its own, and the place where it begins."""
+
+    root: SgNode
+    start: int
+    grammar: str
+    is_script: bool = True
+
+    def find_all(self, *kinds: str) -> list[SgNode]:
+        """The nodes of some kinds, in order."""
+        known = _known(self.grammar, kinds)
+        return self.root.find_all(any=[{"kind": kind} for kind in known]) if known else []
+
+
+@lru_cache
+def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of some kinds of nodes that a grammar has: to look for others is an error."""
+    empty = SgRoot("", grammar).root()
+
+    def is_known(kind: str) -> bool:
+        try:
+            empty.find(kind=kind)
+        except RuntimeError:
+            return False
+        return True
+
+    return tuple(filter(is_known, kinds))
+
+
+@dataclass
+class _File:
+    text: str
+    suffix: str
+    icons: Replacements
+    edits: dict[tuple[int, int], str] = field(default_factory=dict)
+    notes: list[tuple[int, str]] = field(default_factory=list)
+    present: set[str] = field(default_factory=set)
+    """Names that the file imports from the new package already."""
+
+    def rewritten(self) -> Rewritten:
+        grammar = _GRAMMARS[self.suffix]
+        root = SgRoot(self.text, grammar).root()
+        if grammar in ("html", "css", "json", "yaml"):
+            self._strings(_Part(root, 0, grammar))
+        if self.suffix in SCRIPTS:
+            self._code([_Part(root, 0, grammar)], None)
+        elif self.suffix == "vue":
+            self._code(list(_vue_parts(root)), root)
+        pieces, at, moved = [], 0, []
+        for (start, end), new in sorted(self.edits.items()):
+            if start < at:  # inside a part that is replaced as a whole
+                continue
+            pieces += [self.text[at:start], new]
+            at = end
+            moved.append((end, new.count("\n") - self.text.count("\n", start, end)))
+        lines = {
+            Note(self.text.count("\n", 0, place) + 1 + sum(lines for end, lines in moved if end <= place), text)
+            for place, text in self.notes
+        }
+        return Rewritten("".join([*pieces, self.text[at:]]), sorted(lines))
+
+    def _edit(self, start: int, end: int, new: str) -> None:
+        if self.text[start:end] != new:
+            self.edits[start, end] = new
+
+    def _replace(self, part: _Part, node: SgNode, new: str) -> None:
+        span = node.range()
+        self._edit(part.start + span.start.index, part.start + span.end.index, new)
+
+    def _note(self, part: _Part, node: SgNode, text: str) -> None:
+        self.notes.append((part.start + node.range().start.index, text))
+
+    # --- Names in strings
+
+    def _strings(self, part: _Part) -> None:
+        for node in part.find_all(*_STRING_KINDS):
+            start, text = part.start + node.range().start.index, node.text()
+            for begin, end, new in _in_string(text, self.icons):
+                if not (_is_cut(node) and (begin == 0 or end == len(text))):
+                    self._edit(start + begin, start + end, new)
+
+    # --- Components
+
+    def _code(self, parts: list[_Part], page: SgNode | None) -> None:
+        for part in parts:
+            if page is None and part.root.find(kind="ERROR") is not None:
+                raise ParseError("a syntax error")
+            self._strings(part)
+        found = [(part, one) for part in parts if part.is_script for one in self._imports(part)]
+        if not found:
+            return
+        self._name(parts, [one for _, one in found], page)
+        by_local = {one.local: one for _, one in found}
+        for part in parts:
+            self._mentions(part, by_local, is_vue=page is not None)
+            for element in _jsx_elements(part):
+                self._element(part, element, by_local)
+        if page is not None:
+            for tag in _tags(page):
+                self._element(_Part(page, 0, "html"), tag, by_local)
+        by_statement: dict[tuple[int, int], list[tuple[_Part, _Import]]] = defaultdict(list)
+        for part, one in found:
+            span = one.statement.range()
+            by_statement[part.start, span.start.index].append((part, one))
+        bound = set(self.present)
+        for group in by_statement.values():
+            self._statement(group[0][0], [one for _, one in group], bound)
+
+    def _imports(self, part: _Part) -> Iterator[_Import]:
+        """The imports that are replaced."""
+        for statement in part.find_all("import_statement", "export_statement"):
+            origin = statement.field("source")
+            if origin is None:
+                continue
+            module = origin.text()[1:-1]
+            yield from self._default(part, statement, module)
+            source = package_of(module)
+            if source is None:
+                continue
+            of_sets = (package_for(prefix, source.framework) for prefix in self.icons.target_prefixes)
+            target = next((one for one in of_sets if one is not None), None)
+            if target is not None:
+                yield from self._named(part, statement, module, source, target)
+
+    def _default(self, part: _Part, statement: SgNode, module: str) -> Iterator[_Import]:
+        """`import Trash from "lucide-react/icons/trash"` becomes a named import, that of `~icons/` stays one."""
+        clause = next((one for one in statement.children() if one.kind() == "import_clause"), None)
+        local = clause.child(0) if clause is not None else None
+        if clause is None or local is None or local.kind() != "identifier":
+            if clause is not None and local is not None and local.kind() == "namespace_import":
+                source = package_of(module)
+                if source is not None and exported_icons(module) is not None:
+                    self._note(part, statement, f"all of {module} is imported")
+            return
+        for prefix, name in default_icons(module):
+            new = self.icons.of(prefix, name)
+            source = package_of(module)
+            if new is None:
+                continue
+            if module.startswith("~icons/"):
+                origin = statement.field("source")
+                assert origin is not None
+                quote = origin.text()[0]
+                rest = module.removeprefix("~icons/").partition("?")
+                self._replace(part, origin, f"{quote}~icons/{new[0]}/{new[1]}{rest[1]}{rest[2]}{quote}")
+            elif source is not None and (target := package_for(new[0], source.framework)) is not None:
+                component = target.component(*new)
+                if component is not None:
+                    text = local.text()
+                    yield _Import(local, statement, text, text, False, source, target, component)
+
+    def _named(
+        self, part: _Part, statement: SgNode, module: str, source: Package, target: Package
+    ) -> Iterator[_Import]:
+        named = exported_icons(module)
+        for node in statement.find_all(any=[{"kind": "import_specifier"}, {"kind": "export_specifier"}]):
+            name, alias = node.field("name"), node.field("alias")
+            assert name is not None
+            local = (alias or name).text()
+            is_type = node.text().startswith("type ") or bool(re.match(r"(?:import|export)\s+type\b", statement.text()))
+            types = {source.component_type: target.component_type, source.properties_type: target.properties_type}
+            if name.text() in types and name.text():
+                if target.name != source.name and self.icons.partial.isdisjoint(source.prefixes):
+                    new_type = types[name.text()]
+                    component = Component(target.name, new_type) if new_type else None
+                    yield _Import(node, statement, name.text(), local, is_type, source, target, component)
+                continue
+            found = list(named(name.text())) if named is not None else []
+            new = next((new for one in found if (new := self.icons.of(*one))), None)
+            component = None
+            if new is not None and (of_set := package_for(new[0], source.framework)) is not None:
+                component = of_set.component(*new)
+                if component is not None:
+                    yield _Import(node, statement, name.text(), local, is_type, source, of_set, component)
+            if not found and named is not None:
+                self._note(part, node, f"{name.text()} of {module} is not an icon")
+
+    def _name(self, parts: Sequence[_Part], imports: list[_Import], page: SgNode | None) -> None:
+        """Choose the name of each new component in the file."""
+        leaving = {one.local for one in imports}
+        components = [one.component for one in imports if one.component is not None]
+        modules = {component.module for component in components}
+        self.present = {name for part in parts for name in _imported_from(part.root, modules)} - leaving
+        bound: dict[str, int] = defaultdict(int)
+        taken: set[str] = set()
+        for part in parts:
+            for node in part.find_all(*_NAME_KINDS):
+                if node.text() in self.present:
+                    bound[node.text()] += _is_binding(node)
+                elif node.text() not in leaving:
+                    taken.add(node.text())
+                elif _is_binding(node):
+                    bound[node.text()] += 1
+        if page is not None:
+            taken |= {_camel(tag.text()) for tag in page.find_all(kind="tag_name")} - leaving
+        chosen: dict[str, str] = {}
+        for one in imports:
+            if one.component is None:
+                continue
+            is_export = one.statement.kind() == "export_statement"
+            one.is_shadowed = bound[one.local] > 0
+            is_renamed = one.imported != one.local
+            new = one.component.name
+            is_same = chosen.get(new, one.component.module) == one.component.module
+            if is_export or is_renamed or one.is_shadowed or bound[new] or new in taken or not is_same:
+                fallback = one.local
+                if one.component.name in (one.target.component_type, one.target.properties_type) and not is_export:
+                    fallback = one.local if is_renamed else f"{one.target.type_prefix}{new}"
+                    fallback = one.local if fallback in taken else fallback
+                one.new_local = fallback
+            else:
+                one.new_local = new
+            chosen[one.new_local] = one.component.module
+
+    def _mentions(self, part: _Part, imports: dict[str, _Import], *, is_vue: bool) -> None:
+        for node in part.find_all(*_NAME_KINDS):
+            one = imports.get(node.text())
+            if one is None or _is_of_import(node):
+                continue
+            if one.component is None:  # a type that the new package does not have
+                self._replace(part, node, _type_of(one))
+            elif one.new_local != one.local and (
+                (node.kind() == "type_identifier") == _is_type(one) or _is_exported(node)
+            ):
+                self._replace(part, node, self._mention(node, one, is_vue=is_vue))
+            if one.component is not None and one.component.properties and not _is_element(node):
+                told = ", ".join(f'{key}="{value}"' for key, value in one.component.properties.items())
+                self._note(part, node, f"{one.new_local} needs {told}")
+
+    def _mention(self, node: SgNode, one: _Import, *, is_vue: bool) -> str:
+        parent = node.parent()
+        if node.kind() == "shorthand_property_identifier":
+            pair = parent.parent() if parent is not None else None
+            key = pair.field("key") if pair is not None and pair.kind() == "pair" else None
+            if is_vue and key is not None and key.text() == "components":
+                return one.new_local
+            return f"{one.local}: {one.new_local}"
+        if parent is not None and parent.kind() == "export_specifier" and parent.field("alias") is None:
+            return f"{one.new_local} as {one.local}"
+        return one.new_local
+
+    # --- Elements
+
+    def _element(self, part: _Part, element: "_Element", imports: dict[str, _Import]) -> None:
+        one = imports.get(element.component)
+        if one is None or one.component is None or _is_type(one):
+            return
+        if element.is_tag and one.new_local != one.local:
+            for name in element.names:
+                is_dashed = name.text() != _camel(name.text())
+                self._replace(part, name, _dashed(one.new_local) if is_dashed else one.new_local)
+        changed, added = list(_changed(element, one)), list(_added(element, one))
+        if one.is_shadowed:
+            if changed or added:
+                self._note(part, element.names[0], f"{one.local} has several meanings here: its properties stay")
+            return
+        for attribute, new in changed:
+            start, end = attribute.range().start.index, attribute.range().end.index
+            if not new:  # with the space before it
+                before = self.text[: part.start + start]
+                start -= len(before) - len(before.rstrip())
+            self._edit(part.start + start, part.start + end, new)
+        if added:
+            span = element.names[0].range()
+            start, end = part.start + span.start.index, part.start + span.end.index
+            written = self.edits.pop((start, end), self.text[start:end])
+            self._edit(start, end, " ".join([written, *added]))
+
+    # --- Statements
+
+    def _statement(self, part: _Part, imports: list[_Import], bound: set[str]) -> None:
+        """Rewrite one import, and put a new one behind it if something of it stays."""
+        statement = imports[0].statement
+        origin = statement.field("source")
+        assert origin is not None
+        quote = origin.text()[0]
+        specifiers: dict[str, dict[str, None]] = defaultdict(dict)
+        written: dict[int, str] = {}
+        for one in imports:
+            place = one.node.range().start.index
+            if one.component is None or one.new_local in bound:
+                written[place] = ""
+                continue
+            new = one.new_name if one.new_name == one.new_local else f"{one.new_name} as {one.new_local}"
+            inner = "type " if one.node.text().startswith("type ") else ""
+            if one.statement.kind() == "import_statement":
+                bound.add(one.new_local)
+            written[place] = f"{inner}{new}"
+            specifiers[one.component.module][f"{inner}{new}"] = None
+        named = statement.find_all(any=[{"kind": "import_specifier"}, {"kind": "export_specifier"}])
+        clause = statement.find(any=[{"kind": "named_imports"}, {"kind": "export_clause"}])
+        is_whole = clause is not None and len(written) == len(named) and not _has_default(statement)
+        if is_whole and len(specifiers) == 1:
+            self._replace(part, origin, f"{quote}{next(iter(specifiers))}{quote}")
+            for node in named:
+                new = written[node.range().start.index]
+                if new:
+                    self._replace(part, node, new)
+            self._drop(part, [node for node in named if not written[node.range().start.index]], named)
+            return
+        keyword = re.match(r"(?:import|export)(?:\s+type)?\b", statement.text())
+        assert keyword is not None
+        end = ";" if statement.text().rstrip().endswith(";") else ""
+        span = statement.range()
+        lines = [
+            f"{keyword[0]} {{ {', '.join(names)} }} from {quote}{module}{quote}{end}"
+            for module, names in specifiers.items()
+        ]
+        start = part.start + span.start.index
+        line_start = self.text.rfind("\n", 0, start) + 1
+        indent = self.text[line_start:start] if not self.text[line_start:start].strip() else ""
+        newline = "\r\n" if "\r\n" in self.text else "\n"
+        if is_whole or imports[0].node.kind() == "identifier":
+            text = (newline + indent).join(lines)
+            if lines:
+                self._replace(part, statement, text)
+            else:
+                after = part.start + span.end.index
+                rest = re.compile(r"[ \t]*\r?\n").match(self.text, after)
+                self._edit(line_start, rest.end() if rest else after, "")
+            return
+        self._drop(part, [one.node for one in imports], named)
+        at = part.start + span.end.index
+        if lines:
+            self._edit(at, at, "".join(f"{newline}{indent}{line}" for line in lines))
+
+    def _drop(self, part: _Part, dropped: Sequence[SgNode], named: Sequence[SgNode]) -> None:
+        """Remove specifiers with the commas behind them, or before the last."""
+        starts = {node.range().start.index for node in dropped}
+        kept_before: SgNode | None = None
+        for node, following in zip(named, [*named[1:], None], strict=True):
+            span = node.range()
+            if span.start.index not in starts:
+                kept_before = node
+                continue
+            if following is not None:
+                self._edit(part.start + span.start.index, part.start + following.range().start.index, "")
+            elif kept_before is not None:
+                # Those dropped directly before it end where it begins: one edit for all of them.
+                begin = part.start + kept_before.range().end.index
+                for other in [key for key in self.edits if begin <= key[0] < part.start + span.end.index]:
+                    del self.edits[other]
+                self._edit(begin, part.start + span.end.index, "")
+
+
+# --- Strings
+
+_STRING_KINDS = (
+    "string_fragment",  # JavaScript
+    "attribute_value",  # HTML
+    "plain_value",  # CSS: @apply
+    "keyword_query",
+    "string_content",  # JSON
+    "plain_scalar",  # YAML
+    "double_quote_scalar",
+    "single_quote_scalar",
+)
+_WHOLE = re.compile(r"(['\"]?)@?(?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*):(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*)\1")
+_CLASS = re.compile(
+    r"(?<![\w-])i-(?P<icon>[a-z0-9]+(?:[-:][a-z0-9]+)+)(?![\w-])"
+    r"|(?<![\w-])icon-\[(?P<prefix>[a-z0-9-]+?)--(?P<name>[a-z0-9-]+)\]"
+)
+
+
+def _in_string(text: str, icons: Replacements) -> Iterator[tuple[int, int, str]]:
+    """The names in a string that are replaced: where they begin and end, and the new ones."""
+    whole = _WHOLE.fullmatch(text)
+    if whole is not None and (new := icons.of(whole["prefix"], whole["icon"])) is not None:
+        yield whole.start("prefix"), whole.end("icon"), ":".join(new)
+    for match in _CLASS.finditer(text):
+        if match["name"]:
+            new, group, between = icons.of(match["prefix"], match["name"]), ("prefix", "name"), "--"
+        else:
+            written = match["icon"]
+            prefix = class_prefix(written)
+            new = icons.of(prefix, written[len(prefix) + 1 :]) if prefix else None
+            group, between = ("icon", "icon"), written[len(prefix or "")]
+        if new is not None:
+            yield match.start(group[0]), match.end(group[1]), between.join(new)
+
+
+def _is_cut(node: SgNode) -> bool:
+    """True for a part of a template string that something is put into: its names may go on there."""
+    parent = node.parent()
+    return parent is not None and parent.kind() == "template_string" and len(parent.named_children()) > 1
+
+
+# --- Names
+
+_NAME_KINDS = (
+    "identifier",
+    "type_identifier",
+    "shorthand_property_identifier",
+    "shorthand_property_identifier_pattern",
+)
+_BINDINGS = {
+    "variable_declarator": "name",
+    "required_parameter": "pattern",
+    "optional_parameter": "pattern",
+    "function_declaration": "name",
+    "function_expression": "name",
+    "class_declaration": "name",
+    "enum_declaration": "name",
+    "interface_declaration": "name",
+    "type_alias_declaration": "name",
+    "type_parameter": "name",
+    "arrow_function": "parameter",
+    "catch_clause": "parameter",
+    "assignment_pattern": "left",
+    "pair_pattern": "value",
+    "for_in_statement": "left",
+    "internal_module": "name",
+}
+"""Nodes that bind a name, and the field that holds it."""
+_ALWAYS_BINDINGS = frozenset({"array_pattern", "rest_pattern", "formal_parameters"})
+
+
+def _is_binding(node: SgNode) -> bool:
+    """True if the name means something else than the import from here on."""
+    parent = node.parent()
+    if node.kind() == "shorthand_property_identifier_pattern":
+        return True
+    if parent is None:
+        return False
+    if parent.kind() in _ALWAYS_BINDINGS:
+        return True
+    bound = parent.field(_BINDINGS[parent.kind()]) if parent.kind() in _BINDINGS else None
+    return bound is not None and _is_same(bound, node)
+
+
+def _is_same(one: SgNode, other: SgNode) -> bool:
+    return one.range().start.index == other.range().start.index and one.range().end.index == other.range().end.index
+
+
+def _is_of_import(node: SgNode) -> bool:
+    """True for names in imports, in what is exported of another module, and for names that an export gives."""
+    parent = node.parent()
+    if parent is None or parent.kind() not in ("import_specifier", "import_clause", "export_specifier"):
+        return False
+    if parent.kind() != "export_specifier":
+        return True
+    alias = parent.field("alias")
+    if alias is not None and _is_same(alias, node):
+        return True
+    return any(one.kind() == "export_statement" and one.field("source") is not None for one in parent.ancestors())
+
+
+def _is_element(node: SgNode) -> bool:
+    parent = node.parent()
+    return parent is not None and parent.kind().startswith("jsx_") and parent.kind().endswith("_element")
+
+
+def _is_exported(node: SgNode) -> bool:
+    parent = node.parent()
+    return parent is not None and parent.kind() == "export_specifier"
+
+
+def _imported_from(root: SgNode, modules: Collection[str]) -> Iterator[str]:
+    """The names that a script imports from some modules without another name."""
+    for statement in root.find_all(kind="import_statement"):
+        origin = statement.field("source")
+        if origin is not None and origin.text()[1:-1] in modules:
+            for node in statement.find_all(kind="import_specifier"):
+                name = node.field("name")
+                if name is not None and node.field("alias") is None:
+                    yield name.text()
+
+
+def _is_type(one: _Import) -> bool:
+    return one.imported in (one.source.component_type, one.source.properties_type)
+
+
+def _type_of(one: _Import) -> str:
+    """The type of components, or of their properties, where the new package exports none."""
+    if one.target.framework == "vue":
+        is_component = one.imported == one.source.component_type
+        return 'import("vue").FunctionalComponent' if is_component else 'import("vue").SVGAttributes'
+    properties = 'import("react").SVGProps<SVGSVGElement>'
+    return f'import("react").ComponentType<{properties}>' if one.imported == one.source.component_type else properties
+
+
+def _has_default(statement: SgNode) -> bool:
+    clause = next((one for one in statement.children() if one.kind() == "import_clause"), None)
+    return clause is not None and any(one.kind() != "named_imports" for one in clause.named_children())
+
+
+def _camel(name: str) -> str:
+    """A name of a component or property as JavaScript has it: `trash-2` is `Trash2`, `stroke-width` `StrokeWidth`."""
+    return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
+
+
+def _dashed(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+
+
+# --- Elements
+
+
+class _Attribute(NamedTuple):
+    """`name`: as JSX has it; `written`: as the code has it; `value`: with its quotes or braces, empty if it has none;
+    `is_bound`: whether a value of Vue is an expression."""
+
+    node: SgNode
+    name: str
+    written: str
+    value: str
+    is_bound: bool
+
+
+class _Element(NamedTuple):
+    """`component`: name of its component, as imports have it; `names`: where it is; `is_tag`: of a template of Vue."""
+
+    component: str
+    names: list[SgNode]
+    attributes: list[_Attribute]
+    has_spread: bool
+    is_tag: bool
+
+
+def _jsx_elements(part: _Part) -> Iterator[_Element]:
+    for node in part.find_all("jsx_opening_element", "jsx_self_closing_element"):
+        name = node.field("name")
+        if name is None or name.kind() != "identifier":
+            continue
+        attributes = []
+        for child in node.named_children():
+            if child.kind() == "jsx_attribute":
+                parts = child.named_children()
+                value = parts[1].text() if len(parts) > 1 else ""
+                attributes.append(_Attribute(child, parts[0].text(), parts[0].text(), value, True))
+        has_spread = any(child.kind() == "jsx_expression" for child in node.named_children())
+        yield _Element(name.text(), [name], attributes, has_spread, False)
+
+
+def _tags(page: SgNode) -> Iterator[_Element]:
+    """The elements of a template of Vue."""
+    for node in page.find_all(any=[{"kind": "start_tag"}, {"kind": "self_closing_tag"}]):
+        name = node.find(kind="tag_name")
+        if name is None:
+            continue
+        attributes = []
+        for child in node.named_children():
+            if child.kind() == "attribute":
+                written = child.named_children()[0].text()
+                value = child.named_children()[1].text() if len(child.named_children()) > 1 else ""
+                bare = re.sub(r"^(?::|v-bind:)", "", written)
+                own = _camel(bare)
+                attributes.append(_Attribute(child, own[:1].lower() + own[1:], written, value, bare != written))
+        parent = node.parent()
+        end = next((one for one in parent.children() if one.kind() == "end_tag"), None) if parent is not None else None
+        last = end.find(kind="tag_name") if end is not None and node.kind() == "start_tag" else None
+        has_spread = any(attribute.written == "v-bind" for attribute in attributes)
+        yield _Element(_camel(name.text()), [name, *([last] if last else [])], attributes, has_spread, True)
+
+
+def _changed(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
+    """The properties that differ between the packages, and what takes their place: nothing if they are removed."""
+    source, target = one.source, one.target
+    if source.name == target.name:
+        return
+    for attribute in element.attributes:
+        new: str | None = None
+        if attribute.name in ("strokeWidth", source.stroke) and attribute.name:
+            new = target.stroke
+        elif attribute.name in source.own - target.own:
+            new = ""
+        elif attribute.name == "size" and source.has_size and not target.has_size:
+            yield attribute.node, " ".join(_renamed(attribute, side, element) for side in ("width", "height"))
+        elif attribute.name == "width" and "width" in target.refused:
+            new = "size"
+        elif attribute.name in target.refused:
+            new = ""
+        if new == "":
+            yield attribute.node, ""
+        elif new is not None and new != attribute.name:
+            yield attribute.node, _renamed(attribute, new, element)
+
+
+def _renamed(attribute: _Attribute, name: str, element: _Element) -> str:
+    if not element.is_tag:
+        return f"{name}={attribute.value}" if attribute.value else name
+    binding = re.match(r"^(?::|v-bind:)?", attribute.written)
+    written = f"{binding[0] if binding else ''}{_dashed(name)}"
+    return f"{written}={attribute.value}" if attribute.value else written
+
+
+_SIZED = re.compile(r"(?<![\w-])(?:size|w|h)-")
+"""Classes of Tailwind that set a size."""
+_SIZES = frozenset({"size", "width", "height", "style"})
+
+
+def _added(element: _Element, one: _Import) -> Iterator[str]:
+    """The properties that an element needs to look as before."""
+    assert one.component is not None
+    yield from (f'{key}="{value}"' for key, value in one.component.properties.items())
+    size = one.source.default_size
+    is_sized = any(
+        attribute.name in _SIZES or (attribute.name in ("className", "class") and _SIZED.search(attribute.value))
+        for attribute in element.attributes
+    )
+    if size in ("", one.target.default_size) or is_sized or element.has_spread:
+        return
+    for side in ("size",) if one.target.has_size else ("width", "height"):
+        if not size.isdigit():
+            yield f'{side}="{size}"'
+        else:
+            yield f':{side}="{size}"' if element.is_tag else f"{side}={{{size}}}"
+
+
+# --- Vue
+
+
+def _vue_parts(page: SgNode) -> Iterator[_Part]:
+    """The scripts of a component of Vue, and the expressions of its template, each with a tree of its own."""
+    for script in page.find_all(kind="script_element"):
+        code = script.find(kind="raw_text")
+        if code is not None:
+            language = re.search(r"lang=[\"'](\w+)", script.text().partition(">")[0])
+            grammar = SCRIPTS.get(language[1] if language else "js", "typescript")
+            yield _Part(SgRoot(code.text(), grammar).root(), code.range().start.index, grammar)
+    for style in page.find_all(kind="style_element"):
+        code = style.find(kind="raw_text")
+        if code is not None:
+            yield _Part(SgRoot(code.text(), "css").root(), code.range().start.index, "css", is_script=False)
+    for attribute in page.find_all(kind="attribute"):
+        name, value = attribute.find(kind="attribute_name"), attribute.find(kind="attribute_value")
+        if name is not None and value is not None and name.text()[0] in ":@#v" and not name.text().isalpha():
+            yield _expression(value.text(), value.range().start.index)
+    for text in page.find_all(kind="text"):
+        for match in re.finditer(r"\{\{(.*?)\}\}", text.text(), re.DOTALL):
+            yield _expression(match[1], text.range().start.index + match.start(1))
+
+
+def _expression(code: str, start: int) -> _Part:
+    """An expression, in brackets, so that `{ a }` is an object."""
+    return _Part(SgRoot(f"({code})", "typescript").root(), start - 1, "typescript", is_script=False)

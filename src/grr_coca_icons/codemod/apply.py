@@ -51,8 +51,8 @@ class Left:
 
 
 @dataclass
-class Plan:
-    """What would change.
+class CodeChanges:
+    """What would change in the code of an app.
 
     Attributes:
         changes: Files that change, with their bytes before and after.
@@ -99,9 +99,9 @@ class Plan:
         return backup
 
 
-def make_plan(
+def plan_changes(
     root: Path, icons: Mapping[tuple[str, str], str], exclude: Sequence[str], reason: Callable[[Use], str | None]
-) -> Plan:
+) -> CodeChanges:
     """Work out what changes in the code of a folder, or in one file.
 
     Args:
@@ -113,7 +113,7 @@ def make_plan(
     Raises:
         UserError: A file cannot be read.
     """
-    plan = Plan()
+    plan = CodeChanges()
     texts = dict(_texts(root, exclude))
     uses = {path: list(uses_in(text, str(path))) for path, text in texts.items()}
     known = {(prefix, squashed(name)) for prefix, name in icons}
@@ -154,7 +154,7 @@ def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
             yield path, text
 
 
-def _rewritten(path: Path, text: str, icons: Replacements, plan: Plan) -> str:
+def _rewritten(path: Path, text: str, icons: Replacements, plan: CodeChanges) -> str:
     """The new text of a file. Adds what is left to a person to the plan."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in SUFFIXES:
@@ -219,7 +219,7 @@ def _backed_up(root: Path, paths: Sequence[Path]) -> Path:
 # --- package.json
 
 
-def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path, str], plan: Plan) -> None:
+def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path, str], plan: CodeChanges) -> None:
     """Replace the packages of icons in each package.json that changed files belong to."""
     top = _repository(root) or root.resolve().parent
     by_manifest: dict[Path, list[Path]] = defaultdict(list)

@@ -1,6 +1,6 @@
 """npm packages whose components are icons: how each names them, and which properties and types it has.
 
-Names and properties are those of the versions in `Package.version`, read from their declarations of types.
+Names and properties are those of the versions in `IconPackage.version`, read from their declarations of types.
 """
 
 import re
@@ -21,14 +21,14 @@ class Component(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
+class IconPackage:
     """A package of components.
 
     Attributes:
         name: Name on npm.
         version: Range of versions to add to a package.json.
         framework: What renders the components.
-        component: Returns the component of an icon, given the prefix of its set and its name; None if it has none.
+        component: Returns the component of an icon, given the prefix of its set and its name.
         prefixes: Sets whose icons the package has.
         component_type: Type of a component; empty if the package exports none.
         properties_type: Type of its properties; empty if the package exports none.
@@ -42,7 +42,7 @@ class Package:
     name: str
     version: str
     framework: Framework
-    component: Callable[[str, str], Component | None] = field(repr=False)
+    component: Callable[[str, str], Component] = field(repr=False)
     prefixes: tuple[str, ...]
     component_type: str = ""
     properties_type: str = ""
@@ -122,7 +122,7 @@ _LUCIDE = frozenset({"absoluteStrokeWidth", "nonScalingStroke"})
 _PHOSPHOR = frozenset({"weight", "mirrored"})
 
 PACKAGES = (
-    Package(
+    IconPackage(
         name="lucide-react",
         version="^1.81.0",
         framework="react",
@@ -132,7 +132,7 @@ PACKAGES = (
         properties_type="LucideProps",
         own=_LUCIDE,
     ),
-    Package(
+    IconPackage(
         name="@tabler/icons-react",
         version="^3.52.0",
         framework="react",
@@ -142,7 +142,7 @@ PACKAGES = (
         properties_type="IconProps",
         stroke="stroke",
     ),
-    Package(
+    IconPackage(
         name="@heroicons/react",
         version="^2.2.0",
         framework="react",
@@ -151,7 +151,7 @@ PACKAGES = (
         has_size=False,
         default_size="",
     ),
-    Package(
+    IconPackage(
         name="@phosphor-icons/react",
         version="^2.1.10",
         framework="react",
@@ -163,7 +163,7 @@ PACKAGES = (
         default_size="1em",
         own=_PHOSPHOR,
     ),
-    Package(
+    IconPackage(
         name="@radix-ui/react-icons",
         version="^1.3.2",
         framework="react",
@@ -173,7 +173,7 @@ PACKAGES = (
         has_size=False,
         default_size="15",
     ),
-    Package(
+    IconPackage(
         name="@remixicon/react",
         version="^4.9.0",
         framework="react",
@@ -183,7 +183,7 @@ PACKAGES = (
         stroke="",
         refused=frozenset({"fill", "viewBox", "width", "height"}),
     ),
-    Package(
+    IconPackage(
         name="react-icons",
         version="^5.7.0",
         framework="react",
@@ -194,7 +194,7 @@ PACKAGES = (
         stroke="",
         default_size="1em",
     ),
-    Package(
+    IconPackage(
         name="react-feather",
         version="^2.0.10",
         framework="react",
@@ -203,7 +203,7 @@ PACKAGES = (
         component_type="Icon",
         properties_type="IconProps",
     ),
-    Package(
+    IconPackage(
         name="lucide-vue-next",
         version="^1.0.0",
         framework="vue",
@@ -213,7 +213,7 @@ PACKAGES = (
         properties_type="LucideProps",
         own=_LUCIDE,
     ),
-    Package(
+    IconPackage(
         name="@tabler/icons-vue",
         version="^3.48.0",
         framework="vue",
@@ -223,7 +223,7 @@ PACKAGES = (
         properties_type="IconProps",
         stroke="stroke",
     ),
-    Package(
+    IconPackage(
         name="@heroicons/vue",
         version="^2.2.0",
         framework="vue",
@@ -232,7 +232,7 @@ PACKAGES = (
         has_size=False,
         default_size="",
     ),
-    Package(
+    IconPackage(
         name="@phosphor-icons/vue",
         version="^2.2.1",
         framework="vue",
@@ -242,7 +242,7 @@ PACKAGES = (
         default_size="1em",
         own=_PHOSPHOR,
     ),
-    Package(
+    IconPackage(
         name="@remixicon/vue",
         version="^4.9.0",
         framework="vue",
@@ -255,12 +255,12 @@ PACKAGES = (
 """Packages that code can be rewritten from and to. Of several for one set, the first is the target."""
 
 
-def package_of(module: str) -> Package | None:
+def package_of(module: str) -> IconPackage | None:
     """The package that a module of code is of; None if it is none of icons that is known."""
     return next((one for one in PACKAGES if module == one.name or module.startswith(f"{one.name}/")), None)
 
 
-def package_for(prefix: str, framework: Framework) -> Package | None:
+def package_for(prefix: str, framework: Framework) -> IconPackage | None:
     """The package whose components show a set; None if none is known."""
     return next((one for one in PACKAGES if one.framework == framework and prefix in one.prefixes), None)
 

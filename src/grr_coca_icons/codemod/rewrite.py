@@ -13,13 +13,13 @@ A component whose new name is taken in the file is imported under its old one (`
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from ast_grep_py import SgNode, SgRoot
 
-from grr_coca_icons.codemod.packages import Component, Package, package_for, package_of
+from grr_coca_icons.codemod.packages import Component, IconPackage, package_for, package_of
 from grr_coca_icons.match.used_icons import class_prefix, default_icons, exported_icons, squashed
 
 SCRIPTS = {
@@ -88,18 +88,20 @@ def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:
     return _File(text, suffix, icons).rewritten()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Import:
-    """An imported name: of an icon that is replaced, or of a type. `node`: its specifier; `statement`: the import;
-    `imported`, `local`: its name in the module and in the file; `is_type`: imported as `type X`."""
+    """An imported name: of an icon that is replaced, or of a type.
+
+    `node`: its specifier; `statement`: the import; `imported`, `local`: its name in the module and in the file;
+    `component`: the new one, None of a type that the new package lacks.
+    """
 
     node: SgNode
     statement: SgNode
     imported: str
     local: str
-    is_type: bool
-    source: Package
-    target: Package
+    source: IconPackage
+    target: IconPackage
     component: Component | None
     new_local: str = ""
     is_shadowed: bool = False
@@ -140,15 +142,18 @@ def _known(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(filter(is_known, kinds))
 
 
-@dataclass
 class _File:
-    text: str
-    suffix: str
-    icons: Replacements
-    edits: dict[tuple[int, int], str] = field(default_factory=dict)
-    notes: list[tuple[int, str]] = field(default_factory=list)
-    present: set[str] = field(default_factory=set)
-    """Names that the file imports from the new package already."""
+    """One file, while it is rewritten.
+
+    `edits`: new text by the place of the old one; `notes`: places and what is there for a person; `present`: names that
+    the file imports from the new package already.
+    """
+
+    def __init__(self, text: str, suffix: str, icons: Replacements) -> None:
+        self.text, self.suffix, self.icons = text, suffix, icons
+        self.edits: dict[tuple[int, int], str] = {}
+        self.notes: list[tuple[int, str]] = []
+        self.present: set[str] = set()
 
     def rewritten(self) -> Rewritten:
         grammar = _GRAMMARS[self.suffix]
@@ -257,34 +262,29 @@ class _File:
                 rest = module.removeprefix("~icons/").partition("?")
                 self._replace(part, origin, f"{quote}~icons/{new[0]}/{new[1]}{rest[1]}{rest[2]}{quote}")
             elif source is not None and (target := package_for(new[0], source.framework)) is not None:
-                component = target.component(*new)
-                if component is not None:
-                    text = local.text()
-                    yield _Import(local, statement, text, text, False, source, target, component)
+                name = local.text()
+                add = partial(_Import, node=local, statement=statement, imported=name, local=name)
+                yield add(source=source, target=target, component=target.component(*new))
 
     def _named(
-        self, part: _Part, statement: SgNode, module: str, source: Package, target: Package
+        self, part: _Part, statement: SgNode, module: str, source: IconPackage, target: IconPackage
     ) -> Iterator[_Import]:
         named = exported_icons(module)
         for node in statement.find_all(any=[{"kind": "import_specifier"}, {"kind": "export_specifier"}]):
             name, alias = node.field("name"), node.field("alias")
             assert name is not None
             local = (alias or name).text()
-            is_type = node.text().startswith("type ") or bool(re.match(r"(?:import|export)\s+type\b", statement.text()))
+            add = partial(_Import, node=node, statement=statement, imported=name.text(), local=local, source=source)
             types = {source.component_type: target.component_type, source.properties_type: target.properties_type}
-            if name.text() in types and name.text():
+            if name.text() in types:
                 if target.name != source.name and self.icons.partial.isdisjoint(source.prefixes):
                     new_type = types[name.text()]
-                    component = Component(target.name, new_type) if new_type else None
-                    yield _Import(node, statement, name.text(), local, is_type, source, target, component)
+                    yield add(target=target, component=Component(target.name, new_type) if new_type else None)
                 continue
             found = list(named(name.text())) if named is not None else []
             new = next((new for one in found if (new := self.icons.of(*one))), None)
-            component = None
             if new is not None and (of_set := package_for(new[0], source.framework)) is not None:
-                component = of_set.component(*new)
-                if component is not None:
-                    yield _Import(node, statement, name.text(), local, is_type, source, of_set, component)
+                yield add(target=of_set, component=of_set.component(*new))
             if not found and named is not None:
                 self._note(part, node, f"{name.text()} of {module} is not an icon")
 

@@ -158,7 +158,7 @@ def _apply(
     write: bool,
     force: bool,
 ) -> None:
-    from grr_coca_icons.codemod.apply import make_plan  # late: it needs an extra
+    from grr_coca_icons.codemod.apply import plan_changes  # late: it needs an extra
     from grr_coca_icons.match.used_icons import Use
 
     by_use: dict[tuple[str, str], PictureMatch] = {}
@@ -181,7 +181,7 @@ def _apply(
             return f"{told}, as decided"
         return told + (f" {match.best.probability:.0%}, not applied" if match.best and match.best.probability else "")
 
-    plan = make_plan(root, icons, exclude, reason)
+    plan = plan_changes(root, icons, exclude, reason)
     if write:
         backup = plan.write(root, force=force)
         if backup is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.common.errors import UserError
-from grr_coca_icons.codemod.apply import changed_manifest, make_plan
+from grr_coca_icons.codemod.apply import changed_manifest, plan_changes
 
 ICONS = {("lucide", "Trash2"): "tabler:trash", ("lucide", "X"): "tabler:x", ("lucide", "x"): "tabler:x"}
 A = "import { Trash2, X } from 'lucide-react'\r\nexport const a = <Trash2 />\r\n"
@@ -37,7 +37,7 @@ def app(tmp_path, monkeypatch):
 
 
 def plan_of(app, icons=ICONS):
-    return make_plan(app, icons, (), lambda use: f"{use.prefix}:{use.name}")
+    return plan_changes(app, icons, (), lambda use: f"{use.prefix}:{use.name}")
 
 
 def git(app, *arguments):

@@ -1,7 +1,7 @@
 """Rewrites the icons in the code of an app: which files, what stays, and the dependencies in package.json.
 
 A plan is made first, and can be shown as a diff. Each file is then written whole or not at all. Links, `node_modules`,
-what git ignores, generated code and lockfiles are left alone.
+generated code, lockfiles and files that git ignores do not change.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from grr_coca_icons.match.used_icons import Use, code_files, squashed, uses_in
 
 _GENERATED = re.compile(r"@generated|\bauto(?:matically)?[- ]generated\b|\bdo not (?:edit|modify)\b", re.IGNORECASE)
 _HEAD = 500
-"""Characters at the beginning of a file in which generated code says so."""
+"""Characters at the beginning of a file in which generated code is marked."""
 _LOCKS = {
     "pnpm-lock.yaml": "pnpm install",
     "yarn.lock": "yarn install",
@@ -36,7 +36,7 @@ _LOCKS = {
     "bun.lockb": "bun install",
     "package-lock.json": "npm install",
 }
-"""Lockfiles, and the commands that bring them up to date."""
+"""Lockfiles, and the commands that update them."""
 _SECTIONS = frozenset({"dependencies", "devDependencies", "peerDependencies", "optionalDependencies"})
 
 
@@ -52,7 +52,7 @@ class Left:
 
 @dataclass
 class CodeChanges:
-    """What would change in the code of an app.
+    """Changes to the code of an app.
 
     Attributes:
         changes: Files that change, with their bytes before and after.
@@ -107,8 +107,8 @@ def plan_changes(
     Args:
         root: The folder or file.
         icons: Prefix and name of each icon that is replaced, with the full name of its equivalent.
-        exclude: Patterns of .gitignore of what to leave out.
-        reason: Says why a use of an icon stays, given that it does; None if it needs no mention.
+        exclude: Patterns of .gitignore of files to skip.
+        reason: Returns why an icon stays, given a use that stays; None if it needs no mention.
 
     Raises:
         UserError: A file cannot be read.
@@ -175,7 +175,7 @@ def _repository(root: Path) -> Path | None:
 
 
 def _git(root: Path, *arguments: str, given: str = "") -> str | None:
-    """What git prints; None if it fails or is not there."""
+    """Output of git; None if it fails or is not installed."""
     folder = root if root.is_dir() else root.parent
     try:
         done = subprocess.run(

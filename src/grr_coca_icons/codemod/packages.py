@@ -27,7 +27,7 @@ class IconPackage:
     Attributes:
         name: Name on npm.
         version: Range of versions to add to a package.json.
-        framework: What renders the components.
+        framework: Renders the components.
         component: Returns the component of an icon, given the prefix of its set and its name.
         prefixes: Sets whose icons the package has.
         component_type: Type of a component; empty if the package exports none.
@@ -110,7 +110,7 @@ _OF_REACT_ICONS = {
     "simple-icons": ("si", "Si"),
     "la": ("lia", "Lia"),
 }
-"""Modules of react-icons, and how names in them begin, for sets without a package of React components of their own."""
+"""Modules of react-icons, and how names in them begin, for sets without a separate package of React components."""
 
 
 def _react_icons(prefix: str, name: str) -> Component:

@@ -80,7 +80,7 @@ def rewrite(text: str, suffix: str, icons: Replacements) -> Rewritten:
     Args:
         text: Of the file, with its line ends.
         suffix: Of the file's name, without the dot, one of `SUFFIXES`.
-        icons: What takes the place of what.
+        icons: Icons to replace.
 
     Raises:
         ParseError: A script has a syntax error.
@@ -114,7 +114,7 @@ class _Import:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a file that has a tree of its own, and the place where it begins."""
+    """A part of a file that has its own tree, and the place where it begins."""
 
     root: SgNode
     start: int
@@ -724,7 +724,7 @@ def _added(element: _Element, one: _Import) -> Iterator[str]:
 
 
 def _vue_parts(page: SgNode) -> Iterator[_Part]:
-    """The scripts of a component of Vue, and the expressions of its template, each with a tree of its own."""
+    """The scripts of a component of Vue, and the expressions of its template, each with its own tree."""
     for script in page.find_all(kind="script_element"):
         code = script.find(kind="raw_text")
         if code is not None:

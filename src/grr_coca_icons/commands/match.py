@@ -60,10 +60,10 @@ def run(
             wrong, and which names do not exist.
         out: also write review.html, a page to choose on; matches.csv; or map.json.
         apply: rewrite the code of --used-in: imports, components, their properties and types, names and classes, and
-            package.json. What stays is listed.
+            package.json. Places that stay are listed.
         dry_run: with --apply, print a diff, and write nothing.
         force: with --apply, write even if git has uncommitted changes.
-        min_probability: with --apply, least probability of an equivalent that nobody decided.
+        min_probability: with --apply, least probability of an equivalent that is not decided.
         json: print JSON lines: icon, and matches with icon, probability and same_name; none if the list is empty.
         exclude: leave out what this pattern of .gitignore matches.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if not
@@ -81,9 +81,9 @@ def run(
     if (dry_run or force) and not apply:
         raise UserError("--dry-run and --force belong to --apply")
     if apply and (used_in is None or json or check):
-        raise UserError("--apply rewrites the code of --used-in DIR; give it without --json and --check")
+        raise UserError("--apply rewrites the code of --used-in DIR; use it without --json and --check")
     if not 0 <= min_probability <= 1:
-        raise UserError(f"--min-probability {min_probability:g}: give a number from 0 to 1")
+        raise UserError(f"--min-probability {min_probability:g}: pass a number from 0 to 1")
     if apply:
         require_extra("codemod", "rewriting code", unneeded=("fontTools", "brotli"))
     require_extra("icons", "matching", unneeded=("fontTools", "brotli"))

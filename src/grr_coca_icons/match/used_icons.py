@@ -263,7 +263,7 @@ _NO_COMPONENT = re.compile(
 
 
 def exported_icons(module: str) -> Callable[[str], Named] | None:
-    """What says which icon an export of a module is, given its name; None if the module is not known to have icons."""
+    """Return a function from an export of a module to its icon; None if the module is not known to have icons."""
     for pattern, of_module in _MODULES:
         if pattern.fullmatch(module):
             icon_of = of_module(module)

@@ -94,7 +94,7 @@ def test_a_diff_shows_what_would_change(app):
     assert (app / "src" / "a.tsx").read_bytes().decode() == A
 
 
-def test_uncommitted_changes_are_refused_without_force(committed):
+def test_write_with_uncommitted_changes_needs_force(committed):
     (committed / "page.php").write_text("changed")
     with pytest.raises(UserError, match=r"uncommitted changes \(page.php\)"):
         plan_of(committed).write(committed)
@@ -103,7 +103,7 @@ def test_uncommitted_changes_are_refused_without_force(committed):
     assert (committed / "src" / "a.tsx").read_bytes().decode() == AFTER
 
 
-def test_what_git_ignores_stays_and_what_it_does_not_know_has_no_way_back(committed):
+def test_ignored_files_stay_and_untracked_files_need_force(committed):
     plan = plan_of(committed)
     plan.write(committed)
     assert (committed / "out" / "a.tsx").read_bytes().decode() == A
@@ -113,7 +113,7 @@ def test_what_git_ignores_stays_and_what_it_does_not_know_has_no_way_back(commit
         plan_of(committed).write(committed)
 
 
-def test_links_are_left_alone(app, tmp_path):
+def test_links_do_not_change(app, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "a.tsx").write_bytes(A.encode())
@@ -124,7 +124,7 @@ def test_links_are_left_alone(app, tmp_path):
     assert (app / "src" / "link.tsx").is_symlink()
 
 
-def test_a_file_that_changed_meanwhile_is_not_written(app):
+def test_a_file_that_changed_during_the_run_is_not_written(app):
     plan = plan_of(app)
     (app / "src" / "a.tsx").write_text("new")
     with pytest.raises(UserError, match="changed while it was read"):

@@ -90,7 +90,7 @@ def test_a_package_without_sizes_and_types():
     )
 
 
-def test_a_weight_is_a_property_and_is_noted_where_there_is_no_element():
+def test_weight_becomes_a_property_or_a_note():
     code = "import { Star, Trash } from 'lucide-react'\na = <Star size={9} strokeWidth={1} />\nb = [\n  Star]\n"
     assert rewrite(code, "tsx", PHOSPHOR) == (
         "import { StarIcon, TrashIcon } from '@phosphor-icons/react'\n"
@@ -170,7 +170,7 @@ def test_names_in_other_languages(suffix, before, after):
     assert rewrite(before, suffix, TABLER).text == after
 
 
-def test_what_nobody_can_rewrite_is_noted_and_code_with_a_syntax_error_left_alone():
+def test_namespace_imports_become_notes_and_syntax_errors_raise():
     code = "\nimport * as All from 'lucide-react'\nimport { X, icons } from 'lucide-react'\nf(X)"
     after = rewrite(code, "ts", TABLER)
     assert after.notes == [Note(2, "all of lucide-react is imported"), Note(3, "icons of lucide-react is not an icon")]

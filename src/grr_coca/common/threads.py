@@ -1,14 +1,27 @@
-"""How many threads to compute with, how they wait, and how Ctrl-C ends them."""
+"""Threads: how many to compute with, how they wait, how Ctrl-C ends them, and batches of work that run on them."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+
+from grr_coca.common.errors import UserError
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Batch = TypeVar("Batch")
+Done = TypeVar("Done")
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables by which a user says how threads of OpenMP wait."""
@@ -86,3 +99,178 @@ def multiply_on_one_thread() -> None:
     """
     if "numpy" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+# --- Batches of work
+
+OnProgress = Callable[[int, int], None]
+"""Called after each batch with the number of items done and the number of all items."""
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "bad_alloc",
+)
+"""Parts of the messages of allocators: those of PyTorch for GPUs and CPUs, and of ONNX Runtime. They have no exception
+in common."""
+
+
+_THREAD = threading.local()
+
+
+def in_worker() -> bool:
+    """True in one of several threads that each run a batch. Work in it should start no threads of its own."""
+    return getattr(_THREAD, "is_worker", False)
+
+
+@runtime_checkable
+class Computing(Protocol):
+    """The part of an engine that `Batches` needs, see `grr_coca.infer.engine.base.Engine`."""
+
+    @property
+    def workers(self) -> int:
+        """Number of batches to compute at the same time."""
+
+    def one_thread_each(self) -> AbstractContextManager:
+        """A context in which new threads compute with one thread each."""
+
+
+class Batches:
+    """Runs work in batches. If a batch does not fit into memory, a warning is given, and the batch size is halved. The
+    reduced size is kept for later calls with the same kind of work.
+
+    Batches of a small model are done at the same time, each by one thread (`Engine.workers`). Their items and results
+    are the same as one after the other, and so is the order of results.
+
+    Args:
+        engine: what the work is done with; None: one batch at a time.
+    """
+
+    def __init__(self, engine: Computing | None = None) -> None:
+        self._engine = engine
+        self._limits: dict[str, int] = {}
+
+    def map(
+        self,
+        batches: Iterable[Batch],
+        work: Callable[[Batch], Done],
+        take: Callable[[Done], None],
+        *,
+        in_threads: bool = True,
+    ) -> None:
+        """Do the work on each batch, and take each result, in order.
+
+        Args:
+            batches: read as needed, by the calling thread. At most one batch more than there are workers is read whose
+                result is not taken yet.
+            work: done in threads. If it raises an error, results of earlier batches are taken, and those of later ones
+                are dropped.
+            take: called in the calling thread.
+            in_threads: False: do all work in the calling thread.
+        """
+        if self._engine is None or self._engine.workers == 1 or not in_threads or in_worker():
+            for batch in batches:
+                take(work(batch))
+        else:
+            with self._engine.one_thread_each():
+                self._map_in_threads(batches, work, take, self._engine.workers)
+
+    def _map_in_threads(
+        self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None], workers: int
+    ) -> None:
+        waiting: deque[Future[Done]] = deque()
+        with thread_pool(workers, "batch", partial(setattr, _THREAD, "is_worker", True)) as pool:
+            for batch in batches:
+                waiting.append(pool.submit(work, batch))
+                if len(waiting) > workers:
+                    take(waiting.popleft().result())
+            while waiting:
+                take(waiting.popleft().result())
+
+    def run(
+        self,
+        kind: str,
+        items: Sequence[Item],
+        batch_size: int,
+        work: Callable[[Sequence[Item]], Sequence[Result]],
+        on_progress: OnProgress | None = None,
+        *,
+        in_threads: bool = True,
+    ) -> list[Result]:
+        """Return the results of all items, in order.
+
+        Args:
+            kind: name of the work in messages, such as "captioning".
+            items: the items to work on.
+            batch_size: maximum number of items per batch.
+            work: returns one result for each item of a batch. It is done in threads, see `map`.
+            on_progress: called after each batch.
+            in_threads: see `map`. A single batch is always done in the calling thread.
+
+        Raises:
+            UserError: the batch size is below 1, or a single item does not fit into memory.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: give 1 or more")
+        results: list[Result] = []
+
+        def batches() -> Iterable[Sequence[Item]]:
+            start = 0
+            while start < len(items):
+                size = min(batch_size, self._limits.get(kind, batch_size))
+                yield items[start : start + size]
+                start += size
+
+        def take(batch_results: list[Result]) -> None:
+            results.extend(batch_results)
+            if on_progress is not None:
+                on_progress(len(results), len(items))
+
+        def done(batch: Sequence[Item]) -> list[Result]:
+            return self._in_parts(kind, batch, work)
+
+        self.map(batches(), done, take, in_threads=in_threads and len(items) > batch_size)
+        return results
+
+    def _in_parts(
+        self, kind: str, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        """The results of a batch, in as many parts as the memory needs."""
+        results: list[Result] = []
+        while len(results) < len(batch):
+            part = batch[len(results) : len(results) + self._limits.get(kind, len(batch))]
+            done = _attempt(work, part)
+            if done is None:
+                self._halve(kind, len(part))
+                continue
+            assert len(done) == len(part)
+            results += done
+        return results
+
+    def _halve(self, kind: str, size: int) -> None:
+        # The exception of the failed attempt is gone now, and with it the tensors that its frames held.
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if size == 1:
+            raise UserError(f"{kind}: out of memory with one item; use a machine with more memory, or a smaller model")
+        if size // 2 < self._limits.get(kind, size):  # else another thread has done it
+            self._limits[kind] = size // 2
+            log.warning("%s: out of memory with a batch of %d; continuing with batches of %d", kind, size, size // 2)
+
+
+def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
+    """The results of the work, or None if it did not fit into memory."""
+    try:
+        return work(batch)
+    except UserError:  # it may quote a decoder of images, or a path
+        raise
+    except MemoryError:
+        return None
+    except Exception as error:
+        if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+            return None
+        raise

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from support import warnings_of
 
 from grr_coca.common.errors import UserError
-from grr_coca.infer.batches import Batches
+from grr_coca.common.threads import Batches
 
-LOGGER = "grr_coca.infer.batches"
+LOGGER = "grr_coca.common.threads"
 
 
 class OfOnnxRuntime(Exception):  # noqa: N818 (its own is called RuntimeException)

@@ -19,9 +19,8 @@ from support import warnings_of
 import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.common.threads import _container_limit, num_threads
+from grr_coca.common.threads import Batches, _container_limit, in_worker, num_threads
 from grr_coca.infer import ImageTextModel
-from grr_coca.infer.batches import Batches, in_worker
 from grr_coca.infer.engine.torch import TorchEngine
 
 DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))
@@ -160,7 +159,7 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all_threads():
             raise MemoryError
         return [10 * item for item in batch]
 
-    with warnings_of("grr_coca.infer.batches") as messages:
+    with warnings_of("grr_coca.common.threads") as messages:
         results = batches_of(2).run("captioning", list(range(16)), 4, work)
     assert results == [10 * item for item in range(16)]
     assert sizes.count(4) <= 3

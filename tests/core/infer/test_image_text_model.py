@@ -293,7 +293,7 @@ def test_short_memory_halves_the_batch_and_gives_the_same(model, files, monkeypa
 
     monkeypatch.setattr(CoCa, "encode_image", encode)
     fresh = ImageTextModel(model.checkpoint)
-    with warnings_of("grr_coca.infer.batches") as messages:
+    with warnings_of("grr_coca.common.threads") as messages:
         assert fresh.caption(files) == captions
         assert unequal(fresh.embed_images(files), embeddings) < 1e-5
     assert [message.split(":")[0] for message in messages] == ["captioning", "embedding images"]

@@ -25,7 +25,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import UInt8
 from grr_coca.infer.generate import GREEDY, GenerationOptions, generate
-from grr_coca.infer.generate.sampling import require_numbers
+from grr_coca.infer.generate.next_token import require_numbers
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.tags import with_beams
 from grr_coca_serve.metrics import Metrics

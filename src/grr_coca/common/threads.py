@@ -122,7 +122,7 @@ _THREAD = threading.local()
 
 
 def in_worker() -> bool:
-    """True in one of several threads that each run a batch. Work in it should start no threads of its own."""
+    """True in one of several threads that each run a batch. Work in it should start no further threads."""
     return getattr(_THREAD, "is_worker", False)
 
 
@@ -214,7 +214,7 @@ class Batches:
             UserError: the batch size is below 1, or a single item does not fit into memory.
         """
         if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: give 1 or more")
+            raise UserError(f"batch_size {batch_size}: must be 1 or more")
         results: list[Result] = []
 
         def batches() -> Iterable[Sequence[Item]]:

@@ -32,7 +32,7 @@ from grr_coca.infer.generate import (
     stream_captions,
     warn_if_repeated,
 )
-from grr_coca.infer.generate.sampling import require_numbers
+from grr_coca.infer.generate.next_token import require_numbers
 from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, with_beams
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
 from grr_coca.model.config import CoCaConfig

@@ -137,7 +137,7 @@ def test_draws_are_seeded_by_key_and_not_by_place(model, files):
         ({"num_beams": 3, "temperature": 1.0}, "num_beams 3 conflicts with temperature"),
         ({"max_length": 1000}, "max_length 1000 is more than"),
         ({"prompt": "word " * 100}, "the prompt has"),
-        ({"batch_size": 0}, "give 1 or more"),
+        ({"batch_size": 0}, "must be 1 or more"),
     ],
 )
 def test_wrong_options_are_refused(model, files, options, told):

@@ -19,7 +19,7 @@ from grr_coca.data.tokenizer import CLS_SLOT
 from grr_coca.infer.engine.torch import TorchDecoder
 from grr_coca.infer.fast.model_copy import fast_copy
 from grr_coca.infer.generate import GREEDY
-from grr_coca.infer.generate.sampling import decode_independently
+from grr_coca.infer.generate.captions import decode_independently
 from grr_coca.model.coca import CoCa
 from grr_coca_open_clip.checkpoints.read import read_open_clip
 from grr_coca_open_clip.checkpoints.write import write_open_clip

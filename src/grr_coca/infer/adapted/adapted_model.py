@@ -28,7 +28,7 @@ from grr_coca.infer.calibration import Certainty
 from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, EngineName
 from grr_coca.infer.generate import GREEDY, GenerationOptions
 from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, stream_captions
-from grr_coca.infer.generate.sampling import require_numbers
+from grr_coca.infer.generate.next_token import require_numbers
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import CheckpointFiles
 

@@ -17,7 +17,6 @@ neighbours), T tokens, N ids, K ids that are kept, V vocabulary.
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -138,98 +137,3 @@ class Engine(Protocol):
             num_captions: captions of each image.
             beams: captions of an image will be exchanged.
         """
-
-
-class ArrayLogits:
-    """`Logits` in an array, which is not copied."""
-
-    def __init__(self, logits: Float[np.ndarray, "R V"], normalizer: Float[np.ndarray, "R 1"] | None = None) -> None:
-        self._logits = logits
-        self._given_normalizer = normalizer
-
-    def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
-        """As in `Logits`."""
-        ids = self._logits.argmax(axis=1)[:, None] if k == 1 else _largest(self._logits, k)
-        return self.of(ids), ids
-
-    def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
-        """As in `Logits`."""
-        return (self._logits[np.arange(len(ids))[:, None], ids] - self._normalizer).astype(self._logits.dtype)
-
-    def replaced(
-        self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
-    ) -> "ArrayLogits":
-        """As in `Logits`."""
-        changed = self._logits.copy()
-        changed[rows, ids] = log_probs + self._normalizer[rows, 0]
-        return ArrayLogits(changed, self._normalizer)
-
-    def repeated(self, count: int) -> "ArrayLogits":
-        """As in `Logits`."""
-        return ArrayLogits(self._logits.repeat(count, axis=0), self._normalizer.repeat(count, axis=0))
-
-    def total(self, temperature: float) -> Float[np.ndarray, " R"]:
-        """As in `Logits`."""
-        return (_log_sum_exp(self._logits / temperature) - self._normalizer / temperature)[:, 0]
-
-    def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
-        """As in `Logits`."""
-        return inverse_cdf(self._logits / temperature, uniforms)
-
-    @cached_property
-    def _normalizer(self) -> Float[np.ndarray, "R 1"]:
-        """The logarithm of the softmax's denominator, which turns logits into log-probabilities. In fp64, as it is
-        nearly as large as the logits."""
-        return _log_sum_exp(self._logits) if self._given_normalizer is None else self._given_normalizer
-
-
-def inverse_cdf(logits: Float[np.ndarray, "R V"], uniforms: Float[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
-    """The first column at which the cumulative softmax of the logits exceeds the uniform number of its row."""
-    cumulative = _shifted_exp(logits)[0].cumsum(axis=1, dtype=np.float64)
-    passed = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)
-    return np.minimum(passed, logits.shape[1] - 1)
-
-
-def _log_sum_exp(logits: Float[np.ndarray, "R V"]) -> Float[np.ndarray, "R 1"]:
-    exponentials, shift = _shifted_exp(logits)
-    with np.errstate(divide="ignore"):  # a row of which every token is ruled out
-        return np.log(exponentials.sum(axis=1, keepdims=True).astype(np.float64)) + shift
-
-
-def _shifted_exp(logits: Float[np.ndarray, "R V"]) -> tuple[Float[np.ndarray, "R V"], Float[np.ndarray, "R 1"]]:
-    """exp(logits - shift), of which no number overflows, and the shift of each row."""
-    shift = logits.max(axis=1, keepdims=True)
-    shift[np.isneginf(shift)] = 0  # in a row of which every token is ruled out
-    shifted = logits - shift
-    return np.exp(shifted, out=shifted), shift
-
-
-_BLOCK = 64
-
-
-def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
-    """The indices of the k largest numbers of each row, in descending order.
-
-    Ranking a vocabulary of 50,000 would take longer than a small model. So the row is cut into blocks of every n-th
-    number. The k largest numbers lie in the k blocks with the largest maxima, or among those behind the last block.
-    """
-    num_rows, num_values = values.shape
-    num_blocks = num_values // _BLOCK
-    if 2 * k >= num_blocks:
-        return _ranked(values, k)
-    blocks = values[:, : num_blocks * _BLOCK].reshape(num_rows, _BLOCK, num_blocks)
-    best_blocks = blocks.max(axis=1).argpartition(num_blocks - k, axis=1)[:, num_blocks - k :]  # R K
-    within = best_blocks[:, None] + np.arange(_BLOCK)[:, None] * num_blocks  # R BLOCK K
-    behind = np.broadcast_to(np.arange(num_blocks * _BLOCK, num_values), (num_rows, num_values % _BLOCK))
-    candidates = np.concatenate([within.reshape(num_rows, -1), behind], axis=1)
-    ranked = _ranked(np.take_along_axis(values, candidates, axis=1), k)
-    return np.take_along_axis(candidates, ranked, axis=1)
-
-
-def _ranked(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
-    """`_largest` without blocks."""
-    if k < values.shape[1]:
-        among = values.argpartition(values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
-        order = np.take_along_axis(values, among, axis=1).argsort(axis=1)[:, ::-1]
-        return np.take_along_axis(among, order, axis=1)
-    return values.argsort(axis=1)[:, ::-1]

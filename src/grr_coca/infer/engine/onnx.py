@@ -18,7 +18,8 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, file_sha256, listed_files, read_json
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.common.threads import num_threads
-from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName
+from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName
+from grr_coca.infer.generate.next_token import ArrayLogits
 from grr_coca.model.checkpoint_files import GraphName
 
 if TYPE_CHECKING:

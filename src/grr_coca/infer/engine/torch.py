@@ -18,9 +18,10 @@ from grr_coca.common.threads import num_threads
 from grr_coca.common.torch_private import copy_modules
 from grr_coca.data.batch import normalize
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, ArrayLogits, EncodedImages, EngineName, Logits
+from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName, Logits
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention
 from grr_coca.infer.fast.model_copy import fast_copy
+from grr_coca.infer.generate.next_token import ArrayLogits
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValueCache, KeyValues, Mask, at_least_fp32
 from grr_coca.model.coca import CoCa, fast_products
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from grr_coca.data.text import clean_query
 from grr_coca.infer.explain.attention import AttentionRecord, attention_weights, mix_values
-from grr_coca.infer.generate.sampling import require_numbers
+from grr_coca.infer.generate.next_token import require_numbers
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.blocks import AttentionalPooler, RMSNorm
 from grr_coca.model.checkpoint import Checkpoint

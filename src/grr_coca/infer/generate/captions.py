@@ -1,8 +1,12 @@
-"""From images to captions.
+"""From images to captions: the calls, and the loop of greedy decoding and sampling.
 
-Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows), P prompt tokens.
+The loop appends a token to every caption of the batch, each independently. Beam search has a file of its own.
+
+Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows; the captions of one image are
+neighbours), T new tokens at most, P prompt tokens.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
@@ -14,18 +18,123 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.data.text import clean_prompt
 from grr_coca.data.tokenizer import Tokenizer
-from grr_coca.infer.engine.base import EncodedImages, Engine
+from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
 from grr_coca.infer.generate.beams import BeamSearch
+from grr_coca.infer.generate.next_token import NOTHING_LEFT, Hypothesis, apply_rules, draw, require_numbers
 from grr_coca.infer.generate.options import GREEDY, GenerationOptions
-from grr_coca.infer.generate.sampling import (
-    CaptionsInProgress,
-    Hypothesis,
-    decode_independently,
-    require_numbers,
-    uniform_draws,
-)
 
 log = logging.getLogger(__name__)
+
+
+# --- The loop of greedy decoding and sampling
+
+MAX_KEPT = 0.75
+"""Images whose captions have all ended leave the batch when at most this share of the batch is unfinished. That copies
+the keys and values of the images that stay. One or two steps with fewer rows make up for the copy."""
+
+
+class CaptionsInProgress:
+    """The tokens of all captions so far, including the captions whose row has left the batch."""
+
+    def __init__(self, num_rows: int, max_length: int) -> None:
+        self.token_ids = np.zeros((num_rows, max_length), dtype=np.int64)
+        self.log_probs = np.zeros((num_rows, max_length), dtype=np.float32)
+        self.lengths = np.zeros(num_rows, dtype=np.int64)
+        self.running = np.arange(num_rows)
+        """Numbers of the captions whose rows are in the batch, ended or not."""
+        self.ended = np.zeros(num_rows, dtype=bool)
+        """Which captions of the batch have ended."""
+
+    def append(self, next_ids: Int[np.ndarray, " R"], log_probs: Float[np.ndarray, " R"], eos_id: int) -> None:
+        """Add a token to every caption in the batch that has not ended."""
+        rows = self.running[~self.ended]
+        ends = self.lengths[rows]
+        self.token_ids[rows, ends] = next_ids[~self.ended]
+        self.log_probs[rows, ends] = log_probs[~self.ended]
+        self.lengths[rows] += 1
+        self.ended |= next_ids == eos_id
+
+    def hypotheses(self, num_per_image: int) -> list[list[Hypothesis]]:
+        """The captions of each image, ranked by log-probability per token, best first."""
+        found = []
+        for ids, log_probs, length in zip(
+            self.token_ids.tolist(), self.log_probs.tolist(), self.lengths.tolist(), strict=True
+        ):
+            score = sum(log_probs[:length]) / length
+            found.append(Hypothesis(tuple(ids[:length]), tuple(log_probs[:length]), score))
+        images = [found[i : i + num_per_image] for i in range(0, len(found), num_per_image)]
+        return [sorted(image, key=lambda hypothesis: -hypothesis.score) for image in images]
+
+
+def decode_independently(
+    decoder: Decoder,
+    prompt_ids: Int[np.ndarray, "B P"],
+    options: GenerationOptions,
+    max_length: int,
+    eos_id: int,
+    uniforms: Float[np.ndarray, "R T"] | None,
+) -> Iterator[CaptionsInProgress]:
+    """Append tokens to each caption until all have ended. Gives the captions after each step, always the same object.
+
+    Args:
+        decoder: with empty caches.
+        prompt_ids: the tokens that the captions of each image begin with.
+        options: how to decode.
+        max_length: new tokens at most.
+        eos_id: the end token.
+        uniforms: random numbers in [0, 1) that decide which tokens are sampled; None: take the likeliest token.
+    """
+    num_captions = options.num_captions
+    captions = CaptionsInProgress(len(prompt_ids) * num_captions, max_length)
+    logits = decoder.step(prompt_ids)
+    if num_captions > 1:
+        logits = logits.repeated(num_captions)
+        decoder.reorder(np.arange(len(prompt_ids)).repeat(num_captions))
+    for step in range(max_length):
+        allowed = apply_rules(logits, captions.token_ids[captions.running, :step], options, eos_id)
+        if uniforms is None:
+            best, ids = allowed.largest(1)
+        else:
+            ids = draw(allowed, uniforms[captions.running, step], options)[:, None]
+            best = allowed.of(ids)
+        if (np.isneginf(best[:, 0]) & ~captions.ended).any():
+            raise UserError(NOTHING_LEFT)
+        log_probs = best if allowed is logits else logits.of(ids)
+        captions.append(ids[:, 0], log_probs[:, 0], eos_id)
+        yield captions
+        if captions.ended.all() or step + 1 == max_length:
+            return
+        logits = decoder.step(_compact(decoder, captions, ids, num_captions))
+
+
+def _compact(
+    decoder: Decoder, captions: CaptionsInProgress, next_ids: Int[np.ndarray, "R 1"], num_captions: int
+) -> Int[np.ndarray, "_ 1"]:
+    """Remove the images whose captions have all ended, if there are enough of them. Returns the tokens of the rows that
+    stay."""
+    unfinished = ~captions.ended.reshape(-1, num_captions).all(axis=1)  # B
+    if np.count_nonzero(unfinished) > MAX_KEPT * unfinished.size:
+        return next_ids
+    stay = unfinished.repeat(num_captions).nonzero()[0]
+    decoder.reorder(stay)
+    captions.running, captions.ended = captions.running[stay], captions.ended[stay]
+    return next_ids[stay]
+
+
+def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[np.ndarray, "R length"]:
+    """`num_draws` rows of random numbers in [0, 1) for each key.
+
+    A row depends only on the seed, its key and the number of the draw.
+    """
+    rows = []
+    for key in keys:
+        for i in range(num_draws):
+            digest = hashlib.sha256(f"{seed}:{key}:{i}".encode("utf-8", "surrogateescape")).digest()
+            rows.append(np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16]))).random(length))
+    return np.stack(rows)
+
+
+# --- Calls
 
 
 class Caption(NamedTuple):

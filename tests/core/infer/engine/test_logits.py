@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grr_coca.infer.engine.base import ArrayLogits, Logits, inverse_cdf
+from grr_coca.infer.engine.base import Logits
 from grr_coca.infer.engine.torch import DeviceLogits
+from grr_coca.infer.generate.next_token import ArrayLogits, inverse_cdf
 
 ROWS, VOCAB = 3, 500
 LOGITS = np.random.default_rng(0).normal(20, 4, (ROWS, VOCAB)).astype(np.float32)

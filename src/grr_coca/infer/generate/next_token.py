@@ -1,22 +1,116 @@
-"""Greedy decoding and sampling: how the next token is chosen, and the loop that appends it to every caption.
+"""The next token of captions: its distribution as an array, the rules of the options, and sampling.
 
-Each caption of the batch is decoded independently. Beam search takes the rules from here.
+Greedy decoding, sampling and beam search all choose tokens by these.
 
-Shapes: B images, R rows of captions (the captions of one image are neighbours), T new tokens so far (or at most), P
-prompt tokens, N changed log-probabilities, K tokens that are kept.
+Shapes: R rows of captions, T new tokens so far, N changed log-probabilities or ids, K tokens that are kept, V
+vocabulary.
 """
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Bool, Float, Int
-from grr_coca.infer.engine.base import Decoder, Logits, inverse_cdf
+from grr_coca.infer.engine.base import Logits
 from grr_coca.infer.generate.options import GenerationOptions
+
+
+class ArrayLogits:
+    """`Logits` in an array, which is not copied."""
+
+    def __init__(self, logits: Float[np.ndarray, "R V"], normalizer: Float[np.ndarray, "R 1"] | None = None) -> None:
+        self._logits = logits
+        self._given_normalizer = normalizer
+
+    def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
+        """As in `Logits`."""
+        ids = self._logits.argmax(axis=1)[:, None] if k == 1 else _largest(self._logits, k)
+        return self.of(ids), ids
+
+    def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+        """As in `Logits`."""
+        return (self._logits[np.arange(len(ids))[:, None], ids] - self._normalizer).astype(self._logits.dtype)
+
+    def replaced(
+        self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
+    ) -> "ArrayLogits":
+        """As in `Logits`."""
+        changed = self._logits.copy()
+        changed[rows, ids] = log_probs + self._normalizer[rows, 0]
+        return ArrayLogits(changed, self._normalizer)
+
+    def repeated(self, count: int) -> "ArrayLogits":
+        """As in `Logits`."""
+        return ArrayLogits(self._logits.repeat(count, axis=0), self._normalizer.repeat(count, axis=0))
+
+    def total(self, temperature: float) -> Float[np.ndarray, " R"]:
+        """As in `Logits`."""
+        return (_log_sum_exp(self._logits / temperature) - self._normalizer / temperature)[:, 0]
+
+    def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
+        """As in `Logits`."""
+        return inverse_cdf(self._logits / temperature, uniforms)
+
+    @cached_property
+    def _normalizer(self) -> Float[np.ndarray, "R 1"]:
+        """The logarithm of the softmax's denominator, which turns logits into log-probabilities. In fp64, as it is
+        nearly as large as the logits."""
+        return _log_sum_exp(self._logits) if self._given_normalizer is None else self._given_normalizer
+
+
+def inverse_cdf(logits: Float[np.ndarray, "R V"], uniforms: Float[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
+    """The first column at which the cumulative softmax of the logits exceeds the uniform number of its row."""
+    cumulative = _shifted_exp(logits)[0].cumsum(axis=1, dtype=np.float64)
+    passed = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)
+    return np.minimum(passed, logits.shape[1] - 1)
+
+
+def _log_sum_exp(logits: Float[np.ndarray, "R V"]) -> Float[np.ndarray, "R 1"]:
+    exponentials, shift = _shifted_exp(logits)
+    with np.errstate(divide="ignore"):  # a row of which every token is ruled out
+        return np.log(exponentials.sum(axis=1, keepdims=True).astype(np.float64)) + shift
+
+
+def _shifted_exp(logits: Float[np.ndarray, "R V"]) -> tuple[Float[np.ndarray, "R V"], Float[np.ndarray, "R 1"]]:
+    """exp(logits - shift), of which no number overflows, and the shift of each row."""
+    shift = logits.max(axis=1, keepdims=True)
+    shift[np.isneginf(shift)] = 0  # in a row of which every token is ruled out
+    shifted = logits - shift
+    return np.exp(shifted, out=shifted), shift
+
+
+_BLOCK = 64
+
+
+def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
+    """The indices of the k largest numbers of each row, in descending order.
+
+    Ranking a vocabulary of 50,000 would take longer than a small model. So the row is cut into blocks of every n-th
+    number. The k largest numbers lie in the k blocks with the largest maxima, or among those behind the last block.
+    """
+    num_rows, num_values = values.shape
+    num_blocks = num_values // _BLOCK
+    if 2 * k >= num_blocks:
+        return _ranked(values, k)
+    blocks = values[:, : num_blocks * _BLOCK].reshape(num_rows, _BLOCK, num_blocks)
+    best_blocks = blocks.max(axis=1).argpartition(num_blocks - k, axis=1)[:, num_blocks - k :]  # R K
+    within = best_blocks[:, None] + np.arange(_BLOCK)[:, None] * num_blocks  # R BLOCK K
+    behind = np.broadcast_to(np.arange(num_blocks * _BLOCK, num_values), (num_rows, num_values % _BLOCK))
+    candidates = np.concatenate([within.reshape(num_rows, -1), behind], axis=1)
+    ranked = _ranked(np.take_along_axis(values, candidates, axis=1), k)
+    return np.take_along_axis(candidates, ranked, axis=1)
+
+
+def _ranked(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
+    """`_largest` without blocks."""
+    if k < values.shape[1]:
+        among = values.argpartition(values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
+        order = np.take_along_axis(values, among, axis=1).argsort(axis=1)[:, ::-1]
+        return np.take_along_axis(among, order, axis=1)
+    return values.argsort(axis=1)[:, ::-1]
 
 
 class Hypothesis(NamedTuple):
@@ -138,111 +232,3 @@ def _filtered(
         is_out |= logits < logits[:, :1] + math.log(options.min_p)
     is_out[:, 0] = False  # the likeliest stays, even where rounding leaves it no share
     return is_out
-
-
-def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[np.ndarray, "R length"]:
-    """`num_draws` rows of random numbers in [0, 1) for each key.
-
-    A row depends only on the seed, its key and the number of the draw.
-    """
-    rows = []
-    for key in keys:
-        for i in range(num_draws):
-            digest = hashlib.sha256(f"{seed}:{key}:{i}".encode("utf-8", "surrogateescape")).digest()
-            rows.append(np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16]))).random(length))
-    return np.stack(rows)
-
-
-# --- The loop
-
-MAX_KEPT = 0.75
-"""Images whose captions have all ended leave the batch when at most this share of the batch is unfinished. That copies
-the keys and values of the images that stay. One or two steps with fewer rows make up for the copy."""
-
-
-class CaptionsInProgress:
-    """The tokens of all captions so far, including the captions whose row has left the batch."""
-
-    def __init__(self, num_rows: int, max_length: int) -> None:
-        self.token_ids = np.zeros((num_rows, max_length), dtype=np.int64)
-        self.log_probs = np.zeros((num_rows, max_length), dtype=np.float32)
-        self.lengths = np.zeros(num_rows, dtype=np.int64)
-        self.running = np.arange(num_rows)
-        """Numbers of the captions whose rows are in the batch, ended or not."""
-        self.ended = np.zeros(num_rows, dtype=bool)
-        """Which captions of the batch have ended."""
-
-    def append(self, next_ids: Int[np.ndarray, " R"], log_probs: Float[np.ndarray, " R"], eos_id: int) -> None:
-        """Add a token to every caption in the batch that has not ended."""
-        rows = self.running[~self.ended]
-        ends = self.lengths[rows]
-        self.token_ids[rows, ends] = next_ids[~self.ended]
-        self.log_probs[rows, ends] = log_probs[~self.ended]
-        self.lengths[rows] += 1
-        self.ended |= next_ids == eos_id
-
-    def hypotheses(self, num_per_image: int) -> list[list[Hypothesis]]:
-        """The captions of each image, ranked by log-probability per token, best first."""
-        found = []
-        for ids, log_probs, length in zip(
-            self.token_ids.tolist(), self.log_probs.tolist(), self.lengths.tolist(), strict=True
-        ):
-            score = sum(log_probs[:length]) / length
-            found.append(Hypothesis(tuple(ids[:length]), tuple(log_probs[:length]), score))
-        images = [found[i : i + num_per_image] for i in range(0, len(found), num_per_image)]
-        return [sorted(image, key=lambda hypothesis: -hypothesis.score) for image in images]
-
-
-def decode_independently(
-    decoder: Decoder,
-    prompt_ids: Int[np.ndarray, "B P"],
-    options: GenerationOptions,
-    max_length: int,
-    eos_id: int,
-    uniforms: Float[np.ndarray, "R T"] | None,
-) -> Iterator[CaptionsInProgress]:
-    """Append tokens to each caption until all have ended. Gives the captions after each step, always the same object.
-
-    Args:
-        decoder: with empty caches.
-        prompt_ids: the tokens that the captions of each image begin with.
-        options: how to decode.
-        max_length: new tokens at most.
-        eos_id: the end token.
-        uniforms: random numbers in [0, 1) that decide which tokens are sampled; None: take the likeliest token.
-    """
-    num_captions = options.num_captions
-    captions = CaptionsInProgress(len(prompt_ids) * num_captions, max_length)
-    logits = decoder.step(prompt_ids)
-    if num_captions > 1:
-        logits = logits.repeated(num_captions)
-        decoder.reorder(np.arange(len(prompt_ids)).repeat(num_captions))
-    for step in range(max_length):
-        allowed = apply_rules(logits, captions.token_ids[captions.running, :step], options, eos_id)
-        if uniforms is None:
-            best, ids = allowed.largest(1)
-        else:
-            ids = draw(allowed, uniforms[captions.running, step], options)[:, None]
-            best = allowed.of(ids)
-        if (np.isneginf(best[:, 0]) & ~captions.ended).any():
-            raise UserError(NOTHING_LEFT)
-        log_probs = best if allowed is logits else logits.of(ids)
-        captions.append(ids[:, 0], log_probs[:, 0], eos_id)
-        yield captions
-        if captions.ended.all() or step + 1 == max_length:
-            return
-        logits = decoder.step(_compact(decoder, captions, ids, num_captions))
-
-
-def _compact(
-    decoder: Decoder, captions: CaptionsInProgress, next_ids: Int[np.ndarray, "R 1"], num_captions: int
-) -> Int[np.ndarray, "_ 1"]:
-    """Remove the images whose captions have all ended, if there are enough of them. Returns the tokens of the rows that
-    stay."""
-    unfinished = ~captions.ended.reshape(-1, num_captions).all(axis=1)  # B
-    if np.count_nonzero(unfinished) > MAX_KEPT * unfinished.size:
-        return next_ids
-    stay = unfinished.repeat(num_captions).nonzero()[0]
-    decoder.reorder(stay)
-    captions.running, captions.ended = captions.running[stay], captions.ended[stay]
-    return next_ids[stay]

@@ -271,7 +271,10 @@ class Setting:
         return {
             "steps": f"{self._steps():,}",
             "rate": " and ".join(dict.fromkeys(self.rates())),
+            "over rate": self.rates()[1],
             "patches": " and ".join(f"{(IMAGE_SIZE // size) ** 2}" for size in sorted(sizes)),
+            "arms": NUMBERS[len(self.arms)],
+            "positions": self._positions(),
             "n": f"{len(self.used_seeds())}",
             "seeds": NUMBERS[len(self.used_seeds())],
             "rates": f"Baseline CoCa {self.rates()[1]}, GRR-CoCa {self.rates()[0]}",
@@ -287,6 +290,16 @@ class Setting:
             row["commit"][:7] for study, arms in sides for (arm, _, _), row in rows_of(study).items() if arm in arms
         }
         return " and ".join(f"`{commit}`" for commit in sorted(found))
+
+    def _positions(self) -> str:
+        """Learning rates of learned positions, which GRR-CoCa does not have: `0.0015`, or `0.0015 over 0.012`."""
+        found = []
+        for study, arms in self._sides():
+            for arm in arms:
+                own = recipe_of(study, arm, stages_of(study)[0])["optimizer"].get("learning_rates", {})
+                if not arm.startswith("grr"):
+                    found.append(f"{own.get('image_encoder.position', _rate_of(study, [arm]))}")
+        return " over ".join(dict.fromkeys(found))
 
     def rates(self) -> list[str]:
         """Return the learning rate of both sides."""

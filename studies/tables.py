@@ -327,6 +327,19 @@ def steps(words: list[str]) -> str:
     return f"{recipe_of(study, arm, stages_of(study)[0])['schedule']['steps']:,}"
 
 
+def trial_steps(words: list[str]) -> str:
+    """Return the steps of the trials that chose a study's settings: `STUDY`."""
+    (study,) = words
+    return f"{plan_of(study)['tuning']['steps']:,}"
+
+
+def share(words: list[str], known: Settings) -> str:
+    """Return the learning rate of a setting as a share of another's: `half`."""
+    rates = [{float(rate) for rate in known[name].rates()} for name in words]
+    assert all(len(found) == 1 for found in rates), f"{words} have several rates"
+    return {0.5: "half"}[rates[0].pop() / rates[1].pop()]
+
+
 def plateau(words: list[str]) -> str:
     """Return how many models of each arm have left the plateau, with their R@1 and that of the others: `STUDY`."""
     (study,) = words
@@ -412,11 +425,12 @@ OF_STUDIES: tuple[Callable[[list[str]], str], ...] = (
     rows,
     seeds,
     steps,
+    trial_steps,
     plateau,
     losses,
     ledgers,
 )
-OF_SETTINGS: tuple[Callable[[list[str], Settings], str], ...] = (splits, styles, spread, at_rate, doubling)
+OF_SETTINGS: tuple[Callable[[list[str], Settings], str], ...] = (splits, styles, spread, share, at_rate, doubling)
 
 
 def tables(known: Settings) -> dict[str, Table]:

@@ -1,0 +1,237 @@
+"""Check that sentences and tables speak of the settings that they show.
+
+A placeholder is always a true number. But of which setting, metric and split? Words around it must agree with the rows
+that it is computed from: optimizer, model, steps, seeds, metric, split and the study that a row of a table links to.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from changes import Best, Group, Joined, Setting
+
+PLACEHOLDER = re.compile(r"\{(\w+)(?:\[([^\]]*)\])?(?::([^}]*))?\}")
+METRICS = {
+    "refitted": "refitted",
+    "contrastive": "[Cc]ontrastive loss",
+    "perplexity": "[Pp]erplexity",
+    "R@1": r"R@1\b",
+    "R@10": r"R@10\b",
+    "coca": r"CoCa loss|\b[Ll]oss(?:es)?\b",
+}
+SPLITS = {
+    "known": r"`val` and `test`|[Kk]nown styles",
+    "val": "`val`",
+    "test": "`test`",
+    "style": r"emojione|unseen style|left out|lacks|families|^style$",
+    "concept": "concepts",
+    "training": "in training",
+    "tuned": "fine-tun",
+}
+OPTIMIZERS = {"adamw": r"\bAdamW\b(?!'s)", "muon": r"\bMuon\b(?!'s)"}
+MODELS = {"GRR-CoCa": "grr", "Baseline CoCa": "baseline"}
+MODEL = "(GRR-CoCa|Baseline CoCa)"
+PROSE = 6
+"""Words in a cell of a table above which it is read as a sentence."""
+FACTS = ("steps", "n", "seeds", "passes", "patches")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A placeholder of a setting: `{adamw[test coca]:by}`, or `{adamw:steps}` with neither split nor metric."""
+
+    text: str
+    setting: Any
+    split: str
+    metric: str
+    format: str
+    start: int
+    end: int
+
+    def parts(self) -> list[Setting]:
+        """Return the settings of arms that it is computed from."""
+        return _parts(self.setting)
+
+    def optimizers(self) -> set[str]:
+        """Return the optimizers of all arms."""
+        return {recipe["optimizer"]["name"] for part in self.parts() for recipe in part.recipes()}
+
+
+def _parts(setting: Any) -> list[Setting]:
+    match setting:
+        case Setting():
+            others = [other for other in (setting.minus, setting.earlier) if other is not None]
+            return [setting, *(part for other in others for part in _parts(other))]
+        case Joined():
+            return [part for each in setting.settings for part in _parts(each)]
+        case Group():
+            return [part for each in setting.settings.values() for part in _parts(each)]
+        case _:
+            return _parts(setting.at(setting.best()))
+
+
+def shown(text: str, known: Mapping[str, Any]) -> list[Shown]:
+    """Return the placeholders of settings in a text. `{family[test coca]:use adamw}` is of `adamw`."""
+    found = []
+    for match in PLACEHOLDER.finditer(text):
+        setting, asked, form = known.get(match[1]), match[2] or "", match[3] or ""
+        if isinstance(setting, (Setting, Joined, Group, Best)):
+            name = form.split()[-1] if form else ""
+            if isinstance(setting, Group) and name in setting.settings:
+                setting, form = setting.settings[name], form.split()[0]
+            split, _, metric = asked.partition(" ")
+            split = re.split("[#@]", split)[0].replace("test_style", "style")
+            found.append(Shown(match[0], setting, split, metric, form, match.start(), match.end()))
+    return found
+
+
+def _plain(text: str) -> str:
+    """The text with placeholders and targets of links blanked; places stay."""
+    return re.sub(r"\{[^{}]*\}|\]\([^)]*\)", lambda found: " " * len(found[0]), text)
+
+
+def errors_of_meaning(text: str, known: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the placeholders that the words around them contradict, one line each."""
+    title = text.partition("\n")[0]
+    for section in re.split(r"\n(?=#)", text):
+        before = title + "\n"
+        for block in re.split(r"\n\n+(?=\|)|(?<=\|)\n\n+|\n\n+|\n(?=\s*[-*] |\d+\. )", section):
+            if block.lstrip().startswith("|"):
+                yield from _errors_of_table(block, before, known)
+            else:
+                yield from _errors_of_words(block, known)
+                for sentence in re.split(r"(?<=[.;:?])\s(?=[A-Z\[*{`])", block):
+                    yield from _errors_of_sentence(sentence, before, known)
+                    before += sentence
+
+
+# --- Sentences
+
+
+def _errors_of_words(block: str, known: Mapping[str, Any]) -> Iterator[str]:
+    """Metric and split are those named last before a placeholder, or next; if none is, the CoCa loss on `test`."""
+    plain = _plain(block)
+    for each in shown(block, known):
+        if not each.metric:
+            continue
+        ahead = re.split(r"[.;]\s", plain[each.end :])[0][:80]
+        for words, mine, usual in ((METRICS, each.metric, "coca"), (SPLITS, each.split, "test")):
+            last = [*_named(words, plain[: each.start])][-1:]
+            if mine not in (last or [usual]) and mine not in [*_named(words, ahead)][:1]:
+                yield f"{each.text} is of {mine!r}, after the words {last or 'none'} in {_around(block, each)}"
+
+
+def _named(words: Mapping[str, str], text: str) -> Iterator[str]:
+    """Names whose words occur in a text, in order."""
+    pattern = "|".join(f"({found})" for found in words.values())
+    for match in re.finditer(pattern, text):
+        assert match.lastindex
+        yield [*words][match.lastindex - 1]
+
+
+def _around(text: str, each: Shown) -> str:
+    return repr(" ".join(text[max(0, each.start - 60) : each.end].split()))
+
+
+def _errors_of_sentence(sentence: str, before: str, known: Mapping[str, Any]) -> Iterator[str]:
+    found, plain = shown(sentence, known), _plain(sentence)
+    yield from _errors_of_optimizers(plain, _plain(before), found)
+    yield from _errors_of_facts(found)
+    yield from _errors_of_models(plain, found)
+    yield from _errors_of_intervals(sentence, found)
+
+
+def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
+    """The model before a change is on its left side, the one after *than* on its right: `GRR-CoCa's CoCa loss is …`."""
+    for each in found:
+        if each.metric and isinstance(each.setting, Setting) and not (each.setting.minus or each.setting.earlier):
+            owner = re.findall(rf"(?<!than ){MODEL}'s (?:\w+ )?(?:loss|perplexity|is)\b", plain[: each.start])[-1:]
+            than = re.findall(rf"^\W*than (?:that of )?{MODEL}", plain[each.end :])
+            over = re.findall(rf"{MODEL} over {MODEL}", plain[: each.start])[-1:]
+            left, right = ([over[0][0]], [over[0][1]]) if over else (owner, than)
+            for models, arms in ((left, each.setting.arms), (right, each.setting.over)):
+                if models and not all(arm.startswith(MODELS[models[0]]) for arm in arms):
+                    yield f"{each.text} is of {', '.join(arms)}, not of {models[0]}"
+
+
+def _errors_of_intervals(sentence: str, found: Sequence[Shown]) -> Iterator[str]:
+    """An interval in parentheses after a change is that of the change."""
+    for last, each in pairwise(each for each in found if each.metric):
+        between = sentence[last.end : each.start]
+        if each.format in ("ci", "both") and re.fullmatch(r" ?%? ?\((?:over seeds and drawings )?", between):
+            same = (last.setting, last.split, last.metric) == (each.setting, each.split, each.metric)
+            if not same and not isinstance(each.setting, Best):
+                yield f"{each.text} is not the interval of {last.text}"
+
+
+def _errors_of_optimizers(plain: str, before: str, found: Sequence[Shown]) -> Iterator[str]:
+    """An optimizer that is named has a setting; settings with one optimizer are of one that is named."""
+    named = {*_named(OPTIMIZERS, plain)}
+    used = set().union(*(each.optimizers() for each in found))
+    changes = [each for each in found if each.metric]
+    if changes and named - used:
+        yield f"names {', '.join(sorted(named - used))}, but shows {', '.join(sorted(used))}: {changes[0].text}"
+    named = named or {*_named(OPTIMIZERS, before)}
+    for each in changes:
+        if named and len(each.optimizers()) == 1 and not each.optimizers() <= named:
+            yield f"{each.text} is of {each.optimizers().pop()}, in words on {', '.join(sorted(named))}"
+
+
+def _errors_of_facts(found: Sequence[Shown]) -> Iterator[str]:
+    """Steps and seeds are those of a setting whose change is shown beside them."""
+    parts = [part for each in found if each.metric for part in each.parts()]
+    for each in found:
+        if parts and not each.metric and each.format in FACTS:
+            values = {f"{part:{each.format}}" for part in parts}
+            if f"{each.setting:{each.format}}" not in values:
+                yield f"{each.text} is {each.setting:{each.format}}, but the settings shown have {sorted(values)}"
+
+
+# --- Tables
+
+
+def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Iterator[str]:
+    """Rows repeat one pattern of settings; each column, or each row, asks for one thing, which its heads name."""
+    found = [line for line in table.splitlines() if line.startswith("|")]
+    head, _, *lines = ([cell.strip() for cell in re.split(r"\|(?![^{}]*\})", line)[1:-1]] for line in found)
+    rows = [[[each for each in shown(cell, known) if each.metric] for cell in cells[1:]] for cells in lines]
+    if not lines:
+        return
+    if any(len(_plain(cell).split()) > PROSE for cells in lines for cell in cells[1:]):
+        for cells in lines:
+            yield from _errors_of_words(" | ".join(cells), known)
+        return
+    patterns = [tuple(map(_first_places(row).__getitem__, map(str, _settings(row)))) for row in rows]
+    usual = Counter(patterns).most_common(1)[0][0]
+    asks = [[{(each.split, each.metric, each.format) for each in cell} for cell in row] for row in rows]
+    by_column = [set().union(*column) for column in zip(*asks, strict=True)]
+    for cells, row, pattern in zip(lines, rows, patterns, strict=True):
+        line = " | ".join(cells)
+        if pattern != usual and any(pattern):
+            yield f"a row has other settings than its neighbours: {line[:100]!r}"
+        own = set().union(*(set().union(*({(e.split, e.metric)} for e in cell)) if cell else set() for cell in row))
+        if len(own) > 1 and any(len(column) > 1 for column in by_column):
+            yield f"neither rows nor columns ask for one thing: {line[:100]!r}"
+        yield from _errors_of_sentence(line, before + " ".join(head), known)
+        link = re.match(r"\[.*?\]\((?:\.\./studies/)?([\w/.]+)/README\.md\)", cells[0])
+        studies = {part.study for cell in row for each in cell for part in each.parts()}
+        if link and studies and not any(link[1] in study for study in studies):
+            yield f"links to {link[1]}, but shows {', '.join(sorted(studies))}"
+        for title, cell in zip(head[1:], row, strict=True):
+            for each in cell:
+                for words, mine in ((METRICS, each.metric), (SPLITS, each.split)):
+                    named = [[*_named(words, _plain(text))] for text in (title, cells[0], head[0])]
+                    if mine not in next(filter(None, named), [mine]):
+                        yield f"{each.text} is of {mine!r}, in a cell on {named}"
+
+
+def _settings(row: Sequence[Sequence[Shown]]) -> list[Any]:
+    return [each.setting for cell in row for each in cell]
+
+
+def _first_places(row: Sequence[Sequence[Shown]]) -> dict[str, int]:
+    """The number of each setting of a row, in order of appearance."""
+    return {name: i for i, name in enumerate(dict.fromkeys(map(str, _settings(row))))}

@@ -3,8 +3,9 @@
 Each file of `pages/` is the text of a page with placeholders: `{adamw[test coca]:word}` is *lower*, *higher* or *no
 different*, computed from the rows of the setting `adamw`. `claims.txt` defines the settings. A page fails if it differs
 from its text with the placeholders filled. A text fails if it has a number or a verdict outside a placeholder, if its
-words contradict the settings that it shows (`meaning.py`), or if it lacks what it must state; what does not come from
-rows is marked, such as `{paper[7.15]}`. Ledgers fail if a row differs from its plan or contradicts another.
+words contradict the settings that it shows (`meaning.py`). What does not come from rows is marked, such as
+`{paper[7.15]}`; `plain.txt` lists the sentences of results, README and citation that show no row. Ledgers fail if a row
+differs from its plan or contradicts another.
 
 Nothing of the package is imported.
 """
@@ -27,41 +28,8 @@ TEXTS = STUDIES / "pages"
 WIDTH = 128
 PARTS = ("README.md", "CITATION.cff", "CHANGELOG.md")
 """Pages of which a text is only one part."""
-STATED = {
-    "docs/results.md": (
-        "not a reproduction",
-        "We used its abstract only",
-        "differ]} only in the image encoder",
-        "not separated",
-        "Settings were chosen on `val`",
-        "No part was trained at its own best rate",
-        "RoPE also removes learned positions",
-        "Muon was not tried on",
-        "found after all rows were known",
-        "No correction covers all other statements",
-        "**Length.** No run with AdamW is longer than",
-        "**Repetition.** {adamw:steps}, {long:steps} and {longest:steps} steps show each emoji {adamw:passes}",
-        "Only the icons are seen about once",
-        "**Rates.** Each model has its best rate of those tried in these settings",
-        "The others share one rate",
-        "either model may do",
-        "**Few styles.**",
-        "**Parts that captions lack.** Captions attend to the patches",
-        "**Contrastive losses after fine-tuning** are near chance",
-        "**Test splits were used before**: by all studies here",
-        "Rows were inspected while they came in",
-        "**Scale.** Minutes of training on small drawings, without a GPU.",
-        "may be absent here",
-    ),
-    "README.md": ("It depends on the optimizer", "in its text decoders only", "not a reproduction"),
-}
-"""Limits and caveats, which no row confirms, by the page whose text must have them."""
-GIVEN = re.compile(
-    "0|238,391|64 × 64|95 %|all settings|because of|better|differ|equal|every|falls|higher|highest|lower|lowest|never|"
-    "no different|rises|smaller|times|worse",
-    re.IGNORECASE,
-)
-"""Words that `{given[…]}` may have on pages outside of `studies`."""
+GIVEN = re.compile(r"238,391|64 × 64|95 %|better|every|never|smaller|times")
+"""Words that `{given[…]}` may have beside a placeholder of rows, on pages outside of `studies`."""
 
 # --- Settings
 
@@ -116,8 +84,7 @@ def arms_of(study: str, pattern: str) -> tuple[str, ...]:
 
 QUOTED = {
     "paper": "numbers that another paper reports",
-    "given": "numbers and words that no row can confirm: design choices, definitions, what was seen before a study; "
-    "pages outside of `studies` may have those of `GIVEN` only",
+    "given": "numbers and words that no row can confirm: design choices, definitions, what was seen before a study",
 }
 
 
@@ -159,12 +126,6 @@ def errors_of_text(text: str, words: bool = True) -> Iterator[str]:
     """Yield the numbers, also in `words`, and verdicts of a text that are outside of placeholders, or negated."""
     negated = re.findall(r"(?:\b(?:not|no|never|nor|barely)|n't) \{(?!given)[^{}]*\[[^{}]*", text)
     yield from (f"a negation before a placeholder: {found}" for found in negated)
-    if words:
-        yield from (
-            f"given, but not in GIVEN: {found}"
-            for found in re.findall(r"\{given\[(.*?)\]\}", text)
-            if not GIVEN.fullmatch(found)
-        )
     fixed = re.sub(r"\{[^{}]*\}", "…", text)
     fixed = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->", "…", fixed, flags=re.DOTALL)
     patterns = [(NUMBER, "a number"), (VERDICT, "a verdict"), *([(WORD, "a claim")] if words else [])]
@@ -172,6 +133,25 @@ def errors_of_text(text: str, words: bool = True) -> Iterator[str]:
         for found in pattern.finditer(fixed):
             around = " ".join(fixed[max(0, found.start() - 40) : found.end() + 30].split())
             yield f"{what} that nothing computes: {found[0]} in {around!r}"
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of a text, without tables and headings."""
+    for block in re.split(r"\n\n+|\n(?=- )", text):
+        if not block.startswith(("|", "#")):
+            yield from (" ".join(each.split()) for each in re.split(r"(?<=[.?])\**\s(?=[A-Z[*{`])", block))
+
+
+def errors_of_plain(text: str) -> Iterator[str]:
+    """Yield sentences that show no row and are not in `plain.txt`, and words that are given beside rows."""
+    listed = (STUDIES / "plain.txt").read_text(encoding="utf-8").splitlines()
+    for sentence in sentences(text):
+        if not re.search(r"\{(?!given|paper)", sentence):
+            if sentence not in listed:
+                yield f"shows no row, and is not in plain.txt: {sentence}"
+        else:
+            marked = re.findall(r"\{given\[(.*?)\]\}", sentence)
+            yield from (f"given beside rows: {each!r}" for each in marked if not GIVEN.fullmatch(each))
 
 
 def filled(text: str, known: dict[str, Any]) -> str:
@@ -198,11 +178,10 @@ def _wrapped(text: str) -> Iterator[str]:
 
 def errors_of_page(page: Path, text: str, known: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with a page and its text. Of the pages in `PARTS`, the text is only one part."""
-    yield from errors_of_text(text, words=STUDIES not in page.parents)
+    is_of_study = STUDIES in page.parents
+    yield from errors_of_text(text, words=not is_of_study)
+    yield from () if is_of_study else errors_of_plain(text)
     yield from errors_of_meaning(text, known)
-    for stated in STATED.get(page.relative_to(ROOT).as_posix(), ()):
-        if stated not in text:
-            yield f"does not state {stated!r}"
     expected, found = filled(text, known), page.read_text(encoding="utf-8")
     if expected == found or (page.relative_to(ROOT).as_posix() in PARTS and found.count(expected) == 1):
         return
@@ -242,9 +221,22 @@ def main() -> int:
     ]
     wrong += [error for study in studies() for error in errors_of_ledger(study)]
     wrong += errors_between_rows()
+    wrong += sorted(unsaid())
     wrong += [f"{page.relative_to(ROOT)}: has no text in studies/pages" for page in pages_without_text()]
     print(*wrong, sep="\n", end="\n" if wrong else "")
     return bool(wrong)
+
+
+def unsaid() -> Iterator[str]:
+    """Yield what no page says: lines of `plain.txt`, and settings of `claims.txt` that nothing uses."""
+    said = {sentence for text in texts().values() for sentence in sentences(text)}
+    lines = (STUDIES / "plain.txt").read_text(encoding="utf-8").splitlines()
+    yield from (f"plain.txt: no page says {line!r}" for line in lines if line and line[0] != "#" and line not in said)
+    claims = (STUDIES / "claims.txt").read_text(encoding="utf-8")
+    drawn = (STUDIES / "draw_results.py").read_text(encoding="utf-8")
+    used = {*re.findall(r"\w+", "\n".join([*texts().values(), drawn, *re.findall("= (.*)", claims)]))}
+    names = re.findall(r"^(\w+) = ", claims, re.MULTILINE)
+    yield from (f"claims.txt: nothing uses {name}" for name in names if name not in used)
 
 
 def pages_without_text() -> list[Path]:

@@ -34,6 +34,10 @@ SPLITS = {
 OPTIMIZERS = {"adamw": r"\bAdamW\b(?!'s)", "muon": r"\bMuon\b(?!'s)"}
 MODELS = {"GRR-CoCa": "grr", "Baseline CoCa": "baseline"}
 MODEL = "(GRR-CoCa|Baseline CoCa)"
+ITSELF = rf"{MODEL}(?:'s [\w ]+)? (?:over|than|to|against) (?:that of )?\1"
+IN_PARENTHESES, IN_SEEDS = r" ?%? ?\((?:over seeds and drawings )?", r"[^.]*\ba (?:fall|rise) in "
+INTERVALS = {"ci": IN_PARENTHESES, "both": IN_PARENTHESES, "falls": IN_SEEDS, "rises": IN_SEEDS}
+"""Words between a change and what belongs to it, by format."""
 PROSE = 6
 """Words in a cell of a table above which it is read as a sentence."""
 FACTS = ("steps", "n", "seeds", "passes", "patches")
@@ -100,10 +104,11 @@ def errors_of_meaning(text: str, known: Mapping[str, Any]) -> Iterator[str]:
         before = title + "\n"
         for block in re.split(r"\n\n+(?=\|)|(?<=\|)\n\n+|\n\n+|\n(?=\s*[-*] |\d+\. )", section):
             if block.lstrip().startswith("|"):
+                yield from _errors_of_groups(section, known)
                 yield from _errors_of_table(block, before, known)
             else:
                 yield from _errors_of_words(block, known)
-                for sentence in re.split(r"(?<=[.;:?])\s(?=[A-Z\[*{`])", block):
+                for sentence in re.split(r"(?<=[.;:?])\**\s(?=[A-Z[*{`])", block):
                     yield from _errors_of_sentence(sentence, before, known)
                     before += sentence
 
@@ -146,22 +151,28 @@ def _errors_of_sentence(sentence: str, before: str, known: Mapping[str, Any]) ->
 
 def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
     """The model before a change is on its left side, the one after *than* on its right: `GRR-CoCa's CoCa loss is …`."""
+    yield from (f"compares a model with itself: {each[0]!r}" for each in re.finditer(ITSELF, plain))
     for each in found:
         if each.metric and isinstance(each.setting, Setting) and not (each.setting.minus or each.setting.earlier):
-            owner = re.findall(rf"(?<!than ){MODEL}'s (?:\w+ )?(?:loss|perplexity|is)\b", plain[: each.start])[-1:]
-            than = re.findall(rf"^\W*than (?:that of )?{MODEL}", plain[each.end :])
-            over = re.findall(rf"{MODEL} over {MODEL}", plain[: each.start])[-1:]
-            left, right = ([over[0][0]], [over[0][1]]) if over else (owner, than)
+            before, after = plain[: each.start], plain[each.end :]
+            over = re.findall(f"{MODEL} over {MODEL}", before)[-1:]
+            owner = re.findall(
+                rf"(?<!than ){MODEL}(?:'s (?:\w+ )?(?:loss|perplexity|is|changes)| with Muon is)\b", before
+            )
+            than = re.findall(rf"^\W*than (?:that of )?{MODEL}", after)
+            loss = re.findall(rf"^ (?:with|for) {MODEL}", after) if each.format.startswith("loss") else []
+            left = [pair[0] for pair in over] or owner[-1:] or loss * (each.format == "loss")
+            right = [pair[1] for pair in over] or than or loss * (each.format == "loss over")
             for models, arms in ((left, each.setting.arms), (right, each.setting.over)):
                 if models and not all(arm.startswith(MODELS[models[0]]) for arm in arms):
                     yield f"{each.text} is of {', '.join(arms)}, not of {models[0]}"
 
 
 def _errors_of_intervals(sentence: str, found: Sequence[Shown]) -> Iterator[str]:
-    """An interval in parentheses after a change is that of the change."""
+    """An interval in parentheses after a change is that of the change, and so is the count of seeds that agree."""
     for last, each in pairwise(each for each in found if each.metric):
         between = sentence[last.end : each.start]
-        if each.format in ("ci", "both") and re.fullmatch(r" ?%? ?\((?:over seeds and drawings )?", between):
+        if re.fullmatch(INTERVALS.get(each.format, "-"), between) and not isinstance(last.setting, Best):
             same = (last.setting, last.split, last.metric) == (each.setting, each.split, each.metric)
             if not same and not isinstance(each.setting, Best):
                 yield f"{each.text} is not the interval of {last.text}"
@@ -191,6 +202,22 @@ def _errors_of_facts(found: Sequence[Shown]) -> Iterator[str]:
 
 
 # --- Tables
+
+
+def _errors_of_groups(section: str, known: Mapping[str, Any]) -> Iterator[str]:
+    """A section with a table has a row for each setting of a group on which its bold words give a verdict."""
+    bold = " ".join(re.findall(r"\*\*[^*]+\*\*", section))
+    seen = {(id(each.setting), each.split, each.metric) for each in shown(section, known)}
+    for group in shown(bold, known):
+        if isinstance(group.setting, Group) and group.metric and not section.startswith("# "):
+            for name, setting in group.setting.settings.items():
+                if (id(setting), group.split, group.metric) not in seen:
+                    yield f"{group.text} is of {name}, too, which the section does not show"
+    listed = re.findall(r"\{(\w+)\[[^]]*\]:use (\w+)\}", section)
+    for group_name in {name for name, _ in listed}:
+        missing = {*known[group_name].settings} - {member for name, member in listed if name == group_name}
+        if missing and len(listed) > PROSE:
+            yield f"no row of {', '.join(sorted(missing))}"
 
 
 def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Iterator[str]:

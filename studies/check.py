@@ -124,7 +124,7 @@ def texts() -> dict[Path, str]:
 
 def errors_of_text(text: str, words: bool = True) -> Iterator[str]:
     """Yield the numbers, also in `words`, and verdicts of a text that are outside of placeholders, or negated."""
-    negated = re.findall(r"(?:\b(?:not|no|never|nor|barely)|n't) \{(?!given)[^{}]*\[[^{}]*", text)
+    negated = re.findall(r"(?:\b(?:not|no|never|nor|barely)|n't) \{(?!given|paper)[^{}]*", text)
     yield from (f"a negation before a placeholder: {found}" for found in negated)
     fixed = re.sub(r"\{[^{}]*\}", "…", text)
     fixed = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->", "…", fixed, flags=re.DOTALL)
@@ -228,15 +228,19 @@ def main() -> int:
 
 
 def unsaid() -> Iterator[str]:
-    """Yield what no page says: lines of `plain.txt`, and settings of `claims.txt` that nothing uses."""
+    """Yield what no page says: lines of `plain.txt`, and settings of `claims.txt` that pages should show."""
     said = {sentence for text in texts().values() for sentence in sentences(text)}
     lines = (STUDIES / "plain.txt").read_text(encoding="utf-8").splitlines()
     yield from (f"plain.txt: no page says {line!r}" for line in lines if line and line[0] != "#" and line not in said)
     claims = (STUDIES / "claims.txt").read_text(encoding="utf-8")
-    drawn = (STUDIES / "draw_results.py").read_text(encoding="utf-8")
-    used = {*re.findall(r"\w+", "\n".join([*texts().values(), drawn, *re.findall("= (.*)", claims)]))}
-    names = re.findall(r"^(\w+) = ", claims, re.MULTILINE)
-    yield from (f"claims.txt: nothing uses {name}" for name in names if name not in used)
+    main = claims.partition("# Only on pages of studies.")[0]
+    outside = [text for page, text in texts().items() if STUDIES not in page.parents]
+    for part, pages, where in ((claims, texts().values(), "page"), (main, outside, "page outside of studies")):
+        defined = dict(re.findall(r"^(\w+) = (.*)$", part, re.MULTILINE))
+        shown = {*re.findall(r"\w+", " ".join(re.findall(r"\{[^{}]*\}", "\n".join(pages))))}
+        for name in reversed(defined):  # a setting is defined after those that it is made of
+            shown |= {*re.findall(r"\w+", defined[name])} if name in shown else set()
+        yield from (f"claims.txt: no {where} shows {name}" for name in defined if name not in shown)
 
 
 def pages_without_text() -> list[Path]:

@@ -143,7 +143,7 @@ def _around(text: str, each: Shown) -> str:
 
 def _errors_of_sentence(sentence: str, before: str, known: Mapping[str, Any]) -> Iterator[str]:
     found, plain = shown(sentence, known), _plain(sentence)
-    yield from _errors_of_optimizers(plain, _plain(before), found)
+    yield from _errors_of_optimizers(sentence, _plain(before), found)
     yield from _errors_of_facts(found)
     yield from _errors_of_models(plain, found)
     yield from _errors_of_intervals(sentence, found)
@@ -160,9 +160,9 @@ def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
                 rf"(?<!than ){MODEL}(?:'s (?:\w+ )?(?:loss|perplexity|is|changes)| with Muon is)\b", before
             )
             than = re.findall(rf"^\W*than (?:that of )?{MODEL}", after)
-            loss = re.findall(rf"^ (?:with|for) {MODEL}", after) if each.format.startswith("loss") else []
-            left = [pair[0] for pair in over] or owner[-1:] or loss * (each.format == "loss")
-            right = [pair[1] for pair in over] or than or loss * (each.format == "loss over")
+            side = re.findall(rf"^ (?:with|for) {MODEL}", after) if each.format.startswith("loss") else []
+            left = [pair[0] for pair in over] or owner[-1:] or side * (each.format == "loss")
+            right = [pair[1] for pair in over] or than or side * (each.format == "loss over")
             for models, arms in ((left, each.setting.arms), (right, each.setting.over)):
                 if models and not all(arm.startswith(MODELS[models[0]]) for arm in arms):
                     yield f"{each.text} is of {', '.join(arms)}, not of {models[0]}"
@@ -178,13 +178,17 @@ def _errors_of_intervals(sentence: str, found: Sequence[Shown]) -> Iterator[str]
                 yield f"{each.text} is not the interval of {last.text}"
 
 
-def _errors_of_optimizers(plain: str, before: str, found: Sequence[Shown]) -> Iterator[str]:
+def _errors_of_optimizers(sentence: str, before: str, found: Sequence[Shown]) -> Iterator[str]:
     """An optimizer that is named has a setting; settings with one optimizer are of one that is named."""
-    named = {*_named(OPTIMIZERS, plain)}
+    named = {*_named(OPTIMIZERS, _plain(sentence))}
     used = set().union(*(each.optimizers() for each in found))
     changes = [each for each in found if each.metric]
     if changes and named - used:
         yield f"names {', '.join(sorted(named - used))}, but shows {', '.join(sorted(used))}: {changes[0].text}"
+    for each in found:
+        after = re.match(r"[^{}.;,(]{0,20}\bwith (?:AdamW|Muon)\b(?!'s)", sentence[each.end :])
+        if after and len(each.optimizers()) == 1 and {*_named(OPTIMIZERS, after[0])} != each.optimizers():
+            yield f"{each.text} is of {each.optimizers().pop()}, before {after[0]!r}"
     named = named or {*_named(OPTIMIZERS, before)}
     for each in changes:
         if named and len(each.optimizers()) == 1 and not each.optimizers() <= named:
@@ -253,6 +257,19 @@ def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Itera
                     named = [[*_named(words, _plain(text))] for text in (title, cells[0], head[0])]
                     if mine not in next(filter(None, named), [mine]):
                         yield f"{each.text} is of {mine!r}, in a cell on {named}"
+                yield from _errors_of_column(title, each)
+
+
+def _errors_of_column(title: str, each: Shown) -> Iterator[str]:
+    """The head of a column names the optimizer and the model of its losses."""
+    optimizers, models = {*_named(OPTIMIZERS, title)}, re.findall(MODEL, title)
+    sides = {"loss": "arms", "loss over": "over"}
+    arms = (
+        getattr(each.setting, sides[each.format]) if each.format in sides and isinstance(each.setting, Setting) else ()
+    )
+    is_other = len(models) == 1 and not all(arm.startswith(MODELS[models[0]]) for arm in arms)
+    if is_other or (optimizers and not each.optimizers() <= optimizers):
+        yield f"{each.text} is in the column {title!r}"
 
 
 def _settings(row: Sequence[Sequence[Shown]]) -> list[Any]:

@@ -19,7 +19,8 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import file_sha256, read_json
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import num_threads
-from grr_coca.infer.encoder import UNKNOWN_LICENCE, EncoderInfo, ImageTokens
+from grr_coca.data.features import EncoderInfo
+from grr_coca.infer.encoder import UNKNOWN_LICENCE, ImageTokens
 from grr_coca_encoders.hub_preprocess import FILE, read_hub_preprocess
 
 if TYPE_CHECKING:

@@ -1,14 +1,16 @@
-"""`grr-coca data`: check pairs, count them, or convert them to shards."""
+"""`grr-coca data`: check pairs, count them, convert them to shards, or compute features of their images."""
 
 import os
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grr_coca.cli.output import say
+from grr_coca.cli.flags import Flag
+from grr_coca.cli.output import print_first, say
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.outputs import require_other, require_suffix, require_writable, to_json, write_output
@@ -71,11 +73,32 @@ class Convert:
     image_size: int | None = None
 
 
+@dataclass(frozen=True)
+class Features:
+    """Compute the features of all images by an image encoder of others, for `adapt --encoder OUT`.
+
+    The same command continues an interrupted one. Several processes that run it at once share the work.
+
+    Args:
+        out: new folder for the features.
+        encoder: timm:NAME, hf:NAME or onnx:FILE; see docs/encoders.md.
+        keep: the mean token of each image, or all of its tokens, which take a hundred times the space.
+        frame: frame drawings first, as `icons` does: their empty border is cut away. Photographs are not changed.
+    """
+
+    path: _PairsArgument
+    out: tyro.conf.Positional[Path]
+    encoder: Annotated[str, tyro.conf.arg(metavar="ENCODER")]
+    keep: Literal["mean", "tokens"] = "mean"
+    frame: Flag = False
+
+
 def run(
     action: Annotated[
         Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
-        | Annotated[Convert, tyro.conf.subcommand("convert")],
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Features, tyro.conf.subcommand("features")],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
@@ -88,6 +111,8 @@ def run(
         return _check(action)
     if isinstance(action, Convert):
         return _convert(action)
+    if isinstance(action, Features):
+        return _features(action)
     from grr_coca.data.sources.open import open_source  # late: imports NumPy and Pillow
     from grr_coca.data.survey import sample_source
 
@@ -163,6 +188,36 @@ def _convert(action: Convert) -> int:
     left_out = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
     print(f"{written:,} images written to {action.out}" + (f"; left out: {left_out}" if left_out else ""))
     return int(not written)
+
+
+def _features(action: Features) -> int:
+    from grr_coca.data.preprocess import Framing
+    from grr_coca.data.sources.open import open_source
+    from grr_coca.data.sources.views import ByImage
+    from grr_coca.infer.encoder import framed, open_encoder
+    from grr_coca.infer.write_features import feature_header, write_features
+
+    images = ByImage(open_source(action.path))
+    encoder = open_encoder(action.encoder)
+    if action.frame:
+        encoder = framed(encoder, Framing())
+    header = feature_header(images, encoder, action.keep)
+    size = header.num_images * header.row_bytes / 1e6
+    print(f"{header.num_images:,} images × {header.row_bytes:,} bytes: {size:,.1f} MB", file=sys.stderr)
+    began = time.perf_counter()
+    with bars({"features": len(images)}) as shown:
+        written = write_features(
+            images, encoder, action.keep, action.out, lambda done: shown.update("features", done, "")
+        )
+    milliseconds = 1000 * (time.perf_counter() - began) / max(written.num_written, 1)
+    line = f"{written.num_written:,} images encoded to {action.out}"
+    line += f", {milliseconds:.1f} ms each" if written.num_written else ""
+    line += f"; other processes work on {written.num_elsewhere:,}" if written.num_elsewhere else ""
+    print(line)
+    if written.bad:
+        print(f"{len(written.bad):,} images cannot be read, and have no features:", file=sys.stderr)
+        print_first(written.bad)
+    return int(len(written.bad) == len(images))
 
 
 def _describe(survey: "Survey") -> str:

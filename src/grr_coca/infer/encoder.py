@@ -3,47 +3,18 @@
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
 
-import hashlib
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from grr_coca.common import plugins
-from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.shapes import Bool, Float, UInt8
-from grr_coca.data.preprocess import EncoderPreprocess
+from grr_coca.data.features import EncoderInfo
+from grr_coca.data.preprocess import Framing
 
 UNKNOWN_LICENCE = "unknown"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderInfo:
-    """Description of an image encoder.
-
-    Attributes:
-        name: Its name for `open_encoder`.
-        weights: SHA-256 of its weights, in hexadecimal digits.
-        licence: Licence of its weights in the words of the Hugging Face hub; `unknown` if nothing states it.
-        preprocess: Its preprocessing.
-        embed_dim: Width of its tokens, D.
-        num_tokens: Tokens of an image, N.
-    """
-
-    name: str
-    weights: str
-    licence: str
-    preprocess: EncoderPreprocess
-    embed_dim: int
-    num_tokens: int
-
-    @property
-    def digest(self) -> str:
-        """A hash of all that tokens depend on. Equal encoders have equal digests, whatever their name."""
-        content = {**to_dict(self), "name": "", "licence": ""}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class ImageTokens(NamedTuple):
@@ -112,3 +83,43 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
         ]
         raise UserError(f"{name}: unknown image encoder; {nearest(name, schemes)}")
     return opener(rest, device)
+
+
+def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
+    """Open the encoder that a description names.
+
+    Args:
+        info: Description.
+        device: As in `open_encoder`.
+
+    Raises:
+        UserError: It cannot be opened, or is another one now.
+    """
+    encoder = open_encoder(info.name, device)
+    if info.preprocess.framing is not None:
+        encoder = framed(encoder, info.preprocess.framing)
+    if encoder.info.digest != info.digest:
+        raise UserError(f"{info.name}: has other weights or another preprocessing than the encoder of these features")
+    return encoder
+
+
+def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
+    """Return an encoder for drawings that are framed first.
+
+    Args:
+        encoder: Encoder.
+        framing: How drawings are framed.
+    """
+    preprocess = replace(encoder.info.preprocess, framing=framing)
+    return _Described(encoder, replace(encoder.info, preprocess=preprocess))
+
+
+@dataclass
+class _Described:
+    """An encoder with another description."""
+
+    encoder: VisionEncoder
+    info: EncoderInfo
+
+    def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
+        return self.encoder.encode(pixels)

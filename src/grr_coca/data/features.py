@@ -1,0 +1,243 @@
+"""Features of images by an image encoder of others, in a folder: the encoder runs once, and then never again.
+
+The features of image i of a source are row `i % images_per_shard` of `NNNNN.npy`, N = `i // images_per_shard`. Beside
+it, `NNNNN.digests.npy` has the SHA-256 of the file of each image, by which features are found again wherever the image
+is; zeros for an image that could not be read. A shard has its digests when it is complete. `features.json` describes
+them.
+
+Shapes: M images of a shard, N tokens, D width.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import fill_whole, read_json, write_whole
+from grr_coca.common.shapes import Float, UInt8
+from grr_coca.data.preprocess import EncoderPreprocess
+
+HEADER = "features.json"
+Keep = Literal["tokens", "mean"]
+FORMAT = 1
+"""Version of these files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """Description of an image encoder.
+
+    Attributes:
+        name: Its name for `grr_coca.infer.encoder.open_encoder`.
+        weights: SHA-256 of its weights, in hexadecimal digits.
+        licence: Licence of its weights in the words of the Hugging Face hub; `unknown` if nothing states it.
+        preprocess: Its preprocessing.
+        embed_dim: Width of its tokens, D.
+        num_tokens: Tokens of an image, N.
+    """
+
+    name: str
+    weights: str
+    licence: str
+    preprocess: EncoderPreprocess
+    embed_dim: int
+    num_tokens: int
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that tokens depend on. Equal encoders have equal digests, whatever their name."""
+        content = {**to_dict(self), "name": "", "licence": ""}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureHeader:
+    """The content of `features.json`.
+
+    Attributes:
+        encoder: The encoder that computed the features.
+        keep: `tokens`: all tokens of an image; `mean`: their mean.
+        source: Digest of the pairs, see `source_digest`.
+        num_images: Images of the source.
+        images_per_shard: Images of a shard; the last one may have fewer.
+        version: `FORMAT`.
+    """
+
+    encoder: EncoderInfo
+    keep: Keep
+    source: str
+    num_images: int
+    images_per_shard: int
+    version: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.version != FORMAT:
+            raise UserError(f"version {self.version} is unknown to this program, which has {FORMAT}; update it")
+        if self.num_images < 1 or self.images_per_shard < 1:
+            raise UserError("num_images and images_per_shard must be at least 1")
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.num_images // self.images_per_shard)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of the features of an image."""
+        width = self.encoder.embed_dim
+        return (width,) if self.keep == "mean" else (self.encoder.num_tokens, width)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the features of an image."""
+        return 2 * int(np.prod(self.row_shape))
+
+    def images_of(self, shard: int) -> range:
+        """Return the numbers of the images of a shard."""
+        start = shard * self.images_per_shard
+        return range(start, min(start + self.images_per_shard, self.num_images))
+
+
+def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
+    """Make the folder of features, or check that an unfinished one has the same.
+
+    Raises:
+        UserError: It has other features, or something else.
+        OSError: The disk is full or cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / HEADER
+    if path.exists():
+        found = read_feature_header(folder)
+        if found.encoder.digest != header.encoder.digest:
+            raise UserError(f"{folder}: has features of another encoder, {found.encoder.name}; pass a new folder")
+        for name in ("keep", "source", "num_images", "images_per_shard"):
+            if getattr(found, name) != getattr(header, name):
+                raise UserError(f"{folder}: has features with another {name.replace('_', ' ')}; pass a new folder")
+        return
+    if any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; pass a new folder")
+    write_whole(path, json.dumps(to_dict(header), indent=2, ensure_ascii=False).encode())
+
+
+def read_feature_header(folder: Path) -> FeatureHeader:
+    """Read the description of features.
+
+    Raises:
+        UserError: It is missing or corrupt.
+    """
+    return from_dict(FeatureHeader, read_json(folder / HEADER), str(folder / HEADER))
+
+
+def write_feature_shard(
+    folder: Path, shard: int, rows: Float[np.ndarray, "M ..."], digests: UInt8[np.ndarray, "M 32"]
+) -> None:
+    """Write a shard, in half precision.
+
+    Args:
+        folder: Folder of the features.
+        shard: Number of the shard.
+        rows: Features of each image.
+        digests: SHA-256 of the file of each image; zeros: it could not be read.
+
+    Raises:
+        OSError: The disk is full or cannot be written to.
+    """
+    halves = np.ascontiguousarray(rows, np.float16)
+    fill_whole(folder / _rows(shard), lambda file: np.save(file, halves))
+    fill_whole(folder / _digests(shard), lambda file: np.save(file, digests))
+
+
+def is_feature_shard_done(folder: Path, shard: int) -> bool:
+    """Return whether a shard is complete."""
+    return (folder / _digests(shard)).exists()
+
+
+def _rows(shard: int) -> str:
+    return f"{shard:05d}.npy"
+
+
+def _digests(shard: int) -> str:
+    return f"{shard:05d}.digests.npy"
+
+
+class FeatureCache:
+    """Features of images in a folder, mapped into memory.
+
+    Args:
+        folder: Written by `grr-coca data features`.
+
+    Raises:
+        UserError: A file is missing or corrupt.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.header = read_feature_header(folder)
+        missing = [shard for shard in range(self.header.num_shards) if not is_feature_shard_done(folder, shard)]
+        if missing:
+            raise UserError(
+                f"{folder}: {len(missing):,} of {self.header.num_shards:,} shards are missing, such as "
+                f"{_rows(missing[0])}; continue with the same grr-coca data features"
+            )
+        self._shards: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.header.num_images
+
+    def __getitem__(self, image: int) -> Float[np.ndarray, "..."] | None:
+        """Return the features of an image by its number in the source; None if it could not be read.
+
+        Raises:
+            UserError: The file is corrupt.
+        """
+        shard, row = divmod(image, self.header.images_per_shard)
+        if not self._all_digests[image].any():
+            return None
+        if shard not in self._shards:
+            expected = (len(self.header.images_of(shard)), *self.header.row_shape)
+            self._shards[shard] = _mapped(self.folder / _rows(shard), expected, np.float16)
+        return self._shards[shard][row]
+
+    def mean(self, image: int) -> Float[np.ndarray, " D"] | None:
+        """Return the mean token of an image by its number, in fp32; None if it could not be read."""
+        row = self[image]
+        if row is None:
+            return None
+        return row.astype(np.float32) if self.header.keep == "mean" else row.mean(axis=0, dtype=np.float32)
+
+    def find(self, digest: bytes) -> int | None:
+        """Return the number of the image whose file has a SHA-256; None if it is not there."""
+        return self._numbers.get(digest)
+
+    @cached_property
+    def _all_digests(self) -> UInt8[np.ndarray, "M 32"]:
+        return np.concatenate(list(self._read_digests()))
+
+    @cached_property
+    def _numbers(self) -> dict[bytes, int]:
+        return {bytes(row): number for number, row in enumerate(self._all_digests) if row.any()}
+
+    def _read_digests(self) -> Iterator[np.ndarray]:
+        for shard in range(self.header.num_shards):
+            expected = (len(self.header.images_of(shard)), 32)
+            yield np.asarray(_mapped(self.folder / _digests(shard), expected, np.uint8))
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path}: corrupt, or cannot be read ({error}); delete it and its digests, and continue"
+        ) from error
+    if found.shape != shape or found.dtype != dtype:
+        raise UserError(f"{path}: corrupt: {found.shape} {found.dtype} in place of {shape} {np.dtype(dtype)}")
+    return found

@@ -1,0 +1,49 @@
+"""Names of encoders: `timm:MODEL[@SIZE][=WEIGHTS]`."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from grr_coca.common.errors import UserError
+
+RANDOM = "random"
+_MAX_SIZE = 4096
+
+
+class EncoderName(NamedTuple):
+    """The name of an encoder after its scheme, `MODEL[@SIZE][=WEIGHTS]`.
+
+    Attributes:
+        text: The whole name, with its scheme.
+        model: Model or folder.
+        size: Image size in pixels; None: its own.
+        weights: A safetensors file, or `random`; None: those that were published under this name.
+    """
+
+    text: str
+    model: str
+    size: int | None
+    weights: str | None
+
+
+def parse_name(scheme: str, rest: str) -> EncoderName:
+    """Parse the name of an encoder.
+
+    Raises:
+        UserError: The model is missing, the size is out of range, or the file of weights cannot be used.
+    """
+    text = f"{scheme}:{rest}"
+    model, equals, weights = rest.partition("=")
+    found = re.fullmatch(r"(.+)@(\d+)", model)
+    size = None if found is None else int(found[2])
+    model = model if found is None else found[1]
+    if not model:
+        raise UserError(f"{text}: the name of the model is missing; use {scheme}:NAME")
+    if size is not None and not 1 <= size <= _MAX_SIZE:
+        raise UserError(f"{text}: the image size must be from 1 to {_MAX_SIZE}, got {size}")
+    if equals and weights != RANDOM:
+        if not weights.endswith(".safetensors"):
+            raise UserError(f"{text}: weights must be a .safetensors file or '{RANDOM}', got '{weights}'")
+        if not Path(weights).is_file():
+            raise UserError(f"{text}: {weights}: no such file")
+    return EncoderName(text, model, size, weights if equals else None)

@@ -51,7 +51,7 @@ def right(place, keep):
 
 
 @pytest.mark.parametrize("keep", ["mean", "tokens"])
-def test_features_are_those_of_the_encoder_by_position_and_digest(grr_coca, place, keep):
+def test_features_are_found_by_position_and_by_digest(grr_coca, place, keep):
     done = features(grr_coca, place, "--keep", keep)
     assert done.code == 0
     assert done.out.startswith(f"{NUM_PAIRS} images encoded")

@@ -37,8 +37,7 @@ from grr_coca.data.random_changes import (
     sample_rng,
     with_neighbour,
 )
-from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
-from grr_coca.data.text import caption_id, clean_caption
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair, caption_id, clean_caption, stable_id
 from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 
 _log = logging.getLogger(__name__)

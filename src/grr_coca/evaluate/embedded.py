@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grr_coca.data.sources.base import PairSource
-from grr_coca.data.text import caption_id, clean_caption
+from grr_coca.data.sources.base import PairSource, caption_id, clean_caption
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.evaluate.retrieval import Gallery
 from grr_coca.infer.image_text_model import ImageTextModel

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.files import read_whole
-from grr_coca.data.text import decode_text
+from grr_coca.data.sources.base import decode_text
 from grr_coca_icons.match.candidates import Candidate, PictureMatch, PictureSet, match_pictures
 from grr_coca_icons.match.match_numbers import Numbers
 

@@ -14,15 +14,7 @@ from typing import Any, NamedTuple
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import fill_whole, read_whole, user_cache
-from grr_coca.data.sources.base import (
-    PACK_SUFFIX,
-    BadSample,
-    Cause,
-    PairSource,
-    RawPair,
-    SourceImage,
-    digest_header,
-)
+from grr_coca.data.sources.base import PACK_SUFFIX, BadSample, Cause, PairSource, RawPair, SourceImage, digest_header
 from grr_coca_icons.icon_names import words_of_name
 from grr_coca_icons.sources import icon_fonts, iconify, sprites
 from grr_coca_icons.sources.icon_set import IconSet

@@ -1,6 +1,7 @@
-"""What all sources share: a pair, the protocol of a source, bad pairs and their causes, and the columns of tables."""
+"""All that sources share: a pair, the protocol of a source, bad pairs and their causes, and texts of captions."""
 
 import hashlib
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -237,59 +238,58 @@ def digest_file(path: Path) -> bytes:
     return f"{path.name}\0{path.stat().st_size} ".encode("utf-8", "surrogateescape")
 
 
-# --- Columns of tables
-
-IMAGE_COLUMNS = (
-    "image_path", "image", "img_path", "img", "image_file", "image_filename", "image_name",
-    "filepath", "file_path", "file_name", "filename", "file", "path", "name", "image_id", "id",
-)  # fmt: skip
-CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description", "comment", "sentence", "sentences")
-"""Common names of the columns of images and of captions, the surest first. Case, spaces and dashes do not matter."""
+# --- Texts of captions
 
 
-def find_columns(
-    names: Sequence[str], listing: str, needs_captions: bool = True, image: str | None = None
-) -> tuple[str, str | None]:
-    """Find the column of images and the column of captions of a table, by their names.
-
-    Args:
-        names: all columns.
-        listing: the name of the table in messages.
-        needs_captions: False: the second one is None.
-        image: the column of images, if that is known; None: one of paths is searched for.
+def clean_caption(caption: str, name: str) -> str:
+    """Clean a caption: single spaces between words.
 
     Raises:
-        UserError: a column is missing (the message lists the columns of the table), or is there twice.
+        BadSample: the caption is empty, or cannot be written as UTF-8; the message names the pair.
     """
-    plain = {_plain(name): name for name in reversed(names)}
-    image = image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
-    caption = next((plain[name] for name in CAPTION_COLUMNS if name in plain), None) if needs_captions else None
-    if image is not None and (caption is not None or not needs_captions):
-        for name in filter(None, (image, caption)):
-            if names.count(name) > 1:
-                raise UserError(f"{listing}: has several columns '{name}'; rename all but one")
-        return image, caption
-    if image is None and "url" in plain:
-        raise UserError(f"{listing}: has URLs, and nothing is downloaded; make shards of it with img2dataset first")
-    what, usual = ("the image's path", IMAGE_COLUMNS) if image is None else ("the caption", CAPTION_COLUMNS)
-    found = ", ".join(map(str, names[:20])) or "none"
-    raise UserError(f"{listing}: no column of {what}; found {found}; expected one of {', '.join(usual)}")
+    caption = single_spaced(caption, f"{name}: the caption")
+    if not caption:
+        raise BadSample(f"{name}: the caption is empty; give it a word or remove the pair", Cause.EMPTY_CAPTION)
+    return caption
 
 
-def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
-    """The index of the first column that has one of the usual names; None if no column has. Earlier names win."""
-    plain = [_plain(name) for name in names]
-    return next((plain.index(name) for name in usual if name in plain), None)
+def single_spaced(text: str, what: str) -> str:
+    """Put single spaces between the words of a text. `what`: its name in messages.
+
+    Raises:
+        BadSample: it cannot be written as UTF-8.
+    """
+    text = " ".join(text.split())
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # of JSON with half an emoji, or a command line in another encoding
+        raise BadSample(f"{what} is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
+    return text
 
 
-def as_captions(value: object) -> tuple[str, ...]:
-    """Convert a cell of a table to captions: a text, or a list of texts. Other values give no captions."""
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list):
-        return tuple(text for text in value if isinstance(text, str))
-    return ()
+def caption_id(caption: str) -> int:
+    """The id of a cleaned caption. Captions that differ only in case, in the form of their accents (`é` is one or two
+    characters) or in that of their quotes have the same id: a tokenizer may read them alike, see `clip_bpe`."""
+    return stable_id(unicodedata.normalize("NFC", caption.lower()).translate(_STRAIGHT))
 
 
-def _plain(name: str) -> str:
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
+_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decode the bytes of a text file as UTF-8, without the byte order mark that Windows writes.
+
+    Raises:
+        BadSample: the file is not UTF-8; the message names it.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample(f"{name}: not UTF-8 text ({error})", Cause.BAD_TEXT) from error
+
+
+def caption_lines(text: str) -> tuple[str, ...]:
+    """Split the text of a file into captions, one per line that is not empty. With one such line or none, the text is
+    the caption."""
+    lines = tuple(line for line in text.split("\n") if line.strip())
+    return lines if len(lines) > 1 else (text,)

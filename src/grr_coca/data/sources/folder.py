@@ -1,14 +1,24 @@
 """A folder of images, each with its captions in a text file of the same name beside it, one a line."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import has_image_suffix
-from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, Strings, digest_header
-from grr_coca.data.sources.listed import read_image_file
-from grr_coca.data.text import caption_lines, decode_text
+from grr_coca.common.files import open_regular
+from grr_coca.data.images import MAX_BYTES, has_image_suffix
+from grr_coca.data.sources.base import (
+    MAX_TEXT,
+    BadSample,
+    Cause,
+    PairSource,
+    RawPair,
+    Strings,
+    caption_lines,
+    decode_text,
+    digest_header,
+)
 from grr_coca.data.walk import walk_visible
 
 
@@ -64,6 +74,28 @@ class ImageFolder(PairSource):
 def caption_file(image: Path) -> Path | None:
     """The text file with the captions of an image; None if there is none."""
     return next((path for path in map(image.with_suffix, (".txt", ".TXT")) if path.is_file()), None)
+
+
+def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read the bytes of a file.
+
+    Raises:
+        BadSample: the file does not exist, is not a regular file, is too large, or cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise BadSample(f"{name}: too many bytes: {size:,} (limit {max_bytes:,})", Cause.TOO_LARGE)
+            return file.read()
+    except BadSample:
+        raise
+    except FileNotFoundError as error:
+        raise BadSample(f"{name}: the file {path} does not exist", Cause.NO_IMAGE) from error
+    except OSError as error:
+        raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
+    except ValueError as error:  # a null byte, or half an emoji, which JSON can contain
+        raise BadSample(f"{name}: {str(path)!r} is not a path ({error})", Cause.NO_IMAGE) from error
 
 
 def _image_names(root: Path) -> Iterator[str]:

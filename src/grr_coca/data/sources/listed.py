@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import open_regular
-from grr_coca.data.images import MAX_BYTES, has_image_suffix
+from grr_coca.data.images import has_image_suffix
 from grr_coca.data.sources.base import BadSample, Cause, PairSource, RawPair, Strings, digest_file, digest_header
+from grr_coca.data.sources.folder import read_image_file
 
 _ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
 """Suffixes that the paths of a listing may lack. ROCO lists ids."""
@@ -253,28 +253,6 @@ def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]
         raise UserError(f"{listing}: no pairs; none of its first rows has the path of an image")
     looked = ", ".join(str(folder) for folder in folders)
     raise UserError(f"{listing}: the images do not exist, such as {first}; looked in {looked}")
-
-
-def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read the bytes of a file.
-
-    Raises:
-        BadSample: the file does not exist, is not a regular file, is too large, or cannot be read.
-    """
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > max_bytes:
-                raise BadSample(f"{name}: too many bytes: {size:,} (limit {max_bytes:,})", Cause.TOO_LARGE)
-            return file.read()
-    except BadSample:
-        raise
-    except FileNotFoundError as error:
-        raise BadSample(f"{name}: the file {path} does not exist", Cause.NO_IMAGE) from error
-    except OSError as error:
-        raise BadSample(f"{name}: cannot be read ({error.strerror})", Cause.UNREADABLE) from error
-    except ValueError as error:  # a null byte, or half an emoji, which JSON can contain
-        raise BadSample(f"{name}: {str(path)!r} is not a path ({error})", Cause.NO_IMAGE) from error
 
 
 def without_suffix(written: str) -> str:

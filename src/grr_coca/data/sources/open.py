@@ -11,14 +11,14 @@ from typing import Any
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import in_cache, require_path, user_cache
 from grr_coca.data.images import is_hidden
-from grr_coca.data.sources.base import PairSource, as_captions, find_columns, reader_that_owns, source_readers
+from grr_coca.data.sources.base import PairSource, decode_text, reader_that_owns, source_readers
+from grr_coca.data.sources.columns import as_captions, find_columns
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import SCHEME, ListedPairs, ListedRow, StoredRows, first_paths, locate_images
 from grr_coca.data.sources.parquet import open_parquet
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tables import open_delimited, open_json_lines
 from grr_coca.data.sources.views import Chain
-from grr_coca.data.text import decode_text
 
 _READERS = {
     ".csv": open_delimited,

@@ -17,7 +17,8 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.data.images import MAX_BYTES
-from grr_coca.data.sources.base import IMAGE_COLUMNS, BadSample, Cause, RawPair, as_captions, find_columns, first_column
+from grr_coca.data.sources.base import BadSample, Cause, RawPair
+from grr_coca.data.sources.columns import IMAGE_COLUMNS, as_captions, find_columns, first_column
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
 
 if TYPE_CHECKING:

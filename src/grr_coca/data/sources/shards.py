@@ -29,12 +29,13 @@ from grr_coca.data.sources.base import (
     Cause,
     PairSource,
     RawPair,
+    caption_lines,
+    decode_text,
     digest_file,
     digest_header,
     locate,
 )
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard
-from grr_coca.data.text import caption_lines, decode_text
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,60 @@
+"""The columns of tables of pairs: which has the images, and which the captions."""
+
+from collections.abc import Sequence
+
+from grr_coca.common.errors import UserError
+
+IMAGE_COLUMNS = (
+    "image_path", "image", "img_path", "img", "image_file", "image_filename", "image_name",
+    "filepath", "file_path", "file_name", "filename", "file", "path", "name", "image_id", "id",
+)  # fmt: skip
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description", "comment", "sentence", "sentences")
+"""Common names of the columns of images and of captions, the surest first. Case, spaces and dashes do not matter."""
+
+
+def find_columns(
+    names: Sequence[str], listing: str, needs_captions: bool = True, image: str | None = None
+) -> tuple[str, str | None]:
+    """Find the column of images and the column of captions of a table, by their names.
+
+    Args:
+        names: all columns.
+        listing: the name of the table in messages.
+        needs_captions: False: the second one is None.
+        image: the column of images, if that is known; None: one of paths is searched for.
+
+    Raises:
+        UserError: a column is missing (the message lists the columns of the table), or is there twice.
+    """
+    plain = {_plain(name): name for name in reversed(names)}
+    image = image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
+    caption = next((plain[name] for name in CAPTION_COLUMNS if name in plain), None) if needs_captions else None
+    if image is not None and (caption is not None or not needs_captions):
+        for name in filter(None, (image, caption)):
+            if names.count(name) > 1:
+                raise UserError(f"{listing}: has several columns '{name}'; rename all but one")
+        return image, caption
+    if image is None and "url" in plain:
+        raise UserError(f"{listing}: has URLs, and nothing is downloaded; make shards of it with img2dataset first")
+    what, usual = ("the image's path", IMAGE_COLUMNS) if image is None else ("the caption", CAPTION_COLUMNS)
+    found = ", ".join(map(str, names[:20])) or "none"
+    raise UserError(f"{listing}: no column of {what}; found {found}; expected one of {', '.join(usual)}")
+
+
+def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
+    """The index of the first column that has one of the usual names; None if no column has. Earlier names win."""
+    plain = [_plain(name) for name in names]
+    return next((plain.index(name) for name in usual if name in plain), None)
+
+
+def as_captions(value: object) -> tuple[str, ...]:
+    """Convert a cell of a table to captions: a text, or a list of texts. Other values give no captions."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list):
+        return tuple(text for text in value if isinstance(text, str))
+    return ()
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.adapt.calibrate import CaptionFigures, fit_captions, fit_scale, fit_search
-from grr_coca.adapt.fit import Fitted, fit_images, flat_figures, without_copies
+from grr_coca.adapt.fit import Fitted, Measured, fit_images, flat_figures, measure_fit, without_copies
 from grr_coca.adapt.read_pairs import ImageSet, read_pairs, require_size
 from grr_coca.adapt.ridge import MAX_EXACT
 from grr_coca.common.errors import UserError
@@ -52,6 +52,7 @@ class Adapted:
     Attributes:
         images: Images with captions.
         fitted: Their fit.
+        measured: The fit, measured on images that it did not see.
         arrays: Content of `adapted.safetensors`.
         captions: Captions of images that the fit did not see.
         header: Content of `adapted.json`.
@@ -65,6 +66,7 @@ class Adapted:
 
     images: ImageSet
     fitted: Fitted
+    measured: Measured
     arrays: Arrays
     captions: CaptionFigures
     header: AdaptedHeader
@@ -128,37 +130,33 @@ def adapt_model(
         if len(images) == images.num_fit:
             raise UserError(f"{name}: no image of --val can be used, or all are near-equal to images of the pairs")
     steps = iter(range(100))
-    fitted = fit_images(images, lambda part: watch(part, next(steps), 0), is_tuned=is_tuned)
-    untold = Captioning(composed=False, beams=0, log_prob_weight=0.0, confidence=None)
-    header = AdaptedHeader(
-        base=base,
-        base_fingerprint=of_base,
-        word_rules=words.RULES,
-        image_rules=descriptors.VERSION,
-        num_images=images.num_fit,
-        num_landmarks=fitted.num_landmarks,
-        split=fitted.split,
-        values=fitted.values,
-        captioning=untold,
-        logit_scale=1.0,
-        words=fitted.words,
-        captions=images.captions.texts,
-        figures=flat_figures(fitted.figures),
-    )
-    order = fitted.order
-    draft = Adaptation(header, fitted.arrays, images.features[order[: fitted.num_landmarks]])
+
+    def begin(part: str) -> None:
+        watch(part, next(steps), 0)
+
+    fitted = fit_images(images, begin, is_tuned=is_tuned)
+    measured = measure_fit(images, fitted, begin)
+    draft = adaptation_of(images, fitted, base, of_base)
     watch("captions", 0, 0)
-    captions = fit_captions(images, fitted, draft, source, model)
-    header = _replaced(header, captions, fit_scale(images, fitted, draft))
-    relevance = fit_search(images, fitted, draft, captions, model)
+    captions = fit_captions(images, fitted, measured, draft, source, model)
+    figures = {**flat_figures(measured.figures)}
+    for mode, cider in captions.cider.items():
+        figures[f"captions/{mode}"] = {"CIDEr": cider, "exact": captions.exact[mode]}
+    relevance = fit_search(images, fitted, measured, draft, captions, model)
     num_texts = int(images.fitted_captions.places.max()) + 1  # those of held-out images come after them
-    texts = images.captions.texts[:num_texts]
-    header = AdaptedHeader(**{**vars(header), "captions": texts})
+    header = replace(
+        draft.header,
+        captioning=captions.captioning,
+        logit_scale=fit_scale(images, fitted, measured, draft),
+        captions=images.captions.texts[:num_texts],
+        figures=figures,
+    )
     arrays = replace(fitted.arrays, caption_vectors=fitted.arrays.caption_vectors[:num_texts])
     seconds = time.perf_counter() - began
     adapted = Adapted(
         images=images,
         fitted=fitted,
+        measured=measured,
         arrays=arrays,
         captions=captions,
         header=header,
@@ -171,6 +169,33 @@ def adapt_model(
     )
     _write(out, folder, adapted, write_more)
     return adapted
+
+
+def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> Adaptation:
+    """Return the adaptation of a fit, whose captions are those of the nearest images, without confidence.
+
+    Args:
+        images: Images of the fit.
+        fitted: Their fit.
+        base: Name of the base model.
+        of_base: Its fingerprint.
+    """
+    header = AdaptedHeader(
+        base=base,
+        base_fingerprint=of_base,
+        word_rules=words.RULES,
+        image_rules=descriptors.VERSION,
+        num_images=images.num_fit,
+        num_landmarks=fitted.num_landmarks,
+        split=fitted.split,
+        values=fitted.values,
+        captioning=Captioning(composed=False, beams=0, log_prob_weight=0.0, confidence=None),
+        logit_scale=1.0,
+        words=fitted.space.vocabulary.words,
+        captions=images.captions.texts,
+        figures={},
+    )
+    return Adaptation(header, fitted.arrays, images.features[fitted.order[: fitted.num_landmarks]])
 
 
 def estimate_cost(num_images: int) -> tuple[float, float]:
@@ -211,14 +236,6 @@ def _stored_features(out: Path, of_base: str) -> Mapping[bytes, np.ndarray]:
         return read_features(out) if read_adapted_header(out).base_fingerprint == of_base else {}
     except UserError:
         return {}
-
-
-def _replaced(header: AdaptedHeader, captions: CaptionFigures, scale: float) -> AdaptedHeader:
-    figures = {**header.figures}
-    for mode, cider in captions.cider.items():
-        figures[f"captions/{mode}"] = {"CIDEr": cider, "exact": captions.exact[mode]}
-    content = {**vars(header), "captioning": captions.captioning, "logit_scale": scale, "figures": figures}
-    return AdaptedHeader(**content)
 
 
 def _write(out: Path, base: Path, adapted: Adapted, write_more: Callable[[Path, Adapted], object]) -> None:

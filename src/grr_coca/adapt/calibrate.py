@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grr_coca.adapt.fit import Fitted
+from grr_coca.adapt.fit import Fitted, Measured
 from grr_coca.adapt.read_pairs import ImageSet, read_pixels
 from grr_coca.adapt.ridge import rows_of
 from grr_coca.common import plugins
@@ -65,20 +65,26 @@ class CaptionFigures:
 
 
 def fit_captions(
-    images: ImageSet, fitted: Fitted, adaptation: Adaptation, source: PairSource, model: ImageTextModel
+    images: ImageSet,
+    fitted: Fitted,
+    measured: Measured,
+    adaptation: Adaptation,
+    source: PairSource,
+    model: ImageTextModel,
 ) -> CaptionFigures:
     """Choose how captions are made, and fit how likely they are exactly right.
 
     Args:
         images: Images of the fit.
         fitted: Their fit.
+        measured: Vectors of images that it did not see.
         adaptation: Numbers of the fit.
         source: The pairs.
         model: The base model.
     """
     random = np.random.default_rng(0)
-    measured = np.flatnonzero(fitted.folds.any_caption >= 0)
-    chosen = np.sort(random.permutation(measured)[:MAX_DECODED])
+    unseen = np.flatnonzero(fitted.folds.any_caption >= 0)
+    chosen = np.sort(random.permutation(unseen)[:MAX_DECODED])
     allowed = _allowed(images, fitted, chosen)
     kept = [row for row, numbers in enumerate(allowed) if len(numbers)]
     chosen, allowed = chosen[kept], [allowed[row] for row in kept]
@@ -105,7 +111,7 @@ def fit_captions(
                 pixels = np.stack([read_pixels(source, images.places[image], model) for image in chosen[part].tolist()])
                 beams = beams_of(model.engine, model.tokenizer, pixels, captioning.beams)
                 alone += [own[0] if own else "" for own in beams]
-            found = candidates_of(adaptation, fitted.held_out[chosen[part]], captioning, beams, allowed[part])
+            found = candidates_of(adaptation, measured.held_out[chosen[part]], captioning, beams, allowed[part])
             candidates += found
             log_probs += read_by_decoder(pixels, found) if captioning.log_prob_weight else [{}] * len(found)
         return candidates, log_probs, alone
@@ -202,7 +208,12 @@ def _is_exact(text: str, references: Sequence[str]) -> bool:
 
 
 def fit_search(
-    images: ImageSet, fitted: Fitted, adaptation: Adaptation, captions: CaptionFigures, model: ImageTextModel
+    images: ImageSet,
+    fitted: Fitted,
+    measured: Measured,
+    adaptation: Adaptation,
+    captions: CaptionFigures,
+    model: ImageTextModel,
 ) -> dict[str, float] | None:
     """Fit how likely a hit of a search is right, if the package for search is there and there is enough to fit to.
 
@@ -211,6 +222,7 @@ def fit_search(
     Args:
         images: Images of the fit.
         fitted: Their fit.
+        measured: Vectors of images that it did not see.
         adaptation: Numbers of the fit.
         captions: Captions of images that the fit did not see.
         model: The base model.
@@ -233,7 +245,7 @@ def fit_search(
             place = min(has[image])
             is_right = np.array([place in has[other] for other in chosen[library].tolist()])
             queries.append((number, adaptation.arrays.caption_vectors[place], is_right))
-    found: dict[str, float] | None = fit_relevance(fitted.held_out[chosen], vectors, libraries, queries)
+    found: dict[str, float] | None = fit_relevance(measured.held_out[chosen], vectors, libraries, queries)
     return found
 
 
@@ -266,7 +278,7 @@ def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, 
     return Confidence(weights=(first, second, third), offset=float(weights[-1] - slopes @ mean))
 
 
-def fit_scale(images: ImageSet, fitted: Fitted, adaptation: Adaptation) -> float:
+def fit_scale(images: ImageSet, fitted: Fitted, measured: Measured, adaptation: Adaptation) -> float:
     """Fit the inverse temperature of similarities: by likelihood of the right caption, among those of its fold."""
     captions, folds = images.captions, fitted.folds.any_caption
     similarities, rights = [], []
@@ -274,7 +286,7 @@ def fit_scale(images: ImageSet, fitted: Fitted, adaptation: Adaptation) -> float
         rows = rows[:_MAX_SCALED]
         is_mine = np.isin(captions.owners, rows)
         texts = np.unique(captions.places[is_mine])
-        found = fitted.held_out[rows] @ adaptation.arrays.caption_vectors[texts].T
+        found = measured.held_out[rows] @ adaptation.arrays.caption_vectors[texts].T
         number = np.full(len(images), -1)
         number[rows] = np.arange(len(rows))
         is_right = np.zeros(found.shape, bool)

@@ -97,24 +97,44 @@ class Fitted:
         arrays: Matrices of the adaptation.
         order: Images of the fit, landmarks first.
         num_landmarks: Number of landmarks.
-        split: Numbers of both parts, K and L.
         folds: Folds of the images.
-        held_out: Vectors of the images of `Folds.any_caption` by fits that did not see them, N K+L.
-        figures: AnswerRanks by kind of captions ("known", "new") and method.
-        words: Vocabulary.
-        share_known: Share of pairs whose caption another image has, too.
-        curve: Recall among ten by share of the pairs, with its standard error.
+        space: Space of targets.
+        ridge: Regression to it.
+        basis: Directions of it that vectors keep.
+        features: Features of all images, N F.
+        plain: The base's embeddings of all images less their mean, N E.
     """
 
     values: Values
     arrays: Arrays
     order: Int[np.ndarray, " n"]
     num_landmarks: int
-    split: tuple[int, int]
     folds: Folds
+    space: TargetSpace
+    ridge: Ridge
+    basis: Float[np.ndarray, "R K"]
+    features: Float[np.ndarray, "N F"]
+    plain: Float[np.ndarray, "N E"]
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Numbers of both parts of a vector, K and L."""
+        return self.basis.shape[1], self.arrays.plain_map.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A fit, measured on images that it did not see.
+
+    Attributes:
+        held_out: Vectors of the images of `Folds.any_caption` by fits that did not see them, N K+L.
+        figures: AnswerRanks by kind of captions ("known", "new") and method.
+        share_known: Share of pairs whose caption another image has, too.
+        curve: Recall among ten by share of the pairs, with its standard error.
+    """
+
     held_out: Float[np.ndarray, "N Z"]
     figures: dict[str, dict[str, AnswerRanks]]
-    words: tuple[str, ...]
     share_known: float
     curve: dict[float, tuple[float, float]]
 
@@ -157,35 +177,50 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     ridge = fit(features[own], values.width, values.penalty)
     predicted = ridge.held_out(space.rows, inner.any_caption if inner.new_captions is None else inner.new_captions)
     basis = _basis(predicted * space.whitening, MAX_NUMBERS - _num_plain(plain))
-    arrays = _arrays(images, space, ridge, basis, plain[own], image_mean, values)
+    others = np.setdiff1d(own, ridge.landmarks)
+    return Fitted(
+        values=values,
+        arrays=_arrays(images, space, ridge, basis, plain[own], image_mean, values),
+        order=np.concatenate([ridge.landmarks, others]),
+        num_landmarks=len(ridge.landmarks),
+        folds=folds,
+        space=space,
+        ridge=ridge,
+        basis=basis,
+        features=features,
+        plain=plain,
+    )
+
+
+def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
+    """Measure a fit on images that it did not see.
+
+    Args:
+        images: Images of the fit.
+        fitted: Their fit.
+        step: Called when a part of the work begins.
+    """
     step("measuring")
-    any_caption = _unseen(ridge, space, features, values.width, folds.any_caption)
+    space, folds, values = fitted.space, fitted.folds, fitted.values
+    any_caption = _unseen(fitted.ridge, space, fitted.features, values.width, folds.any_caption)
     figures: dict[str, dict[str, AnswerRanks]] = {}
-    known = _figures(images, space, basis, plain, values, folds.any_caption, any_caption, features, known=True)
+    known = _figures(images, fitted, folds.any_caption, any_caption, known=True)
     if known is not None:
         figures["known"] = known
     if folds.new_captions is not None:
-        unseen = _unseen(ridge, space, features, values.width, folds.new_captions)
-        new = _figures(images, space, basis, plain, values, folds.new_captions, unseen, features, known=False)
+        unseen = _unseen(fitted.ridge, space, fitted.features, values.width, folds.new_captions)
+        new = _figures(images, fitted, folds.new_captions, unseen, known=False)
         if new is not None:
             figures["new"] = new
     step("learning curve")
-    first = unit((any_caption * space.whitening) @ basis)
+    first = unit((any_caption * space.whitening) @ fitted.basis)
     lengths = _lengths(values.plain_share)
-    vectors = np.concatenate([lengths[0] * first, lengths[1] * unit(plain @ arrays.plain_map)], axis=1)
-    others = np.setdiff1d(np.arange(images.num_fit), ridge.landmarks)
-    return Fitted(
-        values=values,
-        arrays=arrays,
-        order=np.concatenate([ridge.landmarks, others]),
-        num_landmarks=len(ridge.landmarks),
-        split=(basis.shape[1], arrays.plain_map.shape[1]),
-        folds=folds,
-        held_out=vectors,
+    second = unit(fitted.plain @ fitted.arrays.plain_map)
+    return Measured(
+        held_out=np.concatenate([lengths[0] * first, lengths[1] * second], axis=1),
         figures=figures,
-        words=vocabulary.words,
         share_known=_share_known(images, folds.any_caption),
-        curve=_learning_curve(images, space, features, plain, values, folds),
+        curve=_learning_curve(images, fitted),
     )
 
 
@@ -443,17 +478,14 @@ class _Trial:
 
 def _figures(
     images: ImageSet,
-    space: TargetSpace,
-    basis: Float[np.ndarray, "R K"],
-    plain: Float[np.ndarray, "N E"],
-    values: Values,
+    fitted: Fitted,
     folds: Int[np.ndarray, " N"],
     predicted: Float[np.ndarray, "N R"],
-    features: Float[np.ndarray, "N F"],
     *,
     known: bool,
 ) -> dict[str, AnswerRanks] | None:
     """AnswerRanks of all methods on the folds; None if there are too few queries."""
+    space, plain, features = fitted.space, fitted.plain, fitted.features
     width = images.features.shape[1] - NUM_DESCRIPTORS
     shipped = unit(images.features[:, :width])
     texts = unit(images.captions.embeddings)
@@ -471,7 +503,7 @@ def _figures(
             "as shipped": shipped[gallery.rows] @ texts[gallery.texts].T,
             "centred": plain[gallery.rows] @ space.plain(gallery.texts).T,
             "nearest neighbour": unit(space.rows[nearest] * space.whitening) @ unit(asked).T,
-            "adapted": _similarities(gallery, space, predicted, plain, values.plain_share, basis),
+            "adapted": _similarities(gallery, space, predicted, plain, fitted.values.plain_share, fitted.basis),
         }
         for name, similar in methods.items():
             for direction, ranks in ranks_of(similar, gallery, chosen).items():
@@ -505,16 +537,10 @@ def _nearest(rows: Float[np.ndarray, "n F"], others: Float[np.ndarray, "m F"]) -
 _MAX_CURVE = 6_000
 
 
-def _learning_curve(
-    images: ImageSet,
-    space: TargetSpace,
-    features: Float[np.ndarray, "N F"],
-    plain: Float[np.ndarray, "N E"],
-    values: Values,
-    folds: Folds,
-) -> dict[float, tuple[float, float]]:
+def _learning_curve(images: ImageSet, fitted: Fitted) -> dict[float, tuple[float, float]]:
     """Recall among ten (text to image) with a quarter, a half and all of the other images, on the same galleries, and
     its standard error. Of large sets, on one fold of a part of the images."""
+    space, features, values, folds = fitted.space, fitted.features, fitted.values, fitted.folds
     division = folds.any_caption if folds.new_captions is None else folds.new_captions
     random = np.random.default_rng(0)
     order = random.permutation(len(images))
@@ -532,7 +558,7 @@ def _learning_curve(
             predicted = np.zeros((len(images), space.rows.shape[1]), np.float32)
             predicted[gallery.rows] = gaussian(features[gallery.rows], features[own], values.width) @ dual
             known = replace(gallery, words=space.words_known_to(own))
-            similar = _similarities(known, space, predicted, plain, values.plain_share)
+            similar = _similarities(known, space, predicted, fitted.plain, values.plain_share)
             ranks = ranks_of(similar, gallery, np.ones(len(gallery.texts), bool))["text_to_image"]
             hits.setdefault(share, []).append(ranks < 10)
     found = {share: np.concatenate(parts) for share, parts in hits.items()}

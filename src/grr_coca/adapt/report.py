@@ -38,7 +38,7 @@ _CLASSES = 5
 def report_text(adapted: Adapted, out: Path) -> str:
     """Return the report as lines for a terminal."""
     lines = [_summary(adapted), ""]
-    for kind, methods in adapted.fitted.figures.items():
+    for kind, methods in adapted.measured.figures.items():
         first = next(iter(methods.values()))
         lines.append(f"{_KINDS[kind]}: {len(first.groups):,} queries, among about {_gallery(adapted):,} images")
         lines.append(f"  {'':<18} text to image R@1     R@10             image to text R@1     R@10")
@@ -56,7 +56,7 @@ def report_text(adapted: Adapted, out: Path) -> str:
 
 def as_json(adapted: Adapted) -> str:
     """Return the report as JSON."""
-    fitted = adapted.fitted
+    fitted, measured = adapted.fitted, adapted.measured
     content = {
         "images": adapted.images.num_fit,
         "held_out_images": len(adapted.images) - adapted.images.num_fit,
@@ -65,14 +65,14 @@ def as_json(adapted: Adapted) -> str:
         "skipped_pairs": len(adapted.images.bad),
         "reused_images": adapted.num_reused,
         "seconds": round(adapted.seconds, 1),
-        "share_known_captions": fitted.share_known,
+        "share_known_captions": measured.share_known,
         "values": vars(fitted.values),
-        "retrieval": flat_figures(fitted.figures),
+        "retrieval": flat_figures(measured.figures),
         "captions": {
             mode: {"CIDEr": cider, "exact": adapted.captions.exact[mode]}
             for mode, cider in adapted.captions.cider.items()
         },
-        "learning_curve": {str(share): value for share, (value, _) in fitted.curve.items()},
+        "learning_curve": {str(share): value for share, (value, _) in measured.curve.items()},
     }
     return json.dumps(content, indent=2)
 
@@ -81,7 +81,7 @@ def report_page(adapted: Adapted, out: Path) -> str:
     """Return the report as a page of HTML, with images in it."""
     parts = [f"<p>{html.escape(_summary(adapted))}</p>", "<h2>Next step</h2>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in _advice(adapted, out)]
-    for kind, methods in adapted.fitted.figures.items():
+    for kind, methods in adapted.measured.figures.items():
         first = next(iter(methods.values()))
         parts.append(f"<h2>Search: {_KINDS[kind]}</h2>")
         parts.append(f"<p>{len(first.groups):,} queries among about {_gallery(adapted):,} images.</p>")
@@ -167,7 +167,7 @@ def _table(adapted: Adapted, methods: dict[str, AnswerRanks]) -> str:
 
 
 def _curve(adapted: Adapted) -> str:
-    curve = adapted.fitted.curve
+    curve = adapted.measured.curve
     return ", ".join(
         f"{share:.0%} of the pairs {value:.1%} ± {1.96 * error:.1%}" for share, (value, error) in curve.items()
     )
@@ -175,7 +175,7 @@ def _curve(adapted: Adapted) -> str:
 
 def growth(adapted: Adapted) -> float | None:
     """Return by how much recall grew from half of the pairs to all; None if that is within its error."""
-    half, whole = adapted.fitted.curve[0.5], adapted.fitted.curve[1.0]
+    half, whole = adapted.measured.curve[0.5], adapted.measured.curve[1.0]
     gain = whole[0] - half[0]
     return gain if gain > max(_CLEAR, half[1]) else None
 
@@ -209,7 +209,7 @@ def _advice_on_training(num_images: int) -> Iterator[str]:
 
 
 def _curve_picture(adapted: Adapted) -> str:
-    points = [(share, *found) for share, found in adapted.fitted.curve.items()]
+    points = [(share, *found) for share, found in adapted.measured.curve.items()]
     top = max(value + 2 * error for _, value, error in points)
     place = [(40 + 340 * share, 170 - 150 * value / top, 150 * 1.96 * error / top) for share, value, error in points]
     line = " ".join(f"{x:.0f},{y:.0f}" for x, y, _ in place)
@@ -244,7 +244,7 @@ def _worst(adapted: Adapted) -> list[int]:
     scores = []
     for image, text, _ in adapted.captions.samples:
         right = adapted.images.captions.places[adapted.images.captions.owners == image]
-        mine = adapted.fitted.held_out[image] if text not in place else vectors[place[text]]
+        mine = adapted.measured.held_out[image] if text not in place else vectors[place[text]]
         scores.append(float((vectors[right] @ mine).max()))
     return np.argsort(scores, kind="stable")[:_NUM_WORST].tolist()
 

@@ -5,7 +5,6 @@ that it is computed from: optimizer, model, steps, seeds, metric, split and the 
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -236,12 +235,12 @@ def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Itera
             yield from _errors_of_words(" | ".join(cells), known)
         return
     patterns = [tuple(map(_first_places(row).__getitem__, map(str, _settings(row)))) for row in rows]
-    usual = Counter(patterns).most_common(1)[0][0]
+    usual = max(patterns, key=lambda pattern: (patterns.count(pattern), not any(pattern)))
     asks = [[{(each.split, each.metric, each.format) for each in cell} for cell in row] for row in rows]
     by_column = [set().union(*column) for column in zip(*asks, strict=True)]
     for cells, row, pattern in zip(lines, rows, patterns, strict=True):
         line = " | ".join(cells)
-        if pattern != usual and any(pattern):
+        if len(pattern) > 1 and pattern != usual and any(pattern + usual):
             yield f"a row has other settings than its neighbours: {line[:100]!r}"
         own = set().union(*(set().union(*({(e.split, e.metric)} for e in cell)) if cell else set() for cell in row))
         if len(own) > 1 and any(len(column) > 1 for column in by_column):

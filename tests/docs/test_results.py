@@ -91,6 +91,77 @@ def test_result_outside_a_placeholder_fails(check, sentence):
     assert not [*check.errors_of_text(f"Text. {{given[{sentence}]}}")]
 
 
+TRUE = (
+    "With AdamW, after {adamw:steps} steps, GRR-CoCa's CoCa loss on `test` is {adamw[test coca]:by} "
+    "({adamw[test coca]:ci})."
+)
+TABLE = """| setting | seeds | CoCa loss on `test` | perplexity |
+|---|--:|--:|--:|
+| [AdamW](../studies/adamw/best/README.md) | {adamw:n} | {adamw[test coca]:cell} | {adamw[test perplexity]:cell} |
+| [longer](adamw_long/2400_best/README.md) | {long:n} | {long[test coca]:cell} | {long[test perplexity]:cell} |
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("With AdamW", "With Muon"),
+        ("is {adamw[", "is {muon["),
+        ("({adamw[", "({pooler["),
+        ("{adamw:steps}", "{long:steps}"),
+        ("GRR-CoCa's", "Baseline CoCa's"),
+        (".", " than GRR-CoCa's."),
+        ("CoCa loss", "perplexity"),
+        ("CoCa loss", "contrastive loss"),
+        ("on `test`", "on `val`"),
+        ("on `test`", "on `val` and `test` together"),
+        ("on `test`", "in training"),
+        ("test coca", "style coca"),
+        ("| {adamw[test coca]", "| {long[test coca]"),
+        ("{long[test perplexity]", "{long[test coca]"),
+        ("{long[test coca]:cell}", "{long[val coca]:cell}"),
+        ("{long:n}", "{longest:n}"),
+        ("| perplexity", "| contrastive loss"),
+        ("adamw/best/README", "tokens16/600/README"),
+        ("[longer]", "[Muon]"),
+    ],
+)
+def test_words_that_contradict_their_rows_fail(check, known, old, new):
+    for text in (TRUE, TABLE):
+        assert [*check.errors_of_meaning(text, known)] == []
+    assert old in TRUE + TABLE
+    changed = [text.replace(old, new, 1) for text in (TRUE, TABLE)]
+    assert [error for text in changed for error in check.errors_of_meaning(text, known)]
+
+
+def test_table_shows_all_settings_of_its_claim(check, known):
+    text = check.texts()[ROOT / RESULTS]
+    for row in (r"\| \[twemoji\].*\n", r"\| \[Muon, \{fresh:steps\}.*\n"):
+        changed = re.sub(row, "", text, count=1)
+        assert changed != text
+        assert [*check.errors_of_meaning(changed, known)]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["GRR-CoCa generalises.", "Both models are on a par.", "Its loss is {given[lower]}: {adamw:n}."],
+)
+def test_sentence_without_rows_must_be_listed(check, sentence):
+    text = check.texts()[ROOT / RESULTS]
+    assert [*check.errors_of_plain(text)] == []
+    assert [*check.errors_of_plain(text.replace("## Limits", f"{sentence}\n\n## Limits"))]
+
+
+def test_listed_sentences_and_settings_are_said(check, monkeypatch):
+    assert [*check.unsaid()] == []
+    texts = check.texts()
+    for said in ("Length and repetition are not separated here.", "{lasting[test coca]"):
+        assert said in texts[ROOT / RESULTS]
+        changed = {page: text.replace(said, "{adamw[test coca]") for page, text in texts.items()}
+        monkeypatch.setattr(check, "texts", lambda changed=changed: changed)
+        assert [*check.unsaid()]
+
+
 def test_other_rows_change_what_the_page_must_say(check, changes, known):
     adamw = known["adamw"]
     swapped = changes.Setting(adamw.study, adamw.over, adamw.arms, adamw.study)

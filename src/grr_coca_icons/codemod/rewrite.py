@@ -201,7 +201,7 @@ class _File:
 
     def _code(self, parts: list[_Part], page: SgNode | None) -> None:
         for part in parts:
-            if page is None and part.root.find(kind="ERROR") is not None:
+            if page is None and any(not _is_ampersand(one) for one in part.root.find_all(kind="ERROR")):
                 raise ParseError("a syntax error")
             self._strings(part)
         found = [(part, one) for part in parts if part.is_script for one in self._imports(part)]
@@ -454,6 +454,11 @@ class _File:
                 for other in [key for key in self.edits if begin <= key[0] < part.start + span.end.index]:
                     del self.edits[other]
                 self._edit(begin, part.start + span.end.index, "")
+
+
+def _is_ampersand(error: SgNode) -> bool:
+    """True for `&` in the text of JSX, which React takes and the grammar does not."""
+    return re.fullmatch(r"&[\w=.;%-]*", error.text()) is not None
 
 
 # --- Strings

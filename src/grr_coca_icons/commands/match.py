@@ -97,9 +97,9 @@ def run(
     uses = None if used_in is None else find_uses(used_in, exclude)
     matcher = Matcher(checkpoint, engine, names=names)
 
-    def opened(arguments: Sequence[str]) -> "OpenPictureSet":
+    def opened(arguments: Sequence[str], *, retired: bool = False) -> "OpenPictureSet":
         with late_bar("embedded") as on_progress:
-            return matcher.open(arguments, exclude=exclude, on_progress=on_progress)
+            return matcher.open(arguments, exclude=exclude, retired=retired, on_progress=on_progress)
 
     target = opened(to) if any(map(is_index, to)) else None  # first: its model is the one to use
     used = None
@@ -113,7 +113,7 @@ def run(
             return 0
         with late_bar("embedded") as on_progress:
             used = matcher.used(uses, on_progress)
-    source = used.icons if used else opened(from_)
+    source = used.icons if used else opened(from_, retired=True)
     target = target or opened(to)
     _report_left_out([*source.failures, *target.failures])
     if table is not None:
@@ -280,11 +280,10 @@ def _csv(matches: "Sequence[PictureMatch]") -> str:
 def _check(
     table: "Mapping[str, str | None]", source: "OpenPictureSet", target: "OpenPictureSet", matcher: "Matcher"
 ) -> int:
-    from grr_coca_icons.match.icon_map import aliases_of, check_map
+    from grr_coca_icons.match.icon_map import check_map
 
-    aliases = tuple(aliases_of(side.set.names, side.further_names) for side in (source, target))
     numbers = matcher.numbers(source.set, target.set)
-    findings = check_map(dict(table), source.set, target.set, numbers, (aliases[0], aliases[1]))
+    findings = check_map(dict(table), source.lookup, target.lookup, numbers)
     for finding in findings:
         say(on_one_line(_finding_line(finding)))
     print(f"{len(findings):,} of {len(table):,} entries look wrong", file=sys.stderr)

@@ -7,15 +7,15 @@ no equivalent. A flat object and a CSV of two columns are read too.
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.files import read_whole
 from grr_coca.data.sources.base import decode_text
 from grr_coca_icons.match.candidates import Candidate, PictureMatch, PictureSet, match_pictures
+from grr_coca_icons.match.icon_lookup import IconLookup
 from grr_coca_icons.match.match_numbers import Numbers
 
 FORMAT = 1
@@ -68,54 +68,42 @@ def write_map(icons: Mapping[str, str | None]) -> str:
     return json.dumps({"format": FORMAT, "icons": dict(sorted(icons.items()))}, indent=1, ensure_ascii=False) + "\n"
 
 
-def decided_matches(
-    decided: IconMap, source: PictureSet, target: PictureSet, where: str, further: "Mapping[str, str] | None" = None
-) -> dict[int, PictureMatch]:
+def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, where: str) -> dict[int, PictureMatch]:
     """The matches that a map has decided, by the place in the source. Entries of other icons are ignored.
 
     Args:
         decided: the map.
-        source: where its icons are.
-        target: where their equivalents are.
+        source: its icons.
+        target: their equivalents.
         where: the file of the map, for messages.
-        further: aliases of the target, and the names of their icons.
 
     Raises:
         UserError: the map is of other sets, or names an equivalent that does not exist.
     """
     found: dict[int, PictureMatch] = {}
     for name, equivalent in decided.items():
-        place = source.places.get(name)
+        place = source.find(name)
         if place is None:
             continue
+        full = source.pictures.names[place]
         if equivalent is None:
-            found[place] = PictureMatch(name=name, place=place, candidates=(), is_decided=True)
+            found[place] = PictureMatch(name=full, place=place, candidates=(), is_decided=True)
             continue
-        there = target.places.get((further or {}).get(equivalent, equivalent))
+        there = target.find(equivalent)
         if there is None:
-            near = _nearest(equivalent, target)
-            hint = f"; did you mean '{near}'?" if near else f" in {', '.join(set_prefixes(target.names))}"
+            near = target.nearest(equivalent)
+            hint = f"; did you mean '{near[0]}'?" if near else f" in {', '.join(target.prefixes[:6])}"
             raise UserError(f"{where}: '{name}': there is no '{equivalent}'{hint}")
-        candidate = Candidate(name=target.names[there], place=there, probability=1.0, score=0.0, same_name=False)
-        found[place] = PictureMatch(name=name, place=place, candidates=(candidate,), is_decided=True)
+        best = target.pictures.names[there]
+        candidate = Candidate(name=best, place=there, probability=1.0, score=0.0, same_name=False)
+        found[place] = PictureMatch(name=full, place=place, candidates=(candidate,), is_decided=True)
     if decided and not found:
         first = next(iter(decided.items()))
         raise UserError(
-            f"{where}: a map of other icons: none of its {len(decided):,} is in "
-            f"{', '.join(set_prefixes(source.names))} "
+            f"{where}: a map of other icons: none of its {len(decided):,} is in {', '.join(source.prefixes[:6])} "
             f"(the first is {first[0]} → {first[1]})"
         )
     return found
-
-
-def _nearest(name: str, side: PictureSet) -> str | None:
-    near = get_close_matches(name, side.names, n=1, cutoff=0.5)
-    return near[0] if near else None
-
-
-def set_prefixes(names: Sequence[str]) -> list[str]:
-    """Return the prefixes of the sets that full names belong to, at most six."""
-    return sorted({name.partition(":")[0] for name in names})[:6]
 
 
 # --- Checking a table
@@ -160,11 +148,7 @@ class DoubtfulEntry:
 
 
 def check_map(
-    table: IconMap,
-    source: PictureSet,
-    target: PictureSet,
-    numbers: Numbers | None,
-    aliases: "tuple[Mapping[str, str], Mapping[str, str]]" = ({}, {}),
+    table: IconMap, source: IconLookup, target: IconLookup, numbers: Numbers | None
 ) -> list[UnknownIcon | DoubtfulEntry]:
     """Find the entries of a table that look wrong, in the order of the table.
 
@@ -177,26 +161,31 @@ def check_map(
         source: the icons.
         target: their equivalents.
         numbers: of the model; None: only names are checked.
-        aliases: further names of the icons of both, and the full names of their icons.
     """
     findings: dict[str, list[UnknownIcon | DoubtfulEntry]] = {icon: [] for icon in table}
-    asked: dict[int, tuple[str, str | None, int | None]] = {}
+    known: dict[int, tuple[str, str | None, int | None]] = {}
     for icon, equivalent in table.items():
-        place = _place(icon, source, aliases[0])
-        there = None if equivalent is None else _place(equivalent, target, aliases[1])
+        place = source.find(icon)
+        there = None if equivalent is None else target.find(equivalent)
         for name, found, side in ((icon, place, source), (equivalent, there, target)):
             if name is not None and found is None:
-                full = _full(name, side)
-                sets = tuple(set_prefixes(side.names))
-                findings[icon].append(
-                    UnknownIcon(icon=icon, equivalent=equivalent, name=full, nearest=_nearest(full, side), sets=sets)
+                full = name if ":" in name else f"{side.prefixes[0]}:{name}"
+                near = side.nearest(name)
+                unknown = UnknownIcon(
+                    icon=icon,
+                    equivalent=equivalent,
+                    name=full,
+                    nearest=near[0] if near else None,
+                    sets=tuple(side.prefixes[:6]),
                 )
+                findings[icon].append(unknown)
         if place is not None and (equivalent is None or there is not None):
-            asked[place] = (icon, equivalent, there)
-    if numbers is not None and asked:
-        for match in match_pictures(source, target, numbers, n=50, places=sorted(asked)):
-            icon, equivalent, there = asked[match.place]
-            probability = None if there is None else _probability_of(target.things[there], match, target)
+            known[place] = (icon, equivalent, there)
+    if numbers is not None and known:
+        for match in match_pictures(source.pictures, target.pictures, numbers, n=50, places=sorted(known)):
+            icon, equivalent, there = known[match.place]
+            shown = target.pictures
+            probability = None if there is None else _probability_of(shown.things[there], match, shown)
             best = match.nearest[0]
             assert best.probability is not None
             if best.probability >= _LIKELY and (probability is None or probability <= _WRONG):
@@ -217,19 +206,3 @@ def _probability_of(thing: str, match: PictureMatch, target: PictureSet) -> floa
     found = next((one.probability for one in match.nearest if target.things[one.place] == thing), 0.0)
     assert found is not None
     return found
-
-
-def _full(name: str, side: PictureSet) -> str:
-    return name if ":" in name else f"{side.names[0].partition(':')[0]}:{name}"
-
-
-def _place(name: str, side: PictureSet, aliases: Mapping[str, str]) -> int | None:
-    full = _full(name, side)
-    return side.places.get(aliases.get(full, full))
-
-
-def aliases_of(names: Sequence[str], further: Iterable[Sequence[str]]) -> dict[str, str]:
-    """The full names of aliases, and of their icons."""
-    return {
-        f"{name.partition(':')[0]}:{alias}": name for name, more in zip(names, further, strict=True) for alias in more
-    }

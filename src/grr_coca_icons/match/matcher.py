@@ -12,10 +12,10 @@ from typing import NamedTuple
 from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint_files import DEFAULT, require_not_adapted
 from grr_coca_icons.match.candidates import PictureMatch, PictureSet, match_pictures
-from grr_coca_icons.match.icon_map import IconMap, aliases_of, decided_matches
+from grr_coca_icons.match.icon_map import IconMap, decided_matches
 from grr_coca_icons.match.match_numbers import CANDIDATES, MatchNumbers, Numbers, match_numbers
 from grr_coca_icons.match.picture_set import OnProgress, OpenPictureSet, read_file, read_index, read_sources
-from grr_coca_icons.match.used_icons import Use, squashed
+from grr_coca_icons.match.used_icons import Use
 from grr_coca_icons.sources.iconify import SCHEME
 from grr_coca_search.entry import Entry
 from grr_coca_search.index import Index, IndexModel
@@ -70,9 +70,20 @@ class Matcher:
         return self.fitted.with_names if uses_names else self.fitted.without_names
 
     def open(
-        self, arguments: Sequence[str], *, exclude: Sequence[str] = (), on_progress: OnProgress = lambda *_: None
+        self,
+        arguments: Sequence[str],
+        *,
+        exclude: Sequence[str] = (),
+        retired: bool = False,
+        on_progress: OnProgress = lambda *_: None,
     ) -> OpenPictureSet:
         """Open icon sets, files and folders, or one index.
+
+        Args:
+            arguments: Icon sets, files and folders, or one index.
+            exclude: Patterns of .gitignore.
+            retired: Also open icons that a set has dropped: code may use them, and none should be replaced by them.
+            on_progress: Called with the numbers of embedded and of all pictures.
 
         Raises:
             UserError: an argument does not exist or has no picture, an index is given together with something else, or
@@ -80,7 +91,9 @@ class Matcher:
         """
         indexes = [argument for argument in arguments if is_index(argument)]
         if not indexes:
-            return read_sources(arguments, self.model, self.fitted, exclude=exclude, on_progress=on_progress)
+            return read_sources(
+                arguments, self.model, self.fitted, exclude=exclude, retired=retired, on_progress=on_progress
+            )
         if len(arguments) > 1:
             raise UserError(f"{indexes[0]}: an index is matched alone; give one index, or sources")
         with open_store(indexes[0]) as store:
@@ -106,16 +119,11 @@ class Matcher:
         if not uses:
             raise UserError("no icon of a known set is used there")
         prefixes = list(dict.fromkeys(use.prefix for use in uses))
-        icons = self.open([f"{SCHEME}{prefix}" for prefix in prefixes], on_progress=on_progress)
-        places: dict[tuple[str, str], int] = {}
-        for place, (name, further) in enumerate(zip(icons.set.names, icons.further_names, strict=True)):
-            prefix, _, own = name.partition(":")
-            for written in (own, *further):
-                places.setdefault((prefix, squashed(written)), place)
+        icons = self.open([f"{SCHEME}{prefix}" for prefix in prefixes], retired=True, on_progress=on_progress)
         found: dict[int, list[Use]] = defaultdict(list)
         unknown: list[Use] = []
         for use in uses:
-            known = places.get((use.prefix, squashed(use.name)))
+            known = icons.lookup.find(f"{use.prefix}:{use.name}")
             if known is None:
                 unknown.append(use)
             else:
@@ -148,8 +156,7 @@ class Matcher:
         asked = list(range(len(source.set))) if places is None else list(places)
         known: dict[int, PictureMatch] = {}
         if decided is not None:
-            aliases = aliases_of(target.set.names, target.further_names)
-            known = decided_matches(IconMap(decided), source.set, target.set, where, aliases)
+            known = decided_matches(IconMap(decided), source.lookup, target.lookup, where)
         rest = [place for place in asked if place not in known]
         numbers = self.numbers(source.set, target.set)
         found: dict[int, PictureMatch] = {}

@@ -5,12 +5,13 @@ matched again in a second.
 """
 
 import os
+import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,10 @@ from grr_coca.data.image_files import ImageFile, decoded, find_images
 from grr_coca.data.walk import Exclusions
 from grr_coca_icons.icon_names import caption_of, style_words, words_of_name
 from grr_coca_icons.match.candidates import PictureSet
+from grr_coca_icons.match.icon_lookup import Embed, IconLookup
+from grr_coca_icons.match.label_check import knows
 from grr_coca_icons.match.match_numbers import MatchNumbers
+from grr_coca_icons.sources.open_icons import retired_icons
 from grr_coca_icons.svg import is_svg
 from grr_coca_search.entry import Entry, chunks
 from grr_coca_search.index import IndexModel
@@ -44,7 +48,7 @@ class OpenPictureSet:
     """A picture set, and what its pictures are.
 
     `read`: returns the bytes of a picture; `fields`: what its set says of each; `further_names`: of each, as they are
-    written; `failures`: a line for each picture that is left out.
+    written; `failures`: a line for each picture that is left out; `embed`: embeds names, None if they are not compared.
     """
 
     set: PictureSet
@@ -52,6 +56,12 @@ class OpenPictureSet:
     fields: Sequence[dict[str, object]]
     further_names: Sequence[tuple[str, ...]]
     failures: list[str] = field(default_factory=list)
+    embed: Embed | None = None
+
+    @cached_property
+    def lookup(self) -> IconLookup:
+        """The names of the icons."""
+        return IconLookup(self.set, self.further_names, self.embed)
 
 
 @dataclass(kw_only=True)
@@ -72,9 +82,10 @@ def read_sources(
     numbers: MatchNumbers | None,
     *,
     exclude: Sequence[str] = (),
+    retired: bool = False,
     on_progress: OnProgress = lambda *_: None,
 ) -> OpenPictureSet:
-    """Read, draw and embed the pictures of icon sets, files and folders.
+    """Read, draw and embed the pictures of icon sets, files and folders; with `retired`, also dropped icons of sets.
 
     Raises:
         UserError: an argument does not exist or has no picture, or none of them can be read.
@@ -84,7 +95,7 @@ def read_sources(
     failures: list[str] = []
     files: dict[str, ImageFile] = {}
     for argument in dict.fromkeys(arguments):
-        for file in find_images([argument], left_out):
+        for file in [*find_images([argument], left_out), *(retired_icons(argument) if retired else ())]:
             picture = _of_file(file, argument)
             if picture.name in pictures:
                 failures.append(f"{picture.name}: two pictures have this name; the first counts")
@@ -214,6 +225,7 @@ def _opened(
     are_icons = 2 * sum(picture.is_icon for picture in found) > len(found)
     if not are_icons or numbers is None:
         kept = None  # names are not compared
+    model = None if kept is None else kept.model
     seen = frozenset(numbers.seen_sets) if numbers else frozenset()
     made = PictureSet(
         names=[picture.name for picture in found],
@@ -230,7 +242,16 @@ def _opened(
         fields=[picture.fields for picture in found],
         further_names=[picture.aliases for picture in found],
         failures=failures,
+        embed=None if model is None else partial(_embedded, model),
     )
+
+
+def _embedded(model: IndexModel, text: str) -> np.ndarray | None:
+    """The embedding of a name in words, E; None if the model does not know them."""
+    if not knows(model.loaded, text):
+        return None
+    with KeptEmbeddings(model) as kept:
+        return kept.of_texts([text])[0]
 
 
 def _prefix(name: str) -> str:
@@ -247,13 +268,28 @@ def _words(pictures: Sequence[_Picture]) -> tuple[list[tuple[str, ...]], list[st
     words: list[tuple[str, ...]] = [()] * len(pictures)
     things = [""] * len(pictures)
     for prefix, places in by_set.items():
+        known = {own[place] for place in places}
         styles = style_words([own[place] for place in places], ())
         for place in places:
-            names = [own[place], *(_dashed(alias) for alias in pictures[place].aliases)]
+            names = [
+                own[place],
+                *_logo_names(own[place], known),
+                *(_dashed(alias) for alias in pictures[place].aliases),
+            ]
             words[place] = tuple(dict.fromkeys(name for name in (caption_of(name, styles) for name in names) if name))
             is_named = pictures[place].is_icon and words[place]
             things[place] = f"{prefix}:{words[place][0]}" if is_named else pictures[place].name
     return words, things
+
+
+_LOGO = re.compile(r"(?:brand|logo)-(?P<first>.+)|(?P<last>.+?)-logo(?:-\w+)?")
+
+
+def _logo_names(name: str, known: Collection[str]) -> list[str]:
+    """The name of what a logo stands for: `github` of `brand-github`, unless another icon has this name."""
+    found = _LOGO.fullmatch(name)
+    bare = (found["first"] or found["last"]) if found else ""
+    return [bare] if bare and bare not in known else []
 
 
 def _dashed(name: str) -> str:

@@ -32,7 +32,8 @@ class IconSet:
     """The icons of one source.
 
     `prefix`: the short name of the set, which begins the full names of its icons (`lucide:trash-2`); `package`: name,
-    version and checksum of the npm package that it comes from.
+    version and checksum of the npm package that it comes from; `retired`: icons that the set has dropped, and that code
+    may still use.
     """
 
     prefix: str
@@ -41,6 +42,7 @@ class IconSet:
     author: str = ""
     licence: str = ""
     package: str = ""
+    retired: Sequence[Icon] = ()
 
     def fields(self, icon: Icon) -> dict[str, str]:
         """What is known of an icon, as columns of a table. What is unknown is left out."""

@@ -153,7 +153,8 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
     if not is_icon_json(about):
         raise UserError(f"{name}: not an icon set of Iconify: it has no 'prefix' and 'icons'")
     told = told if isinstance(told, dict) else {}
-    icons = list(_icons(about))
+    every = list(_icons(about))
+    icons = [icon for icon, is_hidden in every if not is_hidden]
     if not icons:
         raise UserError(f"{name}: a set of Iconify without an icon")
     return IconSet(
@@ -163,6 +164,7 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
         author=_text(told.get("author"), "name"),
         licence=_text(told.get("license"), "spdx") or _text(told.get("license"), "title"),
         package=package,
+        retired=[icon for icon, is_hidden in every if is_hidden],
     )
 
 
@@ -171,8 +173,8 @@ def _text(value: object, key: str = "") -> str:
     return on_one_line(value) if isinstance(value, str) else ""
 
 
-def _icons(about: Mapping[str, Any]) -> Iterator[Icon]:
-    """The icons of a set that it does not hide. An alias that turns its icon is an icon of its own."""
+def _icons(about: Mapping[str, Any]) -> Iterator[tuple[Icon, bool]]:
+    """The icons of a set, and whether it hides them. An alias that turns its icon is a separate icon."""
     icons, aliases = about["icons"], about.get("aliases")
     aliases = aliases if isinstance(aliases, dict) else {}
     same: dict[str, list[str]] = defaultdict(list)
@@ -186,12 +188,10 @@ def _icons(about: Mapping[str, Any]) -> Iterator[Icon]:
         else:
             same[parent].append(on_one_line(name))
     for name, icon in icons.items():
-        if isinstance(icon, dict) and icon.get("hidden"):
-            continue
-        yield _icon(name, icon, about, same[name])
+        yield _icon(name, icon, about, same[name]), isinstance(icon, dict) and bool(icon.get("hidden"))
     for name, (parent, turns) in turned.items():
-        if not aliases[name].get("hidden") and isinstance(icons[parent], dict):
-            yield _icon(name, {**icons[parent], **turns}, about, ())
+        if isinstance(icons[parent], dict):
+            yield _icon(name, {**icons[parent], **turns}, about, ()), bool(aliases[name].get("hidden"))
 
 
 _TURNS = ("left", "top", "width", "height", "rotate", "hFlip", "vFlip")

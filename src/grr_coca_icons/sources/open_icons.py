@@ -8,12 +8,14 @@ of what it was made of: it never changes, and is made again if it is missing.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import fill_whole, read_whole, user_cache
+from grr_coca.data.image_files import ImageFile
 from grr_coca.data.sources.base import PACK_SUFFIX, BadSample, Cause, PairSource, RawPair, SourceImage, digest_header
 from grr_coca_icons.icon_names import words_of_name
 from grr_coca_icons.sources import icon_fonts, iconify, sprites
@@ -106,6 +108,22 @@ def open_icons(argument: str) -> PackedIcons | None:
         return None
     name = argument.partition("@")[0] if argument.startswith(iconify.SCHEME) else argument
     return PackedIcons(name, *_packed(found))
+
+
+def retired_icons(argument: str) -> list[ImageFile]:
+    """The icons that the set of an argument has dropped; none if it is not a set of Iconify.
+
+    Raises:
+        UserError: see `read_icons`.
+    """
+    found = read_icons(argument) if is_icon_source(argument) or (Path(argument) / "icons.json").is_file() else None
+    if found is None:
+        return []
+    return [
+        ImageFile(f"{argument}: {icon.name}", partial(str.encode, icon.svg), None, partial(found.fields, icon))
+        for icon in found.retired
+        if icon.svg
+    ]
 
 
 def _packed(icons: IconSet) -> tuple[Path, list[PackedIcon]]:

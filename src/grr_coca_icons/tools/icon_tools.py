@@ -21,7 +21,6 @@ from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.sources.base import BadSample
 from grr_coca_icons.codemod.packages import usage_lines
 from grr_coca_icons.match.candidates import match_pictures
-from grr_coca_icons.match.icon_map import aliases_of
 from grr_coca_icons.match.matcher import Matcher
 from grr_coca_icons.match.picture_set import OpenPictureSet, name_of, read_file
 from grr_coca_icons.svg import is_svg, render_svg
@@ -29,7 +28,7 @@ from grr_coca_search.entry import Entry
 from grr_coca_search.index import Index
 from grr_coca_search.stores import open_store
 
-_MAX_HITS = 50
+_MAX_HITS, _SUGGESTIONS = 50, 3
 _MAX_NAMES = 200
 _MAX_QUERY = 500
 _MAX_PICTURE = 5 * 2**20
@@ -167,17 +166,15 @@ class IconTools:
         if len(names) > _MAX_NAMES:
             raise UserError(f"{len(names)} names: give at most {_MAX_NAMES}")
         with self._lock:
-            known = {name: name for own in self._indexes for name in self._set(own).set.names}
-            for own in self._indexes:
-                opened = self._set(own)
-                known = {**aliases_of(opened.set.names, opened.further_names), **known}
-            written, found = list(known), []
-            for name in map(str, names):
-                near = [] if name in known else _nearest(name, written)
-                found.append(
-                    {"name": _plain(name[:200]), "exists": name in known, **({"nearest": near} if near else {})}
-                )
-            return ToolAnswer(_json(found))
+            return ToolAnswer(_json([self._checked(str(name)) for name in names]))
+
+    def _checked(self, name: str) -> dict[str, object]:
+        known = self._known(name)
+        if known is not None:
+            full = self._set(known[0]).set.names[known[1]]
+            return {"name": _plain(name), "exists": True, **({} if full == name else {"icon": _plain(full)})}
+        near = self._nearest(name)
+        return {"name": _plain(name[:200]), "exists": False, **({"nearest": near} if near else {})}
 
     # --- Indexes and pictures
 
@@ -216,16 +213,22 @@ class IconTools:
 
     def _find(self, icon: str) -> tuple[str, int]:
         """The index of an icon, and its place there."""
-        names: list[str] = []
-        for own in self._indexes:
-            opened = self._set(own)
-            name = aliases_of(opened.set.names, opened.further_names).get(icon, icon)
-            if name in opened.set.places:
-                return own, opened.set.places[name]
-            names += opened.set.names
-        near = _nearest(icon, names)
+        known = self._known(icon)
+        if known is not None:
+            return known
+        near = self._nearest(icon)
         hint = f"; the nearest are {', '.join(near)}" if near else "; find icons with search_icons"
         raise UserError(f"there is no icon '{_plain(icon[:200])}'{hint}")
+
+    def _known(self, icon: str) -> tuple[str, int] | None:
+        found = ((own, self._set(own).lookup.find(icon)) for own in self._indexes)
+        return next(((own, place) for own, place in found if place is not None), None)
+
+    def _nearest(self, icon: str) -> list[str]:
+        """The three icons that a name most likely means: of the set that it names, or of the first index."""
+        lookups = [self._set(own).lookup for own in self._indexes]
+        named = [one for one in lookups if icon.partition(":")[0] in one.prefixes]
+        return [_plain(name) for one in (named or lookups)[:1] for name in one.nearest(icon, _SUGGESTIONS)]
 
     def _found(self, indexes: Sequence[str], limit: int, search: Callable[[Index, int], Any]) -> ToolAnswer:
         count = _count(limit)
@@ -311,13 +314,6 @@ def _content(read: Callable[[Any], bytes], which: object) -> bytes:
         return read(which)
     except UserError:
         return b""
-
-
-def _nearest(name: str, names: Sequence[str]) -> list[str]:
-    """The three names that are most like another one, as far as they are like it."""
-    from rapidfuzz import fuzz, process  # late: it needs an extra
-
-    return [near for near, _, _ in process.extract(name[:200], names, scorer=fuzz.ratio, limit=3, score_cutoff=60)]
 
 
 def _query(text: str) -> str:

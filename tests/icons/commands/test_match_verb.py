@@ -22,8 +22,8 @@ def svg(body: str) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{body}</svg>'
 
 
-def icon_set(prefix: str, icons: dict[str, str]) -> str:
-    bodies = {name: {"body": body} for name, body in icons.items()}
+def icon_set(prefix: str, icons: dict[str, str], hidden: tuple[str, ...] = ()) -> str:
+    bodies = {name: {"body": body, "hidden": name in hidden} for name, body in icons.items()}
     info = {"name": prefix, "license": {"spdx": "MIT"}}
     return json.dumps({"prefix": prefix, "info": info, "icons": bodies, "width": 24, "height": 24})
 
@@ -192,6 +192,20 @@ def test_the_code_is_rewritten_as_decided_and_as_is_likely(grr_coca, tmp_path, p
     assert "0 names in 0 files are replaced" in grr_coca(*command).err
     code.write_text(after.partition("\n")[2])
     assert grr_coca(*command).err == "only icons of tabler are used there\n"
+
+
+def test_retired_icons_are_replaced_and_replace_none(grr_coca, tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(icon_set("old", {"trash": TRASH, "home": HOME, "moon": MOON}, hidden=("trash",)))
+    theirs = {"bin": TRASH, "trash": TRASH, "house": HOME, "night": MOON, "like": HEART}
+    new.write_text(icon_set("new", theirs, hidden=("bin",)))
+    said = grr_coca("match", old, new, "--json")
+    found = {one["icon"]: one["matches"] for one in map(json.loads, said.out.splitlines())}
+    assert found["old:trash"][0]["icon"] == "new:trash"
+    assert "new:bin" not in said.out
+    table = tmp_path / "table.csv"
+    table.write_text("Trash,new:Trash\n")
+    assert grr_coca("match", old, new, "--check", table).code == 0
 
 
 def test_options_of_apply_without_it_are_one_line(grr_coca, sets):

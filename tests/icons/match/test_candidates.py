@@ -10,6 +10,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca_icons.commands.match import _finding_line
 from grr_coca_icons.match.candidates import Pairs, PictureSet, match_pictures
+from grr_coca_icons.match.icon_lookup import IconLookup
 from grr_coca_icons.match.icon_map import (
     DoubtfulEntry,
     UnknownIcon,
@@ -245,8 +246,14 @@ def test_what_is_no_map_is_one_line(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+def lookups(sides) -> list[IconLookup]:
+    return [IconLookup(side) for side in sides]
+
+
 def test_decided_entries_stay_as_they_are(sides):
-    found = decided_matches({"one:bin": "two:star", "one:house": None, "other:x": "two:home"}, *sides, "map.json")
+    found = decided_matches(
+        {"one:bin": "two:star", "one:house": None, "other:x": "two:home"}, *lookups(sides), "map.json"
+    )
     assert found[0].best.name == "two:star"
     assert found[1].candidates == ()
     assert all(match.is_decided for match in found.values())
@@ -257,9 +264,9 @@ def test_a_map_of_another_pair_of_sets_is_one_line(sides):
     with pytest.raises(
         UserError, match=r"map\.json: a map of other icons: none of its 1 is in one .*mdi:home → ph:house"
     ):
-        decided_matches({"mdi:home": "ph:house"}, *sides, "map.json")
+        decided_matches({"mdi:home": "ph:house"}, *lookups(sides), "map.json")
     with pytest.raises(UserError, match=r"there is no 'two:trahs'; did you mean 'two:trash'"):
-        decided_matches({"one:bin": "two:trahs"}, *sides, "map.json")
+        decided_matches({"one:bin": "two:trahs"}, *lookups(sides), "map.json")
 
 
 def test_a_table_is_checked_for_names_that_do_not_exist_and_for_equivalents_that_look_wrong(sides):
@@ -270,7 +277,7 @@ def test_a_table_is_checked_for_names_that_do_not_exist_and_for_equivalents_that
         "one:mon": "two:night",
         "bin": "two:hom",
     }
-    wrong, missing, unknown, misspelled = check_map(table, *sides, BY_PICTURE)
+    wrong, missing, unknown, misspelled = check_map(table, *lookups(sides), BY_PICTURE)
     assert (wrong.icon, wrong.equivalent, wrong.likelier) == ("house", "night", "two:home")
     assert wrong.probability <= 0.1 < 0.5 <= wrong.likelier_probability
     assert (missing.icon, missing.equivalent, missing.likelier) == ("one:moon", None, "two:night")
@@ -301,5 +308,5 @@ def test_findings_are_printed_as_one_line_each():
 
 
 def test_without_numbers_only_names_are_checked(sides):
-    (finding,) = check_map({"one:bin": "two:star", "one:hause": "two:home"}, *sides, None)
+    (finding,) = check_map({"one:bin": "two:star", "one:hause": "two:home"}, *lookups(sides), None)
     assert (finding.icon, finding.name, finding.nearest) == ("one:hause", "one:hause", "one:house")

@@ -1,0 +1,109 @@
+"""Looks up icons by the names that people and code use, and suggests existing ones for a name that does not exist.
+
+`lucide:trash-2`, `trash-2`, `Trash2`, an alias, and the name of a component (`IconTrash` of tabler) all find an icon.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from grr_coca_icons.codemod.packages import Framework, package_for
+from grr_coca_icons.icon_names import words_of_name
+from grr_coca_icons.match.candidates import PictureSet
+from grr_coca_icons.match.used_icons import squashed
+
+Embed = Callable[[str], "np.ndarray | None"]
+"""Returns the embedding of a text, E, or None if the model does not know its words."""
+
+
+class IconLookup:
+    """The names of the icons of a picture set.
+
+    Args:
+        pictures: The icons.
+        further: Aliases of each, without prefix.
+        embed: Embeds names that do not exist; None: suggestions go by spelling only.
+    """
+
+    def __init__(self, pictures: PictureSet, further: Sequence[Sequence[str]] = (), embed: Embed | None = None) -> None:
+        self.pictures, self._embed = pictures, embed
+        self.prefixes = list(dict.fromkeys(_prefix(name) for name in pictures.names))
+        self._further = further or [()] * len(pictures)
+        self._places = _places(pictures.names, self._further)
+
+    def find(self, name: str) -> int | None:
+        """The place of an icon; None if no icon has the name. Without a prefix, the first set that has it counts."""
+        exact = self.pictures.places.get(name)
+        if exact is not None:
+            return exact
+        prefix, _, own = name.rpartition(":")
+        return self._places.get((prefix, squashed(own)))
+
+    def nearest(self, name: str, n: int = 1) -> list[str]:
+        """The icons that a name which does not exist may mean, at most `n`, the best first.
+
+        A name with one typing error, or with its words in another order, means the icon of that name. Any other name
+        means the icons whose names and pictures are closest to its words.
+        """
+        prefix, _, own = name[:200].rpartition(":")
+        within = [prefix] if prefix in self.prefixes else self.prefixes
+        found = dict.fromkeys(self._misspelled(within, own))
+        vector = self._embed(words_of_name(own)) if self._embed is not None and own.strip() else None
+        if vector is not None and self.pictures.has_names:
+            scores = (self.pictures.name_vectors + self.pictures.vectors) @ vector
+            is_within = np.array([_prefix(one) in within for one in self.pictures.names])
+            best = np.argsort(-np.where(is_within, scores, -np.inf), kind="stable")[: n + len(found)]
+            found |= dict.fromkeys(int(place) for place in best)
+        return [self.pictures.names[place] for place in found][:n]
+
+    def _misspelled(self, within: Sequence[str], own: str) -> list[int]:
+        from rapidfuzz.distance import OSA  # late: it needs an extra
+
+        short, words = squashed(own), sorted(words_of_name(own).split())
+        if len(short) < 3:
+            return []
+        found = {
+            place
+            for (prefix, written), place in self._places.items()
+            if prefix in within and OSA.distance(short, written, score_cutoff=1) <= 1
+        }
+        ordered = (
+            place
+            for place, name in enumerate(self.pictures.names)
+            if _prefix(name) in within and sorted(words_of_name(_own(name)).split()) == words
+        )
+        return [*ordered, *sorted(found)]
+
+
+def _places(names: Sequence[str], further: Sequence[Sequence[str]]) -> Mapping[tuple[str, str], int]:
+    """The place of each prefix and name without what components leave out; names come before aliases, and these before
+    the names of components. An empty prefix is that of the first set."""
+    places: dict[tuple[str, str], int] = {}
+
+    def add(prefix: str, written: str, place: int) -> None:
+        places.setdefault((prefix, squashed(written)), place)
+
+    for place, name in enumerate(names):
+        add(_prefix(name), _own(name), place)
+    for place, (name, aliases) in enumerate(zip(names, further, strict=True)):
+        for alias in aliases:
+            add(_prefix(name), alias, place)
+    frameworks: tuple[Framework, ...] = ("react", "vue")
+    for place, name in enumerate(names):
+        for framework in frameworks:
+            package = package_for(_prefix(name), framework)
+            component = package.component(_prefix(name), _own(name)) if package is not None else None
+            if component is not None and not component.properties:
+                add(_prefix(name), component.name, place)
+    for (prefix, written), place in list(places.items()):
+        if prefix:
+            add("", written, place)
+    return places
+
+
+def _prefix(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _own(name: str) -> str:
+    return name.partition(":")[2]

@@ -13,7 +13,7 @@ from grr_coca.cli import all_commands, main
 
 PAGE = Path(__file__).parent / "cli.md"
 COLUMNS = "90"
-ACTIONS = {"data": ("check", "stats", "convert", "features"), "study": ("run", "status", "report")}
+ACTIONS = {"data": ("check", "stats", "convert", "features", "index"), "study": ("run", "status", "report")}
 """Commands whose first word says what to do, and has a help of its own."""
 
 HEAD = """\

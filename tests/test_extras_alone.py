@@ -43,6 +43,15 @@ USES = {
         cli('export', 'index', 'index', '--out', 'index.parquet')
         cli('import', 'index', 'index.parquet', '--out', 'again')
     """,
+    "s3": """
+        import functools, http.server, pathlib, threading
+        place = pathlib.Path({labelled!r})
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=place.parent)
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cli('data', 'index', f'http://127.0.0.1:{{server.server_port}}/{{place.name}}')
+        import s3fs
+    """,
     "probe": "cli('evaluate', {run!r}, '--data', {labelled!r}, '--task', 'probe', '--train', {labelled!r})",
     "open-clip": """
         from grr_coca.data.tokenizer import clip_bpe

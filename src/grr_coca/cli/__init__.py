@@ -54,7 +54,7 @@ CORE = {
     ),
     "doctor": Command("grr_coca.cli.doctor:run", "show what is installed here, and check that it is whole"),
     "models": Command("grr_coca.cli.info:list_models", "list the models that can be used by name"),
-    "data": Command("grr_coca.cli.data:run", "check, count or convert image-text pairs, or compute features"),
+    "data": Command("grr_coca.cli.data:run", "check, count, convert or index image-text pairs, or compute features"),
     "info": Command(
         "grr_coca.cli.info:describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"
     ),

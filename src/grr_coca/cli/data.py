@@ -1,8 +1,9 @@
-"""`grr-coca data`: check pairs, count them, convert them to shards, or compute features of their images."""
+"""`grr-coca data`: check pairs, count, convert or index them, or compute features of their images."""
 
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from grr_coca.data.survey import Survey
 
 _NUM_SIZES_SHOWN = 5
+_INDEXED_AT_ONCE = 4
 _SHEET = Path("contact-sheet.png")
 _PAIRS = (
-    ".tar shards (file, pattern, folder), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's or ROCO's "
-    "files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files."
+    ".tar shards (file, pattern, folder, s3:, https:), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's "
+    "or ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files."
 )
 _PairsArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS", help=_PAIRS)]
 
@@ -93,16 +95,31 @@ class Features:
     frame: Flag = False
 
 
+@dataclass(frozen=True)
+class IndexShards:
+    """Read tar shards in an object store or on a web server once, to know where each pair is. Captions are kept, too.
+
+    Training then reads images from there. Shards that have not changed since the last time are not read again.
+    """
+
+    url: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="URL", help="shards, such as 's3://BUCKET/{00000..01242}.tar' or https://…/a.tar."),
+    ]
+
+
 def run(
     action: Annotated[
         Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
-        | Annotated[Features, tyro.conf.subcommand("features")],
+        | Annotated[Features, tyro.conf.subcommand("features")]
+        | Annotated[IndexShards, tyro.conf.subcommand("index")],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
-    """Check or convert image-text pairs.
+    """Check, convert or index image-text pairs.
 
     Args:
         action: what to do.
@@ -113,6 +130,8 @@ def run(
         return _convert(action)
     if isinstance(action, Features):
         return _features(action)
+    if isinstance(action, IndexShards):
+        return _index(action)
     from grr_coca.data.sources.open import open_source  # late: imports NumPy and Pillow
     from grr_coca.data.survey import sample_source
 
@@ -167,6 +186,7 @@ def _convert(action: Convert) -> int:
         value: int | None = getattr(action, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+    from grr_coca.common.remote import is_url
     from grr_coca.data.convert import Conversion, convert, source_state
     from grr_coca.data.sources.open import open_source
     from grr_coca.data.sources.views import ByImage
@@ -175,7 +195,7 @@ def _convert(action: Convert) -> int:
     images = ByImage(source)
     size, changed = source_state(source)
     conversion = Conversion(
-        str(Path(action.path).absolute()),
+        action.path if is_url(action.path) else str(Path(action.path).absolute()),
         len(images),
         action.pairs_per_shard,
         action.image_size,
@@ -218,6 +238,27 @@ def _features(action: Features) -> int:
         print(f"{len(written.bad):,} images cannot be read, and have no features:", file=sys.stderr)
         print_first(written.bad)
     return int(len(written.bad) == len(images))
+
+
+def _index(action: IndexShards) -> int:
+    from grr_coca.common.remote import is_url
+    from grr_coca.data.sources.open import remote_shards
+    from grr_coca.data.sources.shards import TarShards, index_remote
+
+    if not is_url(action.url):
+        raise UserError(f"{action.url}: not a URL; shards on this machine are indexed when they are opened")
+    files = remote_shards(action.url)
+    with bars({"index": len(files)}) as shown, ThreadPoolExecutor(_INDEXED_AT_ONCE) as threads:
+        num_read = 0
+        try:
+            for number, was_read in enumerate(threads.map(index_remote, files), start=1):
+                num_read += was_read
+                shown.update("index", number, "")
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    print(f"{len(TarShards(files)):,} pairs in {len(files):,} shards, of which {num_read:,} were read now")
+    return 0
 
 
 def _describe(survey: "Survey") -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, Protocol, runtime_checkable
 
 from grr_coca.common.errors import UserError
 
@@ -197,6 +197,55 @@ def _tried_again(rename: Callable[[], object]) -> None:
 def open_to_read(path: Path) -> int:
     """A descriptor of a file, for `read_at`."""
     return os.open(path, os.O_RDONLY | BINARY)
+
+
+@runtime_checkable
+class Bytes(Protocol):
+    """The content of a file on this machine or elsewhere, of which any part can be read.
+
+    `etag`: changes when the content does.
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        ...
+
+    @property
+    def etag(self) -> str:
+        """See above."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read a part, which is shorter if the file ends before."""
+        ...
+
+
+class LocalFile:
+    """A file on this machine, open until `close`.
+
+    Raises:
+        OSError: it does not exist or cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | BINARY)
+        status = os.fstat(self._descriptor)
+        self.size, self.etag = status.st_size, str(status.st_mtime_ns)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read a part. Several threads can do so at once."""
+        return read_at(self._descriptor, size, offset)
+
+    def will_need(self, start: int, end: int) -> None:
+        """Ask the system to read a part ahead. It is not an error if the system cannot."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
 
 
 _SEEKING = threading.Lock()

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.ahead import Blocks, RefsWithAhead, fetch_later
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.batch import Batch, Replacement, normalize, pad_rows, to_bytes, to_input
 from grr_coca.data.order import SampleRef
@@ -38,12 +39,16 @@ from grr_coca.data.random_changes import (
     with_neighbour,
 )
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, caption_id, clean_caption, stable_id
+from grr_coca.data.sources.shards import HandleCache
 from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 
 _log = logging.getLogger(__name__)
 
 _MAX_KEPT_PIXELS = 2**26
 """If all training images together have at most this many pixels, they stay decoded in memory: 192 MiB per worker."""
+
+_RECENT_BLOCKS = 512
+"""The blocks of two windows of the order: while samples of these are read, their source knows that more will be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class PairDataset(Dataset[Sample]):
     sample that replaces a bad one are functions of seed, epoch and sample. So a sample does not depend on the order of
     reading or on the number of workers.
 
+    `blocks`: those of the order in which it is read; None: those of `Shuffle` and `EvaluationOrder`.
+
     Without an augmentation, it is for evaluation. It gives the first caption and the unchanged image, and a bad sample
     is an error, because scores on a smaller split cannot be compared.
     """
@@ -88,6 +95,7 @@ class PairDataset(Dataset[Sample]):
         keep_patches: Callable[[np.random.Generator], Tensor] | None = None,
         first_caption: float = 0.0,
         has_siblings: bool = False,
+        blocks: Blocks | None = None,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -104,6 +112,8 @@ class PairDataset(Dataset[Sample]):
         self._squares: dict[int, UInt8[Tensor, "3 S S"]] = {}
         self._words: dict[str, list[int]] = {}
         self._last: tuple[bytes, Float[Tensor, "3 S S"]] | None = None
+        self._blocks = blocks or Blocks([len(source)])
+        self._expected: HandleCache[range, None] = HandleCache(source.expect, None, _RECENT_BLOCKS)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -119,6 +129,8 @@ class PairDataset(Dataset[Sample]):
 
     def __getitems__(self, refs: Sequence[SampleRef]) -> list[Sample]:
         """Read the samples of a batch, and change their images together. The loader of torch calls this."""
+        if isinstance(refs, RefsWithAhead):
+            fetch_later(self.source, refs.ahead)
         samples = [self._sound_sample(ref) for ref in refs]
         changes = [sample.change for sample in samples if sample.change is not None]
         if not changes:
@@ -127,6 +139,7 @@ class PairDataset(Dataset[Sample]):
         return [replace(sample, image=image, change=None) for sample, image in zip(samples, images, strict=True)]
 
     def _sound_sample(self, ref: SampleRef) -> Sample:
+        self._expected[self._blocks.of(ref.sample)]
         try:
             return self._sample(ref)
         except BadSample as error:

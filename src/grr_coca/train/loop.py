@@ -21,6 +21,7 @@ from grr_coca.evaluate.checkpoint_metrics import pair_results, require_pairs
 from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, refit_scaling, scaling_of
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.train.copied_run import copy_run
 from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
 from grr_coca.train.numerics import Numerics, decide
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
@@ -318,6 +319,8 @@ class Run:
     def _save(self) -> None:
         self.progress.log_bytes = self.ranks.on_first(self.metric_log.make_durable)
         save(self.store, self.checkpoint, self.trainer, self.progress, self.fixed)
+        if (url := self.recipe.checkpoints.copy_to) is not None:
+            self.ranks.on_first(lambda: copy_run(self.store.folder.parent, url))
         self.saved_at = time.monotonic()
         self.throughput.restart()
 

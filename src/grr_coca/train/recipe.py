@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import in_cache, require_path, write_whole
+from grr_coca.common.remote import is_url, require_no_credentials
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
 from grr_coca.data.preprocess import Framing
@@ -361,14 +362,24 @@ class CheckpointRecipe:
 
     The newest `keep_last` checkpoints are kept, and the best one by `keep_best`, a score on the validation split.
     `mean_recall` is the mean of R@1, R@5 and R@10 in both directions.
+
+    `copy_to`: URL of a folder in an object store, such as `s3://bucket/runs/mine`, to which the run folder is copied
+    after each checkpoint; None: it is not.
     """
 
     interval: int | None = None
     minutes: float = 30.0
     keep_last: int = 2
     keep_best: Score | None = None
+    copy_to: str | None = None
 
     def __post_init__(self) -> None:
+        if self.copy_to is not None and (not is_url(self.copy_to) or self.copy_to.startswith("http")):
+            raise UserError(
+                f"copy_to {self.copy_to}: use the URL of a folder in an object store, such as s3://BUCKET/RUN"
+            )
+        if self.copy_to is not None:
+            require_no_credentials(self.copy_to)
         _require_at_least(1, interval=self.interval, keep_last=self.keep_last)
         _require_at_least(0.0, minutes=self.minutes)
 
@@ -515,16 +526,18 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def absolute_data(folder: Path, path: str) -> str:
-    """The absolute, normalized path of pairs or of a teacher. A resumed run compares it with the path in its recipe.
+    """The absolute, normalized path of pairs or of a teacher, or their URL. A resumed run compares it with its recipe.
 
     Args:
         folder: what relative paths are relative to.
         path: the path in the recipe; `cache:` stands for the user's cache.
 
     Raises:
-        UserError: the path is empty.
+        UserError: the path is empty, or a URL that may have a credential.
     """
     require_path(path)
+    if is_url(path):
+        return require_no_credentials(path)
     return os.path.normpath(folder / in_cache(path))
 
 

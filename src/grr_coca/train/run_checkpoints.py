@@ -266,6 +266,7 @@ FREE_KEYS = (
     "checkpoints.interval",
     "checkpoints.minutes",
     "checkpoints.keep_last",
+    "checkpoints.copy_to",
     "health",
 )
 """Recipe keys that a resumed run may change: they do not change what the model learns."""

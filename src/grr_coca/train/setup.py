@@ -19,6 +19,7 @@ from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
+from grr_coca.data.ahead import AheadOrder, Blocks
 from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
@@ -314,6 +315,7 @@ def training_batches(
     """Yield this rank's share of each global batch, as micro-batches, from step `first_step` on."""
     data, num_patches = recipe.data, start.config.image_encoder.num_patches
     keep_patches = partial(kept_patches, num_patches, data.patch_dropout) if data.patch_dropout else None
+    blocks = Blocks(pairs.lengths if data.mix and isinstance(pairs, Chain) else [len(pairs)])
     dataset = PairDataset(
         pairs,
         start.tokenizer,
@@ -324,6 +326,7 @@ def training_batches(
         keep_patches=keep_patches,
         first_caption=data.first_caption,
         has_siblings=data.siblings > 0,
+        blocks=blocks,
     )
     global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, first_step)
     order = TrainingOrder(
@@ -332,7 +335,8 @@ def training_batches(
     teacher = None if recipe.teacher is None else _read_teacher(recipe.teacher)
     share = data.batch_size // ranks.size
     num_micro_batches = -(-share // (data.micro_batch_size or share))
-    batches = iter(make_loader(dataset, order, data.num_workers))
+    ahead = AheadOrder(order, _visits_without_siblings(recipe, pairs), blocks) if pairs.is_remote else None
+    batches = iter(make_loader(dataset, ahead or order, data.num_workers))
     while micro_batches := list(islice(batches, num_micro_batches)):
         yield micro_batches if teacher is None else list(map(teacher.teach, micro_batches))
 
@@ -340,13 +344,17 @@ def training_batches(
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
     """The pairs in random order, those of one source or of the mixture of several that the recipe names; with their
     siblings, if it asks for them."""
-    visits: Visits = Shuffle(len(pairs), recipe.seed)
-    if recipe.data.mix:
-        assert isinstance(pairs, Chain)
-        visits = Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
+    visits = _visits_without_siblings(recipe, pairs)
     if not recipe.data.siblings:
         return visits
     return SiblingVisits(visits, Siblings(pairs, apart=True), recipe.data.siblings, recipe.seed)
+
+
+def _visits_without_siblings(recipe: Recipe, pairs: PairSource) -> Visits:
+    if not recipe.data.mix:
+        return Shuffle(len(pairs), recipe.seed)
+    assert isinstance(pairs, Chain)
+    return Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
 
 
 def _new_tokenizer(recipe: Recipe) -> Tokenizer:

@@ -78,6 +78,19 @@ class PairSource(Protocol):
         """The shard, table or folder of a pair. Bad pairs are counted by place."""
         ...
 
+    @property
+    def is_remote(self) -> bool:
+        """Return whether images come over a network."""
+        return False
+
+    def expect(self, indices: Sequence[int] | np.ndarray) -> None:  # noqa: ARG002 (only shards have blocks)
+        """Prepare to read these pairs, in rising order, at about the same time. One of them is read next."""
+        return None
+
+    def fetch(self, indices: Sequence[int] | np.ndarray) -> None:  # noqa: ARG002
+        """Fetch what `expect` would read of a remote source. Several threads may do so at once."""
+        return None
+
     def digest_parts(self) -> Iterator[bytes | memoryview]:
         """Yield what `source_digest` hashes: all that decides which pairs there are, and their order. No pair is read.
 

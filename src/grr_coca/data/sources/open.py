@@ -8,8 +8,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from grr_coca.common import remote
 from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import in_cache, require_path, user_cache
+from grr_coca.common.remote import RemoteFile, expand_braces, is_url
 from grr_coca.data.images import is_hidden
 from grr_coca.data.sources.base import PairSource, decode_text, reader_that_owns, source_readers
 from grr_coca.data.sources.columns import as_captions, find_columns
@@ -46,7 +48,8 @@ _BUILT_IN_CACHE = "icons"
 def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     """Open a source of pairs. The path and its content decide the format:
 
-    - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar`, or a folder of shards
+    - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar` or `data/{00000..01242}.tar`, or a
+      folder of shards
     - COCO's `captions_train2017.json`, Karpathy's `dataset_coco.json#val` and `dataset_flickr30k.json#test`
       (`#train+restval` joins two splits), Flickr30K's `results_20130124.token`
     - ROCO: v1's folder with `captions.txt` and `images/`, v2's `train_captions.csv`
@@ -56,8 +59,10 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     - icons with their names: `iconify:PREFIX`, a JSON file of Iconify, an SVG sprite, an icon font
     - `cache:icons/train-*.tar`: a corpus that was built in the user's cache
 
-    Nothing is executed, and nothing is downloaded but the package of `iconify:PREFIX`. Images are read when they are
-    needed.
+    - tar shards elsewhere that `grr-coca data index` has indexed: `s3://BUCKET/{00000..01242}.tar`, `https://…`
+
+    Nothing is executed, and nothing else is downloaded but the package of `iconify:PREFIX`. Images are read when they
+    are needed.
 
     Args:
         path: a file, a folder or a pattern; `#` separates a split.
@@ -71,6 +76,8 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
         source = reader.open(in_cache(path))
         if source is not None:
             return source
+    if is_url(path):
+        return TarShards(remote_shards(path))
     files, split = find_files(path)
     if split is None and all(file.suffix.lower() == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
@@ -84,7 +91,23 @@ def require_there(path: str) -> None:
     Raises:
         UserError: nothing exists at the path.
     """
-    find_files(path)
+    if is_url(path):
+        remote_shards(path)
+    else:
+        find_files(path)
+
+
+def remote_shards(pattern: str) -> list[RemoteFile]:
+    """The remote tar shards of a pattern of URLs, in the state that they have now.
+
+    Raises:
+        UserError: one is missing, or not a tar file.
+    """
+    files = remote.find_remote(pattern)
+    other = next((file for file in files if not file.name.lower().endswith(".tar")), None)
+    if other is not None:
+        raise UserError(f"{other}: only tar shards can be read from elsewhere; download it, or convert it to shards")
+    return files
 
 
 def find_files(path: str) -> tuple[list[Path], str | None]:
@@ -115,8 +138,11 @@ def _files(path: str) -> tuple[list[Path], str | None]:
         return [Path(path)], None
     if SCHEME.match(path):
         raise UserError(
-            f"{path}: not a file or folder; nothing is downloaded or executed, so give a path on this machine"
+            f"{path}: not a file or folder; nothing is downloaded or executed, so give a path on this machine, or the "
+            "URL of tar shards"
         )
+    if "{" in path:
+        return [file for name in expand_braces(path) for file in _files(name)[0] or [Path(name)]], None
     found = [Path(name) for name in sorted(glob(path))]  # noqa: PTH207 (an absolute pattern)
     if found or "#" not in path:
         return found, None

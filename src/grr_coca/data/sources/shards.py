@@ -4,8 +4,11 @@
 
 An index has the offset of each part. So a pair takes one or two reads, in any order, and nothing is extracted. The
 index of a large shard is made once from its headers, and saved in a small file beside the shard, or in the user's cache
-if that folder is not writable. The file is a line of JSON, which says which state of the shard it describes, and two
-raw arrays. Nothing in it can be executed.
+if that folder is not writable. The file is a line of JSON, which says which state of the shard it describes, and raw
+arrays. Nothing in it can be executed.
+
+The index of a shard in an object store is in the user's cache, too, see `index_remote`. It has the captions, and the
+checksums of images, which come through a `BlockCache`.
 """
 
 import contextlib
@@ -14,15 +17,19 @@ import json
 import logging
 import os
 import tarfile
+import tempfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from grr_coca.common.files import open_to_read, read_at, user_cache, write_whole
-from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
+from grr_coca.common.errors import DiskError, UserError
+from grr_coca.common.files import LocalFile, read_at, user_cache, write_whole
+from grr_coca.common.remote import RemoteFile
+from grr_coca.data.order import PLAIN_SHUFFLE
 from grr_coca.data.sources.base import (
     MAX_TEXT,
     BadSample,
@@ -35,7 +42,8 @@ from grr_coca.data.sources.base import (
     digest_header,
     locate,
 )
-from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard
+from grr_coca.data.sources.block_cache import BlockCache, RemoteBlock
+from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard, with_content
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +53,12 @@ training order has as many blocks."""
 
 _OPEN_FILES = 8192
 """Number of open files to request. Many systems allow 256 or 1,024 by default, and more on request."""
+
+CACHE_BYTES, _KEPT_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
+"""Bytes of the cache of remote blocks, or the number of pairs that it has room for if these are larger."""
+
+_DENSE = 4
+"""A block is read as a whole if at least one in this number of its pairs is wanted."""
 
 _MESSAGES = {
     Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
@@ -58,35 +72,52 @@ _MESSAGES = {
 
 
 class TarShards(PairSource):
-    """The pairs of one or more tar shards, in the order of the files. See the module for the format."""
+    """The pairs of one or more tar shards, in the order of the files. See the module for the format.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    Args:
+        paths: shards on this machine, and remote ones that `index_remote` has indexed.
+
+    Raises:
+        UserError: a shard cannot be indexed, or a remote one is not.
+    """
+
+    def __init__(self, paths: Sequence[Path | RemoteFile]) -> None:
         self.paths = list(paths)
-        self.truncated: list[Path] = []
+        self.truncated: list[Path | RemoteFile] = []
         self._kept: dict[int, ShardIndex] = {}
         self._places: dict[int, Path] = {}
+        self._contents: dict[int, str] = {}
         counts = [self._index_shard(shard) for shard in range(len(self.paths))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
         # At most a quarter of the limit, because a run has several sources.
         num_open = min(_MAX_OPEN, allow_open_files() // 8)
+        self._cache = BlockCache(self._cache_bytes())
         self._indices = HandleCache(self._load_index, None, num_open)
-        self._files = HandleCache(self._open, os.close, num_open)
-        self._advised = HandleCache(self._advise, None, 2 * num_open)
+        self._files = HandleCache(self._open, LocalFile.close, num_open)
+        self._blocks = HandleCache(self._cache.open, os.close, num_open)
+        self._expected: dict[int, dict[int, int]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    @property
+    def is_remote(self) -> bool:
+        """Return whether a shard is elsewhere."""
+        return any(isinstance(path, RemoteFile) for path in self.paths)
+
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Name and size of each shard."""
+        """Name and size of each shard; of a remote one, a digest of its content in place of its size."""
         yield digest_header(self)
-        yield from map(digest_file, self.paths)
+        for shard, path in enumerate(self.paths):
+            if isinstance(path, RemoteFile):
+                yield f"{path.name}\0{self._contents[shard]} ".encode("utf-8", "surrogateescape")
+            else:
+                yield digest_file(path)
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
         shard, row = locate(self._ends, index)
         self._require_sound(shard, row)
-        if len(self) > PLAIN_SHUFFLE:
-            _ = self._advised[index // BLOCK]
         captions = self._captions(shard, row)
         image = self._read(shard, row, "image")
         key, name = self._indices[shard].key(row), self._name(shard, row)
@@ -106,31 +137,76 @@ class TarShards(PairSource):
         """The shard of a pair."""
         return str(self.paths[locate(self._ends, index)[0]])
 
+    def expect(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Read the part of each shard that has these pairs as one block, when one of them is read."""
+        for shard, start, end in self._spans(indices):
+            self._expected.setdefault(shard, {})[start] = end
+            path = self.paths[shard]
+            if isinstance(path, Path) and len(self) > PLAIN_SHUFFLE:
+                with contextlib.suppress(OSError):  # reading reports what is wrong with a shard
+                    self._files[shard].will_need(start, end)
+
+    def fetch(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Fetch the remote blocks that `expect` would read."""
+        for shard, start, end in self._spans(indices):
+            path = self.paths[shard]
+            if isinstance(path, RemoteFile):
+                self._cache.fetch(RemoteBlock(path, start, end))
+
     def _index_shard(self, shard: int) -> int:
-        index, place = _open_index(self.paths[shard])
-        if not index.is_whole:
-            self.truncated.append(self.paths[shard])
-            _log.warning(
-                "%s: truncated; the %d complete pairs are used; copy or download it again",
-                self.paths[shard],
-                int((index.rows["cause"] == 0).sum()),
-            )
+        path = self.paths[shard]
+        if isinstance(path, RemoteFile):
+            return self._find_index(shard, path)
+        index, place = _open_index(path)
         if place is None:
             self._kept[shard] = index
         else:
             self._places[shard] = place
+        self._warn_if_truncated(path, index)
         return len(index)
+
+    def _find_index(self, shard: int, file: RemoteFile) -> int:
+        """The number of pairs of a remote shard, of whose index only the header is read."""
+        place = remote_index(file)
+        header = _read_header(place, file)
+        if header is None:
+            what = "has changed since it was indexed" if place.exists() else "is not indexed yet"
+            raise UserError(f"{file}: {what}; `grr-coca data index` reads all shards of a set once")
+        self._places[shard], self._contents[shard] = place, str(header["content"])
+        if not header["is_whole"]:
+            self._warn_if_truncated(file, self._load(shard))
+        return int(header["pairs"])
+
+    def _warn_if_truncated(self, path: Path | RemoteFile, index: ShardIndex) -> None:
+        if not index.is_whole:
+            self.truncated.append(path)
+            _log.warning(
+                "%s: truncated; the %d complete pairs are used; copy or download it again",
+                path,
+                int((index.rows["cause"] == 0).sum()),
+            )
 
     def _load_index(self, shard: int) -> ShardIndex:
         if shard in self._kept:
             return self._kept[shard]
-        index = _read_index(self._places[shard], self.paths[shard]) or _open_index(self.paths[shard])[0]
+        index = self._load(shard)
         if len(index) != self._ends[shard] - (self._ends[shard - 1] if shard else 0):
             raise BadSample(f"{self.paths[shard]}: has changed since it was opened; start again", Cause.UNREADABLE)
         return index
 
-    def _open(self, shard: int) -> int:
-        return open_to_read(self.paths[shard])
+    def _load(self, shard: int) -> ShardIndex:
+        path, place = self.paths[shard], self._places[shard]
+        index = _read_index(place, path)
+        if index is not None:
+            return index
+        if isinstance(path, RemoteFile):
+            raise UserError(f"{place}: corrupt, or another one now; `grr-coca data index` on {path} makes it again")
+        return _open_index(path)[0]
+
+    def _open(self, shard: int) -> LocalFile:
+        path = self.paths[shard]
+        assert isinstance(path, Path)
+        return LocalFile(path)
 
     def _name(self, shard: int, row: int) -> str:
         return f"{self.paths[shard]}: {self._indices[shard].key(row)}"
@@ -152,15 +228,18 @@ class TarShards(PairSource):
         return caption_lines(decode_text(self._read(shard, row, "text"), f"{self._name(shard, row)}.txt"))
 
     def _read(self, shard: int, row: int, part: str) -> bytes:
-        entry = self._indices[shard].rows[row]
+        path, entry = self.paths[shard], self._indices[shard].rows[row]
         offset, size = int(entry[f"{part}_block"]) * tarfile.BLOCKSIZE, int(entry[f"{part}_size"])
         if part != "image" and size > MAX_TEXT:
             raise BadSample(
                 f"{self._name(shard, row)}: too many bytes in a caption: {size:,} (limit {MAX_TEXT:,})",
                 Cause.TOO_LARGE,
             )
+        if isinstance(path, RemoteFile):
+            index = self._indices[shard]
+            return self._read_remote(shard, row, offset, size) if part == "image" else index.text(row, part)
         try:
-            content = read_at(self._files[shard], size, offset)
+            content = self._files[shard].read(offset, size)
         except OSError as error:
             message = f"{self._name(shard, row)}: cannot be read ({error.strerror})"
             raise BadSample(message, Cause.UNREADABLE) from error
@@ -168,24 +247,72 @@ class TarShards(PairSource):
             raise BadSample(f"{self._name(shard, row)}: the shard is shorter than before", Cause.UNREADABLE)
         return content
 
-    def _advise(self, block: int) -> None:
-        """Ask the system to read a block of the training order ahead, because its other pairs are needed soon."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        shard, first = locate(self._ends, block * BLOCK)
-        rows = self._indices[shard].rows
-        last = min(first + BLOCK, len(rows)) - 1
-        start = int(rows[first]["image_block"]) * tarfile.BLOCKSIZE
-        end = int(rows[last]["image_block"]) * tarfile.BLOCKSIZE + int(rows[last]["image_size"])
-        if end > start:
-            with contextlib.suppress(OSError):  # not every file system can, and reading says what is wrong with a shard
-                os.posix_fadvise(self._files[shard], start, end - start, os.POSIX_FADV_WILLNEED)
+    def _read_remote(self, shard: int, row: int, offset: int, size: int) -> bytes:
+        """Read an image from its block. An image that is not expected is a separate block.
+
+        Raises:
+            UserError: it cannot be fetched, or differs from the indexed one. This is not a `BadSample`: to take another
+                pair in its place would change what a run learns.
+        """
+        sums, block = self._indices[shard].image_sums, self._block_of(shard, offset, size)
+        assert sums is not None
+        for _ in range(2):
+            content = read_at(self._blocks[block], size, offset - block.start)
+            if zlib.crc32(content) == sums[row]:
+                return content
+            self._blocks.discard(block)
+            self._cache.drop(block)
+            block.file.require_same()
+        raise UserError(
+            f"{self._name(shard, row)}: other bytes come than were indexed; run `grr-coca data index` on it again"
+        )
+
+    def _block_of(self, shard: int, offset: int, size: int) -> RemoteBlock:
+        """The block with a part of a remote shard. A part that is not expected is a separate block."""
+        file = self.paths[shard]
+        assert isinstance(file, RemoteFile)
+        for start, end in self._expected.get(shard, {}).items():
+            if start <= offset and offset + size <= end:
+                return RemoteBlock(file, start, end)
+        return RemoteBlock(file, offset, offset + size)
+
+    def _spans(self, indices: Sequence[int] | np.ndarray) -> list[tuple[int, int, int]]:
+        """The part of each shard, from one byte to another, that has the images of some pairs.
+
+        Where pairs or their images are far between, it has none, so that no more than a few times their bytes are read.
+        """
+        first, last = int(indices[0]), int(indices[-1])
+        if len(indices) * _DENSE < last + 1 - first:
+            return []
+        (first_shard, row), (last_shard, last_row) = locate(self._ends, first), locate(self._ends, last)
+        spans = []
+        for shard in range(first_shard, last_shard + 1):
+            rows = self._indices[shard].rows
+            starts = rows["image_block"].astype(np.int64) * tarfile.BLOCKSIZE
+            ends = starts + rows["image_size"]
+            wanted = np.flatnonzero(rows["cause"][row : last_row + 1 if shard == last_shard else None] == 0) + row
+            row = 0
+            if not len(wanted):
+                continue
+            start, end = int(starts[wanted].min()), int(ends[wanted].max())
+            if (end - start) * len(rows) <= _DENSE * int(ends.max()) * len(wanted):
+                spans.append((shard, start, end))
+        return spans
+
+    def _cache_bytes(self) -> int:
+        """Bytes of the cache of remote blocks. There is room for the windows of the training order that are being read
+        and fetched, which are less than `_KEPT_PAIRS`, so that none is fetched twice in an epoch."""
+        size = sum(path.size for path in self.paths if isinstance(path, RemoteFile))
+        return max(CACHE_BYTES, int(size * min(1.0, _KEPT_PAIRS / max(len(self), 1))))
 
 
 # --- The index of a shard, in a file
 
 _VERSION = 2
 _HEADER_SIZE = 512
+_READ_BYTES = 2**24
+"""Bytes of one request while a remote shard is indexed."""
+
 MIN_SHARD_SIZE = 2**24
 """Smaller shards are indexed at each start, which takes a fraction of a second, and no file is written."""
 
@@ -216,18 +343,21 @@ def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
     return index, None
 
 
-def write_index(index: ShardIndex, place: Path, shard: Path) -> None:
+def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> None:
     """Write the index of `shard` to the file `place`, for `_read_index`."""
-    if place.parent != shard.parent:
+    if isinstance(shard, RemoteFile) or place.parent != shard.parent:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = index.rows.tobytes() + index.keys
     header: dict[str, object] = {**_state(shard), "pairs": len(index), "is_whole": index.is_whole}
+    if index.image_sums is not None:
+        content += index.image_sums.tobytes() + index.texts
+        header |= {"keys": len(index.keys), "content": hashlib.blake2b(content, digest_size=16).hexdigest()}
     header["digest"] = _digest(header, content)
     line = json.dumps(header).encode().ljust(_HEADER_SIZE - 1) + b"\n"
     write_whole(place, line + content)
 
 
-def _read_index(place: Path, shard: Path) -> ShardIndex | None:
+def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
     """The index in a file, mapped into memory; None if it is missing, damaged, or of another state of the shard."""
     try:
         mapped = np.memmap(place, np.uint8, "r")
@@ -237,18 +367,74 @@ def _read_index(place: Path, shard: Path) -> ShardIndex | None:
         is_of_shard = all(header[key] == value for key, value in _state(shard).items())
         if not is_of_shard or digest != _digest(header, content.data):
             return None
-        end = header["pairs"] * ROW.itemsize
+        num_pairs, end = header["pairs"], header["pairs"] * ROW.itemsize
         rows = content[:end].view(ROW)
         if len(rows) and rows["cause"].max() > len(CAUSES):
             return None
-        return ShardIndex(rows, content[end:].tobytes(), bool(header["is_whole"]))
+        if "keys" not in header:
+            return ShardIndex(rows, content[end:].data, bool(header["is_whole"]))
+        sums = end + header["keys"]
+        texts = sums + 4 * num_pairs
+        image_sums = content[sums:texts].view("<u4")
+        return ShardIndex(rows, content[end:sums].data, bool(header["is_whole"]), image_sums, content[texts:].data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _state(shard: Path) -> dict[str, int]:
+def _read_header(place: Path, file: RemoteFile) -> dict[str, Any] | None:
+    """The header of the index of a remote shard; None as in `_read_index`, which notices damage of the rest."""
+    try:
+        with place.open("rb") as opened:
+            header = json.loads(opened.read(_HEADER_SIZE))
+        is_of_shard = all(header[key] == value for key, value in _state(file).items())
+        return header if is_of_shard and {"pairs", "content", "is_whole"} <= header.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _state(shard: Path | RemoteFile) -> dict[str, object]:
+    if isinstance(shard, RemoteFile):
+        etag = hashlib.blake2b(shard.etag.encode(), digest_size=16).hexdigest()  # of any length where it is from
+        return {"version": _VERSION, "size": shard.size, "etag": etag}
     status = shard.stat()
     return {"version": _VERSION, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def remote_index(file: RemoteFile) -> Path:
+    """The path of the index of a remote shard."""
+    name = hashlib.blake2b(file.url.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return user_cache() / "shards" / f"{name}.index"
+
+
+def index_remote(file: RemoteFile) -> bool:
+    """Read a remote shard once, and write its index to the user's cache, if the one there is not of its current state.
+
+    Returns:
+        Whether it had to be read.
+
+    Raises:
+        UserError: the shard cannot be read or indexed, or changes in the meantime; or the disk is full.
+    """
+    place = remote_index(file)
+    if _read_index(place, file) is not None:
+        return False
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            path = Path(folder) / "shard.tar"
+            with path.open("wb") as copy:
+                for start in range(0, file.size, _READ_BYTES):
+                    copy.write(file.read(start, min(_READ_BYTES, file.size - start)))
+            file.require_same()
+            try:
+                with path.open("rb") as copy:
+                    index = with_content(scan_shard(path), copy)
+            except UserError as error:
+                raise UserError(str(error).replace(str(path), file.url)) from error
+        write_index(index, place, file)
+    except OSError as error:
+        raise DiskError(f"{place.parent}: the index of {file} cannot be written ({error.strerror})") from error
+    return True
 
 
 def _cache_name(path: Path) -> str:
@@ -290,6 +476,12 @@ class HandleCache(Generic[K, T]):
             if self._close is not None:
                 self._close(oldest)
         return item
+
+    def discard(self, key: K) -> None:
+        """Close an item, if it is open."""
+        item = self._items.pop(key, None)
+        if item is not None and self._close is not None:
+            self._close(item)
 
     def __del__(self) -> None:
         if self._close is not None:

@@ -2,9 +2,11 @@
 
 import json
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import MAX_BYTES, has_image_suffix, is_hidden
-from grr_coca.data.sources.base import Cause
+from grr_coca.data.sources.base import MAX_TEXT, Cause
 
 ROW = np.dtype(
     [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]
@@ -28,11 +30,17 @@ _CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Offsets and sizes of the pairs of a shard. `is_whole`: False if the file is truncated."""
+    """Offsets and sizes of the pairs of a shard. `is_whole`: False if the file is truncated.
+
+    The index of a remote shard has a checksum of each image in `image_sums` (CRC-32), and in `texts` the content of all
+    `KEY.json` and `KEY.txt` that count, so that captions are read without the network.
+    """
 
     rows: np.ndarray
-    keys: bytes
+    keys: bytes | memoryview
     is_whole: bool
+    image_sums: np.ndarray | None = None
+    texts: bytes | memoryview = b""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -40,7 +48,40 @@ class ShardIndex:
     def key(self, row: int) -> str:
         """The key of a pair: the common name of its members."""
         start = int(self.rows[row - 1]["key_end"]) if row else 0
-        return self.keys[start : int(self.rows[row]["key_end"])].decode("utf-8", "surrogateescape")
+        return bytes(self.keys[start : int(self.rows[row]["key_end"])]).decode("utf-8", "surrogateescape")
+
+    def text(self, row: int, part: str) -> bytes:
+        """The content of `KEY.json` or `KEY.txt` (part `text`) of a sound pair, from `texts`."""
+        start = int(self._text_ends[row - 1]) if row else 0
+        if part == "text":
+            start += int(self.rows[row]["json_size"])
+        return bytes(self.texts[start : start + int(self.rows[row][f"{part}_size"])])
+
+    @cached_property
+    def _text_ends(self) -> np.ndarray:
+        return np.cumsum(kept_texts(self.rows).astype(np.int64))
+
+
+def kept_texts(rows: np.ndarray) -> np.ndarray:
+    """The bytes that `ShardIndex.texts` has of each pair: JSON and text, none of a bad pair or of one with too much."""
+    sizes = rows["json_size"].astype(np.int64) + rows["text_size"]
+    return np.where((rows["cause"] == 0) & (sizes <= 2 * MAX_TEXT), sizes, 0)
+
+
+def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
+    """The index with checksums and texts, which are read from the shard."""
+    sums, texts = np.zeros(len(index), "<u4"), []
+    kept = kept_texts(index.rows)
+    for row, entry in enumerate(index.rows):
+        if entry["cause"]:
+            continue
+        parts = {}
+        for part in ("image", "json", "text"):
+            file.seek(int(entry[f"{part}_block"]) * tarfile.BLOCKSIZE)
+            parts[part] = file.read(int(entry[f"{part}_size"])) if part == "image" or kept[row] else b""
+        sums[row] = zlib.crc32(parts["image"])
+        texts.append(parts["json"] + parts["text"])
+    return replace(index, image_sums=sums, texts=b"".join(texts))
 
 
 def scan_shard(path: Path) -> ShardIndex:

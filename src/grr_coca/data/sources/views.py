@@ -4,6 +4,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 
@@ -20,6 +21,32 @@ class View(PairSource):
     @abstractmethod
     def _locate(self, index: int) -> tuple[PairSource, int]:
         """The source of a pair, and its index there."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Return whether images come over a network."""
+        return any(source.is_remote for source in self._sources())
+
+    @abstractmethod
+    def _sources(self) -> Sequence[PairSource]:
+        """All sources of its pairs."""
+
+    def expect(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Prepare to read these pairs at about the same time."""
+        for source, inner in self._by_source(indices):
+            source.expect(inner)
+
+    def fetch(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Fetch what `expect` would read of remote sources."""
+        for source, inner in self._by_source(indices):
+            source.fetch(inner)
+
+    def _by_source(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[PairSource, list[int]]]:
+        """The indices of some pairs in each of the sources that they are in."""
+        located = (self._locate(int(index)) for index in indices)
+        for _, group in groupby(located, key=lambda found: id(found[0])):
+            found = list(group)
+            yield found[0][0], sorted({inner for _, inner in found})
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
@@ -66,6 +93,9 @@ class Subset(View):
     def _locate(self, index: int) -> tuple[PairSource, int]:
         return self.source, int(self.indices[index])
 
+    def _sources(self) -> Sequence[PairSource]:
+        return (self.source,)
+
 
 class Chain(View):
     """Several sources, one after another."""
@@ -91,6 +121,9 @@ class Chain(View):
     def _locate(self, index: int) -> tuple[PairSource, int]:
         number, inner = locate(self._ends, index)
         return self.sources[number], inner
+
+    def _sources(self) -> Sequence[PairSource]:
+        return self.sources
 
 
 class EveryCaption(View):
@@ -129,6 +162,9 @@ class EveryCaption(View):
 
     def _locate(self, index: int) -> tuple[PairSource, int]:
         return self.source, locate(self._ends, index)[0]
+
+    def _sources(self) -> Sequence[PairSource]:
+        return (self.source,)
 
 
 def every_caption(source: PairSource) -> PairSource:

@@ -564,9 +564,7 @@ def test_a_table_that_is_gone_or_shorter_gives_bad_samples(tmp_path, few_open_ta
 # --- Nothing is executed, nothing is fetched, nothing outside the folder is read
 
 
-@pytest.mark.parametrize(
-    "path", ["pipe:touch pwned", "https://example.org/a.tar", "s3://bucket/a.tar", "file:///etc/passwd"]
-)
+@pytest.mark.parametrize("path", ["pipe:touch pwned", "http:example.org/a.tar", "file:///etc/passwd"])
 def test_a_path_that_is_none_is_refused_and_nothing_is_run(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nothing is downloaded or executed"):

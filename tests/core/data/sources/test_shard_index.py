@@ -18,11 +18,16 @@ import pytest
 from support import real_pairs, shard_members, write_shard, write_tar
 
 from grr_coca.common.errors import UserError
+from grr_coca.data import ahead
+from grr_coca.data.dataset import PairDataset
 from grr_coca.data.image_files import iterate_images
+from grr_coca.data.order import SampleRef
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import shards
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tar import ROW, ShardIndex, scan_shard
+from grr_coca.data.tokenizer import clip_bpe
 
 PAIRS = real_pairs(12)
 
@@ -277,12 +282,12 @@ def test_what_is_wrong_with_a_shard_is_in_its_index(tmp_path, scans):
 
 def test_blocks_of_a_large_source_are_read_ahead_as_a_whole(shard, monkeypatch):
     advised = []
-    monkeypatch.setattr(shards, "BLOCK", 4)
+    monkeypatch.setattr(ahead, "BLOCK", 4)
     monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: advised.append(arguments[1:3]))
-    source = TarShards([shard])
+    dataset = PairDataset(TarShards([shard]), clip_bpe(), Preprocess(16), 16)
     for index in (5, 4, 7, 6, 0):
-        source[index]
+        dataset[SampleRef(0, index)]
     rows = scan_shard(shard).rows
     starts, sizes = rows["image_block"].astype(int) * 512, rows["image_size"].astype(int)
     assert advised == [(starts[4], starts[7] + sizes[7] - starts[4]), (0 + starts[0], starts[3] + sizes[3] - starts[0])]

@@ -1,0 +1,374 @@
+"""Files in object stores and on web servers: found, read in parts and written, although the network fails at times.
+
+`fsspec` does the work. Credentials, endpoints and other options come from where its packages look for them: the
+environment, the files of the cloud's own tools, and fsspec's configuration. A URL with a credential is refused, so that
+none gets into recipes, logs or file names.
+"""
+
+import itertools
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+
+_log = logging.getLogger(__name__)
+
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
+"""Seconds between tries. A network that is gone for a minute is survived."""
+
+_WARN_FROM = 3
+"""The first failures of a request are common and short. From this one on, each is reported."""
+
+SECONDS_TO_ANSWER, _SLOWEST = 30.0, 2**17
+"""Seconds that a request may take, and bytes for each of which it may take a second more."""
+
+_AT_ONCE = 32
+"""Files whose state is requested at the same time."""
+
+_LISTED = 16
+"""A folder with at least this many of the files is listed, a thousand files a request, where its server can."""
+
+_MAX_NAMES = 10**6
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_ON_THIS_MACHINE = ("file", "local")
+_DATES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified", "created")
+_ETAGS = ("ETag", "etag", "md5Hash", "content_md5")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file behind a URL, in a state that it had when it was found.
+
+    `etag`: changes when the content does: the server's own, or else length and date.
+    """
+
+    url: str
+    size: int
+    etag: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[2]
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read a part in one request, which is tried again if it fails.
+
+        Raises:
+            UserError: it still fails after all tries, or access is denied; the message names the URL.
+        """
+        return read_range(self.url, offset, size)
+
+    def require_same(self) -> None:
+        """Raise an error if the file is in another state now.
+
+        Raises:
+            UserError: it has changed or is gone, or the server does not answer.
+        """
+        if remote_file(self.url) != self:
+            raise UserError(f"{self.url}: has changed since it was indexed; run `grr-coca data index` on it again")
+
+
+# --- URLs
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL of a file elsewhere, such as `s3://bucket/a.tar`."""
+    return _URL.match(path) is not None and urlsplit(path).scheme.lower() not in _ON_THIS_MACHINE
+
+
+def require_no_credentials(url: str) -> str:
+    """Return a URL unchanged if no part of it can be a credential.
+
+    Raises:
+        UserError: it has a user or a query. The message has neither.
+    """
+    plain, _, query = url.partition("?")
+    scheme, _, rest = plain.partition("://")
+    host, slash, path = rest.partition("/")
+    user, at, host = host.rpartition("@")
+    what = "a query" if query else "a user or password" if at and (":" in user or scheme.startswith("http")) else None
+    if what is not None:
+        raise UserError(
+            f"{scheme}://{host}{slash}{path}: was given with {what}, where credentials may be, and recipes and logs "
+            "are shared; leave it out, and give credentials in the environment (docs/data.md)"
+        )
+    return url
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names that a pattern stands for: `{00000..01242}` counts with as many digits, `{a,b}` lists.
+
+    Raises:
+        UserError: braces hold something else, or the names are more than a million.
+    """
+    pieces: list[list[str]] = []
+    end = 0
+    for found in _BRACES.finditer(pattern):
+        pieces += [[pattern[end : found.start()]], _alternatives(found[1], pattern)]
+        end = found.end()
+    count = 1
+    for piece in pieces:
+        count *= len(piece)
+    if count > _MAX_NAMES:
+        raise UserError(f"{pattern}: stands for {count:,} files (limit {_MAX_NAMES:,})")
+    return ["".join(parts) for parts in itertools.product(*pieces, [pattern[end:]])]
+
+
+def _alternatives(inner: str, pattern: str) -> list[str]:
+    if (numbers := _RANGE.fullmatch(inner)) is not None:
+        first, last = numbers.groups()
+        if int(first) <= int(last) and len(first) <= len(last) <= 12 and int(last) - int(first) < _MAX_NAMES:
+            return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    elif "," in inner:
+        return inner.split(",")
+    raise UserError(f"{pattern}: '{{{inner}}}' is not a range such as {{00000..01242}} or a list such as {{a,b}}")
+
+
+# --- Finding
+
+
+def remote_file(url: str) -> RemoteFile:
+    """The state of one file.
+
+    Raises:
+        UserError: the file does not exist, access is denied, or its server does not answer.
+    """
+    filesystem, path = _open(url)
+    return _as_file(url, _tried(url, lambda timeout: filesystem.info(path, **timeout), missing_at_once=True))
+
+
+def find_remote(pattern: str) -> list[RemoteFile]:
+    """The files of a pattern of URLs, in its order: with `{00000..01242}`, or in stores that list, with `*`.
+
+    Raises:
+        UserError: a file is missing (the message names it), none matches, or the server does not answer.
+    """
+    require_no_credentials(pattern)
+    urls = [url for name in expand_braces(pattern) for url in (_matching(name) if "*" in name else [name])]
+    listed = _listed(urls)
+    with ThreadPoolExecutor(min(_AT_ONCE, len(urls))) as threads:
+        return list(threads.map(lambda url: listed.get(url) or remote_file(url), urls))
+
+
+def _matching(pattern: str) -> list[str]:
+    scheme = urlsplit(pattern).scheme
+    if scheme in ("http", "https"):
+        raise UserError(f"{pattern}: a web server does not list its files; use a range such as {{00000..01242}}")
+    filesystem, path = _open(pattern)
+
+    def listed(timeout: Mapping[str, float]) -> Sequence[str]:
+        filesystem.invalidate_cache()
+        return filesystem.glob(path, **timeout)
+
+    found = sorted(_tried(pattern, listed))
+    if not found:
+        raise UserError(f"{pattern}: no file matches it")
+    return [filesystem.unstrip_protocol(name) for name in found]
+
+
+def _listed(urls: Sequence[str]) -> dict[str, RemoteFile]:
+    """Those files that are found in a listing of their folders."""
+    folders: dict[str, int] = {}
+    for url in urls:
+        folder = url.rpartition("/")[0]
+        folders[folder] = folders.get(folder, 0) + 1
+    wanted, found = set(urls), {}
+    for folder, count in folders.items():
+        if count < _LISTED or urlsplit(folder).scheme in ("http", "https"):
+            continue
+        filesystem, path = _open(folder)
+
+        def entries(
+            timeout: Mapping[str, float], filesystem: Any = filesystem, path: str = path
+        ) -> Sequence[Mapping[str, Any]]:
+            filesystem.invalidate_cache()
+            return filesystem.ls(path, detail=True, **timeout)
+
+        for entry in _tried(folder, entries, missing_at_once=True):
+            url = f"{folder}/{str(entry['name']).rpartition('/')[2]}"
+            if url in wanted and entry.get("size") is not None:
+                found[url] = _as_file(url, entry)
+    return found
+
+
+def _as_file(url: str, entry: Mapping[str, Any]) -> RemoteFile:
+    size = entry.get("size")
+    if size is None:
+        raise UserError(f"{url}: its server does not report its length")
+    etag = next((str(entry[key]) for key in _ETAGS if entry.get(key)), None)
+    date = next((str(entry[key]) for key in _DATES if entry.get(key)), "")
+    return RemoteFile(url, int(size), etag or f"{size} {date}")
+
+
+# --- Reading and writing
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """Read a part of a file, see `RemoteFile.read`."""
+    filesystem, path = _open(url)
+
+    def read(timeout: Mapping[str, float]) -> bytes:
+        content = filesystem.cat_file(path, start=offset, end=offset + size, **timeout)
+        if len(content) != size:
+            raise _WrongLengthError(f"{len(content):,} bytes came in place of {size:,}")
+        return content
+
+    return _tried(url, read, size) if size else b""
+
+
+def write_file(path: Path, url: str) -> None:
+    """Copy a file to a URL, which is tried again if it fails.
+
+    Raises:
+        UserError: it still fails after all tries, or access is denied.
+    """
+    filesystem, target = _open(url)
+    _tried(url, lambda timeout: filesystem.put_file(str(path), target, **timeout), path.stat().st_size)
+
+
+def sizes_under(url: str) -> dict[str, int]:
+    """The size of each file in a folder behind a URL, by its path there. A folder that is missing has none."""
+    filesystem, root = _open(url)
+
+    def find(timeout: Mapping[str, float]) -> Mapping[str, Mapping[str, Any]]:
+        filesystem.invalidate_cache()
+        try:
+            return filesystem.find(root, detail=True, **timeout)
+        except FileNotFoundError:
+            return {}
+
+    prefix = root.rstrip("/") + "/"
+    return {name.removeprefix(prefix): int(entry["size"] or 0) for name, entry in _tried(url, find).items()}
+
+
+def remove_file(url: str) -> None:
+    """Remove a file behind a URL."""
+    filesystem, path = _open(url)
+    _tried(url, lambda timeout: filesystem.rm_file(path, **timeout))
+
+
+class _WrongLengthError(Exception):
+    """An answer is shorter or longer than requested."""
+
+
+def _tried(
+    url: str, call: Callable[[Mapping[str, float]], T], num_bytes: int = 0, *, missing_at_once: bool = False
+) -> T:
+    """Return the result of a call, which is tried again after each of `PAUSES`.
+
+    Args:
+        url: for messages.
+        call: takes the time limit, as arguments of fsspec.
+        num_bytes: that are sent or received.
+        missing_at_once: do not try again if the file does not exist.
+    """
+    filesystem, _ = _open(url)
+    limit = SECONDS_TO_ANSWER + num_bytes / _SLOWEST
+    timeout = {"timeout": limit} if getattr(filesystem, "async_impl", False) else {}
+    for number, pause in enumerate((*PAUSES, None), start=1):
+        try:
+            return call(timeout)
+        except Exception as error:
+            if _is_denied(error):
+                message = f"{url}: access is denied ({_reason(error)}); see docs/data.md for credentials"
+                raise UserError(message) from None
+            if missing_at_once and _is_missing(error):
+                raise UserError(f"{url}: no such file") from None
+            # The error itself may show where a server has redirected to, with a signature.
+            reason = _reason(error)
+            if pause is None:
+                raise UserError(f"{url}: cannot be read or written after {number} tries ({reason})") from None
+            if number >= _WARN_FROM:
+                _log.warning("%s: %s; trying again in %g s", url, reason, pause)
+        time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_missing(error: BaseException) -> bool:
+    # The file system of HTTP has this error for whatever went wrong, and the reason behind it.
+    return isinstance(error, FileNotFoundError) and (
+        error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError) or _status(error) in (404, 410)
+    )
+
+
+def _is_denied(error: BaseException) -> bool:
+    return isinstance(error, PermissionError) or _status(error) in (401, 403)
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def _reason(error: BaseException) -> str:
+    """The kind of an error, without its message, which may have a URL with a signature."""
+    if isinstance(error, _WrongLengthError):
+        return str(error)
+    if (status := _status(error)) is not None:
+        return f"HTTP {status}"
+    if _is_missing(error):
+        return "no such file"
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
+    if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
+        return "no answer in time"
+    number = getattr(cause, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else type(cause).__name__
+
+
+# --- File systems of fsspec
+
+_filesystems: dict[tuple[int, str], Any] = {}
+_opening = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # Another thread may hold the lock at a fork.
+    os.register_at_fork(after_in_child=lambda: globals().update(_opening=threading.Lock()))
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. Each process has its own, because none survives a fork.
+
+    Raises:
+        UserError: a package for the scheme is not installed, or none is known.
+    """
+    scheme, _, rest = url.partition("://")
+    key = os.getpid(), f"{scheme}://{rest.partition('/')[0]}"
+    with _opening:
+        if key not in _filesystems:
+            _filesystems[key] = _new_filesystem(scheme.lower(), url)
+        filesystem = _filesystems[key]
+    return filesystem, filesystem._strip_protocol(url)
+
+
+def _new_filesystem(scheme: str, url: str) -> Any:
+    missing = [name for name in ("fsspec", "aiohttp", "s3fs") if find_spec(name) is None]
+    if "fsspec" in missing or (scheme in ("http", "https", "s3", "s3a") and missing):
+        require_extra("s3", f"{scheme}: reading from there")
+    import fsspec
+    from fsspec.registry import known_implementations
+
+    if scheme not in known_implementations and scheme not in fsspec.registry:
+        raise UserError(f"{url}: fsspec knows no '{scheme}:'; use s3:, https: or a path on this machine")
+    try:
+        return fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
+    except ImportError as error:
+        raise UserError(f"{url}: needs a package that is not installed ({error})") from error

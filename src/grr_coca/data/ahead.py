@@ -1,0 +1,110 @@
+"""Remote images are fetched while earlier ones are trained on: the order determines which blocks come next."""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE, SampleRef, TrainingOrder, Visits
+from grr_coca.data.sources.base import PairSource, locate
+
+AHEAD = PLAIN_SHUFFLE // 2
+"""Samples between those that are trained on and those whose blocks are fetched: a window of the order."""
+
+_RECENT = 1024
+"""The blocks of more than two windows. These are not requested again."""
+
+_THREADS = 4
+"""Blocks that a process fetches at the same time."""
+
+
+class Blocks:
+    """The blocks of the order: consecutive samples that are read at about the same time.
+
+    Args:
+        lengths: number of samples of each source of a mixture, or of the only one.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._ends = np.cumsum(lengths)
+
+    def of(self, sample: int) -> range:
+        """The block of a sample."""
+        source, inner = locate(self._ends, sample)
+        start = sample - inner % BLOCK
+        return range(start, min(start + BLOCK, int(self._ends[source])))
+
+
+class RefsWithAhead(list[SampleRef]):
+    """A micro-batch, and the blocks that its worker is to fetch in the meantime."""
+
+    ahead: Sequence[range] = ()
+
+
+class AheadOrder:
+    """A `TrainingOrder` that adds which blocks to fetch. Samples and batches are the same.
+
+    The processes of a node share the blocks among them.
+
+    Args:
+        order: the order.
+        visits: its visits, siblings aside, in a separate object, because each keeps one window at hand.
+        blocks: the blocks of these visits.
+    """
+
+    def __init__(self, order: TrainingOrder, visits: Visits, blocks: Blocks) -> None:
+        self._order = order
+        self._visits = visits
+        self._blocks = blocks
+        self._local = int(os.environ.get("LOCAL_RANK", 0))
+        self._num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        size, count = self._order.batches.size, self._order.batches.count
+        done = start = self._order.batches.first * size
+        recent: dict[range, None] = {}
+        steps = -(-self._order.share_size // self._order.micro_batch_size)
+        for number, refs in enumerate(self._order):
+            chosen = RefsWithAhead(refs)
+            ahead = []
+            wanted = min(start + (number // steps + 1) * size + AHEAD, count * size)
+            for position in range(done, wanted):
+                block = self._blocks.of(self._visits.at(position).sample)
+                if block not in recent and block.start // BLOCK % self._num_local == self._local:
+                    ahead.append(block)
+                recent.pop(block, None)
+                recent[block] = None
+                if len(recent) > _RECENT:
+                    del recent[next(iter(recent))]
+            done = wanted
+            chosen.ahead = ahead
+            yield chosen
+
+
+def fetch_later(source: PairSource, blocks: Sequence[range]) -> None:
+    """Fetch blocks of a source in threads of this process."""
+    for block in blocks:
+        _queue(os.getpid()).put((source, block))
+
+
+@cache
+def _queue(process: int) -> "SimpleQueue[tuple[Any, range]]":  # noqa: ARG001 (threads do not survive a fork)
+    queue: SimpleQueue[tuple[Any, range]] = SimpleQueue()
+    for _ in range(_THREADS):
+        threading.Thread(target=_fetch_all, args=(queue,), daemon=True).start()
+    return queue
+
+
+def _fetch_all(queue: "SimpleQueue[tuple[Any, range]]") -> None:
+    while True:
+        source, block = queue.get()
+        with suppress(Exception):  # whoever reads the block will meet the error, and raise it
+            source.fetch(block)

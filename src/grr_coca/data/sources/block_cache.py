@@ -1,0 +1,110 @@
+"""Parts of remote files on the disk of this machine, each fetched once by whichever process needs it first."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from grr_coca.common.errors import DiskError
+from grr_coca.common.files import open_to_read, user_cache, write_whole
+from grr_coca.common.remote import RemoteFile
+
+_SUFFIX = ".block"
+_ROOM = 0.9
+"""Blocks are removed until this share of the limit is used."""
+
+_TRIES = 3
+
+
+class RemoteBlock(NamedTuple):
+    """A part of a remote file, from byte `start` to before `end`."""
+
+    file: RemoteFile
+    start: int
+    end: int
+
+
+class BlockCache:
+    """Blocks in a folder of the user's cache. When they are too large together, those used least recently go.
+
+    Args:
+        limit: bytes of all blocks, about.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.folder = user_cache() / "blocks"
+        self._limit = limit
+        self._written = limit  # so that room is made at first
+
+    def open(self, block: RemoteBlock) -> int:
+        """A descriptor of the file of a block, which is fetched if it is not there.
+
+        Raises:
+            UserError: it cannot be fetched, see `RemoteFile.read`, or the disk is full.
+        """
+        for _ in range(_TRIES):
+            path = self.fetch(block)
+            with suppress(FileNotFoundError):  # another process has made room in between
+                descriptor = open_to_read(path)
+                with suppress(OSError):
+                    os.utime(path)
+                return descriptor
+        raise DiskError(f"{self.folder}: blocks vanish as soon as they are written; do not clear it during a run")
+
+    def fetch(self, block: RemoteBlock) -> Path:
+        """Fetch a block if it is not there, and return the path of its file."""
+        path = self._path(block)
+        try:
+            if not path.exists():
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with _locked(self.folder / f"{path.name[:2]}.lock"):
+                    if not path.exists():
+                        content = block.file.read(block.start, block.end - block.start)
+                        self._make_room(len(content))
+                        write_whole(path, content)
+        except OSError as error:
+            raise DiskError(f"{self.folder}: a block of {block.file} cannot be written ({error.strerror})") from error
+        return path
+
+    def drop(self, block: RemoteBlock) -> None:
+        """Remove a corrupt block."""
+        with suppress(OSError):
+            self._path(block).unlink()
+
+    def _path(self, block: RemoteBlock) -> Path:
+        text = "\0".join([block.file.url, block.file.etag, str(block.start), str(block.end)])
+        return self.folder / (hashlib.blake2b(text.encode(), digest_size=16).hexdigest() + _SUFFIX)
+
+    def _make_room(self, size: int) -> None:
+        self._written += size
+        if self._written < self._limit * (1 - _ROOM) / 2:  # a folder of thousands of blocks is not listed for each
+            return
+        self._written = 0
+        used, total = [], size
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with suppress(OSError):
+                status = path.stat()
+                used.append((status.st_mtime_ns, status.st_size, path))
+                total += status.st_size
+        used.sort(key=lambda one: one[0])
+        for _, size_of_one, path in used:
+            if total <= self._limit * _ROOM:
+                break
+            with suppress(OSError):  # on Windows, one that a process has open stays
+                path.unlink()
+                total -= size_of_one
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    from filelock import FileLock  # late: its import takes a tenth of a second
+
+    lock = FileLock(path)
+    with suppress(OSError, NotImplementedError):  # without locks, as on some drives, a block may be fetched twice
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

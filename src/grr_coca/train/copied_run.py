@@ -1,0 +1,44 @@
+"""A copy of a run folder in an object store, brought up to date after each checkpoint."""
+
+import logging
+from pathlib import Path
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import MANIFEST
+from grr_coca.common.remote import read_range, remove_file, sizes_under, write_file
+
+log = logging.getLogger(__name__)
+
+_CHECKPOINTS = "checkpoints"
+
+
+def copy_run(folder: Path, url: str) -> None:
+    """Copy what is new in a run folder, and remove the checkpoints that the run has removed.
+
+    The manifest of a checkpoint is copied last, so a copy that was interrupted is not taken for a whole one. If the
+    store cannot be reached, this is reported, and the run continues: the next checkpoint updates the copy.
+    """
+    url = url.rstrip("/")
+    try:
+        there = sizes_under(url)
+        files = {
+            path.relative_to(folder).as_posix(): path
+            for path in folder.rglob("*")
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        }
+        whole = {name.rpartition("/")[0] for name, path in files.items() if _is_copied_manifest(name, path, url, there)}
+        for name in sorted(files, key=lambda name: (name.endswith(MANIFEST), name)):
+            if not any(name.startswith(f"{checkpoint}/") for checkpoint in whole):
+                write_file(files[name], f"{url}/{name}")
+        for name in sorted(there.keys() - files.keys(), key=lambda name: not name.endswith(MANIFEST)):
+            if name.startswith(f"{_CHECKPOINTS}/"):
+                remove_file(f"{url}/{name}")
+    except UserError as error:
+        log.warning("%s; the run continues, and is copied again after the next checkpoint", error)
+
+
+def _is_copied_manifest(name: str, path: Path, url: str, there: dict[str, int]) -> bool:
+    size = path.stat().st_size
+    if not name.startswith(f"{_CHECKPOINTS}/") or path.name != MANIFEST or there.get(name) != size:
+        return False
+    return read_range(f"{url}/{name}", 0, size) == path.read_bytes()

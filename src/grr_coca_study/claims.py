@@ -6,7 +6,7 @@ another process takes the run over by creating `.NAME.claim-(N+1)`. The claim wi
 
 So of two that take over the same claim, one gets the next number, however long the other hesitated. A file that is
 renamed or removed instead could be the new claim of the first, since the second has not seen it. And a process that was
-suspended, and wakes when its run was taken over, sees the higher number and leaves the run alone. If it has just ended
+suspended, and wakes when its run was taken over, sees the higher number and leaves the run. If it has just ended
 the run, the row that is written first stays (see `RowFolder.publish`).
 
 No clocks are compared: "ten minutes" are those of the process that looks, and count only while it runs.
@@ -163,7 +163,7 @@ def _runs(process: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """This machine since its last start. Containers with their own numbers of processes are machines of their own."""
+    """This machine since its last start. Containers with their own numbers of processes are separate machines."""
     try:
         start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{start} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (not a file)

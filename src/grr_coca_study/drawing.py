@@ -1,4 +1,4 @@
-"""Look of all figures: SVG text, in colours that colour-blind readers can tell apart."""
+"""Look of all figures: SVG text, in colours that colour-blind readers can distinguish."""
 
 import io
 

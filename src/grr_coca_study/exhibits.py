@@ -1,4 +1,4 @@
-"""What a demo shows of its models besides their rows: heat maps of captions, and searches."""
+"""Qualitative examples of a demo: heat maps of captions, and searches."""
 
 import io
 import json
@@ -32,7 +32,7 @@ _HEAT_MAP_DPI = 70
 
 @dataclass(frozen=True)
 class Exhibits:
-    """What a report shows of a model besides its rows.
+    """Qualitative examples of a model in a report.
 
     - `heat_maps`: for each of some images, its caption (`truth`), the `words` of the model's caption, the `heat` of
       each word on the patches by row, and the name of the `picture`

@@ -72,7 +72,7 @@ def read_digests(folder: Path) -> Digests:
     """Read `digests.json` in the folder of a study.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or corrupt.
     """
     path = folder / DIGESTS_FILE
     if not path.exists():
@@ -103,7 +103,7 @@ def best_point(costs: Iterable[Sequence[float]]) -> int | None:
 
 
 def cost(row: LedgerRow) -> float:
-    """What points are compared by: the log of the CoCa loss on `val`, so that all arms weigh the same.
+    """Return the score of points: the log of the CoCa loss on `val`, so that all arms weigh the same.
 
     Infinite if the run diverged.
     """
@@ -118,11 +118,11 @@ def cost(row: LedgerRow) -> float:
 class Ledger:
     """The rows of a study that count, and notes for the user.
 
-    - `rows`: of the plan's seeds, each arm at its best point. Seeds that lack a point are left out
+    - `rows`: of the plan's seeds, each arm at its best point. Seeds that lack a point are excluded
     - `tried`: of all points of all grids, with the seeds by which the best is chosen
     - `chosen`: by arm and stage, the best point of the grid, over the seeds that have all points
     - `lacking`: arm, seed and stage of planned runs that have no row, at one point of the grid or more
-    - `notes`: a sentence for each row that does not count, and for each fact about the others that a reader should know
+    - `notes`: a sentence for each row that does not count, and for each fact about the others that readers need
     - `diverged`: the runs that would be in `rows`, but have no metrics
     """
 
@@ -143,7 +143,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
     """
     if not (folder / ROWS_FOLDER).is_dir():
         raise UserError(
-            f"{folder}: is not a study: {ROWS_FOLDER} is missing; give the folder that `grr-coca study run` writes to"
+            f"{folder}: is not a study: {ROWS_FOLDER} is missing; pass the folder that `grr-coca study run` writes to"
         )
     files, digests = RowFolder(folder), read_digests(folder)
     read = files.new_rows()
@@ -196,7 +196,7 @@ _Rows = dict[tuple[str, str, str, int], LedgerRow]
 def _best(
     plan: Plan, arm: Arm, stage: str, grids: Mapping[tuple[str, str], Sequence[str]], rows: _Rows
 ) -> LedgerRow | None:
-    """A row at the best point of an arm, over the seeds that have all points; None if there is no choice yet."""
+    """A row at the best point of an arm, over the seeds that have all points; None before the choice."""
     costs: list[list[float]] = []
     last: list[LedgerRow] = []
     for each in tuned_with(plan, arm):

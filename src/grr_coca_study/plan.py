@@ -48,7 +48,7 @@ class Arm:
     - `preset`: None if the arm has the name of its preset
     - `overrides`: values for keys of the pretraining recipe, such as `model.qk_norm: rms`
     - `grid`: lists of values for keys of the pretraining recipe, such as `optimizer.lr: [0.001, 0.002]`. Each
-      combination is a point, which is pretrained by itself. The best point is that with the lowest CoCa loss on `val`
+      combination is a point, which is pretrained separately. The best point is that with the lowest CoCa loss on `val`
     - `finetune_grid`: the same for keys of all fine-tunings, which start from the model of the best point
     - `recipes`: a folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
       everything but the data, the tokenizer, the weights of the losses and the evaluation batch size. The author of the
@@ -71,12 +71,12 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Seeds of their own for the grids of the arms, so that the plan's seeds are run at the best points alone.
+    """Separate seeds for the grids of the arms, so that the plan's seeds are run only at the best points.
 
     - `seeds`: the trials' seeds. Trials are measured on `val`, and not on the test splits
-    - `steps`: pretraining steps of a trial; an arm with recipes of its own takes an equal share. None: all steps
+    - `steps`: pretraining steps of a trial; an arm with its own recipes takes an equal share. None: all steps
     - `shared`: True: all arms get the point that is best on average over the arms that have a grid. False: each arm its
-      own. Chance chooses among points that are nearly equal, so arms with settings of their own differ in more than
+      own. Chance chooses among points that are nearly equal, so arms with separate settings differ in more than
       their parts
     """
 
@@ -107,15 +107,15 @@ class Endpoints:
 class Plan:
     """The plan of a study: with each seed, each arm is pretrained, and from that model fine-tuned on each further set.
 
-    All arms get the same data in the same order and, unless they have recipes of their own, the same steps.
+    All arms get the same data in the same order and, unless they have their own recipes, the same steps.
 
     - `arms`: for each seed, they run in this order
     - `baseline`: the arm that the others are compared with
     - `seeds`: empty if the plan only searches for settings, with the seeds of `tuning`
-    - `tuning`: None: every point of a grid is run with every seed, and the report says how much the choice among them
+    - `tuning`: None: every point of a grid is run with every seed, and the report states how much the choice among them
       depends on the seeds
     - `pretrain`, `finetune`: recipe files, relative to the plan's folder. A stage is named after its file
-    - `steps`: pretraining steps instead of the recipe's; an arm with recipes of its own takes an equal share
+    - `steps`: pretraining steps instead of the recipe's; an arm with its own recipes takes an equal share
     - `precision`, `muon_precision`: replace every `auto` of the recipes. Rows of other precisions do not count
     - `showcase`: a test split of the pretraining recipe. The report shows `num_captions` of its images with the caption
       of each model, and a third as many of each fine-tuning
@@ -223,7 +223,7 @@ def search_seeds(plan: Plan) -> tuple[int, ...]:
 
 
 def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
-    """The points among which the settings of an arm are chosen; a single empty one if there is no choice."""
+    """The points among which the settings of an arm are chosen; a single empty one without a choice."""
     source = tuned_with(plan, arm)[0]
     grid = source.grid if stage == stage_names(plan)[0] else source.finetune_grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
@@ -284,11 +284,11 @@ def plan_of_folder(folder: Path) -> Plan:
     """
     path = folder / PLAN_FILE
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the one that `grr-coca study run` writes to")
+        raise UserError(f"{folder}: no such folder; pass the one that `grr-coca study run` writes to")
     if not path.exists():
         refuse_earlier_ledger(folder)
         raise UserError(
-            f"{folder}: is not a study: {PLAN_FILE} is missing; give the folder that `grr-coca study run` writes to"
+            f"{folder}: is not a study: {PLAN_FILE} is missing; pass the folder that `grr-coca study run` writes to"
         )
     content = read_yaml(path, "plan")
     is_demo = isinstance(content, dict) and "queries" in content
@@ -332,7 +332,7 @@ def _refuse_earlier_form(arms: list[dict], tuning: object, path: Path) -> None:
 
 
 def _faults(plan: Plan) -> Iterator[str]:
-    """What is wrong with the values of a plan; recipes are not read."""
+    """Yield the errors in the values of a plan, without reading recipes."""
     names = [arm.name for arm in plan.arms]
     yield from _repeated(names, "arms")
     yield from _repeated([arm.title or arm.name for arm in plan.arms], "arms: titles")
@@ -343,7 +343,7 @@ def _faults(plan: Plan) -> Iterator[str]:
     for name in names:
         if not name or name.startswith(".") or "/" in name or "\\" in name:  # hidden files are not rows
             yield (
-                f"arms: '{name}' cannot begin the names of files: it is empty, begins with a dot or has a slash; give "
+                f"arms: '{name}' cannot begin the names of files: it is empty, begins with a dot or has a slash; pass "
                 "another name"
             )
     for arm in plan.arms:
@@ -354,13 +354,13 @@ def _faults(plan: Plan) -> Iterator[str]:
     if plan.baseline not in names:
         yield f"baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}"
     if min(plan.seeds, default=0) < 0 or not (plan.seeds or plan.tuning):
-        yield "seeds: give one or more, each 0 or more"
+        yield "seeds: must have one or more, each 0 or more"
     if plan.steps is not None and plan.steps < 1:
-        yield f"steps: {plan.steps} is out of range; give 1 or more"
+        yield f"steps must be at least 1, got {plan.steps}"
     for arm in plan.arms:
         yield from (f"arms: {arm.name}: {fault}" for fault in _faults_of_keys(plan, arm))
     if plan.num_captions < 0:
-        yield f"num_captions: {plan.num_captions} is out of range; give 0 or more"
+        yield f"num_captions must be at least 0, got {plan.num_captions}"
     yield from _repeated(plan.endpoints.all, "endpoints")
     if not plan.endpoints.primary:
         yield "endpoints: primary: name one or more"
@@ -368,13 +368,13 @@ def _faults(plan: Plan) -> Iterator[str]:
     known = [f"{phase}/{metric}" for phase in phases for metric in METRICS]
     for endpoint in plan.endpoints.all:
         if endpoint not in known:
-            yield f"endpoints: there is no '{endpoint}'; {nearest(endpoint, known)}"
+            yield f"endpoints: unknown '{endpoint}'; {nearest(endpoint, known)}"
     if plan.tuning is not None:
         yield from (f"tuning: {fault}" for fault in _faults_of_tuning(plan, plan.tuning))
 
 
 def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
-    """What is wrong with the overrides and grids of an arm."""
+    """Yield the errors in the overrides and grids of an arm."""
     grids = {"grid": arm.grid, "finetune_grid": arm.finetune_grid}
     for name, keys in {
         "overrides": arm.overrides.keys(),
@@ -387,9 +387,9 @@ def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
         for key, values in grid.items():
             yield from _repeated(values, f"{name}: {key}")
             if not values:
-                yield f"{name}: {key}: give one or more values"
+                yield f"{name}: {key}: must have one or more values"
             if any(isinstance(value, Mapping) for value in values):
-                yield f"{name}: {key} is a group of keys; give one key, as `{key}.NAME`"
+                yield f"{name}: {key} is a group of keys; set one key, as `{key}.NAME`"
     for key in arm.overrides:
         if any(key == tried or key.startswith(f"{tried}.") for tried in arm.grid):
             yield f"overrides: {key} is in the grid too, which replaces this value; keep one"
@@ -399,18 +399,18 @@ def _faults_of_keys(plan: Plan, arm: Arm) -> Iterator[str]:
 
 def _faults_of_tuning(plan: Plan, tuning: Tuning) -> Iterator[str]:
     if not tuning.seeds or min(tuning.seeds) < 0:
-        yield "seeds: give one or more, each 0 or more"
+        yield "seeds: must have one or more, each 0 or more"
     yield from _repeated(tuning.seeds, "seeds")
     if tuning.steps is not None and tuning.steps < 1:
-        yield f"steps: {tuning.steps} is out of range; give 1 or more"
+        yield f"steps must be at least 1, got {tuning.steps}"
     for seed in tuning.seeds:
         if seed in plan.seeds:
-            yield f"seed {seed} is one of the plan's seeds; give another, so they stay unseen"
+            yield f"seed {seed} is one of the plan's seeds; set another, so they stay unseen"
     grids = [(arm.grid, arm.finetune_grid) for arm in plan.arms if arm.grid or arm.finetune_grid]
     if not grids:
-        yield "no arm has a grid; give one an arm, or remove this key"
+        yield "no arm has a grid; add one, or remove this key"
     if tuning.shared and any(grid != grids[0] for grid in grids):
-        yield "shared: the grids of the arms differ; give all the same, or shared: false"
+        yield "shared: the grids of the arms differ; make them equal, or set shared: false"
 
 
 def _repeated(items: Sequence[object], where: str) -> Iterator[str]:

@@ -63,7 +63,7 @@ class LedgerRow:
     - `metrics`: by split (`val` and, unless the run is a trial, the test splits): `contrastive_loss`,
       `contrastive_loss_refitted` (with the temperature that is best on `val`), `captioning_loss`, `perplexity`,
       `coca_loss`, `R@1`, `R@5` and `R@10` from text to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`; and
-      the caption scores `CIDEr`, `CIDEr-D`, `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are left out
+      the caption scores `CIDEr`, `CIDEr-D`, `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are excluded
     - `values`: by test split, the values from which intervals over images are computed: `contrastive_batches` and
       `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens` of each caption; `rank` of each text
       query, the number of wrong images before the first right one; `image`, the index of the image of each caption, if
@@ -124,7 +124,7 @@ def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | N
 
 
 class RowFolder:
-    """The rows of a study on disk. What has been read is not read again, since a file never changes.
+    """The rows of a study on disk. Rows are read once, since a file never changes.
 
     `notes`: a sentence for each file that is not a row.
     """

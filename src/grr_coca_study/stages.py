@@ -106,9 +106,9 @@ def require_precisions(plan: Plan, path: Path) -> None:
     for arm, stage in product(plan.arms, stage_names(plan)):
         recipe = stage_recipe(plan, arm, stage, 0, {})
         if recipe.precision == "auto":
-            raise UserError(f"{path}: precision: 'auto' depends on the machine; give fp32 or bf16")
+            raise UserError(f"{path}: precision: 'auto' depends on the machine; set fp32 or bf16")
         if recipe.optimizer.name == "muon" and recipe.optimizer.muon_precision == "auto":
-            raise UserError(f"{path}: muon_precision: 'auto' depends on the machine; give fp32 or bf16")
+            raise UserError(f"{path}: muon_precision: 'auto' depends on the machine; set fp32 or bf16")
 
 
 def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None:
@@ -121,7 +121,7 @@ def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None
     if arm.recipes is not None and recipe.model is not None and recipe.model.preset != arm.preset_name:
         raise UserError(
             f"{file}: model: preset is '{recipe.model.preset}', but arm '{arm.name}' has '{arm.preset_name}'; "
-            f"give the arm preset: {recipe.model.preset}"
+            f"set the arm's preset: {recipe.model.preset}"
         )
     if plan.endpoints.split not in recipe.data.test:
         raise UserError(f"{file}: data: test: add a split named '{plan.endpoints.split}', which the endpoints need")
@@ -132,7 +132,7 @@ def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None
 
 
 def _check_points(plan: Plan, arm: Arm, stage: str, where: str) -> None:
-    """Raise a UserError if points of a grid cannot be compared, or be told apart by the digests of their rows."""
+    """Raise a UserError if points of a grid cannot be compared, or be distinguished by the digests of their rows."""
     shared = _shared(stage_recipe(plan, arm, stage, 0, {}))
     tried: dict[str, Settings] = {}
     for settings in points_of(plan, arm, stage):
@@ -233,7 +233,7 @@ _FREE_KEYS = ("train", "mix", "val", "test", "num_workers", "micro_batch_size")
 def recipe_digest(recipe: Recipe, start: str | None) -> str:
     """Digest of everything in a recipe that changes training or evaluation, except its seed and its data.
 
-    Keys with their default value are left out, so that a key which is added later changes no digest.
+    Keys with their default value are excluded, so that a key which is added later changes no digest.
 
     Args:
         recipe: without `auto`.

@@ -148,7 +148,7 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     Differences are normal.
 
     Args:
-        num_seeds: number of seeds; one alone has no t test, and detects nothing.
+        num_seeds: number of seeds; a single one has no t test, and detects nothing.
         num_endpoints: number of primary endpoints.
     """
     if num_seeds < 2:
@@ -172,8 +172,8 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
 def min_seeds(num_endpoints: int) -> int:
     """Fewest seeds with which a difference is called better or worse.
 
-    With so many, a true mean of two standard deviations over seeds is detected with a power of 80 %. The t test itself
-    takes two seeds. But with so few it finds only enormous effects, and stands on a deviation that is hardly known: a
+    With this many, a true mean of two standard deviations over seeds is detected with a power of 80 %. The t test
+    takes two seeds. With so few it finds only enormous effects, and relies on a deviation that is barely known: a
     recall that differs by the same hit in both seeds would have p = 0.
     """
     return next(seeds for seeds in count(2) if smallest_detectable_effect(seeds, num_endpoints) <= _LARGE_EFFECT)

@@ -47,7 +47,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         (other(name="../up"), "arms: '../up' cannot begin the names of files"),
         (other(name=""), "arms: '' cannot begin the names of files"),
         (other(name=".new"), "arms: '.new' cannot begin the names"),
-        (other(name="a\\b"), "has a slash; give another name"),
+        (other(name="a\\b"), "has a slash; pass another name"),
         (other(title="baseline_coca"), "arms: titles: baseline_coca is given twice"),
         (other(variant="mixed_rope"), "arms: a: variant: this code has no such models; commit ed1405e6 runs this plan"),
         (other(overides={}), "did you mean 'overrides'?"),
@@ -57,16 +57,16 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         (other(overrides={"evaluation.batch_size": 4}), "overrides of arm 'a': evaluation.batch_size: must equal that"),
         ({"baseline": "coca"}, "baseline: the plan has no arm 'coca'"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice"),
-        ({"seeds": []}, "seeds: give one or more"),
+        ({"seeds": []}, "seeds: must have one or more"),
         ({"seeds": [-1]}, "each 0 or more"),
-        ({"steps": 0}, "study.yaml: steps: 0 is out of range; give 1 or more"),
-        ({"num_captions": -3}, "num_captions: -3 is out of range; give 0 or more"),
+        ({"steps": 0}, "study.yaml: steps must be at least 1, got 0"),
+        ({"num_captions": -3}, "num_captions must be at least 0, got -3"),
         ({"showcase": "test_stile"}, "did you mean 'test_style'?"),
         (primary("pretraining/coca_los"), "did you mean 'pretraining/coca_loss'?"),
-        (primary("coca_loss"), "there is no 'coca_loss'"),
+        (primary("coca_loss"), "unknown 'coca_loss'"),
         (primary(), "name one or more"),
         (primary("pretraining/coca_loss", split="tests"), "add a split named 'tests'"),
-        (primary("finetuning/coca_loss") | {"finetune": []}, "there is no 'finetuning/coca_loss'"),
+        (primary("finetuning/coca_loss") | {"finetune": []}, "unknown 'finetuning/coca_loss'"),
         ({"finetune": ["health.yaml", "./health.yaml"]}, "health is given twice"),
         ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
         ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "pretraining needs the keys"),
@@ -85,8 +85,8 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
             "losses.captioning_weight: must be the same at all",
         ),
         (other(finetune_grid={"data.train": ["a.tar", "b.tar"]}), "grid: data.train: must be the same"),
-        (other(grid={"optimizer.lr": []}), "grid: optimizer.lr: give one or more values"),
-        (other(grid={"losses": [{"z": 1}]}), "losses is a group of keys; give one key"),
+        (other(grid={"optimizer.lr": []}), "grid: optimizer.lr: must have one or more values"),
+        (other(grid={"losses": [{"z": 1}]}), "losses is a group of keys; set one key"),
         (
             other(grid={"optimizer.lr": [1]}, overrides={"optimizer.lr": 1}),
             "optimizer.lr is in the grid too",
@@ -102,11 +102,11 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         ),
         (other(finetune_grid={"seed": [1, 2]}), "arms: a: finetune_grid: seed is given by"),
         (other(finetune_grid={"optimizer.lr": [1]}) | {"finetune": []}, "the plan has no fine-tuning"),
-        ({"tuning": {"seeds": [-1]}}, "tuning: seeds: give one or more, each 0 or more"),
-        ({"tuning": {"seeds": []}}, "tuning: seeds: give one or more, each 0 or more"),
+        ({"tuning": {"seeds": [-1]}}, "tuning: seeds: must have one or more, each 0 or more"),
+        ({"tuning": {"seeds": []}}, "tuning: seeds: must have one or more, each 0 or more"),
         ({"tuning": {"seeds": [9, 9]}}, "tuning: seeds: 9 is given twice"),
-        ({"tuning": {"seeds": [9]}}, "tuning: no arm has a grid; give one an arm, or remove this key"),
-        ({"tuning": {"seeds": [9], "steps": 0}}, "tuning: steps: 0 is out of range; give 1 or more"),
+        ({"tuning": {"seeds": [9]}}, "tuning: no arm has a grid; add one, or remove this key"),
+        ({"tuning": {"seeds": [9], "steps": 0}}, "tuning: steps must be at least 1, got 0"),
         ({"tuning": {"seeds": [9], "score": "CIDEr-D"}}, "unknown key 'score'"),
         ({"tuning": {"seeds": [1]}}, "seed 1 is one of the plan's seeds"),
         (
@@ -135,7 +135,7 @@ def test_precisions_that_depend_on_the_machine_are_refused(write_study, tmp_path
     plan = read_plan(path, Plan)
     require_precisions(plan, path)
     for key in ("precision", "muon_precision"):
-        with pytest.raises(UserError, match=rf"study\.yaml: {key}: 'auto' depends on the machine; give fp32 or bf16"):
+        with pytest.raises(UserError, match=rf"study\.yaml: {key}: 'auto' depends on the machine; set fp32 or bf16"):
             require_precisions(replace(plan, **{key: "auto"}), path)
 
 

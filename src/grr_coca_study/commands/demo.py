@@ -75,7 +75,7 @@ def run(
         make_folder(out, asked)
     begun = None if fresh or dry_run else begun_in(out, asked, steps)
     if begun is not None:
-        print(f"{out} holds this demo, of {begun.steps:,} steps; it continues (--fresh starts anew)")
+        print(f"{out} holds this demo, of {begun.steps:,} steps; it continues (--fresh starts again)")
     elif not dry_run:
         print("\n".join(opening_lines(asked)))
     try:
@@ -97,11 +97,11 @@ def run(
 
 def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: bool) -> None:
     if not minutes > 0:
-        raise UserError(f"--minutes {minutes:g} is out of range; give more than 0")
+        raise UserError(f"--minutes must be more than 0, got {minutes:g}")
     if steps is not None and steps < 1:
-        raise UserError(f"--steps {steps} is out of range; give 1 or more")
+        raise UserError(f"--steps must be at least 1, got {steps}")
     if json and not dry_run:
-        raise UserError("--json prints the result of --dry-run; give both")
+        raise UserError("--json prints the result of --dry-run; pass both")
     if plan == _DEFAULT_PLAN and not plan.exists():
         raise UserError(f"{plan}: no such plan here; run the demo in a clone of the project, which has its corpora too")
     require_extra("train", "training")

@@ -89,7 +89,7 @@ def run(
 
 def _run(action: RunStudy) -> int:
     if action.jobs < 1:
-        raise UserError(f"--jobs {action.jobs} is out of range; give 1 or more")
+        raise UserError(f"--jobs must be at least 1, got {action.jobs}")
     require_extra("train", "training")
     read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
@@ -130,7 +130,7 @@ def _require_folder(folder: Path, flag: str) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "has no permission to write" if there.is_dir() else "is not a folder"
-        raise UserError(f"{folder}: cannot be written to ({there} {why}); give another {flag}")
+        raise UserError(f"{folder}: cannot be written to ({there} {why}); pass another {flag}")
 
 
 def print_status(folder: Path) -> int:
@@ -192,7 +192,7 @@ def _report(folder: Path, out: Path | None, over: str | None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         answer = write_study_report(folder, out, over)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror or error}); give another --out") from error
+        raise UserError(f"{out}: cannot be written to ({error.strerror or error}); pass another --out") from error
     say(answer)
     say(f"report: {out / PAGE_FILE}")
     return 0

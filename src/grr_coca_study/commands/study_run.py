@@ -74,7 +74,7 @@ class _Progress(Watch):
 
     def step(self, task: Task, done: int) -> None:
         """Show the steps that a task has done."""
-        assert self._ended is not None, "a study looks at what is left before it starts a task"
+        assert self._ended is not None, "a study reads the remaining work before it starts a task"
         bar = self._names[task.arm]
         self._running[task.name] = bar, done * task.recipe.data.batch_size
         running = sum(pairs for name, pairs in self._running.values() if name == bar)

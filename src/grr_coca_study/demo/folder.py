@@ -59,13 +59,13 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
     if strange:
-        raise UserError(f"{out}: has {strange[0]}, which does not belong to a demo; give another --out")
+        raise UserError(f"{out}: has {strange[0]}, which does not belong to a demo; pass another --out")
     found = read_yaml(path, "plan") if path.exists() else None
     is_demo = isinstance(found, dict) and "queries" in found
     if not is_demo and (path.exists() or (out / ROWS_FOLDER).exists()):  # rows may have taken days
-        raise UserError(f"{out}: has a study, which is not a demo; give another --out")
+        raise UserError(f"{out}: has a study, which is not a demo; pass another --out")
     if not os.access(out, os.W_OK):
-        raise UserError(f"{out}: cannot be written to; give another --out")
+        raise UserError(f"{out}: cannot be written to; pass another --out")
 
 
 def begun_in(out: Path, plan: DemoPlan, steps: int | None) -> DemoPlan | None:
@@ -73,7 +73,7 @@ def begun_in(out: Path, plan: DemoPlan, steps: int | None) -> DemoPlan | None:
 
     Raises:
         UserError: the folder has a demo of another plan (names the first key that differs), of other steps than those
-            that are asked for, or one without a plan.
+            that are requested, or one without a plan.
     """
     path = out / PLAN_FILE
     if not path.exists():
@@ -85,7 +85,7 @@ def begun_in(out: Path, plan: DemoPlan, steps: int | None) -> DemoPlan | None:
     for key, wanted, found in differences(plan, undecided):
         raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo by --fresh, or give another --out")
     if steps not in (None, begun.steps):
-        raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start anew by --fresh")
+        raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start again by --fresh")
     return begun
 
 

@@ -32,11 +32,11 @@ def load_demo(path: Path) -> DemoPlan:
     if plan.endpoints.split != "test":
         raise UserError(f"{path}: endpoints: split: a demo's is 'test', not '{plan.endpoints.split}'")
     if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
-        raise UserError(f"{path}: schedules: give numbers of steps, 1 or more, in ascending order")
+        raise UserError(f"{path}: schedules: must be numbers of steps, 1 or more, in ascending order")
     if plan.num_hits < 1:
-        raise UserError(f"{path}: num_hits: {plan.num_hits} is out of range; give 1 or more")
+        raise UserError(f"{path}: num_hits must be at least 1, got {plan.num_hits}")
     if not plan.queries:
-        raise UserError(f"{path}: queries: give one or more")
+        raise UserError(f"{path}: queries: must have one or more")
     check_recipes(plan, path)
     return plan
 
@@ -56,7 +56,7 @@ def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
 
 
 def with_precisions(plan: DemoPlan) -> DemoPlan:
-    """Replace `auto` in the plan by the faster precision, one for both arms: each alone might choose another one."""
+    """Replace `auto` in the plan by the faster precision, which is one for both arms."""
     pretrain = next(iter(demo_recipes(plan).values()))
     assert pretrain.model is not None, "the plan was checked"
     assert pretrain.tokenizer is not None, "the plan was checked"
@@ -119,13 +119,13 @@ def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
     """The longest schedule that ends within `minutes`.
 
     Raises:
-        UserError: even the shortest takes longer; says how long.
+        UserError: If even the shortest takes longer. The message has the time.
     """
     fitting = [schedule for schedule in schedules if schedule.minutes <= minutes]
     if not fitting:
         shortest = schedules[0]
         raise UserError(
             f"--minutes {minutes:g}: the shortest schedule, {shortest.steps:,} steps, takes about "
-            f"{shortest.minutes:.1f} minutes on this machine; give --minutes {int(shortest.minutes) + 1}"
+            f"{shortest.minutes:.1f} minutes on this machine; pass --minutes {int(shortest.minutes) + 1}"
         )
     return fitting[-1]

@@ -1,1 +1,1 @@
-"""The report of a study, from its folder alone: numbers, answer, tables, figures and a page."""
+"""The report of a study, from only its folder: numbers, answer, tables, figures and a page."""

@@ -66,7 +66,7 @@ def value_of(row: LedgerRow | None, plan: Plan, endpoint: str) -> float | None:
 
 
 def endpoint_values(rows: Rows, plan: Plan, endpoint: str, arm: str) -> dict[int, float]:
-    """Values of an endpoint of one arm by seed, in the plan's order; seeds without a value are left out.
+    """Values of an endpoint of one arm by seed, in the plan's order; seeds without a value are excluded.
 
     For fine-tuning, a value is the geometric mean over the stages: the log ratio of two such values is the mean of the
     stages' log ratios.
@@ -162,7 +162,7 @@ _SINGLE = {
 
 
 def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
-    """What each image, or batch, adds to the numerator and denominator of each quotient of a metric, N × 2Q.
+    """Return what each image or batch adds to numerator and denominator of each quotient of a metric, N × 2Q.
 
     Raises:
         KeyError: the row lacks the values.

@@ -38,7 +38,7 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
 
     Args:
         labels: labels of the rows, from top to bottom.
-        panels: the columns; those without an effect are left out.
+        panels: the columns; those without an effect are excluded.
         change: what the effects are, such as `change over Baseline CoCa`, for the axis.
 
     Returns:

@@ -46,7 +46,7 @@ class BestAgainstBest:
     """An arm over the baseline, each at its best point.
 
     `effect`: over seeds, with the points as they were chosen. `low`, `high`: ends in per cent of the percentile
-    bootstrap's interval over seeds, with the points chosen anew in each draw; `kept`: the share of draws that chose the
+    bootstrap's interval over seeds, choosing points again in each draw; `kept`: the share of draws that chose the
     same two points. All three are None for a single seed.
     """
 
@@ -97,8 +97,8 @@ def grid_results(plan: Plan, ledger: Ledger) -> tuple[GridResults, ...]:
     """Every arm of the plan against its baseline, on the first primary endpoint of pretraining.
 
     Returns:
-        Nothing if neither has a grid, tuning has seeds of its own, or no seed has all points. An arm that diverged at
-        every point is left out.
+        Nothing if neither has a grid, tuning has separate seeds, or no seed has all points. An arm that diverged at
+        every point is excluded.
     """
     first = [name for name in plan.endpoints.primary if split_endpoint(name)[0] == "pretraining"][:1]
     found = [_compared(plan, ledger, endpoint, arm.name) for endpoint in first for arm in plan.arms]
@@ -115,7 +115,7 @@ def depends_on_choice(plan: Plan, endpoint: str, arm: str) -> bool:
 def interval_with_choice(plan: Plan, ledger: Ledger, endpoint: str, arm: str) -> Interval | None:
     """95 % interval over seeds, each draw of which chooses the points.
 
-    None for a single seed, and for endpoints of fine-tuning, which starts from the best points alone.
+    None for a single seed, and for endpoints of fine-tuning, which starts only from the best points.
     """
     found = _compared(plan, ledger, endpoint, arm) if split_endpoint(endpoint)[0] == "pretraining" else None
     if found is None:

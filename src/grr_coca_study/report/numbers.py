@@ -34,7 +34,7 @@ from grr_coca_study.statistics import (
 )
 
 _NEAR_CHANCE = 0.95
-"""A contrastive loss above this share of that of guessing says nothing."""
+"""A contrastive loss above this fraction of guessing is uninformative."""
 
 Verdict = Literal["better", "worse", "equal within ±2 %", "undecided", "nothing to compare"]
 
@@ -48,9 +48,9 @@ class EndpointResult:
     - `over_images`: 95 % interval in per cent over images of the test split; None if the ledger lacks the values
     - `over_both`: the same over seeds and images at once; None for a single seed too
     - `p_holm`: of the t test with Holm's correction for all primary endpoints; None for secondary ones, with too few
-      seeds for a verdict, and if the settings were chosen with these seeds and there is no `with_choice`
+      seeds for a verdict, and if the settings were chosen with these seeds and `with_choice` is None
     - `with_choice`: 95 % interval in per cent over seeds, in which each draw of seeds chooses the settings; None if
-      they were not chosen with these seeds, and of fine-tuning, which starts from the best points alone
+      they were not chosen with these seeds, and of fine-tuning, which starts only from the best points
     - `smallest_shown`: smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
       for secondary endpoints and with too few seeds for a verdict
     """
@@ -106,7 +106,7 @@ class ArmResults:
 
 @dataclass(frozen=True, kw_only=True)
 class NearChance:
-    """A stage after which the contrastive loss of the first arm or of the baseline says nothing.
+    """A stage after which the contrastive loss of the first arm or of the baseline is uninformative.
 
     It is at least 95 % of `chance`, the loss of a model that guesses, as the geometric mean over seeds. `chance` is the
     logarithm of the number of pairs in a batch.
@@ -143,7 +143,7 @@ class StudyResults:
     - `missing`: unfinished stages, by arm and stage, in words
     - `lost`: stages that diverged, or whose pretraining did. `num_lost_seeds`: seeds with a lost stage of the first arm
       or of the baseline
-    - `near_chance`: stages whose contrastive loss is hardly better than guessing
+    - `near_chance`: stages whose contrastive loss is barely better than guessing
     - `notes`: sentences on rows that do not count, and on values that are missing
     - `grids`: arms at their best points, if these were chosen with the plan's seeds
     """
@@ -351,6 +351,6 @@ def _without_ratio(plan: Plan, rows: Rows) -> list[str]:
         if lacking := [str(seed) for seed in done if seed not in values]:
             notes.append(
                 f"{arm}, {title(endpoint)}: not measured, NaN, infinite or not above zero with seeds "
-                f"{', '.join(lacking)}; these seeds are left out of this endpoint"
+                f"{', '.join(lacking)}; these seeds are excluded from this endpoint"
             )
     return notes

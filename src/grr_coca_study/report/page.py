@@ -41,7 +41,7 @@ FIGURES = "figures"
 
 
 def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
-    """Report on a study from its plan and ledger alone.
+    """Report on a study from only its plan and ledger.
 
     Args:
         folder: folder of the study.
@@ -120,7 +120,7 @@ class _Page:
             self.add("\n".join(f"- {escaped(line)}" for line in lines))
 
     def add_table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        """Add a table of numbers, without columns that say nothing, such as intervals of a single seed."""
+        """Add a table of numbers, without empty columns, such as intervals of a single seed."""
         told = [number for number, cells in enumerate(zip(*rows, strict=True)) if {*cells} != {"–"}]
         table = markdown_table([heads[i] for i in told], [[row[i] for i in told] for row in rows], of_numbers=True)
         self.add(table)
@@ -297,7 +297,7 @@ def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
 
 
 def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
-    """What the best point has behind its loss: also if a value is the smallest or largest of three or more."""
+    """Return the note after the loss of the best point: also if a value is the smallest or largest of three or more."""
     best = ledger.chosen.get((arm, stage), {})
     if point != point_title(best):
         return ""

@@ -69,7 +69,7 @@ def plan(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--jobs", "0"], "--jobs 0 is out of range"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--only", "grr_cocoa"], "no arm 'grr_cocoa'; did you mean 'grr_coca'?"),
         (["--only", "grr_cocoa", "--only", "grr_coca"], "no arm 'grr_cocoa'; did you mean 'grr_coca'?"),
     ],
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_ru
     file = plan.parent / "file"
     file.write_text("where a folder is to be")
     message = refused("study", "run", plan, flag, file / "folder", *dry_run)
-    assert f"folder: cannot be written to ({file} is not a folder); give another {flag}" in message
+    assert f"folder: cannot be written to ({file} is not a folder); pass another {flag}" in message
 
 
 def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):

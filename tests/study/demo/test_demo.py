@@ -189,8 +189,8 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
         ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "test_style"}}, "split: a demo's is 'test'"),
         ({"query": ["cat"]}, "did you mean 'queries'?"),
         ({"queries": []}, "queries"),
-        ({"num_hits": -1}, "num_hits: -1 is out of range; give 1 or more"),
-        ({"schedules": {0: None}}, "schedules: give numbers of steps, 1 or more, in ascending order"),
+        ({"num_hits": -1}, "num_hits must be at least 1, got -1"),
+        ({"schedules": {0: None}}, "schedules: must be numbers of steps, 1 or more, in ascending order"),
     ],
     ids=str,
 )
@@ -201,9 +201,9 @@ def test_a_wrong_plan_is_refused_before_anything_is_trained(refused, changes, na
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--minutes", "0"], "--minutes 0 is out of range"),
-        (["--minutes", "nan"], "--minutes nan is out of range"),
-        (["--steps", "0"], "--steps 0 is out of range"),
+        (["--minutes", "0"], "--minutes must be more than 0, got 0"),
+        (["--minutes", "nan"], "--minutes must be more than 0, got nan"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--json"], "--dry-run"),
     ],
     ids=str,
@@ -213,7 +213,7 @@ def test_wrong_flags_are_refused_at_once(write_plan, capsys, flags, named):
     assert named in capsys.readouterr().err
 
 
-STUDY = "has a study, which is not a demo; give another --out"
+STUDY = "has a study, which is not a demo; pass another --out"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_folder_that_may_not_be_written_to_is_told_before_anything_is_trained(
     """Root may write everywhere, so the answer of the system is made here."""
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    assert f"{tmp_path}/out: cannot be written to; give another --out" in refused()
+    assert f"{tmp_path}/out: cannot be written to; pass another --out" in refused()
 
 
 def test_a_demo_begins_in_an_empty_folder(write_plan, tmp_path):

@@ -29,7 +29,7 @@ def test_the_longest_schedule_that_fits_is_chosen(minutes, steps):
 
 
 def test_less_time_than_the_shortest_takes_says_what_would_do():
-    with pytest.raises(UserError, match=r"--minutes 3: the shortest schedule, 300 steps, .* give --minutes 5"):
+    with pytest.raises(UserError, match=r"--minutes 3: the shortest schedule, 300 steps, .* pass --minutes 5"):
         choose(SCHEDULES, 3.0)
 
 

@@ -245,7 +245,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
     assert main(["study", "report", str(tmp_path)]) == 2
     assert main(["study", "status", str(tmp_path / "nowhere")]) == 2
     said = capsys.readouterr().err
-    assert said.count("nowhere: no such folder; give the one that `grr-coca study run` writes to") == 3
+    assert said.count("nowhere: no such folder; pass the one that `grr-coca study run` writes to") == 3
     assert f"{tmp_path}: is not a study: plan.yaml is missing" in said
     assert list(tmp_path.iterdir()) == []
     folder = write_study(tmp_path / "study", plan(ARMS[:2]), [])

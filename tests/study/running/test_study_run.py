@@ -327,7 +327,7 @@ def test_a_worker_ends_a_run_that_was_taken_over(tmp_path, monkeypatch):
 def test_a_file_in_the_place_of_a_study_is_told(study):
     study.lay_out(**ONE_RUN)
     study.out.write_text("in the way")
-    with pytest.raises(UserError, match=r"out: cannot be written to \(.*\); give another --out"):
+    with pytest.raises(UserError, match=r"out: cannot be written to \(.*\); pass another --out"):
         study.run()
 
 

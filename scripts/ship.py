@@ -91,7 +91,7 @@ def write_model(run: Path, name: str) -> None:
         name: of the shipped model.
     """
     text = card_text(name)
-    newest = list(checkpoints_by_step(run / "checkpoints").values())[-1]
+    *_, newest = run, *checkpoints_by_step(run / "checkpoints").values()
     trained = mean_of_checkpoints(run) if text.get("mean_of_checkpoints") else from_pretrained(newest)
     checkpoint = in_half_precision(trained)
     recipe = load_recipe(run / "recipe.yaml")
@@ -150,7 +150,7 @@ def export_again(folder: Path) -> None:
 
 def mean_of_checkpoints(run: Path) -> Checkpoint:
     """The last checkpoint of a run, with the mean of the weights of all that it keeps."""
-    checkpoints = [from_pretrained(path) for path in checkpoints_by_step(run / "checkpoints").values()]
+    checkpoints = [from_pretrained(path) for path in checkpoints_by_step(run / "checkpoints").values() or [run]]
     checkpoint, kept = checkpoints[-1], [one.model.state_dict() for one in checkpoints]
     with torch.no_grad():
         for name, parameter in checkpoint.model.named_parameters():

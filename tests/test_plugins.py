@@ -53,7 +53,7 @@ def test_variable_restricts_plugins(installed):
     for allowed, code in {"grr-coca-colours": 0, "another, grr-coca-colours": 0, "another": 2, "": 2}.items():
         done = grr_coca(installed, "colours", "--source", "colours:red", GRR_COCA_PLUGINS=allowed)
         assert done.returncode == code, (allowed, done.stderr)
-    assert done.stderr.startswith("error: there is no verb 'colours'")
+    assert done.stderr.startswith("error: unknown command 'colours'")
     assert done.stderr.count("\n") == 1
 
 

@@ -288,7 +288,7 @@ def test_agents_are_told_of_damage_and_answered_after_it(tmp_path):
         (place / "vectors.f16").write_bytes(b"")
         is_error, text, _ = call(client, "search_icons", query="a square")
         assert is_error
-        assert "damaged" in text
+        assert "corrupt" in text
         (place / "vectors.f16").write_bytes(content)
         assert not call(client, "search_icons", query="a square")[0]
 

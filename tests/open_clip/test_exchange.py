@@ -41,7 +41,7 @@ def test_nothing_that_is_there_is_written_over(refused, hub, tmp_path):
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     before = snapshot(tmp_path)
-    assert "exists already; give another --out" in refused("import", "open_clip", str(hub), "--out", str(out))
+    assert "exists already; pass another --out" in refused("import", "open_clip", str(hub), "--out", str(out))
     assert snapshot(tmp_path) == before
 
 

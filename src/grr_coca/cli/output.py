@@ -110,4 +110,4 @@ def require_free(folder: Path) -> None:
             raise UserError(f"{folder}: is the current folder, which cannot be replaced; give --out a new folder")
         return
     if folder.exists():
-        raise UserError(f"{folder}: exists already; give another --out, or remove it first")
+        raise UserError(f"{folder}: exists already; pass another --out, or remove it first")

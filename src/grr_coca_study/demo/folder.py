@@ -78,12 +78,12 @@ def begun_in(out: Path, plan: DemoPlan, steps: int | None) -> DemoPlan | None:
     path = out / PLAN_FILE
     if not path.exists():
         if any(out.iterdir()):
-            raise UserError(f"{out}: has a demo without its {PLAN_FILE}; replace it by --fresh, or give another --out")
+            raise UserError(f"{out}: has a demo without its {PLAN_FILE}; replace it by --fresh, or pass another --out")
         return None
     begun = read_plan(path, DemoPlan)
     undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
     for key, wanted, found in differences(plan, undecided):
-        raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo by --fresh, or give another --out")
+        raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo by --fresh, or pass another --out")
     if steps not in (None, begun.steps):
         raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start again by --fresh")
     return begun
@@ -131,7 +131,7 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
 
 
 @contextmanager
-def _disk_errors(out: Path, way_out: str = "give another --out") -> Iterator[None]:
+def _disk_errors(out: Path, way_out: str = "pass another --out") -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -101,7 +101,7 @@ class Study:
         try:
             self._files.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{place.out}: cannot be written to ({error.strerror}); give another --out") from error
+            raise UserError(f"{place.out}: cannot be written to ({error.strerror}); pass another --out") from error
         write_plan(plan, place.out)
         write_showcase(plan, place.out)
         self._claims = Claims(self._files.path, renewed_every, free_after)
@@ -225,7 +225,7 @@ def write_plan(plan: Plan, out: Path) -> None:
     if path.exists() and read_plan(path, type(plan)) == plan:
         return
     if path.exists() and not path.read_text(encoding="utf-8").startswith(_WRITTEN):
-        raise UserError(f"{path}: differs from the plan to run; give another --out")
+        raise UserError(f"{path}: differs from the plan to run; pass another --out")
     content, folder = to_dict(plan), out.resolve()  # `read_plan` resolves paths from there
     content["pretrain"] = os.path.relpath(plan.pretrain, folder)
     content["finetune"] = [os.path.relpath(recipe, folder) for recipe in plan.finetune]

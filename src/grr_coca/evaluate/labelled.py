@@ -19,84 +19,32 @@ from grr_coca.data.walk import walk_visible
 from grr_coca.infer.class_names import check_class_names, find_class
 from grr_coca.model.checkpoint import Checkpoint
 
-# --- CSV files of paths and labels
-
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", *CAPTION_COLUMNS)
-
-Row = list[str]
 
 
 def _read_label_table(path: Path) -> list[tuple[Path, str]]:
-    """The image and the label of each row.
-
-    If the first row holds column names, they identify the columns. Otherwise there are two columns, in either order.
+    """The image and the label of each row of a CSV file. Its first row names the columns.
 
     Raises:
-        UserError: the file cannot be read, or its columns are not recognized; the message names the row.
+        UserError: the file cannot be read, a column is missing, or a row has more or fewer cells; the message names it.
     """
-    rows = _read_table(path)
-    named = _named_columns(rows[0], path) if rows else None
-    width = 2 if named is None else len(rows[0])
-    for number, row in enumerate(rows, start=1):
-        _check(row, number, width, path, has_names=named is not None)
-    if named is None:
-        image, label = _unnamed_columns(rows, path)
-    else:
-        (image, label), rows = named, rows[1:]
-    return [(path.parent / row[image], " ".join(row[label].split())) for row in rows]
-
-
-def _read_table(path: Path) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return [row for row in csv.reader(file) if row]
+            names, *rows = [row for row in csv.reader(file) if row] or [[]]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file that can be read ({error})") from error
-
-
-def _named_columns(first: Row, path: Path) -> tuple[int, int] | None:
-    """The columns of paths and of labels, found by the column names in the first row; None if it has no names.
-
-    If there are only two columns, one of them may have any name.
-    """
-    if any(_names_image(cell, path) for cell in first):
-        return None
-    image, label = first_column(first, IMAGE_COLUMNS), first_column(first, LABEL_COLUMNS)
-    if image is not None and label is not None:
-        return image, label
-    if len(first) != 2:
-        return None
-    if image is not None:
-        return image, 1 - image
-    return None if label is None else (1 - label, label)
-
-
-def _unnamed_columns(rows: Sequence[Row], path: Path) -> tuple[int, int]:
-    labels_first = bool(rows) and _names_image(rows[0][1], path) and not _names_image(rows[0][0], path)
-    return (1, 0) if labels_first else (0, 1)
-
-
-def _check(row: Row, number: int, width: int, path: Path, has_names: bool) -> None:
-    if len(row) < width:
-        raise UserError(f"{path}, row {number}: expected the path of an image and its label")
-    if len(row) > width:
-        or_names = "" if has_names else ", or begin with a row such as path,label"
-        raise UserError(
-            f"{path}, row {number}: {len(row)} columns, where {width} are expected; put a cell with a comma in "
-            f"quotes{or_names}"
-        )
-
-
-def _names_image(cell: str, table: Path) -> bool:
-    try:
-        return has_image_suffix(cell) or (table.parent / cell).is_file()
-    except (OSError, ValueError):  # longer than a name of a file may be, or with a null byte
-        return False
-
-
-# --- Images and their classes
+    image, label = first_column(names, IMAGE_COLUMNS), first_column(names, LABEL_COLUMNS)
+    if image is None or label is None:
+        raise UserError(f"{path}: the first row must name a column of images and one of labels, such as path,label")
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(names):
+            raise UserError(
+                f"{path}, row {number}: {len(row)} columns, where {len(names)} are expected; put a cell with a comma "
+                "in quotes"
+            )
+    return [(path.parent / row[image], " ".join(row[label].split())) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -121,8 +69,8 @@ class LabelledImages:
 
 
 def open_labelled(path: str, class_names: Sequence[str] | None = None) -> LabelledImages:
-    """Open a folder with a subfolder for each class, a .csv file of paths and labels, or pairs whose captions are
-    labels.
+    """Open a folder with a subfolder for each class, a .csv file whose first row names the columns of paths and
+    labels, or pairs whose captions are labels.
 
     Args:
         path: the folder, file, shards or pattern.

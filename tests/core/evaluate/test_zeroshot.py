@@ -192,24 +192,11 @@ def test_a_label_that_is_no_class_names_the_nearest(tmp_path):
     ("name", "content"),
     [
         ("all.csv", "path,label\ncat/0.webp,cat\nred_heart/1.webp,heart\n"),
-        ("all.csv", "cat,cat/0.webp\nheart,red_heart/1.webp\n"),
         ("all.csv", "label,path\ncat,cat/0.webp\nheart,red_heart/1.webp\n"),
-        ("all.csv", "\ufeffcat/0.webp,cat\nred_heart/1.webp,heart\n"),
-        ("all.csv", "cat/0,cat\nred_heart/1,heart\n"),
+        ("all.csv", "\ufeffpath,label\ncat/0,cat\nred_heart/1,heart\n"),
         ("all.CSV", "id,Label,set,file name\n7,cat,test,cat/0.webp\n8,heart,test,red_heart/1.webp\n"),
-        ("all.csv", "species,path\ncat,cat/0.webp\nheart,red_heart/1.webp\n"),
-        ("all.csv", "where,label\ncat/0.webp,cat\nred_heart/1.webp,heart\n"),
     ],
-    ids=[
-        "paths first",
-        "labels first",
-        "both named",
-        "a mark",
-        "no suffix",
-        "more columns",
-        "paths named",
-        "labels named",
-    ],
+    ids=["paths first", "labels first", "a mark, and no suffix", "more columns"],
 )
 def test_a_table_of_paths_and_labels(tmp_path, name, content):
     for file in lay_out(tmp_path).rglob("*.webp"):
@@ -223,17 +210,15 @@ def test_a_table_of_paths_and_labels(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("id,file,species\n7,cat/0.webp,cat\n", "row 1: 3 columns, where 2 are expected; .* a row such as path,label"),
-        ("cat/0.webp,cat,test\n", "row 1: 3 columns, where 2 are expected; .* a row such as path,label"),
+        ("id,file,species\n7,cat/0.webp,cat\n", "the first row must name a column of images and one of labels"),
+        ("", "the first row must name"),
         (
             "path,label\na.png,cat, black\n",
             "row 2: 3 columns, .* expected; put a cell with a comma in quotes$",
         ),
-        ("", r"all\.csv: no image with a label in it"),
         ("path,label\n", r"all\.csv: no image with a label in it"),
-        ("cat/0.webp\n", "row 1"),
-        ("cat/0,cat\nred_heart/1,dog\n", "cat/0: no such file"),
-        ("a.png,cat\nb.png,dog\n", r"a\.png: no such file"),
+        ("path,label\ncat/0.webp\n", "row 2: 1 columns, where 2 are expected"),
+        ("path,label\na.png,cat\nb.png,dog\n", r"a\.png: no such file"),
         ("path,label\n/dev/zero,cat\n/dev/null,dog\n", "^/dev/zero: not a file$"),
         (None, r"all\.csv: no such file"),
         ("cat/0.webp,K\xe4se\n".encode("latin-1"), r"all\.csv: not a CSV file that can be read \('utf-8' codec"),
@@ -244,12 +229,6 @@ def test_a_table_that_cannot_be_read_and_an_image_that_is_missing_are_named(tmp_
         (tmp_path / "all.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=told):
         open_labelled(str(tmp_path / "all.csv"), ("cat", "dog")).read(0)
-
-
-@pytest.mark.parametrize("word", ["x" * 300, "a\0b"])
-def test_a_label_that_no_file_can_have_as_name_is_a_label(tmp_path, word):
-    (tmp_path / "all.csv").write_text(f"{word},a.png\ncat,b.png\n")
-    assert open_labelled(str(tmp_path / "all.csv")).class_names == tuple(sorted(("cat", word)))
 
 
 def test_spaces_around_the_label_of_a_folder_are_none(tmp_path):

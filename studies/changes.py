@@ -24,23 +24,10 @@ IMAGE_SIZE = 64
 """Pixels along a side of all images."""
 PAPER = {"coca_loss": -7.15, "perplexity": -3.71, "contrastive_loss": -27.25}
 """Changes after pretraining that the paper reports, in per cent."""
-NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-]
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen"),
+)
 
 
 # --- Values

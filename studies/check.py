@@ -114,6 +114,9 @@ VERDICT = re.compile(
 )
 
 
+VERDICT_OF_ROWS = r"\{\w+\[test coca\]:(?:all|by)\}"
+
+
 def texts() -> dict[Path, str]:
     """Return the text of each page by the path of the page."""
     return {
@@ -126,6 +129,7 @@ def errors_of_text(text: str, words: bool = True) -> Iterator[str]:
     """Yield the numbers, also in `words`, and verdicts of a text that are outside of placeholders, or negated."""
     negated = re.findall(r"(?:\b(?:not|no|never|nor|barely)|n't) \{(?!given|paper)[^{}]*", text)
     yield from (f"a negation before a placeholder: {found}" for found in negated)
+    yield from (f"a verdict that is given: {found}" for found in re.findall(r"loss is \{given\[[^{}]*", text))
     fixed = re.sub(r"\{[^{}]*\}", "…", text)
     fixed = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!--.*?-->", "…", fixed, flags=re.DOTALL)
     patterns = [(NUMBER, "a number"), (VERDICT, "a verdict"), *([(WORD, "a claim")] if words else [])]
@@ -232,6 +236,11 @@ def unsaid() -> Iterator[str]:
     said = {sentence for text in texts().values() for sentence in sentences(text)}
     lines = (STUDIES / "plain.txt").read_text(encoding="utf-8").splitlines()
     yield from (f"plain.txt: no page says {line!r}" for line in lines if line and line[0] != "#" and line not in said)
+    of_page = {page.relative_to(ROOT).as_posix(): text for page, text in texts().items()}
+    answer = {*re.findall(VERDICT_OF_ROWS, of_page["docs/results.md"].partition("| training |")[0])}
+    for part in PARTS:
+        lacking = answer - {*re.findall(VERDICT_OF_ROWS, of_page[part])}
+        yield from (f"{part}: lacks a verdict of the answer: {verdict}" for verdict in sorted(lacking))
     claims = (STUDIES / "claims.txt").read_text(encoding="utf-8")
     main = claims.partition("# Only on pages of studies.")[0]
     outside = [text for page, text in texts().items() if STUDIES not in page.parents]

@@ -55,7 +55,7 @@ CURVES = {
     | dict.fromkeys((0.00075, 0.0015, 0.003), "adamw_long/2400_rates"),
 }
 """The study of each rate."""
-SETTINGS: dict[str, Setting | Joined] = {name: read_settings()[name] for name in TITLES}
+SETTINGS: dict[str, Setting | Joined] = read_settings()["drawn"].settings
 FIGURES = {
     "results-forest.svg": list(dict.fromkeys(study for setting in SETTINGS.values() for study in setting.studies())),
     "results-rates.svg": list(dict.fromkeys(study for found in CURVES.values() for study in found.values())),

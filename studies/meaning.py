@@ -33,7 +33,7 @@ SPLITS = {
 OPTIMIZERS = {"adamw": r"\bAdamW\b(?!'s)", "muon": r"\bMuon\b(?!'s)"}
 MODELS = {"GRR-CoCa": "grr", "Baseline CoCa": "baseline"}
 MODEL = "(GRR-CoCa|Baseline CoCa)"
-ITSELF = rf"{MODEL}(?:'s [\w ]+)? (?:over|than|to|against) (?:that of )?\1"
+ITSELF = rf"{MODEL}(?:'s [\w ]+)? (?:over|than|to|against|and|from) (?:that of )?\1(?!\w)"
 IN_PARENTHESES, IN_SEEDS = r" ?%? ?\((?:over seeds and drawings )?", r"[^.]*\ba (?:fall|rise) in "
 INTERVALS = {"ci": IN_PARENTHESES, "both": IN_PARENTHESES, "falls": IN_SEEDS, "rises": IN_SEEDS}
 """Words between a change and what belongs to it, by format."""
@@ -208,7 +208,7 @@ def _errors_of_facts(found: Sequence[Shown]) -> Iterator[str]:
 
 
 def _errors_of_groups(section: str, known: Mapping[str, Any]) -> Iterator[str]:
-    """A section with a table has a row for each setting of a group on which its bold words give a verdict."""
+    """A section with a table shows each setting of a group that its bold words judge or that its figure counts."""
     bold = " ".join(re.findall(r"\*\*[^*]+\*\*", section))
     seen = {(id(each.setting), each.split, each.metric) for each in shown(section, known)}
     for group in shown(bold, known):
@@ -216,16 +216,18 @@ def _errors_of_groups(section: str, known: Mapping[str, Any]) -> Iterator[str]:
             for name, setting in group.setting.settings.items():
                 if (id(setting), group.split, group.metric) not in seen:
                     yield f"{group.text} is of {name}, too, which the section does not show"
-    listed = re.findall(r"\{(\w+)\[[^]]*\]:use (\w+)\}", section)
-    for group_name in {name for name, _ in listed}:
-        missing = {*known[group_name].settings} - {member for name, member in listed if name == group_name}
-        if missing and len(listed) > PROSE:
-            yield f"no row of {', '.join(sorted(missing))}"
+    for figure in shown(" ".join(re.findall(r"!\[.*?\]", section)), known):
+        for name, setting in figure.setting.settings.items() if isinstance(figure.setting, Group) else ():
+            if id(setting) not in {found for found, *_ in seen}:
+                yield f"{figure.text} counts {name}, which has no row"
 
 
 def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Iterator[str]:
     """Rows repeat one pattern of settings; each column, or each row, asks for one thing, which its heads name."""
     found = [line for line in table.splitlines() if line.startswith("|")]
+    yield from (f"compares a model with itself: {each[0]!r}" for each in re.finditer(ITSELF, found[0]))
+    if not re.fullmatch(r"[|:\- ]+", found[1]):
+        yield f"a table without a head: {found[0][:80]!r}"
     head, _, *lines = ([cell.strip() for cell in re.split(r"\|(?![^{}]*\})", line)[1:-1]] for line in found)
     rows = [[[each for each in shown(cell, known) if each.metric] for cell in cells[1:]] for cells in lines]
     if not lines:

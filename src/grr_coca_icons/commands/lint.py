@@ -92,7 +92,7 @@ def run(
         return 0
     for one in found:
         place = f"{one.where}:{one.line}" if one.line else one.where
-        say(to_json(_record(one)) if json else on_one_line(f"{place}: {one.message}"))
+        say(to_json(_record(one)) if json else on_one_line(f"{place}: {_message(one)}"))
     if out is not None:
         write_output(out, lambda file: file.write(_sarif(found).encode()))
     print_first(failure_lines(failures))
@@ -121,6 +121,11 @@ def _read_baseline(path: Path) -> set[str]:
 # --- Output
 
 
+def _message(one: "Contradiction") -> str:
+    shown = " or ".join(f"“{text}”" for text in one.suggestions)
+    return f"“{one.label}” does not seem to be what the picture shows ({shown})"
+
+
 def _record(one: "Contradiction") -> dict[str, object]:
     return {
         "label": one.label,
@@ -137,7 +142,7 @@ def _sarif(found: Sequence["Contradiction"]) -> str:
         {
             "ruleId": _RULE,
             "level": "warning",
-            "message": {"text": one.message},
+            "message": {"text": _message(one)},
             "partialFingerprints": {"grrCoca/v1": one.key},
             "locations": [
                 {

@@ -53,12 +53,6 @@ class Contradiction:
         """What stays the same if lines move: for a file of known findings."""
         return hashlib.sha256(f"{self.where}\0{self.label}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    @property
-    def message(self) -> str:
-        """One line for people."""
-        shown = " or ".join(f"“{text}”" for text in self.suggestions)
-        return f"“{self.label}” does not seem to be what the picture shows ({shown})"
-
 
 @dataclass
 class Checked:

@@ -22,8 +22,7 @@ from grr_coca import Index
 from grr_coca.cli import main
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.checkpoint_metrics import pair_results
-from grr_coca.evaluate.split import aggregate, scaling_of
+from grr_coca.evaluate.split import aggregate, pair_results, scaling_of
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.losses import LossWeights
 from grr_coca.train.logs import read_metrics

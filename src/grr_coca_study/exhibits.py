@@ -16,7 +16,7 @@ from grr_coca.data.images import decode_image
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.checkpoint_metrics import as_dataset
+from grr_coca.evaluate.split import as_dataset
 from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.explain import caption_maps, caption_picture
 from grr_coca.infer.generate import generate

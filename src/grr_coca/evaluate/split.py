@@ -15,9 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from grr_coca.common.errors import UserError
+from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
-from grr_coca.evaluate.retrieval import QueryRanks, first_rows, make_gallery, retrieve
+from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.order import ALL, EvaluationOrder, Share
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.views import every_caption
+from grr_coca.evaluate.retrieval import Gallery, QueryRanks, first_rows, make_gallery, retrieve
 from grr_coca.model.attention import at_least_fp32
+from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa, evaluating
 from grr_coca.model.losses import EmbeddedPairs, LossWeights, coca_loss, contrastive_loss, token_losses
 
@@ -138,6 +145,68 @@ def concatenate(parts: Sequence[PairResults]) -> PairResults:
     ]
     image, text, caption_ids, image_ids, nll, num_tokens = (torch.cat(column) for column in zip(*columns, strict=True))
     return PairResults(Embeddings(image, text, caption_ids, image_ids), nll, num_tokens)
+
+
+def pair_results(
+    checkpoint: Checkpoint,
+    pairs: PairSource,
+    batch_size: int,
+    ranks: Ranks | None = None,
+    num_workers: int = 0,
+    *,
+    warns: bool = True,
+) -> PairResults:
+    """Run a checkpoint's model on all pairs.
+
+    Args:
+        checkpoint: the model. Its training mode is restored.
+        pairs: pairs with one caption each, from `every_caption`. That reads all captions, so a run calls it once, and
+            not at each validation.
+        batch_size: pairs at a time.
+        ranks: ranks that share the work.
+        num_workers: processes that read the pairs; 0: this one does.
+        warns: report captions that are longer than the context. A run does so at its first validation.
+    """
+    dataset = as_dataset(checkpoint, pairs)
+    share = ALL if ranks is None else Share(ranks.rank, ranks.size)
+    order = EvaluationOrder(len(dataset), batch_size, share)
+    mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers, warns=warns))
+    if ranks is None:
+        return concatenate(mine)
+    in_turn = [part for turn in zip(*ranks.gather_objects(mine), strict=True) for part in turn]
+    return concatenate(in_turn[: order.num_batches])
+
+
+def gallery_of(results: PairResults) -> Gallery:
+    """A split as a gallery to search, with each image once."""
+    e = results.embeddings
+    return make_gallery(e.image, e.text, e.caption_ids, e.image_ids)
+
+
+def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
+    """The pairs as inputs of the checkpoint's model, without augmentation."""
+    context_length = checkpoint.config.text_decoder.context_length
+    return PairDataset(source, checkpoint.tokenizer, checkpoint.preprocess, context_length)
+
+
+def require_pairs(source: PairSource, batch_size: int) -> None:
+    """Raise an error if a split has too few pairs for one contrastive batch. Each caption of an image is a pair.
+
+    Raises:
+        UserError: it has too few pairs.
+    """
+    if batch_size < 1:
+        raise UserError(f"evaluation batch size {batch_size}: give 1 or more")
+    # If there are enough images, their captions need not be read.
+    count = len(source) if len(source) >= batch_size else len(every_caption(source))
+    if count < batch_size:
+        if not count:
+            raise UserError(f"an empty split: a contrastive loss at batch size {batch_size} needs as many pairs")
+        where = f"{source.name(0)} and the pairs beside it"
+        raise UserError(
+            f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, and there are {count}; "
+            f"give more pairs, or a batch size (in a recipe evaluation: batch_size) of {count} or less"
+        )
 
 
 def aggregate(

@@ -10,13 +10,13 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.evaluate.caption_split import CaptionedSplit
-from grr_coca.evaluate.checkpoint_metrics import gallery_of, pair_results, retrieval_measures
+from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
 from grr_coca.evaluate.embedded import embedded_gallery, embedded_images
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.evaluate.probes import AttentionProbeOptions, attention_probe, linear_probe, patch_tokens
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, Retrieval, RightAnswers, folds, retrieve
-from grr_coca.evaluate.split import RECALLS
+from grr_coca.evaluate.split import RECALLS, gallery_of, pair_results
 from grr_coca.evaluate.zeroshot import classifier_of, classify_labelled, embed_labelled
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint

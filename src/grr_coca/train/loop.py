@@ -17,8 +17,15 @@ from grr_coca.data.batch import Batch, copied_ahead
 from grr_coca.data.dataset import ReplacementLog
 from grr_coca.data.sources.base import PairSource
 from grr_coca.evaluate.caption_split import CaptionedSplit, caption_split
-from grr_coca.evaluate.checkpoint_metrics import pair_results, require_pairs
-from grr_coca.evaluate.split import Embeddings, Scaling, aggregate, refit_scaling, scaling_of
+from grr_coca.evaluate.split import (
+    Embeddings,
+    Scaling,
+    aggregate,
+    pair_results,
+    refit_scaling,
+    require_pairs,
+    scaling_of,
+)
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.copied_run import copy_run

@@ -36,7 +36,7 @@ from grr_coca.data.sources.views import (
     source_digest,
 )
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
-from grr_coca.evaluate.checkpoint_metrics import require_pairs
+from grr_coca.evaluate.split import require_pairs
 from grr_coca.model.build import build, build_without_weights, sine_cosine_positions
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import PADDING

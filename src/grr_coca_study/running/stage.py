@@ -18,7 +18,7 @@ from grr_coca.common.ranks import Ranks
 from grr_coca.data.random_changes import num_kept
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
-from grr_coca.evaluate.checkpoint_metrics import require_pairs
+from grr_coca.evaluate.split import require_pairs
 from grr_coca.model.anatomy import TRAINING_PASSES, count_parameters, flops_of_pairs, flops_per_pair
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained
 from grr_coca.model.config import CoCaConfig

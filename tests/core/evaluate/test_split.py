@@ -13,11 +13,12 @@ from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import every_caption
-from grr_coca.evaluate.checkpoint_metrics import as_dataset, evaluate_checkpoint
+from grr_coca.evaluate.checkpoint_metrics import evaluate_checkpoint
 from grr_coca.evaluate.split import (
     Embeddings,
     Scaling,
     aggregate,
+    as_dataset,
     concatenate,
     run_pairs,
     scaling_of,

@@ -162,7 +162,10 @@ def _dispatch(argv: list[str]) -> int:
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")  # its import reads this; it knows neither
     import tyro
+    import tyro._resolver
 
+    # tyro checks defaults by typeguard, whose import takes as long as that of NumPy. mypy checks them.
+    tyro._resolver.is_instance = lambda typ, value: True  # noqa: ARG005
     code: int | None = tyro.cli(command.load(), args=rest, prog=f"grr-coca {name}", description=command.summary)
     return code or 0
 

@@ -98,7 +98,7 @@ _BODIES: dict[str, Callable[[random.Random], dict[str, object]]] = {
 def _call(made: random.Random) -> dict[str, object]:
     """A message of the Model Context Protocol."""
     name = made.choice(
-        ["search_icons", "search_by_picture", "match_icon", "caption_picture", "get_icon", "check_names"]
+        ["search_icons", "search_by_picture", "match_icons", "caption_picture", "get_icon", "check_names"]
     )
     arguments = {
         made.choice(["query", "data", "icon", "names", "index", "limit", "file"]): made.choice(

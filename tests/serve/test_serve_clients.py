@@ -68,6 +68,8 @@ def test_the_inspector_of_mcp_lists_the_tools_and_calls_one(tmp_path, monkeypatc
         return json.loads(done.stdout)
 
     tools = [tool["name"] for tool in ask("tools/list")["tools"]]
-    assert {"search_icons", "search_by_picture", "match_icon", "caption_picture", "get_icon", "check_names"} == {*tools}
+    assert {"search_icons", "search_by_picture", "match_icons", "caption_picture", "get_icon", "check_names"} == {
+        *tools
+    }
     found = ask("tools/call", "--tool-name", "search_icons", "--tool-arg", "query=apple")
     assert "apple" in found["content"][0]["text"]

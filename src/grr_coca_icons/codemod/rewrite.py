@@ -458,14 +458,15 @@ class _File:
 
 def _is_ampersand(error: SgNode) -> bool:
     """True for `&` in the text of JSX, which React takes and the grammar does not."""
-    return re.fullmatch(r"&[\w=.;%-]*", error.text()) is not None
+    return re.fullmatch(r"&[^<>{}]*", error.text()) is not None
 
 
 # --- Strings
 
 _STRING_KINDS = (
     "string_fragment",  # JavaScript
-    "attribute_value",  # HTML
+    "attribute_value",  # HTML; UnoCSS also takes names of attributes
+    "attribute_name",
     "plain_value",  # CSS: @apply
     "keyword_query",
     "string_content",  # JSON

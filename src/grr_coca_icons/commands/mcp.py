@@ -15,7 +15,7 @@ def run(
 ) -> None:
     """Serve indexes of icons to agents by the Model Context Protocol, over standard input and output.
 
-    Tools: search_icons, search_by_picture, match_icon, caption_picture, get_icon, check_names. They only read.
+    Tools: search_icons, search_by_picture, match_icons, caption_picture, get_icon, check_names. They only read.
 
     Args:
         indexes: folders of indexes of one model, such as one for each icon set.

@@ -20,7 +20,7 @@ from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.sources.base import BadSample
 from grr_coca_icons.codemod.packages import usage_lines
-from grr_coca_icons.match.candidates import match_pictures
+from grr_coca_icons.match.candidates import Candidate, match_pictures
 from grr_coca_icons.match.matcher import Matcher
 from grr_coca_icons.match.picture_set import OpenPictureSet, name_of, read_file
 from grr_coca_icons.svg import is_svg, render_svg
@@ -96,30 +96,39 @@ class IconTools:
             picture = self._picture(data, file)
             return self._found(self._each(index), limit, lambda one, n: one.search(image=picture, n=n))
 
-    def match_icon(self, icon: str, index: str | None = None, limit: int = 5) -> ToolAnswer:
-        """Find the equivalent of an icon of one index in the others, or in one of them."""
+    def match_icons(
+        self, icons: Sequence[str], index: str | None = None, limit: int = 3, pictures: bool = False
+    ) -> ToolAnswer:
+        """Find the equivalents of icons of the indexes in the other indexes, or in one of them."""
+        names = _names(icons)
         with self._lock:
-            own, place = self._find(icon)
-            source = self._set(own)
-            others = [name for name in self._each(index) if name != own or index is not None]
-            if not others:
-                raise UserError(f"there is no other index than '{own}' to find an equivalent in")
-            found, cells = [], [_content(source.read, place)]
-            for name in others:
-                target = self._set(name)
-                numbers = self._matcher.numbers(source.set, target.set)
-                (match,) = match_pictures(source.set, target.set, numbers, n=_count(limit), places=[place])
-                found.append(
-                    {
-                        "index": name,
-                        "matches": [
-                            {"icon": _plain(one.name), "probability": one.probability, "same_name": one.same_name}
-                            for one in match.candidates
-                        ],
-                    }
-                )
-                cells += [_content(target.read, one.place) for one in match.candidates]
-            return ToolAnswer(_json({"icon": source.set.names[place], "in": found}), self._sheet(cells))
+            count, each = _count(limit), self._each(index)
+            found = {name: self._known(name) for name in names}
+            equivalents: dict[tuple[str, int], dict[str, tuple[Candidate, ...]]] = {}
+            for own in dict.fromkeys(known[0] for known in found.values() if known is not None):
+                others = [name for name in each if name != own or index is not None]
+                if not others:
+                    raise UserError(f"there is no other index than '{own}' to find an equivalent in")
+                places = sorted({known[1] for known in found.values() if known is not None and known[0] == own})
+                source = self._set(own).set
+                for other in others:
+                    target = self._set(other).set
+                    numbers = self._matcher.numbers(source, target)
+                    for match in match_pictures(source, target, numbers, n=count, places=places):
+                        equivalents.setdefault((own, match.place), {})[other] = match.candidates
+            answers: list[object] = []
+            cells: list[bytes] = []
+            for name, known in found.items():
+                if known is None:
+                    answers.append(self._checked(name))
+                    continue
+                source_set = self._set(known[0])
+                answers.append({"icon": _plain(source_set.set.names[known[1]]), "in": _listed(equivalents[known])})
+                if pictures and len(cells) < _SHOWN:
+                    cells.append(_content(source_set.read, known[1]))
+                    for other, candidates in equivalents[known].items():
+                        cells += [_content(self._set(other).read, one.place) for one in candidates]
+            return ToolAnswer(_json(answers), self._sheet(cells))
 
     def caption_picture(self, data: str | None = None, file: str | None = None) -> ToolAnswer:
         """Say what a picture shows."""
@@ -163,10 +172,9 @@ class IconTools:
 
     def check_names(self, names: Sequence[str]) -> ToolAnswer:
         """Which names of icons exist, and the nearest that do."""
-        if len(names) > _MAX_NAMES:
-            raise UserError(f"{len(names)} names: give at most {_MAX_NAMES}")
+        checked = _names(names)
         with self._lock:
-            return ToolAnswer(_json([self._checked(str(name)) for name in names]))
+            return ToolAnswer(_json([self._checked(name) for name in checked]))
 
     def _checked(self, name: str) -> dict[str, object]:
         known = self._known(name)
@@ -314,6 +322,25 @@ def _content(read: Callable[[Any], bytes], which: object) -> bytes:
         return read(which)
     except UserError:
         return b""
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    if len(names) > _MAX_NAMES:
+        raise UserError(f"{len(names)} names: pass at most {_MAX_NAMES}")
+    return list(dict.fromkeys(map(str, names)))
+
+
+def _listed(found: Mapping[str, Sequence[Candidate]]) -> list[dict[str, object]]:
+    return [
+        {
+            "index": index,
+            "matches": [
+                {"icon": _plain(one.name), "probability": one.probability, "same_name": one.same_name}
+                for one in candidates
+            ],
+        }
+        for index, candidates in found.items()
+    ]
 
 
 def _query(text: str) -> str:

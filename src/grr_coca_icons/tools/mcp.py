@@ -33,6 +33,7 @@ _INSTRUCTIONS = (
 _TEXT: dict[str, Any] = {"type": "string"}
 _INDEX = {"type": "string", "description": "only this index; all if left out"}
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": 50}
+_NAMES: dict[str, Any] = {"type": "array", "items": _TEXT, "maxItems": 200}
 _PICTURE: dict[str, Any] = {
     "data": {"type": "string", "description": "base64 of an image file, or SVG"},
     "file": {"type": "string", "description": "path below a folder of an index"},
@@ -49,16 +50,21 @@ _TOOLS: Mapping[str, tuple[str, dict[str, Any], list[str]]] = {
         {**_PICTURE, "index": _INDEX, "limit": _LIMIT},
         [],
     ),
-    "match_icon": (
-        "Find the equivalent of an icon in other sets, with the probability that it is one. No match: there is none.",
-        {"icon": {"type": "string", "description": "such as lucide:trash-2"}, "index": _INDEX, "limit": _LIMIT},
-        ["icon"],
+    "match_icons": (
+        "Find the equivalents of icons in other sets, with the probability that they are. No match: there is none.",
+        {
+            "icons": {**_NAMES, "description": "such as lucide:trash-2, Trash2"},
+            "index": _INDEX,
+            "limit": _LIMIT,
+            "pictures": {"type": "boolean", "description": "also return a contact sheet, in the same order"},
+        },
+        ["icons"],
     ),
     "caption_picture": ("Say in a few words what a picture shows.", _PICTURE, []),
     "get_icon": ("The SVG of an icon, its licence, and lines of code that use it.", {"icon": _TEXT}, ["icon"]),
     "check_names": (
         "Say which names of icons exist, and the nearest that do.",
-        {"names": {"type": "array", "items": _TEXT, "maxItems": 200}},
+        {"names": _NAMES},
         ["names"],
     ),
 }
@@ -123,7 +129,9 @@ def _work(tools: IconTools, name: str, arguments: Mapping[str, Any]) -> Callable
     for key, value in arguments.items():
         if key not in properties or (key == "file" and not tools.reads_files):
             raise UserError(f"{name} has no argument '{key[:100]}'; it has {', '.join(properties)}")
-        if value is not None and (not isinstance(value, kinds[properties[key]["type"]]) or isinstance(value, bool)):
+        kind = properties[key]["type"]
+        is_right = isinstance(value, bool) if kind == "boolean" else isinstance(value, kinds[kind])
+        if value is not None and not (is_right and isinstance(value, bool) == (kind == "boolean")):
             raise UserError(f"{name}: '{key}' is not of the kind {properties[key]['type']}")
     for key in required:
         if arguments.get(key) is None:

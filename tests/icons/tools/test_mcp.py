@@ -90,7 +90,7 @@ def call(indexes):
 def test_the_listing_is_short_and_says_that_tools_only_read():
     tools = listed_tools(reads_files=True)
     assert {tool.name for tool in tools} == {
-        "search_icons", "search_by_picture", "match_icon", "caption_picture", "get_icon", "check_names",
+        "search_icons", "search_by_picture", "match_icons", "caption_picture", "get_icon", "check_names",
     }  # fmt: skip
     text = json.dumps([tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in tools])
     assert len(text) / 3 < 1500, "tokens, at three characters each"
@@ -126,12 +126,16 @@ def test_icons_are_found_by_a_picture_as_data_or_as_a_file_of_an_index(call, fol
     assert "a URL is not fetched" in said
 
 
-def test_the_equivalent_of_an_icon_in_the_other_index(call):
-    said, (sheet,), _ = call("match_icon", icon="one:bin", limit=1)
-    assert said["icon"] == "one:trash", "an alias is a name, too"
-    (found,) = said["in"]
-    assert found["index"] == "two"
-    assert [match["icon"] for match in found["matches"]] in (["two:delete"], [])
+def test_equivalents_of_many_icons_are_one_call(call):
+    said, pictures, _ = call("match_icons", icons=["one:bin", "Home", "one:nihgt", "two:house"], limit=1)
+    assert [one.get("icon") for one in said] == ["one:trash", "one:home", None, "two:house"], (
+        "names as people have them"
+    )
+    assert [one["in"][0]["index"] for one in (said[0], said[1], said[3])] == ["two", "two", "one"]
+    assert [match["icon"] for match in said[0]["in"][0]["matches"]] in (["two:delete"], [])
+    assert not said[2]["exists"]
+    assert pictures == []
+    _, (sheet,), _ = call("match_icons", icons=["one:bin"], limit=1, pictures=True)
     assert sheet.size[1] == 72
 
 
@@ -146,8 +150,9 @@ def test_an_icon_has_its_drawing_its_licence_and_lines_that_use_it(call):
 
 
 def test_names_are_checked(call):
-    said, _, _ = call("check_names", names=["one:trash", "two:nihgt", "x" * 300])
-    exists, missing, other = said
+    said, _, _ = call("check_names", names=["one:trash", "two:nihgt", "x" * 300, "one:Bin"])
+    exists, missing, other, alias = said
+    assert alias == {"name": "one:Bin", "exists": True, "icon": "one:trash"}
     assert exists == {"name": "one:trash", "exists": True}
     assert not missing["exists"]
     assert missing["nearest"][0] == "two:night"
@@ -180,7 +185,8 @@ def test_text_of_files_is_data_on_one_line(call):
         ("search_icons", {"query": "a", "limit": 10_000}, "give a number from 1 to 50"),
         ("search_icons", {"query": "a", "index": "three"}, "there is no index 'three'; there are one, two"),
         ("search_icons", {"query": "x" * 501}, "give at most 500"),
-        ("check_names", {"names": ["a"] * 201}, "give at most 200"),
+        ("check_names", {"names": ["a"] * 201}, "pass at most 200"),
+        ("match_icons", {"icons": ["a"], "pictures": 1}, "'pictures' is not of the kind boolean"),
         ("caption_picture", {}, "give a picture"),
         ("caption_picture", {"data": "<svg"}, "the picture"),
     ],
@@ -216,7 +222,7 @@ def test_a_picture_is_read_from_a_file_of_an_index_alone(indexes, tmp_path, monk
         with pytest.raises(UserError, match=r"the file cannot be read \(No such file or directory\)"):
             tools.search_by_picture(file=str(tmp_path / "moons" / "gone.svg"))
         with pytest.raises(UserError, match="there is no other index than 'moons' to find an equivalent in"):
-            tools.match_icon("moons:moon")
+            tools.match_icons(["moons:moon"], pictures=True)
         with pytest.raises(UserError, match="files of the server are not read here; give the picture as data"):
             IconTools({"moons": index}, reads_files=False).search_by_picture(file=str(tmp_path / "moons" / "moon.svg"))
         monkeypatch.setattr("grr_coca_icons.tools.icon_tools._MAX_PICTURE", 50)

@@ -22,7 +22,7 @@ ROOT = STUDIES.parent
 Rows = dict[tuple[str, int, str], Any]
 """Rows of runs by arm, seed and stage."""
 
-UNFINISHED = ("positions_under_muon/best",)
+UNFINISHED = ("positions_under_muon/best", "positions_under_muon/adamw")
 """Studies whose plan is not run to its end. Their pages say how many rows there are."""
 
 

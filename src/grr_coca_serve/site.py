@@ -425,9 +425,7 @@ def write_site(
     """
     verify_folder(graphs)
     manifest = read_json(graphs / MANIFEST)
-    tokenizer = read_json(graphs / "tokenizer.json")
-    if tokenizer.get("model", {}).get("type") != "BPE":
-        raise UserError(f"{graphs / 'tokenizer.json'}: not a BPE, which alone the page supports")
+    require_tokenizer(graphs)
     weights = QUANTIZED_WEIGHTS if manifest["precision"] == "int8" else WEIGHTS
     try:
         with whole_folder(out) as site:
@@ -452,6 +450,46 @@ def write_site(
             _name_version(site)
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+
+
+_BPE_OPTIONS = ("byte_fallback", "ignore_merges", "continuing_subword_prefix")
+_STEPS = {
+    "normalizer": ("normalizers", ("NFC", "Lowercase", "Replace")),
+    "pre_tokenizer": ("pretokenizers", ("ByteLevel", "Split")),
+    "decoder": ("decoders", ("ByteLevel", "Replace", "Fuse")),
+}
+"""Parts of a `tokenizer.json`, the key of their steps, and the steps that `page/files/tokenizer.js` knows."""
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Check that a page can read the tokenizer of a model.
+
+    Raises:
+        UserError: If it cannot; the message names the part.
+    """
+    path = folder / "tokenizer.json"
+    if problem := _not_in_page(read_json(path)):
+        raise UserError(f"{path}: a page cannot read {problem}; use `serve` or `export onnx` for this model")
+
+
+def _not_in_page(tokenizer: Mapping[str, Any]) -> str:
+    """The part of a `tokenizer.json` that the page cannot read; empty if it can read all."""
+    model = tokenizer.get("model") or {}
+    if model.get("type") != "BPE":
+        return f"a tokenizer of the kind {model.get('type')}, only byte-level BPE"
+    for option in _BPE_OPTIONS:
+        if model.get(option):
+            return f"the tokenizer's option {option}"
+    names: list[str] = []
+    for part, (key, known) in _STEPS.items():
+        whole = tokenizer.get(part) or {"type": "Sequence", key: []}
+        for step in whole[key] if whole["type"] == "Sequence" else [whole]:
+            is_other_split = step["type"] == "Split" and (step["behavior"] != "Removed" or not step["invert"])
+            if step["type"] not in known or is_other_split:
+                return f"the tokenizer's {part} {step['type']}"
+            names.append(f"{part} {step['type']}")
+    missing = [name for name in ("pre_tokenizer ByteLevel", "decoder ByteLevel") if name not in names]
+    return f"a tokenizer without the {missing[0]}" if missing else ""
 
 
 def _facts(

@@ -1,8 +1,11 @@
-"""The tokenizer: captions to token ids and back, with a BPE of the training captions or with the vocabulary of CLIP."""
+"""The tokenizer: captions to token ids and back, with a BPE of the training captions, the vocabulary of CLIP, or any
+`tokenizer.json`."""
 
 import functools
 import gzip
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Literal
@@ -20,6 +23,15 @@ Cleaning = Literal["none", "ftfy"]
 
 _BOS, _EOS = "[BOS]", "[EOS]"
 _CLIP_BOS, _CLIP_EOS = "<|startoftext|>", "<|endoftext|>"
+_ENDS = (
+    (_BOS, _EOS),
+    (_CLIP_BOS, _CLIP_EOS),
+    ("<s>", "</s>"),
+    ("<bos>", "<eos>"),
+    ("<|begin_of_text|>", "<|end_of_text|>"),
+    ("[CLS]", "[SEP]"),
+)
+"""Begin and end tokens of known vocabularies. The first pair that a tokenizer has is used."""
 CLS_SLOT = 0
 """The id at the position of [CLS], and in padding. The lengths tell which tokens are real, not the ids."""
 NUM_SPECIAL_TOKENS = 3
@@ -31,18 +43,17 @@ _CLIP_MERGES = 49152 - 256 - 2
 
 
 class Tokenizer:
-    """A byte-level BPE with a begin and an end token. It encodes any text, and ignores case."""
+    """A vocabulary with a begin and an end token. Our own, a byte-level BPE, encodes any text, and ignores case."""
 
     def __init__(self, backend: tokenizers.Tokenizer, cleaning: Cleaning = "none") -> None:
         self._backend = backend
         self.cleaning = cleaning
         backend.encode_special_tokens = True  # "[EOS]" written in a caption is text, not its end
-        bos, eos = (_BOS, _EOS) if backend.token_to_id(_BOS) is not None else (_CLIP_BOS, _CLIP_EOS)
-        bos_id, eos_id = backend.token_to_id(bos), backend.token_to_id(eos)
-        if bos_id is None or eos_id is None:
-            raise UserError(f"the tokenizer has neither {_BOS} and {_EOS} nor {_CLIP_BOS} and {_CLIP_EOS}")
-        self.bos_id = bos_id
-        self.eos_id = eos_id
+        ends = _find_ends(backend)
+        if ends is None:
+            known = ", ".join(" and ".join(pair) for pair in _ENDS)
+            raise UserError(f"the tokenizer has no begin and end token ({known})")
+        self.bos_id, self.eos_id = ends
 
     @property
     def vocab_size(self) -> int:
@@ -96,14 +107,68 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, cleaning: Cleaning = "none") -> "Tokenizer":
-        """Read a `tokenizer.json` of `to_json`, or of any byte-level BPE."""
-        try:
-            backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises no narrower class
-            raise UserError(f"not a readable tokenizer.json ({error})") from error
-        backend.no_padding()  # `Tokenizer.row` and `pad_rows` do this
-        backend.no_truncation()
-        return cls(backend, cleaning)
+        """Read a `tokenizer.json` of `to_json`, or any other that has begin and end tokens.
+
+        Raises:
+            UserError: it cannot be read, or has no such tokens.
+        """
+        return cls(_read_backend(text), cleaning)
+
+    @classmethod
+    def from_foreign(cls, text: str) -> "Tokenizer":
+        """Read any `tokenizer.json`. Begin and end tokens are added if it has none that are only used as such.
+
+        Raises:
+            UserError: it cannot be read, or its ids leave no place for these tokens.
+        """
+        backend = _read_backend(text)
+        backend.encode_special_tokens = True
+        if _find_ends(backend) is None:
+            backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (_BOS, _EOS)])
+        ids = list(backend.get_vocab().values())
+        if len(set(ids)) < len(ids):
+            raise UserError(f"{_BOS} and {_EOS} cannot be added, as its ids have gaps; save it again without gaps")
+        return cls(backend)
+
+
+def _read_backend(text: str) -> tokenizers.Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no narrower class
+        raise UserError(f"not a readable tokenizer.json ({error})") from error
+    backend.no_padding()  # `Tokenizer.row` and `pad_rows` do this
+    backend.no_truncation()
+    return backend
+
+
+def _find_ends(backend: tokenizers.Tokenizer) -> tuple[int, int] | None:
+    """The ids of begin and end token; None if there are none, or if a text that contains their names has their ids."""
+    for names in _ENDS:
+        bos_id, eos_id = (backend.token_to_id(name) for name in names)
+        if bos_id is None or eos_id is None:
+            continue
+        written = backend.encode(" ".join(names), add_special_tokens=False).ids
+        if not {bos_id, eos_id} & set(written):
+            return bos_id, eos_id
+    return None
+
+
+def lost_letters(tokenizer: Tokenizer, captions: Iterable[str]) -> tuple[float, str]:
+    """Return the fraction of the letters and digits of captions that a tokenizer cannot represent, and the caption that
+    loses most. Case and accents do not count."""
+    lost = total = most = 0
+    worst = ""
+    for caption in captions:
+        before, after = _letters(caption), _letters(tokenizer.decode(tokenizer.encode(caption)))
+        missing = (before - after).total()
+        total, lost = total + before.total(), lost + missing
+        if missing > most:
+            most, worst = missing, caption
+    return lost / max(total, 1), worst
+
+
+def _letters(text: str) -> Counter[str]:
+    return Counter(c for c in unicodedata.normalize("NFKD", text.casefold()) if unicodedata.category(c)[0] in "LN")
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -161,10 +161,19 @@ class ModelRecipe:
 @dataclass(frozen=True)
 class TokenizerRecipe:
     """`bpe` is trained on the training captions, with at most `vocab_size` ids. `clip` is CLIP's tokenizer: its 49,408
-    ids are fixed, so it takes no `vocab_size`."""
+    ids are fixed, so it takes no `vocab_size`.
 
-    kind: Literal["bpe", "clip"] = "bpe"
+    `file` is the tokenizer of `path`, any `tokenizer.json` of Hugging Face. Its begin and end tokens are used, or added
+    if it has none.
+    """
+
+    kind: Literal["bpe", "clip", "file"] = "bpe"
     vocab_size: int = 2048
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "file") is (self.path is None):
+            raise UserError("kind 'file' and path, the place of a tokenizer.json, belong together; set both or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -522,11 +531,14 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         test={name: absolute(split) for name, split in data.test.items()},
     )
     teacher = None if teacher is None else replace(teacher, path=absolute(teacher.path))
-    return replace(recipe, data=data, teacher=teacher)
+    tokenizer = recipe.tokenizer
+    if tokenizer is not None and tokenizer.path is not None:
+        tokenizer = replace(tokenizer, path=absolute(tokenizer.path))
+    return replace(recipe, data=data, teacher=teacher, tokenizer=tokenizer)
 
 
 def absolute_data(folder: Path, path: str) -> str:
-    """The absolute, normalized path of pairs or of a teacher, or their URL. A resumed run compares it with its recipe.
+    """The absolute, normalized path of pairs, a teacher or a tokenizer, or a URL. A resumed run compares it.
 
     Args:
         folder: what relative paths are relative to.

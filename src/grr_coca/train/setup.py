@@ -18,13 +18,14 @@ from jaxtyping import Bool
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_whole
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.ahead import AheadOrder, Blocks
 from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
 from grr_coca.data.random_changes import Siblings, SiblingVisits, kept_patches
-from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.base import PairSource, decode_text
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import (
     Chain,
@@ -35,7 +36,7 @@ from grr_coca.data.sources.views import (
     sound_pairs,
     source_digest,
 )
-from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, lost_letters, train_bpe
 from grr_coca.evaluate.split import require_pairs
 from grr_coca.model.build import build, build_without_weights, sine_cosine_positions
 from grr_coca.model.checkpoint import Checkpoint
@@ -139,12 +140,12 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = N
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
     if tokenizer is None:
         tokenizer = Tokenizer.from_json(ranks.on_first(lambda: _new_tokenizer(recipe).to_json()))
-    config = recipe.model.config(tokenizer.vocab_size)
+    config = recipe.model.config(tokenizer.largest_id + 1)
     other = None if config.architecture == OWN else find_architecture(config.architecture)
-    if other is not None and other.reserves_padding and tokenizer.bos_id == PADDING:
+    if other is not None and other.reserves_padding and PADDING in (tokenizer.bos_id, tokenizer.eos_id):
         raise UserError(
             f"tokenizer: kind '{recipe.tokenizer.kind}' does not fit model: preset '{recipe.model.preset}', which "
-            f"uses id {PADDING} for padding; in this tokenizer, id {PADDING} is [BOS]; set kind to 'clip'"
+            f"uses id {PADDING} for padding; in this tokenizer, id {PADDING} begins or ends texts; set kind to 'clip'"
         )
     model, preset = build(config, recipe.seed), recipe.model.preset
     assert preset is not None, "it has a config"
@@ -357,23 +358,46 @@ def _visits_without_siblings(recipe: Recipe, pairs: PairSource) -> Visits:
     return Mixture(pairs.lengths, mixture_shares(recipe.data.mix), recipe.seed)
 
 
+_MAX_LOST_LETTERS = 0.05
+_NUM_CHECKED_CAPTIONS = 2_000
+"""A tokenizer from a file must represent the letters of this many training captions, up to that fraction."""
+
+
 def _new_tokenizer(recipe: Recipe) -> Tokenizer:
     assert recipe.tokenizer is not None
-    if recipe.tokenizer.kind == "clip":
+    kind, path = recipe.tokenizer.kind, recipe.tokenizer.path
+    if kind != "bpe":
         _require_no_vocab_size(recipe.tokenizer)
+    if kind == "clip":
         return clip_bpe()
     source, _ = training_sources(recipe)
-    return train_bpe(caption_texts(source, limit=MAX_TOKENIZER_IMAGES), recipe.tokenizer.vocab_size)
+    if path is None:
+        return train_bpe(caption_texts(source, limit=MAX_TOKENIZER_IMAGES), recipe.tokenizer.vocab_size)
+    text = decode_text(read_whole(path), path)
+    try:
+        tokenizer = Tokenizer.from_foreign(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    share, caption = lost_letters(tokenizer, caption_texts(source, limit=_NUM_CHECKED_CAPTIONS))
+    if share > _MAX_LOST_LETTERS:
+        raise UserError(
+            f"{path}: cannot represent {share:.0%} of the letters of the captions, such as in "
+            f"'{caption[:100]}'; use a tokenizer of their language, or kind 'bpe'"
+        )
+    return tokenizer
 
 
 def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
-    """Refuse a size for CLIP's vocabulary. The default is accepted, because every run writes it into its recipe.
+    """Reject a size for a vocabulary that is fixed. The default is accepted, as every run writes it into its recipe.
 
     Only a new run asks for a tokenizer. So a run that began with such a recipe is still resumed and read.
     """
     if tokenizer.vocab_size != TokenizerRecipe.vocab_size:
+        fixed = (
+            "whose vocabulary has 49,408 ids" if tokenizer.kind == "clip" else "whose vocabulary is that of the file"
+        )
         raise UserError(
-            f"tokenizer: vocab_size {tokenizer.vocab_size} does not fit kind 'clip', whose vocabulary has 49,408 ids; "
+            f"tokenizer: vocab_size {tokenizer.vocab_size} does not fit kind '{tokenizer.kind}', {fixed}; "
             "remove vocab_size, or set kind to 'bpe'"
         )
 

@@ -50,6 +50,7 @@ def run(
     with nullcontext() if index is None else open_store(index) as store:
         named = checkpoint or (DEFAULT if store is None else store.header.model)
         folder, model = locate_checkpoint(named), IndexModel(named)
+        site.require_tokenizer(folder)
         if store is not None:
             model.require(store.header, store.location)
         files = site.find_runtime(runtime)

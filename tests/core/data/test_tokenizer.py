@@ -163,7 +163,7 @@ def test_a_tokenizer_travels_to_another_process(tokenizer):
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(bpe):
-    with pytest.raises(UserError, match=r"neither \[BOS\] and \[EOS\] nor"):
+    with pytest.raises(UserError, match=r"no begin and end token \(\[BOS\] and \[EOS\], "):
         Tokenizer.from_json(bpe.to_json().replace("[EOS]", "[END]"))
 
 

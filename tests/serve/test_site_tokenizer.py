@@ -1,0 +1,101 @@
+"""Tokenizers on a page without a server: those that `tokenizer.js` reads are exported, and others are an error."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from foreign_tokenizers import ALL, KINDS
+from support import pretrain, real_pairs, tiny_recipe, with_caption, write_shard
+
+from grr_coca.data.tokenizer import Tokenizer, clip_bpe, train_bpe
+from grr_coca.train.recipe import TokenizerRecipe
+from grr_coca_serve import site
+
+SCRIPT = Path(site.__file__).parent / "page" / "files" / "tokenizer.js"
+READ = """
+import { readFileSync } from "fs";
+const { Tokenizer } = await import(process.argv[2]);
+const { file, texts } = JSON.parse(readFileSync(0, "utf8"));
+let found;
+try {
+  const tokenizer = new Tokenizer(file);
+  found = texts.map((text) => [tokenizer.encode(text), tokenizer.decode(tokenizer.encode(text))]);
+} catch (error) {
+  found = error.message;
+}
+console.log(JSON.stringify(found));
+"""
+TEXTS = [*ALL, "A  “quoted” café, 25% off!", "[BOS] <|endoftext|>", "l'été d'Élise 😀"]
+TOKENIZERS = {
+    **{kind.__name__: lambda kind=kind: Tokenizer.from_foreign(kind().to_str()) for kind in KINDS},
+    "own": lambda: train_bpe(ALL, 400),
+    "clip": clip_bpe,
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_page_reads_what_is_exported(name, tmp_path):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    tokenizer = TOKENIZERS[name]()
+    module = tmp_path / "tokenizer.mjs"
+    module.write_bytes(SCRIPT.read_bytes())
+    (tmp_path / "read.mjs").write_text(READ)
+    file = json.loads(tokenizer.to_json())
+    given = json.dumps({"file": file, "texts": TEXTS})
+    done = subprocess.run(
+        [node, str(tmp_path / "read.mjs"), module.as_uri()], input=given, capture_output=True, text=True, check=True
+    )
+    found, problem = json.loads(done.stdout), site._not_in_page(file)
+    if isinstance(found, str):
+        assert problem, found
+    if not problem:
+        assert found == [[tokenizer.encode(text), tokenizer.decode(tokenizer.encode(text))] for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("like_bert", "a tokenizer of the kind WordPiece, only byte-level BPE"),
+        ("like_xlm_r", "a tokenizer of the kind Unigram, only byte-level BPE"),
+        ("like_gpt2", ""),
+        ("like_llama", "the tokenizer's option byte_fallback"),
+        ("of_words", "a tokenizer of the kind WordLevel, only byte-level BPE"),
+        ("own", ""),
+        ("clip", ""),
+    ],
+)
+def test_tokenizers_that_the_page_cannot_read_are_named(name, problem):
+    assert site._not_in_page(json.loads(TOKENIZERS[name]().to_json())) == problem
+
+
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [
+        ("normalizer", {"type": "NFKC"}),
+        ("pre_tokenizer", {"type": "Metaspace", "replacement": "_"}),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": False}),
+        ("decoder", {"type": "ByteFallback"}),
+    ],
+)
+def test_steps_that_the_page_does_not_have_are_named(part, step):
+    file = json.loads(TOKENIZERS["own"]().to_json())
+    file[part] = step
+    assert site._not_in_page(file) == f"the tokenizer's {part} {step['type']}"
+    file[part] = None
+    assert ("" if part == "normalizer" else f"a tokenizer without the {part} ByteLevel") == site._not_in_page(file)
+
+
+def test_export_web_names_a_tokenizer_that_it_cannot_export(grr_coca, tmp_path):
+    (tmp_path / "my.json").write_text(KINDS[0]().to_str())
+    pairs = [with_caption(pair, ALL[i % len(ALL)]) for i, pair in enumerate(real_pairs(16))]
+    recipe = tiny_recipe(write_shard(tmp_path / "pairs.tar", pairs), steps=1)
+    pretrain(replace(recipe, tokenizer=TokenizerRecipe("file", path=str(tmp_path / "my.json"))), tmp_path / "run")
+    said = grr_coca("export", "web", "-c", tmp_path / "run", "--out", tmp_path / "site")
+    assert said.code == 2
+    assert "tokenizer.json: a page cannot read a tokenizer of the kind WordPiece, only byte-level BPE" in said.err
+    assert not (tmp_path / "site").exists()

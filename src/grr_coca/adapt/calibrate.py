@@ -29,8 +29,8 @@ from grr_coca.infer.adapted.captioner import (
 )
 from grr_coca.infer.image_text_model import ImageTextModel
 
-MAX_DECODED = 500
-_MAX_COMPARED = 160
+MAX_DECODED = 300
+_MAX_COMPARED = 96
 """Images whose captions are compared in every mode, as the decoder then reads all candidates."""
 _MAX_SCALED = 250
 """Images of a fold that the inverse temperature is fitted to."""

@@ -16,7 +16,7 @@ from PIL import Image
 from grr_coca.adapt.adapt_model import REPORT, Adapted
 from grr_coca.adapt.fit import DIRECTIONS, RECALLS, AnswerRanks, flat_figures
 from grr_coca.adapt.read_pairs import read_pixels
-from grr_coca.evaluate.intervals import Measure, by_image
+from grr_coca.evaluate.intervals import LEVEL, RESAMPLES, by_image, draws
 
 _METHODS = ("chance", "as shipped", "centred", "nearest neighbour", "adapted")
 _MEANING = {
@@ -30,7 +30,11 @@ _KINDS = {"known": "captions that the fit has seen, of other images", "new": "ca
 _NUM_WORST, _NUM_SAMPLES = 12, 12
 _CLEAR = 0.02
 """A gain of recall that is worth collecting pairs for."""
-_ENOUGH_TO_TRAIN = 10_000
+_TRAINING = (
+    "Fine-tuning takes minutes to hours, and ends with this same closed form on its own features: grr-coca finetune "
+    "(docs/training.md). In three domains of about 1,000 pairs, fine-tuning without it found no more than this model. "
+    "With more pairs, the two have not been compared: try both, and compare them by grr-coca compare."
+)
 _CLASSES = 5
 """With this many images for each caption or more, captions are like classes."""
 
@@ -42,8 +46,7 @@ def report_text(adapted: Adapted, out: Path) -> str:
         first = next(iter(methods.values()))
         lines.append(f"{_KINDS[kind]}: {len(first.groups):,} queries, among about {_gallery(adapted):,} images")
         lines.append(f"  {'':<18} text to image R@1     R@10             image to text R@1     R@10")
-        for method in _METHODS:
-            cells = [_cell(methods, method, direction, k) for direction in DIRECTIONS for k in RECALLS]
+        for method, cells in _cells(methods).items():
             lines.append(f"  {_name(adapted, method):<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
         lines.append("")
     captions = adapted.captions
@@ -131,23 +134,23 @@ def _gallery(adapted: Adapted) -> int:
     return int((folds >= 0).sum()) // (int(folds.max()) + 1)
 
 
-def interval(found: AnswerRanks, direction: str, k: int) -> tuple[float, float, float]:
-    """Return a recall with its 95 % interval over images."""
-    hits = (found.ranks[direction] < k).astype(np.float64)
-    if direction == "text_to_image":
-        sums = by_image(np.stack([hits, np.ones_like(hits)], axis=1), found.groups)
-        measure = Measure.ratio(sums[:, 0], sums[:, 1])
-    else:
-        measure = Measure.mean(hits)
-    value, low, high = measure.interval()
-    return value, low, high
-
-
-def _cell(methods: dict[str, AnswerRanks], method: str, direction: str, k: int) -> str:
-    if method == "chance":
-        return f"{next(iter(methods.values())).chance[direction][:, RECALLS.index(k)].mean():.1%}"
-    value, low, high = interval(methods[method], direction, k)
-    return f"{value:.1%} [{low:.0%}, {high:.0%}]"
+def _cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
+    """The recalls of each method with 95 % intervals over images, from the same resamples."""
+    first = next(iter(methods.values()))
+    found: dict[str, list[str]] = {method: [] for method in _METHODS}
+    own = [method for method in _METHODS if method in methods]
+    for direction in DIRECTIONS:
+        hits = [methods[method].ranks[direction] < k for method in own for k in RECALLS]
+        rows = np.stack([*hits, np.ones(len(hits[0]))], axis=1).astype(np.float64)
+        sums = by_image(rows, first.groups) if direction == "text_to_image" else rows
+        drawn = np.concatenate([part @ sums for part in draws(len(sums), RESAMPLES, 0)])
+        low, high = np.quantile(drawn[:, :-1] / drawn[:, -1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        values = sums[:, :-1].sum(axis=0) / sums[:, -1].sum()
+        shown = [f"{v:.1%} [{a:.0%}, {b:.0%}]" for v, a, b in zip(values, low, high, strict=True)]
+        for place, method in enumerate(own):
+            found[method] += shown[place * len(RECALLS) : (place + 1) * len(RECALLS)]
+        found["chance"] += [f"{share:.1%}" for share in first.chance[direction].mean(axis=0)]
+    return found
 
 
 def _name(adapted: Adapted, method: str) -> str:
@@ -157,8 +160,8 @@ def _name(adapted: Adapted, method: str) -> str:
 def _table(adapted: Adapted, methods: dict[str, AnswerRanks]) -> str:
     heads = "".join(f"<th>{direction.replace('_', ' ')} R@{k}</th>" for direction in DIRECTIONS for k in RECALLS)
     rows = ""
-    for method in _METHODS:
-        cells = "".join(f"<td>{_cell(methods, method, direction, k)}</td>" for direction in DIRECTIONS for k in RECALLS)
+    for method, shown in _cells(methods).items():
+        cells = "".join(f"<td>{cell}</td>" for cell in shown)
         rows += f"<tr><td title='{_MEANING[method]}'>{_name(adapted, method)}</td>{cells}</tr>"
     return f"<table><tr><th></th>{heads}</tr>{rows}</table>"
 
@@ -195,17 +198,8 @@ def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
             "assigns them to new images. Captions of whole sentences would make images searchable by more."
         )
     if not adapted.is_tuned:
-        yield from _advice_on_training(images.num_fit)
+        yield _TRAINING
     yield f"To search: grr-coca index IMAGES --out INDEX -c {out}, then grr-coca serve --index INDEX"
-
-
-def _advice_on_training(num_images: int) -> Iterator[str]:
-    yield (
-        "Fine-tuning by itself found no more than this in three domains of about 1,000 pairs; it pays with tens of "
-        "thousands (docs/training.md)."
-        if num_images < _ENOUGH_TO_TRAIN
-        else "With this many pairs, training is worth a try: grr-coca finetune (docs/training.md)."
-    )
 
 
 def _curve_picture(adapted: Adapted) -> str:

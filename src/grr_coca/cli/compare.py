@@ -1,9 +1,11 @@
 """`grr-coca compare`: two models side by side on the same splits."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from grr_coca.cli.baselines import baseline_recalls, baselines_of
 from grr_coca.cli.evaluate import json_of, load_to_measure, measure_losses, plain_intervals, require_splits
 from grr_coca.cli.flags import Flag, Lists, joined, require_batch_size
 from grr_coca.common.extras import require_extra
@@ -11,7 +13,7 @@ from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import is_adapted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from grr_coca.evaluate.checkpoint_metrics import SplitMeasures
     from grr_coca.evaluate.intervals import Measure
@@ -33,6 +35,7 @@ def compare_checkpoints(
     baseline: Annotated[str, tyro.conf.Positional],
     data: Lists[str] = (),
     batch_size: int = 64,
+    baselines: bool = True,
     json: Flag = False,
 ) -> None:
     """Compare a checkpoint with another. Changes are relative to the losses of the second one.
@@ -44,6 +47,7 @@ def compare_checkpoints(
         baseline: folder or name of the checkpoint to compare with.
         data: splits: .tar shards, patterns, or folders.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
+        baselines: also measure what the training pairs of each model give without training, see `evaluate`.
         json: print all metrics of `evaluate` for both, and their differences, as JSON.
     """
     paths = joined(data)
@@ -52,16 +56,40 @@ def compare_checkpoints(
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
     require_extra("torch", "comparing checkpoints")
     models = (load_to_measure(folders[0]), load_to_measure(folders[1]))
+    names = (checkpoint, baseline)
+    beside = {name: _baselines(folder, paths) if baselines else {} for name, folder in zip(names, folders, strict=True)}
     if any(map(is_adapted, folders)):
         first, second = (_recalls(model, paths, batch_size) for model in models)
-        print(_as_json(first, second, (checkpoint, baseline)) if json else _recall_table(first, second))
-        return
-    measured = tuple(measure_losses(model, paths, batch_size) for model in models)
-    if json:
+        print(_as_json(first, second, names, beside) if json else _recall_table(first, second))
+    else:
+        measured = tuple(measure_losses(model, paths, batch_size) for model in models)
         measures = [{path: each.measures for path, each in own.items()} for own in measured]
-        print(_as_json(measures[0], measures[1], (checkpoint, baseline)))
-        return
-    print(_loss_table(models, measured, (checkpoint, baseline), batch_size))
+        table = "" if json else _loss_table(models, measured, names, batch_size)
+        print(_as_json(measures[0], measures[1], names, beside) if json else table)
+    if not json:
+        for line in _baseline_lines(beside):
+            print(line)
+
+
+_Beside = dict[str, dict[str, dict[str, "Mapping[str, Measure]"]]]
+"""Measures by model, split, baseline and name."""
+
+
+def _baselines(folder: Path, paths: tuple[str, ...]) -> "dict[str, dict[str, Mapping[str, Measure]]]":
+    from grr_coca.data.sources.open import open_source
+
+    fitted = baselines_of(folder)
+    if fitted is None:
+        return {}
+    return {path: dict(baseline_recalls(fitted, open_source(path), "equal")) for path in paths}
+
+
+def _baseline_lines(beside: _Beside) -> "Iterator[str]":
+    for model, by_path in beside.items():
+        for path, found in by_path.items():
+            for name, measures in found.items():
+                recall = "  ".join(f"R@{k} {measures[f'text_to_image/R@{k}'].value():.1%}" for k in (1, 5, 10))
+                yield f"{name} by the training pairs of {model}, {path}: text to image {recall}"
 
 
 def _recalls(
@@ -96,14 +124,16 @@ def _as_json(
     first: "Mapping[str, Mapping[str, Measure]]",
     second: "Mapping[str, Mapping[str, Measure]]",
     names: tuple[str, str],
+    beside: _Beside,
 ) -> str:
     return json_of(
         {
             path: {
                 "models": list(names),
-                "metrics": [
-                    plain_intervals({name: measure.interval() for name, measure in own[path].items()})
-                    for own in (first, second)
+                "metrics": [_intervals(own[path]) for own in (first, second)],
+                "baselines": [
+                    {name: _intervals(measures) for name, measures in beside[model].get(path, {}).items()}
+                    for model in names
                 ],
                 "differences": plain_intervals(
                     {name: measure.difference(second[path][name]) for name, measure in measures.items()}
@@ -112,6 +142,10 @@ def _as_json(
             for path, measures in first.items()
         }
     )
+
+
+def _intervals(measures: "Mapping[str, Measure]") -> dict[str, dict[str, float]]:
+    return plain_intervals({name: measure.interval() for name, measure in measures.items()})
 
 
 def _loss_table(

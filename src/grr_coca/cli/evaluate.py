@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from grr_coca.cli.baselines import baseline_captions, baseline_recalls, baselines_of
 from grr_coca.cli.flags import Lists, joined, require_batch_size
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
@@ -20,6 +21,7 @@ from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import is_adapted
 
 if TYPE_CHECKING:
+    from grr_coca.adapt.baselines import Baselines
     from grr_coca.evaluate.checkpoint_metrics import SplitMeasures
     from grr_coca.evaluate.intervals import Interval
     from grr_coca.evaluate.tasks import Report
@@ -41,6 +43,7 @@ def evaluate_splits(
     labels: Path | None = None,
     templates: Path | None = None,
     train: str | None = None,
+    baselines: bool = True,
     json: bool = False,
 ) -> None:
     """Measure a checkpoint on splits, with 95 % intervals over images.
@@ -56,6 +59,8 @@ def evaluate_splits(
         labels: for zeroshot, a file of classes, one per line; if not given, the classes that occur.
         templates: for zeroshot, a file of sentences with {} for the class, one per line.
         train: for probe, the training images with their classes.
+        baselines: for loss, retrieval and captioning, also measure what the training pairs give without training: the
+            closed form of `adapt`, and the nearest image. Only of a model in its run folder, whose pairs are known.
         json: print JSON.
     """
     given = {"folds": folds, "out": out, "labels": labels, "templates": templates, "train": train}
@@ -81,13 +86,29 @@ def evaluate_splits(
         require_writable(out)
     require_extra("torch", "evaluating")
     model = load_to_measure(folder)
+    has_baselines = baselines and task in ("loss", "retrieval", "captioning")
+    fitted = baselines_of(folder) if has_baselines else None
+    beside = {path: {} if fitted is None else _beside(fitted, task, path) for path in paths}
     if task == "loss":
-        _print_losses(measure_losses(model, paths, batch_size), json)
+        _print_losses(measure_losses(model, paths, batch_size), beside, json)
         return
     options = _TaskOptions(
         batch_size=batch_size, folds=folds or 1, out=out, class_names=class_names, templates=sentences, train=train
     )
-    _print_reports({path: _measure(task, model, path, options) for path in paths}, json)
+    _print_reports({path: _measure(task, model, path, options) for path in paths}, beside, json)
+
+
+def _beside(fitted: "Baselines", task: Task, path: str) -> "dict[str, dict[str, Interval]]":
+    """Metrics of each baseline on a split."""
+    from grr_coca.data.sources.open import open_source
+    from grr_coca.evaluate.tasks import intervals
+
+    split = open_source(path)
+    if task == "captioning":
+        found = baseline_captions(fitted, split)
+    else:
+        found = baseline_recalls(fitted, split, "own" if task == "retrieval" else "equal")
+    return {name: intervals(measures) for name, measures in found.items()}
 
 
 def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) -> None:
@@ -190,14 +211,21 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
     return measure_probe(checkpoint, images, tested, options.batch_size, AttentionProbeOptions())
 
 
-def _print_losses(measured: "dict[str, SplitMeasures]", json: bool) -> None:
+_Beside = "dict[str, dict[str, dict[str, Interval]]]"
+
+
+def _print_losses(measured: "dict[str, SplitMeasures]", beside: _Beside, json: bool) -> None:
     """Print losses and retrieval of each split."""
     from grr_coca.evaluate.tasks import intervals
 
     found = {path: (each.evaluation, intervals(each.measures)) for path, each in measured.items()}
     if json:
         content = {
-            path: {**asdict(evaluation), "intervals": plain_intervals(spread)}
+            path: {
+                **asdict(evaluation),
+                "intervals": plain_intervals(spread),
+                "baselines": {name: plain_intervals(metrics) for name, metrics in beside[path].items()},
+            }
             for path, (evaluation, spread) in found.items()
         }
         print(json_of(content))
@@ -216,11 +244,19 @@ def _print_losses(measured: "dict[str, SplitMeasures]", json: bool) -> None:
                 if name.startswith(direction)
             )
             print(f"  {direction.replace('_', ' '):<17}{shares}  median rank {e.median_rank[direction]:g}")
+        for name, metrics in beside[path].items():
+            shown = "  ".join(f"{_short(metric)} {_share(interval)}" for metric, interval in metrics.items())
+            print(f"  {name:<17}{shown}")
         print(f"  {'chance':<17}" + "  ".join(f"{k} {share:.1%}" for k, share in e.chance.items()))
         print("  equal captions are right answers; in brackets: 95 % intervals over images\n")
 
 
-def _print_reports(reports: "dict[str, Report]", json: bool) -> None:
+def _short(metric: str) -> str:
+    """`text_to_image/R@1` as `text→image R@1`."""
+    return metric.replace("_to_", "→").replace("/", " ")
+
+
+def _print_reports(reports: "dict[str, Report]", beside: _Beside, json: bool) -> None:
     """Print the report of each split."""
     if json:
         content = {
@@ -229,6 +265,7 @@ def _print_reports(reports: "dict[str, Report]", json: bool) -> None:
                 "depends_on": dict(report.depends_on),
                 "metrics": plain_intervals(dict(report.metrics)),
                 "plain": dict(report.plain),
+                "baselines": {name: plain_intervals(metrics) for name, metrics in beside[path].items()},
             }
             for path, report in reports.items()
         }
@@ -241,6 +278,9 @@ def _print_reports(reports: "dict[str, Report]", json: bool) -> None:
             print(f"  {name:<{width}}  {interval}")
         for name, value in report.plain.items():
             print(f"  {name:<{width}}  {value:.4f}")
+        for baseline, metrics in beside[path].items():
+            for name, interval in metrics.items():
+                print(f"  {name:<{width}}  {interval}  {baseline}")
         for name, on in report.depends_on.items():
             print(f"  ({name}: {on})")
         print("  in brackets: 95 % intervals over images\n")

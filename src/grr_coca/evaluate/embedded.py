@@ -3,7 +3,7 @@
 Shapes: N images, E embedding width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -30,17 +30,31 @@ def embedded_gallery(model: ImageTextModel, source: PairSource, batch_size: int)
     """
     images = images_of(source)
     files = (source[pairs[0]] for pairs in images)
+    texts, owners, ids = split_captions(source, images)
+    return Gallery(
+        embedded_images(model, ((file.image, file.name) for file in files), batch_size),
+        torch.from_numpy(model.embed_texts(texts, batch_size=batch_size)),
+        torch.tensor(owners),
+        torch.tensor(ids),
+    )
+
+
+def split_captions(source: PairSource, images: Sequence[Sequence[int]]) -> tuple[list[str], list[int], list[int]]:
+    """Return all captions of some images, the number of the image of each, and ids that equal captions share.
+
+    Args:
+        source: the split.
+        images: indices of the pairs of each image, from `images_of`.
+
+    Raises:
+        UserError: a caption is empty.
+    """
     texts, owners = [], []
     for image, pairs in enumerate(images):
         own = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
         texts += own
         owners += [image] * len(own)
-    return Gallery(
-        embedded_images(model, ((file.image, file.name) for file in files), batch_size),
-        torch.from_numpy(model.embed_texts(texts, batch_size=batch_size)),
-        torch.tensor(owners),
-        torch.tensor([caption_id(text) for text in texts]),
-    )
+    return texts, owners, [caption_id(text) for text in texts]
 
 
 def embedded_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], batch_size: int) -> Float[Tensor, "N E"]:

@@ -32,7 +32,7 @@ def evaluate(grr_coca, run):
     """Evaluate and read the JSON of one split."""
 
     def evaluated(task, path, *options):
-        said = grr_coca("evaluate", run.folder, "--task", task, "--data", path, *options, "--json")
+        said = grr_coca("evaluate", run.folder, "--task", task, "--data", path, *options, "--json", "--no-baselines")
         assert said.code == 0, said.err
         return json.loads(said.out)[str(path)]
 
@@ -73,7 +73,7 @@ def test_numbers_that_are_none_are_null_in_json(grr_coca, diverged, split):
 
 
 def test_an_evaluation_for_people_has_the_numbers_of_that_for_programs(grr_coca, run, split):
-    options = ["evaluate", run.folder, "--data", split, "--batch-size", 8]
+    options = ["evaluate", run.folder, "--data", split, "--batch-size", 8, "--no-baselines"]
     result = json.loads(grr_coca(*options, "--json").out)[str(split)]
     assert (result["num_pairs"], result["contrastive_batch_size"]) == (16, 8)
     assert result["text_to_image"].keys() == {"R@1", "R@5", "R@10"}
@@ -118,7 +118,7 @@ def test_folds_make_retrieval_no_harder(evaluate, split):
 
 def test_captioning_prints_every_metric_and_writes_what_was_said(grr_coca, run, split, tmp_path):
     out = tmp_path / "new" / "captions.jsonl"
-    said = grr_coca("evaluate", run.folder, "--task", "captioning", "--data", split, "--out", out)
+    said = grr_coca("evaluate", run.folder, "--task", "captioning", "--data", split, "--out", out, "--no-baselines")
     assert said.code == 0, said.err
     for words in ("CIDEr ", "CIDEr-D", "BLEU-1", "BLEU-4", "ROUGE-L", "(images: 16)", "(decoding: greedy)", "95 %"):
         assert words in said.out
@@ -126,7 +126,7 @@ def test_captioning_prints_every_metric_and_writes_what_was_said(grr_coca, run, 
 
 
 def test_splits_may_be_given_one_after_the_other(grr_coca, run, split):
-    command = ["evaluate", run.folder, "--json", "--batch-size", 8]
+    command = ["evaluate", run.folder, "--json", "--batch-size", 8, "--no-baselines"]
     at_once = grr_coca(*command, "--data", split, run.shard)
     assert json.loads(at_once.out).keys() == {str(split), str(run.shard)}
     assert grr_coca(*command, "--data", split, "--data", run.shard) == at_once
@@ -166,7 +166,9 @@ def test_probes_are_trained_on_one_split_and_tested_on_another(evaluate, labelle
 
 
 def test_a_comparison_shows_the_change_in_per_cent_and_paired_differences(grr_coca, run, baseline, split):
-    said = grr_coca("compare", run.folder, baseline.folder, "--data", split, run.shard, "--batch-size", 8)
+    said = grr_coca(
+        "compare", run.folder, baseline.folder, "--data", split, run.shard, "--batch-size", 8, "--no-baselines"
+    )
     assert said.code == 0, said.err
     lines = said.out.splitlines()
     first, second, average = (line for line in lines if "%" in line)
@@ -181,19 +183,19 @@ def test_a_comparison_shows_the_change_in_per_cent_and_paired_differences(grr_co
 
 
 def test_a_checkpoint_held_against_itself_has_not_changed(grr_coca, run, split):
-    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8)
+    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 8, "--no-baselines")
     assert said.out.count("+0.00%") == 3
     assert said.out.splitlines()[-1].count("+0.000 [+0.000, +0.000]") == 4
 
 
 def test_contrastive_losses_of_0_are_compared(grr_coca, run, split):
-    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 1)
+    said = grr_coca("compare", run.folder, run.folder, "--data", split, "--batch-size", 1, "--no-baselines")
     assert said.code == 0, said.err
     assert "0.000 0.000 –" in " ".join(said.out.split())
 
 
 def test_models_of_one_preset_have_the_names_that_they_were_given(grr_coca, run, split):
-    said = grr_coca("compare", run.folder, run.checkpoint, "--data", split, "--batch-size", 8).out
+    said = grr_coca("compare", run.folder, run.checkpoint, "--data", split, "--batch-size", 8, "--no-baselines").out
     assert f"changes over {run.checkpoint}" in said
     heads = said.splitlines()[1].split()
     assert str(run.folder) in heads
@@ -218,7 +220,7 @@ def test_perplexities_over_different_tokens_are_not_compared(
         tokenizer=replace(tokenizer, vocab_size=vocab_size or tokenizer.vocab_size),
         model=replace(model, context_length=context_length or model.context_length),
     )
-    said = grr_coca("compare", run.folder, other.folder, "--data", split, "--batch-size", 8)
+    said = grr_coca("compare", run.folder, other.folder, "--data", split, "--batch-size", 8, "--no-baselines")
     assert f"perplexity and CoCa loss {why}, and cannot be compared" in said.out
     line = said.out.splitlines()[-1]
     assert "perplexity" not in line
@@ -227,13 +229,15 @@ def test_perplexities_over_different_tokens_are_not_compared(
 
 
 def test_a_model_that_diverged_is_compared_too(grr_coca, run, diverged, split):
-    said = grr_coca("compare", diverged, run.folder, "--data", split, "--batch-size", 8)
+    said = grr_coca("compare", diverged, run.folder, "--data", split, "--batch-size", 8, "--no-baselines")
     assert said.code == 0, said.err
     assert "nan" in said.out
 
 
 def test_json_of_a_comparison_has_all_metrics_of_both(grr_coca, evaluate, run, baseline, split):
-    said = grr_coca("compare", run.folder, baseline.folder, "--data", split, "--batch-size", 8, "--json")
+    said = grr_coca(
+        "compare", run.folder, baseline.folder, "--data", split, "--batch-size", 8, "--no-baselines", "--json"
+    )
     assert said.code == 0, said.err
     found = json.loads(said.out)[str(split)]
     assert found["models"] == [str(run.folder), str(baseline.folder)]

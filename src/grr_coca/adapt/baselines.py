@@ -1,0 +1,112 @@
+"""Baselines of a trained model: the closed form and the nearest image, by the pairs that it was trained on.
+
+Shapes: N images of a split, F features.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from grr_coca.adapt.adapt_model import adaptation_of
+from grr_coca.adapt.fit import fit_images
+from grr_coca.adapt.read_pairs import read_pairs, require_size
+from grr_coca.common.shapes import Float, Int
+from grr_coca.data.sources.base import PairSource
+from grr_coca.evaluate.caption_split import CaptionedSplit, images_of
+from grr_coca.evaluate.embedded import split_captions
+from grr_coca.evaluate.retrieval import Gallery
+from grr_coca.infer.adapted.descriptors import descriptors, unit
+from grr_coca.infer.image_text_model import ImageTextModel
+
+CLOSED_FORM, NEAREST = "closed form", "nearest image"
+_BATCH = 64
+
+
+class Baselines:
+    """Fits the closed form to training pairs, without training.
+
+    Args:
+        training: The pairs.
+        name: Their name in messages.
+        base: The model that training began from, or another one that has not seen the pairs.
+
+    Raises:
+        UserError: If the pairs cannot be used.
+    """
+
+    def __init__(self, training: PairSource, name: str, base: ImageTextModel) -> None:
+        require_size(training, name)
+        self._base = base
+        self._images = read_pairs(training, name, base, {}, lambda *_: None)
+        fitted = fit_images(self._images, lambda _: None)
+        self._adaptation = adaptation_of(self._images, fitted, name, "")
+        self._features = fitted.features
+
+    def galleries(self, split: PairSource) -> dict[str, Gallery]:
+        """Embed a split by each baseline. The nearest image counts by the words of its captions."""
+        found = self._read(split)
+        texts, owners, ids = split_captions(split, images_of(split))
+        queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
+        numbers = self._adaptation.header.split[0]
+        said = self._images.captions.mean_of_images(self._adaptation.arrays.caption_vectors[:, :numbers])
+        nearest = unit(said[found.nearest])
+        return {
+            CLOSED_FORM: _gallery(found.vectors, queries, owners, ids),
+            NEAREST: _gallery(nearest, unit(queries[:, :numbers]), owners, ids),
+        }
+
+    def captions(self, split: PairSource) -> dict[str, CaptionedSplit]:
+        """Caption a split by each baseline: the nearest caption of training, and that of the nearest image."""
+        found, images = self._read(split), images_of(split)
+        texts, owners, _ = split_captions(split, images)
+        references = [
+            tuple(text for text, own in zip(texts, owners, strict=True) if own == i) for i in range(len(images))
+        ]
+        known, captions = self._images.captions.texts, self._images.captions
+        best = (found.vectors @ self._adaptation.arrays.caption_vectors.T).argmax(axis=1)
+        first = np.full(len(self._images), -1)
+        first[captions.owners[::-1]] = captions.places[::-1]
+        names = tuple(split.name(pairs[0]) for pairs in images)
+        chosen = {CLOSED_FORM: best, NEAREST: first[found.nearest]}
+        return {
+            name: CaptionedSplit(names, tuple(known[place] for place in places), tuple(references))
+            for name, places in chosen.items()
+        }
+
+    def _read(self, split: PairSource) -> "_Found":
+        model, images, rows = self._base, images_of(split), []
+
+        def batches() -> Iterator[np.ndarray]:
+            for start in range(0, len(images), _BATCH):
+                files = [split[pairs[0]] for pairs in images[start : start + _BATCH]]
+                yield np.stack([model.preprocess(model.preprocess.decode(file.image, file.name)) for file in files])
+
+        def work(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return model.engine.encode_images(pixels).embedding, descriptors(pixels)
+
+        model.map_batches(batches(), work, rows.append)
+        embeddings, described = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        vectors, _ = self._adaptation.image_vectors(embeddings, described)
+        return _Found(vectors, self._adaptation.features(embeddings, described), self._features)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The images of a split: vectors by the closed form, and features beside those of the training images."""
+
+    vectors: Float[np.ndarray, "N Z"]
+    features: Float[np.ndarray, "N F"]
+    learned: Float[np.ndarray, "M F"]
+
+    @cached_property
+    def nearest(self) -> Int[np.ndarray, " N"]:
+        """The nearest training image of each."""
+        return (2 * self.features @ self.learned.T - np.square(self.learned).sum(axis=1)).argmax(axis=1)
+
+
+def _gallery(images: np.ndarray, texts: np.ndarray, owners: list[int], ids: list[int]) -> Gallery:
+    rows = (torch.from_numpy(np.ascontiguousarray(each, np.float32)) for each in (images, texts))
+    return Gallery(*rows, torch.tensor(owners), torch.tensor(ids))

@@ -1,0 +1,69 @@
+"""Baselines of a run, where its training pairs are known: what closed form and nearest image reach without training."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grr_coca.common.errors import UserError
+from grr_coca.infer.load import load, locate_checkpoint
+from grr_coca.model.checkpoint_files import DEFAULT, START_FILE, is_adapted
+
+if TYPE_CHECKING:
+    from grr_coca.adapt.baselines import Baselines
+    from grr_coca.data.sources.base import PairSource
+    from grr_coca.evaluate.intervals import Measure
+
+
+def baselines_of(folder: Path) -> "Baselines | None":
+    """Fit the baselines of a model to the training pairs of its run; None: these are unknown, or do not suit.
+
+    Args:
+        folder: Checkpoint of the model.
+    """
+    run = folder.parent.parent
+    if is_adapted(folder) or folder.parent.name != "checkpoints":
+        return None
+    from grr_coca.adapt.baselines import Baselines  # lazy import, as below: PyTorch
+    from grr_coca.train.recipe import load_recipe
+    from grr_coca.train.setup import training_sources
+
+    try:
+        recipe = load_recipe(run / "recipe.yaml")
+        pairs, _ = training_sources(recipe)
+        return Baselines(pairs, recipe.data.train, load(_start_of(run)))
+    except UserError as error:
+        print(f"no baselines: {error}", file=sys.stderr)
+        return None
+
+
+def _start_of(run: Path) -> Path:
+    """The model that a run began from. Of one that began with new weights, the default model."""
+    path = run / START_FILE
+    if path.is_file():
+        start = Path(json.loads(path.read_text(encoding="utf-8"))["checkpoint"])
+        if start.is_dir() and not is_adapted(start):
+            return start
+    return locate_checkpoint(DEFAULT)
+
+
+def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) -> "dict[str, dict[str, Measure]]":
+    """Recalls of each baseline on a split.
+
+    Args:
+        baselines: Fitted baselines.
+        split: Pairs.
+        right: As in `grr_coca.evaluate.retrieval.retrieve`.
+    """
+    from grr_coca.evaluate.checkpoint_metrics import retrieval_measures
+    from grr_coca.evaluate.retrieval import retrieve
+
+    return {
+        name: retrieval_measures(retrieve(gallery, "own" if right == "own" else "equal"))
+        for name, gallery in baselines.galleries(split).items()
+    }
+
+
+def baseline_captions(baselines: "Baselines", split: "PairSource") -> "dict[str, dict[str, Measure]]":
+    """Caption metrics of each baseline on a split."""
+    return {name: captioned.scores().measures() for name, captioned in baselines.captions(split).items()}

@@ -77,7 +77,8 @@ class Baselines:
         }
 
     def _read(self, split: PairSource) -> "_Found":
-        model, images, rows = self._base, images_of(split), []
+        model, images = self._base, images_of(split)
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
 
         def batches() -> Iterator[np.ndarray]:
             for start in range(0, len(images), _BATCH):
@@ -108,5 +109,5 @@ class _Found:
 
 
 def _gallery(images: np.ndarray, texts: np.ndarray, owners: list[int], ids: list[int]) -> Gallery:
-    rows = (torch.from_numpy(np.ascontiguousarray(each, np.float32)) for each in (images, texts))
-    return Gallery(*rows, torch.tensor(owners), torch.tensor(ids))
+    rows = [torch.from_numpy(np.ascontiguousarray(each, np.float32)) for each in (images, texts)]
+    return Gallery(rows[0], rows[1], torch.tensor(owners), torch.tensor(ids))

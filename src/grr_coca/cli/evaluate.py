@@ -211,10 +211,9 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
     return measure_probe(checkpoint, images, tested, options.batch_size, AttentionProbeOptions())
 
 
-_Beside = "dict[str, dict[str, dict[str, Interval]]]"
-
-
-def _print_losses(measured: "dict[str, SplitMeasures]", beside: _Beside, json: bool) -> None:
+def _print_losses(
+    measured: "dict[str, SplitMeasures]", beside: "dict[str, dict[str, dict[str, Interval]]]", json: bool
+) -> None:
     """Print losses and retrieval of each split."""
     from grr_coca.evaluate.tasks import intervals
 
@@ -256,7 +255,9 @@ def _short(metric: str) -> str:
     return metric.replace("_to_", "→").replace("/", " ")
 
 
-def _print_reports(reports: "dict[str, Report]", beside: _Beside, json: bool) -> None:
+def _print_reports(
+    reports: "dict[str, Report]", beside: "dict[str, dict[str, dict[str, Interval]]]", json: bool
+) -> None:
     """Print the report of each split."""
     if json:
         content = {

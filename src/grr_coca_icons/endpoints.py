@@ -44,7 +44,7 @@ def endpoints(service: Service) -> list[BaseRoute]:
         assert finder is not None
         return json_response({"others": await service.grouping.do(finder.of_icon, identity)})
 
-    return [*router.routes, Route("/mcp", McpEndpoint(service.index), include_in_schema=False)]
+    return [*router.routes, Route("/mcp", McpEndpoint(service.index, service.queue), include_in_schema=False)]
 
 
 class Equivalents:

@@ -1,5 +1,6 @@
 """Turns the bytes of an image into an entry of an index: here, or on a Ray cluster."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,13 +12,13 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile
+from grr_coca.data.images import ask_helpers
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.text import writable
 from grr_coca.infer.on_ray import map_on_ray
-from grr_coca_search.duplicates import look_of, perceptual_hash
 from grr_coca_search.entry import Entry, Failure, Photo, Stamp, digest_of, plain_fields, stamp_of
-from grr_coca_search.photo import read_photo
-from grr_coca_search.store import ImageDescription
+from grr_coca_search.photo import FACTS, photo_of
+from grr_coca_search.store import ImageDescription, PhotoUpdate
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
@@ -59,39 +60,59 @@ Take = Callable[[Sequence[DecodedImage], list[ImageDescription]], None]
 """Takes a batch of images and their descriptions."""
 
 
-def decode_found(found: FoundImage, preprocess: "Preprocess") -> DecodedImage | Failure:
-    """Read and decode an image. The stamp of a separate file is read again, as it may have changed since it was found.
-    A member of a shard keeps that of the shard that was opened, as another one in its place has other offsets.
+def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Iterator[DecodedImage | Failure]:
+    """Read and decode images. The stamp of a separate file is read again, as it may have changed since it was found. A
+    member of a shard keeps that of the shard that was opened, as another one in its place has other offsets.
 
     A failure of the system (a permission, a disk, a missing package, a busy machine) has no stamp, so the next update
     tries it again.
     """
-    part = found.file.part
-    stamp = stamp_of(found.file) if part is None or part.offset is None else found.stamp
-    # A failure keeps the stamp from before reading: a file that was still being written then counts as changed.
-    try:
-        content = found.file.read()
-    except UserError as error:
-        is_system_error = isinstance(error.__cause__, OSError)
-        return Failure(found.file.name, found.root, None if is_system_error else stamp, writable(str(error)))
-    try:
-        image = preprocess.decode(content, found.file.name)
-    except BadSample as error:
-        is_of_system = error.cause in (Cause.NOT_INSTALLED, Cause.UNREADABLE)
-        return Failure(found.file.name, found.root, None if is_of_system else stamp, str(error))
-    if stamp is None or stamp.size != len(content):
-        stamp = Stamp(len(content), 0 if stamp is None else stamp.mtime_ns)
-    found = found._replace(stamp=stamp)
-    return DecodedImage(
-        found=found,
-        digest=digest_of(content),
-        width=image.width,
-        height=image.height,
-        phash=perceptual_hash(image),
-        look=look_of(image),
-        photo=read_photo(found.file, content),
-        square=preprocess.square(image),
-    )
+    read: deque[tuple[FoundImage, str, int]] = deque()  # images whose answers are not here: digest and number of bytes
+
+    def contents() -> Iterator[tuple[bytes | UserError, str]]:
+        for one in found:
+            part = one.file.part
+            # Before reading: a file that is still being written then counts as changed.
+            stamp = stamp_of(one.file) if part is None or part.offset is None else one.stamp
+            content = one.file.read_or_error()
+            size, digest = (0, "") if isinstance(content, UserError) else (len(content), digest_of(content))
+            read.append((one._replace(stamp=stamp), digest, size))
+            yield content, one.file.name
+
+    for answer in ask_helpers("described", contents(), module=FACTS, preprocess=preprocess):
+        one, digest, size = read.popleft()
+        stamp = one.stamp
+        if isinstance(answer, UserError):
+            is_of_system = isinstance(answer.__cause__, OSError) or (
+                isinstance(answer, BadSample) and answer.cause in (Cause.NOT_INSTALLED, Cause.UNREADABLE)
+            )
+            yield Failure(one.file.name, one.root, None if is_of_system else stamp, writable(str(answer)))
+            continue
+        if stamp is None or stamp.size != size:
+            stamp = Stamp(size, 0 if stamp is None else stamp.mtime_ns)
+        facts, pixels = answer
+        yield DecodedImage(
+            found=one._replace(stamp=stamp),
+            digest=digest,
+            width=int(facts["size"][0]),
+            height=int(facts["size"][1]),
+            phash=int(facts["phash"]),
+            look=bytes.fromhex(facts["look"]),
+            photo=photo_of(one.file, facts["found"]),
+            square=preprocess.received(facts, pixels),
+        )
+
+
+def noted(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
+    """Image metadata and duplicate hashes; None for files that cannot be read now."""
+    contents = ((one.file.read_or_error(), one.file.name) for one in found)
+    for one, answer in zip(found, ask_helpers("described", contents, module=FACTS), strict=True):
+        if isinstance(answer, UserError):
+            yield None
+            continue
+        facts, _ = answer
+        photo = photo_of(one.file, facts["found"])
+        yield PhotoUpdate(one.file.name, photo, int(facts["phash"]), bytes.fromhex(facts["look"]))
 
 
 def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
@@ -176,7 +197,7 @@ def _worker(folder: Path, engine: str) -> Callable[[Sequence[FoundImage]], list[
     preprocess = model.preprocess
 
     def work(batch: Sequence[FoundImage]) -> list[DecodedImage | Failure]:
-        read = [decode_found(found, preprocess) for found in batch]
+        read = list(decode_found(batch, preprocess))
         squares = [one.square for one in read if isinstance(one, DecodedImage) and one.square is not None]
         described = iter(describe_squares(model, squares))
         return [

@@ -4,7 +4,7 @@ Shapes: M texts or images, E embedding width.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +15,7 @@ from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.data.image_files import done_ahead
+from grr_coca.data.isolated import helpers
 from grr_coca.infer.load import is_on_hub, locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT, fingerprint, shipped_folder
@@ -29,6 +30,7 @@ from grr_coca_search.describe import (
 from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca_search.entry import Failure, Header, chunks
 from grr_coca_search.filters import parse_filter
+from grr_coca_search.photo import FACTS
 from grr_coca_search.query import Query, SearchOptions, SearchResult, search_store
 from grr_coca_search.relevance import RelevanceCurve, curve_of
 from grr_coca_search.store import Changes, ImageDescription, Store
@@ -326,8 +328,9 @@ class IndexModel:
 
     def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
         """Read and decode images in the background."""
+        helpers.start(FACTS)  # while the model is loaded
         preprocess = self.loaded.preprocess
-        return done_ahead(found, lambda one: decode_found(one, preprocess), batch_size)
+        return done_ahead(found, partial(decode_found, preprocess=preprocess), batch_size)
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
         """Caption and embedding of each image, from one forward pass."""

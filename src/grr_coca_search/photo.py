@@ -3,26 +3,28 @@
 Nothing is written. Corrupt values or values out of range are ignored: they do not affect the image.
 """
 
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from PIL import ExifTags, Image, IptcImagePlugin
 from PIL.ImageFile import ImageFile as OpenedFile
 
-from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
 from grr_coca.data.image_files import ImageFile
-from grr_coca.data.images import ignore_warnings_of_pillow, open_header
+from grr_coca.data.images import ask_helper, ignore_warnings_of_pillow, open_header
+from grr_coca.data.sources.base import BadSample
 from grr_coca_search.entry import Photo
 from grr_coca_search.fields import PHOTO_FIELDS, READER
 
-_Found = Mapping[str, Any]
+FACTS = "grr_coca_search.picture_facts"
+"""The module of what helper programs find in pictures."""
+
+Found = Mapping[str, Any]
 """EXIF, XMP or IPTC data: values by the names of fields, and `keywords`. None: not known."""
 
 _MAX_METADATA_BYTES = 2**24
@@ -36,20 +38,27 @@ def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
 
     Args:
         file: the image.
-        content: its bytes; None: the file is opened, and only its metadata are read if its format allows.
+        content: its bytes; None: they are read.
 
     Raises:
         UserError: the file cannot be read.
     """
+    content = file.read() if content is None else content
+    try:
+        facts, _ = ask_helper("metadata", content, file.name, module=FACTS)
+    except BadSample:  # decoding reports the error
+        facts = {"found": []}
+    return photo_of(file, facts["found"])
+
+
+def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
+    """Return the metadata of an image file, and of the XMP files beside it.
+
+    Args:
+        file: The image.
+        inside: Metadata that a helper program has found in the file.
+    """
     sidecars = sidecar_state(file)  # before they are read: one that changes in the meantime is read again
-    if content is None and file.path is not None:
-        try:
-            with file.path.open("rb") as opened:
-                inside = _in_file(opened, file.name)
-        except OSError as error:
-            raise UserError(f"{file.name}: cannot be read ({error.strerror or error})") from error
-    else:
-        inside = _in_file(io.BytesIO(file.read() if content is None else content), file.name)
     beside = list(map(_in_sidecar, sidecar_paths(file)))
     ranked = [*reversed(beside), *inside]  # the first that knows a field counts, and keywords of all are kept
     known = {name: next((one[name] for one in ranked if one.get(name) is not None), None) for name in PHOTO_FIELDS}
@@ -86,7 +95,7 @@ def sidecar_state(file: ImageFile) -> int:
     return int.from_bytes(blake2b(repr((READER, found)).encode(), digest_size=7).digest())
 
 
-def _in_sidecar(sidecar: str) -> _Found:
+def _in_sidecar(sidecar: str) -> Found:
     try:
         with open_regular(Path(sidecar)) as file:
             if os.fstat(file.fileno()).st_size > _MAX_METADATA_BYTES:
@@ -102,37 +111,19 @@ def _in_sidecar(sidecar: str) -> _Found:
 # --- Image files
 
 
-class _LimitedFile:
-    """A file that refuses to be read once `_MAX_METADATA_BYTES` have been read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._left = _MAX_METADATA_BYTES
-        self.seek, self.tell, self.close = file.seek, file.tell, file.close
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self._left:
-            raise OSError("too many bytes of metadata")
-        self._left -= size
-        return self._file.read(size)
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
 
 
-_LAZY = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-"""Formats whose metadata can be read without the pixels, by the first bytes of a file."""
+def found_in(data: bytes, name: str) -> list[Found]:
+    """Return what is written into an image file, in three forms. It runs in helper programs.
 
-
-def _in_file(file: IO[bytes], name: str) -> list[_Found]:
-    """Return the metadata of a file, in three forms. Data of cameras take precedence over data of programs."""
-    head = file.read(16)
-    file.seek(0)
-    lazy = next((kind for magic, kind in _LAZY.items() if head.startswith(magic)), None)
-    if lazy is None and head[8:12] != b"WEBP" and head[4:8] != b"ftyp":
+    Data of cameras take precedence over data of programs.
+    """
+    if not data.startswith(_STARTS) and data[8:12] != b"WEBP" and data[4:8] != b"ftyp":
         return []  # no other format has such metadata
     ignore_warnings_of_pillow()
     try:
-        image = (
-            Image.open(cast(IO[bytes], _LimitedFile(file)), formats=[lazy]) if lazy else open_header(file.read(), name)
-        )
+        image = open_header(data, name)
     except Exception:  # corrupt files raise many types; decoding reports the error
         return []
     return [_exif(image), _xmp(image), _iptc(image)]
@@ -141,7 +132,7 @@ def _in_file(file: IO[bytes], name: str) -> list[_Found]:
 # --- EXIF
 
 
-def _exif(image: Image.Image) -> _Found:
+def _exif(image: Image.Image) -> Found:
     # Each part separately: damage to one must not hide the others.
     main = _tags(image, None)
     more, place = _tags(image, ExifTags.IFD.Exif), _tags(image, ExifTags.IFD.GPSInfo)
@@ -201,7 +192,7 @@ def _place(lat: float | None, lon: float | None) -> dict[str, float]:
 # --- XMP
 
 
-def _xmp(image: Image.Image) -> _Found:
+def _xmp(image: Image.Image) -> Found:
     xmp = _properties(image)
     paths = [path.split("|") for path in _texts(xmp.get("hierarchicalSubject"))]  # of Lightroom, as `animals|cat`
     paths += [path.split("/") for path in _texts(xmp.get("TagsList"))]  # of digiKam
@@ -274,7 +265,7 @@ _UTF8 = b"\x1b%G"
 _CHARACTERS, _TITLE, _KEYWORDS, _DAY = (1, 90), (2, 5), (2, 25), (2, 55)
 
 
-def _iptc(image: Image.Image) -> _Found:
+def _iptc(image: Image.Image) -> Found:
     try:
         found = IptcImagePlugin.getiptcinfo(cast(OpenedFile, image)) or {}
     except Exception:  # corrupt data raise many types

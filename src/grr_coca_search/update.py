@@ -24,13 +24,12 @@ from typing import Literal, Protocol
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import require_path
 from grr_coca.data.image_files import TABLE_SUFFIXES, done_ahead, is_forbidden, iterate_images
-from grr_coca.data.images import decode_image, has_more_frames
-from grr_coca.data.sources.base import BadSample, reader_that_owns
+from grr_coca.data.images import has_more_frames
+from grr_coca.data.sources.base import reader_that_owns
 from grr_coca.data.walk import Exclusions
-from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry
-from grr_coca_search.duplicates import look_of, perceptual_hash
+from grr_coca_search.describe import DecodedImage, FoundImage, Take, make_entry, noted
 from grr_coca_search.entry import Failure, ImagePlace, Stamp, chunks, name_id, plain_fields, stamp_of
-from grr_coca_search.photo import read_photo, sidecar_state
+from grr_coca_search.photo import sidecar_state
 from grr_coca_search.store import Changes, ImageDescription, ImageState, PhotoUpdate, Store, Touch
 
 _LOOKUP_SIZE = 1000
@@ -290,9 +289,10 @@ class _Run:
         wrote."""
         if not self._to_note:
             return
-        for batch in done_ahead(self._in_state("unnoted"), _noted, _NOTED_AT_ONCE):
-            self._pending.noted.extend(noted for noted in batch if noted is not None)
-            self.update.noted += sum(noted is not None for noted in batch)
+        for batch in done_ahead(self._in_state("unnoted"), noted, _NOTED_AT_ONCE):
+            read = [one for one in batch if one is not None]
+            self._pending.noted.extend(read)
+            self.update.noted += len(read)
             if self._is_due():
                 self._commit()
         self._commit()
@@ -420,17 +420,6 @@ def _state(found: FoundImage, before: ImageState | None) -> _State:
         return "outdated"
     is_noted = not before.digest or before.sidecars == sidecar_state(found.file)
     return "current" if is_noted else "unnoted"
-
-
-def _noted(found: FoundImage) -> PhotoUpdate | None:
-    """Image metadata and duplicate hashes; None if the file cannot be read now."""
-    try:
-        content = found.file.read()
-        image = decode_image(content, found.file.name, is_scaled=True)
-        photo = read_photo(found.file, content)
-        return PhotoUpdate(found.file.name, photo, perceptual_hash(image), look_of(image))
-    except (UserError, BadSample):
-        return None
 
 
 def _is_edited(found: FoundImage, known: ImageState) -> bool:

@@ -52,11 +52,6 @@ class DaemonThreads:
         with self._lock:
             return self._count_late()
 
-    @property
-    def are_stuck(self) -> bool:
-        """Whether all threads are late, those in place of others, too."""
-        return self.num_late >= self._count + _MAX_REPLACED
-
     def _count_late(self) -> int:
         now = time.monotonic()
         return sum(now - began > self._seconds for began in self._began.values())

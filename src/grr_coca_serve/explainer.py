@@ -76,9 +76,9 @@ class Explainer:
             except UserError as error:  # such as a model in int8
                 raise Refusal(501, f"no heat maps of this model: {error}") from error
         checkpoint = self._model.checkpoint
-        with self._reader.decoded(data, checkpoint.preprocess, for_people=True) as image:
-            (described,) = self._model.describe_many([image])
-            pixels, square = checkpoint.pixels(image), _in_shares(checkpoint.preprocess.seen(image), image.size)
+        image = self._reader.decoded(data, checkpoint.preprocess)
+        (described,) = self._model.describe_many([image])
+        pixels, square = checkpoint.pixels(image), _in_shares(checkpoint.preprocess.seen(image), image.size)
         caption = described.captions[0]
         maps = caption_maps(checkpoint, pixels, caption.token_ids)
         return {

@@ -17,11 +17,10 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_within
-from grr_coca.data.images import decode_image, encoded, with_srgb_colours
+from grr_coca.data.images import decode_image, encoded
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.memory import Budget
-from grr_coca_serve.pictures import kept_header, read_image_header, require_decodable
 from grr_coca_serve.refusal import Refusal
 from grr_coca_serve.svg_cleaning import clean_svg
 
@@ -50,12 +49,10 @@ class PictureFiles:
     """The files of the pictures of one index.
 
     Args:
-        memory: of all pictures that are decoded at a time.
         folders: only pictures in these are shown; None: all.
     """
 
-    def __init__(self, memory: Budget, folders: Sequence[Path] | None) -> None:
-        self._memory = memory
+    def __init__(self, folders: Sequence[Path] | None) -> None:
         self._folders = folders
         self._file_bytes = Budget(_MAX_FILE_BYTES)
         self._workers = DaemonThreads(_THREADS, "files", _SECONDS_UNTIL_LATE)
@@ -101,21 +98,12 @@ class PictureFiles:
             raise UserError(f"the file of this picture has not answered for {_SECONDS:g} s") from error
 
     def decode(self, data: bytes, name: str, side: int) -> Image.Image:
-        """A picture of which no side is longer than `side`. Waits for memory; called from any thread but the loop's.
+        """A picture of which no side is longer than `side`. Called from any thread but the loop's.
 
         Raises:
             UserError: it is no picture, or too large.
         """
-        at_least, opened = (2 * side, 1), read_image_header(data)
-        try:
-            size = require_decodable(opened, self._memory.size, at_least)
-        except Refusal as refusal:
-            raise UserError(refusal.message) from refusal
-        opened = kept_header(opened)
-        with self._memory.taken(size):
-            image = decode_image(data, name, to_srgb=True, is_scaled=True, at_least=at_least, opened=opened)
-            image.thumbnail((side, side))
-        return with_srgb_colours(image)
+        return decode_image(data, name, to_srgb=True, at_least=(2 * side, 1), side=side)
 
     async def thumbnail(self, entry: "Entry", side: int) -> bytes | None:
         """A picture as WebP, its longest side at most `side`; None if its file is gone, broken, or does not answer."""

@@ -7,8 +7,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,18 +19,19 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from grr_coca.common.errors import nearest
 from grr_coca.common.shapes import UInt8
-from grr_coca.data.images import BROKEN, open_header, peak_bytes, vector_format
-from grr_coca.data.sources.base import BadSample
+from grr_coca.data.isolated import HelperLimits
 from grr_coca_serve.daemon_threads import DaemonThreads
-from grr_coca_serve.memory import Budget
 from grr_coca_serve.refusal import Refusal
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess
+    from grr_coca_serve.guard import Limits
 
 Options = TypeVar("Options", bound=BaseModel)
 
 _NAME = "the picture"
+DECODE_THREADS = 6
+"""Pictures that are decoded at a time, at most one in each helper program."""
 _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -164,114 +164,69 @@ def _json(body: bytes) -> dict[str, Any]:
 
 # --- Decoding
 
-_BYTES_PER_PIXEL = 20
-"""Memory that pictures may take together while they are decoded, for each pixel of the largest picture."""
 _MAX_WHOLE_PIXELS = 25_000_000
 """A larger JPEG is decoded at a fraction of its size, if four times the side of the model's input is left."""
 _SPARE = 4
-_DRAWING_BYTES = 2**20
-_HOLDING = frozenset({"WEBP", "AVIF", "HEIF"})
-"""Formats whose decoders hold the memory of all pixels once they are open."""
+_CPU_SECONDS = 2.0
+"""Processor time of a picture. Four pictures that take all of it must not keep others waiting for long."""
+_MEMORY = 2**29
+"""Address space of a helper program, of which it takes about 0.2 GB before it decodes anything."""
+_BYTES_PER_PIXEL = 20
+"""Memory for each pixel of the largest picture, which one helper program at a time may take besides."""
 
 
-def memory_of_pictures(max_pixels: int) -> Budget:
-    """What all pictures that are decoded at a time may take together, for this limit of one picture."""
-    return Budget(_BYTES_PER_PIXEL * max_pixels)
-
-
-def require_decodable(opened: Image.Image | None, max_bytes: int, at_least: tuple[int, int] | None = None) -> int:
-    """Return the memory that decoding a picture takes at most.
-
-    Args:
-        opened: See `read_image_header`.
-        max_bytes: Limit of the memory.
-        at_least: See `decode_image`.
-
-    Raises:
-        Refusal: The memory exceeds the limit.
-    """
-    if opened is None:
-        return _DRAWING_BYTES
-    if at_least is not None:
-        opened.draft(None, at_least)
-    size = peak_bytes(opened)
-    if size > max_bytes:
-        pixels = opened.width * opened.height
-        raise Refusal(
-            413,
-            f"too many pixels for {opened.format}: {pixels:,}, for which decoding takes {size:,} bytes "
-            f"(limit {max_bytes:,}); scale it down first",
-        )
-    return size
-
-
-def read_image_header(data: bytes) -> Image.Image | None:
-    """Return a picture of which only the header is read; None for drawings, and for errors, which decoding reports."""
-    try:
-        return None if vector_format(data) is not None else open_header(data, _NAME)
-    except (*BROKEN, BadSample):
-        return None
-
-
-def kept_header(opened: Image.Image | None) -> Image.Image | None:
-    """Return a header that can be kept until there is memory to decode its picture, or None.
-
-    Some decoders hold the memory of all pixels once they are open; those headers are read again.
-    """
-    return None if opened is None or opened.format in _HOLDING else opened
+def limits_of_helpers(limits: "Limits") -> HelperLimits:
+    """The limits of programs that decode pictures of requests."""
+    return HelperLimits(
+        cpu_seconds=_CPU_SECONDS,
+        wall_seconds=limits.seconds,
+        memory=_MEMORY,
+        large_memory=_MEMORY + _BYTES_PER_PIXEL * limits.max_pixels,
+        count=DECODE_THREADS,
+    )
 
 
 class PictureReader:
-    """Decodes pictures of requests in threads of its own, after a look at the header.
+    """Decodes pictures of requests in helper programs, for which threads wait.
 
     Args:
-        max_pixels: larger pictures are refused before any pixel is decoded.
-        memory: of all pictures that are decoded at a time.
-        threads: how many pictures are decoded at a time.
-        seconds: after which a picture that is being decoded is late.
+        max_pixels: larger pictures are rejected before any pixel is decoded.
     """
 
-    def __init__(self, max_pixels: int, memory: Budget, threads: int, seconds: float) -> None:
-        self._max_pixels, self._memory = max_pixels, memory
-        self._workers = DaemonThreads(threads, "decode", seconds)
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._workers = DaemonThreads(DECODE_THREADS, "decode")
 
     def close(self) -> None:
         """End the threads."""
         self._workers.close()
 
-    @property
-    def hangs(self) -> bool:
-        """Whether new pictures are not decoded, since all threads are late."""
-        return self._workers.are_stuck
-
     async def square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
         """The pixels of a picture as the model takes them.
 
         Raises:
-            Refusal, UserError: it is no picture, or too large.
+            Refusal, UserError: it is no picture, or exceeds a limit.
         """
         return await self._workers.do(self._square, data, preprocess)
 
     def _square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
-        with self.decoded(data, preprocess) as image:
-            return preprocess(image)
+        _require_picture(data)
+        return np.asarray(preprocess.read(data, _NAME, **self._options(preprocess)))
 
-    @contextmanager
-    def decoded(self, data: bytes, preprocess: "Preprocess", *, for_people: bool = False) -> Iterator[Image.Image]:
-        """A picture for a block, in this thread. It counts as memory of pictures until the end of the block. See
-        `Preprocess.decode` for `for_people`.
+    def decoded(self, data: bytes, preprocess: "Preprocess") -> Image.Image:
+        """A picture in full size, for people.
 
         Raises:
-            Refusal, UserError: it is no picture, or too large.
+            Refusal, UserError: it is no picture, or exceeds a limit.
         """
-        if not data:
-            raise Refusal(422, "there is no picture; send its bytes as the body, or as the part 'image' of a form")
-        opened = read_image_header(data)
-        pixels = 0 if opened is None else opened.width * opened.height
-        if pixels > self._max_pixels:
-            raise Refusal(413, f"too many pixels: {pixels:,} (limit {self._max_pixels:,}); scale it down first")
-        at_least = (_SPARE * preprocess.image_size,) * 2 if pixels > _MAX_WHOLE_PIXELS else None
-        size = require_decodable(opened, self._memory.size, at_least)
-        opened = kept_header(opened)
-        with self._memory.taken(size):
-            yield preprocess.decode(data, _NAME, at_least=at_least, for_people=for_people, opened=opened)
+        _require_picture(data)
+        return preprocess.decode(data, _NAME, for_people=True, **self._options(preprocess))
+
+    def _options(self, preprocess: "Preprocess") -> dict[str, Any]:
+        at_least = (_SPARE * preprocess.image_size,) * 2
+        return {"max_pixels": self._max_pixels, "at_least": at_least, "above": _MAX_WHOLE_PIXELS}
+
+
+def _require_picture(data: bytes) -> None:
+    if not data:
+        raise Refusal(422, "there is no picture; send its bytes as the body, or as the part 'image' of a form")

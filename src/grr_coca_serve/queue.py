@@ -21,9 +21,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.shapes import UInt8
+from grr_coca.common.shapes import Float, UInt8
+from grr_coca.data.images import to_rgb
+from grr_coca.data.text import clean_query
 from grr_coca.infer.generate import GREEDY, GenerationOptions, generate
 from grr_coca.infer.generate.next_token import require_numbers
 from grr_coca.infer.image_text_model import Description, ImageTextModel
@@ -94,7 +97,7 @@ class ModelQueue:
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.capacity = capacity
-        self._seconds = seconds
+        self.seconds = seconds
         self.in_use = 0
         self.max_batch = 1
         self.model: ImageTextModel | None = None
@@ -153,7 +156,7 @@ class ModelQueue:
             Refusal: it is full, or what waits takes as long as a request may wait; the message says when to try again.
         """
         wait = self.in_use * self._seconds_per_item
-        if self.in_use + weight > self.capacity or wait > self._seconds:
+        if self.in_use + weight > self.capacity or wait > self.seconds:
             seconds = max(1, math.ceil(wait))
             raise Refusal(
                 429,
@@ -290,6 +293,70 @@ class ModelQueue:
         return self.model.describe_pixels(
             pixels, kind.prompt, kind.options, keys, kind.num_tags, on_text if is_streamed else None
         )
+
+
+class QueuedModel:
+    """A model for code that calls one, such as the tools of agents: the queue computes, among the jobs of requests.
+
+    It may be called from any thread but those of the event loop and of the model. What is not computed comes from the
+    model itself.
+
+    Args:
+        queue: The queue, whose model is ready.
+        seconds: How long a few results may take.
+    """
+
+    def __init__(self, queue: ModelQueue, seconds: float) -> None:
+        self._queue, self._seconds = queue, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the model."""
+        return getattr(self._queue.ready(), name)
+
+    def embed_texts(self, texts: Sequence[str], **_: object) -> Float[np.ndarray, "N E"]:
+        """Embed texts, see `ImageTextModel.embed_texts`.
+
+        Raises:
+            UserError: A text is empty, or the time is over.
+        """
+        cleaned = [clean_query(text, f"text {number}") for number, text in enumerate(texts, 1)]
+        return np.stack(self._in_turn(self._queue.embed_texts, cleaned))
+
+    def embed_images(self, images: Sequence[Image.Image], **_: object) -> Float[np.ndarray, "N E"]:
+        """Embed images, see `ImageTextModel.embed_images`.
+
+        Raises:
+            UserError: The time is over.
+        """
+        return np.stack(self._in_turn(self._queue.embed_images, self._pixels(images)))
+
+    def describe_many(self, images: Sequence[Image.Image]) -> list[Description]:
+        """Describe images, see `ImageTextModel.describe_many`.
+
+        Raises:
+            UserError: The time is over.
+        """
+        caption = self._queue.caption
+        return self._in_turn(lambda some, expires: [caption(one, expires) for one in some], self._pixels(images))
+
+    def describe(self, image: Image.Image) -> Description:
+        """Describe an image, see `describe_many`."""
+        return self.describe_many([image])[0]
+
+    def _pixels(self, images: Sequence[Image.Image]) -> list[Pixels]:
+        preprocess = self._queue.ready().preprocess
+        return [preprocess(to_rgb(image, "the picture", preprocess.opening)) for image in images]
+
+    def _in_turn(self, start: "Callable[[Sequence[Any], float], list[Future[Any]]]", items: Sequence[Any]) -> list[Any]:
+        """Results of jobs. One batch waits at a time, so that jobs of requests come in between."""
+        results: list[Any] = []
+        size = self._queue.max_batch
+        try:
+            for part in (items[place : place + size] for place in range(0, len(items), size)):
+                results += [future.result() for future in start(part, time.monotonic() + self._seconds)]
+        except Refusal as refusal:
+            raise UserError(refusal.message) from refusal
+        return results
 
 
 def too_late() -> Refusal:

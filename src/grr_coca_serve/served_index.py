@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,8 +29,11 @@ from grr_coca_search.store import Store
 from grr_coca_search.stores import open_store
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.lru_cache import LruCache
-from grr_coca_serve.queue import ModelQueue, too_late
+from grr_coca_serve.queue import ModelQueue, QueuedModel, too_late
 from grr_coca_serve.refusal import Refusal
+
+if TYPE_CHECKING:
+    from grr_coca.infer import ImageTextModel
 
 MAX_RANKED = 1000
 """The most hits of one query. The page asks for some of them at a time."""
@@ -143,13 +146,14 @@ class ServedIndex:
         return self._open.revision(store)
 
     def opened_for_tools(self) -> Index:
-        """The index, opened once more, with the model that the server has loaded.
+        """The index, opened once more, with the model of the server, by way of its queue.
 
         Raises:
             UserError: there is none now, or another model has made it.
             Refusal: the model is still being loaded.
         """
-        self._model.loaded = self._queue.ready()
+        self._queue.ready()
+        self._model.loaded = cast("ImageTextModel", QueuedModel(self._queue, self._queue.seconds))
         store = open_store(self.location)
         try:
             self._model.require(store.header, self.location)

@@ -24,6 +24,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
+from grr_coca.data.images import DECODING
+from grr_coca.data.isolated import helpers
+from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import DEFAULT, read_config
 from grr_coca_search.index import Index, IndexModel
 from grr_coca_search.relevance import curve_of
@@ -33,7 +36,7 @@ from grr_coca_serve.explainer import Explainer
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import KEY_VARIABLE, SECONDS_TO_SEND, Guard, Key, Limits, is_loopback
 from grr_coca_serve.metrics import Metrics
-from grr_coca_serve.pictures import PictureReader, memory_of_pictures
+from grr_coca_serve.pictures import PictureReader, limits_of_helpers
 from grr_coca_serve.queue import ModelQueue
 from grr_coca_serve.refusal import Refusal
 from grr_coca_serve.responses import refused
@@ -57,7 +60,6 @@ MAX_UNREAD_BYTES = 256 * 2**20
 _SHARE_OF_FILES = 0.6
 """Share of the files that this process may have open, which connections may be. The system counts both together."""
 _INDEX_THREADS = 4
-_DECODE_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +159,9 @@ class RunningServer:
 
     def _prepare(self, options: ServeOptions, model: IndexModel, was_imported: bool) -> None:
         metrics = Metrics()
+        self._limits = limits_of_helpers(options.limits)
         queue = ModelQueue(
-            lambda: grr_coca.load(model.folder, engine=options.engine),
+            lambda: _loaded(model.folder, options.engine),
             capacity=options.capacity,
             seconds=options.limits.seconds,
             metrics=metrics,
@@ -166,12 +169,11 @@ class RunningServer:
         )
         key = os.environ.get(KEY_VARIABLE)
         index: ServedIndex | None = None
-        memory = memory_of_pictures(options.limits.max_pixels)
-        reader = PictureReader(options.limits.max_pixels, memory, _DECODE_THREADS, options.limits.seconds)
+        reader = PictureReader(options.limits.max_pixels)
         if options.index is not None:
             file = model.folder / "config.json"
             curve = curve_of(model.folder, read_config(read_json(file).get("model", {}), str(file)))
-            files = PictureFiles(memory, options.pictures if options.pictures or was_imported else None)
+            files = PictureFiles(options.pictures if options.pictures or was_imported else None)
             metrics.show("grr_coca_late_files", "Files of pictures that do not answer", lambda: files.num_late)
             index = ServedIndex(options.index, model, queue, files, curve=curve)
         self.service = Service(
@@ -228,6 +230,8 @@ class RunningServer:
             UserError: the model cannot be loaded.
         """
         service = self.service
+        before = helpers.use(self._limits)
+        helpers.start(DECODING)
         service.queue.start()
         self._say(f"serving {self._what()} at {self.address} (Ctrl-C stops)")
         if not self._is_local and service.key is None:
@@ -243,6 +247,7 @@ class RunningServer:
                 workers.close()
             service.explainer.close()
             service.reader.close()
+            helpers.use(before)
             service.queue.close()
             if service.index is not None:
                 service.index.files.close()
@@ -258,6 +263,13 @@ class RunningServer:
     def _fail(self, error: BaseException) -> None:
         self._failure = error
         self._server.should_exit = True
+
+
+def _loaded(folder: Path, engine: str) -> ImageTextModel:
+    """The model. The first picture will not wait for what decodes it."""
+    model = grr_coca.load(folder, engine=engine)
+    helpers.wait(DECODING)
+    return model
 
 
 class _Server(uvicorn.Server):

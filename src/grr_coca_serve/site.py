@@ -326,9 +326,7 @@ def _folder_of(entry: Entry) -> str:
 def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> tuple[list[bool], list[bool]]:
     """Write an image for each entry whose file still exists, or the file itself if it is SVG. Returns for each entry
     whether it exists, and whether it is SVG."""
-    from PIL import Image
-
-    from grr_coca.data.images import decode_image, with_srgb_colours
+    from grr_coca.data.images import decode_image
 
     there, vectors = [], []
     for row, entry in enumerate(entries):
@@ -337,7 +335,7 @@ def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnPro
             content = entry.span.read() if entry.is_there else b""
             svg = clean_svg(content) if entry.is_vector else None
             if entry.is_there and svg is None:
-                image = decode_image(content, entry.name, to_srgb=True, is_scaled=True)
+                image = decode_image(content, entry.name, to_srgb=True, side=THUMBNAIL_SIDE)
         except UserError:
             pass
         there.append(image is not None or svg is not None)
@@ -347,8 +345,7 @@ def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnPro
         if svg is not None:
             path.with_suffix(".svg").write_bytes(svg)
         elif image is not None:
-            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS, reducing_gap=3)
-            with_srgb_colours(image).save(path, "WEBP", quality=82)
+            image.save(path, "WEBP", quality=82)
         on_progress(row + 1, len(entries))
     return there, vectors
 

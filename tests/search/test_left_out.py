@@ -9,6 +9,7 @@ from PIL import Image
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
+from grr_coca.data.isolated import helpers
 from grr_coca_search.portable import import_parquet
 from grr_coca_search.stores import open_store
 from grr_coca_search.update import update_store
@@ -91,6 +92,8 @@ def test_the_verbs_say_what_was_left_out_and_what_moves(photos, tmp_path, capsys
 
 
 def test_a_missing_package_is_named_once_and_other_images_are_done(photos, tmp_path, capsys, monkeypatch):
+    helpers.end()  # another test may have needed it
+    monkeypatch.setattr(helpers, "_modules", frozenset())
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for number in range(3):
         (photos / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 from support import real_pairs, shard_members, write_tar
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.image_files import ImageFile
+from grr_coca.data.isolated import HelperLimits, helpers
 from grr_coca_search.entry import digest_of, plain_fields
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.update import forget_arguments, update_store
@@ -213,42 +215,42 @@ def test_images_that_cannot_be_read_are_listed_and_tried_again_when_they_change(
 
 def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photos, monkeypatch):
     write_tar(photos / "some.tar", shard_members(real_pairs(1)))
-    paint(photos / "0.svg.png", "red").write_text("<svg/>")
+    paint(photos / "0.heic.png", "red").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
-
-    def busy(*_):
-        raise OSError("it was late")
 
     with monkeypatch.context() as patched:
         patched.setattr("grr_coca.data.image_files.open_regular", refuse)
         assert look("photos") == {}
     with monkeypatch.context() as patched:
-        patched.setattr("grr_coca_icons.svg.find_spec", lambda _: None)
+        helpers.end()  # another test may have needed it
+        patched.setattr(helpers, "_modules", frozenset())
+        patched.setitem(sys.modules, "pillow_heif", None)
         assert look("photos") == {"new": 5}
     (failure,) = store.failures()
-    assert "needs resvg-py" in failure.message
+    assert "needs pillow-heif" in failure.message
     assert store.known([failure.name]) == {}, "tried again"
-    with monkeypatch.context() as patched:
-        patched.setattr("grr_coca_icons.svg.render_svg", busy)
-        look("photos")
+    before = helpers.use(HelperLimits(wall_seconds=0))
+    look("photos")
+    helpers.use(before)
     (failure,) = store.failures()
-    assert "0.svg.png: an SVG file that was not drawn (it was late); try again" in failure.message
+    assert "0.heic.png: not decoded: the program that decodes was late" in failure.message
     assert store.known([failure.name]) == {}, "tried again"
 
 
 def test_an_image_that_was_still_being_written_is_tried_again(store, look, photos, monkeypatch):
-    late, decode = photos / "late.png", Preprocess.decode
+    late, read = photos / "late.png", ImageFile.read
     late.write_bytes((photos / "0.png").read_bytes()[:40])
 
-    def decode_while_the_rest_arrives(self, content, name):
-        if name == str(late):
+    def read_before_the_rest_arrives(self):
+        content = read(self)
+        if self.name == str(late):
             paint(late, "blue")
-        return decode(self, content, name)
+        return content
 
     with monkeypatch.context() as patched:
-        patched.setattr(Preprocess, "decode", decode_while_the_rest_arrives)
+        patched.setattr(ImageFile, "read", read_before_the_rest_arrives)
         assert look("photos") == {"new": 4}
     assert [failure.name for failure in store.failures()] == [str(late)]
     assert look("photos") == {"new": 1, "unchanged": 4}

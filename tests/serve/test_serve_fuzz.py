@@ -34,9 +34,10 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def opened(index, pictures) -> Iterator[set[str]]:
-    """The files that this process opens from now on, but for its own code, its model and the index."""
+    """The files that this process opens from now on, but for its own code, its model and the index, and what programs
+    that decode get as their standard error."""
     found: set[str] = set()
-    allowed = tuple(map(os.path.realpath, (index, pictures, *sys.path, sys.prefix, sys.base_prefix)))
+    allowed = tuple(map(os.path.realpath, (index, pictures, *sys.path, sys.prefix, sys.base_prefix, os.devnull)))
 
     def see(event: str, arguments: tuple) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):

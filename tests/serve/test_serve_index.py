@@ -31,7 +31,6 @@ from grr_coca_search.index import IndexModel
 from grr_coca_search.store import Changes
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
-from grr_coca_serve.memory import Budget
 from grr_coca_serve.served_index import ServedIndex, picture_id
 from grr_coca_serve.server import RunningServer
 from grr_coca_serve.site import _write_thumbnails
@@ -103,7 +102,7 @@ def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
 
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):
     monkeypatch.setattr("grr_coca_serve.served_index.time", SimpleNamespace(monotonic=lambda: 3.0))
-    files = PictureFiles(Budget(2**20), None)
+    files = PictureFiles(None)
     opened = ServedIndex(str(index), IndexModel("icons"), None, files, curve=None)
     assert opened.facets()
     opened.close()
@@ -118,7 +117,7 @@ def test_thumbnails_have_the_colours_of_the_profile(tmp_path):
     entry = SimpleNamespace(name="p3.png", span=Span(path), file=str(path), offset=None, is_there=True, is_vector=False)
     _write_thumbnails([entry], tmp_path / "site", lambda *_: None)
     for thumbnail in (
-        PictureFiles(Budget(2**20), None)._thumbnail(entry, 64),
+        PictureFiles(None)._thumbnail(entry, 64),
         (tmp_path / "site" / "0" / "0.webp").read_bytes(),
     ):
         with Image.open(io.BytesIO(thumbnail)) as image:

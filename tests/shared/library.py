@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ class ColourModel:
         self.described = 0
 
     def read(self, found, batch_size: int):
-        return done_ahead(found, lambda one: decode_found(one, self.preprocess), batch_size)
+        return done_ahead(found, partial(decode_found, preprocess=self.preprocess), batch_size)
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
         for batch in batches:

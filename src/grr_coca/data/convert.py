@@ -24,7 +24,7 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json, write_whole
-from grr_coca.data.images import decode_image, open_header
+from grr_coca.data.images import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair
 from grr_coca.data.sources.folder import caption_file
 from grr_coca.data.sources.views import ByImage, num_captions, read_sound, sound_captions
@@ -202,9 +202,8 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
     """Bytes and suffix of the image to write: the file itself, or a JPEG scaled down to `image_size` (shorter side)."""
-    header = open_header(pair.image, pair.name)
-    if image_size is None or min(header.size) <= image_size:
-        kind = str(header.format)
+    size, kind = image_header(pair.image, pair.name)
+    if image_size is None or min(size) <= image_size:
         return pair.image, _SUFFIXES.get(kind, kind.lower())
     image = decode_image(pair.image, pair.name)
     scale = image_size / min(image.size)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import util
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from grr_coca.common.errors import UserError
 from grr_coca.data.ahead import Blocks, RefsWithAhead, fetch_later
 from grr_coca.data.augmentation import Augmentation, Change
-from grr_coca.data.batch import Batch, Replacement, normalize, pad_rows, to_bytes, to_input
+from grr_coca.data.batch import Batch, Replacement, normalize, pad_rows, to_bytes
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.random_changes import (
@@ -70,6 +71,13 @@ class Sample:
     change: Change | None = None
 
 
+class _Decoded(NamedTuple):
+    """A pair without the bytes of its image, and what the model sees of the image."""
+
+    pair: RawPair
+    square: UInt8[Tensor, "3 S S"]
+
+
 class PairDataset(Dataset[Sample]):
     """The samples of a source: its pairs, decoded, augmented and tokenized.
 
@@ -108,10 +116,9 @@ class PairDataset(Dataset[Sample]):
         self.has_siblings = has_siblings
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
         self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= _MAX_KEPT_PIXELS
-        self._pairs: dict[int, RawPair] = {}  # without image bytes: `_squares` has the decoded images
-        self._squares: dict[int, UInt8[Tensor, "3 S S"]] = {}
+        self._kept: dict[int, _Decoded] = {}
+        self._last: tuple[bytes, UInt8[Tensor, "3 S S"]] | None = None
         self._words: dict[str, list[int]] = {}
-        self._last: tuple[bytes, Float[Tensor, "3 S S"]] | None = None
         self._blocks = blocks or Blocks([len(source)])
         self._expected: HandleCache[range, None] = HandleCache(source.expect, None, _RECENT_BLOCKS)
 
@@ -131,17 +138,59 @@ class PairDataset(Dataset[Sample]):
         """Read the samples of a batch, and change their images together. The loader of torch calls this."""
         if isinstance(refs, RefsWithAhead):
             fetch_later(self.source, refs.ahead)
-        samples = [self._sound_sample(ref) for ref in refs]
+        decoded = self._decode([ref.sample for ref in refs], are_expected=True)
+        samples = [self._sound_sample(ref, decoded) for ref in refs]
         changes = [sample.change for sample in samples if sample.change is not None]
         if not changes:
             return samples
         images = normalize(change_images(torch.stack([sample.image for sample in samples]), changes), self.preprocess)
         return [replace(sample, image=image, change=None) for sample, image in zip(samples, images, strict=True)]
 
-    def _sound_sample(self, ref: SampleRef) -> Sample:
-        self._expected[self._blocks.of(ref.sample)]
+    def _decode(self, samples: Sequence[int], *, are_expected: bool = False) -> "dict[int, _Decoded | UserError]":
+        """Read pairs, and decode their images together in a helper program.
+
+        The workers of a loader do not decode themselves. They could not be kept from opening files, and one that a
+        picture ends would end the run. `are_expected`: others of their blocks are read soon.
+        """
+        decoded: dict[int, _Decoded | UserError] = {}
+        waiting: deque[list[tuple[int, RawPair]]] = deque()  # the samples of each image that is decoded next
+
+        def contents() -> Iterator[tuple[bytes | UserError, str]]:
+            for sample in dict.fromkeys(samples):
+                if sample in self._kept:
+                    decoded[sample] = self._kept[sample]
+                    continue
+                if are_expected:
+                    self._expected[self._blocks.of(sample)]
+                try:
+                    pair = self.source[sample]
+                except BadSample as error:
+                    decoded[sample] = error
+                    continue
+                # The captions of an image are consecutive, so it is decoded only for the first of them.
+                if waiting and pair.image == waiting[-1][0][1].image:
+                    waiting[-1].append((sample, pair))
+                elif self._last is not None and pair.image == self._last[0]:
+                    decoded[sample] = _Decoded(replace(pair, image=b""), self._last[1])
+                else:
+                    waiting.append([(sample, pair)])
+                    yield pair.image, pair.name
+
+        for answer in self.preprocess.read_many(contents(), to_srgb=False):
+            samples_of_image = waiting.popleft()
+            if isinstance(answer, UserError):
+                decoded |= {sample: answer for sample, _ in samples_of_image}
+                continue
+            square = to_bytes(answer, self.preprocess)
+            self._last = samples_of_image[0][1].image, square
+            decoded |= {sample: _Decoded(replace(pair, image=b""), square) for sample, pair in samples_of_image}
+        if self._keeps_all:
+            self._kept |= {sample: one for sample, one in decoded.items() if isinstance(one, _Decoded)}
+        return decoded
+
+    def _sound_sample(self, ref: SampleRef, decoded: "dict[int, _Decoded | UserError]") -> Sample:
         try:
-            return self._sample(ref)
+            return self._sample(ref, decoded[ref.sample])
         except BadSample as error:
             if self.augmentation is None:
                 raise
@@ -153,20 +202,21 @@ class PairDataset(Dataset[Sample]):
         for attempt in range(MAX_REPLACEMENTS):
             rng = sample_rng(self.seed, ref, Stream.REPLACEMENT + attempt)
             try:
-                return self._sample(SampleRef(ref.epoch, int(rng.integers(len(self.source)))))
+                other = int(rng.integers(len(self.source)))
+                return self._sample(SampleRef(ref.epoch, other), self._decode([other])[other])
             except BadSample:
                 continue
         raise UserError(
             f"{first}; and {MAX_REPLACEMENTS} other samples are bad too; `grr-coca data check` lists what is wrong"
         )
 
-    def _sample(self, ref: SampleRef) -> Sample:
-        pair = self._pairs.get(ref.sample) or self.source[ref.sample]
+    def _sample(self, ref: SampleRef, decoded: "_Decoded | UserError") -> Sample:
+        if isinstance(decoded, UserError):
+            raise decoded
+        pair = decoded.pair
         caption = clean_caption(self._draw(pair.captions, ref), pair.name)
         words = self._encode(caption)
-        image = self._image(pair, ref)
-        if self._keeps_all and ref.sample not in self._pairs:
-            self._pairs[ref.sample] = replace(pair, image=b"")
+        image = self._image(decoded.square, ref)
         return Sample(
             key=pair.key,
             image=image,
@@ -198,31 +248,21 @@ class PairDataset(Dataset[Sample]):
             self._words[caption] = words
         return words
 
-    def _image(self, pair: RawPair, ref: SampleRef) -> Tensor:
+    def _image(self, square: UInt8[Tensor, "3 S S"], ref: SampleRef) -> Tensor:
         if self.augmentation is None:
-            return self._evaluated(pair)
-        return self._beside_another(self._mixed(self._square(ref.sample, pair), ref), ref)
-
-    def _evaluated(self, pair: RawPair) -> Float[Tensor, "3 S S"]:
-        # The captions of an image are consecutive, so it is decoded only for the first of them.
-        if self._last is None or self._last[0] != pair.image:
-            image = self.preprocess.decode(pair.image, pair.name, to_srgb=False)
-            self._last = pair.image, to_input(image, self.preprocess)
-        return self._last[1]
+            return normalize(square.float().div_(255), self.preprocess)
+        return self._beside_another(self._mixed(square, ref), ref)
 
     def _change(self, ref: SampleRef) -> Change | None:
         if self.augmentation is None:
             return None
         return self.augmentation.draw(sample_rng(self.seed, ref))
 
-    def _square(self, sample: int, pair: RawPair | None = None) -> UInt8[Tensor, "3 S S"]:
-        square = self._squares.get(sample)
-        if square is None:
-            pair = pair or self.source[sample]
-            square = to_bytes(self.preprocess.decode(pair.image, pair.name, to_srgb=False), self.preprocess)
-        if self._keeps_all:
-            self._squares[sample] = square
-        return square
+    def _square(self, sample: int) -> UInt8[Tensor, "3 S S"]:
+        decoded = self._decode([sample])[sample]
+        if isinstance(decoded, UserError):
+            raise decoded
+        return decoded.square
 
     def _beside_another(self, image: UInt8[Tensor, "3 S S"], ref: SampleRef) -> UInt8[Tensor, "3 S S"]:
         if self.augmentation is None or not self.augmentation.neighbour:

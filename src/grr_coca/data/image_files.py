@@ -88,6 +88,15 @@ class ImageFile:
         """
         return Span(Path(self.name)).read() if self.source is None else self.source()
 
+    def read_or_error(self) -> bytes | UserError:
+        """The bytes, or the error if they cannot be read."""
+        try:
+            return self.read()
+        except UserError as error:
+            return error
+        except MemoryError:  # the other images may be smaller
+            return UserError(f"{self.name}: reading it takes more memory than is free")
+
     @property
     def path(self) -> Path | None:
         """The path of a separate file; None for any other image."""
@@ -335,6 +344,8 @@ def _suffixes() -> str:
 # --- Decoding in the background
 
 _Decoded = tuple[ImageFile, Image.Image | UserError]
+_TOGETHER = 8
+"""Items that a thread takes at a time. More make work in helper programs faster, and fewer share it better."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -345,29 +356,27 @@ def decoded(files: Iterable[ImageFile], preprocess: "Preprocess", batch_size: in
     Each image comes with a square of the input size of the model, or with the error if it cannot be decoded.
     """
 
-    def decode(file: ImageFile) -> _Decoded:
-        try:
-            # Scaled at once, because two batches of large photographs would fill the memory.
-            return file, preprocess.square(preprocess.decode(file.read(), file.name))
-        except UserError as error:
-            return file, error
-        except MemoryError:  # the other images may be smaller
-            return file, UserError(f"{file.name}: decoding it takes more memory than is free")
+    def decode(together: Sequence[ImageFile]) -> Iterator[_Decoded]:
+        return zip(together, preprocess.read_many((file.read_or_error(), file.name) for file in together), strict=True)
 
     return done_ahead(files, decode, batch_size)
 
 
-def done_ahead(items: Iterable[Item], work: Callable[[Item], Done], batch_size: int) -> Iterator[list[Done]]:
+def done_ahead(
+    items: Iterable[Item], work: Callable[[Sequence[Item]], Iterable[Done]], batch_size: int
+) -> Iterator[list[Done]]:
     """Results of `work` in batches and in order. Threads compute the next batch while the caller uses the current one.
 
-    At most two batches are taken from `items` ahead of the results.
+    `work` gets a few items, and returns a result for each. At most two batches are taken from `items` ahead of the
+    results.
     """
-    waiting: deque[list[Future[Done]]] = deque()
+    waiting: deque[list[Future[list[Done]]]] = deque()
     source = iter(items)
     with thread_pool() as pool:
         while batch := list(islice(source, batch_size)):
-            waiting.append([pool.submit(work, item) for item in batch])
+            parts = (batch[start : start + _TOGETHER] for start in range(0, len(batch), _TOGETHER))
+            waiting.append([pool.submit(lambda part: list(work(part)), part) for part in parts])
             if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
+                yield [done for future in waiting.popleft() for done in future.result()]
         while waiting:
-            yield [future.result() for future in waiting.popleft()]
+            yield [done for future in waiting.popleft() for done in future.result()]

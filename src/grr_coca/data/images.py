@@ -1,6 +1,7 @@
 """RGB images from any common form: files, whose errors say what is wrong, Pillow images, arrays and tensors.
 
-SVG files are rendered by a plug-in. HEIC files are decoded by pillow-heif.
+Files are decoded in helper programs, see `isolated.py`: `decode_image` asks one, which calls `decode_here`. SVG files
+are rendered by a plug-in. HEIC files are decoded by pillow-heif.
 
 Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
 """
@@ -10,7 +11,8 @@ import re
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +31,11 @@ from grr_coca.data.sources.base import BadSample, Cause
 
 if TYPE_CHECKING:
     from PIL import ImageCms
+
+    from grr_coca.data.isolated import Answer, Content
+
+DECODING = "grr_coca.data.decoding"
+"""The module of what helper programs do with image files."""
 
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg", "avif", "heic", "heif", "hif"}
@@ -96,29 +103,102 @@ _RASTER_STARTS = (
 """Beginnings of files that are not drawings: no plug-in is asked about them."""
 
 
-_PEAK_BYTES_PER_PIXEL = {
-    "JPEG": 12,
-    "MPO": 12,
-    "PNG": 10,
-    "WEBP": 17,
-    "GIF": 9,
-    "BMP": 9,
-    "TIFF": 16,
-    "PPM": 9,
-    "JPEG2000": 28,
-    "AVIF": 17,
-    "HEIF": 14,
-}
-"""Memory that decoding an image and scaling it down takes at most, by format: `tests/core/data/test_image_memory.py`
-measures it. It is several times that of the pixels, as decoders have coefficients, planes or frames of their own."""
+def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white", **options: Any) -> Image.Image:
+    """Decode the bytes of an image file into an RGB image, in a helper program.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file in messages.
+        opening: See `decode_here`.
+        **options: Further arguments of `decode_here`, and `side`: scale the image down so that no side is longer.
+
+    Raises:
+        BadSample: The file cannot be decoded, or decoding exceeds a limit.
+    """
+    return received(*ask_helper("pixels", data, name, opening=opening, **options))
 
 
-def peak_bytes(opened: Image.Image) -> int:
-    """The memory that decoding an image takes, and that scaling it down does. Its header has been read."""
-    return opened.width * opened.height * _PEAK_BYTES_PER_PIXEL.get(opened.format or "", 28)
+def received(facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
+    """Return an image that a helper program has sent.
+
+    Raises:
+        ValueError: The numbers do not fit each other.
+    """
+    width, height = map(int, facts["size"])
+    if len(pixels) != 3 * width * height:
+        raise ValueError(f"{len(pixels)} bytes of {width} × {height} pixels")
+    image = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)  # type: ignore[arg-type]
+    if facts.get("more"):
+        image.info[_FIRST_OF_SEVERAL] = True
+    return image
 
 
-def decode_image(
+def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
+    """Return width and height, and the format of an image file. No pixel is decoded, except that SVG is drawn.
+
+    Raises:
+        BadSample: The file is not an image, or exceeds a limit.
+    """
+    facts, _ = ask_helper("header", data, name)
+    width, height = map(int, facts["size"])
+    return (width, height), str(facts["format"])
+
+
+def check_image(data: bytes, name: str) -> None:
+    """Check that an image file can be decoded, in a helper program.
+
+    Raises:
+        BadSample: It cannot, or decoding exceeds a limit.
+    """
+    ask_helper("checked", data, name)
+
+
+def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING, **arguments: Any) -> "Answer":
+    """Call a function on the content of an image file in a helper program, see `Helpers.call`.
+
+    Args:
+        function: Function of the module, called as `function(data, name, **arguments)`, with `renderer` for a drawing.
+        data: Content of the file.
+        name: Name of the file in messages.
+        module: Module of the function.
+        **arguments: Other arguments.
+
+    Raises:
+        BadSample: The file is rejected, or its format needs a package that is not installed.
+    """
+    from grr_coca.data.isolated import helpers  # late: helper programs do not need it
+
+    return helpers.call(module, function, _content(data, name), **arguments)
+
+
+def ask_helpers(
+    function: str, files: Iterable[tuple[bytes | UserError, str]], *, module: str = DECODING, **arguments: Any
+) -> Iterator["Answer | UserError"]:
+    """Call a function on the contents of several image files, see `ask_helper` and `Helpers.map`.
+
+    Args:
+        function: Function of the module.
+        files: Content and name of each file. They are taken a few at a time. An error is returned in its place.
+        module: Module of the function.
+        **arguments: Other arguments.
+    """
+    from grr_coca.data.isolated import helpers
+
+    contents = (data if isinstance(data, UserError) else _content(data, name) for data, name in files)
+    return helpers.map(module, function, contents, **arguments)
+
+
+def _content(data: bytes, name: str) -> "Content":
+    from grr_coca.data.isolated import Content
+
+    vector = vector_format(data)
+    if vector is not None:
+        return Content(data, name, (vector.renderer,), vector.cpu_seconds, {"renderer": vector.renderer})
+    needs = {"AVIF": ("PIL.AvifImagePlugin",), "HEIC": ("pillow_heif",)}.get(_container_kind(data) or "", ())
+    return Content(data, name, tuple(module for module in needs if find_spec(module) is not None))
+
+
+def decode_here(
     data: bytes,
     name: str,
     opening: Opening = "upright_on_white",
@@ -126,10 +206,12 @@ def decode_image(
     to_srgb: bool = False,
     is_scaled: bool = False,
     at_least: tuple[int, int] | None = None,
+    above: int = 0,
+    max_pixels: int = MAX_PIXELS,
     vector_side: int = VECTOR_SIDE,
-    opened: Image.Image | None = None,
+    renderer: str | None = None,
 ) -> Image.Image:
-    """Decode the bytes of an image file into an RGB image.
+    """Decode the bytes of an image file into an RGB image, in this process.
 
     The formats are JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, SVG, AVIF and HEIC. The suffix of the file does not
     matter. A file of several frames or pages gives the first, see `has_more_frames`. EXIF rotation is applied.
@@ -146,24 +228,33 @@ def decode_image(
         at_least: width and height that are enough, before the image is turned upright. A JPEG is decoded at a half, a
             quarter or an eighth of its size if that is no smaller, which saves memory and time; pixels then differ
             slightly. None: as it is.
+        above: only a JPEG of more pixels is decoded at a fraction.
+        max_pixels: larger images are rejected.
+        renderer: module that renders a drawing; None: the file is not a drawing.
         vector_side: side in pixels at which an SVG file is drawn, see `VectorFormat`.
-        opened: what `open_header` has returned for these bytes, if it was called before.
 
     Raises:
         BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
             that is not installed.
     """
-    if not data:
-        raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
-    ignore_warnings_of_pillow()
-    try:
-        opened = open_header(data, name, vector_side) if opened is None else opened
-        if at_least is not None:
+    with decoding_errors(name):
+        opened = open_header(data, name, vector_side, renderer)
+        _require_size(opened.width, opened.height, name, max_pixels)
+        if at_least is not None and opened.width * opened.height > above:
             opened.draft(None, at_least)
         opened.load()
         image = open_rgb(opened, opening, to_srgb=to_srgb, is_scaled=is_scaled)
         if _is_first_of_several(opened):
             image.info[_FIRST_OF_SEVERAL] = True
+    return image
+
+
+@contextmanager
+def decoding_errors(name: str) -> Iterator[None]:
+    """Turn the errors of decoders into a `BadSample` that names the file, and ignore warnings of Pillow."""
+    ignore_warnings_of_pillow()
+    try:
+        yield
     except BadSample:
         raise
     except UnidentifiedImageError as error:
@@ -171,22 +262,23 @@ def decode_image(
     except BROKEN as error:
         reason = str(error).strip() or "a part is missing"
         raise BadSample(f"{name}: broken or truncated image ({reason})", Cause.BROKEN_IMAGE) from error
-    return image
 
 
 class VectorFormat(Protocol):
-    """A format of drawings, such as SVG, of a package beside the core. Registered in `grr_coca.image_formats`."""
+    """A format of drawings, such as SVG, of a package beside the core. Registered in `grr_coca.image_formats`.
+
+    Attributes:
+        renderer: Module that helper programs import, though what it needs may not be installed. Its function
+            `render(data, name, side)` returns a transparent square of `side` pixels, with an oblong drawing in the
+            middle, or raises `BadSample`.
+        cpu_seconds: Maximum processor time of a drawing.
+    """
+
+    renderer: str
+    cpu_seconds: float
 
     def recognizes(self, data: bytes) -> bool:
         """Return whether the bytes of a file are in this format. Its name does not matter."""
-        ...
-
-    def render(self, data: bytes, name: str, side: int) -> Image.Image:
-        """Render a drawing as a transparent square of `side` pixels, in the middle if it is oblong.
-
-        Raises:
-            BadSample: It cannot be rendered.
-        """
         ...
 
 
@@ -207,20 +299,29 @@ def ignore_warnings_of_pillow() -> None:
         warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
-def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE) -> Image.Image:
-    """Open an image and read its header. No pixel is decoded, except that SVG is drawn.
+def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer: str | None = None) -> Image.Image:
+    """Open an image and read its header, in this process. No pixel is decoded, except that SVG is drawn.
 
     Raises:
         BadSample: the image has more than `MAX_PIXELS`, or a part of the file exceeds its limit.
         One of `BROKEN`: the file is broken.
     """
-    if (vector := vector_format(data)) is not None:
-        return vector.render(data, name, vector_side)
+    if not data:
+        raise BadSample(f"{name}: not an image: the file is empty", Cause.EMPTY_FILE)
+    if renderer is not None:
+        drawn: Image.Image = sys.modules[renderer].render(data, name, vector_side)
+        return drawn
     require_within_caps(data, name)
     kind = _container_kind(data)
     if kind == "HEIC":
-        image = _open_heic(data, name)
-        _require_size(*image.size, name)
+        try:
+            from pillow_heif import HeifImageFile  # late: it needs an extra
+        except (ImportError, OSError) as error:  # a helper program opens no files
+            message = f"{name}: a HEIC file, which needs pillow-heif; pip install pillow-heif"
+            raise BadSample(message, Cause.NOT_INSTALLED) from error
+        # libheif turns the pixels upright itself, and removes that from EXIF.
+        image = HeifImageFile(io.BytesIO(data))
+        _require_size(image.width, image.height, name)
         return image
     if data.startswith((b"P5", b"P6")):
         data = _ppm_with_full_range(data)
@@ -240,24 +341,8 @@ def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
     end = min(int.from_bytes(data[:4], "big"), _MAX_BRANDS)
     brands = {data[8:12], *(data[start : start + 4] for start in range(16, end, 4))}
     if brands & _AVIF_BRANDS:
-        from PIL import AvifImagePlugin  # noqa: F401 (late: its library is large)
-
         return "AVIF"
     return "HEIC" if brands & _HEIF_BRANDS else None
-
-
-def _open_heic(data: bytes, name: str) -> Image.Image:
-    """Open a HEIC file and read its header. libheif turns the pixels upright itself, and removes that from EXIF.
-
-    Raises:
-        BadSample: pillow-heif is not installed.
-    """
-    if find_spec("pillow_heif") is None:
-        message = f"{name}: a HEIC file, which needs pillow-heif; pip install pillow-heif"
-        raise BadSample(message, Cause.NOT_INSTALLED)
-    from pillow_heif import HeifImageFile  # late: it needs an extra
-
-    return HeifImageFile(io.BytesIO(data))
 
 
 _FIRST_OF_SEVERAL = "first_of_several"
@@ -309,14 +394,15 @@ def _ppm_with_full_range(data: bytes) -> bytes:
     return b"P%d %d %d %d\n" % (kind, width, height, full) + b"".join(table[part].tobytes() for part in parts)
 
 
-def _require_size(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(name, width, height)
+def _require_size(width: int, height: int, name: str, limit: int | None = None) -> None:
+    limit = MAX_PIXELS if limit is None else limit
+    if width * height > limit:
+        raise _too_large(name, width, height, limit)
 
 
-def _too_large(name: str, width: int = 0, height: int = 0) -> BadSample:
+def _too_large(name: str, width: int = 0, height: int = 0, limit: int = MAX_PIXELS) -> BadSample:
     size = f": {width * height:,}" if width else ""
-    message = f"{name}: too many pixels{size} (limit {MAX_PIXELS:,}); scale the image down first"
+    message = f"{name}: too many pixels{size} (limit {limit:,}); scale the image down first"
     return BadSample(message, Cause.TOO_LARGE)
 
 

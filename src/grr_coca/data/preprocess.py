@@ -9,16 +9,24 @@ Shapes: H height, W width, h rows of a strip, N pixels of the border, S image si
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Bool, UInt8
-from grr_coca.data.images import VECTOR_SIDE, Opening, decode_image, with_srgb_colours
+from grr_coca.data.images import (
+    VECTOR_SIDE,
+    Opening,
+    ask_helper,
+    ask_helpers,
+    decode_image,
+    received,
+    with_srgb_colours,
+)
 
 # --- Framing of drawings
 
@@ -221,35 +229,62 @@ class Preprocess:
         name: str,
         *,
         to_srgb: bool = True,
-        at_least: tuple[int, int] | None = None,
         for_people: bool = False,
-        opened: Image.Image | None = None,
+        **options: Any,
     ) -> Image.Image:
-        """Decode the bytes of an image file, see `decode_image`.
+        """Decode the bytes of an image file in full size, in a helper program.
 
         Args:
             data: the content of the file.
             name: the name of the file in messages.
             to_srgb: convert the colours of an embedded profile.
-            at_least: width and height that are enough.
             for_people: the image is also shown. An SVG file is then drawn in full size, instead of twice the size that
                 the model sees: drawing takes longer than all the rest.
-            opened: what `open_header` has returned for these bytes, if it was called before.
+            **options: Further arguments of `decode_here`.
 
         Raises:
             BadSample: the file cannot be decoded.
         """
-        vector_side = VECTOR_SIDE if for_people else min(2 * self.image_size, VECTOR_SIDE)
-        return decode_image(
-            data,
-            name,
-            self.opening,
-            to_srgb=to_srgb,
-            is_scaled=True,
-            at_least=at_least,
-            vector_side=vector_side,
-            opened=opened,
-        )
+        side = VECTOR_SIDE if for_people else self.vector_side
+        return decode_image(data, name, self.opening, to_srgb=to_srgb, vector_side=side, **options)
+
+    def read(self, data: bytes, name: str, *, to_srgb: bool = True, **options: Any) -> Image.Image:
+        """Decode the bytes of an image file, and return the square that a model sees, from a helper program.
+
+        Args:
+            data: Content of the file.
+            name: Name of the file in messages.
+            to_srgb: Convert the colours of an embedded profile.
+            **options: Further arguments of `decode_here`.
+
+        Raises:
+            BadSample: The file cannot be decoded, or decoding exceeds a limit.
+        """
+        return self.received(*ask_helper("square", data, name, preprocess=self, to_srgb=to_srgb, **options))
+
+    def read_many(
+        self, files: Iterable[tuple[bytes | UserError, str]], *, to_srgb: bool = True
+    ) -> Iterator[Image.Image | UserError]:
+        """Decode several image files, see `read`. Each gives a square or an error.
+
+        Args:
+            files: Content, or an error, and name of each file. They are taken a few at a time.
+            to_srgb: Convert the colours of embedded profiles.
+        """
+        for answer in ask_helpers("square", files, preprocess=self, to_srgb=to_srgb):
+            yield answer if isinstance(answer, UserError) else self.received(*answer)
+
+    def received(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
+        """Return a square that a helper program has sent."""
+        square = received({**facts, "size": (self.image_size, self.image_size)}, pixels)
+        if self.framing is not None:
+            square.info[_IS_FRAMED] = True
+        return square
+
+    @property
+    def vector_side(self) -> int:
+        """Side in pixels at which drawings are rendered for the model."""
+        return min(2 * self.image_size, VECTOR_SIDE)
 
     def square(self, image: Image.Image) -> Image.Image:
         """Cut and resize an image to a square of `image_size` pixels, with colours in sRGB. An image that this has

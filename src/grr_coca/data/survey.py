@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from grr_coca.data.images import BROKEN, decode_image, open_header
+from grr_coca.data.images import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import read_sound
@@ -86,7 +86,7 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
             survey.add_broken(error)
         else:
             survey.add_captions(pair.captions)
-            survey.image_sizes[open_header(pair.image, pair.name).size] += 1
+            survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
             captions.extend(_hash(" ".join(caption.lower().split()).encode()) for caption in pair.captions)
             images.append(_hash(pair.image))
         on_pair(index + 1)
@@ -111,9 +111,9 @@ def sample_source(source: PairSource) -> Survey:
         words.update(word for caption in captions for word in caption.lower().split())
     survey.vocabulary = len(words)
     for index in _spread(len(source), _NUM_HEADERS):
-        with suppress(*BROKEN):  # a bad pair, or a broken header: `check_source` names it
+        with suppress(BadSample):  # `check_source` names it
             pair = source[index]
-            survey.image_sizes[open_header(pair.image, pair.name).size] += 1
+            survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
     return survey
 
 

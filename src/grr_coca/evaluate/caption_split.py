@@ -61,7 +61,7 @@ def caption_split(
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
         files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
-        pixels = np.stack([model.preprocess(model.preprocess.decode(file.image, file.name)) for file in files])
+        pixels = np.stack([np.array(model.preprocess.read(file.image, file.name)) for file in files])
         hypotheses += [best.text for best, *_ in model.generate(pixels).captions]
     warn_if_repeated(hypotheses)
     return CaptionedSplit(

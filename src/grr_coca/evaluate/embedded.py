@@ -9,8 +9,10 @@ from itertools import islice
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
+from grr_coca.common.errors import UserError
 from grr_coca.data.sources.base import PairSource, caption_id, clean_caption
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.evaluate.retrieval import Gallery
@@ -57,6 +59,12 @@ def split_captions(source: PairSource, images: Sequence[Sequence[int]]) -> tuple
     return texts, owners, [caption_id(text) for text in texts]
 
 
+def _sound(square: Image.Image | UserError) -> Image.Image:
+    if isinstance(square, UserError):
+        raise square
+    return square
+
+
 def embedded_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], batch_size: int) -> Float[Tensor, "N E"]:
     """Embed image files, given as content and name.
 
@@ -68,7 +76,7 @@ def embedded_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], b
     def decoded() -> Iterator[list[np.ndarray]]:
         rest = iter(files)
         while batch := list(islice(rest, batch_size)):
-            yield [model.preprocess(model.preprocess.decode(content, name)) for content, name in batch]
+            yield [np.asarray(square) for square in map(_sound, model.preprocess.read_many(batch))]
 
     model.map_batches(decoded(), lambda pixels: model.engine.encode_images(np.stack(pixels)).embedding, parts.append)
     return torch.from_numpy(np.concatenate(parts))

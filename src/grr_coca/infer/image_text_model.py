@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 import numpy as np
 
 from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.files import read_whole
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import Batches, OnProgress, in_worker, thread_pool
 from grr_coca.data.images import ImageInput, ImagesInput, as_list, to_rgb
@@ -544,6 +545,8 @@ class ImageTextModel:
 
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> UInt8[np.ndarray, "S S 3"]:
         number, image = numbered
+        if isinstance(image, str | Path):
+            return np.array(self.preprocess.read(read_whole(image), str(image)))
         return self.preprocess(to_rgb(image, f"image {number}", self.preprocess.opening))
 
     def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:

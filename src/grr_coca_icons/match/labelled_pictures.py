@@ -70,7 +70,7 @@ def _named(
         if not texts:
             continue
         try:
-            image = model.preprocess.square(model.preprocess.decode(file.read(), file.name))
+            image = model.preprocess.read(file.read(), file.name)
         except UserError as error:
             failures.append(str(error))
             continue
@@ -91,7 +91,7 @@ def _in_code(path: Path, exclude: Sequence[str], model: ImageTextModel, failures
                 if not svg:
                     continue
             content = label.image.read_bytes() if label.image else svg.encode()
-            image = model.preprocess.square(model.preprocess.decode(content, f"{label.file}:{label.line}"))
+            image = model.preprocess.read(content, f"{label.file}:{label.line}")
         except (UserError, OSError) as error:
             failures.append(str(error))
             continue

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
     from grr_coca_search.index import Index
+    from grr_coca_serve.queue import ModelQueue
     from grr_coca_serve.served_index import ServedIndex
-
-_MAX_CALLS = 32
-"""Requests that are answered or wait at a time. One call of a tool does its work at a time."""
 
 
 class McpEndpoint:
@@ -30,11 +28,11 @@ class McpEndpoint:
 
     Args:
         index: what the tools answer from; None: there is none. They see the pictures that it shows.
+        queue: the queue of the model, in which each request takes a place. One call of a tool does its work at a time.
     """
 
-    def __init__(self, index: "ServedIndex | None") -> None:
-        self._index = index
-        self._num_calls = 0
+    def __init__(self, index: "ServedIndex | None", queue: "ModelQueue") -> None:
+        self._index, self._queue = index, queue
         self._manager: StreamableHTTPSessionManager | None = None
         self._starting = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
@@ -43,7 +41,7 @@ class McpEndpoint:
         """Answer a request.
 
         Raises:
-            Refusal: there are no tools, they are asked otherwise, or too many calls wait.
+            Refusal: there are no tools, they are asked otherwise, or the queue is full.
         """
         if self._index is None:
             raise Refusal(404, "/mcp needs an index")
@@ -51,16 +49,11 @@ class McpEndpoint:
             raise Refusal(404, "/mcp needs mcp, which is not installed on the server (extra `mcp`)")
         if scope["method"] != "POST":  # the server has nothing to say by itself, and no session to end
             raise Refusal(405, f"/mcp does not take {scope['method'][:20]}")
-        if self._num_calls >= _MAX_CALLS:
-            raise Refusal(429, f"{_MAX_CALLS} calls of tools are waiting already", retry_after=5)
-        self._num_calls += 1
-        try:
+        with self._queue.admitted():
             async with self._starting:
                 if self._manager is None or self._running is None or self._running.done():
                     self._manager = await self._start(self._index)
             await self._manager.handle_request(scope, receive, _with_short_errors(send))
-        finally:
-            self._num_calls -= 1
 
     async def _start(self, served: "ServedIndex") -> "StreamableHTTPSessionManager":
         # In a thread: importing the SDK takes half a second of a processor.

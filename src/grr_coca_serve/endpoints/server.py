@@ -78,8 +78,6 @@ async def health() -> Response:
 async def ready(service: ThisService) -> Response:
     """The server can answer: the model is loaded, and the index can be read. `warnings`: what it cannot do."""
     service.queue.ready()
-    if service.reader.hangs:
-        raise Refusal(503, "pictures are not decoded any more: all threads for it are busy", retry_after=5)
     warnings = []
     if service.index is not None:
         await service.in_thread(service.index.state)

@@ -16,7 +16,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.batch import Replacement
 from grr_coca.data.dataset import PairDataset, ReplacementLog, make_loader
-from grr_coca.data.images import decode_image
+from grr_coca.data.images import check_image, decode_image
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import views
@@ -181,7 +181,7 @@ def test_an_image_of_several_captions_is_decoded_once_to_see_whether_it_is_sound
         path = tmp_path / "pairs.jsonl"
         path.write_text("\n".join(lines))
     decoded = []
-    monkeypatch.setattr(views, "decode_image", lambda data, name: (decoded.append(name), decode_image(data, name)))
+    monkeypatch.setattr(views, "check_image", lambda data, name: (decoded.append(name), check_image(data, name)))
     indices, bad = sound_pairs(every_caption(open_source(str(path))))
     assert len(decoded) == 3
     assert indices == [0, 2, 3, 4]

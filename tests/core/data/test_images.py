@@ -19,7 +19,8 @@ from PIL import Image, ImageOps
 from support import encode_image, real_pairs
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import MAX_PIXELS, decode_image, is_image_name, open_header, open_rgb
+from grr_coca.data.image_caps import MAX_PIXELS
+from grr_coca.data.images import decode_here, decode_image, image_header, is_image_name, open_rgb
 from grr_coca.data.sources.base import BadSample, Cause
 
 NAME = "photos/cat.jpg"
@@ -103,7 +104,7 @@ REAL_FILES = {kind: encode_image(pictogram(), kind) for kind in ("webp", "png", 
     ids=["nothing", "text", "HTML", "zeros", *REAL_FILES, "far too large", "too large"],
 )
 def test_what_cannot_be_read_is_an_error_that_names_the_file_and_tells_the_cause(data, cause, told):
-    for read in (decode_image, open_header) if cause is Cause.TOO_LARGE else (decode_image,):
+    for read in (decode_image, image_header) if cause is Cause.TOO_LARGE else (decode_image,):
         with pytest.raises(BadSample, match=f"^{NAME}: {told}") as caught:
             read(data, NAME)
         assert caught.value.cause is cause
@@ -284,7 +285,7 @@ def crafted(kind: str, width: int, height: int) -> bytes:
 def test_a_bomb_of_any_format_is_refused_from_its_header_within_50_mb():
     code = (
         "import resource, sys\n"
-        "from grr_coca.data.images import decode_image, open_header\n"
+        "from grr_coca.data.images import decode_here as decode_image\n"
         "bombs = eval(sys.stdin.read())\n"
         "decode_image(bombs.pop('warm'), 'warm')\n"
         "in_use = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
@@ -317,11 +318,11 @@ def test_pillow_alone_does_not_warn_though_several_threads_decode(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # of the 16 that follow, Pillow warns
     file, before = encode_image(Image.new("RGB", (4, 4))), list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: decode_image(file, NAME), range(800)))
+        list(pool.map(lambda _: decode_here(file, NAME), range(800)))
     added = [one for one in warnings.filters if one not in before]  # two threads may add it at the same moment
     assert {module and module.pattern for _, _, _, module, _ in added} == {r"PIL(\.|$)"}
     warnings.simplefilter("error")  # another one that comes first
-    assert decode_image(file, NAME).size == (4, 4)
+    assert decode_here(file, NAME).size == (4, 4)
     with pytest.raises(UserWarning, match="of somebody else"):
         warnings.warn("of somebody else", stacklevel=1)
 
@@ -332,4 +333,4 @@ def test_a_part_whose_size_pillow_refuses_while_decoding_is_a_broken_image(monke
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
     with pytest.raises(BadSample, match=rf"^{NAME}: broken or truncated image \(Image size exceeds limit\)$"):
-        decode_image(encode_image(Image.new("RGB", (8, 8))), NAME)
+        decode_here(encode_image(Image.new("RGB", (8, 8))), NAME)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 from support import encode_image
 
-from grr_coca.data.images import decode_image, has_more_frames, open_header, to_rgb
+from grr_coca.data.images import decode_here, decode_image, has_more_frames, open_header, to_rgb
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
 
@@ -186,7 +186,7 @@ def test_a_header_that_promises_too_many_pixels_is_refused(name):
 def test_heic_without_the_extra_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(BadSample, match=r"^a\.heic: a HEIC file, which needs pillow-heif; pip install") as caught:
-        decode_image((PICTURES / "libheif.heic").read_bytes(), "a.heic")
+        decode_here((PICTURES / "libheif.heic").read_bytes(), "a.heic")
     assert caught.value.cause is Cause.NOT_INSTALLED
 
 

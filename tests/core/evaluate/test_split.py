@@ -128,8 +128,12 @@ def test_an_image_with_several_captions_is_read_decoded_and_encoded_once(checkpo
     texts = ("a drawing", "a sign", "a picture in a book")
     pairs = Counted([replace(pair, more_captions=texts) for pair in real_pairs(6)])
     decoded, encoded = [], []
-    decode = Preprocess.decode
-    monkeypatch.setattr(Preprocess, "decode", lambda *args, **how: decoded.append(args) or decode(*args, **how))
+    read = Preprocess.read_many
+
+    def counted(self, files, **how):
+        return read(self, (decoded.append(file) or file for file in files), **how)
+
+    monkeypatch.setattr(Preprocess, "read_many", counted)
     checkpoint.model.image_encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
     shared = evaluate_checkpoint(checkpoint, pairs, 10, LossWeights())
     assert (pairs.reads, len(decoded)) == (6, 6)

@@ -207,8 +207,7 @@ def test_calls_that_wait_are_bounded(own, monkeypatch):
         return real(*arguments, **named)
 
     monkeypatch.setattr(IconTools, "check_names", slow)
-    monkeypatch.setattr("grr_coca_icons.tools.mcp_http._MAX_CALLS", 5)
-    with serving(own / "own.index") as client, ThreadPoolExecutor(12) as pool:
+    with serving(own / "own.index", capacity=5) as client, ThreadPoolExecutor(12) as pool:
         request = asked("tools/call", name="check_names", arguments={"names": ["a"]})
         answers = [pool.submit(client.post, "/mcp", request, ACCEPT) for _ in range(12)]
         wait_until(lambda: sum(answer.done() for answer in answers) == 7)
@@ -217,6 +216,23 @@ def test_calls_that_wait_are_bounded(own, monkeypatch):
         found = [answer.result() for answer in answers]
     assert sorted(answer.status for answer in found) == [200] * 5 + [429] * 7
     assert all("result" in answer.json() for answer in found if answer.status == 200)
+
+
+def test_tools_compute_in_the_queue_of_the_model(own):
+    """They take batches, and wait for what others have asked for before."""
+    picture = base64.b64encode((own / "star.svg").read_bytes()).decode()
+    with serving(own / "own.index") as client:
+        queue = client.server.service.queue
+        wait_until(lambda: queue.model is not None)
+        done, real = [], queue._do
+        queue._do = lambda batch: (done.append(batch[0].kind.work), real(batch))
+        assert not call(client, "search_icons", query="a star")[0]
+        assert set(done) == {"embed_texts"}
+        done.clear()
+        assert not call(client, "caption_picture", data=picture)[0]
+        assert done == ["caption"]
+        assert not call(client, "search_by_picture", data=picture)[0]
+        assert {"caption", "embed_texts"} >= set(done)
 
 
 def test_an_index_from_elsewhere_shows_agents_only_pictures_of_given_folders(own):

@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from grr_coca.common.shapes import Int
-from grr_coca.data.images import decode_image
+from grr_coca.data.images import check_image
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair, clean_caption, digest_header, locate, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.shards import TarShards
@@ -207,7 +207,7 @@ def sound_pairs(source: PairSource) -> tuple[list[int], list[BadSample]]:
 def _fault_of_image(source: PairSource, index: int) -> BadSample | None:
     try:
         pair = source[index]
-        decode_image(pair.image, pair.name)
+        check_image(pair.image, pair.name)
     except BadSample as error:
         return error
     return None
@@ -222,7 +222,7 @@ def read_sound(source: PairSource, index: int) -> RawPair:
     pair = source[index]
     for caption in pair.captions:
         clean_caption(caption, pair.name)
-    decode_image(pair.image, pair.name)
+    check_image(pair.image, pair.name)
     return pair
 
 

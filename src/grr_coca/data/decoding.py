@@ -1,0 +1,54 @@
+"""Functions of helper programs on the content of image files, see `isolated.py`. Each returns facts and bytes.
+
+It is imported before a helper can no longer open files, so it imports all that decodes.
+"""
+
+import encodings.ascii
+import encodings.latin_1
+import encodings.utf_8_sig
+import encodings.utf_16_be
+import encodings.utf_16_le  # noqa: F401
+from typing import Any
+
+import PIL.BmpImagePlugin
+import PIL.GifImagePlugin
+import PIL.ImageCms
+import PIL.Jpeg2KImagePlugin
+import PIL.JpegImagePlugin
+import PIL.MpoImagePlugin
+import PIL.PngImagePlugin
+import PIL.PpmImagePlugin
+import PIL.TiffImagePlugin  # noqa: F401
+
+from grr_coca.data.images import decode_here, decoding_errors, has_more_frames, open_header, with_srgb_colours
+from grr_coca.data.preprocess import Preprocess
+
+Answer = tuple[dict[str, Any], bytes]
+
+
+def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -> Answer:
+    """The pixels of an image: H W 3. `side`: no side is longer than this."""
+    image = decode_here(data, name, is_scaled=side is not None, **options)
+    if side is not None:
+        image.thumbnail((side, side))
+        image = with_srgb_colours(image)
+    return {"size": image.size, "more": has_more_frames(image)}, image.tobytes()
+
+
+def checked(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
+    """Decode an image, and return nothing."""
+    decode_here(data, name, renderer=renderer)
+    return {}, b""
+
+
+def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) -> Answer:
+    """The square that a model sees: S S 3."""
+    image = decode_here(data, name, preprocess.opening, is_scaled=True, vector_side=preprocess.vector_side, **options)
+    return {"more": has_more_frames(image)}, preprocess.square(image).tobytes()
+
+
+def header(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
+    """The size and format of an image."""
+    with decoding_errors(name):
+        opened = open_header(data, name, renderer=renderer)
+    return {"size": opened.size, "format": opened.format}, b""

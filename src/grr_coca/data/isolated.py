@@ -1,0 +1,441 @@
+"""Calls functions on bytes from strangers in helper programs, so that no file can crash, block or fill this process.
+
+Decoders of pictures are native code: a profile of 694 bytes takes minutes, an 88-byte file 760 MB, and one SVG of 190
+bytes aborts its process. `isolated_program.py` is the program. It can open nothing after its imports, and is
+killed when it passes a limit.
+
+Helpers are started when they are needed, at most one for each core, and kept. They are plain programs, so they also
+work in a script without a `__main__` guard, in a notebook, and in the workers of a `DataLoader`. Answers of helpers are
+read as numbers, JSON and pixels, never as code.
+
+A change between processes takes as long as a tenth of a small picture, so several small contents make one call.
+"""
+
+import atexit
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.threads import num_threads
+from grr_coca.data import isolated_program as program
+from grr_coca.data.sources.base import BadSample, Cause
+
+_NEW_GROUP = 0x200
+"""`CREATE_NEW_PROCESS_GROUP` of Windows."""
+
+_FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
+"""Signals that do not depend on the picture. The system sends SIGKILL when it runs out of memory."""
+
+_MAX_FACTS = 2**24
+_PIPE_BYTES = 2**20
+"""Size of the pipes, where the system lets it be chosen: fewer changes between processes for large pictures."""
+_START_SECONDS = 120.0
+_PATIENCE_SECONDS = 0.1
+"""How long a call waits for a helper before another one is started, which takes about as long."""
+_MAX_TOGETHER = 16
+"""Contents of a call."""
+_MAX_BYTES_TOGETHER = 2**22
+"""A call has no more contents when it has more bytes than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelperLimits:
+    """HelperLimits of helper programs.
+
+    Attributes:
+        cpu_seconds: Maximum processor time for a content.
+        wall_seconds: Maximum time for a content. Generous, since a busy machine may give the helper no time.
+        memory: Maximum address space in bytes of each helper. Windows and macOS have no such limit.
+        large_memory: Maximum address space of a helper for a content that `memory` is too little for. There is one such
+            content at a time. None: as `memory`.
+        count: Maximum number of helpers; None: one for each core.
+    """
+
+    cpu_seconds: float = 60.0
+    wall_seconds: float = 240.0
+    memory: int = 5 * 2**30
+    large_memory: int | None = None
+    count: int | None = None
+
+    @property
+    def most_memory(self) -> int:
+        """The larger of the limits of memory."""
+        return max(self.memory, self.large_memory or 0)
+
+
+@dataclass(frozen=True)
+class Content:
+    """Bytes from a stranger.
+
+    Attributes:
+        data: The bytes.
+        name: Name of the file in messages.
+        needs: Modules that the function imports for these bytes.
+        cpu_seconds: Maximum processor time; None: that of the limits.
+        arguments: Arguments of the function for this content.
+    """
+
+    data: bytes
+    name: str
+    needs: tuple[str, ...] = ()
+    cpu_seconds: float | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+Answer = tuple[dict[str, Any], memoryview]
+"""Facts, and the bytes of a result. The caller must check both, since a decoder may have been taken over."""
+
+
+_Answered = tuple[int, dict[str, Any], int]
+"""A code of the program, facts, and the size of the result."""
+
+
+class _HelperExit(Exception):  # noqa: N818 (what becomes of it depends)
+    """A helper ended during a call. A negative exit code is the number of the signal that ended it."""
+
+    def __init__(self, code: int) -> None:
+        names = {-number: number.name for number in signal.Signals}
+        super().__init__(names.get(code, f"exit code {code}"))
+        self.is_costly = names.get(code) == "SIGPROF"
+        self.is_of_machine = code == program.LATE or names.get(code) in _FROM_OUTSIDE
+
+
+class _Helper:
+    """A running `isolated_program.py`.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+
+    def __init__(self, modules: frozenset[str], limits: HelperLimits) -> None:
+        self.modules, self.limits = modules, limits
+        given = {
+            "paths": _paths_of(modules),
+            "modules": sorted(modules),
+            "memory": limits.most_memory,
+            "wall_seconds": None if _poll else limits.wall_seconds,
+        }
+        # In a separate process group, where Ctrl-C in a terminal does not reach it. Isolated (-I), so that no file of
+        # the current folder is imported. Without buffers, of which a forked process would have a copy.
+        group: Any = {"process_group": 0} if os.name == "posix" else {"creationflags": _NEW_GROUP}
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", program.__file__, json.dumps(given)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            **group,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        _widen(self._input.fileno(), self._output.fileno())
+        self.is_ready = False
+
+    def call(self, call: bytes, contents: Sequence[Content]) -> tuple[list[_Answered], memoryview]:
+        """Call a function on each content. After any error, this helper must not be used again.
+
+        Returns:
+            Code, facts and size of the result of each, and all results, one after the other.
+
+        Raises:
+            _HelperExit: This helper has ended.
+            OSError: It did not start.
+        """
+        if not self.is_ready:
+            try:
+                self._receive(_START_SECONDS)
+            except _HelperExit as error:
+                raise OSError(f"the program that decodes did not start: {sys.executable}, {error}") from error
+            self.is_ready = True
+        parts = [content.data for content in contents]
+        self._send(b"".join((program.REQUEST.pack(len(call), sum(map(len, parts))), call, *parts)))
+        return self._receive(self.limits.wall_seconds * max(1, len(contents)))
+
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        with suppress(BrokenPipeError):  # it has ended, which receiving finds
+            while rest:
+                rest = rest[self._input.write(rest) :]
+
+    def _receive(self, seconds: float) -> Any:
+        size_of_facts, size = program.ANSWER.unpack(self._read(program.ANSWER.size, seconds))
+        if size_of_facts > _MAX_FACTS or size > self.limits.most_memory:
+            raise _HelperExit(self._killed())
+        content = memoryview(self._read(size_of_facts + size, seconds))
+        return json.loads(bytes(content[:size_of_facts]) or b"[]"), content[size_of_facts:]
+
+    def _read(self, size: int, seconds: float) -> bytearray:
+        read = bytearray(size)
+        rest = memoryview(read)
+        while rest:
+            if _poll is not None and not _poll(self._output, seconds):
+                raise _HelperExit(self._killed())
+            count = self._output.readinto(rest)  # type: ignore[attr-defined]
+            if not count:  # the program closes it by ending
+                raise _HelperExit(self._process.wait())
+            rest = rest[count:]
+        return read
+
+    def _killed(self) -> int:
+        self._process.kill()
+        self._process.wait()
+        return program.LATE
+
+    def end(self) -> None:
+        """End the program, whatever it is doing."""
+        self._process.kill()
+        self._close()
+        self._process.wait()
+
+    def leave(self) -> None:
+        """Close the inherited pipes of a helper that belongs to the parent process. To be called after a fork."""
+        self._close()
+        self._process.returncode = 0  # it is not ours to wait for
+
+    def _close(self) -> None:
+        self._input.close()
+        self._output.close()
+
+
+def _paths_of(modules: frozenset[str]) -> list[str]:
+    """The folders from which these modules, and those that all of them need, are imported."""
+    specs = (
+        find_spec(name) for name in sorted({"grr_coca", "PIL", "numpy", *(name.partition(".")[0] for name in modules)})
+    )
+    files = (Path(spec.origin) for spec in specs if spec is not None and spec.origin is not None)
+    return list(
+        dict.fromkeys(str(file.parents[1] if file.name.startswith("__init__.") else file.parent) for file in files)
+    )
+
+
+def _widen(*pipes: int) -> None:
+    with suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        for pipe in pipes:
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def _polled(stream: Any, seconds: float) -> bool:
+    """Return whether a pipe has bytes, or has ended, within this time."""
+    waiting = select.poll()
+    waiting.register(stream, select.POLLIN)
+    return bool(waiting.poll(1000 * seconds))
+
+
+_poll = _polled if hasattr(select, "poll") else None
+"""Windows cannot wait for a pipe with a limit; there the helper ends itself."""
+
+
+class Helpers:
+    """The helpers of this process. Idle helpers are kept.
+
+    Args:
+        limits: HelperLimits of each helper.
+    """
+
+    def __init__(self, limits: HelperLimits | None = None) -> None:
+        self.limits = limits or HelperLimits()
+        self._changed = threading.Condition()
+        self._one_large = threading.Lock()
+        self._all: set[_Helper] = set()
+        self._idle: list[_Helper] = []
+        self._modules: frozenset[str] = frozenset()
+
+    def use(self, limits: HelperLimits) -> HelperLimits:
+        """Use other limits from now on. Return the limits before."""
+        before, self.limits = self.limits, limits
+        self.end()
+        return before
+
+    def start(self, *modules: str) -> None:
+        """Start a helper that will be needed soon, without waiting for it."""
+        self._modules |= frozenset(modules)
+        if not self._all:
+            with suppress(OSError):  # it is reported when a helper is needed
+                self._release(self._started())
+
+    def wait(self, module: str) -> None:
+        """Wait until a helper that has imported a module can work. Errors are reported when it is needed."""
+        with suppress(OSError, _HelperExit):
+            self._call(module, "", [], {}, self.limits.memory)
+
+    def call(self, module: str, function: str, content: Content, **arguments: Any) -> Answer:
+        """Call `function(data, name, **arguments)` of a module, which returns facts and bytes.
+
+        Args:
+            module: Module of the function.
+            function: Function name.
+            content: The data and their name.
+            **arguments: Other arguments, which are pickled.
+
+        Raises:
+            BadSample: The function rejects the bytes, or exceeds a limit (`Cause.TOO_LARGE`), or crashes
+                (`Cause.BROKEN_IMAGE`), or this machine did not manage it (`Cause.UNREADABLE`).
+        """
+        (answer,) = self.map(module, function, [content], **arguments)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def map(
+        self, module: str, function: str, contents: Iterable[Content | UserError], **arguments: Any
+    ) -> Iterator[Answer | UserError]:
+        """Call a function on several contents, see `call`. Small ones go together, which takes less time.
+
+        Contents are taken when they are needed: at most `_MAX_TOGETHER` of them are held. Errors are returned in their
+        places.
+        """
+        together: list[Content | UserError] = []
+        num_bytes = 0
+        for one in contents:
+            together.append(one)
+            num_bytes += 0 if isinstance(one, UserError) else len(one.data)
+            if len(together) == _MAX_TOGETHER or num_bytes > _MAX_BYTES_TOGETHER:
+                yield from self._in_order(module, function, together, arguments)
+                together, num_bytes = [], 0
+        yield from self._in_order(module, function, together, arguments)
+
+    def _in_order(
+        self, module: str, function: str, together: Sequence[Content | UserError], arguments: dict[str, Any]
+    ) -> Iterator[Answer | UserError]:
+        sound = [one for one in together if isinstance(one, Content)]
+        answers = iter(self._answers(module, function, sound, arguments) if sound else ())
+        return (next(answers) if isinstance(one, Content) else one for one in together)
+
+    def _answers(
+        self, module: str, function: str, contents: Sequence[Content], arguments: dict[str, Any]
+    ) -> list[Answer | BadSample]:
+        if len(contents) > 1:
+            with suppress(_HelperExit, OSError):
+                return self._call(module, function, contents, arguments, self.limits.memory)
+            # One of them ended the helper: each separately.
+            return [answer for one in contents for answer in self._answers(module, function, [one], arguments)]
+        name, seconds = contents[0].name, self._seconds(contents[0])
+        try:
+            return self._call(module, function, contents, arguments, self.limits.memory, is_last=False)
+        except OSError as error:
+            return [BadSample(f"{name}: not decoded ({error}); try again", Cause.UNREADABLE)]
+        except _HelperExit as ended:
+            if ended.is_costly:
+                message = f"{name}: decoding takes more than {seconds:g} s of a processor; scale it down first"
+                return [BadSample(message, Cause.TOO_LARGE)]
+            if ended.is_of_machine:
+                message = f"{name}: not decoded: the program that decodes was late, or was ended twice ({ended})"
+                return [BadSample(f"{message}; try again", Cause.UNREADABLE)]
+            return [BadSample(f"{name}: it makes its decoder crash ({ended})", Cause.BROKEN_IMAGE)]
+
+    def _call(
+        self,
+        module: str,
+        function: str,
+        contents: Sequence[Content],
+        arguments: dict[str, Any],
+        memory: int,
+        *,
+        is_last: bool = True,
+    ) -> list[Answer | BadSample]:
+        """Call a function once. `is_last`: False: if its helper ends, call it once more, in a new helper: the old one
+        may have been late, or out of memory after thousands of calls."""
+        heads = [(one.name, len(one.data), self._seconds(one), one.arguments) for one in contents]
+        call = pickle.dumps((module, function, memory, heads, arguments))
+        helper = self._taken(frozenset({module, *(name for one in contents for name in one.needs)}))
+        try:
+            answers, results = helper.call(call, contents)
+        except BaseException as error:  # it has ended, or an interrupt has left it within a call
+            self._end(helper)
+            if is_last or not isinstance(error, _HelperExit) or error.is_costly:
+                raise
+            return self._call(module, function, contents, arguments, memory)
+        self._release(helper)
+        found: list[Answer | BadSample] = []
+        start = 0
+        for one, (code, facts, size) in zip(contents, answers, strict=True):
+            if code == program.DONE:
+                found.append((facts, results[start : start + size]))
+            elif code == program.DEFECT:
+                raise RuntimeError(f"{one.name}: {facts.get('message')}")
+            elif code == program.REJECTED:
+                found.append(BadSample(str(facts["message"]), Cause(facts["cause"])))
+            elif memory < self.limits.most_memory:
+                with self._one_large:
+                    found += self._call(module, function, [one], arguments, self.limits.most_memory)
+            else:
+                limit = f"{memory / 2**30:.1f} GB"
+                message = f"{one.name}: decoding takes more memory than {limit}; scale it down first"
+                found.append(BadSample(message, Cause.TOO_LARGE))
+            start += size
+        return found
+
+    def _seconds(self, content: Content) -> float:
+        return min(self.limits.cpu_seconds, content.cpu_seconds or self.limits.cpu_seconds)
+
+    def _taken(self, modules: frozenset[str]) -> _Helper:
+        """Take an idle helper that has imported these modules, or start one if the others are busy for long."""
+        self._modules |= modules
+        until = time.monotonic() + _PATIENCE_SECONDS
+        with self._changed:
+            while True:
+                while self._idle:
+                    helper = self._idle.pop()
+                    if modules <= helper.modules and helper.limits is self.limits:
+                        return helper
+                    self._end(helper)
+                # One is started at a time, or all who wait would start one.
+                is_full = len(self._all) >= (self.limits.count or num_threads())
+                may_start = not is_full and all(helper.is_ready for helper in self._all)
+                patience = until - time.monotonic() if self._all else 0
+                if may_start and patience <= 0:
+                    return self._started()
+                self._changed.wait(max(patience, _PATIENCE_SECONDS))
+
+    def _started(self) -> _Helper:
+        with self._changed:
+            helper = _Helper(self._modules, self.limits)
+            self._all.add(helper)
+        return helper
+
+    def _release(self, helper: _Helper) -> None:
+        with self._changed:
+            self._idle.append(helper)
+            self._changed.notify()
+
+    def _end(self, helper: _Helper) -> None:
+        helper.end()
+        with self._changed:
+            self._all.discard(helper)
+            self._changed.notify()
+
+    def end(self) -> None:
+        """End the idle helpers. The others end when their input does, which is when this process does."""
+        while self._idle:
+            self._end(self._idle.pop())
+
+    def leave(self) -> None:
+        """Forget the helpers in a forked process: they are its parent's."""
+        for helper in self._all:
+            helper.leave()
+        self.__init__(self.limits)  # type: ignore[misc]  # another thread may have held the lock
+
+
+helpers = Helpers()
+"""The helpers of this process."""
+
+atexit.register(helpers.end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=helpers.leave)

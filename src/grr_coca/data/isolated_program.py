@@ -1,0 +1,147 @@
+"""The helper program of `isolated.py`: it calls functions on bytes from strangers, in a separate process.
+
+A picture can abort its decoder, overflow its stack, or take hours, and no check finds all of these beforehand. So there
+are limits of memory and of processor time where the system has them. Processor time decides, so that the result does
+not depend on how busy the machine is. After its imports, the program cannot open files.
+
+It is run as a file, not imported, and isolated (`python -I -S`): the parent passes the paths of modules.
+"""
+
+import faulthandler
+import importlib
+import json
+import os
+import pickle
+import signal
+import struct
+import sys
+from io import BufferedIOBase
+from typing import Any
+
+REQUEST = struct.Struct("<II")
+"""The bytes of a call (pickled by the parent), and of all contents together, which follow."""
+ANSWER = struct.Struct("<II")
+"""The bytes of the answers as JSON (for each content a code, facts and the size of a result), and of all results."""
+DONE, REJECTED, OUT_OF_MEMORY, DEFECT = range(4)
+
+LATE = 1
+"""The exit code after too much wall time, where the parent cannot measure it."""
+_LARGE = 32 * 2**20
+"""Free memory is returned to the system after a request or an answer of this many bytes."""
+
+
+def _limit(kind: str, soft: int, hard: int) -> None:
+    """Limit this process, where the system can: Windows has no limits, and macOS none of memory."""
+    try:
+        import resource
+
+        resource.setrlimit(getattr(resource, kind), (soft, hard))
+    except (ImportError, AttributeError, ValueError, OSError):
+        return
+
+
+def _trimmer() -> Any:
+    """Return the function of the C library that returns free memory to the system, or None."""
+    try:
+        import ctypes
+
+        return ctypes.CDLL(None).malloc_trim
+    except (ImportError, OSError, AttributeError, TypeError):  # other libraries than that of GNU do not have it
+        return None
+
+
+def _run(paths: list[str], modules: list[str], memory: int, wall_seconds: float | None) -> None:
+    sys.path.extend(paths)
+    for name in modules:
+        importlib.import_module(name)
+    trim = _trimmer()
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    silent = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):  # whatever a decoder prints
+        os.dup2(silent, stream)
+    _limit("RLIMIT_AS", memory, memory)
+    for kind in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE"):
+        _limit(kind, 0, 0)
+    if hasattr(signal, "SIGPROF"):  # the parent may ignore or block the signal, and a program inherits that
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    answers.write(ANSWER.pack(0, 0))
+    answers.flush()
+    answer_all(requests, answers, memory, wall_seconds, log=silent, trim=trim)
+
+
+def answer_all(
+    requests: BufferedIOBase,
+    answers: BufferedIOBase,
+    memory: int,
+    wall_seconds: float | None,
+    log: int,
+    trim: Any = None,
+) -> None:
+    """Answer requests until they end.
+
+    Args:
+        requests: The requests.
+        answers: Their answers are written here.
+        memory: The limit of address space in bytes that no request may exceed.
+        wall_seconds: Maximum time of each content; None: the parent kills this process if it is late.
+        log: The file to which the reason for the end of this process is written.
+        trim: Function that returns free memory to the system.
+    """
+    limit = memory
+    while len(head := requests.read(REQUEST.size)) == REQUEST.size:
+        size_of_call, size = REQUEST.unpack(head)
+        module, function, wanted, contents, arguments = pickle.loads(requests.read(size_of_call))  # of the parent
+        if wanted != limit:
+            _limit("RLIMIT_AS", limit := wanted, memory)
+        answered, results = [], []
+        for name, length, seconds, own in contents:
+            data = requests.read(length)
+            _begin(seconds, wall_seconds, log)
+            code, facts, result = _called(module, function, data, name, {**arguments, **own})
+            _end(wall_seconds)
+            answered.append((code, facts, len(result)))
+            results.append(result)
+            del data
+        said, size_of_results = json.dumps(answered).encode(), sum(map(len, results))
+        answers.write(ANSWER.pack(len(said), size_of_results) + said)
+        for result in results:
+            answers.write(result)
+        answers.flush()
+        if trim is not None and max(size, size_of_results) >= _LARGE:
+            del result, results
+            trim(0)
+
+
+def _begin(seconds: float, wall_seconds: float | None, log: int) -> None:
+    """Limit the time of what follows. This ends the process without the help of Python, whose lock a decoder holds."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+    if wall_seconds is not None:  # it starts a thread
+        faulthandler.dump_traceback_later(wall_seconds, exit=True, file=log)
+
+
+def _end(wall_seconds: float | None) -> None:
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    if wall_seconds is not None:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _called(
+    module: str, function: str, data: bytes, name: str, arguments: dict[str, Any]
+) -> tuple[int, dict[str, Any], bytes]:
+    try:
+        facts, result = getattr(sys.modules[module], function)(data, name, **arguments)
+        return DONE, facts, result
+    except MemoryError:
+        return OUT_OF_MEMORY, {}, b""
+    except BaseException as error:  # a panic of Rust is not an `Exception`
+        cause = getattr(error, "cause", None)
+        if cause is None:
+            return DEFECT, {"message": f"{type(error).__name__}: {error}"[:2000]}, b""
+        return REJECTED, {"message": str(error)[:2000], "cause": cause}, b""
+
+
+if __name__ == "__main__":
+    _run(**json.loads(sys.argv[1]))

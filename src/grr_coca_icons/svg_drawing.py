@@ -1,0 +1,75 @@
+"""Draws SVG files with resvg, in helper programs: see `svg.py`."""
+
+import codecs
+import io
+import re
+from typing import Any
+
+from PIL import Image
+
+from grr_coca.data.images import VECTOR_SIDE
+from grr_coca.data.sources.base import BadSample, Cause
+
+try:
+    import resvg_py
+except ImportError:
+    resvg_py = None  # type: ignore[assignment]
+
+_FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
+"""Elements by which resvg would read other files, with any namespace prefix. An entity cannot hide them: resvg takes
+`&#60;` and `&lt;` in an entity as text."""
+
+
+def render(data: bytes, name: str, side: int) -> Image.Image:
+    """Draw an SVG file as a transparent square, with oblong drawings in the middle.
+
+    Nothing else is read: no fonts of the system, and no other image.
+
+    Args:
+        data: the file.
+        name: its name in messages.
+        side: of the square, in pixels. If the drawing itself is smaller than half of it, the square has `VECTOR_SIDE`
+            pixels instead, since whoever cuts the drawing out needs more of it.
+
+    Raises:
+        BadSample: the file cannot be drawn.
+    """
+    if resvg_py is None:
+        raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install resvg-py", Cause.NOT_INSTALLED)
+    try:
+        svg = data.removeprefix(codecs.BOM_UTF8).decode()
+        if _FILE_TAGS.search(svg):
+            raise ValueError("it contains another image file; give that one")
+        image = _drawn(svg, side)
+        if side < VECTOR_SIDE and _is_small(image):
+            image = _drawn(svg, VECTOR_SIDE)
+    except MemoryError:
+        raise
+    except BaseException as error:  # a panic of Rust is not an `Exception`
+        reason = str(error) or type(error).__name__
+        raise BadSample(f"{name}: an SVG file that cannot be drawn ({reason[:1000]})", Cause.BROKEN_IMAGE) from error
+    image.format = "SVG"
+    return image
+
+
+def svg_pixels(data: bytes, name: str, *, side: int) -> tuple[dict[str, Any], bytes]:
+    """The pixels of a drawing: S S 4."""
+    image = render(data, name, side)
+    if image.width != side:  # a small one, which was drawn large
+        image = image.resize((side, side), Image.Resampling.BOX)
+    return {"mode": image.mode}, image.tobytes()
+
+
+def _is_small(image: Image.Image) -> bool:
+    left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, *image.size)
+    return 2 * max(right - left, bottom - top) < image.width
+
+
+def _drawn(svg: str, side: int) -> Image.Image:
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
+    drawn = Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGBA")
+    if drawn.size == (side, side):
+        return drawn
+    square = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    square.paste(drawn, ((side - drawn.width) // 2, (side - drawn.height) // 2))
+    return square

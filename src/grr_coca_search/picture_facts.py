@@ -1,0 +1,36 @@
+"""Size, duplicate hashes and metadata of pictures for an index, found in helper programs."""
+
+from contextlib import suppress
+from datetime import datetime
+
+from grr_coca.data.decoding import Answer
+from grr_coca.data.images import decode_here, has_more_frames
+from grr_coca.data.preprocess import Preprocess
+from grr_coca_search.duplicates import look_of, perceptual_hash
+from grr_coca_search.photo import found_in
+
+datetime.strptime("2026", "%Y")  # imports what it needs: no file can be opened later
+with suppress(ImportError):  # without it, Pillow reads no XMP
+    import defusedxml.ElementTree  # noqa: F401
+
+
+def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, renderer: str | None = None) -> Answer:
+    """The size, hashes and metadata of a picture, and the square that a model sees: S S 3."""
+    if preprocess is None:
+        image = decode_here(data, name, renderer=renderer)
+    else:
+        side, opening = preprocess.vector_side, preprocess.opening
+        image = decode_here(data, name, opening, to_srgb=True, is_scaled=True, vector_side=side, renderer=renderer)
+    facts = {
+        "size": image.size,
+        "more": has_more_frames(image),
+        "phash": perceptual_hash(image),
+        "look": look_of(image).hex(),
+        "found": found_in(data, name),
+    }
+    return facts, b"" if preprocess is None else preprocess.square(image).tobytes()
+
+
+def metadata(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
+    """The metadata of a picture."""
+    return {"found": [] if renderer else found_in(data, name)}, b""

@@ -118,6 +118,7 @@ def test_a_number_out_of_range_is_refused(icons, count):
         icons.tag(DRAWINGS[0], num_tags=count)
 
 
+@pytest.mark.ci
 def test_an_index_keeps_likely_words_which_filters_ask_for(tmp_path, icons):
     drawings = Path(__file__).parents[3] / "docs" / "drawings"
     with Index.open(tmp_path / "index", "icons", create=True) as index:

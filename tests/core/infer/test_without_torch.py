@@ -1,4 +1,7 @@
-"""What the base installation does, it does without PyTorch: in a process that finds none of the other packages."""
+"""The base installation works without PyTorch: in a process that finds none of the other packages.
+
+That ONNX Runtime computes the same as PyTorch is tested where the engine is (`engine/test_onnx_engine.py`).
+"""
 
 import json
 import os
@@ -6,12 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import grr_coca
 from grr_coca.common.extras import PACKAGES
-from grr_coca.infer.generate import GenerationOptions
 from grr_coca.model.checkpoint_files import shipped_models
 
 DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))
@@ -78,53 +78,10 @@ def said(folder):
     return dict(zip(COMMANDS, json.loads(done.stdout), strict=True))
 
 
-@pytest.fixture(scope="module")
-def in_torch():
-    return grr_coca.load("icons", "cpu", engine="torch")
-
-
-@pytest.mark.ci
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_verb_succeeds(said, command):
-    code, _, err = said[command]
-    assert code == 0, err
-    assert "Traceback" not in err
-
-
-@pytest.mark.parametrize("way", ["caption", "caption --json", "sample"])
-def test_captions_are_those_of_torch(said, in_torch, way):
-    """Greedy ones, beams after a prompt, and samples."""
-    options = {
-        "caption": {},
-        "caption --json": {"prompt": "red", "options": GenerationOptions(num_beams=2)},
-        "sample": {"options": GenerationOptions(temperature=1.0, top_p=0.9, num_captions=2)},
-    }[way]
-    described = in_torch.describe_many(DRAWINGS, keys=[str(path) for path in DRAWINGS], **options)
-    lines = said[way][1].splitlines()
-    if way == "caption --json":
-        rows = [json.loads(line) for line in lines]
-        assert [row["caption"] for row in rows] == [one.captions[0].text for one in described]
-        log_probs = [sum(one.captions[0].log_probs) for one in described]
-        assert [row["log_prob"] for row in rows] == pytest.approx(log_probs, abs=1e-3)
-    else:
-        captions = [(path, caption) for path, one in zip(DRAWINGS, described, strict=True) for caption in one.captions]
-        assert [line.split("\t") for line in lines] == [[str(path), " ".join(c.text.split())] for path, c in captions]
-
-
-def test_embeddings_are_those_of_torch(said, folder, in_torch):
-    from safetensors.numpy import load_file
-
-    np.testing.assert_allclose(np.load(folder / "vectors.npy"), in_torch.embed_images(DRAWINGS), atol=1e-5)
-    texts = load_file(folder / "texts.safetensors")["embeddings"]
-    np.testing.assert_allclose(texts, in_torch.embed_texts(["a guitar", "an airplane"]), atol=1e-5)
-
-
-def test_labels_are_those_of_torch(said, in_torch):
-    rows = [json.loads(line) for line in said["classify"][1].splitlines()]
-    for row, expected in zip(rows, in_torch.classify(DRAWINGS, ["guitar", "airplane"]), strict=True):
-        assert [choice["label"] for choice in row["labels"]] == [choice.label for choice in expected]
-        found = [choice["probability"] for choice in row["labels"]]
-        assert found == pytest.approx([choice.probability for choice in expected], abs=1e-4)
+def test_all_commands_succeed(said):
+    for command, (code, _, err) in said.items():
+        assert code == 0, (command, err)
+        assert "Traceback" not in err, command
 
 
 def test_a_search_finds_what_it_is_asked_for(said, folder):
@@ -142,12 +99,12 @@ def test_json_and_models_say_what_runs(said):
     assert said["models"][1].count("runs here in ONNX Runtime") == len(shipped_models())
 
 
-def test_python_does_it_too(tmp_path):
+def test_model_is_loaded_in_python(said):
     code = f"""
 import grr_coca
 model = grr_coca.load("icons")
 print(model.caption({str(DRAWINGS[0])!r}), model.engine.name, model.device)
 """
     done = subprocess.run([sys.executable, "-c", BLOCK + code], capture_output=True, text=True, check=True)
-    caption = grr_coca.load("icons", engine="torch").caption(DRAWINGS[0])
+    caption = said["caption"][1].splitlines()[0].split("\t")[1]
     assert done.stdout == f"{caption} onnx cpu\n"

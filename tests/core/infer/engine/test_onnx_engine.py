@@ -3,8 +3,6 @@
 import json
 import lzma
 import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -181,28 +179,6 @@ def test_a_text_opens_its_graph_alone_and_a_caption_the_two_others():
     other = OnnxEngine(shipped_folder("icons"))
     generate(other, checkpoint_of("icons").tokenizer, pixels_of("icons")[:1])
     assert set(other._graphs) == {"image", "step"}
-
-
-def test_captions_need_no_pytorch():
-    code = f"""
-import sys
-sys.path.insert(0, {str(SRC)!r})
-sys.modules["torch"] = sys.modules["jaxtyping"] = None
-import numpy as np
-from grr_coca.data.tokenizer import Tokenizer
-from grr_coca.infer.engine.onnx import OnnxEngine
-from grr_coca.infer.generate import GenerationOptions, generate
-folder = {str(shipped_folder("icons"))!r}
-tokenizer = Tokenizer.from_json(open(folder + "/tokenizer.json").read())
-for options in ({{}}, dict(num_beams=2), dict(temperature=1.0, top_p=0.9)):
-    pixels = np.full((1, 64, 64, 3), 255, dtype=np.uint8)
-    print(generate(OnnxEngine(folder), tokenizer, pixels, GenerationOptions(**options)).captions[0][0].text)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    white = np.full((1, 64, 64, 3), 255, dtype=np.uint8)
-    (wanted,) = generate(torch_engine("icons"), checkpoint_of("icons").tokenizer, white).captions[0]
-    assert done.stdout.splitlines()[0] == wanted.text
-    assert len(done.stdout.splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,8 @@ def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
             )
             than = re.findall(rf"^\W*than (?:that of )?{MODEL}", after)
             side = re.findall(rf"^ (?:with|for) {MODEL}", after) if each.format.startswith("loss") else []
-            left = [pair[0] for pair in over] or owner[-1:] or side * (each.format == "loss")
+            row = re.findall(f"^{MODEL},", before)
+            left = [pair[0] for pair in over] or owner[-1:] or row or side * (each.format == "loss")
             right = [pair[1] for pair in over] or than or side * (each.format == "loss over")
             for models, arms in ((left, each.setting.arms), (right, each.setting.over)):
                 if models and not all(arm.startswith(MODELS[models[0]]) for arm in arms):
@@ -188,6 +189,11 @@ def _errors_of_optimizers(sentence: str, before: str, found: Sequence[Shown]) ->
         after = re.match(r"[^{}.;,(]{0,20}\bwith (?:AdamW|Muon)\b(?!'s)", sentence[each.end :])
         if after and len(each.optimizers()) == 1 and {*_named(OPTIMIZERS, after[0])} != each.optimizers():
             yield f"{each.text} is of {each.optimizers().pop()}, before {after[0]!r}"
+        sides = re.findall(f"{MODEL} with (AdamW|Muon)", sentence)
+        if isinstance(each.setting, Setting) and len(sides) == 2 and len(each.optimizers()) == 2:
+            own = [recipe["optimizer"]["name"] for recipe in each.setting.recipes()]
+            if [optimizer.lower() for _, optimizer in sides] != [own[0], own[-1]]:
+                yield f"{each.text} is of {own[0]} over {own[-1]}, in words on {sides}"
     named = named or {*_named(OPTIMIZERS, before)}
     for each in changes:
         if named and len(each.optimizers()) == 1 and not each.optimizers() <= named:

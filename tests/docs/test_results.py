@@ -134,6 +134,28 @@ def test_words_that_contradict_their_rows_fail(check, known, old, new):
     assert [error for text in changed for error in check.errors_of_meaning(text, known)]
 
 
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        ("Baseline CoCa with Muon is {CROSS:by} than GRR-CoCa with AdamW.", "AdamW", "Muon"),
+        (
+            "| | loss |\n|---|--:|\n| Baseline CoCa, positions | {slow_positions[test coca]:cell} |",
+            "Baseline CoCa",
+            "GRR-CoCa",
+        ),
+        ("| | GRR-CoCa, Muon |\n|---|--:|\n| loss | {muon[test coca]:loss} |", "Muon", "AdamW"),
+        ("| | GRR-CoCa, Muon |\n|---|--:|\n| loss | {muon[test coca]:loss} |", "GRR-CoCa", "Baseline CoCa"),
+        ("| | GRR-CoCa, Muon |\n|---|--:|\n| loss | {muon[test coca]:loss} |", "|---|--:|\n", ""),
+        ("The CoCa loss is {muon[test coca]:by} with Muon and {adamw[test coca]:by} with AdamW.", "AdamW", "Muon"),
+        ("GRR-CoCa's CoCa loss over that of Baseline CoCa changes.", "Baseline CoCa", "GRR-CoCa"),
+    ],
+)
+def test_models_and_optimizers_are_those_of_the_rows(check, known, text, old, new):
+    text = text.replace("CROSS", "muon_baseline_of_adamw_grr[test coca]")
+    assert [*check.errors_of_meaning(text, known)] == []
+    assert [*check.errors_of_meaning(text.replace(old, new), known)]
+
+
 def test_table_shows_all_settings_of_its_claim(check, known):
     text = check.texts()[ROOT / RESULTS]
     for row in (r"\| \[twemoji\].*\n", r"\| \[Muon, \{fresh:steps\}.*\n"):

@@ -204,6 +204,7 @@ def plain(recipe, tmp_path_factory):
     return weights(pretrain(recipe, tmp_path_factory.mktemp("plain") / "run"))
 
 
+@pytest.mark.ci
 def test_the_loss_of_the_teacher_is_logged_and_falls(recipe, tmp_path):
     pretrain(replace(recipe, schedule=replace(recipe.schedule, steps=20)), tmp_path / "run")
     first, *_, last = (row["teacher"] for row in read_metrics(tmp_path / "run", "train"))

@@ -43,6 +43,7 @@ def flops(length: int | None = None, preset: str = "grr_coca") -> int:
     return flops_per_pair(config) if length is None else flops_per_pair(config, length)
 
 
+@pytest.mark.ci
 def test_flops_grow_with_the_text_and_a_third_with_geglu_at_full_width():
     assert flops(5) < flops(20) < flops() < flops(preset="grr_coca_geglu_4x")
 

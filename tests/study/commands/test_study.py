@@ -106,6 +106,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_ru
     assert f"folder: cannot be written to ({file} is not a folder); pass another {flag}" in message
 
 
+@pytest.mark.ci
 def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
         monkeypatch.setattr(pace, name, value)

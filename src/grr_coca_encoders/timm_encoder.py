@@ -130,7 +130,7 @@ class _LoadingLog(logging.Handler):
 
 
 def _weights_file(name: EncoderName) -> str:
-    """The safetensors file of the weights. timm would also take pickles, so the file is chosen here."""
+    """The safetensors file of the weights. timm would also take files that run code, so the file is chosen here."""
     if name.weights is not None:
         return name.weights
     from huggingface_hub import hf_hub_download

@@ -409,7 +409,6 @@ def test_where_others_files_are_unpickled_nothing_but_tensors_is_made():
     assert not re.search(r"pickle\.loads?\b|Unpickler", READS_OTHERS.read_text())
 
 
-@pytest.mark.ci
 def test_a_compiled_model_is_saved_as_the_model_that_it_was(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     compiled = torch.compile(checkpoint.model, backend="eager")

@@ -8,6 +8,7 @@ Shapes: B images, S image size in pixels, T tokens with class token and register
 
 import hashlib
 import math
+import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import file_sha256, read_json
+from grr_coca.common.files import file_sha256, read_errors, read_json
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import num_threads
 from grr_coca.data.features import EncoderInfo
@@ -101,6 +102,15 @@ class OnnxEncoder:
         tokens = _to_tokens(np.concatenate(found).astype(np.float32))
         return ImageTokens(tokens, np.ones(tokens.shape[:2], bool))
 
+    def write_graph(self, path: Path) -> None:
+        """Copy the graph, see `VisionEncoder`."""
+        with read_errors(self.path):
+            shutil.copyfile(self.path, path)
+        try:
+            _opened(path)
+        except UserError as error:
+            raise UserError(f"onnx:{self.path}: its weights are in another file") from error
+
     def __getstate__(self) -> dict[str, Any]:
         """The state without the open graph, which another process opens again."""
         return {**vars(self), "_session": None}
@@ -108,17 +118,7 @@ class OnnxEncoder:
     def _open(self) -> "InferenceSession":
         with _OPENING:
             if self._session is None:
-                import onnxruntime  # late: the import takes a tenth of a second
-
-                options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads = num_threads()
-                options.log_severity_level = 4  # errors are raised
-                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-                try:
-                    self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-                except Exception as error:  # its classes have no common one
-                    reason = " ".join(str(error).split())[:300]
-                    raise UserError(f"onnx:{self.path}: cannot be opened ({reason})") from error
+                self._session = _opened(self.path)
             return self._session
 
     def _require_side(self, side: int | None) -> None:
@@ -127,6 +127,26 @@ class OnnxEncoder:
                 f"onnx:{self.path}: takes images of {side} pixels, but its preprocessing makes "
                 f"{self._preprocess.image_size}"
             )
+
+
+def _opened(path: Path) -> "InferenceSession":
+    import onnxruntime  # late: the import takes a tenth of a second
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads()
+    options.log_severity_level = 4  # errors are raised
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes have no common one
+        raise UserError(f"onnx:{path}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
+
+
+def tokens_of_graph(path: Path, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B N D"]:
+    """Return the tokens by a graph of uint8 pixels, which needs no description."""
+    session = _opened(path)
+    (tokens,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    return tokens
 
 
 def _choose_output(ranks: dict[str, int], path: Path) -> str:

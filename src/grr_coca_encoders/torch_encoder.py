@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
 from grr_coca.data.features import EncoderInfo
 from grr_coca.data.preprocess import EncoderPreprocess
 from grr_coca.infer.encoder import ImageTokens
+from grr_coca_encoders.onnx_encoder import tokens_of_graph
 
 
 class PixelsToTokens(nn.Module):
@@ -81,6 +84,33 @@ class TorchEncoder:
             tokens = self.module(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
         mask: Bool[np.ndarray, "B N"] = np.ones(tokens.shape[:2], bool)
         return ImageTokens(tokens, mask)
+
+    def write_graph(self, path: Path) -> None:
+        """Write a graph of uint8 pixels, see `VisionEncoder`. It must compute the same tokens."""
+        require_extra("export", f"{self.info.name} as an ONNX graph")
+        from grr_coca.infer.export.graphs import OPSET, quiet  # late: imports onnxscript
+
+        side = self.info.preprocess.image_size
+        pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+        try:
+            with torch.no_grad(), quiet():
+                exported = torch.onnx.export(
+                    self.module,
+                    (torch.from_numpy(pixels).to(self.device),),
+                    dynamo=True,
+                    dynamic_shapes=({0: torch.export.Dim("B")},),
+                    input_names=["pixels"],
+                    output_names=["last_hidden_state"],
+                    opset_version=OPSET,
+                    verbose=False,
+                )
+            assert exported is not None
+            exported.save(path, external_data=False)
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+            raise UserError(f"{self.info.name}: cannot be written as a graph ({_short(error)})") from error
+        found, expected = tokens_of_graph(path, pixels), self.encode(pixels).tokens
+        if not np.allclose(found, expected, atol=1e-3 * np.abs(expected).max()):
+            raise UserError(f"{self.info.name}: its graph computes other tokens")
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:

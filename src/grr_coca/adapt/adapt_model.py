@@ -4,6 +4,7 @@ adapt_model(open_source("my-pairs"), "my-pairs", "icons", Path("mine"))
 """
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from grr_coca.adapt.read_pairs import ImageSet, read_pairs, require_size
 from grr_coca.adapt.ridge import MAX_EXACT
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, listed_files, read_json, whole_folder
+from grr_coca.data.features import EncoderInfo
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import Chain
 from grr_coca.infer.adapted import descriptors, words
@@ -30,6 +32,14 @@ from grr_coca.infer.adapted.adaptation import (
     read_features,
     write_adaptation,
 )
+from grr_coca.infer.adapted.beside import (
+    EncoderDescriptor,
+    open_beside,
+    parts_beside,
+    read_encoder_info,
+    read_encoder_mean,
+    write_beside,
+)
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import (
@@ -39,7 +49,10 @@ from grr_coca.model.checkpoint_files import (
     RELEVANCE,
     fingerprint,
     is_adapted,
+    read_files,
 )
+
+log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 _OWN = {REPORT, *ADAPTED_FILES}
@@ -62,6 +75,7 @@ class Adapted:
         source: The pairs, and then those that were held out.
         model: The base model.
         is_tuned: Whether the base was fine-tuned on these pairs.
+        encoder: An image encoder of others beside the base; None: there is none.
     """
 
     images: ImageSet
@@ -76,6 +90,7 @@ class Adapted:
     source: PairSource
     model: ImageTextModel
     is_tuned: bool
+    encoder: EncoderInfo | None
 
 
 Watch = Callable[[str, int, int], object]
@@ -89,6 +104,7 @@ def adapt_model(
     out: Path,
     val: PairSource | None = None,
     is_tuned: bool = False,
+    encoder: str | None = None,
     watch: Watch = lambda *_: None,
     write_more: Callable[[Path, Adapted], object] = lambda *_: None,
 ) -> Adapted:
@@ -102,6 +118,7 @@ def adapt_model(
         val: Pairs by which values are chosen and everything is measured; they are not fitted, also if they are among
             `pairs`. None: the pairs are divided into folds.
         is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given.
+        encoder: Name of an image encoder of others to use beside the base, or folder of its features.
         watch: Called as the work goes on.
         write_more: Called with the unfinished folder, to add files such as a report.
 
@@ -119,10 +136,19 @@ def adapt_model(
         )
     require_replaceable(out)
     of_base = fingerprint(folder)
-    stored = _stored_features(out, of_base)
     model = load(folder)
+    descriptor = None if encoder is None else open_beside(encoder, model.preprocess.framing)
+    if descriptor is not None:
+        model = ImageTextModel(*parts_beside(read_files(folder), model.engine, descriptor.encoder), folder)
+    stored = _stored_features(out, of_base, descriptor)
     images = read_pairs(
-        source, name, model, stored, lambda done, total: watch("reading images", done, total), held_from=len(pairs)
+        source,
+        name,
+        model,
+        stored,
+        lambda done, total: watch("reading images", done, total),
+        held_from=len(pairs),
+        descriptor=descriptor,
     )
     num_reused = sum(bytes(row) in stored for row in images.digests[: images.num_fit])
     if val is not None:
@@ -166,8 +192,9 @@ def adapt_model(
         source=source,
         model=model,
         is_tuned=is_tuned,
+        encoder=None if descriptor is None else descriptor.encoder.info,
     )
-    _write(out, folder, adapted, write_more)
+    _write(out, folder, adapted, descriptor, write_more)
     return adapted
 
 
@@ -228,17 +255,32 @@ def require_replaceable(out: Path) -> None:
         raise UserError(f"{out}: holds {strange[0]}, which would be deleted; pass a new folder to --out")
 
 
-def _stored_features(out: Path, of_base: str) -> Mapping[bytes, np.ndarray]:
-    """Features of an earlier adaptation of the same base; none if there is none that can be used."""
+def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | None) -> Mapping[bytes, np.ndarray]:
+    """Features of an earlier adaptation of the same base with the same encoder; none if there is none that can be used.
+
+    The mean of the domain of this adaptation becomes that of the descriptor."""
     if not is_adapted(out):
         return {}
     try:
-        return read_features(out) if read_adapted_header(out).base_fingerprint == of_base else {}
+        before, now = read_encoder_info(out), None if descriptor is None else descriptor.encoder.info
+        is_same = (before and before.digest) == (now and now.digest)
+        if read_adapted_header(out).base_fingerprint != of_base or not is_same:
+            return {}
+        stored = read_features(out)
+        if descriptor is not None:
+            descriptor.mean = read_encoder_mean(out)
+        return stored
     except UserError:
         return {}
 
 
-def _write(out: Path, base: Path, adapted: Adapted, write_more: Callable[[Path, Adapted], object]) -> None:
+def _write(
+    out: Path,
+    base: Path,
+    adapted: Adapted,
+    descriptor: EncoderDescriptor | None,
+    write_more: Callable[[Path, Adapted], object],
+) -> None:
     facts = {}
     if (base / MANIFEST).is_file():
         facts = {key: value for key, value in read_json(base / MANIFEST).items() if key != "files"}
@@ -255,6 +297,10 @@ def _write(out: Path, base: Path, adapted: Adapted, write_more: Callable[[Path, 
                 adapted.images.features[order],
                 adapted.images.digests[order],
             )
+            if descriptor is not None:
+                reason = write_beside(descriptor, partial)
+                if reason:
+                    log.warning("%s is needed wherever %s is used: %s", descriptor.encoder.info.name, out, reason)
             if adapted.relevance is not None:
                 (partial / RELEVANCE).write_bytes(json.dumps(adapted.relevance, indent=1).encode())
             write_more(partial, adapted)

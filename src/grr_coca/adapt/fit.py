@@ -159,8 +159,7 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
         step: Called when a part of the work begins.
         is_tuned: Whether the base was fine-tuned on the images. Other values are the usual ones then.
     """
-    width = images.features.shape[1] - NUM_DESCRIPTORS
-    embeddings, described = images.features[:, :width], images.features[:, width:]
+    embeddings, described = images.embeddings, images.described
     image_mean = embeddings[: images.num_fit].mean(axis=0)
     features = np.concatenate([unit(embeddings - image_mean), described], axis=1)
     plain = unit(embeddings - image_mean)
@@ -228,9 +227,8 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
 
 
 def _near_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
-    width = images.features.shape[1] - NUM_DESCRIPTORS
-    embeddings, described = images.features[:, :width], images.features[:, width:]
-    return near_equal(unit(embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
+    described = images.described[:, :NUM_DESCRIPTORS]
+    return near_equal(unit(images.embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
 
 
 def _unseen(
@@ -486,8 +484,7 @@ def _figures(
 ) -> dict[str, AnswerRanks] | None:
     """AnswerRanks of all methods on the folds; None if there are too few queries."""
     space, plain, features = fitted.space, fitted.plain, fitted.features
-    width = images.features.shape[1] - NUM_DESCRIPTORS
-    shipped = unit(images.features[:, :width])
+    shipped = unit(images.embeddings)
     texts = unit(images.captions.embeddings)
     collected: dict[str, dict[str, list[np.ndarray]]] = {}
     chances: dict[str, list[np.ndarray]] = {name: [] for name in DIRECTIONS}

@@ -14,6 +14,7 @@ from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.data.sources.base import BadSample, PairSource, clean_caption
 from grr_coca.data.sources.views import ByImage
 from grr_coca.infer.adapted.adaptation import file_digest
+from grr_coca.infer.adapted.beside import EncoderDescriptor
 from grr_coca.infer.adapted.descriptors import descriptors
 from grr_coca.infer.image_text_model import ImageTextModel
 
@@ -29,7 +30,8 @@ class ImageSet:
     """Images with their captions, as the base model and the descriptors see them.
 
     Attributes:
-        features: Embeddings of the base beside descriptors, N E+D.
+        features: Embeddings of the base beside descriptors, N E+D. With an image encoder of others, its descriptors
+            are the last ones.
         digests: SHA-256 of the file of each image, N 32.
         captions: Their captions, those of the fit first.
         places: First pair of each image in its source.
@@ -46,6 +48,16 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def embeddings(self) -> Float[np.ndarray, "N E"]:
+        """Embeddings of the base."""
+        return self.features[:, : self.captions.embeddings.shape[1]]
+
+    @property
+    def described(self) -> Float[np.ndarray, "N D"]:
+        """Descriptors."""
+        return self.features[:, self.captions.embeddings.shape[1] :]
 
     @property
     def fitted_captions(self) -> Captions:
@@ -96,6 +108,7 @@ def read_pairs(
     stored: Mapping[bytes, Float[np.ndarray, " F"]],
     on_progress: OnProgress,
     held_from: int | None = None,
+    descriptor: EncoderDescriptor | None = None,
 ) -> ImageSet:
     """Read all pairs. Pairs that cannot be used are skipped; of equal files, the first one is kept with all captions.
 
@@ -106,6 +119,8 @@ def read_pairs(
         stored: Features of images that were read before, by the digest of their file.
         on_progress: Called with the numbers of finished and of all images.
         held_from: Images of this pair and of those after it are held out of the fit; None: all are fitted.
+        descriptor: An image encoder of others, whose pixels the model takes. If the mean of the domain is not known,
+            it becomes known.
 
     Raises:
         UserError: If too few pairs can be used, or all captions or all images are equal.
@@ -128,7 +143,11 @@ def read_pairs(
         if not fresh:
             return found
         pixels = np.stack([one.pixels for one in fresh if one.pixels is not None])
-        computed = np.concatenate([model.engine.encode_images(pixels).embedding, descriptors(pixels)], axis=1)
+        parts = [model.engine.encode_images(pixels).embedding, descriptors(pixels)]
+        if descriptor is not None:
+            seen = descriptor.mean_tokens(pixels, [one.digest for one in fresh])
+            parts.append(seen if descriptor.mean is None else descriptor.scale(seen))
+        computed = np.concatenate(parts, axis=1)
         by_place = dict(zip((one.place for one in fresh), computed, strict=True))
         return [
             replace(one, row=by_place.get(one.place, one.row), pixels=None) if isinstance(one, _Read) else one
@@ -156,6 +175,10 @@ def read_pairs(
     order = sorted(rows, key=held.__contains__)  # the images of the fit come first
     num_fit = len(order) - len(held)
     features = np.array([rows[digest] for digest in order], np.float32)
+    if descriptor is not None and descriptor.mean is None and len(features):
+        seen = features[:, -descriptor.encoder.info.embed_dim :]
+        descriptor.mean = seen[:num_fit].mean(axis=0)
+        seen[:] = descriptor.scale(seen)
     _require_enough(features[:num_fit], [captions[digest] for digest in order[:num_fit]], bad, path)
     texts = list(dict.fromkeys(text for digest in order for text in captions[digest]))
     numbers = {text: number for number, text in enumerate(texts)}

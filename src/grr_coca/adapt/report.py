@@ -68,6 +68,7 @@ def as_json(adapted: Adapted) -> str:
         "skipped_pairs": len(adapted.images.bad),
         "reused_images": adapted.num_reused,
         "seconds": round(adapted.seconds, 1),
+        "encoder": None if adapted.encoder is None else adapted.encoder.name,
         "share_known_captions": measured.share_known,
         "values": vars(fitted.values),
         "retrieval": flat_figures(measured.figures),
@@ -122,9 +123,10 @@ def _summary(adapted: Adapted) -> str:
     skipped = f"; {len(images.bad):,} pairs were skipped" if images.bad else ""
     held = len(images) - images.num_fit
     measured = f"the {held:,} images that were held out" if held else "images that the fit did not see"
+    beside = "" if adapted.encoder is None else f" beside {adapted.encoder.name}"
     return (
         f"{images.num_fit:,} images{reused} with {len(images.fitted_captions.places):,} captions, "
-        f"{len(adapted.header.captions):,} of them different, adapted from {adapted.header.base} in "
+        f"{len(adapted.header.captions):,} of them different, adapted from {adapted.header.base}{beside} in "
         f"{adapted.seconds:.0f} s{skipped}. All numbers are of {measured}; in brackets, 95 % intervals over images."
     )
 

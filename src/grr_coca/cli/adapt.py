@@ -25,6 +25,7 @@ def run(
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
     checkpoint: CheckpointFlag = DEFAULT,
     val: Annotated[str | None, tyro.conf.arg(metavar="PAIRS")] = None,
+    encoder: Annotated[str | None, tyro.conf.arg(metavar="ENCODER|FEATURES")] = None,
     json: Flag = False,
 ) -> int:
     """Adapt a model to your own pairs. This takes seconds, and needs neither a GPU nor PyTorch.
@@ -40,6 +41,8 @@ def run(
             the Hugging Face hub.
         val: pairs by which values are chosen and everything is measured; they are not fitted. If not given, PAIRS are
             divided into folds; for a run that was trained on PAIRS, the pairs that its training held out.
+        encoder: an image encoder of others to use beside the base model: timm:NAME, hf:NAME or onnx:FILE (see
+            docs/encoders.md), or a folder that `data features` wrote.
         json: print JSON.
     """
     folder = locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name costs no time
@@ -51,13 +54,20 @@ def run(
     seconds, gigabytes = estimate_cost(len(source))
     print(f"about {seconds:.0f} s and {gigabytes:.1f} GB of memory", file=sys.stderr)
     held, is_tuned = unseen_by_training(folder, source, pairs, None if val is None else open_source(val))
-    adapted = adapt_with_report(source, pairs, checkpoint, out, held, is_tuned=is_tuned)
+    adapted = adapt_with_report(source, pairs, checkpoint, out, held, is_tuned=is_tuned, encoder=encoder)
     say(as_json(adapted) if json else report_text(adapted, out))
     return 0
 
 
 def adapt_with_report(
-    source: "PairSource", name: str, base: str, out: Path, val: "PairSource | None", *, is_tuned: bool
+    source: "PairSource",
+    name: str,
+    base: str,
+    out: Path,
+    val: "PairSource | None",
+    *,
+    is_tuned: bool,
+    encoder: str | None = None,
 ) -> "Adapted":
     """Adapt a model with a progress bar, and write its report into its folder. Arguments are those of `adapt_model`."""
     from grr_coca.adapt.adapt_model import REPORT, adapt_model
@@ -72,7 +82,17 @@ def adapt_with_report(
             step = 30 * done / total if total else 30 + 10 * done
             shown.update("adapt", round(step), part)
 
-        adapted = adapt_model(source, name, base, out, val=val, is_tuned=is_tuned, watch=watch, write_more=write_report)
+        adapted = adapt_model(
+            source,
+            name,
+            base,
+            out,
+            val=val,
+            is_tuned=is_tuned,
+            encoder=encoder,
+            watch=watch,
+            write_more=write_report,
+        )
         shown.update("adapt", 100, "")
     if adapted.images.bad:
         print(f"{len(adapted.images.bad):,} pairs cannot be used, and are skipped:", file=sys.stderr)

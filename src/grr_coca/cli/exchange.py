@@ -67,6 +67,11 @@ def push(
     folder = locate_checkpoint(checkpoint)
     if is_adapted(folder):
         print("the captions and the features of the pairs that it was adapted to are published", file=sys.stderr)
+        from grr_coca.infer.adapted.beside import read_encoder_info  # late: imports NumPy
+
+        info = read_encoder_info(folder)
+        if info is not None:
+            print(f"so is its image encoder, {info.name}; the licence of its weights: {info.licence}", file=sys.stderr)
     files = hub.files_to_push(folder)
     card = hub.model_card(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))
     if dry_run:

@@ -4,6 +4,7 @@ Shapes: B images, S image size in pixels, N tokens, D width.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -44,6 +45,17 @@ class VisionEncoder(Protocol):
 
         Args:
             pixels: From `info.preprocess`.
+        """
+        ...
+
+    def write_graph(self, path: Path) -> None:
+        """Write the encoder as an ONNX graph of uint8 pixels or normalized images, which `onnx:FILE` reads.
+
+        Args:
+            path: New file.
+
+        Raises:
+            UserError: It cannot be written as one file, or a package is missing.
         """
         ...
 
@@ -123,3 +135,6 @@ class _Described:
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
         return self.encoder.encode(pixels)
+
+    def write_graph(self, path: Path) -> None:
+        self.encoder.write_graph(path)

@@ -52,7 +52,9 @@ START_FILE = "start.json"
 ADAPTED = "adapted.json"
 ADAPTED_FILES = (ADAPTED, "adapted.safetensors", "features.safetensors")
 """What `grr-coca adapt` adds to the files of its base; see `grr_coca.infer.adapted`."""
-MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES, *ADAPTED_FILES)
+ENCODER_FILES = ("encoder.json", "encoder.safetensors", "encoder.onnx")
+"""Files of an image encoder of others beside the base of an adapted model; see `grr_coca.infer.adapted.beside`."""
+MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES, *ADAPTED_FILES, *ENCODER_FILES)
 """All files that a model may be loaded from. A checkpoint of a run has others, to continue training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")
@@ -189,7 +191,8 @@ def fingerprint(folder: Path) -> str:
     Raises:
         UserError: a file cannot be read, or the manifest is damaged.
     """
-    return _fingerprint(folder, ADAPTED_FILES if is_adapted(folder) else ())
+    encoder = tuple(name for name in ENCODER_FILES[:1] if (folder / name).is_file())
+    return _fingerprint(folder, (*ADAPTED_FILES, *encoder) if is_adapted(folder) else ())
 
 
 def base_fingerprint(folder: Path) -> str:

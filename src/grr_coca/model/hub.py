@@ -26,6 +26,7 @@ from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json, verify_folder
 from grr_coca.model.checkpoint_files import (
     ADAPTED_FILES,
+    ENCODER_FILES,
     FILES,
     FITTED_FILES,
     GRAPH_FILES,
@@ -212,13 +213,27 @@ def model_card(
         parameters=_count_in_header(folder / "model.safetensors"),
         image_size=image_size,
         trained=_trained(step, start),
-        data="\n".join(_data_lines(data or (card.data if card else ""), start)),
+        data="\n".join([*_data_lines(data or (card.data if card else ""), start), *_encoder_lines(folder)]),
         figures="\n".join(_figures(figures or (card.figures if card else {}))),
         caution=f"- {caution[0].upper()}{caution[1:]}.\n" if caution else "",
         licence=licence,
         citation=_CITATION,
     )
     return f"---\n{head.to_yaml()}\n---\n\n{_utf8(text)}"
+
+
+def _encoder_lines(folder: Path) -> list[str]:
+    """Lines about the image encoder of others in an adapted model."""
+    path = folder / ENCODER_FILES[0]
+    if not path.exists():
+        return []
+    about = read_json(path)
+    kind = "contains" if (folder / ENCODER_FILES[2]).exists() else "needs"
+    return [
+        "",
+        f"The model {kind} the image encoder `{about.get('name')}`, which others have trained. The SHA-256 of its "
+        f"weights is {about.get('weights')}, their licence: {about.get('licence')}.",
+    ]
 
 
 def check_hub_id(hub_id: str) -> None:
@@ -243,7 +258,7 @@ def files_to_push(folder: Path) -> dict[str, bytes | Path]:
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():
         verify_folder(checkpoint)
-    fitted = [name for name in (*FITTED_FILES, *ADAPTED_FILES) if (checkpoint / name).exists()]
+    fitted = [name for name in (*FITTED_FILES, *ADAPTED_FILES, *ENCODER_FILES) if (checkpoint / name).exists()]
     if not has_graphs(checkpoint):
         return {name: checkpoint / name for name in (*FILES, *fitted)}
     names, manifest = (*FILES, *GRAPH_FILES, *fitted), read_json(checkpoint / MANIFEST)

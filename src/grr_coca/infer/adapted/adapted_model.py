@@ -14,6 +14,7 @@ import numpy as np
 from grr_coca.common.errors import UserError
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.infer.adapted.adaptation import Adaptation, read_adaptation
+from grr_coca.infer.adapted.beside import EncoderDescriptor, parts_beside, read_beside
 from grr_coca.infer.adapted.captioner import (
     beams_of,
     candidates_of,
@@ -46,10 +47,11 @@ class AdaptedEngine:
     Args:
         base: Engine of the base.
         adaptation: Numbers of the model.
+        descriptor: An image encoder of others beside the base; None: there is none.
     """
 
-    def __init__(self, base: Engine, adaptation: Adaptation) -> None:
-        self.base, self.adaptation = base, adaptation
+    def __init__(self, base: Engine, adaptation: Adaptation, descriptor: EncoderDescriptor | None = None) -> None:
+        self.base, self.adaptation, self.descriptor = base, adaptation, descriptor
         self.name: EngineName = base.name
         self.embed_dim = adaptation.size
         self.context_length, self.vocab_size = base.context_length, base.vocab_size
@@ -73,7 +75,11 @@ class AdaptedEngine:
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`."""
         encoded = self.base.encode_images(pixels)
-        vectors, nearest = self.adaptation.image_vectors(encoded.embedding, descriptors(pixels))
+        described = descriptors(pixels)
+        if self.descriptor is not None:
+            seen = self.descriptor.scale(self.descriptor.mean_tokens(pixels))
+            described = np.concatenate([described, seen], axis=1)
+        vectors, nearest = self.adaptation.image_vectors(encoded.embedding, described)
         return EncodedImages(vectors, _Context(encoded.context, nearest))
 
     def encode_texts(
@@ -111,7 +117,10 @@ class AdaptedModel(ImageTextModel):
         self.adaptation = read_adaptation(folder)
         if engine.embed_dim != len(self.adaptation.arrays.image_mean):
             raise UserError(f"{folder}: the adaptation does not fit the base model; run grr-coca adapt again")
-        super().__init__(checkpoint, AdaptedEngine(engine, self.adaptation), folder)
+        descriptor = read_beside(folder)
+        if descriptor is not None:
+            checkpoint, engine = parts_beside(checkpoint, engine, descriptor.encoder)
+        super().__init__(checkpoint, AdaptedEngine(engine, self.adaptation, descriptor), folder)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
         """Return queries for images that look like some images: only the base's embeddings count."""

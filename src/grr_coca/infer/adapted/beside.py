@@ -1,0 +1,215 @@
+"""An image encoder of others beside the base of an adapted model.
+
+The preprocessing of the encoder makes the pixels of an image. The base sees them framed and scaled to its own size. The
+mean token of an image, less the mean of the domain, is one more descriptor of fixed length.
+
+Shapes: B images, S image size of the encoder in pixels, E joint embedding width, X width of the encoder, T tokens.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_json
+from grr_coca.common.shapes import Float, Int, UInt8
+from grr_coca.data.features import HEADER, EncoderInfo, FeatureCache
+from grr_coca.data.preprocess import Framing, Preprocess
+from grr_coca.infer.adapted.descriptors import unit
+from grr_coca.infer.encoder import VisionEncoder, framed, open_described, open_encoder
+from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, EngineName
+from grr_coca.model.checkpoint_files import ENCODER_FILES, CheckpointFiles
+
+ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
+_SHARE = 2.25
+"""Squared length of this descriptor. The others have 2.25 together, and the base's embedding has 1."""
+_COPIED = frozenset(
+    ("unknown", "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc")
+)
+"""Licences of weights that are copied into the folder of a model. Others are named, and must be there where the model
+is used. Weights of unknown licence are files of the user."""
+
+
+class EncoderDescriptor:
+    """The mean token of images as a descriptor.
+
+    Args:
+        encoder: Encoder.
+        mean: Mean of the domain, X; None: not known yet.
+        cache: Features that were computed before.
+    """
+
+    def __init__(
+        self, encoder: VisionEncoder, mean: Float[np.ndarray, " X"] | None = None, cache: FeatureCache | None = None
+    ) -> None:
+        self.encoder, self.mean, self.cache = encoder, mean, cache
+
+    def mean_tokens(
+        self, pixels: UInt8[np.ndarray, "B S S 3"], digests: Sequence[bytes] = ()
+    ) -> Float[np.ndarray, "B X"]:
+        """Return the mean token of images.
+
+        Args:
+            pixels: From the preprocessing of the encoder.
+            digests: SHA-256 of the file of each image, to find features that were computed before.
+        """
+        found = np.zeros((len(pixels), self.encoder.info.embed_dim), np.float32)
+        is_known = np.zeros(len(pixels), bool)
+        if self.cache is not None:
+            for row, digest in enumerate(digests):
+                number = self.cache.find(digest)
+                known = None if number is None else self.cache.mean(number)
+                if known is not None:
+                    found[row], is_known[row] = known, True
+        if not is_known.all():
+            found[~is_known] = self.encoder.encode(pixels[~is_known]).mean()
+        return found
+
+    def scale(self, mean_tokens: Float[np.ndarray, "B X"]) -> Float[np.ndarray, "B X"]:
+        """Return the descriptors of mean tokens."""
+        assert self.mean is not None
+        return (np.float32(np.sqrt(_SHARE)) * unit(mean_tokens - self.mean)).astype(np.float32)
+
+
+class EngineOfSquares:
+    """The engine of a base for images that another preprocessing has made squares.
+
+    Args:
+        base: Engine of the base.
+        preprocess: Preprocessing of the base.
+    """
+
+    def __init__(self, base: Engine, preprocess: Preprocess) -> None:
+        self.base, self.preprocess = base, preprocess
+        self.name: EngineName = base.name
+        self.embed_dim, self.context_length, self.vocab_size = base.embed_dim, base.context_length, base.vocab_size
+        self.logit_scale, self.logit_bias = base.logit_scale, base.logit_bias
+        self.workers = 1  # the encoder computes a batch on all cores
+
+    @property
+    def device(self) -> str:
+        """The device of the base."""
+        return str(getattr(self.base, "device", "cpu"))
+
+    def one_thread_each(self) -> AbstractContextManager:
+        """As in `Engine`."""
+        return self.base.one_thread_each()
+
+    def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
+        """As in `Engine`."""
+        return self.base.encode_images(np.stack([self.preprocess(Image.fromarray(image)) for image in pixels]))
+
+    def encode_texts(
+        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B E"]:
+        """As in `Engine`."""
+        return self.base.encode_texts(token_ids, lengths)
+
+    def decoder(
+        self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
+    ) -> Decoder:
+        """As in `Engine`."""
+        return self.base.decoder(
+            images, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_captions, beams=beams
+        )
+
+
+def parts_beside(files: CheckpointFiles, engine: Engine, encoder: VisionEncoder) -> tuple[CheckpointFiles, Engine]:
+    """Return the files and the engine of a base model that takes the pixels of an encoder.
+
+    Args:
+        files: Files of the base, or its checkpoint.
+        engine: Engine of the base.
+        encoder: Encoder.
+    """
+    return replace(files, preprocess=encoder.info.preprocess), EngineOfSquares(engine, files.preprocess)
+
+
+def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
+    """Open an encoder for an adaptation.
+
+    Args:
+        name: Name of an encoder, or a folder with its features (`grr-coca data features`).
+        framing: How the base frames drawings. An encoder without features sees them framed, too.
+
+    Raises:
+        UserError: The encoder cannot be used.
+    """
+    if (Path(name) / HEADER).is_file():
+        cache = FeatureCache(Path(name))
+        return EncoderDescriptor(open_described(cache.header.encoder), cache=cache)
+    encoder = open_encoder(name)
+    return EncoderDescriptor(encoder if framing is None else framed(encoder, framing))
+
+
+def write_beside(descriptor: EncoderDescriptor, folder: Path) -> str:
+    """Write an encoder into the folder of an adapted model: as a graph, or else by its name.
+
+    Returns:
+        The reason why it is not a graph; empty if it is.
+
+    Raises:
+        OSError: The disk is full or cannot be written to.
+    """
+    from safetensors.numpy import save
+
+    info = descriptor.encoder.info
+    (folder / ENCODER).write_bytes(json.dumps(to_dict(info), indent=1, ensure_ascii=False).encode())
+    (folder / ENCODER_MEAN).write_bytes(save({"mean": np.ascontiguousarray(descriptor.mean, np.float32)}))
+    if info.licence not in _COPIED:
+        return f"its licence is {info.licence}"
+    try:
+        descriptor.encoder.write_graph(folder / ENCODER_GRAPH)
+    except UserError as error:
+        (folder / ENCODER_GRAPH).unlink(missing_ok=True)
+        return str(error)
+    return ""
+
+
+def read_beside(folder: Path) -> EncoderDescriptor | None:
+    """Read the encoder of an adapted model; None if it has none.
+
+    Raises:
+        UserError: A file is corrupt, or the encoder is not there or another one.
+    """
+    info = read_encoder_info(folder)
+    if info is None:
+        return None
+    mean = read_encoder_mean(folder)
+    graph = folder / ENCODER_GRAPH
+    encoder = open_encoder(f"onnx:{graph}") if graph.is_file() else open_described(info)
+    if mean.shape != (encoder.info.embed_dim,):
+        raise UserError(f"{folder / ENCODER_MEAN}: does not fit {ENCODER}; run grr-coca adapt again")
+    return EncoderDescriptor(encoder, mean)
+
+
+def read_encoder_info(folder: Path) -> EncoderInfo | None:
+    """Read the description of the encoder of an adapted model; None if it has none.
+
+    Raises:
+        UserError: The file is corrupt.
+    """
+    if not (folder / ENCODER).is_file():
+        return None
+    return from_dict(EncoderInfo, read_json(folder / ENCODER), str(folder / ENCODER))
+
+
+def read_encoder_mean(folder: Path) -> Float[np.ndarray, " X"]:
+    """Read the mean of the domain of the encoder of an adapted model.
+
+    Raises:
+        UserError: The file is missing or corrupt.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return np.asarray(load_file(folder / ENCODER_MEAN)["mean"], np.float32)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{folder / ENCODER_MEAN}: missing or corrupt ({error}); run grr-coca adapt again") from error

@@ -1,0 +1,209 @@
+"""`grr-coca adapt --encoder`: an image encoder of others beside the base."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from support import hide_packages, real_pairs, snapshot, write_shard
+from test_onnx_encoder import write_graph
+
+from grr_coca import load
+from grr_coca.adapt import calibrate
+from grr_coca.cli import main
+from grr_coca.common.errors import UserError
+from grr_coca.data.sources.open import open_source
+from grr_coca.infer.adapted.adaptation import read_features
+from grr_coca.infer.adapted.adapted_model import AdaptedModel
+from grr_coca.infer.adapted.descriptors import NUM_DESCRIPTORS
+from grr_coca.infer.encoder import framed, open_encoder
+from grr_coca.model.checkpoint_files import ENCODER_FILES, fingerprint
+
+NUM_PAIRS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_beams():
+    """Beams take most of the time of a small fit."""
+    before, calibrate._MAX_COMPARED = calibrate._MAX_COMPARED, 8
+    yield
+    calibrate._MAX_COMPARED = before
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Pairs, a graph, its features of framed drawings, and a model that was adapted with the encoder."""
+    folder = tmp_path_factory.mktemp("beside")
+    pairs = real_pairs(NUM_PAIRS, "glyphs")
+    write_shard(folder / "pairs.tar", pairs)
+    (folder / "images").mkdir()
+    for pair in pairs[:8]:
+        (folder / "images" / f"{pair.key}.webp").write_bytes(pair.image)
+    (folder / "graph").mkdir()
+    name = f"onnx:{write_graph(folder / 'graph')}"
+    arguments = [str(folder / "pairs.tar"), str(folder / "features"), "--encoder", name, "--frame"]
+    assert main(["data", "features", *arguments]) == 0
+    assert main(["adapt", str(folder / "pairs.tar"), "--out", str(folder / "mine"), "--encoder", name]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(place):
+    return sorted((place / "images").iterdir())
+
+
+def adapt(grr_coca, place, out, *more, pairs="pairs.tar"):
+    return grr_coca("adapt", place / pairs, "--out", place / out, "--json", *more)
+
+
+def test_folder_carries_the_encoder(place, images):
+    moved = place / "elsewhere"
+    shutil.copytree(place / "mine", moved)
+    assert {path.name for path in moved.iterdir()} >= set(ENCODER_FILES)
+    graph = place / "graph" / "encoder.onnx"
+    hidden = graph.rename(place / "hidden.onnx")
+    vectors = load(moved).embed_images(images)
+    hidden.rename(graph)
+    np.testing.assert_array_equal(vectors, load(place / "mine").embed_images(images))
+
+
+def test_features_hold_the_centred_mean_token(place):
+    source = open_source(str(place / "pairs.tar"))
+    model = load(place / "mine")
+    pixels = np.stack([model.preprocess(model.preprocess.decode(one.image, one.name)) for one in source])
+    assert model.preprocess.framing == load("icons", engine="onnx").preprocess.framing
+    found = open_encoder(f"onnx:{place / 'graph' / 'encoder.onnx'}").encode(pixels).tokens.mean(axis=1)
+    expected = found - found.mean(axis=0)
+    expected *= 1.5 / np.linalg.norm(expected, axis=1, keepdims=True)
+    stored = list(read_features(place / "mine").values())
+    width = 128 + NUM_DESCRIPTORS
+    assert {row.shape for row in stored} == {(width + 5,)}
+    ours = np.array(sorted(row[width:].tolist() for row in stored))
+    np.testing.assert_allclose(ours, sorted(expected.tolist()), atol=5e-3)
+
+
+def test_vectors_depend_on_the_encoder(place, images):
+    model = load(place / "mine")
+    assert isinstance(model, AdaptedModel)
+    before = model.embed_images(images)
+    np.testing.assert_allclose(np.linalg.norm(before, axis=1), 1, atol=1e-5)
+    assert model.engine.descriptor is not None
+    model.engine.descriptor.mean = -model.engine.descriptor.mean
+    assert np.abs(model.embed_images(images) - before).max() > 0.01
+
+
+def test_index_and_search_use_it(grr_coca, place, images):
+    assert grr_coca("index", place / "images", "--out", place / "index", "-c", place / "mine").code == 0
+    found = grr_coca("search", place / "index", "--image", images[3], "--json", "-n", 1)
+    assert json.loads(found.out)[0]["path"] == str(images[3])
+
+
+def test_captions_of_both_engines_are_equal(place, images):
+    captions = load(place / "mine").caption(images)
+    assert all(captions)
+    assert load(place / "mine", engine="torch").caption(images) == captions
+
+
+def test_features_give_the_model_of_their_encoder(grr_coca, place):
+    assert adapt(grr_coca, place, "cached", "--encoder", place / "features").code == 0
+    cached, direct = (read_features(place / name) for name in ("cached", "mine"))
+    assert cached.keys() == direct.keys()
+    for digest, row in cached.items():
+        np.testing.assert_allclose(row, direct[digest], atol=5e-3)
+
+
+def test_features_are_used_in_place_of_the_encoder(grr_coca, place):
+    shutil.copytree(place / "features", place / "changed")
+    path = place / "changed" / "00000.npy"
+    rows = np.load(path)
+    np.save(path, np.roll(rows, 1, axis=0))
+    assert adapt(grr_coca, place, "rolled", "--encoder", place / "changed").code == 0
+    rolled, direct = (read_features(place / name) for name in ("rolled", "mine"))
+    assert all(np.abs(rolled[digest] - direct[digest]).max() > 0.01 for digest in rolled)
+
+
+def test_more_pairs_read_only_new_images(grr_coca, place):
+    write_shard(place / "fewer.tar", real_pairs(40, "glyphs"))
+    name = f"onnx:{place / 'graph' / 'encoder.onnx'}"
+    assert json.loads(adapt(grr_coca, place, "grows", "--encoder", name, pairs="fewer.tar").out)["reused_images"] == 0
+    assert json.loads(adapt(grr_coca, place, "grows", "--encoder", name).out)["reused_images"] == 40
+    assert json.loads(adapt(grr_coca, place, "grows").out)["reused_images"] == 0
+    assert not (place / "grows" / "encoder.onnx").exists()
+    assert load(place / "grows").preprocess.image_size == 64
+
+
+def test_fingerprint_covers_the_encoder(place):
+    shutil.copytree(place / "mine", place / "other")
+    (place / "other" / "manifest.json").unlink()
+    before = fingerprint(place / "other")
+    info = json.loads((place / "other" / "encoder.json").read_text())
+    (place / "other" / "encoder.json").write_text(json.dumps({**info, "weights": "0" * 64}))
+    assert fingerprint(place / "other") != before
+
+
+def test_weights_under_another_licence_are_named(grr_coca, place, images, caplog):
+    (place / "restricted").mkdir()
+    name = f"onnx:{write_graph(place / 'restricted', licence='cc-by-nc-4.0')}"
+    assert adapt(grr_coca, place, "named", "--encoder", name).code == 0
+    assert not (place / "named" / "encoder.onnx").exists()
+    assert "its licence is cc-by-nc-4.0" in caplog.text
+    vectors = load(place / "named").embed_images(images)
+    np.testing.assert_allclose(vectors, load(place / "mine").embed_images(images), atol=1e-5)
+    (place / "restricted" / "encoder.onnx").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load(place / "named")
+
+
+def test_corrupt_encoder_raises(place):
+    for name in ENCODER_FILES:
+        folder = place / f"corrupt-{name}"
+        shutil.copytree(place / "mine", folder)
+        (folder / name).write_bytes(b"{")
+        with pytest.raises(UserError, match="damaged"):
+            load(folder)
+        (folder / "manifest.json").unlink()
+        with pytest.raises(UserError) as raised:
+            load(folder)
+        assert "\n" not in str(raised.value)
+        assert name in str(raised.value)
+
+
+def test_unknown_encoder_writes_nothing(grr_coca, place):
+    before = snapshot(place)
+    done = adapt(grr_coca, place, "none", "--encoder", "onnx:none.onnx")
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == "error: onnx:none.onnx: no such file"
+    assert snapshot(place) == before
+
+
+@pytest.mark.ci
+def test_encoder_of_timm_becomes_a_graph(grr_coca, place, images, monkeypatch):
+    pytest.importorskip("timm")
+    pytest.importorskip("onnxscript")
+    name = "timm:vit_tiny_patch16_224@32=random"
+    assert adapt(grr_coca, place, "vit", "--encoder", name).code == 0
+    info = json.loads((place / "vit" / "encoder.json").read_text())
+    assert info["name"] == name
+    graph = open_encoder(f"onnx:{place / 'vit' / 'encoder.onnx'}")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(graph.encode(pixels).tokens, open_encoder(name).encode(pixels).tokens, atol=1e-3)
+    assert graph.info == framed(open_encoder(name), graph.info.preprocess.framing).info
+    hide_packages(monkeypatch, "timm")
+    assert load(place / "vit").embed_images(images).shape[0] == len(images)
+
+
+@pytest.mark.parametrize("has_graph", [True, False])
+def test_card_names_the_encoder(grr_coca, place, tmp_path, has_graph):
+    pytest.importorskip("huggingface_hub")
+    shutil.copytree(place / "mine", tmp_path / "mine")
+    if not has_graph:
+        (tmp_path / "mine" / "encoder.onnx").unlink()
+        (tmp_path / "mine" / "manifest.json").unlink()
+    pushed = grr_coca("push", tmp_path / "mine", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
+    assert pushed.code == 0
+    info = json.loads((place / "mine" / "encoder.json").read_text())
+    card = " ".join(pushed.out.split())
+    assert f"The model {'contains' if has_graph else 'needs'} the image encoder `{info['name']}`" in card
+    assert f"{info['weights']}, their licence: unknown." in card
+    assert ("encoder.onnx" in pushed.out) == has_graph
+    assert "so is its image encoder" in pushed.err

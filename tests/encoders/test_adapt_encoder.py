@@ -12,6 +12,7 @@ from grr_coca import load
 from grr_coca.adapt import calibrate
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
+from grr_coca.common.files import changed_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.infer.adapted.adaptation import read_features
 from grr_coca.infer.adapted.adapted_model import AdaptedModel
@@ -176,6 +177,25 @@ def test_unknown_encoder_writes_nothing(grr_coca, place):
     assert snapshot(place) == before
 
 
+def test_explain_shows_the_base(grr_coca, place, images, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = grr_coca("explain", images[0], "-c", place / "mine", "--text", "arrow", "--out", tmp_path / "maps.png")
+    assert done.code == 0
+    assert "the maps are those of its base" in done.err
+    base = grr_coca("explain", images[0], "--text", "arrow", "--out", tmp_path / "base.png")
+    assert base.out.splitlines()[0] == done.out.splitlines()[0]
+
+
+def test_evaluate_measures_it(grr_coca, place):
+    data = ("--data", place / "pairs.tar", "--json")
+    measured, plain = (
+        json.loads(grr_coca("evaluate", name, "--task", "retrieval", *data).out) for name in (place / "mine", "icons")
+    )
+    (measured,), (plain,) = measured.values(), plain.values()
+    assert measured.keys() == plain.keys()
+    assert measured != plain
+
+
 @pytest.mark.ci
 def test_encoder_of_timm_becomes_a_graph(grr_coca, place, images, monkeypatch):
     pytest.importorskip("timm")
@@ -197,8 +217,8 @@ def test_card_names_the_encoder(grr_coca, place, tmp_path, has_graph):
     pytest.importorskip("huggingface_hub")
     shutil.copytree(place / "mine", tmp_path / "mine")
     if not has_graph:
-        (tmp_path / "mine" / "encoder.onnx").unlink()
-        (tmp_path / "mine" / "manifest.json").unlink()
+        with changed_folder(tmp_path / "mine") as folder:
+            (folder / "encoder.onnx").unlink()
     pushed = grr_coca("push", tmp_path / "mine", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
     assert pushed.code == 0
     info = json.loads((place / "mine" / "encoder.json").read_text())

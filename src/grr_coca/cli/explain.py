@@ -41,17 +41,18 @@ def run(
     from grr_coca.infer.explain import caption_maps, caption_picture, text_map, text_picture  # late: imports torch
 
     model = grr_coca.load(folder, engine="torch")
-    opened = model.preprocess.decode(data, str(image), for_people=True)
+    preprocess = model.checkpoint.preprocess  # an adapted model may have another one than its base
+    opened = preprocess.decode(data, str(image), for_people=True)
     pixels = model.checkpoint.pixels(opened)
     if text is None:
         (described,) = model.describe_many([opened])
         caption = described.captions[0]
         summary = f"caption: {caption.text}"
-        png = caption_picture(model.preprocess.cut(opened), caption_maps(model.checkpoint, pixels, caption.token_ids))
+        png = caption_picture(preprocess.cut(opened), caption_maps(model.checkpoint, pixels, caption.token_ids))
     else:
         found = text_map(model.checkpoint, pixels, text)
         summary = f"cosine with '{text}': {found.similarity:.3f}"
-        png = text_picture(model.preprocess.cut(opened), text, found)
+        png = text_picture(preprocess.cut(opened), text, found)
     if is_adapted(folder):
         print(f"{folder}: adapted; the maps are those of its base", file=sys.stderr)
     write_output(out, lambda file: file.write(png))

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, stream_
 from grr_coca.infer.generate.next_token import require_numbers
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import CheckpointFiles
+
+if TYPE_CHECKING:
+    from grr_coca.model.checkpoint import Checkpoint
 
 
 class _Context(NamedTuple):
@@ -117,10 +120,21 @@ class AdaptedModel(ImageTextModel):
         self.adaptation = read_adaptation(folder)
         if engine.embed_dim != len(self.adaptation.arrays.image_mean):
             raise UserError(f"{folder}: the adaptation does not fit the base model; run grr-coca adapt again")
+        self._base = checkpoint
         descriptor = read_beside(folder)
         if descriptor is not None:
             checkpoint, engine = parts_beside(checkpoint, engine, descriptor.encoder)
         super().__init__(checkpoint, AdaptedEngine(engine, self.adaptation, descriptor), folder)
+
+    @property
+    def checkpoint(self) -> "Checkpoint":
+        """The base in PyTorch, with its own preprocessing.
+
+        Raises:
+            UserError: Another engine computes it.
+        """
+        assert super().checkpoint
+        return cast("Checkpoint", self._base)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
         """Return queries for images that look like some images: only the base's embeddings count."""

@@ -12,7 +12,6 @@ from grr_coca import load
 from grr_coca.adapt import calibrate
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import changed_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.infer.adapted.adaptation import read_features
 from grr_coca.infer.adapted.adapted_model import AdaptedModel
@@ -212,18 +211,23 @@ def test_encoder_of_timm_becomes_a_graph(grr_coca, place, images, monkeypatch):
     assert load(place / "vit").embed_images(images).shape[0] == len(images)
 
 
-@pytest.mark.parametrize("has_graph", [True, False])
-def test_card_names_the_encoder(grr_coca, place, tmp_path, has_graph):
+def test_card_names_the_encoder(grr_coca, place):
     pytest.importorskip("huggingface_hub")
-    shutil.copytree(place / "mine", tmp_path / "mine")
-    if not has_graph:
-        with changed_folder(tmp_path / "mine") as folder:
-            (folder / "encoder.onnx").unlink()
-    pushed = grr_coca("push", tmp_path / "mine", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
+    pushed = grr_coca("push", place / "mine", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
     assert pushed.code == 0
     info = json.loads((place / "mine" / "encoder.json").read_text())
+    assert info["name"] == "onnx:encoder.onnx"
     card = " ".join(pushed.out.split())
-    assert f"The model {'contains' if has_graph else 'needs'} the image encoder `{info['name']}`" in card
+    assert "The model contains the image encoder `onnx:encoder.onnx`" in card
     assert f"{info['weights']}, their licence: unknown." in card
-    assert ("encoder.onnx" in pushed.out) == has_graph
-    assert "so is its image encoder" in pushed.err
+    assert str(place) not in card
+    assert "so is its image encoder, onnx:encoder.onnx; the licence of its weights: unknown" in pushed.err
+
+
+def test_push_of_a_named_file_raises(grr_coca, place, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    name = f"onnx:{write_graph(tmp_path, licence='cc-by-nc-4.0')}"
+    assert adapt(grr_coca, place, "not-public", "--encoder", name).code == 0
+    pushed = grr_coca("push", place / "not-public", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
+    assert pushed.code == 2
+    assert f"needs {name}, which others do not have; it cannot be pushed" in pushed.err

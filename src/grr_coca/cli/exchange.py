@@ -8,6 +8,7 @@ import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import require_free, say
+from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model import hub
@@ -67,10 +68,12 @@ def push(
     folder = locate_checkpoint(checkpoint)
     if is_adapted(folder):
         print("the captions and the features of the pairs that it was adapted to are published", file=sys.stderr)
-        from grr_coca.infer.adapted.beside import read_encoder_info  # late: imports NumPy
+        from grr_coca.infer.adapted.beside import ENCODER_GRAPH, name_without_folders, read_encoder_info  # late: NumPy
 
         info = read_encoder_info(folder)
         if info is not None:
+            if not (folder / ENCODER_GRAPH).exists() and name_without_folders(info.name) != info.name:
+                raise UserError(f"{folder}: needs {info.name}, which others do not have; it cannot be pushed")
             print(f"so is its image encoder, {info.name}; the licence of its weights: {info.licence}", file=sys.stderr)
     files = hub.files_to_push(folder)
     card = hub.model_card(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))

@@ -7,6 +7,7 @@ Shapes: B images, S image size of the encoder in pixels, E joint embedding width
 """
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -159,17 +160,25 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path) -> str:
     """
     from safetensors.numpy import save
 
-    info = descriptor.encoder.info
+    info, reason = descriptor.encoder.info, ""
+    if info.licence in _COPIED:
+        try:
+            descriptor.encoder.write_graph(folder / ENCODER_GRAPH)
+            info = replace(info, name=name_without_folders(info.name))
+        except UserError as error:
+            (folder / ENCODER_GRAPH).unlink(missing_ok=True)
+            reason = str(error)
+    else:
+        reason = f"its licence is {info.licence}"
     (folder / ENCODER).write_bytes(json.dumps(to_dict(info), indent=1, ensure_ascii=False).encode())
     (folder / ENCODER_MEAN).write_bytes(save({"mean": np.ascontiguousarray(descriptor.mean, np.float32)}))
-    if info.licence not in _COPIED:
-        return f"its licence is {info.licence}"
-    try:
-        descriptor.encoder.write_graph(folder / ENCODER_GRAPH)
-    except UserError as error:
-        (folder / ENCODER_GRAPH).unlink(missing_ok=True)
-        return str(error)
-    return ""
+    return reason
+
+
+def name_without_folders(name: str) -> str:
+    """Return the name of an encoder in which files and folders of this machine have their last part only."""
+    parts = re.split("([:=@])", name)
+    return "".join(Path(part).name if len(part) > 1 and Path(part).exists() else part for part in parts)
 
 
 def read_beside(folder: Path) -> EncoderDescriptor | None:

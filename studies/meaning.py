@@ -101,9 +101,10 @@ def errors_of_meaning(text: str, known: Mapping[str, Any]) -> Iterator[str]:
     title = text.partition("\n")[0]
     for section in re.split(r"\n(?=#)", text):
         before = title + "\n"
+        if "\n|" in section:
+            yield from _errors_of_groups(section, known)
         for block in re.split(r"\n\n+(?=\|)|(?<=\|)\n\n+|\n\n+|\n(?=\s*[-*] |\d+\. )", section):
             if block.lstrip().startswith("|"):
-                yield from _errors_of_groups(section, known)
                 yield from _errors_of_table(block, before, known)
             else:
                 yield from _errors_of_words(block, known)
@@ -232,8 +233,9 @@ def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Itera
     """Rows repeat one pattern of settings; each column, or each row, asks for one thing, which its heads name."""
     found = [line for line in table.splitlines() if line.startswith("|")]
     yield from (f"compares a model with itself: {each[0]!r}" for each in re.finditer(ITSELF, found[0]))
-    if not re.fullmatch(r"[|:\- ]+", found[1]):
+    if len(found) < 2 or not re.fullmatch(r"[|:\- ]+", found[1]):
         yield f"a table without a head: {found[0][:80]!r}"
+        return
     head, _, *lines = ([cell.strip() for cell in re.split(r"\|(?![^{}]*\})", line)[1:-1]] for line in found)
     rows = [[[each for each in shown(cell, known) if each.metric] for cell in cells[1:]] for cells in lines]
     if not lines:
@@ -250,7 +252,7 @@ def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Itera
         line = " | ".join(cells)
         if len(pattern) > 1 and pattern != usual and any(pattern + usual):
             yield f"a row has other settings than its neighbours: {line[:100]!r}"
-        own = set().union(*(set().union(*({(e.split, e.metric)} for e in cell)) if cell else set() for cell in row))
+        own = {(each.split, each.metric) for cell in row for each in cell}
         if len(own) > 1 and any(len(column) > 1 for column in by_column):
             yield f"neither rows nor columns ask for one thing: {line[:100]!r}"
         yield from _errors_of_sentence(line, before + " ".join(head), known)

@@ -136,6 +136,7 @@ def test_a_signal_under_load_loses_no_accepted_request(index):
         assert "stopped" in server.stdout.read()
 
 
+@pytest.mark.ci
 def test_a_second_signal_stops_at_once(index):
     with process(index) as (server, client), socket.create_connection(client.place) as connection:
         connection.sendall(b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
@@ -147,6 +148,7 @@ def test_a_second_signal_stops_at_once(index):
         assert server.wait(10) == 0
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files")
 def test_too_few_open_files_log_one_line():
     command = shlex.join([sys.executable, "-m", "grr_coca", "serve", "--port", "0"])

@@ -134,6 +134,7 @@ def rotate(file: Path) -> None:
     file.write_text(json.dumps(seen))
 
 
+@pytest.mark.ci
 def test_a_compiler_rotates_in_real_numbers(tmp_path):
     launch(tmp_path, rotate, tmp_path / "seen.json").finish()
     seen = set(json.loads((tmp_path / "seen.json").read_text()))

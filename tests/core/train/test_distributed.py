@@ -80,6 +80,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_by_both_before_anything_is_mad
 # --- Numbers that are none
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("kind", "gradient"), [("ddp", 6), pytest.param("fsdp", None, marks=pytest.mark.slow)], ids=["ddp", "fsdp"]
 )
@@ -138,6 +139,7 @@ def test_a_spike_of_the_loss_is_seen():
     assert counted.add({"coca": float("inf")}) == "not finite"
 
 
+@pytest.mark.ci
 def test_a_spike_is_reported_with_the_keys_of_its_batch(make_job, tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "tiny", drivers.WEE)
     monkeypatch.setattr(progress, "SPIKE_MEMORY", 3)

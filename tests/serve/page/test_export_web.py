@@ -95,6 +95,7 @@ def test_a_site_holds_all_that_its_page_names_and_no_path_of_this_machine(index,
     assert "'unsafe-eval'" not in POLICY
 
 
+@pytest.mark.ci
 def test_a_site_of_icon_sets_and_folders_tells_no_folder_of_this_machine(runtime, tmp_path, monkeypatch):
     pytest.importorskip("resvg_py")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -121,7 +121,8 @@ def run(
     places = None if used is None else list(used.uses)
     matches = matcher.match(source, target, n=n, places=places, decided=decisions, where=str(decided))
     if out is not None:
-        _write(out, matches, source, target)
+        used_at = {} if used is None else {at: [use.place for use in found] for at, found in used.uses.items()}
+        _write(out, matches, source, target, used_at)
     if apply and used is not None:
         _apply(Path(str(used_in)), exclude, matches, used, min_probability, write=not dry_run, force=force)
         return 0
@@ -242,13 +243,19 @@ def _line(match: "PictureMatch", uses: Sequence[str]) -> str:
     return on_one_line(f"{match.name}: {told or 'none'}{' (decided)' if match.is_decided else ''}{where}")
 
 
-def _write(out: Path, matches: "Sequence[PictureMatch]", source: "OpenPictureSet", target: "OpenPictureSet") -> None:
+def _write(
+    out: Path,
+    matches: "Sequence[PictureMatch]",
+    source: "OpenPictureSet",
+    target: "OpenPictureSet",
+    uses: Mapping[int, Sequence[str]],
+) -> None:
     suffix = out.suffix.lower()
     if suffix == ".html":
         from grr_coca_icons.match.review import review_page  # late: only this output needs it
 
         title = f"{_sets(source.set.names)} to {_sets(target.set.names)}"
-        content = review_page(matches, source, target, title)
+        content = review_page(matches, source, target, title, uses)
     elif suffix == ".json":
         from grr_coca_icons.match.icon_map import write_map
 

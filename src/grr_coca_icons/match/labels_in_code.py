@@ -46,8 +46,8 @@ def labels_in_code(root: Path, exclude: Sequence[str] = ()) -> Iterator[Label]:
 
 
 _ATTRIBUTES = r"(?:[^<>\"'{}]|\"[^\"]*\"|'[^']*'|\{[^{}]*\})*"
-_LABEL = re.compile(
-    r"(?<![\w-])(?:aria-label|alt|title)=(?:\"([^\"{}]*)\"|'([^'{}]*)'|\{\s*[\"'`]([^\"'`{}$]*)[\"'`]\s*\})"
+_LABEL = re.compile(  # not `:title`, whose value is an expression of Vue
+    r"(?<![\w:.@-])(?:aria-label|alt|title)=(?:\"([^\"{}]*)\"|'([^'{}]*)'|\{\s*[\"'`]([^\"'`{}$]*)[\"'`]\s*\})"
 )
 _SOURCE = re.compile(r"(?<![\w-])src=(?:\"([^\"{}]+)\"|'([^'{}]+)'|\{\s*[\"']([^\"'{}]+)[\"']\s*\})")
 _IMAGE = re.compile(rf"<(?:img|Image)\b({_ATTRIBUTES})>", re.IGNORECASE)

@@ -1,14 +1,15 @@
 """The review of matches: one HTML file with each picture and its candidates side by side, in which people choose.
 
-The unsure come first. A button saves what was chosen as a map, with which `grr-coca match --decided` goes on. Drawings
-are shown as images, in which no script of a file can run, and the page loads nothing from elsewhere.
+The unsure come first. A button saves what is safe or was chosen as a map, for `grr-coca match --decided`. Drawings are
+shown as images, in which no script of a file can run, and the page loads nothing from elsewhere.
 """
 
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from string import Template
+from types import MappingProxyType
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image, encoded
@@ -20,10 +21,28 @@ _SIDE = 96
 """Longest side of a thumbnail of a picture that is no SVG, in pixels."""
 _MAX_SVG = 20_000
 """A larger drawing is shown as pixels."""
+SURE = 0.5
+"""Least probability with which an equivalent is taken although no person has decided it."""
+_MAX_SHOWN = 10_000
+"""In a larger target, icons that are no candidates are searched without their drawings."""
 
 
-def review_page(matches: Sequence[PictureMatch], source: OpenPictureSet, target: OpenPictureSet, title: str) -> str:
-    """The page, as HTML."""
+def review_page(
+    matches: Sequence[PictureMatch],
+    source: OpenPictureSet,
+    target: OpenPictureSet,
+    title: str,
+    uses: Mapping[int, Sequence[str]] = MappingProxyType({}),
+) -> str:
+    """The page, as HTML.
+
+    Args:
+        matches: Icons of the source with their candidates.
+        source: What is replaced.
+        target: Where candidates are from; all its icons can be searched by name.
+        title: Of the page.
+        uses: Files and lines that use each icon of the source, by its place.
+    """
     drawings: dict[str, int] = {}
 
     def drawn(side: OpenPictureSet, place: int) -> int:
@@ -34,7 +53,9 @@ def review_page(matches: Sequence[PictureMatch], source: OpenPictureSet, target:
             "name": match.name,
             "image": drawn(source, match.place),
             "chosen": match.best.name if match.best else None,
-            "sure": match.is_decided,
+            "decided": match.is_decided,
+            "safe": _is_safe(match),
+            "used": list(uses.get(match.place, ())),
             "matches": [
                 {
                     "name": one.name,
@@ -45,24 +66,39 @@ def review_page(matches: Sequence[PictureMatch], source: OpenPictureSet, target:
                 for one in match.nearest or match.candidates
             ],
         }
-        for match in sorted(matches, key=_sureness)
+        for match in sorted(matches, key=_order)
     ]
     licences = sorted({str(fields[key]) for fields in target.fields for key in ("licence",) if fields.get(key)})
-    content = {"rows": rows, "images": list(drawings)}
+    are_shown = len(target.set) <= _MAX_SHOWN
+    others = [
+        {
+            "name": name,
+            "words": " ".join((name, *further)).lower(),
+            "image": drawn(target, place) if are_shown else None,
+        }
+        for place, (name, further) in enumerate(zip(target.set.names, target.further_names, strict=True))
+    ]
+    safe = sum(map(_is_safe, matches))
+    content = {"rows": rows, "others": others, "images": list(drawings)}
     # `<` cannot end the script that holds the data.
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return _PAGE.substitute(
         title=html.escape(title),
-        count=f"{len(rows):,}",
+        safe=f"{safe:,}",
+        open=f"{len(rows) - safe:,}",
         licences=html.escape(f" Licence of the candidates: {', '.join(licences[:6])}." if licences else ""),
         data=data,
     )
 
 
-def _sureness(match: PictureMatch) -> tuple[bool, float, str]:
-    """Those first that may be right or wrong; last what a map has decided."""
+def _is_safe(match: PictureMatch) -> bool:
+    return match.is_decided or (match.best is not None and (match.best.probability or 0) >= SURE)
+
+
+def _order(match: PictureMatch) -> tuple[bool, float, str]:
+    """The least probable first, and those without an equivalent; last what a map has decided."""
     first = match.nearest[0].probability if match.nearest else None
-    return match.is_decided, abs((0.5 if first is None else first) - 0.5), match.name
+    return match.is_decided, 0.0 if first is None else first, match.name
 
 
 def _image(side: OpenPictureSet, place: int) -> str:
@@ -106,6 +142,8 @@ img, .gone { background: #fff; border-radius: 6px; height: 48px; object-fit: con
 .gone { display: inline-block; }
 small { display: block; overflow-wrap: anywhere; }
 .told { font-variant-numeric: tabular-nums; opacity: .7; }
+.source { overflow-wrap: anywhere; }
+.choices input { align-self: start; width: 7.6rem; }
 @media (max-width: 40rem) {
   li { flex-direction: column; }
   .source { align-items: center; display: flex; flex: none; gap: .6rem; }
@@ -115,17 +153,17 @@ small { display: block; overflow-wrap: anywhere; }
 </style>
 <header>
 <div><h1>$title</h1><button id="save">Save the map</button>
-<label>Show <select id="which"><option value="all">all</option><option value="open">not chosen yet</option>
+<label>Show <select id="which"><option value="all">all</option><option value="open">to look at</option>
 <option value="none">without an equivalent</option></select></label>
 <input id="filter" type="search" placeholder="name" aria-label="Only names with these letters"></div>
-<p><span id="told"></span> of $count chosen by hand; the others are as found. The unsure come first.$licences
-Keys: arrows, and Enter to choose.</p>
+<p>$safe safe, $open to look at, <span id="told"></span> of them chosen. The least probable come first. The map has
+what is safe or chosen.$licences Keys: arrows, and Enter to choose.</p>
 </header>
 <main><ol id="rows"></ol></main>
 <script type="application/json" id="data">$data</script>
 <script>
 "use strict";
-const {rows, images} = JSON.parse(document.getElementById("data").textContent);
+const {rows, others, images} = JSON.parse(document.getElementById("data").textContent);
 const list = document.getElementById("rows");
 const PAGE = 100;
 const key = "grr-coca review " + document.title + rows.length;
@@ -142,7 +180,8 @@ function picture(number) {
   return src ? make("img", {src, alt: "", loading: "lazy"}) : make("span", {className: "gone", title: "no drawing"});
 }
 const chosen = row => Object.hasOwn(byHand, row.name) ? byHand[row.name] : row.chosen;
-const isByHand = row => row.sure || Object.hasOwn(byHand, row.name);
+const isByHand = row => Object.hasOwn(byHand, row.name);
+const isDone = row => row.safe || isByHand(row);
 
 function choose(row, name, buttons) {
   byHand[row.name] = name;
@@ -152,39 +191,64 @@ function choose(row, name, buttons) {
 }
 function press(row, buttons) {
   for (const [button, name] of buttons) {
-    button.setAttribute("aria-pressed", String(chosen(row) === name));
+    button.setAttribute("aria-pressed", String(isDone(row) && chosen(row) === name));
     button.tabIndex = chosen(row) === name ? 0 : -1; // Tab goes from icon to icon, arrows from candidate to candidate
   }
-  if (!buttons.some(([button]) => button.tabIndex === 0)) buttons[0][0].tabIndex = 0;
+  if (buttons.length && !buttons.some(([button]) => button.tabIndex === 0)) buttons[0][0].tabIndex = 0;
 }
 function move(event) {
   const step = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
   const item = event.target.closest("li");
-  if (!step || !item || event.altKey || event.ctrlKey || event.metaKey) return;
+  const isTyped = step?.[1] && event.target.matches("input");
+  if (!step || !item || isTyped || event.altKey || event.ctrlKey || event.metaKey) return;
   event.preventDefault();
-  const all = [...item.querySelectorAll("button")];
+  const all = [...item.querySelectorAll("button, input")];
   const other = step[0] > 0 ? item.nextElementSibling : step[0] < 0 ? item.previousElementSibling : item;
   const place = all.indexOf(event.target) + step[1];
-  const row = other ? [...other.querySelectorAll("button")] : all;
+  const row = other ? [...other.querySelectorAll("button, input")] : all;
   const next = row[Math.max(0, Math.min(row.length - 1, place))];
   next.focus({preventScroll: true});
   next.scrollIntoView({block: "nearest"});
 }
 function item(row) {
-  const buttons = row.matches.map(match => {
-    const told = match.probability === null ? "" : Math.round(match.probability * 100) + " %";
-    const same = match.same_name ? " same name" : "";
-    return [make("button", {type: "button"}, picture(match.image), make("small", {textContent: match.name}),
-      make("small", {className: "told", textContent: told + same})), match.name];
-  });
+  const names = new Set(row.matches.map(match => match.name));
+  const further = others.filter(other => other.name === chosen(row) && !names.has(other.name));
+  const buttons = [...row.matches, ...further].map(match => [candidate(match), match.name]);
   buttons.push([make("button", {type: "button", className: "none", textContent: "none"}), null]);
   for (const [button, name] of buttons) button.addEventListener("click", () => choose(row, name, buttons));
   press(row, buttons);
-  const choices = make("div", {className: "choices"}, ...buttons.map(([button]) => button));
+  const choices = make("div", {className: "choices"}, ...buttons.map(([button]) => button), search(row));
   choices.setAttribute("role", "group");
   choices.setAttribute("aria-label", "equivalent of " + row.name);
-  return make("li", {}, make("div", {className: "source"}, picture(row.image), make("small", {textContent: row.name})),
-    choices);
+  const used = row.used.slice(0, 2).join(", ") + (row.used.length > 2 ? ` and $${row.used.length - 2} more` : "");
+  const source = make("div", {className: "source", title: row.used.join("\\n")}, picture(row.image),
+    make("small", {textContent: row.name}), make("small", {className: "told", textContent: used}));
+  return make("li", {}, source, choices);
+}
+function candidate(match) {
+  const told = typeof match.probability === "number" ? Math.round(match.probability * 100) + " %" : "";
+  const same = match.same_name ? " same name" : "";
+  return make("button", {type: "button"}, picture(match.image), make("small", {textContent: match.name}),
+    make("small", {className: "told", textContent: told + same}));
+}
+function search(row) {
+  const field = make("input", {type: "search", placeholder: "another", autocomplete: "off", tabIndex: -1});
+  field.setAttribute("aria-label", "another equivalent of " + row.name);
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/[\\s-]+/).filter(Boolean);
+    const found = words.length ? others.filter(other => words.every(word => other.words.includes(word))) : [];
+    found.sort((one, other) => one.words.length - other.words.length);
+    while (field.nextSibling) field.nextSibling.remove();
+    field.after(...found.slice(0, 12).map(other => {
+      const button = candidate(other);
+      button.addEventListener("click", () => {
+        choose(row, other.name, []);
+        field.closest("li").replaceWith(item(row));
+      });
+      return button;
+    }));
+  });
+  return field;
 }
 let shown = [], next = 0;
 function more() {
@@ -195,16 +259,18 @@ function show() {
   const which = document.getElementById("which").value;
   const letters = document.getElementById("filter").value.toLowerCase();
   shown = rows.filter(row => row.name.toLowerCase().includes(letters) && (which === "all" ||
-    (which === "open" ? !isByHand(row) : chosen(row) === null)));
+    (which === "open" ? !isDone(row) : chosen(row) === null)));
   next = 0;
   list.replaceChildren();
   more();
 }
 function count() {
-  document.getElementById("told").textContent = rows.filter(isByHand).length.toLocaleString("en");
+  const done = rows.filter(row => !row.safe && isByHand(row)).length;
+  document.getElementById("told").textContent = done.toLocaleString("en");
 }
 function save() {
-  const icons = Object.fromEntries(rows.map(row => [row.name, chosen(row)]).sort(([a], [b]) => a < b ? -1 : 1));
+  const pairs = rows.filter(isDone).map(row => [row.name, chosen(row)]);
+  const icons = Object.fromEntries(pairs.sort(([a], [b]) => a < b ? -1 : 1));
   const text = JSON.stringify({format: 1, icons}, null, 1) + "\\n";
   const href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
   const link = make("a", {download: "map.json", href});

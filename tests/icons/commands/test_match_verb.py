@@ -110,6 +110,26 @@ def test_the_review_page_is_one_file_in_which_no_text_of_an_icon_is_code(grr_coc
     data = json.loads(re.search(r'id="data">(.*?)</script>', content, re.DOTALL)[1])
     assert {row["name"] for row in data["rows"]} == {"x:</script><script>alert(1)</script>", "x:home"}
     assert all(image.startswith("data:image/svg+xml;base64,") for image in data["images"])
+    assert [one["name"] for one in data["others"]] == ["other:trash", "other:house"]
+
+
+def test_review_counts_safe_icons_and_shows_uses(grr_coca, tmp_path, packages):
+    code = tmp_path / "a.tsx"
+    code.write_text("import { Heart, House, Trash2 } from 'lucide-react'\n")
+    page = tmp_path / "review.html"
+    decided = tmp_path / "map.json"
+    decided.write_text('{"House": "home"}')
+    command = ("match", "--used-in", code, "iconify:tabler", "--out", page, "--decided", decided)
+    assert grr_coca(*command).code == 0
+    content = page.read_text()
+    rows = json.loads(re.search(r'id="data">(.*?)</script>', content, re.DOTALL)[1])["rows"]
+    assert [(row["name"], row["safe"]) for row in rows] == [
+        ("lucide:heart", False),
+        ("lucide:trash-2", True),
+        ("lucide:house", True),
+    ]
+    assert rows[0]["used"] == [f"{code}:1"]
+    assert "2 safe, 1 to look at" in content
 
 
 def test_a_table_of_people_is_checked(grr_coca, sets, tmp_path):

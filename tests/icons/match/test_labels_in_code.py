@@ -116,6 +116,11 @@ def test_a_label_of_an_icon_of_a_known_set_is_found(site, code, found):
     assert labels(site, "x.jsx", code) == found
 
 
+def test_bound_attributes_of_vue_are_expressions(site):
+    code = "<img src='../a.png' :alt=\"$t('a')\" v-bind:title='x' :aria-label='y'><img src='../a.png' alt='A'>"
+    assert labels(site, "docs/x.vue", code) == [(1, "A", "a.png")]
+
+
 # --- Their pictures
 
 

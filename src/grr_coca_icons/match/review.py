@@ -38,7 +38,7 @@ def review_page(
 
     Args:
         matches: Icons of the source with their candidates.
-        source: What is replaced.
+        source: Icons to replace.
         target: Where candidates are from; all its icons can be searched by name.
         title: Of the page.
         uses: Files and lines that use each icon of the source, by its place.
@@ -141,7 +141,7 @@ li { align-items: stretch; border-bottom: 1px solid var(--line); display: flex; 
 img, .gone { background: #fff; border-radius: 6px; height: 48px; object-fit: contain; padding: 4px; width: 48px; }
 .gone { display: inline-block; }
 small { display: block; overflow-wrap: anywhere; }
-.told { font-variant-numeric: tabular-nums; opacity: .7; }
+.note { font-variant-numeric: tabular-nums; opacity: .7; }
 .source { overflow-wrap: anywhere; }
 .choices input { align-self: start; width: 7.6rem; }
 @media (max-width: 40rem) {
@@ -156,7 +156,7 @@ small { display: block; overflow-wrap: anywhere; }
 <label>Show <select id="which"><option value="all">all</option><option value="open">to look at</option>
 <option value="none">without an equivalent</option></select></label>
 <input id="filter" type="search" placeholder="name" aria-label="Only names with these letters"></div>
-<p>$safe safe, $open to look at, <span id="told"></span> of them chosen. The least probable come first. The map has
+<p>$safe safe, $open to look at, <span id="done"></span> of them chosen. The least probable come first. The map has
 what is safe or chosen.$licences Keys: arrows, and Enter to choose.</p>
 </header>
 <main><ol id="rows"></ol></main>
@@ -222,14 +222,14 @@ function item(row) {
   choices.setAttribute("aria-label", "equivalent of " + row.name);
   const used = row.used.slice(0, 2).join(", ") + (row.used.length > 2 ? ` and $${row.used.length - 2} more` : "");
   const source = make("div", {className: "source", title: row.used.join("\\n")}, picture(row.image),
-    make("small", {textContent: row.name}), make("small", {className: "told", textContent: used}));
+    make("small", {textContent: row.name}), make("small", {className: "note", textContent: used}));
   return make("li", {}, source, choices);
 }
 function candidate(match) {
-  const told = typeof match.probability === "number" ? Math.round(match.probability * 100) + " %" : "";
+  const percent = typeof match.probability === "number" ? Math.round(match.probability * 100) + " %" : "";
   const same = match.same_name ? " same name" : "";
   return make("button", {type: "button"}, picture(match.image), make("small", {textContent: match.name}),
-    make("small", {className: "told", textContent: told + same}));
+    make("small", {className: "note", textContent: percent + same}));
 }
 function search(row) {
   const field = make("input", {type: "search", placeholder: "another", autocomplete: "off", tabIndex: -1});
@@ -266,7 +266,7 @@ function show() {
 }
 function count() {
   const done = rows.filter(row => !row.safe && isByHand(row)).length;
-  document.getElementById("told").textContent = done.toLocaleString("en");
+  document.getElementById("done").textContent = done.toLocaleString("en");
 }
 function save() {
   const pairs = rows.filter(isDone).map(row => [row.name, chosen(row)]);

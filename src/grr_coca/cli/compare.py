@@ -65,7 +65,9 @@ def compare_checkpoints(
         measured = tuple(measure_losses(model, paths, batch_size) for model in models)
         measures = [{path: each.measures for path, each in own.items()} for own in measured]
         table = "" if json else _loss_table(models, measured, names, batch_size)
-        print(_as_json(measures[0], measures[1], names, beside) if json else table)
+        tokens = [(measured[0][path].num_tokens, measured[1][path].num_tokens) for path in paths]
+        why = _why_incomparable(models, tokens)
+        print(_as_json(measures[0], measures[1], names, beside, why) if json else table)
     if not json:
         for line in _baseline_lines(beside):
             print(line)
@@ -125,7 +127,10 @@ def _as_json(
     second: "Mapping[str, Mapping[str, Measure]]",
     names: tuple[str, str],
     beside: _Beside,
+    why_incomparable: str | None = None,
 ) -> str:
+    """All metrics of two models and their differences. `why_incomparable`: why means over tokens have none."""
+    incomparable = () if why_incomparable is None else _TOKEN_MEANS
     return json_of(
         {
             path: {
@@ -136,8 +141,13 @@ def _as_json(
                     for model in names
                 ],
                 "differences": plain_intervals(
-                    {name: measure.difference(second[path][name]) for name, measure in measures.items()}
+                    {
+                        name: measure.difference(second[path][name])
+                        for name, measure in measures.items()
+                        if name not in incomparable
+                    }
                 ),
+                "incomparable": dict.fromkeys(incomparable, why_incomparable),
             }
             for path, measures in first.items()
         }

@@ -1,6 +1,5 @@
 """`grr-coca data`: check pairs, count, convert or index them, or compute features of their images."""
 
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _NUM_SIZES_SHOWN = 5
 _INDEXED_AT_ONCE = 4
-_SHEET = Path("contact-sheet.png")
 _PAIRS = (
     ".tar shards (file, pattern, folder, s3:, https:), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's "
     "or ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files."
@@ -32,11 +30,12 @@ _PairsArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAI
 
 @dataclass(frozen=True)
 class Check:
-    """Read and decode every pair. Report broken pairs by cause, caption lengths and duplicates; draw a contact sheet.
+    """Read and decode every pair. Report broken pairs by cause, caption lengths and duplicates.
+
+    The exit code is 1 if a pair is broken or a shard is truncated.
 
     Args:
-        sheet: PNG file for the contact sheet; if not given, contact-sheet.png, unless that would lie among the images
-            of a folder.
+        sheet: draw some pairs into this PNG file.
         json: print JSON.
     """
 
@@ -152,24 +151,18 @@ def _check(action: Check) -> int:
     if sheet is not None:
         drawn = contact_sheet(source)
         write_output(sheet, lambda file: drawn.save(file, "PNG"))
-    none = "none: this folder holds the images, or cannot be written to; give --sheet FILE"
-    print(f"contact sheet     {sheet or none}", file=sys.stderr if action.json else sys.stdout)
-    return int(survey.broken.total() == survey.num_images)
+        print(f"contact sheet     {sheet}", file=sys.stderr if action.json else sys.stdout)
+    return int(bool(survey.broken or survey.truncated_shards))
 
 
 def _sheet(action: Check, source: "PairSource") -> Path | None:
-    """The file for the contact sheet; None for no sheet.
-
-    Without `--sheet`, none is drawn if the usual file cannot be written, or would be counted as an image.
-    """
+    """The file for the contact sheet, which can be written; None for no sheet."""
     from grr_coca.data.sources.folder import ImageFolder
 
-    sheet = action.sheet or _SHEET
-    if action.sheet is None and not os.access(Path.cwd(), os.W_OK):
+    sheet = action.sheet
+    if sheet is None:
         return None
     if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
-        if action.sheet is None:
-            return None
         raise UserError(f"{sheet}: lies among the images and would count as one; give --sheet another folder")
     if not sheet.parent.is_dir():
         raise UserError(f"{sheet}: its folder does not exist; give another --sheet")
@@ -263,7 +256,9 @@ def _index(action: IndexShards) -> int:
 
 def _describe(survey: "Survey") -> str:
     """A survey as text for people."""
-    lines = [f"images            {survey.num_images:,}" + _sampled(survey)]
+    lines = [f"pairs             {survey.num_pairs:,}" + _sampled(survey)]
+    if survey.num_images is not None:
+        lines.append(f"images            {survey.num_images:,}")
     lines.append(f"captions          {survey.num_captions:,}")
     if survey.shards is not None:
         lines.append(f"shards            {survey.shards:,}, truncated: {', '.join(survey.truncated_shards) or 'none'}")
@@ -287,7 +282,7 @@ def _describe(survey: "Survey") -> str:
 
 
 def _sampled(survey: "Survey") -> str:
-    return "" if survey.num_read == survey.num_images else f", {survey.num_read:,} of them looked at"
+    return "" if survey.num_read == survey.num_pairs else f", {survey.num_read:,} of them looked at"
 
 
 def _as_json(survey: "Survey") -> str:

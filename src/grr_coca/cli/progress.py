@@ -68,8 +68,12 @@ class _Lines:
         if now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
             total = self._totals[name]
-            left = (now - began) / max(done - first, 1) * (total - done)
-            print(f"{name}: {done / total:.0%}, about {left / 60:.1f} min left  {description}", file=sys.stderr)
+            left = "" if done == first else _duration((now - began) / (done - first) * (total - done))
+            print(f"{name}: {done / total:.0%}{left}  {description}", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
 
 class _Bars:

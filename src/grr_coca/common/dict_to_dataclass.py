@@ -39,7 +39,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
     fields = _fields(cls)  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise UserError(f"{where}: unknown key '{key}'; {nearest(str(key), fields)}")
+            raise UserError(f"{where}: unknown key '{key}'; {_nearest_key(str(key), cls)}")
     values = {}
     for name, (hint, is_needed) in fields.items():
         if name in data:
@@ -50,6 +50,24 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
         return cls(**values)
     except UserError as error:  # values out of range, or values that contradict each other
         raise UserError(f"{where}: {error}") from error
+
+
+def _nearest_key(key: str, cls: type) -> str:
+    """A hint for an unknown key: the place of this key in a section, or the most similar key."""
+    own = _fields(cls)
+    places = [place for name in own for place in _places(name, own[name][0]) if place.rpartition(".")[2] == key]
+    if not places:
+        return nearest(key, own)
+    return "did you mean " + " or ".join(f"'{place}'" for place in places) + "?"
+
+
+def _places(name: str, hint: Any) -> Iterator[str]:
+    """The paths of all keys in a section."""
+    for part in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(part):
+            for inner, (inner_hint, _) in _fields(typing.cast(type, part)).items():
+                yield f"{name}.{inner}"
+                yield from _places(f"{name}.{inner}", inner_hint)
 
 
 @functools.cache

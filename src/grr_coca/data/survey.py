@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from grr_coca.data.images import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.shards import TarShards
-from grr_coca.data.sources.views import read_sound
+from grr_coca.data.sources.views import image_numbers, read_sound
 
 _NUM_EXAMPLES = 5
 """Number of bad pairs to name for each cause."""
@@ -30,14 +30,16 @@ _WORD_BOUNDS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 
 @dataclass
 class Survey:
-    """Counts of a source. `num_read` of its `num_images` images were read.
+    """Counts of a source. `num_read` of its `num_pairs` pairs were read.
 
+    `num_images`: the images of all pairs, as several rows of a table may have one image; None if they were not counted.
     `broken`: number of bad pairs by cause; `examples`: messages of the first ones of each cause. All but the first
     occurrence of a caption or an image are duplicates. Case and spaces of captions do not matter.
     """
 
-    num_images: int
+    num_pairs: int
     _: KW_ONLY
+    num_images: int | None = None
     num_read: int = 0
     num_captions: int = 0
     broken: Counter[str] = field(default_factory=Counter)
@@ -79,6 +81,9 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
     """
     survey = _new_survey(source)
     captions, images = array("Q"), array("Q")
+    numbers = image_numbers(source)
+    survey.num_images = int(numbers.max(initial=-1)) + 1
+    hashed = np.zeros(survey.num_images, bool)
     for index in range(len(source)):
         try:
             pair = read_sound(source, index)
@@ -86,9 +91,11 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> Survey:
             survey.add_broken(error)
         else:
             survey.add_captions(pair.captions)
-            survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
             captions.extend(_hash(" ".join(caption.lower().split()).encode()) for caption in pair.captions)
-            images.append(_hash(pair.image))
+            if not hashed[numbers[index]]:  # another row of the same image is not a duplicate
+                hashed[numbers[index]] = True
+                survey.image_sizes[image_header(pair.image, pair.name)[0]] += 1
+                images.append(_hash(pair.image))
         on_pair(index + 1)
     survey.num_read = len(source)
     survey.duplicate_captions = len(captions) - len(np.unique(np.frombuffer(captions, np.uint64)))

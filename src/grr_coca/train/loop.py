@@ -29,6 +29,7 @@ from grr_coca.evaluate.split import (
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.copied_run import copy_run
+from grr_coca.train.curves import draw_curves
 from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
 from grr_coca.train.numerics import Numerics, decide
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
@@ -50,6 +51,7 @@ from grr_coca.train.setup import (
     sound_validation,
     training_batches,
     training_sources,
+    warn_of_equal_captions,
 )
 from grr_coca.train.step import Trainer, build_trainer, count_tokens
 
@@ -128,6 +130,8 @@ class Validation:
 
 log = logging.getLogger(__name__)
 
+_SECONDS_BETWEEN_PICTURES = 30.0
+
 OnStep = Callable[[int, dict[str, float]], None]
 """Called on rank 0 after every logged step, with the number of finished steps and the newest metrics."""
 
@@ -164,6 +168,8 @@ def train(
     if ranks.is_first:
         _warn_of_warmup(recipe.schedule)
     pairs, val = training_sources(recipe)
+    if ranks.is_first:
+        warn_of_equal_captions(pairs)
     data = ranks.on_first(lambda: _checked_data(recipe, pairs, val, resume_from))
     val = sound_validation(val, ranks)
     require_pairs(val, recipe.evaluation.batch_size)
@@ -227,7 +233,7 @@ class Run:
         self.store = CheckpointStore(out / "checkpoints", recipe.checkpoints.keep_last)
         self.replacements = ReplacementLog(recipe.health.max_bad_share, counts=progress.replaced)
         self.throughput = Throughput(recipe.data.batch_size)
-        self.saved_at = time.monotonic()
+        self.saved_at = self.drawn_at = time.monotonic()
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -326,10 +332,18 @@ class Run:
     def _save(self) -> None:
         self.progress.log_bytes = self.ranks.on_first(self.metric_log.make_durable)
         save(self.store, self.checkpoint, self.trainer, self.progress, self.fixed)
+        self.ranks.on_first(self._draw)
         if (url := self.recipe.checkpoints.copy_to) is not None:
             self.ranks.on_first(lambda: copy_run(self.store.folder.parent, url))
         self.saved_at = time.monotonic()
         self.throughput.restart()
+
+    def _draw(self) -> None:
+        """Draw the learning curves at the last step, and before it only now and then: that takes some time."""
+        now, best = time.monotonic(), self.progress.best_step
+        if self.progress.step == self.recipe.schedule.steps or now - self.drawn_at > _SECONDS_BETWEEN_PICTURES:
+            draw_curves(self.store.folder.parent, None if best is None else best - self.start.step)
+            self.drawn_at = now
 
 
 def _warn_of_warmup(schedule: ScheduleRecipe) -> None:

@@ -282,6 +282,19 @@ def open_teacher(recipe: TeacherRecipe, pairs: PairSource) -> CaptionTeacher:
     return teacher
 
 
+_NUM_COMPARED_CAPTIONS = 200
+
+
+def warn_of_equal_captions(pairs: PairSource) -> None:
+    """Warn if the captions of all pairs are equal, as far as some of them show."""
+    found = list(islice(caption_texts(pairs, limit=_NUM_COMPARED_CAPTIONS), _NUM_COMPARED_CAPTIONS))
+    if len(found) > 1 and len(set(found)) == 1:
+        log.warning(
+            "all captions that were read are equal, so there is nothing to learn; use captions that differ, not '%s'",
+            found[0][:100],
+        )
+
+
 def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
     """Mask of the pairs that are kept for validation. It is chosen by image, so all captions of an image are on one
     side."""

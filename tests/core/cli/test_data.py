@@ -47,9 +47,9 @@ def spoiled(tmp_path):
 def test_check_counts_what_is_broken_and_what_is_there_twice(grr_coca, spoiled, tmp_path):
     sheet = tmp_path / "sheet.png"
     said = grr_coca("data", "check", spoiled, "--sheet", sheet, "--json")
-    assert (said.code, said.err) == (0, f"contact sheet     {sheet}\n")
+    assert (said.code, said.err) == (1, f"contact sheet     {sheet}\n")
     report = json.loads(said.out)
-    assert report["num_images"] == report["num_read"] == 20
+    assert report["num_pairs"] == report["num_images"] == report["num_read"] == 20
     assert report["num_captions"] == 18
     assert report["broken"] == {"not an image": 1, "empty caption": 1}
     assert PAIRS[10].key in report["examples"]["not an image"][0]
@@ -80,7 +80,7 @@ def test_half_a_surrogate_pair_in_the_name_of_a_broken_pair_is_escaped(grr_coca,
     rows = [{"image": "a.png", "caption": "a cat"}, {"image": "\ud83d.png", "caption": "a dog"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     said = grr_coca("data", "check", tmp_path / "pairs.jsonl", "--sheet", tmp_path / "sheet.png")
-    assert (said.code, r"\ud83d.png" in said.out) == (0, True)
+    assert (said.code, r"\ud83d.png" in said.out) == (1, True)
 
 
 def test_without_matplotlib_the_contact_sheet_has_words_too(grr_coca, tmp_path, monkeypatch):
@@ -129,27 +129,44 @@ def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca,
     assert "contact sheet" not in said.out
 
 
-def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp_path, monkeypatch):
+def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.webp").write_bytes(PAIRS[0].image)
     (folder / "a.txt").write_text("a drawing")
     assert "give --sheet another folder" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
     assert grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png").code == 0
-    monkeypatch.chdir(folder)
-    said = grr_coca("data", "check", ".")
-    assert (said.code, "contact sheet     none" in said.out) == (0, True)
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "a.webp"]
 
 
-def test_a_folder_that_cannot_be_written_to_gets_no_sheet_and_keeps_nothing_from_being_told(
-    grr_coca, spoiled, monkeypatch
-):
-    monkeypatch.setattr("os.access", lambda *_: False)
-    said = grr_coca("data", "check", spoiled)
-    assert said.code == 0
-    assert "images            20" in said.out
-    assert "contact sheet     none" in said.out
+def test_check_writes_nothing_that_was_not_named(grr_coca, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said = grr_coca("data", "check", write_shard(tmp_path / "a.tar", PAIRS[:3]))
+    assert (said.code, "contact sheet" in said.out) == (0, False)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_one_broken_pair_or_truncated_shard_is_exit_code_1(grr_coca, tmp_path):
+    members = shard_members(PAIRS[:4])
+    shard = write_tar(tmp_path / "a.tar", members)
+    assert grr_coca("data", "check", shard).code == 0
+    content = shard.read_bytes()
+    shard.write_bytes(content[: content.index(PAIRS[3].image) - 600])
+    assert grr_coca("data", "check", shard).code == 1
+    assert grr_coca("data", "check", write_tar(tmp_path / "b.tar", members | {f"{PAIRS[0].key}.txt": b""})).code == 1
+
+
+def test_rows_of_one_image_count_as_one_image(grr_coca, tmp_path):
+    for name in ("a", "b", "copy"):
+        (tmp_path / f"{name}.webp").write_bytes(PAIRS[name == "b"].image)
+    rows = ["a.webp,one", "a.webp,two", "a.webp,three", "b.webp,four", "copy.webp,five"]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows]))
+    report = json.loads(grr_coca("data", "check", tmp_path / "pairs.csv", "--json").out)
+    assert (report["num_pairs"], report["num_images"], report["num_captions"]) == (5, 3, 5)
+    assert (report["duplicate_images"], report["image_sizes"]) == (1, {"64x64": 3})
+    said = grr_coca("data", "check", tmp_path / "pairs.csv").out
+    assert "pairs             5\nimages            3\ncaptions          5\n" in said
 
 
 def test_nothing_but_broken_pairs_is_an_exit_code_of_one(grr_coca, tmp_path):
@@ -175,7 +192,7 @@ def test_stats_count_words_and_sizes(grr_coca, spoiled):
 def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch):
     monkeypatch.setattr("grr_coca.data.survey.NUM_CAPTIONS", 5)
     said = grr_coca("data", "stats", spoiled)
-    assert "images            20, 5 of them looked at" in said.out
+    assert "pairs             20, 5 of them looked at" in said.out
     assert sum(line.strip().endswith("█" * 40) for line in said.out.splitlines()) >= 1
 
 

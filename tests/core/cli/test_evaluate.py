@@ -226,6 +226,10 @@ def test_perplexities_over_different_tokens_are_not_compared(
     assert "perplexity" not in line
     assert "CoCa" not in line
     assert line.count("[") == 2
+    result = grr_coca("compare", run.folder, other.folder, "--data", split, "--batch-size", 8, "--json")
+    found = json.loads(result.out)[str(split)]
+    assert found["incomparable"] == {"perplexity": why, "coca_loss": why}
+    assert found["differences"].keys() == found["metrics"][0].keys() - {"perplexity", "coca_loss"}
 
 
 def test_a_model_that_diverged_is_compared_too(grr_coca, run, diverged, split):
@@ -243,4 +247,8 @@ def test_json_of_a_comparison_has_all_metrics_of_both(grr_coca, evaluate, run, b
     assert found["models"] == [str(run.folder), str(baseline.folder)]
     assert found["metrics"][0] == evaluate("loss", split, "--batch-size", 8)["intervals"]
     assert found["differences"].keys() == found["metrics"][1].keys()
+    assert {f"{way}/R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)} < found[
+        "differences"
+    ].keys()
+    assert found["incomparable"] == {}
     assert all(map(is_interval, found["differences"].values()))

@@ -57,6 +57,7 @@ def test_children_and_defaults_are_filled_in():
 @pytest.mark.parametrize(
     ("data", "parts"),
     [
+        (_tree(width=3), ["tree.yaml", "unknown key 'width'", "did you mean 'leaf.width'?"]),
         (_tree(nmae="x"), ["tree.yaml", "unknown key 'nmae'", "did you mean 'name'?"]),
         (_tree({"widht": 3}), ["tree.yaml: leaf", "unknown key 'widht'", "did you mean 'width'?"]),
         (_tree({"qqqqq": 3}), ["tree.yaml: leaf", "'qqqqq'", "valid names: kind, on, ratio, width"]),

@@ -23,10 +23,30 @@ from grr_coca.model.checkpoint_files import FITTED_FILES, GRAPHS, QUANTIZED_WEIG
 Precision = Literal["fp32", "fp16", "int8"]
 """Of the weights in the folder. Sums are always computed in fp32."""
 
-_ACTIVATIONS = frozenset(
-    ("Elu", "Gelu", "HardSwish", "LeakyRelu", "Mish", "Relu", "Selu", "Sigmoid", "Softplus", "Swish", "Tanh")
+_PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "Attention", "Softmax"))
+_NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "GroupNormalization"))
+_LINEAR = frozenset(
+    [
+        "Reshape",
+        "Transpose",
+        "Cast",
+        "Identity",
+        "Slice",
+        "Gather",
+        "Unsqueeze",
+        "Squeeze",
+        "Concat",
+        "Split",
+        "Expand",
+        "Flatten",
+        "Constant",
+        "Shape",
+        "Add",
+        "Sub",
+        "Neg",
+    ]
 )
-"""Operators after which tokens differ in size. SiLU is `Swish`, or `Sigmoid` times its input."""
+"""Operators that do not make tokens differ in size. Any other between two products, such as an activation, does."""
 
 
 def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
@@ -97,7 +117,10 @@ def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
 def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
     """A graph whose products with constant matrices are computed in int8."""
     products = [node for node in model.graph if node.op_type == "MatMul" and _is_constant(node.inputs[1])]
-    _scale_rows(model.graph, [node for node in products if follows_activation(node)])
+    # The patch embedding is cheap, and reads pixels: they are of one size in a picture of one colour and in all of a
+    # photograph. Convolutions before it are no `MatMul`, and stay in fp32, too.
+    in_fp32 = products[:1] if name == "image" else []
+    _scale_rows(model.graph, [node for node in products if node not in in_fp32 and follows_activation(node)])
     scratch.mkdir()
     ir.save(model, scratch / "fp32.onnx", external_data="fp32.data")
     with quiet():
@@ -105,9 +128,7 @@ def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
             scratch / "fp32.onnx",
             scratch / "int8.onnx",
             op_types_to_quantize=["MatMul"],
-            # The patch embedding is cheap, and reads pixels: they are of one size in a picture of one colour and in all
-            # of a photograph. Convolutions before it are no `MatMul`, and stay in fp32, too.
-            nodes_to_exclude=[str(products[0].name)] if name == "image" else [],
+            nodes_to_exclude=[str(node.name) for node in in_fp32],
             per_channel=True,
             weight_type=QuantType.QInt8,
             # Else sums of two products overflow 16 bits on processors with AVX2 alone, unseen on newer ones.
@@ -124,16 +145,26 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 
 def follows_activation(product: ir.Node) -> bool:
-    """Return whether the input of a product is an activation, or an activation times something, as in GEGLU."""
-    values = [product.inputs[0]]
+    """Return whether the tokens that enter a product differ in size.
+
+    They do if anything that is neither linear nor a norm is between it and the products before it: any activation,
+    or an activation times something, as in GEGLU.
+    """
+    is_uneven, values, seen = False, [product.inputs[0]], set()
     while values:
         value = values.pop()
-        node = None if value is None else value.producer()
-        if node is not None and node.op_type in _ACTIVATIONS:
-            return True
-        if node is not None and node.op_type == "Mul":
-            values += node.inputs
-    return False
+        node = None if value is None or value.const_value is not None else value.producer()
+        if node is None or id(node) in seen or node.op_type in _PRODUCTS:
+            continue
+        seen.add(id(node))
+        if node.op_type in _NORMS:
+            continue
+        if node.op_type.startswith("Reduce"):  # a norm that is written in simpler operators
+            return False
+        is_scaling = node.op_type in ("Mul", "Div") and any(map(_is_constant, node.inputs))
+        is_uneven = is_uneven or not (node.op_type in _LINEAR or is_scaling)
+        values += node.inputs
+    return is_uneven
 
 
 def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:

@@ -170,7 +170,7 @@ def test_commands_for_images_read_the_table(grr_coca, table, tmp_path):
 def test_pairs_are_checked_and_converted(grr_coca, table, tmp_path):
     said = grr_coca("data", "check", table, "--sheet", tmp_path / "sheet.png")
     assert said.code == 0
-    assert "images            12\n" in said.out
+    assert "pairs             12\nimages            12\n" in said.out
     assert grr_coca("data", "convert", table, tmp_path / "out").code == 0
     source = open_source(tmp_path / "out")
     assert [(source[i].image, source[i].caption) for i in range(12)] == [(p.image, p.caption) for p in PAIRS]

@@ -90,6 +90,28 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class Written(nn.Module):
+    """A layer before a product, as a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function, self.proj = function, nn.Linear(8, 8, bias=False)
+
+    def forward(self, x):
+        return self.proj(self.function(x))
+
+
+class ReluSquared(nn.Module):
+    """An activation between two products that no list of operators has (arXiv 2109.08668)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj, self.down_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.down_proj(F.relu(self.up_proj(x)).square())
+
+
 LAYERS: list[tuple[nn.Module, list[bool]]] = [
     (GEGLU(8, 8), [False, False, True]),
     (MLP(8, 8), [False, True]),
@@ -98,6 +120,14 @@ LAYERS: list[tuple[nn.Module, list[bool]]] = [
     (nn.Sequential(nn.ReLU(), nn.Linear(8, 8)), [True]),
     (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)), [False]),
     (nn.Sequential(nn.RMSNorm(8), nn.Linear(8, 8)), [False]),
+    (ReluSquared(), [False, True]),
+    (Written(lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5))), [True]),
+    (Written(lambda x: x * torch.tanh(F.softplus(x))), [True]),
+    (Written(lambda x: x.clamp(0, 6)), [True]),
+    (Written(torch.sin), [True]),
+    (Written(lambda x: x.abs().sqrt().transpose(1, 2).transpose(1, 2)), [True]),
+    (Written(lambda x: x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()), [False]),
+    (Written(lambda x: (x + 1) * 0.5 - x), [False]),
 ]
 """Layers, and which of their products follow an activation."""
 

@@ -63,6 +63,11 @@ def pascal(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in name.split("-"))
 
 
+def _after_digits(name: str) -> str:
+    """A name with a capital after each digit."""
+    return re.sub(r"\d[a-z]", lambda part: part[0].upper(), name)
+
+
 def _named(module: str, beginning: str = "", ending: str = "") -> Callable[[str, str], Component]:
     return lambda _, name: Component(module, f"{beginning}{pascal(name)}{ending}")
 
@@ -70,7 +75,7 @@ def _named(module: str, beginning: str = "", ending: str = "") -> Callable[[str,
 def _heroicons(package: str) -> Callable[[str, str], Component]:
     def component(_: str, name: str) -> Component:
         style = next((style for style in ("-20-solid", "-16-solid", "-solid") if name.endswith(style)), "")
-        own = re.sub(r"\d[a-z]", lambda part: part[0].upper(), pascal(name.removesuffix(style)))  # Squares2X2
+        own = _after_digits(pascal(name.removesuffix(style)))  # Squares2X2
         folder = {"": "24/outline", "-solid": "24/solid"}.get(style) or style[1:].replace("-", "/")
         return Component(f"{package}/{folder}", f"{own}Icon")
 
@@ -91,9 +96,6 @@ def _phosphor(module: str, beginning: str, ending: str) -> Callable[[str, str], 
 
 
 _OF_REACT_ICONS = {
-    "fa7-solid": ("fa6", "Fa"),
-    "fa7-regular": ("fa6", "FaReg"),
-    "fa7-brands": ("fa6", "Fa"),
     "fa6-solid": ("fa6", "Fa"),
     "fa6-regular": ("fa6", "FaReg"),
     "fa6-brands": ("fa6", "Fa"),
@@ -103,19 +105,18 @@ _OF_REACT_ICONS = {
     "bi": ("bs", "Bs"),
     "bx": ("bi", "Bi"),
     "bxs": ("bi", "BiSolid"),
-    "bxl": ("bi", "BiLogo"),
     "feather": ("fi", "Fi"),
     "ion": ("io5", "Io"),
     "game-icons": ("gi", "Gi"),
     "simple-icons": ("si", "Si"),
-    "la": ("lia", "Lia"),
 }
 """Modules of react-icons, and how names in them begin, for sets without a separate package of React components."""
 
 
 def _react_icons(prefix: str, name: str) -> Component:
     module, beginning = _OF_REACT_ICONS[prefix]
-    return Component(f"react-icons/{module}", f"{beginning}{pascal(name)}")
+    own = _after_digits(pascal(name))  # Fa500Px
+    return Component(f"react-icons/{module}", f"{beginning}{own}")
 
 
 _LUCIDE = frozenset({"absoluteStrokeWidth", "nonScalingStroke"})
@@ -202,6 +203,16 @@ PACKAGES = (
         prefixes=("feather",),
         component_type="Icon",
         properties_type="IconProps",
+    ),
+    IconPackage(
+        name="@lucide/vue",
+        version="^1.48.0",
+        framework="vue",
+        component=_named("@lucide/vue"),
+        prefixes=("lucide",),
+        component_type="LucideIcon",
+        properties_type="LucideProps",
+        own=_LUCIDE,
     ),
     IconPackage(
         name="lucide-vue-next",

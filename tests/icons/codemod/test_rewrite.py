@@ -190,6 +190,7 @@ def test_namespace_imports_become_notes_and_syntax_errors_raise():
         ("radix-icons:cross-2", "import { Cross2Icon } from '@radix-ui/react-icons'"),
         ("ri:24-hours-line", "import { Ri24HoursLine } from '@remixicon/react'"),
         ("fa6-regular:trash-can", "import { FaRegTrashCan } from 'react-icons/fa6'"),
+        ("fa6-brands:500px", "import { Fa500Px } from 'react-icons/fa6'"),
         ("bxs:home", "import { BiSolidHome } from 'react-icons/bi'"),
     ],
 )
@@ -200,5 +201,5 @@ def test_names_of_components_are_those_of_their_packages(icon, line):
 
 def test_each_set_has_one_package_of_each_framework():
     assert package_for("lucide", "react").name == "lucide-react"
-    assert package_for("lucide", "vue").name == "lucide-vue-next"
+    assert package_for("lucide", "vue").name == "@lucide/vue"
     assert package_for("mdi", "react") is None

@@ -4,8 +4,8 @@ Each file of `pages/` is the text of a page with placeholders: `{adamw[test coca
 different*, computed from the rows of the setting `adamw`. `claims.txt` defines the settings. A page fails if it differs
 from its text with the placeholders filled. A text fails if it has a number or a verdict outside a placeholder, if its
 words contradict the settings that it shows (`meaning.py`). What does not come from rows is marked, such as
-`{paper[7.15]}`; `plain.txt` lists the sentences of results, README and citation that show no row. Ledgers fail if a row
-differs from its plan or contradicts another.
+`{paper[7.15]}`; `plain.txt` lists the sentences of results, README and citation that show no change. Ledgers fail if a
+row differs from its plan or contradicts another.
 
 Nothing of the package is imported.
 """
@@ -29,7 +29,7 @@ WIDTH = 128
 PARTS = ("README.md", "CITATION.cff", "CHANGELOG.md")
 """Pages of which a text is only one part."""
 GIVEN = re.compile(r"238,391|64 × 64|95 %|better|every|never|smaller|times")
-"""Words that `{given[…]}` may have beside a placeholder of rows, on pages outside of `studies`."""
+"""Words that `{given[…]}` may have beside a change, on pages outside of `studies`."""
 
 # --- Settings
 
@@ -139,23 +139,29 @@ def errors_of_text(text: str, words: bool = True) -> Iterator[str]:
             yield f"{what} that nothing computes: {found[0]} in {around!r}"
 
 
+CHANGE = re.compile(r"\{(?!given|paper|share)\w+\[[^] ]+ [^] ]+\]")
+"""A placeholder of a change, such as `{adamw[test coca]:word}`."""
+
+
 def sentences(text: str) -> Iterator[str]:
-    """Yield the sentences of a text, without tables and headings."""
+    """Yield the sentences of a text and the heads of its tables."""
     for block in re.split(r"\n\n+|\n(?=- )", text):
-        if not block.startswith(("|", "#")):
+        if block.startswith("|"):
+            yield block.partition("\n")[0]
+        elif not block.startswith("#"):
             yield from (" ".join(each.split()) for each in re.split(r"(?<=[.?])\**\s(?=[A-Z[*{`])", block))
 
 
 def errors_of_plain(text: str) -> Iterator[str]:
-    """Yield sentences that show no row and are not in `plain.txt`, and words that are given beside rows."""
+    """Yield sentences that show no change and are not in `plain.txt`, and words that are given beside a change."""
     listed = (STUDIES / "plain.txt").read_text(encoding="utf-8").splitlines()
     for sentence in sentences(text):
-        if not re.search(r"\{(?!given|paper)", sentence):
+        if not CHANGE.search(sentence):
             if sentence not in listed:
-                yield f"shows no row, and is not in plain.txt: {sentence}"
+                yield f"shows no change, and is not in plain.txt: {sentence}"
         else:
             marked = re.findall(r"\{given\[(.*?)\]\}", sentence)
-            yield from (f"given beside rows: {each!r}" for each in marked if not GIVEN.fullmatch(each))
+            yield from (f"given beside a change: {each!r}" for each in marked if not GIVEN.fullmatch(each))
 
 
 def filled(text: str, known: dict[str, Any]) -> str:

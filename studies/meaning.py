@@ -152,6 +152,7 @@ def _errors_of_sentence(sentence: str, before: str, known: Mapping[str, Any]) ->
 def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
     """The model before a change is on its left side, the one after *than* on its right: `GRR-CoCa's CoCa loss is …`."""
     yield from (f"compares a model with itself: {each[0]!r}" for each in re.finditer(ITSELF, plain))
+    yield from ("GRR-CoCa has no learned positions" for _ in re.finditer("GRR-CoCa's learned positions", plain))
     for each in found:
         if each.metric and isinstance(each.setting, Setting) and not (each.setting.minus or each.setting.earlier):
             before, after = plain[: each.start], plain[each.end :]
@@ -223,9 +224,11 @@ def _errors_of_groups(section: str, known: Mapping[str, Any]) -> Iterator[str]:
             for name, setting in group.setting.settings.items():
                 if (id(setting), group.split, group.metric) not in seen:
                     yield f"{group.text} is of {name}, too, which the section does not show"
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    in_rows = {id(each.setting) for each in shown(table, known) if each.metric}
     for figure in shown(" ".join(re.findall(r"!\[.*?\]", section)), known):
         for name, setting in figure.setting.settings.items() if isinstance(figure.setting, Group) else ():
-            if id(setting) not in {found for found, *_ in seen}:
+            if id(setting) not in in_rows:
                 yield f"{figure.text} counts {name}, which has no row"
 
 

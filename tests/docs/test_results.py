@@ -166,7 +166,7 @@ def test_table_shows_all_settings_of_its_claim(check, known):
 
 @pytest.mark.parametrize(
     "sentence",
-    ["GRR-CoCa generalises.", "Both models are on a par.", "Its loss is {given[lower]}: {adamw:n}."],
+    ["GRR-CoCa generalises.", "Both models are on a par.", "Its loss is {given[lower]}: {adamw[test coca]}."],
 )
 def test_sentence_without_rows_must_be_listed(check, sentence):
     text = check.texts()[ROOT / RESULTS]

@@ -74,7 +74,7 @@ Parts = Iterator[tuple[str, Sides]]
 def of_http(pythons: dict[str, str], drawings: list[bytes], place: Path) -> Parts:  # noqa: ARG001
     """Servers with 16 clients."""
     with _server(pythons["before"]) as before, _server(pythons["now"]) as now:
-        for what, bodies in (("small PNG", _encoded(drawings[:64], "png") * 8), ("12 MP", [_photograph()] * 32)):
+        for what, bodies in (("small PNG", _encoded(drawings[:64], "png") * 4), ("12 MP", [_photograph()] * 16)):
             sides = {"before": _asked(before, bodies), "now": _asked(now, bodies)}
             for side in sides.values():
                 side()
@@ -148,7 +148,7 @@ def _commands(pythons: dict[str, str], arguments: Callable[[int], list[str]], pl
 def of_loader(pythons: dict[str, str], drawings: list[bytes], place: Path) -> Parts:
     """A training loader, whose workers decode each image."""
     for kind in KINDS:
-        folder = _folder(place / f"loaded-{kind}", drawings, kind)
+        folder = _folder(place / f"loaded-{kind}", drawings[: len(drawings) // 2], kind)
         workers = {
             name: Worker("decoding.py", {"name": name, "threads": 1, "folder": str(folder)}, python)
             for name, python in pythons.items()
@@ -187,7 +187,7 @@ class Loader:
         )
         order = [
             [SampleRef(epoch, sample) for sample in range(first, min(first + 64, len(pairs)))]
-            for epoch in range(3)
+            for epoch in range(2)
             for first in range(0, len(pairs), 64)
         ]
         batches = iter(make_loader(pairs, order, 2))

@@ -42,6 +42,8 @@ _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
 _MAX_FACTS = 2**24
 _PIPE_BYTES = 2**20
 """Size of the pipes, where the system lets it be chosen: fewer changes between processes for large pictures."""
+_SMALL = 2**16
+"""Bytes of an answer that are read at once, whatever its size: that of a small picture."""
 _START_SECONDS = 120.0
 _PATIENCE_SECONDS = 0.1
 """How long a call waits for a helper before another one is started, which takes about as long."""
@@ -172,24 +174,22 @@ class _Helper:
             while rest:
                 rest = rest[self._input.write(rest) :]
 
-    def _receive(self, seconds: float) -> Any:
-        size_of_facts, size = program.ANSWER.unpack(self._read(program.ANSWER.size, seconds))
-        if size_of_facts > _MAX_FACTS or size > self.limits.most_memory:
-            raise _HelperExit(self._killed())
-        content = memoryview(self._read(size_of_facts + size, seconds))
-        return json.loads(bytes(content[:size_of_facts]) or b"[]"), content[size_of_facts:]
-
-    def _read(self, size: int, seconds: float) -> bytearray:
-        read = bytearray(size)
-        rest = memoryview(read)
-        while rest:
+    def _receive(self, seconds: float) -> tuple[list[_Answered], memoryview]:
+        read, size, size_of_facts = bytearray(), program.ANSWER.size, -1
+        while len(read) < size:
             if _poll is not None and not _poll(self._output, seconds):
                 raise _HelperExit(self._killed())
-            count = self._output.readinto(rest)  # type: ignore[attr-defined]
-            if not count:  # the program closes it by ending
+            part = os.read(self._output.fileno(), max(_SMALL, size - len(read)))
+            if not part:  # the program closes it by ending
                 raise _HelperExit(self._process.wait())
-            rest = rest[count:]
-        return read
+            read += part
+            if size_of_facts < 0 and len(read) >= size:
+                size_of_facts, size_of_results = program.ANSWER.unpack_from(read)
+                if size_of_facts > _MAX_FACTS or size_of_results > self.limits.most_memory:
+                    raise _HelperExit(self._killed())
+                size += size_of_facts + size_of_results
+        content = memoryview(read)[program.ANSWER.size :]
+        return json.loads(bytes(content[:size_of_facts]) or b"[]"), content[size_of_facts:]
 
     def _killed(self) -> int:
         self._process.kill()

@@ -173,13 +173,14 @@ lint: $(VENV)/.dev
 ci:
 	bash .ci/run
 
-# The files of .github: valid by their schemas, and without the holes that zizmor knows.
+# The files of .github: valid by their schemas, and without the holes that zizmor knows. The Dockerfile, by hadolint.
 check-workflows: $(RELEASE)/.installed
 	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(RELEASE)/bin/zizmor --offline --persona pedantic .github
+	$(RELEASE)/bin/hadolint Dockerfile
 
 # The sdist and the wheel of the last commit, in dist/: built twice, equal byte for byte, and checked.
 dist: $(RELEASE)/.installed

@@ -93,6 +93,8 @@ USES = {
 NEEDS_MORE = {
     "report": "it draws for `demo`, `explain` and pages of hits, which need PyTorch",
     "hub": "there is no hub in tests; tests/core/cli/test_push.py plays one",
+    "wandb": "it sends logs that the extra train makes: tests/core/train/test_trackers.py",
+    "mlflow": "it sends logs that the extra train makes: tests/core/train/test_trackers.py",
     "milvus": "it needs a server: `make test-milvus`",
     "ray": "it needs a cluster: `make test-ray`",
 }

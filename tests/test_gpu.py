@@ -25,6 +25,7 @@ from grr_coca.model.build import build
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.coca import fast_products, require_exact_products
 from grr_coca.model.losses import LossWeights
+from grr_coca.train.logs import device_use
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.parallel import ParallelModel
 from grr_coca.train.recipe import CheckpointRecipe, OptimizerRecipe, ScheduleRecipe, save_recipe
@@ -156,3 +157,13 @@ def test_captions_and_embeddings_are_those_of_the_cpu(device, options):
     assert model.caption(images, **options) == reference.caption(images, **options)
     np.testing.assert_allclose(model.embed_images(images), reference.embed_images(images), atol=1e-3)
     np.testing.assert_allclose(model.embed_texts("red heart"), reference.embed_texts("red heart"), atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_the_log_has_the_use_of_the_gpu():
+    device = torch.device("cuda", 0)
+    device_use(device)
+    held = torch.empty(2**28, dtype=torch.uint8, device=device)
+    assert device_use(device)["memory_gib"] >= 0.25
+    del held
+    assert device_use(device).get("utilization", 0.0) <= 1.0

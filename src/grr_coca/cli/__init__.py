@@ -58,6 +58,7 @@ CORE = {
     "info": Command(
         "grr_coca.cli.info:describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"
     ),
+    "track": Command("grr_coca.cli.track:run", "send the log of a run to Weights & Biases or MLflow"),
     "export onnx": Command(
         "grr_coca.cli.exchange:export_onnx", "write a checkpoint as ONNX graphs, which need no PyTorch"
     ),

@@ -8,9 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
+
+import torch
 
 from grr_coca.common.errors import DiskError
 from grr_coca.common.extras import require_extra
@@ -179,6 +182,21 @@ def _open_board(folder: Path, step: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter  # late: only training needs it
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+def device_use(device: torch.device) -> dict[str, float]:
+    """Use of a GPU since the last call; nothing of other devices, whose log depends only on the run.
+
+    `memory_gib`: the most memory that tensors had, in GiB. `utilization`: share of the last second in which the GPU
+    computed; NVIDIA's package `nvidia-ml-py` must be installed.
+    """
+    if device.type != "cuda":
+        return {}
+    use = {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    torch.cuda.reset_peak_memory_stats(device)
+    if find_spec("pynvml") is not None:
+        use["utilization"] = torch.cuda.utilization(device) / 100
+    return use
 
 
 class Throughput:

@@ -30,7 +30,7 @@ from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.copied_run import copy_run
 from grr_coca.train.curves import draw_curves
-from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput
+from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput, device_use
 from grr_coca.train.numerics import Numerics, decide
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
 from grr_coca.train.run_checkpoints import (
@@ -305,10 +305,13 @@ class Run:
     def _log_window(self) -> None:
         metrics, step = self.progress.take_window(), self.progress.step
         pace = {"pairs_per_second": self.throughput.take()}
+        use = device_use(self.ranks.device)
 
         def report() -> None:
             self.metric_log.write(step, "train", metrics)
             self.metric_log.show(step, "train", pace)
+            if use:
+                self.metric_log.write(step, "device", use)
             self.on_step(step, {**metrics, **pace})
 
         self.ranks.on_first(report)

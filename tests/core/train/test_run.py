@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from model_configs import model_keys
 from support import (
     ALONE,
@@ -35,7 +36,7 @@ from grr_coca.evaluate.split import Evaluation
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_files import BEST_FILE
 from grr_coca.train import loop
-from grr_coca.train.logs import LOG_FILE, MetricLog, Progress, read_metrics
+from grr_coca.train.logs import LOG_FILE, MetricLog, Progress, device_use, read_metrics
 from grr_coca.train.loop import Validation, train
 from grr_coca.train.optimizer import FROZEN_MODULES
 from grr_coca.train.recipe import (
@@ -514,3 +515,14 @@ def test_the_ranks_try_validation_pairs_between_them(monkeypatch):
         sound = sound_validation(val, Ranks(rank, 3, CPU))
     assert [found.tolist() for found, _ in parts] == [[0], [2, 3], [4, 6]]
     assert [sound.name(index) for index in range(len(sound))] == [val.name(index) for index in (0, 2, 3, 4, 6)]
+
+
+def test_the_use_of_a_gpu_is_logged_and_a_cpu_has_none(monkeypatch):
+    assert device_use(CPU) == {}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 87)
+    monkeypatch.setattr("grr_coca.train.logs.find_spec", lambda name: object())
+    assert device_use(torch.device("cuda", 0)) == {"memory_gib": 1.5, "utilization": 0.87}
+    monkeypatch.setattr("grr_coca.train.logs.find_spec", lambda name: None)
+    assert device_use(torch.device("cuda", 0)) == {"memory_gib": 1.5}

@@ -1,0 +1,33 @@
+"""`grr-coca track`: send the log of a run to Weights & Biases or MLflow."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grr_coca.cli.flags import Flag
+from grr_coca.common.errors import UserError
+from grr_coca.train.trackers import TrackerName, send_log
+
+
+def run(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    to: TrackerName,
+    project: str = "grr-coca",
+    follow: Flag = False,
+) -> None:
+    """Send the log of a run to Weights & Biases or MLflow. Lines that were sent before are not sent again.
+
+    Where the service is, and who you are there, is in its own variables, such as WANDB_API_KEY, WANDB_MODE=offline and
+    MLFLOW_TRACKING_URI.
+
+    Args:
+        folder: run folder.
+        to: the service.
+        project: project of Weights & Biases, or experiment of MLflow.
+        follow: continue until the run has ended, or Ctrl-C.
+    """
+    if not (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{folder}: not a run folder, it has no metrics.jsonl")
+    number = send_log(folder, to, project, follow=follow)
+    print(f"{number:,} lines of the log were sent to {to}")

@@ -1,0 +1,164 @@
+"""Sends the log of a run to Weights & Biases or MLflow. It reads `metrics.jsonl`, so training knows nothing of it."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.errors import UserError, first_line
+from grr_coca.common.extras import require_extra
+from grr_coca.common.files import read_json, write_whole
+from grr_coca.train.logs import LOG_FILE
+from grr_coca.train.recipe import Recipe, load_recipe
+
+TrackerName = Literal["wandb", "mlflow"]
+
+_NOT_IN_A_KEY = re.compile(r"[^\w\-./ ]")
+"""Characters that MLflow refuses in names."""
+
+_LONGEST_PARAMETER = 500
+_AT_ONCE = 100
+"""Parameters that MLflow takes in one request."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A run in a service. `id` finds it again when more of the log is sent later."""
+
+    id: str
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send the metrics of a step. Steps never fall."""
+        ...
+
+    def finish(self) -> None:
+        """Send what is left."""
+        ...
+
+
+class _Wandb:
+    def __init__(self, project: str, name: str, recipe: Mapping[str, object], id: str | None) -> None:
+        import wandb
+
+        self._run = wandb.init(project=project, name=name, config=dict(recipe), id=id, resume="allow")
+        self.id = str(self._run.id)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
+class _Mlflow:
+    def __init__(self, project: str, name: str, recipe: Mapping[str, object], id: str | None) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self._client, self._metric = MlflowClient(), Metric
+        if id is not None:
+            self.id = id
+            self._client.update_run(id, "RUNNING")
+            return
+        experiment = self._client.get_experiment_by_name(project)
+        experiment_id = self._client.create_experiment(project) if experiment is None else experiment.experiment_id
+        self.id = self._client.create_run(experiment_id, run_name=name).info.run_id
+        parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in _flat(recipe)]
+        for first in range(0, len(parameters), _AT_ONCE):
+            self._client.log_batch(self.id, params=parameters[first : first + _AT_ONCE])
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = int(1000 * time.time())
+        values = [self._metric(_NOT_IN_A_KEY.sub("_", name), value, now, step) for name, value in metrics.items()]
+        self._client.log_batch(self.id, metrics=values)
+
+    def finish(self) -> None:
+        self._client.set_terminated(self.id)
+
+
+_TRACKERS: dict[TrackerName, Callable[[str, str, Mapping[str, object], str | None], Tracker]] = {
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
+}
+
+
+def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = False, seconds: float = 10.0) -> int:
+    """Send those lines of a run's log that were not sent before, and return their number.
+
+    The folder then has `TO.json`, with the id of the run there and the last step that was sent of each split. A resumed
+    run repeats lines; these are not sent again.
+
+    Args:
+        folder: the run folder.
+        to: the service. Its own variables have its place and the credentials.
+        project: name of the project or experiment there.
+        follow: wait for more lines until the run has ended.
+        seconds: pause before the log is read again.
+
+    Raises:
+        UserError: the folder has no run, the package of the service is missing, or the service reports an error.
+    """
+    recipe = load_recipe(folder / "recipe.yaml")
+    require_extra(to, f"sending a log to {to}")
+    path = folder / f"{to}.json"
+    state = read_json(path) if path.exists() else {"id": None, "sent": {}}
+    sent: dict[str, int] = state["sent"]
+    number = 0
+    try:
+        tracker = _TRACKERS[to](project, folder.resolve().name, to_dict(recipe), state["id"])
+        try:
+            for row in _rows(folder / LOG_FILE, recipe, follow, seconds):
+                step, split = int(row["step"]), str(row["split"])
+                metrics = {f"{split}/{name}": float(value) for name, value in row.items() if _is_metric(name, value)}
+                if step <= sent.get(split, -1) or not metrics:
+                    continue
+                tracker.log(step, metrics)
+                sent[split], number = step, number + 1
+        finally:
+            write_whole(path, json.dumps({"id": tracker.id, "sent": sent}, indent=2).encode())
+            tracker.finish()
+    except UserError:
+        raise
+    except Exception as error:  # of whatever kind the package of the service has
+        raise UserError(f"{to}: {first_line(error)}") from error
+    return number
+
+
+def _is_metric(name: str, value: object) -> bool:
+    return name not in ("step", "split") and isinstance(value, int | float)
+
+
+def _rows(path: Path, recipe: Recipe, follow: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """The lines of a log, whole ones only, and with `follow` those that are written later, up to the last validation.
+
+    A resumed run makes the file shorter first. It is then read from its beginning.
+    """
+    offset = 0
+    while True:
+        with path.open("rb") as file:
+            if file.seek(0, 2) < offset:
+                offset = 0
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                offset += len(line)
+                row = json.loads(line)
+                yield row
+                if row["split"] == "val" and row["step"] >= recipe.schedule.steps:
+                    follow = False
+        if not follow:
+            return
+        time.sleep(seconds)
+
+
+def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, inner in value.items():
+        name = f"{prefix}{_NOT_IN_A_KEY.sub('_', str(key))}"
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{name}.")
+        else:
+            yield name, inner

@@ -72,12 +72,12 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
         UserError: nothing exists at the path, or it cannot be read.
     """
     path = str(path)
+    if is_url(path):
+        return TarShards(remote_shards(path))
     for reader in source_readers(path):
         source = reader.open(in_cache(path))
         if source is not None:
             return source
-    if is_url(path):
-        return TarShards(remote_shards(path))
     files, split = find_files(path)
     if split is None and all(file.suffix.lower() == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import mmap
 import os
 import tarfile
 import tempfile
@@ -360,13 +361,17 @@ def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> Non
 def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
     """The index in a file, mapped into memory; None if it is missing, damaged, or of another state of the shard."""
     try:
-        mapped = np.memmap(place, np.uint8, "r")
+        with place.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = np.frombuffer(mapping, np.uint8)
         header = json.loads(mapped[:_HEADER_SIZE].tobytes())
         content = mapped[_HEADER_SIZE:]
         digest = header.pop("digest")
         is_of_shard = all(header[key] == value for key, value in _state(shard).items())
         if not is_of_shard or digest != _digest(header, content.data):
             return None
+        if hasattr(mmap, "MADV_DONTNEED"):  # otherwise all that was hashed stays in the memory of this process
+            mapping.madvise(mmap.MADV_DONTNEED)
         num_pairs, end = header["pairs"], header["pairs"] * ROW.itemsize
         rows = content[:end].view(ROW)
         if len(rows) and rows["cause"].max() > len(CAUSES):

@@ -13,7 +13,7 @@ from grr_coca.cli import main
 from grr_coca_serve.server import RunningServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
-BLOCK = re.compile(r"^```\n(?P<lines>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<lines>.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACES = {
     "PAIRS": "pairs.tar",
     "IMAGES…": "images",
@@ -24,7 +24,8 @@ PLACES = {
 
 
 def commands():
-    lines = "".join(block["lines"] for block in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))).splitlines()
+    blocks = BLOCK.finditer(PAGE.read_text(encoding="utf-8"))
+    lines = "".join(block["lines"] for block in blocks if not block["kind"]).splitlines()
     return [[PLACES.get(word, word) for word in shlex.split(line.partition("#")[0])] for line in lines]
 
 

@@ -154,7 +154,8 @@ def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
     yield from (f"compares a model with itself: {each[0]!r}" for each in re.finditer(ITSELF, plain))
     yield from ("GRR-CoCa has no learned positions" for _ in re.finditer("GRR-CoCa's learned positions", plain))
     for each in found:
-        if each.metric and isinstance(each.setting, Setting) and not (each.setting.minus or each.setting.earlier):
+        parts = each.parts()
+        if each.metric and not any(part.minus or part.earlier for part in parts):
             before, after = plain[: each.start], plain[each.end :]
             over = re.findall(f"{MODEL} over {MODEL}", before)[-1:]
             owner = re.findall(
@@ -165,9 +166,10 @@ def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
             row = re.findall(f"^{MODEL},", before)
             left = [pair[0] for pair in over] or owner[-1:] or row or side * (each.format == "loss")
             right = [pair[1] for pair in over] or than or side * (each.format == "loss over")
-            for models, arms in ((left, each.setting.arms), (right, each.setting.over)):
-                if models and not all(arm.startswith(MODELS[models[0]]) for arm in arms):
-                    yield f"{each.text} is of {', '.join(arms)}, not of {models[0]}"
+            arms = [arm for part in parts for arm in part.arms], [arm for part in parts for arm in part.over]
+            for models, own in zip((left, right), arms, strict=True):
+                if models and not all(arm.startswith(MODELS[models[0]]) for arm in own):
+                    yield f"{each.text} is of {', '.join(own)}, not of {models[0]}"
 
 
 def _errors_of_intervals(sentence: str, found: Sequence[Shown]) -> Iterator[str]:

@@ -147,6 +147,7 @@ def test_words_that_contradict_their_rows_fail(check, known, old, new):
         ("| | GRR-CoCa, Muon |\n|---|--:|\n| loss | {muon[test coca]:loss} |", "GRR-CoCa", "Baseline CoCa"),
         ("| | GRR-CoCa, Muon |\n|---|--:|\n| loss | {muon[test coca]:loss} |", "|---|--:|\n", ""),
         ("The CoCa loss is {muon[test coca]:by} with Muon and {adamw[test coca]:by} with AdamW.", "AdamW", "Muon"),
+        ("GRR-CoCa's CoCa loss is {adamw_settings[test coca]:all}.", "GRR-CoCa", "Baseline CoCa"),
         ("GRR-CoCa's CoCa loss over that of Baseline CoCa changes.", "Baseline CoCa", "GRR-CoCa"),
     ],
 )

@@ -392,14 +392,24 @@ FORBIDDEN = re.compile(
 SRC = Path(grr_coca.__file__).parents[1]
 READS_OTHERS = SRC / "grr_coca_open_clip" / "checkpoints" / "read.py"
 """open_clip's older checkpoints are pickled."""
+PARENT, HELPER = SRC / "grr_coca" / "data" / "isolated.py", SRC / "grr_coca" / "data" / "isolated_program.py"
+"""Calls of a helper program are pickled by its parent. Answers of helpers, which read hostile files, are not."""
 
 
 def test_nothing_in_the_package_unpickles_files():
     packages = [path for path in SRC.iterdir() if path.name.startswith("grr_coca")]
-    sources = [path for package in packages for path in package.rglob("*.py") if path != READS_OTHERS]
+    sources = [path for package in packages for path in package.rglob("*.py")]
+    sources = [path for path in sources if path not in (READS_OTHERS, PARENT, HELPER)]
     assert len(packages) > 1
     found = [(path.name, match.group()) for path in sources for match in FORBIDDEN.finditer(path.read_text())]
     assert found == []
+
+
+def test_only_calls_of_the_parent_are_unpickled():
+    assert not re.search(r"pickle\.loads?\b|Unpickler", PARENT.read_text())
+    assert re.findall(r"pickle\.loads?\(.*|Unpickler", HELPER.read_text()) == [
+        "pickle.loads(requests.read(size_of_call))  # of the parent"
+    ]
 
 
 def test_where_others_files_are_unpickled_nothing_but_tensors_is_made():

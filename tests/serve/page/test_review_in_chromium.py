@@ -22,7 +22,7 @@ def test_icons_are_chosen_by_keys_alone_and_saved(review, axe, tab):
     page.locator("#filter").focus()
     page.keyboard.press("Tab")
     rows = page.locator("#rows li")
-    names = [row.locator(".source small").inner_text() for row in rows.all()]
+    names = [row.locator(".source small").first.inner_text() for row in rows.all()]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     second = rows.nth(0).locator("button").nth(1)
@@ -37,7 +37,7 @@ def test_icons_are_chosen_by_keys_alone_and_saved(review, axe, tab):
     page.keyboard.press("ArrowRight")  # to the field that searches all icons of the target
     page.keyboard.type("o")
     found = rows.nth(2).locator("input ~ button")
-    assert 1 < found.count() <= 12
+    assert "tabler:home" in [one.locator("small").first.inner_text() for one in found.all()]
     page.evaluate(axe)
     assert page.evaluate("async () => (await axe.run(document)).violations.map(({ id }) => id)") == []
     with page.expect_download() as saved:

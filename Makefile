@@ -31,7 +31,7 @@ ONLY :=
 
 # What we are measured against, which needs other versions of what we need.
 PEERS := .venv-peers
-BENCHMARKS := training captioning imported engines precision busy footprint loader order search serving
+BENCHMARKS := training captioning imported engines precision busy footprint loader order remote search serving
 
 # Two installations into one environment at a time would break it.
 .NOTPARALLEL:
@@ -222,6 +222,9 @@ bench-captioning bench-imported: bench-%: $(VENV)/.demo $(PEERS)/.installed
 
 bench-serving: $(VENV)/.dev
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/serving.py
+
+bench-remote: $(VENV)/.dev
+	$(BIN)/python benchmarks/remote.py
 
 bench-loader bench-order: bench-%: $(VENV)/.demo
 	$(BIN)/python benchmarks/$*.py

@@ -25,7 +25,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 _PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "Attention", "Softmax"))
 _NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "GroupNormalization"))
-_LINEAR = frozenset(
+_SHAPED = frozenset(
     [
         "Reshape",
         "Transpose",
@@ -35,17 +35,13 @@ _LINEAR = frozenset(
         "Gather",
         "Unsqueeze",
         "Squeeze",
-        "Concat",
         "Split",
         "Expand",
         "Flatten",
-        "Constant",
-        "Shape",
-        "Add",
-        "Sub",
-        "Neg",
     ]
 )
+"""Operators that only move numbers. Their inputs beside the first one are sizes and indices."""
+_LINEAR = _SHAPED | {"Concat", "Constant", "Add", "Sub", "Neg"}
 """Operators that do not make tokens differ in size. Any other between two products, such as an activation, does."""
 
 
@@ -163,7 +159,7 @@ def follows_activation(product: ir.Node) -> bool:
             return False
         is_scaling = node.op_type in ("Mul", "Div") and any(map(_is_constant, node.inputs))
         is_uneven = is_uneven or not (node.op_type in _LINEAR or is_scaling)
-        values += node.inputs
+        values += node.inputs[:1] if node.op_type in _SHAPED else node.inputs
     return is_uneven
 
 

@@ -657,7 +657,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
         UserError: a file is missing or broken, or an array has a wrong shape, type or range.
     """
     if isinstance(image, str | Path):
-        return decode_image(read_whole(image), str(image), opening, to_srgb=True, is_scaled=True)
+        return decode_image(read_whole(image), str(image), opening, to_srgb=True)
     if isinstance(image, Image.Image):
         return _from_pillow(image, name, opening)
     if isinstance(image, np.ndarray):

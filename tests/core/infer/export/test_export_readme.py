@@ -39,6 +39,7 @@ def shipped():
     return from_pretrained(shipped_folder("icons"))
 
 
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # of Pillow, in the program
 @pytest.mark.parametrize(
     "framing", [None, Framing(), Framing(margin=0.2, tolerance=8, min_share=0.9, max_enlargement=1.5)]
 )

@@ -15,6 +15,8 @@ try:
 except ImportError:
     resvg_py = None  # type: ignore[assignment]
 
+Image.preinit()  # imports formats, which is too late once a helper can open no file
+
 _FILE_TAGS = re.compile(r"<(?:[^\s<>/:]+:)?(?:image|feImage)(?![^\s<>/])")
 """Elements by which resvg would read other files, with any namespace prefix. An entity cannot hide them: resvg takes
 `&#60;` and `&lt;` in an entity as text."""

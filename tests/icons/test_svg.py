@@ -29,6 +29,12 @@ def test_an_svg_file_is_drawn_black_on_white():
     assert image_header(SQUARE, "a.svg") == ((SIDE, SIDE), "SVG")
 
 
+def test_helper_that_only_draws_has_its_formats():
+    code = f"from grr_coca_icons.svg import render_svg; print(render_svg({SQUARE.decode()!r}, 32).size)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "(32, 32)\n"
+
+
 def test_an_oblong_one_is_shown_whole_in_the_middle_of_a_square():
     image = decode_image(OBLONG, "a.svg")
     assert image.size == (SIDE, SIDE)

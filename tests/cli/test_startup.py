@@ -167,6 +167,7 @@ MISSING = [
     "export web -c nowhere --out new",
     "export web --index nowhere --out new",
     "push nowhere me/mine",
+    "track nowhere --to wandb",
 ]
 
 

@@ -1,18 +1,17 @@
 """`grr-coca track`: send the log of a run to Weights & Biases or MLflow."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from grr_coca.cli.flags import Flag
 from grr_coca.common.errors import UserError
-from grr_coca.train.trackers import TrackerName, send_log
 
 
 def run(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    to: TrackerName,
+    to: Literal["wandb", "mlflow"],
     project: str = "grr-coca",
     follow: Flag = False,
 ) -> None:
@@ -29,5 +28,7 @@ def run(
     """
     if not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: not a run folder, it has no metrics.jsonl")
+    from grr_coca.train.trackers import send_log  # lazy import: the recipe imports PyTorch
+
     number = send_log(folder, to, project, follow=follow)
     print(f"{number:,} lines of the log were sent to {to}")

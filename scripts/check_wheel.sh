@@ -44,18 +44,18 @@ grr-coca duplicates index
 grr-coca models
 venv/bin/python -c 'import sys, grr_coca; print(grr_coca.load("icons").caption(sys.argv[1]))' "$first"
 
-# One line that says which extra installs what is missing, and exit code 2.
+# One line that names the missing packages, and exit code 2.
 refused() {
-    extra=$1
+    package=$1
     shift
     code=0
     grr-coca "$@" 2> message.txt || code=$?
     cat message.txt
     [ "$code" -eq 2 ]
     [ "$(wc -l < message.txt)" -eq 1 ]
-    grep -q "pip install '.*\.whl\[$extra\]'" message.txt
+    grep -q "pip install .*\b$package\b" message.txt
 }
 refused torch explain "$first"
 refused torch evaluate icons --data "$images"
 refused torch caption "$first" --engine torch
-refused serve serve index
+refused uvicorn serve index

@@ -186,7 +186,7 @@ def growth(adapted: Adapted) -> float | None:
 
 
 def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
-    """What to do next, in sentences."""
+    """Return the advice, in sentences."""
     images = adapted.images
     gain = growth(adapted)
     if gain is None:

@@ -1,4 +1,4 @@
-"""What is predicted for an image: the words of its captions and the base's embedding of them, in few numbers.
+"""Targets of the fit for an image: the words of its captions and the base's embedding of them, in few numbers.
 
 Shapes: N images, C distinct captions, E embedding width, V words, W = V + E, R directions, K numbers of the first
 part.
@@ -55,7 +55,7 @@ class Captions:
         return total
 
     def subset(self, images: Int[np.ndarray, " n"]) -> "Captions":
-        """Return the captions of some images, which are numbered anew. Texts stay."""
+        """Return the captions of some images, which are renumbered. Texts stay."""
         number = np.full(self.num_images, -1)
         number[images] = np.arange(len(images))
         kept = number[self.owners] >= 0

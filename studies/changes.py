@@ -26,7 +26,7 @@ PAPER = {"coca_loss": -7.15, "perplexity": -3.71, "contrastive_loss": -27.25}
 """Changes after pretraining that the paper reports, in per cent."""
 NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
 )
 
 

@@ -20,6 +20,7 @@ from grr_coca_study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_t
 
 TITLES = {
     "adamw": "AdamW, 600 steps",
+    "adamw_again": "the same, fresh seeds",
     "pooler": "AdamW, 600 steps, with a pooler",
     "long": "AdamW, 2,400 steps",
     "pooler_long": "the same with a pooler, four seeds",
@@ -65,7 +66,7 @@ FIGURES = {
 
 def forest() -> Figure:
     """The three losses in each setting: a row a setting, a mark a split."""
-    figure = new_figure(5.6)
+    figure = new_figure(5.9)
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(3, 2, 3))
     for axes, (metric, (title, reported)) in zip(panels, REPORTED.items(), strict=True):
         for (row, setting), (place, (split, label, colour, marker)) in product(

@@ -1,6 +1,6 @@
 """Fit the numbers by which a model gives pictures words, and measure them: `python scripts/fit_tags.py icons`.
 
-Writes `tags.json` (see `grr_coca.infer.tags`) into `src/grr_coca/model/weights/NAME/`, and
+Writes `tags.json` and `tags.safetensors` (see `grr_coca.infer.tags`) into `src/grr_coca/model/weights/NAME/`, and
 `benchmarks/results/tags.json`. Run it again whenever the weights change.
 
 The vocabulary are words and phrases of two words that stand behind a first caption of training at least `MIN_COUNT`
@@ -25,15 +25,13 @@ import numpy as np
 
 from fitting import calibration_error, folder_of, logistic, parser_of
 from grr_coca.cli import exit_code
-from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.files import changed_folder, in_cache, read_json, write_whole
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.generate import GREEDY
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.load import load
-from grr_coca.infer.tags import Tagger, TagNumbers, in_singular, with_beams
-from grr_coca.model.checkpoint_files import TAGS
+from grr_coca.infer.tags import Tag, Tagger, TagNumbers, in_singular, with_beams, write_tags
 from icon_search import Icon, read_icons
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "tags.json"
@@ -63,7 +61,7 @@ def main() -> None:
     )
     found = figures(Tagger(numbers, vectors), measured)
     with changed_folder(folder) as partial:
-        (partial / TAGS).write_text(json.dumps(to_dict(numbers)) + "\n", encoding="utf-8")
+        write_tags(partial, numbers, vectors)
     write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
     print(json.dumps(found, indent=1))
 
@@ -111,8 +109,9 @@ def right_words(icon: Icon, *, beyond_name: bool) -> set[str]:
 def fit(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> tuple[float, ...]:
     """The weights of a logistic regression."""
     rows, right = [], []
-    for icon, description in pairs:
-        words, evidence = tagger.candidates(description.embedding, description.captions)
+    embeddings = np.stack([one.embedding for _, one in pairs])
+    found = tagger.candidates(embeddings, [one.captions for _, one in pairs])
+    for (icon, _), (words, evidence) in zip(pairs, found, strict=True):
         rows.append(evidence)
         wanted = right_words(icon, beyond_name=False)
         right += [in_singular(word) in wanted for word in words]
@@ -127,7 +126,7 @@ def figures(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> dict[s
     """nDCG@5 of each way to give words, with intervals over icons, by what is right; and the calibration error."""
     before = read_json(RESULTS)
     ways: dict[str, Callable[[Icon, Description], list[str]]] = {
-        "tags": lambda _, one: [tag.text for tag in tagger.tags(one.embedding, one.captions, SHOWN)],
+        "tags": lambda _, one: [tag.text for tag in tags_of(tagger, one)],
         "the caption and its words": lambda _, one: words_of([one.captions[0].text]),
         "words of five captions": lambda _, one: by_beams(one),
     }
@@ -146,10 +145,16 @@ def figures(tagger: Tagger, pairs: Sequence[tuple[Icon, Description]]) -> dict[s
     said, true = [], []
     for icon, one in pairs:
         wanted = right_words(icon, beyond_name=False)
-        for tag in tagger.tags(one.embedding, one.captions, SHOWN):
+        for tag in tags_of(tagger, one):
             said.append(tag.probability)
             true.append(in_singular(tag.text) in wanted)
     return {**found, "calibration error": round(calibration_error(np.array(said), np.array(true, float)), 4)}
+
+
+def tags_of(tagger: Tagger, description: Description) -> tuple[Tag, ...]:
+    """The tags of one image."""
+    (tags,) = tagger.tags(description.embedding[None], [description.captions], SHOWN)
+    return tags
 
 
 def ndcg(words: Sequence[str], wanted: set[str]) -> float:

@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
@@ -147,23 +148,26 @@ def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) ->
     """Return caption, embedding and tags of each square, from one forward pass."""
     described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
     return [
-        ImageDescription(
-            " ".join(one.captions[0].text.split()), one.embedding, one.certainties[0], _tags_of(model, one)
-        )
-        for one in described
+        ImageDescription(" ".join(one.captions[0].text.split()), one.embedding, one.certainties[0], tags)
+        for one, tags in zip(described, _tags_of(model, described), strict=True)
     ]
 
 
-def _tags_of(model: "ImageTextModel", described: "Description") -> tuple[str, ...]:
-    """Likely words of an image, if the model has tags.
+def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> list[tuple[str, ...]]:
+    """Return likely words of each image, if the model has tags and the image is not unfamiliar.
 
     They are taken from one caption, where `caption --tags` has five: beams would make an index take several times as
     long, and add little (nDCG@5 0.45 instead of 0.42).
     """
-    if not model.has_tags or described.unfamiliar:
-        return ()
-    found = model.tagger.tags(described.embedding, described.captions, _MAX_TAGS)
-    return tuple(tag.text for tag in found if tag.probability >= _MIN_PROBABILITY)
+    familiar = [one for one in described if not one.unfamiliar]
+    if not model.has_tags or not familiar:
+        return [()] * len(described)
+    embeddings = np.stack([one.embedding for one in familiar])
+    found = iter(model.tagger.tags(embeddings, [one.captions for one in familiar], _MAX_TAGS))
+    return [
+        () if one.unfamiliar else tuple(tag.text for tag in next(found) if tag.probability >= _MIN_PROBABILITY)
+        for one in described
+    ]
 
 
 class RayDescriber:

@@ -117,16 +117,15 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
     5. The logarithm of the mean difference between neighbours.
     6. The standard deviation of the border.
     """
-    planes = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)).astype(np.int16)  # B 3 S S
-    across, down = (np.abs(np.diff(planes, axis=axis)).max(axis=1) for axis in (3, 2))
+    planes = _planes(pixels)
+    across = _difference(planes[..., 1:], planes[..., :-1]).max(axis=1)
+    down = _difference(planes[:, :, 1:], planes[:, :, :-1]).max(axis=1)
     same = (_share(across <= _SAME) + _share(down <= _SAME)) / 2
-    border = np.concatenate([planes[:, :, 0], planes[:, :, -1], planes[:, :, 1:-1, 0], planes[:, :, 1:-1, -1]], axis=2)
-    middle = border.shape[2] // 2
-    twice_background = np.partition(border, (middle - 1, middle), axis=2)[:, :, middle - 1 : middle + 1].sum(axis=2)
+    border = _border(planes)
+    background = np.median(border, axis=2)
 
     def is_background(values: np.ndarray) -> np.ndarray:
-        around = twice_background.reshape(*twice_background.shape, *[1] * (values.ndim - 2))
-        return (np.abs(2 * values - around) <= 2 * _NEAR).all(axis=1)
+        return _is_near(values, background, _NEAR)
 
     roughness = np.log1p(across.mean(axis=(1, 2)) + down.mean(axis=(1, 2)))
     spread = border.std(axis=2).mean(axis=1) / 64
@@ -134,13 +133,36 @@ def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]
     return np.stack([same, _entropies(planes), on_border, everywhere, roughness, spread], axis=1)
 
 
+def _planes(pixels: UInt8[np.ndarray, "B S S 3"]) -> UInt8[np.ndarray, "B 3 S S"]:
+    return np.ascontiguousarray(np.moveaxis(pixels, 3, 1))
+
+
+def _border(planes: UInt8[np.ndarray, "B 3 S S"]) -> UInt8[np.ndarray, "B 3 b"]:
+    return np.concatenate([planes[:, :, 0], planes[:, :, -1], planes[:, :, 1:-1, 0], planes[:, :, 1:-1, -1]], axis=2)
+
+
+def _difference(one: UInt8[np.ndarray, "*x"], other: UInt8[np.ndarray, "*x"]) -> UInt8[np.ndarray, "*x"]:
+    """Absolute difference in eight bits, of which a processor computes twice as many at a time as of sixteen."""
+    return np.maximum(one, other) - np.minimum(one, other)
+
+
+def _is_near(
+    planes: UInt8[np.ndarray, "B 3 *x"], colours: Float[np.ndarray, "B 3"], most: int
+) -> Bool[np.ndarray, "B *x"]:
+    """Whether no channel differs from the colour of the image by more than `most`."""
+    colours = colours.reshape(*colours.shape, *[1] * (planes.ndim - 2))
+    low = np.ceil(np.maximum(colours - most, 0)).astype(np.uint8)
+    high = np.floor(np.minimum(colours + most, 255)).astype(np.uint8)
+    return ((planes >= low) & (planes <= high)).all(axis=1)
+
+
 def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
     """The share of each image that is True."""
     return np.count_nonzero(flags, axis=tuple(range(1, flags.ndim))) / flags[0].size
 
 
-def _entropies(planes: Int[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
-    red, green, blue = np.moveaxis(planes >> _SHIFT, 1, 0)
+def _entropies(planes: UInt8[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
+    red, green, blue = np.moveaxis((planes >> _SHIFT).astype(np.int16), 1, 0)
     bits = 8 - _SHIFT
     colours = ((red << bits | green) << bits | blue).reshape(len(planes), -1)
     found = np.zeros(len(planes))
@@ -226,8 +248,9 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> Inside:
     4. Colours of four bits a channel: entropy, share of the first and of the first four, number.
     5. Mean saturation, share of high saturation, spread of brightness, shares of white and black, and of the inside.
     """
-    planes = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)).astype(np.int16)  # B 3 S S
+    planes = _planes(pixels)
     is_inside = _is_inside(planes)
+    planes = planes.astype(np.int16)
     counts = np.count_nonzero(is_inside, axis=(1, 2))
     laplacians = _laplacian(planes).max(axis=1)
     flat = np.count_nonzero((laplacians <= _FLAT) & is_inside, axis=(1, 2))
@@ -270,17 +293,13 @@ class _Area:
         return np.add.reduceat(values, self._starts, dtype=np.float64) / self._counts
 
 
-def _is_inside(planes: Int[np.ndarray, "B 3 S S"]) -> Bool[np.ndarray, "B s s"]:
+def _is_inside(planes: UInt8[np.ndarray, "B 3 S S"]) -> Bool[np.ndarray, "B s s"]:
     """Whether no pixel of the five by five around it has the colour of the ground. What is beyond the image is no
     ground."""
-    border = np.concatenate([planes[:, :, 0], planes[:, :, -1], planes[:, :, 1:-1, 0], planes[:, :, 1:-1, -1]], axis=2)
-    ground = np.median(border, axis=2).astype(np.int16)
-    is_drawn = (np.abs(planes - ground[:, :, None, None]) > _GROUND).any(axis=1)
-    size = is_drawn.shape[1]
-    for axis in (1, 2):
-        padded = np.pad(is_drawn, [(0, 0) if of != axis else (2, 2) for of in range(3)], constant_values=True)
-        is_drawn = np.logical_and.reduce([padded.take(range(by, by + size), axis) for by in range(5)])
-    return is_drawn[:, 1:-1, 1:-1]
+    ground = np.floor(np.median(_border(planes), axis=2))
+    is_drawn = np.pad(~_is_near(planes, ground, _GROUND), ((0, 0), (2, 2), (2, 2)), constant_values=True)
+    rows = is_drawn[:, 1:-5] & is_drawn[:, 2:-4] & is_drawn[:, 3:-3] & is_drawn[:, 4:-2] & is_drawn[:, 5:-1]
+    return rows[..., 1:-5] & rows[..., 2:-4] & rows[..., 3:-3] & rows[..., 4:-2] & rows[..., 5:-1]
 
 
 def _laplacian(planes: Int[np.ndarray, "*b S S"]) -> Int[np.ndarray, "*b s s"]:

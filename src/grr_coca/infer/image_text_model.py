@@ -34,7 +34,7 @@ from grr_coca.infer.generate import (
     warn_if_repeated,
 )
 from grr_coca.infer.generate.next_token import require_numbers
-from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, with_beams
+from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, read_tag_vectors, with_beams
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
 from grr_coca.model.config import CoCaConfig
 
@@ -114,6 +114,7 @@ class ImageTextModel:
         self._files = checkpoint
         self._batches = Batches(engine)
         self._has_warned = False
+        self._has_stored_weights = True
 
     @property
     def checkpoint(self) -> "Checkpoint":
@@ -133,6 +134,7 @@ class ImageTextModel:
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
         self.calibration = None  # it was of the old weights
+        self._has_stored_weights = False
         self.__dict__.pop("tagger", None)
 
     @property
@@ -316,8 +318,7 @@ class ImageTextModel:
         rows = [row.copy() for row in generated.image_embedding]
         tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
         if num_tags:
-            found = zip(rows, generated.captions, strict=True)
-            tags = [self.tagger.tags(row, captions, num_tags) for row, captions in found]
+            tags = self.tagger.tags(generated.image_embedding, generated.captions, num_tags)
         kept = [captions[:num_captions] for captions in generated.captions]
         certainties = self.certainties(pixels, kept, prompt)
         return [
@@ -357,7 +358,7 @@ class ImageTextModel:
 
     @cached_property
     def tagger(self) -> Tagger:
-        """What gives images words. When it is first asked for, the model embeds the words that it may give.
+        """What gives images words. If their embeddings are not stored with the weights, the model computes them once.
 
         Raises:
             UserError: no words were fitted for this model.
@@ -365,7 +366,9 @@ class ImageTextModel:
         numbers = None if self.folder is None else read_tag_numbers(self.folder)
         if numbers is None:
             raise UserError("no tags were fitted for this model; icons has them")
-        return Tagger(numbers, self.embed_texts(list(numbers.words)))
+        assert self.folder is not None
+        stored = read_tag_vectors(self.folder, len(numbers.words)) if self._has_stored_weights else None
+        return Tagger(numbers, self.embed_texts(list(numbers.words)) if stored is None else stored)
 
     def map_batches(
         self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None]

@@ -1,28 +1,30 @@
 """Several words for one picture, with probabilities: from likely captions, and from words of captions of training.
 
-The words and the numbers were fitted for one model by `scripts/fit_tags.py`, and lie beside its weights, in
-`tags.json`. The probability that people would give a picture a word is a logistic function of `EVIDENCE`.
+The words and the numbers were fitted for one model by `scripts/fit_tags.py`. They are stored beside its weights in
+`tags.json`, and the embeddings of the words in `tags.safetensors`, since to compute them takes as long as to caption
+hundreds of drawings. The probability that people would give a picture a word is a logistic function of `EVIDENCE`.
 
 Shapes: N words of the vocabulary, K candidates of one image, E embedding width.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from grr_coca.common.dict_to_dataclass import from_dict
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
-from grr_coca.common.shapes import Float
+from grr_coca.common.shapes import Float, Int
 from grr_coca.data.text import FUNCTION_WORDS, singular
 from grr_coca.infer.generate.captions import Caption
 from grr_coca.infer.generate.options import GenerationOptions
-from grr_coca.model.checkpoint_files import TAGS
+from grr_coca.model.checkpoint_files import TAG_VECTORS, TAGS
 
 EVIDENCE = ("cosine", "captions", "tags", "beams", "unlisted", "constant")
 """What is known of a word for an image: the cosine of the two; logarithms of how many captions of training were this
@@ -78,6 +80,35 @@ def read_tag_numbers(folder: Path) -> TagNumbers | None:
     return from_dict(TagNumbers, read_json(path), str(path)) if path.exists() else None
 
 
+def read_tag_vectors(folder: Path, num_words: int) -> Float[np.ndarray, "N E"] | None:
+    """Return the stored embeddings of the words of a model, or None if the folder has none.
+
+    Raises:
+        UserError: The file is corrupt, or has another number of rows than there are words.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / TAG_VECTORS
+    try:
+        vectors = load_file(path)["vectors"]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: corrupt, or cannot be read ({error})") from error
+    if vectors.ndim != 2 or len(vectors) != num_words:
+        raise UserError(f"{path}: its shape is {vectors.shape}, but {TAGS} has {num_words:,} words")
+    return vectors.astype(np.float32)
+
+
+def write_tags(folder: Path, numbers: TagNumbers, vectors: Float[np.ndarray, "N E"]) -> None:
+    """Write the numbers of a model and the embeddings of its words into its folder, the latter in half precision."""
+    from safetensors.numpy import save
+
+    (folder / TAGS).write_text(json.dumps(to_dict(numbers)) + "\n", encoding="utf-8")
+    (folder / TAG_VECTORS).write_bytes(save({"vectors": np.ascontiguousarray(vectors, np.float16)}))
+
+
 def with_beams(options: GenerationOptions) -> GenerationOptions:
     """The options with as many captions as words are taken from. Without beams, there are five.
 
@@ -102,38 +133,54 @@ class Tagger:
         self._numbers, self._vectors = numbers, vectors
         self._weights = np.array(numbers.weights)
 
-    def tags(self, embedding: Float[np.ndarray, " E"], captions: Sequence[Caption], count: int) -> tuple[Tag, ...]:
-        """The likeliest distinct words of an image, at most `count`.
+    def tags(
+        self, embeddings: Float[np.ndarray, "B E"], captions: Sequence[Sequence[Caption]], count: int
+    ) -> list[tuple[Tag, ...]]:
+        """Return the likeliest distinct words of each image, at most `count`.
 
         Args:
-            embedding: of the image.
-            captions: of the image by beam search, see `with_beams`.
+            embeddings: of the images.
+            captions: of each image by beam search, see `with_beams`.
             count: of words.
         """
-        words, evidence = self.candidates(embedding, captions)
-        probabilities = 1 / (1 + np.exp(-evidence @ self._weights))
+        return [self._likeliest(*found, count) for found in self.candidates(embeddings, captions)]
+
+    def _likeliest(self, words: list[str], evidence: Float[np.ndarray, "K 6"], count: int) -> tuple[Tag, ...]:
+        probabilities = (1 / (1 + np.exp(-evidence @ self._weights))).tolist()
         found: dict[str, Tag] = {}
-        for place in np.argsort(-probabilities, kind="stable"):
-            found.setdefault(in_singular(words[place]), Tag(words[place], float(probabilities[place])))
+        for place in sorted(range(len(words)), key=probabilities.__getitem__, reverse=True):
+            found.setdefault(in_singular(words[place]), Tag(words[place], probabilities[place]))
             if len(found) == count:
                 break
         return tuple(found.values())
 
     def candidates(
-        self, embedding: Float[np.ndarray, " E"], captions: Sequence[Caption]
-    ) -> tuple[list[str], Float[np.ndarray, "K 6"]]:
-        """Words that an image may have, and the evidence for each."""
-        cosines = self._vectors @ embedding
+        self, embeddings: Float[np.ndarray, "B E"], captions: Sequence[Sequence[Caption]]
+    ) -> Iterator[tuple[list[str], Float[np.ndarray, "K 6"]]]:
+        """Yield the words that each image may have, and the evidence for each word."""
+        cosines = embeddings @ self._vectors.T  # of a batch at once: one pass over the vocabulary's vectors
         likely = cosines * self._weights[0] + self._prior @ self._weights[1:3]
-        nearest = np.sort(np.argpartition(-likely, min(_NEAREST, len(likely)) - 1)[:_NEAREST])
-        beams = _words_of(captions)
-        words = list(dict.fromkeys([*beams, *(self._numbers.words[place] for place in nearest)]))
-        rows = []
-        for word in words:
-            place = self._places.get(word)
-            known = (_UNLISTED_COSINE, 0.0, 0.0) if place is None else (cosines[place], *self._prior[place])
-            rows.append((*known, math.log(beams.get(word, 0.0) + _MIN_PROBABILITY), float(place is None), 1.0))
-        return words, np.array(rows)
+        count = min(_NEAREST, likely.shape[1])
+        nearest = np.sort(np.argpartition(-likely, count - 1, axis=1)[:, :count], axis=1)
+        for of_words, places, found in zip(cosines, nearest, captions, strict=True):
+            beams = _words_of(found)
+            places_of_beams = [self._places.get(word, -1) for word in beams]
+            others = [place for place in places.tolist() if place not in places_of_beams]
+            words = [*beams, *map(self._numbers.words.__getitem__, others)]
+            yield words, self._evidence(of_words, np.array([*places_of_beams, *others]), list(beams.values()))
+
+    def _evidence(
+        self, cosines: Float[np.ndarray, " N"], places: Int[np.ndarray, " K"], beams: list[float]
+    ) -> Float[np.ndarray, "K 6"]:
+        """Return the evidence for words by their places in the vocabulary (-1: not in it). The first are of beams."""
+        is_known = places >= 0
+        evidence = np.ones((len(places), len(EVIDENCE)))
+        evidence[:, 0], evidence[:, 1:3] = cosines[places], self._prior[places]
+        evidence[~is_known, :3] = _UNLISTED_COSINE, 0.0, 0.0
+        evidence[:, 3] = math.log(_MIN_PROBABILITY)
+        evidence[: len(beams), 3] = np.log(np.array(beams) + _MIN_PROBABILITY)
+        evidence[:, 4] = ~is_known
+        return evidence
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -144,6 +191,7 @@ class Tagger:
         return np.log1p(np.array([self._numbers.counts, self._numbers.tag_counts], np.float64).T)
 
 
+@lru_cache(maxsize=1 << 14)  # the same words come again with each image
 def in_singular(text: str) -> str:
     """A text by which words that differ in their number alone are known as one: "arrows" and "arrow"."""
     return " ".join(map(singular, text.split()))

@@ -39,11 +39,11 @@ CONFIDENCE = "confidence.json"
 PHOTOGRAPHS = "photographs.json"
 RELEVANCE = "relevance.json"
 MATCHING = "match.json"
-TAGS = "tags.json"
-FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS)
+TAGS, TAG_VECTORS = "tags.json", "tags.safetensors"
+FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS)
 """What the model knows of its captions, of photographs, of its hits, its matches and its tags, if that was fitted; see
 `grr_coca.infer.calibration`, `grr_coca_search.relevance`,
-`grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags`.
+`grr_coca_icons.match.match_numbers`, and `grr_coca.infer.tags` (the numbers, and the vectors of the words).
 """
 BEST_FILE = "best.json"
 """Among the checkpoints of a run with `keep_best`: the step of the best one."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save
 from support import real_pairs
 
 from grr_coca.common.dict_to_dataclass import to_dict
@@ -13,7 +15,15 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.images import decode_image
 from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions
 from grr_coca.infer.load import load
-from grr_coca.infer.tags import EVIDENCE, Tagger, TagNumbers, in_singular, read_tag_numbers, with_beams
+from grr_coca.infer.tags import (
+    EVIDENCE,
+    Tagger,
+    TagNumbers,
+    in_singular,
+    read_tag_numbers,
+    read_tag_vectors,
+    with_beams,
+)
 from grr_coca.model.checkpoint_files import FOLDER
 from grr_coca_search.index import Index
 
@@ -31,7 +41,7 @@ ARROW = Caption("arrow up", (3, 4), (math.log(0.1),))
 
 
 def tags(numbers=NUMBERS, captions=(BIN, ARROW), embedding=(0.1, 0.99), count=5):
-    return Tagger(numbers, VECTORS).tags(np.array(embedding), captions, count)
+    return Tagger(numbers, VECTORS).tags(np.array([embedding]), [captions], count)[0]
 
 
 def test_words_come_from_captions_and_from_the_vocabulary_the_likeliest_first():
@@ -43,7 +53,7 @@ def test_words_come_from_captions_and_from_the_vocabulary_the_likeliest_first():
 
 
 def test_the_probability_is_the_logistic_function_of_the_evidence():
-    words, evidence = Tagger(NUMBERS, VECTORS).candidates(np.array([0.1, 0.99]), (BIN, ARROW))
+    ((words, evidence),) = Tagger(NUMBERS, VECTORS).candidates(np.array([[0.1, 0.99]]), [(BIN, ARROW)])
     by_word = dict(zip(words, evidence, strict=True))
     assert by_word["bin"] == pytest.approx([0.99, math.log(51), math.log(41), math.log(0.4 + 1e-3), 0, 1])
     assert by_word["waste"][3:].tolist() == pytest.approx([math.log(1e-3), 0, 1])
@@ -53,7 +63,7 @@ def test_the_probability_is_the_logistic_function_of_the_evidence():
 
 
 def test_two_captions_with_a_word_count_together():
-    words, evidence = Tagger(NUMBERS, VECTORS).candidates(np.array([0.1, 0.99]), (BIN, BIN))
+    ((words, evidence),) = Tagger(NUMBERS, VECTORS).candidates(np.array([[0.1, 0.99]]), [(BIN, BIN)])
     assert evidence[words.index("trash"), 3] == pytest.approx(math.log(0.8 + 1e-3))
 
 
@@ -125,10 +135,39 @@ def test_an_index_keeps_likely_words_which_filters_ask_for(tmp_path, icons):
         index.add(drawings)
         (guitar,) = (entry for entry, _ in index.store.everything() if entry.title == "guitar")
         described = icons.describe(drawings / "guitar.webp")
-        likely = icons.tagger.tags(described.embedding, described.captions, 5)
+        likely = icons.tagger.tags(described.embedding[None], [described.captions], 5)[0]
         assert guitar.tags == tuple(tag.text for tag in likely if tag.probability >= 0.2)
         assert "guitar" in guitar.tags
         assert [hit.entry.title for hit in index.search("music", where="tags = 'guitar'")] == ["guitar"]
+
+
+def test_stored_vectors_equal_computed_ones(icons):
+    numbers = read_tag_numbers(FOLDER / "icons")
+    stored = read_tag_vectors(FOLDER / "icons", len(numbers.words))
+    assert np.abs(stored - icons.embed_texts(list(numbers.words))).max() < 3e-4, "half precision"
+
+
+def test_stored_vectors_are_not_used_after_a_change_of_weights():
+    model = load("icons", engine="torch")
+    before = model.tag(DRAWINGS[0])
+    with torch.no_grad():
+        model.checkpoint.model.text_proj.weight.mul_(-1)  # captions stay, cosines change their sign
+    model.refresh()
+    assert [tag.text for tag in model.tag(DRAWINGS[0])] != [tag.text for tag in before]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cut", "tags.safetensors: corrupt, or cannot be read"),
+        (save({"vectors": np.zeros((2, 4), np.float16)}), r"its shape is \(2, 4\), but tags.json has 3 words"),
+        (save({"words": np.zeros((3, 4), np.float16)}), "tags.safetensors: corrupt, or cannot be read"),
+    ],
+)
+def test_unfit_stored_vectors_are_rejected(tmp_path, content, message):
+    (tmp_path / "tags.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_tag_vectors(tmp_path, 3)
 
 
 def test_the_numbers_that_ship_favour_words_near_the_image():

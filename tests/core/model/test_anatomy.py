@@ -8,7 +8,6 @@ import torch
 from model_configs import model_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.model.anatomy import (
     UNCOUNTED,
     flops_of_pairs,
@@ -16,22 +15,6 @@ from grr_coca.model.anatomy import (
 )
 from grr_coca.model.build import build
 from grr_coca.model.presets import SIZES, get_preset
-
-
-def test_both_models_differ_in_the_image_encoder_alone():
-    found = differences(get_preset("grr_coca", "base"), get_preset("baseline_coca", "base"))
-    keys = {key for key, _, _ in found}
-    assert keys == {f"image_encoder.transformer.{key}" for key in ("norm", "feed_forward", "position", "hidden_dim")}
-    values = {key.rpartition(".")[2]: (first, second) for key, first, second in found}
-    assert values["norm"] == ("rms", "layer")
-    assert values["feed_forward"] == ("geglu", "gelu")
-    assert values["position"] == ("rope_2d", "learned")
-
-
-def test_equal_configs_do_not_differ():
-    config = get_preset("grr_coca", "tiny")
-    assert differences(config, replace(config)) == []
-
 
 SHALLOW = SIZES["tiny"].changed(image_layers=2, text_layers=1)
 """Every operation is counted in Python."""

@@ -63,19 +63,6 @@ def test_cross_attention_to_a_context_of_another_width_equals_torchs(bias):
     torch.testing.assert_close(attn(x, context), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_order_of_the_context_does_not_matter():
-    attn, x, context = CrossAttention(32, 20, 4).double(), _random(2, 7, 32), _random(2, 11, 20, seed=1)
-    torch.testing.assert_close(attn(x, context.flip(1)), attn(x, context))
-
-
-def test_without_positions_self_attention_is_blind_to_order_and_with_them_it_is_not():
-    x = _random(1, 6, 32).float()
-    blind = SelfAttention(32, 4, rotary=None)
-    torch.testing.assert_close(blind(x.flip(1), PLAIN), blind(x, PLAIN).flip(1))
-    seeing = SelfAttention(32, 4, rotary=Rotary(line_angles(6, 8)))
-    assert (seeing(x.flip(1), PLAIN) - seeing(x, PLAIN).flip(1)).abs().max() > 1e-3
-
-
 # --- Normalized queries and keys ---
 
 
@@ -97,22 +84,6 @@ def test_queries_and_keys_are_normalized_per_head_and_scaled_before_they_are_tur
     expected = attn.out_proj(torch.einsum("bhqk,bkhc->bqhc", weights, v).reshape(2, 7, 32))
     # The rotary tables are of fp32.
     torch.testing.assert_close(_packed(attn, x), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_normalized_attention_does_not_sharpen_as_its_weights_grow():
-    x = _random(2, 7, 32)
-    for attn, is_normalized in (
-        (_normalizing(torch.ones(8)), True),
-        (SelfAttention(32, 4, None).double(), False),
-    ):
-        before = attn(x, PLAIN)
-        with torch.no_grad():
-            attn.qkv_proj.weight[:64] *= 30
-        assert torch.allclose(attn(x, PLAIN), before, rtol=0, atol=1e-4) is is_normalized
-
-
-def test_without_the_norm_there_is_no_parameter_of_it():
-    assert sorted(SelfAttention(32, 4, None).state_dict()) == ["out_proj.weight", "qkv_proj.weight"]
 
 
 def test_rows_in_a_row_share_a_context_as_if_each_had_its_own():

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from support import by_caption
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -118,16 +117,6 @@ def test_pairs_that_say_the_same_are_no_negatives(caption_ids, image_ids, masked
     assert loss < _contrastive_by_hand(set()) - 0.1, "counting them as negatives must be seen in the number"
 
 
-def test_an_equal_caption_is_pushed_away_from_no_image():
-    images = torch.tensor(IMAGES, requires_grad=True)
-    texts = torch.eye(3, requires_grad=True)
-    _whole_batch(images, texts, 0.0, [7, 8, 7], [1, 2, 3]).backward()
-    assert images.grad is not None
-    assert images.grad.isfinite().all()
-    assert images.grad[0, 2] == 0
-    assert images.grad[0, 1] > 0 > images.grad[0, 0]
-
-
 # --- Text teacher ---
 
 
@@ -194,20 +183,6 @@ def test_equal_texts_are_not_compared_and_a_text_without_others_costs_nothing():
     one_other = teacher_loss(some, some, 0.1)
     middle = teacher_loss(_rows(some, slice(1, 2)), some, 0.1)
     assert one_other.item() == pytest.approx(middle.item()), "texts 0 and 2 have one other each, so nothing to choose"
-
-
-@pytest.mark.parametrize("bias", [None, torch.tensor(-1.5, dtype=torch.float64)], ids=["softmax", "sigmoid"])
-def test_gradients_with_a_teacher_are_those_of_finite_differences(bias):
-    generator = torch.Generator().manual_seed(2)
-    raw = [torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    taught = F.normalize(torch.randn(4, 5, generator=generator, dtype=torch.float64), dim=1)
-    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-
-    def both(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        pairs = _pairs(F.normalize(image, dim=1), F.normalize(text, dim=1), [7, 8, 7, 9], teacher=taught)
-        return contrastive_loss(pairs, pairs, scale, bias) + teacher_loss(pairs, pairs, 0.5)
-
-    assert torch.autograd.gradcheck(both, (*raw, scale))
 
 
 # --- Captioning ---
@@ -314,24 +289,6 @@ def test_coca_is_the_weighted_sum(weights, expected):
     assert coca_loss(3.0, 5.0, LossWeights(*weights)) == expected
 
 
-def test_a_step_combines_the_losses_of_its_batch(tiny_config, make_batch):
-    config = tiny_config()
-    model, batch = build(config), make_batch(config, num_words=(2, 6, 4))
-    output = model(batch.images, batch.token_ids, batch.lengths)
-    found = batch_loss(model, batch, LossWeights(contrastive=0.5, captioning=3.0))
-    similarity = output.image_embedding @ output.text_embedding.T / 0.07
-    contrastive = -(similarity.log_softmax(1).diag().mean() + similarity.log_softmax(0).diag().mean()) / 2
-    picked = [
-        logits[t].log_softmax(-1)[batch.token_ids[i, t + 1]]
-        for i, logits in enumerate(by_caption(model, output, batch.lengths))
-        for t in range(len(logits))
-    ]
-    captioning = -torch.stack(picked).mean()
-    torch.testing.assert_close(found.contrastive, contrastive, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.captioning, captioning, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.coca, 0.5 * contrastive + 3 * captioning, rtol=1e-5, atol=1e-5)
-
-
 # --- The tokens to predict ---
 
 
@@ -360,59 +317,7 @@ def test_a_caption_that_is_cut_keeps_its_end_token():
     assert find_next_tokens(*pad_rows([row, short])).tolist() == [*row[1:-1], *short[1:-1]]
 
 
-# --- Shares of a batch ---
-
-NUM_PAIRS = 12
-SPLITS = [[12], [5, 7], [1, 2, 9], [3, 3, 3, 3], [1] * 12]
-
-
-def _unit(seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(NUM_PAIRS, 6, generator=generator, dtype=torch.float64), dim=-1)
-
-
-def _in_shares(sizes: list[int], bias: float | None) -> list[Tensor]:
-    """The loss of a batch added up over shares of its rows, and its gradients."""
-    image, text = _unit(0).requires_grad_(), _unit(1).requires_grad_()
-    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
-    logit_bias = None if bias is None else torch.tensor(bias, dtype=torch.float64, requires_grad=True)
-    captions, images = torch.tensor([0, 0, 2, 3, 4, 4, 4, 7, 8, 9, 10, 3]), torch.arange(NUM_PAIRS) // 2 * 2
-    total, first = torch.zeros((), dtype=torch.float64), 0
-    for size in sizes:
-        own = slice(first, first + size)
-        pairs = EmbeddedPairs(image, text, captions, images)
-        total = total + contrastive_loss(_rows(pairs, own), pairs, scale, logit_bias, first)
-        first += size
-    leaves = [leaf for leaf in (image, text, scale, logit_bias) if leaf is not None]
-    return [total, *torch.autograd.grad(total, leaves)]
-
-
-def _reference(bias: float | None) -> list[Tensor]:
-    """Pair by pair."""
-    image, text = _unit(0).requires_grad_(), _unit(1).requires_grad_()
-    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
-    logit_bias = None if bias is None else torch.tensor(bias, dtype=torch.float64, requires_grad=True)
-    captions, images = [0, 0, 2, 3, 4, 4, 4, 7, 8, 9, 10, 3], [i // 2 * 2 for i in range(NUM_PAIRS)]
-    everyone = range(NUM_PAIRS)
-    total = torch.zeros((), dtype=torch.float64)
-    for i in everyone:
-        counted = [j for j in everyone if j == i or (captions[i] != captions[j] and images[i] != images[j])]
-        for a, b in ((image, text), (text, image)):
-            logits = {j: scale.exp() * (a[i] * b[j]).sum() for j in counted}
-            if logit_bias is None:
-                total = total + (torch.stack(list(logits.values())).logsumexp(0) - logits[i]) / 2
-            elif a is image:
-                signed = [logit + logit_bias if j == i else -(logit + logit_bias) for j, logit in logits.items()]
-                total = total + sum((1 + (-s).exp()).log() for s in signed)
-    leaves = [leaf for leaf in (image, text, scale, logit_bias) if leaf is not None]
-    return [total / NUM_PAIRS, *torch.autograd.grad(total / NUM_PAIRS, leaves)]
-
-
-@pytest.mark.parametrize("bias", [None, -3.0], ids=["softmax", "sigmoid"])
-@pytest.mark.parametrize("sizes", SPLITS, ids=str)
-def test_shares_of_rows_add_up_to_the_loss_of_the_batch_and_to_its_gradients(sizes, bias):
-    for found, expected in zip(_in_shares(sizes, bias), _reference(bias), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+# --- Sigmoid ---
 
 
 def test_sigmoid_by_hand():
@@ -441,19 +346,6 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(tiny_config, mak
 
 
 # --- z-loss ---
-
-
-def test_the_z_loss_weight_adds_that_much_of_it_and_changes_the_gradient(tiny_config, make_batch):
-    config = tiny_config()
-    model, batch = build(config), make_batch(config)
-    output = model(batch.images, batch.token_ids, batch.lengths)
-    log_z = model.multimodal_decoder.lm_head(output.states).logsumexp(-1)
-    plain = batch_loss(model, batch)
-    found = batch_loss(model, batch, LossWeights(z=0.5))
-    assert found.total.item() == pytest.approx((plain.total + 0.5 * log_z.square().mean()).item(), rel=1e-6)
-    assert (found.contrastive, found.captioning, found.coca) == (plain.contrastive, plain.captioning, plain.coca)
-    grads = [torch.autograd.grad(x.total, model.multimodal_decoder.lm_head.weight)[0] for x in (plain, found)]
-    assert (grads[0] - grads[1]).abs().max() > 1e-4
 
 
 def test_a_token_without_its_label_is_refused_and_not_given_that_of_another():

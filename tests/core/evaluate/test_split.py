@@ -59,10 +59,6 @@ def test_a_model_in_another_precision_is_evaluated(checkpoint, shard, dtype):
     assert found.coca_loss == pytest.approx(expected.coca_loss, rel=0.02)
 
 
-def unit(*rows) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float), dim=-1)
-
-
 def random_embeddings(count: int, seed: int = 0) -> Embeddings:
     generator = torch.Generator().manual_seed(seed)
     image, text = (torch.nn.functional.normalize(torch.randn(count, 6, generator=generator), dim=-1) for _ in range(2))
@@ -149,11 +145,6 @@ def test_the_mode_of_the_model_is_as_it_was(checkpoint, shard, training):
     assert checkpoint.model.training is training
 
 
-def test_evaluating_twice_gives_the_same(checkpoint, shard):
-    source = open_source(str(shard))
-    assert evaluated(checkpoint, source) == evaluated(checkpoint, source)
-
-
 def test_all_numbers_are_reported_under_one_level_of_names(checkpoint, shard):
     result = evaluated(checkpoint, open_source(str(shard)))
     flat = result.flat()
@@ -186,12 +177,6 @@ def test_every_pair_counts_and_every_batch_is_of_the_stated_size(monkeypatch, nu
     assert split_contrastive_loss(e, SCALING, 4) == 1.0
     assert {len(batch) for batch in seen} == {4}
     assert {value for batch in seen for value in batch} == set(e.image[:, 0].tolist())
-
-
-def test_the_contrastive_loss_grows_with_the_batch_size():
-    e = random_embeddings(64)
-    small, large = (split_contrastive_loss(e, SCALING, size) for size in (4, 32))
-    assert large > small + 1
 
 
 # --- Several right answers
@@ -229,23 +214,9 @@ def test_a_collapsed_model_is_no_better_than_chance(checkpoint, shard):
     assert result.contrastive_loss == pytest.approx(math.log(BATCH_SIZE), rel=1e-4)
 
 
-def test_a_model_that_is_not_a_number_is_no_better_than_chance(checkpoint, shard):
-    with torch.no_grad():
-        checkpoint.model.image_proj.weight.fill_(float("nan"))
-    result = evaluated(checkpoint, open_source(str(shard)))
-    for recalls in (result.text_to_image, result.image_to_text):
-        assert all(recalls[k] <= result.chance[k] for k in recalls)
-
-
 def test_a_model_that_has_diverged_still_gets_its_numbers(checkpoint, shard):
     with torch.no_grad():
         checkpoint.model.multimodal_decoder.lm_head.weight.mul_(1e5)
     result = evaluated(checkpoint, open_source(str(shard)))
     assert result.captioning_loss > 710
     assert result.perplexity > 1e300
-
-
-def test_a_better_model_has_the_better_numbers():
-    e = random_embeddings(16)
-    perfect = replace(e, text=e.image)
-    assert split_contrastive_loss(perfect, SCALING, 8) < split_contrastive_loss(e, SCALING, 8)

@@ -39,17 +39,6 @@ def test_an_average_is_the_mean_of_each_metric_over_rows():
     assert average.baseline == pytest.approx(metrics(2.0, 5.0, 9.0, 0.3))
 
 
-def test_the_averages_change_is_that_of_the_mean_losses():
-    average = average_row("average", [FIRST, SECOND])
-    assert average.change("contrastive_loss") == pytest.approx(1.0 / 2.0 - 1)
-    assert average.change("perplexity") == pytest.approx(4.5 / 5.0 - 1)
-
-
-def test_the_average_of_one_row_is_that_row():
-    average = average_row("average", [FIRST])
-    assert (average.model, average.baseline) == (FIRST.model, FIRST.baseline)
-
-
 def test_a_row_takes_text_to_image_recall_and_its_chance():
     def evaluation(scale: float) -> Evaluation:
         return Evaluation(

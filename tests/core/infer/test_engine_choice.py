@@ -123,11 +123,6 @@ def test_what_needs_torch_says_how_to_install_it(without_torch, engine, device):
         grr_coca.load("icons", device, engine)
 
 
-def test_graphs_that_are_not_there_are_not_made_up(folder):
-    with pytest.raises(UserError, match=r"has no ONNX graphs; write them: grr-coca export onnx -c .*model --out"):
-        grr_coca.load(without_graphs(folder), engine="onnx")
-
-
 def test_a_file_that_is_cut_short_or_has_a_flipped_bit_is_named(folder):
     for name in (*FILES, *GRAPH_FILES):
         content = (folder / name).read_bytes()
@@ -147,10 +142,10 @@ def test_graphs_of_another_checkpoint_are_refused(folder, precision):
         grr_coca.load(folder).caption(DRAWING)
 
 
-@pytest.mark.parametrize("length", [10**20, 0, -3, float("inf"), "many", None])
+@pytest.mark.parametrize("length", [10**20, 0, -3, float("inf"), "many", None, []])
 def test_impossible_size_in_manifest_is_corrupt(folder, length):
     model = json.loads((folder / MANIFEST).read_text())["model"]
-    rewrite_manifest(folder, model={**model, "context_length": length})
+    rewrite_manifest(folder, model=length if length == [] else {**model, "context_length": length})
     with pytest.raises(UserError, match=r"manifest\.json: corrupt \("):
         grr_coca.load(folder, engine="onnx")
 
@@ -163,14 +158,6 @@ def test_a_model_in_onnx_runtime_has_no_weights_in_torch():
 
 
 # --- Both engines
-
-
-def test_both_engines_are_one_model():
-    first, second = (grr_coca.load("icons", "cpu", engine) for engine in ("onnx", "torch"))
-    assert first.fingerprint == second.fingerprint
-    assert (first.config, first.preset, first.preprocess) == (second.config, second.preset, second.preprocess)
-    assert first.engine.logit_scale == pytest.approx(second.engine.logit_scale)
-    np.testing.assert_allclose(first.similarity(DRAWING, "guitar"), second.similarity(DRAWING, "guitar"), atol=1e-5)
 
 
 def test_a_model_in_onnx_runtime_can_be_sent_to_another_process():

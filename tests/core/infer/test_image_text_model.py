@@ -95,11 +95,6 @@ def test_several_captions_are_a_list_for_each_image(model, files, way):
     assert model.caption(files, options=GenerationOptions(**options)) == captions
 
 
-def test_a_prompt_begins_every_caption(model, files):
-    captions = model.caption(files, "red", max_length=4)
-    assert all(caption.startswith("red") for caption in captions)
-
-
 def test_keywords_change_the_options_that_are_given(model, files):
     options = GenerationOptions(max_length=2)
     three = model.describe(files[0], options=options, max_length=3, min_length=3)
@@ -128,15 +123,13 @@ def test_draws_are_seeded_by_key_and_not_by_place(model, files):
 
     assert ids(files[:3], ["a", "b", "c"]) == ids(files[2::-1], ["c", "b", "a"])[::-1]
     assert ids(files[:1], ["a"]) != ids(files[:1], ["b"])
+    assert model.caption(files[0], options=options) != model.caption(files[0], options=options, seed=1)
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"num_beam": 3}, "did you mean 'num_beams'?"),
-        ({"num_beams": 3, "temperature": 1.0}, "num_beams 3 conflicts with temperature"),
-        ({"max_length": 1000}, "max_length 1000 is more than"),
-        ({"prompt": "word " * 100}, "the prompt has"),
         ({"batch_size": 0}, "must be 1 or more"),
     ],
 )
@@ -186,17 +179,6 @@ def test_similarity_is_a_table_of_cosines(model, files, expected):
     rows = [[float(image @ embed_text(model, text)) for text in texts] for image in expected]
     assert unequal(table, np.array(rows)) < 1e-5
     assert model.similarity(files[0], "cat").shape == (1, 1)
-
-
-def test_the_mode_of_the_model_is_as_it_was(model, files):
-    model.checkpoint.model.train()
-    try:
-        model.embed_images(files)
-        model.embed_texts("cat")
-        model.caption(files[0])
-        assert model.checkpoint.model.training
-    finally:
-        model.checkpoint.model.eval()
 
 
 def test_a_bad_image_is_named_by_its_path_or_its_number_in_the_call(model, files, tmp_path):

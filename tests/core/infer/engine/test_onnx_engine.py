@@ -298,14 +298,6 @@ def test_a_checkpoint_without_graphs_is_told_how_to_get_them(folder):
         OnnxEngine(folder).session("text")
 
 
-@pytest.mark.parametrize("model", [[], {"embed_dim": "wide", "context_length": 48, "vocab_size": 4096}])
-def test_a_manifest_that_is_damaged_is_named(folder, model):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "model": model}))
-    with pytest.raises(UserError, match=r"manifest\.json: corrupt"):
-        OnnxEngine(folder)
-
-
 def test_links_to_files_of_one_folder_are_followed(folder, tmp_path):
     """So the Hugging Face hub keeps what was downloaded."""
     links = tmp_path / "links"

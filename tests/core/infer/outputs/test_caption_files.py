@@ -57,13 +57,3 @@ def test_captions_lie_beside_the_images(images, tmp_path):
     assert (tmp_path / "pictures" / "blue.txt").read_text() == "a blue square\n"
     assert XmpFiles(images).done == {images[0].name}, "keywords are no caption"
     assert TextFiles(images, overwrite=True).done == set()
-
-
-def test_what_cannot_be_written_is_told_and_stays(images, tmp_path):
-    (tmp_path / "pictures" / "red.png.xmp").write_text("no XML")
-    with XmpFiles(images) as sidecars:
-        sidecars.write(images[2], said("a red square"))
-    assert sidecars.unusable == {images[2].name}
-    assert len(sidecars.unwritten) == 1
-    assert "red.png.xmp: not an XMP file" in sidecars.unwritten[0]
-    assert (tmp_path / "pictures" / "red.png.xmp").read_text() == "no XML"

@@ -108,9 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self) -> None:
         path = self.path.partition("?")[0]
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
-            return self._describe(match[1], match[2] or "revision", match[3] or "main")
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        place = r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?"
+        if match := re.fullmatch(place, path):
+            return self._describe(match[1], match[2] or "revision", match[3] or "main", match[4] or "")
+        if match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(*match.groups())
         return self._answer(404, {"error": "no such place"})
 
@@ -165,13 +166,21 @@ class _Handler(BaseHTTPRequestHandler):
             {"success": True, "commitOid": revision, "commitUrl": f"{self._url(repository)}/commit/{revision}"},
         )
 
-    def _describe(self, repository: str, what: str, revision: str) -> None:
+    def _describe(self, repository: str, what: str, revision: str, folder: str) -> None:
         found = self._found(repository, revision)
         if found is None:
             return
         name, files = found
         if what == "tree":
-            tree = [{"type": "file", "path": path, "size": len(c), "oid": name} for path, c in files.items()]
+            tree = [
+                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for path, content in files.items()
+                if path.startswith(folder)
+            ]
+            if "recursive=false" in self.path and not folder:
+                folders = dict.fromkeys(path.partition("/")[0] for path in files if "/" in path)
+                tree = [one for one in tree if "/" not in str(one["path"])]
+                tree += [{"type": "directory", "path": path, "oid": name} for path in folders]
             return self._answer(200, tree)
         siblings = [{"rfilename": path} for path in files]
         return self._answer(
@@ -199,13 +208,14 @@ class _Handler(BaseHTTPRequestHandler):
         content = files[path]
         if self.command == "HEAD":
             return self._send(200, content, headers)
-        begin = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
+        asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        begin, end = (int(asked[1]), int(asked[2] or len(content) - 1) + 1) if asked else (0, len(content))
         self.hub.fetched.append((path, begin))
         if self.hub.damages:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        if begin:
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        return self._send(206 if begin else 200, content[begin:], headers)
+        if asked:
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+        return self._send(206 if asked else 200, content[begin:end], headers)
 
     def _found(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         if repository not in self.hub.repositories:

@@ -15,6 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import URLError
 
+import pytest
+
+from grr_coca.common import remote
+
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
 
 
@@ -109,6 +113,14 @@ class FileServer:
                 pass
 
         return Handler
+
+
+def make_impatient(monkeypatch: pytest.MonkeyPatch, cache: Path, pause: float = 0.02) -> None:
+    """Keep indexes and blocks in a cache of the test, and wait for servers only a little."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(remote, "PAUSES", (pause,) * 4)
+    monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 2.0)
+    monkeypatch.setattr(remote, "_filesystems", {})  # the server may be another one than that of other tests
 
 
 def free_port() -> int:

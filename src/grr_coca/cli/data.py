@@ -96,7 +96,8 @@ class Features:
 
 @dataclass(frozen=True)
 class IndexShards:
-    """Read tar shards in an object store or on a web server once, to know where each pair is. Captions are kept, too.
+    """Read tar shards or Parquet in an object store or on a web server once, to know where each pair is. Captions are
+    kept, too.
 
     Training then reads images from there. Shards that have not changed since the last time are not read again.
     """
@@ -104,7 +105,7 @@ class IndexShards:
     url: Annotated[
         str,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="URL", help="shards, such as 's3://BUCKET/{00000..01242}.tar' or https://…/a.tar."),
+        tyro.conf.arg(metavar="URL", help="files, such as 's3://BUCKET/{00000..01242}.tar' or https://…/a.parquet."),
     ]
 
 

@@ -46,7 +46,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _ON_THIS_MACHINE = ("file", "local")
 _DATES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified", "created")
-_ETAGS = ("ETag", "etag", "md5Hash", "content_md5")
+_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id")
 
 T = TypeVar("T")
 
@@ -154,7 +154,12 @@ def remote_file(url: str) -> RemoteFile:
         UserError: the file does not exist, access is denied, or its server does not answer.
     """
     filesystem, path = _open(url)
-    return _as_file(url, _tried(url, lambda timeout: filesystem.info(path, **timeout), missing_at_once=True))
+
+    def state(timeout: Mapping[str, float]) -> Mapping[str, Any]:
+        filesystem.invalidate_cache()
+        return filesystem.info(path, **timeout)
+
+    return _as_file(url, _tried(url, state, missing_at_once=True))
 
 
 def find_remote(pattern: str) -> list[RemoteFile]:
@@ -226,9 +231,11 @@ def _as_file(url: str, entry: Mapping[str, Any]) -> RemoteFile:
 def read_range(url: str, offset: int, size: int) -> bytes:
     """Read a part of a file, see `RemoteFile.read`."""
     filesystem, path = _open(url)
+    # Otherwise the hub's reads five megabytes more, for a next request that does not come.
+    exactly = {"cache_type": "none"} if filesystem.protocol == "hf" else {}
 
     def read(timeout: Mapping[str, float]) -> bytes:
-        content = filesystem.cat_file(path, start=offset, end=offset + size, **timeout)
+        content = filesystem.cat_file(path, start=offset, end=offset + size, **timeout, **exactly)
         if len(content) != size:
             raise _WrongLengthError(f"{len(content):,} bytes came in place of {size:,}")
         return content

@@ -1,10 +1,10 @@
 """`grr-coca study`: run a plan over several seeds, show its status, report what it found."""
 
+import itertools
 import os
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ import tyro
 
 from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import report_stop, say
+from grr_coca.cli.progress import bars
 from grr_coca.common.dict_to_dataclass import read_yaml
 from grr_coca.common.errors import Interruption, UserError
 from grr_coca.common.extras import require_extra
@@ -94,10 +95,11 @@ def _run(action: RunStudy) -> int:
     read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
     from grr_coca_study.commands.study_run import run_with_progress  # late: imports torch
-    from grr_coca_study.plan import Plan, arm_named, folder_of_plan, read_plan, refuse_earlier_ledger
+    from grr_coca_study.plan import Plan, arm_named, folder_of_plan, read_plan, refuse_earlier_ledger, stage_names
     from grr_coca_study.rows import RowFolder
     from grr_coca_study.running.agenda import Agenda
-    from grr_coca_study.running.dry_run import what_is_left
+    from grr_coca_study.running.dry_run import NUM_MEASURED, what_is_left
+    from grr_coca_study.running.pace import MIN_STEPS, WARM_UP
     from grr_coca_study.running.run import Place
     from grr_coca_study.running.workers import worker_processes
     from grr_coca_study.stages import check_recipes, require_precisions
@@ -115,7 +117,17 @@ def _run(action: RunStudy) -> int:
         agenda = Agenda(plan, place.folder_of, RowFolder(out).new_rows(), arms)
         agenda.require_sound_points()
         print("Measuring the pace of this machine …", file=sys.stderr)
-        print(what_is_left(plan, place, agenda.lacking(), action.jobs))
+        num_steps = min(len(stage_names(plan)), NUM_MEASURED) * (WARM_UP + MIN_STEPS)
+        done = itertools.count()
+        with bars({"pace": num_steps}) as shown:
+            text = what_is_left(
+                plan,
+                place,
+                agenda.lacking(),
+                action.jobs,
+                lambda: shown.update("pace", min(next(done), num_steps), ""),  # a fast machine takes more steps
+            )
+        print(text)
         return 0
     try:
         with worker_processes(action.jobs) as workers:
@@ -162,7 +174,7 @@ def print_status(folder: Path) -> int:
         print(
             f"{arm.name:<{width}}  {'  '.join(f'{n:>{len(stage)}}' for n, stage in zip(counts, stages, strict=True))}"
         )
-    for arm, stage in product(plan.arms, stages):
+    for arm, stage in itertools.product(plan.arms, stages):
         points = points_of(plan, arm, stage)
         if len(points) > 1 and arm in tuned_with(plan, arm):
             tried = sum((row.arm, row.stage) == (arm.name, stage) for row in ledger.tried)

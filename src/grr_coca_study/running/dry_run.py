@@ -2,6 +2,8 @@
 
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -20,6 +22,8 @@ from grr_coca_study.running.stage import caption_lengths, step_flops
 from grr_coca_study.running.workers import usable_device
 from grr_coca_study.stages import stage_recipe
 
+NUM_MEASURED = 2
+"""Stages whose pace is measured."""
 _BYTES_PER_PARAMETER = 12
 """Bytes of a checkpoint for each parameter: weights, and both moments of AdamW."""
 _CHECKPOINTS_PER_JOB = 3
@@ -28,14 +32,19 @@ written."""
 _BYTES_PER_ROW = 20_000
 
 
-def what_is_left(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int) -> str:
+def what_is_left(
+    plan: Plan, place: Place, wants: Counter[Want], num_jobs: int, before_step: Callable[[], None] = lambda: None
+) -> str:
     """The table of a dry run. The pace of the baseline is measured, and that of the other arms scaled by their FLOPs.
+
+    This process reads the pairs, too. Each worker of a loader would take as much memory as it.
 
     Args:
         plan: the study.
         place: its folders.
         wants: number of its missing trials and runs.
         num_jobs: number of models that train at a time.
+        before_step: called before each step of a measurement.
     """
     torch.set_num_threads(1)  # as in a worker
     stages, baseline, device = stage_names(plan), arm_named(plan, plan.baseline), usable_device()
@@ -44,8 +53,11 @@ def what_is_left(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int) 
     paces: dict[str, Pace] = {}
     for stage in stages:
         known = stage_recipe(plan, baseline, stage, 0, {})
-        if len(paces) < 2:  # all fine-tunings are about as fast as the first; the pace does not depend on the weights
-            paces[stage] = pace = measure_pace(known, model, device)
+        if (
+            len(paces) < NUM_MEASURED
+        ):  # all fine-tunings are about as fast as the first; the pace does not depend on the weights
+            alone = replace(known, data=replace(known.data, num_workers=0))
+            paces[stage] = pace = measure_pace(alone, model, device, before_step)
         lengths = caption_lengths(model, open_source(known.data.val or known.data.train))
         for (kind, name, of), count in wants.items():
             if of == stage:

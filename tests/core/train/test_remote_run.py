@@ -1,11 +1,13 @@
-"""A run on shards in an object store is the run on the same shards on disk; its folder may be copied there."""
+"""A run on shards or tables in an object store is the run on those on disk; its folder may be copied there."""
 
 import json
 from dataclasses import replace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from jobs import differing_files
-from stores import SECRET, free_port, s3_environment, s3_server, upload
+from stores import SECRET, free_port, make_impatient, s3_environment, s3_server, upload
 from support import ALONE, pretrain, real_pairs, silent, snapshot, tiny_recipe, warnings_of, with_key, write_shard
 
 from grr_coca.common import remote
@@ -19,7 +21,7 @@ from grr_coca.train.recipe import CheckpointRecipe, load_recipe, save_recipe
 from grr_coca.train.run_checkpoints import resume_point
 
 PAIRS = real_pairs(40)
-SHARDS = "{0..3}.tar"
+SHARDS, TABLES = "{0..3}.tar", "{0..3}.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +32,18 @@ def s3():
 
 @pytest.fixture
 def store(s3, monkeypatch, tmp_path):
-    """A bucket with four shards, which are indexed; and the same shards on disk."""
+    """A bucket with four shards and four tables of the same pairs, which are indexed; and the same files on disk."""
     for name, value in s3_environment(s3).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "PAUSES", (0.02,) * 3)
-    monkeypatch.setattr(remote, "_filesystems", {})  # the server may be another one than that of other tests
+    make_impatient(monkeypatch, tmp_path / "cache")
     folder = tmp_path / "set"
     for number in range(4):
-        write_shard(folder / f"{number}.tar", PAIRS[10 * number : 10 * number + 10])
+        pairs = PAIRS[10 * number : 10 * number + 10]
+        write_shard(folder / f"{number}.tar", pairs)
+        columns = {"image": [{"bytes": pair.image} for pair in pairs], "text": [pair.caption for pair in pairs]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{number}.parquet", row_group_size=4)
     upload(s3, "pairs", {path.name: path.read_bytes() for path in folder.iterdir()})
-    for file in remote_shards(f"s3://pairs/{SHARDS}"):
+    for file in remote_shards(f"s3://pairs/{SHARDS}") + remote_shards(f"s3://pairs/{TABLES}"):
         index_remote(file)
     return folder
 
@@ -54,10 +57,10 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_run_from_an_object_store_is_that_from_disk(store, tmp_path, num_workers):
-    pretrain(recipe_of(store / SHARDS), tmp_path / "disk")
-    elsewhere = with_key(recipe_of(f"s3://pairs/{SHARDS}"), "data.num_workers", num_workers)
+@pytest.mark.parametrize(("files", "num_workers"), [(SHARDS, 0), (SHARDS, 2), (TABLES, 2)])
+def test_a_run_from_an_object_store_is_that_from_disk(store, tmp_path, files, num_workers):
+    pretrain(recipe_of(store / files), tmp_path / "disk")
+    elsewhere = with_key(recipe_of(f"s3://pairs/{files}"), "data.num_workers", num_workers)
     pretrain(elsewhere, tmp_path / "s3")
     assert len(log_of(tmp_path / "disk")) >= 2
     assert (tmp_path / "s3" / "metrics.jsonl").read_bytes() == (tmp_path / "disk" / "metrics.jsonl").read_bytes()
@@ -70,8 +73,9 @@ def test_a_run_from_an_object_store_is_that_from_disk(store, tmp_path, num_worke
         assert SECRET.encode() not in content
 
 
-def test_a_run_from_an_object_store_is_resumed_exactly(store, tmp_path):
-    recipe = recipe_of(f"s3://pairs/{SHARDS}")
+@pytest.mark.parametrize("files", [SHARDS, TABLES])
+def test_a_run_from_an_object_store_is_resumed_exactly(store, tmp_path, files):
+    recipe = recipe_of(f"s3://pairs/{files}")
     pretrain(recipe, tmp_path / "whole")
 
     def stop(done, metrics):

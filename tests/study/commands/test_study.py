@@ -5,6 +5,7 @@ import re
 import signal
 from collections import Counter
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,9 +111,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(refused, plan, flag, dry_ru
 def test_a_dry_run_tells_runs_hours_and_disk_and_leaves_nothing(plan, capsys, monkeypatch):
     for name, value in {"SECONDS": 0.1, "WARM_UP": 1, "MIN_STEPS": 1}.items():
         monkeypatch.setattr(pace, name, value)
+    monkeypatch.setattr("grr_coca.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(BaseProcess, "start", lambda _: pytest.fail("another process would take as much memory"))
+    recipe = (plan.parent / "emoji.yaml").read_text()
+    (plan.parent / "emoji.yaml").write_text(re.sub("num_workers: .*", "num_workers: 2", recipe))
     before = sorted(plan.parent.rglob("*"))
     assert main(["study", "run", str(plan), "--dry-run", "--jobs", "2"]) == 0
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert re.findall(r"pace: (\d+)%", progress)[:4] == ["0", "25", "50", "75"]
     for arm in ("baseline_coca", "grr_coca"):
         (line,) = (line for line in said.splitlines() if line.startswith(arm))
         assert line.split()[1:3] == ["2", "4"], "two trials, two seeds of two stages"

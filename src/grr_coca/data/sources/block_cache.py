@@ -4,8 +4,8 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from grr_coca.common.errors import DiskError
 from grr_coca.common.files import open_to_read, user_cache, write_whole
@@ -18,12 +18,17 @@ _ROOM = 0.9
 _TRIES = 3
 
 
-class RemoteBlock(NamedTuple):
+@dataclass(frozen=True)
+class RemoteBlock:
     """A part of a remote file, from byte `start` to before `end`."""
 
     file: RemoteFile
     start: int
     end: int
+
+    def read(self) -> bytes:
+        """Fetch the part, see `RemoteFile.read`."""
+        return self.file.read(self.start, self.end - self.start)
 
 
 class BlockCache:
@@ -61,7 +66,7 @@ class BlockCache:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 with _locked(self.folder / f"{path.name[:2]}.lock"):
                     if not path.exists():
-                        content = block.file.read(block.start, block.end - block.start)
+                        content = block.read()
                         self._make_room(len(content))
                         write_whole(path, content)
         except OSError as error:

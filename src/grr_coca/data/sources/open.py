@@ -59,7 +59,8 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     - icons with their names: `iconify:PREFIX`, a JSON file of Iconify, an SVG sprite, an icon font
     - `cache:icons/train-*.tar`: a corpus that was built in the user's cache
 
-    - tar shards elsewhere that `grr-coca data index` has indexed: `s3://BUCKET/{00000..01242}.tar`, `https://…`
+    - tar shards, or Parquet with the bytes of images, elsewhere, when `grr-coca data index` has indexed them:
+      `s3://BUCKET/{00000..01242}.tar`, `https://…`
 
     Nothing is executed, and nothing else is downloaded but the package of `iconify:PREFIX`. Images are read when they
     are needed.
@@ -98,15 +99,17 @@ def require_there(path: str) -> None:
 
 
 def remote_shards(pattern: str) -> list[RemoteFile]:
-    """The remote tar shards of a pattern of URLs, in the state that they have now.
+    """The remote tar shards and Parquet tables of a pattern of URLs, in the state that they have now.
 
     Raises:
-        UserError: one is missing, or not a tar file.
+        UserError: one is missing, or in another format.
     """
     files = remote.find_remote(pattern)
-    other = next((file for file in files if not file.name.lower().endswith(".tar")), None)
+    other = next((file for file in files if not file.name.lower().endswith((".tar", ".parquet"))), None)
     if other is not None:
-        raise UserError(f"{other}: only tar shards can be read from elsewhere; download it, or convert it to shards")
+        raise UserError(
+            f"{other}: only tar shards and Parquet can be read from elsewhere; download it, or convert it to shards"
+        )
     return files
 
 
@@ -139,7 +142,7 @@ def _files(path: str) -> tuple[list[Path], str | None]:
     if SCHEME.match(path):
         raise UserError(
             f"{path}: not a file or folder; nothing is downloaded or executed, so give a path on this machine, or the "
-            "URL of tar shards"
+            "URL of tar shards or Parquet"
         )
     if "{" in path:
         return [file for name in expand_braces(path) for file in _files(name)[0] or [Path(name)]], None

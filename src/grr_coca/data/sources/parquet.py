@@ -5,8 +5,9 @@ needed, and the groups that were used last are kept.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -32,11 +33,11 @@ _BYTES_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "
 """Common names of columns with the bytes of images, the most common first."""
 
 
-def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
+def open_parquet(path: Path, needs_captions: bool = True, must_embed: bool = False) -> ListedPairs:
     """Open a Parquet table of images and captions.
 
-    A column of images has bytes (or structs of `bytes` and `path`, as in data sets of Hugging Face), or paths of files.
-    A caption cell has a text or a list of texts.
+    A column of images has bytes (or structs of `bytes` and `path`, as in data sets of Hugging Face), or paths of files,
+    unless the table `must_embed` images. A caption cell has a text or a list of texts.
 
     Raises:
         UserError: pyarrow is not installed, the file is corrupt, a column is missing, or a row group is too large.
@@ -47,8 +48,9 @@ def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         schema = file.schema_arrow
-        with_bytes = {name: kind for name, kind in zip(schema.names, schema.types, strict=True) if _holds_bytes(kind)}
-        inner = _column_of_bytes(path, schema.names, with_bytes)
+        inner = column_of_images(str(path), schema)
+        if must_embed and inner is None:
+            raise UserError(f"{path}: has no column with the bytes of images, and no other files are read from there")
         image, caption = find_columns(schema.names, str(path), needs_captions, inner)
         if caption is not None and not _holds_text(schema.field(caption).type):
             kind = schema.field(caption).type
@@ -58,38 +60,44 @@ def open_parquet(path: Path, needs_captions: bool = True) -> ListedPairs:
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
     names = Counter(schema.names)
+    with_bytes = _with_bytes(schema)
     others = [name for name, count in names.items() if name != image and name not in with_bytes and count == 1]
     captions = None if caption is None else table[caption]
     if inner is not None:
-        groups = _RowGroups(path, inner, file.metadata)
-        return _EmbeddedPairs(path, _ParquetRows(path, None, captions, others, len(groups)), groups)
+        groups = RowGroups(path, inner, file.metadata)
+        return TableOfImages(path, _ParquetRows(path, None, captions, others, len(groups)), groups)
     rows = _ParquetRows(path, table[image], captions, others, len(table))
     return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
 
 
-def _column_of_bytes(path: Path, names: Sequence[str], with_bytes: Mapping[str, Any]) -> str | None:
+def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:
     """The column with the bytes of the images; None if the images are files.
 
     Args:
-        path: the table.
-        names: its columns.
-        with_bytes: the types of its columns with bytes.
+        name: that of the table, for messages.
+        schema: its columns.
 
     Raises:
         UserError: several columns may be that of the images.
     """
     from pyarrow import types
 
+    with_bytes = _with_bytes(schema)
     found = list(with_bytes)
     if (place := first_column(found, (*_BYTES_COLUMNS, *IMAGE_COLUMNS))) is not None:
         return found[place]
-    structs = [name for name, kind in with_bytes.items() if types.is_struct(kind)]
-    found = structs or ([] if first_column(names, IMAGE_COLUMNS) is not None else found)
+    structs = [column for column, kind in with_bytes.items() if types.is_struct(kind)]
+    found = structs or ([] if first_column(schema.names, IMAGE_COLUMNS) is not None else found)
     if len(found) > 1:
         raise UserError(
-            f"{path}: has several columns of bytes ({', '.join(found)}); rename that of the images to 'image'"
+            f"{name}: has several columns of bytes ({', '.join(found)}); rename that of the images to 'image'"
         )
     return found[0] if found else None
+
+
+def _with_bytes(schema: "pyarrow.Schema") -> dict[str, Any]:
+    """The types of the columns with bytes."""
+    return {name: kind for name, kind in zip(schema.names, schema.types, strict=True) if _holds_bytes(kind)}
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -164,23 +172,23 @@ def _value(cell: Any) -> object:
 # --- Images in the table
 
 
-class _EmbeddedPairs(ListedPairs):
+class TableOfImages(ListedPairs):
     """The pairs of a table with the bytes of its images. Each row is an image."""
 
-    def __init__(self, path: Path, rows: _ParquetRows, groups: "_RowGroups") -> None:
+    def __init__(self, path: Path, rows: _ParquetRows, groups: "RowGroups") -> None:
         super().__init__(path, rows, ImageFiles(path.parent))
-        self._groups = groups
+        self.groups = groups
 
     def __getitem__(self, index: int) -> RawPair:
         """Read one pair."""
         captions, name = self.captions(index), self.name(index)
-        image, path = self._groups.read(index, name)
+        image, path = self.groups.read(index, name)
         key = without_suffix(path) if path else str(index)
         return RawPair(key, name, image, captions[0], more_captions=captions[1:])
 
     def image(self, index: int) -> bytes:
         """Read the image of a row, which may have no caption."""
-        return self._groups.read(index, self.name(index))[0]
+        return self.groups.read(index, self.name(index))[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Read all captions of a row."""
@@ -204,8 +212,10 @@ class _EmbeddedPairs(ListedPairs):
         return
 
 
-class _RowGroups:
+class RowGroups:
     """The cells of a column of bytes, read by row group.
+
+    `column`: its name; `metadata`: the footer of the table.
 
     Raises:
         UserError: a row group is too large.
@@ -240,18 +250,24 @@ class _RowGroups:
         group = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[group - 1]) if group else 0
         with _READING:
-            cell = _kept().column(self._table, group, name)[index - start]
-            content, path = cell, ""
-            if hasattr(cell, "keys"):  # a struct
-                content, written = cell["bytes"], cell["path"].as_py() if "path" in cell.keys() else None  # noqa: SIM118
-                path = written if isinstance(written, str) else ""
-            size = len(content.as_buffer()) if content.is_valid else 0
-            if size > MAX_BYTES:
-                raise BadSample(f"{name}: too many bytes: {size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
-            if not size:
-                hint = f"; the file {path} that it names is not read" if path else ""
-                raise BadSample(f"{name}: a row without the bytes of an image{hint}", Cause.NO_IMAGE)
-            return content.as_py(), path
+            return content_of(_kept().column(self._table, group, name)[index - start], name)
+
+    def columns(self) -> "Iterator[pyarrow.ChunkedArray]":
+        """Read the column, a row group at a time. None is kept.
+
+        Raises:
+            BadSample: the table cannot be read any more.
+        """
+        for group in range(len(self._ends)):
+            yield _read_group(self._table, group, f"{self._path}: row group {group}")
+
+    def footer(self) -> bytes:
+        """The end of the file, as a file that has no rows: its schema, and where its row groups are."""
+        import pyarrow.parquet
+
+        written = BytesIO()
+        pyarrow.parquet.read_metadata(self._path).write_metadata_file(written)
+        return written.getvalue()
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_table": None}
@@ -259,6 +275,25 @@ class _RowGroups:
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._table = next(_NUMBERS), self._path, self._column  # the other process numbers its tables itself
+
+
+def content_of(cell: Any, name: str) -> tuple[bytes, str]:
+    """The bytes of an image, and its path, which may be empty.
+
+    Raises:
+        BadSample: the cell has no bytes, or too many; the message starts with `name`.
+    """
+    content, path = cell, ""
+    if hasattr(cell, "keys"):  # a struct
+        content, written = cell["bytes"], cell["path"].as_py() if "path" in cell.keys() else None  # noqa: SIM118
+        path = written if isinstance(written, str) else ""
+    size = len(content.as_buffer()) if content.is_valid else 0
+    if size > MAX_BYTES:
+        raise BadSample(f"{name}: too many bytes: {size:,} (limit {MAX_BYTES:,})", Cause.TOO_LARGE)
+    if not size:
+        hint = f"; the file {path} that it names is not read" if path else ""
+        raise BadSample(f"{name}: a row without the bytes of an image{hint}", Cause.NO_IMAGE)
+    return content.as_py(), path
 
 
 _Table = tuple[int, Path, str]

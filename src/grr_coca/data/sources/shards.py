@@ -8,7 +8,7 @@ if that folder is not writable. The file is a line of JSON, which says which sta
 arrays. Nothing in it can be executed.
 
 The index of a shard in an object store is in the user's cache, too, see `index_remote`. It has the captions, and the
-checksums of images, which come through a `BlockCache`.
+checksums of images, which come through a `BlockCache`. A shard there may also be a Parquet table, see `remote_parquet`.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ import numpy as np
 from grr_coca.common.errors import DiskError, UserError
 from grr_coca.common.files import LocalFile, read_at, user_cache, write_whole
 from grr_coca.common.remote import RemoteFile
-from grr_coca.data.order import PLAIN_SHUFFLE
+from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
 from grr_coca.data.sources.base import (
     MAX_TEXT,
     BadSample,
@@ -44,6 +44,7 @@ from grr_coca.data.sources.base import (
     locate,
 )
 from grr_coca.data.sources.block_cache import BlockCache, RemoteBlock
+from grr_coca.data.sources.remote_parquet import RemoteTable, rows_at_once, scan_table
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard, with_content
 
 _log = logging.getLogger(__name__)
@@ -88,12 +89,14 @@ class TarShards(PairSource):
         self._kept: dict[int, ShardIndex] = {}
         self._places: dict[int, Path] = {}
         self._contents: dict[int, str] = {}
+        self._read_at_once = 1
         counts = [self._index_shard(shard) for shard in range(len(self.paths))]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
         # At most a quarter of the limit, because a run has several sources.
         num_open = min(_MAX_OPEN, allow_open_files() // 8)
         self._cache = BlockCache(self._cache_bytes())
         self._indices = HandleCache(self._load_index, None, num_open)
+        self._tables = HandleCache(self._open_table, None, num_open)
         self._files = HandleCache(self._open, LocalFile.close, num_open)
         self._blocks = HandleCache(self._cache.open, os.close, num_open)
         self._expected: dict[int, dict[int, int]] = {}
@@ -152,7 +155,7 @@ class TarShards(PairSource):
         for shard, start, end in self._spans(indices):
             path = self.paths[shard]
             if isinstance(path, RemoteFile):
-                self._cache.fetch(RemoteBlock(path, start, end))
+                self._cache.fetch(self._block(shard, start, end))
 
     def _index_shard(self, shard: int) -> int:
         path = self.paths[shard]
@@ -174,6 +177,7 @@ class TarShards(PairSource):
             what = "has changed since it was indexed" if place.exists() else "is not indexed yet"
             raise UserError(f"{file}: {what}; `grr-coca data index` reads all shards of a set once")
         self._places[shard], self._contents[shard] = place, str(header["content"])
+        self._read_at_once = max(self._read_at_once, int(header.get("group", 1)))
         if not header["is_whole"]:
             self._warn_if_truncated(file, self._load(shard))
         return int(header["pairs"])
@@ -209,8 +213,14 @@ class TarShards(PairSource):
         assert isinstance(path, Path)
         return LocalFile(path)
 
+    def _open_table(self, shard: int) -> RemoteTable:
+        file = self.paths[shard]
+        assert isinstance(file, RemoteFile)
+        return RemoteTable(file, self._indices[shard])
+
     def _name(self, shard: int, row: int) -> str:
-        return f"{self.paths[shard]}: {self._indices[shard].key(row)}"
+        index = self._indices[shard]
+        return f"{self.paths[shard]}: {f'row {row + 1}' if index.footer else index.key(row)}"
 
     def _require_sound(self, shard: int, row: int) -> None:
         code = int(self._indices[shard].rows[row]["cause"])
@@ -270,12 +280,18 @@ class TarShards(PairSource):
 
     def _block_of(self, shard: int, offset: int, size: int) -> RemoteBlock:
         """The block with a part of a remote shard. A part that is not expected is a separate block."""
-        file = self.paths[shard]
-        assert isinstance(file, RemoteFile)
+        if self._indices[shard].footer:
+            return self._block(shard, offset, offset + size)
         for start, end in self._expected.get(shard, {}).items():
             if start <= offset and offset + size <= end:
-                return RemoteBlock(file, start, end)
-        return RemoteBlock(file, offset, offset + size)
+                return self._block(shard, start, end)
+        return self._block(shard, offset, offset + size)
+
+    def _block(self, shard: int, start: int, end: int) -> RemoteBlock:
+        """The block with all between two places of a remote shard."""
+        file = self.paths[shard]
+        assert isinstance(file, RemoteFile)
+        return self._tables[shard].block(start) if self._indices[shard].footer else RemoteBlock(file, start, end)
 
     def _spans(self, indices: Sequence[int] | np.ndarray) -> list[tuple[int, int, int]]:
         """The part of each shard, from one byte to another, that has the images of some pairs.
@@ -295,6 +311,9 @@ class TarShards(PairSource):
             row = 0
             if not len(wanted):
                 continue
+            if self._indices[shard].footer:
+                spans += [(shard, *span) for span in self._tables[shard].spans(wanted)]
+                continue
             start, end = int(starts[wanted].min()), int(ends[wanted].max())
             if (end - start) * len(rows) <= _DENSE * int(ends.max()) * len(wanted):
                 spans.append((shard, start, end))
@@ -302,9 +321,11 @@ class TarShards(PairSource):
 
     def _cache_bytes(self) -> int:
         """Bytes of the cache of remote blocks. There is room for the windows of the training order that are being read
-        and fetched, which are less than `_KEPT_PAIRS`, so that none is fetched twice in an epoch."""
+        and fetched, which are less than `_KEPT_PAIRS`, so that none is fetched twice in an epoch. Of a Parquet table,
+        all row groups that a block of the order touches are read."""
         size = sum(path.size for path in self.paths if isinstance(path, RemoteFile))
-        return max(CACHE_BYTES, int(size * min(1.0, _KEPT_PAIRS / max(len(self), 1))))
+        num_kept = _KEPT_PAIRS * (BLOCK + self._read_at_once - 1) // BLOCK
+        return max(CACHE_BYTES, int(size * min(1.0, num_kept / max(len(self), 1))))
 
 
 # --- The index of a shard, in a file
@@ -351,8 +372,10 @@ def write_index(index: ShardIndex, place: Path, shard: Path | RemoteFile) -> Non
     content = index.rows.tobytes() + index.keys
     header: dict[str, object] = {**_state(shard), "pairs": len(index), "is_whole": index.is_whole}
     if index.image_sums is not None:
-        content += index.image_sums.tobytes() + index.texts
+        content += index.image_sums.tobytes() + index.footer + index.texts
         header |= {"keys": len(index.keys), "content": hashlib.blake2b(content, digest_size=16).hexdigest()}
+        if index.footer:
+            header |= {"footer": len(index.footer), "group": rows_at_once(index.footer)}
     header["digest"] = _digest(header, content)
     line = json.dumps(header).encode().ljust(_HEADER_SIZE - 1) + b"\n"
     write_whole(place, line + content)
@@ -381,7 +404,9 @@ def _read_index(place: Path, shard: Path | RemoteFile) -> ShardIndex | None:
         sums = end + header["keys"]
         texts = sums + 4 * num_pairs
         image_sums = content[sums:texts].view("<u4")
-        return ShardIndex(rows, content[end:sums].data, bool(header["is_whole"]), image_sums, content[texts:].data)
+        footer, texts = content[texts : texts + header.get("footer", 0)].data, texts + header.get("footer", 0)
+        is_whole = bool(header["is_whole"])
+        return ShardIndex(rows, content[end:sums].data, is_whole, image_sums, content[texts:].data, footer=footer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -426,14 +451,17 @@ def index_remote(file: RemoteFile) -> bool:
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-            path = Path(folder) / "shard.tar"
+            path = Path(folder) / f"shard{Path(file.name).suffix}"
             with path.open("wb") as copy:
                 for start in range(0, file.size, _READ_BYTES):
                     copy.write(file.read(start, min(_READ_BYTES, file.size - start)))
             file.require_same()
             try:
-                with path.open("rb") as copy:
-                    index = with_content(scan_shard(path), copy)
+                if path.suffix.lower() == ".parquet":
+                    index = scan_table(path)
+                else:
+                    with path.open("rb") as copy:
+                        index = with_content(scan_shard(path), copy)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), file.url)) from error
         write_index(index, place, file)

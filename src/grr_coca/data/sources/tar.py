@@ -5,7 +5,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -33,7 +33,8 @@ class ShardIndex:
     """Offsets and sizes of the pairs of a shard. `is_whole`: False if the file is truncated.
 
     The index of a remote shard has a checksum of each image in `image_sums` (CRC-32), and in `texts` the content of all
-    `KEY.json` and `KEY.txt` that count, so that captions are read without the network.
+    `KEY.json` and `KEY.txt` that count, so that captions are read without the network. That of a Parquet table has the
+    `footer` of the table.
     """
 
     rows: np.ndarray
@@ -41,6 +42,8 @@ class ShardIndex:
     is_whole: bool
     image_sums: np.ndarray | None = None
     texts: bytes | memoryview = b""
+    _: KW_ONLY
+    footer: bytes | memoryview = b""
 
     def __len__(self) -> int:
         return len(self.rows)

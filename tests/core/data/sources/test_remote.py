@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from stores import SECRET, FileServer, free_port, s3_environment, s3_server, upload
+from stores import SECRET, FileServer, free_port, make_impatient, s3_environment, s3_server, upload
 from support import real_pairs, shard_members, warnings_of, write_shard, write_tar
 
 from grr_coca.common import remote
@@ -31,15 +31,11 @@ from grr_coca.data.tokenizer import clip_bpe
 
 PAIRS = real_pairs(24)
 PATTERN = "{00..02}.tar"
-PAUSE = 0.02
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "PAUSES", (PAUSE,) * 4)
-    monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 2.0)
-    monkeypatch.setattr(remote, "_filesystems", {})  # the server may be another one than that of other tests
+    make_impatient(monkeypatch, tmp_path / "cache")
     return tmp_path / "cache" / "grr-coca"
 
 
@@ -247,7 +243,7 @@ def test_a_file_that_is_no_shard_raises(server, folder):
     (folder / "table.csv").write_text("image,caption\n")
     with pytest.raises(UserError, match=rf"{server.url}/a\.tar: not a readable, uncompressed tar file"):
         indexed(f"{server.url}/a.tar")
-    with pytest.raises(UserError, match=r"table\.csv: only tar shards can be read from elsewhere"):
+    with pytest.raises(UserError, match=r"table\.csv: only tar shards and Parquet can be read from elsewhere"):
         open_source(f"{server.url}/table.csv")
     with pytest.raises(UserError, match=r"a web server does not list its files"):
         open_source(f"{server.url}/*.tar")

@@ -1,0 +1,170 @@
+"""Parquet tables elsewhere that have the bytes of images: read once for an index, and then a row group at a time.
+
+To a `TarShards`, such a table is a shard: a file with nothing but the images of its rows, each from a multiple of 512
+bytes on. A block of this file has the images of a row group, because Parquet is compressed by row group and column.
+"""
+
+import io
+import json
+import tarfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.remote import RemoteFile
+from grr_coca.data.sources.base import BadSample
+from grr_coca.data.sources.block_cache import RemoteBlock
+from grr_coca.data.sources.listed import without_suffix
+from grr_coca.data.sources.parquet import TableOfImages, column_of_images, content_of, open_parquet
+from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def scan_table(path: Path) -> ShardIndex:
+    """Index a copy of a table on this machine. Bad rows are in the index too, with their cause.
+
+    Raises:
+        UserError: it is not a readable Parquet file, has no captions, or has paths of images in place of their bytes.
+    """
+    table = open_parquet(path, must_embed=True)
+    assert isinstance(table, TableOfImages)
+    rows, sums = np.zeros(len(table), ROW), np.zeros(len(table), "<u4")
+    keys, texts, block, key_end, row = [], [], 0, 0, 0
+    for column in table.groups.columns():
+        for cell in column:
+            image, written, cause = _image_of(cell)
+            try:
+                captions = table.captions(row)
+            except BadSample as error:
+                captions, cause = (), error.cause
+            text = b"" if cause else json.dumps({"captions": captions}, ensure_ascii=False).encode()
+            key = (without_suffix(written) if written else str(row)).encode("utf-8", "surrogateescape")
+            key_end += len(key)
+            code = 1 + CAUSES.index(cause) if cause else 0
+            rows[row] = (block, len(image), 0, 0, 0, len(text), key_end, code)
+            sums[row] = zlib.crc32(image)
+            keys.append(key)
+            texts.append(text)
+            block += _num_blocks(len(image))
+            row += 1
+    return ShardIndex(rows, b"".join(keys), True, sums, b"".join(texts), footer=table.groups.footer())
+
+
+def rows_at_once(footer: bytes | memoryview) -> int:
+    """Number of rows of the largest row group."""
+    from pyarrow.parquet import read_metadata
+
+    metadata = read_metadata(io.BytesIO(footer))
+    return max((metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)), default=1)
+
+
+class RemoteTable:
+    """The row groups of an indexed table elsewhere."""
+
+    def __init__(self, file: RemoteFile, index: ShardIndex) -> None:
+        import pyarrow.parquet
+
+        self.file = file
+        self._metadata = pyarrow.parquet.read_metadata(io.BytesIO(index.footer))
+        schema = self._metadata.schema
+        name = column_of_images(file.url, schema.to_arrow_schema())
+        paths = [schema.column(number).path for number in range(len(schema))]
+        self._path = name if name in paths else f"{name}.bytes"
+        self._column = paths.index(self._path)
+        counts = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        blocks = np.append(index.rows["image_block"].astype(np.int64), 0)
+        if len(index):
+            blocks[-1] = blocks[-2] + _num_blocks(int(index.rows["image_size"][-1]))
+        self._starts = blocks[np.append(0, self._ends)] * tarfile.BLOCKSIZE
+
+    def block(self, offset: int) -> "GroupBlock":
+        """The row group with the image at a place."""
+        group = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        return GroupBlock(self.file, int(self._starts[group]), int(self._starts[group + 1]), self, group)
+
+    def spans(self, rows: np.ndarray) -> list[tuple[int, int]]:
+        """The start and end of each row group that has some of these rows."""
+        groups = np.unique(np.searchsorted(self._ends, rows, side="right"))
+        return [(int(self._starts[group]), int(self._starts[group + 1])) for group in groups]
+
+    def read(self, group: int) -> bytes:
+        """Read the images of a row group in one request.
+
+        Raises:
+            UserError: the table has changed, or comes corrupt twice.
+        """
+        import pyarrow.parquet
+
+        column = self._metadata.row_group(group).column(self._column)
+        start = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+        for _ in range(2):
+            part = self.file.read(start, column.total_compressed_size)
+            try:
+                reader = pyarrow.parquet.ParquetFile(_Part(start, part, self.file.size), metadata=self._metadata)
+                cells = reader.read_row_group(group, columns=[self._path]).column(0)
+                return b"".join(_padded(_image_of(cell)[0]) for cell in cells)
+            except (pyarrow.ArrowException, OSError):
+                self.file.require_same()
+        raise UserError(f"{self.file}: other bytes come than were indexed; run `grr-coca data index` on it again")
+
+
+@dataclass(frozen=True)
+class GroupBlock(RemoteBlock):
+    """The images of a row group."""
+
+    table: RemoteTable = field(compare=False, repr=False)
+    group: int = field(compare=False)
+
+    def read(self) -> bytes:
+        """Fetch the images, see `RemoteTable.read`."""
+        return self.table.read(self.group)
+
+
+class _Part(io.RawIOBase):
+    """A file of which only one part is at hand. The rest has no bytes."""
+
+    def __init__(self, start: int, part: bytes, size: int) -> None:
+        self._start, self._part, self._size, self._at = start, part, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        begin = self._at - self._start
+        end = len(self._part) if size < 0 else min(begin + size, len(self._part))
+        found = self._part[begin:end] if 0 <= begin < end else b""
+        self._at += len(found)
+        return found
+
+
+def _image_of(cell: "pyarrow.Scalar[Any]") -> "tuple[bytes, str, Any]":
+    """The bytes of an image, its path, and what is wrong with it. A bad image has no bytes."""
+    try:
+        return *content_of(cell, ""), None
+    except BadSample as error:
+        return b"", "", error.cause
+
+
+def _num_blocks(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE)
+
+
+def _padded(image: bytes) -> bytes:
+    return image + bytes(-len(image) % tarfile.BLOCKSIZE)

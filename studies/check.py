@@ -219,22 +219,36 @@ def write_page(page: Path, text: str, known: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Print what is wrong and return 1 if anything is; with `--write`, write the pages first."""
-    known = read_settings()
-    if "--write" in sys.argv:
-        for page, text in texts().items():
-            write_page(page, text, known)
-    wrong = [
-        f"{page.relative_to(ROOT)}: {error}"
-        for page, text in texts().items()
-        for error in errors_of_page(page, text, known)
-    ]
-    wrong += [error for study in studies() for error in errors_of_ledger(study)]
-    wrong += errors_between_rows()
-    wrong += sorted(unsaid())
-    wrong += [f"{page.relative_to(ROOT)}: has no text in studies/pages" for page in pages_without_text()]
+    """Print what is wrong and return 1 if anything is; with `--write`, write the pages first.
+
+    Pages are checked if the ledgers that they are computed from are sound.
+    """
+    wrong = [error for study in studies() for error in errors_of_ledger(study)] or [*errors_between_rows()]
+    wrong = wrong or [*_errors_of_pages("--write" in sys.argv)]
     print(*wrong, sep="\n", end="\n" if wrong else "")
     return bool(wrong)
+
+
+ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What settings and placeholders raise that name what there is not."""
+
+
+def _errors_of_pages(is_written: bool) -> Iterator[str]:
+    try:
+        known = read_settings()
+    except ODD as error:
+        yield f"studies/claims.txt: cannot be computed: {type(error).__name__}: {error}"
+        return
+    for page, text in texts().items():
+        name = page.relative_to(ROOT).as_posix()
+        try:
+            if is_written:
+                write_page(page, text, known)
+            yield from (f"{name}: {error}" for error in errors_of_page(page, text, known))
+        except ODD as error:
+            yield f"{name}: cannot be computed: {type(error).__name__}: {error}"
+    yield from sorted(unsaid())
+    yield from (f"{page.relative_to(ROOT)}: has no text in studies/pages" for page in pages_without_text())
 
 
 def unsaid() -> Iterator[str]:

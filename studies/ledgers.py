@@ -22,7 +22,7 @@ ROOT = STUDIES.parent
 Rows = dict[tuple[str, int, str], Any]
 """Rows of runs by arm, seed and stage."""
 
-UNFINISHED = ("positions_under_muon/best", "positions_under_muon/adamw")
+UNFINISHED = ("positions_under_muon/best",)
 """Studies whose plan is not run to its end. Their pages say how many rows there are."""
 
 
@@ -92,12 +92,30 @@ class Data:
 # --- Rows
 
 
+class Row(dict[str, Any]):
+    """A row of a ledger. `place` is its file and line."""
+
+    place: str
+
+
 @cache
-def all_rows(study: str) -> tuple[Any, ...]:
-    """Return all rows of a study's ledger: runs, trials and choices. Newer ledgers have a file for each row."""
-    return tuple(
-        json.loads(line) for path in ledger_of(study) for line in path.read_text(encoding="utf-8").splitlines()
-    )
+def all_rows(study: str) -> tuple[Row, ...]:
+    """Return all rows of a study's ledger: runs, trials and choices. Newer ledgers have a file for each row.
+
+    Raises:
+        ValueError: A line is not a row. The message has its file and number.
+    """
+    found = []
+    for path in ledger_of(study):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            place = f"{path.relative_to(ROOT).as_posix()}:{number}"
+            try:
+                row = Row(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{place}: not a row of a ledger: {error}") from error
+            row.place = place
+            found.append(row)
+    return tuple(found)
 
 
 def ledger_of(study: str) -> list[Path]:
@@ -122,13 +140,64 @@ def studies() -> list[str]:
 
 
 def errors_of_ledger(study: str) -> Iterator[str]:
-    """Yield what is wrong with the rows of a study, one line each."""
+    """Yield what is wrong with the rows of a study, one line each.
+
+    A row without a field, or with another type of value in it, is reported alone: the other checks read the fields.
+    """
+    try:
+        rows = all_rows(study)
+    except ValueError as error:
+        yield str(error)
+        return
+    odd = [f"{_name(row)}: {error}" for row in rows for error in _errors_of_fields(row)]
+    if odd:
+        yield from odd
+        return
     yield from _errors_of_set(study)
-    for row in all_rows(study):
-        name = f"{study}: {row['kind']} {row['arm']}, seed {row['seed']}, {row['stage']}"
-        found = [*_errors_of_plan(study, row), *_errors_of_numbers(row)]
-        yield from (f"{name}: {error}" for error in found)
+    for row in rows:
+        yield from (f"{_name(row)}: {error}" for error in [*_errors_of_plan(study, row), *_errors_of_numbers(row)])
     yield from _errors_of_choices(study)
+
+
+def _name(row: Row) -> str:
+    return f"{row.place}: {row.get('kind')} {row.get('arm')}, seed {row.get('seed')}, {row.get('stage')}"
+
+
+FIELDS: dict[str, type] = {
+    **dict.fromkeys(("kind", "arm", "stage", "recipe_digest", "data_digest", "precision", "commit", "machine"), str),
+    **dict.fromkeys(("seed", "steps", "parameters", "image_encoder_parameters", "flops_per_pair"), int),
+    **dict.fromkeys(("settings", "metrics", "values"), dict),
+    "curve": list,
+}
+LOSSES = ("coca_loss", "contrastive_loss", "captioning_loss")
+RECALLS = tuple(f"{direction}R@{k}" for direction in ("", "image_to_text/") for k in (1, 5, 10))
+METRICS = (*LOSSES, *RECALLS, "contrastive_loss_refitted", "perplexity", "num_pairs", "contrastive_batch_size")
+SINGLE = ("nll", "tokens", "rank", "contrastive_batches", "contrastive_batches_refitted")
+"""What each row has: fields with their types, the metrics of a split, and the values of its captions and batches."""
+
+
+def _errors_of_fields(row: Row) -> Iterator[str]:
+    """Yield fields that the other checks cannot read."""
+    odd = [f"{name} is not of type {kind.__name__}" for name, kind in FIELDS.items() if type(row.get(name)) is not kind]
+    if odd:
+        yield from odd
+        return
+    numbers = {}
+    for split, found in row["metrics"].items():
+        numbers |= {f"{split}, {name}": [_get(found, name)] for name in METRICS}
+    for split, found in row["values"].items():
+        numbers |= {f"values of {split}, {name}": _get(found, name) for name in SINGLE}
+    for number, entry in enumerate(row["curve"]):
+        train = [_get(_get(entry, "train"), name) for name in ("contrastive", "captioning")]
+        val = [_get(_get(entry, "val"), name) for name in LOSSES]
+        numbers[f"entry {number} of the curve"] = [_get(entry, "step"), *train, *val]
+    for name, found in numbers.items():
+        if not isinstance(found, list) or not all(type(each) in (int, float) and math.isfinite(each) for each in found):
+            yield f"{name}: not a number"
+
+
+def _get(found: Any, name: str) -> Any:
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def _errors_of_set(study: str) -> Iterator[str]:
@@ -136,12 +205,14 @@ def _errors_of_set(study: str) -> Iterator[str]:
     plan, found = plan_of(study), [row for row in all_rows(study) if row["kind"] == "run"]
     keys = [(row["arm"], row["seed"], row["stage"]) for row in found]
     planned = set(product(plan["arms"], plan["seeds"], stages_of(study)))
-    kinds = {row["kind"] for row in all_rows(study)} - {"run", "trial", "choice"}
-    yield from (f"{study}: unknown kind of row: {kind}" for kind in sorted(kinds))
-    yield from (f"{study}: two rows of {key}" for key in sorted({key for key in keys if keys.count(key) > 1}))
-    yield from (f"{study}: not in the plan: {key}" for key in sorted({*keys} - planned))
+    odd = (row for row in all_rows(study) if row["kind"] not in ("run", "trial", "choice"))
+    yield from (f"{_name(row)}: unknown kind of row" for row in odd)
+    twice = [row for row, key in zip(found, keys, strict=True) if keys.count(key) > 1]
+    yield from (f"{_name(row)}: one of two rows of this run" for row in twice)
+    yield from (f"{_name(row)}: not in the plan" for row, key in zip(found, keys, strict=True) if key not in planned)
     if study not in UNFINISHED:
-        yield from (f"{study}: missing row: {key}" for key in sorted(planned - {*keys}))
+        runs = (f"{arm}, seed {seed}, {stage}" for arm, seed, stage in sorted(planned - {*keys}))
+        yield from (f"studies/{study}: lacks the row of run {run}" for run in runs)
 
 
 def _errors_of_plan(study: str, row: Any) -> Iterator[str]:
@@ -243,7 +314,7 @@ def _errors_of_choices(study: str) -> Iterator[str]:
     for row in all_rows(study):
         copied = [trial for trial in trials if _facts(trial) == _facts(row)]
         if row["kind"] == "choice" and not copied:
-            yield f"{study}: choice {row['arm']}, {row['stage']} is not one of the trials"
+            yield f"{_name(row)}: is not one of the trials"
     for (arm, _, stage), row in rows_of(study).items():
         together = tuning.get("arms") or [arm]
         losses: dict[str, list[float]] = {}
@@ -254,7 +325,7 @@ def _errors_of_choices(study: str) -> Iterator[str]:
                 )
         complete = {settings: np.mean(found) for settings, found in losses.items() if len(found) == len(together)}
         if complete and json.loads(min(complete, key=lambda settings: complete[settings])) != row["settings"]:
-            yield f"{study}: {arm}, seed {row['seed']}, {stage} has settings that are not the best of the trials"
+            yield f"{_name(row)}: has settings that are not the best of the trials"
 
 
 def _facts(row: Any) -> Any:
@@ -271,11 +342,10 @@ def errors_between_rows() -> Iterator[str]:
     known: dict[Any, tuple[Any, str]] = {}
     for study in studies():
         for row in all_rows(study):
-            name = f"{study}: {row['kind']} {row['arm']}, seed {row['seed']}, {row['stage']}"
             for key, fact in _constants(study, row):
-                first, where = known.setdefault(key, (fact, name))
+                first, where = known.setdefault(key, (fact, row.place))
                 if fact != first:
-                    yield f"{name}: {key[0]} differs from {where}"
+                    yield f"{_name(row)}: {key[0]} differs from {where}"
 
 
 def _constants(study: str, row: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -250,7 +250,8 @@ def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Itera
             yield from _errors_of_words(" | ".join(cells), known)
         return
     patterns = [tuple(map(_first_places(row).__getitem__, map(str, _settings(row)))) for row in rows]
-    usual = max(patterns, key=lambda pattern: (patterns.count(pattern), not any(pattern)))
+    several = [pattern for pattern in patterns if len(pattern) > 1]
+    usual = max(several, key=lambda pattern: (several.count(pattern), not any(pattern)), default=())
     asks = [[{(each.split, each.metric, each.format) for each in cell} for cell in row] for row in rows]
     by_column = [set().union(*column) for column in zip(*asks, strict=True)]
     for cells, row, pattern in zip(lines, rows, patterns, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from changes import NUMBERS, Best, Change, Setting, holm, interval, signed, value
-from ledgers import UNFINISHED, all_rows, plan_of, recipe_of, rows_of, stages_of, studies
+from ledgers import STUDIES, UNFINISHED, all_rows, plan_of, recipe_of, rows_of, stages_of, studies
 
 PLATEAU = 1.5 / 8
 """R@1 above which a model has begun to learn positions: 1.5 times that of guessing among eight."""
@@ -396,7 +396,7 @@ def ledgers(words: list[str]) -> str:
             " ".join(re.sub(r"\(R\)|Processor|, torch .*|, 2 cores", " ", row["machine"]).split()) for row in found
         ]
         cells = [
-            f"[{study}]({study}/README.md)",
+            f"[{study}]({_folder_of_page(study)}/README.md)",
             f"{len(found)}",
             ", ".join(f"{steps:,}" for steps in sorted({row["steps"] for row in runs})),
             " to ".join(f"{seed}" for seed in sorted({seeds[0], seeds[-1]})),
@@ -405,6 +405,11 @@ def ledgers(words: list[str]) -> str:
         ]
         lines.append(_line(cells))
     return "\n".join(lines)
+
+
+def _folder_of_page(study: str) -> str:
+    """The study, or the folder of its plan if its page is there."""
+    return study if (STUDIES / study / "README.md").exists() else study.rpartition("/")[0]
 
 
 def _counted(found: Sequence[str]) -> str:

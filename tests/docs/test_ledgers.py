@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def errors_of(ledgers, monkeypatch):
         monkeypatch.setattr(ledgers, "studies", lambda: NEIGHBOURS)
         monkeypatch.setattr(ledgers, "all_rows", lambda study: rows if study == STUDY else originals[study])
         ledgers.rows_of.cache_clear()
-        return [*ledgers.errors_of_ledger(STUDY), *ledgers.errors_between_rows()]
+        return [*ledgers.errors_of_ledger(STUDY)] or [*ledgers.errors_between_rows()]
 
     yield errors_of
     monkeypatch.undo()
@@ -49,6 +50,12 @@ def losses_of(row, split, factor):
 def other_digest(row):
     name = next(iter(row["initial_weights"]))
     row["initial_weights"][name] = "0" * 12
+
+
+def other_seconds(row):
+    row = copy.deepcopy(row)
+    row["seconds"] = 1.0
+    return row
 
 
 CHANGES = {
@@ -72,8 +79,14 @@ CHANGES = {
     "hits": lambda rows: rows[0]["metrics"]["test"].update({"image_to_text/R@1": 0.3}),
     "curve": lambda rows: rows[0]["curve"][1]["val"].update(coca_loss=1.0),
     "missing": lambda rows: rows.pop(),
+    "no metrics": lambda rows: rows[0].pop("metrics"),
+    "text": lambda rows: rows[0].update(steps="600"),
+    "no split": lambda rows: rows[0]["metrics"].update(test=None),
+    "not finite": lambda rows: rows[0]["metrics"]["test"].update(coca_loss=math.nan),
+    "no values": lambda rows: rows[0]["values"]["test"].pop("rank"),
+    "no step": lambda rows: rows[0]["curve"][0].pop("step"),
     "copy": lambda rows: rows.append(copy.deepcopy(rows[0])),
-    "contradiction": lambda rows: rows.append({**copy.deepcopy(rows[0]), "seconds": 1.0}),
+    "contradiction": lambda rows: rows.append(other_seconds(rows[0])),
     "other seed": lambda rows: rows[0].update({key: rows[1][key] for key in ("metrics", "values", "curve")}),
 }
 
@@ -83,7 +96,20 @@ def test_changed_row_fails(ledgers, errors_of, kind):
     rows = copy.deepcopy([*ledgers.all_rows(STUDY)])
     assert errors_of(rows) == []
     CHANGES[kind](rows)
-    assert errors_of(rows)
+    errors = errors_of(rows)
+    assert errors
+    assert all(re.match(r"studies/adamw_long/2400_\w+(/runs\.jsonl:\d+: |: lacks the row of run )", e) for e in errors)
+
+
+def test_line_that_is_not_a_row_is_named(ledgers, monkeypatch, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"kind": "run"}\n[1]\n', encoding="utf-8")
+    monkeypatch.setattr(ledgers, "ROOT", tmp_path)
+    monkeypatch.setattr(ledgers, "ledger_of", lambda study: [path])
+    ledgers.all_rows.cache_clear()
+    (error,) = ledgers.errors_of_ledger(STUDY)
+    ledgers.all_rows.cache_clear()
+    assert error.startswith("runs.jsonl:2: not a row")
 
 
 def test_val_that_moves_the_best_rate_changes_pages(ledgers, monkeypatch):

@@ -42,13 +42,6 @@ def test_each_image_gets_a_line_with_its_path_and_its_caption(grr_coca, run, ima
     assert grr_coca("caption", "-c", run.checkpoint, *image_files).out == said.out
 
 
-@pytest.mark.parametrize("options", [[], ["--temperature", 1, "--max-length", 5]], ids=["greedy", "sampling"])
-def test_the_batch_size_changes_nothing(grr_coca, run, image_files, options):
-    together = grr_coca("caption", "-c", run.folder, *image_files, *options).out
-    assert grr_coca("caption", "-c", run.folder, *image_files, *options, "--batch-size", 2).out == together
-    assert grr_coca("caption", "-c", run.folder, image_files[1], *options).out == together.splitlines(True)[1]
-
-
 def test_tags_follow_the_caption(grr_coca, image_files):
     said = grr_coca("caption", "-c", "icons", image_files[0], "--tags", 3)
     image, caption, tags = said.out.rstrip("\n").split("\t")
@@ -171,19 +164,6 @@ def test_side_cars_in_capitals_are_side_cars(grr_coca, run, image_files, caption
     grr_coca("caption", "-c", run.folder, image_files[0], "--sidecar", "txt", "--overwrite")
     assert sorted(path.name for path in folder.glob("0.*")) == ["0.TXT", "0.webp"]
     assert (folder / "0.TXT").read_text() == f"{captions[str(image_files[0])]}\n"
-
-
-def test_json_says_which_engine_ran_also_on_a_cluster(grr_coca, run, image_files, monkeypatch):
-    def map_here(items, name_of, make_work, batch_size):
-        work = make_work()
-        for start in range(0, len(items), batch_size):
-            yield work(items[start : start + batch_size])
-
-    monkeypatch.setattr("grr_coca.cli.image_work.map_on_ray", map_here)
-    monkeypatch.setattr("grr_coca.cli.caption.require_extra", lambda *_: None)
-    for options in ([], ["--on", "ray", "--batch-size", 2]):
-        said = grr_coca("caption", "-c", run.folder, *image_files, "--json", *options)
-        assert [json.loads(line)["engine"] for line in said.out.splitlines()] == ["torch"] * 3, said.err
 
 
 def test_a_caption_is_never_written_into_an_image(refused, run, image_files, monkeypatch):

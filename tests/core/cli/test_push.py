@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from fake_hub import OWNER, TOKEN, fake_hub
@@ -185,16 +184,6 @@ def test_figures_without_intervals_do_not_go_up(refused, run, tmp_path):
     (tmp_path / "figures.json").write_text('{"split": {}}')
     options = ["--licence", "mit", "--figures", tmp_path / "figures.json"]
     assert "no intervals of 'split'" in refused("push", run.folder, "me/x", *options)
-
-
-def test_figures_of_an_evaluation_are_on_the_card(grr_coca, run, tmp_path):
-    figures = tmp_path / "figures.json"
-    measured = {"CIDEr": {"value": 0.5, "low": 0.25, "high": 0.75}}
-    figures.write_text(json.dumps({"pairs/test.tar": {"metrics": measured}}))
-    said = grr_coca("push", str(run.folder), "me/x", "--licence", "mit", "--figures", str(figures), "--dry-run")
-    assert said.code == 0
-    assert "| test.tar | CIDEr | 0.5 (0.25 to 0.75) |" in said.out
-    assert str(Path(run.folder).parent) not in said.out
 
 
 def test_splits_of_equal_name_each_have_their_figures(grr_coca, run, tmp_path):

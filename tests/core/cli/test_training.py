@@ -4,7 +4,6 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import yaml
 from support import differing, finetuning, real_pairs, snapshot, tiny_recipe, weights, write_shard
 
 from grr_coca.common.files import MANIFEST
@@ -140,27 +139,10 @@ def test_sizes_that_do_not_fit_are_told_with_the_recipe_before_its_pairs_are_rea
     assert f"{path}: model: image_size 20 is not divisible by patch_size 16; the nearest" in refused("pretrain", path)
 
 
-def test_an_unknown_key_names_file_and_nearest_key(refused, recipe_file, tmp_path):
-    path = recipe_file()
-    content = yaml.safe_load(path.read_text())
-    content["optimizer"]["learning_rte"] = 1
-    path.write_text(yaml.safe_dump(content))
-    message = refused("pretrain", path)
-    assert str(path) in message
-    assert "learning_rte" in message
-
-
 def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):
     before = snapshot(run.folder)
     assert "holds a run already" in refused("pretrain", recipe_file(), "--out", run.folder)
     assert snapshot(run.folder) == before
-
-
-def test_own_pairs_too_few_for_the_recipes_validation_are_refused_before_training(refused, recipe_file, tmp_path):
-    few = write_shard(tmp_path / "few.tar", real_pairs(24, "health"))
-    message = refused("pretrain", recipe_file(), "--data", few, "--out", tmp_path / "run")
-    assert "evaluation: batch_size" in message
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_fine_tuning_from_another_preset_names_both(refused, recipe_file, run):

@@ -21,7 +21,6 @@ from grr_coca.model.coca import ImageEncoder
 from grr_coca.train import blocks, setup
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
-from grr_coca.train.recipe import LossRecipe, OptimizerRecipe
 from grr_coca.train.setup import fitted_start, new_checkpoint, training_batches
 
 HALF = "checkpoints/step-000000002"
@@ -97,21 +96,6 @@ def test_a_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):
     fresh = weights(new_checkpoint(recipe, ALONE))
     unmoved = set(fresh) - set(differing(fresh, through))
     assert unmoved == {name for name in fresh if name.startswith("image_encoder.blocks.0.")}
-
-
-def test_defaults_written_out_are_no_option_at_all(plain, tmp_path):
-    recipe, _, expected = plain
-    explicit = replace(
-        recipe,
-        model=replace(recipe.model, num_registers=0, qk_norm="none", contrastive="softmax"),
-        losses=LossRecipe(z_loss_weight=0.0),
-        optimizer=OptimizerRecipe(layer_decay=1.0, learning_rates={}),
-        data=replace(recipe.data, patch_dropout=0.0),
-        ema=None,
-        gradient_checkpointing=0.0,
-        compile=False,
-    )
-    assert differing(weights(pretrain(explicit, tmp_path / "run")), expected) == []
 
 
 # --- Options that leave the numbers, or part of them, as they are

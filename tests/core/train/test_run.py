@@ -146,11 +146,6 @@ def test_the_recipe_that_a_run_wrote_is_its_own(run):
     assert load_recipe(run.folder / "recipe.yaml") == run.recipe
 
 
-def test_another_seed_gives_other_weights(run, tmp_path):
-    pretrain(replace(run.recipe, seed=1), tmp_path / "other")
-    assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "other")))
-
-
 def test_loss_weights_count(run, tmp_path):
     recipe = replace(run.recipe, losses=LossRecipe(contrastive_weight=0.5, captioning_weight=3.0))
     losses = first_losses(recipe, new_checkpoint(recipe, ALONE), tmp_path / "run")

@@ -1,7 +1,6 @@
 """Near-duplicates, and the perceptual hash: an index keeps it, so it must stay the same."""
 
 import io
-import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -10,7 +9,6 @@ from library import make_entry, make_vectors
 from PIL import Image
 
 from grr_coca.data.images import decode_image
-from grr_coca_search import duplicates
 from grr_coca_search.duplicates import (
     BANDS,
     EQUAL_BANDS,
@@ -21,7 +19,7 @@ from grr_coca_search.duplicates import (
     look_of,
     perceptual_hash,
 )
-from grr_coca_search.store import HASHED, Changes
+from grr_coca_search.store import Changes
 
 
 def one_by_one(vectors: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
@@ -57,17 +55,6 @@ def test_hits_join_the_first_group_whose_best_they_look_like(seed):
 
 def test_no_hit_makes_no_group():
     assert fold(np.empty((0, 4)), np.empty(0, np.int64)) == []
-
-
-def test_hits_that_all_look_the_same_are_compared_with_the_best_of_them_alone(monkeypatch):
-    compared = []
-    bits_of = duplicates._differing_bits
-    monkeypatch.setattr(
-        duplicates, "_differing_bits", lambda a, b: compared.append(np.broadcast(a, b).size) or bits_of(a, b)
-    )
-    count = 4000
-    assert fold(np.ones((count, 1)), np.zeros(count, np.int64)) == [list(range(count))]
-    assert sum(compared) < 300 * count
 
 
 def groups_of(store) -> list[list[int]]:
@@ -111,20 +98,6 @@ def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(stor
         hashes[number] = sum(1 << bit for band in others for bit in range(*ends[band : band + 2]))
     add(store, hashes.view(np.int64), make_vectors(len(hashes)) * 0 + make_vectors(1))
     assert [0, len(hashes) - 1] in groups_of(store)
-
-
-def test_single_images_take_the_memory_of_arrays(store, monkeypatch):
-    count = 20_000
-    hashed = np.zeros(count, HASHED)
-    hashed["id"], hashed["digest"] = np.arange(1, count + 1), np.arange(count).astype("S32")
-    monkeypatch.setattr(store, "hashes", lambda: hashed)
-    monkeypatch.setattr(duplicates, "_alike", lambda *_: [])
-    tracemalloc.start()
-    try:
-        assert duplicate_groups(store) == []
-        assert tracemalloc.get_traced_memory()[1] < 170 * count
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_pair_in_a_crowd_is_found_by_bands_that_few_have(store, monkeypatch):

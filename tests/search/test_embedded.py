@@ -36,13 +36,6 @@ def folder_of(store: EmbeddedStore) -> Path:
     return Path(store.location)
 
 
-def test_products_of_halves_are_those_of_numpy(tmp_path):
-    vectors, queries = make_vectors(5000).astype(np.float16), make_vectors(3, seed=1)
-    append_rows(tmp_path / "vectors.f16", 0, vectors)
-    file = VectorFile(tmp_path / "vectors.f16", len(vectors), WIDTH)
-    np.testing.assert_allclose(products(file, queries), np.float32(vectors) @ queries.T, atol=1e-6)
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list its open files")
 def test_vectors_are_read_and_neither_mapped_nor_kept(tmp_path):
     """A mapped file that is cut off ends the process."""
@@ -258,15 +251,6 @@ def test_a_torn_tail_is_cut_to_what_was_committed(store, reopened):
     assert path.stat().st_size == 10 * BYTES
     fill(again, 5, first=10)
     assert path.stat().st_size == 15 * BYTES
-
-
-def test_an_index_that_cannot_be_written_to_is_read(store, monkeypatch):
-    fill(store, 3)
-    store.close()
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    again = open_store(store.location)
-    assert len(again) == 3
-    again.close()
 
 
 def test_who_cannot_write_sees_what_a_writer_has_just_committed(store, reopened, monkeypatch):

@@ -14,12 +14,8 @@ from PIL import Image
 
 import grr_coca
 from grr_coca.cli import main
-from grr_coca.cli.image_work import _worker
 from grr_coca.common.errors import UserError
-from grr_coca.data.image_files import find_images
-from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import _Envelope, _Worker, workers_of
-from grr_coca.model.checkpoint_files import DEFAULT
 
 needs_cluster = pytest.mark.skipif("GRR_COCA_TEST_RAY" not in os.environ, reason="runs by `make test-ray`")
 WORKER = b"MapWorker"
@@ -104,12 +100,6 @@ def test_a_worker_asks_for_a_gpu_where_there_are_any():
     assert workers_of({"CPU": 16.0, "GPU": 2.0}) == (2, {"num_gpus": 1})
     assert workers_of({"CPU": 16.0}) == (16, {"num_cpus": 1})
     assert workers_of({}) == (1, {"num_cpus": 1})
-
-
-def test_what_a_worker_sends_is_one_embedding_for_each_image_without_its_batch(images):
-    folder = locate_checkpoint(DEFAULT)
-    sent = _worker(folder, "auto", None)(find_images([str(images / f"{number}.png") for number in range(8)]))
-    assert [description.embedding.base for description in sent] == [None] * 8
 
 
 def test_a_machine_without_the_callers_folder_works_on_absolute_paths_alone(tmp_path):

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from PIL import Image
 from serving import DRAWINGS, JSON, OPTIONS, SHAPES, serving, wait_until, write_icon_sets
@@ -25,10 +24,8 @@ from grr_coca.data.images import decode_image
 from grr_coca.model.checkpoint_files import RELEVANCE, shipped_folder
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
-from grr_coca_search.entry import Entry, Stamp
 from grr_coca_search.facets import facets
 from grr_coca_search.index import IndexModel
-from grr_coca_search.store import Changes
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
 from grr_coca_serve.served_index import ServedIndex, picture_id
@@ -69,35 +66,6 @@ def test_a_page_behind_the_last_hit_says_what_the_first_page_says(tmp_path, pict
         first, behind = (client.post("/search", {"texts": ["a boat"], "offset": n}).json() for n in (0, 2))
     assert (len(first["hits"]), behind["hits"]) == (2, [])
     assert first["can_tell"] is behind["can_tell"] is False
-
-
-def test_further_pages_repeat_no_hit_and_leave_none_out(tmp_path):
-    location = tmp_path / "many.index"
-    vectors = np.random.default_rng(0).standard_normal((300, 128)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    entries = [
-        Entry(
-            name=f"/{number}.png",
-            root="/",
-            file=f"/{number}.png",
-            offset=None,
-            stamp=Stamp(1, number),
-            digest=f"{number:032x}",
-            phash=number * 0x1E3779B97F4A7C15 % 2**63,
-            width=9,
-            height=9,
-            caption="red heart " * (1 + number % 7) + "of paper " * (number % 11),
-        )
-        for number in range(300)
-    ]
-    with grr_coca.Index.open(location, "icons", create=True) as made:
-        made.store.commit(Changes(added=list(zip(entries, vectors, strict=True))))
-    with serving(location) as client:
-        pages = [
-            client.post("/search", {"texts": ["red heart"], "offset": n}).json()["hits"] for n in range(0, 300, 60)
-        ]
-    found = [hit["name"] for page in pages for hit in page]
-    assert sorted(found) == sorted(entry.name for entry in entries)
 
 
 def test_fields_are_counted_however_short_the_machine_runs(index, monkeypatch):

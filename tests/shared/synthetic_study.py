@@ -170,26 +170,20 @@ def _captions(arm: str) -> tuple[CaptionedExample, ...]:
     return tuple(CaptionedExample(f"{row[0]}.png", (row[0],), row[said]) for row in CAPTIONS)
 
 
+def plain_row(**changes: object) -> LedgerRow:
+    """A row of which only the changes matter."""
+    values: dict[str, object] = {"arm": "grr_coca", "seed": 0, "stage": "emoji", "recipe_digest": "r1"}
+    values |= {"data_digest": "d", "commit": "abc", "machine": "none", "precision": "fp32", "steps": 6, "seconds": 1.5}
+    values |= {"parameters": 2, "image_encoder_parameters": 1, "flops_per_pair": 3, "metrics": {}}
+    return LedgerRow(**values | changes)
+
+
 def pretended_row(task: Task) -> LedgerRow:
     """The row of a task that was not trained."""
-    return LedgerRow(
-        arm=task.arm,
-        seed=task.seed,
-        stage=task.stage,
-        recipe_digest=task.recipe_digest,
-        data_digest=task.data_digest,
-        start_data_digest=task.start_data_digest,
-        commit="abc",
-        machine="none",
-        precision="fp32",
-        settings=task.settings,
-        steps=task.recipe.schedule.steps,
-        seconds=1.0,
-        parameters=2,
-        image_encoder_parameters=1,
-        flops_per_pair=3,
-        metrics={"val": {"coca_loss": 1.0}, **({"test": {"CIDEr-D": 1.0}} if task.scores_captions else {})},
-    )
+    names = ("arm", "seed", "stage", "recipe_digest", "data_digest", "start_data_digest", "settings")
+    metrics = {"val": {"coca_loss": 1.0}, **({"test": {"CIDEr-D": 1.0}} if task.scores_captions else {})}
+    asked = {name: getattr(task, name) for name in names}
+    return plain_row(**asked, steps=task.recipe.schedule.steps, metrics=metrics)
 
 
 def diverged(recipe, start, folder, *rest):

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -196,16 +195,6 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(module.Claim, "write", no_space_left)
     with pytest.raises(UserError, match=r"\.run\.claim-0: cannot be written \(No space left on device\)"):
         Claims(tmp_path).take("run")
-
-
-def test_where_nothing_tells_of_starts_a_machine_is_known_by_its_name(monkeypatch):
-    def missing(*_):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-    monkeypatch.setattr(os, "readlink", missing)
-    names = [module._machine.__wrapped__() for _ in range(2)]
-    assert names[0] == names[1]
-    assert names[0].startswith(f"{platform.node()} ")
 
 
 def test_a_claim_is_held_as_long_as_one_of_its_processes_on_this_machine_runs(tmp_path, elsewhere):

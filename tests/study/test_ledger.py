@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from synthetic_study import plain_row
 
 from grr_coca.common.errors import UserError
 from grr_coca_study.ledger import Digests, best_point, cost, read_ledger, write_digests
@@ -24,23 +25,9 @@ PLAN = Plan(
 
 
 def a_row(arm: str = "grr_coca", seed: int = 0, loss: float = 2.5, **changes: object) -> LedgerRow:
-    row = LedgerRow(
-        arm=arm,
-        seed=seed,
-        stage="emoji",
-        recipe_digest={"grr_coca": "r1", "baseline_coca": "r2"}.get(arm, "none"),
-        data_digest="d",
-        commit="abc",
-        machine="a machine",
-        precision="fp32",
-        steps=6,
-        seconds=1.5,
-        parameters=10,
-        image_encoder_parameters=4,
-        flops_per_pair=100,
-        metrics={"val": {"coca_loss": loss}, "test": {"coca_loss": loss, "R@1": 0.5}},
-    )
-    return replace(row, **changes)
+    digest = {"grr_coca": "r1", "baseline_coca": "r2"}.get(arm, "none")
+    metrics = {"val": {"coca_loss": loss}, "test": {"coca_loss": loss, "R@1": 0.5}}
+    return plain_row(**{"arm": arm, "seed": seed, "recipe_digest": digest, "metrics": metrics, **changes})
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from grr_coca_study.stages import (
 )
 
 STUDIES = Path(__file__).parents[2] / "studies"
-PRIMARY = STUDIES / "primary"
 
 
 def other(**keys: object) -> dict[str, object]:

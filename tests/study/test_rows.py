@@ -7,27 +7,15 @@ from dataclasses import replace
 
 import pytest
 from support import syncs_and_renames
+from synthetic_study import plain_row
 
 from grr_coca.common.errors import UserError
 from grr_coca_study.rows import CaptionedExample, CurvePoint, LedgerRow, RowFolder, row_name, write_to_study
 
 
 def a_row(**changes: object) -> LedgerRow:
-    row = LedgerRow(
-        arm="grr_coca",
-        seed=0,
-        stage="emoji",
-        recipe_digest="r1",
-        data_digest="d",
-        commit="abc",
-        machine="a machine",
-        precision="fp32",
+    row = plain_row(
         settings={"optimizer.lr": 0.003, "optimizer.name": "muon"},
-        steps=6,
-        seconds=1.5,
-        parameters=10,
-        image_encoder_parameters=4,
-        flops_per_pair=100,
         curve=(CurvePoint(3, {"contrastive": 2.0}, {"coca_loss": 4.0}),),
         metrics={"test": {"coca_loss": 2.5, "R@1": 0.5}},
         values={"test": {"nll": [1.5, 2.25], "rank": [0, 3]}},
@@ -131,18 +119,3 @@ def test_a_long_name_is_cut_before_its_digest(files):
     for seed, name in enumerate(names):
         files.publish(name, a_row(seed=seed))
     assert [row.seed for row in sorted(files.new_rows(), key=lambda row: row.seed)] == [0, 1]
-
-
-def test_two_processes_of_one_number_do_not_write_to_one_file(files, monkeypatch):
-    """Containers on several machines count their processes from 1."""
-    monkeypatch.setattr(os, "getpid", lambda: 7)
-    written = []
-
-    def write(path, content):
-        written.append(path)
-        path.write_bytes(content)
-
-    monkeypatch.setattr("grr_coca_study.rows.write_whole", write)
-    for _ in range(2):
-        files.publish("one", a_row())
-    assert len(set(written)) == 2

@@ -7,16 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from processes import running
 
 import grr_coca as package
-from grr_coca_search import update
 from grr_coca_search.relevance import MIN_RELEVANCE
 
 DRAWINGS = Path(__file__).parents[3] / "docs" / "drawings"
@@ -121,27 +118,6 @@ def test_an_index_that_is_watched_follows_its_folder(tmp_path, drawings):
         assert process.wait(60) == 130
 
 
-def test_hours_of_captioning_keep_a_watched_folder_waiting_no_longer(grr_coca, monkeypatch, tmp_path):
-    hour, hours, pauses, describe = 3600, [], [], update._Run.describe
-
-    def describe_for_an_hour(*arguments):
-        describe(*arguments)
-        hours.append(hour)
-
-    def pause(seconds):
-        pauses.append(seconds)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(update._Run, "describe", describe_for_an_hour)
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(hours), sleep=pause)
-    for module in ("commands.index", "update"):  # and not of servers that run beside this
-        monkeypatch.setattr(f"grr_coca_search.{module}.time", clock)
-    with pytest.raises(KeyboardInterrupt):
-        grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index", "--watch")
-    assert len(hours) == len(pauses) == 1
-    assert pauses[0] < hour
-
-
 # --- search
 
 
@@ -223,10 +199,6 @@ def test_paths_for_pipes_end_with_null_bytes(grr_coca, drawings):
     assert said.out.count("\0") == 2
     assert said.out.endswith("\0")
     assert said.out == grr_coca("search", drawings / "index", "guitar", "--null", "-n", 2).out
-
-
-def test_words_are_looked_for_in_names_too(search):
-    assert "sailboat" in stems(search("sailboat", "-n", 2))
 
 
 def test_words_in_names_count_unless_there_is_more_than_words_or_it_is_not_wanted(search):

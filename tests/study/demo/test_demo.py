@@ -1,19 +1,12 @@
 """The whole comparison, from a plan to a report."""
 
-import errno
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from processes import running
 from support import CPU, real_pairs, snapshot
 from synthetic_study import rows_of, write_study
 from workers_here import WorkersHere, work_here
@@ -26,7 +19,6 @@ from grr_coca.train.numerics import Numerics
 from grr_coca_study.commands.demo import _closing_words
 from grr_coca_study.demo.folder import DemoPlace, begin, finish, make_folder
 from grr_coca_study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
-from grr_coca_study.exhibits import Exhibits
 from grr_coca_study.running.agenda import Agenda
 from grr_coca_study.running.stage import run_stage
 
@@ -71,24 +63,6 @@ def assert_runs_are_complete(out: Path, steps: list[int]) -> None:
         assert [from_pretrained(run).step for run in runs] == steps, "every domain starts from the pretrained model"
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def steps_saved(out: Path) -> list[str]:
     return sorted(str(point.relative_to(out)) for point in out.glob("*/*/checkpoints/step-*"))
 
@@ -111,46 +85,6 @@ def test_a_demo_that_is_stopped_goes_on_and_ends_with_table_and_report(write_pla
     assert_runs_are_complete(out, steps=[6, 9, 9])
     make_folder(out, load_demo(plan))  # nothing in it is strange to the next demo
     assert_tells_what_was_measured(out)
-
-
-@pytest.mark.ci
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
-def test_a_demo_that_is_stopped_and_killed_goes_on_and_ends_as_one_that_was_not(
-    write_plan, tmp_path, capfd, monkeypatch
-):
-    plan = write_plan(schedules={6: 0.5, 600: None}, finetune=["health.yaml"])
-    recipe, out, other = plan.with_name("pictograms.yaml"), tmp_path / "out", tmp_path / "other"
-    recipe.write_text(recipe.read_text().replace("steps: 6", "steps: 60"))
-    command = [sys.executable, "-m", "grr_coca", "demo", str(plan), "--out", str(out), "--steps", "60"]
-
-    def trains() -> bool:
-        return all((out / preset / "pictograms" / "metrics.jsonl").exists() for preset in PRESETS)
-
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with running(command, **pipes, start_new_session=True) as demo:
-        wait_until(trains)
-        os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
-        _, said = demo.communicate(timeout=120)
-    assert demo.returncode == 130
-    assert "Traceback" not in said
-    assert said.splitlines()[-1] == "SIGINT: what was trained is saved, and the same command continues"
-    assert {point.split("/")[0] for point in steps_saved(out)} == set(PRESETS), "both arms have saved"
-
-    with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
-        wait_until(lambda: len(children_of(demo.pid)) >= 3)  # both arms, and a tracker of resources
-        arms = children_of(demo.pid)
-    wait_until(lambda: not any(map(runs, arms)))
-
-    assert main(command[3:]) == 0
-    assert "it continues" in capfd.readouterr().out
-    work_here(monkeypatch)
-    assert main([*command[3:-4], "--steps", "60", "--out", str(other)]) == 0
-    assert (out / "table.txt").read_text() == (other / "table.txt").read_text()
-    assert (other / "table.txt").read_text().strip() in capfd.readouterr().out
-    outcome = "exhibits figures index report.html report.md results.json showcase table.txt"
-    assert {path.name for path in other.iterdir()} == {"plan.yaml", "rows", "digests.json", *PRESETS, *outcome.split()}
-    make_folder(other, load_demo(plan))  # nothing in it is strange to the next demo
-    assert_runs_are_complete(other, steps=[60, 63])
 
 
 def arm_of(plan, arm, out):
@@ -275,18 +209,6 @@ def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys
     assert "num_hits is 3, not 4; replace the demo by --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
     assert "holds a demo of 4 steps, not 5" in capsys.readouterr().err
-
-
-def test_a_full_disk_at_the_end_of_a_demo_is_named_with_the_way_out(write_plan, tmp_path, monkeypatch):
-    def full(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("grr_coca_study.demo.folder.make_exhibits", lambda *arguments: Exhibits())
-    monkeypatch.setattr("grr_coca_study.exhibits.write_whole", full)
-    plan = load_demo(write_plan())
-    write_study(tmp_path, yaml.safe_load((tmp_path / "plan.yaml").read_text()), rows_of(PRESETS, [0]))
-    with pytest.raises(UserError, match=r"No space left on device\); free some space; the same command then continues"):
-        finish(plan, tmp_path, WorkersHere())
 
 
 def test_a_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_study import write_study
+from synthetic_study import plain_row, write_study
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca_study.ledger import Ledger
@@ -38,23 +38,9 @@ def plan(seeds: int, **changes: object) -> Plan:
 
 def row(arm: str, point: Settings, seed: int, val: float, test: float) -> LedgerRow:
     """A row with these logarithms of losses."""
-    return LedgerRow(
-        arm=arm,
-        seed=seed,
-        stage="pictograms",
-        recipe_digest=f"{point}",
-        data_digest="d" * 16,
-        commit="c",
-        machine="m",
-        precision="fp32",
-        settings=dict(point),
-        steps=6,
-        seconds=1.0,
-        parameters=2,
-        image_encoder_parameters=1,
-        flops_per_pair=1,
-        metrics={"val": {"coca_loss": math.exp(val)}, "test": {"coca_loss": math.exp(test)}},
-    )
+    metrics = {"val": {"coca_loss": math.exp(val)}, "test": {"coca_loss": math.exp(test)}}
+    asked = {"stage": "pictograms", "recipe_digest": f"{point}", "data_digest": "d" * 16, "settings": dict(point)}
+    return plain_row(arm=arm, seed=seed, metrics=metrics, **asked)
 
 
 Logs = Mapping[str, list[list[float]]]

@@ -1,12 +1,8 @@
 """A row says what its run started from and which code ran: both members of a pair begin alike."""
 
-import errno
-import os
-import platform
 import signal
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from support import ALONE, CPU, real_pairs, tiny_recipe, write_shard
@@ -114,19 +110,6 @@ def test_the_precision_of_muons_products_is_told_if_it_is_another(name, muon, to
     recipe = tiny_recipe("pairs.tar", precision="fp32")
     recipe = replace(recipe, optimizer=replace(recipe.optimizer, name=name, muon_precision=muon))
     assert provenance._precision_name(recipe) == told
-
-
-def test_a_processor_has_a_name_on_every_system(monkeypatch):
-    read = Path.read_text
-    monkeypatch.setattr(platform, "processor", lambda: "a processor")
-
-    def missing(path, **options):
-        if path == Path("/proc/cpuinfo"):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return read(path, **options)
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    assert provenance._processor() == "a processor"
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import ALONE, CPU, no_space_left, real_pairs, tiny_recipe, warnings_of, with_caption, write_shard
+from support import ALONE, CPU, real_pairs, tiny_recipe, warnings_of, with_caption, write_shard
 from synthetic_study import PRETRAINING
 
-from grr_coca.common.errors import DiskError
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.anatomy import flops_per_pair
 from grr_coca.train.setup import new_checkpoint
@@ -18,7 +17,6 @@ from grr_coca.train.step import Trainer
 from grr_coca_study.running import stage as stage_module
 from grr_coca_study.running.stage import caption_lengths, run_flops, run_stage, step_flops
 
-ARMS = ("baseline_coca", "grr_coca")
 ONE_RUN = {"seeds": [0], "finetune": [], "endpoints": PRETRAINING}
 
 
@@ -66,15 +64,6 @@ def test_a_broken_validation_image_is_left_out_after_training_as_during_it(agend
     task = replace(task, recipe=replace(task.recipe, data=replace(task.recipe.data, val=str(val))))
     with warnings_of("grr_coca.train.setup"):
         assert run_stage(task, CPU, lambda _: None).metrics["val"]["num_pairs"] == 16
-
-
-def test_a_full_disk_at_the_end_of_a_run_is_named(agenda_of, monkeypatch):
-    (task,) = agenda_of("grr_coca", **ONE_RUN).open_tasks()
-    monkeypatch.setattr(stage_module, "_trained_and_measured", lambda *_: None)
-    monkeypatch.setattr(stage_module, "write_whole", no_space_left)
-    task.folder.mkdir(parents=True)
-    with pytest.raises(DiskError, match=rf"{task.folder}: cannot be written to \(No space left on device\)"):
-        run_stage(task, CPU, lambda _: None)
 
 
 def test_the_seconds_of_a_run_are_noted_each_minute_and_by_the_next_process_added_to(tmp_path, monkeypatch):

@@ -307,23 +307,6 @@ def test_a_run_that_another_process_ended_before_it_was_claimed_is_not_done_agai
     assert list(study.out.rglob(".*claim*")) == []
 
 
-def test_a_worker_ends_a_run_that_was_taken_over(tmp_path, monkeypatch):
-    claim = Claims(tmp_path).take("run")
-    told = []
-
-    def run_stage(task, device, tell):
-        tell(1)
-        Claim(tmp_path, "run", claim.number + 1).path.touch()
-        tell(2)
-        raise AssertionError("it goes on")
-
-    monkeypatch.setattr(running, "run_stage", run_stage)
-    monkeypatch.setattr(running, "tell_progress", told.append)
-    with pytest.raises(running._TakenOverError):
-        running._in_worker(None, claim, 0.0)
-    assert told == [1]
-
-
 def test_a_file_in_the_place_of_a_study_is_told(study):
     study.lay_out(**ONE_RUN)
     study.out.write_text("in the way")
@@ -450,16 +433,6 @@ def test_trials_of_an_earlier_grid_choose_nothing(study):
     assert len(second.tried) == 2 * 4, "fine-tunings start from another model now"
     assert any(note.startswith("grr_coca, lr 0.1, seed 9, pictograms: not counted: another") for note in second.notes)
     assert tuned(0.1, 0.2).chosen == first.chosen
-
-
-def test_a_study_in_a_folder_that_is_a_link_goes_on(study, tmp_path):
-    disk = tmp_path / "disk" / "far" / "away"
-    disk.mkdir(parents=True)
-    study.out.symlink_to(disk)
-    study.lay_out(**ONE_RUN)
-    assert len(study.run()) == 2
-    assert plan_of_folder(study.out) == study.plan
-    assert study.run() == []
 
 
 def test_another_plan_that_a_person_wrote_is_not_overwritten(study, tmp_path):

@@ -50,12 +50,6 @@ def test_a_batch_has_the_lengths_of_its_distribution(distribution, mean_words):
     assert sorted(lengths) == sorted(batch_lengths(distribution, 32, seed=1))
 
 
-def test_the_worst_case_is_all_of_the_context():
-    from training import batch_lengths
-
-    assert batch_lengths("full", 3, seed=0) == [76, 76, 76]
-
-
 def test_the_rule_of_engines_is_that_of_the_table():
     """`engine="auto"` takes ONNX Runtime up to the width at which it was never behind."""
     from grr_coca.infer.load import MAX_ONNX_WIDTH
@@ -92,22 +86,3 @@ def test_sides_take_turns_and_as_many_as_fit_into_the_time():
     assert in_turn(sides, 9, fewest=3, within=0) == {"torch": [1] * 3, "onnx": [1] * 3}
     assert in_turn(sides, 9, fewest=3, within=3600) == {"torch": [1] * 9, "onnx": [1] * 9}
     assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2
-
-
-def test_a_worker_that_fails_is_shown(tmp_path, monkeypatch):
-    import harness
-
-    (tmp_path / "echo.py").write_text(
-        "import harness\n"
-        "class Echo:\n"
-        "    def __init__(self, setup): self.about = setup\n"
-        "    def say(self, text): return {'said': text[0]}\n"
-        "harness.serve(Echo, ('say',))\n"
-    )
-    monkeypatch.setattr(harness, "HERE", tmp_path)
-    environment = {"PYTHONPATH": str(ROOT / "benchmarks")}
-    with harness.Worker("echo.py", {"name": "echo", "threads": 1}, environment=environment) as worker:
-        assert worker.about == {"name": "echo", "threads": 1}
-        assert worker.ask("say", text="hello") == {"said": "h"}
-        with pytest.raises(harness.WorkerError, match=r"echo ended with code 1(?s:.*)IndexError"):
-            worker.ask("say", text="")

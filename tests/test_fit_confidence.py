@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fit_confidence
-from grr_coca.model.checkpoint_files import Figure, shipped_folder, shipped_models
+from grr_coca.model.checkpoint_files import shipped_folder, shipped_models
 
 
 def test_the_curve_is_the_one_that_the_captions_were_drawn_from():
@@ -28,14 +28,6 @@ def test_a_share_has_wilsons_interval():
     figure = fit_confidence.share(np.array([1.0] * 9 + [0.0]))
     assert (figure.value, figure.low, figure.high) == pytest.approx((0.9, 0.596, 0.982), abs=1e-3)
     assert fit_confidence.share(np.ones(38)).high == 1
-
-
-def test_the_bins_and_the_surest_are_shares_of_right_captions():
-    figures = fit_confidence.reliability(np.linspace(0.001, 0.999, 1000), np.arange(1000) >= 500)
-    assert figures["30 to 40 %"].value == 0
-    assert figures["surest 25 %"].value == 1
-    assert figures["surest 50 %"].value == 1
-    assert figures["captions"] == Figure(1000, 1000, 1000)
 
 
 def test_the_section_of_the_card_that_ships_is_made_of_its_figures():

@@ -12,25 +12,12 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import changed_folder, verify_folder
 from grr_coca.model.checkpoint_files import Figure, shipped_folder, shipped_models
 
-PAGE = "# model\n\n## One\n\nfirst\n\n## Two\n\nsecond\n\n## Three\n\nthird\n"
-
 
 def test_a_model_that_does_not_ship_is_refused_with_the_nearest_name():
     assert fitting.folder_of("icons") == shipped_folder("icons")
     for find in (fitting.folder_of, fitting.card_text):
         with pytest.raises(UserError, match=r"did you mean 'icons'\?"):
             find("icon")
-
-
-@pytest.mark.parametrize(
-    ("title", "page"),
-    [
-        ("## Two", PAGE.replace("second", "new")),
-        ("## New", PAGE.replace("## Three", "## New\n\nnew\n\n## Three")),
-    ],
-)
-def test_a_section_replaces_the_one_of_its_title_or_stands_before_another(title, page):
-    assert fitting.with_section(PAGE, [title, "", "new"], "## Three") == page
 
 
 def test_figures_of_a_split_are_added_to_those_that_it_has(tmp_path):

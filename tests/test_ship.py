@@ -12,15 +12,12 @@ from support import DATASETS, finished_run
 import fitting
 import ship
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import changed_folder, verify_folder
+from grr_coca.common.files import verify_folder
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.model.checkpoint_files import (
-    CONFIDENCE,
     FILES,
     GRAPHS,
-    PHOTOGRAPHS,
-    Figure,
     fingerprint,
     shipped_folder,
     shipped_models,
@@ -30,17 +27,6 @@ from grr_coca.train.recipe import CheckpointRecipe
 WORDS = {
     key: f"the {key}" for key in ("summary", "data", "licence", "recipe", "reproduce", "training", "uses", "licences")
 }
-
-
-def test_search_has_a_table_of_its_own():
-    table = ship.search_table({"all tags": {"ours": Figure(0.5, 0.4, 0.6), "BM25": Figure(0.1, 0.0, 0.2)}})
-    assert table == [
-        "| | ours | BM25 |",
-        "|---|---|---|",
-        "| all tags | 0.500 (0.400 to 0.600) | 0.100 (0.000 to 0.200) |",
-        "",
-    ]
-    assert ship.search_table({}) == []
 
 
 def write_names(checkpoint, folder):
@@ -111,25 +97,6 @@ def test_a_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
     assert after["checkpoint"] == before["checkpoint"] == fingerprint(folder), "an index of these weights stays valid"
     assert {n for n, entry in after["files"].items() if entry != before["files"][n]} == {"step.onnx"}
     assert after["files"].keys() == before["files"].keys()
-
-
-def test_photographs_are_known_by_the_same_numbers_if_images_are_seen_alike(run, tmp_path, monkeypatch):
-    heads = (*ship.retrieval_heads("text_to_image"), *ship.retrieval_heads("image_to_text"), *ship.CAPTIONS)
-    monkeypatch.setattr(ship, "figures", lambda *_: dict.fromkeys(heads, Figure(1, 1, 1)))
-    folder = tmp_path / "weights" / "mine"
-    ship.write_model(run, "mine")
-    assert not (folder / PHOTOGRAPHS).exists()
-    with changed_folder(folder) as partial:
-        (partial / PHOTOGRAPHS).write_text("numbers")
-        (partial / CONFIDENCE).write_text("numbers of other weights")
-    ship.write_model(run, "mine")
-    assert (folder / PHOTOGRAPHS).read_text() == "numbers"
-    assert not (folder / CONFIDENCE).exists()
-    verify_folder(folder)
-    with changed_folder(folder) as partial:
-        (partial / "preprocess.json").write_text("another size")
-    ship.write_model(run, "mine")
-    assert not (folder / PHOTOGRAPHS).exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Captions of icons: words of the thing, without those of drawing style."""
 
 import pytest
-from icon_captions import brand_captions, further_caption, is_logo
 
 from grr_coca_icons.icon_names import Styles, caption_of, style_words
 
@@ -45,30 +44,3 @@ def test_declared_endings_and_frequent_beginnings_are_style():
     assert caption_of("round-home", styles) == "home"
     assert caption_of("home-20-regular", styles) == "home"
     assert caption_of("round", styles) == "round"
-
-
-@pytest.mark.parametrize(
-    ("words", "caption"),
-    [
-        ("bx-comment", "comment"),
-        ("Pie_Chart-outline", "pie chart"),
-        ("two way", "two way"),
-        ("123", None),
-        ("façade", None),
-        ("interface signal graph heart line beat square", None),
-    ],
-)
-def test_a_further_caption_is_short_and_of_words(words, caption):
-    assert further_caption(words) == caption
-
-
-def test_logos_are_told_by_their_names_and_by_what_logo_sets_agree_on():
-    sets = [
-        ["github", "apple", "line", "target"],
-        ["github", "apple", "line"],
-        ["github", "apple-solid", "line", "acme"],
-    ]
-    brands = brand_captions(sets)
-    assert brands == {"github", "apple"}
-    names = ["brand-acme", "logo-acme", "acme-logo", "github", "social-github", "line", "target", "social-distancing"]
-    assert [is_logo(name, caption_of(name, Styles()), brands) for name in names] == [True] * 5 + [False] * 3

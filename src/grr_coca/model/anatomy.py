@@ -23,11 +23,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-UNCOUNTED = {flash_attention_of_cpu(): _attention}
+UNCOUNTED = {flash_attention_of_cpu(): lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
 """FLOP formulas of operations that torch's counter lacks."""
 
 

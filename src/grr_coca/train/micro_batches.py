@@ -45,15 +45,8 @@ def accumulate_gradients(
     """Compute what the backward pass of `batch_loss` over all micro-batches would compute, in the memory of one.
 
     Each micro-batch is run twice, the first time without a graph. The gradients are those of the loss times the number
-    of ranks. Returns this rank's part of the losses, detached from the graph.
-
-    Args:
-        model: the model on all ranks.
-        micro_batches: this rank's share of the batch. All ranks have as many pairs, in as many micro-batches.
-        num_tokens: tokens to predict in the global batch.
-        weights: weights of the losses.
-        precision: context of the forward passes.
-        scale: factor of all gradients, but not of the losses.
+    of ranks. Returns this rank's part of the losses, detached from the graph. Arguments are those of
+    `grr_coca.train.step.compute_gradients`.
     """
     ranks = model.ranks
     one_by_one = [[batch] for batch in micro_batches]

@@ -25,10 +25,13 @@ class Command(NamedTuple):
     Attributes:
         function: Its module and the function there, such as `grr_coca.cli.caption:run`.
         summary: One line that says what the command does.
+        decoder: Module by which it decodes images in helper programs. One is started first, and imports what it needs
+            while this process does.
     """
 
     function: str
     summary: str
+    decoder: str = ""
 
     def load(self) -> Callable[..., int | None]:
         """Import the function of the command."""
@@ -46,8 +49,10 @@ CORE = {
         "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
     ),
     "compare": Command("grr_coca.cli.compare:compare_checkpoints", "two checkpoints side by side on the same splits"),
-    "caption": Command("grr_coca.cli.caption:run", "caption images with a checkpoint"),
-    "embed": Command("grr_coca.cli.embed:run", "embed images or texts as vectors that can be compared"),
+    "caption": Command("grr_coca.cli.caption:run", "caption images with a checkpoint", "grr_coca.data.decoding"),
+    "embed": Command(
+        "grr_coca.cli.embed:run", "embed images or texts as vectors that can be compared", "grr_coca.data.decoding"
+    ),
     "classify": Command("grr_coca.cli.classify:run", "say which of some labels fit images best"),
     "explain": Command(
         "grr_coca.cli.explain:run", "show where a model looks for each word of a caption, or for a text"
@@ -160,6 +165,10 @@ def _dispatch(argv: list[str]) -> int:
     if command is None:  # the first of two words
         print(_usage(name))
         return 0 if rest else 2
+    if command.decoder and not {"-h", "--help"} & set(rest):
+        from grr_coca.data.isolated import helpers
+
+        helpers.start(command.decoder)
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")  # its import reads this; it knows neither
     import tyro

@@ -18,8 +18,7 @@ from grr_coca.cli.output import failure_lines
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile, decoded, find_images
-from grr_coca.data.images import DECODING, has_more_frames
-from grr_coca.data.isolated import helpers
+from grr_coca.data.images import has_more_frames
 from grr_coca.data.walk import Exclusions
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.on_ray import Machines, map_on_ray
@@ -140,7 +139,6 @@ def describe_images(
         UserError: Ray is not installed, its cluster cannot be reached, or the work itself fails.
     """
     if on == "this":
-        helpers.start(DECODING)  # while the model is loaded
         model = grr_coca.load(folder, engine=engine)
         if captioning is None:
             model.warn_if_unfit()

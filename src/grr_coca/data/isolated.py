@@ -31,7 +31,6 @@ from typing import Any
 from grr_coca.common.errors import UserError
 from grr_coca.common.threads import num_threads
 from grr_coca.data import isolated_program as program
-from grr_coca.data.sources.base import BadSample, Cause
 
 _NEW_GROUP = 0x200
 """`CREATE_NEW_PROCESS_GROUP` of Windows."""
@@ -55,7 +54,7 @@ _MAX_BYTES_TOGETHER = 2**22
 
 @dataclass(frozen=True, kw_only=True)
 class HelperLimits:
-    """HelperLimits of helper programs.
+    """Limits of helper programs.
 
     Attributes:
         cpu_seconds: Maximum processor time for a content.
@@ -246,7 +245,7 @@ class Helpers:
     """The helpers of this process. Idle helpers are kept.
 
     Args:
-        limits: HelperLimits of each helper.
+        limits: Limits of each helper.
     """
 
     def __init__(self, limits: HelperLimits | None = None) -> None:
@@ -320,12 +319,14 @@ class Helpers:
 
     def _answers(
         self, module: str, function: str, contents: Sequence[Content], arguments: dict[str, Any]
-    ) -> list[Answer | BadSample]:
+    ) -> list[Answer | UserError]:
         if len(contents) > 1:
             with suppress(_HelperExit, OSError):
                 return self._call(module, function, contents, arguments, self.limits.memory)
             # One of them ended the helper: each separately.
             return [answer for one in contents for answer in self._answers(module, function, [one], arguments)]
+        from grr_coca.data.sources.base import BadSample, Cause  # late, as NumPy: a command starts a helper first
+
         name, seconds = contents[0].name, self._seconds(contents[0])
         try:
             return self._call(module, function, contents, arguments, self.limits.memory, is_last=False)
@@ -349,9 +350,11 @@ class Helpers:
         memory: int,
         *,
         is_last: bool = True,
-    ) -> list[Answer | BadSample]:
+    ) -> list[Answer | UserError]:
         """Call a function once. `is_last`: False: if its helper ends, call it once more, in a new helper: the old one
         may have been late, or out of memory after thousands of calls."""
+        from grr_coca.data.sources.base import BadSample, Cause
+
         heads = [(one.name, len(one.data), self._seconds(one), one.arguments) for one in contents]
         call = pickle.dumps((module, function, memory, heads, arguments))
         helper = self._taken(frozenset({module, *(name for one in contents for name in one.needs)}))
@@ -363,15 +366,13 @@ class Helpers:
                 raise
             return self._call(module, function, contents, arguments, memory)
         self._release(helper)
-        found: list[Answer | BadSample] = []
+        found: list[Answer | UserError] = []
         start = 0
         for one, (code, facts, size) in zip(contents, answers, strict=True):
             if code == program.DONE:
                 found.append((facts, results[start : start + size]))
-            elif code == program.DEFECT:
-                raise RuntimeError(f"{one.name}: {facts.get('message')}")
             elif code == program.REJECTED:
-                found.append(BadSample(str(facts["message"]), Cause(facts["cause"])))
+                found.append(BadSample(str(facts["message"]), Cause(facts["cause"] or Cause.BROKEN_IMAGE)))
             elif memory < self.limits.most_memory:
                 with self._one_large:
                     found += self._call(module, function, [one], arguments, self.limits.most_memory)

@@ -22,7 +22,7 @@ REQUEST = struct.Struct("<II")
 """The bytes of a call (pickled by the parent), and of all contents together, which follow."""
 ANSWER = struct.Struct("<II")
 """The bytes of the answers as JSON (for each content a code, facts and the size of a result), and of all results."""
-DONE, REJECTED, OUT_OF_MEMORY, DEFECT = range(4)
+DONE, REJECTED, OUT_OF_MEMORY = range(3)
 
 LATE = 1
 """The exit code after too much wall time, where the parent cannot measure it."""
@@ -138,9 +138,8 @@ def _called(
         return OUT_OF_MEMORY, {}, b""
     except BaseException as error:  # a panic of Rust is not an `Exception`
         cause = getattr(error, "cause", None)
-        if cause is None:
-            return DEFECT, {"message": f"{type(error).__name__}: {error}"[:2000]}, b""
-        return REJECTED, {"message": str(error)[:2000], "cause": cause}, b""
+        message = str(error) if cause else f"{name}: its decoder fails ({type(error).__name__}: {error})"
+        return REJECTED, {"message": message[:2000], "cause": cause}, b""
 
 
 if __name__ == "__main__":

@@ -3,7 +3,11 @@
 from grr_coca.cli import Command
 
 COMMANDS = {
-    "index": Command("grr_coca_search.commands.index:run", "index images for search, or update an index"),
+    "index": Command(
+        "grr_coca_search.commands.index:run",
+        "index images for search, or update an index",
+        "grr_coca_search.picture_facts",
+    ),
     "search": Command("grr_coca_search.commands.search:search_index", "find images of an index by text or by image"),
     "duplicates": Command(
         "grr_coca_search.commands.search:list_duplicates",

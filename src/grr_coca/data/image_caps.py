@@ -12,8 +12,6 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from grr_coca.data.sources.base import BadSample, Cause
 
 MAX_PIXELS = 100_000_000
@@ -121,17 +119,13 @@ def _check_jpeg(data: bytes) -> None:
 def _check_scans(data: bytes, start: int, pixels: int) -> None:
     limit = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels))
     # At most this many: the bytes may also occur in segments, and in what follows the picture.
-    if sum(np.count_nonzero(_pairs(data, start + shift) == 0xFFDA) for shift in (0, 1)) >= limit:
+    if data.count(b"\xff\xda", start) >= limit:
         num_scans = 1
         for marker, _, _ in _segments(data, start):
             num_scans += marker == _SOS
             if marker == _EOI:
                 break
             _require("scans for its size", num_scans, limit)
-
-
-def _pairs(data: bytes, start: int) -> np.ndarray:
-    return np.frombuffer(data, ">u2", max(0, len(data) - start) // 2, min(start, len(data)))
 
 
 # --- PNG

@@ -1,9 +1,11 @@
-"""RGB images from any common form: files, whose errors say what is wrong, Pillow images, arrays and tensors.
+"""RGB images from files, whose errors say what is wrong.
 
 Files are decoded in helper programs, see `isolated.py`: `decode_image` asks one, which calls `decode_here`. SVG files
 are rendered by a plug-in. HEIC files are decoded by pillow-heif.
 
-Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
+Few files need NumPy, whose import takes as long as that of all the rest: a helper program imports it only for these.
+
+Shapes: H height, W width.
 """
 
 import io
@@ -15,21 +17,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
+from itertools import product
 from posixpath import basename
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_whole
 from grr_coca.data.image_caps import MAX_PIXELS, is_usable_profile, require_within_caps
 from grr_coca.data.sources.base import BadSample, Cause
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import ImageCms
 
     from grr_coca.data.isolated import Answer, Content
@@ -91,11 +92,13 @@ _TURNS = {
 }
 """The operation that turns an image upright, by the orientation in its EXIF data."""
 
-_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"))
+_PNG = b"\x89PNG"
+_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (_PNG, "PNG"), (b"RIFF", "WEBP"))
+_EIGHT_BITS = (b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
+"""Beginnings of files that are decoded without NumPy. So are PNG files, unless they have 16 bits."""
 _RASTER_STARTS = (
-    *(start for start, _ in _MAGIC),
-    b"GIF8",
-    b"BM",
+    *_EIGHT_BITS,
+    _PNG,
     b"II*\0",
     b"MM\0*",
     b"\0\0\0\x0cjP",
@@ -194,7 +197,13 @@ def _content(data: bytes, name: str) -> "Content":
     vector = vector_format(data)
     if vector is not None:
         return Content(data, name, (vector.renderer,), vector.cpu_seconds, {"renderer": vector.renderer})
-    needs = {"AVIF": ("PIL.AvifImagePlugin",), "HEIC": ("pillow_heif",)}.get(_container_kind(data) or "", ())
+    kind = _container_kind(data)
+    if kind == "AVIF":
+        needs: tuple[str, ...] = ("PIL.AvifImagePlugin",)
+    elif data.startswith(_EIGHT_BITS) or (data.startswith(_PNG) and data[24:25] != b"\x10"):
+        needs = ()
+    else:
+        needs = ("numpy", "pillow_heif") if kind == "HEIC" else ("numpy",)
     return Content(data, name, tuple(module for module in needs if find_spec(module) is not None))
 
 
@@ -384,6 +393,8 @@ def _ppm_with_full_range(data: bytes) -> bytes:
     full = 65535 if kind == 5 and most > 255 else 255
     if most == full or not 0 < most < 2**16:
         return data
+    import numpy as np
+
     size = 2 if most > 255 else 1
     num_samples = min(width * height * (3 if kind == 6 else 1), (len(data) - found.end()) // size)
     samples = np.frombuffer(data, f">u{size}", num_samples, found.end())
@@ -438,6 +449,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
+    import numpy as np
+
     # Floating-point images have no fixed range, so the smallest value becomes black and the largest white.
     low, high = _finite_range(image) if image.mode == "F" else (0.0, 0.0)
     transparent = image.info.get("transparency")  # the grey value that is transparent in a PNG
@@ -457,15 +470,19 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 def _finite_range(image: Image.Image) -> tuple[float, float]:
     """The smallest and the largest finite value of a floating-point image; zeros if it has none."""
+    import numpy as np
+
     low, high = np.inf, -np.inf
-    for strip in _strips(image):
+    for strip in strips(image):
         values = _as_numbers(strip)
         finite = values[np.isfinite(values)]
         low, high = min(low, finite.min(initial=np.inf)), max(high, finite.max(initial=-np.inf))
     return (float(low), float(high)) if low <= high else (0.0, 0.0)
 
 
-def _as_numbers(image: Image.Image) -> np.ndarray:
+def _as_numbers(image: Image.Image) -> "np.ndarray":
+    import numpy as np
+
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return np.asarray(image, dtype=np.float64)
 
@@ -474,9 +491,12 @@ _STRIP_PIXELS = 2**18
 """Pixels that are converted at a time. A large image at once would take several times its memory."""
 
 
-def _strips(image: Image.Image) -> Iterator[Image.Image]:
+def strips(image: Image.Image) -> Iterator[Image.Image]:
     """The image in strips of whole rows, from top to bottom."""
     rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    if rows >= image.height:
+        yield image
+        return
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
@@ -488,7 +508,7 @@ def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], I
         converted.info = {}
         return converted
     converted, top = Image.new(mode, image.size), 0
-    for strip in _strips(image):
+    for strip in strips(image):
         converted.paste(convert(strip), (0, top))
         top += strip.height
     return converted
@@ -523,7 +543,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 _IDENTITY_TOLERANCE = 2
 """A profile that changes no value of 0 … 255 by more than this is taken as sRGB."""
-_GRID = np.linspace(0, 255, 9).astype(np.uint8)
+_GRID = bytes(255 * step // 8 for step in range(9))
 """Values of each channel at which a profile is compared with sRGB."""
 
 
@@ -590,10 +610,11 @@ def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform
     )
     if mode == "CMYK":
         return transform
-    values = np.stack(np.meshgrid(_GRID, _GRID, _GRID), axis=-1).reshape(1, -1, 3) if mode == "RGB" else _GRID[None]
-    grid = Image.fromarray(values)
-    shift = np.asarray(ImageCms.applyTransform(grid, transform), np.int64) - np.asarray(grid.convert("RGB"), np.int64)
-    return None if np.abs(shift).max() <= _IDENTITY_TOLERANCE else transform
+    values = b"".join(map(bytes, product(_GRID, repeat=3))) if mode == "RGB" else _GRID
+    grid = Image.frombytes(mode, (len(values) // len(mode), 1), values)
+    shift = ImageChops.difference(cast(Image.Image, ImageCms.applyTransform(grid, transform)), grid.convert("RGB"))
+    most = max(high for _, high in cast(tuple[tuple[int, int], ...], shift.getextrema()))
+    return None if most <= _IDENTITY_TOLERANCE else transform
 
 
 # --- Names
@@ -620,96 +641,3 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-if TYPE_CHECKING or sys.modules.get("torch"):
-    from torch import Tensor
-else:  # PyTorch may be imported later, or be missing
-    Tensor = Any
-
-ImageInput = str | Path | Image.Image | np.ndarray | Tensor
-"""One image: a path, a Pillow image, an array H W or H W C, a tensor H W or C H W; uint8, or floating point 0 … 1."""
-ImagesInput = ImageInput | Iterable[ImageInput]
-"""One image or many. An array or a tensor with four dimensions counts as many."""
-
-_CHANNELS = (1, 3, 4)
-
-
-def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
-    """The images as a list, and whether the input was a single image."""
-    if isinstance(images, np.ndarray) or _is_tensor(images):
-        return (list(images), False) if images.ndim == 4 else ([images], True)
-    if isinstance(images, str | Path | Image.Image):
-        return [images], True
-    return list(images), False
-
-
-def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") -> Image.Image:
-    """Convert an image of any accepted form to RGB.
-
-    Args:
-        image: see `ImageInput`. Pillow images are treated like files: EXIF rotation is applied, and transparency is
-            composited over white.
-        name: name in messages of an image that has no path.
-        opening: `as_stored` ignores EXIF rotation and transparency of files and Pillow images.
-
-    Raises:
-        UserError: a file is missing or broken, or an array has a wrong shape, type or range.
-    """
-    if isinstance(image, str | Path):
-        return decode_image(read_whole(image), str(image), opening, to_srgb=True)
-    if isinstance(image, Image.Image):
-        return _from_pillow(image, name, opening)
-    if isinstance(image, np.ndarray):
-        return _from_array(image, name)
-    if _is_tensor(image):
-        return _from_tensor(image, name)
-    raise UserError(
-        f"{name}: of type {type(image).__name__}; give a path, a Pillow image, a NumPy array or a torch tensor"
-    )
-
-
-def _is_tensor(image: object) -> TypeGuard[Tensor]:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(image, torch.Tensor)
-
-
-def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image:
-    try:
-        return open_rgb(image, opening, to_srgb=True, is_scaled=True)
-    except BROKEN as error:  # opened lazily, and the file is truncated or closed
-        raise UserError(f"{name}: broken, truncated or closed image ({error})") from error
-
-
-def _from_tensor(image: Tensor, name: str) -> Image.Image:
-    image = image.detach().cpu()
-    if str(image.dtype) == "torch.bfloat16":
-        image = image.float()  # NumPy has no bfloat16
-    if image.ndim == 3 and image.shape[0] not in _CHANNELS:
-        raise UserError(f"{name}: a tensor is C H W with 1, 3 or 4 channels; this one is {_size(image.shape)}")
-    return _from_array(image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy(), name)
-
-
-def _from_array(image: np.ndarray, name: str) -> Image.Image:
-    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in _CHANNELS):
-        raise UserError(f"{name}: an array is H W or H W C with 1, 3 or 4 channels; this one is {_size(image.shape)}")
-    pixels = _to_uint8(image, name)
-    return open_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
-
-
-def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return np.ascontiguousarray(image)
-    if not np.issubdtype(image.dtype, np.floating):
-        raise UserError(f"{name}: values are {image.dtype}; give uint8 of 0 … 255, or floating point of 0 … 1")
-    low, high = float(image.min()), float(image.max())
-    if not (low >= 0 and high <= 1):  # false for NaN too
-        raise UserError(
-            f"{name}: floating point values must be within 0 … 1, and are within {low:g} … {high:g}; do not "
-            f"normalize images, the model does"
-        )
-    return np.ascontiguousarray((image * 255).round().astype(np.uint8))
-
-
-def _size(shape: Iterable[int]) -> str:
-    return " × ".join(map(str, shape)) or "a single number"

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grr_coca.data.images import ImageInput, ImagesInput
+    from grr_coca.data.image_forms import ImageInput, ImagesInput
     from grr_coca.infer.image_text_model import Description, ImageTextModel, LabelProbability
 
 __all__ = ["Description", "ImageInput", "ImageTextModel", "ImagesInput", "LabelProbability"]
@@ -14,5 +14,5 @@ def __getattr__(name: str) -> object:
     """A name of `__all__`, imported when it is first used: all of them need NumPy and Pillow."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "grr_coca.data.images" if name in ("ImageInput", "ImagesInput") else f"{__name__}.image_text_model"
+    module = "grr_coca.data.image_forms" if name in ("ImageInput", "ImagesInput") else f"{__name__}.image_text_model"
     return getattr(import_module(module), name)

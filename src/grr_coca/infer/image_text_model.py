@@ -16,7 +16,7 @@ from grr_coca.common.errors import UserError, nearest
 from grr_coca.common.files import read_whole
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import Batches, OnProgress, in_worker, thread_pool
-from grr_coca.data.images import ImageInput, ImagesInput, as_list, to_rgb
+from grr_coca.data.image_forms import ImageInput, ImagesInput, as_list, to_rgb
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.text import clean_query
 from grr_coca.data.tokenizer import Tokenizer

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np  # late: helper programs do not need it
 
 PACK_SUFFIX = ".icons"
 """Suffix of a file with all images of a `SourceReader`, whose names end in `: ` and `SourceImage.inner`."""
@@ -83,11 +84,11 @@ class PairSource(Protocol):
         """Return whether images come over a network."""
         return False
 
-    def expect(self, indices: Sequence[int] | np.ndarray) -> None:  # noqa: ARG002 (only shards have blocks)
+    def expect(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002 (only shards have blocks)
         """Prepare to read these pairs, in rising order, at about the same time. One of them is read next."""
         return None
 
-    def fetch(self, indices: Sequence[int] | np.ndarray) -> None:  # noqa: ARG002
+    def fetch(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002
         """Fetch what `expect` would read of a remote source. Several threads may do so at once."""
         return None
 
@@ -199,7 +200,7 @@ class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
         self.cause = cause
 
 
-def locate(ends: np.ndarray, index: int) -> tuple[int, int]:
+def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:
     """Convert the index of a pair in a source of several parts to the index of its part, and its index there.
 
     Args:
@@ -208,7 +209,7 @@ def locate(ends: np.ndarray, index: int) -> tuple[int, int]:
     """
     if not len(ends) or not 0 <= index < ends[-1]:
         raise IndexError(index)
-    part = int(np.searchsorted(ends, index, side="right"))
+    part = int(ends.searchsorted(index, side="right"))
     return part, index - (int(ends[part - 1]) if part else 0)
 
 
@@ -216,6 +217,8 @@ class Strings:
     """A fixed list of strings in little memory: one block of UTF-8 with offsets, not one object for each string."""
 
     def __init__(self, strings: Iterable[str]) -> None:
+        import numpy as np
+
         content, ends = bytearray(), array("Q")
         for string in strings:
             content += string.encode("utf-8", "surrogatepass")

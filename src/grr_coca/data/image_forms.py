@@ -1,0 +1,108 @@
+"""RGB images from any form in which a program has them: paths, Pillow images, arrays and tensors.
+
+Shapes: H height, W width, C channels: 1 grey, 3 RGB, 4 RGB and alpha.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import read_whole
+from grr_coca.data.images import BROKEN, Opening, decode_image, open_rgb
+
+if TYPE_CHECKING or sys.modules.get("torch"):
+    from torch import Tensor
+else:  # PyTorch may be imported later, or be missing
+    Tensor = Any
+
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+"""One image: a path, a Pillow image, an array H W or H W C, a tensor H W or C H W; uint8, or floating point 0 … 1."""
+ImagesInput = ImageInput | Iterable[ImageInput]
+"""One image or many. An array or a tensor with four dimensions counts as many."""
+
+_CHANNELS = (1, 3, 4)
+
+
+def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
+    """The images as a list, and whether the input was a single image."""
+    if isinstance(images, np.ndarray) or _is_tensor(images):
+        return (list(images), False) if images.ndim == 4 else ([images], True)
+    if isinstance(images, str | Path | Image.Image):
+        return [images], True
+    return list(images), False
+
+
+def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") -> Image.Image:
+    """Convert an image of any accepted form to RGB.
+
+    Args:
+        image: see `ImageInput`. Pillow images are treated like files: EXIF rotation is applied, and transparency is
+            composited over white.
+        name: name in messages of an image that has no path.
+        opening: `as_stored` ignores EXIF rotation and transparency of files and Pillow images.
+
+    Raises:
+        UserError: a file is missing or broken, or an array has a wrong shape, type or range.
+    """
+    if isinstance(image, str | Path):
+        return decode_image(read_whole(image), str(image), opening, to_srgb=True)
+    if isinstance(image, Image.Image):
+        return _from_pillow(image, name, opening)
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name)
+    if _is_tensor(image):
+        return _from_tensor(image, name)
+    raise UserError(
+        f"{name}: of type {type(image).__name__}; give a path, a Pillow image, a NumPy array or a torch tensor"
+    )
+
+
+def _is_tensor(image: object) -> TypeGuard[Tensor]:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)
+
+
+def _from_pillow(image: Image.Image, name: str, opening: Opening) -> Image.Image:
+    try:
+        return open_rgb(image, opening, to_srgb=True, is_scaled=True)
+    except BROKEN as error:  # opened lazily, and the file is truncated or closed
+        raise UserError(f"{name}: broken, truncated or closed image ({error})") from error
+
+
+def _from_tensor(image: Tensor, name: str) -> Image.Image:
+    image = image.detach().cpu()
+    if str(image.dtype) == "torch.bfloat16":
+        image = image.float()  # NumPy has no bfloat16
+    if image.ndim == 3 and image.shape[0] not in _CHANNELS:
+        raise UserError(f"{name}: a tensor is C H W with 1, 3 or 4 channels; this one is {_size(image.shape)}")
+    return _from_array(image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy(), name)
+
+
+def _from_array(image: np.ndarray, name: str) -> Image.Image:
+    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in _CHANNELS):
+        raise UserError(f"{name}: an array is H W or H W C with 1, 3 or 4 channels; this one is {_size(image.shape)}")
+    pixels = _to_uint8(image, name)
+    return open_rgb(Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    if not np.issubdtype(image.dtype, np.floating):
+        raise UserError(f"{name}: values are {image.dtype}; give uint8 of 0 … 255, or floating point of 0 … 1")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):  # false for NaN too
+        raise UserError(
+            f"{name}: floating point values must be within 0 … 1, and are within {low:g} … {high:g}; do not "
+            f"normalize images, the model does"
+        )
+    return np.ascontiguousarray((image * 255).round().astype(np.uint8))
+
+
+def _size(shape: Iterable[int]) -> str:
+    return " × ".join(map(str, shape)) or "a single number"

@@ -111,10 +111,12 @@ attack-indexes: $(VENV)/.dev
 	$(ATTACK) tests/search/damage.py --first $(FIRST) --seconds $(SECONDS)
 
 # Clients of other projects against `grr-coca serve`: openai, litellm, langchain-openai, huggingface_hub, curl; and npm's
-# inspector against `grr-coca mcp`, with a newer Node than that of Debian.
+# inspector against `grr-coca mcp`, and npm's shadcn with a map of `match`, with a newer Node than that of Debian.
 INSPECTOR := @modelcontextprotocol/inspector@0.15.0 node@22.23.3
+SHADCN := shadcn@4.23.1
 test-clients: $(VENV)/.dev $(CLIENTS)/.installed
-	GRR_COCA_TEST_CLIENTS=$(CLIENTS)/bin/python $(PYTEST) -k "$(ONLY)" tests/serve/test_serve_clients.py
+	GRR_COCA_TEST_CLIENTS=$(CLIENTS)/bin/python $(PYTEST) -k "$(ONLY)" tests/serve/test_serve_clients.py \
+		tests/icons/commands/test_shadcn.py
 
 servers-clients: $(CLIENTS)/.installed
 	command -v curl > /dev/null || apt-get install --yes --quiet --no-install-recommends curl
@@ -322,7 +324,7 @@ $(VENV)/.all: $(VENV)/.dev
 $(CLIENTS)/.installed: tests/serve/clients.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/$(INSTALL) -r tests/serve/clients.txt
-	npm install --prefix $(CLIENTS) --silent $(INSPECTOR) || echo "NOT TESTED: the inspector of MCP cannot be had here"
+	npm install --prefix $(CLIENTS) --silent $(INSPECTOR) $(SHADCN) || echo "NOT TESTED: the inspector of MCP and shadcn cannot be had here"
 	touch $@
 
 $(RELEASE)/.installed: scripts/release_tools.txt

@@ -35,6 +35,7 @@ from grr_coca_icons.icon_names import caption_of, style_words
 from grr_coca_icons.match.match_numbers import match_numbers
 from grr_coca_icons.match.other_sets import Equivalent, OtherSets
 from grr_coca_icons.match.picture_set import named_pictures
+from grr_coca_icons.sources.icon_set import drawn_style
 from grr_coca_search.duplicates import grouped, look_of, perceptual_hash
 from grr_coca_search.entry import Entry, Stamp, name_id
 from grr_coca_search.facets import facets_of
@@ -56,13 +57,14 @@ SITE_OF_SETS = "https://icon-sets.iconify.design"
 
 @dataclass(frozen=True)
 class Icon:
-    """An icon: its name in its set, its further names, its caption, further words for it, its box, and its SVG without
-    the outer tag."""
+    """An icon: its name in its set, its further names, its caption, further words for it, its style, its box, and its
+    SVG without the outer tag."""
 
     name: str
     aliases: tuple[str, ...]
     caption: str
     words: tuple[str, ...]
+    style: str
     box: tuple[float, float, float, float]
     body: str
     svg: str
@@ -90,7 +92,8 @@ def icons_of(about: Mapping[str, Any], brands: frozenset[str], tags: Words) -> l
         further = (further_caption(alias) for alias in own_aliases)
         words = tuple(dict.fromkeys(word for word in (*further, *own.get(caption, ())) if word and word != caption))
         svg = icon_svg(icon, about)
-        found[caption] = Icon(name, own_aliases, caption, words, icon_box(icon, about), icon["body"], svg)
+        style = drawn_style(name, svg, styles)
+        found[caption] = Icon(name, own_aliases, caption, words, style, icon_box(icon, about), icon["body"], svg)
     return list(found.values())
 
 
@@ -185,7 +188,7 @@ def build(
         vectors=vectors,
         groups=grouped(entries, vectors),
         others=in_other_sets([icon for _, _, icon in rows], entries, vectors, on_set),
-        facets=facets_of(entries, ("set", "licence", "colours")),
+        facets=facets_of(entries, ("set", "style", "licence", "colours")),
         drawings=[(icon.box, icon.body) for _, _, icon in rows],
         drawn_order=order,
         curve=curve_of(checkpoint, model.config),
@@ -231,6 +234,7 @@ def in_other_sets(
 def _entry(about: IconSet, icon: Icon, phash: int, look: bytes) -> Entry:
     fields: dict[str, str | int | float] = {
         "set": about.title,
+        "style": icon.style,
         "licence": about.licence,
         "author": about.author,
         "colours": "one" if "currentColor" in icon.body else "several",

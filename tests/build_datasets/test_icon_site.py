@@ -58,6 +58,7 @@ def test_each_icon_has_its_drawing_its_set_and_a_permissive_licence(built):
         assert "<" in drawing["body"]
         assert all(word in name for word in caption.split()), (name, caption)
     assert set(values(rows["fields"]["licence"])) <= LICENCES
+    assert {"outline", "regular"} <= set(values(rows["fields"]["style"]))
     notice = (folder / "NOTICE.txt").read_text(encoding="utf-8")
     assert all(title in notice for title in values(rows["fields"]["set"]))
 

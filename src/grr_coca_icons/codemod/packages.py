@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Framework = Literal["react", "vue"]
 
@@ -20,6 +20,10 @@ class Component(NamedTuple):
     properties: Mapping[str, str] = MappingProxyType({})
 
 
+Naming = Callable[[str, str, str], Component]
+"""Returns the component of an icon, given the package, the prefix of the icon's set, and its name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class IconPackage:
     """A package of components.
@@ -28,7 +32,7 @@ class IconPackage:
         name: Name on npm.
         version: Range of versions to add to a package.json.
         framework: Renders the components.
-        component: Returns the component of an icon, given the prefix of its set and its name.
+        naming: Names its components.
         prefixes: Sets whose icons the package has.
         component_type: Type of a component; empty if the package exports none.
         properties_type: Type of its properties; empty if the package exports none.
@@ -42,15 +46,19 @@ class IconPackage:
     name: str
     version: str
     framework: Framework
-    component: Callable[[str, str], Component] = field(repr=False)
+    naming: Naming = field(repr=False)
     prefixes: tuple[str, ...]
     component_type: str = ""
     properties_type: str = ""
-    stroke: str = "strokeWidth"
+    stroke: str = ""
     has_size: bool = True
     default_size: str = "24"
     own: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
+
+    def component(self, prefix: str, name: str) -> Component:
+        """The component of an icon, given the prefix of its set and its name."""
+        return self.naming(self.name, prefix, name)
 
     @property
     def type_prefix(self) -> str:
@@ -68,29 +76,26 @@ def _after_digits(name: str) -> str:
     return re.sub(r"\d[a-z]", lambda part: part[0].upper(), name)
 
 
-def _named(module: str, beginning: str = "", ending: str = "") -> Callable[[str, str], Component]:
-    return lambda _, name: Component(module, f"{beginning}{pascal(name)}{ending}")
+def _named(pattern: str) -> Naming:
+    return lambda package, _, name: Component(package, pattern.format(pascal(name)))
 
 
-def _heroicons(package: str) -> Callable[[str, str], Component]:
-    def component(_: str, name: str) -> Component:
-        style = next((style for style in ("-20-solid", "-16-solid", "-solid") if name.endswith(style)), "")
-        own = _after_digits(pascal(name.removesuffix(style)))  # Squares2X2
-        folder = {"": "24/outline", "-solid": "24/solid"}.get(style) or style[1:].replace("-", "/")
-        return Component(f"{package}/{folder}", f"{own}Icon")
-
-    return component
+def _heroicons(package: str, _: str, name: str) -> Component:
+    style = next((style for style in ("-20-solid", "-16-solid", "-solid") if name.endswith(style)), "")
+    own = _after_digits(pascal(name.removesuffix(style)))  # Squares2X2
+    folder = {"": "24/outline", "-solid": "24/solid"}.get(style) or style[1:].replace("-", "/")
+    return Component(f"{package}/{folder}", f"{own}Icon")
 
 
 _WEIGHT = re.compile(r"-(thin|light|bold|fill|duotone)$")
 """The weight of a drawing of Phosphor, which its components have as a property."""
 
 
-def _phosphor(module: str, beginning: str, ending: str) -> Callable[[str, str], Component]:
-    def component(_: str, name: str) -> Component:
+def _phosphor(pattern: str) -> Naming:
+    def component(package: str, _: str, name: str) -> Component:
         weight = _WEIGHT.search(name)
         properties = {"weight": weight[1]} if weight else {}
-        return Component(module, f"{beginning}{pascal(_WEIGHT.sub('', name))}{ending}", properties)
+        return Component(package, pattern.format(pascal(_WEIGHT.sub("", name))), properties)
 
     return component
 
@@ -113,155 +118,72 @@ _OF_REACT_ICONS = {
 """Modules of react-icons, and how names in them begin, for sets without a separate package of React components."""
 
 
-def _react_icons(prefix: str, name: str) -> Component:
+def _react_icons(package: str, prefix: str, name: str) -> Component:
     module, beginning = _OF_REACT_ICONS[prefix]
     own = _after_digits(pascal(name))  # Fa500Px
-    return Component(f"react-icons/{module}", f"{beginning}{own}")
+    return Component(f"{package}/{module}", f"{beginning}{own}")
 
 
-_LUCIDE = frozenset({"absoluteStrokeWidth", "nonScalingStroke"})
-_PHOSPHOR = frozenset({"weight", "mirrored"})
+_ICON_TYPES = {"component_type": "Icon", "properties_type": "IconProps"}
+_LUCIDE: dict[str, Any] = {
+    "naming": _named("{}"),
+    "prefixes": ("lucide",),
+    "component_type": "LucideIcon",
+    "properties_type": "LucideProps",
+    "stroke": "strokeWidth",
+    "own": frozenset({"absoluteStrokeWidth", "nonScalingStroke"}),
+}
+_TABLER: dict[str, Any] = {"naming": _named("Icon{}"), "prefixes": ("tabler",), "stroke": "stroke", **_ICON_TYPES}
+_HEROICONS: dict[str, Any] = {
+    "naming": _heroicons,
+    "prefixes": ("heroicons",),
+    "stroke": "strokeWidth",
+    "has_size": False,
+    "default_size": "",
+}
+_PHOSPHOR: dict[str, Any] = {
+    "prefixes": ("ph",),
+    "default_size": "1em",
+    "own": frozenset({"weight", "mirrored"}),
+}
+_REMIX: dict[str, Any] = {
+    "naming": _named("Ri{}"),
+    "prefixes": ("ri",),
+    "refused": frozenset({"fill", "viewBox", "width", "height"}),
+}
+_FEATHER: dict[str, Any] = {"naming": _named("{}"), "prefixes": ("feather",), "stroke": "strokeWidth", **_ICON_TYPES}
+_RADIX: dict[str, Any] = {
+    "naming": _named("{}Icon"),
+    "prefixes": ("radix-icons",),
+    "has_size": False,
+    "default_size": "15",
+}
+_OTHERS: dict[str, Any] = {
+    "naming": _react_icons,
+    "prefixes": tuple(_OF_REACT_ICONS),
+    "component_type": "IconType",
+    "properties_type": "IconBaseProps",
+    "default_size": "1em",
+}
 
-PACKAGES = (
-    IconPackage(
-        name="lucide-react",
-        version="^1.81.0",
-        framework="react",
-        component=_named("lucide-react"),
-        prefixes=("lucide",),
-        component_type="LucideIcon",
-        properties_type="LucideProps",
-        own=_LUCIDE,
-    ),
-    IconPackage(
-        name="@tabler/icons-react",
-        version="^3.52.0",
-        framework="react",
-        component=_named("@tabler/icons-react", "Icon"),
-        prefixes=("tabler",),
-        component_type="Icon",
-        properties_type="IconProps",
-        stroke="stroke",
-    ),
-    IconPackage(
-        name="@heroicons/react",
-        version="^2.2.0",
-        framework="react",
-        component=_heroicons("@heroicons/react"),
-        prefixes=("heroicons",),
-        has_size=False,
-        default_size="",
-    ),
-    IconPackage(
-        name="@phosphor-icons/react",
-        version="^2.1.10",
-        framework="react",
-        component=_phosphor("@phosphor-icons/react", "", "Icon"),
-        prefixes=("ph",),
-        component_type="Icon",
-        properties_type="IconProps",
-        stroke="",
-        default_size="1em",
-        own=_PHOSPHOR,
-    ),
-    IconPackage(
-        name="@radix-ui/react-icons",
-        version="^1.3.2",
-        framework="react",
-        component=_named("@radix-ui/react-icons", ending="Icon"),
-        prefixes=("radix-icons",),
-        stroke="",
-        has_size=False,
-        default_size="15",
-    ),
-    IconPackage(
-        name="@remixicon/react",
-        version="^4.9.0",
-        framework="react",
-        component=_named("@remixicon/react", "Ri"),
-        prefixes=("ri",),
-        component_type="RemixiconComponentType",
-        stroke="",
-        refused=frozenset({"fill", "viewBox", "width", "height"}),
-    ),
-    IconPackage(
-        name="react-icons",
-        version="^5.7.0",
-        framework="react",
-        component=_react_icons,
-        prefixes=tuple(_OF_REACT_ICONS),
-        component_type="IconType",
-        properties_type="IconBaseProps",
-        stroke="",
-        default_size="1em",
-    ),
-    IconPackage(
-        name="react-feather",
-        version="^2.0.10",
-        framework="react",
-        component=_named("react-feather"),
-        prefixes=("feather",),
-        component_type="Icon",
-        properties_type="IconProps",
-    ),
-    IconPackage(
-        name="@lucide/vue",
-        version="^1.48.0",
-        framework="vue",
-        component=_named("@lucide/vue"),
-        prefixes=("lucide",),
-        component_type="LucideIcon",
-        properties_type="LucideProps",
-        own=_LUCIDE,
-    ),
-    IconPackage(
-        name="lucide-vue-next",
-        version="^1.0.0",
-        framework="vue",
-        component=_named("lucide-vue-next"),
-        prefixes=("lucide",),
-        component_type="LucideIcon",
-        properties_type="LucideProps",
-        own=_LUCIDE,
-    ),
-    IconPackage(
-        name="@tabler/icons-vue",
-        version="^3.48.0",
-        framework="vue",
-        component=_named("@tabler/icons-vue", "Icon"),
-        prefixes=("tabler",),
-        component_type="Icon",
-        properties_type="IconProps",
-        stroke="stroke",
-    ),
-    IconPackage(
-        name="@heroicons/vue",
-        version="^2.2.0",
-        framework="vue",
-        component=_heroicons("@heroicons/vue"),
-        prefixes=("heroicons",),
-        has_size=False,
-        default_size="",
-    ),
-    IconPackage(
-        name="@phosphor-icons/vue",
-        version="^2.2.1",
-        framework="vue",
-        component=_phosphor("@phosphor-icons/vue", "Ph", ""),
-        prefixes=("ph",),
-        stroke="",
-        default_size="1em",
-        own=_PHOSPHOR,
-    ),
-    IconPackage(
-        name="@remixicon/vue",
-        version="^4.9.0",
-        framework="vue",
-        component=_named("@remixicon/vue", "Ri"),
-        prefixes=("ri",),
-        stroke="",
-        refused=frozenset({"fill", "viewBox", "width", "height"}),
-    ),
+_TABLE: tuple[tuple[str, str, Framework, dict[str, Any]], ...] = (
+    ("lucide-react", "^1.81.0", "react", _LUCIDE),
+    ("@tabler/icons-react", "^3.52.0", "react", _TABLER),
+    ("@heroicons/react", "^2.2.0", "react", _HEROICONS),
+    ("@phosphor-icons/react", "^2.1.10", "react", {"naming": _phosphor("{}Icon"), **_PHOSPHOR, **_ICON_TYPES}),
+    ("@radix-ui/react-icons", "^1.3.2", "react", _RADIX),
+    ("@remixicon/react", "^4.9.0", "react", {**_REMIX, "component_type": "RemixiconComponentType"}),
+    ("react-icons", "^5.7.0", "react", _OTHERS),
+    ("react-feather", "^2.0.10", "react", _FEATHER),
+    ("@lucide/vue", "^1.48.0", "vue", _LUCIDE),
+    ("lucide-vue-next", "^1.0.0", "vue", _LUCIDE),
+    ("@tabler/icons-vue", "^3.48.0", "vue", _TABLER),
+    ("@heroicons/vue", "^2.2.0", "vue", _HEROICONS),
+    ("@phosphor-icons/vue", "^2.2.1", "vue", {"naming": _phosphor("Ph{}"), **_PHOSPHOR}),
+    ("@remixicon/vue", "^4.9.0", "vue", _REMIX),
+)
+PACKAGES = tuple(
+    IconPackage(name=name, version=version, framework=framework, **more) for name, version, framework, more in _TABLE
 )
 """Packages that code can be rewritten from and to. Of several for one set, the first is the target."""
 

@@ -58,12 +58,13 @@ def run(
         decided: a map that people made or reviewed; its entries stay as they are.
         check: a table that people wrote (a map, a flat JSON object, or a CSV of two columns): say which entries look
             wrong, and which names do not exist.
-        out: also write review.html, a page to choose on; matches.csv; or map.json.
+        out: also write review.html, a page to choose on; matches.csv; map.json; or icons/index.json, the map that
+            `shadcn migrate icons` reads below its REGISTRY_URL.
         apply: rewrite the code of --used-in: imports, components, their properties and types, names and classes, and
             package.json. Places that stay are listed.
         dry_run: with --apply, print a diff, and write nothing.
         force: with --apply, write even if git has uncommitted changes.
-        min_probability: with --apply, least probability of an equivalent that is not decided.
+        min_probability: with --apply or icons/index.json, least probability of an equivalent that is not decided.
         json: print JSON lines: icon, and matches with icon, probability and same_name; none if the list is empty.
         exclude: leave out what this pattern of .gitignore matches.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if not
@@ -122,7 +123,7 @@ def run(
     matches = matcher.match(source, target, n=n, places=places, decided=decisions, where=str(decided))
     if out is not None:
         used_at = {} if used is None else {at: [use.place for use in found] for at, found in used.uses.items()}
-        _write(out, matches, source, target, used_at)
+        _write(out, matches, source, target, used_at, min_probability)
     if apply and used is not None:
         _apply(Path(str(used_in)), exclude, matches, used, min_probability, write=not dry_run, force=force)
         return 0
@@ -146,6 +147,12 @@ def _report_left_out(failures: Sequence[str]) -> None:
         print_first(list(map(on_one_line, failures)))
 
 
+def _likely(matches: "Sequence[PictureMatch]", min_probability: float) -> dict[str, str]:
+    """The icons whose equivalent was decided or is likely, with its name."""
+    found = ((match.name, match.best) for match in matches)
+    return {name: best.name for name, best in found if best and (best.probability or 0) >= min_probability}
+
+
 # --- Rewriting code
 
 
@@ -165,11 +172,8 @@ def _apply(
     by_use: dict[tuple[str, str], PictureMatch] = {}
     for match in matches:
         by_use |= {(use.prefix, use.name): match for use in used.uses[match.place]}
-    icons = {
-        icon: match.best.name
-        for icon, match in by_use.items()
-        if match.best and (match.best.probability or 0) >= min_probability
-    }
+    likely = _likely(matches, min_probability)
+    icons = {icon: likely[match.name] for icon, match in by_use.items() if match.name in likely}
 
     def reason(use: Use) -> str | None:
         match = by_use.get((use.prefix, use.name))
@@ -249,6 +253,7 @@ def _write(
     source: "OpenPictureSet",
     target: "OpenPictureSet",
     uses: Mapping[int, Sequence[str]],
+    min_probability: float,
 ) -> None:
     suffix = out.suffix.lower()
     if suffix == ".html":
@@ -257,9 +262,12 @@ def _write(
         title = f"{_sets(source.set.names)} to {_sets(target.set.names)}"
         content = review_page(matches, source, target, title, uses)
     elif suffix == ".json":
-        from grr_coca_icons.match.icon_map import write_map
+        from grr_coca_icons.match.icon_map import SHADCN_PATH, write_map, write_shadcn_map
 
-        content = write_map({match.name: match.best.name if match.best else None for match in matches})
+        if out.parts[-2:] == SHADCN_PATH:
+            content = write_shadcn_map(_likely(matches, min_probability))
+        else:
+            content = write_map({match.name: match.best.name if match.best else None for match in matches})
     else:
         content = _csv(matches)
     write_output(out, lambda file: file.write(content.encode("utf-8", "backslashreplace")))

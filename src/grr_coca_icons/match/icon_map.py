@@ -14,6 +14,7 @@ from pathlib import Path
 from grr_coca.common.errors import UserError, on_one_line
 from grr_coca.common.files import read_whole
 from grr_coca.data.sources.base import decode_text
+from grr_coca_icons.codemod.packages import package_for
 from grr_coca_icons.match.candidates import Candidate, PictureMatch, PictureSet, match_pictures
 from grr_coca_icons.match.icon_lookup import IconLookup
 from grr_coca_icons.match.match_numbers import Numbers
@@ -66,6 +67,38 @@ def _of_table(text: str, path: Path) -> IconMap:
 def write_map(icons: Mapping[str, str | None]) -> str:
     """The text of a map, in the order of its names."""
     return json.dumps({"format": FORMAT, "icons": dict(sorted(icons.items()))}, indent=1, ensure_ascii=False) + "\n"
+
+
+_SHADCN = {"lucide": "lucide", "tabler": "tabler", "ph": "phosphor", "ri": "remixicon", "radix-icons": "radix"}
+"""Prefixes of the sets that `shadcn migrate icons` knows, and its names of them."""
+SHADCN_PATH = ("icons", "index.json")
+"""Where, below its `REGISTRY_URL`, it reads its map."""
+
+
+def write_shadcn_map(icons: Mapping[str, str]) -> str:
+    """The text of a map for `shadcn migrate icons`: names of React components, by libraries that it knows.
+
+    Args:
+        icons: Icons and their equivalents. shadcn leaves others in the code.
+
+    Raises:
+        UserError: It knows none of the sets.
+    """
+    entries: dict[str, dict[str, str]] = {}
+    for pair in icons.items():
+        names = [name.partition(":")[::2] for name in pair]
+        components = {_SHADCN[prefix]: _component(prefix, name) for prefix, name in names if prefix in _SHADCN}
+        if len(components) == 2:
+            entries.setdefault(next(iter(components.values())), components)
+    if icons and not entries:
+        raise UserError(f"shadcn has only icons of {', '.join(_SHADCN)}; match one of these sets with another")
+    return json.dumps(entries, indent=1, sort_keys=True) + "\n"
+
+
+def _component(prefix: str, name: str) -> str:
+    package = package_for(prefix, "react")
+    assert package is not None
+    return package.component(prefix, name).name
 
 
 def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, where: str) -> dict[int, PictureMatch]:

@@ -125,6 +125,7 @@ _PAGE = Template("""<!doctype html>
 * { box-sizing: border-box; }
 body { font: 14px/1.4 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 0 1rem 4rem; }
 header { background: Canvas; border-bottom: 1px solid var(--line); padding: .8rem 0; position: sticky; top: 0; }
+header { z-index: 1; }
 header div { align-items: center; display: flex; flex-wrap: wrap; gap: .6rem; }
 h1 { font-size: 1.2rem; margin: 0; }
 p { margin: .2rem 0; opacity: .75; }

@@ -49,7 +49,7 @@ class IconSet:
         known = {
             "icon": f"{self.prefix}:{icon.name}",
             "set": self.title or self.prefix,
-            "style": self._style(icon),
+            "style": drawn_style(icon.name, icon.svg, self._style_words),
             "licence": self.licence,
             "author": self.author,
             "aliases": ", ".join(icon.aliases),
@@ -57,14 +57,14 @@ class IconSet:
         }
         return {name: value for name, value in known.items() if value}
 
-    def _style(self, icon: Icon) -> str:
-        """The style in the name. Without one, `outline` for strokes, and `regular` for shapes, which may be outlines,
-        too."""
-        return style_of(icon.name, self._style_words) or ("outline" if _STROKED.search(icon.svg) else "regular")
-
     @cached_property
     def _style_words(self) -> Styles:
         return style_words([icon.name for icon in self.icons], ())
+
+
+def drawn_style(name: str, svg: str, styles: Styles) -> str:
+    """The style in a name. Without one, `outline` for strokes, and `regular` for shapes, which may be outlines, too."""
+    return style_of(name, styles) or ("outline" if _STROKED.search(svg) else "regular")
 
 
 def svg_document(body: str, left: float, top: float, width: float, height: float) -> str:

@@ -259,6 +259,24 @@ def test_two_icons_of_one_name_are_told(grr_coca, sets, tmp_path):
     assert "other:trash: two pictures have this name; the first counts" in said.err
 
 
+def test_the_map_for_shadcn_has_components_of_likely_and_decided_pairs(grr_coca, sets, tmp_path):
+    lucide, tabler = tmp_path / "lucide.json", tmp_path / "tabler.json"
+    lucide.write_text(icon_set("lucide", {"trash-2": TRASH, "house": HOME, "heart": HEART}))
+    tabler.write_text(icon_set("tabler", {"trash": TRASH, "home": HOME, "moon": MOON}))
+    decided = tmp_path / "map.json"
+    decided.write_text(json.dumps({"lucide:heart": None, "lucide:house": "tabler:moon"}))
+    out = tmp_path / "icons" / "index.json"
+    out.parent.mkdir()
+    assert grr_coca("match", lucide, tabler, "--decided", decided, "--out", out).code == 0
+    assert json.loads(out.read_text()) == {
+        "House": {"lucide": "House", "tabler": "IconMoon"},
+        "Trash2": {"lucide": "Trash2", "tabler": "IconTrash"},
+    }
+    said = grr_coca("match", lucide, sets[1], "--out", out)
+    assert said.code == 2
+    assert "shadcn has only icons of lucide, tabler, ph, ri, radix-icons" in said.err
+
+
 # --- lint
 
 

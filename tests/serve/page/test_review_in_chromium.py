@@ -53,3 +53,16 @@ def test_all_candidates_of_an_icon_are_seen_at_once_on_a_phone(review, tab):
     assert one.page.locator("#rows li").first.bounding_box()["height"] < 420
     paper = one.page.evaluate("() => getComputedStyle(document.querySelector('header')).backgroundColor")
     assert paper == "rgb(18, 18, 18)"
+
+
+def test_nothing_shows_through_the_head_of_the_page(review, tab):
+    page = tab(review, viewport={"width": 1200, "height": 300}).page
+    page.mouse.move(600, 200)
+    for _ in range(6):
+        page.mouse.wheel(0, 25)
+        page.wait_for_function("() => true")
+        assert page.evaluate("""() => {
+            const { left, right, top, bottom } = document.querySelector("header p").getBoundingClientRect();
+            const points = [0.01, 0.05, 0.1, 0.2, 0.4].map((share) => left + share * (right - left));
+            return points.every((x) => document.elementFromPoint(x, (top + bottom) / 2).closest("header"));
+        }""")

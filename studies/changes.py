@@ -551,6 +551,7 @@ class Group:
 
         - `n`, `count`: number of settings; `rates`: their lowest and highest learning rate
         - `lower`, `higher`, `no different`: how many have this verdict; `lower in`: the same after the verdict
+        - `lowers`, `raises`: the same after a verb: `lowers it in 2 of 4`; `verb`: the verb of all changes
         - `all`: the verdict that all share; `range`: the smallest and the largest fall
         - `shown`, `flips`: how many pass the correction by the t test, and by the exact sign-flip test
         - `least flip`: the smallest p of the sign-flip test
@@ -570,6 +571,12 @@ class Group:
             return words[0] if len({*words}) == 1 else "not of one sign"
         if asked.endswith(" in"):
             return f"{asked} {words.count(asked.removesuffix(' in'))} of {len(words)}"
+        if asked in ("lowers", "raises"):
+            count = words.count({"lowers": "lower", "raises": "higher"}[asked])
+            return f"{asked} it in {count} of {len(words)}"
+        if asked == "verb":
+            assert len({change.ends()[0] < 0 for change in self.changes.values()}) == 1, "changes of both signs"
+            return "lowers" if min(change.ends()[0] for change in self.changes.values()) < 0 else "raises"
         if asked == "range":
             falls = [-100 * math.expm1(change.ends()[0]) for change in self.changes.values()]
             return f"{min(falls):.0f} to {max(falls):.0f}"

@@ -4,8 +4,8 @@ Each file of `pages/` is the text of a page with placeholders: `{adamw[test coca
 different*, computed from the rows of the setting `adamw`. `claims.txt` defines the settings. A page fails if it differs
 from its text with the placeholders filled. A text fails if it has a number or a verdict outside a placeholder, if its
 words contradict the settings that it shows (`meaning.py`). What does not come from rows is marked, such as
-`{paper[7.15]}`; `plain.txt` lists the sentences of results, README and citation that show no change. Ledgers fail if a
-row differs from its plan or contradicts another.
+`{paper[7.15]}`; `plain.txt` lists the sentences of results, README and citation that show no change, and the bold ones
+of studies. Ledgers fail if a row differs from its plan or contradicts another.
 
 Nothing of the package is imported.
 """
@@ -109,7 +109,7 @@ VERDICT = re.compile(
     r"help(s|ed)?|hurts?|harm(s|ful)?|excludes?|beat(s|en)?|wins?|won|los(es|t|ing)|outperform(s|ed)?|surpass(es|ed)?|"
     r"exceed(s|ed)?|superior|inferior|advantages?|disadvantages?|gain(s|ed)?|improv(es|ed|ement|ements|ing)|undecided|"
     r"significant(ly)?|insignificant|stronger|weaker|dominates?|prefer(s|able|red)?|confirm(s|ed)?|prov(es|ed|en)|"
-    r"everywhere|always|never|smaller|larger|worsen(s|ed)?|benefits?|succeed(s|ed)?|fail(s|ed)?)\b",
+    r"lowers|raises|raised|lowered|everywhere|always|never|smaller|larger|worsen(s|ed)?|benefits?|succeed(s|ed)?|fail(s|ed)?)\b",
     re.IGNORECASE,
 )
 
@@ -152,10 +152,19 @@ def sentences(text: str) -> Iterator[str]:
             yield from (" ".join(each.split()) for each in re.split(r"(?<=[.?])\**\s(?=[A-Z[*{`])", block))
 
 
-def errors_of_plain(text: str) -> Iterator[str]:
-    """Yield sentences that show no change and are not in `plain.txt`, and words that are given beside a change."""
+BOLD = re.compile(r"(?:- )?\*\*(?:\S+ ){3}")
+"""The beginning of a bold sentence."""
+
+
+def errors_of_plain(text: str, is_of_study: bool = False) -> Iterator[str]:
+    """Yield sentences that show no change and are not in `plain.txt`, and words that are given beside a change.
+
+    Pages of studies must list bold sentences only: those are their claims.
+    """
     listed = (STUDIES / "plain.txt").read_text(encoding="utf-8").splitlines()
     for sentence in sentences(text):
+        if is_of_study and (CHANGE.search(sentence) or not BOLD.match(sentence)):
+            continue
         if not CHANGE.search(sentence):
             if sentence not in listed:
                 yield f"shows no change, and is not in plain.txt: {sentence}"
@@ -190,7 +199,7 @@ def errors_of_page(page: Path, text: str, known: dict[str, Any]) -> Iterator[str
     """Yield what is wrong with a page and its text. Of the pages in `PARTS`, the text is only one part."""
     is_of_study = STUDIES in page.parents
     yield from errors_of_text(text, words=not is_of_study)
-    yield from () if is_of_study else errors_of_plain(text)
+    yield from errors_of_plain(text, is_of_study)
     yield from errors_of_meaning(text, known)
     expected, found = filled(text, known), page.read_text(encoding="utf-8")
     if expected == found or (page.relative_to(ROOT).as_posix() in PARTS and found.count(expected) == 1):

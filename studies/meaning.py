@@ -5,7 +5,7 @@ that it is computed from: optimizer, model, steps, seeds, metric, split and the 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -34,12 +34,26 @@ OPTIMIZERS = {"adamw": r"\bAdamW\b(?!'s)", "muon": r"\bMuon\b(?!'s)"}
 MODELS = {"GRR-CoCa": "grr", "Baseline CoCa": "baseline"}
 MODEL = "(GRR-CoCa|Baseline CoCa)"
 ITSELF = rf"{MODEL}(?:'s [\w ]+)? (?:over|than|to|against|and|from) (?:that of )?\1(?!\w)"
-IN_PARENTHESES, IN_SEEDS = r" ?%? ?\((?:over seeds and drawings )?", r"[^.]*\ba (?:fall|rise) in "
-INTERVALS = {"ci": IN_PARENTHESES, "both": IN_PARENTHESES, "falls": IN_SEEDS, "rises": IN_SEEDS}
+IN_PARENTHESES = r" ?%? ?\((?:over seeds and drawings )?"
+INTERVALS = {"ci": IN_PARENTHESES, "both": IN_PARENTHESES, "falls": r"[^.]*\ba fall in ", "rises": r"[^.]*\ba rise in "}
+ORDERS = {"backwards": ("baseline", "grr"), "losses": ("baseline", "grr"), "values": ("grr", "baseline")}
+"""Models in the order in which a format gives their values."""
+PARTS = {"geglu": "GEGLU", "rope": "RoPE", "rms": "RMSNorm"}
 """Words between a change and what belongs to it, by format."""
 PROSE = 6
 """Words in a cell of a table above which it is read as a sentence."""
-FACTS = ("steps", "n", "seeds", "passes", "patches")
+FACTS = {"steps": "steps", "n": "seeds", "seeds": "seeds", "passes": "passes", "patches": "patches"}
+"""Formats of facts about runs, with their units."""
+UNIT = r"\b(steps|epochs|seeds|passes|patches|drawings|images|runs|settings|models|minutes|hours)\b"
+CLAUSE = r"[,;:.()|]|\b(?:and|or|but|than|while)\b"
+PERCENT = ("range", "whole", "size", "pair")
+"""Formats of changes without their unit."""
+UNCOMPUTED = re.compile(
+    r"\b(?:not|no|nor|none|never|nothing|neither|nobody|cannot|hardly|barely|scarcely|shown|proven?)\b|n't|"
+    r"\b(?:far|much|slightly|somewhat|about|around|roughly|nearly|almost|over|under|at least|at most|more than|"
+    r"less than|just|even|(?!only)\w+ly) (?=\0)"
+)
+"""Negations, words of proof, and words of degree before a change (as NUL): only rows may say this of a change."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +158,10 @@ def _around(text: str, each: Shown) -> str:
 def _errors_of_sentence(sentence: str, before: str, known: Mapping[str, Any]) -> Iterator[str]:
     found, plain = shown(sentence, known), _plain(sentence)
     yield from _errors_of_optimizers(sentence, _plain(before), found)
-    yield from _errors_of_facts(found)
+    yield from _errors_of_facts(plain, found)
+    yield from _errors_of_features(plain, before, found)
+    yield from _errors_of_parts(plain, found)
+    yield from _errors_of_claims(sentence, found)
     yield from _errors_of_models(plain, found)
     yield from _errors_of_intervals(sentence, found)
 
@@ -170,10 +187,17 @@ def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
             for models, own in zip((left, right), arms, strict=True):
                 if models and not all(arm.startswith(MODELS[models[0]]) for arm in own):
                     yield f"{each.text} is of {', '.join(own)}, not of {models[0]}"
+            both = re.findall(f"{MODEL} (?:to|and|against) {MODEL}", before)[-1:]
+            if each.format in ORDERS and both and tuple(MODELS[model] for model in both[0]) != ORDERS[each.format]:
+                yield f"{each.text} has the values of the models in another order than {both[0]}"
 
 
 def _errors_of_intervals(sentence: str, found: Sequence[Shown]) -> Iterator[str]:
     """An interval in parentheses after a change is that of the change, and so is the count of seeds that agree."""
+    for each in found:
+        verbs = re.findall(r"\b(falls|rises)\b|\b(?:a |with )(fall|rise)s? in\b", sentence[: each.start])
+        if each.format in ("falls", "rises") and verbs and "".join(verbs[-1]).removesuffix("s") != each.format[:-1]:
+            yield f"{each.text} counts {each.format}, after the word {''.join(verbs[-1])!r}"
     for last, each in pairwise(each for each in found if each.metric):
         between = sentence[last.end : each.start]
         if re.fullmatch(INTERVALS.get(each.format, "-"), between) and not isinstance(last.setting, Best):
@@ -204,14 +228,83 @@ def _errors_of_optimizers(sentence: str, before: str, found: Sequence[Shown]) ->
             yield f"{each.text} is of {each.optimizers().pop()}, in words on {', '.join(sorted(named))}"
 
 
-def _errors_of_facts(found: Sequence[Shown]) -> Iterator[str]:
-    """Steps and seeds are those of a setting whose change is shown beside them."""
-    parts = [part for each in found if each.metric for part in each.parts()]
+def _errors_of_facts(plain: str, found: Sequence[Shown]) -> Iterator[str]:
+    """Steps and seeds are those of a change in the same clause, or else in the sentence; what follows is their unit."""
+    ends = [match.start() for match in re.finditer(CLAUSE, plain)]
+    clauses = [sum(end < each.start for end in ends) for each in found]
+    changes = [
+        (place, part) for place, each in zip(clauses, found, strict=True) if each.metric for part in each.parts()
+    ]
+    for place, each in zip(clauses, found, strict=True):
+        if each.metric or each.format not in FACTS:
+            continue
+        parts = [part for clause, part in changes if clause == place] or [part for _, part in changes]
+        values = {f"{part:{each.format}}" for part in parts}
+        if parts and f"{each.setting:{each.format}}" not in values:
+            yield f"{each.text} is {each.setting:{each.format}}, but the settings shown have {sorted(values)}"
+        places = [*(other.start for other in found), *ends, len(plain)]
+        unit = re.search(UNIT, plain[each.end : min(place for place in places if place >= each.end)])
+        if unit and unit[1] != FACTS[each.format]:
+            yield f"{each.text} is a number of {FACTS[each.format]}, before {unit[1]!r}"
+
+
+def _errors_of_features(plain: str, before: str, found: Sequence[Shown]) -> Iterator[str]:
+    """A captioning pooler or a recipe of our own is named where runs have it, and said of runs that have it."""
+    changes = [each for each in found if each.metric and not isinstance(each.setting, Group)]
+    for word, (said, has) in FEATURES.items():
+        having = [each for each in changes if any(map(has, each.parts()))]
+        if having and not re.search(word, before + plain):
+            yield f"{having[0].text} has a {word}, which no word says"
+        if changes and not having and re.search(said, re.sub(f"[Ww]ithout (?:a |the )?{word}", "", plain)):
+            yield f"{changes[0].text} has no {word}, but the words say so"
+
+
+FEATURES: dict[str, tuple[str, Callable[[Setting], bool]]] = {
+    "pooler": (
+        r"captioning pooler|\bwith (?:a |the )?pooler",
+        lambda part: any("pooler" in arm for arm in (*part.arms, *part.over)),
+    ),
+    "recipe": (
+        "our own recipe|by our own",
+        lambda part: any("plus" in arm for arm in (*part.arms, *part.over)),
+    ),
+}
+"""What distinguishes runs, by a word that must be near: words that say so, and whether a setting has it."""
+
+
+def _errors_of_parts(plain: str, found: Sequence[Shown]) -> Iterator[str]:
+    """A change by one part belongs to the part that is named last before it."""
     for each in found:
-        if parts and not each.metric and each.format in FACTS:
-            values = {f"{part:{each.format}}" for part in parts}
-            if f"{each.setting:{each.format}}" not in values:
-                yield f"{each.text} is {each.setting:{each.format}}, but the settings shown have {sorted(values)}"
+        parts = each.parts() if each.metric else []
+        own = _part_of(parts[0]) if len(parts) == 1 else None
+        names = "|".join(PARTS.values())
+        named = re.findall(f"^ with ({names})", plain[each.end :]) or re.findall(names, plain[: each.start])[-1:]
+        if own and named and named[0] != PARTS[own]:
+            yield f"{each.text} is of {PARTS[own]}, but the word beside it is {named[0]}"
+
+
+def _part_of(setting: Setting) -> str | None:
+    """The only part that all arms have and that no arm has that they are compared with, which have no other."""
+    having = [
+        [{part for part in PARTS if part in arm or arm.startswith("grr")} for arm in arms]
+        for arms in (setting.arms, setting.over)
+    ]
+    added = set.intersection(*having[0]) - set.union(*having[1])
+    others = set.union(*having[1]) - set.union(*having[0])
+    return added.pop() if len(added) == 1 and not others else None
+
+
+def _errors_of_claims(sentence: str, found: Sequence[Shown]) -> Iterator[str]:
+    """What is said of a change is in its placeholder: no negation, proof or degree beside it; its unit follows it."""
+    if not any(each.metric for each in found):
+        return
+    marked = sentence
+    for each in found:
+        if each.metric:
+            marked = marked[: each.start] + "\0" * (each.end - each.start) + marked[each.end :]
+            if each.format in PERCENT and not sentence[each.end :].startswith((" %", "** %")):
+                yield f"{each.text} is in per cent, before {sentence[each.end : each.end + 10]!r}"
+    yield from (f"said of a change, not computed: {word[0]!r}" for word in UNCOMPUTED.finditer(_plain(marked)))
 
 
 # --- Tables
@@ -245,10 +338,17 @@ def _errors_of_table(table: str, before: str, known: Mapping[str, Any]) -> Itera
     rows = [[[each for each in shown(cell, known) if each.metric] for cell in cells[1:]] for cells in lines]
     if not lines:
         return
+    for title, *cells in zip(head, *lines, strict=True):
+        for each in shown(" ".join(cells), known):
+            unit = re.fullmatch(UNIT, title)
+            if unit and not each.metric and each.format in FACTS and FACTS[each.format] != unit[1]:
+                yield f"{each.text} is in the column {title!r}"
     if any(len(_plain(cell).split()) > PROSE for cells in lines for cell in cells[1:]):
         for cells in lines:
             yield from _errors_of_words(" | ".join(cells), known)
         return
+    if not re.search("%", f"{found[0]}{before.splitlines()[-1]}") and re.search(r":(?:cell|bare|ci|both)\}", table):
+        yield f"a table of changes whose head has no %: {found[0][:80]!r}"
     patterns = [tuple(map(_first_places(row).__getitem__, map(str, _settings(row)))) for row in rows]
     several = [pattern for pattern in patterns if len(pattern) > 1]
     usual = max(several, key=lambda pattern: (several.count(pattern), not any(pattern)), default=())
@@ -282,9 +382,18 @@ def _errors_of_column(title: str, each: Shown) -> Iterator[str]:
     arms = (
         getattr(each.setting, sides[each.format]) if each.format in sides and isinstance(each.setting, Setting) else ()
     )
+    parts, own = re.findall("|".join(PARTS.values()), title), each.parts()
+    if len(parts) == 1 and len(own) == 1 and parts[0] != PARTS.get(_part_of(own[0]) or "", parts[0]):
+        yield f"{each.text} is of another part than the column {title!r}"
+    if re.search("R@", title) and each.format in ORDERS and not re.search(_in_order(each.format), title):
+        yield f"{each.text} has the models in another order than the column {title!r}"
     is_other = len(models) == 1 and not all(arm.startswith(MODELS[models[0]]) for arm in arms)
     if is_other or (optimizers and not each.optimizers() <= optimizers):
         yield f"{each.text} is in the column {title!r}"
+
+
+def _in_order(format: str) -> str:
+    return " to ".join(next(name for name, start in MODELS.items() if start == model) for model in ORDERS[format])
 
 
 def _settings(row: Sequence[Sequence[Shown]]) -> list[Any]:

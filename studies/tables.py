@@ -287,6 +287,19 @@ def trials(words: list[str]) -> str:
     return "\n".join(lines)
 
 
+def too_high(words: list[str]) -> str:
+    """Return the models whose best rate of some trials is below the rate of their runs: `STUDY STUDY-OF-TRIALS`."""
+    study, of_trials = words
+    found = _by_settings(of_trials, "trial")
+    models = []
+    for arm in plan_of(study)["arms"]:
+        run = next(row for key, row in rows_of(study).items() if (key[0], key[2]) == (arm, stages_of(study)[0]))
+        best = min((losses[arm], settings[0]) for settings, losses in found.items() if arm in losses)[1]
+        models += [title_of(study, arm)] * (best < run["settings"]["optimizer.lr"])
+    assert models, f"{of_trials}: the best rates are not below those of {study}"
+    return f"too high for {' and '.join(models)}"
+
+
 def trial(words: list[str]) -> str:
     """Return the loss of an arm in a trial, or the change over another arm: `STUDY ARM [/ ARM] RATE DECAY`."""
     study, arm, *over, rate, decay = words
@@ -426,6 +439,7 @@ OF_STUDIES: tuple[Callable[[list[str]], str], ...] = (
     rates,
     mean,
     trials,
+    too_high,
     trial,
     rows,
     seeds,

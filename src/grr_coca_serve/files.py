@@ -6,6 +6,7 @@ own, and nobody waits long for them.
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -20,7 +21,6 @@ from grr_coca.common.files import is_within
 from grr_coca.data.images import decode_image, encoded
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.lru_cache import LruCache
-from grr_coca_serve.memory import Budget
 from grr_coca_serve.refusal import Refusal
 from grr_coca_serve.svg_cleaning import clean_svg
 
@@ -41,8 +41,8 @@ _MAX_THUMBNAIL_BYTES = 64 * 2**20
 _MAX_DRAWING_BYTES = 8192
 """Larger SVG files are not part of an answer: it would be late for one of them."""
 _MAX_DRAWINGS_BYTES = 16 * 2**20
-_MAX_FILE_BYTES = 256 * 2**20
-"""Bytes of files that are in memory at a time."""
+_LARGE_BYTES = 16 * 2**20
+"""Larger files are read for thumbnails one at a time: several would fill the memory."""
 
 
 class PictureFiles:
@@ -54,7 +54,7 @@ class PictureFiles:
 
     def __init__(self, folders: Sequence[Path] | None) -> None:
         self._folders = folders
-        self._file_bytes = Budget(_MAX_FILE_BYTES)
+        self._one_large = threading.Lock()
         self._workers = DaemonThreads(_THREADS, "files", _SECONDS_UNTIL_LATE)
         self._thumbnails = LruCache[tuple, bytes](_MAX_THUMBNAIL_BYTES)
         self._drawings = LruCache[tuple, str](_MAX_DRAWINGS_BYTES)
@@ -190,8 +190,14 @@ class PictureFiles:
     def _thumbnail(self, entry: "Entry", side: int) -> bytes | None:
         try:
             size = entry.span.size if entry.offset is not None else os.stat(entry.file).st_size  # noqa: PTH116
-            with self._file_bytes.taken(size or 0):
+            is_large = (size or 0) > _LARGE_BYTES
+            if is_large and not self._one_large.acquire(timeout=_SECONDS):
+                return None
+            try:
                 image = self.decode(self._read(entry), entry.name, side)
+            finally:
+                if is_large:
+                    self._one_large.release()
         except (UserError, Refusal, OSError, ValueError):  # a null byte in the name
             return None
         return encoded(image, "WEBP", quality=80, method=2)

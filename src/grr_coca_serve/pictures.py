@@ -19,6 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from grr_coca.common.errors import nearest
 from grr_coca.common.shapes import UInt8
+from grr_coca.data.images import vector_format
 from grr_coca.data.isolated import HelperLimits
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.refusal import Refusal
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound=BaseModel)
 
 _NAME = "the picture"
-DECODE_THREADS = 6
-"""Pictures that are decoded at a time, at most one in each helper program."""
+_DECODE_THREADS, _DRAW_THREADS = 4, 2
+"""Pictures that are decoded at a time, each in a helper program, and drawings. Drawings that take seconds are easy to
+make: they wait for each other, and keep no picture waiting."""
 _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -182,7 +184,7 @@ def limits_of_helpers(limits: "Limits") -> HelperLimits:
         wall_seconds=limits.seconds,
         memory=_MEMORY,
         large_memory=_MEMORY + _BYTES_PER_PIXEL * limits.max_pixels,
-        count=DECODE_THREADS,
+        count=_DECODE_THREADS + _DRAW_THREADS,
     )
 
 
@@ -195,11 +197,13 @@ class PictureReader:
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
-        self._workers = DaemonThreads(DECODE_THREADS, "decode")
+        self._decoding = DaemonThreads(_DECODE_THREADS, "decode")
+        self._drawing = DaemonThreads(_DRAW_THREADS, "draw")
 
     def close(self) -> None:
         """End the threads."""
-        self._workers.close()
+        self._decoding.close()
+        self._drawing.close()
 
     async def square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
         """The pixels of a picture as the model takes them.
@@ -207,7 +211,8 @@ class PictureReader:
         Raises:
             Refusal, UserError: it is no picture, or exceeds a limit.
         """
-        return await self._workers.do(self._square, data, preprocess)
+        workers = self._decoding if vector_format(data) is None else self._drawing
+        return await workers.do(self._square, data, preprocess)
 
     def _square(self, data: bytes, preprocess: "Preprocess") -> UInt8[np.ndarray, "S S 3"]:
         _require_picture(data)

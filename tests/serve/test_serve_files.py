@@ -21,7 +21,6 @@ from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.guard import Limits
-from grr_coca_serve.memory import Budget
 from grr_coca_serve.refusal import refusal_of
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
@@ -209,31 +208,17 @@ def test_work_that_fails_or_is_cancelled_does_not_end_a_thread():
     workers.close()
 
 
-def test_memory_is_shared_in_the_order_in_which_it_is_asked_for():
-    budget, order = Budget(100), []
-    begin = {name: threading.Event() for name in "abc"}
-    end = {name: threading.Event() for name in "abc"}
-
-    def take(name: str, size: int) -> None:
-        begin[name].set()
-        with budget.taken(size):
-            order.append(name)
-            end[name].wait(30)
-
-    threads = []
-    for name, size in (("a", 60), ("b", 1000), ("c", 30)):
-        threads.append(threading.Thread(target=take, args=(name, size)))
-        threads[-1].start()
-        begin[name].wait(10)
-        time.sleep(0.05)
-    assert order == ["a"], "b takes all there is, and c waits behind it"
-    end["a"].set()
-    wait_until(lambda: order == ["a", "b"])
-    end["b"].set()
-    wait_until(lambda: order == ["a", "b", "c"])
-    end["c"].set()
-    for thread in threads:
-        thread.join(10)
+def test_of_large_files_one_is_read_at_a_time(own, monkeypatch):
+    monkeypatch.setattr("grr_coca_serve.files._LARGE_BYTES", 10)
+    monkeypatch.setattr("grr_coca_serve.files._SECONDS", 0.1)
+    files = PictureFiles(None)
+    with grr_coca.Index.open(own / "index") as index:
+        (hit, *_) = index.search("a square")
+    assert files._thumbnail(hit.entry, 32) is not None
+    with files._one_large:
+        assert files._thumbnail(hit.entry, 32) is None
+    assert files._thumbnail(hit.entry, 32) is not None
+    files.close()
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_and_gives_nearly_the_same_pixels(monkeypatch):

@@ -4,15 +4,17 @@
 number alone, so one that went wrong can be tried again:
 `tests/core/data/file_attack.py pictures --first NUMBER --count 1`.
 
-Files are decoded in a process of their own, whose end is noticed: the decoders of pictures are native.
+They are decoded as everywhere, in helper programs, and a process of their own asks for that, whose end is noticed.
 """
 
 import argparse
 import random
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -23,6 +25,7 @@ import svg_grammar  # noqa: E402
 from picture_grammar import picture  # noqa: E402
 
 from grr_coca.data.images import decode_image  # noqa: E402
+from grr_coca.data.isolated import helpers  # noqa: E402
 from grr_coca.data.sources.base import BadSample, Cause  # noqa: E402
 
 MAX_MESSAGE = 1200
@@ -45,8 +48,10 @@ def outcome(kind: str, number: int) -> str:
         if len(text) > MAX_MESSAGE or "\n" in text:
             return f"wrong: {text!r}"
         if error.cause is Cause.UNREADABLE:
-            return "wrong: late" if kind == "drawings" else "wrong: unreadable"
-        known = {"makes resvg crash": "crashed a helper", "seconds of a processor": "too costly"}
+            return "wrong: late"
+        if "its decoder fails" in text:
+            return f"wrong: {text!r}"
+        known = {"its decoder crash": "crashed a helper", "s of a processor": "too costly", "more memory": "too large"}
         return next((word for words, word in known.items() if words in text), "refused")
     except Exception as error:
         return f"wrong: {error!r}"
@@ -104,11 +109,13 @@ def _decode_here(options: argparse.Namespace) -> None:
 
 
 def _peak_megabytes() -> int:
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """The most memory that this process or a helper program has had; 0 on systems that do not tell."""
+    peaks = [0]
+    for pid in ("self", *(helper._process.pid for helper in helpers._all)):
+        with suppress(OSError):  # it has ended, or this is another system
+            status = Path(f"/proc/{pid}/status").read_text()
+            peaks += [int(kilobytes) // 1024 for kilobytes in re.findall(r"VmHWM:\s+(\d+)", status)]
+    return max(peaks)
 
 
 if __name__ == "__main__":

@@ -52,18 +52,34 @@ REJECTED = {
 }
 
 
+def hostile_drawing(name: str) -> bytes:
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:s="http://www.w3.org/2000/svg" viewBox="0 0 99 99">'
+    return f"{head}{ATTACKS[name]}</svg>".encode()
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("name", ATTACKS)
 def test_server_answers_while_it_rejects_a_hostile_drawing(served, name):
     pytest.importorskip("resvg_py")
-    attack, (status, reason) = ATTACKS[name], REJECTED[name]
-    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:s="http://www.w3.org/2000/svg" viewBox="0 0 99 99">'
+    status, reason = REJECTED[name]
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(served.post, "/caption", f"{head}{attack}</svg>".encode())
+        answer = pool.submit(served.post, "/caption", hostile_drawing(name))
         while not answer.done():
             assert served.ask("GET", "/health").status == 200
     assert answer.result().status == status
     assert reason in answer.result().reason()
+
+
+@pytest.mark.ci
+def test_drawings_that_take_hours_keep_no_picture_waiting(served):
+    pytest.importorskip("resvg_py")
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(served.post, "/caption", hostile_drawing("takes hours")) for _ in range(8)]
+        while served.metric("grr_coca_queue_requests") < 8:
+            assert not all(answer.done() for answer in answers)
+        assert served.post("/caption", drawing("guitar")).status == 200
+        assert sum(answer.done() for answer in answers) <= 2, "two at a time are drawn, for seconds"
+    assert {answer.result().status for answer in answers} == {413}
 
 
 @pytest.mark.parametrize("name", ["guitar", "red-apple", "snowman"])

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +25,8 @@ import numpy as np
 from harness import Answer, Worker, in_turn, parse, parser_of, pictures, report, seconds, serve
 
 ROUNDS, CLIENTS, DRAWINGS = 24, 16, 1000
+BATCH, BATCHES, PREPARED = 32, 24, 8
+"""Pictures of a batch of the loader, batches of a round, and batches that its workers prepare ahead."""
 KINDS = ("png", "jpeg", "webp")
 PARTS = ("http", "index", "loader", "command")
 TARGETS = {"http": ">= 0.9", "index": ">= 0.97", "loader": ">= 0.97"}
@@ -44,6 +46,7 @@ def main() -> None:
         for part in ["command"] if options.smoke else options.only:
             for what, sides in globals()[f"of_{part}"](pythons, drawings, Path(place)):
                 rows.append(_row(part, what, in_turn(sides, rounds)))
+                print(rows[-1], flush=True)  # measuring takes long, and may be stopped
     report("decoding", rows, options.out)
 
 
@@ -74,7 +77,7 @@ Parts = Iterator[tuple[str, Sides]]
 def of_http(pythons: dict[str, str], drawings: list[bytes], place: Path) -> Parts:  # noqa: ARG001
     """Servers with 16 clients."""
     with _server(pythons["before"]) as before, _server(pythons["now"]) as now:
-        for what, bodies in (("small PNG", _encoded(drawings[:64], "png") * 4), ("12 MP", [_photograph()] * 16)):
+        for what, bodies in (("small PNG", _encoded(drawings[:64], "png") * 2), ("12 MP", [_photograph()] * 16)):
             sides = {"before": _asked(before, bodies), "now": _asked(now, bodies)}
             for side in sides.values():
                 side()
@@ -136,10 +139,10 @@ def of_command(pythons: dict[str, str], drawings: list[bytes], place: Path) -> P
 
 
 def _commands(pythons: dict[str, str], arguments: Callable[[int], list[str]], place: Path) -> Sides:
-    count = iter(range(10**6))
+    numbers = count()
 
     def run(python: str) -> float:
-        command = [python, "-m", "grr_coca", *arguments(next(count))]
+        command = [python, "-m", "grr_coca", *arguments(next(numbers))]
         return seconds(lambda: subprocess.run(command, check=True, capture_output=True, cwd=place))
 
     return {name: (lambda python=python: run(python)) for name, python in pythons.items()}
@@ -159,44 +162,47 @@ def of_loader(pythons: dict[str, str], drawings: list[bytes], place: Path) -> Pa
 
 
 class Loader:
-    """A side of `of_loader`, in its process."""
+    """A side of `of_loader`, in its process, with two workers that stay."""
 
     def __init__(self, setup: Answer) -> None:
         import grr_coca
         from grr_coca.data import dataset
-        from grr_coca.data.sources.open import open_source
-
-        dataset._MAX_KEPT_PIXELS = 0
-        self.about = {"name": setup["name"]}
-        self._source, self._model = open_source(setup["folder"]), grr_coca.load("icons")
-
-    def load(self) -> Answer:
-        """Load the pictures several times. The start of the workers is not counted."""
-        from grr_coca.data import dataset
         from grr_coca.data.augmentation import Augmentation
         from grr_coca.data.order import SampleRef
+        from grr_coca.data.sources.open import open_source
 
         try:
             from grr_coca.data.loader import make_loader
         except ImportError:
             make_loader = dataset.make_loader
-
-        model = self._model
+        dataset._MAX_KEPT_PIXELS = 0
+        model = grr_coca.load("icons")
         pairs = dataset.PairDataset(
-            self._source, model.tokenizer, model.preprocess, 40, augmentation=Augmentation(scale=(0.8, 1.2))
+            open_source(setup["folder"]),
+            model.tokenizer,
+            model.preprocess,
+            40,
+            augmentation=Augmentation(scale=(0.8, 1.2)),
         )
-        order = [
-            [SampleRef(epoch, sample) for sample in range(first, min(first + 64, len(pairs)))]
-            for epoch in range(2)
-            for first in range(0, len(pairs), 64)
-        ]
-        batches = iter(make_loader(pairs, order, 2))
-        for _ in range(10):
-            next(batches)
-        began = time.perf_counter()
-        for _ in batches:
-            pass
-        return {"seconds": time.perf_counter() - began}
+        order = (  # without an end
+            [SampleRef(epoch, sample) for sample in range(first, first + BATCH)]
+            for epoch in count()
+            for first in range(0, len(pairs) - BATCH + 1, BATCH)
+        )
+        self._batches = iter(make_loader(pairs, order, 2))
+        self._take(1)
+        self.about = {"name": setup["name"]}
+
+    def load(self) -> Answer:
+        """Load batches, after those that the workers have prepared, and let them prepare the next."""
+        self._take(PREPARED)
+        took = seconds(lambda: self._take(BATCHES))
+        time.sleep(0.3)
+        return {"seconds": took}
+
+    def _take(self, number: int) -> None:
+        for _ in range(number):
+            next(self._batches)
 
 
 def _encoded(drawings: list[bytes], kind: str) -> list[bytes]:

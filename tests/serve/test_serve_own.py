@@ -79,7 +79,7 @@ def test_drawings_that_take_hours_keep_no_picture_waiting(served):
             assert not all(answer.done() for answer in answers)
         assert served.post("/caption", drawing("guitar")).status == 200
         assert sum(answer.done() for answer in answers) <= 2, "two at a time are drawn, for seconds"
-    assert {answer.result().status for answer in answers} == {413}
+    assert {answer.result().status for answer in answers} <= {413, 504}
 
 
 @pytest.mark.parametrize("name", ["guitar", "red-apple", "snowman"])

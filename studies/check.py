@@ -109,7 +109,8 @@ VERDICT = re.compile(
     r"help(s|ed)?|hurts?|harm(s|ful)?|excludes?|beat(s|en)?|wins?|won|los(es|t|ing)|outperform(s|ed)?|surpass(es|ed)?|"
     r"exceed(s|ed)?|superior|inferior|advantages?|disadvantages?|gain(s|ed)?|improv(es|ed|ement|ements|ing)|undecided|"
     r"significant(ly)?|insignificant|stronger|weaker|dominates?|prefer(s|able|red)?|confirm(s|ed)?|prov(es|ed|en)|"
-    r"lowers|raises|raised|lowered|everywhere|always|never|smaller|larger|worsen(s|ed)?|benefits?|succeed(s|ed)?|fail(s|ed)?)\b",
+    r"lowers|raises|raised|lowered|too (?:high|low|slow(?:ly)?|fast|large|small)|"
+    r"everywhere|always|never|smaller|larger|worsen(s|ed)?|benefits?|succeed(s|ed)?|fail(s|ed)?)\b",
     re.IGNORECASE,
 )
 

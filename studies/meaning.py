@@ -28,7 +28,7 @@ SPLITS = {
     "style": r"emojione|unseen style|left out|lacks|families|^style$",
     "concept": "concepts",
     "training": "in training",
-    "tuned": "fine-tun",
+    "tuned": "[Aa]fter (?:each )?fine-tun|fine-tuned|after stages",
 }
 OPTIMIZERS = {"adamw": r"\bAdamW\b(?!'s)", "muon": r"\bMuon\b(?!'s)"}
 MODELS = {"GRR-CoCa": "grr", "Baseline CoCa": "baseline"}
@@ -46,8 +46,14 @@ FACTS = {"steps": "steps", "n": "seeds", "seeds": "seeds", "passes": "passes", "
 """Formats of facts about runs, with their units."""
 UNIT = r"\b(steps|epochs|seeds|passes|patches|drawings|images|runs|settings|models|minutes|hours)\b"
 CLAUSE = r"[,;:.()|]|\b(?:and|or|but|than|while)\b"
-PERCENT = ("range", "whole", "size", "pair")
-"""Formats of changes without their unit."""
+PERCENT, COUNT = r"\*{0,2} %", r"(?! (?!seeds)\w+s\b)"
+FOLLOWS = {
+    **dict.fromkeys(("range", "whole", "size", "pair", "backwards"), PERCENT),
+    **dict.fromkeys(("falls", "rises"), COUNT),
+    "contains": " (?:it|the paper's|the fall of)",
+    "excludes": r"(?!.*\binside)",
+}
+"""Words that complete a format."""
 UNCOMPUTED = re.compile(
     r"\b(?:not|no|nor|none|never|nothing|neither|nobody|cannot|hardly|barely|scarcely|shown|proven?)\b|n't|"
     r"\b(?:far|much|slightly|somewhat|about|around|roughly|nearly|almost|over|under|at least|at most|more than|"
@@ -159,8 +165,12 @@ def _errors_of_sentence(sentence: str, before: str, known: Mapping[str, Any]) ->
     found, plain = shown(sentence, known), _plain(sentence)
     yield from _errors_of_optimizers(sentence, _plain(before), found)
     yield from _errors_of_facts(plain, found)
-    yield from _errors_of_features(plain, before, found)
+    yield from _errors_of_features(plain, _plain(before), found)
     yield from _errors_of_parts(plain, found)
+    yield from _errors_of_lists(found)
+    for part, whole in re.findall(r"\{(\w+)\} of \{(\w+)\}", sentence):
+        if int(f"{known[part]}".replace(",", "")) > int(f"{known[whole]}".replace(",", "")):
+            yield f"{{{part}}} is more than {{{whole}}}"
     yield from _errors_of_claims(sentence, found)
     yield from _errors_of_models(plain, found)
     yield from _errors_of_intervals(sentence, found)
@@ -195,7 +205,7 @@ def _errors_of_models(plain: str, found: Sequence[Shown]) -> Iterator[str]:
 def _errors_of_intervals(sentence: str, found: Sequence[Shown]) -> Iterator[str]:
     """An interval in parentheses after a change is that of the change, and so is the count of seeds that agree."""
     for each in found:
-        verbs = re.findall(r"\b(falls|rises)\b|\b(?:a |with )(fall|rise)s? in\b", sentence[: each.start])
+        verbs = re.findall(r"\b(falls|rises)\b|\b(?:[Aa] |with )(fall|rise)s? in\b", sentence[: each.start])
         if each.format in ("falls", "rises") and verbs and "".join(verbs[-1]).removesuffix("s") != each.format[:-1]:
             yield f"{each.text} counts {each.format}, after the word {''.join(verbs[-1])!r}"
     for last, each in pairwise(each for each in found if each.metric):
@@ -236,11 +246,13 @@ def _errors_of_facts(plain: str, found: Sequence[Shown]) -> Iterator[str]:
         (place, part) for place, each in zip(clauses, found, strict=True) if each.metric for part in each.parts()
     ]
     for place, each in zip(clauses, found, strict=True):
-        if each.metric or each.format not in FACTS:
+        if each.metric or each.format not in FACTS or not changes:
             continue
-        parts = [part for clause, part in changes if clause == place] or [part for _, part in changes]
+        before, after = ([other for other, _ in changes if is_side(other)] for is_side in (place.__ge__, place.__le__))
+        near = {place} if place in before else {*before[-1:], *after[:1]}
+        parts = [part for other, part in changes if other in near]
         values = {f"{part:{each.format}}" for part in parts}
-        if parts and f"{each.setting:{each.format}}" not in values:
+        if f"{each.setting:{each.format}}" not in values:
             yield f"{each.text} is {each.setting:{each.format}}, but the settings shown have {sorted(values)}"
         places = [*(other.start for other in found), *ends, len(plain)]
         unit = re.search(UNIT, plain[each.end : min(place for place in places if place >= each.end)])
@@ -261,9 +273,10 @@ def _errors_of_features(plain: str, before: str, found: Sequence[Shown]) -> Iter
 
 FEATURES: dict[str, tuple[str, Callable[[Setting], bool]]] = {
     "pooler": (
-        r"captioning pooler|\bwith (?:a |the )?pooler",
+        r"captioning pooler|\b[Ww]ith (?:a |the )?pooler",
         lambda part: any("pooler" in arm for arm in (*part.arms, *part.over)),
     ),
+    "standard": ("^$", lambda part: any("standard" in arm for arm in (*part.arms, *part.over))),
     "recipe": (
         "our own recipe|by our own",
         lambda part: any("plus" in arm for arm in (*part.arms, *part.over)),
@@ -272,11 +285,21 @@ FEATURES: dict[str, tuple[str, Callable[[Setting], bool]]] = {
 """What distinguishes runs, by a word that must be near: words that say so, and whether a setting has it."""
 
 
+def _errors_of_lists(found: Sequence[Shown]) -> Iterator[str]:
+    """As many rates as changes are in their order."""
+    changes = [each for each in found if each.metric]
+    for form in ("rate", "steps"):
+        facts = [each for each in found if not each.metric and each.format == form]
+        settings = [[id(each.setting) for each in some] for some in (facts, changes)]
+        if len(facts) == len(changes) > 1 and sorted(settings[0]) == sorted(settings[1]) and settings[0] != settings[1]:
+            yield f"{facts[0].text} and those after it are in another order than their changes"
+
+
 def _errors_of_parts(plain: str, found: Sequence[Shown]) -> Iterator[str]:
     """A change by one part belongs to the part that is named last before it."""
     for each in found:
-        parts = each.parts() if each.metric else []
-        own = _part_of(parts[0]) if len(parts) == 1 else None
+        parts = [_part_of(part) for part in each.parts()] if each.metric else []
+        own = parts[0] if len({*parts}) == 1 else None
         names = "|".join(PARTS.values())
         named = re.findall(f"^ with ({names})", plain[each.end :]) or re.findall(names, plain[: each.start])[-1:]
         if own and named and named[0] != PARTS[own]:
@@ -298,12 +321,16 @@ def _errors_of_claims(sentence: str, found: Sequence[Shown]) -> Iterator[str]:
     """What is said of a change is in its placeholder: no negation, proof or degree beside it; its unit follows it."""
     if not any(each.metric for each in found):
         return
-    marked = sentence
+    marked, is_row = sentence, "|" in sentence
     for each in found:
         if each.metric:
             marked = marked[: each.start] + "\0" * (each.end - each.start) + marked[each.end :]
-            if each.format in PERCENT and not sentence[each.end :].startswith((" %", "** %")):
-                yield f"{each.text} is in per cent, before {sentence[each.end : each.end + 10]!r}"
+            if not is_row and not re.match(FOLLOWS.get(each.format, ""), sentence[each.end :]):
+                yield f"{each.text} is completed by {sentence[each.end : each.end + 15]!r}"
+            own = re.search("#(flag|other)s", each.text)
+            words = re.findall("flag|other", re.split(r"\{\w+\[", sentence[each.end :])[0])
+            if own and words and words[0] != own[1]:
+                yield f"{each.text} is completed by {sentence[each.end : each.end + 25]!r}"
     yield from (f"said of a change, not computed: {word[0]!r}" for word in UNCOMPUTED.finditer(_plain(marked)))
 
 

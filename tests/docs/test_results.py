@@ -95,7 +95,7 @@ TRUE = (
     "With AdamW, after {adamw:steps} steps, GRR-CoCa's CoCa loss on `test` is {adamw[test coca]:by} "
     "({adamw[test coca]:ci})."
 )
-TABLE = """| setting | seeds | CoCa loss on `test` | perplexity |
+TABLE = """| setting, % | seeds | CoCa loss on `test` | perplexity |
 |---|--:|--:|--:|
 | [AdamW](../studies/adamw/best/README.md) | {adamw:n} | {adamw[test coca]:cell} | {adamw[test perplexity]:cell} |
 | [longer](adamw_long/2400_best/README.md) | {long:n} | {long[test coca]:cell} | {long[test perplexity]:cell} |
@@ -134,12 +134,15 @@ def test_words_that_contradict_their_rows_fail(check, known, old, new):
     assert [error for text in changed for error in check.errors_of_meaning(text, known)]
 
 
+ADAMW, LONG, LASTING = "{adamw[test coca]}", "{long[test coca]}", "{lasting[test coca]}"
+
+
 @pytest.mark.parametrize(
     ("text", "old", "new"),
     [
         ("Baseline CoCa with Muon is {CROSS:by} than GRR-CoCa with AdamW.", "AdamW", "Muon"),
         (
-            "| | loss |\n|---|--:|\n| Baseline CoCa, positions | {slow_positions[test coca]:cell} |",
+            "| | loss, % |\n|---|--:|\n| Baseline CoCa, positions | {slow_positions[test coca]:cell} |",
             "Baseline CoCa",
             "GRR-CoCa",
         ),
@@ -149,12 +152,49 @@ def test_words_that_contradict_their_rows_fail(check, known, old, new):
         ("The CoCa loss is {muon[test coca]:by} with Muon and {adamw[test coca]:by} with AdamW.", "AdamW", "Muon"),
         ("GRR-CoCa's CoCa loss is {adamw_settings[test coca]:all}.", "GRR-CoCa", "Baseline CoCa"),
         ("GRR-CoCa's CoCa loss over that of Baseline CoCa changes.", "Baseline CoCa", "GRR-CoCa"),
+        (f"{ADAMW} after {{adamw:steps}} steps and {LONG} after {{long:steps}}.", ADAMW, LONG),
+        (f"{ADAMW} after {{adamw:steps}} steps.", " steps", " epochs"),
+        (f"After {{long:steps}} steps it is {LONG}, and the ratio is {LASTING}.", "{long:steps}", "{adamw:steps}"),
+        (
+            f"{ADAMW}, {LONG} at {{adamw:rate}} and {{long:rate}}.",
+            "{adamw:rate} and {long:rate}",
+            "{long:rate} and {adamw:rate}",
+        ),
+        (f"A fall in {{adamw[test coca]:falls}}, {ADAMW}.", "A fall", "A rise"),
+        (f"{ADAMW}: it is here.", "it is", "it is not"),
+        (f"That it is so {{kept[test coca]:shown}}, {ADAMW}.", "{kept[test coca]:shown}", "is shown"),
+        (f"It is {ADAMW}.", "is", "is nearly"),
+        (f"By {{adamw_settings[test coca]:range}} % and {ADAMW}.", "%", "points"),
+        ("The CoCa loss with RoPE is {rope_long[test coca]}.", "RoPE", "GEGLU"),
+        ("GEGLU {every_geglu[test coca]:lowers} settings.", "GEGLU", "RoPE"),
+        ("With a captioning pooler, it is {pooler[test coca]}.", "With a captioning pooler", "Here"),
+        (f"Without a pooler, {ADAMW}.", "Without", "With"),
+        (
+            "R@1 goes from Baseline CoCa to GRR-CoCa, {adamw[test R@1]:backwards} %.",
+            "Baseline CoCa to GRR-CoCa",
+            "GRR-CoCa to Baseline CoCa",
+        ),
+        (f"{{flags}} of {{emojione}} captions, {ADAMW}.", "{flags} of {emojione}", "{emojione} of {flags}"),
+        ("| seeds | CoCa loss, % |\n|---|--:|\n| {adamw:n} | {adamw[test coca]:cell} |", "%", "points"),
     ],
 )
 def test_models_and_optimizers_are_those_of_the_rows(check, known, text, old, new):
     text = text.replace("CROSS", "muon_baseline_of_adamw_grr[test coca]")
     assert [*check.errors_of_meaning(text, known)] == []
     assert [*check.errors_of_meaning(text.replace(old, new), known)]
+
+
+@pytest.mark.parametrize("typed", ["lowers the loss", "is at a rate too high"])
+def test_verbs_and_rates_follow_from_rows(check, known, typed):
+    assert check.filled("{muon_falls[test coca]:verb}", known) == "lowers"
+    assert check.filled("{too_high[tokens16/1200 tokens16/rates]}", known) == "too high for GRR-CoCa"
+    assert [*check.errors_of_text(f"Muon {typed}.")]
+
+
+def test_bold_sentence_of_a_study_must_be_listed(check):
+    text = "# Study\n\n**The parts do nothing.** More."
+    assert [*check.errors_of_plain(text, is_of_study=True)]
+    assert not [*check.errors_of_plain(text.replace("*", ""), is_of_study=True)]
 
 
 def test_table_shows_all_settings_of_its_claim(check, known):

@@ -30,9 +30,9 @@ img { display: block; width: 90%; margin: 4pt auto 0 }
 table { border-collapse: collapse; width: 100%; font-size: 7.4pt; text-align: left; hyphens: none; margin: 5pt 0 }
 th, td { border-top: 0.5pt solid #b9c0c7; padding: 1.8pt 2.5pt; vertical-align: top }
 td[style*=right], td:last-child { white-space: nowrap }
-.wide table { font-size: 6.6pt }
-.wide td[style*=right] { white-space: normal }
-tr { break-inside: avoid }
+.wide table { font: 6.2pt/1.34 "DejaVu Serif Condensed", "DejaVu Serif", serif }
+.wide td[style*=right]:nth-child(2) { white-space: normal }
+table, tr { break-inside: avoid }
 a { color: inherit; text-decoration: none }
 code { font: 8.4pt "DejaVu Sans Mono", monospace }
 """

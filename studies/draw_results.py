@@ -16,7 +16,7 @@ from ledgers import ROOT, ledger_of, rows_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grr_coca_study.drawing import COLOURS, FAINT, new_figure, style_axes, svg_text
+from grr_coca_study.report.figures import COLOURS, FAINT, new_figure, style_axes, svg_text
 
 TITLES = {
     "adamw": "AdamW, 600 steps",
@@ -66,7 +66,7 @@ FIGURES = {
 
 def forest() -> Figure:
     """The three losses in each setting: a row a setting, a mark a split."""
-    figure = new_figure(5.9)
+    figure = new_figure(5.2)
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(3, 2, 3))
     for axes, (metric, (title, reported)) in zip(panels, REPORTED.items(), strict=True):
         for (row, setting), (place, (split, label, colour, marker)) in product(

@@ -36,29 +36,16 @@ def render(data: bytes, name: str, side: int) -> Image.Image:
     Raises:
         BadSample: the file cannot be drawn.
     """
-    if resvg_py is None:
-        raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install resvg-py", Cause.NOT_INSTALLED)
-    try:
-        svg = data.removeprefix(codecs.BOM_UTF8).decode()
-        if _FILE_TAGS.search(svg):
-            raise ValueError("it contains another image file; give that one")
-        image = _drawn(svg, side)
-        if side < VECTOR_SIDE and _is_small(image):
-            image = _drawn(svg, VECTOR_SIDE)
-    except MemoryError:
-        raise
-    except BaseException as error:  # a panic of Rust is not an `Exception`
-        reason = str(error) or type(error).__name__
-        raise BadSample(f"{name}: an SVG file that cannot be drawn ({reason[:1000]})", Cause.BROKEN_IMAGE) from error
+    image = _drawn(data, name, side)
+    if side < VECTOR_SIDE and _is_small(image):
+        image = _drawn(data, name, VECTOR_SIDE)
     image.format = "SVG"
     return image
 
 
 def svg_pixels(data: bytes, name: str, *, side: int) -> tuple[dict[str, Any], bytes]:
-    """The pixels of a drawing: S S 4."""
-    image = render(data, name, side)
-    if image.width != side:  # a small one, which was drawn large
-        image = image.resize((side, side), Image.Resampling.BOX)
+    """The pixels of a drawing of this side, also of a small one: S S 4."""
+    image = _drawn(data, name, side)
     return {"mode": image.mode}, image.tobytes()
 
 
@@ -67,9 +54,21 @@ def _is_small(image: Image.Image) -> bool:
     return 2 * max(right - left, bottom - top) < image.width
 
 
-def _drawn(svg: str, side: int) -> Image.Image:
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
-    drawn = Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGBA")
+def _drawn(data: bytes, name: str, side: int) -> Image.Image:
+    """Draw an SVG file as a square of this side. Raises as `render` does."""
+    if resvg_py is None:
+        raise BadSample(f"{name}: an SVG file, which needs resvg-py; pip install resvg-py", Cause.NOT_INSTALLED)
+    try:
+        svg = data.removeprefix(codecs.BOM_UTF8).decode()
+        if _FILE_TAGS.search(svg):
+            raise ValueError("it contains another image file; give that one")
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True)
+        drawn = Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGBA")
+    except MemoryError:
+        raise
+    except BaseException as error:  # a panic of Rust is not an `Exception`
+        reason = str(error) or type(error).__name__
+        raise BadSample(f"{name}: an SVG file that cannot be drawn ({reason[:1000]})", Cause.BROKEN_IMAGE) from error
     if drawn.size == (side, side):
         return drawn
     square = Image.new("RGBA", (side, side), (255, 255, 255, 0))

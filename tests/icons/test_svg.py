@@ -1,5 +1,6 @@
 """SVG files are images like others. The programs that draw them are tested in `test_isolated`."""
 
+import io
 import multiprocessing
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca_icons import svg, svg_drawing
 from grr_coca_icons.svg import is_svg, render_svg
 
-pytest.importorskip("resvg_py")
+resvg_py = pytest.importorskip("resvg_py")
 
 SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path d="M0 0h4v8H0z"/></svg>'
 OBLONG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 4"><path fill="red" d="M0 0h8v4H0z"/></svg>'
@@ -33,6 +34,13 @@ def test_helper_that_only_draws_has_its_formats():
     code = f"from grr_coca_icons.svg import render_svg; print(render_svg({SQUARE.decode()!r}, 32).size)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "(32, 32)\n"
+
+
+def test_small_drawing_has_the_pixels_of_the_side_asked_for():
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><circle cx="11.3" cy="12" r="2.6"/></svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=64, height=64, dpi=96, skip_system_fonts=True)
+    expected = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    assert render_svg(svg, 64).tobytes() == expected.tobytes()
 
 
 def test_an_oblong_one_is_shown_whole_in_the_middle_of_a_square():

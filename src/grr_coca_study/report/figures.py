@@ -16,9 +16,9 @@ from grr_coca_study.report.grid import GridResults, number_of
 from grr_coca_study.rows import LedgerRow
 from grr_coca_study.statistics import MARGIN, Effect
 
-_COLOURS = ("#1b6ca8", "#d1741f")
+COLOURS = ("#1b6ca8", "#d1741f")
 """Model and baseline: colour-blind readers can distinguish them, and they differ in a black-and-white print too."""
-_FAINT = "#8a939d"
+FAINT = "#8a939d"
 """Background: other arms, zero lines."""
 _WIDTH = 9.0
 """Width of a page in inches."""
@@ -55,15 +55,15 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
     shown = [panel for panel in panels if any(panel.effects)]
     if not shown:
         return ""
-    figure = _new_figure(_MARGIN_HEIGHT + _ROW_HEIGHT * len(labels))
+    figure = new_figure(_MARGIN_HEIGHT + _ROW_HEIGHT * len(labels))
     all_axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, panel in zip(all_axes, shown, strict=True):
-        axes.axvspan(-MARGIN, MARGIN, color=_FAINT, alpha=0.14, linewidth=0)
+        axes.axvspan(-MARGIN, MARGIN, color=FAINT, alpha=0.14, linewidth=0)
         axes.axvline(0, color="black", linewidth=0.8)
         for row, effect in enumerate(panel.effects):
             if effect is not None:
                 _draw_effect(axes, row, effect, panel.lower_is_better)
-        _style_axes(axes, panel.title)
+        style_axes(axes, panel.title)
         axes.set_title("← better" if panel.lower_is_better else "better →", fontsize=8, loc="right", color="#5b6570")
         axes.grid(visible=False)
         axes.tick_params(axis="y", length=0)
@@ -75,16 +75,16 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
     told = ", with 95 % interval, in colour where 0 lies outside of it (not corrected for several tests)"
     axis = f"{change} in %{told if has_interval else ''}; band: within ±{MARGIN:g} %"
     figure.supxlabel(textwrap.fill(axis, 150), fontsize=8)
-    return _svg_text(figure)
+    return svg_text(figure)
 
 
 def _draw_effect(axes: Axes, row: int, effect: Effect, lower_is_better: bool) -> None:
     """A dot and its interval: blue on the better side of zero, orange on the worse, grey if the interval has zero."""
-    colour = _FAINT
+    colour = FAINT
     if effect.interval is not None:
         low, high = effect.interval
         if low * high > 0:
-            colour = _COLOURS[0] if (effect.change < 0) == lower_is_better else _COLOURS[1]
+            colour = COLOURS[0] if (effect.change < 0) == lower_is_better else COLOURS[1]
         axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
     axes.plot([effect.change], [row], "o", color=colour, markersize=5)
 
@@ -97,7 +97,7 @@ def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str
         titles: display names of the first arm and the baseline; other arms are faint lines behind them.
     """
     others = {row.arm: "other arms" for row in rows if row.arm not in titles}
-    figure = _new_figure(2.9)
+    figure = new_figure(2.9)
     for axes, (loss, title) in zip(figure.subplots(1, len(_LOSSES)), _LOSSES.items(), strict=True):
         for arm, label in {**others, **titles}.items():
             curves = [{p.step: p.val[loss] for p in row.curve if loss in p.val} for row in rows if row.arm == arm]
@@ -106,22 +106,22 @@ def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str
             if not steps:
                 continue
             if arm in others:
-                axes.plot(steps, np.exp(np.log(losses).mean(axis=0)), color=_FAINT, linewidth=0.8, label=label)
+                axes.plot(steps, np.exp(np.log(losses).mean(axis=0)), color=FAINT, linewidth=0.8, label=label)
             else:
                 _draw_band(axes, steps, losses, list(titles).index(arm), label)
-        _style_axes(axes, title)
+        style_axes(axes, title)
         axes.set_xlabel("training step", fontsize=8)
     labelled = {label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
     figure.legend(labelled.values(), labelled, frameon=False, fontsize=8, ncols=3, loc="outside lower center")
-    return _svg_text(figure)
+    return svg_text(figure)
 
 
 def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: int, label: str) -> None:
     """The geometric mean and the range of losses, S × P, at the places that have all of them."""
     sound = np.isfinite(losses).all(axis=0)
     shown, at = losses[:, sound], np.array(places)[sound]
-    axes.fill_between(at, shown.min(axis=0), shown.max(axis=0), color=_COLOURS[side], alpha=0.2, linewidth=0)
-    mean, colour = np.exp(np.log(shown).mean(axis=0)), _COLOURS[side]
+    axes.fill_between(at, shown.min(axis=0), shown.max(axis=0), color=COLOURS[side], alpha=0.2, linewidth=0)
+    mean, colour = np.exp(np.log(shown).mean(axis=0)), COLOURS[side]
     axes.plot(at, mean, color=colour, marker=_MARKERS[side], markersize=3.5, linewidth=1.4, label=label)
 
 
@@ -130,7 +130,7 @@ def grid_curves(found: GridResults, titles: Mapping[str, str]) -> str:
 
     A grid of one number has a logarithmic axis. An arm without a grid is a line.
     """
-    figure = _new_figure(3.3)
+    figure = new_figure(3.3)
     points = [point for point in found.model.points if point]
     points += [point for point in found.baseline.points if point and point not in points]
     numbers = [number for point in points if (number := number_of(point)) is not None]
@@ -142,14 +142,14 @@ def grid_curves(found: GridResults, titles: Mapping[str, str]) -> str:
             losses = np.array(curve.val if is_val else curve.test, dtype=float).T  # S × P; NaN for None
             at_best = np.exp(np.log(losses[:, curve.points.index(curve.best)]).mean())
             if not curve.best:
-                axes.axhline(at_best, color=_COLOURS[side], linewidth=1.4, label=titles[curve.arm])
+                axes.axhline(at_best, color=COLOURS[side], linewidth=1.4, label=titles[curve.arm])
                 continue
             own = [places[points.index(point)] for point in curve.points]
             order = np.argsort(own)
             _draw_band(axes, [own[place] for place in order], losses[:, order], side, titles[curve.arm])
-            best, colour = places[points.index(curve.best)], _COLOURS[side]
+            best, colour = places[points.index(curve.best)], COLOURS[side]
             axes.plot([best], [at_best], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
-        _style_axes(axes, name)
+        style_axes(axes, name)
         axes.set_xlabel(f"{', '.join(points[0])}; ringed: best on val", fontsize=8)
         if is_number:
             axes.set_xscale("log")
@@ -158,15 +158,15 @@ def grid_curves(found: GridResults, titles: Mapping[str, str]) -> str:
         axes.minorticks_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
-    return _svg_text(figure)
+    return svg_text(figure)
 
 
-def _new_figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
     """An empty figure as wide as a page; height in inches."""
     return Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
-def _style_axes(axes: Axes, title: str) -> None:
+def style_axes(axes: Axes, title: str) -> None:
     """Style a plot: title at the left, two spines, faint horizontal grid lines."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
@@ -174,7 +174,7 @@ def _style_axes(axes: Axes, title: str) -> None:
     axes.grid(axis="y", alpha=0.25)
 
 
-def _svg_text(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
     """A figure as an SVG element. Text is not turned into paths, and equal figures give equal bytes."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "grr-coca", "font.family": "sans-serif"}):
         buffer = io.StringIO()

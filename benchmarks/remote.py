@@ -5,13 +5,14 @@ one worker have the other. The pairs are those of the demo's corpus, each image 
 Blocks are fetched 1,024 pairs ahead in place of 32,768, so that each step fetches as much as it reads.
 
 *Opening*: a set of 1,243 shards with 12 million pairs. Their indexes are written without the shards, in whose place the
-server has small objects. Each opening is a separate process. Its memory is the growth while it opens the set, goes
-through 40 batches of 4,096 and reads their captions.
+server has small objects. Each opening is a separate process. Its memory is the growth over that of a process that has
+imported PyTorch, while it opens the set, goes through 40 batches of 4,096 and reads their captions: its own memory, and
+pages of index files, which are counted as long as they are mapped, although processes share them and the system can
+take them back. A worker is a copy of this process, as a loader has it, that reads 40 more batches.
 """
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from grr_coca.common.ranks import Ranks
 from grr_coca.data import ahead
 from grr_coca.data.batch import Batch
 from grr_coca.data.order import GlobalBatches, Shuffle, TrainingOrder
+from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source, remote_shards
 from grr_coca.data.sources.shards import index_remote, remote_index, write_index
 from grr_coca.data.sources.tar import ROW, ShardIndex
@@ -154,7 +156,14 @@ def opening(endpoint: str, num_shards: int) -> list[dict[str, object]]:
         {"what": f"pairs in {num_shards:,} shards", "measured": answers[0]["pairs"], "target": ""},
         {"what": "opened the first time, s", "measured": round(answers[0]["seconds"], 2), "target": "<= 60"},
         {"what": "opened after, s", "measured": round(answers[1]["seconds"], 2), "target": "<= 2"},
-        {"what": "memory, MB", "measured": round(answers[1]["memory"], 1), "target": "<= 300"},
+        {"what": "memory of a process with PyTorch, MB", "measured": round(answers[1]["before"]), "target": ""},
+        {
+            "what": "more with the set, MB",
+            "measured": round(answers[1]["own"] + answers[1]["mapped"]),
+            "target": "<= 300",
+        },
+        {"what": "of which its own, MB", "measured": round(answers[1]["own"]), "target": ""},
+        {"what": "own memory of a worker, MB", "measured": round(answers[1]["worker"]), "target": ""},
     ]
 
 
@@ -171,10 +180,18 @@ def write_indexes(url: str) -> None:
         write_index(index, remote_index(file), file)
 
 
-def memory() -> float:
-    """Megabytes that this process has in memory, shared pages of files counted."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
+def memory() -> dict[str, float]:
+    """Megabytes that this process has in memory, by kind, see proc_pid_status(5) and proc_pid_smaps_rollup(5)."""
+    lines = Path("/proc/self/status").read_text() + Path("/proc/self/smaps_rollup").read_text().partition("\n")[2]
+    sizes = (line.split() for line in lines.splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 / 1e6 for words in sizes if words[-1:] == ["kB"]}
+
+
+def read_captions(source: PairSource, first: int) -> None:
+    """Go through 40 batches of the order, from one of them on, and read their captions."""
+    for batch in TrainingOrder(Shuffle(len(source), seed=0), GlobalBatches(BATCH_SIZE, first + 40, first)):
+        for ref in batch:
+            source.captions(ref.sample)
 
 
 def open_large(url: str) -> None:
@@ -182,10 +199,22 @@ def open_large(url: str) -> None:
     before, began = memory(), time.perf_counter()
     source = open_source(url)
     opened = time.perf_counter() - began
-    for batch in TrainingOrder(Shuffle(len(source), seed=0), GlobalBatches(BATCH_SIZE, 40)):
-        for ref in batch:
-            source.captions(ref.sample)
-    print(json.dumps({"pairs": len(source), "seconds": opened, "memory": memory() - before}))
+    read_captions(source, 0)
+    after = memory()
+    numbers = {"pairs": len(source), "seconds": opened, "before": before["VmRSS"]}
+    numbers |= {"own": after["RssAnon"] - before["RssAnon"], "mapped": after["RssFile"] - before["RssFile"]}
+    print(json.dumps(numbers | {"worker": memory_of_worker(source)}))
+
+
+def memory_of_worker(source: PairSource) -> float:
+    """Megabytes that a copy of this process does not share, after it has read captions."""
+    told, says = os.pipe()
+    if (worker := os.fork()) == 0:
+        read_captions(source, 40)
+        os.write(says, str(memory()["Private_Dirty"]).encode())
+        os._exit(0)
+    os.waitpid(worker, 0)
+    return float(os.read(told, 100))
 
 
 if __name__ == "__main__":

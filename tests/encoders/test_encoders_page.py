@@ -19,6 +19,7 @@ PLACES = {
     "IMAGES…": "images",
     "INDEX": "index",
     "FEATURES": "features",
+    "MINE": "features/00000.npy",
     "timm:vit_small_patch14_dinov2@224": "timm:vit_tiny_patch16_224@32=random",
 }
 

@@ -74,7 +74,7 @@ class Convert:
     image_size: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Features:
     """Compute the features of all images by an image encoder of others, for `adapt --encoder OUT`.
 
@@ -85,6 +85,8 @@ class Features:
         encoder: timm:NAME, hf:NAME or onnx:FILE; see docs/encoders.md.
         keep: the mean token of each image, or all of its tokens, which take a hundred times the space.
         frame: frame drawings first, as `icons` does: their empty border is cut away. Photographs are not changed.
+        given: features that ENCODER has computed elsewhere: .npy, Parquet, HDF5, or a folder with a file an image;
+            see docs/encoders.md. Images without any are encoded.
     """
 
     path: _PairsArgument
@@ -92,6 +94,7 @@ class Features:
     encoder: Annotated[str, tyro.conf.arg(metavar="ENCODER")]
     keep: Literal["mean", "tokens"] = "mean"
     frame: Flag = False
+    given: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,7 @@ def _convert(action: Convert) -> int:
 
 
 def _features(action: Features) -> int:
+    from grr_coca.data.given_features import open_given_features
     from grr_coca.data.preprocess import Framing
     from grr_coca.data.sources.open import open_source
     from grr_coca.data.sources.views import ByImage
@@ -215,17 +219,19 @@ def _features(action: Features) -> int:
     encoder = open_encoder(action.encoder)
     if action.frame:
         encoder = framed(encoder, Framing())
+    given = None if action.given is None else open_given_features(action.given)
     header = feature_header(images, encoder, action.keep)
     size = header.num_images * header.row_bytes / 1e6
     print(f"{header.num_images:,} images × {header.row_bytes:,} bytes: {size:,.1f} MB", file=sys.stderr)
     began = time.perf_counter()
     with bars({"features": len(images)}) as shown:
         written = write_features(
-            images, encoder, action.keep, action.out, lambda done: shown.update("features", done, "")
+            images, encoder, action.keep, action.out, lambda done: shown.update("features", done, ""), given=given
         )
     milliseconds = 1000 * (time.perf_counter() - began) / max(written.num_written, 1)
     line = f"{written.num_written:,} images encoded to {action.out}"
     line += f", {milliseconds:.1f} ms each" if written.num_written else ""
+    line += f"; features of {written.num_given:,} taken from {action.given}" if action.given else ""
     line += f"; other processes work on {written.num_elsewhere:,}" if written.num_elsewhere else ""
     print(line)
     if written.bad:

@@ -7,12 +7,13 @@ continued by the same command.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.locks import LockHeldError, ProcessLock
-from grr_coca.common.shapes import UInt8
+from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.features import (
     FeatureHeader,
@@ -21,6 +22,7 @@ from grr_coca.data.features import (
     open_feature_folder,
     write_feature_shard,
 )
+from grr_coca.data.given_features import GivenFeatures
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.views import ByImage, source_digest
 from grr_coca.infer.adapted.adaptation import file_digest
@@ -28,6 +30,9 @@ from grr_coca.infer.encoder import VisionEncoder
 
 IMAGES_PER_SHARD = 2_048
 _BATCH = 32
+_LOOKED_FOR, _COMPARED = 64, 4
+"""Images whose given features are searched, and those that are also encoded, to compare."""
+_SAME_COSINE = 0.99
 
 
 @dataclass
@@ -36,11 +41,13 @@ class WrittenFeatures:
 
     Attributes:
         num_written: Images that this process has encoded.
+        num_given: Images whose features this process has taken from elsewhere.
         num_elsewhere: Images of shards that other processes work on.
         bad: Errors of images that cannot be read.
     """
 
     num_written: int = 0
+    num_given: int = 0
     num_elsewhere: int = 0
     bad: list[str] = field(default_factory=list)
 
@@ -56,8 +63,51 @@ def feature_header(images: ByImage, encoder: VisionEncoder, keep: Keep) -> Featu
     )
 
 
+def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEncoder) -> None:
+    """Check that features from elsewhere are those of an encoder, by some of the images.
+
+    Raises:
+        UserError: They have another width, or other values, or no image has any.
+    """
+    given.require_order_of(len(images))
+    preprocess, compared = encoder.info.preprocess, 0
+    for number in np.unique(np.linspace(0, len(images) - 1, _LOOKED_FOR).astype(int)).tolist():
+        try:
+            pair = images.source[images[number][0]]
+            found = given.find(number, pair.key)
+            if found is None:
+                continue
+            pixels = preprocess(preprocess.decode(pair.image, pair.name))
+        except BadSample:
+            continue
+        if found.shape[1] != encoder.info.embed_dim:
+            raise UserError(
+                f"{given.path}: has features of width {found.shape[1]}; those of {encoder.info.name} have "
+                f"{encoder.info.embed_dim}"
+            )
+        mean, expected = found.mean(axis=0), encoder.encode(pixels[None]).mean()[0]
+        cosine = float(mean @ expected / max(float(np.linalg.norm(mean) * np.linalg.norm(expected)), 1e-12))
+        if not cosine >= _SAME_COSINE:
+            raise UserError(
+                f"{given.path}: the features of {pair.key} are not the tokens of {encoder.info.name}, or their mean "
+                f"(cosine {cosine:.2f}); compare weights, image size and preprocessing, and leave out class token and "
+                "registers"
+            )
+        compared += 1
+        if compared == _COMPARED:
+            return
+    if not compared:
+        raise UserError(f"{given.path}: has no features of these images; name them as the images are, without suffix")
+
+
 def write_features(
-    images: ByImage, encoder: VisionEncoder, keep: Keep, out: Path, on_image: Callable[[int], object]
+    images: ByImage,
+    encoder: VisionEncoder,
+    keep: Keep,
+    out: Path,
+    on_image: Callable[[int], object],
+    *,
+    given: GivenFeatures | None = None,
 ) -> WrittenFeatures:
     """Write the features of all images that are not there yet.
 
@@ -67,10 +117,14 @@ def write_features(
         keep: All tokens of each image, or their mean.
         out: New folder, or one that the same call has begun to fill.
         on_image: Called with the number of finished images.
+        given: Features that were computed elsewhere. Images without any are encoded.
 
     Raises:
-        UserError: The folder has something else, or cannot be written to.
+        UserError: The folder has something else, or cannot be written to; or given features are not those of the
+            encoder.
     """
+    if given is not None:
+        require_features_of(given, images, encoder)
     header = feature_header(images, encoder, keep)
     written = WrittenFeatures()
     try:
@@ -85,7 +139,7 @@ def write_features(
                     continue
                 try:
                     if not is_feature_shard_done(out, shard):
-                        _write_shard(images, numbers, encoder, header, out, shard, written, on_image)
+                        _write_shard(images, numbers, encoder, header, out, shard, written, on_image, given)
                 finally:
                     lock.release()
             on_image(numbers.stop)
@@ -103,20 +157,23 @@ def _write_shard(
     shard: int,
     written: WrittenFeatures,
     on_image: Callable[[int], object],
+    given: GivenFeatures | None,
 ) -> None:
     rows = np.zeros((len(numbers), *header.row_shape), np.float16)
     digests = np.zeros((len(numbers), 32), np.uint8)
     done = 0
-    for batch in _read_ahead(images, numbers, encoder):
-        fresh = [one for one in batch if not isinstance(one, str)]
+    for batch in _read_ahead(images, numbers, encoder, given):
+        fresh = [one.pixels for one in batch if isinstance(one, _Read) and one.pixels is not None]
         written.bad += [one for one in batch if isinstance(one, str)]
+        found: Iterator[np.ndarray] = iter(())
         if fresh:
-            encoded = encoder.encode(np.stack([pixels for _, pixels in fresh]))
+            encoded = encoder.encode(np.stack(fresh))
             found = iter(encoded.mean() if header.keep == "mean" else encoded.tokens)
-            for place, one in enumerate(batch, start=done):
-                if not isinstance(one, str):
-                    rows[place] = next(found)
-                    digests[place] = np.frombuffer(one[0], np.uint8)
+        for place, one in enumerate(batch, start=done):
+            if isinstance(one, _Read):
+                rows[place] = next(found) if one.given is None else _kept(one.given, header, given)
+                digests[place] = np.frombuffer(one.digest, np.uint8)
+                written.num_given += one.given is not None
         written.num_written += len(fresh)
         done += len(batch)
         on_image(numbers.start + done)
@@ -125,18 +182,43 @@ def _write_shard(
     write_feature_shard(out, shard, rows, digests)
 
 
-_Read = tuple[bytes, UInt8[np.ndarray, "S S 3"]] | str
-"""Digest of the file of an image, and its pixels; or the error if it cannot be read."""
+class _Read(NamedTuple):
+    """Digest of the file of an image, and its pixels, or the features that were given."""
+
+    digest: bytes
+    pixels: UInt8[np.ndarray, "S S 3"] | None
+    given: Float[np.ndarray, "N D"] | None
 
 
-def _read_ahead(images: ByImage, numbers: range, encoder: VisionEncoder) -> Iterator[list[_Read]]:
-    """Yield batches of images. Threads read the next batch while this one is encoded."""
+def _kept(
+    tokens: Float[np.ndarray, "N D"], header: FeatureHeader, given: GivenFeatures | None
+) -> Float[np.ndarray, "..."]:
+    """The part of the given features of an image that is kept."""
+    if header.keep == "mean":
+        return tokens.mean(axis=0)
+    if tokens.shape != header.row_shape:
+        assert given is not None
+        raise UserError(
+            f"{given.path}: an image has {len(tokens)} tokens, and {header.encoder.name} makes {header.row_shape[0]}; "
+            "keep their mean, with --keep mean"
+        )
+    return tokens
+
+
+def _read_ahead(
+    images: ByImage, numbers: range, encoder: VisionEncoder, given: GivenFeatures | None
+) -> Iterator[list[_Read | str]]:
+    """Yield batches of images, or the errors of those that cannot be read. Threads read the next batch while this one
+    is encoded."""
     preprocess, source = encoder.info.preprocess, images.source
 
-    def read(number: int) -> _Read:
+    def read(number: int) -> _Read | str:
         try:
             pair = source[images[number][0]]
-            return file_digest(pair.image), preprocess(preprocess.decode(pair.image, pair.name))
+            digest, tokens = file_digest(pair.image), None if given is None else given.find(number, pair.key)
+            if tokens is not None:
+                return _Read(digest, None, tokens)
+            return _Read(digest, preprocess(preprocess.decode(pair.image, pair.name)), None)
         except BadSample as error:
             return str(error)
 

@@ -1,0 +1,211 @@
+"""Features that were computed elsewhere, in the files that people keep them in.
+
+- `.npy`: images × D or images × N × D numbers, in the order of the images.
+- Parquet: a column of lists of D numbers, or of N such lists, and a column of names or paths of images. Without the
+  latter, rows are in the order of the images.
+- HDF5: a data set with the name of each image, D or N × D; or one data set like a `.npy` file.
+- A folder of `.npy` or HDF5 files: one an image, with its name, D or N × D; of several data sets, `features` counts.
+
+N may differ between images. Nothing is unpickled.
+
+Shapes: M images, N tokens, D width.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.extras import require_extra
+from grr_coca.common.shapes import Float
+from grr_coca.data.sources.base import locate
+from grr_coca.data.sources.columns import IMAGE_COLUMNS, first_column
+from grr_coca.data.sources.listed import without_suffix
+
+_HDF5 = (".h5", ".hdf5")
+_NAME_COLUMNS = ("key", "id", "name", *IMAGE_COLUMNS)
+_KEPT_GROUPS = 4
+_Read = Callable[[int], object]
+
+
+class GivenFeatures:
+    """Features of images, by the name of each image, or else in the order of the images.
+
+    Args:
+        path: The file or folder, for messages.
+        read: Reads a row.
+        count: Number of rows.
+        names: The name of the image of each row; None: rows are in the order of the images.
+    """
+
+    def __init__(self, path: Path, read: _Read, count: int, names: Iterable[str] | None = None) -> None:
+        self.path, self._read, self._count = path, read, count
+        self._rows = None if names is None else _by_name(names)
+
+    def require_order_of(self, num_images: int) -> None:
+        """Raise an error if rows without names are not as many as the images.
+
+        Raises:
+            UserError: They are fewer or more.
+        """
+        if self._rows is None and self._count != num_images:
+            raise UserError(
+                f"{self.path}: has {self._count:,} rows without names, and there are {num_images:,} images; they are "
+                "matched by their order, so there must be a row for each"
+            )
+
+    def find(self, number: int, key: str) -> Float[np.ndarray, "N D"] | None:
+        """Return the features of an image; None if there are none.
+
+        Args:
+            number: Number of the image in its source.
+            key: Its name without suffix.
+
+        Raises:
+            UserError: They are not N × D numbers, or cannot be read.
+        """
+        row = number if self._rows is None else self._rows.get(key, self._rows.get(PurePosixPath(key).name))
+        if row is None:
+            return None
+        try:
+            found = np.asarray(self._read(row), np.float32)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path}: the features of {key} cannot be read ({error})") from error
+        found = found[0] if found.ndim == 3 and len(found) == 1 else np.atleast_2d(found)
+        if found.ndim != 2 or not found.size:
+            raise UserError(f"{self.path}: the features of {key} have the shape {found.shape}; expected N × D or D")
+        return found
+
+
+def open_given_features(path: Path) -> GivenFeatures:
+    """Open features that were computed elsewhere. See the module for the formats.
+
+    Raises:
+        UserError: The file does not exist, is in another format or corrupt, or a package is missing.
+    """
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        if path.suffix.lower() == ".npy":
+            rows = _mapped(path)
+            return GivenFeatures(path, lambda row: rows[row], len(rows))
+        if path.suffix.lower() == ".parquet":
+            return _open_parquet(path)
+        if path.suffix.lower() in _HDF5:
+            return _open_hdf5(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: features cannot be read from it ({error})") from error
+    raise UserError(f"{path}: not in a readable format of features: .npy, .parquet, {', '.join(_HDF5)}, or a folder")
+
+
+def _by_name(names: Iterable[str]) -> Mapping[str, int]:
+    """The row of each name, without suffix; also of its last part, where only one name has it."""
+    rows, last = {}, dict[str, int | None]()
+    for row, name in enumerate(names):
+        name = without_suffix(name.replace("\\", "/"))
+        rows[name] = row
+        part = PurePosixPath(name).name
+        last[part] = None if part in last else row
+    return {**{part: row for part, row in last.items() if row is not None}, **rows}
+
+
+def _mapped(path: Path) -> np.ndarray:
+    rows = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    if rows.ndim not in (2, 3):
+        raise UserError(f"{path}: has the shape {rows.shape}; expected images × D or images × N × D")
+    return rows
+
+
+def _open_folder(folder: Path) -> GivenFeatures:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".npy", *_HDF5))
+    if not files:
+        raise UserError(f"{folder}: has no .npy or HDF5 file; expected one for each image, with its name")
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    if any(path.suffix.lower() in _HDF5 for path in files):
+        _require_h5py(folder)
+
+    def read(row: int) -> object:
+        path = files[row]
+        return np.load(path) if path.suffix.lower() == ".npy" else _only_dataset(path)
+
+    return GivenFeatures(folder, read, len(files), names)
+
+
+def _open_parquet(path: Path) -> GivenFeatures:
+    require_extra("parquet", f"{path}: reading Parquet")
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(path)
+    schema, ends = file.schema_arrow, np.cumsum([_num_rows(file, group) for group in range(file.num_row_groups)])
+    lists = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_list_of_numbers(kind)]
+    if len(lists) > 1 and "features" in lists:
+        lists = ["features"]
+    if len(lists) != 1:
+        found = ", ".join(lists) or "none"
+        raise UserError(f"{path}: columns with lists of numbers: {found}; name that of the features 'features'")
+    place = first_column(schema.names, _NAME_COLUMNS)
+    names = None if place is None else [str(name) for name in file.read([schema.names[place]]).column(0).to_pylist()]
+
+    @lru_cache(_KEPT_GROUPS)
+    def group_of(group: int) -> Any:
+        return file.read_row_group(group, lists).column(0)
+
+    def read(row: int) -> object:
+        group, inner = locate(ends, row)
+        return group_of(group)[inner].as_py()
+
+    return GivenFeatures(path, read, file.metadata.num_rows, names)
+
+
+def _num_rows(file: Any, group: int) -> int:
+    return file.metadata.row_group(group).num_rows
+
+
+def _is_list_of_numbers(kind: Any) -> bool:
+    from pyarrow import types
+
+    depth = 0
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth in (1, 2) and types.is_floating(kind)
+
+
+def _open_hdf5(path: Path) -> GivenFeatures:
+    file = _hdf5(path)
+    names = _datasets(file)
+    if len(names) == 1:
+        rows = file[names[0]]
+        return GivenFeatures(path, lambda row: rows[row], len(rows))
+    return GivenFeatures(path, lambda row: file[names[row]][()], len(names), names)
+
+
+def _only_dataset(path: Path) -> object:
+    with _hdf5(path) as file:
+        names = _datasets(file)
+        if len(names) > 1 and "features" in names:
+            names = ["features"]
+        if len(names) != 1:
+            raise UserError(f"{path}: has the data sets {', '.join(names) or 'none'}; name the features 'features'")
+        return file[names[0]][()]
+
+
+def _datasets(file: Any) -> Sequence[str]:
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    return names
+
+
+def _hdf5(path: Path) -> Any:
+    _require_h5py(path)
+    import h5py
+
+    return h5py.File(path, "r")
+
+
+def _require_h5py(path: Path) -> None:
+    if find_spec("h5py") is None:
+        raise UserError(f"{path}: reading HDF5 needs h5py: pip install h5py")

@@ -1,0 +1,138 @@
+"""`grr-coca data features --given`: features that were computed elsewhere, in the files that people keep them in."""
+
+import re
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from test_features import NUM_PAIRS, features, place, right  # noqa: F401 (`place` is a fixture)
+from test_onnx_encoder import WIDTH
+
+from grr_coca.common.errors import UserError
+from grr_coca.data.features import FeatureCache
+from grr_coca.data.given_features import open_given_features
+from grr_coca.data.sources.open import open_source
+
+FORMATS = ["npy", "npy of means", "parquet", "parquet in order", "files", "h5", "h5 in order", "h5 files"]
+
+
+def write_given(folder, kind, names, tokens):
+    """Write features; names are shuffled where there are names."""
+    mixed = np.random.default_rng(0).permutation(len(names))
+    if kind.startswith("npy"):
+        path = folder / "given.npy"
+        np.save(path, tokens.mean(axis=1) if kind == "npy of means" else tokens)
+    elif kind.startswith("parquet"):
+        path, order = folder / "given.parquet", mixed if kind == "parquet" else range(len(names))
+        columns = {"features": [list(map(list, tokens[i])) for i in order], "area": [1.5] * len(names)}
+        if kind == "parquet":
+            columns["image"] = [f"elsewhere/{names[i]}.png" for i in order]
+        pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=16)
+    elif kind == "files":
+        path = folder / "given"
+        (path / "inner").mkdir(parents=True)
+        for i in mixed:
+            np.save(path / "inner" / f"{names[i]}.npy", tokens[i])
+    else:
+        h5py = pytest.importorskip("h5py")
+        path = folder / ("given" if kind == "h5 files" else "given.h5")
+        if kind == "h5 files":
+            path.mkdir()
+            for i in mixed:
+                with h5py.File(path / f"{names[i]}.h5", "w") as file:
+                    file["features"], file["coords"] = tokens[i][None], np.zeros((len(tokens[i]), 2))
+        else:
+            with h5py.File(path, "w") as file:
+                if kind == "h5 in order":
+                    file["all"] = tokens
+                else:
+                    for i in mixed:
+                        file[f"slides/{names[i]}"] = tokens[i]
+    return path
+
+
+@pytest.fixture
+def names(place):  # noqa: F811
+    source = open_source(str(place / "pairs.tar"))
+    return [source[i].key for i in range(len(source))]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_given_features_become_those_of_the_folder(grr_coca, place, names, kind):  # noqa: F811
+    given = write_given(place, kind, names, right(place, "tokens"))
+    done = features(grr_coca, place, "--given", given)
+    assert done.out.startswith(f"0 images encoded to {place / 'features'}; features of {NUM_PAIRS} taken from {given}")
+    cache = FeatureCache(place / "features")
+    np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], right(place, "mean"), atol=2e-3)
+
+
+def test_the_number_of_tokens_may_differ(grr_coca, place, names):  # noqa: F811
+    tokens = right(place, "tokens")
+    (place / "given").mkdir()
+    for number, name in enumerate(names):
+        repeated = np.concatenate([tokens[number]] * (1 + number % 3))
+        np.save(place / "given" / f"{name}.npy", repeated)
+    assert features(grr_coca, place, "--given", place / "given").code == 0
+    cache = FeatureCache(place / "features")
+    np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], right(place, "mean"), atol=2e-3)
+    done = features(grr_coca, place, "--given", place / "given", "--keep", "tokens", out="all")
+    assert done.code == 2
+    assert "an image has 32 tokens, and onnx:" in done.err
+    assert "makes 16; keep their mean, with --keep mean" in done.err
+
+
+def test_images_without_features_are_encoded(grr_coca, place, names):  # noqa: F811
+    tokens = right(place, "tokens")
+    given = write_given(place, "files", names[:50], tokens[:50])
+    done = features(grr_coca, place, "--given", given, "--keep", "tokens")
+    assert done.out.startswith("20 images encoded")
+    assert "features of 50 taken from" in done.out
+    cache = FeatureCache(place / "features")
+    np.testing.assert_allclose([cache[image] for image in range(NUM_PAIRS)], tokens, atol=2e-3)
+
+
+def test_features_of_another_encoder_raise(grr_coca, place, names):  # noqa: F811
+    tokens = right(place, "tokens")
+    for kind, wrong, reason in (
+        ("npy", tokens[::-1], r"are not the tokens of onnx:"),
+        ("files", tokens[:, :, 1:], f"has features of width {WIDTH - 1}"),
+        ("npy", tokens[:-1], r"has 69 rows without names, and there are 70 images"),
+        ("npy", tokens[:, :, :, None], r"has the shape \(70, 16, \d+, 1\)"),
+    ):
+        given = write_given(place, kind, names, wrong)
+        done = features(grr_coca, place, "--given", given)
+        assert done.code == 2
+        assert re.search(reason, done.err)
+        assert not (place / "features").exists()
+    (given := place / "named").mkdir()
+    np.save(given / "another.npy", tokens[0])
+    assert "has no features of these images" in features(grr_coca, place, "--given", given).err
+
+
+def test_files_without_features_raise(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{"code": 1}], object), allow_pickle=True)
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    pyarrow.parquet.write_table(pyarrow.table({"x": [[0.5]], "y": [[0.5]]}), tmp_path / "c.parquet")
+    (tmp_path / "d.pt").touch()
+    (tmp_path / "e").mkdir()
+    for name, message in (
+        ("a.npy", "features cannot be read from it"),
+        ("b.parquet", "features cannot be read from it"),
+        ("c.parquet", "columns with lists of numbers: x, y; name that of the features 'features'"),
+        ("d.pt", "not in a readable format of features"),
+        ("e", "has no .npy or HDF5 file"),
+        ("missing.npy", "features cannot be read from it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_given_features(tmp_path / name)
+
+
+def test_a_name_of_two_images_is_not_guessed(tmp_path):
+    for name in ("a/x", "b/x", "b/y"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / f"{name}.npy", np.full((2, 3), ord(name[0]), np.float32))
+    given = open_given_features(tmp_path)
+    assert given.find(0, "b/x")[0, 0] == ord("b")
+    assert given.find(0, "x") is None
+    assert given.find(0, "other/y")[0, 0] == ord("b")

@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def make_model(pairs: PairSource) -> Checkpoint:
-    """A new model with a tokenizer of these captions, and all else that a checkpoint holds."""
+    """Return a new model with a tokenizer of these captions, as a complete checkpoint."""
     tokenizer = train_bpe(caption_texts(pairs), VOCAB_SIZE)
     config = get_preset(PRESET, SIZE)
     config = replace(config, text_decoder=replace(config.text_decoder, vocab_size=tokenizer.vocab_size))

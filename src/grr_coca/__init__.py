@@ -23,15 +23,15 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     """Load a model to caption, embed, classify and compare images with; see `grr_coca.infer`.
 
     Args:
-        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
+        name: A checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
             `owner/name` or `owner/name@revision` on the Hugging Face hub; `SCHEME:PATH` is a checkpoint of another
             project, which a plug-in of `grr_coca.loaders` reads, such as `open_clip:PATH`.
-        device: where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
-        engine: what computes the model: `onnx` (ONNX Runtime, on a CPU) or `torch`; `auto` takes the faster one, by a
+        device: Where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        engine: Engine of the model: `onnx` (ONNX Runtime, on a CPU) or `torch`; `auto` selects the faster one by a
             fixed rule.
 
     Raises:
-        UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
+        UserError: If the model or device does not exist, a file is missing or corrupt, or the engine cannot
             compute this model here.
     """
     scheme, colon, path = str(name).partition(":")
@@ -47,7 +47,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
 
 
 def __getattr__(name: str) -> object:
-    """What other packages add to this one, such as `Index`. It is imported when it is first used."""
+    """Return a function of another package, such as `Index`, imported at its first use."""
     if not name.startswith("_"):
         from grr_coca.common import plugins
 

@@ -1,7 +1,7 @@
 """`grr-coca` and `python -m grr_coca`: the command line as a process.
 
 Ctrl-C ends it at any moment with one line. A reader that closes the output (`| head`) ends it without a message. If the
-output cannot be written, because the disk is full, one line says so.
+output cannot be written, because the disk is full, one line reports it.
 """
 
 import errno
@@ -17,14 +17,14 @@ from typing import NoReturn
 
 _INTERRUPTED = 128 + signal.SIGINT
 _UNREAD = 128 + 13
-"""Exit code of a program that SIGPIPE ends. Python ignores that signal, so the code is given here."""
+"""Exit code of a program ended by SIGPIPE. Python ignores that signal, so the code is defined here."""
 
 
 def run() -> NoReturn:
     """Run the command line, and end the process with its exit code."""
     _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a console that cannot show "→" shows "?", and there is no traceback
+        sys.stdout.reconfigure(errors="replace")  # a console that cannot show "→" shows "?" instead of a traceback
     try:
         from grr_coca.cli import main  # within `try`, because Ctrl-C may come during the import
 
@@ -48,7 +48,7 @@ def run() -> NoReturn:
         os._exit(2)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the exit is left
-        gc.freeze()  # at its exit, Python would look for garbage in all that PyTorch imports: half a second
+        gc.freeze()  # at exit, Python would collect garbage from all imports of PyTorch, which takes half a second
     sys.exit(code)
 
 

@@ -112,7 +112,7 @@ class OnnxEncoder:
             raise UserError(f"onnx:{self.path}: its weights are in another file") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without the open graph, which another process opens again."""
+        """Return the state without the open graph, which another process opens again."""
         return {**vars(self), "_session": None}
 
     def _open(self) -> "InferenceSession":
@@ -176,7 +176,7 @@ def count_prefix(num_tokens: int) -> int:
 
 
 def _hash_of(path: Path) -> str:
-    """The SHA-256 of a graph and of the files beside it that hold its weights."""
+    """Return the SHA-256 of a graph and of the files next to it that hold its weights."""
     digest = hashlib.sha256(file_sha256(path).encode())
     for other in sorted(path.parent.glob(f"{path.stem}*data")):  # NAME.onnx.data, NAME.onnx_data
         digest.update(f"{other.name} {file_sha256(other)}".encode())

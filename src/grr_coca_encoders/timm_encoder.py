@@ -53,7 +53,7 @@ def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
         device: Where to run; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: timm has no such model, its weights cannot be had as safetensors, or they do not fit it.
+        UserError: Timm has no such model, its weights cannot be had as safetensors, or they do not fit it.
     """
     architecture = name.model.partition(".")[0]
     if not timm.is_model(architecture):
@@ -130,7 +130,9 @@ class _LoadingLog(logging.Handler):
 
 
 def _weights_file(name: EncoderName) -> str:
-    """The safetensors file of the weights. timm would also take files that run code, so the file is chosen here."""
+    """Return the safetensors file of the weights. timm would also take files that run code, so the file is chosen
+    here.
+    """
     if name.weights is not None:
         return name.weights
     from huggingface_hub import hf_hub_download

@@ -140,7 +140,7 @@ def _interpolate_positions(model: Any, side: int) -> None:
 
 
 def _licence(name: EncoderName) -> str:
-    """The licence in the model card; a model without a card can be used, too."""
+    """Return the licence in the model card; a model without a card can be used, too."""
     if name.weights == RANDOM:
         return UNKNOWN_LICENCE
     try:

@@ -33,7 +33,7 @@ from grr_coca.model.config import CoCaConfig, TransformerConfig
 
 
 def build_open_clip(config: CoCaConfig) -> CoCa:
-    """The model of a config whose architecture is `open_clip`."""
+    """Return the model of a config whose architecture is `open_clip`."""
     image, text = config.image_encoder.transformer, config.text_decoder.transformer
     multimodal, poolers = config.multimodal_decoder.transformer, config.poolers
     stem, context_length = Patchify(config.image_encoder.patch_size), config.text_decoder.context_length
@@ -152,12 +152,12 @@ class NormalizedQueriesPooler(AttentionalPooler):
         self.query_norm = query_norm
 
     def attending_queries(self) -> Float[Tensor, "Q D"]:
-        """The learned queries, normalized."""
+        """Return the learned queries, normalized."""
         return self.query_norm(self.queries)
 
 
 def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
-    """The first query of the captioning pooler also serves as the contrastive pooler."""
+    """Return the first query of the captioning pooler also serves as the contrastive pooler."""
     tokens = captioning_pooler(patches)
     return PoolerOutput(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))
 
@@ -202,7 +202,7 @@ class OpenClipMultimodalDecoder(MultimodalDecoder):
         self.image_norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
 
     def context(self, image_tokens: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
-        """The image tokens, normalized."""
+        """Return the image tokens, normalized."""
         return self.image_norm(image_tokens)
 
 
@@ -248,11 +248,11 @@ class AffineCrossAttention(CrossAttention):
         self.context_affine = ChannelAffine(context_dim)
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
-        """Keys and values of a normalized context."""
+        """Return keys and values of a normalized context."""
         return super().project(self.context_affine(context))
 
     def projection(self) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
-        """Weight and bias of the projection, with scale and shift of the context folded into them."""
+        """Return the weight and bias of the projection, with scale and shift of the context folded into them."""
         weight, bias = super().projection()
         shift = weight @ self.context_affine.bias
         return weight * self.context_affine.weight, shift if bias is None else bias + shift

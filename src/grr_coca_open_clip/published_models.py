@@ -26,7 +26,9 @@ from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS
 class PublishedModel:
     """A model of open_clip on the Hugging Face hub.
 
-    `imagenet`: share of ImageNet's images that it classifies correctly, zero-shot. `good_for`: what to use it for.
+    Attributes:
+        imagenet: Share of ImageNet's images that it classifies correctly, zero-shot.
+        good_for: What to use it for.
     """
 
     name: str
@@ -110,21 +112,21 @@ class _Origin:
 
 
 def find_published(name: str) -> PublishedModel | None:
-    """The model of a name, or of `name@revision`; None if there is none."""
+    """Return the model of a name, or of `name@revision`, or None if there is none."""
     plain, at, revision = name.partition("@")
     return PUBLISHED.get(plain) if not at or _REVISION.fullmatch(revision) else None
 
 
 def published_folder(name: str) -> Path:
-    """The checkpoint folder of a published model, in the cache. At first use the model is fetched and imported.
+    """Return the checkpoint folder of a published model, in the cache. At first use the model is fetched and imported.
 
     Processes that need it at the same time wait for the first one.
 
     Args:
-        name: of the model, or `name@revision` with a branch, tag or commit of its repository.
+        name: Of the model, or `name@revision` with a branch, tag or commit of its repository.
 
     Raises:
-        UserError: it cannot be fetched, is corrupt, or the disk is full or cannot be written to.
+        UserError: If it cannot be fetched, is corrupt, or the disk is full or cannot be written to.
     """
     model = find_published(name)
     assert model is not None
@@ -139,7 +141,7 @@ def published_folder(name: str) -> Path:
 
 
 def is_here(name: str) -> bool:
-    """True if a published model has been imported on this machine."""
+    """Return whether a published model has been imported on this machine."""
     return _is_imported(_place(name))
 
 
@@ -215,7 +217,7 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
     """Download the weights and settings of a model. Files in the hub's cache are not requested again.
 
     Raises:
-        UserError: they cannot be downloaded.
+        UserError: If they cannot be downloaded.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -257,7 +259,7 @@ def _checked_origin(model: PublishedModel, weights: Path) -> _Origin:
     """Return the record of a download. The hub's cache names large files by their SHA-256, which is compared.
 
     Raises:
-        UserError: the file is corrupt.
+        UserError: If the file is corrupt.
     """
     sha256 = file_sha256(weights)
     named = os.path.basename(os.readlink(weights)) if weights.is_symlink() else ""  # noqa: PTH115, PTH119 (one step)

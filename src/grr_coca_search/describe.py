@@ -62,8 +62,10 @@ Take = Callable[[Sequence[DecodedImage], list[ImageDescription]], None]
 
 
 def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Iterator[DecodedImage | Failure]:
-    """Read and decode images. The stamp of a separate file is read again, as it may have changed since it was found. A
-    member of a shard keeps that of the shard that was opened, as another one in its place has other offsets.
+    """Read and decode images.
+
+    The stamp of a separate file is read again, as it may have changed since it was found. A member of a shard keeps
+    that of the shard that was opened, as another one in its place has other offsets.
 
     A failure of the system (a permission, a disk, a missing package, a busy machine) has no stamp, so the next update
     tries it again.
@@ -105,7 +107,7 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
 
 
 def noted(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
-    """Image metadata and duplicate hashes; None for files that cannot be read now."""
+    """Yield image metadata and duplicate hashes; None for files that cannot be read now."""
     contents = ((one.file.read_or_error(), one.file.name) for one in found)
     for one, answer in zip(found, ask_helpers("described", contents, module=FACTS), strict=True):
         if isinstance(answer, UserError):
@@ -117,10 +119,10 @@ def noted(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
 
 
 def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
-    """The entry of a decoded image.
+    """Return the entry of a decoded image.
 
     Raises:
-        UserError: two columns of its table get the same name.
+        UserError: If two columns of its table get the same name.
     """
     file, root, stamp = decoded.found
     span = file.span
@@ -174,8 +176,8 @@ class RayDescriber:
     """A `Describer` that reads and describes images on a Ray cluster. Only the calling process writes the index.
 
     Args:
-        folder: the checkpoint, a folder that every machine can read.
-        engine: as in `grr_coca.load`.
+        folder: The checkpoint, a folder that every machine can read.
+        engine: As in `grr_coca.load`.
     """
 
     def __init__(self, folder: Path, engine: str = "auto") -> None:

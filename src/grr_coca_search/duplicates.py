@@ -65,16 +65,18 @@ class Group:
 
 
 def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
-    """All groups of near-duplicates in a store, the largest group first. Images with equal bytes are always in one.
+    """Return all groups of near-duplicates in a store, the largest group first.
+
+    Images with equal bytes are always in one.
 
     Args:
-        store: the store.
-        max_distance: number of the 64 bits of their hashes in which two images may differ. The larger it is, the
+        store: The store.
+        max_distance: Number of the 64 bits of their hashes in which two images may differ. The larger it is, the
             longer it takes.
-        min_cosine: smallest cosine of their embeddings.
+        min_cosine: Smallest cosine of their embeddings.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: If a number is out of range.
     """
     if not 0 <= max_distance <= LIMIT_OF_BITS:
         raise UserError(f"--max-distance {max_distance}: must be a number of bits from 0 to {LIMIT_OF_BITS}")
@@ -104,7 +106,7 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
 
 
 def grouped(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
-    """The near-duplicates among N images in memory, as positions. `vectors`: their embeddings, N E."""
+    """Return the near-duplicates among N images in memory, as positions. `vectors`: their embeddings, N E."""
     looks = looks_of(entries)
     hashes = np.array([entry.phash for entry in entries], np.int64)
     # Drawings that are in no file have no digest, and none of them is another.
@@ -128,14 +130,14 @@ def _grouped(
     max_distance: int,
     min_cosine: float,
 ) -> list[np.ndarray]:
-    """Groups of positions, the largest first.
+    """Return groups of positions, the largest first.
 
     Args:
-        hashes: perceptual hashes, N.
-        parents: for each position one that is in its group from the start, N.
-        same: whether the small copies of two positions each are nearly equal.
-        vectors: the embeddings of positions.
-        max_distance, min_cosine: see `duplicate_groups`.
+        hashes: Perceptual hashes, N.
+        parents: For each position one that is in its group from the start, N.
+        same: Whether the small copies of two positions each are nearly equal.
+        vectors: The embeddings of positions.
+        max_distance, min_cosine: See `duplicate_groups`.
     """
     for batch in _alike(hashes, parents, max_distance):
         for start in range(0, len(batch), _PAIRS):
@@ -166,8 +168,8 @@ def folded(vectors: np.ndarray, entries: Sequence[Entry]) -> list[list[int]]:
     """Group N hits by near-duplicates. A group is a list of positions. Groups are in the order of their best hits.
 
     Args:
-        vectors: embeddings of the hits, best first, N E.
-        entries: their entries, N.
+        vectors: Embeddings of the hits, best first, N E.
+        entries: Their entries, N.
     """
     hashes = np.array([entry.phash for entry in entries], np.int64)
     looks = looks_of(entries)
@@ -201,7 +203,7 @@ _LOOK_BYTES = LOOK_SIDE * LOOK_SIDE * 3 // 2
 
 
 def look_of(image: Image.Image) -> bytes:
-    """A small copy of an RGB image with 16 levels in each channel: 384 bytes, two values in each."""
+    """Return a small copy of an RGB image with 16 levels in each channel: 384 bytes, two values in each."""
     # A filter wider than a pixel makes little of where the edges of pixels lie, and of what compression changes.
     small = image.convert("RGB").resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BILINEAR, reducing_gap=4)
     levels = (np.asarray(small, np.int16).reshape(-1, 2) + 8) // 17
@@ -209,7 +211,7 @@ def look_of(image: Image.Image) -> bytes:
 
 
 def looks_of(entries: Sequence[Entry]) -> np.ndarray:
-    """The small copies of N images as levels, N 768; -1 for an image whose copy is not known."""
+    """Return the small copies of N images as levels, N 768; -1 for an image whose copy is not known."""
     looks = np.full((len(entries), _LOOK_BYTES * 2), -1, np.int8)
     for row, entry in zip(looks, entries, strict=True):
         if len(entry.look) == _LOOK_BYTES:
@@ -219,7 +221,7 @@ def looks_of(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def same_look(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether small copies are nearly equal in every pixel. Nothing is equal to one that is not known."""
+    """Return whether small copies are nearly equal in every pixel. Nothing is equal to one that is not known."""
     differences = np.abs(first - second).max(axis=-1)
     return (differences <= MAX_LEVELS) & (first[..., 0] >= 0) & (second[..., 0] >= 0)
 
@@ -234,7 +236,8 @@ def _first_of_equal(digests: np.ndarray) -> np.ndarray:
 
 
 def _alike(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> Iterator[np.ndarray]:
-    """Pairs of images in different groups whose hashes differ in at most `max_bits` bits, as arrays of positions P 2.
+    """Yield pairs of images in different groups whose hashes differ in at most `max_bits` bits, as arrays of positions
+    P 2.
 
     Of positions that are in one group at the start, only one is compared. Sorted by some bands, hashes with equal bands
     are neighbours, and only neighbours are compared. For N random hashes, this makes a few times N comparisons, as long
@@ -279,15 +282,16 @@ def _bands(hashes: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def _are_in_crowds(keys: np.ndarray) -> np.ndarray:
-    """Which of N sorted keys are equal to more than `MAX_BUCKET` of them: N."""
+    """Return which of N sorted keys are equal to more than `MAX_BUCKET` of them: N."""
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.empty(0, np.int64)
     sizes = np.diff(starts, append=len(keys))
     return np.repeat(sizes > MAX_BUCKET, sizes)
 
 
 def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of positions with equal keys in a sorted array: adjacent positions first, then those two apart, and so
-    on, many at a time."""
+    """Yield pairs of positions with equal keys in a sorted array: adjacent positions first, then those two apart, and
+    so on, many at a time.
+    """
     first = np.arange(len(keys))
     waiting: list[tuple[np.ndarray, np.ndarray]] = []
     count = 0
@@ -334,7 +338,7 @@ _BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """The perceptual hash of an RGB image, 64 bits as a signed number. Similar images have similar hashes.
+    """Return the perceptual hash of an RGB image, 64 bits as a signed number. Similar images have similar hashes.
 
     Each bit is set if a cell of the grey image, 8 × 8, is darker than its right neighbour. Scaling and recompressing an
     image changes few bits: 2 at most in 300 copies of thin icons, where hashes of frequencies changed up to 26.
@@ -346,6 +350,6 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def _differing_bits(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Number of bits in which hashes differ, for int64 arrays with shapes that broadcast."""
+    """Return the number of bits in which hashes differ, for int64 arrays with shapes that broadcast."""
     different = np.ascontiguousarray(np.bitwise_xor(first, second))
     return _BITS_OF_BYTE[different.view(np.uint8).reshape(*different.shape, 8)].sum(axis=-1, dtype=np.int64)

@@ -25,7 +25,9 @@ VERSION = 1
 class Header:
     """The header of an index, which names its model.
 
-    `model`: the name or folder of the model; `fingerprint`: of the files of its checkpoint.
+    Attributes:
+        model: The name or folder of the model.
+        fingerprint: Of the files of its checkpoint.
     """
 
     model: str
@@ -48,7 +50,7 @@ class Photo:
     Attributes:
         fields: The values of `PHOTO_FIELDS` that are known.
         keywords: Keywords of the image.
-        sidecars: Number that changes with the XMP files beside the image; see `grr_coca_search.photo.sidecar_state`.
+        sidecars: Number that changes with the XMP files next to the image; see `grr_coca_search.photo.sidecar_state`.
     """
 
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Photo:
         return (*([str(self.fields["headline"])] if "headline" in self.fields else []), *self.keywords)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them."""
+        """Return the values as JSON can hold them."""
         known = {PHOTO_FIELDS[name]: value for name, value in self.fields.items()}
         return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
 
@@ -76,11 +78,17 @@ class Photo:
 class Entry:
     """An image of an index, without its embedding.
 
-    `name`: its absolute path, or its place in a shard or table; `root`: the argument that it was found by; `file`,
-    `offset`: where its bytes are, `offset` None if they are the whole file; `digest`: of its bytes; `phash`: see
-    `perceptual_hash`; `look`: see `look_of`, empty if it is not known; `fields`: the columns of its table; `photo`:
-    its metadata, None if not read yet; `certainty`: the confidence of its caption;
-    `tags`: words that the model gives the image.
+    Attributes:
+        name: Its absolute path, or its place in a shard or table.
+        root: The argument that it was found by.
+        file, offset: Where its bytes are, `offset` None if they are the whole file.
+        digest: Of its bytes.
+        phash: See `perceptual_hash`.
+        look: See `look_of`, empty if it is not known.
+        fields: The columns of its table.
+        photo: Its metadata, None if not read yet.
+        certainty: The confidence of its caption.
+        tags: Words that the model gives the image.
     """
 
     name: str
@@ -146,8 +154,10 @@ class Entry:
         return {name: values for name, values in lists.items() if values and name not in self.fields}
 
     def values_of(self, field: str) -> "tuple[FieldValue, ...]":
-        """The values of a field: one of `OWN_FIELDS`, or of `all_fields`. None if the image lacks it, and several of
-        `SEVERAL`."""
+        """Return the values of a field: one of `OWN_FIELDS`, or of `all_fields`.
+
+        None if the image lacks it, and several of `SEVERAL`.
+        """
         if field in SEVERAL and field not in self.fields:
             return self._lists.get(field, ())
         if field in OWN_FIELDS:
@@ -164,7 +174,7 @@ class Entry:
 
     @property
     def is_vector(self) -> bool:
-        """True if the image is an SVG file, or an icon of a set, which is one too."""
+        """Whether the image is an SVG file, or an icon of a set, which is one too."""
         return self.name.lower().endswith(".svg") or "icon" in self.fields
 
     @property
@@ -175,7 +185,7 @@ class Entry:
 
     @property
     def is_there(self) -> bool:
-        """True if the file that holds the image still exists."""
+        """Whether the file that holds the image still exists."""
         return bool(self.file) and os.path.exists(self.file)  # noqa: PTH110 (`Path.exists` takes three times as long)
 
     @property
@@ -194,7 +204,7 @@ class ImagePlace(NamedTuple):
 
     @classmethod
     def of(cls, name: str, file: str, offset: int | None) -> "ImagePlace":
-        """The place of an image, from the values `name`, `file` and `offset` of its `Entry`."""
+        """Return the place of an image, from the values `name`, `file` and `offset` of its `Entry`."""
         return cls(name, name if offset is None else file)
 
     @classmethod
@@ -216,7 +226,7 @@ _MAX_NANOSECONDS = 2**63 - 1
 
 
 def stamp_of(file: ImageFile) -> Stamp | None:
-    """The stamp of an image; None if its file does not exist, or if no file holds its bytes."""
+    """Return the stamp of an image, or None if its file does not exist, or if no file holds its bytes."""
     part = file.part
     try:
         status = os.stat(file.name if part is None else part.file)  # noqa: PTH116 (a third of the time of pathlib)
@@ -228,17 +238,17 @@ def stamp_of(file: ImageFile) -> Stamp | None:
 
 
 def digest_of(content: bytes) -> str:
-    """A digest of the bytes of an image. Equal digests mean equal bytes."""
+    """Return a digest of the bytes of an image. Equal digests mean equal bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def name_id(name: str) -> int:
-    """A 63-bit hash of a name. It is the same on every machine."""
+    """Return a 63-bit hash of a name. It is the same on every machine."""
     return int.from_bytes(hashlib.blake2b(os_bytes(name), digest_size=8).digest()) >> 1
 
 
 def os_bytes(name: str) -> bytes:
-    """A file name as bytes, also if it is not UTF-8."""
+    """Return a file name as bytes, also if it is not UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -246,7 +256,7 @@ Item = TypeVar("Item")
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of `size`. The last list may be shorter."""
+    """Yield the items in lists of `size`. The last list may be shorter."""
     source = iter(items)
     while chunk := list(islice(source, size)):
         yield chunk
@@ -291,7 +301,7 @@ def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
     meaning, gets the prefix `table_`.
 
     Raises:
-        UserError: two columns get the same name.
+        UserError: If two columns get the same name.
     """
     plain: dict[str, FieldValue] = {}
     for column, cell in fields.items():
@@ -326,7 +336,7 @@ def _plain_value(cell: object) -> FieldValue | None:
 
 
 def _number(text: str) -> FieldValue:
-    """The number that a text is, if writing the number gives the same text: `007` and `1e5` stay texts."""
+    """Return the number that a text is, if writing the number gives the same text: `007` and `1e5` stay texts."""
     for kind in (int, float):
         try:
             number = kind(text)

@@ -15,36 +15,40 @@ Facet = dict[str, object]
 
 
 def facet_fields(columns: Iterable[str]) -> list[str]:
-    """The fields that may be facets, in the order in which they are shown: those of tables (`columns`) first."""
+    """Return the fields that may be facets, in the order in which they are shown: those of tables (`columns`) first."""
     return list(dict.fromkeys([*sorted(columns), *(name for name, field in FIELDS.items() if field.is_facet)]))
 
 
 def facets(store: Store) -> list[Facet]:
-    """The facets of an index.
+    """Return the facets of an index.
 
     Raises:
-        UserError: the index cannot be read.
+        UserError: If the index cannot be read.
     """
     return _facets(store.summaries(facet_fields(store.columns()), _MAX_VALUES))
 
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
-    """The facets of some images among these fields."""
+    """Return the facets of some images among these fields."""
     return _facets(summaries_of(([entry] for entry in entries), fields, _MAX_VALUES))
 
 
 def counts(store: Store, fields: Iterable[str], where: Filter) -> list[Facet]:
-    """The values of the texts among these fields with the number of images that match a filter, also where all differ.
+    """Return the values of the texts among these fields with the number of images that match a filter, also where all
+    differ.
 
     Raises:
-        UserError: the index cannot be read.
+        UserError: If the index cannot be read.
     """
     return _counts(store.summaries(fields, _MAX_VALUES, where))
 
 
 def counts_of(groups: Sequence[Sequence[Entry]], fields: Iterable[str]) -> list[Facet]:
-    """The values of the texts among these fields with the number of groups that have each, also where all differ. Of
-    near-duplicates, one that has the value is enough: a filter would select it."""
+    """Return the values of the texts among these fields with the number of groups that have each, also where all
+    differ.
+
+    Of near-duplicates, one that has the value is enough: a filter would select it.
+    """
     return _counts(summaries_of(groups, fields, _MAX_VALUES))
 
 
@@ -66,8 +70,10 @@ def _facets(summaries: Mapping[str, FieldSummary]) -> list[Facet]:
 
 
 def _facet(field: str, found: FieldSummary) -> Facet | None:
-    """The facet of a field. None if no image has the field, or if it is a text that differs in all images, such as a
-    title."""
+    """Return the facet of a field.
+
+    None if no image has the field, or if it is a text that differs in all images, such as a title.
+    """
     if found.low is None:
         return None
     is_date = _is_date(field) and isinstance(found.low, str)  # false for a column `taken` of a table with numbers

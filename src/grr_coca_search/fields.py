@@ -16,10 +16,14 @@ FieldValue = str | int | float
 class Field:
     """A field of images.
 
-    `source`: the index knows it of every image (and has a column for it); or it is read from the file, or the model
-    says it; `is_several`: an image has several values, and a filter is true if it is true of one of them; `is_date`:
-    its texts are times, such as `2026-03-01T12:00:00`; `is_facet`: pages offer it as a filter; `is_private`: a site,
-    which may be public, leaves it out; `stored_as`: its name in stores, if it has another one.
+    Attributes:
+        source: The index knows it of every image (and has a column for it); or it is read from the file, or the model
+            says it.
+        is_several: An image has several values, and a filter is true if it is true of one of them.
+        is_date: Its texts are times, such as `2026-03-01T12:00:00`.
+        is_facet: Pages offer it as a filter.
+        is_private: a site, which may be public, leaves it out.
+        stored_as: Its name in stores, if it has another one.
     """
 
     name: str
@@ -65,7 +69,7 @@ FIELDS = {
 
 
 def names_of(source: Literal["index", "file", "model"]) -> tuple[str, ...]:
-    """The names of the fields of one source."""
+    """Return the names of the fields of one source."""
     return tuple(name for name, field in FIELDS.items() if field.source == source)
 
 
@@ -78,5 +82,5 @@ COLUMNS = {**{name: FIELDS[name].key for name in names_of("index")}, "root": "ro
 PHOTO_FIELDS = {name: FIELDS[name].key for name in names_of("file") if name not in SEVERAL}
 """The fields that are read from a file and have one value, with their names in stores."""
 READER = 1
-"""Version of the metadata that is read beside the model's output. A new one makes updates of an index read metadata,
+"""Version of the metadata that is read next to the model's output. A new one makes updates of an index read metadata,
 hashes and small copies of all images again."""

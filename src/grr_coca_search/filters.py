@@ -75,11 +75,11 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
     """Parse the text of a filter into a tree.
 
     Args:
-        text: the filter, as a user wrote it.
-        columns: the fields of this index besides `FIELDS`: those of tables.
+        text: The filter, as a user wrote it.
+        columns: The fields of this index besides `FIELDS`: those of tables.
 
     Raises:
-        UserError: the filter is invalid or too long, or names a field that no image has. The message gives the place
+        UserError: If the filter is invalid or too long, or names a field that no image has. The message gives the place
             of the error, or the nearest field.
     """
     tree = _Parser(text).parse()
@@ -98,7 +98,7 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
 
 
 def _tests(tree: Filter) -> Iterator[Comparison | OneOf | Like]:
-    """The tests of single fields."""
+    """Yield the tests of single fields."""
     if isinstance(tree, And | Or):
         for part in tree.parts:
             yield from _tests(part)

@@ -68,12 +68,12 @@ class Index:
         """Open an index.
 
         Args:
-            location: its folder, `http://HOST:PORT/NAME` of a Milvus server, or `milvus:FILE`.
-            model: checkpoint folder, name of a shipped model or `OWNER/NAME` on the hub; None: the model that made
+            location: Its folder, `http://HOST:PORT/NAME` of a Milvus server, or `milvus:FILE`.
+            model: Checkpoint folder, name of a shipped model or `OWNER/NAME` on the hub; None: the model that made
                 the index, or for a new index the default model.
-            create: create it if it does not exist.
-            batch_size: number of images in one forward pass.
-            engine: what computes the model, as in `grr_coca.load`.
+            create: Create it if it does not exist.
+            batch_size: Number of images in one forward pass.
+            engine: What computes the model, as in `grr_coca.load`.
 
         Raises:
             UserError: If the index is not found, another model or a newer version made it, or `batch_size` is below 1.
@@ -107,7 +107,7 @@ class Index:
         self.close()
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.store)
 
     def add(
@@ -123,15 +123,15 @@ class Index:
         before, its images that no longer exist are removed.
 
         Args:
-            images: files, folders, patterns, tar shards, or tables of pairs; see `grr-coca index`.
-            on_progress: called with the numbers of finished, all, and failed images.
+            images: Files, folders, patterns, tar shards, or tables of pairs; see `grr-coca index`.
+            on_progress: Called with the numbers of finished, all, and failed images.
             on: `this` describes images on this machine, `ray` on the machines of a Ray cluster.
-            exclude: what to leave out: a pattern as in .gitignore, or several. The index remembers them; None: those
+            exclude: What to leave out: a pattern as in .gitignore, or several. The index remembers them; None: those
                 that it remembers.
 
         Raises:
-            UserError: an argument does not exist or has no image, a pattern is invalid, another process writes, or the
-                disk is full.
+            UserError: If an argument does not exist or has no image, a pattern is invalid, another process writes, or
+                the disk is full.
         """
         named = [str(image) for image in ([images] if isinstance(images, str | Path) else images)]
         patterns = [exclude] if isinstance(exclude, str) else exclude
@@ -149,11 +149,11 @@ class Index:
         """Remove images from the index. Their files stay. Returns the number of removed images.
 
         Args:
-            names: paths, or names as in `Hit.path`.
+            names: Paths, or names as in `Hit.path`.
             where: a filter; all images that match it are removed too.
 
         Raises:
-            UserError: the filter is invalid, or another process writes.
+            UserError: If the filter is invalid, or another process writes.
         """
         given = [names] if isinstance(names, str | Path) else list(names)
         wanted = {*map(str, given), *absolute_arguments(list(map(str, given)))}
@@ -171,10 +171,10 @@ class Index:
         The arguments need not exist any more. Images that exist come back when a folder above them is added again.
 
         Args:
-            arguments: folders, files, shards, tables or patterns.
+            arguments: Folders, files, shards, tables or patterns.
 
         Raises:
-            UserError: the index has no images of one argument, or another process writes.
+            UserError: If the index has no images of one argument, or another process writes.
         """
         given = [arguments] if isinstance(arguments, str | Path) else arguments
         return forget_arguments(self.store, list(map(str, given)))
@@ -195,20 +195,21 @@ class Index:
         """Find images.
 
         Args:
-            texts: what the images show. Several texts are combined.
-            n: the maximum number of hits.
-            image: one or several images that hits should look like.
-            without: texts of what hits should not show.
-            weights: the weight of each text.
+            texts: What the images show. Several texts are combined.
+            n: The maximum number of hits.
+            image: One or several images that hits should look like.
+            without: Texts of what hits should not show.
+            weights: The weight of each text.
             where: a filter such as `folder = 'logos' and width > 64`; see `grr_coca_search.filters`.
-            hybrid: if the query is only texts, rank images that people call so first, and add to the scores of the
+            hybrid: If the query is only texts, rank images that people call so first, and add to the scores of the
                 others how well the words match. An index on Milvus has no full-text index.
-            fold: make one hit of near-duplicates.
-            min_relevance: leave out hits with a smaller relevance, from 0 to 1. If relevances are not valid (`can_tell`
+            fold: Make one hit of near-duplicates.
+            min_relevance: Leave out hits with a smaller relevance, from 0 to 1. If relevances are not valid (`can_tell`
                 of the result is False), no hit is left.
 
         Raises:
-            UserError: the query is empty, a number is out of range, the filter is invalid, or an image cannot be read.
+            UserError: If the query is empty, a number is out of range, the filter is invalid, or an image cannot be
+                read.
         """
         if not 0 <= min_relevance <= 1:
             raise UserError(f"--min-relevance {min_relevance:g}: must be a number from 0 to 1")
@@ -222,15 +223,15 @@ class Index:
         """Find the equivalent of each image of this index in another library, such as each icon of a set in another.
 
         Args:
-            other: an index of the same model; or icon sets, files and folders as in `grr-coca match`.
-            n: most candidates of each image.
-            names: also compare names, if both are icons.
+            other: An index of the same model; or icon sets, files and folders as in `grr-coca match`.
+            n: Most candidates of each image.
+            names: Also compare names, if both are icons.
 
         Returns:
             A `PictureMatch` for each image, see `grr_coca_icons.match.candidates`.
 
         Raises:
-            UserError: the other index was made by another model, or the other library has no image.
+            UserError: If the other index was made by another model, or the other library has no image.
         """
         match_index = plugins.named("grr_coca.functions", "match_index")
         if match_index is None:
@@ -239,10 +240,10 @@ class Index:
         return matches
 
     def duplicates(self, *, max_distance: int = MAX_BITS, min_cosine: float = MIN_COSINE) -> list[Group]:
-        """Groups of images that look the same, the largest group first. See `duplicate_groups`.
+        """Return groups of images that look the same, the largest group first. See `duplicate_groups`.
 
         Raises:
-            UserError: a number is out of range.
+            UserError: If a number is out of range.
         """
         return duplicate_groups(self.store, max_distance, min_cosine)
 
@@ -273,7 +274,7 @@ class IndexModel:
     """The model of an index, found by its name and loaded at first use.
 
     Raises:
-        UserError: the model is unknown.
+        UserError: If the model is unknown.
     """
 
     def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
@@ -305,7 +306,7 @@ class IndexModel:
         """The model in PyTorch, for heat maps.
 
         Raises:
-            UserError: PyTorch is not installed, or the model is one in int8.
+            UserError: If PyTorch is not installed, or the model is one in int8.
         """
         require_extra("torch", "a heat map")
         from grr_coca.model.checkpoint import from_pretrained
@@ -322,7 +323,7 @@ class IndexModel:
         """The curve of its relevances; None if there is none.
 
         Raises:
-            UserError: the file with its numbers is corrupt.
+            UserError: If the file with its numbers is corrupt.
         """
         return curve_of(self.folder, self.loaded.config)
 
@@ -343,15 +344,15 @@ class IndexModel:
         model.map_batches(batches, work, lambda done: take(*done))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of texts, M E.
+        """Return embeddings of texts, M E.
 
         Raises:
-            UserError: a text is empty.
+            UserError: If a text is empty.
         """
         return self.loaded.embed_texts(list(texts))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embeddings of captions, M E. An empty caption gives zeros."""
+        """Return embeddings of captions, M E. An empty caption gives zeros."""
         vectors = np.zeros((len(captions), self.loaded.engine.embed_dim), np.float32)
         places = [place for place, caption in enumerate(captions) if caption.strip()]
         if places:
@@ -368,17 +369,17 @@ class IndexModel:
         """Caption and embedding of each image.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: If an image cannot be read.
         """
         described = self.loaded.describe_many(list(images))
         queries = self.picture_queries(np.stack([one.embedding for one in described]))
         return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
 
     def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
-        """Embeddings of images, M E.
+        """Return embeddings of images, M E.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: If an image cannot be read.
         """
         return self.picture_queries(self.loaded.embed_images(list(images)))
 

@@ -1,4 +1,4 @@
-"""Metadata of an image file, or of an XMP file beside it: date, location, title, keywords.
+"""Metadata of an image file, or of an XMP file next to it: date, location, title, keywords.
 
 Nothing is written. Corrupt values or values out of range are ignored: they do not affect the image.
 """
@@ -34,14 +34,14 @@ _MAX_KEYWORDS = 200
 
 
 def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
-    """Read what was written into an image file, and into the XMP files beside it.
+    """Read what was written into an image file, and into the XMP files next to it.
 
     Args:
-        file: the image.
-        content: its bytes; None: they are read.
+        file: The image.
+        content: Its bytes; None: they are read.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: If the file cannot be read.
     """
     content = file.read() if content is None else content
     try:
@@ -52,7 +52,7 @@ def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
 
 
 def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
-    """Return the metadata of an image file, and of the XMP files beside it.
+    """Return the metadata of an image file, and of the XMP files next to it.
 
     Args:
         file: The image.
@@ -74,7 +74,8 @@ def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:
 
 
 def sidecar_paths(file: ImageFile) -> list[str]:
-    """The places of XMP files of an image that is a separate file: `NAME.xmp`, then `NAME.jpg.xmp`, which counts more.
+    """Return the places of XMP files of an image that is a separate file: `NAME.xmp`, then `NAME.jpg.xmp`, which counts
+    more.
 
     Lightroom and Adobe Bridge write the first; darktable and digiKam write the second.
     """
@@ -82,7 +83,9 @@ def sidecar_paths(file: ImageFile) -> list[str]:
 
 
 def sidecar_state(file: ImageFile) -> int:
-    """A number that changes when an XMP file of an image is made, changed or removed, or when `READER` changes."""
+    """Return a number that changes when an XMP file of an image is made, changed or removed, or when `READER`
+    changes.
+    """
     found = []
     for place, path in enumerate(sidecar_paths(file)):
         try:
@@ -158,7 +161,7 @@ def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
 
 
 def _exif_time(value: object) -> str | None:
-    """A time such as `2026:03:01 12:00:00`. Cameras without a clock write zeros or spaces."""
+    """Return a time such as `2026:03:01 12:00:00`. Cameras without a clock write zeros or spaces."""
     try:
         return datetime.strptime(str(value).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
     except ValueError:
@@ -166,7 +169,7 @@ def _exif_time(value: object) -> str | None:
 
 
 def _camera(make: object, model: object) -> str | None:
-    """Maker and model, such as `FUJIFILM X100V`. Many models begin with the maker already."""
+    """Return maker and model, such as `FUJIFILM X100V`. Many models begin with the maker already."""
     made_by, name = _text(make), _text(model)
     if not made_by or not name:
         return name or made_by
@@ -174,7 +177,7 @@ def _camera(make: object, model: object) -> str | None:
 
 
 def _degrees(parts: object, reference: object, limit: float) -> float | None:
-    """Degrees of three rational numbers: degrees, minutes and seconds. None if they are out of range."""
+    """Return degrees of three rational numbers: degrees, minutes and seconds. None if they are out of range."""
     try:
         numbers = [float(part) for part in (parts if isinstance(parts, tuple | list) else (parts,))]  # type: ignore[arg-type]
         sign = {"N": 1, "E": 1, "S": -1, "W": -1}[str(reference).strip("\0 ").upper()[:1]]
@@ -185,7 +188,7 @@ def _degrees(parts: object, reference: object, limit: float) -> float | None:
 
 
 def _place(lat: float | None, lon: float | None) -> dict[str, float]:
-    """Both, or none. Cameras that do not know where they are write zeros."""
+    """Return both, or none. Cameras that do not know where they are write zeros."""
     return {} if lat is None or lon is None or lat == lon == 0 else {"lat": lat, "lon": lon}
 
 
@@ -207,7 +210,7 @@ def _xmp(image: Image.Image) -> Found:
 
 
 def _properties(image: Image.Image) -> dict[str, Any]:
-    """The properties of all descriptions, by their names without namespaces."""
+    """Return the properties of all descriptions, by their names without namespaces."""
     try:
         found = image.getxmp()
     except Exception:  # no XML, or with entities, or nested too deeply
@@ -226,7 +229,7 @@ _XMP_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?|$)")
 
 
 def _xmp_time(value: object) -> str | None:
-    """A time such as `2026-03-01T12:00:00+01:00`, without fractions and time zone; a day if that is all."""
+    """Return a time such as `2026-03-01T12:00:00+01:00`, without fractions and time zone; a day if that is all."""
     match = _XMP_TIME.match(value) if isinstance(value, str) else None
     if match is None:
         return None
@@ -240,14 +243,16 @@ def _xmp_time(value: object) -> str | None:
 
 
 def _xmp_degrees(value: object, limit: float) -> float | None:
-    """Degrees as XMP writes them: `48,12.5N`, or `48,12,30N`."""
+    """Return degrees as XMP writes them: `48,12.5N`, or `48,12,30N`."""
     if not isinstance(value, str) or not value:
         return None
     return _degrees(value[:-1].split(","), value[-1], limit)
 
 
 def _texts(value: object) -> Iterator[str]:
-    """The texts of a property: one, a list (`Bag`, `Seq`), or one in several languages (`Alt`), the default first."""
+    """Yield the texts of a property: one, a list (`Bag`, `Seq`), or one in several languages (`Alt`), the default
+    first.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -294,7 +299,7 @@ def _decoded(value: bytes | None, characters: object) -> str:
 
 
 def _text(value: object) -> str | None:
-    """A text on one line, without the zeros and spaces that fill it up; None if nothing is left."""
+    """Return a text on one line, without the zeros and spaces that fill it up, or None if nothing is left."""
     if not isinstance(value, str):
         return None
     return " ".join(value.replace("\0", " ").split())[:_MAX_TEXT].strip() or None

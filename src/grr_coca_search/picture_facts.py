@@ -15,7 +15,7 @@ with suppress(ImportError):  # without it, Pillow reads no XMP
 
 
 def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, renderer: str | None = None) -> Answer:
-    """The size, hashes and metadata of a picture, and the square that a model sees: S S 3."""
+    """Return the size, hashes and metadata of a picture, and the square that a model sees: S S 3."""
     if preprocess is None:
         image = decode_here(data, name, renderer=renderer)
     else:
@@ -32,5 +32,5 @@ def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, r
 
 
 def metadata(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
-    """The metadata of a picture."""
+    """Return the metadata of a picture."""
     return {"found": [] if renderer else found_in(data, name)}, b""

@@ -35,7 +35,7 @@ def export_parquet(store: Store, file: IO[bytes]) -> int:
     """Write an index to a file that is open for writing. Returns the number of images.
 
     Raises:
-        UserError: pyarrow is not installed.
+        UserError: If pyarrow is not installed.
     """
     require_extra("parquet", "exporting an index")
     import pyarrow
@@ -55,8 +55,8 @@ def import_parquet(path: Path, location: str) -> int:
     """Create an index from an exported file. Returns the number of images.
 
     Raises:
-        UserError: the file is corrupt or not an exported index, a newer version wrote it, the location already has an
-            index, or the disk is full. No unfinished index is left.
+        UserError: If the file is corrupt or not an exported index, a newer version wrote it, the location already has
+            an index, or the disk is full. No unfinished index is left.
     """
     require_extra("parquet", "importing an index")
     import pyarrow
@@ -116,7 +116,7 @@ def _schema(store: Store) -> Any:
 
 
 def _columns() -> list[tuple[str, Any, Callable[[Entry], Any]]]:
-    """The columns of a file besides the embeddings: the name, type and value of each."""
+    """Return the columns of a file besides the embeddings: the name, type and value of each."""
     import pyarrow
 
     text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
@@ -181,7 +181,7 @@ def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Fai
 
 
 def _written(text: str) -> str:
-    """A text as UTF-8, which Parquet requires. File names that are not UTF-8 are escaped, after a null byte."""
+    """Return a text as UTF-8, which Parquet requires. File names that are not UTF-8 are escaped, after a null byte."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -35,7 +35,8 @@ class Query:
     of the index to look for and to avoid, by their `Entry.draw`.
 
     Raises:
-        UserError: there is nothing to look for, a text is empty, or there are not as many weights as texts.
+        UserError: If there is nothing to look for, a text is empty, or there are not the same number of weights as
+            texts.
     """
 
     texts: tuple[str, ...] = ()
@@ -84,10 +85,13 @@ def are_there(entries: Iterable[Entry]) -> dict[str, bool]:
 class SearchOptions:
     """The options of a search.
 
-    `n`: the maximum number of hits; `where`: a filter that hits must match; `hybrid`: if the query has only texts, use
-    the full-text index too; `fold`: make one hit of near-duplicates; `min_relevance`: hits with a smaller relevance are
-    excluded, and all hits if relevances are not valid; `are_there`: checks files, which may be on a drive that
-    hangs.
+    Attributes:
+        n: The maximum number of hits.
+        where: a filter that hits must match.
+        hybrid: If the query has only texts, use the full-text index too.
+        fold: Make one hit of near-duplicates.
+        min_relevance: Hits with a smaller relevance are excluded, and all hits if relevances are not valid.
+        are_there: Checks files, which may be on a drive that hangs.
     """
 
     n: int
@@ -102,9 +106,13 @@ class SearchOptions:
 class Hit:
     """An image that was found.
 
-    `path`: its name in the index; `score`: cosine of its embedding with the query; `relevance`: the probability that it
-    matches the query; `has_words`: True if its name, title, keywords or caption have the words of the query;
-    `copies`: names of its near-duplicates; `is_there`: False if its file no longer exists.
+    Attributes:
+        path: Its name in the index.
+        score: Cosine of its embedding with the query.
+        relevance: The probability that it matches the query.
+        has_words: True if its name, title, keywords or caption have the words of the query.
+        copies: Names of its near-duplicates.
+        is_there: False if its file no longer exists.
     """
 
     path: str
@@ -133,9 +141,13 @@ NUM_DECISIVE_HITS = 10
 class SearchResult(Sequence[Hit]):
     """The hits of a query, best first.
 
-    `vector`: embedding of the query; `searched`: number of images in the index; `can_tell`: True if relevances are
-    valid: the images differ enough, and relevances were fitted to models like this one (`is_fitted`);
-    `nothing_below`: see `RelevanceCurve`; `unknown`: texts of the query of which an adapted model knows no word.
+    Attributes:
+        vector: Embedding of the query.
+        searched: Number of images in the index.
+        can_tell: True if relevances are valid: the images differ enough, and relevances were fitted to models like this
+            one (`is_fitted`).
+        nothing_below: See `RelevanceCurve`.
+        unknown: Texts of the query of which an adapted model knows no word.
     """
 
     hits: tuple[Hit, ...]
@@ -156,7 +168,7 @@ class SearchResult(Sequence[Hit]):
         return "too few different images to estimate relevance"
 
     def at_least(self, min_relevance: float) -> "SearchResult":
-        """The result without the hits of smaller relevance. If relevances are not valid, no hit is left."""
+        """Return the result without the hits of smaller relevance. If relevances are not valid, no hit is left."""
         kept = tuple(hit for hit in self.hits if hit.relevance >= min_relevance) if self.can_tell else ()
         return replace(self, hits=kept)
 
@@ -196,7 +208,7 @@ class SearchResult(Sequence[Hit]):
         return "nothing here looks like that; the nearest" if self.verdict == "nothing" else ""
 
     def shown_relevance(self, hit: Hit) -> str:
-        """The relevance of a hit as a percentage; `?` if relevances are not valid."""
+        """Return the relevance of a hit as a percentage; `?` if relevances are not valid."""
         return f"{hit.relevance:.0%}" if self.can_tell else "?"
 
     def __len__(self) -> int:
@@ -207,7 +219,7 @@ class SearchResult(Sequence[Hit]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Hit]: ...
     def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
-        """One hit, or several."""
+        """Return one hit, or several."""
         return self.hits[index]
 
     def __iter__(self) -> Iterator[Hit]:
@@ -222,36 +234,41 @@ class QueryModel(Protocol):
         """The curve of its relevances; None if there is none."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of texts, M E."""
+        """Return embeddings of texts, M E."""
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embeddings of captions, M E."""
+        """Return embeddings of captions, M E."""
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """Embeddings of the captions of a sample, M E."""
+        """Return embeddings of the captions of a sample, M E."""
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
         """Caption of each image, and the query for images that look like it."""
 
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Queries for images that look like some images, M E."""
+        """Return queries for images that look like some images, M E."""
 
     def picture_queries(self, vectors: np.ndarray) -> np.ndarray:
-        """Queries for images that look like images of the index, from their embeddings, M E."""
+        """Return queries for images that look like images of the index, from their embeddings, M E."""
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Texts of which an adapted model knows no word."""
+        """Return texts of which an adapted model knows no word."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
     """The images that answer a query, best first. `hits_of` compares some of them with the words of the query.
 
-    `groups`: each image, followed by its near-duplicates; `scores`: cosines of the images with the query, N; `best`:
-    embedding of the first image; `vector`: that of the query; `asked`: embeddings of the texts of the query, or else of
-    the captions of its images; `words`: see `Query.asked_words`; `sample`, `others`: embeddings of images and captions
-    of the library; `searched`: number of images in the index;
-    `unknown`: see `SearchResult`.
+    Attributes:
+        groups: Each image, followed by its near-duplicates.
+        scores: Cosines of the images with the query, N.
+        best: Embedding of the first image.
+        vector: That of the query.
+        asked: Embeddings of the texts of the query, or else of the captions of its images.
+        words: See `Query.asked_words`.
+        sample, others: Embeddings of images and captions of the library.
+        searched: Number of images in the index.
+        unknown: See `SearchResult`.
     """
 
     groups: list[list[Entry]]
@@ -270,7 +287,7 @@ def search_store(query: Query, store: Store, model: QueryModel, options: SearchO
     """Search a store.
 
     Raises:
-        UserError: the filter is invalid, an image of the query cannot be read or is not in the index, or the store
+        UserError: If the filter is invalid, an image of the query cannot be read or is not in the index, or the store
             cannot be read.
     """
     found = hits_of(rank_images(query, store, model, options), model)
@@ -281,7 +298,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
     """Rank the images of a store.
 
     Raises:
-        UserError: see `search_store`.
+        UserError: See `search_store`.
     """
     tree = None if options.where is None else parse_filter(options.where, store.columns())
     texts = [*map(in_words, query.texts), *map(in_words, query.without)]
@@ -311,7 +328,7 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
 def hits_of(
     ranking: Ranking, model: QueryModel, first: int = 0, last: int | None = None, are_there: AreThere = are_there
 ) -> SearchResult:
-    """The hits of a ranking with their relevances: all, or those from `first` up to and without `last`."""
+    """Return the hits of a ranking with their relevances: all, or those from `first` up to and without `last`."""
     groups, scores = ranking.groups[first:last], ranking.scores[first:last]
     curve = model.curve
     is_fitted = curve is not None
@@ -366,7 +383,7 @@ class _QueryImages(NamedTuple):
 
 
 def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
-    """Embeddings of the images to look for, and their captions if the query has no text."""
+    """Return embeddings of the images to look for, and their captions if the query has no text."""
     if not query.images:
         return _QueryImages([], [])
     if query.texts:
@@ -376,10 +393,10 @@ def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
 
 
 def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _QueryImages:
-    """Captions and embeddings of images by their `Entry.draw`.
+    """Return captions and embeddings of images by their `Entry.draw`.
 
     Raises:
-        UserError: an image is not in the index.
+        UserError: If an image is not in the index.
     """
     ids = store.ids_of(draws)
     if not ids.keys() >= set(draws):
@@ -401,7 +418,7 @@ class _Search:
     sample: np.ndarray
 
     def groups(self) -> tuple[list[list[Entry]], np.ndarray]:
-        """The hits, each followed by its near-duplicates, and the embeddings of the hits."""
+        """Return the hits, each followed by its near-duplicates, and the embeddings of the hits."""
         n = self.options.n
         count = n + max(_MIN_SPARE, n // 4) if self.options.fold else n
         while True:
@@ -445,7 +462,10 @@ class _Search:
 
 
 def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[str, bool]) -> list[int]:
-    """The group with an existing file first. After a folder was renamed, old paths must not hide the new ones."""
+    """Return the group with an existing file first.
+
+    After a folder was renamed, old paths must not hide the new ones.
+    """
     if len(group) == 1:
         return group
     best = next((place for place in group if there[entries[place].file]), group[0])
@@ -453,8 +473,10 @@ def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[s
 
 
 def _called(query: Query, entry: Entry) -> int:
-    """How well the name of an image fits the query: 3 if the query is its set and its name, 2 its name, 1 if people
-    wrote all words of the query into its name, title or keywords, else 0. Higher ones are ranked before lower ones."""
+    """Return how well the name of an image fits the query: 3 if the query is its set and its name, 2 its name, 1 if
+    people wrote all words of the query into its name, title or keywords, else 0. Higher ones are ranked before lower
+    ones.
+    """
     name = AskedName.of(query.texts[0])
     if len(query.texts) == 1 and name.is_of(entry.title):
         return 3 if name.prefix and name.prefix in entry.sets else 2
@@ -482,21 +504,21 @@ WITHOUT_WEIGHT = 0.5
 def _query_vector(
     query: Query, texts: np.ndarray, wanted: Sequence[np.ndarray], unwanted: Sequence[np.ndarray], sample: np.ndarray
 ) -> np.ndarray:
-    """The unit vector whose nearest images answer a query: the weighted sum of the embeddings of its parts.
+    """Return the unit vector whose nearest images answer a query: the weighted sum of the embeddings of its parts.
 
     Cosines with images are much larger for an image than for a text, because images are closer to images. So each part
     is divided by the standard deviation of its dot products with a sample of the library: it then counts by how far an
     image stands out. The result is one vector, whose nearest images any store can find.
 
     Args:
-        query: the query.
-        texts: embeddings of its texts to look for, and then of those to avoid.
-        wanted: embeddings of images to look for.
-        unwanted: embeddings of images to avoid.
-        sample: embeddings of some images of the library, N E.
+        query: The query.
+        texts: Embeddings of its texts to look for, and then of those to avoid.
+        wanted: Embeddings of images to look for.
+        unwanted: Embeddings of images to avoid.
+        sample: Embeddings of some images of the library, N E.
 
     Raises:
-        UserError: the parts cancel each other: the query excludes what it asks for.
+        UserError: If the parts cancel each other: the query excludes what it requests.
     """
     weights = [*(query.weights or (1.0,) * len(query.texts)), *(-WITHOUT_WEIGHT,) * len(query.without)]
     parts = [*zip(weights, texts, strict=True)]
@@ -526,18 +548,20 @@ class AskedName(NamedTuple):
 
     @classmethod
     def of(cls, query: str) -> "AskedName":
-        """The name that a query asks for, such as `mdi:home`, `ShoppingCart` or `shopping cart`."""
+        """Return the name that a query requests, such as `mdi:home`, `ShoppingCart` or `shopping cart`."""
         found = _IDENTIFIER.fullmatch(query.strip())
         prefix, name = found.groups("") if found else ("", query)
         return cls(prefix.lower(), tuple(words_of(name)))
 
     def is_of(self, name: str) -> bool:
-        """True if a name is this one, whatever its spelling. A set before the colon of `name` does not count."""
+        """Return whether a name is this one, whatever its spelling. A set before the colon of `name` does not count."""
         return bool(self.words) and tuple(words_of(name.rpartition(":")[2])) == self.words
 
 
 def in_words(query: str) -> str:
-    """A query that is an identifier (`shopping-cart`, `ShoppingCart`, `mdi:home`) in words; another one as it is."""
+    """Return a query that is an identifier (`shopping-cart`, `ShoppingCart`, `mdi:home`) in words; another one as it
+    is.
+    """
     name = AskedName.of(query)
     is_identifier = len(query.split()) == 1 and name.words and words_of(query) != [query.strip().lower()]
     return " ".join(name.words) if is_identifier else query

@@ -48,9 +48,11 @@ _MAX_LOGIT = 500.0
 class RelevanceCurve:
     """The numbers of the logistic curve: a weight for each column of `evidence`, and the logit where all are 0.
 
-    `nothing_below`: if all of the first hits have less relevance than this, nothing matches the
-    query. It is chosen so that few queries with a correct hit get this verdict. `captioned`: the share of right hits
-    among those whose caption has the words of the query, which is their least relevance.
+    Attributes:
+        nothing_below: If all of the first hits have less relevance than this, nothing matches the query. It is chosen
+            so that few queries with a correct hit get this verdict.
+        captioned: The share of right hits among those whose caption has the words of the query, which is their least
+            relevance.
     """
 
     per_deviation: float
@@ -86,12 +88,12 @@ _COMMON = RelevanceCurve(
 
 
 def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
-    """The curve of the model in a folder. None: nothing is known of models like this one.
+    """Return the curve of the model in a folder. None: nothing is known of models like this one.
 
     Models imported from open_clip have other cosines, and no library with known answers was measured with them.
 
     Raises:
-        UserError: the file with the numbers is corrupt.
+        UserError: If the file with the numbers is corrupt.
     """
     path = folder / RELEVANCE
     if path.exists():
@@ -100,11 +102,12 @@ def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
 
 
 def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np.ndarray) -> bool:
-    """True if relevances are valid: the library has enough images that differ from each other and from the best hit.
+    """Return whether relevances are valid: the library has enough images that differ from each other and from the best
+    hit.
 
     Args:
-        best: embedding of the best hit, E.
-        sample: as in `evidence`, like `asked` and `others`.
+        best: Embedding of the best hit, E.
+        sample: As in `evidence`, like `asked` and `others`.
     """
     if _median(sample @ best) > MAX_IMAGE_COSINE or _usual_cosine(asked, others) > MAX_CAPTION_COSINE:
         return False
@@ -125,16 +128,16 @@ def evidence(
     captions: np.ndarray,
     others: np.ndarray,
 ) -> np.ndarray:
-    """How far each hit stands out from the library, how close its caption is to the query, the logarithm of the number
-    of images of the sample, and the cosine of the hit with the query, H 4.
+    """Return how far each hit stands out from the library, how close its caption is to the query, the logarithm of the
+    number of images of the sample, and the cosine of the hit with the query, H 4.
 
     Args:
-        vector: the query, E.
-        scores: dot products of the hits with it, H.
-        sample: embeddings of some images of the library, S E.
-        asked: embeddings of the texts of the query, of unit length. The closest one counts.
-        captions: embeddings of the captions of the hits, H E.
-        others: embeddings of captions of some images of the library.
+        vector: The query, E.
+        scores: Dot products of the hits with it, H.
+        sample: Embeddings of some images of the library, S E.
+        asked: Embeddings of the texts of the query, of unit length. The closest one counts.
+        captions: Embeddings of the captions of the hits, H E.
+        others: Embeddings of captions of some images of the library.
     """
     stands_out = deviations(vector, scores, sample)
     usual = min(_usual_cosine(asked, others), MAX_CAPTION_COSINE)
@@ -145,11 +148,11 @@ def evidence(
 
 
 def deviations(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np.ndarray:
-    """How far images stand out from the library: their scores, in deviations above the median of the sample.
+    """Return how far images stand out from the library: their scores, in deviations above the median of the sample.
 
     Args:
-        vector: as in `evidence`, like `sample`.
-        scores: dot products of some images with it.
+        vector: As in `evidence`, like `sample`.
+        scores: Dot products of some images with it.
     """
     background = sample @ vector
     middle = _median(background)
@@ -161,7 +164,7 @@ def deviations(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np
 
 
 def _usual_cosine(asked: np.ndarray, others: np.ndarray) -> float:
-    """The median cosine of the captions of other images with the query."""
+    """Return the median cosine of the captions of other images with the query."""
     return _median(others @ asked.T)
 
 

@@ -64,8 +64,10 @@ def fit_relevance(
 
 
 def _logistic(columns: np.ndarray, is_right: np.ndarray) -> np.ndarray:
-    """Weights of columns and an offset, by Newton's method with a small penalty. The weight of a column that does not
-    vary, as with libraries of one size, is 0."""
+    """Return weights of columns and an offset, by Newton's method with a small penalty.
+
+    The weight of a column that does not vary, as with libraries of one size, is 0.
+    """
     mean, spread = columns.mean(axis=0), columns.std(axis=0)
     varies = spread > 1e-6
     scaled = np.where(varies, (columns - mean) / np.where(varies, spread, 1), 0)

@@ -36,8 +36,10 @@ SAMPLE_CAPTIONS = 64
 class ImageState(NamedTuple):
     """The state of an image when it was indexed, to find out whether it has changed.
 
-    `digest`: of its bytes, empty if it could not be read; `fields`: the columns of its table; `sidecars`: that of its
-    `Photo`, None if that was not read yet.
+    Attributes:
+        digest: Of its bytes, empty if it could not be read.
+        fields: The columns of its table.
+        sidecars: That of its `Photo`, None if that was not read yet.
     """
 
     stamp: Stamp
@@ -47,7 +49,7 @@ class ImageState(NamedTuple):
 
     @classmethod
     def of(cls, entry: Entry) -> Self:
-        """The state of an image that was read."""
+        """Return the state of an image that was read."""
         return cls(entry.stamp, entry.digest, entry.fields, None if entry.photo is None else entry.photo.sidecars)
 
 
@@ -80,9 +82,11 @@ class LibrarySample(NamedTuple):
 class FieldSummary(NamedTuple):
     """The values of a field over all images.
 
-    `kind`: `text` if any value is a text; `values`: the most frequent values with the number of images of each;
-    `all_differ`: True if no two images have the same; `low`, `high`: the smallest and the largest value, None if no
-    image has the field.
+    Attributes:
+        kind: `text` if any value is a text.
+        values: The most frequent values with the number of images of each.
+        all_differ: True if no two images have the same.
+        low, high: The smallest and the largest value, None if no image has the field.
     """
 
     kind: Kind
@@ -93,7 +97,7 @@ class FieldSummary(NamedTuple):
 
     @classmethod
     def of(cls, counts: Counter[FieldValue], count: int) -> "FieldSummary":
-        """The summary of values with the number of images of each. `count`: see `Store.summaries`."""
+        """Return the summary of values with the number of images of each. `count`: see `Store.summaries`."""
         # As in SQL, numbers come before texts.
         ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
         most = sorted(ordered, key=lambda value: -counts[value])[:count]
@@ -107,7 +111,10 @@ class FieldSummary(NamedTuple):
 
 
 def summaries_of(groups: Iterable[Sequence[Entry]], fields: Iterable[str], count: int) -> dict[str, FieldSummary]:
-    """The values of some fields, by field, counted once in each group of images. `count`: see `Store.summaries`."""
+    """Return the values of some fields, by field, counted once in each group of images.
+
+    `count`: see `Store.summaries`.
+    """
     counters: dict[str, Counter[FieldValue]] = {name: Counter() for name in fields}
     for group in groups:
         for name, counter in counters.items():
@@ -153,9 +160,13 @@ class PhotoUpdate(NamedTuple):
 class Changes:
     """The changes of one commit.
 
-    `added`: images with their embeddings; they replace those with the same names. `touched`: images with unchanged
-    bytes. `noted`: what cameras and people wrote, in place of what was known. `removed`: names of images or failures.
-    `failed`: images that could not be read. `notes`: see `Store.notes`.
+    Attributes:
+        added: Images with their embeddings; they replace those with the same names.
+        touched: Images with unchanged bytes.
+        noted: What cameras and people wrote, in place of what was known.
+        removed: Names of images or failures.
+        failed: Images that could not be read.
+        notes: See `Store.notes`.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
@@ -202,7 +213,7 @@ class Store(ABC):
         """Create an index without images.
 
         Raises:
-            UserError: it cannot be created there.
+            UserError: If it cannot be created there.
         """
 
     @classmethod
@@ -211,17 +222,17 @@ class Store(ABC):
         """Remove an index, finished or not. No other process may use it.
 
         Raises:
-            UserError: it cannot be removed.
+            UserError: If it cannot be removed.
         """
 
     @classmethod
     def is_there(cls, location: str) -> bool:  # noqa: ARG003
-        """True if a location can only be that of an index."""
+        """Return whether a location can only be that of an index."""
         return True
 
     @property
     def is_replaced(self) -> bool:
-        """True if another index has taken the place of the one that was opened."""
+        """Whether another index has taken the place of the one that was opened."""
         return False
 
     @abstractmethod
@@ -239,7 +250,7 @@ class Store(ABC):
 
         Raises:
             DamagedError: If contents differ from their checksums. The message describes how to restore them.
-            UserError: this store keeps no checksums.
+            UserError: If this store keeps no checksums.
         """
         raise UserError(f"{self.location}: a server checks its files itself; --check is for an index in a folder")
 
@@ -247,7 +258,7 @@ class Store(ABC):
 
     @contextmanager
     def snapshot(self) -> Iterator[Any]:
-        """A context in which all reads of this thread see the newest state that was committed when it began.
+        """Let all reads of this thread see the newest state that was committed when the context began.
 
         A snapshot within another one is part of that. The value is what `begin` gives.
         """
@@ -264,33 +275,42 @@ class Store(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
-        """The snapshot of this thread, or else a new one for this read only. For iterators, whose end is not known."""
+        """Yield the snapshot of this thread, or else a new one for this read only.
+
+        For iterators, whose end is not known.
+        """
         now = getattr(self._thread, "snapshot", None)
         with nullcontext(now) if now is not None else self.begin() as given:
             yield given
 
     @abstractmethod
     def begin(self) -> AbstractContextManager[Any]:
-        """A new snapshot: what the reads of the store need, such as a connection. For `snapshot` and `reading`."""
+        """Return a new snapshot: what the reads of the store need, such as a connection.
+
+        For `snapshot` and `reading`.
+        """
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     @abstractmethod
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """The images of these ids that are in the index, in any order."""
+        """Return the images of these ids that are in the index, in any order."""
 
     @abstractmethod
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
-        """All images that match a filter, in the order of their ids."""
+        """Return all images that match a filter, in the order of their ids."""
 
     @abstractmethod
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The images whose embeddings have the largest dot products with a vector of width E, best first. Exact."""
+        """Return the images whose embeddings have the largest dot products with a vector of width E, best first.
+
+        Exact.
+        """
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:  # noqa: ARG002
-        """The images whose captions, file names, titles or keywords contain words of a text, best first (BM25).
+        """Return the images whose captions, file names, titles or keywords contain words of a text, best first (BM25).
 
         Of a long text, the first words count. The list is empty if this store has no full-text index.
         """
@@ -298,21 +318,23 @@ class Store(ABC):
 
     @abstractmethod
     def revision(self) -> str:
-        """A text that changes with each commit."""
+        """Return a text that changes with each commit."""
 
     @abstractmethod
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
-        """The images that could not be read at the last attempt, sorted by name: all, or those of these names."""
+        """Return the images that could not be read at the last attempt, sorted by name: all, or those of these
+        names.
+        """
 
     @abstractmethod
     def notes(self) -> Mapping[str, str]:
-        """Notes on the index, by key: `exclude`, `imported`."""
+        """Return notes on the index, by key: `exclude`, `imported`."""
 
     def claim(self) -> None:  # noqa: B027 (a server takes turns itself)
         """Take the lock of the writer, until the store is closed.
 
         Raises:
-            UserError: another process writes; the message names it.
+            UserError: Another process writes; the message names it.
         """
 
     @abstractmethod
@@ -320,27 +342,27 @@ class Store(ABC):
         """Write changes. When this returns, all are on disk. If it raises, none is; a server may have written a part.
 
         Raises:
-            UserError: another process writes, the disk is full, or the server does not answer. Earlier commits stay.
+            UserError: Another process writes, the disk is full, or the server does not answer. Earlier commits stay.
         """
 
     def compact(self) -> bool:
         """Free the space of removed images if there are enough of them. Returns True if it did.
 
         Raises:
-            UserError: as in `commit`.
+            UserError: As in `commit`.
         """
         return False
 
     # --- What follows from them
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """The entries of these ids, in the same order."""
+        """Return the entries of these ids, in the same order."""
         found = {row.id: row.entry for row in self.get(ids)}
         self._require_all(ids, found)
         return [found[identity] for identity in ids]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """The embeddings of these ids in the same order, as float32: N E."""
+        """Return the embeddings of these ids in the same order, as float32: N E."""
         found = {row.id: row.vector for row in self.get(ids, vectors=True)}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
@@ -356,45 +378,52 @@ class Store(ABC):
     """Why an image of an id may not be there, besides that it was removed; and what to do."""
 
     def sample(self) -> LibrarySample:
-        """A random sample of the images. The same state has the same sample."""
+        """Return a random sample of the images. The same state has the same sample."""
         drawn = heapq.nsmallest(SAMPLE, self.scan(vectors=True), key=lambda row: row.entry.draw)
         vectors = np.array([row.vector for row in drawn], np.float32).reshape(len(drawn), self.header.embed_dim)
         return LibrarySample(vectors, tuple(row.entry.caption for row in drawn[:SAMPLE_CAPTIONS]))
 
     def columns(self) -> frozenset[str]:
-        """The names of all fields that come from tables."""
+        """Return the names of all fields that come from tables."""
         return frozenset(name for row in self.scan() for name in row.entry.fields)
 
     def matching(self, where: Filter) -> Iterator[Entry]:
-        """All images that match a filter."""
+        """Return all images that match a filter."""
         return (row.entry for row in self.scan(where))
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
-        """All entries with their embeddings (float16)."""
+        """Yield all entries with their embeddings (float16)."""
         for row in self.scan(vectors=True):
             assert row.vector is not None
             yield row.entry, row.vector
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """The ids of images in this snapshot, by their `Entry.draw`. Images that are not in the index are excluded."""
+        """Return the ids of images in this snapshot, by their `Entry.draw`.
+
+        Images that are not in the index are excluded.
+        """
         return {row.entry.draw: row.id for row in self.get(draws)}
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """The ids of all images that match a filter: the newest date first, and by name within one date."""
+        """Return the ids of all images that match a filter: the newest date first, and by name within one date."""
         found = sorted(((row.entry.date, row.entry.name, row.id) for row in self.scan(where)), key=lambda row: row[1])
         return np.array([row[2] for row in sorted(found, key=lambda row: row[0], reverse=True)], np.int64)
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """The values of some fields of all images that match a filter, by field; `count`: how many of the most frequent
-        ones to return."""
+        """Return the values of some fields of all images that match a filter, by field; `count`: how many of the most
+        frequent ones to return.
+        """
         return summaries_of(([row.entry] for row in self.scan(where)), fields, count)
 
     def hashes(self) -> np.ndarray:
-        """Ids, perceptual hashes and digests of all images: N rows of `HASHED`."""
+        """Return ids, perceptual hashes and digests of all images: N rows of `HASHED`."""
         return np.fromiter(((row.id, row.entry.phash, row.entry.digest) for row in self.scan()), HASHED)
 
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
-        """The known state of these images, by name. Includes images that could not be read; leaves out unknown ones."""
+        """Return the known state of these images, by name.
+
+        Includes images that could not be read; leaves out unknown ones.
+        """
         with self.snapshot():
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
             ids = self.ids_of([name_id(name) for name in names])
@@ -411,28 +440,28 @@ class Store(ABC):
         return found
 
     def roots(self) -> list[str]:
-        """The arguments (files, folders, patterns) through which images or failures were found."""
+        """Return the arguments (files, folders, patterns) through which images or failures were found."""
         with self.snapshot():
             return sorted({row.entry.root for row in self.scan()} | {failure.root for failure in self.failures()})
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of the images and failures that were found through an argument."""
+        """Yield the places of the images and failures that were found through an argument."""
         for row in self.scan(Comparison("root", "=", root)):
             yield ImagePlace.of(row.entry.name, row.entry.file, row.entry.offset)
         yield from (ImagePlace.of_name(one.name) for one in self.failures() if one.root == root)
 
     def excluded(self) -> tuple[str, ...]:
-        """The patterns of what updates leave out."""
+        """Return the patterns of what updates leave out."""
         return tuple(json.loads(self.notes().get("exclude", "[]")))
 
     def exclude(self, patterns: Sequence[str]) -> None:
         """Remember the patterns of what updates leave out, in place of earlier ones.
 
         Raises:
-            UserError: as in `commit`.
+            UserError: As in `commit`.
         """
         self.commit(Changes(notes={"exclude": json.dumps(list(patterns))}))
 
     def was_imported(self) -> bool:
-        """True if it was made of a file from elsewhere, which may name any picture and any model."""
+        """Return whether it was made of a file from elsewhere, which may name any picture and any model."""
         return "imported" in self.notes()

@@ -7,15 +7,18 @@ from grr_coca_search.store import Store
 
 
 def _kind_of(location: str) -> type[Store]:
-    """The kind of a store, by the scheme of its location: a class that an entry point of `grr_coca.stores` names. A
-    location without one is a folder."""
+    """Return the kind of a store, by the scheme of its location: a class that an entry point of `grr_coca.stores`
+    names.
+
+    A location without one is a folder.
+    """
     scheme, colon, _ = location.partition(":")
     kind: type[Store] | None = plugins.named("grr_coca.stores", scheme) if colon else None
     return EmbeddedStore if kind is None else kind
 
 
 def is_index(location: str) -> bool:
-    """True if this is the location of an index, and of no icon set or folder of pictures."""
+    """Return whether this is the location of an index, and of no icon set or folder of pictures."""
     return _kind_of(location).is_there(location)
 
 
@@ -34,7 +37,7 @@ def find_store(location: str) -> Store | None:
     """Open the store of an index; None if there is none yet, and one can be made there.
 
     Raises:
-        UserError: something else is there, or it cannot be reached.
+        UserError: Something else is there, or it cannot be reached.
     """
     return _kind_of(location).open(location, is_optional=True)
 
@@ -43,7 +46,7 @@ def make_store(location: str, header: Header) -> Store:
     """Create a store without images.
 
     Raises:
-        UserError: it cannot be created there.
+        UserError: If it cannot be created there.
     """
     return _kind_of(location).create(location, header)
 
@@ -52,6 +55,6 @@ def remove_store(location: str) -> None:
     """Remove an index, finished or not. No other process may use it.
 
     Raises:
-        UserError: it cannot be removed, or the server cannot be reached.
+        UserError: If it cannot be removed, or the server cannot be reached.
     """
     _kind_of(location).remove(location)

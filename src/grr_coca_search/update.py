@@ -59,10 +59,13 @@ class Describer(Protocol):
 class Update:
     """Numbers of images of an update.
 
-    `noted`: images of which only what their camera and people wrote was read again; `first_frames`: images that were
-    read from the first of several frames or pages; `unfamiliar`: for each image that the model has described, whether
-    it is unlike the training; `failures`: images that cannot be read, old ones included; `left_out`: what the search
-    for images has excluded; `scan_seconds`: how long that search took.
+    Attributes:
+        noted: Images of which only what their camera and people wrote was read again.
+        first_frames: Images that were read from the first of several frames or pages.
+        unfamiliar: For each image that the model has described, whether it is unlike the training.
+        failures: Images that cannot be read, old ones included.
+        left_out: What the search for images has excluded.
+        scan_seconds: How long that search took.
     """
 
     found: int = 0
@@ -90,16 +93,16 @@ def update_store(
     """Update a store from its files.
 
     Args:
-        store: the store to change.
-        arguments: files, folders, patterns, shards or tables, see `grr_coca.data.image_files`. Images that other
+        store: The store to change.
+        arguments: Files, folders, patterns, shards or tables, see `grr_coca.data.image_files`. Images that other
             arguments have found stay as they are.
-        make_describer: loads the model. Called only if there is an image to describe.
-        batch_size: number of images in one forward pass.
-        on_progress: called after each batch.
-        exclude: patterns of what to leave out, which the store remembers; None: those that it remembers.
+        make_describer: Loads the model. Called only if there is an image to describe.
+        batch_size: Number of images in one forward pass.
+        on_progress: Called after each batch.
+        exclude: Patterns of what to leave out, which the store remembers; None: those that it remembers.
 
     Raises:
-        UserError: an argument does not exist or has no images, a pattern is invalid, or the store or the folder for
+        UserError: If an argument does not exist or has no images, a pattern is invalid, or the store or the folder for
             temporary files cannot be written to. Earlier commits stay.
     """
     remembered = store.excluded()
@@ -134,7 +137,7 @@ def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
         The number of removed images.
 
     Raises:
-        UserError: the store has no image of one argument (nothing is removed then), or another process writes.
+        UserError: If the store has no image of one argument (nothing is removed then), or another process writes.
     """
     places = absolute_arguments(arguments)
     for place in places:
@@ -153,7 +156,7 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
     """Make arguments absolute, as an index keeps them: they then work from any folder.
 
     Raises:
-        UserError: one is empty.
+        UserError: If one is empty.
     """
     for argument in arguments:
         require_path(argument)
@@ -164,7 +167,7 @@ def require_arguments(arguments: Sequence[str]) -> None:
     """Raise an error if an argument gives no image. No image is read.
 
     Raises:
-        UserError: nothing exists there, or it has no images; the message names the argument.
+        UserError: Nothing exists there, or it has no images; the message names the argument.
     """
     for argument in arguments:
         if not is_there(argument):
@@ -173,8 +176,9 @@ def require_arguments(arguments: Sequence[str]) -> None:
 
 
 def is_there(argument: str) -> bool:
-    """True if an argument is a pattern, a source such as `iconify:lucide`, or a file or folder that exists or that
-    permissions hide."""
+    """Return whether an argument is a pattern, a source such as `iconify:lucide`, or a file or folder that exists or
+    that permissions hide.
+    """
     return (
         reader_that_owns(argument) is not None
         or has_magic(argument)
@@ -220,7 +224,7 @@ class _Run:
             require_arguments([argument])
 
     def _is_gone_image(self, argument: str) -> bool:
-        """True if an argument is one image of the index, and its file was removed.
+        """Return whether an argument is one image of the index, and its file was removed.
 
         If its folder is empty or gone too, a disk may not be mounted, and the result is False.
         """
@@ -390,26 +394,27 @@ class _Run:
                     yield name
 
     def brings(self, failure: Failure) -> bool:
-        """True if an argument of this run contains an image that could not be read, even if another argument found
-        it."""
+        """Return whether an argument of this run contains an image that could not be read, even if another argument
+        found it.
+        """
         if failure.root in self._among:
             return True
         file = ImagePlace.of_name(failure.name).file
         return failure.name in self._among or file in self._among or _is_below(file, self._among)
 
     def _places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of the images of a root that are inside the arguments of this run."""
+        """Yield the places of the images of a root that are inside the arguments of this run."""
         is_whole = root in self._among or _is_below(root, self._among)
         for place in self._store.places(root):
             if is_whole or place.name in self._among or _is_below(place.name, self._among):
                 yield place
 
     def _may_be_there(self, place: ImagePlace) -> bool:
-        """True if a missing image is in a folder or shard that could not be read."""
+        """Return whether a missing image is in a folder or shard that could not be read."""
         return place.file in self._unreadable or _is_below(place.file, self._unreadable) or is_forbidden(place.file)
 
     def _is_left(self, place: ImagePlace) -> bool:
-        """True if the file of an image still exists, although this run has not found the image."""
+        """Return whether the file of an image still exists, although this run has not found the image."""
         if os.path.lexists(place.name):  # also an image that is not a member, but has a name like one
             return True
         return place.file not in self._shards and os.path.lexists(place.file)
@@ -423,12 +428,14 @@ def _state(found: FoundImage, before: ImageState | None) -> _State:
 
 
 def _is_edited(found: FoundImage, known: ImageState) -> bool:
-    """True if the row of an image in its table has changed. False for an image that could not be read before."""
+    """Return whether the row of an image in its table has changed. False for an image that could not be read before."""
     return bool(known.digest) and plain_fields(found.file.fields()) != known.fields
 
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """Roots of the index that may share images with the arguments: folders above an argument, and roots inside one."""
+    """Yield roots of the index that may share images with the arguments: folders above an argument, and roots inside
+    one.
+    """
     among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
@@ -437,7 +444,7 @@ def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[st
 
 
 def _other_versions(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
-    """Roots of the index that are other versions of sources among the arguments, which take their place."""
+    """Return roots of the index that are other versions of sources among the arguments, which take their place."""
     sets = set(map(_unversioned, arguments)) - {None}
     return (root for root in roots if _unversioned(root) in sets)
 
@@ -448,7 +455,7 @@ def _unversioned(argument: str) -> str | None:
 
 
 def _is_below(path: str, folders: Container[str]) -> bool:
-    """True if a path is inside one of the folders, at any depth."""
+    """Return whether a path is inside one of the folders, at any depth."""
     return any(folder in folders for folder in _folders_above(path))
 
 
@@ -486,7 +493,7 @@ class _NameMultiset:
         self._database.execute("COMMIT")
 
     def missing(self, names: Iterable[str]) -> Iterable[str]:
-        """The names that were never added."""
+        """Yield the names that were never added."""
         for chunk in chunks(names, 500):
             marks = ", ".join("?" * len(chunk))
             ids = [name_id(name) for name in chunk]

@@ -69,9 +69,9 @@ class Claims:
     """The claims of this process on the runs of one study.
 
     Args:
-        folder: an existing folder, which all processes share.
-        renewed_every: seconds between two signs of life.
-        free_after: seconds without one, after which a claim of another process is free.
+        folder: An existing folder, which all processes share.
+        renewed_every: Seconds between two signs of life.
+        free_after: Seconds without one, after which a claim of another process is free.
     """
 
     def __init__(self, folder: Path, renewed_every: float = RENEWED_EVERY, free_after: float = FREE_AFTER) -> None:
@@ -86,7 +86,7 @@ class Claims:
         """Claim a run; None if another process has it.
 
         Raises:
-            UserError: the folder cannot be written to.
+            UserError: If the folder cannot be written to.
         """
         newest = max((int(path.suffix.removeprefix(".claim-")) for path in self._files(name)), default=-1)
         if newest >= 0 and not self._is_free(Claim(self._folder, name, newest)):
@@ -133,7 +133,9 @@ class Claims:
         return [self._folder / name for name in names if name.removeprefix(prefix).isdecimal()]  # others are copies
 
     def _is_free(self, claim: Claim) -> bool:
-        """True if a claim was given back, all its processes on this machine are gone, or it shows no sign of life."""
+        """Return whether a claim was given back, all its processes on this machine are gone, or it shows no sign of
+        life.
+        """
         try:
             content, changed = claim.path.read_bytes(), claim.path.stat().st_mtime_ns
         except FileNotFoundError:  # its run has just ended
@@ -163,7 +165,7 @@ def _runs(process: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """This machine since its last start. Containers with their own numbers of processes are separate machines."""
+    """Identify this machine since its last start. Containers with their own process numbers are separate machines."""
     try:
         start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{start} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (not a file)

@@ -34,10 +34,11 @@ _HEAT_MAP_DPI = 70
 class Exhibits:
     """Qualitative examples of a model in a report.
 
-    - `heat_maps`: for each of some images, its caption (`truth`), the `words` of the model's caption, the `heat` of
-      each word on the patches by row, and the name of the `picture`
-    - `searches`: each `query` with its `hits`, best first, of a `caption` and the name of a `picture`
-    - `pictures`: small WebP files by name
+    Attributes:
+        heat_maps: For each of some images, its caption (`truth`), the `words` of the model's caption, the `heat` of
+            each word on the patches by row, and the name of the `picture`.
+        searches: Each `query` with its `hits`, best first, of a `caption` and the name of a `picture`.
+        pictures: Small WebP files by name.
     """
 
     heat_maps: list[dict[str, object]] = field(default_factory=list)
@@ -49,11 +50,11 @@ def make_exhibits(arm: str, run: Path, showcase: str, queries: Sequence[str], nu
     """Compute the exhibits of a pretrained model.
 
     Args:
-        arm: name of its arm.
-        run: folder of its run.
-        showcase: the split, as for `open_source`.
-        queries: texts to search for.
-        num_hits: number of images for each query.
+        arm: Name of its arm.
+        run: Folder of its run.
+        showcase: The split, as for `open_source`.
+        queries: Texts to search for.
+        num_hits: Number of images for each query.
     """
     checkpoint, source, shown = from_pretrained(run), open_source(showcase), Exhibits()
     _explain_some(shown, arm, checkpoint, source)
@@ -68,11 +69,11 @@ def write_exhibits(out: Path, shown: Mapping[str, Exhibits]) -> None:
     """Write the exhibits of some models, from which a report shows them.
 
     Args:
-        out: folder of the demo.
-        shown: exhibits by the name of an arm, all of the same images and queries.
+        out: Folder of the demo.
+        shown: Exhibits by the name of an arm, all of the same images and queries.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: If the folder cannot be written to.
     """
     folder = out / EXHIBITS
     folder.mkdir(exist_ok=True)
@@ -85,7 +86,7 @@ def write_exhibits(out: Path, shown: Mapping[str, Exhibits]) -> None:
 
 @torch.inference_mode()
 def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], count: int) -> list[list[int]]:
-    """The indices of the `count` most similar images of a split for each query, best first."""
+    """Return the indices of the `count` most similar images of a split for each query, best first."""
     model = checkpoint.model
     dataset = as_dataset(checkpoint, source)
     loader = make_loader(dataset, EvaluationOrder(len(dataset), _BATCH_SIZE), num_workers=0)

@@ -16,12 +16,12 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>#|&])")
 
 
 def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) -> str:
-    """A page with all of its pictures in it.
+    """Return a page with all of its pictures in it.
 
     Args:
-        title: of the page.
+        title: Of the page.
         markdown: CommonMark with tables. HTML in it is shown as text.
-        pictures: by the address that the Markdown has: the text of an SVG file, or the bytes of a WebP file. A picture
+        pictures: By the address that the Markdown has: the text of an SVG file, or the bytes of a WebP file. A picture
             that is not among them is shown by its name.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -38,17 +38,17 @@ def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) ->
 
 
 def escaped(text: str) -> str:
-    """Text of a person or a model for Markdown, in one line."""
+    """Return the text of a person or a model for Markdown, in one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def markdown_picture(alt: str, address: str) -> str:
-    """A picture in Markdown. `address`: not yet quoted, such as a path."""
+    """Return a picture in Markdown. `address`: not yet quoted, such as a path."""
     return f"![{escaped(alt)}]({quote(address, errors='surrogateescape')})"
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, of_numbers: bool = False) -> str:
-    """A table in Markdown with aligned columns; with `of_numbers`, all but the first at the right.
+    """Return a table in Markdown with aligned columns; with `of_numbers`, all but the first at the right.
 
     A bar in a cell is escaped, if it is not yet.
     """

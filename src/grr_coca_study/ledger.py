@@ -36,10 +36,11 @@ _MIN_LOSS = 1e-30
 class Digests:
     """The valid digests of recipes and data. Rows with other digests do not count.
 
-    - `recipes`: by arm and stage, of the points that are run with the plan's seeds, in the order of the grid. A stage
-      is missing as long as the choices on which it depends are open
-    - `data`: by stage, pretraining first
-    - `trials`: by arm and stage, of the points that are run with the seeds of tuning
+    Attributes:
+        recipes: By arm and stage, of the points that are run with the plan's seeds, in the order of the grid. A stage
+            is missing as long as the choices on which it depends are open.
+        data: By stage, pretraining first.
+        trials: By arm and stage, of the points that are run with the seeds of tuning.
     """
 
     recipes: dict[str, dict[str, tuple[str, ...]]]
@@ -47,7 +48,7 @@ class Digests:
     trials: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def fault(self, plan: Plan, row: LedgerRow) -> str | None:
-        """The reason why a row does not count; None if it counts."""
+        """Return the reason why a row does not count, or None if it counts."""
         is_trial = plan.tuning is not None and row.seed in plan.tuning.seeds
         if not is_trial and row.seed not in plan.seeds:
             return "the plan has no such seed"
@@ -72,7 +73,7 @@ def read_digests(folder: Path) -> Digests:
     """Read `digests.json` in the folder of a study.
 
     Raises:
-        UserError: the file is missing or corrupt.
+        UserError: If the file is missing or corrupt.
     """
     path = folder / DIGESTS_FILE
     if not path.exists():
@@ -84,7 +85,7 @@ def write_digests(folder: Path, digests: Digests) -> None:
     """Write `digests.json` atomically.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: If the folder cannot be written to.
     """
     write_to_study(folder / DIGESTS_FILE, f"{json.dumps(to_dict(digests), indent=2)}\n".encode())
 
@@ -96,7 +97,7 @@ def best_point(costs: Iterable[Sequence[float]]) -> int | None:
     """Index of the point with the lowest sum of costs, of equals the first; None if all diverged.
 
     Args:
-        costs: for each arm and seed that is tried, the cost of each point, see `cost`.
+        costs: For each arm and seed that is tried, the cost of each point, see `cost`.
     """
     sums = [sum(of_point) for of_point in zip(*costs, strict=True)]
     return None if math.isinf(min(sums)) else sums.index(min(sums))
@@ -118,12 +119,13 @@ def cost(row: LedgerRow) -> float:
 class Ledger:
     """The rows of a study that count, and notes for the user.
 
-    - `rows`: of the plan's seeds, each arm at its best point. Seeds that lack a point are excluded
-    - `tried`: of all points of all grids, with the seeds by which the best is chosen
-    - `chosen`: by arm and stage, the best point of the grid, over the seeds that have all points
-    - `lacking`: arm, seed and stage of planned runs that have no row, at one point of the grid or more
-    - `notes`: a sentence for each row that does not count, and for each fact about the others that readers need
-    - `diverged`: the runs that would be in `rows`, but have no metrics
+    Attributes:
+        rows: Of the plan's seeds, each arm at its best point. Seeds that lack a point are excluded.
+        tried: Of all points of all grids, with the seeds by which the best is chosen.
+        chosen: By arm and stage, the best point of the grid, over the seeds that have all points.
+        lacking: Arm, seed and stage of planned runs that have no row, at one point of the grid or more.
+        notes: a sentence for each row that does not count, and for each fact about the others that readers need.
+        diverged: The runs that would be in `rows`, but have no metrics.
     """
 
     rows: tuple[LedgerRow, ...]
@@ -139,7 +141,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
     """Read the rows of a study's folder, and find those that count.
 
     Raises:
-        UserError: the folder has no rows, or a file cannot be read.
+        UserError: If the folder has no rows, or a file cannot be read.
     """
     if not (folder / ROWS_FOLDER).is_dir():
         raise UserError(
@@ -164,7 +166,7 @@ def read_ledger(folder: Path, plan: Plan) -> Ledger:
     )
 
     def counts(row: LedgerRow) -> bool:
-        """True unless the row is of a point that is not the best, or of a seed that lacks a point."""
+        """Return whether the row counts: its point is the best, and its seed has all points."""
         if plan.tuning is not None or (row.arm, row.stage) not in grids:
             return True
         best = chosen.get((row.arm, row.stage))
@@ -196,7 +198,7 @@ _Rows = dict[tuple[str, str, str, int], LedgerRow]
 def _best(
     plan: Plan, arm: Arm, stage: str, grids: Mapping[tuple[str, str], Sequence[str]], rows: _Rows
 ) -> LedgerRow | None:
-    """A row at the best point of an arm, over the seeds that have all points; None before the choice."""
+    """Return a row at the best point of an arm, over the seeds that have all points; None before the choice."""
     costs: list[list[float]] = []
     last: list[LedgerRow] = []
     for each in tuned_with(plan, arm):
@@ -214,7 +216,7 @@ def _best(
 
 
 def _counted(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> _Rows:
-    """The rows that count, in the order of the plan.
+    """Return the rows that count, in the order of the plan.
 
     Of two rows of one run, the one with more metrics counts: a row may have been copied from another study.
     """
@@ -240,7 +242,7 @@ def _num_metrics(row: LedgerRow) -> int:
 
 
 def _unpaired(runs: Iterable[LedgerRow]) -> Iterator[str]:
-    """A sentence for each run that is not paired with the first run of its seed and stage.
+    """Yield a sentence for each run that is not paired with the first run of its seed and stage.
 
     Runs are paired if parameters of equal name and shape have the same initial values, and the training pairs the same
     order. The orders of runs of different length are not compared.

@@ -44,15 +44,17 @@ Settings = Mapping[str, object]
 class Arm:
     """An arm of a study: a model, and how it is trained.
 
-    - `title`: display name in reports; None: named after its parts, or by its name
-    - `preset`: None if the arm has the name of its preset
-    - `overrides`: values for keys of the pretraining recipe, such as `model.qk_norm: rms`
-    - `grid`: lists of values for keys of the pretraining recipe, such as `optimizer.lr: [0.001, 0.002]`. Each
-      combination is a point, which is pretrained separately. The best point is that with the lowest CoCa loss on `val`
-    - `finetune_grid`: the same for keys of all fine-tunings, which start from the model of the best point
-    - `recipes`: a folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
-      everything but the data, the tokenizer, the weights of the losses and the evaluation batch size. The author of the
-      plan chooses their steps so that all arms cost the same
+    Attributes:
+        title: Display name in reports; None: named after its parts, or by its name.
+        preset: None if the arm has the name of its preset.
+        overrides: Values for keys of the pretraining recipe, such as `model.qk_norm: rms`.
+        grid: Lists of values for keys of the pretraining recipe, such as `optimizer.lr: [0.001, 0.002]`. Each
+            combination is a point, which is pretrained separately. The best point is that with the lowest CoCa loss on
+            `val`.
+        finetune_grid: The same for keys of all fine-tunings, which start from the model of the best point.
+        recipes: a folder with recipes of the same file names, which replace the plan's for this arm. They may differ in
+            everything but the data, the tokenizer, the weights of the losses and the evaluation batch size. The author
+            of the plan chooses their steps so that all arms cost the same.
     """
 
     name: str
@@ -73,11 +75,12 @@ class Arm:
 class Tuning:
     """Separate seeds for the grids of the arms, so that the plan's seeds are run only at the best points.
 
-    - `seeds`: the trials' seeds. Trials are measured on `val`, and not on the test splits
-    - `steps`: pretraining steps of a trial; an arm with its own recipes takes an equal share. None: all steps
-    - `shared`: True: all arms get the point that is best on average over the arms that have a grid. False: each arm its
-      own. Chance chooses among points that are nearly equal, so arms with separate settings differ in more than
-      their parts
+    Attributes:
+        seeds: The trials' seeds. Trials are measured on `val`, and not on the test splits.
+        steps: Pretraining steps of a trial; an arm with its own recipes takes an equal share. None: all steps.
+        shared: True: all arms get the point that is best on average over the arms that have a grid. False: each arm its
+            own. Chance chooses among points that are nearly equal, so arms with separate settings differ in more than
+            their parts.
     """
 
     seeds: tuple[int, ...]
@@ -109,17 +112,18 @@ class Plan:
 
     All arms get the same data in the same order and, unless they have their own recipes, the same steps.
 
-    - `arms`: for each seed, they run in this order
-    - `baseline`: the arm that the others are compared with
-    - `seeds`: empty if the plan only searches for settings, with the seeds of `tuning`
-    - `tuning`: None: every point of a grid is run with every seed, and the report states how much the choice among them
-      depends on the seeds
-    - `pretrain`, `finetune`: recipe files, relative to the plan's folder. A stage is named after its file
-    - `steps`: pretraining steps instead of the recipe's; an arm with its own recipes takes an equal share
-    - `precision`, `muon_precision`: replace every `auto` of the recipes. Rows of other precisions do not count
-    - `showcase`: a test split of the pretraining recipe. The report shows `num_captions` of its images with the caption
-      of each model, and a third as many of each fine-tuning
-    - `without`: words. The showcase is measured once more without images that have one of them in a caption
+    Attributes:
+        arms: For each seed, they run in this order.
+        baseline: The arm that the others are compared with.
+        seeds: Empty if the plan only searches for settings, with the seeds of `tuning`.
+        tuning: None: every point of a grid is run with every seed, and the report states how much the choice among them
+            depends on the seeds.
+        pretrain, finetune: Recipe files, relative to the plan's folder. A stage is named after its file.
+        steps: Pretraining steps instead of the recipe's; an arm with its own recipes takes an equal share.
+        precision, muon_precision: Replace every `auto` of the recipes. Rows of other precisions do not count.
+        showcase: a test split of the pretraining recipe. The report shows `num_captions` of its images with the caption
+            of each model, and a third as many of each fine-tuning.
+        without: words. The showcase is measured once more without images that have one of them in a caption.
     """
 
     arms: tuple[Arm, ...]
@@ -141,9 +145,10 @@ class Plan:
 class DemoPlan(Plan):
     """The plan of a demo: a model, its baseline, and one seed.
 
-    - `queries`: texts that the report searches for in the showcase, with `num_hits` images each
-    - `schedules`: pretraining steps in ascending order, each with the R@1 on the showcase that it reached, if that was
-      measured. The demo takes the longest schedule that fits the time. Empty: the steps of the recipe
+    Attributes:
+        queries: Texts that the report searches for in the showcase, with `num_hits` images each.
+        schedules: Pretraining steps in ascending order, each with the R@1 on the showcase that it reached, if that was
+            measured. The demo takes the longest schedule that fits the time. Empty: the steps of the recipe.
     """
 
     queries: tuple[str, ...]
@@ -152,22 +157,22 @@ class DemoPlan(Plan):
 
 
 def stage_names(plan: Plan) -> tuple[str, ...]:
-    """Names of the stages, pretraining first."""
+    """Return the names of the stages, pretraining first."""
     return tuple(Path(recipe).stem for recipe in (plan.pretrain, *plan.finetune))
 
 
 def showcase_of(plan: Plan, stage: str) -> tuple[str, int]:
-    """The test split whose images a report shows for a stage, and the number of images."""
+    """Return the test split whose images a report shows for a stage, and the number of images."""
     if stage == stage_names(plan)[0]:
         return plan.showcase, plan.num_captions
     return plan.endpoints.split, plan.num_captions // 3
 
 
 def arm_named(plan: Plan, name: str) -> Arm:
-    """The arm of this name.
+    """Return the arm of this name.
 
     Raises:
-        UserError: the plan has none; names the nearest.
+        UserError: If the plan has none; names the nearest.
     """
     arms = {arm.name: arm for arm in plan.arms}
     if name not in arms:
@@ -176,12 +181,12 @@ def arm_named(plan: Plan, name: str) -> Arm:
 
 
 def compared_with(plan: Plan, baseline: str | None) -> Plan:
-    """The plan with another arm as the baseline. None: the plan itself.
+    """Return the plan with another arm as the baseline. None: the plan itself.
 
     The plan's own baseline goes to the end of the arms, since a report is about the first arm that is not the baseline.
 
     Raises:
-        UserError: the plan has no such arm.
+        UserError: If the plan has no such arm.
     """
     if baseline is None:
         return plan
@@ -190,13 +195,13 @@ def compared_with(plan: Plan, baseline: str | None) -> Plan:
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:
-    """The phase and the metric of an endpoint's name."""
+    """Return the phase and the metric of an endpoint's name."""
     phase, _, metric = endpoint.partition("/")
     return phase, metric
 
 
 def scores_captions(plan: Plan) -> bool:
-    """True if an endpoint is a caption score, so that the test splits must be captioned."""
+    """Return whether an endpoint is a caption score, so that the test splits must be captioned."""
     return any(split_endpoint(endpoint)[1] in CAPTION_SCORES for endpoint in plan.endpoints.all)
 
 
@@ -218,26 +223,26 @@ def lacking_scores(plan: Plan, row: LedgerRow) -> list[str]:
 
 
 def search_seeds(plan: Plan) -> tuple[int, ...]:
-    """The seeds with which the points of the grids are run."""
+    """Return the seeds with which the points of the grids are run."""
     return plan.seeds if plan.tuning is None else plan.tuning.seeds
 
 
 def points_of(plan: Plan, arm: Arm, stage: str) -> list[dict[str, object]]:
-    """The points among which the settings of an arm are chosen; a single empty one without a choice."""
+    """Return the points among which the settings of an arm are chosen; a single empty one without a choice."""
     source = tuned_with(plan, arm)[0]
     grid = source.grid if stage == stage_names(plan)[0] else source.finetune_grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
 def tuned_with(plan: Plan, arm: Arm) -> list[Arm]:
-    """The arms whose trials choose the settings of an arm."""
+    """Return the arms whose trials choose the settings of an arm."""
     if plan.tuning is None or not plan.tuning.shared:
         return [arm]
     return [each for each in plan.arms if each.grid or each.finetune_grid]
 
 
 def point_title(settings: Settings) -> str:
-    """A point for people: `lr 0.003, weight_decay 0.1`."""
+    """Return a point for people: `lr 0.003, weight_decay 0.1`."""
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
 
 
@@ -252,7 +257,7 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
         kind: `Plan`, or a subclass with more keys.
 
     Raises:
-        UserError: the file is missing or not YAML, a key or value is invalid, or the plan is one of an earlier form.
+        UserError: If the file is missing or not YAML, a key or value is invalid, or the plan is one of an earlier form.
     """
     content = read_yaml(path, "plan")
     listed = content.get("arms") if isinstance(content, dict) else None
@@ -280,7 +285,7 @@ def plan_of_folder(folder: Path) -> Plan:
     """Read the plan in the folder of a study or a demo.
 
     Raises:
-        UserError: the folder has no plan, or the plan is invalid.
+        UserError: If the folder has no plan, or the plan is invalid.
     """
     path = folder / PLAN_FILE
     if not folder.is_dir():
@@ -296,7 +301,7 @@ def plan_of_folder(folder: Path) -> Plan:
 
 
 def folder_of_plan(path: Path) -> Path:
-    """The folder to which a plan is run, if none is given."""
+    """Return the folder to which a plan is run, if none is given."""
     return path.parent if path.name == PLAN_FILE else path.with_suffix("")
 
 
@@ -304,7 +309,7 @@ def refuse_earlier_ledger(folder: Path) -> None:
     """Raise an error if a folder has the rows of a study that earlier code ran.
 
     Raises:
-        UserError: it has; names the commit whose code runs the study and reports on it.
+        UserError: If it has; names the commit whose code runs the study and reports on it.
     """
     if (folder / EARLIER_LEDGER).exists():
         raise UserError(f"{folder}: this study was run by earlier code; commit {_LAST_WITH_LEDGERS} runs its plan")
@@ -314,7 +319,7 @@ def _refuse_earlier_form(arms: list[dict], tuning: object, path: Path) -> None:
     """Raise an error if a plan has keys of an earlier form, or if earlier code has run it.
 
     Raises:
-        UserError: it is so; names the commit whose code runs the plan.
+        UserError: If it is so; names the commit whose code runs the plan.
     """
     for arm in arms:
         if arm.get("variant") is not None:

@@ -46,29 +46,31 @@ class CaptionedExample:
 class LedgerRow:
     """A finished stage: what was run, where, and all numbers that a report needs.
 
-    - `kind`: a `diverged` run has no metrics, since its loss became infinite or NaN
-    - `stage`: named after the file of its recipe, such as `health`
-    - `recipe_digest`, `data_digest`: of all that the run depends on; rows with other digests than the plan's do not
-      count. `start_data_digest`: of a fine-tuning, the digest of its pretraining data
-    - `commit`: of the code, with a `+` if files were changed since
-    - `precision`: of forward and backward passes, and of Muon's products if it differs
-    - `settings`: the point of the grid, by keys of the recipe; empty if the arm has no grid for the stage
-    - `seconds`: of training and evaluation, over all processes that worked on the run
-    - `flops_per_pair`: of one forward pass with a caption of maximum length
-    - `training_flops`: of all steps of the run, see `run_flops`; None if it diverged
-    - `initial_weights`: of a run that starts from new weights, a hash of each parameter before the first step, by name
-      and shape, such as `image_encoder.patch_embed.weight [128, 768]`. `data_order`: a hash of the order of the
-      training pairs. They show that two runs are paired
-    - `curve`: a point for each validation
-    - `metrics`: by split (`val` and, unless the run is a trial, the test splits): `contrastive_loss`,
-      `contrastive_loss_refitted` (with the temperature that is best on `val`), `captioning_loss`, `perplexity`,
-      `coca_loss`, `R@1`, `R@5` and `R@10` from text to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`; and
-      the caption scores `CIDEr`, `CIDEr-D`, `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are excluded
-    - `values`: by test split, the values from which intervals over images are computed: `contrastive_batches` and
-      `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens` of each caption; `rank` of each text
-      query, the number of wrong images before the first right one; `image`, the index of the image of each caption, if
-      an image has several; `cider_d` of each image
-    - `captions`: of the same few images for every arm and seed, if the stage has the showcase
+    Attributes:
+        kind: a `diverged` run has no metrics, since its loss became infinite or NaN.
+        stage: Named after the file of its recipe, such as `health`.
+        recipe_digest, data_digest: Of all that the run depends on; rows with other digests than the plan's do not
+            count.
+        start_data_digest: Of a fine-tuning, the digest of its pretraining data.
+        commit: Of the code, with a `+` if files were changed since.
+        precision: Of forward and backward passes, and of Muon's products if it differs.
+        settings: The point of the grid, by keys of the recipe; empty if the arm has no grid for the stage.
+        seconds: Of training and evaluation, over all processes that worked on the run.
+        flops_per_pair: Of one forward pass with a caption of maximum length.
+        training_flops: Of all steps of the run, see `run_flops`; None if it diverged.
+        initial_weights: Of a run that starts from new weights, a hash of each parameter before the first step, by name
+            and shape, such as `image_encoder.patch_embed.weight [128, 768]`.
+        data_order: a hash of the order of the training pairs. They show that two runs are paired.
+        curve: a point for each validation.
+        metrics: By split (`val` and, unless the run is a trial, the test splits): `contrastive_loss`,
+            `contrastive_loss_refitted` (with the temperature that is best on `val`), `captioning_loss`, `perplexity`,
+            `coca_loss`, `R@1`, `R@5` and `R@10` from text to image, `image_to_text/R@1` …, `chance/R@1` …, `num_pairs`;
+            and the caption scores `CIDEr`, `CIDEr-D`, `BLEU-4`, `ROUGE-L`. NaN and infinite numbers are excluded.
+        values: By test split, the values from which intervals over images are computed: `contrastive_batches` and
+            `contrastive_batches_refitted`, the loss of each batch; `nll` and `tokens` of each caption; `rank` of each
+            text query, the number of wrong images before the first right one; `image`, the index of the image of each
+            caption, if an image has several; `cider_d` of each image.
+        captions: Of the same few images for every arm and seed, if the stage has the showcase.
     """
 
     kind: Kind = "run"
@@ -97,7 +99,7 @@ class LedgerRow:
 
 
 def without_nan(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The numbers that are neither NaN nor infinite."""
+    """Return the numbers that are neither NaN nor infinite."""
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
@@ -108,14 +110,14 @@ _MAX_NAME = 180
 
 
 def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | None, ...]) -> str:
-    """The name of a row's file without its suffix. The digests make it unique; the rest of it is for people.
+    """Return the name of a row's file without its suffix. The digests make it unique; the rest of it is for people.
 
     Args:
-        arm: name of the arm.
-        point: title of the point of the grid.
-        seed: seed of the run.
-        stage: stage of the run.
-        digests: of all that the run depends on. A row of a changed plan gets another name, and the old one stays.
+        arm: Name of the arm.
+        point: Title of the point of the grid.
+        seed: Seed of the run.
+        stage: Stage of the run.
+        digests: Of all that the run depends on. A row of a changed plan gets another name, and the old one stays.
     """
     told = re.sub(r"[^\w.,=+-]+", "_", point.replace(", ", ",").replace(" ", "="))
     own = hashlib.sha256(json.dumps([arm, point, seed, stage, *digests]).encode()).hexdigest()[:8]
@@ -126,7 +128,8 @@ def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | N
 class RowFolder:
     """The rows of a study on disk. Rows are read once, since a file never changes.
 
-    `notes`: a sentence for each file that is not a row.
+    Attributes:
+        notes: a sentence for each file that is not a row.
     """
 
     def __init__(self, out: Path) -> None:
@@ -135,7 +138,7 @@ class RowFolder:
         self._read: set[str] = set()
 
     def new_rows(self) -> list[LedgerRow]:
-        """The rows that were not read before, in the order of their names."""
+        """Return the rows that were not read before, in the order of their names."""
         found = []
         for path in sorted(self.path.glob("[!.]*.json")):
             if path.name not in self._read and (row := self._row(path)) is not None:
@@ -150,7 +153,7 @@ class RowFolder:
             The row that has this name: this one, or the first.
 
         Raises:
-            UserError: the disk is full or cannot be written to. No part of the row is left.
+            UserError: If the disk is full or cannot be written to. No part of the row is left.
         """
         path, partial = self.path / f"{name}.json", self.path / f".{name}.{uuid.uuid4().hex[:8]}.json"
         text = json.dumps(to_dict(row), ensure_ascii=False, separators=(",", ":"))
@@ -187,7 +190,7 @@ def write_to_study(path: Path, content: bytes) -> None:
     """Write a file of a study's folder atomically.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: If the folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

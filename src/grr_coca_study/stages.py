@@ -23,24 +23,24 @@ from grr_coca_study.plan import Arm, Plan, Settings, points_of, stage_names
 
 
 def recipe_path(plan: Plan, arm: Arm, stage: str) -> Path:
-    """The recipe file of an arm for a stage."""
+    """Return the recipe file of an arm for a stage."""
     path = dict(zip(stage_names(plan), map(Path, (plan.pretrain, *plan.finetune)), strict=True))[stage]
     return path if arm.recipes is None else Path(arm.recipes) / path.name
 
 
 def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings, is_trial: bool = False) -> Recipe:
-    """The recipe by which an arm is trained in a stage.
+    """Return the recipe by which an arm is trained in a stage.
 
     Args:
-        plan: the study.
-        arm: one of its arms.
-        stage: one of its stages.
-        seed: seed of the run.
-        settings: the point of the grid.
+        plan: The study.
+        arm: One of its arms.
+        stage: One of its stages.
+        seed: Seed of the run.
+        settings: The point of the grid.
         is_trial: True: pretraining takes the steps of a trial.
 
     Raises:
-        UserError: a recipe cannot be read, or a setting's key or value is invalid.
+        UserError: If a recipe cannot be read, or a setting's key or value is invalid.
     """
     path = recipe_path(plan, arm, stage)
     recipe = _recipe_of_file(path)
@@ -56,10 +56,10 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
 
 
 def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
-    """The recipe with other values for some keys; errors begin with `where`.
+    """Return the recipe with other values for some keys; errors begin with `where`.
 
     Raises:
-        UserError: a key or value is invalid.
+        UserError: If a key or value is invalid.
     """
     tree = to_dict(recipe)
     for key, value in settings.items():
@@ -77,7 +77,7 @@ def check_recipes(plan: Plan, path: Path) -> None:
     """Check all recipes and data of a plan before hours of training.
 
     Raises:
-        UserError: a recipe or a split is missing, or a value is invalid; names the file and the key.
+        UserError: If a recipe or a split is missing, or a value is invalid; names the file and the key.
     """
     pretraining = stage_names(plan)[0]
     for stage in stage_names(plan):
@@ -101,7 +101,7 @@ def require_precisions(plan: Plan, path: Path) -> None:
     """Check that the precision of every stage is fixed, so that rows of all machines count together.
 
     Raises:
-        UserError: a stage has the precision `auto`.
+        UserError: If a stage has the precision `auto`.
     """
     for arm, stage in product(plan.arms, stage_names(plan)):
         recipe = stage_recipe(plan, arm, stage, 0, {})
@@ -168,7 +168,7 @@ def _require_equal(shared: Mapping[str, object], recipe: Recipe, where: str, mes
 
 
 def _shared(recipe: Recipe) -> dict[str, object]:
-    """The values that all recipes of a stage must share, by key."""
+    """Return the values that all recipes of a stage must share, by key."""
     data = recipe.data
     return {
         "tokenizer": recipe.tokenizer,
@@ -183,7 +183,7 @@ def _shared(recipe: Recipe) -> dict[str, object]:
 
 
 def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
-    """The recipe with another number of steps, and as many validations; None: the recipe itself."""
+    """Return the recipe with another number of steps, and as many validations; None: the recipe itself."""
     if steps is None:
         return recipe
     share = recipe.evaluation.interval / recipe.schedule.steps
@@ -231,13 +231,13 @@ _FREE_KEYS = ("train", "mix", "val", "test", "num_workers", "micro_batch_size")
 
 
 def recipe_digest(recipe: Recipe, start: str | None) -> str:
-    """Digest of everything in a recipe that changes training or evaluation, except its seed and its data.
+    """Return the digest of everything in a recipe that changes training or evaluation, except its seed and its data.
 
     Keys with their default value are excluded, so that a key which is added later changes no digest.
 
     Args:
-        recipe: without `auto`.
-        start: digest of the run that this one starts from; None: it starts from new weights.
+        recipe: Without `auto`.
+        start: Digest of the run that this one starts from; None: it starts from new weights.
     """
     bare = replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
     content = _changed(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
@@ -256,7 +256,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
 
 
 def data_digest(recipe: Recipe) -> str:
-    """Digest of the files of all splits, wherever their folder lies."""
+    """Return the digest of the files of all splits, wherever their folder lies."""
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix)}
     tests = {f"test {name}": path for name, path in data.test.items()}
@@ -265,7 +265,7 @@ def data_digest(recipe: Recipe) -> str:
 
 
 def folder_digest(recipe: str, data: Collection[str]) -> str:
-    """Digest of a run's recipe and data, from their digests; part of the name of its folder."""
+    """Return the digest of a run's recipe and data, from their digests; part of the name of its folder."""
     return _digest({"recipe": recipe, "data": sorted(data)})
 
 
@@ -279,7 +279,7 @@ def _described(path: str) -> Iterator[list[str | int]]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The data files of a path, sorted: those in the folder, or the file itself."""
+    """Return the data files of a path, sorted: those in the folder, or the file itself."""
     if not path.is_dir():
         return [path]
     files = (Path(folder, name) for folder, _, names in walk_visible(path) for name in names)
@@ -297,7 +297,7 @@ def _content(path: Path) -> str:
 
 
 def _changed(config: Any) -> dict[str, Any]:
-    """The plain tree of a dataclass, without the fields that have their default value."""
+    """Return the plain tree of a dataclass, without the fields that have their default value."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

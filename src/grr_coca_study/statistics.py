@@ -37,12 +37,12 @@ _NUM_QUANTILES = 4000
 
 
 def as_percent(log_ratio: Numbers) -> Numbers:
-    """A log ratio as a change in per cent: ln 0.98 gives −2."""
+    """Return a log ratio as a change in per cent: ln 0.98 gives −2."""
     return 100 * np.expm1(log_ratio)
 
 
 def t_test(values: Samples) -> tuple[Numbers, Numbers, Numbers]:
-    """Ends of the 95 % t interval of the mean, and two-sided p of the t test (Student, Biometrika 6, 1908).
+    """Return ends of the 95 % t interval of the mean, and two-sided p of the t test (Student, Biometrika 6, 1908).
 
     They are exact for any number of seeds if the values are normal. All are NaN for a single seed; p is 1 if all values
     are zero.
@@ -64,11 +64,13 @@ def t_test(values: Samples) -> tuple[Numbers, Numbers, Numbers]:
 class Effect:
     """A change in per cent over several seeds. Fields that need two seeds are None for a single one.
 
-    - `changes`: of each of the `seeds`; `change`: from the mean of their log ratios
-    - `low`, `high`: 95 % t interval
-    - `p_t`: two-sided p of the t test, not corrected for several endpoints
-    - `deviation`: standard deviation over seeds
-    - `is_equivalent`: the interval lies within ± 2 %
+    Attributes:
+        changes: Of each of the `seeds`.
+        change: From the mean of their log ratios.
+        low, high: 95 % t interval.
+        p_t: Two-sided p of the t test, not corrected for several endpoints.
+        deviation: Standard deviation over seeds.
+        is_equivalent: The interval lies within ± 2 %.
     """
 
     seeds: tuple[int, ...]
@@ -87,7 +89,7 @@ class Effect:
 
 
 def effect_of(seeds: Sequence[int], log_ratios: Float[np.ndarray, " S"]) -> Effect:
-    """The effect from a log ratio for each seed, of which there is one or more."""
+    """Return the effect from a log ratio for each seed, of which there is one or more."""
     low, high, p = t_test(log_ratios)
     ends = float(as_percent(low)), float(as_percent(high))
     return Effect(
@@ -103,18 +105,18 @@ def effect_of(seeds: Sequence[int], log_ratios: Float[np.ndarray, " S"]) -> Effe
 
 
 def finite(number: Numbers) -> float | None:
-    """A number as a float; None if it is NaN or infinite."""
+    """Return a number as a float, or None if it is NaN or infinite."""
     return float(number) if np.isfinite(number) else None
 
 
 def percentiles(log_ratios: Float[np.ndarray, " R"]) -> tuple[float, float]:
-    """Ends of the 95 % percentile interval of a bootstrap's draws, in per cent."""
+    """Return ends of the 95 % percentile interval of a bootstrap's draws, in per cent."""
     low, high = np.quantile(log_ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(as_percent(low)), float(as_percent(high))
 
 
 def is_equivalent(low: float, high: float) -> bool:
-    """True if an interval in per cent lies within ± `MARGIN`: the arms are equivalent.
+    """Return whether an interval in per cent lies within ± `MARGIN`: the arms are equivalent.
 
     This is the test of equivalence by two one-sided tests (TOST; Schuirmann, Journal of Pharmacokinetics and
     Biopharmaceutics 15, 1987). With an interval of 95 %, each of them has a level of 2.5 %.
@@ -123,7 +125,7 @@ def is_equivalent(low: float, high: float) -> bool:
 
 
 def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studies E"]:
-    """p values of E endpoints with Holm's correction, which bounds the family-wise error rate.
+    """Return p values of E endpoints with Holm's correction, which bounds the family-wise error rate.
 
     Holm, Scandinavian Journal of Statistics 6, 1979: the k-th smallest p is multiplied by E − k + 1, and raised to the
     one before if it is smaller. It holds for correlated endpoints too. An endpoint that was not measured (NaN) still
@@ -141,15 +143,15 @@ def holm(p_values: Float[np.ndarray, "*studies E"]) -> Float[np.ndarray, "*studi
 
 @lru_cache
 def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
-    """The smallest true mean that a study detects with a power of 80 %, in standard deviations over seeds.
+    """Return the smallest true mean that a study detects with a power of 80 %, in standard deviations over seeds.
 
     An effect is detected as in the verdicts: by the t test with Holm's correction. It is assumed that no other endpoint
     is significant, so that the level is divided by the number of endpoints; otherwise, a smaller effect suffices.
     Differences are normal.
 
     Args:
-        num_seeds: number of seeds; a single one has no t test, and detects nothing.
-        num_endpoints: number of primary endpoints.
+        num_seeds: Number of seeds; a single one has no t test, and detects nothing.
+        num_endpoints: Number of primary endpoints.
     """
     if num_seeds < 2:
         return float("inf")
@@ -170,7 +172,7 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
 
 @lru_cache
 def min_seeds(num_endpoints: int) -> int:
-    """Fewest seeds with which a difference is called better or worse.
+    """Return fewest seeds with which a difference is called better or worse.
 
     With this many, a true mean of two standard deviations over seeds is detected with a power of 80 %. The t test
     takes two seeds. With so few it finds only enormous effects, and relies on a deviation that is barely known: a

@@ -1,4 +1,4 @@
-"""Thumbnails for reports: small WebP files, and those of a study's showcase beside its ledger."""
+"""Thumbnails for reports: small WebP files, and those of a study's showcase next to its ledger."""
 
 import io
 from pathlib import Path
@@ -19,10 +19,10 @@ SHOWCASE_FOLDER = "showcase"
 
 
 def thumbnail(pair: RawPair) -> bytes:
-    """The thumbnail of a pair's image as WebP.
+    """Return the thumbnail of a pair's image as WebP.
 
     Raises:
-        BadSample: the image cannot be decoded.
+        BadSample: If the image cannot be decoded.
     """
     image = decode_image(pair.image, pair.name)
     image.thumbnail((_SIDE, _SIDE))
@@ -30,18 +30,18 @@ def thumbnail(pair: RawPair) -> bytes:
 
 
 def as_webp(image: Image.Image) -> bytes:
-    """An image as WebP."""
+    """Return an image as WebP."""
     buffer = io.BytesIO()
     image.save(buffer, "webp", quality=_QUALITY)
     return buffer.getvalue()
 
 
 def thumbnail_path(folder: Path, stage: str, key: str) -> Path:
-    """Path of the thumbnail of a captioned image.
+    """Return the path of the thumbnail of a captioned image.
 
     Args:
-        folder: folder of the study.
-        stage: stage of the showcase.
-        key: key of the pair, which may be a path.
+        folder: Folder of the study.
+        stage: Stage of the showcase.
+        key: Key of the pair, which may be a path.
     """
     return folder / SHOWCASE_FOLDER / stage / f"{key.replace('/', '_')}.webp"

@@ -1,4 +1,4 @@
-"""The way from one's own pairs to the folder of an adapted model.
+"""From a user's pairs to the folder of an adapted model.
 
 adapt_model(open_source("my-pairs"), "my-pairs", "icons", Path("mine"))
 """
@@ -60,22 +60,22 @@ _OWN = {REPORT, *ADAPTED_FILES}
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """What `adapt_model` did.
+    """Result of `adapt_model`.
 
     Attributes:
         images: Images with captions.
         fitted: Their fit.
-        measured: The fit, measured on images that it did not see.
+        measured: The fit, measured on held-out images.
         arrays: Content of `adapted.safetensors`.
-        captions: Captions of images that the fit did not see.
+        captions: Captions of held-out images.
         header: Content of `adapted.json`.
-        relevance: Content of `relevance.json`: how likely a hit of a search is right; None: unknown.
-        num_reused: Images whose features were stored before.
-        seconds: Time of the whole work.
+        relevance: Content of `relevance.json`: parameters of the probability that a hit is correct; None: unknown.
+        num_reused: Number of images whose features were reused.
+        seconds: Total time.
         source: The pairs, and then those that were held out.
         model: The base model.
         is_tuned: Whether the base was fine-tuned on these pairs.
-        encoder: An image encoder of others beside the base; None: there is none.
+        encoder: An additional image encoder next to the base; None if there is none.
     """
 
     images: ImageSet
@@ -94,7 +94,7 @@ class Adapted:
 
 
 Watch = Callable[[str, int, int], object]
-"""Called with the name of a part of the work, and the numbers of finished and of all steps of it."""
+"""Called with the name of a stage, and the numbers of its finished steps and of all its steps."""
 
 
 def adapt_model(
@@ -118,8 +118,8 @@ def adapt_model(
         val: Pairs by which values are chosen and everything is measured; they are not fitted, also if they are among
             `pairs`. None: the pairs are divided into folds.
         is_tuned: Whether the base was fine-tuned on these pairs. Then `val` must be given.
-        encoder: Name of an image encoder of others to use beside the base, or folder of its features.
-        watch: Called as the work goes on.
+        encoder: Name of an additional image encoder, or folder of its features.
+        watch: Called to report progress.
         write_more: Called with the unfinished folder, to add files such as a report.
 
     Raises:
@@ -226,7 +226,7 @@ def adaptation_of(images: ImageSet, fitted: Fitted, base: str, of_base: str) -> 
 
 
 def estimate_cost(num_images: int) -> tuple[float, float]:
-    """Return about how many seconds and gigabytes the fit of some images needs, without reading them."""
+    """Return the approximate seconds and gigabytes that a fit of this many images needs."""
     exact = min(num_images, MAX_EXACT)
     seconds = 2 + 0.002 * num_images + 1e-10 * exact**3 + (60 if num_images > MAX_EXACT else 0)
     gigabytes = 0.3 + 1e-9 * (16 * exact**2 + 20_000 * num_images)
@@ -234,10 +234,10 @@ def estimate_cost(num_images: int) -> tuple[float, float]:
 
 
 def require_replaceable(out: Path) -> None:
-    """Check that a folder is new, or an adapted model, which is replaced.
+    """Check that a folder is new, or an adapted model to replace.
 
     Raises:
-        UserError: If it holds something else.
+        UserError: If the folder has other content.
     """
     if not out.exists():
         return
@@ -256,9 +256,11 @@ def require_replaceable(out: Path) -> None:
 
 
 def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | None) -> Mapping[bytes, np.ndarray]:
-    """Features of an earlier adaptation of the same base with the same encoder; none if there is none that can be used.
+    """Return the features of an earlier adaptation of the same base with the same encoder; empty if none can be used.
 
-    The mean of the domain of this adaptation becomes that of the descriptor."""
+
+    The descriptor gets the domain mean of that adaptation.
+    """
     if not is_adapted(out):
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Baselines of a trained model: the closed form and the nearest image, by the pairs that it was trained on.
+"""Baselines of a trained model: the closed form and the nearest image, from its training pairs.
 
 Shapes: N images of a split, F features.
 """
@@ -31,7 +31,7 @@ class Baselines:
     Args:
         training: The pairs.
         name: Their name in messages.
-        base: The model that training began from, or another one that has not seen the pairs.
+        base: The model that training started from, or another model that was not trained on the pairs.
 
     Raises:
         UserError: If the pairs cannot be used.
@@ -46,7 +46,7 @@ class Baselines:
         self._features = fitted.features
 
     def galleries(self, split: PairSource) -> dict[str, Gallery]:
-        """Embed a split by each baseline. The nearest image counts by the words of its captions."""
+        """Embed a split by each baseline. The nearest image is represented by the words of its captions."""
         found = self._read(split)
         texts, owners, ids = split_captions(split, images_of(split))
         queries = self._adaptation.text_vectors(texts, self._base.embed_texts(texts, batch_size=_BATCH))
@@ -96,7 +96,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class _Found:
-    """The images of a split: vectors by the closed form, and features beside those of the training images."""
+    """The images of a split: vectors by the closed form, and features next to those of the training images."""
 
     vectors: Float[np.ndarray, "N Z"]
     features: Float[np.ndarray, "N F"]

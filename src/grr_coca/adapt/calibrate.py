@@ -1,6 +1,6 @@
-"""How an adapted model chooses captions, and how sure it is: fitted on images that the regression did not see.
+"""Caption selection and confidence of an adapted model, fitted on images held out from the regression.
 
-Shapes: N images, B images of a batch, K numbers of a vector, S samples, F evidence.
+Shapes: N images, B images of a batch, K width of a vector, S samples, F features.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ from grr_coca.infer.image_text_model import ImageTextModel
 
 MAX_DECODED = 300
 _MAX_COMPARED = 96
-"""Images whose captions are compared in every mode, as the decoder then reads all candidates."""
+"""Number of images whose captions are compared in every mode, as the decoder then reads all candidates."""
 _MAX_SCALED = 250
-"""Images of a fold that the inverse temperature is fitted to."""
+"""Number of images of a fold that the inverse temperature is fitted to."""
 _BATCH = 32
 _LOG_PROB_WEIGHT = 0.05
 _MIN_LIBRARY = 20
@@ -49,7 +49,7 @@ _MODES = tuple(
 
 @dataclass(frozen=True)
 class CaptionFigures:
-    """Captions of images that the fit did not see.
+    """Captions of held-out images.
 
     Attributes:
         captioning: How captions are chosen.
@@ -72,13 +72,13 @@ def fit_captions(
     source: PairSource,
     model: ImageTextModel,
 ) -> CaptionFigures:
-    """Choose how captions are made, and fit how likely they are exactly right.
+    """Choose how captions are made, and fit the probability that they are exactly right.
 
     Args:
         images: Images of the fit.
         fitted: Their fit.
-        measured: Vectors of images that it did not see.
-        adaptation: Numbers of the fit.
+        measured: Vectors of held-out images.
+        adaptation: Parameters of the fit.
         source: The pairs.
         model: The base model.
     """
@@ -92,14 +92,18 @@ def fit_captions(
     references = [_references(images, image) for image in chosen.tolist()]
 
     def read_by_decoder(pixels: np.ndarray, found: Sequence[Candidates]) -> list[dict[str, float]]:
-        """Summed log-probabilities of the captions that agree most, with joined captions among them and without."""
+        """Return summed log-probabilities of the captions that agree most, with joined captions among them and
+        without.
+        """
         texts = [list(dict.fromkeys([*shortlist(own).texts, *shortlist(used(own, _MODES[1])).texts])) for own in found]
         encoded = model.engine.encode_images(pixels)
         read = with_log_probs(model.engine, model.tokenizer, encoded, texts)
         return [{caption.text: sum(caption.log_probs) for caption in own} for own in read]
 
     def collect(rows: slice, captioning: Captioning) -> tuple[list[Candidates], list[dict[str, float]], list[str]]:
-        """Candidates for the captions of some images, their log-probabilities, and the decoder's own captions."""
+        """Return the candidates for the captions of some images, their log-probabilities, and the decoder's own
+        captions.
+        """
         candidates: list[Candidates] = []
         log_probs: list[dict[str, float]] = []
         alone: list[str] = []
@@ -151,7 +155,7 @@ class _Nearest:
 
 
 def _allowed(images: ImageSet, fitted: Fitted, chosen: Int[np.ndarray, " S"]) -> list[Int[np.ndarray, " _"]]:
-    """The captions of images outside of the fold of each image."""
+    """Return the captions of images outside the fold of each image."""
     captions, folds = images.captions, fitted.folds.any_caption
     by_fold = [np.unique(captions.places[folds[captions.owners] != fold]) for fold in range(int(folds.max()) + 1)]
     return [by_fold[folds[image]] for image in chosen.tolist()]
@@ -189,7 +193,7 @@ def _references(images: ImageSet, image: int) -> list[str]:
 def _best_mode(
     candidates: Sequence[Candidates], log_probs: Sequence[dict[str, float]], references: Sequence[Sequence[str]]
 ) -> Captioning:
-    """The mode whose captions agree most with people's. Of equal ones, the first, which needs the least."""
+    """Return the mode whose captions agree most with the references. Ties go to the first, which costs least."""
     best, best_score = _MODES[0], -1.0
     for mode in _MODES:
         texts = [ranked(own, mode, scores)[0][0] for own, scores in zip(candidates, log_probs, strict=True)]
@@ -215,16 +219,16 @@ def fit_search(
     captions: CaptionFigures,
     model: ImageTextModel,
 ) -> dict[str, float] | None:
-    """Fit how likely a hit of a search is right, if the package for search is there and there is enough to fit to.
+    """Fit the probability that a hit is correct, if the search package is installed and there are enough images.
 
     Libraries are each fold of the captioned images, and all of them.
 
     Args:
         images: Images of the fit.
         fitted: Their fit.
-        measured: Vectors of images that it did not see.
-        adaptation: Numbers of the fit.
-        captions: Captions of images that the fit did not see.
+        measured: Vectors of held-out images.
+        adaptation: Parameters of the fit.
+        captions: Captions of held-out images.
         model: The base model.
     """
     fit_relevance = plugins.named("grr_coca.functions", "fit_relevance")
@@ -253,10 +257,10 @@ def fit_search(
 
 
 def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, " S"]) -> Confidence | None:
-    """Fit a logistic curve by Newton's method, with a small penalty. None: nearly all captions are right, or wrong.
+    """Fit a logistic curve by Newton's method, with a small penalty. None if nearly all captions are right, or wrong.
 
     Args:
-        evidence: Numbers of each sample.
+        evidence: Features of each sample.
         is_right: Whether the sample is right.
     """
     if not len(evidence) or min(is_right.sum(), (~is_right).sum()) < _MIN_RIGHT:
@@ -279,7 +283,7 @@ def fit_logistic(evidence: Float[np.ndarray, "S F"], is_right: Bool[np.ndarray, 
 
 
 def fit_scale(images: ImageSet, fitted: Fitted, measured: Measured, adaptation: Adaptation) -> float:
-    """Fit the inverse temperature of similarities: by likelihood of the right caption, among those of its fold."""
+    """Fit the inverse temperature of similarities by the likelihood of the right caption among those of its fold."""
     captions, folds = images.captions, fitted.folds.any_caption
     similarities, rights = [], []
     for rows in rows_of(folds):

@@ -1,6 +1,6 @@
-"""Adapt a model: choose values by folds, fit all images, and measure everything on images that the fit did not see.
+"""Adapt a model: choose values by folds, fit all images, and measure everything on held-out images.
 
-Shapes: N images, P pairs, F features, R directions of targets, K numbers of the first part, L of the second,
+Shapes: N images, P pairs, F features, R directions of targets, K width of the first part, L of the second,
 Z = K + L, Q queries.
 """
 
@@ -19,36 +19,36 @@ from grr_coca.infer.adapted.words import Vocabulary
 
 NUM_FOLDS = 5
 MAX_PLAIN = 128
-"""Largest number L of numbers of the second part."""
+"""Maximum width L of the second part."""
 _MAX_SELECTION = 1_200
-"""Images by which values are chosen."""
+"""Maximum number of images for choosing values."""
 _NEAR_EMBEDDING, _NEAR_DESCRIPTORS = 0.9, 0.97
-"""Least cosines of near-equal images, which share a fold: of the base's embeddings and of the descriptors."""
+"""Minimum cosines of near-equal images, which share a fold: of the base's embeddings and of the descriptors."""
 _MIN_QUERIES = 20
-"""With fewer queries, a figure means nothing and is left out."""
+"""Metrics of fewer queries are meaningless and omitted."""
 _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("penalty", (0.1, 0.2, 0.5)),
     ("width", (0.25, 0.4, 0.7)),
     ("text_weight", (0.05, 0.2, 0.6)),
     ("plain_share", (0.3, 0.6, 1.0)),
 )
-"""Values that are tried, one after another. The middle ones are kept unless another one is surely better."""
+"""Candidate values, tried one after another. The middle ones are kept unless another one is significantly better."""
 
 _TUNED = Values(width=0.5, penalty=0.1, plain_share=0.5)
 """Values of a base that was fine-tuned on the images. Folds of the training pairs of three domains chose them."""
 
 Step = Callable[[str], object]
-"""Called with a few words when a part of the work begins."""
+"""Called with a short description when a stage begins."""
 
 
 @dataclass(frozen=True)
 class HeldOutFold:
-    """A fold as a gallery to search, with its images unseen by the fit.
+    """A fold as a gallery to search, with images held out from the fit.
 
     Attributes:
-        rows: Images, by number in the set.
-        owners: Image of each query, by number in the gallery.
-        texts: Caption of each query, by number in the set.
+        rows: Indices of the images in the set.
+        owners: Index of the image of each query in the gallery.
+        texts: Index of the caption of each query in the set.
         is_known: Whether the caption of a query is one of the captions of the fit.
         words: Whether each word of the vocabulary is in captions of the fit.
     """
@@ -62,11 +62,11 @@ class HeldOutFold:
 
 @dataclass(frozen=True)
 class Folds:
-    """Both divisions of the images. With held-out images, these are the only fold, and all others have -1.
+    """Both divisions of the images. With held-out images, these form the only fold, and all other images have -1.
 
     Attributes:
         any_caption: Near-equal images share a fold.
-        new_captions: Images with equal captions share a fold, too. None: there are too few different captions.
+        new_captions: Images with equal captions share a fold, too. None if there are too few different captions.
     """
 
     any_caption: Int[np.ndarray, " N"]
@@ -75,10 +75,10 @@ class Folds:
 
 @dataclass(frozen=True)
 class AnswerRanks:
-    """The rank of the first right answer of each query, and the chance of a random order.
+    """The rank of the first correct answer of each query, and the recall of a random order.
 
     Attributes:
-        ranks: Number of wrong answers before or equal to the first right one, by direction.
+        ranks: Number of wrong answers before or tied with the first correct one, by direction.
         chance: Expected recall of a random order, by direction and k.
         groups: Image of each query, for intervals over images.
     """
@@ -93,14 +93,14 @@ class Fitted:
     """The result of a fit.
 
     Attributes:
-        values: What it was made with.
+        values: Hyperparameters of the fit.
         arrays: Matrices of the adaptation.
         order: Images of the fit, landmarks first.
         num_landmarks: Number of landmarks.
         folds: Folds of the images.
         space: Space of targets.
-        ridge: Regression to it.
-        basis: Directions of it that vectors keep.
+        ridge: Regression to the targets.
+        basis: Directions of the space that vectors keep.
         features: Features of all images, N F.
         plain: The base's embeddings of all images less their mean, N E.
     """
@@ -118,18 +118,18 @@ class Fitted:
 
     @property
     def split(self) -> tuple[int, int]:
-        """Numbers of both parts of a vector, K and L."""
+        """Widths of both parts of a vector, K and L."""
         return self.basis.shape[1], self.arrays.plain_map.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A fit, measured on images that it did not see.
+    """A fit, measured on held-out images.
 
     Attributes:
-        held_out: Vectors of the images of `Folds.any_caption` by fits that did not see them, N K+L.
+        held_out: Vectors of the images of `Folds.any_caption` by fits without them, N K+L.
         figures: AnswerRanks by kind of captions ("known", "new") and method.
-        share_known: Share of pairs whose caption another image has, too.
+        share_known: Share of pairs whose caption another image also has.
         curve: Recall among ten by share of the pairs, with its standard error.
     """
 
@@ -144,7 +144,7 @@ DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 def without_copies(images: ImageSet) -> ImageSet:
-    """Return the images without those that are held out, and are near-equal to an image of the fit."""
+    """Return the images without held-out images that are near-equal to an image of the fit."""
     near = _near_groups(images)
     is_copy = np.isin(near, near[: images.num_fit])
     is_copy[: images.num_fit] = False
@@ -157,7 +157,7 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     Args:
         images: Images with captions.
         step: Called when a part of the work begins.
-        is_tuned: Whether the base was fine-tuned on the images. Other values are the usual ones then.
+        is_tuned: Whether the base was fine-tuned on the images. This changes the default values.
     """
     embeddings, described = images.embeddings, images.described
     image_mean = embeddings[: images.num_fit].mean(axis=0)
@@ -192,7 +192,7 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
 
 
 def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
-    """Measure a fit on images that it did not see.
+    """Measure a fit on held-out images.
 
     Args:
         images: Images of the fit.
@@ -234,7 +234,7 @@ def _near_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
 def _unseen(
     ridge: Ridge, space: TargetSpace, features: Float[np.ndarray, "N F"], width: float, folds: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N R"]:
-    """Predict the images of each fold by a fit that did not see it. Images of no fold get zeros."""
+    """Predict the images of each fold by a fit without it. Images without a fold get zeros."""
     num_fit = len(space.rows)
     if num_fit == len(features):
         return ridge.held_out(space.rows, folds)
@@ -335,7 +335,7 @@ def _similarities(
     share: float,
     basis: Float[np.ndarray, "R K"] | None = None,
 ) -> Float[np.ndarray, "n Q"]:
-    """Similarities of the images of a gallery with its queries, by a fit that saw neither."""
+    """Return the similarities of the images of a gallery with its queries, by a fit without them."""
     texts, places = np.unique(gallery.texts, return_inverse=True)
     asked = (space.without_words(gallery.words, texts) - space.mean) * space.whitening
     found = predicted[gallery.rows] * space.whitening
@@ -349,12 +349,12 @@ def _similarities(
 def ranks_of(
     similar: Float[np.ndarray, "n Q"], gallery: HeldOutFold, chosen: Bool[np.ndarray, " Q"]
 ) -> dict[str, Int[np.ndarray, " _"]]:
-    """Return the number of wrong answers before the first right one. Equal captions are right, and ties count against.
+    """Return the number of wrong answers before the first correct one. Equal captions are correct; ties count as wrong.
 
     Args:
         similar: Similarities of images and queries.
         gallery: Images and queries.
-        chosen: Queries that count; of images, those that have such a caption.
+        chosen: Queries that count; images count if they have such a caption.
     """
     is_right = _right(gallery)
     from_text = _ranks(similar.T[chosen], is_right.T[chosen])
@@ -376,7 +376,7 @@ def _ranks(similar: Float[np.ndarray, "q c"], is_right: Bool[np.ndarray, "q c"])
 
 
 def _chances(is_right: Bool[np.ndarray, "q c"]) -> Float[np.ndarray, "q 2"]:
-    """The recall of a random order, for each k of `RECALLS`."""
+    """Return the recall of a random order, for each k of `RECALLS`."""
     count, wrong = is_right.shape[1], (~is_right).sum(axis=1).astype(np.float64)
     columns = []
     for k in RECALLS:
@@ -398,8 +398,10 @@ def _choose(
     near: Int[np.ndarray, " N"],
     values: Values,
 ) -> Values:
-    """Choose values on at most `_MAX_SELECTION` images, by folds or on those that are held out. A value replaces the
-    usual one only if the mean reciprocal rank grows by more than its standard error."""
+    """Choose values on at most `_MAX_SELECTION` images, by folds or on the held-out images.
+
+    A value replaces the default only if the mean reciprocal rank grows by more than its standard error.
+    """
     random = np.random.default_rng(0)
     parts = np.split(np.arange(len(images)), [images.num_fit])
     parts = [random.choice(own, _MAX_SELECTION, replace=False) if len(own) > _MAX_SELECTION else own for own in parts]
@@ -445,7 +447,7 @@ class _Trial:
         self._ridges: dict[tuple[float, float], Ridge] = {}
 
     def scores(self, values: Values) -> Float[np.ndarray, " Q"]:
-        """The reciprocal rank of each query, weighted so that known and new captions count by their share."""
+        """Return the reciprocal rank of each query, weighted so that known and new captions count by their share."""
         if values.text_weight not in self._spaces:
             space = TargetSpace(self.images.fitted_captions, self.vocabulary, values.text_weight)
             self._spaces[values.text_weight] = space
@@ -482,7 +484,7 @@ def _figures(
     *,
     known: bool,
 ) -> dict[str, AnswerRanks] | None:
-    """AnswerRanks of all methods on the folds; None if there are too few queries."""
+    """Return the answer ranks of all methods on the folds, or None if there are too few queries."""
     space, plain, features = fitted.space, fitted.plain, fitted.features
     shipped = unit(images.embeddings)
     texts = unit(images.captions.embeddings)
@@ -535,8 +537,9 @@ _MAX_CURVE = 6_000
 
 
 def _learning_curve(images: ImageSet, fitted: Fitted) -> dict[float, tuple[float, float]]:
-    """Recall among ten (text to image) with a quarter, a half and all of the other images, on the same galleries, and
-    its standard error. Of large sets, on one fold of a part of the images."""
+    """Return the recall among ten (text to image) with a quarter, a half and all of the other images, on the same
+    galleries, and its standard error. For large sets, one fold of a part of the images is used.
+    """
     space, features, values, folds = fitted.space, fitted.features, fitted.values, fitted.folds
     division = folds.any_caption if folds.new_captions is None else folds.new_captions
     random = np.random.default_rng(0)
@@ -574,7 +577,7 @@ def _arrays(
     image_mean: Float[np.ndarray, " E"],
     values: Values,
 ) -> Arrays:
-    """Matrices of the adaptation, in fp32."""
+    """Return the matrices of the adaptation, in fp32."""
     to_first = space.whitening[:, None] * basis
     _, vectors = np.linalg.eigh(plain.T @ plain)
     plain_map = np.ascontiguousarray(vectors[:, ::-1][:, : _num_plain(plain)])
@@ -601,7 +604,7 @@ def _arrays(
 
 
 def flat_figures(figures: Mapping[str, Mapping[str, AnswerRanks]]) -> dict[str, dict[str, float]]:
-    """Recalls as plain numbers, by kind of captions and method, then by direction and k."""
+    """Return recalls as plain numbers, by kind of captions and method, then by direction and k."""
     flat: dict[str, dict[str, float]] = {}
     for kind, methods in figures.items():
         for method, found in methods.items():

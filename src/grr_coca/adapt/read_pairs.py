@@ -1,6 +1,6 @@
-"""Read one's own pairs: features of every image by the base model and by descriptors, and embeddings of captions.
+"""Read a user's pairs: features of every image by the base model and by descriptors, and embeddings of captions.
 
-Shapes: N images, E embedding width, D numbers of a descriptor, P pairs.
+Shapes: N images, E embedding width, D width of a descriptor, P pairs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,16 +27,16 @@ OnProgress = Callable[[int, int], object]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images with their captions, as the base model and the descriptors see them.
+    """Images with their captions, in the features of the base model and the descriptors.
 
     Attributes:
-        features: Embeddings of the base beside descriptors, N E+D. With an image encoder of others, its descriptors
+        features: Embeddings of the base next to descriptors, N E+D. With an additional image encoder, its descriptors
             are the last ones.
         digests: SHA-256 of the file of each image, N 32.
         captions: Their captions, those of the fit first.
-        places: First pair of each image in its source.
-        bad: Errors of pairs that cannot be used.
-        num_fit: Number of images that are fitted, which come first. The others are held out, to measure.
+        places: Index of the first pair of each image in its source.
+        bad: Errors for pairs that cannot be used.
+        num_fit: Number of fitted images, which come first. The others are held out for measurements.
     """
 
     features: Float[np.ndarray, "N F"]
@@ -90,7 +90,7 @@ def require_size(source: PairSource, path: str) -> None:
     """Check the number of pairs before any is read.
 
     Raises:
-        UserError: If there are too many pairs, or none.
+        UserError: If there are too many or too few pairs.
     """
     if len(source) > MAX_PAIRS:
         raise UserError(
@@ -118,9 +118,9 @@ def read_pairs(
         model: The base model.
         stored: Features of images that were read before, by the digest of their file.
         on_progress: Called with the numbers of finished and of all images.
-        held_from: Images of this pair and of those after it are held out of the fit; None: all are fitted.
-        descriptor: An image encoder of others, whose pixels the model takes. If the mean of the domain is not known,
-            it becomes known.
+        held_from: Images of this pair and of later pairs are held out from the fit; None: all are fitted.
+        descriptor: An additional image encoder, whose pixels the model takes. If its domain mean is unknown,
+            it is computed.
 
     Raises:
         UserError: If too few pairs can be used, or all captions or all images are equal.
@@ -195,7 +195,7 @@ def read_pairs(
 
 
 def read_pixels(source: PairSource, place: int, model: ImageTextModel) -> UInt8[np.ndarray, "S S 3"]:
-    """Return the pixels of the image of a pair, as the model sees them."""
+    """Return the pixels of the image of a pair, as the model gets them."""
     pair = source[place]
     return np.array(model.preprocess.read(pair.image, pair.name))
 
@@ -207,7 +207,7 @@ def _read(
     stored: Mapping[bytes, Float[np.ndarray, " F"]],
     first_held: int,
 ) -> "_Read | str":
-    """Read the pairs of one image. Returns the error if none can be used."""
+    """Read the pairs of one image. Return the error if none can be used."""
     try:
         pair = source[pairs[0]]
         texts = [clean_caption(text, source.name(place)) for place in pairs for text in source.captions(place)]
@@ -229,10 +229,10 @@ def _read(
 def _require_enough(
     features: Float[np.ndarray, "N *F"], captions: Sequence[Mapping[str, None]], bad: list[str], path: str
 ) -> None:
-    """Check that there is something to tell apart.
+    """Check that there are enough images, and that captions and images differ.
 
     Raises:
-        UserError: If there is not.
+        UserError: If a check fails.
     """
     cause = f" ({len(bad):,} pairs cannot be read, the first one: {bad[0]})" if bad else ""
     if len(features) < MIN_IMAGES:

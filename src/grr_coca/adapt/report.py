@@ -1,6 +1,6 @@
-"""The report of an adapted model, in words and as a page with images: how good it is, and what to do next.
+"""The report of an adapted model as text and as a page with images: its accuracy and the next step.
 
-All numbers are of images that the fit did not see.
+All metrics are of held-out images.
 """
 
 import base64
@@ -29,7 +29,7 @@ _MEANING = {
 _KINDS = {"known": "captions that the fit has seen, of other images", "new": "captions that the fit has not seen"}
 _NUM_WORST, _NUM_SAMPLES = 12, 12
 _CLEAR = 0.02
-"""A gain of recall that is worth collecting pairs for."""
+"""Minimum gain of recall that justifies collecting pairs."""
 _TRAINING = (
     "Fine-tuning takes minutes to hours, and ends with this same closed form on its own features: grr-coca finetune "
     "(docs/training.md). In three domains of about 1,000 pairs, fine-tuning without it found no more than this model. "
@@ -40,7 +40,7 @@ _CLASSES = 5
 
 
 def report_text(adapted: Adapted, out: Path) -> str:
-    """Return the report as lines for a terminal."""
+    """Return the report as text for a terminal."""
     lines = [_summary(adapted), ""]
     for kind, methods in adapted.measured.figures.items():
         first = next(iter(methods.values()))
@@ -137,7 +137,7 @@ def _gallery(adapted: Adapted) -> int:
 
 
 def _cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
-    """The recalls of each method with 95 % intervals over images, from the same resamples."""
+    """Return the recalls of each method with 95 % intervals over images, from the same resamples."""
     first = next(iter(methods.values()))
     found: dict[str, list[str]] = {method: [] for method in _METHODS}
     own = [method for method in _METHODS if method in methods]
@@ -179,14 +179,14 @@ def _curve(adapted: Adapted) -> str:
 
 
 def growth(adapted: Adapted) -> float | None:
-    """Return by how much recall grew from half of the pairs to all; None if that is within its error."""
+    """Return the growth of recall from half of the pairs to all, or None if it is within its error."""
     half, whole = adapted.measured.curve[0.5], adapted.measured.curve[1.0]
     gain = whole[0] - half[0]
     return gain if gain > max(_CLEAR, half[1]) else None
 
 
 def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
-    """Return the advice, in sentences."""
+    """Yield the advice, in sentences."""
     images = adapted.images
     gain = growth(adapted)
     if gain is None:
@@ -234,7 +234,7 @@ def _spread(adapted: Adapted, count: int) -> list[int]:
 
 
 def _worst(adapted: Adapted) -> list[int]:
-    """Samples whose caption is farthest from the right one, by the vectors of texts."""
+    """Return the samples whose caption is farthest from the right one, by text vectors."""
     vectors = adapted.fitted.arrays.caption_vectors
     place = {text: number for number, text in enumerate(adapted.images.captions.texts)}
     scores = []

@@ -12,7 +12,7 @@ from grr_coca.common.shapes import Float, Int
 from grr_coca.infer.adapted.adaptation import gaussian
 
 MAX_EXACT = 6_000
-"""Images up to which the kernel matrix is inverted. Time grows with the cube, memory with the square."""
+"""Maximum number of images for inverting the kernel matrix. Time grows with the cube, memory with the square."""
 NUM_LANDMARKS = 3_000
 _BLOCK = 4_096
 _SMALLEST = 1e-6
@@ -43,7 +43,7 @@ def fit(features: Float[np.ndarray, "N F"], width: float, penalty: float, max_ex
         features: Features of images.
         width: Factor of squared distances in the Gaussian kernel.
         penalty: Ridge penalty, above 0.
-        max_exact: Images up to which the fit is exact.
+        max_exact: Maximum number of images for an exact fit.
     """
     if len(features) <= max_exact:
         return ExactRidge(features, width, penalty)
@@ -66,7 +66,7 @@ class ExactRidge:
 
     def held_out(self, targets: Float[np.ndarray, "N R"], folds: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N R"]:
         """As in `Ridge`. The residual of a fold without its images is the solution of its block of the inverse, by the
-        dual variables of the fit of all (Cook 1977 for single rows)."""
+        dual variables of the full fit (Cook 1977 for single rows)."""
         dual = self.dual(targets)
         predicted = np.array(targets, np.float32)
         for rows in rows_of(folds):

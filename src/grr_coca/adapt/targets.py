@@ -1,4 +1,4 @@
-"""Targets of the fit for an image: the words of its captions and the base's embedding of them, in few numbers.
+"""Targets of the fit for an image: the words of its captions and the base's embeddings of them, in reduced dimensions.
 
 Shapes: N images, C distinct captions, E embedding width, V words, W = V + E, R directions, K numbers of the first
 part.
@@ -15,7 +15,7 @@ from grr_coca.infer.adapted.words import Vocabulary, WordWeights
 MAX_WORDS = 20_000
 MAX_DIRECTIONS = 768
 _DENSE = 1_000
-"""Up to this many images or numbers, all directions are computed."""
+"""Maximum number of images or dimensions for computing all directions."""
 _WHITENING, _FLOOR = 0.25, 0.1
 """Directions are divided by this power of their variance, plus this share of the mean variance: words that occur in
 nearly all captions then count for less. Chosen by folds over the training pairs of three domains."""
@@ -49,7 +49,7 @@ class Captions:
         return total / np.bincount(self.owners)[:, None].astype(np.float32)
 
     def sum_of_captions(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "C K"]:
-        """Return the transposed product of `mean_of_images`."""
+        """Compute the transposed product of `mean_of_images`."""
         total = np.zeros((len(self.texts), rows.shape[1]), np.float32)
         np.add.at(total, self.places, rows[self.owners] / np.bincount(self.owners)[self.owners, None])
         return total
@@ -99,7 +99,7 @@ class TargetSpace:
         return found * self._factors
 
     def without_words(self, is_known: Bool[np.ndarray, " V"], texts: Int[np.ndarray, " M"]) -> Float[np.ndarray, "M R"]:
-        """Project the targets of some captions as if other words were not in the vocabulary."""
+        """Project the targets of some captions as if the other words were missing from the vocabulary."""
         weighed = _without(_rows(self._weighed, texts), is_known)
         words, embedding = self.directions[: len(self.vocabulary)], self.directions[len(self.vocabulary) :]
         found = weighed.times(words)
@@ -107,7 +107,7 @@ class TargetSpace:
         return found * _factors(weighed, self.text_weight)
 
     def words_known_to(self, images: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " V"]:
-        """Return which words the captions of some images have."""
+        """Return which words occur in the captions of some images."""
         is_of = np.zeros(self.captions.num_images, bool)
         is_of[images] = True
         texts = np.unique(self.captions.places[is_of[self.captions.owners]])
@@ -154,7 +154,7 @@ class TargetSpace:
 
 
 def _orthonormal(rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N k"]:
-    """Return an orthonormal basis of the columns, by their Gram matrix: for many rows much faster than QR."""
+    """Return an orthonormal basis of the columns, by their Gram matrix, which is much faster than QR for many rows."""
     squares, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))
     kept = squares > 1e-7 * squares[-1]
     return rows @ (vectors[:, kept] / np.sqrt(squares[kept])).astype(np.float32)
@@ -174,7 +174,7 @@ def _principal_of(
 
 
 def _factors(weighed: WordWeights, text_weight: float) -> Float[np.ndarray, "M 1"]:
-    """Return what scales the targets of texts to length 1. Words count only if a text has some."""
+    """Return the factors that scale the targets of texts to length 1. Words count only if a text has some."""
     has_words = np.diff(weighed.ends, prepend=0) > 0
     return (1 / np.sqrt(np.maximum(has_words + text_weight, 1e-9))).astype(np.float32)[:, None]
 
@@ -188,7 +188,7 @@ def _rows(weighed: WordWeights, texts: Int[np.ndarray, " M"]) -> WordWeights:
 
 
 def _without(weighed: WordWeights, is_known: Bool[np.ndarray, " V"]) -> WordWeights:
-    """Drop words, and scale the rest of each text to length 1 again."""
+    """Drop words, and rescale the rest of each text to length 1."""
     counts = np.diff(weighed.ends, prepend=0)
     texts = np.repeat(np.arange(len(counts)), counts)
     kept = is_known[weighed.ids]

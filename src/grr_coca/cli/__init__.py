@@ -1,6 +1,6 @@
 """The command line: tables of commands. The module of a command is imported when the command is called.
 
-The core's commands are in `CORE`. Other packages add theirs by entry points of the group `grr_coca.commands`, each of
+The core's commands are in `CORE`. Other packages add commands by entry points of the group `grr_coca.commands`, each of
 which names a table such as `CORE`.
 """
 
@@ -23,8 +23,8 @@ class Command(NamedTuple):
     """A command, whose name may have two words, such as `export onnx`.
 
     Attributes:
-        function: Its module and the function there, such as `grr_coca.cli.caption:run`.
-        summary: One line that says what the command does.
+        function: Its module and function, such as `grr_coca.cli.caption:run`.
+        summary: Description of the command in one line.
         decoder: Module by which it decodes images in helper programs. One is started first, and imports what it needs
             while this process does.
     """
@@ -72,7 +72,7 @@ CORE = {
 
 
 def all_commands() -> dict[str, Command]:
-    """Return the commands of the core, of the packages beside it, and of other distributions, by name.
+    """Return the commands of the core, of this distribution's other packages, and of other distributions, by name.
 
     A name has one owner: the core first, then the packages of this distribution.
     """
@@ -83,7 +83,7 @@ def all_commands() -> dict[str, Command]:
 
 
 def _command(name: str) -> Command | None:
-    """The command of a name. Tables are read in the order of their owners, and no further than is needed."""
+    """Return the command with a name. Tables are read in the order of their owners, only as far as needed."""
     for table in chain([CORE], plugins.values("grr_coca.commands")):
         if name in table:
             return table[name]
@@ -96,14 +96,14 @@ _OFFLINE = "--offline"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return the exit code.
 
-    0: success. 1: a command for many files could read none of them, or `lint` or `match --check` found something.
-    2: wrong use, with one message and no traceback.
+    0: success. 1: a command for many files could read none of them, or `lint` or `match --check` found a problem.
+    2: invalid use, with one message and no traceback.
     128 + the number of a signal: the signal stopped a run, which is saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
     wait_passively()
-    if argv[:1] != ["adapt"]:  # its matrices are large, and nothing else runs beside it
+    if argv[:1] != ["adapt"]:  # its matrices are large, and nothing else runs in parallel
         multiply_on_one_thread()
     if _OFFLINE in argv:
         argv = [word for word in argv if word != _OFFLINE]
@@ -112,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Do some work, and return its exit code. An error of the user, or of a file, is one message and no traceback.
+    """Do some work, and return its exit code. A user or file error prints one message and no traceback.
 
-    The scripts and benchmarks of the repository end by it, too.
+    The scripts and benchmarks of the repository also use this function.
     """
     try:
         return work() or 0
@@ -134,7 +134,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 
 def _message(error: OSError) -> str | None:
-    """The message for an error that no command has handled; None if it names no file."""
+    """Return the message for an unhandled error, or None if it names no file."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename or error)[:80]}…: too long for the name of a file"
     if error.filename is None and not _has_folder():
@@ -145,7 +145,7 @@ def _message(error: OSError) -> str | None:
 
 
 def _has_folder() -> bool:
-    """False if the current folder was removed."""
+    """Return whether the current folder still exists."""
     try:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError:
@@ -181,10 +181,12 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
-    """Split arguments into a command and its arguments. If the second word of a command is missing: the first alone.
+    """Split arguments into a command and its arguments.
+
+    If the second word of a command is missing, return only the first.
 
     Raises:
-        UserError: there is no such command; the message names the nearest.
+        UserError: the command does not exist; the message names the nearest command.
     """
     first, *rest = argv
     if _command(first) is not None:
@@ -203,7 +205,7 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _usage(first: str = "") -> str:
-    """Help that lists all commands, or those that begin with the word `first`."""
+    """Return the help that lists all commands, or those that begin with the word `first`."""
     commands = all_commands()
     shown = {name: one.summary for name, one in commands.items() if not first or name.startswith(f"{first} ")}
     width = max(map(len, shown))

@@ -1,4 +1,4 @@
-"""`grr-coca adapt`: a model of one's own pairs in closed form, with a report."""
+"""`grr-coca adapt`: a model adapted to the user's pairs in closed form, with a report."""
 
 import sys
 from pathlib import Path
@@ -30,8 +30,8 @@ def run(
 ) -> int:
     """Adapt a model to your own pairs. This takes seconds, and needs neither a GPU nor PyTorch.
 
-    FOLDER is then a model that `caption`, `embed`, `index`, `search` and `serve` take by -c FOLDER. Its report says how
-    good it is on pairs that it did not see, and whether more pairs or training would help. FOLDER/report.html shows
+    FOLDER is then a model for -c FOLDER of `caption`, `embed`, `index`, `search` and `serve`. Its report shows its
+    accuracy on held-out pairs, and whether more pairs or training would help. FOLDER/report.html shows
     it with images. The same command with more pairs reads only the new images.
 
     Args:
@@ -39,13 +39,13 @@ def run(
         out: new folder for the model, or that of an earlier adaptation.
         checkpoint: base model: checkpoint or run folder, name of a model (see `grr-coca models`), or OWNER/NAME on
             the Hugging Face hub.
-        val: pairs by which values are chosen and everything is measured; they are not fitted. If not given, PAIRS are
-            divided into folds; for a run that was trained on PAIRS, the pairs that its training held out.
-        encoder: an image encoder of others to use beside the base model: timm:NAME, hf:NAME or onnx:FILE (see
+        val: held-out pairs for choosing values and for all measurements. If not given, PAIRS are
+            divided into folds; for a run that was trained on PAIRS, the held-out pairs of its training are used.
+        encoder: an additional image encoder next to the base model: timm:NAME, hf:NAME or onnx:FILE (see
             docs/encoders.md), or a folder that `data features` wrote.
         json: print JSON.
     """
-    folder = locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name costs no time
+    folder = locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name is reported immediately
     from grr_coca.adapt.adapt_model import estimate_cost  # lazy import: NumPy
     from grr_coca.adapt.report import as_json, report_text
     from grr_coca.data.sources.open import open_source
@@ -69,7 +69,10 @@ def adapt_with_report(
     is_tuned: bool,
     encoder: str | None = None,
 ) -> "Adapted":
-    """Adapt a model with a progress bar, and write its report into its folder. Arguments are those of `adapt_model`."""
+    """Adapt a model with a progress bar, and write its report into its folder.
+
+    The arguments are those of `adapt_model`.
+    """
     from grr_coca.adapt.adapt_model import REPORT, adapt_model
     from grr_coca.adapt.report import report_page
 
@@ -101,25 +104,25 @@ def adapt_with_report(
 
 
 _MAX_COMPARED = 50_000
-"""Training pairs of a run that are compared with those to adapt to. Of more, evenly spaced ones."""
+"""Maximum number of a run's training pairs that are compared with the pairs to adapt to; evenly spaced."""
 
 
 def unseen_by_training(
     folder: Path, pairs: "PairSource", name: str, val: "PairSource | None"
 ) -> "tuple[PairSource | None, bool]":
-    """Return pairs to measure by, and whether the base is a run that was trained on some of the pairs.
+    """Return pairs for measurements, and whether the base is a run that was trained on some of the pairs.
 
-    Such a base knows its training pairs too well to choose values or to measure by them. Then these are the given pairs
-    without those of its training, or if none are given, the pairs that its training held out.
+    Such a base fits its training pairs too well to choose values or to measure with them. Then these are the given
+    pairs without those of its training, or if none are given, the held-out pairs of its training.
 
     Args:
         folder: Checkpoint of the base.
         pairs: Pairs to adapt to.
         name: Their name in messages.
-        val: Given pairs to measure by.
+        val: Given pairs for measurements.
 
     Raises:
-        UserError: No such pairs are known.
+        UserError: If no such pairs are known.
     """
     recipe = folder.parent.parent / "recipe.yaml"
     if folder.parent.name != "checkpoints" or not recipe.is_file():
@@ -150,7 +153,7 @@ def unseen_by_training(
 
 
 def _digests(pairs: "PairSource", step: int = 1) -> "Iterator[tuple[int, bytes]]":
-    """Yield place and digest of the image of every `step`-th pair that can be read."""
+    """Yield the index and digest of the image of every `step`-th pair that can be read."""
     from grr_coca.data.sources.base import BadSample
     from grr_coca.infer.adapted.adaptation import file_digest
 

@@ -1,4 +1,6 @@
-"""Baselines of a run, where its training pairs are known: what closed form and nearest image reach without training."""
+"""Baselines of a run whose training pairs are known: metrics of the closed form and the nearest image without
+training.
+"""
 
 import json
 import sys
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def baselines_of(folder: Path) -> "Baselines | None":
-    """Fit the baselines of a model to the training pairs of its run; None: these are unknown, or do not suit.
+    """Fit the baselines of a model to the training pairs of its run; None if these are unknown or unsuitable.
 
     Args:
         folder: Checkpoint of the model.
@@ -38,7 +40,7 @@ def baselines_of(folder: Path) -> "Baselines | None":
 
 
 def _start_of(run: Path) -> Path:
-    """The model that a run began from. Of one that began with new weights, the default model."""
+    """Return the start model of a run, or the default model if the run started with new weights."""
     path = run / START_FILE
     if path.is_file():
         start = Path(json.loads(path.read_text(encoding="utf-8"))["checkpoint"])
@@ -48,7 +50,7 @@ def _start_of(run: Path) -> Path:
 
 
 def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) -> "dict[str, dict[str, Measure]]":
-    """Recalls of each baseline on a split.
+    """Return the recalls of each baseline on a split.
 
     Args:
         baselines: Fitted baselines.
@@ -65,5 +67,5 @@ def baseline_recalls(baselines: "Baselines", split: "PairSource", right: str) ->
 
 
 def baseline_captions(baselines: "Baselines", split: "PairSource") -> "dict[str, dict[str, Measure]]":
-    """Caption metrics of each baseline on a split."""
+    """Return the caption metrics of each baseline on a split."""
     return {name: captioned.scores().measures() for name, captioned in baselines.captions(split).items()}

@@ -37,7 +37,7 @@ class Decoding(GenerationOptions):
     def __post_init__(self) -> None: ...
 
     def checked(self) -> GenerationOptions:
-        """The options, validated.
+        """Return the options, validated.
 
         Raises:
             UserError: a value is out of range, or two options contradict each other.
@@ -67,16 +67,16 @@ def run(
     Args:
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         images: image files, folders, patterns, .tar shards, or tables of images.
-        out: write rows to this .jsonl or .csv file; images that are in it already are not captioned again.
-        sidecar: write a caption beside each image that has none: into NAME.txt, or into NAME.jpg.xmp, which photo
-            managers read; what else is in such a file stays. Images that are unlike those of the training get none.
-        overwrite: with --sidecar, also replace captions that are there.
+        out: write rows to this .jsonl or .csv file; images that are already in it are not captioned again.
+        sidecar: write a caption next to each image without one: into NAME.txt, or into NAME.jpg.xmp, which photo
+            managers read; other content of such a file stays. Images unlike those of the training get none.
+        overwrite: with --sidecar, also replace existing captions.
         json: print JSON lines, also with the probability that a caption is exactly right (confidence), and whether the
-            image is unlike those that the model was trained on (unfamiliar); null: unknown.
-        tags: also print so many words for each image, the likeliest first, with their probabilities in --json. Captions
-            are then those of beam search.
+            image is unlike those of the training (unfamiliar); null: unknown.
+        tags: also print this many words for each image, the most likely first, with their probabilities in --json.
+            Captions then come from beam search.
         prompt: text that every caption begins with.
-        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif".
+        exclude: exclude files that match this pattern of .gitignore, such as "raw/" or "*.gif".
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
@@ -146,7 +146,7 @@ def run(
 
 
 def _require_tags(count: int, *, is_printed: bool) -> None:
-    """Raise an error if so many tags cannot be given."""
+    """Check that this many tags can be printed."""
     from grr_coca.infer.tags import MAX_TAGS  # late: imports NumPy
 
     if not 0 <= count <= MAX_TAGS:
@@ -163,10 +163,10 @@ def _open_output(
     images: "Sequence[ImageFile]",
     num_captions: int,
 ) -> CaptionOutput:
-    """The output that the flags ask for.
+    """Return the output that the flags request.
 
     Raises:
-        UserError: the flags ask for two outputs, or for one that does not work for these images.
+        UserError: the flags request two outputs, or an output that is impossible for these images.
     """
     asked = [name for name, is_asked in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_asked]
     if len(asked) > 1:
@@ -181,7 +181,7 @@ def _open_output(
 
 
 class _StandardOutput(CaptionOutput):
-    """One line for each caption on standard output: image, tab, caption, and after a further tab the tags, if there are
+    """One line for each caption on standard output: image, tab, caption, and after another tab the tags, if there are
     any; or JSON."""
 
     def __init__(self, json: bool) -> None:

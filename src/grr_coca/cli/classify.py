@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from grr_coca.infer.image_text_model import LabelProbability
 
 _MIN_PROBABILITY = 0.5
-"""The smallest probability of a label that is added as a keyword, if none is given."""
+"""Default minimum probability of a label that is added as a keyword."""
 
 
 def run(
@@ -47,7 +47,7 @@ def run(
     batch_size: int = 32,
     engine: EngineFlag = "auto",
 ) -> int:
-    """Say which labels fit images best. Any labels work: the model need not have been trained on them (zero-shot).
+    """Find the best matching labels of images. Any labels work: the model need not be trained on them (zero-shot).
 
     Images that cannot be read are listed at the end. The exit code is 1 only if no image was classified.
 
@@ -55,14 +55,14 @@ def run(
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
         labels: two or more labels, separated by commas, or a text file with one label per line.
         images: image files, folders, patterns, .tar shards, or tables of images.
-        templates: texts in which {} stands for the label, such as "a drawing of a {}"; their embeddings are averaged.
-            If none is given, the label alone.
-        top: number of labels to show for each image, likeliest first.
-        sidecar: also add labels as keywords to the XMP file beside each image, which photo managers read. Images that
-            are unlike those of the training get none.
+        templates: texts with {} in place of the label, such as "a drawing of a {}"; their embeddings are averaged.
+            If none is given, only the label is used.
+        top: number of labels to show for each image, most likely first.
+        sidecar: also add labels as keywords to the XMP file next to each image, which photo managers read. Images
+            unlike those of the training get none.
         min_probability: with --sidecar, a label is added if it has at least this probability; if not given, 0.5.
         json: print JSON lines.
-        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif".
+        exclude: exclude files that match this pattern of .gitignore, such as "raw/" or "*.gif".
         batch_size: images per batch.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
@@ -123,11 +123,11 @@ def _class_names(argument: str) -> tuple[str, ...]:
     path = Path(argument)
     names = [name.strip() for name in argument.split(",") if name.strip()]
     try:
-        is_file = path.exists() and not path.is_dir()  # also a pipe, as of `<(command)`
+        is_file = path.exists() and not path.is_dir()  # also a pipe, such as `<(command)`
     except OSError:
         if len(names) < 2:
             raise
-        is_file = False  # a list that is longer than the name of a file may be
+        is_file = False  # a list that is too long for a file name
     if is_file:
         return read_class_names(path)
     if len(names) < 2:

@@ -27,7 +27,8 @@ _DIFFERENCES = {
     "R@1": "text_to_image/R@1",
 }
 _TOKEN_MEANS = ("perplexity", "coca_loss")
-"""Means over tokens. They cannot be compared if vocabularies differ, or if captions are cut to different lengths."""
+"""Means over tokens. They cannot be compared if vocabularies differ, or if captions are truncated to different
+lengths."""
 
 
 def compare_checkpoints(
@@ -38,16 +39,16 @@ def compare_checkpoints(
     baselines: bool = True,
     json: Flag = False,
 ) -> None:
-    """Compare a checkpoint with another. Changes are relative to the losses of the second one.
+    """Compare a checkpoint with another one. Changes are relative to the losses of the second.
 
-    An adapted model has no losses: then the recalls are compared.
+    Adapted models have no losses: then the recalls are compared.
 
     Args:
         checkpoint: folder, or name of a model (see `grr-coca models`).
         baseline: folder or name of the checkpoint to compare with.
         data: splits: .tar shards, patterns, or folders.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
-        baselines: also measure what the training pairs of each model give without training, see `evaluate`.
+        baselines: also measure baselines from the training pairs of each model, see `evaluate`.
         json: print all metrics of `evaluate` for both, and their differences, as JSON.
     """
     paths = joined(data)
@@ -129,7 +130,10 @@ def _as_json(
     beside: _Beside,
     why_incomparable: str | None = None,
 ) -> str:
-    """All metrics of two models and their differences. `why_incomparable`: why means over tokens have none."""
+    """Return all metrics of two models and their differences.
+
+    `why_incomparable`: reason why means over tokens have no difference.
+    """
     incomparable = () if why_incomparable is None else _TOKEN_MEANS
     return json_of(
         {
@@ -188,7 +192,7 @@ def _loss_table(
 def _why_incomparable(
     models: "tuple[Checkpoint | ImageTextModel, ...]", num_tokens: list[tuple[int, int]]
 ) -> str | None:
-    """The reason why means over tokens of two models cannot be compared; None: they can."""
+    """Return the reason why means over tokens of two models cannot be compared; None: they can."""
     if not models[0].tokenizer.has_vocabulary_of(models[1].tokenizer):
         return "are means over tokens of different vocabularies"
     if any(one != other for one, other in num_tokens):

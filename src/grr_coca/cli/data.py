@@ -30,9 +30,9 @@ _PairsArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAI
 
 @dataclass(frozen=True)
 class Check:
-    """Read and decode every pair. Report broken pairs by cause, caption lengths and duplicates.
+    """Read and decode every pair. Report invalid pairs by cause, caption lengths and duplicates.
 
-    The exit code is 1 if a pair is broken or a shard is truncated.
+    The exit code is 1 if a pair is invalid or a shard is truncated.
 
     Args:
         sheet: draw some pairs into this PNG file.
@@ -60,7 +60,7 @@ class Stats:
 class Convert:
     """Write tar shards in the layout of img2dataset. Captions of the same image become one pair.
 
-    Bad pairs are left out and counted. The same command continues an interrupted conversion.
+    Invalid pairs are excluded and counted. The same command continues an interrupted conversion.
 
     Args:
         out: a new folder for the shards.
@@ -76,7 +76,7 @@ class Convert:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Compute the features of all images by an image encoder of others, for `adapt --encoder OUT`.
+    """Compute the features of all images by an external image encoder, for `adapt --encoder OUT`.
 
     The same command continues an interrupted one. Several processes that run it at once share the work.
 
@@ -102,7 +102,7 @@ class IndexShards:
     """Read tar shards or Parquet in an object store or on a web server once, to know where each pair is. Captions are
     kept, too.
 
-    Training then reads images from there. Shards that have not changed since the last time are not read again.
+    Training then reads images from the shards. Shards that have not changed since the last time are not read again.
     """
 
     url: Annotated[
@@ -125,7 +125,7 @@ def run(
     """Check, convert or index image-text pairs.
 
     Args:
-        action: what to do.
+        action: action.
     """
     if isinstance(action, Check):
         return _check(action)
@@ -160,7 +160,7 @@ def _check(action: Check) -> int:
 
 
 def _sheet(action: Check, source: "PairSource") -> Path | None:
-    """The file for the contact sheet, which can be written; None for no sheet."""
+    """Return the writable file for the contact sheet, or None for no sheet."""
     from grr_coca.data.sources.folder import ImageFolder
 
     sheet = action.sheet
@@ -262,7 +262,7 @@ def _index(action: IndexShards) -> int:
 
 
 def _describe(survey: "Survey") -> str:
-    """A survey as text for people."""
+    """Return the statistics as text."""
     lines = [f"pairs             {survey.num_pairs:,}" + _sampled(survey)]
     if survey.num_images is not None:
         lines.append(f"images            {survey.num_images:,}")
@@ -294,7 +294,7 @@ def _sampled(survey: "Survey") -> str:
 
 def _as_json(survey: "Survey") -> str:
     content = asdict(survey)
-    content["broken"] = dict(survey.broken)  # `asdict` spoils a Counter
+    content["broken"] = dict(survey.broken)  # `asdict` breaks a Counter
     content["caption_words"] = survey.word_histogram()
     content["image_sizes"] = {f"{w}x{h}": number for (w, h), number in survey.image_sizes.most_common()}
     return to_json(content, indent=2)

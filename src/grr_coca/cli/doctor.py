@@ -1,4 +1,4 @@
-"""`grr-coca doctor`: what is installed here, what is missing, and whether what ships is whole. It imports little."""
+"""`grr-coca doctor`: installed and missing packages, and whether bundled files are intact. It imports little."""
 
 import base64
 import hashlib
@@ -25,15 +25,15 @@ from grr_coca.model.config import CoCaConfig
 
 _BASE = ("numpy", "pillow", "tokenizers", "safetensors", "onnxruntime", "tyro", "rich", "filelock", "pathspec")
 _FEATURES = ("SSE42", "AVX2", "FMA3", "AVX512F", "AVX512VNNI", "AVX512_SPR", "NEON", "ASIMDDP", "SVE")
-"""Features of processors on which speed depends, as NumPy names them."""
+"""Processor features that affect speed, by NumPy's names."""
 _SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
 _MAX_SHOWN = 5
 
 
 def run(json: Flag = False) -> int:
-    """Show versions, engine, processor, threads, caches and extras, and check the files that ship by their hashes.
+    """Show versions, engine, processor, threads, caches and extras, and check the bundled files by their hashes.
 
-    Put its output into a report of a defect. It names no file of yours, apart from the folder of the cache.
+    Include its output in bug reports. It has no names of your files, except the cache folder.
 
     Args:
         json: print one JSON object.
@@ -101,7 +101,7 @@ def _features() -> list[str]:
 
 
 def _sizes(cache: Path) -> dict[str, str]:
-    """The size of each folder in the cache, by path."""
+    """Return the size of each folder in the cache, by path."""
     folders = sorted(path for path in cache.iterdir() if path.is_dir()) if cache.is_dir() else []
     return {str(folder): f"{_bytes(folder) / 1e6:,.1f} MB" for folder in folders}
 
@@ -111,7 +111,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _damaged() -> Iterator[str]:
-    """The files that ship and are not as they were built: by the record of the installation, and by manifests."""
+    """Yield the bundled files that differ from the record of the installation or from a manifest."""
     for folder in sorted(path.parent for path in FOLDER.glob("*/manifest.json")):
         try:
             listed = listed_files(folder)
@@ -128,7 +128,7 @@ def _damaged() -> Iterator[str]:
 
 
 def _damaged_of_record() -> Iterator[str]:
-    """Of an installed wheel, every file is recorded with its hash. A clone has no such record."""
+    """Yield the files that differ from the record of an installed wheel. A clone has no such record."""
     try:
         files = importlib.metadata.distribution("grr-coca").files or []
     except importlib.metadata.PackageNotFoundError:

@@ -39,10 +39,10 @@ def run(
 
     Args:
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
-        out: file to write: .safetensors or .parquet with keys inside, or .npy with keys in NAME.keys.txt beside it.
+        out: file to write: .safetensors or .parquet with keys inside, or .npy with keys in NAME.keys.txt next to it.
         images: image files, folders, patterns, .tar shards, or tables of images.
         texts: text file with one text per line, to embed texts instead of images.
-        exclude: leave out what this pattern of .gitignore matches, such as "raw/" or "*.gif".
+        exclude: exclude files that match this pattern of .gitignore, such as "raw/" or "*.gif".
         batch_size: images or texts per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.

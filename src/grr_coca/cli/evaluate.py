@@ -1,6 +1,6 @@
 """`grr-coca evaluate`: measure a model on splits, and print the results.
 
-No module of torch is imported before the arguments have been checked, so mistakes are reported at once.
+No module of torch is imported before the arguments have been checked, so errors are reported immediately.
 """
 
 import json as json_format
@@ -54,13 +54,13 @@ def evaluate_splits(
         task: loss (with retrieval as in training), retrieval (as in the literature), captioning, zeroshot, or probe. If
             not given, loss; for an adapted model, which has no losses, retrieval.
         batch_size: pairs per contrastive batch; the contrastive loss grows with it.
-        folds: for retrieval, the number of parts to cut the split into; COCO's 1k protocol cuts 5,000 images into 5.
+        folds: for retrieval, the number of parts of the split; COCO's 1k protocol splits 5,000 images into 5.
         out: for captioning, write the captions to this file of JSON lines.
         labels: for zeroshot, a file of classes, one per line; if not given, the classes that occur.
         templates: for zeroshot, a file of sentences with {} for the class, one per line.
         train: for probe, the training images with their classes.
-        baselines: for loss, retrieval and captioning, also measure what the training pairs give without training: the
-            closed form of `adapt`, and the nearest image. Only of a model in its run folder, whose pairs are known.
+        baselines: for loss, retrieval and captioning, also measure baselines from the training pairs: the
+            closed form of `adapt`, and the nearest image. Only for a model in its run folder, whose pairs are known.
         json: print JSON.
     """
     given = {"folds": folds, "out": out, "labels": labels, "templates": templates, "train": train}
@@ -79,7 +79,7 @@ def evaluate_splits(
         raise UserError(f"{folder}: an adapted model has no {task}; give --task retrieval, captioning or zeroshot")
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
-    if out is not None:  # checked now, not after all images were captioned
+    if out is not None:  # checked before the images are captioned
         from grr_coca.data.sources.open import find_files
 
         require_other(out, [file for path in paths for file in find_files(path)[0]])
@@ -99,7 +99,7 @@ def evaluate_splits(
 
 
 def _beside(fitted: "Baselines", task: Task, path: str) -> "dict[str, dict[str, Interval]]":
-    """Metrics of each baseline on a split."""
+    """Return the metrics of each baseline on a split."""
     from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.tasks import intervals
 
@@ -126,10 +126,10 @@ def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) 
 
 
 def require_splits(paths: tuple[str, ...]) -> None:
-    """Check that there are splits to evaluate on, before anything is loaded.
+    """Check that the splits exist, before anything is loaded.
 
     Raises:
-        UserError: no path is given, or there is nothing at a path.
+        UserError: no path is given, or a path does not exist.
     """
     if not paths:
         raise UserError("nothing to evaluate on; give --data PATH [PATH …]: shards, a folder or another file of pairs")
@@ -158,7 +158,7 @@ class _TaskOptions:
 
 
 def load_to_measure(folder: Path) -> "Checkpoint | ImageTextModel":
-    """Load a checkpoint on the GPU if there is one, else on the CPU. An adapted model is loaded for use."""
+    """Load a checkpoint on the GPU if one exists, else on the CPU. An adapted model is loaded for use."""
     if is_adapted(folder):
         return load(folder)
     import torch  # late, as all modules below: they take seconds
@@ -171,7 +171,7 @@ def load_to_measure(folder: Path) -> "Checkpoint | ImageTextModel":
 def measure_losses(
     checkpoint: "Checkpoint | ImageTextModel", paths: tuple[str, ...], batch_size: int
 ) -> "dict[str, SplitMeasures]":
-    """Losses and retrieval of each split, by its path, with the paper's loss weights."""
+    """Return the losses and retrieval of each split, by its path, with the paper's loss weights."""
     from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.checkpoint_metrics import measure_checkpoint
     from grr_coca.model.checkpoint import Checkpoint
@@ -185,7 +185,7 @@ def _measure(task: Task, checkpoint: "Checkpoint | ImageTextModel", path: str, o
     """Measure a checkpoint in one task on one split.
 
     Raises:
-        UserError: the split cannot be read, or does not fit the task.
+        UserError: the split cannot be read, or is unsuitable for the task.
     """
     from grr_coca.data.sources.open import open_source
     from grr_coca.evaluate.caption_split import caption_split, write_captions
@@ -251,7 +251,7 @@ def _print_losses(
 
 
 def _short(metric: str) -> str:
-    """`text_to_image/R@1` as `text→image R@1`."""
+    """Return a short name, such as `text→image R@1` for `text_to_image/R@1`."""
     return metric.replace("_to_", "→").replace("/", " ")
 
 
@@ -293,14 +293,14 @@ def json_of(content: object) -> str:
 
 
 def _finite(content: object) -> object:
-    """A copy of a report with None in place of NaN and infinity, which JSON does not have."""
+    """Return a copy of a report with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def plain_intervals(spread: "dict[str, Interval]") -> dict[str, dict[str, float]]:
-    """Return intervals as objects for JSON."""
+    """Return the intervals as objects for JSON."""
     return {name: interval._asdict() for name, interval in spread.items()}
 
 

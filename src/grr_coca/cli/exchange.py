@@ -20,12 +20,12 @@ def export_onnx(
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
 ) -> None:
-    """Write a checkpoint as ONNX graphs, which caption and embed without PyTorch. FOLDER/README.md shows how.
+    """Write a checkpoint as ONNX graphs, which caption and embed without PyTorch. FOLDER/README.md describes their use.
 
     Args:
-        checkpoint: checkpoint or run folder, name of a shipped model, or OWNER/NAME on the Hugging Face hub.
+        checkpoint: checkpoint or run folder, name of a bundled model, or OWNER/NAME on the Hugging Face hub.
         out: new folder for the graphs, weights, tokenizer and preprocessing.
-        precision: of the weights. fp32 keeps them as they are stored, fp16 rounds them to half the size. int8 is
+        precision: weight precision. fp32 keeps them as stored, fp16 rounds them to half the size. int8 is
             smallest and fastest, and changes results slightly.
     """
     folder = locate_checkpoint(checkpoint)
@@ -55,12 +55,12 @@ def push(
     Weights, config, tokenizer and preprocessing are uploaded. Recipe, logs and training state are not.
 
     Args:
-        checkpoint: checkpoint or run folder, or name of a shipped model.
+        checkpoint: checkpoint or run folder, or name of a bundled model.
         hub_id: name of the repository.
         licence: licence of the weights, such as apache-2.0.
-        data: what the model was trained on, for the card.
-        figures: measured numbers for the card, a file that evaluate --json wrote.
-        private: make a new repository private, and refuse to update a public one.
+        data: training data of the model, for the card.
+        figures: metrics for the card, a file written by evaluate --json.
+        private: make a new repository private, and reject updates of a public one.
         update: add a commit to an existing repository.
         dry_run: print the card and the files, and upload nothing.
     """

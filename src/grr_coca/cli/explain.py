@@ -1,4 +1,4 @@
-"""`grr-coca explain`: heat maps of where a model looks."""
+"""`grr-coca explain`: heat maps of a model's attention."""
 
 import sys
 from pathlib import Path
@@ -21,12 +21,12 @@ def run(
     text: Annotated[str | None, tyro.conf.arg(metavar="QUERY")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> None:
-    """Draw where a model looks: a heat map for each word of its caption, or one map for a text.
+    """Draw heat maps of a model's attention: one for each word of its caption, or one for a text.
 
     Args:
         image: image file.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub.
-        text: show which patches support this text (red) or speak against it (blue), instead of the caption's words.
+        text: show which patches support (red) or contradict (blue) this text, instead of the caption's words.
         out: .png file to write; if not given, NAME-explained.png in the current folder.
     """
     out = out or Path(f"{image.stem}-explained.png")
@@ -41,7 +41,7 @@ def run(
     from grr_coca.infer.explain import caption_maps, caption_picture, text_map, text_picture  # late: imports torch
 
     model = grr_coca.load(folder, engine="torch")
-    preprocess = model.checkpoint.preprocess  # an adapted model may have another one than its base
+    preprocess = model.checkpoint.preprocess  # that of an adapted model may differ from its base's
     opened = preprocess.decode(data, str(image), for_people=True)
     pixels = model.checkpoint.pixels(opened)
     if text is None:

@@ -11,28 +11,28 @@ from grr_coca.common.errors import UserError
 T = TypeVar("T")
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""A flag that is on if it is given, without a form `--no-…`."""
+"""A flag that is on if given, without a form `--no-…`."""
 
 CheckpointFlag = Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
 
 OptionalCheckpointFlag = Annotated[str | None, tyro.conf.arg(aliases=["-c"], metavar="NAME|DIR")]
 
 EngineFlag = Annotated[Literal["auto", "onnx", "torch"], tyro.conf.arg(metavar="auto|onnx|torch")]
-"""What computes the model; see `grr_coca.infer.load`."""
+"""Engine of the model; see `grr_coca.infer.load`."""
 
 ImageArguments = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 
 ExcludeFlag = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
 
 PicturesFlag = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="DIR")]
-"""Folders whose pictures are shown to others."""
+"""Folders whose images are visible to others."""
 
 IndexArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
 
 Lists = Annotated[tuple[tuple[T, ...], ...], tyro.conf.UseAppendAction]
-"""A flag with several values: all after one flag, or one after each of several, or both.
+"""A flag with several values: all after one flag, one after each flag, or both.
 
-It holds the values of each occurrence; see `joined`. With a plain tuple, the last occurrence would win.
+It holds the values of each occurrence; see `joined`. With a plain tuple, only the last occurrence would count.
 """
 
 
@@ -40,12 +40,12 @@ def require_batch_size(batch_size: int) -> None:
     """Check a batch size before anything is loaded.
 
     Raises:
-        UserError: it is below 1.
+        UserError: the batch size is below 1.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: give 1 or more")
 
 
 def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:
-    """The values of a flag of type `Lists` in one tuple."""
+    """Return the values of a flag of type `Lists` in one tuple."""
     return tuple(chain.from_iterable(lists))

@@ -1,6 +1,6 @@
-"""Work through many images with a progress bar, on this machine or on a Ray cluster (`--on ray`).
+"""Process many images with a progress bar, on this machine or on a Ray cluster (`--on ray`).
 
-Images are decoded in the background. Those that cannot be read are skipped, and listed on standard error at the end.
+Images are decoded in the background. Unreadable images are skipped, and listed on standard error at the end.
 """
 
 import sys
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Done = TypeVar("Done")
 Take = Callable[[list[ImageFile], list[Result]], None]
-"""Takes a batch of files, and the result of each."""
+"""Function of a batch of files and the result of each."""
 _Batch = list[tuple[ImageFile, Result | UserError]]
 """Files with the opened image, the result, or the error of each."""
 
 
 def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[ImageFile]:
-    """Find the images of several arguments, and say on standard error what was left out.
+    """Find the images of several arguments, and report excluded files on standard error.
 
     Raises:
-        UserError: there is no argument, one gives no image, or a pattern is invalid.
+        UserError: no argument is given, an argument has no image, or a pattern is invalid.
     """
     left_out = Exclusions(exclude)
     found = find_images(arguments, left_out)
@@ -47,13 +47,13 @@ def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[
 
 
 def report_left_out(left_out: Exclusions) -> None:
-    """Say what a search has left out."""
+    """Report what a search has excluded."""
     if str(left_out):
         print(left_out, file=sys.stderr)
 
 
 def report_first_frames(count: int) -> None:
-    """Say how many images are the first of several frames."""
+    """Report how many images are the first of several frames."""
     if count:
         files = "1 file has" if count == 1 else f"{count:,} files have"
         print(f"{files} several frames or pages; only the first was used", file=sys.stderr)
@@ -68,16 +68,16 @@ def work_through(
     take: Take[Done],
     show_progress: bool,
 ) -> int:
-    """Open all images, do the work on them batch by batch, and take the results.
+    """Open all images, apply a function to them batch by batch, and pass on the results.
 
     Args:
         files: the images.
-        model: what the work is done with. A small one works on several batches at the same time.
+        model: the model. A small model works on several batches at the same time.
         batch_size: images per batch.
-        label: what the progress bar says.
-        work: takes a batch of files and their opened images, and returns a result for each. Called in threads.
+        label: label of the progress bar.
+        work: function of a batch of files and their opened images that returns a result for each. Called in threads.
         take: receives files and their results, batch by batch and in order.
-        show_progress: whether there is a bar.
+        show_progress: whether to show the bar.
 
     Returns:
         The exit code: 1 if no image could be read, else 0.
@@ -118,19 +118,20 @@ def describe_images(
     take: "Take[Description]",
     show_progress: bool,
 ) -> int:
-    """Caption and embed all images, on this machine or on a Ray cluster, whose machines must see images and checkpoint.
+    """Caption and embed all images, on this machine or on a Ray cluster, whose machines must have the images and the
+    checkpoint.
 
     Args:
         files: the images.
         folder: the checkpoint.
-        engine: what computes the model, as in `grr_coca.load`.
-        on: which machines.
+        engine: engine of the model, as in `grr_coca.load`.
+        on: machines to run on.
         captioning: prompt and options of the captions; None: embed only.
-        num_tags: words to give each image besides its captions, on this machine alone.
+        num_tags: number of words for each image besides its captions; only on this machine.
         batch_size: images per batch.
-        label: what the progress bar says.
+        label: label of the progress bar.
         take: receives files and their descriptions, batch by batch and in order.
-        show_progress: whether there is a bar.
+        show_progress: whether to show the bar.
 
     Returns:
         The exit code: 1 if no image could be read, else 0.
@@ -163,8 +164,8 @@ def _work_on(
     take: Take[Result],
     show_progress: bool,
 ) -> int:
-    """Show the progress of some work, and report images that could not be read. `run` calls its argument with each
-    batch of results. Returns the exit code."""
+    """Show the progress of `run`, and report images that could not be read. `run` calls its argument with each
+    batch of results. Return the exit code."""
     failures: list[UserError] = []
     done = 0
     with bars({label: total}) if total and show_progress else nullcontext() as shown:
@@ -184,9 +185,9 @@ def _work_on(
 
 
 def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
-    """If no image file exists, report that and return the exit code. None if there is work to do.
+    """Report if no image file exists, and return the exit code, or None if there is work to do.
 
-    Call this before the model is loaded, so that a mistyped name is reported at once.
+    Call this before the model is loaded, so that a mistyped name is reported immediately.
     """
     failures = []
     for file in files:
@@ -200,7 +201,9 @@ def report_if_none_exists(files: Sequence[ImageFile]) -> int | None:
 
 
 def shows_progress(prints: bool) -> bool:
-    """True if a progress bar is useful: not if results are printed to a terminal, since they show the progress."""
+    """Return whether a progress bar is useful: not if results are printed to a terminal, since they show the
+    progress.
+    """
     return not (prints and sys.stdout.isatty())
 
 
@@ -227,7 +230,7 @@ def _described(
     if captioning is not None:
         keys = [file.name for file in files]
         return model.describe_many(images, *captioning, batch_size, keys=keys, num_tags=num_tags)
-    # Copied, because a row alone would take its batch along.
+    # Copied, as a view of a row would keep its batch in memory.
     rows = model.embed_images(images, batch_size=batch_size)
     return [Description([], row.copy(), engine=model.engine.name) for row in rows]
 
@@ -235,7 +238,7 @@ def _described(
 def _worker(
     folder: Path, engine: str, captioning: tuple[str, GenerationOptions] | None
 ) -> "Callable[[Sequence[ImageFile]], list[Description | UserError]]":
-    """The work of one process of the cluster."""
+    """Return the function that a process of the cluster applies to each batch."""
     model = grr_coca.load(folder, engine=engine)
 
     def work(files: Sequence[ImageFile]) -> "list[Description | UserError]":

@@ -62,12 +62,12 @@ def describe_preset(
 
 
 def list_models(json: Flag = False) -> None:
-    """List the models that can be used by name, with their size, data and figures, and what computes them here.
+    """List the models that can be used by name, with their size, data, metrics and engine on this machine.
 
-    Some come with the code. Others, for photographs, are fetched from the Hugging Face hub at first use.
+    Some come with the code. Others, for photographs, are downloaded from the Hugging Face hub at first use.
 
     Args:
-        json: print one JSON object, with all figures and their intervals.
+        json: print one JSON object, with all metrics and their intervals.
     """
     cards = shipped_models()
     engines = {name: _engine_here(FOLDER / name) for name in cards}

@@ -1,4 +1,4 @@
-"""What commands print: lines on standard output, and what went wrong on standard error."""
+"""Output of commands: results on standard output, errors on standard error."""
 
 import os
 import signal
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from grr_coca.infer.outputs.caption_files import CaptionOutput
 
 UNREAD = 128 + 13
-"""Exit code of a program whose output nobody reads any more: that of SIGPIPE, which Windows does not have."""
+"""Exit code of a program whose output has been closed by its reader: that of SIGPIPE, which Windows does not have."""
 
 
 def say(text: str, end: str = "\n") -> None:
     """Print a text, then `end`. Bytes of a file name that are not UTF-8 are printed unchanged.
 
     Raises:
-        SystemExit: the reader of the output has closed it, as in `… | head`.
+        SystemExit: the reader has closed the output, as in `… | head`.
     """
     text += end
     try:
         content = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON may hold
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can contain
         content = text.encode("utf-8", "backslashreplace")
     try:
         sys.stdout.flush()
@@ -39,7 +39,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def failure_lines(messages: Iterable[str]) -> list[str]:
-    """One line for each failure. If many files need the same package, one line stands for all of them."""
+    """Return one line for each failure. If many files need the same package, one line represents all of them."""
     lines: dict[str, list[str]] = {}
     for message in messages:
         reason = message[message.rfind(": ") + 2 :] if "; pip install" in message else message
@@ -51,7 +51,7 @@ _MAX_LINES = 20
 
 
 def print_first(lines: Sequence[str]) -> None:
-    """Print the first of some lines on standard error, and how many more there are."""
+    """Print the first lines on standard error, and the number of remaining lines."""
     for line in lines[:_MAX_LINES]:
         print(f"  {line}", file=sys.stderr)
     if len(lines) > _MAX_LINES:
@@ -73,9 +73,9 @@ def reporting(output: "CaptionOutput") -> "Iterator[CaptionOutput]":
 
 
 def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
-    """Say beside how many images nothing was written, as they are unlike those that the model was trained on.
+    """Report for how many images nothing was written, as they are unlike those of the training.
 
-    A guess would stay there as if someone had meant it. None: unknown.
+    A written guess would look like a deliberate description. None: unknown.
     """
     count = sum(map(bool, unfamiliar))
     if count:
@@ -87,13 +87,13 @@ def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
 
 
 def called_as() -> list[str]:
-    """The words that start this program, as the user typed them: for commands to show."""
+    """Return the words that start this program, as the user typed them: for use in messages."""
     program = sys.argv[0]
     return [sys.executable, "-m", "grr_coca"] if Path(program).name == "__main__.py" else [program]
 
 
 def report_stop(stop: KeyboardInterrupt | Interruption) -> int:
-    """Say that a signal stopped a demo or a study, and return the exit code."""
+    """Report that a signal stopped a demo or a study, and return the exit code."""
     number = stop.number if isinstance(stop, Interruption) else signal.SIGINT
     print(f"{signal.Signals(number).name}: what was trained is saved, and the same command continues", file=sys.stderr)
     return 128 + number

@@ -1,4 +1,4 @@
-"""Progress of long work, with the time that is left: bars on a terminal, otherwise an occasional line."""
+"""Progress of long work, with the remaining time: bars on a terminal, otherwise an occasional line."""
 
 import sys
 import time
@@ -42,7 +42,7 @@ class LateProgress(Protocol):
 
 @contextmanager
 def late_bar(name: str) -> Iterator[LateProgress]:
-    """A bar whose total is known only with the first step."""
+    """Show a bar whose total is known only from the first step on."""
     with ExitStack() as stack:
         shown: JobProgress | None = None
 
@@ -77,10 +77,10 @@ def _duration(seconds: float) -> str:
 
 
 class _Bars:
-    """One bar for each job on a terminal. `display` is the context in which they are shown."""
+    """One bar for each job on a terminal. `display` is the context that shows them."""
 
     def __init__(self, totals: dict[str, int]) -> None:
-        # Late: importing rich takes time, and only terminals need it.
+        # Late: importing rich is slow, and only terminals need it.
         from rich import progress as parts
         from rich.console import Console
 

@@ -15,9 +15,9 @@ def run(
     project: str = "grr-coca",
     follow: Flag = False,
 ) -> None:
-    """Send the log of a run to Weights & Biases or MLflow. Lines that were sent before are not sent again.
+    """Send the log of a run to Weights & Biases or MLflow. Lines that were already sent are not sent again.
 
-    Where the service is, and who you are there, is in its own variables, such as WANDB_API_KEY, WANDB_MODE=offline and
+    Address and credentials of the service are in its own variables, such as WANDB_API_KEY, WANDB_MODE=offline and
     MLFLOW_TRACKING_URI.
 
     Args:

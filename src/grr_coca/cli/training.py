@@ -1,6 +1,6 @@
-"""`grr-coca pretrain` and `finetune`: train with a progress bar, or forecast a training.
+"""`grr-coca pretrain` and `finetune`: train with a progress bar, or forecast a run.
 
-No module of torch is imported before the arguments have been checked, so mistakes are reported at once.
+No module of torch is imported before the arguments have been checked, so errors are reported immediately.
 """
 
 import sys
@@ -40,10 +40,10 @@ def pretrain(
         recipe: YAML file that describes the run; see recipes/.
         preset: train this preset instead of the recipe's.
         data: train on these pairs (any kind that `data check` reads) instead of all data of the recipe; every 20th
-            image is kept for validation.
+            image is held out for validation.
         out: run folder for log and checkpoints; runs/RECIPE-PRESET if not given.
         seed: use this seed instead of the recipe's.
-        resume: continue the run in --out, or start it if there is none.
+        resume: continue the run in --out, or start it if none exists.
         dry_run: run a few batches, then print the expected memory, steps and time.
     """
     resolved = _read_recipe(recipe, data, seed)
@@ -77,18 +77,20 @@ def finetune(
     dry_run: bool = False,
     adapt: bool = True,
 ) -> None:
-    """Train a checkpoint further, on other pairs. At the end, OUT/adapted is a model by `grr-coca adapt` on top of it.
+    """Continue the training of a checkpoint on other pairs.
+
+    At the end, `grr-coca adapt` writes OUT/adapted from the result.
 
     Args:
         recipe: YAML file that describes the run, without preset and size of a model; see recipes/.
         checkpoint: folder to start from, or name of a model (see `grr-coca models`).
         data: train on these pairs (any kind that `data check` reads) instead of all data of the recipe; every 20th
-            image is kept for validation.
+            image is held out for validation.
         out: run folder for log and checkpoints; runs/RECIPE-PRESET if not given.
         seed: use this seed instead of the recipe's.
-        resume: continue the run in --out, or start it if there is none.
+        resume: continue the run in --out, or start it if none exists.
         dry_run: run a few batches, then print the expected memory, steps and time.
-        adapt: at the end, adapt the model to its training pairs in closed form, which finds more.
+        adapt: at the end, adapt the model to its training pairs in closed form, which improves retrieval.
     """
     resolved = _read_recipe(recipe, data, seed)
     if checkpoint is None:
@@ -109,7 +111,7 @@ def finetune(
 
 
 def _adapt_run(recipe: "Recipe", out: Path) -> None:
-    """Adapt the model of a run to its training pairs, measured by its validation pairs, if they suit."""
+    """Adapt the model of a run to its training pairs, measured on its validation pairs, if they are suitable."""
     from grr_coca.adapt.report import report_text
     from grr_coca.cli.adapt import adapt_with_report
     from grr_coca.train.setup import training_sources
@@ -125,7 +127,7 @@ def _adapt_run(recipe: "Recipe", out: Path) -> None:
 
 
 def _read_recipe(path: Path, data: str | None, seed: int | None) -> "Recipe":
-    """Read a recipe, and replace what the command line gives.
+    """Read a recipe, and apply the values of the command line.
 
     Raises:
         UserError: the recipe cannot be read, its pairs do not exist, or a package for training is missing.
@@ -156,15 +158,15 @@ def _run(
     dry_run: bool,
     origin: "Origin | None" = None,
 ) -> bool:
-    """Train with a progress bar, or print a forecast of the training. Returns True on rank 0 of a run that is done.
+    """Train with a progress bar, or print a forecast of the training. Return True on rank 0 of a finished run.
 
     Args:
         recipe: the recipe of the run.
         make_start: makes the start model of a new run.
         out: the run folder.
-        resume: continue the run in `out`, if there is one.
-        dry_run: print the forecast only.
-        origin: the checkpoint that the run begins from; None: it begins with new weights.
+        resume: continue the run in `out`, if it exists.
+        dry_run: only print the forecast.
+        origin: the start checkpoint of the run; None: it starts with new weights.
     """
     from grr_coca.cli.progress import bars
     from grr_coca.common.ranks import launched
@@ -201,7 +203,7 @@ def _run(
 
 
 def _resume_from(out: Path, recipe: "Recipe", resume: bool, origin: "Origin | None") -> Path | None:
-    """The checkpoint that a run in `out` continues from; None: a new run begins."""
+    """Return the checkpoint from which a run in `out` continues, or None for a new run."""
     from grr_coca.train.run_checkpoints import resume_point
 
     if resume:

@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, dataclasses from dicts, extras, threads, ranks, shapes of arrays."""
+"""Helpers for all packages: errors, files, dataclasses from dicts, extras, threads, ranks, shapes of arrays."""

@@ -1,7 +1,7 @@
 """Turns dicts and YAML files into nested frozen dataclasses, and back. Every key is checked.
 
-A key that is accepted and ignored is the most expensive bug of an experiment. So unknown, missing and repeated keys and
-values of a wrong type are errors, which name the key with its full path.
+A silently ignored key is the most expensive bug of an experiment. Unknown, missing and repeated keys and
+values of a wrong type are therefore errors that name the key with its full path.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], data: object, where: str = "config") -> T:
-    """Build the dataclass `cls` from a mapping, its nested dataclasses included.
+    """Build the dataclass `cls` from a mapping, including nested dataclasses.
 
     Args:
-        cls: a dataclass type whose fields are scalars, Literals, tuples, dicts, dataclasses or `X | None`.
-        data: the mapping, as read from YAML or JSON.
-        where: name of the mapping in messages, such as its file.
+        cls: Dataclass type whose fields are scalars, Literals, tuples, dicts, dataclasses or `X | None`.
+        data: The mapping, as read from YAML or JSON.
+        where: Name of the mapping in messages, such as its file.
 
     Raises:
-        UserError: a key is unknown (the message names the nearest) or missing, or a value has the wrong type
+        UserError: If a key is unknown (the message names the nearest key) or missing, or a value has the wrong type
             or is out of range.
     """
     if not isinstance(data, Mapping):
@@ -53,7 +53,7 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
 
 
 def _nearest_key(key: str, cls: type) -> str:
-    """A hint for an unknown key: the place of this key in a section, or the most similar key."""
+    """Return a hint for an unknown key: the path of this key in a section, or the most similar key."""
     own = _fields(cls)
     places = [place for name in own for place in _places(name, own[name][0]) if place.rpartition(".")[2] == key]
     if not places:
@@ -62,7 +62,7 @@ def _nearest_key(key: str, cls: type) -> str:
 
 
 def _places(name: str, hint: Any) -> Iterator[str]:
-    """The paths of all keys in a section."""
+    """Yield the paths of all keys in a section."""
     for part in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(part):
             for inner, (inner_hint, _) in _fields(typing.cast(type, part)).items():
@@ -72,7 +72,10 @@ def _places(name: str, hint: Any) -> Iterator[str]:
 
 @functools.cache
 def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
-    """The type of each field, and whether it has no default. To evaluate types takes longer than all else here."""
+    """Return the type of each field, and whether it has no default.
+
+    Cached because resolving type hints is slow.
+    """
     hints, missing = typing.get_type_hints(cls), dataclasses.MISSING
     return {
         field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
@@ -81,30 +84,31 @@ def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as nested dicts, with lists for tuples, ready for YAML or JSON."""
+    """Return a dataclass as nested dicts, with lists for tuples, ready for YAML or JSON."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
-    """The differences between two dataclasses of one type: path of the key, first and second value."""
+    """Return the differences between two dataclasses of one type: path of the key, first and second value."""
     a, b = map(flat, (first, second))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """The values of a dataclass by the path of their keys, such as `optimizer.lr`."""
+    """Return the values of a dataclass by the path of their keys, such as `optimizer.lr`."""
     return dict(_flatten(to_dict(config), ""))
 
 
 def read_yaml(path: Path, kind: str) -> object:
-    """The content of a YAML file. This needs the package yaml, which the extras [train] and [study] bring.
+    """Return the content of a YAML file. This needs the package yaml, which the extras [train] and [study] install.
 
     Args:
-        path: the file.
-        kind: name of such files in messages, such as "recipe".
+        path: The file.
+        kind: Name of such files in messages, such as "recipe".
 
     Raises:
-        UserError: the file does not exist (the message lists others in its folder), is not YAML, or has a key twice.
+        UserError: If the file does not exist (the message lists others in its folder), is not YAML, or has a duplicate
+            key.
     """
     import yaml
 
@@ -118,7 +122,7 @@ def read_yaml(path: Path, kind: str) -> object:
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; give a {kind}, which is a YAML file") from error
     except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
-        # PyYAML raises the last four for values that only look like a date (2024-13-45) or another type, and for lists
+        # PyYAML raises the last four for values that resemble a date (2024-13-45) or another type, and for lists
         # that are nested too deeply.
         raise UserError(f"{path}: not a YAML file that can be read ({error})") from error
 
@@ -192,7 +196,10 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    """A value in short form, for messages. With aliases, a few lines of YAML can stand for billions of values."""
+    """Return a value in short form, for messages.
+
+    With aliases, a few lines of YAML can represent billions of values.
+    """
     return _SHORT.repr(value)
 
 
@@ -209,7 +216,7 @@ def _strict_loader() -> type:
     import yaml
 
     class StrictLoader(yaml.SafeLoader):
-        """Refuses a key that is given twice. PyYAML itself would silently take the last value."""
+        """Rejects duplicate keys. PyYAML itself would silently use the last value."""
 
         def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
             node = super().compose_mapping_node(anchor)

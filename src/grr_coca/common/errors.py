@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and messages that are safe to print."""
+"""Errors that users can fix, and messages that are safe to print."""
 
 import difflib
 import logging
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 
 NOTES = logging.getLogger("grr_coca.notes")
-"""Logger of choices and waits that a user should know of, such as a download. The command line prints it."""
+"""Logger for choices and delays that users should know about, such as downloads. The command line prints it."""
 _MAX_COMPARED = 200
-"""Of a longer unknown name, the beginning is compared: it may come from a stranger, and have megabytes."""
+"""Maximum length of an unknown name for comparisons, as untrusted input can have megabytes."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class UserError(ValueError):
-    """Invalid input or wrong use. The message names the file, key or value, and what to do about it.
+    """Invalid input or use. The message names the file, key or value, and how to fix it.
 
     The command line prints only the message, without a traceback, and exits with code 2.
     """
@@ -24,18 +24,18 @@ class DivergedError(UserError):
 
 
 class DamagedError(UserError):
-    """A file holds something else than what was written. The message says how to restore it."""
+    """The content of a file differs from what was written. The message explains how to restore it."""
 
 
 class DiskError(UserError):
-    """A disk is full or cannot be written to. The message names the place; callers append how to recover."""
+    """A disk is full or cannot be written to. The message names the path; callers append how to recover."""
 
 
-class Interruption(Exception):  # noqa: N818 (nothing went wrong)
+class Interruption(Exception):  # noqa: N818 (not an error)
     """A signal stopped a run, and everything is saved. `number`: the number of the signal."""
 
     def __init__(self, number: int, message: str) -> None:
-        super().__init__(number, message)  # another process builds the exception again from these arguments
+        super().__init__(number, message)  # other processes reconstruct the exception from these arguments
         self.number = number
         self._message = message
 
@@ -44,7 +44,7 @@ class Interruption(Exception):  # noqa: N818 (nothing went wrong)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for an unknown name: `did you mean 'x'?` with the most similar valid name, or all valid names."""
+    """Return a hint for an unknown name: `did you mean 'x'?` with the most similar valid name, or all valid names."""
     valid = sorted(valid)
     guess = difflib.get_close_matches(name[:_MAX_COMPARED], valid, n=1, cutoff=0.5)
     if guess:
@@ -53,18 +53,18 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def nearest_multiples(number: int, factor: int) -> str:
-    """A hint for a number that is no multiple of a factor: the multiples on both sides, none of them below 1."""
+    """Return a hint for a number that is not a multiple of a factor: the nearest positive multiples."""
     lower = number // factor * factor
     return f"{lower} and {lower + factor}" if lower > 0 else f"{factor}"
 
 
 def on_one_line(text: str) -> str:
-    """Escape line ends and control characters, which an untrusted file name may hold."""
+    """Escape line ends and control characters, which untrusted file names can contain."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -74,8 +74,10 @@ def printable(text: str) -> str:
 
 
 def print_warnings() -> None:
-    """Print warnings and errors of the log, and `NOTES`, on standard error. If the caller has configured logging, that
-    stays."""
+    """Print warnings and errors of the log, and `NOTES`, on standard error.
+
+    If the caller has configured logging, its configuration stays.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -1,6 +1,6 @@
-"""Packages that only some uses need, and the commands that install them here.
+"""Optional packages, and the commands that install them here.
 
-The base installation brings what captioning, embedding, classification and search need. Extras bring other packages,
+The base installation has the packages for captioning, embedding, classification and search. Extras install others,
 such as PyTorch.
 """
 
@@ -78,15 +78,15 @@ PACKAGES: dict[Extra, dict[str, str]] = {
 
 
 def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) -> None:
-    """Raise an error if packages of an extra are not installed. Nothing is imported.
+    """Check that the packages of an extra are installed. Nothing is imported.
 
     Args:
-        extra: the name of the extra.
-        purpose: what needs the extra, as the subject of the message, such as "training".
-        unneeded: modules of the extra that this purpose does without.
+        extra: The name of the extra.
+        purpose: Use that needs the extra, as the subject of the message, such as "training".
+        unneeded: Modules of the extra that this purpose does not need.
 
     Raises:
-        UserError: a package is missing; the message names it and the command that installs it.
+        UserError: If a package is missing; the message names it and the command that installs it.
     """
     missing = [name for module, name in PACKAGES[extra].items() if module not in unneeded and find_spec(module) is None]
     if missing:
@@ -96,7 +96,7 @@ def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) ->
 def install_command(extra: Extra) -> str:
     """Return the command that installs the packages of an extra, for messages.
 
-    It never contains `pip install grr-coca[EXTRA]`: another project may own that name where pip searches. In a clone,
+    It never contains `pip install grr-coca[EXTRA]`: another project may own that name in pip's index. In a clone,
     the command installs the extra of the clone, elsewhere the packages of the extra.
     """
     if is_clone():

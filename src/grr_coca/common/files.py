@@ -1,4 +1,4 @@
-"""Read files with clear errors, and write files and folders completely or not at all, even if the machine stops."""
+"""Read files with clear errors, and write files and folders atomically, even if the machine crashes."""
 
 import errno
 import hashlib
@@ -18,28 +18,28 @@ from grr_coca.common.errors import UserError
 MANIFEST = "manifest.json"
 
 BINARY = getattr(os, "O_BINARY", 0)
-"""Flag of `os.open`. Without it, Windows changes the ends of lines."""
+"""Flag of `os.open`. Without it, Windows changes line ends."""
 
 _SECONDS_BETWEEN_TRIES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Pauses before a rename is tried again. On Windows, it fails while another process has the file open, such as a
-scanner of viruses."""
+"""Pauses between attempts to rename. On Windows, a rename fails while another process has the file open, such as a
+virus scanner."""
 
 CACHE = "cache:"
 """Prefix of paths in the user's cache."""
 
 
 def user_cache() -> Path:
-    """The user's cache folder: `$XDG_CACHE_HOME/grr-coca`, or `~/.cache/grr-coca`."""
+    """Return the user's cache folder: `$XDG_CACHE_HOME/grr-coca`, or `~/.cache/grr-coca`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grr-coca"
 
 
 def is_offline() -> bool:
-    """True if nothing may be fetched (`--offline`)."""
+    """Return whether downloads are forbidden (`--offline`)."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def models_cache() -> Path:
-    """The folder of the models that were fetched and imported."""
+    """Return the folder of downloaded and imported models."""
     return user_cache() / "models"
 
 
@@ -49,21 +49,21 @@ def in_cache(path: str) -> str:
 
 
 def require_path(path: str) -> None:
-    """Raise an error if a path is empty, like an unset variable of a shell. The system would take it as `.`.
+    """Check that a path is not empty, like an unset shell variable. The system would interpret it as `.`.
 
     Raises:
-        UserError: it is empty.
+        UserError: If the path is empty.
     """
     if not path:
         raise UserError("an empty path; give files or folders, `.` for this folder")
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file to read it. To open a named pipe would wait for a writer, perhaps for ever.
+    """Open a regular file for reading. Opening a named pipe could block forever.
 
     Raises:
-        OSError: it does not exist, cannot be read, or is no regular file.
-        ValueError: it is no path, such as one with a null byte.
+        OSError: If the file does not exist, cannot be read, or is not a regular file.
+        ValueError: If the path is invalid, for example has a null byte.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
     try:
@@ -71,14 +71,17 @@ def open_regular(path: str | Path) -> BinaryIO:
         if not stat.S_ISREG(mode):
             kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
             raise OSError(kind, "not a regular file", str(path))
-        return open(descriptor, "rb")  # noqa: PTH123 (of a descriptor)
+        return open(descriptor, "rb")  # noqa: PTH123 (opens a descriptor)
     except BaseException:
         os.close(descriptor)
         raise
 
 
 def is_within(path: str | Path, folders: Iterable[str | Path]) -> bool:
-    """True if a path leads into one of some folders. Symbolic links are followed, and the path need not exist."""
+    """Return whether a path is in one of some folders.
+
+    Symbolic links are followed, and the path need not exist.
+    """
     place = Path(os.path.realpath(path))
     return any(place.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
@@ -101,20 +104,20 @@ def read_errors(path: str | Path) -> Iterator[None]:
 
 
 def read_whole(path: str | Path) -> bytes:
-    """The bytes of a file.
+    """Return the bytes of a file.
 
     Raises:
-        UserError: the file does not exist, or cannot be read.
+        UserError: If the file does not exist, or cannot be read.
     """
     with read_errors(path):
         return Path(path).read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Read a file with one JSON object.
 
     Raises:
-        UserError: the file is missing, or holds something else.
+        UserError: If the file is missing, or has other content.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -128,10 +131,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> dict[int, str]:
-    """The non-empty lines of a UTF-8 file, by line number (from 1). Runs of spaces become one space.
+    """Return the non-empty lines of a UTF-8 file, by line number (from 1). Runs of spaces become one space.
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, or holds no text.
+        UserError: If the file cannot be read, is not UTF-8, or holds no text.
     """
     try:
         text = read_whole(path).decode("utf-8-sig")
@@ -144,26 +147,26 @@ def read_lines(path: Path) -> dict[int, str]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write bytes to a file as `fill_whole` does."""
+    """Write bytes to a file atomically, as `fill_whole` does."""
     fill_whole(path, lambda file: file.write(content))
 
 
 def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name, flush it to disk, and only then rename it to `path`.
+    """Write a file atomically: under a temporary name, flushed to disk, then renamed to `path`.
 
-    A file that is replaced keeps its permissions. A symbolic link is replaced: in a foreign folder it may lead
-    anywhere. For a path that the user gave, pass `behind_link(path)`. If several processes write the same file, the
-    last one wins.
+    A file that is replaced keeps its permissions. A symbolic link is replaced, as in a foreign folder it may lead
+    anywhere. For a path given by the user, pass `behind_link(path)`. If several processes write the same file, the
+    last one is kept.
 
     Raises:
-        OSError: the disk is full, or the folder is not writable. No partial file is left.
+        OSError: If the disk is full, or the folder is not writable. No partial file remains.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
         with partial.open("wb") as file:
             if path.is_file() and not path.is_symlink():
                 mode = path.stat().st_mode & 0o777
-                if mode != os.fstat(file.fileno()).st_mode & 0o777:  # some drives refuse every chmod
+                if mode != os.fstat(file.fileno()).st_mode & 0o777:  # some drives reject every chmod
                     partial.chmod(mode)
             write(file)
             file.flush()
@@ -176,10 +179,10 @@ def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def replace_file(source: Path, target: Path) -> None:
-    """Rename a file. A file that is there is replaced.
+    """Rename a file, replacing an existing one.
 
     Raises:
-        OSError: the folder is not writable, or another process on Windows keeps one of the files open.
+        OSError: If the folder is not writable, or another process on Windows keeps one of the files open.
     """
     _tried_again(lambda: source.replace(target))
 
@@ -195,15 +198,16 @@ def _tried_again(rename: Callable[[], object]) -> None:
 
 
 def open_to_read(path: Path) -> int:
-    """A descriptor of a file, for `read_at`."""
+    """Return a file descriptor for `read_at`."""
     return os.open(path, os.O_RDONLY | BINARY)
 
 
 @runtime_checkable
 class Bytes(Protocol):
-    """The content of a file on this machine or elsewhere, of which any part can be read.
+    """The content of a file on this machine or elsewhere, with access to any part.
 
-    `etag`: changes when the content does.
+    Attributes:
+        etag: Value that changes with the content.
     """
 
     @property
@@ -213,11 +217,11 @@ class Bytes(Protocol):
 
     @property
     def etag(self) -> str:
-        """See above."""
+        """See the class."""
         ...
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part, which is shorter if the file ends before."""
+        """Read a part, which is shorter if the file ends in it."""
         ...
 
 
@@ -225,7 +229,7 @@ class LocalFile:
     """A file on this machine, open until `close`.
 
     Raises:
-        OSError: it does not exist or cannot be read.
+        OSError: If the file does not exist or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -238,7 +242,7 @@ class LocalFile:
         return read_at(self._descriptor, size, offset)
 
     def will_need(self, start: int, end: int) -> None:
-        """Ask the system to read a part ahead. It is not an error if the system cannot."""
+        """Request that the system reads a part ahead. This has no effect if the system does not support it."""
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):
                 os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
@@ -252,7 +256,7 @@ _SEEKING = threading.Lock()
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Read a part of a file. Several threads can do so at once. The part is shorter if the file ends before."""
+    """Read a part of a file. Several threads can do so at once. The part is shorter if the file ends in it."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
     with _SEEKING:
@@ -261,20 +265,20 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def behind_link(path: Path) -> Path:
-    """The target of a symbolic link, which need not exist; any other path unchanged."""
+    """Return the target of a symbolic link, which need not exist, or the path if it is not a link."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextmanager
 def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
-    """A temporary folder to fill. When the context ends, it replaces `folder` (or the target of a symbolic link).
+    """Yield a temporary folder that replaces `folder` (or the target of a symbolic link) when the context ends.
 
-    A manifest of sizes and hashes is added, which begins with `facts`. If the context ends with an exception, `folder`
-    stays as it was.
+    A manifest of sizes and hashes is added, which starts with `facts`. If the context ends with an exception, `folder`
+    stays unchanged.
 
     Raises:
-        UserError: the path has no name, such as `.`, so it cannot be replaced.
-        OSError: the disk is full or cannot be written to. Nothing is left behind.
+        UserError: If the path has no name, such as `.`, so it cannot be replaced.
+        OSError: If the disk is full or cannot be written to. No temporary files remain.
     """
     require_own_name(folder)
     folder = behind_link(folder)
@@ -294,15 +298,16 @@ def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Ite
 
 @contextmanager
 def changed_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
-    """A copy of a folder with a manifest, to change. When the context ends, it replaces the folder, as `whole_folder`.
+    """Yield a copy of a folder with a manifest, which replaces the folder when the context ends, as `whole_folder`
+    does.
 
     Args:
-        folder: to change.
-        facts: what the manifest begins with; None: what it has begun with.
+        folder: Folder to change.
+        facts: New first entries of the manifest; None: they stay.
 
     Raises:
-        UserError: the folder has no manifest, or it is damaged.
-        OSError: the disk is full or cannot be written to. The folder is as it was.
+        UserError: If the folder has no manifest, or it is corrupt.
+        OSError: If the disk is full or cannot be written to. The folder stays unchanged.
     """
     if facts is None:
         facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
@@ -314,20 +319,20 @@ def changed_folder(folder: Path, facts: Mapping[str, object] | None = None) -> I
 
 
 def require_own_name(folder: Path) -> None:
-    """Raise an error if a path has no name under which a folder could be written, such as `.`.
+    """Check that a path has a name for a new folder, unlike `.`.
 
     Raises:
-        UserError: it has none.
+        UserError: If the path has no name.
     """
     if folder.name in ("", ".."):
         raise UserError(f"{folder}: has no name of its own; give a new folder")
 
 
 def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
-    """Compare the files of a folder with its manifest: all that this lists, or those of some names.
+    """Compare the files of a folder with its manifest: all listed files, or those with some names.
 
     Raises:
-        UserError: there is no manifest, or a file is missing or differs by a single bit.
+        UserError: If the manifest or a file is missing, or a file differs by a single bit.
     """
     for name, (size, sha256) in listed_files(folder).items():
         if only is not None and name not in only:
@@ -342,10 +347,10 @@ def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
 
 
 def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each file of a folder, by relative path, from the folder's manifest.
+    """Return the size and SHA-256 of each file of a folder, by relative path, from the folder's manifest.
 
     Raises:
-        UserError: there is no manifest, or it is damaged.
+        UserError: If the manifest is missing or corrupt.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -380,14 +385,14 @@ def _put_in_place(partial: Path, folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_file(path: Path) -> None:
     try:
-        descriptor = os.open(path, os.O_RDWR)  # Windows asks for permission to write
+        descriptor = os.open(path, os.O_RDWR)  # Windows requests permission to write
     except PermissionError:
         descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -397,7 +402,7 @@ def _sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk. Windows has no such call: it opens no folder."""
+    """Wait until the names in a folder are on the disk. Windows has no such call, as it cannot open folders."""
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""A lock between processes, on a file of its own. `filelock` brings the system's locks: `flock`, or that of Windows."""
+"""A lock between processes, on a separate file. `filelock` provides the system's locks: `flock`, or Windows locks."""
 
 import errno
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 from grr_coca.common.files import BINARY
 
 _SECONDS_OF_A_GLANCE = 0.2
-"""How long to wait for a lock that another process may be about to release."""
+"""Seconds to wait for a lock that another process may be about to release."""
 
 
 class LockHeldError(Exception):
-    """Another process holds a lock, or this one already does. `holder`: the number of the process, or `?`."""
+    """A lock is held by another process or already by this one. `holder`: the number of the process, or `?`."""
 
     def __init__(self, holder: str) -> None:
         super().__init__(f"held by process {holder}")
@@ -22,22 +22,22 @@ class LockHeldError(Exception):
 
     @property
     def is_ours(self) -> bool:
-        """True if this process holds it."""
+        """Whether this process holds the lock."""
         return self.holder == str(os.getpid())
 
 
 class ProcessLock:
-    """A lock that one process can hold. The file, which is made if it is missing, tells which.
+    """A lock that one process can hold. The file, which is created if it is missing, names the process.
 
     It is held until `release`, until the object is deleted, or until the process ends, however that happens.
 
     Args:
-        path: the file. Nothing else may be in it.
-        removes: remove the file at `release`. A process that was killed leaves it, which does no harm.
+        path: The file. It must have no other content.
+        removes: Whether to remove the file at `release`. A killed process leaves it, which is harmless.
 
     Raises:
-        LockHeldError: it is held.
-        OSError: the file cannot be written to, is a symbolic link, or lies on a file system without locks.
+        LockHeldError: If the lock is held.
+        OSError: If the file cannot be written to, is a symbolic link, or is on a file system without locks.
     """
 
     def __init__(self, path: Path, *, removes: bool = False) -> None:
@@ -47,7 +47,7 @@ class ProcessLock:
                 raise LockHeldError(_holder(path))
             time.sleep(_SECONDS_OF_A_GLANCE / 10)
         os.ftruncate(descriptor, 0)
-        # Windows locks the first byte against reading, too.
+        # Windows locks the first byte also against reading.
         os.lseek(descriptor, 1, os.SEEK_SET)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._release = weakref.finalize(self, _unlock, descriptor, os.getpid(), path if removes else None)
@@ -59,10 +59,10 @@ class ProcessLock:
 
 
 def _locked(path: Path) -> int | None:
-    """The descriptor of the locked file; None if it is held."""
+    """Return the descriptor of the locked file, or None if it is held."""
     from filelock import lock_descriptor  # late: its import takes a tenth of a second, and help needs no lock
 
-    if path.is_symlink():  # `O_NOFOLLOW` is not everywhere
+    if path.is_symlink():  # `O_NOFOLLOW` is not always available
         raise OSError(errno.ELOOP, "a symbolic link", str(path))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | BINARY, 0o666)
     try:
@@ -76,7 +76,7 @@ def _locked(path: Path) -> int | None:
 
 
 def _is_still_there(path: Path, descriptor: int) -> bool:
-    """False if the process that held the lock before has removed the file in between."""
+    """Return whether the file is still the locked one: the former holder may have removed it in between."""
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
     return False
@@ -92,7 +92,7 @@ def _holder(path: Path) -> str:
 
 
 def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
-    """Release a lock. Closing the file is not enough: a process forked in between has it open too."""
+    """Release a lock. Closing the file is not enough: a process forked in between also has it open."""
     from filelock import unlock_descriptor
 
     is_ours = os.getpid() == owner

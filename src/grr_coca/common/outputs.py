@@ -1,4 +1,4 @@
-"""Files that a user asked for: checked before the work begins, and written completely or not at all."""
+"""Output files: checked before the work begins, and written atomically."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,8 +12,10 @@ from grr_coca.common.files import behind_link, fill_whole
 
 
 def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], indent: int | None = None) -> str:
-    """A record, or a list of records, as JSON: one line if there is no `indent`. Characters that UTF-8 cannot encode
-    are escaped."""
+    """Return a record, or a list of records, as JSON: one line without `indent`.
+
+    Characters that UTF-8 cannot encode are escaped.
+    """
     text = json.dumps(record, ensure_ascii=False, indent=indent)
     try:
         text.encode()
@@ -28,17 +30,17 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` while writing `path` into a `UserError`."""
     try:
         yield
-    except FileExistsError as error:  # a folder could not be made
+    except FileExistsError as error:  # a folder could not be created
         raise UserError(f"{path}: cannot be written ({error.filename} is a file)") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name beside it, and rename it when it is completely on the disk.
+    """Write a file under a temporary name next to it, and rename it when it is completely on disk.
 
     Raises:
-        UserError: the disk is full or cannot be written to, or the path is not that of a file.
+        UserError: If the disk is full or cannot be written to, or the path is not a file.
     """
     _require_replaceable(path)
     with disk_errors(path):
@@ -47,10 +49,10 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Check that a file can be written, before the work for it begins. Its folder is made.
+    """Check that a file can be written, before the work for it begins. Its folder is created.
 
     Raises:
-        UserError: the path is not that of a file, or its folder cannot be made or written to.
+        UserError: If the path is not a file, or its folder cannot be created or written to.
     """
     _require_replaceable(path)
     with disk_errors(path):
@@ -60,10 +62,10 @@ def require_writable(path: Path) -> None:
 
 
 def _require_replaceable(path: Path) -> None:
-    """Check that a path is a regular file or does not exist. A device must not be replaced by a file.
+    """Check that a path is a regular file or does not exist. Devices must not be replaced by files.
 
     Raises:
-        UserError: it is not.
+        UserError: If the path is something else.
     """
     with disk_errors(path):
         if path.is_dir():
@@ -77,7 +79,7 @@ def require_other(path: Path, inputs: Iterable[str | Path]) -> None:
     """Check that an output does not replace an input.
 
     Raises:
-        UserError: it is one of the inputs, under this name or another.
+        UserError: If it is one of the inputs, under any name.
     """
     if any(_is_same(path, given) for given in inputs):
         raise UserError(f"{path}: is an input, and would be overwritten; give another name")
@@ -86,15 +88,15 @@ def require_other(path: Path, inputs: Iterable[str | Path]) -> None:
 def _is_same(path: Path, given: str | Path) -> bool:
     try:
         return path.samefile(given)
-    except (OSError, ValueError):  # one does not exist, is a pattern, or is no path
+    except (OSError, ValueError):  # one does not exist, is a pattern, or is an invalid path
         return False
 
 
 def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
-    """The suffix of an output file, which names its format.
+    """Return the suffix of an output file, which determines its format.
 
     Raises:
-        UserError: it is not one of `suffixes`.
+        UserError: If the suffix is not one of `suffixes`.
     """
     suffix = path.suffix.lower()
     if suffix not in suffixes:

@@ -1,23 +1,23 @@
-"""Plug-ins: what packages beside the core provide, found by the entry points of installed distributions.
+"""Plug-ins: extensions from other packages, found by the entry points of installed distributions.
 
-A group is asked for by one place in the core, which documents what its values are:
+Each group is used by one module of the core, which documents its values:
 
-| group | an entry point names | asked for by |
+| group | an entry point names | used by |
 |---|---|---|
 | `grr_coca.commands` | a table of commands, by name | `grr_coca.cli` |
 | `grr_coca.sources` | a reader of pairs and images from other sources | `grr_coca.data.sources.plugins` |
-| `grr_coca.image_formats` | a decoder of image files that Pillow does not know | `grr_coca.data.images` |
+| `grr_coca.image_formats` | a decoder of image files that Pillow does not support | `grr_coca.data.images` |
 | `grr_coca.models` | a provider of models by name | `grr_coca.infer.load` |
 | `grr_coca.loaders` | a function that loads checkpoints of another project, by scheme | `grr_coca.load` |
 | `grr_coca.architectures` | an architecture of models | `grr_coca.model.config` |
 | `grr_coca.encoders` | a function that opens an image encoder, by scheme | `grr_coca.infer.encoder` |
 | `grr_coca.objectives` | an additional loss of training | `grr_coca.train.setup` |
-| `grr_coca.functions` | a function or class that `grr_coca` or `grr_coca.Index` hands on | `grr_coca` |
+| `grr_coca.functions` | a function or class that `grr_coca` or `grr_coca.Index` passes on | `grr_coca` |
 | `grr_coca.stores` | a store of an index, by the scheme of its location | `grr_coca_search.stores` |
 | `grr_coca.endpoints` | additional endpoints of a server | `grr_coca_serve.server` |
 | `grr_coca.site` | an addition to an exported page | `grr_coca_serve.site` |
 
-The packages of this distribution register in the same way as those of others, and come first. Entry points are read
+The packages of this distribution register in the same way as others, and come first. Entry points are read
 without `importlib.metadata`, which would take most of the time of `grr-coca --help`: 110 of 150 ms, if 130
 distributions are installed.
 """
@@ -41,7 +41,7 @@ set, all are; if it is empty, only those of this distribution."""
 
 
 class _EntryPoint(NamedTuple):
-    """An entry point, and the distribution that provides it. `value`: a module and a name there, `module:name`."""
+    """An entry point, and the distribution that provides it. `value`: a module and a name in it, `module:name`."""
 
     group: str
     name: str
@@ -58,7 +58,7 @@ class _EntryPoint(NamedTuple):
 
 @cache
 def own(group: str) -> Mapping[str, Any]:
-    """Return what the packages of this distribution provide, by the names of their entry points.
+    """Return the values of this distribution's entry points, by name.
 
     The result is empty if the distribution is not installed, as in a bare checkout.
     """
@@ -67,9 +67,9 @@ def own(group: str) -> Mapping[str, Any]:
 
 @cache
 def others(group: str) -> Mapping[str, Any]:
-    """Return what other distributions provide, by the names of their entry points.
+    """Return the values of other distributions' entry points, by name.
 
-    A plug-in that cannot be imported is left out, with one warning. Of two with the same name, the first counts.
+    A plug-in that cannot be imported is skipped with a warning. If two have the same name, the first counts.
     """
     found: dict[str, Any] = {}
     for entry in _entries():
@@ -77,19 +77,19 @@ def others(group: str) -> Mapping[str, Any]:
             continue
         try:
             found[entry.name] = entry.load()
-        except Exception as error:  # a plug-in may raise anything
+        except Exception as error:  # plug-ins can raise any error
             log.warning("%s: plug-in '%s' cannot be imported, and is skipped (%s)", entry.provider, entry.name, error)
     return found
 
 
 def values(group: str) -> Iterator[Any]:
-    """Yield what all distributions provide, this one first. Others are imported only if the caller takes more."""
+    """Yield the values of all distributions, this one first. Others are imported only if the caller continues."""
     yield from own(group).values()
     yield from others(group).values()
 
 
 def named(group: str, name: str) -> Any | None:
-    """Return what the entry point of this name provides; None if there is none."""
+    """Return the value of the entry point with this name, or None if it does not exist."""
     for entry in _entries():
         if (entry.group, entry.name) == (group, name) and _is_own(entry.provider):
             return entry.load()
@@ -97,7 +97,10 @@ def named(group: str, name: str) -> Any | None:
 
 
 def is_installed() -> bool:
-    """Return whether the packages of this distribution are registered. If not, it must be installed again."""
+    """Return whether the packages of this distribution are registered.
+
+    If not, the distribution must be installed again.
+    """
     return any(entry.group == "grr_coca.commands" and _is_own(entry.provider) for entry in _entries())
 
 
@@ -107,7 +110,10 @@ def _is_own(provider: str) -> bool:
 
 @cache
 def _entries() -> tuple[_EntryPoint, ...]:
-    """The entry points of the groups `grr_coca.…`. Of two versions of a distribution, the first on the path counts."""
+    """Return the entry points of the groups `grr_coca.…`.
+
+    If a distribution exists in two versions, the first on the path counts.
+    """
     allowed = os.environ.get(VARIABLE)
     names = None if allowed is None else {_normalized(name.strip()) for name in allowed.split(",")} | {DISTRIBUTION}
     found: dict[str, list[_EntryPoint]] = {}
@@ -120,7 +126,9 @@ def _entries() -> tuple[_EntryPoint, ...]:
 
 
 def _metadata_folders(folder: str) -> list["os.DirEntry[str]"]:
-    """Folders of metadata, as installers write them: `NAME-VERSION.dist-info`, or `NAME.egg-info` in older ones."""
+    """Return the metadata folders that installers write: `NAME-VERSION.dist-info`, or `NAME.egg-info` in older
+    ones.
+    """
     try:
         with os.scandir(folder) as entries:
             return [one for one in entries if one.name.endswith((".dist-info", ".egg-info"))]
@@ -129,7 +137,7 @@ def _metadata_folders(folder: str) -> list["os.DirEntry[str]"]:
 
 
 def _read(metadata: "os.DirEntry[str]", provider: str) -> Iterator[_EntryPoint]:
-    """Entry points of our groups in an `entry_points.txt`: sections of lines `name = value`."""
+    """Yield the entry points of our groups in an `entry_points.txt`: sections of lines `name = value`."""
     try:
         text = Path(metadata.path, "entry_points.txt").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # most distributions have no entry points

@@ -1,6 +1,6 @@
 """The processes of a run (ranks): communication between them, their launch by `torchrun`, and signals to stop.
 
-A run of one process has one rank. Then every exchange returns its own input. A signal does not end a run at once: the
+A run of one process has one rank, whose exchanges return their input. A signal does not end a run immediately: the
 run saves first.
 """
 
@@ -28,9 +28,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, number `rank` of `size`. Its tensors lie on `device`.
+    """This process, number `rank` of `size`. Its tensors are on `device`.
 
-    `patient`: a process group with a long timeout, in which ranks wait for the work of rank 0. None: the default group.
+    Attributes:
+        patient: Process group with a long timeout, in which ranks wait for rank 0. None: the default
+            group.
     """
 
     rank: int
@@ -40,18 +42,18 @@ class Ranks:
 
     @classmethod
     def here(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
-        """The rank of this process. Without a process group, it is the only one."""
+        """Return the rank of this process, which is the only one without a process group."""
         if not dist.is_initialized():
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device, patient)
 
     @property
     def is_first(self) -> bool:
-        """True for rank 0, which writes files and prints."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Return the sum over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -59,13 +61,13 @@ class Ranks:
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate the rows of all ranks, b … to B …, in the order of ranks.
 
-        Every rank must have the same number of rows. It can be differentiated: the gradient of each row is the sum of
-        its gradients on all ranks, which must all run the backward pass.
+        Every rank must have the same number of rows. The operation is differentiable: the gradient of each row is the
+        sum of its gradients on all ranks, which must all run the backward pass.
         """
         return tensor if self.size == 1 else _Gather.apply(tensor, self.size)
 
     def gather_objects(self, item: object) -> list:
-        """The Python objects of all ranks. This is slow: use it for small objects and rare events."""
+        """Return the Python objects of all ranks. This is slow: use it for small objects and rare events."""
         items: list = [item]
         if self.size > 1:
             items = [None] * self.size
@@ -76,7 +78,7 @@ class Ranks:
         """Call a function on rank 0, and return its result on all ranks.
 
         Raises:
-            UserError: on all other ranks, if the function raised any error, so that no rank waits forever. Rank 0
+            UserError: On all other ranks, if the function raised any error, so that no rank waits forever. Rank 0
                 raises the original error.
         """
         outcome: list = [None, None]
@@ -114,15 +116,15 @@ class _Gather(torch.autograd.Function):
 
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-"""Signals that schedulers and people send: to end a run, to interrupt it, and to warn it of SLURM's time limit. Windows
+"""Signals from schedulers and users that end a run, interrupt it, or warn of SLURM's time limit. Windows
 has no SIGUSR1."""
 
 
 class StopSignals:
-    """Context in which the first signal of a kind only asks the run to stop, and the second takes effect at once.
+    """Context in which the first signal of a kind requests the run to stop, and the second takes effect immediately.
 
-    Under torchrun, the third one acts: schedulers send SIGTERM and SIGUSR1 to all processes, and torchrun then passes
-    on to its processes what it got itself.
+    Under torchrun, the third takes effect: schedulers send SIGTERM and SIGUSR1 to all processes, and torchrun then
+    passes its own signals on to its processes.
     """
 
     def __init__(self) -> None:
@@ -132,7 +134,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # the parent process may want it ignored
+                if signal.getsignal(number) is not signal.SIG_IGN:  # the parent process may have it ignored
                     self._before[number] = signal.signal(number, self._count)
         return self
 
@@ -154,16 +156,16 @@ def _num_counted(sent: signal.Signals) -> int:
 
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others. If a rank dies, its connection by gloo breaks, so the others notice that at
+"""Timeout for other ranks. If a rank dies, its gloo connection breaks, so the others notice it at
 once. With NCCL they do not; torchrun and `srun --kill-on-bad-exit` end them."""
 RANK_0_TIMEOUT = timedelta(days=1)
-"""How long the ranks wait for work of rank 0 only: it may train a tokenizer on the captions of millions of pairs, or
+"""Timeout for work of rank 0 only, which may train a tokenizer on the captions of millions of pairs, or
 caption a validation split."""
 
 
 @contextmanager
 def launched() -> Iterator[Ranks]:
-    """The ranks of this launch, joined in a process group. Without `torchrun`, this process is the only one."""
+    """Yield the ranks of this launch, joined in a process group. Without `torchrun`, this process is the only one."""
     device = device_of_process()
     if "RANK" not in os.environ:
         yield Ranks.here(device)
@@ -173,7 +175,7 @@ def launched() -> Iterator[Ranks]:
     _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         ranks = Ranks.here(device, dist.new_group(timeout=RANK_0_TIMEOUT))
-        ranks.on_first(lambda: None)  # connects the group now: ranks wait for its connection only as long as elsewhere
+        ranks.on_first(lambda: None)  # connects the group now, with the timeout of other exchanges
         yield ranks
     except Interruption:  # raised on all ranks, after the same step
         _leave()
@@ -182,12 +184,12 @@ def launched() -> Iterator[Ranks]:
 
 
 def device_of_process() -> torch.device:
-    """The GPU of this process, or the CPU if the machine has none."""
+    """Return the GPU of this process, or the CPU if the machine has none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     number, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if num_gpus == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
-        number = 0  # a scheduler may show each of its processes one GPU
+        number = 0  # a scheduler can expose one GPU to each process
     if number >= num_gpus:
         raise UserError(
             f"more processes were started than this machine has GPUs; use torchrun --nproc-per-node {num_gpus}"
@@ -206,7 +208,7 @@ def _join(backend: str) -> None:
     """Join the other ranks in a process group.
 
     torchrun keeps one store for all its restarts. The addresses of dead processes are still in it, so each restart uses
-    another prefix, under which they are not found. Nodes do not agree on the number of restarts, so several nodes
+    another prefix, which hides them. Nodes may not agree on the number of restarts, so several nodes
     use no prefix: torchrun makes a new store for each restart if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set.
     """
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))

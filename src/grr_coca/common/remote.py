@@ -1,8 +1,9 @@
-"""Files in object stores and on web servers: found, read in parts and written, although the network fails at times.
+"""Files in object stores and on web servers: finding, reading in parts and writing, despite intermittent network
+errors.
 
-`fsspec` does the work. Credentials, endpoints and other options come from where its packages look for them: the
-environment, the files of the cloud's own tools, and fsspec's configuration. A URL with a credential is refused, so that
-none gets into recipes, logs or file names.
+`fsspec` does the work. Credentials, endpoints and other options come from the sources of its packages: the
+environment, the files of the cloud's own tools, and fsspec's configuration. A URL with a credential is rejected, so
+that none gets into recipes, logs or file names.
 """
 
 import itertools
@@ -25,19 +26,19 @@ from grr_coca.common.extras import require_extra
 _log = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
-"""Seconds between tries. A network that is gone for a minute is survived."""
+"""Seconds between attempts, which bridge a network failure of a minute."""
 
 _WARN_FROM = 3
-"""The first failures of a request are common and short. From this one on, each is reported."""
+"""Number of the first reported failure of a request; earlier ones are common and short."""
 
 SECONDS_TO_ANSWER, _SLOWEST = 30.0, 2**17
-"""Seconds that a request may take, and bytes for each of which it may take a second more."""
+"""Time limit of a request in seconds, and number of bytes per additional second."""
 
 _AT_ONCE = 32
-"""Files whose state is requested at the same time."""
+"""Number of files whose state is requested at the same time."""
 
 _LISTED = 16
-"""A folder with at least this many of the files is listed, a thousand files a request, where its server can."""
+"""A folder with at least this many of the files is listed, a thousand files per request, if its server supports it."""
 
 _MAX_NAMES = 10**6
 
@@ -53,9 +54,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file behind a URL, in a state that it had when it was found.
+    """A file at a URL, in its state when it was found.
 
-    `etag`: changes when the content does: the server's own, or else length and date.
+    Attributes:
+        etag: Value that changes with the content: the server's etag, or else length and date.
     """
 
     url: str
@@ -71,18 +73,18 @@ class RemoteFile:
         return self.url.rpartition("/")[2]
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part in one request, which is tried again if it fails.
+        """Read a part in one request, with repeated attempts.
 
         Raises:
-            UserError: it still fails after all tries, or access is denied; the message names the URL.
+            UserError: If all attempts fail, or access is denied; the message names the URL.
         """
         return read_range(self.url, offset, size)
 
     def require_same(self) -> None:
-        """Raise an error if the file is in another state now.
+        """Check that the file is unchanged.
 
         Raises:
-            UserError: it has changed or is gone, or the server does not answer.
+            UserError: If the file has changed or no longer exists, or the server does not answer.
         """
         if remote_file(self.url) != self:
             raise UserError(f"{self.url}: has changed since it was indexed; run `grr-coca data index` on it again")
@@ -97,10 +99,10 @@ def is_url(path: str) -> bool:
 
 
 def require_no_credentials(url: str) -> str:
-    """Return a URL unchanged if no part of it can be a credential.
+    """Check that no part of a URL can be a credential, and return the URL.
 
     Raises:
-        UserError: it has a user or a query. The message has neither.
+        UserError: If the URL has a user or a query, which the message omits.
     """
     plain, _, query = url.partition("?")
     scheme, _, rest = plain.partition("://")
@@ -116,10 +118,10 @@ def require_no_credentials(url: str) -> str:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names that a pattern stands for: `{00000..01242}` counts with as many digits, `{a,b}` lists.
+    """Return the names of a pattern: `{00000..01242}` counts with a fixed number of digits, `{a,b}` lists.
 
     Raises:
-        UserError: braces hold something else, or the names are more than a million.
+        UserError: If braces have other content, or there are more than a million names.
     """
     pieces: list[list[str]] = []
     end = 0
@@ -148,10 +150,10 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
 
 
 def remote_file(url: str) -> RemoteFile:
-    """The state of one file.
+    """Return the state of one file.
 
     Raises:
-        UserError: the file does not exist, access is denied, or its server does not answer.
+        UserError: If the file does not exist, access is denied, or its server does not answer.
     """
     filesystem, path = _open(url)
 
@@ -163,10 +165,11 @@ def remote_file(url: str) -> RemoteFile:
 
 
 def find_remote(pattern: str) -> list[RemoteFile]:
-    """The files of a pattern of URLs, in its order: with `{00000..01242}`, or in stores that list, with `*`.
+    """Return the files of a pattern of URLs, in its order: with `{00000..01242}`, or with `*` in stores that can list
+    files.
 
     Raises:
-        UserError: a file is missing (the message names it), none matches, or the server does not answer.
+        UserError: If a file is missing (the message names it), no file matches, or the server does not answer.
     """
     require_no_credentials(pattern)
     urls = [url for name in expand_braces(pattern) for url in (_matching(name) if "*" in name else [name])]
@@ -192,7 +195,7 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _listed(urls: Sequence[str]) -> dict[str, RemoteFile]:
-    """Those files that are found in a listing of their folders."""
+    """Return the files that occur in a listing of their folders."""
     folders: dict[str, int] = {}
     for url in urls:
         folder = url.rpartition("/")[0]
@@ -244,17 +247,17 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 
 
 def write_file(path: Path, url: str) -> None:
-    """Copy a file to a URL, which is tried again if it fails.
+    """Copy a file to a URL, with repeated attempts.
 
     Raises:
-        UserError: it still fails after all tries, or access is denied.
+        UserError: If all attempts fail, or access is denied.
     """
     filesystem, target = _open(url)
     _tried(url, lambda timeout: filesystem.put_file(str(path), target, **timeout), path.stat().st_size)
 
 
 def sizes_under(url: str) -> dict[str, int]:
-    """The size of each file in a folder behind a URL, by its path there. A folder that is missing has none."""
+    """Return the size of each file in a folder at a URL, by relative path; empty if the folder is missing."""
     filesystem, root = _open(url)
 
     def find(timeout: Mapping[str, float]) -> Mapping[str, Mapping[str, Any]]:
@@ -269,7 +272,7 @@ def sizes_under(url: str) -> dict[str, int]:
 
 
 def remove_file(url: str) -> None:
-    """Remove a file behind a URL."""
+    """Remove a file at a URL."""
     filesystem, path = _open(url)
     _tried(url, lambda timeout: filesystem.rm_file(path, **timeout))
 
@@ -281,13 +284,13 @@ class _WrongLengthError(Exception):
 def _tried(
     url: str, call: Callable[[Mapping[str, float]], T], num_bytes: int = 0, *, missing_at_once: bool = False
 ) -> T:
-    """Return the result of a call, which is tried again after each of `PAUSES`.
+    """Return the result of a call, repeating it after each of `PAUSES` if it fails.
 
     Args:
-        url: for messages.
-        call: takes the time limit, as arguments of fsspec.
-        num_bytes: that are sent or received.
-        missing_at_once: do not try again if the file does not exist.
+        url: URL for messages.
+        call: Function of the time limit, as arguments of fsspec.
+        num_bytes: Number of bytes sent or received.
+        missing_at_once: Whether to stop immediately if the file does not exist.
     """
     filesystem, _ = _open(url)
     limit = SECONDS_TO_ANSWER + num_bytes / _SLOWEST
@@ -301,7 +304,7 @@ def _tried(
                 raise UserError(message) from None
             if missing_at_once and _is_missing(error):
                 raise UserError(f"{url}: no such file") from None
-            # The error itself may show where a server has redirected to, with a signature.
+            # The error may contain the signed URL of a redirect.
             reason = _reason(error)
             if pause is None:
                 raise UserError(f"{url}: cannot be read or written after {number} tries ({reason})") from None
@@ -312,7 +315,7 @@ def _tried(
 
 
 def _is_missing(error: BaseException) -> bool:
-    # The file system of HTTP has this error for whatever went wrong, and the reason behind it.
+    # The HTTP file system raises this error for all failures, with the reason as its cause.
     return isinstance(error, FileNotFoundError) and (
         error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError) or _status(error) in (404, 410)
     )
@@ -328,7 +331,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The kind of an error, without its message, which may have a URL with a signature."""
+    """Return the kind of an error, without its message, which may contain a signed URL."""
     if isinstance(error, _WrongLengthError):
         return str(error)
     if (status := _status(error)) is not None:
@@ -352,10 +355,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Each process has its own, because none survives a fork.
+    """Return the file system of a URL, and the path in it. Each process has its own, as none survives a fork.
 
     Raises:
-        UserError: a package for the scheme is not installed, or none is known.
+        UserError: If a package for the scheme is not installed, or the scheme is unknown.
     """
     scheme, _, rest = url.partition("://")
     key = os.getpid(), f"{scheme}://{rest.partition('/')[0]}"

@@ -1,7 +1,7 @@
 """Types and shapes of arrays in annotations: `Float[np.ndarray, "B E"]`, for code that runs without PyTorch.
 
-They are jaxtyping's if a type checker reads the code, or if jaxtyping has been imported before, as the tests do, which
-check every shape. Otherwise an annotation is the type of the array alone, so inference does not need jaxtyping.
+They are jaxtyping's for type checkers, or if jaxtyping has been imported before, as in the tests, which
+check every shape. Otherwise an annotation is only the type of the array, so inference does not need jaxtyping.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Threads: how many to compute with, how they wait, how Ctrl-C ends them, and batches of work that run on them."""
+"""Threads: their number, how they wait, how Ctrl-C ends them, and batches of work that run on them."""
 
 import logging
 import os
@@ -24,12 +24,13 @@ Batch = TypeVar("Batch")
 Done = TypeVar("Done")
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Environment variables by which a user says how threads of OpenMP wait."""
+"""Environment variables that set how OpenMP threads wait."""
 
 
 def num_threads() -> int:
-    """`OMP_NUM_THREADS`, which PyTorch follows too, or else the number of cores that this process may use: by its
-    affinity, and by the limit of its container."""
+    """Return `OMP_NUM_THREADS`, which PyTorch also follows, or else the number of cores available to this process, by
+    its affinity and the limit of its container.
+    """
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
@@ -39,7 +40,10 @@ def num_threads() -> int:
 
 
 def _container_limit(groups: Path) -> float | None:
-    """The cores whose time a container may use (`docker run --cpus`), by control groups (version 1 or 2). None: all."""
+    """Return a container's limit of cores (`docker run --cpus`), by control groups (version 1 or 2).
+
+    None without a limit.
+    """
     try:
         if (groups / "cpu.max").exists():
             quota, period = (groups / "cpu.max").read_text().split()
@@ -51,8 +55,11 @@ def _container_limit(groups: Path) -> float | None:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """True if Ctrl-C raised an error. Within a lock of `threading`, an interrupt becomes a `RuntimeError` ("release
-    unlocked lock"), or leaves the lock closed for ever."""
+    """Return whether an error was caused by Ctrl-C.
+
+    Within a lock of `threading`, an interrupt becomes a `RuntimeError` ("release unlocked lock"), or leaves the lock
+    closed forever.
+    """
     return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
 
 
@@ -60,15 +67,17 @@ def was_interrupted(error: BaseException) -> bool:
 def thread_pool(
     count: int | None = None, name: str = "", begin: Callable[[], None] | None = None
 ) -> Iterator["ThreadPoolExecutor"]:
-    """A pool of threads for a block. At its end, work that has not begun is dropped, and the rest is waited for. Ctrl-C
-    does not wait: the rest may take seconds, or wait itself for a lock that the interrupt has left closed.
+    """Run a block with a pool of threads.
+
+    At its end, work that has not begun is dropped, and running work is waited for. Ctrl-C does not wait: it may take
+    seconds, or wait for a lock that the interrupt has left closed.
 
     Args:
-        count: the number of threads; None: as many as `ThreadPoolExecutor` chooses.
-        name: begins their names.
-        begin: called in each thread before its first work.
+        count: The number of threads; None: the default of `ThreadPoolExecutor`.
+        name: Prefix of their names.
+        begin: Called in each thread before its first work.
     """
-    from concurrent.futures import ThreadPoolExecutor  # late: most commands need none
+    from concurrent.futures import ThreadPoolExecutor  # late: most commands do not need it
 
     pool = ThreadPoolExecutor(count, name, begin)
     waits = True
@@ -84,18 +93,18 @@ def thread_pool(
 def wait_passively() -> None:
     """Let the threads of PyTorch sleep while they wait for each other. Call this before PyTorch is imported.
 
-    By default they keep their cores busy. Beside another program, captions of 200 drawings then took four times as much
-    processor time, and four times as long. A user's own setting stays.
+    By default they keep their cores busy. Next to another program, captions of 200 drawings then took four times as
+    much processor time, and four times as long. A user's own setting stays.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def multiply_on_one_thread() -> None:
-    """Let NumPy compute matrix products on the calling thread alone. Call this before NumPy is imported.
+    """Let NumPy compute matrix products only on the calling thread. Call this before NumPy is imported.
 
-    A search has threads of its own, which otherwise wait for those of OpenBLAS. For the command line alone: in a
-    program of somebody else, this would slow down that program's own products. A user's own setting stays.
+    A search has its own threads, which otherwise wait for those of OpenBLAS. Only for the command line: in a
+    program of another author, this would slow down that program's own products. A user's own setting stays.
     """
     if "numpy" not in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -114,15 +123,15 @@ _OUT_OF_MEMORY = (
     "failed to allocate memory",
     "bad_alloc",
 )
-"""Parts of the messages of allocators: those of PyTorch for GPUs and CPUs, and of ONNX Runtime. They have no exception
-in common."""
+"""Parts of the messages of memory allocators: those of PyTorch for GPUs and CPUs, and of ONNX Runtime. They have no
+exception in common."""
 
 
 _THREAD = threading.local()
 
 
 def in_worker() -> bool:
-    """True in one of several threads that each run a batch. Work in it should start no further threads."""
+    """Return whether this is one of several threads that each run a batch, and should start no additional threads."""
     return getattr(_THREAD, "is_worker", False)
 
 
@@ -135,18 +144,18 @@ class Computing(Protocol):
         """Number of batches to compute at the same time."""
 
     def one_thread_each(self) -> AbstractContextManager:
-        """A context in which new threads compute with one thread each."""
+        """Return a context in which new threads compute with one thread each."""
 
 
 class Batches:
-    """Runs work in batches. If a batch does not fit into memory, a warning is given, and the batch size is halved. The
+    """Runs work in batches. If a batch does not fit into memory, a warning is logged, and the batch size is halved. The
     reduced size is kept for later calls with the same kind of work.
 
-    Batches of a small model are done at the same time, each by one thread (`Engine.workers`). Their items and results
-    are the same as one after the other, and so is the order of results.
+    Batches of a small model run at the same time, each by one thread (`Engine.workers`). Their items and results
+    are the same as one after another, and so is the order of results.
 
     Args:
-        engine: what the work is done with; None: one batch at a time.
+        engine: Engine of the work; None: one batch at a time.
     """
 
     def __init__(self, engine: Computing | None = None) -> None:
@@ -161,15 +170,15 @@ class Batches:
         *,
         in_threads: bool = True,
     ) -> None:
-        """Do the work on each batch, and take each result, in order.
+        """Apply a function to each batch, and pass on the results in order.
 
         Args:
-            batches: read as needed, by the calling thread. At most one batch more than there are workers is read whose
-                result is not taken yet.
-            work: done in threads. If it raises an error, results of earlier batches are taken, and those of later ones
-                are dropped.
-            take: called in the calling thread.
-            in_threads: False: do all work in the calling thread.
+            batches: Batches, read as needed by the calling thread. At most one batch more than the number of workers is
+                read whose result is not yet passed on.
+            work: Function of a batch, called in threads. If it raises an error, earlier results are passed on, and
+                later ones are dropped.
+            take: Function of a result, called in the calling thread.
+            in_threads: Whether to use threads; False: only the calling thread.
         """
         if self._engine is None or self._engine.workers == 1 or not in_threads or in_worker():
             for batch in batches:
@@ -203,15 +212,15 @@ class Batches:
         """Return the results of all items, in order.
 
         Args:
-            kind: name of the work in messages, such as "captioning".
-            items: the items to work on.
-            batch_size: maximum number of items per batch.
-            work: returns one result for each item of a batch. It is done in threads, see `map`.
-            on_progress: called after each batch.
-            in_threads: see `map`. A single batch is always done in the calling thread.
+            kind: Name of the work in messages, such as "captioning".
+            items: The items to work on.
+            batch_size: Maximum number of items per batch.
+            work: Function that returns one result for each item of a batch. Called in threads, see `map`.
+            on_progress: Called after each batch.
+            in_threads: See `map`. A single batch always runs in the calling thread.
 
         Raises:
-            UserError: the batch size is below 1, or a single item does not fit into memory.
+            UserError: If the batch size is below 1, or a single item does not fit into memory.
         """
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
@@ -238,7 +247,7 @@ class Batches:
     def _in_parts(
         self, kind: str, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """The results of a batch, in as many parts as the memory needs."""
+        """Return the results of a batch, in as many parts as the memory requires."""
         results: list[Result] = []
         while len(results) < len(batch):
             part = batch[len(results) : len(results) + self._limits.get(kind, len(batch))]
@@ -251,22 +260,22 @@ class Batches:
         return results
 
     def _halve(self, kind: str, size: int) -> None:
-        # The exception of the failed attempt is gone now, and with it the tensors that its frames held.
+        # The exception of the failed attempt is freed now, and with it the tensors of its frames.
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
             raise UserError(f"{kind}: out of memory with one item; use a machine with more memory, or a smaller model")
-        if size // 2 < self._limits.get(kind, size):  # else another thread has done it
+        if size // 2 < self._limits.get(kind, size):  # otherwise another thread has done it
             self._limits[kind] = size // 2
             log.warning("%s: out of memory with a batch of %d; continuing with batches of %d", kind, size, size // 2)
 
 
 def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
-    """The results of the work, or None if it did not fit into memory."""
+    """Return the results of the work, or None if it did not fit into memory."""
     try:
         return work(batch)
-    except UserError:  # it may quote a decoder of images, or a path
+    except UserError:  # it may quote an image decoder or a path
         raise
     except MemoryError:
         return None

@@ -1,7 +1,7 @@
-"""Everything that this package uses of PyTorch beyond its public interface, in one place.
+"""All uses of PyTorch beyond its public interface.
 
-`tests/core/common/test_torch_private.py` checks names, signatures and results. If a release of PyTorch changes one of
-them, that test says so.
+`tests/core/common/test_torch_private.py` checks names, signatures and results. If a PyTorch release changes one of
+them, that test fails.
 
 Shapes: D input channels, O output channels.
 """
@@ -21,29 +21,29 @@ LINEAR_KERNELS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
 def has_blocked_linear() -> bool:
-    """True if this PyTorch has `block_weight` and the products with its result."""
+    """Return whether this PyTorch has `block_weight` and the products with its result."""
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in LINEAR_KERNELS)
 
 
 def block_weight(weight: Float[Tensor, "O D"]) -> Tensor:
-    """The weight of a linear layer in the blocked layout of oneDNN's kernels, for the functions below."""
+    """Return the weight of a linear layer in the blocked layout of oneDNN's kernels, for the functions below."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
 
 def blocked_linear(x: Float[Tensor, "*B D"], blocked: Tensor, bias: Tensor | None) -> Float[Tensor, "*B O"]:
-    """`x W^T + b`, with W in the blocked layout."""
+    """Return `x W^T + b`, with W in the blocked layout."""
     return torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
 
 
 def blocked_linear_gelu(x: Float[Tensor, "*B D"], blocked: Tensor, bias: Tensor | None) -> Float[Tensor, "*B O"]:
-    """GELU of `x W^T + b`, computed while the result is in registers."""
+    """Return the GELU of `x W^T + b`, computed while the result is in registers."""
     return torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "gelu", [], "none")
 
 
 def blocked_linear_times(
     x: Float[Tensor, "*B D"], factor: Float[Tensor, "*B O"], blocked: Tensor, bias: Tensor | None
 ) -> Float[Tensor, "*B O"]:
-    """`(x W^T + b) * factor`, computed while the result is in registers."""
+    """Return `(x W^T + b) * factor`, computed while the result is in registers."""
     return torch.ops.mkldnn._linear_pointwise.binary(x, factor, blocked, bias, "mul")
 
 
@@ -58,12 +58,12 @@ def scale_each(tensors: list[Tensor], factor: float) -> None:
 
 
 def flash_attention_of_cpu() -> object:
-    """The operator that computes attention on a CPU, for counting operations."""
+    """Return the operator that computes attention on a CPU, for counting operations."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def allow_recompiles(limit: int) -> None:
-    """Raise to `limit` the number of input kinds for which the compiler compiles one function."""
+    """Set the maximum number of input kinds for which the compiler compiles one function."""
     import torch._dynamo  # late: the import takes a second
 
     torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
@@ -72,8 +72,8 @@ def allow_recompiles(limit: int) -> None:
 def keep_for_backward(share: float) -> None:
     """Let compiled functions keep this share of the tensors that their backward pass needs, and recompute the others.
 
-    The compiler reads the setting when it compiles, so the setting stays. The public way, a context around the forward
-    pass, exists only from PyTorch 2.13 on.
+    The compiler reads the setting when it compiles, so the setting is permanent. The public way, a context around the
+    forward pass, exists only from PyTorch 2.13 on.
     """
     import torch._functorch.config  # late: the import takes a second
 
@@ -81,9 +81,9 @@ def keep_for_backward(share: float) -> None:
 
 
 def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
-    """A shallow copy of a module with other children and hook lists of its own.
+    """Return a shallow copy of a module with other children and its own hook lists.
 
-    A hook that is registered later, with one of the two, is not called by the other.
+    A hook that is later registered with one of the two is not called by the other.
     """
     copied = copy.copy(module)
     copied.__dict__.pop("forward", None)  # a replaced `forward` would run the original module, not the copy
@@ -93,22 +93,22 @@ def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | Non
 
 
 def not_compiled(module: Module) -> Module:
-    """The original of a module that `torch.compile` returned; any other module itself."""
+    """Return the original of a module from `torch.compile`, or the module if it is not compiled."""
     return module._modules.get("_orig_mod", module)  # type: ignore[return-value]
 
 
 def copy_modules(module: Module) -> Module:
-    """A copy of a module and of all modules in it, with modes and hooks of their own. Parameters are shared."""
+    """Return a copy of a module and of all modules in it, with their own modes and hooks. Parameters are shared."""
     module = not_compiled(module)
     children = {name: None if child is None else copy_modules(child) for name, child in module._modules.items()}
     return copy_with_children(module, children)  # type: ignore[return-value]
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
-    """All children by name, including those that are None."""
+    """Return all children by name, including those that are None."""
     return module._modules
 
 
 def is_watched(module: nn.Module) -> bool:
-    """True if a module has hooks that see or change its inputs or outputs."""
+    """Return whether a module has hooks that read or change its inputs or outputs."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

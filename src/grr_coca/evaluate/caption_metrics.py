@@ -2,9 +2,9 @@
 
 - CIDEr (Vedantam et al., arXiv 1411.5726) is the mean cosine between the tf-idf vectors of a caption and of its
   references, over runs of n = 1 … 4 tokens. CIDEr-D also clips repeated runs, and penalizes a difference in length
-  (σ = 6). pycocoevalcap and the COCO server, and so the literature, call CIDEr-D "CIDEr". As there, both are multiplied
+  (σ = 6). pycocoevalcap, the COCO server and thus the literature call CIDEr-D "CIDEr". As there, both are multiplied
   by 10, and words are not stemmed.
-- BLEU (Papineni et al., 2002) is of a whole corpus. The reference length is the closest one.
+- BLEU (Papineni et al., 2002) is computed for a corpus, with the closest reference length.
 - ROUGE-L (Lin, 2004) is based on the longest common subsequence of a caption and its references.
 
 Shapes: N captions.
@@ -45,7 +45,7 @@ TINY, SMALL = 1e-15, 1e-9
 
 
 def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """What BLEU counts in each caption, N × 10: matched n-grams and all n-grams (n = 1 … 4), caption length, reference
+    """Return BLEU's counts for each caption, N × 10: matched and all n-grams (n = 1 … 4), caption length, reference
     length.
 
     The score of a corpus depends only on their sums.
@@ -55,7 +55,10 @@ def bleu_statistics(hypotheses: Sequence[Tokens], references: Sequence[Sequence[
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
-    """BLEU-1 … BLEU-4 from the counts of one caption, or from their sums over a corpus. Shape: … × 10 to … × 4."""
+    """Return BLEU-1 … BLEU-4 from the counts of one caption, or from their sums over a corpus.
+
+    Shape: … × 10 to … × 4.
+    """
     matches, guesses = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
     length, reference = sums[..., -2:-1], sums[..., -1:]
     precisions = (matches + TINY) / (guesses + SMALL)
@@ -153,7 +156,7 @@ BETA = 1.2
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """ROUGE-L of every caption, N: F-measure of the best precision and the best recall over its references."""
+    """Return ROUGE-L of every caption, N: F-measure of the best precision and the best recall over its references."""
     return np.array([_score(mine, refs) for mine, refs in zip(hypotheses, references, strict=True)])
 
 
@@ -169,7 +172,7 @@ def _score(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
 
 
 def longest_common_subsequence(first: Tokens, second: Tokens) -> int:
-    """The length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     row = [0] * (len(second) + 1)
     for token in first:
         diagonal = 0
@@ -196,11 +199,11 @@ class CaptionScores:
     bleu_statistics: np.ndarray
 
     def bleu(self) -> np.ndarray:
-        """BLEU-1 … BLEU-4 of every single caption, N × 4."""
+        """Return BLEU-1 … BLEU-4 of every single caption, N × 4."""
         return bleu(self.bleu_statistics)
 
     def measures(self) -> dict[str, Measure]:
-        """The metrics of the corpus by name, each as a `Measure`, which gives confidence intervals."""
+        """Return the metrics of the corpus by name, each as a `Measure`, which gives confidence intervals."""
         orders = range(1, MAX_ORDER + 1)
         return {
             "CIDEr": Measure.mean(self.cider),
@@ -210,7 +213,7 @@ class CaptionScores:
         }
 
     def corpus(self) -> dict[str, float]:
-        """The scores of the corpus by name. The literature calls CIDEr-D "CIDEr"."""
+        """Return the scores of the corpus by name. The literature calls CIDEr-D "CIDEr"."""
         return {name: measure.value() for name, measure in self.measures().items()}
 
 
@@ -218,8 +221,8 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     """Score one caption per image against the references of the image. All texts are raw.
 
     Raises:
-        UserError: there is nothing to score, an image has no reference, a text is given in place of a list, or there
-            are not as many references as captions.
+        UserError: If no caption is given, an image has no reference, a text is given in place of a list, or the
+            numbers of captions and of reference lists differ.
     """
     if not hypotheses:
         raise UserError("there is no caption to score")

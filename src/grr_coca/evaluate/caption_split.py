@@ -28,7 +28,7 @@ class CaptionedSplit:
     references: tuple[tuple[str, ...], ...]
 
     def scores(self) -> CaptionScores:
-        """All caption metrics."""
+        """Return all caption metrics."""
         return score_captions(self.hypotheses, self.references)
 
 
@@ -38,17 +38,18 @@ def caption_split(
     batch_size: int = 64,
     max_images: int | None = None,
 ) -> CaptionedSplit:
-    """Caption every image of a split once, by greedy decoding, in the order of the source. An adapted model chooses its
-    captions.
+    """Caption every image of a split once, by greedy decoding, in the order of the source.
+
+    An adapted model chooses its captions instead of decoding them.
 
     Args:
-        checkpoint: the model.
-        source: the split. Pairs of the same image become one image with several references.
-        batch_size: images at once.
-        max_images: caption only this many images, evenly spread over the split; None: all.
+        checkpoint: The model.
+        source: The split. Pairs of the same image become one image with several references.
+        batch_size: Number of images per batch.
+        max_images: Caption only this many images, evenly spread over the split; None: all.
 
     Raises:
-        UserError: the split is empty, a pair is broken, or a number is below 1.
+        UserError: If the split is empty, a pair is invalid, or a number is below 1.
     """
     if batch_size < 1 or (max_images is not None and max_images < 1):
         raise UserError(f"batch_size {batch_size} and max_images {max_images}: give 1 or more")
@@ -72,7 +73,7 @@ def caption_split(
 
 
 def images_of(source: PairSource) -> list[list[int]]:
-    """The indices of the pairs of each image. Images are in the order of their first pair."""
+    """Return the indices of the pairs of each image. Images are in the order of their first pair."""
     images: dict[str, list[int]] = {}
     for index in range(len(source)):
         images.setdefault(source.image_name(index), []).append(index)
@@ -80,10 +81,10 @@ def images_of(source: PairSource) -> list[list[int]]:
 
 
 def write_captions(captioned: CaptionedSplit, path: Path) -> None:
-    """Write one JSON object per line: image, caption and references. The file is written completely or not at all.
+    """Write one JSON object per line: image, caption and references. The file is written atomically.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: If the file cannot be written.
     """
     rows = zip(captioned.names, captioned.hypotheses, captioned.references, strict=True)
     lines = [

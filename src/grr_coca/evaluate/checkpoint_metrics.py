@@ -34,7 +34,7 @@ def loss_measures(
     contrastive_batch_size: int,
     weights: LossWeights,
 ) -> dict[str, Measure]:
-    """The losses of a split, each as a `Measure`. Names and values are those of `Evaluation`."""
+    """Return the losses of a split, each as a `Measure`. Names and values are those of `Evaluation`."""
     contrastive, visits = _contrastive_per_pair(results, scaling, contrastive_batch_size)
     columns = (contrastive, visits, results.nll, results.num_tokens)
     rows = torch.stack([column.double() for column in columns], dim=1).numpy()
@@ -47,7 +47,10 @@ def loss_measures(
 
 
 def retrieval_measures(found: Retrieval) -> dict[str, Measure]:
-    """Recalls by name, such as `text_to_image/R@1`. Only the queries are resampled; the candidates stay the same."""
+    """Return recalls by name, such as `text_to_image/R@1`.
+
+    Only the queries are resampled; the candidates stay the same.
+    """
     image_of = found.image_of.numpy()
     measures = {}
     for k in RECALLS:
@@ -92,7 +95,8 @@ def _coca(weights: LossWeights, summed: np.ndarray) -> np.ndarray:
 class SplitMeasures:
     """The metrics of a split, as plain numbers and as `Measure` objects, which give intervals and paired differences.
 
-    `num_tokens`: the tokens of all captions that were predicted; a caption is cut to the context of the model.
+    Attributes:
+        num_tokens: Number of predicted tokens of all captions; captions are truncated to the context of the model.
     """
 
     evaluation: Evaluation
@@ -106,16 +110,16 @@ def evaluate_checkpoint(
     batch_size: int,
     weights: LossWeights,
 ) -> Evaluation:
-    """Losses and retrieval on a split, with the checkpoint's own tokenizer and preprocessing.
+    """Return losses and retrieval on a split, with the checkpoint's own tokenizer and preprocessing.
 
     Args:
-        checkpoint: the model. Its training mode is restored.
-        source: the split.
-        batch_size: pairs per contrastive batch. The contrastive loss depends on it.
-        weights: weights of the parts of `coca_loss`.
+        checkpoint: The model. Its training mode is restored.
+        source: The split.
+        batch_size: Pairs per contrastive batch. The contrastive loss depends on it.
+        weights: Weights of the parts of `coca_loss`.
 
     Raises:
-        UserError: a pair is broken, or the split has fewer pairs than `batch_size`.
+        UserError: If a pair is invalid, or the split has fewer pairs than `batch_size`.
     """
     require_pairs(source, batch_size)
     results = pair_results(checkpoint, every_caption(source), batch_size)
@@ -128,7 +132,7 @@ def measure_checkpoint(
     batch_size: int,
     weights: LossWeights,
 ) -> SplitMeasures:
-    """Evaluate like `evaluate_checkpoint`, and return each metric also as a `Measure`, for intervals."""
+    """Evaluate like `evaluate_checkpoint`, and also return each metric as a `Measure`, for intervals."""
     require_pairs(source, batch_size)
     results = pair_results(checkpoint, every_caption(source), batch_size)
     settings = (scaling_of(checkpoint.model), batch_size, weights)

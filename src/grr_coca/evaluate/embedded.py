@@ -1,4 +1,4 @@
-"""A split by the embeddings of a model for use, such as an adapted one: it has no losses, and needs no weights.
+"""Embeddings of a split by an `ImageTextModel`, such as an adapted one, without losses and without weights.
 
 Shapes: N images, E embedding width.
 """
@@ -23,12 +23,12 @@ def embedded_gallery(model: ImageTextModel, source: PairSource, batch_size: int)
     """Embed a split as a gallery to search, with each image and each of its captions.
 
     Args:
-        model: the model.
-        source: the split.
-        batch_size: images or captions at once.
+        model: The model.
+        source: The split.
+        batch_size: Number of images or captions per batch.
 
     Raises:
-        UserError: a pair is broken.
+        UserError: If a pair is invalid.
     """
     images = images_of(source)
     files = (source[pairs[0]] for pairs in images)
@@ -42,14 +42,14 @@ def embedded_gallery(model: ImageTextModel, source: PairSource, batch_size: int)
 
 
 def split_captions(source: PairSource, images: Sequence[Sequence[int]]) -> tuple[list[str], list[int], list[int]]:
-    """Return all captions of some images, the number of the image of each, and ids that equal captions share.
+    """Return all captions of some images, the index of each caption's image, and ids that equal captions share.
 
     Args:
-        source: the split.
-        images: indices of the pairs of each image, from `images_of`.
+        source: The split.
+        images: Indices of the pairs of each image, from `images_of`.
 
     Raises:
-        UserError: a caption is empty.
+        UserError: If a caption is empty.
     """
     texts, owners = [], []
     for image, pairs in enumerate(images):
@@ -69,7 +69,7 @@ def embedded_images(model: ImageTextModel, files: Iterable[tuple[bytes, str]], b
     """Embed image files, given as content and name.
 
     Raises:
-        UserError: an image cannot be decoded.
+        UserError: If an image cannot be decoded.
     """
     parts: list[np.ndarray] = []
 

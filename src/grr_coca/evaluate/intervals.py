@@ -1,7 +1,7 @@
 """Confidence intervals of measured numbers, by a bootstrap over images (Efron and Tibshirani, 1993).
 
-As many images as the split has are drawn with replacement. All pairs of an image are drawn together. Quantities of the
-whole corpus, such as the document frequencies of CIDEr or the candidates of retrieval, stay the same.
+Images are sampled with replacement, as many as the split has. All pairs of an image are sampled together. Quantities of
+the whole corpus, such as the document frequencies of CIDEr or the candidates of retrieval, stay the same.
 
 Shapes: N images, S statistics, R resamples.
 """
@@ -43,29 +43,30 @@ class Measure:
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measure":
-        """The measure whose metric is the mean of one score per image, N."""
+        """Return the measure whose metric is the mean of one score per image, N."""
         return cls.ratio(values, np.ones(len(values)))
 
     @classmethod
     def ratio(cls, sums: np.ndarray, counts: np.ndarray) -> "Measure":
-        """The measure whose metric is the sum over all images divided by the sum of their counts, such as a loss per
-        token."""
+        """Return the measure whose metric is the sum over all images divided by the sum of their counts, such as a loss
+        per token.
+        """
         statistics = np.stack([sums, counts], axis=1).astype(np.float64)
         return cls(statistics, _quotient)
 
     def value(self) -> float:
-        """The metric of the whole corpus."""
+        """Return the metric of the whole corpus."""
         return float(self.aggregate(self.statistics.sum(axis=0, keepdims=True))[0])
 
     def interval(self, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-        """The metric with its 95 % interval."""
+        """Return the metric with its 95 % interval."""
         return _interval(self.value(), self._resampled(resamples, seed))
 
     def difference(self, other: "Measure") -> Interval:
-        """This metric minus that of another model on the same images, with the 95 % interval of the paired difference.
+        """Return this metric minus another model's on the same images, with the 95 % interval of the paired difference.
 
         Raises:
-            UserError: the numbers of images differ.
+            UserError: If the numbers of images differ.
         """
         mine, theirs = len(self.statistics), len(other.statistics)
         if mine != theirs:
@@ -80,7 +81,7 @@ class Measure:
 
 def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Draw bootstrap resamples: how often each image is drawn, R × N, in chunks that fit into memory. The same seed
-    gives the same draws."""
+    yields the same draws."""
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS_AT_ONCE // num_images)
     for start in range(0, resamples, step):
@@ -92,7 +93,10 @@ def draws(num_images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def by_image(values: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
-    """Sum the rows of pairs that belong to the same image. The result, N × …, is in ascending order of image ids."""
+    """Sum the rows of pairs that belong to the same image.
+
+    The result, N × …, is in ascending order of image ids.
+    """
     _, inverse = np.unique(image_ids, return_inverse=True)
     sums = np.zeros((inverse.max() + 1, *values.shape[1:]))
     np.add.at(sums, inverse, values)

@@ -23,10 +23,11 @@ LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target",
 
 
 def _read_label_table(path: Path) -> list[tuple[Path, str]]:
-    """The image and the label of each row of a CSV file. Its first row names the columns.
+    """Return the image and the label of each row of a CSV file. Its first row names the columns.
 
     Raises:
-        UserError: the file cannot be read, a column is missing, or a row has more or fewer cells; the message names it.
+        UserError: If the file cannot be read, a column is missing, or a row has more or fewer cells; the message names
+            it.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -60,7 +61,7 @@ class LabelledImages:
         return len(self.targets)
 
     def batches(self, checkpoint: Checkpoint, batch_size: int) -> Iterator[Float[Tensor, "B 3 S S"]]:
-        """All images as inputs of the checkpoint's model, in batches, on its device and in its precision."""
+        """Yield all images as inputs of the checkpoint's model, in batches, on its device and in its precision."""
         model = checkpoint.model
         for start in range(0, len(self), batch_size):
             files = [self.read(index) for index in range(start, min(start + batch_size, len(self)))]
@@ -73,12 +74,12 @@ def open_labelled(path: str, class_names: Sequence[str] | None = None) -> Labell
     labels, or pairs whose captions are labels.
 
     Args:
-        path: the folder, file, shards or pattern.
-        class_names: all classes, in order; None: the classes that occur, sorted.
+        path: The folder, file, shards or pattern.
+        class_names: All classes, in order; None: the classes that occur, sorted.
 
     Raises:
-        UserError: nothing can be read, there is no image, the images of a class lie in folders below its own, or the
-            label of an image is not one of the classes.
+        UserError: If nothing can be read, no image is found, the images of a class are in subfolders of its folder, or
+            the label of an image is not one of the classes.
     """
     root = Path(path)
     if root.suffix.lower() == ".csv":
@@ -100,7 +101,7 @@ def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | N
 
 
 def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # a device would be read without end
+    if path.exists() and not path.is_file():  # a device could be read endlessly
         raise UserError(f"{path}: not a file")
     return read_whole(path)
 
@@ -133,7 +134,9 @@ def _class_folders(root: Path) -> list[Path]:
 
 
 def _holds_pairs(root: Path) -> bool:
-    """True if a folder holds image-text pairs: a shard, a text file named like an image, or ROCO's `captions.txt`."""
+    """Return whether a folder holds image-text pairs: a shard, a text file named like an image, or ROCO's
+    `captions.txt`.
+    """
     for _, folders, files in walk_visible(root):
         if any(name.lower().endswith(".tar") for name in files):
             return True

@@ -49,13 +49,13 @@ class AttentionProbe(nn.Module):
         nn.init.normal_(self.pooler.queries)
 
     def forward(self, tokens: Float[Tensor, "B P W"]) -> Float[Tensor, "B C"]:
-        """Class logits."""
+        """Return class logits."""
         return self.head(self.pooler(tokens)[:, 0])
 
 
 @torch.inference_mode()
 def patch_tokens(checkpoint: Checkpoint, images: LabelledImages, batch_size: int) -> Float[Tensor, "N P W"]:
-    """The frozen features of images, on the CPU in half precision. Each image takes 2 · P · W bytes."""
+    """Return the frozen features of images, on the CPU in half precision. Each image takes 2 · P · W bytes."""
     model = checkpoint.model
     with evaluating(model):
         batches = images.batches(checkpoint, batch_size)
@@ -71,7 +71,7 @@ def attention_probe(
     options: AttentionProbeOptions,
     device: torch.device,
 ) -> Int[Tensor, " M"]:
-    """Train a probe and predict the classes of the test images. The same seed gives the same probe."""
+    """Train a probe and predict the classes of the test images. The same seed yields the same probe."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         probe = AttentionProbe(train.shape[-1], num_heads, num_classes).to(device)
@@ -101,7 +101,7 @@ def _fit(
 # --- Linear probe
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 6, 11))
-"""The inverse regularization strengths that are tried."""
+"""Candidates for the inverse regularization strength."""
 MAX_ITERATIONS = 1000
 VALIDATION_EVERY = 5
 
@@ -114,12 +114,13 @@ class LinearProbe(NamedTuple):
 
 
 def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed: int = 0) -> LinearProbe:
-    """Logistic regression on features, N × E. Held-out training images select the regularization strength; then the
-    probe is fitted to all training images.
+    """Fit logistic regression to features, N × E.
+
+    Held-out training images select the regularization strength; then the probe is fitted to all training images.
 
     Raises:
-        UserError: scikit-learn is not installed, the training images have fewer than two classes, or no class has five
-            of them.
+        UserError: If scikit-learn is not installed, the training images have fewer than two classes, or no class has
+            five training images.
     """
     require_extra("probe", "a linear probe")
     from sklearn.linear_model import LogisticRegression
@@ -137,11 +138,12 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
 
 
 def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to fit on, and indices to validate on: a fifth of every class. Classes with fewer than five images are
-    not split.
+    """Return the indices for fitting and for validation, a fifth of every class.
+
+    Classes with fewer than five images are not split.
 
     Raises:
-        UserError: no class has five images, so there is nothing to validate on.
+        UserError: If no class has five images, so that no image is left for validation.
     """
     rng = np.random.default_rng(seed)
     held_out = []

@@ -1,8 +1,8 @@
 """Tokenizer of the caption metrics, equal to Stanford's tokenizer of 2014, which the COCO evaluation uses.
 
-The rules were derived from its behaviour; `docs/caption-metrics.md` says how. At each place of the text, the rule that
-matches the most characters wins, including the characters that must follow its token. If several rules match equally
-many, the first one wins. Case does not matter, unless a rule says otherwise. A character that no rule matches is
+The rules were derived from its behaviour (see `docs/caption-metrics.md`). At each position in the text, the rule that
+matches the most characters is used, including the characters that must follow its token. If several rules match equally
+many, the first one is used. Case does not matter, except where a rule specifies it. A character that no rule matches is
 dropped.
 """
 
@@ -22,8 +22,8 @@ ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
 class Rule(NamedTuple):
     """A rule for one kind of token.
 
-    `name` says what the rule is for. Group 1 of `pattern` is the token. The part of the pattern after the group must
-    follow the token, and stays in the text for the next rule. `rewrite` returns the token as it is written.
+    `name` describes the rule. Group 1 of `pattern` is the token. The part of the pattern after the group must
+    follow the token, and stays in the text for the next rule. `rewrite` returns the final form of the token.
     """
 
     name: str
@@ -32,37 +32,37 @@ class Rule(NamedTuple):
 
 
 def keep(token: str) -> str:
-    """The token, unchanged."""
+    """Return the token, unchanged."""
     return token
 
 
 def drop(_: str) -> str:
-    """Nothing: the token is dropped."""
+    """Return an empty text: the token is dropped."""
     return ""
 
 
 def straight(token: str) -> str:
-    """The token with an ASCII apostrophe."""
+    """Return the token with an ASCII apostrophe."""
     return token.replace("&apos;", "'").replace("’", "'").replace("‘", "`")
 
 
 def plain(token: str) -> str:
-    """The token without soft hyphens, which only mark where a word may be broken."""
+    """Return the token without soft hyphens, which only mark possible line breaks."""
     return token.replace("\u00ad", "")
 
 
 def bracketed(token: str) -> str:
-    """The token with its round brackets spelled out. Other brackets, as in a smiley, stay."""
+    """Return the token with its round brackets spelled out. Other brackets, as in emoticons, stay."""
     return token.replace("(", BRACKETS["("]).replace(")", BRACKETS[")"])
 
 
 def _unbroken(token: str) -> str:
-    """The token with unbreakable spaces instead of spaces, and with its round brackets spelled out."""
+    """Return the token with no-break spaces instead of spaces, and with its round brackets spelled out."""
     return bracketed(token).replace(" ", "\u00a0")
 
 
 def mapped(table: dict[str, str]) -> Rewrite:
-    """A rewrite that looks a token up in a table. A token that is not in the table stays unchanged."""
+    """Return a rewrite that looks a token up in a table. A token that is not in the table stays unchanged."""
     return lambda token: table.get(token.lower(), token)
 
 
@@ -94,7 +94,7 @@ SYMBOLS = "¥ § © ® ° ± ´ ¶ · ¿ × ÷ „ † ‡ • ′ ″ ‚ ‟ �
 
 
 def _any_of(words: str) -> str:
-    """A pattern that matches any of the words, the longest first."""
+    """Return a pattern that matches any of the words, the longest first."""
     return "|".join(word.replace(".", "[.]") for word in sorted(words.split(), key=len, reverse=True))
 
 
@@ -119,7 +119,7 @@ BEFORE_MARK = "[,;:]"
 
 
 def words() -> Iterator[Draft]:
-    """Rules for words, the parts of contractions, and words that keep an apostrophe."""
+    """Yield the rules for words, the parts of contractions, and words that keep an apostrophe."""
     yield "programming language", r"(c\+\+|[cf]#)", keep
     for first, second in (pair.split("-") for pair in TWO_WORDS.split()):
         yield f"{first} {second}", f"({first}){second}", keep
@@ -137,7 +137,7 @@ def words() -> Iterator[Draft]:
 
 
 def abbreviations() -> Iterator[Draft]:
-    """Rules for abbreviations, whose dot is part of the token."""
+    """Yield the rules for abbreviations, whose dot is part of the token."""
     before_words = f"{MONTHS_AND_DAYS} {STATES} {COMPANIES}"
     states = f"(?-i:{_any_of(CAPITALIZED_STATES)})"
     yield "letter at the end of a sentence", f"([a-z])[.] +(?-i:{_any_of(SENTENCE_STARTS)})[ \n]", keep
@@ -149,7 +149,7 @@ def abbreviations() -> Iterator[Draft]:
 
 
 def _compounds() -> Iterator[Draft]:
-    """Rules for words joined by hyphens, slashes and ampersands."""
+    """Yield the rules for words joined by hyphens, slashes and ampersands."""
     part = "[a-z0-9]+(?:-[a-z]+){0,2}"
     yield "words with slashes", rf"({part}(?:\\?/{part}){{1,2}})", keep
     yield "words with hyphens", "([a-z0-9][a-z0-9.,]*(?:-(?:[a-z](?:[.][a-z])+[.]|[a-z0-9]+))+)", keep
@@ -165,7 +165,7 @@ GAP = "[- ]"
 
 
 def addresses() -> Iterator[Draft]:
-    """Rules for tags, web and mail addresses, user names and hashtags."""
+    """Yield the rules for tags, web and mail addresses, user names and hashtags."""
     attribute = ' [a-z]+(?:="[^"]*")?'
     yield "tag", f"(<(?:[!?][^>]*|[a-z]+(?:{attribute})*|/[a-z]+)>)", _unbroken
     yield "web address", "(https?://[^ ()\n]+[^ .,!?)\n])", keep
@@ -176,7 +176,7 @@ def addresses() -> Iterator[Draft]:
 
 
 def numbers() -> Iterator[Draft]:
-    """Rules for numbers and times, fractions, and telephone numbers."""
+    """Yield the rules for numbers and times, fractions, and telephone numbers."""
     joint = r"[.:,]\d+"
     yield "number", rf"([-+]?(?:\d+(?:{joint})*|(?:{joint})+))", keep
     yield "superscript", "([⁻]?[⁰¹²³⁴-⁹]+|[₀-₉]+)", keep
@@ -189,7 +189,7 @@ def numbers() -> Iterator[Draft]:
 
 
 def marks() -> Iterator[Draft]:
-    """Rules for all other marks."""
+    """Yield the rules for all other marks."""
     yield "entity that is dropped", "(&(?:nbsp|mdash|quot);)", drop
     yield "numbered entity", "(&#[0-9]+;)", keep
     yield "entity", f"({'|'.join(ENTITIES)})", mapped(ENTITIES)
@@ -212,19 +212,19 @@ def marks() -> Iterator[Draft]:
 # --- The tokenizer
 
 PUNCTUATION = frozenset(["'", ".", "?", "!", ",", ":", "-", "--"])
-"""Tokens that are not counted. Brackets are counted: the evaluation's list has -LRB-, but its tokens are -lrb-."""
+"""Tokens that are not counted. Brackets do count: the evaluation's list has -LRB-, but its tokens are -lrb-."""
 
 PLAIN = re.compile("([A-Za-z]+),?(?=[ \n])")
 """A word that can match only the rule for words."""
 CONTRACTED = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
 BREAKS = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029\U00010000-\U0010ffff]")
-"""Line breaks, and characters beyond the basic plane such as emoji, which the reference does not know. They become
+"""Line breaks, and characters beyond the basic plane such as emoji, which the reference does not support. They become
 spaces."""
 
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """All rules in their order."""
+    """Return all rules in their order."""
     parts = (words(), addresses(), numbers(), abbreviations(), marks(), _compounds())
     return tuple(
         Rule(name, re.compile(pattern, re.IGNORECASE), rewrite) for part in parts for name, pattern, rewrite in part
@@ -232,7 +232,7 @@ def rules() -> tuple[Rule, ...]:
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-case tokens of a caption, without punctuation."""
+    """Return the lower-case tokens of a caption, without punctuation."""
     text = BREAKS.sub(" ", caption).rstrip() + "\n"
     tokens = (token for written in _scan(text) for token in written.lower().split(" "))
     return [token for token in tokens if token and token not in PUNCTUATION]

@@ -1,4 +1,4 @@
-"""Retrieval over a whole split: the rank of the first right answer of each query, in blocks that fit into memory.
+"""Retrieval over a split: the rank of the first correct answer of each query, in blocks that fit into memory.
 
 Shapes: I images, C captions, E embedding width; B images of a block; N pairs, or N queries and M candidates; Q queries.
 """
@@ -14,24 +14,24 @@ from torch import Tensor
 def rank_of_first_hit(
     similarity: Float[Tensor, "N M"], relevant: Bool[Tensor, "N M"], tie: float = 0.0
 ) -> Int[Tensor, " N"]:
-    """For each query, the number of wrong candidates that rank before the best right one or tie with it.
+    """Count, for each query, the wrong candidates that rank before the best correct one or tie with it.
 
-    A candidate ties if it is at most `tie` below. A query may have several right answers: equal captions, or several
-    captions of one image. A tie counts against the right answer, so a collapsed model, which gives all candidates the
-    same similarity, scores zero.
+    A candidate ties if it is at most `tie` below. A query may have several correct answers: equal captions, or several
+    captions of one image. A tie counts against the correct answer, so a collapsed model, which assigns all candidates
+    the same similarity, scores zero.
     """
     best = similarity.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
-    # Not `similarity >= best`: that is false for NaN, so the right answers of a diverged model would rank first.
+    # Not `similarity >= best`: that is false for NaN, so the correct answers of a diverged model would rank first.
     return (~(similarity < best - tie) & ~relevant).sum(dim=1)
 
 
 RightAnswers = Literal["own", "equal"]
-"""own: the right answers are the image's own captions, as in the literature. equal: also captions with the same
+"""own: the correct answers are the image's own captions, as in the literature. equal: also captions with the same
 text."""
 
 SIMILARITIES_AT_ONCE = 2_000_000
 TIE = 1e-6
-"""Similarities that differ by less count as a tie. Rounding depends on the block, so it must not decide a rank."""
+"""Similarities that differ by less count as a tie. Rounding depends on the block, so it must not determine a rank."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class Gallery:
 
 
 class QueryRanks(NamedTuple):
-    """For each query: the number of wrong candidates before the first right one, and the number of right answers."""
+    """Number of wrong candidates before the first correct one, and number of correct answers, for each query."""
 
     rank: Int[Tensor, " Q"]
     num_right: Int[Tensor, " Q"]
     num_candidates: int
 
     def recall(self, k: int) -> float:
-        """The share of queries that have a right answer among their k best candidates."""
+        """Return the fraction of queries with a correct answer among their k best candidates."""
         return (self.rank < k).double().mean().item()
 
     def chance(self, k: int) -> float:
-        """The expected recall at k of a random order."""
+        """Return the expected recall at k of a random order."""
         wrong = self.num_candidates - self.num_right.double()
         missed = torch.ones_like(wrong)
         for drawn in range(min(k, self.num_candidates)):
@@ -64,12 +64,12 @@ class QueryRanks(NamedTuple):
         return (1 - missed).mean().item()
 
     def median(self) -> float:
-        """The median rank of the first right answer, counted from 1."""
+        """Return the median rank of the first correct answer, counted from 1."""
         return self.rank.double().quantile(0.5).item() + 1
 
 
 class Retrieval(NamedTuple):
-    """Ranks of both directions. `image_of`: the image of each text query."""
+    """Ranks in both directions. `image_of`: the image of each text query."""
 
     text_to_image: QueryRanks
     image_to_text: QueryRanks
@@ -82,7 +82,7 @@ def make_gallery(
     caption_ids: Int[Tensor, " N"],
     image_ids: Int[Tensor, " N"],
 ) -> Gallery:
-    """Make a gallery of pairs. If several pairs have the same image id, the image of the first pair is taken."""
+    """Build a gallery of pairs. If several pairs have the same image id, the image of the first pair is used."""
     first, image_of = first_rows(image_ids)
     return Gallery(image[first], text, image_of, caption_ids)
 
@@ -98,9 +98,10 @@ def first_rows(ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " I"], Int[Tensor, "
 
 
 def folds(gallery: Gallery, count: int) -> list[Gallery]:
-    """Cut the gallery into `count` parts with the same number of images (COCO's 1k protocol: 5,000 images in 5 folds).
+    """Split the gallery into `count` parts with the same number of images (COCO's 1k protocol: 5,000 images in 5
+    folds).
 
-    Images that are left over are dropped.
+    Remaining images are dropped.
     """
     size = len(gallery.image) // count
     assert size, f"{len(gallery.image)} images do not make {count} folds"
@@ -119,7 +120,10 @@ def folds(gallery: Gallery, count: int) -> list[Gallery]:
 
 
 def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
-    """The rank of the first right answer for every caption and every image. A tie counts against the right answer."""
+    """Return the rank of the first correct answer for every caption and every image.
+
+    A tie counts against the correct answer.
+    """
     _, captions = torch.unique(gallery.caption_ids, return_inverse=True)
     num_texts = len(gallery.text)
     step = max(1, SIMILARITIES_AT_ONCE // num_texts)
@@ -134,7 +138,7 @@ def retrieve(gallery: Gallery, right: RightAnswers) -> Retrieval:
         image_rank.append(rank_of_first_hit(similarity, relevant, TIE))
         image_right.append(relevant.sum(dim=1))
     text_rank = torch.zeros(num_texts, dtype=torch.long)
-    for block in blocks:  # a second pass, because the best right image of each text is known only now
+    for block in blocks:  # a second pass, because the best correct image of each text is known only now
         similarity, relevant = _block(gallery, captions, block, right)
         text_rank += (~(similarity < best - TIE) & ~relevant).sum(dim=0)
     return Retrieval(

@@ -1,4 +1,4 @@
-"""Losses and retrieval of a model on one split: first the results of each pair, then the numbers of the split.
+"""Losses and retrieval of a model on one split: first the results of each pair, then the metrics of the split.
 
 The temperature can be refitted to a validation split. A better temperature lowers the contrastive loss without better
 embeddings; if each model has its own refitted one, the remaining difference is in the embeddings.
@@ -35,7 +35,7 @@ MAX_LOG_PERPLEXITY = 700.0
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The embeddings of a whole split, with the ids of captions and images."""
+    """The embeddings of a complete split, with the ids of captions and images."""
 
     image: Float[Tensor, "N E"]
     text: Float[Tensor, "N E"]
@@ -43,7 +43,7 @@ class Embeddings:
     image_ids: Int[Tensor, " N"]
 
     def pairs(self, rows: Int[Tensor, " B"]) -> EmbeddedPairs:
-        """Some of the pairs, for the contrastive loss."""
+        """Return some of the pairs, for the contrastive loss."""
         return EmbeddedPairs(self.image[rows], self.text[rows], self.caption_ids[rows], self.image_ids[rows])
 
 
@@ -55,7 +55,7 @@ class Scaling(NamedTuple):
 
 
 def scaling_of(model: CoCa) -> Scaling:
-    """A model's scaling, on the CPU."""
+    """Return a model's scaling, on the CPU."""
     bias = None if model.logit_bias is None else at_least_fp32(model.logit_bias.detach()).cpu()
     return Scaling(at_least_fp32(model.logit_scale.detach()).cpu(), bias)
 
@@ -74,11 +74,11 @@ class PairResults:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The reported numbers of a split, always under these names.
+    """The reported metrics of a split, always under these names.
 
     `contrastive_loss` is the mean over batches of exactly `contrastive_batch_size` pairs. `perplexity` is the
-    exponential of `captioning_loss`, the loss per token. Recalls are shares of queries, and `chance` is the recall of a
-    random order of images. Captions with the same text are right answers for each other's images.
+    exponential of `captioning_loss`, the loss per token. Recalls are fractions of queries, and `chance` is the recall
+    of a random order of images. Captions with the same text are correct answers for each other's images.
     """
 
     num_pairs: int
@@ -94,12 +94,12 @@ class Evaluation:
 
     @property
     def mean_recall(self) -> float:
-        """The mean of all recalls of both directions."""
+        """The mean of all recalls in both directions."""
         recalls = [*self.text_to_image.values(), *self.image_to_text.values()]
         return sum(recalls) / len(recalls)
 
     def flat(self) -> dict[str, float]:
-        """All numbers under one level of names, such as `text_to_image/R@1`."""
+        """Return all metrics in one flat mapping, such as `text_to_image/R@1`."""
         return {
             f"{name}/{key}" if key else name: float(number)
             for name, value in asdict(self).items()
@@ -159,13 +159,13 @@ def pair_results(
     """Run a checkpoint's model on all pairs.
 
     Args:
-        checkpoint: the model. Its training mode is restored.
-        pairs: pairs with one caption each, from `every_caption`. That reads all captions, so a run calls it once, and
-            not at each validation.
-        batch_size: pairs at a time.
-        ranks: ranks that share the work.
-        num_workers: processes that read the pairs; 0: this one does.
-        warns: report captions that are longer than the context. A run does so at its first validation.
+        checkpoint: The model. Its training mode is restored.
+        pairs: Pairs with one caption each, from `every_caption`. That reads all captions, so a run calls it only once
+            instead of at each validation.
+        batch_size: Number of pairs per batch.
+        ranks: Ranks that share the work.
+        num_workers: Number of processes that read the pairs; 0: this process.
+        warns: Whether to report captions that are longer than the context, as a run does at its first validation.
     """
     dataset = as_dataset(checkpoint, pairs)
     share = ALL if ranks is None else Share(ranks.rank, ranks.size)
@@ -178,22 +178,22 @@ def pair_results(
 
 
 def gallery_of(results: PairResults) -> Gallery:
-    """A split as a gallery to search, with each image once."""
+    """Return a split as a gallery to search, with each image once."""
     e = results.embeddings
     return make_gallery(e.image, e.text, e.caption_ids, e.image_ids)
 
 
 def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
-    """The pairs as inputs of the checkpoint's model, without augmentation."""
+    """Return the pairs as inputs of the checkpoint's model, without augmentation."""
     context_length = checkpoint.config.text_decoder.context_length
     return PairDataset(source, checkpoint.tokenizer, checkpoint.preprocess, context_length)
 
 
 def require_pairs(source: PairSource, batch_size: int) -> None:
-    """Raise an error if a split has too few pairs for one contrastive batch. Each caption of an image is a pair.
+    """Check that a split has enough pairs for one contrastive batch. Each caption of an image is a pair.
 
     Raises:
-        UserError: it has too few pairs.
+        UserError: If the split has too few pairs.
     """
     if batch_size < 1:
         raise UserError(f"evaluation batch size {batch_size}: give 1 or more")
@@ -215,7 +215,7 @@ def aggregate(
     contrastive_batch_size: int,
     weights: LossWeights,
 ) -> Evaluation:
-    """Compute the numbers of a split from the results of its pairs."""
+    """Compute the metrics of a split from the results of its pairs."""
     embeddings = results.embeddings
     contrastive = split_contrastive_loss(embeddings, scaling, contrastive_batch_size)
     captioning = (results.nll.sum() / results.num_tokens.sum()).item()
@@ -239,28 +239,28 @@ def aggregate(
 
 
 def recalls(ranks: QueryRanks) -> dict[str, float]:
-    """R@1, R@5 and R@10."""
+    """Return R@1, R@5 and R@10."""
     return {f"R@{k}": ranks.recall(k) for k in RECALLS}
 
 
 def split_contrastive_loss(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> float:
-    """The mean contrastive loss over batches of exactly `batch_size` pairs, in a fixed random order.
+    """Return the mean contrastive loss over batches of exactly `batch_size` pairs, in a fixed random order.
 
-    Every pair counts. If the last batch is too short, it is filled up with pairs from the batch before.
+    Every pair counts. If the last batch is too short, it is filled with pairs from the previous batch.
     """
     losses = [loss.item() for loss in batch_contrastive_losses(embeddings, scaling, batch_size)]
     return sum(losses) / len(losses)
 
 
 def batch_contrastive_losses(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Iterator[Float[Tensor, ""]]:
-    """The contrastive loss of each batch, one by one. `split_contrastive_loss` is their mean."""
+    """Yield the contrastive loss of each batch, one by one. `split_contrastive_loss` is their mean."""
     for rows in contrastive_batches(len(embeddings.image), batch_size):
         pairs = embeddings.pairs(rows)
         yield contrastive_loss(pairs, pairs, *scaling)
 
 
 def contrastive_batches(num_pairs: int, batch_size: int) -> list[Int[Tensor, " B"]]:
-    """The batches for the contrastive loss: fixed, random, and of exactly `batch_size` pairs."""
+    """Return the batches for the contrastive loss: fixed, random, and of exactly `batch_size` pairs."""
     assert num_pairs >= batch_size, f"{num_pairs} pairs do not fill a batch of {batch_size}"
     order = torch.randperm(num_pairs, generator=torch.Generator().manual_seed(0))
     starts = [min(start, num_pairs - batch_size) for start in range(0, num_pairs, batch_size)]
@@ -273,22 +273,22 @@ MAX_ITERATIONS = 100
 
 
 def refit_scaling(embeddings: Embeddings, scaling: Scaling, batch_size: int) -> Scaling:
-    """The scale, and with a sigmoid loss the bias, for which the contrastive loss on a split is lowest.
+    """Return the scale, and with a sigmoid loss the bias, for which the contrastive loss on a split is lowest.
 
     The loss is convex in the inverse temperature and in the bias, so it has one minimum. The temperature has the same
     bound as in training.
 
     Args:
-        embeddings: of a validation split.
-        scaling: the model's own, where the search begins.
-        batch_size: pairs per contrastive batch.
+        embeddings: Embeddings of a validation split.
+        scaling: The model's own scaling, at which the search begins.
+        batch_size: Pairs per contrastive batch.
     """
     in_double = replace(embeddings, image=embeddings.image.double(), text=embeddings.text.double())
     scale = scaling.logit_scale.double().clone()
     bias = None if scaling.logit_bias is None else scaling.logit_bias.double().clone()
     _fit(in_double, Scaling(scale, bias), [scale] if bias is None else [scale, bias], batch_size)
     bounded = scale.clamp(0.0, MAX_LOGIT_SCALE)
-    if bias is not None and bounded != scale:  # the bias was fitted to another scale
+    if bias is not None and bounded != scale:  # the bias was fitted for another scale
         _fit(in_double, Scaling(bounded, bias), [bias], batch_size)
     dtype = scaling.logit_scale.dtype
     return Scaling(bounded.to(dtype), None if bias is None else bias.to(dtype))

@@ -1,6 +1,6 @@
 """A text table that compares two models split by split: losses with their change, and R@1.
 
-It needs no plotting library: `grr-coca evaluate --compare` prints it too.
+It needs no plotting library: `grr-coca evaluate --compare` also prints it.
 """
 
 import math
@@ -25,17 +25,17 @@ class Row:
     baseline: dict[str, float]
 
     def change(self, loss: str) -> float:
-        """Relative change over the baseline; below zero, the model is better. NaN if the baseline is 0."""
+        """Return the relative change from the baseline; below zero, the model is better. NaN if the baseline is 0."""
         return self.model[loss] / self.baseline[loss] - 1 if self.baseline[loss] else math.nan
 
 
 def row(name: str, model: Metrics, baseline: Metrics) -> Row:
-    """The row of a split, from metrics by their keys in a ledger."""
+    """Return the row of a split, from metrics by their keys in a ledger."""
     return Row(name, _metrics(model), _metrics(baseline))
 
 
 def row_metrics(evaluation: "Evaluation") -> dict[str, float]:
-    """The finite metrics of a split, named as in a ledger: `R@1` for `text_to_image/R@1`."""
+    """Return the finite metrics of a split, named as in a ledger: `R@1` for `text_to_image/R@1`."""
     numbers = {name.removeprefix("text_to_image/"): value for name, value in evaluation.flat().items()}
     return {
         name: value for name, value in numbers.items() if not name.startswith("median_rank") and math.isfinite(value)
@@ -43,7 +43,7 @@ def row_metrics(evaluation: "Evaluation") -> dict[str, float]:
 
 
 def average_row(name: str, rows: Sequence[Row]) -> Row:
-    """The unweighted mean of each metric over rows."""
+    """Return the unweighted mean of each metric over rows."""
     model, baseline = (
         {metric: sum(side[metric] for side in sides) / len(rows) for metric in sides[0]}
         for sides in ([row.model for row in rows], [row.baseline for row in rows])
@@ -52,17 +52,17 @@ def average_row(name: str, rows: Sequence[Row]) -> Row:
 
 
 def short_names(names: tuple[str, str]) -> tuple[str, str]:
-    """Preset names, shortened for the heads of columns."""
+    """Return preset names, shortened for the heads of columns."""
     return names[0].removesuffix("_coca"), names[1].removesuffix("_coca")
 
 
 def format_table(rows: Sequence[Row], names: tuple[str, str], unlike: Collection[str] = ()) -> str:
-    """The table as text: for each loss both models and the change, then R@1 (text to image) with chance.
+    """Return the table as text: for each loss both models and the change, then R@1 (text to image) with chance.
 
     Args:
-        rows: the splits.
-        names: names of both models.
-        unlike: losses that cannot be compared, of which no change is shown.
+        rows: The splits.
+        names: Names of both models.
+        unlike: Losses that cannot be compared, whose change is not shown.
     """
     titles = ["", "contrastive loss", "perplexity", "CoCa loss", "R@1 text to image"]
     heads = [["split"], *[[*short_names(names), "change"] for _ in LOSSES], [*short_names(names), "chance"]]

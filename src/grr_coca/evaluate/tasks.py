@@ -26,8 +26,9 @@ from grr_coca.model.checkpoint import Checkpoint
 class Report:
     """The numbers of one task on one split.
 
-    `depends_on`: settings that must be equal to compare these numbers with others. `plain`: numbers without an
-    interval.
+    Attributes:
+        depends_on: Settings that must be equal for a comparison with other numbers.
+        plain: Numbers without an interval.
     """
 
     task: str
@@ -40,7 +41,7 @@ def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, b
     """Embed a split as a gallery to search.
 
     Raises:
-        UserError: the split is empty, or a pair is broken.
+        UserError: If the split is empty, or a pair is invalid.
     """
     if not len(source):
         raise UserError("an empty split: there is nothing to search")
@@ -52,10 +53,12 @@ def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, b
 def measure_retrieval(
     checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int, num_folds: int, right: RightAnswers
 ) -> Report:
-    """Recall in both directions. Each fold is searched separately; the metrics are over the queries of all folds.
+    """Return recall in both directions.
+
+    Each fold is searched separately; the metrics are over the queries of all folds.
 
     Raises:
-        UserError: there are fewer images than folds, or a pair is broken.
+        UserError: If there are fewer images than folds, or a pair is invalid.
     """
     gallery = split_gallery(checkpoint, source, batch_size)
     if not 1 <= num_folds <= len(gallery.image):
@@ -82,7 +85,7 @@ def measure_retrieval(
 
 
 def measure_captions(captioned: CaptionedSplit) -> Report:
-    """CIDEr, CIDEr-D, BLEU and ROUGE-L of captions."""
+    """Return CIDEr, CIDEr-D, BLEU and ROUGE-L of captions."""
     return Report(
         task="captioning",
         depends_on={
@@ -99,7 +102,7 @@ def measure_captions(captioned: CaptionedSplit) -> Report:
 def measure_zeroshot(
     checkpoint: Checkpoint | ImageTextModel, images: LabelledImages, templates: Sequence[str], batch_size: int
 ) -> Report:
-    """Zero-shot accuracy: how often the nearest class name is the right one."""
+    """Return the zero-shot accuracy: how often the nearest class name is the correct one."""
     if isinstance(checkpoint, Checkpoint):
         classifier = classifier_of(checkpoint, images.class_names, templates)
         embeddings = embed_labelled(checkpoint, images, batch_size)
@@ -122,10 +125,10 @@ def measure_probe(
     batch_size: int,
     options: AttentionProbeOptions,
 ) -> Report:
-    """Accuracy of a linear probe on image embeddings and of an attention-pool probe on patch tokens.
+    """Return the accuracy of a linear probe on image embeddings and of an attention-pool probe on patch tokens.
 
     Raises:
-        UserError: scikit-learn is not installed, or the training images are too few.
+        UserError: If scikit-learn is not installed, or there are too few training images.
     """
     targets, expected = np.array(train.targets), np.array(test.targets)
     features = [embed_labelled(checkpoint, images, batch_size).numpy() for images in (train, test)]
@@ -157,7 +160,7 @@ def measure_probe(
 
 
 def intervals(measures: Mapping[str, Measure]) -> dict[str, Interval]:
-    """Each metric with its interval."""
+    """Return each metric with its interval."""
     return {name: measure.interval() for name, measure in measures.items()}
 
 
@@ -179,5 +182,5 @@ def _joined_ranks(ranks: Sequence[QueryRanks]) -> QueryRanks:
 
 
 def _chance(ranks: Sequence[QueryRanks], k: int) -> float:
-    """The expected recall at k of a random order within each fold, over all queries."""
+    """Return the expected recall at k of a random order within each fold, over all queries."""
     return sum(len(each.rank) * each.chance(k) for each in ranks) / sum(len(each.rank) for each in ranks)

@@ -24,14 +24,14 @@ TEXTS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Classification:
-    """For every image: its right class, and the number of wrong classes that are at least as near to the image."""
+    """The correct class of every image, and the number of wrong classes that are at least as near to the image."""
 
     rank: Int[Tensor, " N"]
     target: Int[Tensor, " N"]
     num_classes: int
 
     def measures(self) -> dict[str, Measure]:
-        """Accuracies by name. In `mean_per_class`, every class that occurs has the same weight."""
+        """Return the accuracies by name. In `mean_per_class`, every class that occurs has the same weight."""
         right = (self.rank < 1).double()
         hits = {f"top-{k}": Measure.mean((self.rank < k).double().numpy()) for k in (1, 5) if k < self.num_classes}
         share = F.one_hot(self.target, self.num_classes).double()
@@ -40,10 +40,10 @@ class Classification:
 
 
 def classifier_of(checkpoint: Checkpoint, class_names: Sequence[str], templates: Sequence[str]) -> ZeroShotClassifier:
-    """The classifier of a checkpoint for classes; see `make_classifier`.
+    """Return the classifier of a checkpoint for classes; see `make_classifier`.
 
     Raises:
-        UserError: names are repeated or too few, or a template has no `{}`.
+        UserError: If names are repeated or too few, or a template has no `{}`.
     """
     return make_classifier(lambda texts: embed_texts(checkpoint, texts).numpy(), class_names, templates)
 
@@ -51,7 +51,10 @@ def classifier_of(checkpoint: Checkpoint, class_names: Sequence[str], templates:
 def classify_labelled(
     classifier: ZeroShotClassifier, images: Float[Tensor, "N E"], targets: Sequence[int]
 ) -> Classification:
-    """Classify embedded images. `targets`: the right class of each, by index. A tie counts against the right class."""
+    """Classify embedded images.
+
+    `targets`: the index of the correct class of each image. A tie counts against the correct class.
+    """
     target, num_classes = torch.tensor(targets), len(classifier.class_names)
     similarity = images @ torch.from_numpy(classifier.embedding).to(images.dtype).T
     rank = rank_of_first_hit(similarity, F.one_hot(target, num_classes).bool())
@@ -60,7 +63,7 @@ def classify_labelled(
 
 @torch.inference_mode()
 def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Float[Tensor, "N E"]:
-    """The embeddings of texts, on the CPU."""
+    """Return the embeddings of texts, on the CPU."""
     parts = []
     with evaluating(checkpoint.model):
         for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -71,7 +74,7 @@ def embed_texts(checkpoint: Checkpoint, texts: Sequence[str]) -> Float[Tensor, "
 
 @torch.inference_mode()
 def embed_labelled(checkpoint: Checkpoint, images: LabelledImages, batch_size: int) -> Float[Tensor, "N E"]:
-    """The embeddings of images, on the CPU."""
+    """Return the embeddings of images, on the CPU."""
     model = checkpoint.model
     with evaluating(model):
         batches = images.batches(checkpoint, batch_size)

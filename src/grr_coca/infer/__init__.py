@@ -1,4 +1,4 @@
-"""What `grr_coca.load` returns: a model that captions, embeds, classifies and compares images."""
+"""The result of `grr_coca.load`: a model that captions, embeds, classifies and compares images."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ __all__ = ["Description", "ImageInput", "ImageTextModel", "ImagesInput", "LabelP
 
 
 def __getattr__(name: str) -> object:
-    """A name of `__all__`, imported when it is first used: all of them need NumPy and Pillow."""
+    """Return a name of `__all__`, imported when it is first used: all of them need NumPy and Pillow."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "grr_coca.data.image_forms" if name in ("ImageInput", "ImagesInput") else f"{__name__}.image_text_model"

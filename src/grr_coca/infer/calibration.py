@@ -1,19 +1,19 @@
-"""What a model knows of its own answers: how likely a caption is right, and whether an image is unlike the training.
+"""Calibration of a model: how likely a caption is right, and whether an image is unlike the training images.
 
-The numbers were fitted for one model by `scripts/fit_confidence.py` and lie beside its weights, in `confidence.json`. A
-model without this file cannot tell.
+The parameters were fitted for one model by `scripts/fit_confidence.py` and are stored with its weights, in
+`confidence.json`. A model without this file has no confidence and no familiarity.
 
 - *Confidence* is a logistic curve over the log-probability of the caption. It was fitted on images of design families
   that training never saw.
-- An image is *unfamiliar* if statistics of its pixels lie far from those of the training images (Mahalanobis distance).
-  The limit was set on drawings that training never saw. No photograph took part in this fit.
-- It is also unfamiliar if it looks like a photograph, whole or cut out, for models with `photographs.json`, which
-  `scripts/fit_photographs.py` fitted. What is flat inside is then familiar at any distance: drawings that fill their
-  frame are far from others. A photograph that was cut out has the border of a drawing. The inside distinguishes them:
-  photographs are rough nearly everywhere, their edges run in all directions, and their colours vary separately from
-  their brightness. Glossy drawings are smooth between their edges, and a shade changes all channels together.
+- An image is *unfamiliar* if its pixel statistics are far from those of the training images (Mahalanobis distance).
+  The limit was set on drawings held out from training, without photographs.
+- It is also unfamiliar if it looks like a photograph, complete or cut out, for models with `photographs.json`, which
+  `scripts/fit_photographs.py` fitted. An image with a flat interior is then familiar at any distance, because drawings
+  that fill their frame are far from others. A photograph that was cut out has the border of a drawing, so its interior
+  decides: photographs are rough nearly everywhere, their edges run in all directions, and their colours vary
+  separately from their brightness. Glossy drawings are smooth between their edges, and a shade changes all channels.
 
-Shapes: B images, S image size in pixels, s = S - 2, N images that are judged, F statistics or numbers of the inside.
+Shapes: B images, S image size in pixels, s = S - 2, N classified images, F statistics or interior features.
 """
 
 import math
@@ -32,11 +32,12 @@ from grr_coca.model.checkpoint_files import CONFIDENCE, PHOTOGRAPHS
 
 
 class Certainty(NamedTuple):
-    """How sure a model is of its caption of an image; None: it cannot tell.
+    """The confidence of a model in its caption of an image; None: unknown.
 
-    `confidence`: the probability that the caption is exactly right. It is None also for an unfamiliar image, for a
-    caption that follows a prompt, and for one that `max_length` cut off. `unfamiliar`: True if the image is unlike
-    those that the model was trained on.
+    Attributes:
+        confidence: The probability that the caption is exactly right. It is None also for an unfamiliar image, for a
+            caption that follows a prompt, and for one that `max_length` truncated.
+        unfamiliar: Whether the image is unlike those that the model was trained on.
     """
 
     confidence: float | None = None
@@ -48,11 +49,14 @@ UNKNOWN = Certainty()
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The numbers that were fitted for a model.
+    """Parameters that were fitted for a model.
 
-    `slope`, `offset`: of the logistic curve over log-probabilities. `mean`, `precision`: of the statistics of training
-    images, F and F F. `max_distance`: of a familiar image. `fitted_on`: the images of the fit, in words. `photographs`:
-    by which photographs are known; they have a file of their own.
+    Attributes:
+        slope, offset: Parameters of the logistic curve over log-probabilities.
+        mean, precision: Mean and inverse covariance of the statistics of training images, F and F F.
+        max_distance: Maximum distance of a familiar image.
+        fitted_on: The images of the fit, described in words.
+        photographs: Parameters of the photograph detector, stored in a separate file.
     """
 
     slope: float
@@ -68,17 +72,17 @@ class Calibration:
             raise UserError(f"'mean' and 'precision' are not those of {NUM_STATISTICS} statistics")
 
     def confidence(self, log_probs: Sequence[float]) -> float:
-        """The probability that a caption is exactly right, from the log-probabilities of its tokens."""
+        """Return the probability that a caption is exactly right, from the log-probabilities of its tokens."""
         logit = self.slope * math.fsum(log_probs) + self.offset
         return 1 / (1 + math.exp(-max(-500.0, min(logit, 500.0))))
 
     def distances(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
-        """The squared Mahalanobis distance of each image from the training images."""
+        """Return the squared Mahalanobis distance of each image from the training images."""
         away = statistics(pixels) - np.asarray(self.mean)
         return np.einsum("bf,fg,bg->b", away, np.asarray(self.precision), away)
 
     def are_unfamiliar(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> list[bool]:
-        """Whether each image is unlike the training images."""
+        """Return whether each image is unlike the training images."""
         is_far = self.distances(pixels) > self.max_distance
         if self.photographs is None:
             return is_far.tolist()
@@ -87,10 +91,10 @@ class Calibration:
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """The calibration of the model in a folder; None if it has none.
+    """Return the calibration of the model in a folder, or None if it has none.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: If a file is corrupt.
     """
     path = folder / CONFIDENCE
     if not path.exists():
@@ -102,18 +106,18 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 NUM_STATISTICS = 6
 _SAME, _NEAR = 4, 8
-"""Differences of colours, of 255, that count as none: between neighbours, and from the background."""
+"""Largest colour differences, of 255, that count as equal: between neighbours, and from the background."""
 _SHIFT = 4
-"""Bits of a channel that colours are rounded by before they are counted."""
+"""Bits of a channel by which colours are rounded before they are counted."""
 
 
 def statistics(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 6"]:
-    """Six numbers by which drawings differ from photographs, for each image.
+    """Return six numbers by which drawings differ from photographs, for each image.
 
     1. The share of neighbouring pixels of the same colour.
     2. The entropy of the colours.
-    3. The share of the border that has the background's colour, the median of the border.
-    4. The share of the image that has it.
+    3. The share of the border that has the background's colour, which is the median of the border.
+    4. The share of the image that has the background's colour.
     5. The logarithm of the mean difference between neighbours.
     6. The standard deviation of the border.
     """
@@ -149,7 +153,7 @@ def _difference(one: UInt8[np.ndarray, "*x"], other: UInt8[np.ndarray, "*x"]) ->
 def _is_near(
     planes: UInt8[np.ndarray, "B 3 *x"], colours: Float[np.ndarray, "B 3"], most: int
 ) -> Bool[np.ndarray, "B *x"]:
-    """Whether no channel differs from the colour of the image by more than `most`."""
+    """Return whether no channel differs from the colour of the image by more than `most`."""
     colours = colours.reshape(*colours.shape, *[1] * (planes.ndim - 2))
     low = np.ceil(np.maximum(colours - most, 0)).astype(np.uint8)
     high = np.floor(np.minimum(colours + most, 255)).astype(np.uint8)
@@ -157,7 +161,7 @@ def _is_near(
 
 
 def _share(flags: Bool[np.ndarray, "B *x"]) -> Float[np.ndarray, " B"]:
-    """The share of each image that is True."""
+    """Return the share of each image that is True."""
     return np.count_nonzero(flags, axis=tuple(range(1, flags.ndim))) / flags[0].size
 
 
@@ -173,14 +177,14 @@ def _entropies(planes: UInt8[np.ndarray, "B 3 S S"]) -> Float[np.ndarray, " B"]:
     return found
 
 
-# --- Photographs: statistics of what is inside a drawing's border
+# --- Photographs: statistics of the interior, inside a drawing's border
 
 _GROUND = 24
-"""Largest difference of a channel, of 255, from the ground."""
+"""Largest difference of a channel, of 255, from the background."""
 _MIN_INSIDE = 48
-"""Fewest pixels inside of a drawing by which it is judged."""
+"""Minimum number of interior pixels for a classification."""
 _FLAT, _MAX_FLAT = 3, 0.9
-"""A pixel is flat if its Laplacian is this at most. With a larger share of flat pixels, the inside is flat."""
+"""A pixel is flat if its Laplacian is at most this. With a larger share of flat pixels, the interior is flat."""
 
 _LAPLACIANS = (3, 8, 20, 40, 80)
 _STRAYS = ((0, 1, 3, 6, 12, 24), (1, 4, 10), (1, 4, 10))
@@ -194,9 +198,12 @@ NUM_INSIDE = 1 + len(_LAPLACIANS) + sum(len(limits) + _NUM_BOTH + 2 for limits i
 
 @dataclass(frozen=True, kw_only=True)
 class Photographs:
-    """The fitted numbers: an image with a score above 0 looks like a photograph.
+    """Fitted parameters. An image with a score above 0 looks like a photograph.
 
-    `weights`: F. `offset`: added to the weighted sum. `fitted_on`: the images of the fit, in words.
+    Attributes:
+        weights: Weights of the interior features, F.
+        offset: Added to the weighted sum.
+        fitted_on: The images of the fit, in words.
     """
 
     weights: tuple[float, ...]
@@ -208,8 +215,9 @@ class Photographs:
             raise UserError(f"'weights' has {len(self.weights)} numbers, not {NUM_INSIDE}")
 
     def scores(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
-        """How much each image looks like a photograph. Minus infinity: its inside is flat, so it is drawn. NaN: next
-        to nothing is inside, which tells nothing.
+        """Return how strongly each image resembles a photograph.
+
+        Minus infinity: the interior is flat, as in drawings. NaN: the interior is too small for a score.
         """
         inside = look_inside(pixels)
         found = np.where(inside.is_flat, -math.inf, math.nan)
@@ -218,17 +226,17 @@ class Photographs:
 
 
 def read_photographs(folder: Path) -> Photographs | None:
-    """The numbers of the model in a folder; None if it has none.
+    """Return the parameters of the model in a folder, or None if it has none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: If the file is corrupt.
     """
     path = folder / PHOTOGRAPHS
     return from_dict(Photographs, read_json(path), str(path)) if path.exists() else None
 
 
 class Inside(NamedTuple):
-    """What lies inside of images. `is_flat`, `is_judged`: B, not both; `numbers`: N F, of those that are judged."""
+    """Interiors of images. `is_flat`, `is_judged`: B, never both; `numbers`: N F, features of the judged images."""
 
     is_flat: Bool[np.ndarray, " B"]
     is_judged: Bool[np.ndarray, " B"]
@@ -236,10 +244,12 @@ class Inside(NamedTuple):
 
 
 def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> Inside:
-    """The numbers of the inside of each image: of the pixels that are more than two pixels away from the ground, which
-    has the median colour of the border. Images with next to nothing inside, or with a flat inside, are not judged.
+    """Return the interior features of each image.
 
-    1. Laplacians, the largest of the channels: mean logarithm, and shares up to `_LAPLACIANS`.
+    The interior has the pixels that are more than two pixels away from the background, which has the median colour of
+    the border. Images with a tiny or a flat interior are not judged.
+
+    1. Laplacians, the maximum over channels: mean logarithm, and shares up to `_LAPLACIANS`.
     2. For brightness and two differences of channels: by how much a pixel is above or below both of its neighbours in a
        row, and in a column (0 on slopes and straight edges). Shares up to `_STRAYS` of the larger and of the smaller of
        the two, their sum by that of the slopes, and their mean logarithm.
@@ -279,23 +289,25 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> Inside:
 
 
 class _Area:
-    """The inside of some images, P pixels of all N."""
+    """The interior pixels of N images, P in total."""
 
     def __init__(self, is_inside: Bool[np.ndarray, "N s s"], counts: Int[np.ndarray, " N"]) -> None:
         self._places, self._starts, self._counts = np.flatnonzero(is_inside), np.cumsum(counts) - counts, counts
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """The values of pixels inside, P, of those of all pixels, N s s."""
+        """Return the values at interior pixels, P, from those of all pixels, N s s."""
         return values.ravel()[self._places]
 
     def mean(self, values: np.ndarray) -> Float[np.ndarray, " N"]:
-        """The mean of values, P, over the pixels of each image."""
+        """Return the mean of values, P, over the pixels of each image."""
         return np.add.reduceat(values, self._starts, dtype=np.float64) / self._counts
 
 
 def _is_inside(planes: UInt8[np.ndarray, "B 3 S S"]) -> Bool[np.ndarray, "B s s"]:
-    """Whether no pixel of the five by five around it has the colour of the ground. What is beyond the image is no
-    ground."""
+    """Return whether no pixel in the surrounding 5 × 5 has the background colour.
+
+    Pixels beyond the edge of the image do not count as background.
+    """
     ground = np.floor(np.median(_border(planes), axis=2))
     is_drawn = np.pad(~_is_near(planes, ground, _GROUND), ((0, 0), (2, 2), (2, 2)), constant_values=True)
     rows = is_drawn[:, 1:-5] & is_drawn[:, 2:-4] & is_drawn[:, 3:-3] & is_drawn[:, 4:-2] & is_drawn[:, 5:-1]
@@ -308,7 +320,7 @@ def _laplacian(planes: Int[np.ndarray, "*b S S"]) -> Int[np.ndarray, "*b s s"]:
 
 
 def _neighbours(planes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """All pixels but the outermost; those to the left, to the right, above and below of them."""
+    """Return all pixels but the outermost, and their left, right, upper and lower neighbours."""
     inner, before, after = slice(1, -1), slice(None, -2), slice(2, None)
     parts = ((inner, inner), (inner, before), (inner, after), (before, inner), (after, inner))
     return tuple(planes[..., rows, columns] for rows, columns in parts)
@@ -330,7 +342,7 @@ def _strays(plane: Int[np.ndarray, "N S S"], limits: tuple[int, ...], area: _Are
 
 
 def _middle(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> np.ndarray:
-    """The median of three."""
+    """Return the median of three values."""
     return np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))
 
 
@@ -352,7 +364,7 @@ def _coherence(brightness: Float[np.ndarray, "N S S"], area: _Area) -> list[np.n
 
 
 def _of_three_by_three(values: Float[np.ndarray, "N s s"]) -> Float[np.ndarray, "N s s"]:
-    """The sums over the three by three pixels around each; 0 beyond."""
+    """Return the sums over the three by three pixels around each pixel; 0 beyond the edge."""
     padded = np.pad(values, ((0, 0), (1, 1), (1, 1)))
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     return rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]

@@ -8,7 +8,7 @@ from grr_coca.common.files import read_lines
 
 PLACE = "{}"
 NAME_ALONE = (PLACE,)
-"""The template for a model whose captions are names of classes."""
+"""The template for a model whose captions are class names."""
 TEMPLATES = (
     "{}",
     "a picture of a {}.",
@@ -25,17 +25,17 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """Read names of classes, one per line.
 
     Raises:
-        UserError: the file cannot be read, or `check_class_names` refuses the names.
+        UserError: If the file cannot be read, or `check_class_names` rejects the names.
     """
     return check_class_names(list(read_lines(path).values()), str(path))
 
 
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Raise an error unless there are two or more classes with different names.
+    """Check that there are two or more classes with different names.
 
     Raises:
-        UserError: there are fewer than two names, an empty name, one that UTF-8 cannot hold, or two names that differ
-            only in case and spaces.
+        UserError: If there are fewer than two names, an empty name, a name that UTF-8 cannot encode, or two names that
+            differ only in case and spaces.
     """
     if isinstance(names, str):
         raise UserError(f"{where}: give a list of texts, not the one text '{names}'")
@@ -60,7 +60,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
     """Read templates, one per line.
 
     Raises:
-        UserError: the file cannot be read, or a template has no placeholder; the message names the line.
+        UserError: If the file cannot be read, or a template has no placeholder; the message names the line.
     """
     lines = read_lines(path)
     for number, template in lines.items():
@@ -69,10 +69,10 @@ def read_templates(path: Path) -> tuple[str, ...]:
 
 
 def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Put every name into every template: all sentences of the first name, then those of the second, and so on.
+    """Insert every name into every template: all sentences of the first name, then those of the second, and so on.
 
     Raises:
-        UserError: there is no template, or a template has no placeholder.
+        UserError: If no template is given, or a template has no placeholder.
     """
     if isinstance(templates, str):
         raise UserError(f"templates must be a list of texts, not the one text '{templates}'")
@@ -85,22 +85,22 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def filled_length(names: Sequence[str], templates: Sequence[str]) -> int:
-    """The number of characters of all sentences that `fill_templates` would make. It makes none."""
+    """Return the number of characters of all sentences that `fill_templates` would make. No sentence is made."""
     places = [template.count(PLACE) for template in templates]
     fixed = sum(map(len, templates)) - len(PLACE) * sum(places)
     return len(names) * fixed + sum(map(len, names)) * sum(places)
 
 
 def find_class(name: str, index: dict[str, int], where: str) -> int:
-    """The index of a class, by its name.
+    """Return the index of a class by its name.
 
     Args:
-        name: the name of a class.
-        index: the index of each class, by its name.
-        where: name of the image in messages.
+        name: The name of a class.
+        index: The index of each class, by its name.
+        where: Name of the image in messages.
 
     Raises:
-        UserError: there is no class with this name.
+        UserError: If no class has this name.
     """
     if name not in index:
         raise UserError(f"{where}: the label '{name}' is not one of the {len(index)} classes; {_hint(name, index)}")

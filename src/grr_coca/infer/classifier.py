@@ -19,14 +19,15 @@ EmbedTexts = Callable[[list[str]], np.ndarray]
 class ZeroShotClassifier:
     """Compares images with the names of classes. The model need not have been trained on these classes.
 
-    `embedding`: the unit-length embedding of each class.
+    Attributes:
+        embedding: The unit-length embedding of each class.
     """
 
     class_names: tuple[str, ...]
     embedding: Float[np.ndarray, "C E"]
 
     def probabilities(self, images: Float[np.ndarray, "N E"], scale: float) -> Float[np.ndarray, "N C"]:
-        """The softmax over classes of the cosines times `scale`, the model's inverse temperature."""
+        """Return the softmax over classes of the cosines times `scale`, the model's inverse temperature."""
         logits = scale * (images @ self.embedding.T)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shares / shares.sum(axis=1, keepdims=True)
@@ -36,12 +37,12 @@ def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Se
     """Build a classifier. The embedding of a class is the mean over templates, scaled to unit length again.
 
     Args:
-        embed: embeds sentences.
-        class_names: two or more, without repetition.
-        templates: sentences in which `{}` stands for the name of the class.
+        embed: Embeds sentences.
+        class_names: Two or more, without repetition.
+        templates: Sentences in which `{}` stands for the name of the class.
 
     Raises:
-        UserError: names are repeated or too few, or a template has no `{}`.
+        UserError: If names are repeated or too few, or a template has no `{}`.
     """
     names = check_class_names(class_names, "labels")
     embedded = embed(fill_templates(names, templates))

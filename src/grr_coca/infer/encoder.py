@@ -1,4 +1,4 @@
-"""Image encoders of others: pixels to tokens. Packages beside the core provide them by scheme, such as `timm:NAME`.
+"""External image encoders: pixels to tokens. Other packages provide them by scheme, such as `timm:NAME`.
 
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
@@ -19,13 +19,13 @@ UNKNOWN_LICENCE = "unknown"
 
 
 class ImageTokens(NamedTuple):
-    """Tokens of images, in fp32. `mask`: True for tokens that count."""
+    """Tokens of images, in fp32. `mask`: True for valid tokens."""
 
     tokens: Float[np.ndarray, "B N D"]
     mask: Bool[np.ndarray, "B N"]
 
     def mean(self) -> Float[np.ndarray, "B D"]:
-        """Return the mean of the tokens of each image that count."""
+        """Return the mean of the valid tokens of each image."""
         counts = np.maximum(self.mask.sum(axis=1, keepdims=True), 1)
         return (self.tokens * self.mask[..., None]).sum(axis=1) / counts.astype(np.float32)
 
@@ -35,7 +35,7 @@ class VisionEncoder(Protocol):
     """An image encoder whose weights are fixed. Several threads can use it at once.
 
     Attributes:
-        info: Description.
+        info: Description of the encoder.
     """
 
     info: EncoderInfo
@@ -44,7 +44,7 @@ class VisionEncoder(Protocol):
         """Encode images.
 
         Args:
-            pixels: From `info.preprocess`.
+            pixels: Images from `info.preprocess`.
         """
         ...
 
@@ -55,7 +55,7 @@ class VisionEncoder(Protocol):
             path: New file.
 
         Raises:
-            UserError: It cannot be written as one file, or a package is missing.
+            UserError: If it cannot be written as one file, or a package is missing.
         """
         ...
 
@@ -72,7 +72,7 @@ class EncoderOpener(Protocol):
             device: Where PyTorch computes it; None: CUDA, else Apple's MPS, else the CPU.
 
         Raises:
-            UserError: Unknown encoder, or it cannot be used.
+            UserError: If the encoder is unknown or cannot be used.
         """
         ...
 
@@ -85,7 +85,7 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
         device: Where PyTorch computes it; None: CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: Unknown encoder, a package is missing, or the encoder cannot be used.
+        UserError: If the encoder is unknown or cannot be used, or a package is missing.
     """
     scheme, colon, rest = name.partition(":")
     opener: EncoderOpener | None = plugins.named("grr_coca.encoders", scheme) if colon else None
@@ -98,14 +98,14 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
 
 
 def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
-    """Open the encoder that a description names.
+    """Open the encoder of a description.
 
     Args:
         info: Description.
         device: As in `open_encoder`.
 
     Raises:
-        UserError: It cannot be opened, or is another one now.
+        UserError: If the encoder cannot be opened, or has changed.
     """
     encoder = open_encoder(info.name, device)
     if info.preprocess.framing is not None:
@@ -116,7 +116,7 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
 
 
 def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
-    """Return an encoder for drawings that are framed first.
+    """Return an encoder that frames drawings first.
 
     Args:
         encoder: Encoder.

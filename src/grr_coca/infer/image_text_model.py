@@ -56,8 +56,10 @@ _Numbered = Sequence[tuple[int, ImageInput]]
 class Description:
     """Captions (best first) and the unit-length embedding of an image, from one forward pass.
 
-    `certainties`: what the model knows of each caption; see `grr_coca.infer.calibration`. `engine`: what computed them,
-    `onnx` or `torch`. `tags`: words for the image, the likeliest first, if they were asked for.
+    Attributes:
+        certainties: Confidence of each caption; see `grr_coca.infer.calibration`.
+        engine: Name of the engine, `onnx` or `torch`.
+        tags: Words for the image, the most likely first, if they were requested.
     """
 
     captions: list[Caption]
@@ -68,12 +70,12 @@ class Description:
 
     @property
     def confidence(self) -> float | None:
-        """The probability that the first caption is exactly right; None if the model cannot tell."""
+        """The probability that the first caption is exactly right; None if unknown."""
         return self.certainties[0].confidence if self.certainties else None
 
     @property
     def unfamiliar(self) -> bool | None:
-        """True if the image is unlike those that the model was trained on; None if the model cannot tell."""
+        """Whether the image is unlike those that the model was trained on; None if unknown."""
         return self.certainties[0].unfamiliar if self.certainties else None
 
 
@@ -88,9 +90,9 @@ class ImageTextModel:
     """Captions, embeds, classifies and compares images and texts.
 
     Images are paths, Pillow images, arrays (H W or H W C) or PyTorch tensors (C H W), of any size; see
-    `grr_coca.data.images`. One image or text gives one result, a list gives a list. Results are NumPy arrays.
-    Batches have `batch_size` items, or fewer if these do not fit into memory; a small model does one on each core. If
-    an image cannot be read, every method raises a `UserError` that names it.
+    `grr_coca.data.images`. One image or text yields one result, a list yields a list. Results are NumPy arrays.
+    Batches have `batch_size` items, or fewer if these do not fit into memory; a small model computes one on each core.
+    If an image cannot be read, every method raises a `UserError` that names it.
 
     `engine` computes the model: `engine.name` is `onnx` or `torch`. With PyTorch, `checkpoint` holds the model; after
     changes of its weights, call `refresh`.
@@ -103,7 +105,7 @@ class ImageTextModel:
             checkpoint: a `grr_coca.model.checkpoint.Checkpoint`, or for another engine than PyTorch all but the
                 weights.
             engine: None: PyTorch computes the model of the checkpoint.
-            folder: where the model was loaded from.
+            folder: Where the model was loaded from.
         """
         if engine is None:
             from grr_coca.infer.engine.torch import TorchEngine
@@ -121,7 +123,7 @@ class ImageTextModel:
         """The model in PyTorch.
 
         Raises:
-            UserError: another engine computes it.
+            UserError: If another engine computes the model.
         """
         if self.engine.name != "torch":
             raise UserError(
@@ -133,7 +135,7 @@ class ImageTextModel:
         """Use the current weights of `checkpoint.model`. Until this is called, results mix old and new weights."""
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
-        self.calibration = None  # it was of the old weights
+        self.calibration = None  # it was fitted for the old weights
         self._has_stored_weights = False
         self.__dict__.pop("tagger", None)
 
@@ -164,7 +166,7 @@ class ImageTextModel:
 
     @property
     def caution(self) -> str:
-        """Why embeddings may be unfit for search and zero-shot classification; empty if no reason is known."""
+        """Reason why embeddings may be unsuitable for search and zero-shot classification; empty if none is known."""
         return self._files.caution
 
     @cached_property
@@ -172,7 +174,7 @@ class ImageTextModel:
         """A hash that identifies the model's files. Models with different fingerprints have different embeddings.
 
         Raises:
-            UserError: the model was not loaded from a folder.
+            UserError: If the model was not loaded from a folder.
         """
         if self.folder is None:
             raise UserError("a model that was not loaded from a folder has no fingerprint; save it, and load it")
@@ -191,15 +193,15 @@ class ImageTextModel:
         """Caption images: one string for each image, or a list of strings if `num_captions` is above 1.
 
         Args:
-            images: one or many.
-            prompt: text that every caption begins with.
-            options: how to decode.
-            batch_size: maximum number of images per batch.
-            on_progress: called with the number of images done and the number of all images.
-            **changes: fields of `GenerationOptions` by name, such as `num_beams=4`.
+            images: One or many.
+            prompt: Text that every caption begins with.
+            options: How to decode.
+            batch_size: Maximum number of images per batch.
+            on_progress: Called with the number of images done and the number of all images.
+            **changes: Fields of `GenerationOptions` by name, such as `num_beams=4`.
 
         Raises:
-            UserError: an option does not exist, or options contradict each other.
+            UserError: If an option does not exist, or options contradict each other.
         """
         many, is_single = as_list(images)
         options = _with_changes(options, changes)
@@ -240,20 +242,20 @@ class ImageTextModel:
         keys: Sequence[object] | None = None,
         num_tags: int = 0,
     ) -> list[Description]:
-        """Describe a list of images. Returns a list with one description for each image.
+        """Describe a list of images. Return a list with one description for each image.
 
         Args:
-            images: any number of images.
-            prompt: text that every caption begins with.
-            options: how to decode.
-            batch_size: maximum number of images per batch.
-            on_progress: called with the number of images done and the number of all images.
+            images: Any number of images.
+            prompt: Text that every caption begins with.
+            options: How to decode.
+            batch_size: Maximum number of images per batch.
+            on_progress: Called with the number of images done and the number of all images.
             keys: a name for each image, which seeds its random numbers, so that sampled captions do not depend on the
                 other images of the call; None: its number in the call.
-            num_tags: also give each image so many words. Captions are then those of beam search.
+            num_tags: Also give each image this many words. Captions then come from beam search.
 
         Raises:
-            UserError: no tags were fitted for this model, or captions are sampled.
+            UserError: If this model has no tags, or captions are sampled.
         """
         if num_tags:  # errors, and the embeddings of words, come before the batches
             _ = self.tagger, with_beams(options)
@@ -301,14 +303,14 @@ class ImageTextModel:
             options: Options of decoding.
             keys: As in `describe_many`.
             num_tags: As in `describe_many`.
-            on_text: Called after each step of decoding with the new text of each caption. Options must be those of
+            on_text: Called after each step of decoding with the new text of each caption. Options must be valid for
                 `stream_captions`.
 
         Returns:
             A description of each image.
 
         Raises:
-            UserError: If no tags were fitted for this model, captions are sampled, or a number is NaN.
+            UserError: If this model has no tags, captions are sampled, or a number is NaN.
         """
         num_captions, options = options.num_captions, with_beams(options) if num_tags else options
         arguments = (pixels, options, prompt, keys)
@@ -334,16 +336,16 @@ class ImageTextModel:
         batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> tuple[Tag, ...] | list[tuple[Tag, ...]]:
-        """Words for images, each with the probability that people would give it: the likeliest distinct ones.
+        """Return the most likely distinct words for images, each with the probability that people would assign it.
 
         Args:
-            images: one or many.
-            num_tags: of words for each image.
-            batch_size: maximum number of images per batch.
-            on_progress: called with the number of images done and the number of all images.
+            images: One or many.
+            num_tags: Number of words for each image.
+            batch_size: Maximum number of images per batch.
+            on_progress: Called with the number of images done and the number of all images.
 
         Raises:
-            UserError: no tags were fitted for this model, or `num_tags` is out of range.
+            UserError: If this model has no tags, or `num_tags` is out of range.
         """
         many, is_single = as_list(images)
         if not 1 <= num_tags <= MAX_TAGS:
@@ -353,7 +355,7 @@ class ImageTextModel:
 
     @cached_property
     def has_tags(self) -> bool:
-        """True if words for images were fitted for this model."""
+        """Whether words for images were fitted for this model."""
         return self.folder is not None and (self.folder / TAGS).exists()
 
     @cached_property
@@ -361,7 +363,7 @@ class ImageTextModel:
         """What gives images words. If their embeddings are not stored with the weights, the model computes them once.
 
         Raises:
-            UserError: no words were fitted for this model.
+            UserError: If no words were fitted for this model.
         """
         numbers = None if self.folder is None else read_tag_numbers(self.folder)
         if numbers is None:
@@ -373,29 +375,29 @@ class ImageTextModel:
     def map_batches(
         self, batches: Iterable[Batch], work: Callable[[Batch], Done], take: Callable[[Done], None]
     ) -> None:
-        """Do some work with this model on each batch, and take each result, in order.
+        """Apply a function to each batch with this model, and pass on the results in order.
 
         Args:
-            batches: read as needed.
-            work: done in threads, on several batches at the same time if the model is small.
-            take: called in the calling thread.
+            batches: Batches, read as needed.
+            work: Function of a batch, called in threads, on several batches at the same time if the model is small.
+            take: Function of a result, called in the calling thread.
         """
         self._batches.map(batches, work, take)
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """The fitted numbers that give confidence and familiarity; None if none were fitted for this model."""
+        """Fitted parameters of confidence and familiarity; None if this model has none."""
         return None if self.folder is None else read_calibration(self.folder)
 
     def certainties(
         self, pixels: UInt8[np.ndarray, "B S S 3"], captions: Sequence[Sequence[Caption]], prompt: str = ""
     ) -> list[tuple[Certainty, ...]]:
-        """How sure the model is of each caption of some images.
+        """Return the confidence of each caption of some images.
 
         Args:
-            pixels: the images, as the engine takes them.
-            captions: of each image.
-            prompt: what they begin with. With one, the confidence is unknown: it was fitted without.
+            pixels: The images, as the engine takes them.
+            captions: Captions of each image.
+            prompt: Prompt of the captions. With a prompt, the confidence is unknown, as it was fitted without.
         """
         fitted = self.calibration
         if fitted is None:
@@ -411,7 +413,7 @@ class ImageTextModel:
         ]
 
     def are_unfamiliar(self, images: Sequence[ImageInput], *, batch_size: int = _BATCH_SIZE) -> list[bool | None]:
-        """Whether each image is unlike those that the model was trained on; None: unknown."""
+        """Return whether each image is unlike those that the model was trained on; None: unknown."""
         fitted = self.calibration
         if fitted is None:
             return [None] * len(images)
@@ -422,7 +424,7 @@ class ImageTextModel:
         return list(self._run("looking at images", images, batch_size, work, None))
 
     def warn_if_unfit(self) -> None:
-        """Warn once if the checkpoint says that its embeddings are unfit for search and labels."""
+        """Warn once if the checkpoint marks its embeddings as unsuitable for search and labels."""
         if self.caution and not self._has_warned:
             self._has_warned = True
             log.warning("%s", self.caution)
@@ -442,7 +444,7 @@ class ImageTextModel:
         """Embed texts: vectors of unit length. Shape M E, or E for a single text.
 
         Raises:
-            UserError: a text is empty.
+            UserError: If a text is empty.
         """
         self.warn_if_unfit()
         is_single = isinstance(texts, str)
@@ -454,7 +456,10 @@ class ImageTextModel:
     def similarity(
         self, images: ImagesInput, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE
     ) -> Float[np.ndarray, "N M"]:
-        """The cosine similarity of every image and every text. The shape is N M, also for a single image or text."""
+        """Return the cosine similarity of every image and every text.
+
+        The shape is N M, also for a single image or text.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
         image_rows = self.embed_images(as_list(images)[0], batch_size=batch_size)
         return image_rows @ self.embed_texts(texts, batch_size=batch_size).T
@@ -468,20 +473,20 @@ class ImageTextModel:
         batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> list[LabelProbability] | list[list[LabelProbability]]:
-        """Classify images with any labels (zero-shot): each label with its probability, the likeliest first.
+        """Classify images with any labels (zero-shot): each label with its probability, the most likely first.
 
         The embedding of a label is the mean over templates (CLIP, arXiv 2103.00020, section 3.1.4). The probabilities
         are the softmax of the cosines times the model's inverse temperature.
 
         Args:
-            images: one or many.
-            labels: two or more different labels.
-            templates: texts in which `{}` stands for the label, such as "a drawing of a {}".
-            batch_size: maximum number of images per batch.
-            on_progress: called with the number of images done and the number of all images.
+            images: One or many.
+            labels: Two or more different labels.
+            templates: Texts in which `{}` stands for the label, such as "a drawing of a {}".
+            batch_size: Maximum number of images per batch.
+            on_progress: Called with the number of images done and the number of all images.
 
         Raises:
-            UserError: labels are repeated or too few, or a template has no `{}`.
+            UserError: If labels are repeated or too few, or a template has no `{}`.
         """
         many, is_single = as_list(images)
         classifier = self.classifier(labels, templates)
@@ -489,17 +494,17 @@ class ImageTextModel:
         return ranked[0] if is_single else ranked
 
     def classifier(self, labels: Sequence[str], templates: Sequence[str] = NAME_ALONE) -> ZeroShotClassifier:
-        """The zero-shot classifier for these labels, for repeated calls of `rank_labels`.
+        """Return the zero-shot classifier for these labels, for repeated calls of `rank_labels`.
 
         Raises:
-            UserError: labels are repeated or too few, or a template has no `{}`.
+            UserError: If labels are repeated or too few, or a template has no `{}`.
         """
         return make_classifier(self.embed_texts, labels, templates)
 
     def rank_labels(
         self, classifier: ZeroShotClassifier, embeddings: Float[np.ndarray, "N E"]
     ) -> list[list[LabelProbability]]:
-        """All labels with their probabilities for each embedded image, the likeliest first."""
+        """Return all labels with their probabilities for each embedded image, the most likely first."""
         shares = classifier.probabilities(embeddings, self.engine.logit_scale)
         order = np.argsort(-shares, axis=1, kind="stable")
         names = classifier.class_names
@@ -509,11 +514,11 @@ class ImageTextModel:
         ]
 
     def picture_queries(self, vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
-        """Return queries for images that look like some images, from the embeddings of these."""
+        """Return queries for images similar to the given ones, from their embeddings."""
         return vectors
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 (an adapted model reads them)
-        """Return texts without any word of the captions that an adapted model was adapted to."""
+        """Return texts without any word from the captions of an adapted model."""
         return ()
 
     def _run(
@@ -524,8 +529,8 @@ class ImageTextModel:
         work: Callable[[_Numbered], Sequence[Done]],
         on_progress: OnProgress | None,
     ) -> list[Done]:
-        """The results of some work on images, in batches."""
-        # Else batches would share an image, and Pillow is not thread-safe.
+        """Return the results of a function of images, in batches."""
+        # Otherwise batches would share an image, and Pillow is not thread-safe.
         is_each_once = len(set(map(id, images))) == len(images)
         numbered = list(enumerate(images, 1))
         return self._batches.run(kind, numbered, batch_size, work, on_progress, in_threads=is_each_once)
@@ -538,7 +543,7 @@ class ImageTextModel:
         return list(require_numbers(self.engine.encode_texts(*rows)))
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
-        each = {id(image): (number, image) for number, image in images}  # once: Pillow is not thread-safe
+        each = {id(image): (number, image) for number, image in images}  # each once: Pillow is not thread-safe
         if len(each) == 1 or in_worker():  # starting a thread would take as long as an image
             rows = {identity: self._preprocess(image) for identity, image in each.items()}
         else:
@@ -571,7 +576,7 @@ def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
 def _finish(
     stream: Generator[list[str], None, GeneratedCaptions], on_text: Callable[[Sequence[str]], None]
 ) -> GeneratedCaptions:
-    """Run a generator of pieces of captions, pass them on, and return its result."""
+    """Run a generator of caption pieces, pass them on, and return its result."""
     while True:
         try:
             on_text(next(stream))
@@ -581,10 +586,10 @@ def _finish(
 
 
 def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> GenerationOptions:
-    """A copy of the options with some fields changed.
+    """Return a copy of the options with some fields changed.
 
     Raises:
-        UserError: a field does not exist; the message names the nearest.
+        UserError: If a field does not exist; the message names the nearest.
     """
     names = [field.name for field in fields(options)]
     for name in changes:

@@ -1,9 +1,9 @@
-"""From the name of a model to the model: its folder, what computes it, and `load`.
+"""Loading models by name: the folder, the engine, and `load`.
 
-A name is a folder, a shipped or published model, or one on the Hugging Face hub. ONNX Runtime computes a model that has
-graphs, on the CPU, if it was never behind PyTorch on a CPU for models of this width (`docs/deploy.md` has them), or if
-PyTorch is not installed. A GPU does not change that unless it is named: a small model gives the same results with and
-without one. PyTorch computes everything else. The rule is fixed: it measures nothing.
+A name is a folder, a bundled or published model, or one on the Hugging Face hub. ONNX Runtime computes a model that has
+graphs, on the CPU, if it was never slower than PyTorch on a CPU for models of this width (see `docs/deploy.md`), or if
+PyTorch is not installed. A GPU does not change that unless requested: a small model yields the same results with and
+without one. PyTorch computes all other models. The rule is fixed; nothing is measured at run time.
 """
 
 import logging
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelProvider(Protocol):
-    """Models that a package beside the core knows by name, registered in `grr_coca.models`."""
+    """Models that another package provides by name, registered in `grr_coca.models`."""
 
     @property
     def names(self) -> Collection[str]:
@@ -54,26 +54,26 @@ class ModelProvider(Protocol):
 
     @property
     def heading(self) -> str:
-        """A line above the models, where they are listed."""
+        """Heading of the models in lists."""
         ...
 
     def owns(self, name: str) -> bool:
-        """Return whether this is the name of one of its models, perhaps with `@revision`."""
+        """Return whether this is the name of one of its models, with or without `@revision`."""
         ...
 
     def locate(self, name: str) -> Path:
-        """Return the checkpoint folder of a model. It is fetched at first use.
+        """Return the checkpoint folder of a model. It is downloaded at first use.
 
         Raises:
-            UserError: It cannot be fetched, or is corrupt.
+            UserError: If the model cannot be downloaded, or is corrupt.
         """
         ...
 
     def listed(self, engine_of: Callable[[Path], str]) -> Mapping[str, tuple[Mapping[str, object], str]]:
-        """Describe the models by name: each as an object for JSON, and in lines of text. Nothing is fetched.
+        """Describe the models by name: each as an object for JSON, and in lines of text. Nothing is downloaded.
 
         Args:
-            engine_of: Name of the engine that computes the model of a folder here.
+            engine_of: Function from a folder to the name of the engine that computes its model here.
         """
         ...
 
@@ -82,14 +82,14 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
     """Load a model for use.
 
     Args:
-        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped model such as `icons`, or
+        name: a checkpoint or run folder, a folder of ONNX graphs, the name of a bundled model such as `icons`, or
             `owner/name` on the Hugging Face hub.
-        device: where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        device: Where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
         engine: `onnx`, `torch`, or `auto`; see `grr_coca.infer.load`.
 
     Raises:
-        UserError: there is no such model, a file is missing or damaged, there is no such device, or the engine cannot
-            compute this model here.
+        UserError: If the model does not exist, a file is missing or corrupt, the device does not exist, or the engine
+            cannot compute this model here.
     """
     wait_passively()
     folder = locate_checkpoint(name)
@@ -118,17 +118,18 @@ _HUB_NAME = re.compile(rf"(?P<id>{HUB_ID.pattern})(?:@(?P<revision>[\w][\w./-]*)
 
 
 def locate_checkpoint(named: str | Path) -> Path:
-    """The folder with the files of a checkpoint. No weights are loaded.
+    """Return the folder with the files of a checkpoint. No weights are loaded.
 
-    A folder with a checkpoint is preferred to a shipped or published model of the same name, with a warning. These are
-    preferred to models on the Hugging Face hub. A published model is fetched and imported at first use.
+    A folder with a checkpoint takes precedence over a bundled or published model of the same name, with a warning.
+    These are take precedence over models on the Hugging Face hub. A published model is downloaded and imported at first
+    use.
 
     Args:
-        named: a checkpoint or run folder, a folder of ONNX graphs, the name of a shipped or published model, or
+        named: a checkpoint or run folder, a folder of ONNX graphs, the name of a bundled or published model, or
             `owner/name` on the Hugging Face hub; the last two also with `@revision`.
 
     Raises:
-        UserError: there is no such checkpoint; the message says what is missing, or names the nearest.
+        UserError: If the checkpoint does not exist; the message names the missing file, or the nearest name.
     """
     path, name = Path(named), str(named)
     scheme, colon, _ = name.partition(":")
@@ -154,7 +155,7 @@ def locate_checkpoint(named: str | Path) -> Path:
 
 
 def is_on_hub(name: str) -> bool:
-    """True if `locate_checkpoint` would look for this name on the Hugging Face hub."""
+    """Return whether `locate_checkpoint` would look for this name on the Hugging Face hub."""
     is_known = shipped_folder(name) is not None or _provider_of(name) is not None
     return not is_known and not Path(name).exists() and _HUB_NAME.fullmatch(name) is not None
 
@@ -169,7 +170,7 @@ def _fetch(hub_id: str) -> Path:
     Only the files of a model are downloaded: safetensors, JSON and ONNX graphs, which cannot run code.
 
     Raises:
-        UserError: the repository cannot be downloaded.
+        UserError: If the repository cannot be downloaded.
     """
     require_extra("hub", f"{hub_id}: no such folder, and downloading it from the Hugging Face hub")
     from huggingface_hub import snapshot_download
@@ -195,27 +196,27 @@ def _holds_checkpoint(path: Path) -> bool:
 
 
 EngineChoice = Literal["auto", "onnx", "torch"]
-"""An engine, or the one that the rule chooses."""
+"""An engine, or `auto` for the one that the rule chooses."""
 ENGINE_TITLES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 MAX_ONNX_WIDTH = 128
-"""Widest transformer for which ONNX Runtime was never behind PyTorch on a CPU, at any batch size
+"""Largest transformer width at which ONNX Runtime was never slower than PyTorch on a CPU, at any batch size
 (`benchmarks/results/engines.json`)."""
 
 
 def choose_engine(
     folder: Path, config: CoCaConfig, engine: str = "auto", device: "str | torch.device | None" = None
 ) -> "EngineName":
-    """The engine that computes the model in a folder.
+    """Return the engine that computes the model in a folder.
 
     Args:
         folder: a checkpoint, with or without ONNX graphs, or a model in int8.
-        config: its config.
-        engine: an `EngineChoice`.
-        device: where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
+        config: Its config.
+        engine: An `EngineChoice`.
+        device: Where to run; None: the CPU for ONNX Runtime; for PyTorch CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: the engine does not exist, cannot compute this model, or does not run on this device, or PyTorch is
-            needed and not installed.
+        UserError: If the engine does not exist, cannot compute this model, does not run on this device, or PyTorch
+            is needed and not installed.
     """
     if engine not in get_args(EngineChoice):
         raise UserError(f"engine '{engine}' does not exist; {nearest(engine, get_args(EngineChoice))}")
@@ -236,12 +237,12 @@ def choose_engine(
 
 
 def choose_device(device: "str | torch.device | None") -> "torch.device":
-    """The named device of PyTorch. None: CUDA if available, else Apple's MPS, else the CPU.
+    """Return the named device of PyTorch. None: CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: If the device does not exist.
     """
-    import torch  # late: ONNX Runtime does without it
+    import torch  # late: ONNX Runtime does not need it
 
     if device is None:
         return torch.device(best_device())
@@ -256,7 +257,10 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
 
 
 def best_device() -> str:
-    """The best device of PyTorch. PyTorch is imported only if this machine may have a GPU: that takes seconds."""
+    """Return the best device of PyTorch.
+
+    PyTorch is imported only if this machine may have a GPU: that takes seconds.
+    """
     if not (sys.modules.get("torch") or _may_have_gpu()):
         return "cpu"
     import torch
@@ -267,7 +271,10 @@ def best_device() -> str:
 
 
 def _may_have_gpu() -> bool:
-    """False if no driver of a GPU that PyTorch can use is there. Drivers of CUDA and ROCm show as devices on Linux."""
+    """Return whether a driver of a GPU that PyTorch can use may exist.
+
+    CUDA and ROCm drivers are device files on Linux.
+    """
     if sys.platform == "linux":
         return any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg", "kfd"))
     return sys.platform != "darwin" or platform.machine() == "arm64"
@@ -278,7 +285,7 @@ def _onnx(folder: Path) -> "EngineName":
         raise UserError("onnxruntime is not installed, and comes with grr-coca; pip install onnxruntime")
     if not has_graphs(folder):
         raise UserError(f"{folder}: has no ONNX graphs; write them: grr-coca export onnx -c {folder} --out FOLDER")
-    # Those in int8 name the checkpoint that they were made from, which is not there.
+    # Graphs in int8 refer to their source checkpoint, which may be absent.
     if not is_quantized(folder) and read_json(folder / MANIFEST).get("checkpoint") != base_fingerprint(folder):
         raise UserError(
             f"{folder}: the ONNX graphs are those of another checkpoint; write them again: grr-coca export onnx "

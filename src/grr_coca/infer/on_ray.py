@@ -18,9 +18,9 @@ from grr_coca.common.extras import require_extra
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Machines = Literal["this", "ray"]
-"""Where work is done: on this machine, or on a Ray cluster."""
+"""Where to run: on this machine, or on a Ray cluster."""
 _MAX_BATCHES = 512
-"""Batches that are given to Ray at once; its lists would otherwise grow with the number of images."""
+"""Number of batches submitted to Ray at once; its lists would otherwise grow with the number of images."""
 
 
 def map_on_ray(
@@ -29,19 +29,20 @@ def map_on_ray(
     make_work: Callable[[], Callable[[Sequence[Item]], Sequence[Result]]],
     batch_size: int,
 ) -> Iterator[list[Result]]:
-    """Do work on all machines of a cluster, and yield the results batch by batch, in order.
+    """Run work on all machines of a cluster, and yield the results batch by batch, in order.
 
     Args:
-        items: the items to work on, read as needed.
-        name_of: the name of an item, which begins with a path; relative ones start at this process's folder.
-        make_work: called once in each worker, where it loads the model; returns the work on a batch.
-        batch_size: items per batch.
+        items: The items to work on, read as needed.
+        name_of: Function from an item to its name, which begins with a path; relative paths start at this process's
+            folder.
+        make_work: Called once in each worker to load the model; returns the function of a batch.
+        batch_size: Items per batch.
 
     Raises:
-        UserError: Ray is not installed, the cluster cannot be reached, or the work raised this error.
+        UserError: If Ray is not installed, the cluster cannot be reached, or the work raised this error.
     """
     require_extra("ray", "--on ray")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs each restart of a worker as an error
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise it logs each restart of a worker as an error
     import ray
     import ray.data  # after `ray`: sets the level of its log
 
@@ -80,9 +81,9 @@ def _wave(batches: list[list[Any]], name_of: Callable[[Any], str], make_work: Ca
 
 
 def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
-    """Number of workers of a cluster, and resources of each: a GPU if there are GPUs, else a core.
+    """Return the number of workers of a cluster, and the resources of each: a GPU if there are GPUs, else a core.
 
-    A worker sees only GPUs that it asked for.
+    A worker sees only GPUs that it requested.
     """
     if num_gpus := int(resources.get("GPU", 0)):
         return num_gpus, {"num_gpus": 1}
@@ -91,15 +92,19 @@ def workers_of(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
 
 @dataclass(frozen=True)
 class _Envelope:
-    """A list or an error in a wrapper, so that Ray Data passes it on unchanged. It would make a column of a list, and
-    its own error with a traceback of an error that is raised."""
+    """A list or an error in a wrapper, so that Ray Data passes it on unchanged.
+
+    Ray Data would turn a list into a column, and a raised error into its own error with a traceback.
+    """
 
     items: Any
 
 
 class _Worker:
-    """A process of the cluster. `folder`: where relative paths start. A machine that lacks it can still do work whose
-    paths are absolute."""
+    """A process of the cluster.
+
+    `folder`: where relative paths start. A machine without it can still do work with absolute paths.
+    """
 
     def __init__(
         self,
@@ -121,7 +126,7 @@ class _Worker:
             )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The results of one batch, or the user's mistake that prevents them."""
+        """Return the results of one batch, or the user's error that prevents them."""
         try:
             return {"results": _Envelope(self._results(row["batch"].items))}
         except UserError as error:

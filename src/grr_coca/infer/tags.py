@@ -1,8 +1,8 @@
-"""Several words for one picture, with probabilities: from likely captions, and from words of captions of training.
+"""Several words for one image, with probabilities: from likely captions and the words of training captions.
 
 The words and the numbers were fitted for one model by `scripts/fit_tags.py`. They are stored beside its weights in
 `tags.json`, and the embeddings of the words in `tags.safetensors`, since to compute them takes as long as to caption
-hundreds of drawings. The probability that people would give a picture a word is a logistic function of `EVIDENCE`.
+hundreds of drawings. The probability that people would assign a word to an image is a logistic function of `EVIDENCE`.
 
 Shapes: N words of the vocabulary, K candidates of one image, E embedding width.
 """
@@ -27,23 +27,23 @@ from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.model.checkpoint_files import TAG_VECTORS, TAGS
 
 EVIDENCE = ("cosine", "captions", "tags", "beams", "unlisted", "constant")
-"""What is known of a word for an image: the cosine of the two; logarithms of how many captions of training were this
-word, how many of them stood behind a first one, as tags do, and how likely the beams are that have it; 1 for a word of
-a beam that is not in the vocabulary, so that the first three are not known; and 1."""
+"""Features of a word for an image: their cosine; logarithms of the number of training captions that are this word, of
+how many of them came after a first one, as tags do, and of how likely the beams with it are; 1 for a word of a beam
+that is not in the vocabulary, for which the first three are unknown; and 1."""
 
 _BEAMS = 5
-"""Captions that words are taken from."""
+"""Number of captions that words are taken from."""
 _NEAREST = 60
-"""Words of the vocabulary that are candidates."""
+"""Number of candidates from the vocabulary."""
 _UNLISTED_COSINE = 0.3
-"""In place of a cosine that is not known. `unlisted` has a weight of its own, so that its value does not matter."""
+"""Value for an unknown cosine. It has no effect, as `unlisted` has its own weight."""
 _MIN_PROBABILITY = 1e-3
 _MIN_LETTERS = 3
 MAX_TAGS = 20
 
 
 class Tag(NamedTuple):
-    """A word or a short phrase for an image. `probability`: that people would give it to the image."""
+    """A word or a short phrase for an image. `probability`: that people would assign it to the image."""
 
     text: str
     probability: float
@@ -51,10 +51,14 @@ class Tag(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TagNumbers:
-    """The numbers that were fitted for a model.
+    """Parameters that were fitted for a model.
 
-    `words`: the vocabulary; `counts`: how many captions of training were this word; `tag_counts`: how many of them
-    stood behind a first one; `weights`: of `EVIDENCE`; `fitted_on`: the images of the fit, in words.
+    Attributes:
+        words: The vocabulary.
+        counts: Number of training captions that are this word.
+        tag_counts: How many of them came after a first one.
+        weights: Weights of `EVIDENCE`.
+        fitted_on: The images of the fit, described in words.
     """
 
     words: tuple[str, ...]
@@ -71,10 +75,10 @@ class TagNumbers:
 
 
 def read_tag_numbers(folder: Path) -> TagNumbers | None:
-    """The numbers of the model in a folder; None if it has none.
+    """Return the parameters of the model in a folder, or None if it has none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: If the file is corrupt.
     """
     path = folder / TAGS
     return from_dict(TagNumbers, read_json(path), str(path)) if path.exists() else None
@@ -110,10 +114,10 @@ def write_tags(folder: Path, numbers: TagNumbers, vectors: Float[np.ndarray, "N 
 
 
 def with_beams(options: GenerationOptions) -> GenerationOptions:
-    """The options with as many captions as words are taken from. Without beams, there are five.
+    """Return the options with as many captions as words are taken from, by five beams unless a number is set.
 
     Raises:
-        UserError: captions are sampled.
+        UserError: If captions are sampled.
     """
     if options.temperature is not None:
         raise UserError("tags are taken from the likeliest captions, so not with temperature; leave one of them out")
@@ -122,11 +126,11 @@ def with_beams(options: GenerationOptions) -> GenerationOptions:
 
 
 class Tagger:
-    """Gives images words.
+    """Assigns words to images.
 
     Args:
-        numbers: of the model.
-        vectors: the embeddings of the words of the vocabulary by the model, N E.
+        numbers: Parameters of the model.
+        vectors: Embeddings of the vocabulary by the model, N E.
     """
 
     def __init__(self, numbers: TagNumbers, vectors: Float[np.ndarray, "N E"]) -> None:
@@ -139,9 +143,9 @@ class Tagger:
         """Return the likeliest distinct words of each image, at most `count`.
 
         Args:
-            embeddings: of the images.
-            captions: of each image by beam search, see `with_beams`.
-            count: of words.
+            embeddings: Embeddings of the images.
+            captions: Captions of each image by beam search, see `with_beams`.
+            count: Maximum number of words.
         """
         return [self._likeliest(*found, count) for found in self.candidates(embeddings, captions)]
 
@@ -193,12 +197,12 @@ class Tagger:
 
 @lru_cache(maxsize=1 << 14)  # the same words come again with each image
 def in_singular(text: str) -> str:
-    """A text by which words that differ in their number alone are known as one: "arrows" and "arrow"."""
+    """Return a normalized text that is equal for singular and plural: "arrows" and "arrow"."""
     return " ".join(map(singular, text.split()))
 
 
 def _words_of(captions: Sequence[Caption]) -> dict[str, float]:
-    """The captions in lower case, and their words, each with the probability that a beam has it."""
+    """Return the captions in lower case, and their words, each with the probability of being in a beam."""
     found: dict[str, float] = {}
     for caption in captions:
         text = " ".join(caption.text.lower().split())

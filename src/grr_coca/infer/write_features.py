@@ -1,7 +1,7 @@
 """Compute the features of the images of a source, and write them into a folder (`grr_coca.data.features`).
 
-Several processes may fill one folder: each takes the shards that no other one has. A process that was killed is
-continued by the same command.
+Several processes can fill one folder: each takes shards that no other process has. To continue after a process was
+killed, run the same command again.
 """
 
 from collections.abc import Callable, Iterator
@@ -109,7 +109,7 @@ def write_features(
     *,
     given: GivenFeatures | None = None,
 ) -> WrittenFeatures:
-    """Write the features of all images that are not there yet.
+    """Write the features of all images whose features are not stored yet.
 
     Args:
         images: Images of a source.

@@ -19,7 +19,7 @@ TRAINING_PASSES = 3
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, trainable or not."""
+    """Return the number of parameters, trainable or not."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -28,39 +28,39 @@ UNCOUNTED = {flash_attention_of_cpu(): lambda query, key, value, *_, **__: sdpa_
 
 
 def num_parameters(config: CoCaConfig) -> int:
-    """Number of parameters of the model of a config."""
+    """Return the number of parameters of the model of a config."""
     return count_parameters(_on_meta_device(config))
 
 
 def flops_per_pair(config: CoCaConfig, text_length: int | None = None) -> int:
-    """FLOPs of one forward pass over a pair of a batch, `lm_head` included; a training step costs
+    """Return FLOPs of one forward pass over a pair of a batch, `lm_head` included; a training step costs
     `TRAINING_PASSES` times that.
 
     Args:
-        config: the model.
-        text_length: number of tokens of the caption, with [BOS], [EOS] and [CLS]; None: the context length.
+        config: The model.
+        text_length: Number of tokens of the caption, with [BOS], [EOS] and [CLS]; None: the context length.
     """
     length = text_length or config.text_decoder.context_length
-    # Not of a single pair: the row of packed captions is rounded up once for the whole batch.
+    # Not for a single pair: the row of packed captions is rounded up once per batch.
     return flops_of_pairs(config, torch.full((ROUND_TO,), length)) // ROUND_TO
 
 
 def flops_of_pairs(
     config: CoCaConfig, lengths: Int[Tensor, " B"], kept_patches: Int[Tensor, " K"] | None = None
 ) -> int:
-    """FLOPs of one forward pass over a batch of B pairs, `lm_head` included. They are counted without computing.
+    """Return FLOPs of one forward pass over a batch of B pairs, `lm_head` included. They are counted without computing.
 
     Args:
-        config: the model.
-        lengths: number of tokens of each caption, with [BOS], [EOS] and [CLS].
-        kept_patches: indices of the patches that are encoded; None: all.
+        config: The model.
+        lengths: Number of tokens of each caption, with [BOS], [EOS] and [CLS].
+        kept_patches: Indices of the patches that are encoded; None: all.
     """
     return _count_flops(config, tuple(lengths.tolist()), None if kept_patches is None else tuple(kept_patches.tolist()))
 
 
 @lru_cache(maxsize=64)
 def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tuple[int, ...] | None) -> int:
-    """Count the FLOPs of a forward pass. The result is cached: a study asks for the same batch in each of its runs."""
+    """Count the FLOPs of a forward pass. The result is cached: a study needs the same batch in each of its runs."""
     model, side = _on_meta_device(config), config.image_encoder.image_size
     batch, longest = len(lengths), max(lengths)
     images = torch.empty(batch, 3, side, side, device="meta")
@@ -73,7 +73,10 @@ def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tup
 
 @lru_cache(maxsize=2)
 def _on_meta_device(config: CoCaConfig) -> CoCa:
-    """A model on torch's meta device, which stores no numbers. Packing alone runs on the CPU, as it reads lengths."""
+    """Return a model on torch's meta device, which stores no numbers.
+
+    Only packing runs on the CPU, as it reads lengths.
+    """
     with torch.device("meta"):
         model = build_without_weights(config)
     pack = model.text_decoder.pack

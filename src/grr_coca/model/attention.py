@@ -1,7 +1,7 @@
 """Multi-head attention of a sequence to itself, and to a context: scores, layouts of tokens, positions, layers.
 
 Token-wise layers work on tokens in any order. Only attention needs the sequences separated. Every layout prepares
-tokens for it (`attention_inputs` for self-attention, `pad` for the queries of cross-attention) and brings the result
+tokens for it (`attention_inputs` for self-attention, `pad` for the queries of cross-attention) and restores the result
 back (`unpad`).
 
 | layout | order of tokens | used by |
@@ -10,8 +10,8 @@ back (`unpad`).
 | `PackedLayout` | one row, without padding | text decoders in training |
 | `CachedLayout` | the next tokens of R captions | decoding |
 
-The projections have no biases unless `bias` asks for them, so that the models of a comparison differ only in the parts
-that they are named after.
+The projections have no biases unless `bias` is True, so that compared models differ only in the parts
+in their names.
 
 Shapes: B sequences (or lines of slots of a cache), R rows of captions, T tokens of the longest sequence (or new ones),
 N tokens in all, S tokens attended to (or filled slots), L queries, D width, C context width, H heads of width
@@ -41,7 +41,7 @@ Mask = Literal["all", "causal"] | Bool[Tensor, "#B 1 #L S"]
 def scaled_attention(
     q: Float[Tensor, "B H L Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask
 ) -> Float[Tensor, "B H L Dh"]:
-    """For every query, the mean of the values that it attends to, weighted by the softmax of q · k / √Dh."""
+    """Return, for every query, the mean of the values that it attends to, weighted by the softmax of q · k / √Dh."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _as_products(q, k, v, mask)
     attn_mask = mask if isinstance(mask, Tensor) else None
@@ -51,7 +51,7 @@ def scaled_attention(
 
 
 def _as_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Attention as plain matrix products, with scores in the precision of the queries.
+    """Compute attention as plain matrix products, with scores in the precision of the queries.
 
     For CoCa's short sequences in bf16 on a CPU, the forward pass takes about two thirds of the time of PyTorch's fused
     kernel, and the backward pass a tenth to a half (`benchmarks/LOG.md`). In fp32 both take the same time.
@@ -76,7 +76,7 @@ class KeyValueCache:
     """Keys and values of one attention layer, in buffers of a fixed size (2 B H num_slots Dh).
 
     A caption that is decoded independently has its own line of slots, one slot for each token. The beams of an image
-    share one line: their new tokens take the next slots, side by side, and a mask says which slots are the past of
+    share one line: their new tokens take the next slots, side by side, and a mask selects the slots of the past of
     each beam. When a beam continues another beam, only a row of the mask changes. No key or value moves.
     """
 
@@ -92,7 +92,7 @@ class KeyValueCache:
         return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
 
     def write(self, new: Float[Tensor, "R T 2 H Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
-        """`extend` for keys and values in one tensor. The heads of the result come before the slots."""
+        """Extend the cache by keys and values in one tensor. The heads of the result come before the slots."""
         if self._buffer is None:
             num_lines, _, _, num_heads, head_dim = new.shape
             self._buffer = new.new_empty(2, num_lines, num_heads, self.num_slots, head_dim)
@@ -115,11 +115,11 @@ ROUND_TO = 16
 """The number of tokens of a packed row is a multiple of this."""
 
 Positions = slice | Int[Tensor, "*B T"]
-"""Positions of tokens in their sequences: an index into a table that has a row for every position."""
+"""Positions of tokens in their sequences: an index into a table with one row per position."""
 
 
 class AttentionInputs(NamedTuple):
-    """Queries, the keys and values that they may attend to, and the attention mask."""
+    """Queries, the keys and values that they can attend to, and the attention mask."""
 
     queries: Float[Tensor, "B T H Dh"]
     key_values: KeyValues
@@ -134,12 +134,12 @@ class PlainLayout(NamedTuple):
     mask: Mask = "all"
 
     def attention_inputs(self, qk: Float[Tensor, "B T 2 H Dh"], v: Float[Tensor, "B T H Dh"]) -> AttentionInputs:
-        """Separate queries and keys, which come in one tensor. No padding is needed."""
+        """Separate queries and keys, which are in one tensor. No padding is needed."""
         queries, keys = qk.unbind(2)
         return AttentionInputs(queries, KeyValues(keys, v), self.mask)
 
     def pad(self, q: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "B T *x"]:
-        """Return the queries unchanged: sequences of one length need no padding."""
+        """Return the queries unchanged: sequences of equal length need no padding."""
         return q
 
     def unpad(self, mixed: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -153,16 +153,17 @@ PLAIN = PlainLayout(slice(None))
 
 class PackedLayout(NamedTuple):
     """Sequences of different lengths, concatenated into one row without padding. Every token attends to the tokens of
-    its own sequence up to and including itself, unless `mask` says otherwise.
+    its own sequence up to and including itself, unless `mask` specifies otherwise.
 
-    Token-wise layers run on the row as it is; only attention pads the sequences again. The row is filled up to a
+    Token-wise layers run on the row unchanged; only attention pads the sequences again. The row is filled up to a
     multiple of 16 with copies of its first token. oneDNN prepares each bf16 product for every row count that it has
     not seen, which took a seventh of the demo's step.
 
-    - `unpad_index`: the index of each packed token among the B · T tokens of the padded form
-    - `pad_index`: the packed token at each place of the padded form; padding repeats the last token of its sequence
-    - `positions`: the position of each packed token in its sequence
-    - `num_tokens`: the number of packed tokens, without the copies
+    Attributes:
+        unpad_index: The index of each packed token among the B · T tokens of the padded form.
+        pad_index: The packed token at each place of the padded form; padding repeats the last token of its sequence.
+        positions: The position of each packed token in its sequence.
+        num_tokens: The number of packed tokens, without the copies.
     """
 
     unpad_index: Int[Tensor, " N"]
@@ -192,17 +193,17 @@ class PackedLayout(NamedTuple):
 
 
 def pack_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PackedLayout:
-    """The packed layout of sequences of these lengths, none of them longer than `longest`.
+    """Return the packed layout of sequences of these lengths, none of them longer than `longest`.
 
     Args:
-        lengths: on the CPU, or on `device`; reading the number of tokens then waits for it.
-        longest: number of columns of the padded form.
-        device: device of the tokens.
+        lengths: Lengths, on the CPU, or on `device`, with which reading the number of tokens synchronizes.
+        longest: Number of columns of the padded form.
+        device: Device of the tokens.
     """
     num_tokens = int(lengths.sum())
     lengths = lengths.to(device, non_blocking=True)
     first = lengths.cumsum(0) - lengths
-    # The size is known, so a GPU is not waited for, as `nonzero` would.
+    # The size is known, so this does not synchronize with a GPU, as `nonzero` would.
     sequences = torch.repeat_interleave(lengths, output_size=num_tokens)
     positions = torch.arange(num_tokens, device=device) - first[sequences]
     unpad_index = F.pad(sequences * longest + positions, (0, -num_tokens % ROUND_TO))
@@ -244,17 +245,17 @@ Layout = PlainLayout | PackedLayout | CachedLayout
 LINE_BASE = 10_000.0
 """RoFormer's base, for text and for patches in raster order."""
 GRID_BASE = 100.0
-"""Base for the rows and columns of an image. There are a few dozen of them, so wavelengths of thousands are of no
+"""Base for the rows and columns of an image. There are a few dozen of them, so wavelengths of thousands have no
 use."""
 
 
 def line_angles(num_positions: int, head_dim: int) -> Float[Tensor, "T C"]:
-    """Angles of the positions 0 … T-1 of a sequence, in radians."""
+    """Return the angles of the positions 0 … T-1 of a sequence, in radians."""
     return _angles(torch.arange(num_positions), head_dim // 2, LINE_BASE)
 
 
 def grid_angles(grid_size: int, head_dim: int) -> Float[Tensor, "T C"]:
-    """Angles of the patches of a square grid, in raster order and in radians.
+    """Return the angles of the patches of a square grid, in raster order and in radians.
 
     They are axial: the row rotates the first half of the channels, and the column the second half.
     """
@@ -270,7 +271,7 @@ def _angles(positions: Tensor, num_channels: int, base: float) -> Tensor:
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Convert a tensor to fp32, unless it has a higher precision already."""
+    """Convert a tensor to fp32, unless it already has a higher precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -278,8 +279,8 @@ class Rotary(nn.Module):
     """Rotates queries and keys by the angle of their position (RoFormer, arXiv 2104.09864).
 
     Neighbouring channels (2c, 2c + 1) form the complex number that is rotated. In eager mode on a CPU, a complex
-    product is three times as fast as the rotate-half form. A compiler cannot fuse complex products with what is around
-    them, so it gets the same products in real numbers.
+    product is three times as fast as the rotate-half form. A compiler cannot fuse complex products with operations
+    around them, so it gets the same products in real numbers.
     """
 
     table: Complex64[Tensor, "T C"]
@@ -289,8 +290,8 @@ class Rotary(nn.Module):
         super().__init__()
         table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
         self.register_buffer("table", table, persistent=False)
-        # The same memory. A buffer has a fixed size for a compiler, which would otherwise take its channels for the
-        # tokens of a caption where the two numbers are equal.
+        # A view of the same memory. For a compiler, a buffer has a fixed size; otherwise it could confuse the channels
+        # with the tokens of a caption if the two numbers are equal.
         self.register_buffer("cos_sin", torch.view_as_real(table), persistent=False)
 
     def forward(self, x: Float[Tensor, "B T N H Dh"], positions: Positions) -> Float[Tensor, "B T N H Dh"]:
@@ -337,9 +338,9 @@ class NoPosition(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of a sequence to itself. The layout of the tokens says which tokens attend to each other.
+    """Attention of a sequence to itself. The layout of the tokens determines which tokens attend to each other.
 
-    `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442); None leaves them as they are. `rotary`
+    `qk_norm` normalizes the queries and keys of each head (arXiv 2302.05442); None leaves them unchanged. `rotary`
     then rotates them by their positions; None means that positions were added to the embeddings.
     """
 
@@ -372,17 +373,20 @@ class SelfAttention(nn.Module):
     def attend(
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "R T D"]:
-        """Attention from given queries, keys and values, then the output projection."""
+        """Apply attention to given queries, keys and values, then the output projection."""
         return self.out_proj(layout.unpad(self.mix(qk, v, layout)))
 
 
 class Mix(nn.Module):
-    """The weightless middle of self-attention. It is a module so that another form of it can be put in its place."""
+    """The middle part of self-attention, without weights. It is a module so that it can be replaced by another form."""
 
     def forward(
         self, qk: Float[Tensor, "R T 2 H Dh"], v: Float[Tensor, "R T H Dh"], layout: Layout
     ) -> Float[Tensor, "B S D"]:
-        """Attention of the tokens of each sequence to each other, padded as the layout has it for attention."""
+        """Let the tokens of each sequence attend to each other.
+
+        The result is padded as the layout requires for attention.
+        """
         return _mix(layout.attention_inputs(qk, v))
 
 
@@ -397,13 +401,18 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
 
     def project(self, context: Float[Tensor, "B S C"]) -> KeyValues:
-        """Keys and values of a context. A caller that uses one context several times can pass them to `forward` instead
-        of the context."""
+        """Return the keys and values of a context.
+
+        A caller that uses a context several times can pass them to `forward` in place of the context.
+        """
         kv = self.kv_proj(context).unflatten(-1, (2, self.num_heads, -1))  # B S 2 H Dh
         return KeyValues(*kv.unbind(2))
 
     def projection(self) -> tuple[Float[Tensor, "O C"], Float[Tensor, " O"] | None]:
-        """Weight and bias of the linear map from the context to keys and values that `project` computes, O = 2 D."""
+        """Return the weight and bias of the linear map from the context to the keys and values of `project`.
+
+        O = 2 D.
+        """
         return self.kv_proj.weight, self.kv_proj.bias
 
     def forward(
@@ -417,7 +426,7 @@ class CrossAttention(nn.Module):
 
 
 def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:
-    """Attention of queries to keys and values. The outputs of the heads are concatenated."""
+    """Let queries attend to keys and values, and concatenate the outputs of the heads."""
     q, key_values, mask = inputs
     # The queries of rows that share keys become one row of queries, so no key is copied. L = R / B * T.
     queries = q.reshape(key_values.keys.shape[0], -1, *q.shape[2:])  # B L H Dh

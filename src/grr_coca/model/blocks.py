@@ -1,4 +1,6 @@
-"""The parts of a transformer around attention: stem, norm, feed-forward, blocks, poolers. None of them knows a model.
+"""The parts of a transformer around attention: stem, norm, feed-forward, blocks, poolers.
+
+None of them depends on a model.
 
 A stem turns the pixels of an image into one vector of features for each patch, in raster order. A linear map,
 `patch_embed`, then takes these to the width of the encoder. After `Patchify` that is the patch embedding of ViT, after
@@ -30,7 +32,7 @@ class Patchify(nn.Module):
         self.num_features = 3 * patch_size**2
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P K"]:
-        """The pixels of each patch: channel, row, column."""
+        """Return the pixels of each patch: channel, row, column."""
         rows = images.unflatten(3, (-1, self.patch_size)).unflatten(2, (-1, self.patch_size))  # B 3 Gh p Gw p
         return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -41,9 +43,9 @@ class ConvStem(nn.Module):
     Each is followed by a norm and ReLU. Patches see some pixels of their neighbours. The number of channels doubles
     from each convolution to the next, up to the width of the encoder: K = embed_dim.
 
-    The paper has BatchNorm. Its means are over the images that are computed together, so losses and gradients would
+    The paper has BatchNorm. Its means are over the images of a batch, so losses and gradients would
     change with micro-batches and with the number of processes. The norm of the encoder, over the channels of each
-    position, depends on nothing else.
+    position, has no such dependence.
     """
 
     def __init__(self, patch_size: int, embed_dim: int, norm: Callable[[int], nn.Module]) -> None:
@@ -58,8 +60,8 @@ class ConvStem(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B P K"]:
-        """The features of each patch."""
-        # Each norm reads the channels of a position, so they lie together from the first convolution on.
+        """Return the features of each patch."""
+        # Each norm reads the channels of a position, so they are contiguous from the first convolution on.
         x = images.contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             x = stage(x)
@@ -83,8 +85,8 @@ class Convolution(nn.Linear):
     """A 3x3 convolution of stride 2, padded with zeros.
 
     Its weight is the matrix (O, 9 · C) that multiplies the 3 x 3 x C inputs of each output, in the order channel, row,
-    column. So it is drawn, decayed and updated as all matrices are. Muon's author flattens convolutions in the same way
-    (kellerjordan.github.io/posts/muon).
+    column. So it is initialised, decayed and updated like all matrices. Muon's author flattens convolutions in the same
+    way (kellerjordan.github.io/posts/muon).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -122,7 +124,7 @@ class GEGLU(nn.Module):
         self.down_proj = nn.Linear(hidden_dim, embed_dim, bias=False)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Apply it to every token separately."""
+        """Apply the feed-forward to every token separately."""
         return self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -135,7 +137,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Apply it to every token separately."""
+        """Apply the feed-forward to every token separately."""
         return self.down_proj(F.gelu(self.up_proj(x)))
 
 
@@ -155,7 +157,7 @@ class Block(nn.Module):
         return self.attn, self.feed_forward
 
     def forward(self, x: Float[Tensor, "B T D"], layout: Layout) -> Float[Tensor, "B T D"]:
-        """Run the block. `layout`: which tokens form a sequence, and which of them each token attends to."""
+        """Run the block. `layout`: the sequences of tokens, and the tokens that each token attends to."""
         x = x + self.attn(self.attn_norm(x), layout)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -189,7 +191,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
     ) -> Float[Tensor, "R T D"]:
-        """Run the block. The context must be normalized already."""
+        """Run the block. The context must already be normalized."""
         x = x + self.attn(self.attn_norm(x), layout)
         x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
         return x + self.feed_forward(self.ffn_norm(x))
@@ -198,7 +200,7 @@ class CrossBlock(nn.Module):
 class AttentionalPooler(nn.Module):
     """One multi-head attention whose queries are learned (CoCa, arXiv 2205.01917, section 3.2).
 
-    The output is B Q D for every number of queries, 1 included.
+    The output is B Q D for every number of queries, including 1.
     """
 
     def __init__(self, num_queries: int, embed_dim: int, attn: CrossAttention, norm: nn.Module) -> None:
@@ -213,7 +215,7 @@ class AttentionalPooler(nn.Module):
         return self.norm(self.attn(queries, context))
 
     def attending_queries(self) -> Float[Tensor, "Q D"]:
-        """The queries that attend to the context. A subclass can normalize them."""
+        """Return the queries that attend to the context. A subclass can normalize them."""
         return self.queries
 
 
@@ -234,11 +236,11 @@ Arrange = Callable[[Pooler, Pooler, Tensor], PoolerOutput]
 
 
 def cascade(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
-    """The contrastive pooler reads the captioning pooler's tokens (CoCa)."""
+    """Let the contrastive pooler read the captioning pooler's tokens (CoCa)."""
     tokens = captioning_pooler(patches)
     return PoolerOutput(tokens, contrastive_pooler(tokens))
 
 
 def parallel(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
-    """Both poolers read the patches."""
+    """Let both poolers read the patches."""
     return PoolerOutput(captioning_pooler(patches), contrastive_pooler(patches))

@@ -1,4 +1,4 @@
-"""Builds a model from its config: chooses its parts and draws its first weights. Nothing else does either.
+"""Builds a model from its config: chooses its parts and draws its initial weights. Only this module does either.
 
 | parameters | drawn from |
 |---|---|
@@ -7,11 +7,11 @@
 | token and [CLS] embeddings | N(0, 1 / width) |
 | learned queries | N(0, 1): as long as the normalized tokens that they attend to. Short ones would all attend alike |
 | learned positions, registers, class token | N(0, 0.02²), as in ViT. `sine_cosine_positions` changes those of patches |
-| biases of patches and of convolutions | the same. What is blank must not become a zero vector |
+| biases of patches and of convolutions | the same, so that blank patches do not become zero vectors |
 | norms; other biases | weight 1; 0 |
 | `logit_scale`, `logit_bias` | softmax: CoCa's log(1 / 0.07), no bias; sigmoid: SigLIP's log 10 and -10 |
 
-Random values depend only on the seed and the name of the parameter. So parts that two models share start equal.
+Random values depend only on the seed and the name of the parameter. So shared parts of two models start equal.
 """
 
 import hashlib
@@ -61,14 +61,14 @@ from grr_coca.model.config import (
 
 
 def build(config: CoCaConfig, seed: int = 0) -> CoCa:
-    """Build the model of a config. Its random weights depend on `seed` alone."""
+    """Build the model of a config. Its random weights depend only on `seed`."""
     model = build_without_weights(config)
     init_weights(model, seed)
     return model
 
 
 def build_without_weights(config: CoCaConfig) -> CoCa:
-    """Build the model of a config with weights that have no values yet. The caller must write or load all of them."""
+    """Build the model of a config with uninitialised weights. The caller must write or load all of them."""
     with _NoDefaultInit():
         if config.architecture == OWN:
             return _coca(config)
@@ -77,7 +77,7 @@ def build_without_weights(config: CoCaConfig) -> CoCa:
 
 
 class _NoDefaultInit(TorchFunctionMode):
-    """Within this context, PyTorch's layers do not draw first values for their weights.
+    """Context in which PyTorch's layers do not draw initial weights.
 
     `init_weights` or a checkpoint overwrites all of them, and drawing 400 million numbers takes seconds.
     """
@@ -187,7 +187,7 @@ def _cross_block(t: TransformerConfig, context_dim: int, rotary: Rotary | None) 
 
 
 def _self_attention(t: TransformerConfig, rotary: Rotary | None) -> SelfAttention:
-    # Queries and keys share one scale, because only the product of their scales has an effect.
+    # Queries and keys share one scale, as only the product of their scales matters.
     qk_norm = RMSNorm(t.head_dim) if t.qk_norm == "rms" else None
     return SelfAttention(t.embed_dim, t.num_heads, rotary, qk_norm)
 
@@ -211,8 +211,10 @@ def _feed_forward(t: TransformerConfig) -> nn.Module:
 
 
 def _position(t: TransformerConfig, num_positions: int) -> nn.Module:
-    """The layer that adds positions to the tokens before the first block. RoPE adds none: it rotates queries and
-    keys."""
+    """Return the layer that adds positions to the tokens before the first block.
+
+    RoPE adds none: it rotates queries and keys.
+    """
     match t.position:
         case "learned":
             return LearnedPosition(num_positions, t.embed_dim)
@@ -243,7 +245,7 @@ INITIAL_LOGIT_BIAS = -10.0
 
 @torch.no_grad()
 def init_weights(model: CoCa, seed: int) -> None:
-    """Give all weights of the model their first values, in place."""
+    """Initialise all weights of the model, in place."""
     branches = _branch_ends(model)
     small = ("position.embedding", "registers", "patch_embed.bias", "conv.bias")
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
@@ -270,12 +272,12 @@ def init_weights(model: CoCa, seed: int) -> None:
 
 @torch.no_grad()
 def sine_cosine_positions(model: CoCa) -> None:
-    """Give the learned positions of patches the sines and cosines of row and column as first values, in place.
+    """Initialise the learned positions of patches with the sines and cosines of row and column, in place.
 
-    The angles are those of axial RoPE, over the whole width (see `grid_angles`).
+    The angles are those of axial RoPE, over the full width (see `grid_angles`).
 
     Raises:
-        UserError: the model has no learned positions of patches.
+        UserError: If the model has no learned positions of patches.
     """
     position = model.image_encoder.position
     if not isinstance(position, LearnedPosition):
@@ -312,8 +314,8 @@ def _end_of(branch: nn.Module) -> nn.Linear:
 
 
 def draw_normal(parameter: Tensor, std: float, name: str, seed: int) -> None:
-    """Draw a parameter from N(0, std²), in place. Its values depend on `seed`, its name and its shape alone."""
-    # Drawn on the CPU so that one seed gives the same weights on every device.
+    """Draw a parameter from N(0, std²), in place. Its values depend only on `seed`, its name and its shape."""
+    # Drawn on the CPU so that a seed yields the same weights on every device.
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -1,13 +1,13 @@
 """Save and load checkpoints: folders of safetensors and JSON files.
 
-| file | holds |
+| file | content |
 |---|---|
 | `model.safetensors` | the weights, under the names of the modules |
-| `config.json` | preset, step, the full model config, text cleaning, and a caution |
+| `config.json` | preset, step, the full model config, text cleaning, and a warning |
 | `tokenizer.json` | the tokenizer, in Hugging Face's format |
 | `preprocess.json` | how images are resized and normalized |
 | `manifest.json` | size and SHA-256 of each file |
-| `training/` | what a run needs to continue; see `grr_coca.train.run_checkpoints` |
+| `training/` | the state that a run needs to continue; see `grr_coca.train.run_checkpoints` |
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,32 +42,35 @@ from grr_coca.model.config import CoCaConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(CheckpointFiles):
-    """A model in PyTorch with everything that is needed to use it."""
+    """A model in PyTorch with everything needed to use it."""
 
     model: CoCa
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-        """Token ids of texts, on the device of the model, and the length of each row, on the CPU.
+        """Return token ids of texts, on the device of the model, and the length of each row, on the CPU.
 
-        Rows are padded to the longest (T tokens). Texts longer than the model's context are cut.
+        Rows are padded to the longest (T tokens). Texts longer than the model's context are truncated.
         """
         context_length = self.config.text_decoder.context_length
         token_ids, lengths = self.tokenizer.encode_rows(texts, context_length)
         return torch.from_numpy(token_ids).to(self.model.device), torch.from_numpy(lengths)
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
-        """The input of the model for an RGB image of any size, cut, resized and normalized. S: image size in pixels."""
+        """Return the input of the model for an RGB image of any size, cropped, resized and normalized.
+
+        S: image size in pixels.
+        """
         return to_input(image, self.preprocess)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write a checkpoint to a folder, completely or not at all, such as at the end of your own training loop.
+    """Write a checkpoint to a folder atomically, for example at the end of your own training loop.
 
     A checkpoint in the folder is replaced. For a model from `torch.compile`, the original module is written.
 
     Raises:
-        UserError: the folder holds anything but a checkpoint, the disk is full or cannot be written to, or the weights,
-            the tokenizer or the preprocessing do not fit the checkpoint's config.
+        UserError: If the folder holds anything but a checkpoint, the disk is full or cannot be written to, or the
+            weights, the tokenizer or the preprocessing do not fit the checkpoint's config.
     """
     folder = Path(folder)
     _require_replaceable(folder)
@@ -83,10 +86,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
 
 
 def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
-    """Raise an error if a model does not fit its config: its weights could not be loaded again, or would mean another.
+    """Check that a model matches its config: otherwise its weights could not be loaded, or would define another model.
 
-    The tables of RoPE are compared, too. They are not saved, and no weight shows for which grid of patches it was
-    trained: once written, only the manifest notices a wrong `image_size`.
+    The tables of RoPE are compared, too. They are not saved, and no weight reveals the grid of patches for which it was
+    trained: later, only the manifest could reveal a wrong `image_size`.
     """
     wanted, found = _shapes(build_without_weights(config)), _shapes(model)
     for name in sorted(wanted.keys() | found.keys()):
@@ -101,7 +104,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _require_replaceable(folder: Path) -> None:
-    """Raise an error if a folder holds anything but a checkpoint, because it would be deleted."""
+    """Check that a folder holds only a checkpoint, as its content will be deleted."""
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{folder}: is a file, but a checkpoint is a folder; give another name")
@@ -126,29 +129,29 @@ def write_files(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: P
     """Write the files of a checkpoint into an empty folder, such as the one that `whole_folder` yields.
 
     Args:
-        checkpoint: everything but the weights.
-        weights: full tensors by name, which differ from those of `checkpoint.model` if it is sharded, or if a running
+        checkpoint: Everything but the weights.
+        weights: Full tensors by name, which differ from those of `checkpoint.model` if it is sharded, or if a running
             average is saved.
-        folder: the folder to write to.
+        folder: The folder to write to.
 
     Raises:
-        OSError: the disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     save_tensors(weights, folder / WEIGHTS)
     write_beside_weights(checkpoint, folder)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, with the permissions of the umask.
+    """Write a safetensors file, with permissions by the umask.
 
     Raises:
-        OSError: the disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     path.touch()
     mode = path.stat().st_mode
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-        path.chmod(S_IMODE(mode))  # safetensors replaces it by a file that only the owner can read
+        path.chmod(S_IMODE(mode))  # safetensors replaces it with a file that only the owner can read
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -157,7 +160,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        UserError: it is missing, cannot be read, or is damaged.
+        UserError: If the file is missing, cannot be read, or is corrupt.
     """
     try:
         return load_file(path)
@@ -170,24 +173,26 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load a checkpoint folder, or that of a run folder (see `find_model`).
+    """Load a checkpoint folder, or the checkpoint of a run folder (see `find_model`).
 
     Args:
-        path: the folder.
-        device: where the model goes.
+        path: The folder.
+        device: Device of the model.
 
     Raises:
-        UserError: there is no checkpoint, a file is missing or damaged, or the weights do not fit the config.
+        UserError: If no checkpoint exists, a file is missing or corrupt, or the weights do not fit the config.
     """
     folder = find_checkpoint(Path(path))
     return with_weights(read_files(folder), folder, device)
 
 
 def with_weights(files: CheckpointFiles, folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load the weights of a checkpoint whose other files have been read. The arguments are those of `from_pretrained`.
+    """Load the weights of a checkpoint whose other files are already read.
+
+    The arguments are those of `from_pretrained`.
 
     Raises:
-        UserError: the weights are missing or damaged, do not fit the config, or do not fit into memory.
+        UserError: If the weights are missing or corrupt, do not fit the config, or do not fit into memory.
     """
     _require_enough_bytes(files.config, folder / WEIGHTS)
     try:
@@ -200,8 +205,11 @@ def with_weights(files: CheckpointFiles, folder: Path, device: str | torch.devic
 
 
 def _require_enough_bytes(config: CoCaConfig, path: Path) -> None:
-    """Raise an error if a config describes a model that is far too large for its weights. Building it would fill the
-    memory. A file that is missing or damaged is told later, or now if it is too small as well."""
+    """Check that a weights file is large enough for the model of a config.
+
+    Otherwise, building the model could fill the memory. A missing or corrupt file is reported later, unless it is also
+    too small.
+    """
     parts = config.image_encoder, config.text_decoder, config.multimodal_decoder
     least = sum(part.transformer.min_parameters for part in parts)
     if path.is_file() and least > path.stat().st_size:

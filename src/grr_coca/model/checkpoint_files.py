@@ -1,11 +1,11 @@
-"""The files of a checkpoint but its weights: find them, and read config, tokenizer and preprocessing. Without PyTorch.
+"""Find the files of a checkpoint, and read its config, tokenizer and preprocessing, without PyTorch.
 
-A checkpoint is a folder with `FILES`. It may hold ONNX graphs too, which read the same weights. A model in int8 has
-graphs and weights of its own, and is not a checkpoint: only ONNX Runtime can run it. `grr_coca.model.checkpoint` adds
+A checkpoint is a folder with `FILES`. It may also hold ONNX graphs, which read the same weights. A model in int8 has
+graphs and its own weights, and is not a checkpoint: only ONNX Runtime can run it. `grr_coca.model.checkpoint` adds
 the weights as a PyTorch model, `grr_coca.infer.engine` as ONNX graphs.
 
-Models that ship are in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs and
-`card.md` for people. `scripts/ship.py` writes them.
+Bundled models are in `weights/NAME/`: a checkpoint in half precision with a manifest, `card.json` for programs and
+`card.md` for readers. `scripts/ship.py` writes them.
 """
 
 import copy
@@ -46,27 +46,27 @@ FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS)
 `grr_coca_icons.match.match_numbers`, and `grr_coca.infer.tags` (the numbers, and the vectors of the words).
 """
 BEST_FILE = "best.json"
-"""Among the checkpoints of a run with `keep_best`: the step of the best one."""
+"""Next to the checkpoints of a run with `keep_best`: the step of the best one."""
 START_FILE = "start.json"
-"""In the folder of a fine-tuned run: the folder and fingerprint of the checkpoint that it began from."""
+"""In the folder of a fine-tuned run: the folder and fingerprint of the checkpoint that it started from."""
 ADAPTED = "adapted.json"
 ADAPTED_FILES = (ADAPTED, "adapted.safetensors", "features.safetensors")
-"""What `grr-coca adapt` adds to the files of its base; see `grr_coca.infer.adapted`."""
+"""Files that `grr-coca adapt` adds to those of its base; see `grr_coca.infer.adapted`."""
 ENCODER_FILES = ("encoder.json", "encoder.safetensors", "encoder.onnx")
-"""Files of an image encoder of others beside the base of an adapted model; see `grr_coca.infer.adapted.beside`."""
+"""Files of an additional image encoder next to the base of an adapted model; see `grr_coca.infer.adapted.beside`."""
 MODEL_FILES = (*FILES, QUANTIZED_WEIGHTS, *GRAPH_FILES, *FITTED_FILES, *ADAPTED_FILES, *ENCODER_FILES)
-"""All files that a model may be loaded from. A checkpoint of a run has others, to continue training."""
+"""All files that a model may be loaded from. A checkpoint of a run has more files, to continue training."""
 _QUANTIZED_FILES = (QUANTIZED_WEIGHTS, *FILES[1:], *GRAPH_FILES)
 _STEP_FOLDER = re.compile(r"step-([0-9]+)")
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
-    """The folders `step-N` of a run's `checkpoints`, in the order of their steps.
+    """Return the folders `step-N` of a run's `checkpoints`, in the order of their steps.
 
     A folder of another name, such as a copy `step-000000100-backup`, is not one of the run's checkpoints.
 
     Raises:
-        UserError: the folder exists and cannot be listed. That must not be taken for a run without checkpoints.
+        UserError: If the folder exists and cannot be listed. That must not be mistaken for a run without checkpoints.
     """
     try:
         names = os.listdir(folder)  # noqa: PTH208 (not `glob`, which hides errors)
@@ -79,13 +79,13 @@ def checkpoints_by_step(folder: Path) -> dict[int, Path]:
 
 
 def find_model(path: Path) -> Path:
-    """The checkpoint of a run folder that is used, or, if it is not a run, the folder itself.
+    """Return the checkpoint to use from a run folder, or the folder itself if it is not a run.
 
-    Of a run, that is the best checkpoint if its recipe has `keep_best`, which a note names, and else the newest. A
+    For a run, that is the best checkpoint if its recipe has `keep_best`, as recorded in a file, else the newest. A
     folder that is not a run may be a model in int8.
 
     Raises:
-        UserError: there is no checkpoint; the message says what is missing.
+        UserError: If no checkpoint exists; the message names what is missing.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint is a folder that holds {', '.join(FILES)}")
@@ -101,14 +101,14 @@ def find_model(path: Path) -> Path:
 
 
 def _used_checkpoint(run: Path, steps: Mapping[int, Path]) -> Path:
-    """The best checkpoint of a run with `keep_best`, and the newest of any other.
+    """Return the best checkpoint of a run with `keep_best`, and the newest of any other.
 
     Args:
-        run: folder of the run.
-        steps: its checkpoints by step, at least one.
+        run: Folder of the run.
+        steps: Its checkpoints by step, at least one.
 
     Raises:
-        UserError: the file that names the best one is corrupt.
+        UserError: If the file that names the best one is corrupt.
     """
     newest, path = max(steps), run / "checkpoints" / BEST_FILE
     if not path.exists():
@@ -129,10 +129,10 @@ class _Best:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """As `find_model`, for what needs the weights in PyTorch.
+    """Find the checkpoint as `find_model` does, for uses that need the weights in PyTorch.
 
     Raises:
-        UserError: there is no checkpoint, or it is a model in int8.
+        UserError: If no checkpoint exists, or it is a model in int8.
     """
     folder = find_model(path)
     if is_quantized(folder):
@@ -143,18 +143,18 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def is_quantized(folder: Path) -> bool:
-    """True for a model in int8, complete or not."""
+    """Return whether a folder holds a model in int8, complete or not."""
     if (folder / WEIGHTS).is_file():
         return False
     try:
         listed = listed_files(folder)
-    except UserError:  # it has no manifest, or that of something else
+    except UserError:  # it has no manifest, or one of another kind
         listed = {}
     return QUANTIZED_WEIGHTS in listed or (folder / QUANTIZED_WEIGHTS).is_file()
 
 
 def is_adapted(folder: Path) -> bool:
-    """True for a model that `grr-coca adapt` made from a base."""
+    """Return whether a folder holds a model made by `grr-coca adapt`."""
     return (folder / ADAPTED).is_file()
 
 
@@ -174,7 +174,7 @@ def require_not_adapted(folder: Path, what: str) -> None:
 
 
 def has_graphs(folder: Path) -> bool:
-    """True if a checkpoint or a model in int8 holds its ONNX graphs."""
+    """Return whether a checkpoint or a model in int8 holds its ONNX graphs."""
     return not _missing(folder, GRAPH_FILES)
 
 
@@ -183,23 +183,24 @@ def _missing(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that identifies a model: equal for a checkpoint with and without graphs, and another one for int8. That of
-    an adapted model covers the adaptation.
+    """Return a hash that identifies a model: equal for a checkpoint with and without graphs, but different for int8.
 
-    It is computed from the hashes in the manifest, as far as there are any.
+    The hash of an adapted model covers the adaptation.
+
+    It is computed from the hashes in the manifest, as far as they exist.
 
     Raises:
-        UserError: a file cannot be read, or the manifest is damaged.
+        UserError: If a file cannot be read, or the manifest is corrupt.
     """
     encoder = tuple(name for name in ENCODER_FILES[:1] if (folder / name).is_file())
     return _fingerprint(folder, (*ADAPTED_FILES, *encoder) if is_adapted(folder) else ())
 
 
 def base_fingerprint(folder: Path) -> str:
-    """The fingerprint of the model that an adapted one was made from; that of any other model is its own.
+    """Return the fingerprint of the base of an adapted model, or a model's own fingerprint if it is not adapted.
 
     Raises:
-        UserError: a file cannot be read, or the manifest is damaged.
+        UserError: If a file cannot be read, or the manifest is corrupt.
     """
     return _fingerprint(folder, ())
 
@@ -230,12 +231,12 @@ FIXED_KEYS = {
     ("poolers", "queries"): "free",
     ("poolers", "attention_bias"): "none",
 }
-"""Keys of `config.json` that together hold `CoCaConfig.architecture`: the value of each for CoCa's own. Another
+"""Keys of `config.json` that together encode `CoCaConfig.architecture`, with CoCa's values. Another
 architecture has other values, see `Architecture.keys`."""
 
 
 def saved_config(config: CoCaConfig) -> dict[str, object]:
-    """The config of a model as `config.json` holds it."""
+    """Return the config of a model in the form of `config.json`."""
     saved = to_dict(config)
     image_encoder = _section(saved, ("image_encoder", "stem"))
     if image_encoder["stem"] == "patchify":  # older files do not have the key, and must keep their hash
@@ -247,10 +248,10 @@ def saved_config(config: CoCaConfig) -> dict[str, object]:
 
 
 def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
-    """The config of a model from the content of `config.json`. `where`: name of the file in messages.
+    """Return the config of a model from the content of `config.json`. `where`: name of the file in messages.
 
     Raises:
-        UserError: a key is unknown or missing, a value is not a choice, or the values do not fit one another.
+        UserError: If a key is unknown or missing, a value is not allowed, or the values contradict each other.
     """
     names = {field.name for field in dataclasses.fields(CoCaConfig)} - {"architecture"}
     for name in saved:
@@ -264,7 +265,7 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
 
 
 def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> str:
-    """The name of the architecture that has these values of `FIXED_KEYS`, which are not all those of CoCa's own."""
+    """Return the name of the architecture with these values of `FIXED_KEYS`, which are not all CoCa's own."""
     installed = {**plugins.others("grr_coca.architectures"), **plugins.own("grr_coca.architectures")}
     for name, architecture in installed.items():
         if values == architecture.keys:
@@ -288,7 +289,9 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping that holds the last key of a path; empty if there is none, which `from_dict` then reports."""
+    """Return the mapping that holds the last key of a path; empty if it does not exist, which `from_dict` then
+    reports.
+    """
     for name in path[:-1]:
         config = config.get(name, {})
         if not isinstance(config, dict):
@@ -298,9 +301,11 @@ def _section(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFiles:
-    """All that is needed to use a model, except its weights.
+    """Everything needed to use a model, except its weights.
 
-    `caution`: why its embeddings may be unfit for search and zero-shot classification; empty if no reason is known.
+    Attributes:
+        caution: Reason why its embeddings may be unsuitable for search and zero-shot classification; empty if none is
+            known.
     """
 
     config: CoCaConfig
@@ -326,12 +331,12 @@ def read_files(folder: Path) -> CheckpointFiles:
     """Read a checkpoint folder, or a folder of ONNX graphs. Its files are compared with its manifest, if it has one.
 
     Raises:
-        UserError: a file is missing or damaged, or the files do not fit one another.
+        UserError: If a file is missing or corrupt, or the files do not match.
     """
-    # late, as in `_read_tokenizer`: to find a folder, the command line needs neither Pillow nor a tokenizer
+    # late, as in `_read_tokenizer`: finding a folder needs neither Pillow nor a tokenizer
     from grr_coca.data.preprocess import Preprocess
 
-    if (folder / MANIFEST).exists():  # a checkpoint that was put together by hand may have none
+    if (folder / MANIFEST).exists():  # a manually assembled checkpoint may have none
         _verify(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     config = read_config(header.model, f"{folder / 'config.json'}: model")
@@ -348,10 +353,10 @@ def read_files(folder: Path) -> CheckpointFiles:
 
 
 def require_fitting(files: CheckpointFiles, folder: Path) -> None:
-    """Raise an error if the tokenizer or the preprocessing does not fit the config. `folder` names them in messages.
+    """Check that the tokenizer and the preprocessing match the config. `folder` names them in messages.
 
     Raises:
-        UserError: one does not fit.
+        UserError: If one of them does not match.
     """
     known, side = files.config.text_decoder.vocab_size, files.config.image_encoder.image_size
     largest_id, image_size = files.tokenizer.largest_id, files.preprocess.image_size
@@ -367,7 +372,7 @@ def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
     """Write config, tokenizer and preprocessing into a folder.
 
     Raises:
-        OSError: the disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     header = _Header(files.preset, files.step, saved_config(files.config), files.tokenizer.cleaning, files.caution)
     (folder / "config.json").write_bytes(json.dumps(to_dict(header), indent=2).encode())
@@ -379,7 +384,7 @@ def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
 
 
 def _verify(folder: Path) -> None:
-    # A download has only the files of the model, though the manifest may list those of a run or a card, too.
+    # A download has only the files of the model, although the manifest may also list those of a run or a card.
     is_download = not any((folder / name).exists() for name in listed_files(folder).keys() - set(MODEL_FILES))
     try:
         verify_folder(folder, MODEL_FILES if is_download else None)
@@ -402,13 +407,13 @@ def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":
         raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
 
 
-# --- Models that ship
+# --- Bundled models
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULT = "icons"
-"""The model that is used if none is given."""
+"""The default model."""
 FOR_PHOTOGRAPHS = "coca-l14-captions"
-"""The published model that captions photographs."""
+"""The published model for captions of photographs."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 """`owner/name` on the Hugging Face hub."""
@@ -425,10 +430,11 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """Description of a shipped model, its data and its figures.
+    """Description of a bundled model, its data and its metrics.
 
-    `figures`: by split, then by metric (`perplexity`, `text_to_image/R@1`, `exact_captions` …). They include `chance`,
-    whose interval has width 0.
+    Attributes:
+        figures: Metrics by split, then by name (`perplexity`, `text_to_image/R@1`, `exact_captions` …). They include
+            `chance`, whose interval has width 0.
     """
 
     name: str
@@ -443,16 +449,16 @@ class ModelCard:
 
 
 def shipped_models() -> dict[str, ModelCard]:
-    """The cards of all shipped models, by name."""
+    """Return the cards of all bundled models, by name."""
     cards = {name: FOLDER / name / "card.json" for name in shipped_names()}
     return {name: from_dict(ModelCard, read_json(path), str(path)) for name, path in cards.items()}
 
 
 def shipped_names() -> list[str]:
-    """The names of all shipped models."""
+    """Return the names of all bundled models."""
     return sorted(path.parent.name for path in FOLDER.glob("*/card.json"))
 
 
 def shipped_folder(name: str) -> Path | None:
-    """The checkpoint folder of a shipped model; None if there is no model of this name."""
+    """Return the checkpoint folder of a bundled model, or None if no bundled model has this name."""
     return FOLDER / name if name in shipped_names() else None

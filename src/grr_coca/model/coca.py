@@ -10,7 +10,7 @@ The image encoder is a vision transformer (arXiv 2010.11929). The text decoder h
 caption, and a multimodal half, which continues from its tokens and attends to the image. Both run on the captions of a
 batch without their padding.
 
-Shapes: B pairs, I images, P patch tokens in raster order, K patches that patch dropout keeps, R registers; T positions
+Shapes: B pairs, I images, P patch tokens in raster order, K patches kept by patch dropout, R registers; T positions
 of the longest caption, N tokens of all captions, M of them that have a next token (all but [EOS] and [CLS]), L: M
 rounded up, as N is (`grr_coca.model.attention.PackedLayout`); Q captioning tokens of width C, D width, E width of the
 joint embedding, V vocabulary. In `decode_step`: R captions in progress, of which R / B neighbours share an image.
@@ -43,7 +43,7 @@ from grr_coca.model.config import Contrastive
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to patch tokens: stem and patch embedding, positions (or leave them to RoPE), blocks, final norm.
+    """Pixels to patch tokens: stem and patch embedding, positions (unless RoPE adds them), blocks, final norm.
 
     Registers (arXiv 2309.16588) are learned tokens without a position. They go through the blocks with the patches, and
     are dropped after the last block.
@@ -72,8 +72,8 @@ class ImageEncoder(nn.Module):
     ) -> Float[Tensor, "B P D"]:
         """Encode images of the configured size. With `kept_patches`, encode only these K patches of each image (FLIP,
         arXiv 2212.00794)."""
-        # Under autocast the patch embedding is in bf16. Learned positions in fp32 would promote the sum, and RoPE would
-        # not. Cast it back, so that the residual stream of every model is in fp32.
+        # Under autocast the patch embedding is in bf16. Learned positions in fp32 would promote the sum, but RoPE would
+        # not. The cast keeps the residual stream of every model in fp32.
         patches = self.patch_embed(self.stem(images)).type_as(images)
         x = self.position(patches, PLAIN.positions)  # B P D
         if kept_patches is not None:
@@ -92,17 +92,18 @@ class ImageEncoder(nn.Module):
 
 
 PADDING = 0
-"""Token id of padding and of the [CLS] slot. In CLIP's vocabulary it is also that of a word, "!" before a symbol."""
+"""Token id of padding and of the [CLS] slot. In CLIP's vocabulary it is also the id of a word, "!" before a symbol."""
 
 
 class PackedText(NamedTuple):
     """The captions of a batch, concatenated into one row. Both halves of the text decoder use it.
 
-    - `token_ids`: `[BOS] caption [EOS] [CLS]` of each caption
-    - `layout`: the layout of these N tokens, for the unimodal half
-    - `cls`: the index of each caption's [CLS] among the N tokens
-    - `predicting`: the indices of the tokens that have a next token. The multimodal half continues with them
-    - `predicting_layout`: the layout of these tokens
+    Attributes:
+        token_ids: `[BOS] caption [EOS] [CLS]` of each caption.
+        layout: The layout of these N tokens, for the unimodal half.
+        cls: The index of each caption's [CLS] among the N tokens.
+        predicting: The indices of the tokens that have a next token. The multimodal half continues with them.
+        predicting_layout: The layout of these tokens.
     """
 
     token_ids: Int[Tensor, "1 N"]
@@ -129,7 +130,7 @@ class TextDecoderOutput(NamedTuple):
 class TextDecoder(nn.Module):
     """The unimodal half: causal blocks over `[BOS] caption [EOS] [CLS]`.
 
-    [CLS] is a learned vector, not a word. It comes last, where it attends to the whole caption.
+    [CLS] is a learned vector, not a word. It comes last, so it attends to the complete caption.
     """
 
     def __init__(
@@ -152,8 +153,10 @@ class TextDecoder(nn.Module):
     def pack(
         self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"], layout_of: LayoutOf = pack_lengths
     ) -> PackedText:
-        """Pack padded captions for `forward`. `lengths` include [BOS], [EOS] and [CLS]; if they are on the CPU, no
-        other device is waited for."""
+        """Pack padded captions for `forward`.
+
+        `lengths` include [BOS], [EOS] and [CLS]; if they are on the CPU, this does not synchronize with another device.
+        """
         longest, device = token_ids.shape[1], token_ids.device
         layout, predicting_layout = layout_of(lengths, longest, device), layout_of(lengths - 2, longest - 2, device)
         return PackedText.of(token_ids, layout, predicting_layout)
@@ -184,14 +187,17 @@ class MultimodalDecoder(nn.Module):
     def forward(
         self, text_tokens: Float[Tensor, "1 L D"], image_tokens: Float[Tensor, "B Q C"], layout: PackedLayout
     ) -> Float[Tensor, "M D"]:
-        """States from which `lm_head` predicts the next tokens, caption after caption."""
+        """Return states from which `lm_head` predicts the next tokens, caption after caption."""
         x, context = text_tokens, self.context(image_tokens)
         for block in self.blocks:
             x = block(x, context, layout)
         return self.norm(x[0, : layout.num_tokens])
 
     def context(self, image_tokens: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
-        """The image tokens that cross-attention reads. Here they are unchanged; a subclass can normalize them."""
+        """Return the image tokens for cross-attention.
+
+        They are unchanged here; a subclass can normalize them.
+        """
         return image_tokens
 
 
@@ -208,7 +214,7 @@ class EncodedImage(NamedTuple):
 
 
 class CoCa(nn.Module):
-    """The whole model. Its parts are chosen in `build` and passed in."""
+    """The complete model. Its parts are chosen in `build` and passed in."""
 
     def __init__(
         self,
@@ -268,17 +274,17 @@ class CoCa(nn.Module):
     def encode_image(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
     ) -> EncodedImage:
-        """Encode images alone: the tokens that captions attend to, and embeddings of unit length."""
+        """Encode only images. Return the tokens that captions attend to, and embeddings of unit length."""
         patches = self.image_encoder(images, kept_patches)
         tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)
         return EncodedImage(tokens, _unit(self.image_proj(pooled[:, 0])))
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        """Encode texts alone: embeddings of unit length."""
+        """Encode only texts. Return embeddings of unit length."""
         return self.embed_text(self.text_decoder.pack(token_ids, lengths))
 
     def embed_text(self, text: PackedText) -> Float[Tensor, "B E"]:
-        """`encode_text` for texts that are packed already."""
+        """Encode texts that are already packed."""
         return _unit(self.text_proj(self.text_decoder(text).cls))
 
     def decode_step(
@@ -287,10 +293,11 @@ class CoCa(nn.Module):
         contexts: Sequence[Float[Tensor, "B Q C"] | KeyValues],
         layouts: Sequence[CachedLayout],
     ) -> Float[Tensor, "R T D"]:
-        """States that predict what follows each of the next tokens of R captions, and one more step in their caches.
+        """Return the states that predict the token after each new token of R captions, one more step in their
+        caches.
 
-        `contexts`: what the cross-attention of each multimodal block reads. `layouts`: of each block of both halves,
-        with its cache of the earlier tokens.
+        `contexts`: input of the cross-attention of each multimodal block. `layouts`: layout of each block of both
+        halves, with its cache of the earlier tokens.
         """
         text, multimodal = self.text_decoder, self.multimodal_decoder
         x = text.position(text.tok_embeddings(token_ids), layouts[0].positions)  # R T D
@@ -315,7 +322,7 @@ def _unit(x: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode within a `with` block, and allow TF32 on CUDA. Afterwards each module has its mode
     again, even after an exception."""
-    # A model that only answers queries is in eval mode already, and setting all modules would take a third of a query.
+    # A model in use is already in eval mode, and setting all modules would take a third of the time of a query.
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -331,7 +338,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 #
 # TF32 keeps 10 of the 23 bits of a fraction, and sums in fp32; an H100 multiplies 7 times as fast in it. That rounding,
 # imitated on a CPU for all products of `icons` and `pictograms`, changed embeddings by 2e-4 at most, the losses of a
-# validation split by 6e-5, and no recall. In training it would add up, and bf16 is as fast there.
+# validation split by 6e-5, and no recall. In training it would accumulate, and bf16 is as fast there.
 
 _lock = threading.Lock()
 _depth = 0
@@ -339,15 +346,15 @@ _before = (False, False)
 
 
 def require_exact_products() -> None:
-    """Compute all products in fp32 exactly from now on. By default PyTorch rounds the inputs of convolutions."""
+    """Compute all fp32 products exactly from now on. By default PyTorch rounds the inputs of convolutions."""
     _set(matmul=False, convolutions=False)
 
 
 @contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
-    """Context in which CUDA may use TF32. Other devices do not change.
+    """Let CUDA use TF32 within this context. Other devices do not change.
 
-    The setting is one of the process, so it lasts until the last thread leaves the context.
+    The setting belongs to the process, so it lasts until the last thread leaves the context.
     """
     global _depth, _before
     if device.type != "cuda":

@@ -30,7 +30,7 @@ def _require(condition: bool, message: str) -> None:
 _MAX_SIZE = 2**24
 _MAX_LAYERS = 1000
 _MAX_PATCHES = 2**18
-"""Larger sizes are no model, and building one would fill the memory before its weights are looked at."""
+"""Larger sizes are rejected, as building such a model would fill the memory before its weights are checked."""
 
 
 def _require_positive(config: object, *names: str) -> None:
@@ -43,11 +43,12 @@ def _require_positive(config: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """A stack of pre-norm blocks: the three choices that GRR-CoCa is about, and the widths.
+    """A stack of pre-norm blocks: the three choices of GRR-CoCa, and the widths.
 
-    - `norm`: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6
-    - `qk_norm`: how the self-attention normalizes queries and keys. It is a choice and not a boolean, because the
-      literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245)
+    Attributes:
+        norm: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6.
+        qk_norm: How the self-attention normalizes queries and keys. A choice instead of a boolean, because the
+            literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245).
     """
 
     num_layers: int
@@ -74,7 +75,7 @@ class TransformerConfig:
 
     @property
     def min_parameters(self) -> int:
-        """Fewer parameters than this cannot be in the blocks: those of the attention, and two of the feed-forward."""
+        """Lower bound of the parameters of the blocks: those of the attention, and two matrices of the feed-forward."""
         return self.num_layers * self.embed_dim * (4 * self.embed_dim + 2 * self.hidden_dim)
 
     @property
@@ -87,9 +88,10 @@ class TransformerConfig:
 class ImageEncoderConfig:
     """A vision transformer, from pixels to patch tokens.
 
-    - `num_registers`: learned tokens that go through the blocks with the patches, and are dropped after the last block
-    - `stem`: what comes before the linear map to the width of the encoder: images are cut into patches, or convolutions
-      halve height and width until one position is left for each patch (arXiv 2106.14881)
+    Attributes:
+        num_registers: Learned tokens that go through the blocks with the patches, and are dropped after the last block.
+        stem: Layers before the linear map to the width of the encoder: images are split into patches, or convolutions
+            halve height and width until one position is left for each patch (arXiv 2106.14881).
     """
 
     image_size: int
@@ -115,7 +117,7 @@ class ImageEncoderConfig:
         )
 
     def _require_power_of_two(self) -> None:
-        """A convolutional stem halves the sides of an image at least once."""
+        """Check that a convolutional stem halves the sides of an image at least once."""
         lower = 1 << (max(2, self.patch_size).bit_length() - 1)
         nearest = f"{lower} and {2 * lower}" if self.patch_size > lower else f"{lower}"
         _require(
@@ -126,12 +128,12 @@ class ImageEncoderConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side."""
+        """Number of patches per side."""
         return self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patch tokens per image."""
+        """Number of patch tokens per image."""
         return self.grid_size**2
 
 
@@ -168,7 +170,7 @@ class MultimodalDecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolersConfig:
-    """The attentional poolers. `num_queries` None: there is no captioning pooler, and captions attend to the patch
+    """The attentional poolers. `num_queries` None: no captioning pooler, captions attend to the patch
     tokens.
 
     `arrangement`: in a `cascade`, the contrastive pooler reads the tokens of the captioning pooler. In `parallel`, it
@@ -191,10 +193,11 @@ class PoolersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CoCaConfig:
-    """The whole model. `embed_dim` is the width of the joint embedding space of images and texts.
+    """The complete model. `embed_dim` is the width of the joint embedding space of images and texts.
 
-    `contrastive`: the kind of contrastive loss, a softmax over the batch (CoCa) or a sigmoid for each pair (SigLIP). It
-    belongs to the model, because the sigmoid needs a learned bias and starts from another temperature.
+    Attributes:
+        contrastive: The kind of contrastive loss, a softmax over the batch (CoCa) or a sigmoid for each pair (SigLIP).
+            It belongs to the model, because the sigmoid needs a learned bias and starts from a different temperature.
 
     `architecture`: `coca`, or the name of another `Architecture`, such as `open_clip`.
     """
@@ -225,34 +228,34 @@ class CoCaConfig:
 
 
 class Architecture(Protocol):
-    """An architecture of a package beside the core, registered in `grr_coca.architectures` by its name.
+    """An architecture of another package, registered in `grr_coca.architectures` by its name.
 
-    Its config is a `CoCaConfig`, and its models are a `CoCa` of other parts, so all that works with a model works with
-    its models too.
+    Its config is a `CoCaConfig`, and its models are a `CoCa` of other parts, so everything that works with a model
+    works with its models too.
 
     Attributes:
         keys: The value of each of `grr_coca.model.checkpoint_files.FIXED_KEYS` in `config.json`, by which its
             checkpoints are recognized.
-        reserves_padding: True if no token may have the id 0, which its models take for padding.
+        reserves_padding: Whether the id 0 is reserved for padding.
     """
 
     keys: Mapping[tuple[str, ...], str]
     reserves_padding: bool
 
     def check(self, config: CoCaConfig) -> None:
-        """Raise a `UserError` if the config has parts that the architecture does not have."""
+        """Check that the config has only parts of the architecture; else raise a `UserError`."""
         ...
 
     def build(self, config: CoCaConfig) -> Any:
-        """Build the `CoCa` of a config, with weights that have no values yet."""
+        """Build the `CoCa` of a config, with uninitialised weights."""
         ...
 
 
 def find_architecture(name: str) -> Architecture:
-    """Return the architecture of this name.
+    """Return the architecture with this name.
 
     Raises:
-        UserError: no installed package has it.
+        UserError: If no installed package has it.
     """
     found: Architecture | None = plugins.named("grr_coca.architectures", name)
     if found is None:

@@ -1,13 +1,15 @@
-"""Model cards of checkpoints, and their upload to the Hugging Face hub in one commit. This does not import torch.
+"""Model cards of checkpoints, and their upload to the Hugging Face hub in one commit.
 
-A card is made of what the files of a checkpoint say:
+This module does not import torch.
+
+A card is generated from the files of a checkpoint:
 
 | content | from |
 |---|---|
-| architecture, step, caution | `config.json` |
+| architecture, step, warning | `config.json` |
 | number of parameters | the header of `model.safetensors` |
 | start of a fine-tuned run, its data and licence | the run's `start.json`, and the card of the model that it names |
-| data, licence, figures | `card.json` (`grr_coca.model.checkpoint_files.ModelCard`) if there is one, else the caller |
+| data, licence, figures | `card.json` (`grr_coca.model.checkpoint_files.ModelCard`) if it exists, else the caller |
 """
 
 import json
@@ -57,7 +59,7 @@ _KNOWN_LICENCES = {
     "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql", "ofl-1.1",
     "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", "deepfloyd-if-license", "llama2", "gemma",
 }  # fmt: skip
-"""Licences by the hub's names. It refuses a card with another one, unless that stands under `license_name`."""
+"""Licences by the hub's names. It rejects cards with other licences, unless given under `license_name`."""
 
 _CARD_TEXT = """\
 # {name}
@@ -111,7 +113,7 @@ _CITATION = """\
 
 @dataclass(frozen=True)
 class Start:
-    """The model that a run of fine-tuning began from. `step` is 0 if it is unknown, `card` None if there is none."""
+    """The start model of a fine-tuning run. `step` is 0 if unknown, `card` None if it has none."""
 
     name: str
     step: int = 0
@@ -119,12 +121,13 @@ class Start:
 
 
 def find_start(checkpoint: Path) -> Start | None:
-    """The model that the run of a checkpoint began from; None for a checkpoint that is not one of a fine-tuned run.
+    """Return the model that the run of a checkpoint started from, or None if the checkpoint is not of a fine-tuning
+    run.
 
-    A folder of the user is named without its parents, which the card would publish.
+    A local folder is named without its parents, as the card is public.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: If a file is corrupt.
     """
     path = checkpoint.parent.parent / START_FILE
     if checkpoint.parent.name != "checkpoints" or not path.is_file():
@@ -146,11 +149,12 @@ def find_start(checkpoint: Path) -> Start | None:
 
 
 def read_figures(path: Path) -> Figures:
-    """Read the metrics that `grr-coca evaluate --json` wrote. Splits are named by the shortest distinct ends of their
-    paths.
+    """Read the metrics that `grr-coca evaluate --json` wrote.
+
+    Splits are named by the shortest distinct ends of their paths.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: If the file has other content.
     """
     found: dict[str, dict[str, Figure]] = {}
     measured = read_json(path)
@@ -166,19 +170,19 @@ def read_figures(path: Path) -> Figures:
 def model_card(
     folder: Path, name: str, data: str | None = None, licence: str | None = None, figures: Figures | None = None
 ) -> str:
-    """The model card of a checkpoint: a `README.md` with the metadata that the hub reads.
+    """Return the model card of a checkpoint: a `README.md` with the metadata that the hub reads.
 
     Bytes that are not UTF-8 are escaped.
 
     Args:
-        folder: the checkpoint.
+        folder: The checkpoint.
         name: `owner/name` on the hub.
-        data: what the model was trained on.
-        licence: licence of the weights: free text, or one of the hub's names, such as `mit`.
-        figures: measured numbers.
+        data: Training data of the model.
+        licence: Licence of the weights: free text, or one of the hub's names, such as `mit`.
+        figures: Measured metrics.
 
     Raises:
-        UserError: the licence is neither given nor known, or a file is damaged.
+        UserError: If the licence is unknown and not given, or a file is corrupt.
     """
     require_extra("hub", "a card for the Hugging Face hub")
     from huggingface_hub import ModelCardData
@@ -223,7 +227,7 @@ def model_card(
 
 
 def _encoder_lines(folder: Path) -> list[str]:
-    """Lines about the image encoder of others in an adapted model."""
+    """Return lines about the additional image encoder of an adapted model."""
     path = folder / ENCODER_FILES[0]
     if not path.exists():
         return []
@@ -237,23 +241,24 @@ def _encoder_lines(folder: Path) -> list[str]:
 
 
 def check_hub_id(hub_id: str) -> None:
-    """Raise an error if a name is not a valid name of a repository on the hub, OWNER/NAME.
+    """Check that a name is a valid name of a repository on the hub, OWNER/NAME.
 
     Raises:
-        UserError: it is not.
+        UserError: If the name is invalid.
     """
     if not HUB_ID.fullmatch(hub_id):
         raise UserError(f"'{hub_id}' is not a name on the Hugging Face hub; give OWNER/NAME")
 
 
 def files_to_push(folder: Path) -> dict[str, bytes | Path]:
-    """The files of a checkpoint to upload, by their names on the hub. For a run folder: of the checkpoint that
-    `find_model` chooses.
+    """Return the files of a checkpoint to upload, by their names on the hub.
 
-    Recipe, logs and training state are not uploaded. ONNX graphs are, with a manifest of what is uploaded.
+    For a run folder, these are the files of the checkpoint that `find_model` chooses.
+
+    Recipe, logs and training state are not uploaded. ONNX graphs are, with a manifest of the uploaded files.
 
     Raises:
-        UserError: there is no checkpoint, or its files differ from its manifest.
+        UserError: If no checkpoint exists, or its files differ from its manifest.
     """
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():
@@ -270,17 +275,18 @@ def push_files(files: Mapping[str, bytes | Path], card: str, hub_id: str, *, pri
     """Upload all files in one commit to a new repository, or to an existing one.
 
     Args:
-        files: the files by their names on the hub.
-        card: content of `README.md`.
+        files: The files by their names on the hub.
+        card: Content of `README.md`.
         hub_id: `owner/name`.
-        private: make a new repository private, and refuse one that others can see.
-        update: allow an existing repository.
+        private: Make a new repository private, and reject a public one.
+        update: Allow an existing repository.
 
     Returns:
         The URL of the commit.
 
     Raises:
-        UserError: the hub refuses the card, the repository exists, permission is missing, or the hub cannot be reached.
+        UserError: If the hub rejects the card, the repository exists, permission is missing, or the hub cannot be
+            reached.
     """
     require_extra("hub", "pushing to the Hugging Face hub")
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -302,10 +308,10 @@ def _shipped_card(folder: Path) -> ModelCard | None:
 
 
 def _count_in_header(path: Path) -> int:
-    """Number of parameters in a safetensors file. Only its header is read.
+    """Return the number of parameters in a safetensors file. Only its header is read.
 
     Raises:
-        UserError: it is damaged.
+        UserError: If the file is corrupt.
     """
     try:
         with safe_open(path, framework="numpy") as weights:
@@ -397,5 +403,5 @@ def _http_message(hub_id: str, status: int, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The message of an error on one line."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,5 +1,5 @@
-"""CoCa's losses (arXiv 2205.01917, section 3), and what a text teacher and siblings add to them. `batch_loss` puts them
-together.
+"""CoCa's losses (arXiv 2205.01917, section 3), and the losses of a text teacher and of siblings. `batch_loss` combines
+them.
 
 Shapes: B pairs of the global batch, b pairs of this rank, E embedding width, K width of the teacher's embeddings; M
 tokens to predict, m tokens of a chunk of them, D width of the states that predict them, V vocabulary.
@@ -28,8 +28,8 @@ class EmbeddedPairs(NamedTuple):
     """Embedded image-text pairs. Text i belongs to image i.
 
     Embeddings are of unit length. Pairs with equal `caption_ids`, `image_ids` or `thing_ids` are not negatives of each
-    other. `teacher`: embeddings of the captions by a text teacher, also of unit length; None: there is no teacher.
-    `thing_ids`: None: there are no siblings.
+    other. `teacher`: embeddings of the captions by a text teacher, also of unit length; None: no teacher.
+    `thing_ids` is None without siblings.
     """
 
     image: Float[Tensor, "B E"]
@@ -40,7 +40,7 @@ class EmbeddedPairs(NamedTuple):
     thing_ids: Int[Tensor, " B"] | None = None
 
     def gathered(self, ranks: Ranks) -> "EmbeddedPairs":
-        """The pairs of all ranks, in their order. Gradients flow back to the rank of each pair."""
+        """Return the pairs of all ranks, in their order. Gradients flow back to the rank of each pair."""
         return EmbeddedPairs(*(None if column is None else ranks.gather(column) for column in self))  # type: ignore[arg-type]
 
 
@@ -51,18 +51,20 @@ def contrastive_loss(
     logit_bias: Float[Tensor, ""] | None = None,
     first_row: int = 0,
 ) -> Float[Tensor, ""]:
-    """The part of b pairs in the mean contrastive loss over a batch of B pairs, in nats. The parts add up to that mean.
+    """Return the part of b pairs in the mean contrastive loss over a batch of B pairs, in nats.
+
+    The parts add up to that mean.
 
     Without a bias this is CLIP's loss: the mean of the cross-entropy of each image over all texts and of each text over
     all images. With a bias it is SigLIP's (arXiv 2303.15343): for every image and every text, a binary classification
     of whether they match, summed over texts and averaged over images.
 
     Args:
-        rows: the pairs whose share is computed.
-        columns: all pairs of the batch. The rows are compared with them.
-        logit_scale: logarithm of the inverse temperature.
-        logit_bias: bias of the sigmoid loss; None: the softmax loss.
-        first_row: index of the first row among the columns.
+        rows: The pairs whose part is computed.
+        columns: All pairs of the batch. The rows are compared with them.
+        logit_scale: Logarithm of the inverse temperature.
+        logit_bias: Bias of the sigmoid loss; None: the softmax loss.
+        first_row: Index of the first row among the columns.
     """
     b, B = len(rows.image), len(columns.image)
     target = torch.arange(first_row, first_row + b, device=rows.image.device)
@@ -101,19 +103,19 @@ def captioning_loss(
     num_tokens: int | None = None,
     z_weight: float = 0.0,
 ) -> CaptioningLoss:
-    """Mean cross-entropy of tokens, predicted with the logits `states @ lm_head.T`.
+    """Return the mean cross-entropy of tokens, predicted with the logits `states @ lm_head.T`.
 
     Args:
-        states: the states that predict the tokens.
-        lm_head: weight of the head.
-        labels: ids of the tokens, end tokens included.
-        num_tokens: number of tokens to divide the sum by; None: the number of these. With the number of a larger
-            batch, the result is the share of these tokens in its loss: all shares add up to the loss.
-        z_weight: weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. It keeps logits
+        states: The states that predict the tokens.
+        lm_head: Weight of the head.
+        labels: Ids of the tokens, end tokens included.
+        num_tokens: Number of tokens to divide the sum by; None: the number of these tokens. With the number of a larger
+            batch, the result is the part of these tokens in its loss: all parts add up to the loss.
+        z_weight: Weight of the z-loss, the mean of log² Z, where Z is the denominator of the softmax. It keeps logits
             from drifting (PaLM, arXiv 2204.02311, section 5).
 
     Raises:
-        ValueError: the numbers of states and labels differ.
+        ValueError: If the numbers of states and labels differ.
     """
     if states.shape[0] != labels.shape[0]:
         raise ValueError(
@@ -127,7 +129,7 @@ def captioning_loss(
 def token_losses(
     states: Float[Tensor, "M D"], lm_head: Float[Tensor, "V D"], labels: Int[Tensor, " M"]
 ) -> Float[Tensor, " M"]:
-    """Cross-entropy of each token, in nats, without a gradient. `captioning_loss` is its mean."""
+    """Return the cross-entropy of each token, in nats, without a gradient. `captioning_loss` is its mean."""
     size = _chunk_size(lm_head)
     parts = [
         F.cross_entropy(at_least_fp32(F.linear(x, lm_head)), label, reduction="none")
@@ -141,12 +143,13 @@ def token_losses(
 
 @dataclass(frozen=True)
 class LossWeights:
-    """λ_con and λ_cap, by default the paper's, and what may be added to the paper's loss.
+    """λ_con and λ_cap, by default the paper's, and weights of optional additional losses.
 
-    - `z`: weight of the z-loss, see `captioning_loss`. It needs a captioning weight above 0
-    - `teacher`: weight of `teacher_loss`; 0: there is no teacher
-    - `teacher_temperature`: the teacher's similarities and ours are divided by it
-    - `sibling`: weight of `sibling_loss`; 0: there is none
+    Attributes:
+        z: Weight of the z-loss, see `captioning_loss`. It needs a captioning weight above 0.
+        teacher: Weight of `teacher_loss`; 0: no teacher.
+        teacher_temperature: Divisor of the teacher's and the model's similarities.
+        sibling: Weight of `sibling_loss`; 0: no sibling loss.
     """
 
     contrastive: float = 1.0
@@ -159,19 +162,21 @@ class LossWeights:
 
     @property
     def z_per_captioning(self) -> float:
-        """The weight of the z-loss, relative to that of the captioning loss."""
+        """The weight of the z-loss relative to that of the captioning loss."""
         return self.z and self.z / self.captioning
 
 
 def coca_loss(contrastive: Scalar, captioning: Scalar, weights: LossWeights) -> Scalar:
-    """L = λ_con · L_con + λ_cap · L_cap. A part with weight zero stays in the graph, so every parameter always has a
-    gradient."""
+    """Compute L = λ_con · L_con + λ_cap · L_cap.
+
+    A part with weight zero stays in the graph, so every parameter always has a gradient.
+    """
     return weights.contrastive * contrastive + weights.captioning * captioning
 
 
 class ComparisonLoss(NamedTuple):
     """The losses that compare pairs with each other, in nats. Differentiate `total`, which has their weights. The
-    others are for the log. `teacher` and `sibling` are 0 if their weight is."""
+    others are for the log. `teacher` and `sibling` are 0 if their weight is 0."""
 
     total: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
@@ -185,10 +190,10 @@ def comparison_loss(
     """Compare each of these pairs with all pairs of the global batch.
 
     Args:
-        model: for its temperature, and for the bias of the sigmoid loss.
-        pairs: those of this rank.
-        weights: weights of the parts.
-        ranks: all ranks, each with as many pairs as this one; None: there are no other pairs.
+        model: For its temperature, and for the bias of the sigmoid loss.
+        pairs: Pairs of this rank.
+        weights: Weights of the parts.
+        ranks: All ranks, each with the same number of pairs as this one; None: no other pairs.
     """
     everyone = pairs if ranks is None else pairs.gathered(ranks)
     first_row = 0 if ranks is None else ranks.rank * len(pairs.image)
@@ -205,7 +210,7 @@ def comparison_loss(
 
 class Losses(NamedTuple):
     """The losses of one batch, in nats. Differentiate `total`, which is `coca` plus the weighted losses `z`, `teacher`
-    and `sibling`. The others are for the log. `teacher` and `sibling` are 0 if their weight is."""
+    and `sibling`. The others are for the log. `teacher` and `sibling` are 0 if their weight is 0."""
 
     total: Float[Tensor, ""]
     contrastive: Float[Tensor, ""]
@@ -224,17 +229,17 @@ def batch_loss(
     num_tokens: int | None = None,
     ranks: Ranks | None = None,
 ) -> Losses:
-    """CoCa's loss of one batch. Differentiate its `total`.
+    """Return CoCa's loss of one batch. Differentiate its `total`.
 
     On several ranks, this is the part of this rank's pairs in the losses of the global batch. The parts of all ranks
     add up to these losses, and the gradients of their parts to the gradients of these losses.
 
     Args:
-        model: the model in training mode.
-        batch: pairs on the model's device.
-        weights: weights of the parts.
-        num_tokens: tokens to predict in the global batch; None: the tokens of this batch.
-        ranks: all ranks, each with as many pairs as this one; None: this batch is the global one.
+        model: The model in training mode.
+        batch: Pairs on the model's device.
+        weights: Weights of the parts.
+        num_tokens: Tokens to predict in the global batch; None: the tokens of this batch.
+        ranks: All ranks, each with the same number of pairs as this one; None: this batch is the global one.
     """
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
     pairs = EmbeddedPairs(
@@ -259,20 +264,20 @@ def batch_loss(
     )
 
 
-# --- Text teacher: which texts mean nearly the same
+# --- Text teacher: texts with nearly the same meaning
 
 
 def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float) -> Float[Tensor, ""]:
-    """The part of b captions in the mean teacher loss over B captions, in nats. The parts add up to that mean.
+    """Return the part of b captions in the mean teacher loss over B captions, in nats. The parts add up to that mean.
 
-    For each caption, the softmax over its similarities to all other captions is to be that of the teacher: the loss is
-    the Kullback-Leibler divergence of ours from the teacher's, 0 if both agree (relational distillation, arXiv
-    1904.05068; as a softmax, arXiv 2101.04731). The teacher may have any width.
+    For each caption, the softmax over its similarities to all other captions should equal the teacher's: the loss is
+    the Kullback-Leibler divergence of the model's softmax from the teacher's, 0 if both agree (relational distillation,
+    arXiv 1904.05068; as a softmax, arXiv 2101.04731). The teacher may have any width.
 
     Args:
-        rows: the pairs whose share is computed.
-        columns: all pairs of the batch. The rows are compared with them, equal captions left out.
-        temperature: the similarities of both are divided by it.
+        rows: The pairs whose part is computed.
+        columns: All pairs of the batch. The rows are compared with them, excluding equal captions.
+        temperature: Divisor of both kinds of similarities.
     """
     assert rows.teacher is not None, "the batches of a run with a teacher have its embeddings"
     assert columns.teacher is not None
@@ -286,27 +291,27 @@ def teacher_loss(rows: EmbeddedPairs, columns: EmbeddedPairs, temperature: float
 def _log_softmax_over_others(
     similarity: Float[Tensor, "b B"], same: Bool[Tensor, "b B"], temperature: float
 ) -> Float[Tensor, "b B"]:
-    # A finite number instead of -inf: what has no others gets a uniform softmax, on both sides of the teacher loss, and
-    # so a loss of 0.
+    # A finite number instead of -inf: a row without others gets a uniform softmax, on both sides of the teacher loss,
+    # and thus a loss of 0.
     return (similarity / temperature).masked_fill(same, -1e4).log_softmax(1)
 
 
-# --- Siblings: which images show the same thing
+# --- Siblings: images that show the same concept
 
 SIBLING_TEMPERATURE = 0.1
-"""Similarities of images are divided by it, as in the paper of this loss."""
+"""Divisor of image similarities, as in the paper of this loss."""
 
 
 def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, ""]:
-    """The part of b images in the mean sibling loss over B images, in nats. The parts add up to that mean.
+    """Return the part of b images in the mean sibling loss over B images, in nats. The parts add up to that mean.
 
     For each image, the mean over its siblings of the cross-entropy of the sibling among all other images (supervised
     contrastive loss, arXiv 2004.11362, equation 2). Siblings are images with equal `thing_ids`. An image without
     siblings in the batch counts as 0.
 
     Args:
-        rows: the pairs whose share is computed.
-        columns: all pairs of the batch. The rows are compared with them, equal images left out.
+        rows: The pairs whose part is computed.
+        columns: All pairs of the batch. The rows are compared with them, excluding equal images.
     """
     assert rows.thing_ids is not None, "the batches of a run with this loss have ids of things"
     assert columns.thing_ids is not None
@@ -318,7 +323,7 @@ def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, "
     return nll.sum() / same.shape[1]
 
 
-# --- The output layer and its loss, one chunk of tokens after the other
+# --- The output layer and its loss, one chunk of tokens after another
 
 
 MAX_LOGITS = 2**25
@@ -335,8 +340,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     The result is three sums over tokens: nll + `z_weight` · log² Z, nll, and log² Z. Only the first has a gradient.
 
-    The forward pass processes one chunk of tokens after the other. For each, it computes the gradients too, in the
-    memory of the chunk's logits. So the logits of all tokens are never in memory together, and none is computed twice.
+    The forward pass processes one chunk of tokens after another. For each, it also computes the gradients, in the
+    memory of the chunk's logits. So the logits of all tokens are never in memory at once, and none is computed twice.
     The result can be differentiated only once.
 
     PyTorch's own `linear_cross_entropy` (2.13) either computes all logits at once, or takes six times as long on a CPU.
@@ -371,7 +376,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Scale the gradients that `forward` has computed.
 
         Raises:
-            RuntimeError: second derivatives are asked for. They would silently be zero.
+            RuntimeError: If second derivatives are requested, which would silently be zero.
         """
         if torch.is_grad_enabled():
             raise RuntimeError("the captioning loss can be differentiated only once, so not with create_graph=True")

@@ -1,8 +1,8 @@
-"""The models by name. A preset is a function from a size to a full config. An arm copies a preset and changes a part.
+"""Models by name. A preset is a function from a size to a full config. An arm copies a preset and changes a part.
 
 GRR-CoCa and Baseline CoCa differ only in three parts of the image encoder. The arms between them have one or two of
-these parts, so that there are all eight combinations. Widths, depths and the kind of RoPE are our choices, as
-`docs/design.md` says.
+these parts, which yields all eight combinations. Widths, depths and the kind of RoPE are our choices, see
+`docs/design.md`.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from grr_coca.model.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Depths, widths and lengths of a model. The preset says which parts it has."""
+    """Depths, widths and lengths of a model. The preset determines its parts."""
 
     image_size: int
     patch_size: int
@@ -31,7 +31,7 @@ class Size:
     image_dim: int
     image_heads: int
     text_layers: int
-    """Layers of the unimodal half; the multimodal half has as many."""
+    """Layers of the unimodal half; the multimodal half has the same number."""
     text_dim: int
     text_heads: int
     vocab_size: int
@@ -49,10 +49,10 @@ class Size:
         text_layers: int | None = None,
         text_dim: int | None = None,
     ) -> "Size":
-        """The size with other depths and widths. Attention heads keep their width, so their number changes.
+        """Return the size with other depths and widths. Attention heads keep their width, so their number changes.
 
         Raises:
-            UserError: a width is no multiple of that of a head.
+            UserError: If a width is not a multiple of the width of a head.
         """
         widths = {
             "image": (image_dim, self.image_dim, self.image_heads),
@@ -171,7 +171,7 @@ def _original_parts(num_layers: int, embed_dim: int, num_heads: int) -> Transfor
 
 
 def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
-    """Hidden width at which GEGLU's three matrices hold as many parameters as an MLP's two.
+    """Return the hidden width at which GEGLU's three matrices have the same number of parameters as an MLP's two.
 
     2/3 of `mlp_ratio * embed_dim` (Shazeer, arXiv 2002.05202), rounded to a multiple of 64 channels. Below a width of
     512, multiples of 64 would be too coarse, so it is a multiple of 8.
@@ -181,7 +181,7 @@ def geglu_hidden_dim(embed_dim: int, mlp_ratio: int = 4) -> int:
 
 
 def coca(size: str | Size) -> CoCaConfig:
-    """CoCa's original parts everywhere: LayerNorm, GELU feed-forwards, learned positions."""
+    """Return CoCa's original parts everywhere: LayerNorm, GELU feed-forwards, learned positions."""
     s = size_of(size)
     image = _original_parts(s.image_layers, s.image_dim, s.image_heads)
     text = _original_parts(s.text_layers, s.text_dim, s.text_heads)
@@ -196,7 +196,7 @@ def coca(size: str | Size) -> CoCaConfig:
 
 
 def baseline_coca(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa: GRR text decoders and poolers, CoCa's original image encoder."""
+    """Return baseline CoCa: GRR text decoders and poolers, CoCa's original image encoder."""
     s, config = size_of(size), coca(size)
     text = replace(
         config.text_decoder.transformer,
@@ -215,7 +215,7 @@ def baseline_coca(size: str | Size) -> CoCaConfig:
 
 
 def baseline_geglu(size: str | Size) -> CoCaConfig:
-    """Baseline CoCa with GEGLU in the image encoder, at matched parameters."""
+    """Return baseline CoCa with GEGLU in the image encoder, at matched parameters."""
     config = baseline_coca(size)
     hidden_dim = geglu_hidden_dim(config.image_encoder.transformer.embed_dim)
     return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
@@ -237,7 +237,7 @@ baseline_geglu_4x = _arm(baseline_coca, feed_forward="geglu")
 baseline_rope_1d = _arm(baseline_coca, position="rope_1d")
 """RoPE over the patches' raster order."""
 baseline_rope_2d = _arm(baseline_coca, position="rope_2d")
-"""Axial RoPE: rows and columns."""
+"""Axial RoPE over rows and columns."""
 baseline_rms_geglu = _arm(baseline_geglu, norm="rms")
 baseline_rms_rope_2d = _arm(baseline_coca, norm="rms", position="rope_2d")
 baseline_geglu_rope_2d = _arm(baseline_geglu, position="rope_2d")
@@ -248,13 +248,14 @@ grr_coca_rope_1d = _arm(grr_coca, position="rope_1d")
 
 
 def grr_coca_parallel(size: str | Size) -> CoCaConfig:
-    """GRR-CoCa whose contrastive pooler reads the patch tokens, in parallel with the captioning pooler."""
+    """Return GRR-CoCa whose contrastive pooler reads the patch tokens, in parallel with the captioning pooler."""
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, arrangement="parallel"))
 
 
 def grr_coca_plus(size: str | Size) -> CoCaConfig:
-    """GRR-CoCa whose captions attend to the patch tokens: the model of our own recipe, `studies/plus/pictograms.yaml`.
+    """Return GRR-CoCa whose captions attend to the patch tokens: the model of our own recipe,
+    `studies/plus/pictograms.yaml`.
 
     No other part that was tried improved it.
     """
@@ -263,9 +264,9 @@ def grr_coca_plus(size: str | Size) -> CoCaConfig:
 
 
 def open_clip_coca(size: str | Size) -> CoCaConfig:
-    """open_clip's CoCa, for its checkpoints: `b32` is its `coca_ViT-B-32`, `l14` its `coca_ViT-L-14`.
+    """Return open_clip's CoCa, for its checkpoints: `b32` is its `coca_ViT-B-32`, `l14` its `coca_ViT-L-14`.
 
-    Where it differs from `coca` is in `docs/open-clip.md`. Its context counts no [CLS], so ours is one longer.
+    See `docs/open-clip.md` for its differences from `coca`. Its context counts no [CLS], so ours is one longer.
     """
     s, config = size_of(size), coca(size)
     image, text = config.image_encoder, config.text_decoder
@@ -306,10 +307,10 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str, size: str | Size) -> CoCaConfig:
-    """The config of a preset by name, in a size by name or in one of your own.
+    """Return the config of a preset by name, in a named or custom size.
 
     Raises:
-        UserError: the preset or the size does not exist; the message names the nearest.
+        UserError: If the preset or the size does not exist; the message names the nearest name.
     """
     if name not in PRESETS:
         raise UserError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
@@ -317,7 +318,7 @@ def get_preset(name: str, size: str | Size) -> CoCaConfig:
 
 
 def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
-    """The config with this normalization of queries and keys in all three stacks."""
+    """Return the config with this normalization of queries and keys in all three stacks."""
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
     return replace(
         config,
@@ -328,17 +329,18 @@ def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
 
 
 def with_captions_from(config: CoCaConfig, captions_from: CaptionsFrom, size: str | Size) -> CoCaConfig:
-    """The config whose captions attend to the captioning pooler (as many queries as the size has) or to the patch
-    tokens."""
+    """Return the config whose captions attend to the captioning pooler (the same number of queries as the size has) or
+    to the patch tokens.
+    """
     num_queries = size_of(size).num_queries if captions_from == "queries" else None
     return replace(config, poolers=replace(config.poolers, num_queries=num_queries))
 
 
 def size_of(size: str | Size) -> Size:
-    """The size of a name. A `Size` is returned as it is.
+    """Return the size with a name. A `Size` is returned unchanged.
 
     Raises:
-        UserError: there is no size of that name; the message names the nearest.
+        UserError: If no size has that name; the message names the nearest name.
     """
     if isinstance(size, Size):
         return size

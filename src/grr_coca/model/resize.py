@@ -1,8 +1,8 @@
 """Fit a checkpoint to larger or smaller images and to longer captions, for fine-tuning.
 
-Tables of RoPE are computed for the new grid and the new context; they are not weights. Learned positions of patches are
-interpolated (bicubic, as for ViT, arXiv 2010.11929). Learned positions of tokens are kept, and the new ones are copies
-of the last, so captions that fitted before have the same embeddings and probabilities.
+Tables of RoPE, which are not weights, are computed for the new grid and the new context. Learned positions of patches
+are interpolated (bicubic, as for ViT, arXiv 2010.11929). Learned positions of tokens are kept, and the new ones are
+copies of the last, so captions that fitted before keep their embeddings and probabilities.
 
 Shapes: P patches, D width, T positions of tokens.
 """
@@ -60,7 +60,7 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
 
 
 def _interpolated(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tensor, "Q D"]:
-    """Learned positions of the patches of a square grid, for a grid of another size."""
+    """Return learned positions of the patches of a square grid, interpolated to another grid size."""
     old = math.isqrt(len(positions))
     if old == grid_size:
         return positions
@@ -70,5 +70,8 @@ def _interpolated(positions: Float[Tensor, "P D"], grid_size: int) -> Float[Tens
 
 
 def _extended(positions: Float[Tensor, "T D"], context_length: int) -> Float[Tensor, "U D"]:
-    """Learned positions of tokens, for a longer context. The last one stays the last: open_clip's [CLS] is there."""
+    """Return learned positions of tokens, for a longer context.
+
+    The last position stays last, as it belongs to open_clip's [CLS].
+    """
     return torch.cat([positions, positions[-1:].expand(context_length - len(positions), -1)])

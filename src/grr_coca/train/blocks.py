@@ -1,6 +1,6 @@
 """Gradient checkpointing and compilation of blocks.
 
-The model's code knows nothing of either. The names of parameters stay the same.
+The model's code does not depend on either. The names of parameters stay the same.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from grr_coca.model.blocks import ConvStem
 from grr_coca.model.coca import CoCa
 
 RECOMPILE_LIMIT = 32
-"""Kinds of inputs that one function may be compiled for. All blocks share their code. They are in three stacks, which
+"""Maximum number of input kinds per compiled function. All blocks share their code. They are in three stacks, which
 run in training and in evaluation, with fewer patches, and with a smaller batch at the end of a split. At torch's own
 limit of 8, the compiler would silently stop compiling."""
 
@@ -41,12 +41,12 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
     The lengths of captions change from batch to batch, so blocks of the text decoders are compiled for any shape.
 
     Args:
-        model: changed in place.
-        recomputed: share of a block's intermediate results that are not kept for the backward pass, but computed again.
-            1: only the inputs are kept. Below 1, the compiler drops what is cheapest to compute again.
+        model: Changed in place.
+        recomputed: Share of a block's intermediate results that are recomputed in the backward pass instead of stored.
+            1: only the inputs are kept. Below 1, the compiler drops the results that are cheapest to recompute.
 
     Raises:
-        UserError: the model is on a CPU, and there is no C++ compiler.
+        UserError: If the model is on a CPU, and no C++ compiler is found.
     """
     if model.device.type == "cpu":
         _require_compiler()
@@ -60,7 +60,7 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
 
 
 def _stem(model: CoCa) -> list[nn.Module]:
-    """The convolutional stem of the image encoder, if it has one."""
+    """Return the convolutional stem of the image encoder, if it has one."""
     stem = model.image_encoder.stem
     return [stem] if isinstance(stem, ConvStem) else []
 

@@ -13,9 +13,9 @@ _CHECKPOINTS = "checkpoints"
 
 
 def copy_run(folder: Path, url: str) -> None:
-    """Copy what is new in a run folder, and remove the checkpoints that the run has removed.
+    """Copy new files of a run folder, and remove the checkpoints that the run has removed.
 
-    The manifest of a checkpoint is copied last, so a copy that was interrupted is not taken for a whole one. If the
+    The manifest of a checkpoint is copied last, so an interrupted copy is not mistaken for a complete one. If the
     store cannot be reached, this is reported, and the run continues: the next checkpoint updates the copy.
     """
     url = url.rstrip("/")

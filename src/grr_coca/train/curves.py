@@ -1,4 +1,4 @@
-"""A picture of the learning curves of a run: losses of training and validation, and recalls on validation pairs."""
+"""A plot of the learning curves of a run: losses of training and validation, and recalls on validation pairs."""
 
 import io
 import logging
@@ -29,13 +29,14 @@ Rows = Sequence[Mapping[str, float]]
 
 
 def draw_curves(folder: Path, best_step: int | None) -> None:
-    """Draw the log of a run into `CURVES_FILE` of its folder, from its second validation on, if matplotlib is there.
+    """Draw the log of a run into `CURVES_FILE` of its folder, from its second validation on, if matplotlib is
+    installed.
 
-    A picture that cannot be written is reported and does not end the run.
+    If the plot cannot be written, this is reported, and the run continues.
 
     Args:
-        folder: the run folder.
-        best_step: step of the run that is marked as the best; None: none is.
+        folder: The run folder.
+        best_step: Step of the run that is marked as the best; None: no mark.
     """
     if find_spec("matplotlib") is None:
         return

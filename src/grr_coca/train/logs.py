@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOG_INTERVAL = 10
-"""Steps for each line of the log. The line holds their means."""
+"""Number of steps per line of the log, which has their means."""
 
 SPIKE_MEMORY = 100
 SPIKE_FACTOR = 6.0
@@ -33,13 +33,18 @@ before it."""
 
 @dataclass(kw_only=True)
 class Progress:
-    """The state of a run besides weights and optimizer. A stopped run continues from it as if it had never stopped.
+    """The state of a run besides weights and optimizer. A stopped run continues from it without any difference.
 
-    It holds no random state: order, augmentation and dropped patches are functions of (seed, epoch, sample).
+    It has no random state, as order, augmentation and dropped patches are functions of (seed, epoch, sample).
 
-    `step`: finished steps. `log_bytes`: bytes of log that they wrote. `skipped`: steps that were skipped. `replaced`:
-    bad samples by cause. `window`: metrics of the steps since the last line of the log. `recent`: the newest losses.
-    `best` and `best_step`: score and step of the best checkpoint.
+    Attributes:
+        step: Number of finished steps.
+        log_bytes: Size in bytes of the log after these steps.
+        skipped: Number of skipped steps.
+        replaced: Number of replaced bad samples by cause.
+        window: Metrics of the steps since the last line of the log.
+        recent: The newest losses.
+        best, best_step: Score and step of the best checkpoint.
     """
 
     step: int = 0
@@ -53,7 +58,7 @@ class Progress:
     best_step: int | None = None
 
     def add(self, metrics: dict[str, float]) -> str | None:
-        """Count a finished step. Returns what is wrong with it (`not finite` or `spike`), or None."""
+        """Count a finished step. Return the problem with it (`not finite` or `spike`), or None."""
         self.step += 1
         if not all(map(math.isfinite, metrics.values())):
             self.skipped += 1
@@ -66,15 +71,16 @@ class Progress:
         return "spike" if is_spike else None
 
     def take_window(self) -> dict[str, float]:
-        """Means of the metrics since the last line of the log, and the numbers of skipped steps and replaced samples if
-        not 0. The window is empty afterwards."""
+        """Return the means of the metrics since the last line of the log, and the numbers of skipped steps and replaced
+        samples if not 0. The window is empty afterwards.
+        """
         rows, self.window = self.window, ()
         means = {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
         skipped = {"skipped": float(self.skipped)} if self.skipped else {}
         return {**means, **skipped, **{f"replaced/{cause}": float(n) for cause, n in sorted(self.replaced.items())}}
 
     def beats_best(self, name: str, value: float, step: int) -> bool:
-        """True if a validation score is better than all before it. The score is then kept as the best."""
+        """Return whether a validation score is better than all earlier ones. If so, record it as the best."""
         lower_is_better = name.endswith(("loss", "perplexity"))
         if not math.isfinite(value) or (
             self.best is not None and (value >= self.best if lower_is_better else value <= self.best)
@@ -92,21 +98,21 @@ class Progress:
 LOG_FILE = "metrics.jsonl"
 
 NUM_LOGGED_CAPTIONS = 16
-"""Captions that each validation logs, always of the same images."""
+"""Number of captions that each validation logs, always of the same images."""
 
 
 class MetricLog:
     """Appends to `metrics.jsonl` (for programs) and `tensorboard/` (for people) of a run folder. Without a folder, it
     writes nothing.
 
-    The lines of `metrics.jsonl` hold no times, so a run that was stopped and resumed writes the same bytes as one that
-    was not. The pace goes to TensorBoard only.
+    The lines of `metrics.jsonl` have no times, so a stopped and resumed run writes the same bytes as one that
+    was not stopped. The throughput goes only to TensorBoard.
 
-    Every method raises a DiskError that names the folder if the disk is full or cannot be written to.
+    Every method raises a `DiskError` that names the folder if the disk is full or cannot be written to.
     """
 
     def __init__(self, folder: Path | None, progress: Progress) -> None:
-        """Open the log. A resumed run drops the lines that were logged after its checkpoint."""
+        """Open the log. A resumed run drops the lines after its checkpoint."""
         self._folder = folder
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None
@@ -114,7 +120,7 @@ class MetricLog:
             with self._writing():
                 self._file = (folder / LOG_FILE).open("ab")
                 self._file.truncate(min(progress.log_bytes, self._file.tell()))
-                self._file.seek(0, os.SEEK_END)  # so that `tell` counts the lines that are kept
+                self._file.seek(0, os.SEEK_END)  # so that `tell` includes the kept lines
                 self._board = _open_board(folder, progress.step)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
@@ -134,7 +140,7 @@ class MetricLog:
                     self._board.add_scalar(f"{split}/{name}", value, step)
 
     def captions(self, step: int, captioned: CaptionedSplit) -> None:
-        """Log the model's captions of the first few images, beside a reference caption of each."""
+        """Log the model's captions of the first few images, next to a reference caption of each."""
         shown = range(min(NUM_LOGGED_CAPTIONS, len(captioned.names)))
         rows = [(captioned.names[i], captioned.hypotheses[i], captioned.references[i][0]) for i in shown]
         self._append({"step": step, "split": "captions", "captions": rows})
@@ -160,7 +166,7 @@ class MetricLog:
     ) -> None:
         for part in (self._file, self._board):
             if part is not None:
-                with suppress(OSError):  # a write that failed was reported already
+                with suppress(OSError):  # the failed write has already been reported
                     part.close()
 
     def _append(self, row: dict[str, object]) -> None:
@@ -185,9 +191,9 @@ def _open_board(folder: Path, step: int) -> "SummaryWriter":
 
 
 def device_use(device: torch.device) -> dict[str, float]:
-    """Use of a GPU since the last call; nothing of other devices, whose log depends only on the run.
+    """Return the use of a GPU since the last call; nothing for other devices, whose log depends only on the run.
 
-    `memory_gib`: the most memory that tensors had, in GiB. `utilization`: share of the last second in which the GPU
+    `memory_gib`: peak memory of tensors, in GiB. `utilization`: share of the last second in which the GPU
     computed; NVIDIA's package `nvidia-ml-py` must be installed.
     """
     if device.type != "cuda":
@@ -200,7 +206,7 @@ def device_use(device: torch.device) -> dict[str, float]:
 
 
 class Throughput:
-    """Pairs per second since the last line of the log. The time of validation and saving does not count."""
+    """Pairs per second since the last line of the log. Validation and saving are not included."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -209,7 +215,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Measure the time from now on."""
+        """Restart the clock."""
         self._began = time.monotonic()
 
     def add(self) -> None:
@@ -220,13 +226,13 @@ class Throughput:
         self._began = now
 
     def take(self) -> float:
-        """Return the throughput, and start again from zero."""
+        """Return the throughput, and reset it."""
         pace = self._num_pairs / max(self._seconds, 1e-9)
         self._num_pairs, self._seconds = 0, 0.0
         return pace
 
 
 def read_metrics(folder: Path, split: str) -> list[dict[str, float]]:
-    """The lines of one split of a run's log, in order. Events have the split `events`."""
+    """Return the lines of one split of a run's log, in order. Events have the split `events`."""
     lines = (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["split"] == split]

@@ -60,9 +60,10 @@ from grr_coca.train.step import Trainer, build_trainer, count_tokens
 class ValidationResult:
     """Result of one validation, the same on every rank.
 
-    - `scores`: by name, as they are logged
-    - `scaling`: the temperature, and the bias of a sigmoid loss, that the losses were computed with
-    - `captioned`: the captions behind the caption scores; None if the recipe asks for none
+    Attributes:
+        scores: Scores by their names in the log.
+        scaling: The temperature, and the bias of a sigmoid loss, used for the losses.
+        captioned: The captions behind the caption scores; None if the recipe requests no captions.
     """
 
     scores: dict[str, float]
@@ -81,8 +82,9 @@ class Validation:
         self._is_first_time = True
 
     def run(self, checkpoint: Checkpoint) -> ValidationResult:
-        """Evaluate the trainer's model, with the running average of its weights if there is one. Every rank must call
-        this.
+        """Evaluate the trainer's model, with the running average of its weights if there is one.
+
+        All ranks must call this.
         """
         batch_size = self._recipe.evaluation.batch_size
         with self._trainer.averaged():
@@ -96,7 +98,7 @@ class Validation:
             )
             self._is_first_time = False
             scaling = self._scaling(results.embeddings)
-            # Rank 0 decides for all: other processors may round differently, and then choose another best checkpoint.
+            # Rank 0 decides for all ranks: other processors may round differently and choose another best checkpoint.
             evaluation = self._ranks.on_first(
                 lambda: aggregate(results, scaling, batch_size, self._recipe.losses.weights)
             )
@@ -105,7 +107,7 @@ class Validation:
         return ValidationResult(scores | caption_scores, scaling, captioned)
 
     def _scaling(self, embeddings: Embeddings) -> Scaling:
-        """The temperature (and the bias of a sigmoid loss) that the model would have if training ended now."""
+        """Return the temperature (and the bias of a sigmoid loss) of the model if training ended now."""
         learned = scaling_of(self._trainer.model.raw)
         if self._recipe.temperature == "learned":
             return learned
@@ -148,18 +150,18 @@ def train(
     """Train from `start` to the last step of the recipe. Recipe, log and checkpoints are written to `out`.
 
     Args:
-        recipe: everything that the run depends on.
-        start: the model to train. It is changed in place.
-        out: the run folder.
-        ranks: this process among those of the run.
-        on_step: called to report progress.
-        resume_from: a checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
-        origin: the checkpoint that `start` of a new run was loaded from; it is written to `out`. None: it is not.
+        recipe: Everything that the run depends on.
+        start: The model to train. It is changed in place.
+        out: The run folder.
+        ranks: This process among those of the run.
+        on_step: Called to report progress.
+        resume_from: A checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
+        origin: The checkpoint that `start` of a new run was loaded from, to record in `out`; None: nothing is recorded.
 
     Raises:
-        UserError: a batch that the ranks cannot share evenly, a problem with the data or the disk, or a loss that
-            stays not finite. It is raised on every rank.
-        Interruption: a signal asked the run to stop. The run is saved.
+        UserError: If the ranks cannot share a batch evenly, the data or the disk fails, or the loss
+            stays non-finite. It is raised on every rank.
+        Interruption: If a signal stopped the run. The run is saved.
     """
     recipe.require_even_shares(ranks.size)
     recipe = _resolve(recipe, start, ranks, resume_from)
@@ -197,7 +199,7 @@ def train(
 
 
 class Agreement(NamedTuple):
-    """Totals over the global batch, and what all ranks do after the step: save, or stop because of a signal."""
+    """Totals over the global batch, and the action of all ranks after the step: save, or stop because of a signal."""
 
     num_tokens: int
     num_replaced: int
@@ -206,7 +208,7 @@ class Agreement(NamedTuple):
 
 
 class Run:
-    """A run in progress on one rank: each step, and the validation, log and checkpoint that may follow it."""
+    """A run in progress on one rank: each step, and the validation, log and checkpoint after it."""
 
     def __init__(
         self,
@@ -241,11 +243,11 @@ class Run:
         return replace(self.start, step=self.start.step + self.progress.step)
 
     def step(self, micro_batches: Sequence[Batch], signals: StopSignals) -> None:
-        """One step of training. Validation, log and checkpoint follow if they are due.
+        """Run a training step, then validation, log and checkpoint if they are due.
 
         Raises:
-            UserError: too many steps in a row had to be skipped, or a checkpoint cannot be written.
-            Interruption: a signal came before this step. The run is saved.
+            UserError: If too many steps in a row were skipped, or a checkpoint cannot be written.
+            Interruption: If a signal came before this step. The run is saved.
         """
         agreement = self._agree(micro_batches, signals)
         self._count_replaced(micro_batches, agreement)
@@ -266,12 +268,12 @@ class Run:
             )
 
     def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
-        """Exchange the state of all ranks before a step, so that every rank takes the same decisions."""
+        """Exchange the state of all ranks before a step, so that all ranks make the same decisions."""
         minutes = (time.monotonic() - self.saved_at) / 60
         is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: rank 0 decides
         num_replaced = sum(len(batch.replaced) for batch in micro_batches)
         known = [count_tokens(micro_batches), num_replaced, int(is_due), *signals.counts]
-        # On the CPU, where the ranks exchange it without waiting for their devices.
+        # On the CPU, so that the exchange does not synchronize with devices.
         tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known)).tolist()
         stop = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
         return Agreement(tokens, replaced, save_votes > 0, stop)
@@ -317,7 +319,7 @@ class Run:
         self.ranks.on_first(report)
 
     def _validate(self) -> bool:
-        """Validate and log. Returns True if the model is the best so far, by the score that the recipe names."""
+        """Validate and log. Return whether the model is the best so far by the score that the recipe names."""
         step, validated = self.progress.step, self.validation.run(self.checkpoint)
         if self.recipe.temperature == "refitted" and step == self.recipe.schedule.steps:
             self.trainer.set_scaling(validated.scaling)
@@ -342,7 +344,7 @@ class Run:
         self.throughput.restart()
 
     def _draw(self) -> None:
-        """Draw the learning curves at the last step, and before it only now and then: that takes some time."""
+        """Draw the learning curves at the last step, and only occasionally before it, as drawing takes time."""
         now, best = time.monotonic(), self.progress.best_step
         if self.progress.step == self.recipe.schedule.steps or now - self.drawn_at > _SECONDS_BETWEEN_PICTURES:
             draw_curves(self.store.folder.parent, None if best is None else best - self.start.step)
@@ -359,14 +361,14 @@ def _warn_of_warmup(schedule: ScheduleRecipe) -> None:
 
 
 def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path | None) -> Recipe:
-    """The recipe with each `auto` replaced by a precision."""
+    """Return the recipe with each `auto` replaced by a precision."""
     if resume_from is not None:
         return with_numerics_of(recipe, resume_from)
     return ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
 
 
 def _checked_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:
-    """Fingerprint of the data; a resumed run must have the same."""
+    """Return the fingerprint of the data, which must be the same in a resumed run."""
     now = data_state(recipe, pairs, val)
     if resume_from is not None and (then := read_data_state(resume_from)) is not None:
         require_same_data(then, now, recipe, resume_from)

@@ -1,7 +1,7 @@
 """Exact gradients of a batch that does not fit into memory at once (`micro_batch_size`).
 
 The captioning loss is a sum over tokens, so the gradients of micro-batches add up. The contrastive loss compares every
-pair with every other, and so do the losses of a text teacher and of siblings. They are cut at the embeddings
+pair with every other, and so do the losses of a text teacher and of siblings. Their graph is cut at the embeddings
 (GradCache, Gao et al., arXiv 2101.06983):
 
 1. Compute the embeddings of all micro-batches, without a graph.
@@ -42,10 +42,10 @@ def accumulate_gradients(
     precision: AbstractContextManager,
     scale: float = 1.0,
 ) -> Losses:
-    """Compute what the backward pass of `batch_loss` over all micro-batches would compute, in the memory of one.
+    """Compute the gradients of `batch_loss` over all micro-batches, in the memory of one.
 
     Each micro-batch is run twice, the first time without a graph. The gradients are those of the loss times the number
-    of ranks. Returns this rank's part of the losses, detached from the graph. Arguments are those of
+    of ranks. Return this rank's part of the losses, detached from the graph. Arguments are those of
     `grr_coca.train.step.compute_gradients`.
     """
     ranks = model.ranks
@@ -71,7 +71,7 @@ def accumulate_gradients(
                 captioned, cut = model(run)
             (scale * ranks.size * weights.captioning * captioned.total + cut).backward()
         captions.append(torch.stack(captioned).detach())
-        del captioned, cut  # what is left of their graph would take memory beside that of the next micro-batch
+        del captioned, cut  # otherwise the rest of their graph would add to the memory of the next micro-batch
     total, captioning, z = torch.stack(captions).sum(dim=0)
     return Losses(
         total=compared.total.detach() + weights.captioning * total,
@@ -86,7 +86,7 @@ def accumulate_gradients(
 
 @torch.no_grad()
 def embed_pairs(model: CoCa, batch: Batch) -> EmbeddedPairs:
-    """The embeddings of a batch, without a graph. The multimodal decoder does not run."""
+    """Return the embeddings of a batch, without a graph. The multimodal decoder does not run."""
     image = model.encode_image(batch.images, batch.kept_patches).embedding
     text = model.encode_text(batch.token_ids, batch.lengths)
     return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher, batch.thing_ids)
@@ -99,7 +99,7 @@ def _captions_and_cut(
     weights: LossWeights,
     model: CoCa,
 ) -> tuple[CaptioningLoss, Float[Tensor, ""]]:
-    """The captioning loss of a micro-batch, and the linear function of its embeddings with these factors."""
+    """Return the captioning loss of a micro-batch, and the linear function of its embeddings with these factors."""
     output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
     lm_head = model.multimodal_decoder.lm_head.weight
     captioned = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)

@@ -1,6 +1,6 @@
 """Muon: momentum whose update of a matrix is orthogonalized (Jordan, kellerjordan.github.io/posts/muon, 2024).
 
-It is the same as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, except for one thing: the precision of the
+It equals `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, except that the precision of the
 orthogonalization is an argument. PyTorch's is always bf16. A CPU without bf16 instructions multiplies eighteen times as
 slowly in bf16 as in fp32.
 
@@ -30,9 +30,9 @@ RMS_OF_ADAMW = 0.2
 
 
 class Muon(Optimizer):
-    """Muon for matrices. Each parameter group may set `lr` and `weight_decay`. The decay is decoupled.
+    """Muon for matrices. Each parameter group can set `lr` and `weight_decay`. The decay is decoupled.
 
-    A sharded matrix (DTensor) is gathered, orthogonalized as a whole on every rank, and sharded again. So a step is the
+    A sharded matrix (DTensor) is gathered, orthogonalized completely on every rank, and sharded again, so a step is the
     same on any number of ranks.
     """
 
@@ -57,7 +57,7 @@ class Muon(Optimizer):
         return loss
 
     def _momentum_update(self, matrix: Tensor) -> Tensor:
-        """Nesterov's momentum: the gradient, moved towards the running mean of all gradients."""
+        """Apply Nesterov momentum: move the gradient towards the running mean of all gradients."""
         state, gradient = self.state[matrix], matrix.grad
         assert gradient is not None, "matrices without a gradient are left out"
         if not state:
@@ -67,7 +67,7 @@ class Muon(Optimizer):
 
 
 def orthogonalize_all(matrices: Sequence[Float[Tensor, "R C"]], dtype: torch.dtype) -> list[Float[Tensor, "R C"]]:
-    """`orthogonalize` of matrices of one shape, sharded or not."""
+    """Orthogonalize matrices of equal shape, sharded or not."""
     gathered = [whole(matrix) for matrix in matrices]
     done: Iterable[Tensor]
     if gathered[0].device.type == "cpu":
@@ -78,7 +78,7 @@ def orthogonalize_all(matrices: Sequence[Float[Tensor, "R C"]], dtype: torch.dty
 
 
 def orthogonalize(matrix: Float[Tensor, "*N R C"], dtype: torch.dtype) -> Float[Tensor, "*N R C"]:
-    """The nearest matrix whose singular values are all about 1, by Newton-Schulz iterations in `dtype`."""
+    """Return the nearest matrix with all singular values close to 1, by Newton-Schulz iterations in `dtype`."""
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = (matrix.mT if is_tall else matrix).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)  # no singular value is above 1
@@ -88,7 +88,10 @@ def orthogonalize(matrix: Float[Tensor, "*N R C"], dtype: torch.dtype) -> Float[
 
 
 def newton_schulz_step(x: Float[Tensor, "*N R C"]) -> Float[Tensor, "*N R C"]:
-    """One Newton-Schulz iteration: brings all singular values nearer to 1. R ≤ C, and no singular value is above 1."""
+    """Run a Newton-Schulz iteration, which moves all singular values closer to 1.
+
+    R ≤ C, and no singular value is above 1.
+    """
     a, b, c = COEFFICIENTS
     add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
     gram = x @ x.mT

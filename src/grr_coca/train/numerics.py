@@ -1,4 +1,4 @@
-"""The precisions of a run. `auto` is decided once, by timing fp32 and bf16 on this machine, for the whole run."""
+"""The precisions of a run. `auto` is resolved once per run, by timing fp32 and bf16 on this machine."""
 
 import timeit
 from collections import Counter
@@ -17,11 +17,11 @@ from grr_coca.train.recipe import MuonPrecision, Precision, Recipe
 
 PROBE_TOKENS = 1024
 MIN_AUTOCAST_GAIN = 1.5
-"""Autocast to bf16 pays if products in bf16 are this many times as fast. Its casts and copies use up smaller gains."""
+"""Minimum speed-up of products for autocast to bf16, whose casts and copies offset smaller gains."""
 TENSOR_CORES = (7, 0)
-"""Compute capability of the first CUDA cards with fast products in fp16."""
+"""Compute capability of the first CUDA GPUs with fast products in fp16."""
 MIN_MUON_GAIN = 1.1
-"""Muon takes bf16 if it is this many times as fast. If both are about equally fast, noise must not decide."""
+"""Minimum speed-up for Muon in bf16, so that noise does not decide between equally fast precisions."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Numerics:
     """`precision` of forward and backward passes: `fp32`, `bf16` or `fp16`; and `muon_precision` of Muon's
     orthogonalization: `fp32` or `bf16`.
 
-    With AdamW `muon_precision` stays `auto`, because there is nothing to decide.
+    With AdamW `muon_precision` stays `auto`, as there is nothing to resolve.
     """
 
     precision: Precision
     muon_precision: MuonPrecision
 
     def for_autos_of(self, recipe: Recipe) -> Recipe:
-        """The recipe with these precisions instead of `auto`. A precision that the recipe names stays."""
+        """Return the recipe with these precisions instead of `auto`. Explicit precisions stay."""
         optimizer = recipe.optimizer
         if optimizer.muon_precision == "auto":
             recipe = replace(recipe, optimizer=replace(optimizer, muon_precision=self.muon_precision))
@@ -44,12 +44,12 @@ class Numerics:
 
 
 def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
-    """The precisions of a recipe. For `auto`, both precisions are timed now, and the faster one is taken.
+    """Return the precisions of a recipe. For `auto`, time both precisions, and choose the faster one.
 
     Args:
-        recipe: the recipe of the run.
-        model: the model of the run, for the shapes of its matrices.
-        device: the device of the run.
+        recipe: The recipe of the run.
+        model: The model of the run, for the shapes of its matrices.
+        device: The device of the run.
     """
     precision, muon_precision = recipe.precision, recipe.optimizer.muon_precision
     if precision == "auto":
@@ -60,9 +60,9 @@ def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
 
 
 def faster_for_passes(width: int, device: torch.device) -> Precision:
-    """The precision in which forward and backward passes are fastest.
+    """Return the precision with the fastest forward and backward passes.
 
-    A CUDA card gains if it has products in bf16. Older ones (V100, T4) emulate them, but have fast products in fp16. A
+    A CUDA GPU gains if it supports bf16 products. Older GPUs (V100, T4) emulate them, but have fast products in fp16. A
     CPU gains by bf16 if a feed-forward product of the model's width gains.
     """
     if device.type == "cuda":
@@ -81,7 +81,7 @@ def _bf16_is_faster(width: int) -> bool:
 
 
 def faster_for_muon(matrices: Iterable[nn.Parameter], device: torch.device) -> MuonPrecision:
-    """Measure in which precision this machine orthogonalizes matrices of these shapes faster."""
+    """Measure the faster precision for orthogonalizing matrices of these shapes on this machine."""
     seconds = dict.fromkeys(DTYPES, 0.0)
     for (short, long), count in Counter(tuple(sorted(matrix.shape)) for matrix in matrices).items():
         for precision, dtype in DTYPES.items():

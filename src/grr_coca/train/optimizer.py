@@ -1,4 +1,4 @@
-"""The optimizers: which parameters learn, by which rule and at which rate, and the running average of the weights."""
+"""The optimizers: trainable parameters, update rules, learning rates, and the running average of the weights."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ from grr_coca.train.parallel import by_kind, whole
 from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
-    # The poolers are frozen too: if they learned, the image embeddings would drift.
+    # The poolers are also frozen: if they were trained, the image embeddings would drift.
     "image_encoder": ("image_encoder", "captioning_pooler", "contrastive_pooler", "image_proj"),
-    # CoCa's frozen-feature protocol (section 4.2.1): the backbone is frozen, the poolers learn.
+    # CoCa's frozen-feature protocol (section 4.2.1): the backbone is frozen, the poolers are trained.
     "image_backbone": ("image_encoder",),
     "text_decoder": ("text_decoder", "text_proj"),
     "multimodal_decoder": ("multimodal_decoder",),
@@ -28,10 +28,10 @@ FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
 
 
 def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str, float] | None = None) -> None:
-    """Freeze the named parts, and those whose learning rate is 0: they do not learn.
+    """Freeze the named parts, and parts with learning rate 0.
 
     Raises:
-        UserError: nothing would be left to train, or a rate is that of no parameter, or of a frozen part.
+        UserError: If nothing is left to train, or a rate is for no parameter, or for a frozen part.
     """
     for part in parts:
         for name in FROZEN_MODULES[part]:
@@ -53,15 +53,15 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str
 
 
 def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: float) -> dict[str, float]:
-    """The peak learning rate of each parameter, by its name: that of the longest beginning of it that is given.
+    """Return the peak learning rate of each parameter by name, as given for the longest prefix of the name.
 
     Args:
-        model: the model.
-        learning_rates: the key of the recipe.
-        default: the rate of all other parameters.
+        model: The model.
+        learning_rates: The key of the recipe.
+        default: The rate of all other parameters.
 
     Raises:
-        UserError: no parameter has a name that begins so; names the nearest beginning of one.
+        UserError: If no parameter has a given prefix; the message names the nearest prefix.
     """
     names = [name for name, _ in model.named_parameters()]
     for part in learning_rates:
@@ -74,13 +74,14 @@ def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: f
 
 
 def _begins_with(name: str, part: str) -> bool:
-    """True if a parameter belongs to a part of the model: `blocks.1` is the beginning of `blocks.1.norm`, not of
-    `blocks.10`."""
+    """Return whether a parameter belongs to a part of the model: `blocks.1` is a prefix of `blocks.1.norm`, not of
+    `blocks.10`.
+    """
     return f"{name}.".startswith(f"{part}.")
 
 
 def _beginnings(names: Sequence[str]) -> set[str]:
-    """All beginnings of the names of parameters, themselves among them."""
+    """Return all prefixes of the parameter names, including the names."""
     split = [name.split(".") for name in names]
     return {".".join(words[: end + 1]) for words in split for end in range(len(words))}
 
@@ -88,8 +89,9 @@ def _beginnings(names: Sequence[str]) -> set[str]:
 class Optimizers:
     """One or two torch optimizers that step together with one learning-rate schedule.
 
-    `optimizers`: the torch optimizers, for saving and loading their state. Every parameter group has a `peak_lr` and
-    an `lr_scale`, the factor that layer-wise decay puts on its learning rate.
+    Attributes:
+        optimizers: The torch optimizers, for saving and loading their state. Every parameter group has a `peak_lr` and
+            an `lr_scale`, the factor of layer-wise decay for its learning rate.
     """
 
     def __init__(self, model: CoCa, optimizer: OptimizerRecipe, schedule: ScheduleRecipe) -> None:
@@ -100,12 +102,13 @@ class Optimizers:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, of all parts without one of their own; before layer-wise
-        decay."""
+        """Return the learning rate of a step, counted from 0, of all parts without a separate one, before layer-wise
+        decay.
+        """
         return self._peak_lr * lr_factor(step, self._schedule)
 
     def gradient_norm(self) -> Tensor:
-        """The norm of the gradients over all shards, on their device. It is not waited for."""
+        """Return the norm of the gradients over all shards, on their device. This does not synchronize."""
         kinds = by_kind(self._parameters)
         norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
         return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
@@ -114,8 +117,8 @@ class Optimizers:
         """Clip the gradients to the recipe's norm.
 
         Args:
-            norm: result of `gradient_norm`.
-            value: the same, as a number that has been read.
+            norm: Result of `gradient_norm`.
+            value: The same value as a Python number.
         """
         if value > self._clip_norm:  # otherwise, a pass over all gradients would only multiply by 1
             for kind in by_kind(self._parameters):
@@ -142,7 +145,7 @@ class Optimizers:
 
 
 def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
-    """The learning rate of a step (counted from 0) as a share of the peak."""
+    """Return the learning rate of a step (counted from 0) as a share of the peak."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     progress = (step - schedule.warmup_steps) / max(1, schedule.steps - 1 - schedule.warmup_steps)
@@ -155,7 +158,7 @@ class ParameterKinds(NamedTuple):
 
     Matrices are the weights of linear maps. They have weight decay; the rest (embeddings, queries, norms, biases and
     the temperature) does not. The hidden matrices are all but the head's, and Muon updates them. The patch embedding
-    and the kernels of a convolutional stem, which are kept as matrices, are among them: their inputs are neighbouring
+    and the kernels of a convolutional stem, which are kept as matrices, are included: their inputs are neighbouring
     pixels, which are so similar that AdamW, with a step of about the same size for each weight, would move them all in
     the same way.
     """
@@ -166,7 +169,7 @@ class ParameterKinds(NamedTuple):
 
 
 def parameter_kinds(model: CoCa) -> ParameterKinds:
-    """The trainable parameters of a model, grouped by kind. Each has exactly one kind."""
+    """Return the trainable parameters of a model, grouped by kind. Each has exactly one kind."""
     head = model.multimodal_decoder.lm_head.weight
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -178,7 +181,8 @@ def parameter_kinds(model: CoCa) -> ParameterKinds:
 
 
 def layer_depth(model: CoCa, name: str) -> int:
-    """Number of layers from a parameter to the nearest head (lm_head, text_proj, image_proj); 0 for the heads.
+    """Return the number of layers from a parameter to the nearest head (lm_head, text_proj, image_proj); 0 for the
+    heads.
 
     Each stack is counted separately, from its last block down. Embeddings count as one layer below the first block. The
     poolers are one layer above the image encoder. A final norm counts with the layer that it feeds.
@@ -206,7 +210,7 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     }
     decayed = [*(kinds.hidden if recipe.name == "adamw" else []), *kinds.other_matrices]
     by_adamw = _groups(decayed, rates, recipe.weight_decay) + _groups(kinds.rest, rates, 0.0)
-    # `fused`: one pass over weights, gradients and state, instead of a dozen.
+    # `fused` makes one pass over weights, gradients and state instead of a dozen.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
         assert recipe.muon_precision != "auto", "`decide` replaces it before"
@@ -223,7 +227,7 @@ class _Rate(NamedTuple):
 
 
 def _groups(parameters: list[nn.Parameter], rates: dict[nn.Parameter, _Rate], weight_decay: float) -> list[dict]:
-    """Parameter groups for torch's optimizers, one for each learning rate."""
+    """Return parameter groups for torch's optimizers, one for each learning rate."""
     by_rate = {rate: [p for p in parameters if rates[p] == rate] for rate in sorted(set(rates.values()))}
     return [
         {"params": kind, **rate._asdict(), "weight_decay": weight_decay}
@@ -237,10 +241,10 @@ NUM_UPDATES = "num_updates"
 
 class Ema:
     """Exponential moving average of a model's trainable parameters, in fp32 at least. It is often better than
-    the weights themselves, above all while the learning rate is high.
+    the weights themselves, especially while the learning rate is high.
 
     After each step, average ← d · average + (1 - d) · weights. Update n, counted from 0, has
-    d = min(decay, (1 + n) / (10 + n)). Because d starts low, the random weights of the beginning soon leave the
+    d = min(decay, (1 + n) / (10 + n)). As d starts low, the random initial weights soon leave the
     average. It works on plain parameters and on sharded ones (DTensor).
     """
 
@@ -279,14 +283,14 @@ class Ema:
             self._copy(own, self._weights)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average by the names of the parameters, and the number of updates. All values are tensors."""
+        """Return the average by parameter name, and the number of updates. All values are tensors."""
         return {**self._average, NUM_UPDATES: torch.tensor(self._num_updates)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a `state_dict` of the same model.
 
         Raises:
-            ValueError: the state has other parameters; the message names the first.
+            ValueError: If the state has other parameters; the message names the first.
         """
         differing = sorted(state.keys() ^ {*self._average, NUM_UPDATES})
         if differing:

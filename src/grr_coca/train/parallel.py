@@ -31,8 +31,8 @@ def whole(tensor: Tensor) -> Tensor:
 def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
     """Shard a tensor like an example, on its device. Every rank must have the whole tensor.
 
-    It stays whole if the example is, or has another shape. So the number of updates in an optimizer's state stays whole
-    beside the moments of a sharded parameter.
+    It stays unsharded if the example is unsharded or has another shape, as the number of updates in an optimizer's
+    state next to the moments of a sharded parameter.
     """
     if not isinstance(example, DTensor) or tensor.shape != example.shape:
         return tensor
@@ -40,7 +40,7 @@ def shard_like(example: Tensor, tensor: Tensor) -> Tensor:
 
 
 def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Split tensors into sharded and unsharded ones. An empty list is left out.
+    """Split tensors into sharded and unsharded ones. An empty list is omitted.
 
     PyTorch's operations on lists of tensors do not take both kinds together. FSDP2 does not shard scalars, so a sharded
     model has both.
@@ -51,7 +51,7 @@ def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Numbers of options in glibc's malloc.h."""
+"""Option numbers from glibc's malloc.h."""
 
 
 def keep_freed_memory() -> None:
@@ -69,7 +69,7 @@ def keep_freed_memory() -> None:
 
 
 class TrainedCoCa(nn.Module):
-    """A function of CoCa, such as its loss, as one forward pass. DDP needs all parameters to be used within it."""
+    """A function of CoCa, such as its loss, as one forward pass. DDP requires that it uses all parameters."""
 
     def __init__(self, model: CoCa) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class TrainedCoCa(nn.Module):
 
 
 class ParallelModel:
-    """A model in training on all ranks. `raw` is the CoCa itself; weights are saved under its names.
+    """A model in training on all ranks. `raw` is the CoCa itself, whose names are used for saving weights.
 
     Both wrappers (DDP and FSDP) average gradients over the ranks. To get the sum, the caller multiplies the loss by the
     number of ranks before `backward`. Neither exchanges the gradients of scalars such as the temperature, which FSDP
@@ -99,11 +99,11 @@ class ParallelModel:
             self._forward = _replicate(trained)
 
     def __call__(self, function: Callable[[CoCa], T]) -> T:
-        """The result of a function of the model, such as its loss, which must use all parameters."""
+        """Return the result of a function of the model, such as its loss, which must use all parameters."""
         return self._forward(function)
 
     def average_scalar_gradients(self) -> None:
-        """Average the gradients of scalar parameters over the ranks, as the wrappers do with all others."""
+        """Average the gradients of scalar parameters over the ranks, as the wrappers do for all other parameters."""
         for scalar in scalar_parameters(self.raw):
             if scalar.grad is not None:
                 self.ranks.sum(scalar.grad).div_(self.ranks.size)
@@ -119,7 +119,7 @@ class ParallelModel:
 
     @contextmanager
     def exchange(self, gradients: bool) -> Iterator[None]:
-        """Context that decides whether backward passes exchange gradients between the ranks.
+        """Set within a context whether backward passes exchange gradients between the ranks.
 
         FSDP always does: otherwise each rank would hold the gradients of the whole model until the last micro-batch.
         """
@@ -131,19 +131,20 @@ class ParallelModel:
 
 
 def scalar_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The temperature, and the bias of the sigmoid loss if there is one."""
+    """Return the temperature, and the bias of the sigmoid loss if it exists."""
     return [parameter for parameter in model.parameters() if parameter.ndim == 0]
 
 
 def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
-    # DDP manages the parameters that require a gradient when it is constructed, so scalars must not require one then.
+    # DDP manages the parameters that require a gradient when it is constructed, so scalars must not require one at that
+    # time.
     scalars = [scalar for scalar in scalar_parameters(trained) if scalar.requires_grad]
     for scalar in scalars:
         scalar.requires_grad_(False)
     with warnings.catch_warnings():
-        # torch 2.13 has a new name for `broadcast_buffers`, which torch 2.10 does not know.
+        # torch 2.13 has a new name for `broadcast_buffers`, which torch 2.10 does not have.
         warnings.simplefilter("ignore", FutureWarning)
-        # Every rank builds or loads the same weights and tables, so none must be broadcast.
+        # Every rank builds or loads the same weights and tables, so no broadcast is needed.
         replicated = DistributedDataParallel(
             trained, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
@@ -153,7 +154,7 @@ def _replicate(trained: TrainedCoCa) -> DistributedDataParallel:
 
 
 def _shard(model: CoCa, ranks: Ranks) -> None:
-    """Shard the model in place. Each block is a unit that is gathered when it is needed.
+    """Shard the model in place. Each block is a unit that is gathered when needed.
 
     The rest of the model is one unit, the root. It is gathered at the start of the forward pass, and stays so until the
     end of the backward pass, because the losses read the head's weight between the two.

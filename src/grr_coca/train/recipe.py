@@ -1,4 +1,4 @@
-"""A recipe: everything that a run depends on, in one YAML file. People edit it, and every run writes it back in full.
+"""A recipe: everything that a run depends on, in one editable YAML file. Every run saves it with all defaults.
 
 Paths in a recipe are relative to the recipe's own folder, so the recipe works from any working directory.
 """
@@ -51,7 +51,7 @@ Score = Literal[
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A preset and a size. A key that is None keeps the value of preset and size.
+    """A preset and a size. None keeps the value of preset and size.
 
     Fine-tuning takes the model of its checkpoint, so its recipe has no preset and no size; `image_size` and a longer
     `context_length` may change there (see `grr_coca.model.resize`).
@@ -61,16 +61,16 @@ class ModelRecipe:
     - `patch_size`: pixels along a side of a patch; half of it gives four times as many patch tokens
     - `stem`: `patchify` maps the pixels of each patch by one matrix; `convolutional` has convolutions before it (arXiv
       2106.14881), and needs a `patch_size` that is a power of two
-    - `num_registers`: learned tokens beside the patches; arXiv 2309.16588 uses 4
+    - `num_registers`: learned tokens in addition to the patches; arXiv 2309.16588 uses 4
     - `qk_norm`: `rms` normalizes queries and keys in the self-attention of all three stacks, which keeps training
       stable at high learning rates
     - `contrastive`: `softmax`, or `sigmoid` for SigLIP's loss
-    - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`, as many as the size has), or
-      to the patch tokens (`patches`), which in CoCa's ablation costs almost nothing
+    - `captions_from`: captions attend to the outputs of the captioning pooler (`queries`, the same number as the size
+      has), or to the patch tokens (`patches`), which in CoCa's ablation costs almost nothing
     - `pixel_mean`, `pixel_std`: normalization of pixels, which are in 0 … 1 before it; with a mean of 1, white becomes
       0
-    - `framing`: how drawings are framed, see `Framing`; `{}` has its defaults, None takes the centre square
-    - `image_positions`: first values of learned positions of patches. `sine_cosine`: sines and cosines of row and
+    - `framing`: how drawings are framed, see `Framing`; `{}` has its defaults, None: the centre square is used
+    - `image_positions`: initial values of the learned positions of patches. `sine_cosine`: sines and cosines of row and
       column (see `sine_cosine_positions`). `optimizer: learning_rates` can keep them fixed
     """
 
@@ -111,10 +111,10 @@ class ModelRecipe:
             raise UserError(f"pixel_std {self.pixel_std} is out of range; give more than 0")
 
     def config(self, vocab_size: int) -> CoCaConfig:
-        """The full config of the model with a vocabulary of this size.
+        """Return the full config of the model with a vocabulary of this size.
 
         Raises:
-            UserError: preset or size are missing or unknown, or a key does not fit them.
+            UserError: If preset or size are missing or unknown, or a key does not match them.
         """
         if self.preset is None or self.size is None:
             raise UserError(f"key '{'size' if self.preset else 'preset'}' is missing, which a new model needs")
@@ -150,8 +150,8 @@ class ModelRecipe:
         return config if self.qk_norm is None else with_qk_norm(config, self.qk_norm)
 
     def preprocess(self, config: CoCaConfig) -> "Preprocess":
-        """Resizing and normalization of the images."""
-        from grr_coca.data.preprocess import Preprocess  # late: a recipe can be read without torch
+        """Return resizing and normalization of the images."""
+        from grr_coca.data.preprocess import Preprocess  # late: recipes can be read without torch
 
         return Preprocess(
             config.image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3, framing=self.framing
@@ -178,24 +178,25 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Where the pairs lie (see `open_source`) and how they are read.
+    """Locations of the pairs (see `open_source`), and how they are read.
 
-    - `mix`: further pairs to train on, by path: the share of the samples that comes from them. Each source has epochs
-      of its own; the rest comes from `train`
-    - `first_caption`: share of the visits of an image with several captions that take its first one; the others take
-      any of them
-    - `siblings`: share of the visits, one half at most, that show a sibling of the visit before: an image of another
-      set with the same first caption, see `Siblings`. So a batch has things that were drawn twice; `losses:
-      sibling_weight` makes them alike
-    - `val`: None keeps every 20th training image, at most 5,000, for validation, with all its pairs
-    - `test`: splits by name, which are used for evaluation only
-    - `batch_size`: pairs of one step of the optimizer, over all processes
-    - `micro_batch_size`: each process splits its share into micro-batches of this size; the gradients are the same. It
-      takes less memory, and a second forward pass
-    - `patch_dropout`: share of each image's patches that training leaves out (FLIP, arXiv 2212.00794), drawn from seed,
-      epoch and sample; evaluation sees all patches
+    Attributes:
+        mix: Additional training pairs: the share of the samples from each path. Each source has its own epochs;
+            the remaining samples are from `train`.
+        first_caption: Share of the uses of an image with several captions that take its first one; the others take
+            any of them.
+        siblings: Share of the samples, at most one half, that are a sibling of the sample before: an image of another
+            set with the same first caption, see `Siblings`. A batch then has concepts that were drawn twice; `losses:
+            sibling_weight` makes them alike.
+        val: None holds out every 20th training image, at most 5,000, with all its pairs.
+        test: Splits by name, used only for evaluation.
+        batch_size: Number of pairs per optimizer step, over all processes.
+        micro_batch_size: Each process splits its share into micro-batches of this size; the gradients are the same. It
+            needs less memory, but a second forward pass.
+        patch_dropout: Share of each image's patches that training omits (FLIP, arXiv 2212.00794), drawn from seed,
+            epoch and sample; evaluation sees all patches.
 
-    A path that begins with `cache:` lies in the user's cache, where `scripts/build_datasets` builds the corpus `icons`.
+    A path that begins with `cache:` is in the user's cache, where `scripts/build_datasets` builds the corpus `icons`.
     """
 
     train: str
@@ -227,9 +228,9 @@ class OptimizerRecipe:
     decay.
 
     - `clip_norm`: gradients of a larger norm are scaled down to this one. `.inf`: no clipping
-    - `learning_rates`: peak learning rates of parts of the model in place of `lr`, by the beginning of the names of
-      their parameters, such as `image_encoder.position` or `image_encoder.blocks.0`. The longest that fits counts. A
-      part with a rate of 0 is frozen
+    - `learning_rates`: peak learning rates of parts of the model in place of `lr`, by prefix of the names of
+      their parameters, such as `image_encoder.position` or `image_encoder.blocks.0`. The longest matching prefix
+      counts. A part with a rate of 0 is frozen
     - `layer_decay`: the learning rate is multiplied by this for each layer between a parameter and the nearest head
       (see `layer_depth`). Fine-tuning with a value below 1 changes the first layers least. 1: one rate for all
     - `muon_precision`: precision of Muon's orthogonalization. `auto`: the precision that is faster on this machine (see
@@ -277,12 +278,13 @@ class ScheduleRecipe:
 class LossRecipe:
     """Weights of CoCa's two losses. The defaults are the paper's.
 
-    `z_loss_weight`: weight of log² Z per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, uses 1e-4).
-    The z-loss is part of the loss that training minimizes, and logged as `z`. In the log and in evaluation, `coca` is
-    the paper's loss, without it.
+    Attributes:
+        z_loss_weight: Weight of log² Z per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, uses 1e-4).
+            The z-loss is part of the loss that training minimizes, and logged as `z`. In the log and in evaluation,
+            `coca` is the paper's loss, without it.
 
-    `sibling_weight`: weight of the sibling loss, which makes the embeddings of images that show the same thing alike
-    (see `sibling_loss`). It needs `data: siblings`, and is logged as `sibling`. It is not part of `coca` either.
+    `sibling_weight`: weight of the sibling loss, which makes the embeddings of images of the same concept similar
+    (see `sibling_loss`). It needs `data: siblings`, and is logged as `sibling`. It is also not part of `coca`.
     """
 
     contrastive_weight: float = 1.0
@@ -301,8 +303,8 @@ class LossRecipe:
 
     @property
     def weights(self) -> "LossWeights":
-        """The weights in the form that `grr_coca.model.losses` takes."""
-        from grr_coca.model.losses import LossWeights  # late: a recipe can be read without torch
+        """The weights in the form of `grr_coca.model.losses`."""
+        from grr_coca.model.losses import LossWeights  # late: recipes can be read without torch
 
         return LossWeights(
             self.contrastive_weight, self.captioning_weight, self.z_loss_weight, sibling=self.sibling_weight
@@ -314,16 +316,19 @@ _LAST_WITH_WORDS = "f3ecb185"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecipe:
-    """A text teacher: a larger model that knows which texts mean nearly the same. It is needed in training only.
+    """A text teacher: a larger model that knows which texts have nearly the same meaning.
 
-    - `path`: folder of its embeddings of all training captions. `scripts/text_teacher.py` writes it. A path that begins
-      with `cache:` lies in the user's cache
-    - `weight`: weight of the teacher loss (see `teacher_loss`), which gives our text embeddings the similarities of the
-      teacher's. It is part of the loss that training minimizes, and logged as `teacher`
-    - `temperature`: the lower, the fewer texts count as near
-    - `words`: must be given, as 0. Up to commit f3ecb185, a step could add words that no image has, and without this
-      key it added 128. Such a recipe is refused, instead of being trained in another way without a word
-    - `soft_targets`: 0. Up to the same commit, a share of the contrastive targets could follow the teacher
+    It is needed only in training.
+
+    Attributes:
+        path: Folder of its embeddings of all training captions. `scripts/text_teacher.py` writes it. A path that begins
+            with `cache:` is in the user's cache.
+        weight: Weight of the teacher loss (see `teacher_loss`), which trains the text embeddings to have the
+            similarities of the teacher's. It is part of the loss that training minimizes, and logged as `teacher`.
+        temperature: With lower values, fewer texts count as near.
+        words: Must be set to 0. Up to commit f3ecb185, a step could add words without an image, and without this
+            key it added 128. Such a recipe is rejected instead of silently being trained differently.
+        soft_targets: Must be 0. Up to the same commit, a share of the contrastive targets could follow the teacher.
     """
 
     path: str
@@ -350,10 +355,11 @@ class TeacherRecipe:
 class EvaluationRecipe:
     """Validation every `interval` steps.
 
-    - `batch_size`: contrastive losses are computed on batches of exactly this size. They grow with the batch size,
-      so it is stated wherever a contrastive loss is
-    - `num_captions`: number of images, always the same ones, that each validation captions. The captions are scored
-      (CIDEr and others). Such scores can be compared only on the same images. 0: no captions
+    Attributes:
+        batch_size: Contrastive losses are computed on batches of exactly this size. They grow with the batch size,
+            so it is always reported with them.
+        num_captions: Number of images, always the same, that each validation captions. The captions are scored
+            (CIDEr and others). Such scores can be compared only on the same images. 0: no captions.
     """
 
     interval: int = 500
@@ -367,13 +373,14 @@ class EvaluationRecipe:
 
 @dataclass(frozen=True)
 class CheckpointRecipe:
-    """A checkpoint every `interval` steps (None: at every validation), every `minutes`, and at the end.
+    """A checkpoint every `interval` steps (None: at every validation), every `minutes` minutes, and at the end.
 
     The newest `keep_last` checkpoints are kept, and the best one by `keep_best`, a score on the validation split.
     `mean_recall` is the mean of R@1, R@5 and R@10 in both directions.
 
-    `copy_to`: URL of a folder in an object store, such as `s3://bucket/runs/mine`, to which the run folder is copied
-    after each checkpoint; None: it is not.
+    Attributes:
+        copy_to: URL of a folder in an object store, such as `s3://bucket/runs/mine`, to which the run folder is copied
+            after each checkpoint; None: no copy.
     """
 
     interval: int | None = None
@@ -397,8 +404,9 @@ class CheckpointRecipe:
 class HealthRecipe:
     """Limits at which a run gives up.
 
-    `max_skipped`: steps in a row that were skipped because the loss or a gradient was not finite. `max_bad_share`:
-    share of broken samples.
+    Attributes:
+        max_skipped: Maximum number of steps in a row that are skipped because the loss or a gradient was not finite.
+        max_bad_share: Maximum share of invalid samples.
     """
 
     max_skipped: int = 10
@@ -413,22 +421,23 @@ class HealthRecipe:
 class Recipe:
     """A run. Pretraining needs `model` and `tokenizer`. Fine-tuning takes both from its checkpoint.
 
-    - `teacher`: a text teacher; None: there is none
+    - `teacher`: a text teacher; None: no teacher
     - `freeze`: parts whose weights do not change
-    - `precision`: of the forward and backward passes. `auto`: bf16 if this machine is faster in it; on a GPU that has
-      no bf16 but fast fp16 (V100, T4) fp16; else fp32. In fp16, the loss is scaled, see `LossScale`
+    - `precision`: precision of the forward and backward passes. `auto`: bf16 if this machine is faster in it; on a GPU
+      that has no bf16 but fast fp16 (V100, T4) fp16; else fp32. In fp16, the loss is scaled, see `LossScale`
     - `parallelism`: `ddp` copies the model to every process, `fsdp` shards it
     - `temperature`: `refitted` replaces the temperature after the last step by the best one for the validation pairs
-      (see `refit_scaling`). The learned one fits the training pairs; if these are few, it is too sharp for other pairs.
-      All validations report the losses with a refitted one. A checkpoint of an earlier step keeps the learned one
+      (see `refit_scaling`). The learned one fits the training pairs; if there are few of them, it is too sharp for
+      other pairs. All validations report the losses with a refitted one. A checkpoint of an earlier step keeps the
+      learned one
     - `ema`: decay of a running average of the weights (see `Ema`); the average is then evaluated and saved. None: no
       average
     - `compile`: compile the blocks at the first steps. That takes about a minute, and needs a C++ compiler on a
       CPU; on a GPU Triton, a C compiler and Python's headers
-    - `gradient_checkpointing`: share of the blocks' intermediate results that are not kept for the backward pass, but
-      computed again there. 1: only the inputs of blocks are kept, which takes the least memory and one more forward
-      pass. A value between 0 and 1 needs `compile`: the compiler drops first what is cheapest to compute again. 0.75 is
-      a good value
+    - `gradient_checkpointing`: share of the blocks' intermediate results that are recomputed in the backward pass
+      instead of stored. 1: only the inputs of blocks are kept, which takes the least memory and one more forward
+      pass. A value between 0 and 1 needs `compile`: the compiler first drops the results that are cheapest to
+      recompute. 0.75 is a good value
     """
 
     data: DataRecipe
@@ -467,17 +476,17 @@ class Recipe:
 
     @property
     def loss_weights(self) -> "LossWeights":
-        """All that the training step needs to know of the losses."""
+        """All settings of the losses for the training step."""
         weights, teacher = self.losses.weights, self.teacher
         if teacher is None:
             return weights
         return replace(weights, teacher=teacher.weight, teacher_temperature=teacher.temperature)
 
     def require_even_shares(self, num_processes: int) -> None:
-        """Raise an error if a step cannot be shared evenly among so many processes.
+        """Check that a step can be shared evenly among this many processes.
 
         Raises:
-            UserError: the batch cannot.
+            UserError: If it cannot.
         """
         count = self.data.batch_size
         if count % num_processes:
@@ -502,7 +511,7 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe and make its data paths absolute.
 
     Raises:
-        UserError: there is no such file, it is not YAML, or it has a key or a value that is not valid.
+        UserError: If the file does not exist, is not YAML, or has an invalid key or value.
     """
     recipe = from_dict(Recipe, read_yaml(path, "recipe"), str(path))
     try:
@@ -512,10 +521,10 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with absolute paths. Relative ones are relative to `folder`.
+    """Return the recipe with absolute paths. Relative ones are relative to `folder`.
 
     Raises:
-        UserError: two paths of `mix` are the same.
+        UserError: If two paths of `mix` are the same.
     """
     absolute, data, teacher = partial(absolute_data, folder), recipe.data, recipe.teacher
     mix: dict[str, float] = {}
@@ -538,14 +547,14 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def absolute_data(folder: Path, path: str) -> str:
-    """The absolute, normalized path of pairs, a teacher or a tokenizer, or a URL. A resumed run compares it.
+    """Return the absolute, normalized path of pairs, a teacher or a tokenizer, or a URL. Resumed runs compare it.
 
     Args:
-        folder: what relative paths are relative to.
-        path: the path in the recipe; `cache:` stands for the user's cache.
+        folder: Folder that relative paths start from.
+        path: The path in the recipe; `cache:` stands for the user's cache.
 
     Raises:
-        UserError: the path is empty, or a URL that may have a credential.
+        UserError: If the path is empty, or a URL that may contain a credential.
     """
     require_path(path)
     if is_url(path):
@@ -555,40 +564,40 @@ def absolute_data(folder: Path, path: str) -> str:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, defaults included."""
-    import yaml  # late: it comes with the extra [train], and this module is also used without it
+    import yaml  # late: the extra [train] installs it, but this module is also used without it
 
     write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
 
 
-# --- Bounds of numbers. Each number is passed under the name of its key, which the error names.
+# --- Bounds of numbers. Each number is passed as a keyword argument with its key, which the error names.
 
 
 def _require_at_least(bound: float, **numbers: float | None) -> None:
-    """Refuse numbers below the bound, and NaN. None stands for a key that is not given."""
+    """Reject numbers below the bound, and NaN. None represents a missing key."""
     for name, number in numbers.items():
         if number is not None and not number >= bound:
             raise UserError(f"{name} {number} is out of range; give {bound} or more")
 
 
 def _require_share(**numbers: float) -> None:
-    """Refuse numbers that are not in [0, 1)."""
+    """Reject numbers outside [0, 1)."""
     for name, number in numbers.items():
         if not 0 <= number < 1:
             raise UserError(f"{name} {number} is out of range; give 0 or more, and less than 1")
 
 
 def _require_finite(**numbers: float) -> None:
-    """Refuse infinity and NaN."""
+    """Reject infinity and NaN."""
     for name, number in numbers.items():
         if not math.isfinite(number):
             raise UserError(f"{name} {number} is out of range; give a finite number")
 
 
 def _require_visits(mix: Mapping[str, float]) -> None:
-    """Refuse shares of a mixture that are so small that no sample would come from their source.
+    """Reject shares of a mixture that are too small for a single sample from their source.
 
     Args:
-        mix: the share of the samples that comes from each further source, by path. `train` has what they leave.
+        mix: The share of the samples from each additional source, by path. `train` has the remaining share.
     """
     shares = mixture_shares(mix)
     of_train, *of_others = visits_in_period(shares)

@@ -1,18 +1,18 @@
-"""The checkpoints of a run: written, thinned out, found again and read back, so that a stopped run continues exactly.
+"""The checkpoints of a run: writing, removing, finding and reading them, so that a stopped run continues exactly.
 
 A checkpoint is a model (`grr_coca.model.checkpoint`) with a folder `training`, the state of the run:
 
-| file | holds |
+| file | content |
 |---|---|
 | `progress.json` | the counters, see `Progress` |
-| `numerics.json` | the precisions that were decided when the run began, see `Numerics` |
-| `data.json` | number and names of its pairs, see `DataState`; older checkpoints have none |
+| `numerics.json` | the precisions that were chosen at the start of the run, see `Numerics` |
+| `data.json` | number and names of the run's pairs, see `DataState`; older checkpoints have none |
 | `optimizer.safetensors` | the optimizers' state, by parameter |
 | `weights.safetensors` | the weights, if `model.safetensors` holds their running average |
 | `ema.safetensors` | the state of that average |
 
-It does not depend on the number of ranks that wrote it, or on whether they sharded the model: every tensor in it is
-whole, under the name of its parameter. So a model must fit into the memory of one machine.
+The state does not depend on the number of ranks that wrote it, or on whether they sharded the model: every tensor in it
+is unsharded, under the name of its parameter, so a model must fit into the memory of one machine.
 """
 
 import json
@@ -43,14 +43,14 @@ log = logging.getLogger(__name__)
 
 STATE_FOLDER = "training"
 
-# --- Where a run began
+# --- Start of a run
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that a run of fine-tuning began from: its folder, and the `fingerprint` of its files.
+    """The start checkpoint of a fine-tuning run: its folder, and the `fingerprint` of its files.
 
-    A resumed run takes its weights from its own checkpoints, so only this shows that the user gave another start.
+    A resumed run takes its weights from its own checkpoints, so only this reveals a different start.
     """
 
     checkpoint: str
@@ -58,10 +58,10 @@ class Origin:
 
 
 def origin_of(checkpoint: Path) -> Origin:
-    """The origin of a run that begins from a checkpoint.
+    """Return the origin of a run that starts from a checkpoint.
 
     Raises:
-        UserError: a file cannot be read, or its manifest is damaged.
+        UserError: If a file cannot be read, or its manifest is corrupt.
     """
     return Origin(str(checkpoint.absolute()), fingerprint(checkpoint))
 
@@ -72,10 +72,10 @@ def save_origin(origin: Origin, out: Path) -> None:
 
 
 def _require_same_origin(origin: Origin, out: Path) -> None:
-    """Raise an error if the run in a folder began from another checkpoint. Runs without an origin file pass.
+    """Check that the run in a folder started from the same checkpoint. Runs without an origin file pass.
 
     Raises:
-        UserError: the run began from another checkpoint, or its origin file is damaged.
+        UserError: If the run started from another checkpoint, or its origin file is corrupt.
     """
     path = out / START_FILE
     if not path.exists():
@@ -89,11 +89,14 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
         )
 
 
-# --- State as whole tensors by name
+# --- State as unsharded tensors by name
 
 
 def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
-    """Unsharded copies of tensors on the CPU of rank 0. Other ranks get nothing, but all ranks must call this."""
+    """Return unsharded copies of tensors on the CPU of rank 0.
+
+    Other ranks get nothing, but all ranks must call this.
+    """
     copies = {}
     for name, tensor in named:
         gathered = whole(tensor)
@@ -103,7 +106,7 @@ def whole_tensors(named: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
-    """The state of the optimizers by `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
+    """Return the state of the optimizers by `PARAMETER.STATE`, such as `text_proj.weight.exp_avg`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return [
         (f"{names[parameter]}.{key}", value)
@@ -114,7 +117,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> lis
 
 
 def _shard_like_all(tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors, each sharded like the example of the same name."""
+    """Return the unsharded tensors, each sharded like the example of the same name."""
     return {name: shard_like(examples[name], tensor) for name, tensor in tensors.items()}
 
 
@@ -139,17 +142,17 @@ def _load_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensors:
 
 
 class CheckpointStore:
-    """The folder `checkpoints` of a run. It holds a folder `step-N` for each checkpoint."""
+    """The folder `checkpoints` of a run. It has a folder `step-N` for each checkpoint."""
 
     def __init__(self, folder: Path, keep_last: int) -> None:
         self.folder = folder
         self._keep_last = keep_last
 
     def save(self, step: int, fill: Callable[[Path], None], best_step: int | None) -> None:
-        """Write a checkpoint completely or not at all. Then remove those that need not be kept.
+        """Write a checkpoint atomically. Then remove those that need not be kept.
 
         Raises:
-            DiskError: the disk is full or cannot be written to. The earlier checkpoints are still there.
+            DiskError: If the disk is full or cannot be written to. Earlier checkpoints are kept.
         """
         folder = self.folder / f"step-{step:09d}"
         try:
@@ -162,7 +165,7 @@ class CheckpointStore:
             raise DiskError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose files match their manifest. A damaged one is skipped with a warning."""
+        """Return the newest checkpoint whose files match their manifest. A corrupt one is skipped with a warning."""
         for folder in reversed(checkpoints_by_step(self.folder).values()):
             try:
                 verify_folder(folder)
@@ -175,15 +178,15 @@ class CheckpointStore:
     def _tidy(self, step: int, best_step: int | None) -> None:
         """Remove old checkpoints, and those of later steps.
 
-        A run that resumed before a damaged checkpoint leaves that one behind, at a later step. It would be counted
+        A run that resumed before a corrupt checkpoint leaves the corrupt one at a later step. It would be counted
         among the newest.
         """
         folders = checkpoints_by_step(self.folder)
         kept = {*sorted(number for number in folders if number <= step)[-self._keep_last :], best_step}
         for number, folder in folders.items():
             if number not in kept:
-                folder.rename(folder.with_name(f".{folder.name}.old"))  # a half-removed one must not look whole
-        for leftover in self.folder.glob(".*"):  # from this save, or from one that was killed
+                folder.rename(folder.with_name(f".{folder.name}.old"))  # a partly removed one must not look complete
+        for leftover in self.folder.glob(".*"):  # from this save, or from a killed one
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
@@ -203,7 +206,7 @@ def save(
     """Write a checkpoint: the model, and all that training needs to continue. Every rank must call this.
 
     Raises:
-        DiskError: the disk is full or cannot be written to. It is raised on every rank.
+        DiskError: If the disk is full or cannot be written to. It is raised on every rank.
     """
     raw, ranks = trainer.model.raw, trainer.model.ranks
     with trainer.averaged():
@@ -231,7 +234,7 @@ def restore(point: Path, trainer: Trainer) -> Progress:
     """Load the state that `save` wrote into a trainer. Its model must already be loaded from the checkpoint.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: If a file is missing or corrupt.
     """
     folder, raw = point / STATE_FOLDER, trainer.model.raw
     _load_optimizers(raw, trainer.optimizers.optimizers, load_tensors(folder / "optimizer.safetensors"))
@@ -247,10 +250,10 @@ def restore(point: Path, trainer: Trainer) -> Progress:
 
 
 def read_data_state(point: Path) -> DataState | None:
-    """The data of the run that wrote a checkpoint; None in older checkpoints.
+    """Return the data of the run that wrote a checkpoint; None in older checkpoints.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: If the file is corrupt.
     """
     path = point / STATE_FOLDER / "data.json"
     return from_dict(DataState, read_json(path), str(path)) if path.exists() else None
@@ -277,22 +280,22 @@ class NoneReadableError(UserError):
 
 
 def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Path | None:
-    """The newest undamaged checkpoint of a run folder; None if there is none yet.
+    """Return the newest intact checkpoint of a run folder, or None if none exists yet.
 
     Args:
-        out: the run folder.
-        recipe: the recipe of the run.
-        origin: the checkpoint that the run is to begin from; None: it is not compared.
+        out: The run folder.
+        recipe: The recipe of the run.
+        origin: The start checkpoint of the run; None: it is not compared.
 
     Raises:
-        NoneReadableError: there are checkpoints, and all of them are damaged or cannot be read.
-        UserError: the folder holds a run with another recipe (the message names the first key that differs) or from
+        NoneReadableError: If checkpoints exist, but all of them are corrupt or cannot be read.
+        UserError: If the folder holds a run with another recipe (the message names the first key that differs) or from
             another `origin`.
     """
     folder = out / "checkpoints"
     point = CheckpointStore(folder, keep_last=1).newest()
     if point is None:
-        # A new run would remove them at its first save, although the disk may only be away for the moment.
+        # A new run would remove them at its first save, although the disk may be unavailable only for a moment.
         if damaged := checkpoints_by_step(folder):
             raise NoneReadableError(
                 f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
@@ -312,10 +315,10 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
 
 
 def with_numerics_of(recipe: Recipe, point: Path) -> Recipe:
-    """The recipe with the precisions of the run that wrote a checkpoint, in place of each `auto`.
+    """Return the recipe with the precisions of the run that wrote a checkpoint, in place of each `auto`.
 
     Raises:
-        UserError: the checkpoint's file of them is missing or damaged.
+        UserError: If the checkpoint's `numerics.json` is missing or corrupt.
     """
     path = point / STATE_FOLDER / "numerics.json"
     return from_dict(Numerics, read_json(path), str(path)).for_autos_of(recipe)

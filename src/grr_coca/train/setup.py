@@ -53,7 +53,7 @@ from grr_coca.train.step import build_trainer, count_tokens
 
 @dataclass(frozen=True)
 class SourceState:
-    """The pairs that a run takes from one source: their number, and their `source_digest`."""
+    """The pairs of a run from one source: their number and `source_digest`."""
 
     pairs: int
     digest: str
@@ -63,18 +63,18 @@ class SourceState:
 class DataState:
     """Fingerprint of the data of a run; a resumed run must have the same.
 
-    Number and names of the pairs decide the order, and which pairs are kept for validation. `sources`: by `train`,
-    `mix 1` and so on, `val`; and `teacher`, with the number of its texts, if there is one.
+    Number and names of the pairs determine the order, and the pairs held out for validation. `sources`: by `train`,
+    `mix 1` and so on, `val`; and `teacher`, with the number of its texts, if it exists.
     """
 
     sources: dict[str, SourceState]
 
 
 def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
-    """The fingerprint of the pairs that `training_sources` opened for a recipe, and of its teacher.
+    """Return the fingerprint of the pairs that `training_sources` opened for a recipe, and of its teacher.
 
     Raises:
-        UserError: the teacher's folder is missing or damaged, or is of other captions.
+        UserError: If the teacher's folder is missing or corrupt, or has other captions.
     """
     parts = pairs.sources if recipe.data.mix and isinstance(pairs, Chain) else [pairs]
     states = [SourceState(len(source), source_digest(source)) for source in (*parts, val)]
@@ -85,10 +85,10 @@ def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
 
 
 def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Path) -> None:
-    """Raise an error if the pairs of a resumed run have changed since it began.
+    """Check that the pairs of a resumed run are unchanged since its start.
 
     Raises:
-        UserError: a source has changed; the message names the first.
+        UserError: If a source has changed; the message names the first.
     """
     for name, path in _paths(recipe).items():
         found, before = now.sources[name], then.sources.get(name)
@@ -106,7 +106,7 @@ def require_same_data(then: DataState, now: DataState, recipe: Recipe, point: Pa
 
 
 def _paths(recipe: Recipe) -> dict[str, str]:
-    """The path of each source. Without `val`, validation pairs are kept from `train`."""
+    """Return the path of each source. Without `val`, validation pairs are held out from `train`."""
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix, start=1)}
     teacher = {} if recipe.teacher is None else {"teacher": recipe.teacher.path}
@@ -118,23 +118,24 @@ def _paths(recipe: Recipe) -> dict[str, str]:
 log = logging.getLogger(__name__)
 
 HOLD_OUT_EVERY, MAX_HELD_OUT = 20, 5000
-"""If a recipe has no validation split, every `HOLD_OUT_EVERY`-th image is kept for validation with all its pairs, at
-most `MAX_HELD_OUT` images."""
+"""If a recipe has no validation split, every `HOLD_OUT_EVERY`-th image is held out for validation with all its pairs,
+at most `MAX_HELD_OUT` images."""
 
 MAX_TOKENIZER_IMAGES = 1_000_000
 """The tokenizer is trained on the captions of at most this many images, evenly spread over the source."""
 
 
 def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = None) -> Checkpoint:
-    """A new model and its tokenizer for a pretraining recipe.
+    """Return a new model and its tokenizer for a pretraining recipe.
 
     Args:
-        recipe: the recipe.
-        ranks: this process among those of the run.
-        tokenizer: that of another run with the same pairs and the same key `tokenizer`; None: it is trained.
+        recipe: The recipe.
+        ranks: This process among those of the run.
+        tokenizer: Tokenizer of another run with the same pairs and the same key `tokenizer`; None: a new one is
+            trained.
 
     Raises:
-        UserError: the recipe has no model or no tokenizer, or a tokenizer that does not fit the model.
+        UserError: If the recipe has no model or no tokenizer, or a tokenizer that does not match the model.
     """
     if recipe.model is None or recipe.tokenizer is None:
         raise UserError("pretraining needs the keys 'model' and 'tokenizer'; this recipe is one for fine-tuning")
@@ -162,10 +163,10 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = N
 
 
 def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
-    """Raise an error if a recipe names parts that a model does not have.
+    """Check that a model has all parts that a recipe names.
 
     Raises:
-        UserError: `learning_rates`, `freeze` or `image_positions` do not fit the model.
+        UserError: If `learning_rates`, `freeze` or `image_positions` do not match the model.
     """
     with torch.device("meta"):
         model = build_without_weights(config)
@@ -178,7 +179,7 @@ def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     """Fit a checkpoint to a fine-tuning recipe, which may have other sizes of images and captions.
 
     Raises:
-        UserError: the recipe names another model or a tokenizer, or a size that the model cannot have.
+        UserError: If the recipe names another model or a tokenizer, or a size that the model cannot have.
     """
     if recipe.tokenizer is not None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
@@ -210,7 +211,7 @@ def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
 
 
 def _require_only_sizes(model: ModelRecipe) -> None:
-    """Raise an error if a recipe without a preset changes more of the model than fine-tuning can."""
+    """Check that a recipe without a preset changes only parts of the model that fine-tuning can change."""
     for key, value, _ in differences(
         model, ModelRecipe(image_size=model.image_size, context_length=model.context_length)
     ):
@@ -221,10 +222,10 @@ def _require_only_sizes(model: ModelRecipe) -> None:
 
 
 def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
-    """The pairs to train on, and the pairs to validate on. In validation, every caption of an image is a pair.
+    """Return the pairs to train on, and the pairs to validate on. In validation, each caption of an image is a pair.
 
     Raises:
-        UserError: no pair is left to train on.
+        UserError: If no pair is left to train on.
     """
     pairs = open_source(recipe.data.train)
     if recipe.data.val is not None:
@@ -241,7 +242,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 
 @runtime_checkable
 class CaptionTeacher(Protocol):
-    """Embeddings of the captions of training by another model, registered in `grr_coca.objectives` as `teacher`."""
+    """Embeddings of the training captions by another model, registered in `grr_coca.objectives` as `teacher`."""
 
     @classmethod
     def read(cls, path: str) -> "CaptionTeacher":
@@ -250,13 +251,13 @@ class CaptionTeacher(Protocol):
 
     @property
     def digest(self) -> str:
-        """A digest of the content, by which a resumed run recognizes its teacher."""
+        """Digest of the content, by which a resumed run recognizes its teacher."""
         ...
 
     def __len__(self) -> int: ...
 
     def require_captions(self, pairs: PairSource) -> None:
-        """Raise a `UserError` if the teacher has not seen the caption of some pair."""
+        """Check that the teacher has embedded the captions of all pairs; else raise a `UserError`."""
         ...
 
     def teach(self, batch: Batch) -> Batch:
@@ -272,10 +273,10 @@ def _read_teacher(recipe: TeacherRecipe) -> CaptionTeacher:
 
 
 def open_teacher(recipe: TeacherRecipe, pairs: PairSource) -> CaptionTeacher:
-    """A teacher, which must have embedded the captions of these pairs.
+    """Return a teacher, which must have embedded the captions of these pairs.
 
     Raises:
-        UserError: its folder is missing or damaged, or is of other captions.
+        UserError: If its folder is missing or corrupt, or has other captions.
     """
     teacher = _read_teacher(recipe)
     teacher.require_captions(pairs)
@@ -286,7 +287,7 @@ _NUM_COMPARED_CAPTIONS = 200
 
 
 def warn_of_equal_captions(pairs: PairSource) -> None:
-    """Warn if the captions of all pairs are equal, as far as some of them show."""
+    """Warn if the captions of all pairs are equal, judged by a sample."""
     found = list(islice(caption_texts(pairs, limit=_NUM_COMPARED_CAPTIONS), _NUM_COMPARED_CAPTIONS))
     if len(found) > 1 and len(set(found)) == 1:
         log.warning(
@@ -296,7 +297,7 @@ def warn_of_equal_captions(pairs: PairSource) -> None:
 
 
 def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
-    """Mask of the pairs that are kept for validation. It is chosen by image, so all captions of an image are on one
+    """Return the mask of pairs held out for validation. It is chosen by image, so all captions of an image are on one
     side."""
     images = image_numbers(pairs)
     num_images = int(images.max(initial=-1)) + 1
@@ -304,12 +305,12 @@ def _held_out(pairs: PairSource) -> Bool[np.ndarray, " N"]:
 
 
 def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
-    """The validation pairs that can be read: a broken one would end a long run at its first validation.
+    """Return the validation pairs that can be read: an invalid pair would end a long run at its first validation.
 
-    Each rank reads another part of the pairs: if a disk fails at times, two ranks could disagree about the same pair.
+    Each rank reads another part of the pairs: with intermittent disk errors, two ranks could disagree about a pair.
 
     Raises:
-        UserError: none of them can be read.
+        UserError: If none of them can be read.
     """
     start, end = (len(val) * number // ranks.size for number in (ranks.rank, ranks.rank + 1))
     mine, faults = sound_pairs(Subset(val, range(start, end)))
@@ -356,8 +357,9 @@ def training_batches(
 
 
 def training_visits(recipe: Recipe, pairs: PairSource) -> Visits:
-    """The pairs in random order, those of one source or of the mixture of several that the recipe names; with their
-    siblings, if it asks for them."""
+    """Return the pairs in random order, those of one source or of the mixture of several that the recipe names; with
+    their siblings, if it requests them.
+    """
     visits = _visits_without_siblings(recipe, pairs)
     if not recipe.data.siblings:
         return visits
@@ -373,7 +375,7 @@ def _visits_without_siblings(recipe: Recipe, pairs: PairSource) -> Visits:
 
 _MAX_LOST_LETTERS = 0.05
 _NUM_CHECKED_CAPTIONS = 2_000
-"""A tokenizer from a file must represent the letters of this many training captions, up to that fraction."""
+"""Maximum fraction of letters that a tokenizer from a file may lose, and the number of training captions to check."""
 
 
 def _new_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -403,7 +405,7 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
 def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
     """Reject a size for a vocabulary that is fixed. The default is accepted, as every run writes it into its recipe.
 
-    Only a new run asks for a tokenizer. So a run that began with such a recipe is still resumed and read.
+    Only a new run needs a tokenizer, so a run with such a recipe can still be resumed and read.
     """
     if tokenizer.vocab_size != TokenizerRecipe.vocab_size:
         fixed = (
@@ -421,11 +423,12 @@ NUM_TIMED_STEPS = 2
 
 
 def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
-    """Forecast of the time and memory of a run, measured on its first batches. The first one is not timed, and nothing
-    is saved.
+    """Return a forecast of the time and memory of a run, measured on its first batches.
+
+    The first one is not timed, and nothing is saved.
 
     Raises:
-        UserError: the run would be refused, by its data or its validation split.
+        UserError: If the data or the validation split of the run are invalid.
     """
     device = ranks.device
     pairs, val = training_sources(recipe)

@@ -38,15 +38,15 @@ def compute_gradients(
 ) -> Losses:
     """Compute the gradients of the global batch's loss, and return its losses, detached from the graph.
 
-    The parameters' gradients must be clear before.
+    The parameters' gradients must be cleared before.
 
     Args:
-        model: the model on all ranks.
-        micro_batches: this rank's share of the batch. All ranks have as many pairs, in as many micro-batches.
-        num_tokens: tokens to predict in the global batch.
-        weights: weights of the losses.
-        precision: context of the forward passes.
-        scale: factor of all gradients, but not of the losses.
+        model: The model on all ranks.
+        micro_batches: This rank's share of the batch. All ranks have the same numbers of pairs and micro-batches.
+        num_tokens: Tokens to predict in the global batch.
+        weights: Weights of the losses.
+        precision: Context of the forward passes.
+        scale: Factor of all gradients, but not of the losses.
     """
     ranks = model.ranks
     if len(micro_batches) > 1:
@@ -63,10 +63,11 @@ def compute_gradients(
 
 @dataclass
 class LossScale:
-    """The factor of gradients in fp16, whose smallest number is 6e-8 and whose largest is 65,504.
+    """The factor of gradients in fp16, whose numbers range from 6e-8 to 65,504.
 
     A step with gradients that are not finite halves the factor and is skipped. After `GROWTH_INTERVAL` finite steps it
-    is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). All ranks do the same, as they have the same norm.
+    is doubled (Micikevicius et al., arXiv 1710.03740, section 3.2). All ranks act identically, as they have the same
+    norm.
     """
 
     GROWTH_INTERVAL: ClassVar[int] = 2000
@@ -96,14 +97,14 @@ class Trainer:
     loss_scale: LossScale | None = None
 
     def step(self, micro_batches: Sequence[Batch], num_tokens: int, step: int) -> dict[str, float]:
-        """Forward pass, backward pass and update. Returns the metrics of the step, which are the same on every rank.
+        """Run forward pass, backward pass and update. Return the metrics of the step, which are the same on every rank.
 
-        If the loss or a gradient is not finite, weights and optimizer stay as they are, on all ranks.
+        If the loss or a gradient is not finite, weights and optimizer stay unchanged on all ranks.
 
         Args:
-            micro_batches: this rank's share of the global batch.
-            num_tokens: tokens to predict in the global batch.
-            step: number of the step, counted from 0.
+            micro_batches: This rank's share of the global batch.
+            num_tokens: Tokens to predict in the global batch.
+            step: Number of the step, counted from 0.
         """
         scale = 1.0 if self.loss_scale is None else self.loss_scale.factor
         losses = compute_gradients(self.model, micro_batches, num_tokens, self.losses, self.precision, scale)
@@ -121,7 +122,7 @@ class Trainer:
             metrics["teacher"] = losses.teacher
         if self.losses.sibling:
             metrics["sibling"] = losses.sibling
-        # The only place of a step that waits for the device.
+        # The only point of a step that synchronizes with the device.
         numbers = dict(zip(metrics, torch.stack([value.double() for value in metrics.values()]).tolist(), strict=True))
         is_finite = all(map(math.isfinite, numbers.values()))
         if self.loss_scale is not None:
@@ -147,8 +148,10 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Context in which the weights of the model are their running average, if there is one. Models are evaluated
-        and saved in it."""
+        """Replace the weights of the model by their running average, if it exists, within a context.
+
+        Models are evaluated and saved in it.
+        """
         if self.ema is None:
             yield
             return
@@ -161,7 +164,7 @@ class Trainer:
 
 
 def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
-    """The trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
+    """Return the trainer of a checkpoint's model, which is copied to or sharded over the ranks."""
     if ranks.device.type == "cpu":
         keep_freed_memory()
     else:
@@ -173,7 +176,7 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
     elif recipe.gradient_checkpointing:
         checkpoint_blocks(model)
     parallel = ParallelModel(model, recipe.parallelism, ranks)
-    # After the model is sharded, so that the state of a parameter is sharded as the parameter is.
+    # After sharding the model, so that the state of a parameter is sharded like the parameter.
     optimizers = Optimizers(model, recipe.optimizer, recipe.schedule)
     ema = None if recipe.ema is None else Ema(model, recipe.ema)
     precision = autocast(recipe.precision, ranks.device)
@@ -182,12 +185,14 @@ def build_trainer(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> Trainer:
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:
-    """Number of tokens to predict in these batches."""
+    """Return the number of tokens to predict in these batches."""
     return sum(len(batch.next_tokens) for batch in batches)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """The context of a run's forward passes: autocast to half precision, or nothing. It can be entered again and
-    again."""
+    """Return the context of a run's forward passes: autocast to half precision, or nothing.
+
+    It can be entered repeatedly.
+    """
     assert precision != "auto", "`decide` replaces it before"
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, AUTOCAST_DTYPES[precision])

@@ -1,4 +1,4 @@
-"""Sends the log of a run to Weights & Biases or MLflow. It reads `metrics.jsonl`, so training knows nothing of it."""
+"""Sends the log of a run to Weights & Biases or MLflow. It reads `metrics.jsonl`, so training does not depend on it."""
 
 import json
 import re
@@ -17,25 +17,25 @@ from grr_coca.train.recipe import Recipe, load_recipe
 TrackerName = Literal["wandb", "mlflow"]
 
 _NOT_IN_A_KEY = re.compile(r"[^\w\-./ ]")
-"""Characters that MLflow refuses in names."""
+"""Characters that MLflow rejects in names."""
 
 _LONGEST_PARAMETER = 500
 _AT_ONCE = 100
-"""Parameters that MLflow takes in one request."""
+"""Maximum number of parameters in an MLflow request."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A run in a service. `id` finds it again when more of the log is sent later."""
+    """A run in a service. `id` identifies it when more of the log is sent later."""
 
     id: str
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send the metrics of a step. Steps never fall."""
+        """Send the metrics of a step. Steps never decrease."""
         ...
 
     def finish(self) -> None:
-        """Send what is left."""
+        """Send the remaining metrics."""
         ...
 
 
@@ -86,20 +86,20 @@ _TRACKERS: dict[TrackerName, Callable[[str, str, Mapping[str, object], str | Non
 
 
 def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = False, seconds: float = 10.0) -> int:
-    """Send those lines of a run's log that were not sent before, and return their number.
+    """Send the new lines of a run's log, and return their number.
 
-    The folder then has `TO.json`, with the id of the run there and the last step that was sent of each split. A resumed
+    The folder then has `TO.json`, with the id of the run in the service and the last sent step of each split. A resumed
     run repeats lines; these are not sent again.
 
     Args:
-        folder: the run folder.
-        to: the service. Its own variables have its place and the credentials.
-        project: name of the project or experiment there.
-        follow: wait for more lines until the run has ended.
-        seconds: pause before the log is read again.
+        folder: The run folder.
+        to: The service. Its own variables define its address and credentials.
+        project: Name of the project or experiment in the service.
+        follow: Wait for more lines until the run has ended.
+        seconds: Pause before the log is read again.
 
     Raises:
-        UserError: the folder has no run, the package of the service is missing, or the service reports an error.
+        UserError: If the folder has no run, the package of the service is missing, or the service reports an error.
     """
     recipe = load_recipe(folder / "recipe.yaml")
     require_extra(to, f"sending a log to {to}")
@@ -122,7 +122,7 @@ def send_log(folder: Path, to: TrackerName, project: str, *, follow: bool = Fals
             tracker.finish()
     except UserError:
         raise
-    except Exception as error:  # of whatever kind the package of the service has
+    except Exception as error:  # of any type of the service's package
         raise UserError(f"{to}: {first_line(error)}") from error
     return number
 
@@ -132,9 +132,10 @@ def _is_metric(name: str, value: object) -> bool:
 
 
 def _rows(path: Path, recipe: Recipe, follow: bool, seconds: float) -> Iterator[dict[str, Any]]:
-    """The lines of a log, whole ones only, and with `follow` those that are written later, up to the last validation.
+    """Yield the complete lines of a log, and with `follow` also lines that are written later, up to the last
+    validation.
 
-    A resumed run makes the file shorter first. It is then read from its beginning.
+    A resumed run first truncates the file, which is then read from its beginning.
     """
     offset = 0
     while True:

@@ -8,7 +8,7 @@ from pathlib import Path
 from grr_coca.common.errors import UserError
 
 SETTINGS = "open_clip_config.json"
-"""File with the architecture and the preprocessing, beside the weights."""
+"""File with the architecture and the preprocessing, next to the weights."""
 
 WEIGHTS = (
     "open_clip_model.safetensors",
@@ -21,7 +21,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_weights(path: Path) -> Path:
-    """The file of weights at a path: the path itself, or a file of the folder, safetensors first.
+    """Return the file of weights at a path: the path itself, or a file of the folder, safetensors first.
 
     Raises:
         UserError: If no weights are found, or several files and none has a name in `WEIGHTS`.

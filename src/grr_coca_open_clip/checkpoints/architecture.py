@@ -37,10 +37,10 @@ class Heads:
 
 
 def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCaConfig:
-    """The config of the model with these tensors.
+    """Return the config of the model with these tensors.
 
     Raises:
-        UserError: the tensors are not a CoCa of open_clip, or one that our model does not support.
+        UserError: If the tensors are not a CoCa of open_clip, or one that our model does not support.
     """
     _refuse_unsupported(tensors, name)
     shapes = _Shapes(tensors, name)
@@ -95,7 +95,7 @@ class _Shapes:
         return shape
 
     def stack(self, parts: TransformerConfig, prefix: str, width: int, num_heads: int | None) -> TransformerConfig:
-        """The config of a stack of blocks: `parts` with its depth and widths."""
+        """Return the config of a stack of blocks: `parts` with its depth and widths."""
         pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
         blocks = {int(match[1]) for match in map(pattern.match, self._tensors) if match}
         if blocks != set(range(len(blocks))):

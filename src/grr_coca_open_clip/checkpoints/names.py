@@ -26,12 +26,12 @@ class Link(NamedTuple):
 
 
 def links(config: CoCaConfig) -> list[Link]:
-    """The links of a model. They contain each of its tensors exactly once."""
+    """Return the links of a model. They contain each of its tensors exactly once."""
     return [*_image_encoder(config), *_pooler(config), *_text_decoder(config), *_multimodal_decoder(config)]
 
 
 def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """Our weights from open_clip's, which must be exactly those of `links`."""
+    """Return our weights from open_clip's, which must be exactly those of `links`."""
     return {
         name: tensor
         for link in links(config)
@@ -40,7 +40,7 @@ def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
 
 
 def to_theirs(ours: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """open_clip's weights from ours."""
+    """Return open_clip's weights from ours."""
     return {
         name: tensor
         for link in links(config)
@@ -136,7 +136,7 @@ def _mlp(theirs: str, ours: str) -> Iterator[Link]:
 
 
 def _affine(theirs: str, ours: str) -> Iterator[Link]:
-    """The links of weight and bias of a linear layer or a norm."""
+    """Yield the links of weight and bias of a linear layer or a norm."""
     yield _same(f"{theirs}.weight", f"{ours}.weight")
     yield _same(f"{theirs}.bias", f"{ours}.bias")
 
@@ -150,7 +150,7 @@ def _transposed(theirs: str, ours: str) -> Link:
 
 
 def _joined(theirs: str, ours: str, kind: str) -> Link:
-    """The link of an attention projection that open_clip stores as one tensor (qkv), and we as two (q, kv)."""
+    """Return the link of an attention projection that open_clip stores as one tensor (qkv), and we as two (q, kv)."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         return tensor.tensor_split([len(tensor) // 3])
@@ -162,7 +162,9 @@ def _joined(theirs: str, ours: str, kind: str) -> Link:
 
 
 def _apart(theirs: str, ours: str) -> Link:
-    """The link of an attention projection that open_clip stores as three tensors (q, k, v), and we as two (q, kv)."""
+    """Return the link of an attention projection that open_clip stores as three tensors (q, k, v), and we as two (q,
+    kv).
+    """
 
     def join(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return q, torch.cat([k, v])

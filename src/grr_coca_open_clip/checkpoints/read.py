@@ -34,14 +34,14 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
     """Read a CoCa checkpoint of open_clip.
 
     Args:
-        path: a folder in the hub's layout, or a file of weights. `open_clip_config.json` beside the weights defines the
-            architecture. Without it, the shapes of the tensors do; heads then have 64 channels, and the pooler 8 heads,
-            as in both published models.
+        path: a folder in the hub's layout, or a file of weights. `open_clip_config.json` next to the weights defines
+            the architecture. Without it, the shapes of the tensors do; heads then have 64 channels, and the pooler 8
+            heads, as in both published models.
         model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
-        device: where the model goes.
+        device: Where the model goes.
 
     Raises:
-        UserError: it cannot be read, or our model does not support it; the message names the tensor or the key.
+        UserError: If it cannot be read, or our model does not support it; the message names the tensor or the key.
     """
     weights_path = find_weights(path)
     settings = _settings(weights_path.parent / SETTINGS, model)
@@ -97,12 +97,12 @@ def _require_same_tensors(
 
 
 def _is_l14(config: CoCaConfig) -> bool:
-    """True for L/14, which still classifies 72.1 % of ImageNet's images correctly when it is tuned on COCO."""
+    """Return whether this is L/14, which still classifies 72.1 % of ImageNet correctly when it is tuned on COCO."""
     return config.image_encoder.transformer.num_layers == 24
 
 
 def _is_coco_tuned(weights: Path) -> bool:
-    """True if the file or its folder has the name of the published checkpoint; the weights do not show it."""
+    """Return whether the file or its folder has the name of the published checkpoint; the weights do not show it."""
     folder = weights.absolute().parent
     in_cache = folder.parent.name == "snapshots"  # the hub's cache has it as models--OWNER--NAME/snapshots/REVISION
     named = (weights, folder, folder.parent.parent) if in_cache else (weights, folder)
@@ -110,12 +110,12 @@ def _is_coco_tuned(weights: Path) -> bool:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors in fp32 by open_clip's names.
+    """Return tensors in fp32 by open_clip's names.
 
     A `state_dict` within a training checkpoint is found, and prefixes `module.` are removed.
 
     Raises:
-        UserError: the file is corrupt, truncated, or holds anything but tensors.
+        UserError: If the file is corrupt, truncated, or holds anything but tensors.
     """
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     state = found.get("state_dict", found)
@@ -139,7 +139,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """False for sparse and expanded tensors: a few bytes of them may stand for any amount of memory."""
+    """Return False for sparse and expanded tensors, of which a few bytes may represent any amount of memory."""
     if tensor.layout != torch.strided:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
@@ -154,7 +154,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
 
 def _read_pickled(path: Path) -> Mapping[str, object]:
     try:
-        # Only tensors and plain containers are created, whatever the file asks for.
+        # Only tensors and plain containers are created, whatever the file requests.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:  # its text advises to run the code of the file
         raise UserError(f"{path}: refused: it holds more than tensors, or no weights; no code of it was run") from error
@@ -166,6 +166,6 @@ def _read_pickled(path: Path) -> Mapping[str, object]:
 
 
 def _can_be_mapped(path: Path) -> bool:
-    """True for a zip file, which PyTorch writes since 1.6."""
+    """Return whether a file is a zip file, as PyTorch writes since 1.6."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

@@ -177,7 +177,7 @@ class Settings:
         """Check the settings against the config that was inferred from the tensors.
 
         Raises:
-            UserError: a key contradicts the tensors.
+            UserError: If a key contradicts the tensors.
         """
         for part, found in _shape_values(config).items():
             said = self.model if part == "model_cfg" else self._part(part)
@@ -189,10 +189,10 @@ class Settings:
                     )
 
     def make_preprocess(self, image_size: int) -> Preprocess:
-        """The preprocessing of images.
+        """Return the preprocessing of images.
 
         Raises:
-            UserError: it is not supported.
+            UserError: If it is not supported.
         """
         said = dict(self.preprocess)
         for key, only in (("mode", "RGB"), ("interpolation", "bicubic"), ("resize_mode", "shortest")):
@@ -225,10 +225,10 @@ NOTHING_SAID = Settings("", {}, {})
 
 
 def named_settings(name: str) -> Settings:
-    """The settings of a published model.
+    """Return the settings of a published model.
 
     Raises:
-        UserError: the model is unknown, or it is not supported.
+        UserError: If the model is unknown, or it is not supported.
     """
     if name in _UNSUPPORTED_MODELS:
         raise UserError(f"--model {name}: not supported: {_UNSUPPORTED_MODELS[name]}")
@@ -241,7 +241,7 @@ def read_settings(path: Path) -> Settings:
     """Read the settings from a file.
 
     Raises:
-        UserError: it cannot be read, or has an unsupported key or value.
+        UserError: If it cannot be read, or has an unsupported key or value.
     """
     content = read_json(path)
     model = content.get("model_cfg", content)
@@ -284,19 +284,19 @@ def _agrees(key: str, said: object, found: Mapping[str, Any]) -> bool:
 
 
 def _mlp_ratio(transformer: TransformerConfig) -> float:
-    """A ratio that gives exactly this width when open_clip computes it."""
+    """Return a ratio that gives exactly this width when open_clip computes it."""
     ratio = transformer.hidden_dim / transformer.embed_dim
     is_right = _hidden_dim(transformer.embed_dim, ratio) == transformer.hidden_dim
     return ratio if is_right else math.nextafter(ratio, math.inf)
 
 
 def _hidden_dim(width: int, mlp_ratio: float) -> int:
-    """The hidden width as open_clip computes it."""
+    """Return the hidden width as open_clip computes it."""
     return int(width * mlp_ratio)
 
 
 def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
-    """The values of the keys in `_SHAPES`, from a config."""
+    """Return the values of the keys in `_SHAPES`, from a config."""
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
     return {
         "model_cfg": {"embed_dim": config.embed_dim},
@@ -324,7 +324,7 @@ def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
 
 
 def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
-    """The `model_cfg` of one of our models."""
+    """Return the `model_cfg` of one of our models."""
     said = _shape_values(config)
     image = config.image_encoder.transformer
     return {

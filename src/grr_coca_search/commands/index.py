@@ -123,7 +123,7 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
 
 
 def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
-    """The arguments to scan while watching: a file that was removed is excluded until it is back."""
+    """Return the arguments to scan while watching: a file that was removed is excluded until it is back."""
     from grr_coca_search.update import absolute_arguments, is_there
 
     roots = index.store.roots()

@@ -175,7 +175,7 @@ def _shown_path(name: str) -> str:
 
 
 def hit_lines(answer: "SearchResult") -> Iterator[str]:
-    """A line for each hit: rank, relevance, caption, path. The demo prints them, too."""
+    """Yield a line for each hit: rank, relevance, caption, path. The demo prints them, too."""
     width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
         caption = f"{_cut(on_one_line(hit.caption), width):<{width}}"
@@ -183,7 +183,7 @@ def hit_lines(answer: "SearchResult") -> Iterator[str]:
 
 
 def _opening_line(answer: "SearchResult") -> str | None:
-    """A remark before the hits; None if they need none."""
+    """Return a remark before the hits, or None if they need none."""
     if not answer.hits:
         return f"no hit among {answer.searched:,} images"
     images = " images" if answer.can_tell else ""

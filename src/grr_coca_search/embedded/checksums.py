@@ -37,7 +37,7 @@ class RowBlock(NamedTuple):
 
 
 def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]:
-    """The blocks of the file of a generation, in order. Empty if only an older version has written it."""
+    """Return the blocks of the file of a generation, in order. Empty if only an older version has written it."""
     if not _has_table(database):
         return []
     statement = "SELECT first, rows, checksum FROM blocks WHERE generation = ? ORDER BY first"
@@ -57,7 +57,7 @@ def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable
 
 
 def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
-    """The blocks of N E rows that follow a block. If that is not full, it comes first, with some of the rows."""
+    """Yield the blocks of N E rows that follow a block. If that is not full, it comes first, with some of the rows."""
     place = 0
     while place < len(vectors):
         if last.rows % ROWS_PER_BLOCK == 0:
@@ -72,7 +72,7 @@ def cover(database: sqlite3.Connection, file: VectorFile, generation: int) -> No
     """Add the checksums that are missing, and remove those of other generations. For a writer outside of transactions.
 
     Raises:
-        DamagedError: the file is shorter than its rows.
+        DamagedError: If the file is shorter than its rows.
     """
     if _has_table(database) and _last(database, generation).end == len(file):
         return
@@ -90,10 +90,10 @@ def cover(database: sqlite3.Connection, file: VectorFile, generation: int) -> No
 
 
 def damaged_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[RowBlock]:
-    """The blocks whose rows are not those that were written.
+    """Yield the blocks whose rows are not those that were written.
 
     Raises:
-        DamagedError: the file ends before their last row.
+        DamagedError: If the file ends before their last row.
     """
     for block in blocks:
         if block.end > len(file) or zlib.crc32(file.read(block.first, block.end).tobytes()) != block.checksum:

@@ -36,7 +36,7 @@ _LOCK = "writer.lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Messages of file systems without locks."""
 _PARTIAL = f".{FILE}.partial"
-"""Name of the database until it is complete. The names of SQLite's files beside it begin with this."""
+"""Name of the database until it is complete. The names of SQLite's files next to it begin with this."""
 _SECONDS_TO_WAIT = 30.0
 """How long to wait for the commit of another process, which takes milliseconds."""
 _SIGNS_OF_DAMAGE = ("malformed", "not a database", "no such table", "no such column")
@@ -136,7 +136,7 @@ def create_database(folder: Path, header: Header) -> None:
     """Create a new database, completely or not at all. A database that is already there stays.
 
     Raises:
-        UserError: the disk is full or cannot be written to, or another process is creating one there.
+        UserError: If the disk is full or cannot be written to, or another process is creating one there.
     """
     with database_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def remove_database(folder: Path) -> None:
     """Remove an index, and its folder if that is empty then.
 
     Raises:
-        UserError: a file cannot be removed.
+        UserError: If a file cannot be removed.
     """
     with database_errors(folder):
         # The database goes first: without it the index is gone, whatever happens next.
@@ -164,7 +164,7 @@ def remove_database(folder: Path) -> None:
 
 
 def holds_nothing_else(folder: Path) -> bool:
-    """True if a folder is empty, or holds only files that an interrupted creation of an index has left."""
+    """Return whether a folder is empty, or holds only files that an interrupted creation of an index has left."""
     return all(path.name == _LOCK or path.name.startswith(_PARTIAL) for path in folder.iterdir())
 
 
@@ -180,7 +180,7 @@ def _create(folder: Path, header: Header) -> None:
         values = {"model": header.model, "fingerprint": header.fingerprint, "embed_dim": str(header.embed_dim)}
         database.executemany("INSERT INTO header VALUES (?, ?)", values.items())
         database.execute("COMMIT")
-        database.execute("PRAGMA journal_mode = WAL")  # readers beside a writer
+        database.execute("PRAGMA journal_mode = WAL")  # readers next to a writer
     finally:
         database.close()
     replace_file(partial, folder / FILE)
@@ -190,7 +190,7 @@ def open_database(folder: Path) -> sqlite3.Connection:
     """Open the database of an index. No transaction is begun.
 
     Raises:
-        UserError: there is none, it is corrupt or not an index, or a newer version of this code wrote it.
+        UserError: If there is none, it is corrupt or not an index, or a newer version of this code wrote it.
     """
     path = folder / FILE
     if not path.is_file():
@@ -227,10 +227,10 @@ def _stand_in(database: sqlite3.Connection) -> None:
 
 
 def read_header(database: sqlite3.Connection) -> Header:
-    """The header of the index.
+    """Return the header of the index.
 
     Raises:
-        DamagedError: it has not what a header has.
+        DamagedError: If it has not what a header has.
     """
     values = dict(database.execute("SELECT key, value FROM header"))
     try:
@@ -265,7 +265,7 @@ def database_errors(folder: Path) -> Iterator[None]:
 
 
 def as_bytes(text: str) -> str | bytes:
-    """A text as a parameter of a statement. A file name that is not UTF-8 becomes bytes."""
+    """Return a text as a parameter of a statement. A file name that is not UTF-8 becomes bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -303,7 +303,9 @@ def _fields_column(entry: Entry) -> str | None:
 
 
 def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
-    """The values of the columns `photo` and `keywords`: what people wrote, and a file name split into its words."""
+    """Return the values of the columns `photo` and `keywords`: what people wrote, and a file name split into its
+    words.
+    """
     words = [*(photo.words if photo is not None else ()), split_name(title)]
     return None if photo is None else json.dumps(photo.to_dict()), "\n".join(filter(None, words))
 
@@ -312,7 +314,7 @@ def from_row(row: tuple) -> Entry:
     """Convert a row of the query `READ` to an entry.
 
     Raises:
-        DamagedError: a value is not what `to_row` writes. SQLite accepts any value in any column.
+        DamagedError: If a value is not what `to_row` writes. SQLite accepts any value in any column.
     """
     try:
         return _entry(row)
@@ -357,7 +359,7 @@ def _entry(row: tuple) -> Entry:
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """The fields of a table in the column `fields`; an empty dictionary if there are none."""
+    """Return the fields of a table in the column `fields`; an empty dictionary if there are none."""
     return {name: value for name, value in json.loads(written).items() if name != OF_MODEL} if written else {}
 
 
@@ -414,7 +416,7 @@ def lock_writer(folder: Path) -> ProcessLock:
     """Take the lock of the writer of an index, which only one process can hold.
 
     Raises:
-        UserError: another process holds it, or this one already does; the message names the process.
+        UserError: Another process holds it, or this one already does; the message names the process.
     """
     try:
         return ProcessLock(folder / _LOCK)

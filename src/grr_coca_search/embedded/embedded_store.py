@@ -85,7 +85,7 @@ class EmbeddedStore(Store):
     The first `claim`, `commit` or `compact` takes the lock of the writer, which is held until the store is closed.
 
     Raises:
-        UserError: the folder has no index, or one that this version cannot read.
+        UserError: If the folder has no index, or one that this version cannot read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -130,12 +130,12 @@ class EmbeddedStore(Store):
 
     @classmethod
     def is_there(cls, location: str) -> bool:
-        """True if a folder has an index."""
+        """Return whether a folder has an index."""
         return (Path(location) / FILE).is_file()
 
     @property
     def is_replaced(self) -> bool:
-        """True if the database is another file, or gone."""
+        """Whether the database is another file, or gone."""
         return _identity(self._folder) != self._identity
 
     def close(self) -> None:
@@ -187,19 +187,19 @@ class EmbeddedStore(Store):
                 raise
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         with self.snapshot() as now:
             return now.state.row.live
 
     # --- Reading
 
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """The images of these ids."""
+        """Yield the images of these ids."""
         for chunk in chunks(ids, _MAX_PARAMETERS):
             yield from self._rows(f"WHERE id IN ({_marks(chunk)})", chunk, vectors)
 
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
-        """All images that match a filter."""
+        """Return all images that match a filter."""
         condition, values = _where(where)
         return self._rows(f"WHERE {condition} ORDER BY id", values, vectors)
 
@@ -211,7 +211,7 @@ class EmbeddedStore(Store):
                 yield from (StoredImage(row[0], from_row(row), vector) for row, vector in zip(rows, kept, strict=False))
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The images with the largest dot products."""
+        """Return the images with the largest dot products."""
         with self.snapshot() as now:
             state = now.state
             scores = products(state.vectors, vector[None])[:, 0]
@@ -232,7 +232,7 @@ class EmbeddedStore(Store):
         return DamagedError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """The images that match the words best. They need not contain all of them."""
+        """Return the images that match the words best. They need not contain all of them."""
         words = _words(text)
         if not words:
             return []
@@ -255,17 +255,17 @@ class EmbeddedStore(Store):
         )
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """The embeddings of these ids."""
+        """Return the embeddings of these ids."""
         with self.snapshot() as now:
             return now.state.vectors.rows(np.asarray(ids, np.int64) - 1).astype(np.float32)
 
     def sample(self) -> LibrarySample:
-        """A random sample of the images."""
+        """Return a random sample of the images."""
         with self.snapshot() as now:
             return now.state.sample(now.database)
 
     def columns(self) -> frozenset[str]:
-        """The names of all fields that come from tables."""
+        """Return the names of all fields that come from tables."""
         with self.snapshot() as now:
             names = frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
         if not all(isinstance(name, str) for name in names):
@@ -273,12 +273,12 @@ class EmbeddedStore(Store):
         return names
 
     def revision(self) -> str:
-        """The number of commits, and how often the vectors were rewritten."""
+        """Return the number of commits, and how often the vectors were rewritten."""
         with self.snapshot() as now:
             return f"{now.state.row.generation}.{now.state.row.revision}"
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """The ids of images, by their `Entry.draw`."""
+        """Return the ids of images, by their `Entry.draw`."""
         found: dict[int, int] = {}
         with self.snapshot() as now:
             for chunk in chunks(draws, _MAX_PARAMETERS):
@@ -287,14 +287,14 @@ class EmbeddedStore(Store):
         return found
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """The ids of all images that match a filter, the newest first."""
+        """Return the ids of all images that match a filter, the newest first."""
         condition, values = _where(where)
         with self.snapshot() as now:
             rows = now.database.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY date DESC, name", values)
             return np.fromiter((identity for (identity,) in rows), np.int64)
 
     def summaries(self, fields: Iterable[str], count: int, where: Filter | None = None) -> dict[str, FieldSummary]:
-        """The values of some fields, by field: the database counts faster than a scan."""
+        """Return the values of some fields, by field: the database counts faster than a scan."""
         return {field: self._summary(field, count, where) for field in fields}
 
     def _summary(self, field: str, count: int, where: Filter | None) -> FieldSummary:
@@ -318,7 +318,7 @@ class EmbeddedStore(Store):
         return FieldSummary("text" if texts else "number", most, number == different, low, high)
 
     def hashes(self) -> np.ndarray:
-        """Ids, perceptual hashes and digests of all images."""
+        """Return ids, perceptual hashes and digests of all images."""
         with self.snapshot() as now:
             rows = now.database.execute("SELECT id, phash, digest FROM pictures ORDER BY id")
             try:
@@ -327,7 +327,7 @@ class EmbeddedStore(Store):
                 raise self._damaged_database(f"an invalid hash ({error})") from error
 
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
-        """The images that could not be read."""
+        """Return the images that could not be read."""
         parts = (
             [("1", [])]
             if names is None
@@ -345,12 +345,12 @@ class EmbeddedStore(Store):
             )
 
     def notes(self) -> dict[str, str]:
-        """Notes on the index, from the table of the header."""
+        """Return notes on the index, from the table of the header."""
         with self.snapshot() as now:
             return dict(now.database.execute("SELECT key, value FROM header"))
 
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
-        """The known state of these images, by name."""
+        """Return the known state of these images, by name."""
         with self.snapshot() as now:
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
             for chunk in chunks(map(as_bytes, names), _MAX_PARAMETERS):
@@ -367,18 +367,21 @@ class EmbeddedStore(Store):
         return found
 
     def roots(self) -> list[str]:
-        """The arguments (files, folders, patterns) through which images or failures were found."""
+        """Return the arguments (files, folders, patterns) through which images or failures were found."""
         with self.snapshot() as now:
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
             return [root for (root,) in now.database.execute(statement)]
 
     def places(self, root: str) -> Iterator[ImagePlace]:
-        """The places of the images and failures that were found through an argument."""
+        """Yield the places of the images and failures that were found through an argument."""
         yield from (ImagePlace.of(*row) for *row, _ in self._pages(IMAGES_OF, root, 0))
         yield from (ImagePlace.of_name(name) for name, _ in self._pages(FAILURES_OF, root, b""))
 
     def _pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
-        """The rows of an argument. They are read page by page: a long snapshot would keep SQLite from tidying up."""
+        """Yield the rows of an argument.
+
+        They are read page by page: a long snapshot would keep SQLite from tidying up.
+        """
         last = first
         while True:
             with self.snapshot() as now:
@@ -460,7 +463,7 @@ def _allowed(now: Snapshot, where: Filter) -> np.ndarray:
 
 
 def _where(where: Filter | None) -> tuple[str, list[object]]:
-    """The condition of a filter, and what is bound to its question marks."""
+    """Return the condition of a filter, and what is bound to its question marks."""
     condition, values = ("1", []) if where is None else to_sql(where)
     return condition, [as_bytes(value) if isinstance(value, str) else value for value in values]
 
@@ -470,7 +473,7 @@ def _marks(items: Sequence[object], mark: str = "?") -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The first words of a text in lower case, without repetition."""
+    """Return the first words of a text in lower case, without repetition."""
     return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))[:MAX_WORDS]
 
 
@@ -481,7 +484,7 @@ _TEXT = "CAST(? AS TEXT)"
 
 
 def to_sql(tree: Filter) -> tuple[str, list[FieldValue]]:
-    """The condition of a filter, and the values for its question marks."""
+    """Return the condition of a filter, and the values for its question marks."""
     values: list[FieldValue] = []
     return _condition(tree, values), values
 
@@ -506,7 +509,7 @@ def _condition(tree: Filter, values: list[FieldValue]) -> str:
 
 
 def _values_of(field: str) -> str:
-    """The values of a field of `SEVERAL` as rows. A column of a table that is called so counts, as one value."""
+    """Return the values of a field of `SEVERAL` as rows. A column of a table that is called so counts, as one value."""
     kept = f"pictures.fields, '$.\"{OF_MODEL}\".{field}'"
     if FIELDS[field].source == "file":
         kept = f"pictures.photo, '$.{field}'"
@@ -516,13 +519,13 @@ def _values_of(field: str) -> str:
 
 
 def _test(field: str, test: str, given: Sequence[FieldValue], values: list[FieldValue]) -> str:
-    """A test of a field: false, not NULL, for images that lack it or have a value of the other kind there.
+    """Return a test of a field: false, not NULL, for images that lack it or have a value of the other kind there.
 
     Args:
-        field: its name.
-        test: in SQL, with `{}` for the field and question marks for `given`.
-        given: values, of which the last one determines the kind.
-        values: those for all question marks so far, to which these are added.
+        field: Its name.
+        test: In SQL, with `{}` for the field and question marks for `given`.
+        given: Values, of which the last one determines the kind.
+        values: Those for all question marks so far, to which these are added.
     """
     kinds = "'text'" if isinstance(given[-1], str) else "'integer', 'real'"
     if field in SEVERAL:

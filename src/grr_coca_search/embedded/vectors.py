@@ -31,7 +31,7 @@ _HALF_TO_SINGLE = np.float32(2.0**112)
 
 
 def vectors_file(folder: Path, generation: int) -> Path:
-    """The path of the file of vectors: `vectors.f16`, and `vectors-1.f16` and so on after each rewrite."""
+    """Return the path of the file of vectors: `vectors.f16`, and `vectors-1.f16` and so on after each rewrite."""
     return folder / (f"vectors-{generation}.f16" if generation else "vectors.f16")
 
 
@@ -50,13 +50,13 @@ class VectorFile:
     the process (SIGBUS). Reading takes 0.85 of the time, too.
 
     Args:
-        path: the file.
-        rows: the number of rows, N.
-        width: of a row, E.
+        path: The file.
+        rows: The number of rows, N.
+        width: Of a row, E.
 
     Raises:
-        FileNotFoundError: a file of a newer generation has replaced it.
-        DamagedError: the file is shorter than its committed rows.
+        FileNotFoundError: If a file of a newer generation has replaced it.
+        DamagedError: If the file is shorter than its committed rows.
     """
 
     def __init__(self, path: Path, rows: int, width: int) -> None:
@@ -72,15 +72,15 @@ class VectorFile:
         return self.shape[0]
 
     def read(self, start: int, stop: int, into: np.ndarray | None = None) -> np.ndarray:
-        """The rows from `start` up to and without `stop`. Any number of threads may read.
+        """Return the rows from `start` up to and without `stop`. Any number of threads may read.
 
         Args:
-            start: the first row.
-            stop: the row after the last one.
-            into: an array of at least as many rows of 16 bits, which is filled; None: a new one.
+            start: The first row.
+            stop: The row after the last one.
+            into: An array of at least as many rows of 16 bits, which is filled; None: a new one.
 
         Raises:
-            DamagedError: the file ends before them.
+            DamagedError: If the file ends before them.
         """
         rows = np.empty((stop - start, self.shape[1]), np.float16) if into is None else into[: stop - start]
         content = memoryview(rows.view(np.uint8).reshape(-1).data) if rows.size else memoryview(b"")
@@ -95,7 +95,7 @@ class VectorFile:
         return rows
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """These rows, as they are kept."""
+        """Return these rows, as they are kept."""
         wanted = np.asarray(numbers, np.int64)
         found = np.empty((len(wanted), self.shape[1]), np.float16)
         runs = np.flatnonzero(np.diff(wanted, prepend=-2) != 1).tolist()  # where rows do not follow each other
@@ -120,8 +120,8 @@ def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
     Any other rows there were never committed, and are truncated.
 
     Raises:
-        OSError: the disk is full or cannot be written to; the file then ends after the first rows.
-        DamagedError: the file is shorter than the first rows.
+        OSError: If the disk is full or cannot be written to; the file then ends after the first rows.
+        DamagedError: If the file is shorter than the first rows.
     """
     start = rows * vectors.shape[1] * 2
     content = np.ascontiguousarray(vectors, np.float16).tobytes()
@@ -154,10 +154,10 @@ def _require_size(path: Path, size: int, committed: int) -> None:
 
 
 def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
-    """Dot products of all rows with all queries, as float32: N Q from N E and Q E.
+    """Return dot products of all rows with all queries, as float32: N Q from N E and Q E.
 
     Raises:
-        DamagedError: the file ends before the last row.
+        DamagedError: If the file ends before the last row.
     """
     scores = np.empty((len(vectors), len(queries)), np.float32)
     scaled = np.ascontiguousarray(queries.T, np.float32) * _HALF_TO_SINGLE
@@ -181,12 +181,12 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
 
 @cache
 def _helpers(count: int) -> ThreadPoolExecutor:
-    """Threads that are kept: to start some for each search took a quarter of its time."""
+    """Return threads that are kept: to start some for each search took a quarter of its time."""
     return ThreadPoolExecutor(count, "products")
 
 
 def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
-    """Half precision as float32, divided by `_HALF_TO_SINGLE`: the bits are moved to their places.
+    """Return half precision as float32, divided by `_HALF_TO_SINGLE`: the bits are moved to their places.
 
     This takes half the time of NumPy's own conversion, which uses no vector instructions. Embeddings are finite.
     """
@@ -197,7 +197,7 @@ def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
 
 
 def best_rows(scores: np.ndarray, count: int) -> np.ndarray:
-    """The rows with the `count` highest of N scores, best first. Scores of minus infinity do not count."""
+    """Return the rows with the `count` highest of N scores, best first. Scores of minus infinity do not count."""
     count = min(count, int(np.isfinite(scores).sum()))
     if count == 0:
         return np.empty(0, np.int64)
@@ -207,7 +207,7 @@ def best_rows(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
-    """The rows of ids.
+    """Return the rows of ids.
 
     Raises:
         ValueError: If one is not an id of the first `count` rows.
@@ -234,7 +234,7 @@ def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
     """Read the table `state`.
 
     Raises:
-        DamagedError: a value is not a number. SQLite accepts any text in a column of numbers.
+        DamagedError: If a value is not a number. SQLite accepts any text in a column of numbers.
     """
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone() or (None,)
     if not all(isinstance(number, int) and number >= 0 for number in row):
@@ -252,12 +252,13 @@ class State:
 
     @classmethod
     def read(cls, database: sqlite3.Connection, folder: Path, width: int, before: "State | None") -> "State":
-        """The state that the transaction of `database` sees. Only what has changed since `before` is read, so a search
-        in a large index does not read all of it.
+        """Return the state that the transaction of `database` sees.
+
+        Only what has changed since `before` is read, so a search in a large index does not read all of it.
 
         Raises:
-            FileNotFoundError: the file of vectors was rewritten after the transaction began.
-            DamagedError: that file is corrupt, or the numbers of its rows are.
+            FileNotFoundError: If the file of vectors was rewritten after the transaction began.
+            DamagedError: If that file is corrupt, or the numbers of its rows are.
         """
         row = read_state(database, folder)
         if before is not None and row.revision == before.row.revision:
@@ -278,7 +279,7 @@ class State:
         return cls(row, vectors, live)
 
     def sample(self, database: sqlite3.Connection) -> LibrarySample:
-        """A random sample of the images. See `Entry.draw`."""
+        """Return a random sample of the images. See `Entry.draw`."""
         if self._sample is None:
             drawn = database.execute("SELECT id, caption FROM pictures ORDER BY draw LIMIT ?", (SAMPLE,)).fetchall()
             rows = np.array([identity for identity, _ in drawn], np.int64) - 1

@@ -39,7 +39,7 @@ class Writer:
     """Writes an index. It holds the lock of the writer until `release`.
 
     Raises:
-        UserError: another process writes.
+        UserError: Another process writes.
     """
 
     def __init__(self, folder: Path, width: int) -> None:

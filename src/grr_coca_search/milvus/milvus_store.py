@@ -66,7 +66,7 @@ class MilvusStore(Store):
         """Open the index at a location; None if there is none and it is optional.
 
         Raises:
-            UserError: the server cannot be reached, the index is not found, or a newer version wrote it.
+            UserError: If the server cannot be reached, the index is not found, or a newer version wrote it.
         """
         place, client = _connected(location)
         try:
@@ -97,7 +97,7 @@ class MilvusStore(Store):
         """Create an index without images.
 
         Raises:
-            UserError: the server cannot be reached, or refuses.
+            UserError: If the server cannot be reached, or refuses.
         """
         place, client = _connected(location)
         with _server_errors(location):
@@ -114,7 +114,7 @@ class MilvusStore(Store):
         """Remove an index, finished or not.
 
         Raises:
-            UserError: the server cannot be reached, or a collection does not belong to an index.
+            UserError: If the server cannot be reached, or a collection does not belong to an index.
         """
         place, client = _connected(location)
         try:
@@ -131,12 +131,12 @@ class MilvusStore(Store):
 
     @contextmanager
     def begin(self) -> Iterator[Reads]:
-        """Reads that see the state at the beginning or a later one, as servers have no snapshots."""
+        """Yield reads that see the state at the beginning or a later one, as servers have no snapshots."""
         with _server_errors(self.location):
             yield Reads(self._client)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         with self.snapshot() as reads:
             (row,) = reads.query(self._name, filter=ALWAYS, output_fields=["count(*)"])
             return int(row["count(*)"])
@@ -144,15 +144,15 @@ class MilvusStore(Store):
     # --- Reading
 
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """The images of these ids."""
+        """Return the images of these ids."""
         return map(_row, self._of(ids, [*READ, "vector"] if vectors else READ))
 
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
-        """All images that match a filter."""
+        """Return all images that match a filter."""
         return map(_row, self._all([*READ, "vector"] if vectors else READ, where))
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """The images with the largest dot products, at most 16,384."""
+        """Return the images with the largest dot products, at most 16,384."""
         with self.snapshot() as reads:
             (hits,) = reads.search(
                 self._name,
@@ -166,34 +166,34 @@ class MilvusStore(Store):
             return [Match(int(hit["id"]), float(hit["distance"])) for hit in hits]
 
     def revision(self) -> str:
-        """A random text, which each commit replaces at its end."""
+        """Return a random text, which each commit replaces at its end."""
         with self.snapshot() as reads:
             return self._notes.revision(reads)
 
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
-        """The images that could not be read."""
+        """Return the images that could not be read."""
         with self.snapshot() as reads:
             return self._notes.failures(reads, names)
 
     def notes(self) -> dict[str, str]:
-        """Notes on the index."""
+        """Return notes on the index."""
         with self.snapshot():
             return self._notes.texts()
 
     # The methods below read single columns, where the store of an index would read all.
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """The embeddings of these ids."""
+        """Return the embeddings of these ids."""
         found = {row["id"]: row["vector"] for row in self._of(ids, ["id", "vector"])}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """The ids of images, by their `Entry.draw`, which is the id."""
+        """Return the ids of images, by their `Entry.draw`, which is the id."""
         return {row["id"]: row["id"] for row in self._of(draws, ["id"])}
 
     def sample(self) -> LibrarySample:
-        """The images with the smallest ids. They are a random sample, because ids are hashes of names."""
+        """Return the images with the smallest ids. They are a random sample, because ids are hashes of names."""
         share = min(1.0, 1.3 * SAMPLE / max(1, len(self)))
         with self.snapshot() as reads:
             rows = reads.query(
@@ -207,23 +207,23 @@ class MilvusStore(Store):
         return LibrarySample(vectors, tuple(row["caption"] for row in drawn[:SAMPLE_CAPTIONS]))
 
     def columns(self) -> frozenset[str]:
-        """The names of all fields that come from tables."""
+        """Return the names of all fields that come from tables."""
         with self.snapshot() as reads:
             return self._notes.columns(reads)
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """The ids of all images that match a filter, the newest first."""
+        """Return the ids of all images that match a filter, the newest first."""
         rows = sorted(self._all(["id", "date", "name"], where), key=lambda row: row["name"])
         rows.sort(key=lambda row: row["date"], reverse=True)
         return np.array([row["id"] for row in rows], np.int64)
 
     def hashes(self) -> np.ndarray:
-        """Ids, perceptual hashes and digests of all images."""
+        """Return ids, perceptual hashes and digests of all images."""
         rows = self._all(["id", "phash", "digest"])
         return np.fromiter(((row["id"], row["phash"], row["digest"]) for row in rows), HASHED)
 
     def roots(self) -> list[str]:
-        """The arguments (files, folders, patterns) through which images or failures were found."""
+        """Return the arguments (files, folders, patterns) through which images or failures were found."""
         found = {from_utf8(row["root"]) for row in self._all(["root"])}
         return sorted(found | {failure.root for failure in self.failures()})
 
@@ -291,7 +291,7 @@ def _parse_location(location: str) -> _ServerPlace:
     """Parse `http://HOST:PORT/NAME` or `milvus:FILE`.
 
     Raises:
-        UserError: the name is invalid in Milvus.
+        UserError: If the name is invalid in Milvus.
     """
     if location.startswith("milvus:"):
         return _ServerPlace(location.removeprefix("milvus:"), _DEFAULT_NAME)
@@ -306,7 +306,7 @@ def _require_ours(location: str, client: Any, name: str) -> None:
     """Raise an error if a collection with one of these names does not belong to an index.
 
     Raises:
-        UserError: it belongs to something else, and must not be touched.
+        UserError: If it belongs to something else, and must not be touched.
     """
     for one, columns in ((name, ALL), (notes_of(name), NOTES)):
         if client.has_collection(one):

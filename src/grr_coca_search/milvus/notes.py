@@ -22,12 +22,12 @@ _NOTHING = [0.0, 0.0]
 
 
 def notes_of(name: str) -> str:
-    """The name of the collection of notes."""
+    """Return the name of the collection of notes."""
     return f"{name}_notes"
 
 
 def noted_header(client: Any, name: str) -> Header | None:
-    """The header of the index of this name; None if it does not exist or is unfinished."""
+    """Return the header of the index of this name, or None if it does not exist or is unfinished."""
     notes = notes_of(name)
     if not client.has_collection(name) or not client.has_collection(notes) or not client.list_indexes(notes):
         return None
@@ -64,7 +64,7 @@ class Notes:
         self._write([("header", "", "", json.dumps(vars(header)))])
 
     def revision(self, reads: "Reads") -> str:
-        """What `renew_revision` wrote last; empty before."""
+        """Return the last value of `renew_revision`; empty before the first."""
         rows = reads.query(self._name, filter='key == "revision:"', output_fields=["value"], limit=1)
         return rows[0]["value"] if rows else ""
 
@@ -73,7 +73,7 @@ class Notes:
         self._write([("revision", "", "", uuid4().hex)])
 
     def columns(self, reads: "Reads") -> frozenset[str]:
-        """The names of all fields that come from tables."""
+        """Return the names of all fields that come from tables."""
         rows = reads.query(self._name, filter='kind == "column"', output_fields=["value"], limit=_MAX_COLUMNS)
         return frozenset(row["value"] for row in rows)
 
@@ -82,7 +82,7 @@ class Notes:
         self._write([("column", name, "", name) for name in names])
 
     def failures(self, reads: "Reads", names: Sequence[str] | None) -> list[Failure]:
-        """Images that could not be read, sorted by name: all of them, or those with these names."""
+        """Return images that could not be read, sorted by name: all of them, or those with these names."""
         if names is None:
             rows = list(self._read("failure"))
         else:
@@ -107,7 +107,7 @@ class Notes:
             self._client.delete(self._name, filter=f"key in [{keys}]")
 
     def texts(self) -> dict[str, str]:
-        """What `write` has written."""
+        """Return the values that `write` has written."""
         return {kind: row["value"] for kind in _TEXTS for row in self._read(kind)}
 
     def write(self, texts: Mapping[str, str]) -> None:
@@ -152,7 +152,7 @@ class Reads:
         self._seen: set[str] = set()
 
     def forget(self) -> None:
-        """Called after a write: the next read of each collection waits until it sees that write."""
+        """Let the next read of each collection wait until it sees the last write."""
         self._seen.clear()
 
     def query(self, name: str, **options: Any) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ class Reads:
 
 
 def all_rows(client: Any, name: str, expression: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """All rows that match an expression, in the order of their keys. They are read in chunks."""
+    """Yield all rows that match an expression, in the order of their keys. They are read in chunks."""
     iterator = client.query_iterator(name, batch_size=1000, filter=expression, output_fields=list(columns))
     try:
         while rows := iterator.next():

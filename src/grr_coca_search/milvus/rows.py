@@ -39,7 +39,7 @@ holds what filters can ask for of it, too; `columns` are the fields that come fr
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
-    """The row of an image. Its id is a hash of its name, so a collection has only one row per name."""
+    """Return the row of an image. Its id is a hash of its name, so a collection has only one row per name."""
     texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXTS.items()}
     fields = entry.all_fields
     kinds: dict[str, Any] = {name: "text" if isinstance(value, str) else "number" for name, value in fields.items()}
@@ -66,7 +66,7 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> Entry:
-    """The entry of a row."""
+    """Return the entry of a row."""
     noted = (record["kinds"] or {}).get(_PHOTO)
     fields = record["fields"] or {}
     return Entry(
@@ -89,7 +89,7 @@ def from_record(record: dict[str, Any]) -> Entry:
 
 
 def as_kept(vector: np.ndarray) -> np.ndarray:
-    """A vector rounded to half precision, as the store in a folder keeps it, in float32."""
+    """Return a vector rounded to half precision, as the store in a folder keeps it, in float32."""
     return np.asarray(vector, np.float16).astype(np.float32)
 
 
@@ -122,7 +122,10 @@ _NEVER, ALWAYS = "id < 0", "id >= 0"
 
 
 def to_expression(tree: Filter) -> str:
-    """The expression of a filter. All values are written by `json.dumps`, so none can break out of its quotes."""
+    """Return the expression of a filter.
+
+    All values are written by `json.dumps`, so none can break out of its quotes.
+    """
     if isinstance(tree, And | Or):
         word = " and " if isinstance(tree, And) else " or "
         return "(" + word.join(to_expression(part) for part in tree.parts) + ")"
@@ -142,7 +145,7 @@ def to_expression(tree: Filter) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as a literal in double quotes."""
+    """Return a text as a literal in double quotes."""
     return json.dumps(as_utf8(text), ensure_ascii=False)
 
 
@@ -162,7 +165,7 @@ def _comparison(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
-    """The expression that is true if one value of a field is a text. A column of a table counts as one value."""
+    """Return the expression that is true if one value of a field is a text. A column of a table counts as one value."""
     if operator != "=":
         raise UserError(f"--where: on Milvus, {field} take only = and in; an index in a folder has all comparisons")
     noted, text = f'kinds["{_PHOTO}"]', _literal(value)
@@ -173,7 +176,7 @@ def _one_of_several(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _same_kind(field: str, value: FieldValue) -> str:
-    """The expression that is true if an image has the field, with the same kind (text or number) as a value."""
+    """Return the expression that is true if an image has the field, with the same kind (text or number) as a value."""
     kind = "text" if isinstance(value, str) else "number"
     return f'kinds[{quoted(field)}] == "{kind}"'
 
@@ -183,7 +186,7 @@ def _literal(value: FieldValue) -> str:
 
 
 def _integer_comparison(field: str, operator: str, value: float) -> str:
-    """A comparison of an integer field with a float, written with an integer."""
+    """Return a comparison of an integer field with a float, written with an integer."""
     below, above = math.floor(value), math.ceil(value)
     if operator in ("=", "!=") and below != above:
         return f"({_NEVER if operator == '=' else ALWAYS})"

@@ -112,8 +112,10 @@ def _check(plan: Path, minutes: float, steps: int | None, dry_run: bool, json: b
 def _decide(
     plan: "DemoPlan", workers: "Workers", minutes: float, steps: int | None, dry_run: bool, json: bool, began: float
 ) -> "DemoPlan":
-    """The plan with the number of steps and the precisions for this machine. `began`: when the demo was started, by the
-    monotonic clock."""
+    """Return the plan with the number of steps and the precisions for this machine.
+
+    `began`: when the demo was started, by the monotonic clock.
+    """
     from grr_coca_study.demo.plan import arm_names, arm_pace, choose, timed_schedules, with_precisions
 
     if not json:
@@ -137,7 +139,7 @@ def _decide(
 
 
 def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -> str:
-    """One line for each schedule, with its time and expected result. The one that is taken is marked."""
+    """Return one line for each schedule, with its time and expected result. The one that is taken is marked."""
     lines = []
     for schedule in schedules:
         mark = "→" if schedule is taken else " "
@@ -154,7 +156,7 @@ def _first_checkpoint(plan: "DemoPlan", out: Path) -> Path:
 
 
 def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
-    """Commands to continue with. `path`: the plan as it was given on the command line."""
+    """Return commands to continue with. `path`: the plan as it was given on the command line."""
     program, recipe = shlex.join(called_as()), shlex.quote(os.path.relpath(plan.pretrain))
     again = shlex.join([str(path), "--out", str(out), "--fresh", "--steps", str(plan.steps)])
     checkpoint = shlex.quote(str(_first_checkpoint(plan, out)))
@@ -169,7 +171,9 @@ def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
 
 
 def opening_lines(plan: "DemoPlan") -> Iterator[str]:
-    """Captions of some images of the plan's showcase, and some searches, by the shipped model before any training."""
+    """Yield captions of some images of the plan's showcase, and some searches, by the shipped model before any
+    training.
+    """
     from grr_coca.data.sources.open import open_source
     from grr_coca_study.demo.plan import demo_recipes
 
@@ -205,7 +209,7 @@ def _image(source: "PairSource", index: int) -> "Image.Image":
 
 
 def _symbol(key: str) -> str:
-    """The emoji of a key `STYLE-CODES`, if the terminal can print it; else the key itself."""
+    """Return the emoji of a key `STYLE-CODES`, if the terminal can print it; else the key itself."""
     try:
         symbol = "".join(chr(int(code, 16)) for code in key.partition("-")[2].split("-"))
         symbol.encode(sys.stdout.encoding or "ascii")

@@ -43,7 +43,7 @@ class DemoPlace(Place):
         super().__init__(out=out, runs=out, keeps_models=True)
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:  # noqa: ARG002
-        """Folder of a run: `ARM/STAGE`."""
+        """Return the folder of a run: `ARM/STAGE`."""
         return self.runs / arm / stage
 
 
@@ -51,7 +51,7 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
     """Create the folder of a demo, or check that it contains only files of a demo.
 
     Raises:
-        UserError: it has other files, or cannot be written to.
+        UserError: If it has other files, or cannot be written to.
     """
     known = {*arm_names(plan), PLAN_FILE, ROWS_FOLDER, DIGESTS_FILE, *_OUTCOME}
     path = out / PLAN_FILE
@@ -69,11 +69,11 @@ def make_folder(out: Path, plan: DemoPlan) -> None:
 
 
 def begun_in(out: Path, plan: DemoPlan, steps: int | None) -> DemoPlan | None:
-    """The plan of the demo in a folder, with its steps and precisions; None if the folder is empty.
+    """Return the plan of the demo in a folder, with its steps and precisions, or None if the folder is empty.
 
     Raises:
-        UserError: the folder has a demo of another plan (names the first key that differs), of other steps than those
-            that are requested, or one without a plan.
+        UserError: If the folder has a demo of another plan (names the first key that differs), of other steps than
+            those that are requested, or one without a plan.
     """
     path = out / PLAN_FILE
     if not path.exists():
@@ -93,7 +93,7 @@ def begin(plan: DemoPlan, out: Path) -> None:
     """Start a demo in a folder; an earlier one is deleted.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: If the folder cannot be written to.
     """
     with _disk_errors(out):
         # Rows and plan first: if this is interrupted, the rest cannot be mistaken for a demo to continue.
@@ -108,7 +108,7 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
     """Write the pictures and the report of a demo whose runs have ended, and return the table.
 
     Raises:
-        UserError: an arm diverged, or the disk is full or cannot be written to; the runs are saved.
+        UserError: If an arm diverged, or the disk is full or cannot be written to; the runs are saved.
     """
     ledger, names = read_ledger(out, plan), arm_names(plan)
     if ledger.diverged:

@@ -21,7 +21,7 @@ def load_demo(path: Path) -> DemoPlan:
     """Read the plan of a demo, and check its recipes and data.
 
     Raises:
-        UserError: the plan is missing or invalid, or names something that does not exist.
+        UserError: If the plan is missing or invalid, or names something that does not exist.
     """
     plan = read_plan(path, DemoPlan)
     has_grid = any(arm.grid or arm.finetune_grid for arm in plan.arms)
@@ -42,13 +42,13 @@ def load_demo(path: Path) -> DemoPlan:
 
 
 def arm_names(plan: DemoPlan) -> tuple[str, str]:
-    """Names of the model and of its baseline."""
+    """Return the names of the model and of its baseline."""
     (model,) = (arm.name for arm in plan.arms if arm.name != plan.baseline)
     return model, plan.baseline
 
 
 def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
-    """The recipes of the first arm by stage, in order."""
+    """Return the recipes of the first arm by stage, in order."""
     return {stage: stage_recipe(plan, plan.arms[0], stage, plan.seeds[0], {}) for stage in stage_names(plan)}
 
 
@@ -65,7 +65,7 @@ def with_precisions(plan: DemoPlan) -> DemoPlan:
 
 
 def arm_pace(plan: DemoPlan, name: str) -> Pace:
-    """The pace of an arm in pretraining."""
+    """Return the pace of an arm in pretraining."""
     device = usable_device()
     recipe = stage_recipe(plan, arm_named(plan, name), stage_names(plan)[0], plan.seeds[0], {})
     return measure_pace(recipe, new_checkpoint(recipe, Ranks.here(device)), device, raise_if_stopped)
@@ -90,12 +90,12 @@ class Schedule:
 
 
 def timed_schedules(plan: DemoPlan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> list[Schedule]:
-    """The schedules of a plan with the time that each takes, shortest first.
+    """Return the schedules of a plan with the time that each takes, shortest first.
 
     Args:
-        plan: without `auto`.
-        paces: paces of the arms, measured at the same time; the slower one counts.
-        seconds_spent: seconds that the demo has taken so far.
+        plan: Without `auto`.
+        paces: Paces of the arms, measured at the same time; the slower one counts.
+        seconds_spent: Seconds that the demo has taken so far.
     """
     step = max(pace.step for pace in paces)
     evaluation, reading = max(pace.evaluation for pace in paces), max(pace.reading for pace in paces)
@@ -116,7 +116,7 @@ def timed_schedules(plan: DemoPlan, paces: Sequence[Pace], seconds_spent: float 
 
 
 def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
-    """The longest schedule that ends within `minutes`.
+    """Return the longest schedule that ends within `minutes`.
 
     Raises:
         UserError: If even the shortest takes longer. The message has the time.

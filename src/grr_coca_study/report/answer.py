@@ -20,7 +20,7 @@ _ARM_TITLES = {
 
 
 def arm_titles(plan: Plan) -> dict[str, str]:
-    """Display names of the arms: the title, or the parts of an arm between the two models, or the name."""
+    """Return the display names of the arms: the title, or the parts of an arm between the two models, or the name."""
     return {arm.name: arm.title or _ARM_TITLES.get(arm.name, arm.name) for arm in plan.arms}
 
 
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 def answer(plan: Plan, results: StudyResults) -> Answer:
-    """The answer of a study on its first arm against the baseline. The numbers are in its tables."""
+    """Return the answer of a study on its first arm against the baseline. The numbers are in its tables."""
     primary, titles = results.arms[0].primary, arm_titles(plan)
     where = ", each at its best settings" if any(result.with_choice for result in primary) else ""
     question = f"Is {titles[results.pair[0]]} better than {titles[results.baseline]}{where}?"

@@ -34,18 +34,18 @@ PHASES = {"pretraining": "after pretraining", "finetuning": "after fine-tuning"}
 
 
 def metric_title(endpoint: str) -> str:
-    """Display name of an endpoint's metric."""
+    """Return display name of an endpoint's metric."""
     metric = split_endpoint(endpoint)[1]
     return _METRICS.get(metric, metric)
 
 
 def title(endpoint: str) -> str:
-    """Display name of an endpoint: `CoCa loss after pretraining`."""
+    """Return display name of an endpoint: `CoCa loss after pretraining`."""
     return f"{metric_title(endpoint)} {PHASES[split_endpoint(endpoint)[0]]}"
 
 
 def lower_is_better(endpoint: str) -> bool:
-    """True for losses, False for recalls and caption scores."""
+    """Return True for losses, False for recalls and caption scores."""
     return split_endpoint(endpoint)[1] in LOSS_METRICS
 
 
@@ -53,20 +53,22 @@ def lower_is_better(endpoint: str) -> bool:
 
 
 def stages_of(plan: Plan, endpoint: str) -> tuple[str, ...]:
-    """The stages on which an endpoint is measured."""
+    """Return the stages on which an endpoint is measured."""
     pretraining, *finetunings = stage_names(plan)
     return (pretraining,) if split_endpoint(endpoint)[0] == "pretraining" else tuple(finetunings)
 
 
 def value_of(row: LedgerRow | None, plan: Plan, endpoint: str) -> float | None:
-    """Value of an endpoint in a row; None if it has no logarithm: it is missing, NaN, infinite or not above zero."""
+    """Return the value of an endpoint in a row, or None if it has no logarithm: it is missing, NaN, infinite or not
+    above zero.
+    """
     metrics = row.metrics.get(plan.endpoints.split, {}) if row else {}
     value = metrics.get(split_endpoint(endpoint)[1], 0.0)
     return value if 0 < value < math.inf else None
 
 
 def endpoint_values(rows: Rows, plan: Plan, endpoint: str, arm: str) -> dict[int, float]:
-    """Values of an endpoint of one arm by seed, in the plan's order; seeds without a value are excluded.
+    """Return values of an endpoint of one arm by seed, in the plan's order; seeds without a value are excluded.
 
     For fine-tuning, a value is the geometric mean over the stages: the log ratio of two such values is the mean of the
     stages' log ratios.
@@ -93,7 +95,7 @@ class ImageIntervals(NamedTuple):
 def image_intervals(
     metric: str, split: str, stages: Sequence[tuple[Sequence[LedgerRow], Sequence[LedgerRow]]]
 ) -> ImageIntervals:
-    """Intervals of a change over images of a test split.
+    """Return intervals of a change over images of a test split.
 
     Over images is for the same trained models. It is a paired bootstrap (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, chapter 13): images with all their captions, or batches, are drawn with replacement, the same for
@@ -107,9 +109,9 @@ def image_intervals(
     with single seeds more than once, which makes it wider; percentiles over few seeds make it narrower.
 
     Args:
-        metric: its key in the rows.
-        split: the test split.
-        stages: for each stage, the rows of the arm and those of the baseline, in the same order of seeds.
+        metric: Its key in the rows.
+        split: The test split.
+        stages: For each stage, the rows of the arm and those of the baseline, in the same order of seeds.
 
     Returns:
         No intervals without seeds, without values in the rows, or if no seed has a log ratio in some draw.
@@ -143,7 +145,7 @@ def _resampled_log_ratios(metric: str, columns: np.ndarray, seed: int) -> np.nda
 
 
 def _interval_of_mean(logs: np.ndarray, drawn: np.ndarray) -> Interval | None:
-    """Interval of the mean log ratio over seeds, R × S, each counted as often as it was drawn.
+    """Return the interval of the mean log ratio over seeds, R × S, each counted as often as it was drawn.
 
     None if some draw has no log ratio.
     """
@@ -165,8 +167,8 @@ def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
     """Return what each image or batch adds to numerator and denominator of each quotient of a metric, N × 2Q.
 
     Raises:
-        KeyError: the row lacks the values.
-        ValueError: the values differ in number, or the CoCa loss of the row has other weights.
+        KeyError: If the row lacks the values.
+        ValueError: If the values differ in number, or the CoCa loss of the row has other weights.
     """
     values = row.values[split]
     if metric == "coca_loss":
@@ -180,13 +182,14 @@ def contributions(row: LedgerRow, metric: str, split: str) -> np.ndarray:
 
 
 def _of_images(values: Mapping[str, Any], numerator: Any, denominator: Any) -> np.ndarray:
-    """Sum the contributions of each image's captions. Without `image`, each image has one caption."""
+    """Return sum the contributions of each image's captions. Without `image`, each image has one caption."""
     columns = np.stack([numerator, denominator], axis=1).astype(float)
     return by_image(columns, np.array(values["image"])) if "image" in values else columns
 
 
 def _of_batches(values: Mapping[str, Any], metrics: Mapping[str, float]) -> np.ndarray:
-    """The contrastive loss of each batch, and the nats and tokens of its captions, each weighted as in the CoCa loss.
+    """Return the contrastive loss of each batch, and the nats and tokens of its captions, each weighted as in the CoCa
+    loss.
 
     The last batch is filled up with captions of the one before, which do not count again.
     """

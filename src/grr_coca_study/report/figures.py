@@ -42,12 +42,12 @@ class Panel(NamedTuple):
 
 
 def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> str:
-    """Effects with their intervals, in panels side by side with common rows.
+    """Return the effects with their intervals, in panels side by side with common rows.
 
     Args:
-        labels: labels of the rows, from top to bottom.
-        panels: the columns; those without an effect are excluded.
-        change: what the effects are, such as `change over Baseline CoCa`, for the axis.
+        labels: Labels of the rows, from top to bottom.
+        panels: The columns; those without an effect are excluded.
+        change: What the effects are, such as `change over Baseline CoCa`, for the axis.
 
     Returns:
         Nothing if no panel has an effect.
@@ -90,11 +90,11 @@ def _draw_effect(axes: Axes, row: int, effect: Effect, lower_is_better: bool) ->
 
 
 def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str:
-    """Validation losses of a stage by step: geometric means over seeds, and their range.
+    """Return validation losses of a stage by step: geometric means over seeds, and their range.
 
     Args:
-        rows: rows of one stage, of all arms and seeds.
-        titles: display names of the first arm and the baseline; other arms are faint lines behind them.
+        rows: Rows of one stage, of all arms and seeds.
+        titles: Display names of the first arm and the baseline; other arms are faint lines behind them.
     """
     others = {row.arm: "other arms" for row in rows if row.arm not in titles}
     figure = new_figure(2.9)
@@ -117,7 +117,7 @@ def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str
 
 
 def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: int, label: str) -> None:
-    """The geometric mean and the range of losses, S × P, at the places that have all of them."""
+    """Draw the geometric mean and the range of losses, S × P, at the steps that have all of them."""
     sound = np.isfinite(losses).all(axis=0)
     shown, at = losses[:, sound], np.array(places)[sound]
     axes.fill_between(at, shown.min(axis=0), shown.max(axis=0), color=COLOURS[side], alpha=0.2, linewidth=0)
@@ -126,7 +126,7 @@ def _draw_band(axes: Axes, places: Sequence[float], losses: np.ndarray, side: in
 
 
 def grid_curves(found: GridResults, titles: Mapping[str, str]) -> str:
-    """Losses of two arms by the point of the grid, with the range of their seeds. The best point is ringed.
+    """Return losses of two arms by the point of the grid, with the range of their seeds. The best point is ringed.
 
     A grid of one number has a logarithmic axis. An arm without a grid is a line.
     """

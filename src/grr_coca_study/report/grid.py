@@ -25,9 +25,10 @@ from grr_coca_study.statistics import RESAMPLES, Effect, effect_of, percentiles
 class GridCurve:
     """Losses of an arm at the points of its grid, in the order of the plan, by seed.
 
-    - `best`: the point with the lowest mean logarithm of `val`
-    - `val`: the CoCa loss on the validation split after pretraining, by which points are chosen
-    - `test`: the endpoint. Both are None where a run diverged, or has no value of the endpoint
+    Attributes:
+        best: The point with the lowest mean logarithm of `val`.
+        val: The CoCa loss on the validation split after pretraining, by which points are chosen.
+        test: The endpoint. Both are None where a run diverged, or has no value of the endpoint.
     """
 
     arm: str
@@ -37,7 +38,7 @@ class GridCurve:
     test: tuple[tuple[float | None, ...], ...]
 
     def log_of(self, split: Literal["val", "test"]) -> Float[np.ndarray, "P S"]:
-        """Logarithms of a table; NaN for None."""
+        """Return the logarithms of a table; NaN for None."""
         return np.log(np.array(getattr(self, split), dtype=float))
 
 
@@ -45,9 +46,11 @@ class GridCurve:
 class BestAgainstBest:
     """An arm over the baseline, each at its best point.
 
-    `effect`: over seeds, with the points as they were chosen. `low`, `high`: ends in per cent of the percentile
-    bootstrap's interval over seeds, choosing points again in each draw; `kept`: the share of draws that chose the
-    same two points. All three are None for a single seed.
+    Attributes:
+        effect: Over seeds, with the points as they were chosen.
+        low, high: Ends in per cent of the percentile bootstrap's interval over seeds, choosing points again in each
+            draw.
+        kept: The share of draws that chose the same two points. All three are None for a single seed.
     """
 
     effect: Effect
@@ -74,12 +77,13 @@ class AtPoint:
 class GridResults:
     """An arm and the baseline over the seeds that have every point of both.
 
-    - `split`: the test split of the endpoint
-    - `best_over_both`: 95 % interval in per cent over seeds and images at once, with the points as they were chosen;
-      None for a single seed, or if the rows lack the values
-    - `at_points`: at each point that both have; without points at which a run diverged
-    - `interaction`: by how much this change grows when the grid's one number is doubled, from a line through the seed's
-      changes by the number's logarithm; None with other grids, or where fewer than two points can be compared
+    Attributes:
+        split: The test split of the endpoint.
+        best_over_both: 95 % interval in per cent over seeds and images at once, with the points as they were chosen;
+            None for a single seed, or if the rows lack the values.
+        at_points: At each point that both have; without points at which a run diverged.
+        interaction: By how much this change grows when the grid's one number is doubled, from a line through the seed's
+            changes by the number's logarithm; None with other grids, or where fewer than two points can be compared.
     """
 
     endpoint: str
@@ -94,7 +98,7 @@ class GridResults:
 
 
 def grid_results(plan: Plan, ledger: Ledger) -> tuple[GridResults, ...]:
-    """Every arm of the plan against its baseline, on the first primary endpoint of pretraining.
+    """Return every arm of the plan against its baseline, on the first primary endpoint of pretraining.
 
     Returns:
         Nothing if neither has a grid, tuning has separate seeds, or no seed has all points. An arm that diverged at
@@ -106,14 +110,16 @@ def grid_results(plan: Plan, ledger: Ledger) -> tuple[GridResults, ...]:
 
 
 def depends_on_choice(plan: Plan, endpoint: str, arm: str) -> bool:
-    """True if an endpoint of an arm or of the baseline depends on settings that were chosen with the plan's seeds."""
+    """Return whether an endpoint of an arm or of the baseline depends on settings that were chosen with the plan's
+    seeds.
+    """
     stages = stage_names(plan)[: 1 if split_endpoint(endpoint)[0] == "pretraining" else None]
     pair = [arm_named(plan, name) for name in (arm, plan.baseline)]
     return plan.tuning is None and any(len(points_of(plan, each, stage)) > 1 for each in pair for stage in stages)
 
 
 def interval_with_choice(plan: Plan, ledger: Ledger, endpoint: str, arm: str) -> Interval | None:
-    """95 % interval over seeds, each draw of which chooses the points.
+    """Return 95 % interval over seeds, each draw of which chooses the points.
 
     None for a single seed, and for endpoints of fine-tuning, which starts only from the best points.
     """
@@ -124,7 +130,7 @@ def interval_with_choice(plan: Plan, ledger: Ledger, endpoint: str, arm: str) ->
 
 
 def number_of(point: Settings) -> float | None:
-    """The value of a point with one number above zero; None of others."""
+    """Return the value of a point with one number above zero; None of others."""
     (value, *others) = point.values() or (None,)
     if others or not isinstance(value, int | float) or isinstance(value, bool):
         return None
@@ -152,7 +158,7 @@ def _compared(plan: Plan, ledger: Ledger, endpoint: str, arm: str) -> _Compared 
 
 
 def _rows_by_point(plan: Plan, ledger: Ledger, arm: str) -> list[dict[int, LedgerRow]]:
-    """The rows of an arm's pretraining by seed, for each point of its grid in order."""
+    """Return the rows of an arm's pretraining by seed, for each point of its grid in order."""
     stage = stage_names(plan)[0]
     num_points = len(points_of(plan, arm_named(plan, arm), stage))
     rows = ledger.tried if num_points > 1 else (*ledger.rows, *ledger.diverged)
@@ -164,7 +170,7 @@ def _rows_by_point(plan: Plan, ledger: Ledger, arm: str) -> list[dict[int, Ledge
 
 
 def _curve(plan: Plan, endpoint: str, rows: Sequence[Sequence[LedgerRow]]) -> GridCurve:
-    """The curve of an arm from rows by point and seed."""
+    """Return the curve of an arm from rows by point and seed."""
     test = [[value_of(row, plan, endpoint) for row in of_point] for of_point in rows]
     val = [
         [
@@ -223,7 +229,9 @@ def best_against_best(model: GridCurve, baseline: GridCurve, seeds: Sequence[int
 def _at_best_of_draws(
     curve: GridCurve, draws: np.ndarray
 ) -> tuple[Float[np.ndarray, " draws"], Bool[np.ndarray, " draws"]]:
-    """The mean log of the endpoint at each draw's best point, and whether that is the best point of all seeds."""
+    """Return the mean log of the endpoint at each draw's best point, and whether that is the best point of all
+    seeds.
+    """
     val, test = curve.log_of("val")[:, draws].mean(axis=-1), curve.log_of("test")[:, draws].mean(axis=-1)
     chosen = np.where(np.isnan(val), math.inf, val).argmin(axis=0)
     return test[chosen, np.arange(len(chosen))], chosen == curve.points.index(curve.best)

@@ -43,16 +43,17 @@ Verdict = Literal["better", "worse", "equal within ±2 %", "undecided", "nothing
 class EndpointResult:
     """An endpoint of one arm against the baseline, over the seeds that both have.
 
-    - `arm_value`, `baseline_value`: geometric means over seeds
-    - `effect`: None if no seed has both values
-    - `over_images`: 95 % interval in per cent over images of the test split; None if the ledger lacks the values
-    - `over_both`: the same over seeds and images at once; None for a single seed too
-    - `p_holm`: of the t test with Holm's correction for all primary endpoints; None for secondary ones, with too few
-      seeds for a verdict, and if the settings were chosen with these seeds and `with_choice` is None
-    - `with_choice`: 95 % interval in per cent over seeds, in which each draw of seeds chooses the settings; None if
-      they were not chosen with these seeds, and of fine-tuning, which starts only from the best points
-    - `smallest_shown`: smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
-      for secondary endpoints and with too few seeds for a verdict
+    Attributes:
+        arm_value, baseline_value: Geometric means over seeds.
+        effect: None if no seed has both values.
+        over_images: 95 % interval in per cent over images of the test split; None if the ledger lacks the values.
+        over_both: The same over seeds and images at once; None for a single seed too.
+        p_holm: Of the t test with Holm's correction for all primary endpoints; None for secondary ones, with too few
+            seeds for a verdict, and if the settings were chosen with these seeds and `with_choice` is None.
+        with_choice: 95 % interval in per cent over seeds, in which each draw of seeds chooses the settings; None if
+            they were not chosen with these seeds, and of fine-tuning, which starts only from the best points.
+        smallest_shown: Smallest detectable effect in per cent (80 % power), with as many seeds and this deviation; None
+            for secondary endpoints and with too few seeds for a verdict.
     """
 
     endpoint: str
@@ -121,8 +122,9 @@ class NearChance:
 class ArmCost:
     """Costs of an arm. `flops_per_pair`: of one forward pass with a caption of maximum length.
 
-    `training_flops`: of all steps, by stage. `seconds`: of training and evaluation, by stage, median over seeds and
-    machines.
+    Attributes:
+        training_flops: Of all steps, by stage.
+        seconds: Of training and evaluation, by stage, median over seeds and machines.
     """
 
     arm: str
@@ -137,15 +139,17 @@ class ArmCost:
 class StudyResults:
     """All results of a study in numbers; `results.json` has them and `split_rows`.
 
-    - `num_rows`: finished stages; `num_planned_rows`: stages of the plan without the lost ones
-    - `num_seeds`: seeds with all stages of the first arm and of the baseline; `num_planned_seeds`: of the plan. Effects
-      have their own number of seeds
-    - `missing`: unfinished stages, by arm and stage, in words
-    - `lost`: stages that diverged, or whose pretraining did. `num_lost_seeds`: seeds with a lost stage of the first arm
-      or of the baseline
-    - `near_chance`: stages whose contrastive loss is barely better than guessing
-    - `notes`: sentences on rows that do not count, and on values that are missing
-    - `grids`: arms at their best points, if these were chosen with the plan's seeds
+    Attributes:
+        num_rows: Finished stages.
+        num_planned_rows: Stages of the plan without the lost ones.
+        num_seeds: Seeds with all stages of the first arm and of the baseline.
+        num_planned_seeds: Of the plan. Effects have their own number of seeds.
+        missing: Unfinished stages, by arm and stage, in words.
+        lost: Stages that diverged, or whose pretraining did.
+        num_lost_seeds: Seeds with a lost stage of the first arm or of the baseline.
+        near_chance: Stages whose contrastive loss is barely better than guessing.
+        notes: Sentences on rows that do not count, and on values that are missing.
+        grids: Arms at their best points, if these were chosen with the plan's seeds.
     """
 
     baseline: str
@@ -179,7 +183,7 @@ class StudyResults:
 
     @property
     def is_complete(self) -> bool:
-        """True if every planned stage is finished or lost."""
+        """Whether every planned stage is finished or lost."""
         return self.num_rows == self.num_planned_rows
 
     @property
@@ -228,7 +232,8 @@ def rows_by_run(rows: Iterable[LedgerRow]) -> dict[tuple[str, int, str], LedgerR
 
 
 def split_rows(plan: Plan, ledger: Ledger) -> list[Row]:
-    """The first arm and the baseline on each test split of each stage, and averaged over the domains of fine-tuning.
+    """Return the first arm and the baseline on each test split of each stage, and averaged over the domains of
+    fine-tuning.
 
     Means over the seeds that both have: geometric of losses, so that their ratio is the change of the other tables.
     """
@@ -335,7 +340,7 @@ def _cost(plan: Plan, rows: Sequence[LedgerRow]) -> ArmCost:
 
 
 def _in_words(runs: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
-    """A line for each arm and stage: `grr_coca, health, seeds: 2, 3`."""
+    """Return a line for each arm and stage: `grr_coca, health, seeds: 2, 3`."""
     seeds: dict[str, list[str]] = {}
     for arm, seed, stage in runs:
         seeds.setdefault(f"{arm}, {stage}, seeds: ", []).append(str(seed))
@@ -343,7 +348,7 @@ def _in_words(runs: Iterable[tuple[str, int, str]]) -> tuple[str, ...]:
 
 
 def _without_ratio(plan: Plan, rows: Rows) -> list[str]:
-    """Notes on finished stages that have no value of an endpoint, or none with a logarithm."""
+    """Return notes on finished stages that have no value of an endpoint, or none with a logarithm."""
     notes = []
     for endpoint, arm in ((endpoint, arm.name) for endpoint in plan.endpoints.all for arm in plan.arms):
         values = endpoint_values(rows, plan, endpoint, arm)

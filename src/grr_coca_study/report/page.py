@@ -44,15 +44,15 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     """Report on a study from only its plan and ledger.
 
     Args:
-        folder: folder of the study.
-        out: an existing folder, to which the files are written.
-        over: the arm with which the others are compared; None: the plan's baseline.
+        folder: Folder of the study.
+        out: An existing folder, to which the files are written.
+        over: The arm with which the others are compared; None: the plan's baseline.
 
     Returns:
         The answer and the table of endpoints, for a terminal.
 
     Raises:
-        UserError: the folder is not a study, its plan or ledger is invalid, or the plan has no arm `over`.
+        UserError: If the folder is not a study, its plan or ledger is invalid, or the plan has no arm `over`.
     """
     planned = plan_of_folder(folder)
     plan = compared_with(planned, over)
@@ -134,7 +134,7 @@ class _Page:
             self.add(markdown_picture(alt, address))
 
     def thumbnail(self, path: Path, alt: str) -> str:
-        """A thumbnail in Markdown, or its name if there is none."""
+        """Return a thumbnail in Markdown, or its name if there is none."""
         if not path.is_file():
             return escaped(alt)
         address = Path(os.path.relpath(path, self._out)).as_posix()
@@ -156,7 +156,10 @@ class _Page:
 
 
 def _figures_of(report: Path) -> set[str]:
-    """Addresses of the figures that an earlier report shows. Other files beside them are not the report's."""
+    """Return the addresses of the figures that an earlier report shows.
+
+    Other files next to them are not the report's.
+    """
     text = report.read_text("utf-8", "replace") if report.is_file() else ""
     quoted = re.findall(rf"^!\[.*\]\({FIGURES}/([^/)]+\.svg)\)$", text, re.MULTILINE)
     return {f"{FIGURES}/{Path(unquote(name, errors='surrogateescape')).name}" for name in quoted}
@@ -166,7 +169,7 @@ def _figures_of(report: Path) -> set[str]:
 
 
 def _add_endpoints(page: _Page, results: StudyResults) -> str:
-    """The endpoints of the first arm against the baseline. Returns the table."""
+    """Return the endpoints of the first arm against the baseline. Returns the table."""
     endpoints, (arm, baseline) = results.arms[0].endpoints, (page.titles[name] for name in results.pair)
     heads = ["endpoint", arm, baseline, "change, %", "95 % interval", "over images", "over both", "seeds", "p"]
     heads += ["p, corrected", "with the choice drawn", "verdict", "detectable, %"]
@@ -219,7 +222,7 @@ def _add_arms(page: _Page, plan: Plan, results: StudyResults) -> None:
 
 
 def _add_grid(page: _Page, found: GridResults, number: int) -> None:
-    """An arm at its best point against the baseline at its own, and both at each point."""
+    """Compare an arm at its best point with the baseline at its own, and both at each point."""
     sides = [
         f"{page.titles[curve.arm]} at {point_title(curve.best)}" if curve.best else page.titles[curve.arm]
         for curve in (found.model, found.baseline)
@@ -277,7 +280,7 @@ def _add_costs(page: _Page, results: StudyResults) -> None:
 
 
 def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
-    """The CoCa loss on `val` at every point of the grids, by stage and settings, for each arm.
+    """Tabulate the CoCa loss on `val` at every point of the grids, by stage and settings, for each arm.
 
     A mark shows the best points, and whether they are at an end of the grid.
     """
@@ -364,30 +367,30 @@ def _add_exhibits(page: _Page, plan: Plan, pictures: Path) -> None:
 
 
 def signed(percent: float) -> str:
-    """A change in per cent with its sign, such as `−2.4`."""
+    """Return a change in per cent with its sign, such as `−2.4`."""
     rounded = round(percent, 1)
     return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"  # never −0.0
 
 
 def p_in_words(p: float | None) -> str:
-    """A p value with three digits; a dash if it is None."""
+    """Return a p value with three digits; a dash if it is None."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _ends(interval: Interval | None) -> str:
-    """The ends of an interval as `−3.5 to −1.2`; a dash if there is none."""
+    """Return the ends of an interval as `−3.5 to −1.2`; a dash if there is none."""
     return "–" if interval is None else " to ".join(map(signed, interval))
 
 
 def _effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
-    """An effect as `−1.8 (−2.3 to −1.2)*`; a dash if there is none."""
+    """Return an effect as `−1.8 (−2.3 to −1.2)*`; a dash if there is none."""
     if effect is None:
         return "–"
     return signed(effect.change) + (f" ({_ends(effect.interval)})" if effect.interval else "") + "*" * is_starred
 
 
 def _plain_row(row: Row) -> dict[str, object]:
-    """A row for JSON; null for what was not measured."""
+    """Return a row for JSON; null for what was not measured."""
     sides = {"model": row.model, "baseline": row.baseline}
     known = {side: {name: None if math.isnan(x) else x for name, x in found.items()} for side, found in sides.items()}
     return {"split": row.name, **known}

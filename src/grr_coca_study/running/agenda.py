@@ -45,11 +45,12 @@ Want = tuple[str, str, str]
 class Task:
     """One stage of a study for one arm, point of its grid and seed: all that a process needs to run it.
 
-    - `settings`: the point of the grid
-    - `is_trial`: True: it is measured on `val` alone
-    - `recipe`: with all settings
-    - `folder`: folder of the run
-    - `start`: the pretraining from which a fine-tuning starts
+    Attributes:
+        settings: The point of the grid.
+        is_trial: True: it is measured on `val` alone.
+        recipe: With all settings.
+        folder: Folder of the run.
+        start: The pretraining from which a fine-tuning starts.
     """
 
     plan: Plan
@@ -119,12 +120,12 @@ class Agenda:
             self._chosen.cache_clear()
 
     def open_tasks(self) -> list[Task]:
-        """The tasks that can start now, in order: those with the seeds of tuning first, then by seed."""
+        """Return the tasks that can start now, in order: those with the seeds of tuning first, then by seed."""
         left = [task for seed, arm in product(self._seeds, self._arms) for task in self._left(arm, seed)[0]]
         return [task for task in left if task.start is None or (task.start.folder / FINISHED).exists()]
 
     def lacking(self) -> Counter[Want]:
-        """The number of missing trials and runs, by kind, arm and stage.
+        """Return the number of missing trials and runs, by kind, arm and stage.
 
         A pretraining with a row counts too, if its model was lost and others start from it.
         """
@@ -137,7 +138,7 @@ class Agenda:
         return counts
 
     def spent_folders(self) -> Iterator[Path]:
-        """The folders of runs that have rows, and from which no later run starts."""
+        """Yield the folders of runs that have rows, and from which no later run starts."""
         for seed, arm in product(self._seeds, self._plan.arms):
             first, *later = (self._tasks_of(arm, seed, stage) for stage in self._stages)
             kept = {task.start.folder for tasks in later for task in self._missing(tasks or ()) if task.start}
@@ -147,7 +148,7 @@ class Agenda:
     # --- Choices
 
     def choices(self) -> dict[tuple[str, str], Settings]:
-        """The points that were chosen for later runs, by arm and stage."""
+        """Return the points that were chosen for later runs, by arm and stage."""
         chosen: dict[tuple[str, str], Settings] = {}
         for arm, stage in self._needed_choices():
             best = self._chosen(arm.name, stage)
@@ -159,7 +160,7 @@ class Agenda:
         """Raise an error if an arm diverged at every point among which a later run needs a choice.
 
         Raises:
-            UserError: it is so; names the arm and the stage.
+            UserError: If it is so; names the arm and the stage.
         """
         for arm, stage in self._needed_choices():
             costs = self._costs(arm, stage)
@@ -170,7 +171,7 @@ class Agenda:
                 )
 
     def _needed_choices(self) -> Iterator[tuple[Arm, str]]:
-        """The arms and stages with grids whose best points later runs need."""
+        """Yield the arms and stages with grids whose best points later runs need."""
         stages = self._stages if self._plan.tuning is not None else self._stages[:1] if self._stages[1:] else ()
         for arm, stage in product(self._arms, stages):
             if len(points_of(self._plan, arm, stage)) > 1:
@@ -185,7 +186,7 @@ class Agenda:
         return None if costs is None else best_point(costs)
 
     def _costs(self, arm: Arm, stage: str) -> list[list[float]] | None:
-        """The costs of the points of a grid, as `best_point` takes them; None if rows are missing."""
+        """Return the costs of the points of a grid, as `best_point` takes them, or None if rows are missing."""
         costs = []
         for each, seed in product(tuned_with(self._plan, arm), search_seeds(self._plan)):
             tasks = self._tasks_of(each, seed, stage)
@@ -211,7 +212,9 @@ class Agenda:
     # --- Tasks
 
     def _left(self, arm: Arm, seed: int) -> tuple[list[Task], Counter[str]]:
-        """The missing tasks of an arm with a seed, and by stage the number of those that depend on an open choice."""
+        """Return the missing tasks of an arm with a seed, and by stage the number of those that depend on an open
+        choice.
+        """
         missing: list[Task] = []
         undecided: Counter[str] = Counter()
         for stage in self._stages:
@@ -226,7 +229,7 @@ class Agenda:
         return missing, undecided
 
     def _tasks_of(self, arm: Arm, seed: int, stage: str) -> list[Task] | None:
-        """All tasks of a stage; None if they depend on a choice that is open.
+        """Return all tasks of a stage, or None if they depend on a choice that is open.
 
         Trials are run at all points of a grid. So are runs if there is no tuning, and otherwise at the best alone.
         """
@@ -243,7 +246,7 @@ class Agenda:
         return [self._task(arm.name, seed, stage, point, start) for point in points]
 
     def _num_points(self, arm: Arm, seed: int, stage: str) -> int:
-        """The number of tasks of a stage."""
+        """Return the number of tasks of a stage."""
         points = len(points_of(self._plan, arm, stage))
         if seed not in self._trial_seeds:
             return points if self._plan.tuning is None else 1
@@ -251,7 +254,7 @@ class Agenda:
         return points if arm in tuned_with(self._plan, arm) and (points > 1 or is_start) else 0
 
     def _missing(self, tasks: Iterable[Task]) -> list[Task]:
-        """The tasks without a row, except those that start from a model that diverged."""
+        """Return the tasks without a row, except those that start from a model that diverged."""
         return [task for task in tasks if self._row(task) is None and not self._starts_diverged(task)]
 
     def _starts_diverged(self, task: Task) -> bool:
@@ -262,7 +265,7 @@ class Agenda:
         return self._rows.get((task.arm, task.seed, task.stage, task.recipe_digest))
 
     def _new_task(self, name: str, seed: int, stage: str, point: int, start_point: int | None) -> Task:
-        """The task of an arm at a point, given by its index; `start_point`: that of its pretraining."""
+        """Return the task of an arm at a point, given by its index; `start_point`: that of its pretraining."""
         plan, arm, is_trial = self._plan, arm_named(self._plan, name), seed in self._trial_seeds
         start = None if start_point is None else self._task(name, seed, self._stages[0], start_point, None)
         settings = points_of(plan, arm, stage)[point]

@@ -35,16 +35,17 @@ _BYTES_PER_ROW = 20_000
 def what_is_left(
     plan: Plan, place: Place, wants: Counter[Want], num_jobs: int, before_step: Callable[[], None] = lambda: None
 ) -> str:
-    """The table of a dry run. The pace of the baseline is measured, and that of the other arms scaled by their FLOPs.
+    """Return the table of a dry run. The pace of the baseline is measured, and that of the other arms scaled by their
+    FLOPs.
 
     This process reads the pairs, too. Each worker of a loader would take as much memory as it.
 
     Args:
-        plan: the study.
-        place: its folders.
-        wants: number of its missing trials and runs.
-        num_jobs: number of models that train at a time.
-        before_step: called before each step of a measurement.
+        plan: The study.
+        place: Its folders.
+        wants: Number of its missing trials and runs.
+        num_jobs: Number of models that train at a time.
+        before_step: Called before each step of a measurement.
     """
     torch.set_num_threads(1)  # as in a worker
     stages, baseline, device = stage_names(plan), arm_named(plan, plan.baseline), usable_device()
@@ -90,7 +91,7 @@ def _config(plan: Plan, arm: Arm) -> CoCaConfig:
 
 
 def _seconds(recipe: Recipe, pace: Pace, is_run: bool, captions: bool) -> float:
-    """Seconds of a stage. Captioning a split takes about as long as computing its losses."""
+    """Return seconds of a stage. Captioning a split takes about as long as computing its losses."""
     schedule, data = recipe.schedule, recipe.data
     read = min(len(open_source(data.train)), schedule.steps * data.batch_size)
     val = len(open_source(data.val or data.train)) * (1 + -(-schedule.steps // recipe.evaluation.interval))
@@ -117,7 +118,9 @@ def _disk_in_words(plan: Plan, place: Place, wants: Counter[Want], num_jobs: int
 
 
 def power_in_words(plan: Plan) -> list[str]:
-    """A line on the differences that a plan can find; none without seeds, or without scipy of the extra `study`."""
+    """Return a line on the differences that a plan can find; none without seeds, or without scipy of the extra
+    `study`.
+    """
     if not plan.seeds or find_spec("scipy") is None:
         return []
     from grr_coca_study.statistics import min_seeds, smallest_detectable_effect  # late: imports scipy

@@ -37,7 +37,10 @@ Values = dict[str, list]
 
 
 def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) -> tuple[Numbers, Scaling]:
-    """Metrics of the validation split, and the scaling (temperature) that is best on it. Each caption is a pair."""
+    """Return metrics of the validation split, and the scaling (temperature) that is best on it.
+
+    Each caption is a pair.
+    """
     results = _results(checkpoint, val, recipe)
     refitted = refit_scaling(results.embeddings, scaling_of(checkpoint.model), recipe.evaluation.batch_size)
     return _metrics(checkpoint, results, recipe, refitted), refitted
@@ -46,13 +49,13 @@ def measure_validation(checkpoint: Checkpoint, val: PairSource, recipe: Recipe) 
 def measure_test(
     checkpoint: Checkpoint, test: PairSource, recipe: Recipe, refitted: Scaling, scores_captions: bool
 ) -> tuple[Numbers, Values]:
-    """Metrics and values of a test split, as in `LedgerRow`.
+    """Return metrics and values of a test split, as in `LedgerRow`.
 
     Args:
-        checkpoint: the model.
-        test: the split.
-        recipe: gives the evaluation batch size and the loss weights.
-        refitted: the scaling that is best on the validation split.
+        checkpoint: The model.
+        test: The split.
+        recipe: Gives the evaluation batch size and the loss weights.
+        refitted: The scaling that is best on the validation split.
         scores_captions: True: caption all images, and score the captions.
     """
     results = _results(checkpoint, every_caption(test), recipe)
@@ -76,7 +79,7 @@ def measure_test(
 
 
 def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[CaptionedExample, ...]:
-    """The model's captions of `count` images of a split, the same images for every model."""
+    """Return the model's captions of `count` images of a split, the same images for every model."""
     drawn = drawn_examples(source, count)
     if not drawn:
         return ()
@@ -90,12 +93,12 @@ def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[Ca
 
 
 def drawn_examples(source: PairSource, count: int) -> list[int]:
-    """Indices of the pairs that `examples` captions."""
+    """Return indices of the pairs that `examples` captions."""
     return np.random.default_rng(_SEED).permutation(len(source))[:count].tolist()
 
 
 def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
-    """The pairs of all images whose captions contain none of some words."""
+    """Return the pairs of all images whose captions contain none of some words."""
     captions = {tuple(pairs): [text for i in pairs for text in source.captions(i)] for pairs in images_of(source)}
     kept = [pairs for pairs, texts in captions.items() if not any(word in text for word in words for text in texts)]
     return Subset(source, sorted(i for pairs in kept for i in pairs))
@@ -105,7 +108,7 @@ def write_showcase(plan: Plan, out: Path) -> None:
     """Write a thumbnail of each image that the report shows, beside the ledger, unless it exists.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: If the folder cannot be written to.
     """
     for stage in stage_names(plan):
         split, count = showcase_of(plan, stage)
@@ -139,5 +142,5 @@ def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int
 
 
 def _rounded(numbers: np.ndarray, digits: int) -> list[float]:
-    """Rounded to the digits that intervals need, so that the ledger stays small."""
+    """Return rounded to the digits that intervals need, so that the ledger stays small."""
     return [round(float(number), digits) for number in numbers]

@@ -29,8 +29,10 @@ _EVALUATED_PAIRS = 128
 class Pace:
     """How fast a model trains, reads and is evaluated, in seconds.
 
-    `step`: a training step on images that were read before; `reading`: a pair that is read for the first time;
-    `evaluation`: evaluating a pair.
+    Attributes:
+        step: a training step on images that were read before.
+        reading: a pair that is read for the first time.
+        evaluation: Evaluating a pair.
     """
 
     step: float
@@ -44,10 +46,10 @@ def measure_pace(
     """Measure the pace by training some steps and evaluating some pairs.
 
     Args:
-        recipe: without `auto`.
-        start: the initial model, which is trained in place.
-        device: the device on which it trains.
-        before_step: called before each step; it may raise an error to end the measurement.
+        recipe: Without `auto`.
+        start: The initial model, which is trained in place.
+        device: The device on which it trains.
+        before_step: Called before each step; it may raise an error to end the measurement.
     """
     ranks, size = Ranks.here(device), recipe.data.batch_size
     trainer = build_trainer(recipe, start, ranks)

@@ -28,7 +28,9 @@ _MAX_HASHED_VISITS = 1_000_000
 
 
 def provenance(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """These fields of the row of a run, whose folder has the hashes of its start unless it diverged before it began."""
+    """Return these fields of the row of a run, whose folder has the hashes of its start unless it diverged before it
+    began.
+    """
     path = folder / _START_FILE
     return {
         "commit": code_commit(),
@@ -46,7 +48,7 @@ def write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
     share them.
 
     Raises:
-        DiskError: the folder cannot be written to.
+        DiskError: If the folder cannot be written to.
     """
     pairs, _ = training_sources(recipe)
     num_visits = recipe.schedule.steps * recipe.data.batch_size
@@ -62,7 +64,7 @@ def write_start_hashes(recipe: Recipe, start: Checkpoint, folder: Path) -> None:
 
 
 def weight_hashes(model: nn.Module) -> dict[str, str]:
-    """A hash of each parameter, by name and shape."""
+    """Return a hash of each parameter, by name and shape."""
     return {
         f"{name} {list(parameter.shape)}": _hash(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         for name, parameter in model.named_parameters()
@@ -70,7 +72,7 @@ def weight_hashes(model: nn.Module) -> dict[str, str]:
 
 
 def order_hash(visits: Visits, num_visits: int) -> str:
-    """A hash of the order of the data: epoch and sample of the first visits, and the number of all visits."""
+    """Return a hash of the order of the data: epoch and sample of the first visits, and the number of all visits."""
     hashed = np.array([visits.at(position) for position in range(min(num_visits, _MAX_HASHED_VISITS))], dtype="<i8")
     return _hash(np.append(hashed.ravel(), np.int64(num_visits)).astype("<i8"))
 
@@ -87,7 +89,8 @@ _SOURCE = Path(__file__).parents[2]
 
 @lru_cache(maxsize=1)
 def code_commit() -> str:
-    """The commit of the code, with a `+` if files of the packages were changed since; outside of git, the version.
+    """Return the commit of the code, with a `+` if files of the packages were changed since; outside of git, the
+    version.
 
     A package that is installed in a user's repository, such as in its `.venv`, counts as outside.
     """
@@ -99,7 +102,10 @@ def code_commit() -> str:
 
 @lru_cache(maxsize=1)
 def _machine_name() -> str:
-    """Processor or GPU, its instruction set, and torch's version. It has no host name, so it identifies nobody."""
+    """Return processor or GPU, its instruction set, and torch's version.
+
+    It has no host name, so it identifies nobody.
+    """
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
@@ -108,7 +114,7 @@ def _machine_name() -> str:
 
 
 def _precision_name(recipe: Recipe) -> str:
-    """Precision of forward and backward passes, and of Muon's products if it differs."""
+    """Return the precision of forward and backward passes, and of Muon's products if it differs."""
     muon = recipe.optimizer.muon_precision
     if recipe.optimizer.name != "muon" or muon == recipe.precision:
         return recipe.precision
@@ -116,7 +122,7 @@ def _precision_name(recipe: Recipe) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Output of git in the folder of the packages; empty if git fails or is missing."""
+    """Return the output of git in the folder of the packages; empty if git fails or is missing."""
     try:
         done = subprocess.run(["git", "-C", str(_SOURCE), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

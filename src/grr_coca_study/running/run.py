@@ -1,7 +1,7 @@
 """Runs a study: starts the tasks whose rows are missing, and writes their rows.
 
-Any number of processes can do so in one folder. Each claims a task before it starts it, and looks for the rows of the
-others.
+Any number of processes can do so in one folder. Each claims a task before it starts it, and searches for the rows of
+the others.
 """
 
 import os
@@ -30,7 +30,7 @@ from grr_coca_study.running.workers import Workers, tell_progress, usable_device
 _WRITTEN = "# Written by grr-coca study run."
 """First line of a plan that was written by the program."""
 _SECONDS_BETWEEN_LOOKS = 2.0
-"""How often a process without work looks for what others have finished or left."""
+"""How often a process without work searches for what others have finished or left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Place:
     keeps_models: bool
 
     def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:
-        """Folder of a run; a changed recipe or changed data get another folder."""
+        """Return the folder of a run; a changed recipe or changed data get another folder."""
         return self.runs / arm / f"seed-{seed}" / f"{stage}-{digest[:8]}"
 
 
@@ -55,16 +55,16 @@ class Watch:
     """Callbacks on the progress of a study; the base class does nothing."""
 
     def left(self, agenda: Agenda) -> None:
-        """The study starts, or rows have come in: this is left."""
+        """Report the remaining work, at the start of the study and after new rows."""
 
     def step(self, task: Task, done: int) -> None:
-        """A task has finished `done` steps."""
+        """Report that a task has finished `done` steps."""
 
     def row(self, row: LedgerRow) -> None:
-        """A task of this process has ended with this row."""
+        """Report that a task of this process has ended with this row."""
 
     def note(self, text: str) -> None:
-        """A sentence that the user should read."""
+        """Report a sentence to the user."""
 
 
 class _TakenOverError(Exception):
@@ -75,14 +75,14 @@ class Study:
     """A study in progress, in one of the processes that run it.
 
     Args:
-        plan: the study.
-        place: its folders.
-        arms: run only these; None: all.
-        renewed_every: seconds between two signs of life for other processes, see `claims`.
-        free_after: seconds without one, after which a run of another process is taken over.
+        plan: The study.
+        place: Its folders.
+        arms: Run only these; None: all.
+        renewed_every: Seconds between two signs of life for other processes, see `claims`.
+        free_after: Seconds without one, after which a run of another process is taken over.
 
     Raises:
-        UserError: the folder cannot be written to, or has another study.
+        UserError: If the folder cannot be written to, or has another study.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class Study:
         """Run tasks until none is left, here or elsewhere. `watch` is told of the progress.
 
         Raises:
-            UserError: a run failed, the disk is full, an arm diverged at every point of its grid, or runs are left that
-                wait for the tuning of other arms. The rows of finished runs are written.
+            UserError: If a run failed, the disk is full, an arm diverged at every point of its grid, or runs are left
+                that wait for the tuning of other arms. The rows of finished runs are written.
             Interruption: SIGTERM came; all runs are saved.
         """
         self._watch = watch
@@ -204,7 +204,7 @@ class Study:
             for folder in self.agenda.spent_folders():
                 shutil.rmtree(folder, ignore_errors=True)
         written = None
-        with suppress(UserError):  # missing or damaged
+        with suppress(UserError):  # missing or corrupt
             written = read_digests(self._place.out)
         if self.agenda.digests != written:
             write_digests(self._place.out, self.agenda.digests)
@@ -219,7 +219,7 @@ def write_plan(plan: Plan, out: Path) -> None:
     """Write the plan beside the rows, where a report reads it.
 
     Raises:
-        UserError: the folder has another plan that a person wrote.
+        UserError: If the folder has another plan that a person wrote.
     """
     path = out / PLAN_FILE
     if path.exists() and read_plan(path, type(plan)) == plan:

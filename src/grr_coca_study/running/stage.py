@@ -55,8 +55,8 @@ def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> Ledg
     A run that diverged has a row without metrics: its training gave up, or its model has no finite loss on `val`.
 
     Raises:
-        UserError: the data are invalid, or the disk is full.
-        Interruption: a signal came; the run is saved.
+        UserError: If the data are invalid, or the disk is full.
+        Interruption: If a signal came; the run is saved.
     """
     _require_pairs_of_tests(task)
     watch = _Stopwatch(task.folder)
@@ -130,7 +130,7 @@ def _start_model(task: Task, device: torch.device, point: Path | None) -> Checkp
 
 
 def _test_splits(task: Task) -> dict[str, PairSource]:
-    """The test splits; of pretraining also the showcase without the words of the plan."""
+    """Return the test splits; of pretraining also the showcase without the words of the plan."""
     splits = {name: open_source(path) for name, path in task.recipe.data.test.items()}
     plan = task.plan
     if plan.without and task.start is None and plan.showcase in splits:
@@ -140,7 +140,7 @@ def _test_splits(task: Task) -> dict[str, PairSource]:
 
 
 def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
-    """The row of a run before its model is measured."""
+    """Return the row of a run before its model is measured."""
     return LedgerRow(
         kind=kind,
         arm=task.arm,
@@ -162,7 +162,7 @@ def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
 
 
 def _curve(folder: Path) -> tuple[CurvePoint, ...]:
-    """A point for each validation, with the mean of the training losses since the previous one."""
+    """Return a point for each validation, with the mean of the training losses since the previous one."""
     points, since = [], 0.0
     # A line without this loss is of steps that were all skipped.
     train_lines = [row for row in read_metrics(folder, "train") if "contrastive" in row]
@@ -188,7 +188,7 @@ _MAX_CAPTIONS = 10_000
 
 
 def run_flops(recipe: Recipe, trained: Checkpoint, val: PairSource) -> int:
-    """FLOPs of all training steps of a run.
+    """Return FLOPs of all training steps of a run.
 
     Only patches that patch dropout keeps are counted. Captions are as long as those of the validation split. Frozen
     parts and activation checkpointing change nothing.
@@ -197,12 +197,12 @@ def run_flops(recipe: Recipe, trained: Checkpoint, val: PairSource) -> int:
 
 
 def step_flops(recipe: Recipe, config: CoCaConfig, lengths: Int[Tensor, " N"]) -> int:
-    """FLOPs of one training step.
+    """Return FLOPs of one training step.
 
     Args:
-        recipe: gives the batch size and the share of dropped patches.
-        config: the model.
-        lengths: number of tokens of N captions; those of the step have the same distribution.
+        recipe: Gives the batch size and the share of dropped patches.
+        config: The model.
+        lengths: Number of tokens of N captions; those of the step have the same distribution.
     """
     kept = torch.arange(num_kept(config.image_encoder.num_patches, recipe.data.patch_dropout))
     per_pair = flops_of_pairs(config, lengths, kept) / len(lengths)
@@ -210,8 +210,9 @@ def step_flops(recipe: Recipe, config: CoCaConfig, lengths: Int[Tensor, " N"]) -
 
 
 def caption_lengths(checkpoint: Checkpoint, source: PairSource) -> Int[Tensor, " N"]:
-    """Number of tokens of N captions of a split, with [BOS], [EOS] and [CLS]: of all captions, or of evenly spaced ones
-    in a large split."""
+    """Return the number of tokens of N captions of a split, with [BOS], [EOS] and [CLS]: of all captions, or of evenly
+    spaced ones in a large split.
+    """
     context, encode = checkpoint.config.text_decoder.context_length, checkpoint.tokenizer.encode_row
     chosen = range(0, len(source), -(-len(source) // _MAX_CAPTIONS))
     return torch.tensor([len(encode(source.caption(i), context)) for i in chosen])

@@ -40,7 +40,7 @@ class Workers:
         self._waiting: list[tuple[Future, tuple[Any, ...]]] = []
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """A call in a process, whose result or error `listen` brings. A UserError if the process was killed."""
+        """Return a call in a process, whose result or error `listen` brings. A UserError if the process was killed."""
         future: Future[T] = Future()
         self._waiting.append((future, (function, *arguments)))
         self._start_waiting()
@@ -109,7 +109,7 @@ class Workers:
 
 @contextmanager
 def worker_processes(count: int) -> Iterator[Workers]:
-    """A context with up to `count` worker processes. Its end asks them to save and stop, and waits for them.
+    """Run up to `count` worker processes. The end of the context asks them to save and stop, and waits for them.
 
     Raises:
         Interruption: SIGTERM came. Ctrl-C raises a KeyboardInterrupt.
@@ -134,7 +134,7 @@ _number = 0
 
 
 def usable_device() -> torch.device:
-    """The device of this worker: one of the GPUs in turn, or the CPU."""
+    """Return the device of this worker: one of the GPUs in turn, or the CPU."""
     return (
         torch.device("cuda", _number % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
     )
@@ -160,7 +160,7 @@ def raise_if_stopped() -> None:
 
 
 def _is_stopped() -> bool:
-    """True if the connection has ended. During a call, the parent sends nothing."""
+    """Return whether the connection has ended. During a call, the parent sends nothing."""
     assert _parent is not None, "in a worker process"
     try:
         return _parent.poll()

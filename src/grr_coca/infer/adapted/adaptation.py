@@ -1,7 +1,7 @@
-"""The numbers of an adapted model: how vectors of images and texts follow from those of the base, and how they are
+"""Parameters of an adapted model: how image and text vectors follow from those of the base, and how they are
 stored.
 
-An image's vector has two parts. The first predicts what its captions say: kernel ridge regression from the base's
+An image's vector has two parts. The first predicts the words of its captions: kernel ridge regression from the base's
 embedding and from descriptors, to the words of captions (TF-IDF) and the base's text embedding. The second is the
 base's embedding itself, less the mean of the domain. A text's vector has its words and its text embedding in place of
 predictions. Their dot product is the similarity; all vectors have length 1.
@@ -31,12 +31,12 @@ from grr_coca.model.checkpoint_files import ADAPTED, ADAPTED_FILES
 
 _, ARRAYS, FEATURES = ADAPTED_FILES
 MAX_NUMBERS = 512
-"""Numbers of a vector: K + L."""
+"""Width of a vector, K + L."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """What a fit is made with.
+    """Hyperparameters of a fit.
 
     Attributes:
         width: Factor of the squared distance in the Gaussian kernel, exp(-width · d²).
@@ -56,8 +56,8 @@ class Confidence:
     """A logistic curve of how likely a caption is exactly right.
 
     Attributes:
-        weights: Of the caption's score, of its lead over the next candidate, and of the kernel value of the nearest
-            image of the fit.
+        weights: Weights of the caption's score, of its lead over the next candidate, and of the kernel value of the
+            nearest image of the fit.
         offset: Logit where all are 0.
     """
 
@@ -65,20 +65,20 @@ class Confidence:
     offset: float
 
     def probabilities(self, evidence: Float[np.ndarray, "B 3"]) -> Float[np.ndarray, " B"]:
-        """Return the probability for each row of evidence."""
+        """Return the probability for each row of features."""
         logits = evidence @ np.array(self.weights) + self.offset
         return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """How captions are chosen, by what was right most on images that the fit did not see.
+    """How captions are chosen: settings with the most correct captions on held-out images.
 
     Attributes:
-        composed: Also join the beginning of one near caption to the end of another, at a word that both have.
+        composed: Also join the beginning of one near caption to the end of another, at a shared word.
         beams: Number of the decoder's beams among the candidates.
         log_prob_weight: Weight of the decoder's summed log-probability.
-        confidence: Curve of being exactly right; None: unknown.
+        confidence: Curve of the probability that a caption is exactly right; None: unknown.
     """
 
     composed: bool
@@ -96,10 +96,10 @@ class AdaptedHeader:
         base_fingerprint: Fingerprint of the base model.
         word_rules: Version of `grr_coca.infer.adapted.words`.
         image_rules: Version of `grr_coca.infer.adapted.descriptors`.
-        num_images: Images of the fit.
-        num_landmarks: Images that predictions are computed from; fewer than all with Nyström's method.
-        split: Numbers of both parts of a vector, K and L.
-        values: What the fit was made with.
+        num_images: Number of images of the fit.
+        num_landmarks: Number of images that predictions are computed from; fewer than all with Nyström's method.
+        split: Widths of both parts of a vector, K and L.
+        values: Hyperparameters of the fit.
         captioning: How captions are chosen.
         logit_scale: Inverse temperature of similarities.
         words: Vocabulary.
@@ -132,9 +132,9 @@ class Arrays:
         text_mean: Mean of the base's text embeddings, E.
         plain_map: Principal directions of the base's embeddings, E L.
         word_map: From words and text embedding to the first part, (V + E) K.
-        word_offset: Subtracted after it, K.
-        score_map: From words to what predictions are compared with when captions are ranked, V K.
-        score_offset: Subtracted after it, K.
+        word_offset: Subtracted after `word_map`, K.
+        score_map: From words to the space in which predictions are compared when captions are ranked, V K.
+        score_offset: Subtracted after `score_map`, K.
         score_gram: Matrix of the squared length of a prediction in the space of words, K K.
         dual: From kernel values to the first part, M K.
         caption_vectors: Vectors of the distinct captions, C K+L.
@@ -154,10 +154,10 @@ class Arrays:
 
 
 class Adaptation:
-    """The numbers of an adapted model, ready for use.
+    """Parameters of an adapted model, ready for use.
 
     Args:
-        header: Small numbers, words and captions.
+        header: Scalars, words and captions.
         arrays: Matrices.
         landmarks: Embeddings of the base and descriptors of the images that predictions are computed from, M F.
     """
@@ -174,7 +174,7 @@ class Adaptation:
 
     @property
     def size(self) -> int:
-        """Numbers of a vector, K + L."""
+        """Width of a vector, K + L."""
         return sum(self.header.split)
 
     def features(
@@ -189,8 +189,8 @@ class Adaptation:
         """Return the vectors of images, and the kernel value of the nearest landmark of each.
 
         Args:
-            embeddings: Of the base.
-            described: By `descriptors`.
+            embeddings: Image embeddings of the base.
+            described: Results of `descriptors`.
         """
         features = self.features(embeddings, described)
         kernel = gaussian(features, self._landmarks, self.header.values.width, squares=self._squares)
@@ -202,11 +202,11 @@ class Adaptation:
         return unit((embeddings - self.arrays.image_mean) @ self.arrays.plain_map)
 
     def text_vectors(self, texts: Sequence[str], embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B Z"]:
-        """Return the vectors of texts. Without any word of the vocabulary, only the text embedding counts.
+        """Return the vectors of texts. If a text has no word of the vocabulary, only its embedding counts.
 
         Args:
             texts: Texts.
-            embeddings: Of the base.
+            embeddings: Text embeddings of the base.
         """
         centred = unit(embeddings - self.arrays.text_mean)
         first = unit(
@@ -217,14 +217,14 @@ class Adaptation:
         return np.concatenate([self._lengths[0] * first, self._lengths[1] * second], axis=1)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B Z"]) -> Float[np.ndarray, "B Z"]:
-        """Return queries for images that look like some images, by the base's embeddings only."""
+        """Return queries for images similar to the given ones, from the base's embeddings only."""
         first = self.header.split[0]
         return unit(np.concatenate([np.zeros_like(vectors[:, :first]), vectors[:, first:]], axis=1))
 
     def word_scores(
         self, vectors: Float[np.ndarray, "B Z"], texts: Sequence[Sequence[str]]
     ) -> list[Float[np.ndarray, " _"]]:
-        """Score texts for each image: the cosine of the predicted words with those of the text, about."""
+        """Score texts for each image: approximately the cosine of the predicted words and those of the text."""
         first = vectors[:, : self.header.split[0]] / self._lengths[0]
         lengths = np.sqrt(np.einsum("bk,kl,bl->b", first, self.arrays.score_gram, first).clip(min=1e-12))
         found = []
@@ -303,7 +303,7 @@ def write_adaptation(
     from safetensors.numpy import save
 
     halves = {name: np.ascontiguousarray(value, np.float16) for name, value in vars(arrays).items()}
-    halves["rarities"] = np.ascontiguousarray(arrays.rarities, np.float32)  # the page computes with the same
+    halves["rarities"] = np.ascontiguousarray(arrays.rarities, np.float32)  # the page uses the same values
     (folder / ARRAYS).write_bytes(save(halves))
     stored = {"features": np.ascontiguousarray(features, np.float16), "digests": np.ascontiguousarray(digests)}
     (folder / FEATURES).write_bytes(save(stored))
@@ -311,10 +311,10 @@ def write_adaptation(
 
 
 def read_adapted_header(folder: Path) -> AdaptedHeader:
-    """Read the small numbers of an adapted model.
+    """Read `adapted.json` of an adapted model.
 
     Raises:
-        UserError: If the file is corrupt, or was written with rules that this version does not know.
+        UserError: If the file is corrupt, or was written with rules unknown to this version.
     """
     path = folder / ADAPTED
     header = from_dict(AdaptedHeader, read_json(path), str(path))

@@ -1,4 +1,4 @@
-"""An adapted model with the face of `ImageTextModel`: the engine of its base, with vectors and captions of its own.
+"""An adapted model with the interface of `ImageTextModel`: the engine of its base, with its own vectors and captions.
 
 Shapes: B images or texts, S image size in pixels, K numbers of a vector.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class _Context(NamedTuple):
-    """What the base attends to, and the kernel value of the nearest image of the fit."""
+    """The context of the base, and the kernel value of the nearest image of the fit."""
 
     base: Any
     nearest: Float[np.ndarray, " B"]
@@ -49,8 +49,8 @@ class AdaptedEngine:
 
     Args:
         base: Engine of the base.
-        adaptation: Numbers of the model.
-        descriptor: An image encoder of others beside the base; None: there is none.
+        adaptation: Parameters of the model.
+        descriptor: An additional image encoder next to the base; None if there is none.
     """
 
     def __init__(self, base: Engine, adaptation: Adaptation, descriptor: EncoderDescriptor | None = None) -> None:
@@ -88,7 +88,7 @@ class AdaptedEngine:
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """Return the base's embeddings. `AdaptedModel` turns them into vectors, which need the words, too."""
+        """Return the base's embeddings. `AdaptedModel` turns them into vectors, which also need the words."""
         return self.base.encode_texts(token_ids, lengths)
 
     def decoder(
@@ -105,10 +105,10 @@ class AdaptedEngine:
 
 
 class AdaptedModel(ImageTextModel):
-    """A model that was adapted to own pairs.
+    """A model that was adapted to a user's pairs.
 
-    Captions are chosen among those of near images, joined parts of them and beams. With a prompt, a temperature or
-    other options than numbers of beams and captions, the decoder of the base writes them.
+    Captions are chosen from those of near images, joined parts of them and beams. With a prompt, a temperature or
+    options other than the numbers of beams and captions, the decoder of the base writes them.
 
     Args:
         checkpoint: The base's files, or its checkpoint.
@@ -131,17 +131,17 @@ class AdaptedModel(ImageTextModel):
         """The base in PyTorch, with its own preprocessing.
 
         Raises:
-            UserError: Another engine computes it.
+            UserError: If another engine computes the model.
         """
         assert super().checkpoint
         return cast("Checkpoint", self._base)
 
     def picture_queries(self, vectors: Float[np.ndarray, "B K"]) -> Float[np.ndarray, "B K"]:
-        """Return queries for images that look like some images: only the base's embeddings count."""
+        """Return queries for images similar to the given ones: only the base's embeddings count."""
         return self.adaptation.picture_queries(vectors)
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return texts without a known word, which count only by the base's text embedding."""
+        """Return texts without a known word, of which only the base's text embedding counts."""
         return tuple(text for text in texts if not self.adaptation.vocabulary.knows(text))
 
     def generate(
@@ -194,7 +194,7 @@ class AdaptedModel(ImageTextModel):
 
     def certainties(
         self,
-        pixels: UInt8[np.ndarray, "B S S 3"],  # noqa: ARG002 (the model knew them when it chose the captions)
+        pixels: UInt8[np.ndarray, "B S S 3"],  # noqa: ARG002 (used when the captions were chosen)
         captions: Sequence[Sequence[Caption]],
         prompt: str = "",  # noqa: ARG002 (captions after a prompt have no confidence)
     ) -> list[tuple[Certainty, ...]]:

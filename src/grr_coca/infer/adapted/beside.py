@@ -1,6 +1,6 @@
-"""An image encoder of others beside the base of an adapted model.
+"""An additional image encoder next to the base of an adapted model.
 
-The preprocessing of the encoder makes the pixels of an image. The base sees them framed and scaled to its own size. The
+Pixels come from the preprocessing of the encoder. The base gets them framed and scaled to its own size. The
 mean token of an image, less the mean of the domain, is one more descriptor of fixed length.
 
 Shapes: B images, S image size of the encoder in pixels, E joint embedding width, X width of the encoder, T tokens.
@@ -33,17 +33,17 @@ _SHARE = 2.25
 _COPIED = frozenset(
     ("unknown", "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc")
 )
-"""Licences of weights that are copied into the folder of a model. Others are named, and must be there where the model
-is used. Weights of unknown licence are files of the user."""
+"""Licences of weights that are copied into the folder of a model. Others are referenced by name, and must be available
+where the model is used. Weights of unknown licence are files of the user."""
 
 
 class EncoderDescriptor:
-    """The mean token of images as a descriptor.
+    """The mean token of an image as a descriptor.
 
     Args:
         encoder: Encoder.
         mean: Mean of the domain, X; None: not known yet.
-        cache: Features that were computed before.
+        cache: Features that were already computed.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class EncoderDescriptor:
 
         Args:
             pixels: From the preprocessing of the encoder.
-            digests: SHA-256 of the file of each image, to find features that were computed before.
+            digests: SHA-256 of the file of each image, to find features that were already computed.
         """
         found = np.zeros((len(pixels), self.encoder.info.embed_dim), np.float32)
         is_known = np.zeros(len(pixels), bool)
@@ -79,7 +79,7 @@ class EncoderDescriptor:
 
 
 class EngineOfSquares:
-    """The engine of a base for images that another preprocessing has made squares.
+    """The engine of a base for square images from another preprocessing.
 
     Args:
         base: Engine of the base.
@@ -91,7 +91,7 @@ class EngineOfSquares:
         self.name: EngineName = base.name
         self.embed_dim, self.context_length, self.vocab_size = base.embed_dim, base.context_length, base.vocab_size
         self.logit_scale, self.logit_bias = base.logit_scale, base.logit_bias
-        self.workers = 1  # the encoder computes a batch on all cores
+        self.workers = 1  # the encoder uses all cores for a batch
 
     @property
     def device(self) -> str:
@@ -137,10 +137,10 @@ def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
 
     Args:
         name: Name of an encoder, or a folder with its features (`grr-coca data features`).
-        framing: How the base frames drawings. An encoder without features sees them framed, too.
+        framing: How the base frames drawings. An encoder without features gets them framed, too.
 
     Raises:
-        UserError: The encoder cannot be used.
+        UserError: If the encoder cannot be used.
     """
     if (Path(name) / HEADER).is_file():
         cache = FeatureCache(Path(name))
@@ -153,10 +153,10 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path) -> str:
     """Write an encoder into the folder of an adapted model: as a graph, or else by its name.
 
     Returns:
-        The reason why it is not a graph; empty if it is.
+        The reason why no graph was written; empty if it was.
 
     Raises:
-        OSError: The disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     from safetensors.numpy import save
 
@@ -176,7 +176,7 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path) -> str:
 
 
 def name_without_folders(name: str) -> str:
-    """Return the name of an encoder in which files and folders of this machine have their last part only."""
+    """Return the name of an encoder with only the last part of local paths."""
     parts = re.split("([:=@])", name)
     return "".join(Path(part).name if len(part) > 1 and Path(part).exists() else part for part in parts)
 
@@ -185,7 +185,7 @@ def read_beside(folder: Path) -> EncoderDescriptor | None:
     """Read the encoder of an adapted model; None if it has none.
 
     Raises:
-        UserError: A file is corrupt, or the encoder is not there or another one.
+        UserError: If a file is corrupt, or the encoder is missing or has changed.
     """
     info = read_encoder_info(folder)
     if info is None:
@@ -202,7 +202,7 @@ def read_encoder_info(folder: Path) -> EncoderInfo | None:
     """Read the description of the encoder of an adapted model; None if it has none.
 
     Raises:
-        UserError: The file is corrupt.
+        UserError: If the file is corrupt.
     """
     if not (folder / ENCODER).is_file():
         return None
@@ -210,10 +210,10 @@ def read_encoder_info(folder: Path) -> EncoderInfo | None:
 
 
 def read_encoder_mean(folder: Path) -> Float[np.ndarray, " X"]:
-    """Read the mean of the domain of the encoder of an adapted model.
+    """Read the domain mean of an adapted model's encoder.
 
     Raises:
-        UserError: The file is missing or corrupt.
+        UserError: If the file is missing or corrupt.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

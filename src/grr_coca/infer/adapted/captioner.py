@@ -17,7 +17,7 @@ from grr_coca.infer.generate import GenerationOptions
 from grr_coca.infer.generate.captions import Caption, generate
 
 NUM_NEAR = 10
-"""Captions of near images that are candidates, and joined ones."""
+"""Numbers of candidates from near images and of joined ones."""
 MAX_BEAMS = 5
 _MAX_JOINED = 500
 _PUNCTUATION = ",.;:!?"
@@ -31,7 +31,7 @@ class Candidates:
         texts: Distinct captions; near ones first, then joined ones, then beams.
         kinds: Kind of each: "near", "joined" or "beam".
         similarities: Similarity of near captions with the image; NaN for others.
-        word_scores: Agreement of words with the prediction, see `Adaptation.word_scores`.
+        word_scores: Agreement of the words with the prediction, see `Adaptation.word_scores`.
     """
 
     texts: list[str]
@@ -50,11 +50,11 @@ def candidates_of(
     """Collect candidates for the captions of images.
 
     Args:
-        adaptation: Numbers of the model.
-        vectors: Of images.
+        adaptation: Parameters of the model.
+        vectors: Image vectors.
         captioning: How captions are chosen.
-        beams: Captions of the decoder for each image.
-        allowed: Captions of the fit, by number, that may be used for each image; None: all.
+        beams: Captions by the decoder for each image.
+        allowed: Indices of the captions of the fit that may be used for each image; None: all.
     """
     found = []
     similarities = vectors @ adaptation.arrays.caption_vectors.T
@@ -98,10 +98,10 @@ def _chosen(candidates: Candidates, rows: Int[np.ndarray, " K"]) -> Candidates:
 
 
 def join_captions(captions: Sequence[str]) -> list[str]:
-    """Join the beginning of one caption to the end of another, at a word that both have.
+    """Join the beginning of one caption to the end of another, at a shared word.
 
-    "latin small letter o with acute" and "greek capital letter eta" give "latin small letter eta". No word becomes more
-    frequent than in one of the two.
+    "latin small letter o with acute" and "greek capital letter eta" yield "latin small letter eta". No word becomes
+    more frequent than in one of the two.
     """
     tokens = [caption.split() for caption in captions]
     places: dict[str, list[tuple[int, int]]] = {}
@@ -123,7 +123,7 @@ def join_captions(captions: Sequence[str]) -> list[str]:
 
 
 def used(candidates: Candidates, captioning: Captioning) -> Candidates:
-    """Return the candidates of the kinds that are used."""
+    """Return the candidates of the enabled kinds."""
     kinds = {"near", *(["joined"] if captioning.composed else []), *(["beam"] if captioning.beams else [])}
     return _chosen(candidates, np.flatnonzero([kind in kinds for kind in candidates.kinds]))
 
@@ -131,12 +131,12 @@ def used(candidates: Candidates, captioning: Captioning) -> Candidates:
 def ranked(
     candidates: Candidates, captioning: Captioning, log_probs: Mapping[str, float]
 ) -> tuple[list[str], Float[np.ndarray, " K"]]:
-    """Rank the candidates of an image. Returns the captions, best first, and their scores.
+    """Rank the candidates of an image. Return the captions, best first, and their scores.
 
     Args:
         candidates: Candidates.
         captioning: How captions are chosen.
-        log_probs: Summed log-probability by the decoder of each caption of `shortlist`, if it has a weight.
+        log_probs: The decoder's summed log-probability of each caption of `shortlist`, if it has a weight.
     """
     own = used(candidates, captioning)
     if captioning.log_prob_weight:
@@ -158,13 +158,13 @@ def beams_of(engine: Engine, tokenizer: Tokenizer, pixels: np.ndarray, count: in
 def with_log_probs(
     engine: Engine, tokenizer: Tokenizer, images: EncodedImages, texts: Sequence[Sequence[str]]
 ) -> list[list[Caption]]:
-    """Return captions with the tokens and log-probabilities that the decoder gives them.
+    """Return captions with their tokens and log-probabilities by the decoder.
 
     Args:
         engine: The base.
         tokenizer: Its tokenizer.
-        images: From the engine.
-        texts: Captions of each image, at least one. Of one that is longer than the context, only the first tokens have
+        images: Encoded images of the engine.
+        texts: Captions of each image, at least one. If a caption is longer than the context, only its first tokens have
             a log-probability.
     """
     room = engine.context_length - 2
@@ -195,6 +195,6 @@ def _tokens(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
 
 
 def evidence_of(scores: Float[np.ndarray, " K"], nearest: float) -> tuple[float, float, float]:
-    """Return what is known of the first candidate: its score, its lead, and the kernel value of the nearest image."""
+    """Return the features of the first candidate: its score, its lead, and the kernel value of the nearest image."""
     lead = float(scores[0] - scores[1]) if len(scores) > 1 else float(scores[0])
     return float(scores[0]), lead, nearest

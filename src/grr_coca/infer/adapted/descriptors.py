@@ -1,9 +1,9 @@
-"""Descriptors of a picture that need no learning: orientations of edges, colours, and coarse pixels.
+"""Image descriptors without learned parameters: orientations of edges, colours, and coarse pixels.
 
-They complement the embedding of a base model that has never seen a domain. They are computed from the pixels that the
-model sees, so the drawing is framed already.
+They complement the embedding of a base model for a new domain. They are computed from the pixels that the
+model gets, so the drawing is already framed.
 
-Shapes: B images, S image size in pixels, C cells on a side, D numbers of a descriptor.
+Shapes: B images, S image size in pixels, C cells on a side, D width of a descriptor.
 """
 
 from functools import cache
@@ -16,12 +16,12 @@ VERSION = 1
 """Version of these rules. Stored features of another version are not reused."""
 
 _SIDE, _CELLS, _DIRECTIONS = 32, 8, 8
-"""Pixels of the grey copy, cells of it, both on a side, and directions of edges (half a turn)."""
+"""Pixels of the grey copy, and its cells, both per side, and directions of edges (half a turn)."""
 _COLOUR_BITS = 2
 _PIXELS_SIDE = 10
 _ORIENTATIONS_SHARE, _PIXELS_SHARE = 0.75, 0.5
-"""Squared lengths of these parts. The colours have 1. Five folds over the training pairs of three domains chose them;
-the results barely change within a factor of two."""
+"""Squared lengths of these parts; colours have 1. Chosen by five-fold cross-validation on training pairs of three
+domains; results barely change within a factor of two."""
 
 NUM_DESCRIPTORS = (_CELLS**2 + (_CELLS // 2) ** 2) * _DIRECTIONS + 2 ** (3 * _COLOUR_BITS) + 3 * _PIXELS_SIDE**2
 
@@ -54,8 +54,10 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 def _orientations(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B C C 8"]:
-    """The lengths of gradients, summed in each cell for each direction. A gradient counts for the two next directions,
-    by its angle."""
+    """Return the lengths of gradients, summed in each cell for each direction.
+
+    A gradient counts for the two nearest directions, by its angle.
+    """
     grey = _scaled(pixels, _SIDE).mean(axis=3)
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
     across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
@@ -82,14 +84,14 @@ def _colours(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B 64"]:
 
 
 def _scaled(pixels: UInt8[np.ndarray, "B S S 3"], side: int) -> Float[np.ndarray, "B s s 3"]:
-    """Images scaled by the mean of the area of each new pixel."""
+    """Return images scaled by area averaging."""
     weights = _areas(pixels.shape[1], side)
     return np.einsum("is,bstc,jt->bijc", weights, pixels.astype(np.float32), weights, optimize=True)
 
 
 @cache
 def _areas(size: int, side: int) -> Float[np.ndarray, "s S"]:
-    """The share of each pixel of a row of `size` in each of `side` new pixels."""
+    """Return the share of each pixel of a row of `size` in each of `side` new pixels."""
     ends = np.arange(side + 1) * (size / side)
     pixels = np.arange(size)
     overlap = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)

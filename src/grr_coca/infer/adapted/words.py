@@ -1,7 +1,7 @@
 """Words of captions and queries, and their weights (TF-IDF).
 
-A word is a run of letters, marks and numbers, after compatibility composition (NFKC) in lower case. Scripts that put no
-spaces between words, such as Chinese, give each character and each pair of neighbours.
+A word is a run of letters, marks and numbers, after compatibility composition (NFKC) in lower case. Scripts without
+spaces between words, such as Chinese, are split into characters and pairs of neighbouring characters.
 """
 
 import math
@@ -64,7 +64,7 @@ class WordWeights(NamedTuple):
     ends: Int[np.ndarray, " M"]
 
     def times(self, rows: Float[np.ndarray, "V K"]) -> Float[np.ndarray, "M K"]:
-        """Multiply with a dense matrix. Texts without a known word give zeros."""
+        """Multiply with a dense matrix. Texts without a known word yield zeros."""
         found = np.zeros((len(self.ends), rows.shape[1]), np.float32)
         counts = np.diff(self.ends, prepend=0)
         filled = counts > 0
@@ -83,7 +83,7 @@ class WordWeights(NamedTuple):
         return found
 
     def transposed(self, num_words: int) -> "WordWeights":
-        """The transposed matrix: for each word its texts."""
+        """Return the transposed matrix: the texts of each word."""
         texts = np.repeat(np.arange(len(self.ends)), np.diff(self.ends, prepend=0))
         order = np.argsort(self.ids, kind="stable")
         ends = np.cumsum(np.bincount(self.ids, minlength=num_words))
@@ -94,8 +94,8 @@ class Vocabulary:
     """The words of some captions, and how rare they are.
 
     Args:
-        words: distinct words.
-        rarities: inverse document frequency of each word.
+        words: Distinct words.
+        rarities: Inverse document frequency of each word.
     """
 
     def __init__(self, words: Sequence[str], rarities: Float[np.ndarray, " V"]) -> None:
@@ -108,18 +108,18 @@ class Vocabulary:
 
     @classmethod
     def of(cls, captions: Sequence[str], limit: int) -> "Vocabulary":
-        """Collect the words of captions, at most `limit`, the most frequent ones."""
+        """Collect the most frequent words of captions, at most `limit`."""
         counts = Counter(word for caption in captions for word in set(split_words(caption)))
         kept = sorted(sorted(counts, key=lambda word: (-counts[word], word))[:limit])
         rarities = [math.log((1 + len(captions)) / (1 + counts[word])) + 1 for word in kept]
         return cls(kept, np.array(rarities, np.float32))
 
     def knows(self, text: str) -> bool:
-        """Return whether a text has a word of the vocabulary."""
+        """Return whether a text contains a word of the vocabulary."""
         return any(word in self._ids for word in split_words(text))
 
     def weigh(self, texts: Iterable[str]) -> WordWeights:
-        """Weigh the words of texts: number in the text × rarity, scaled to length 1."""
+        """Weigh the words of texts: term frequency × rarity, scaled to length 1."""
         ids: list[int] = []
         weights: list[float] = []
         ends: list[int] = []

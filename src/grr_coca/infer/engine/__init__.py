@@ -1,1 +1,4 @@
-"""What computes a model: ONNX Runtime or PyTorch, behind one small interface. Only `engine.torch` imports PyTorch."""
+"""Engines that compute a model, ONNX Runtime or PyTorch, behind one small interface.
+
+Only `engine.torch` imports PyTorch.
+"""

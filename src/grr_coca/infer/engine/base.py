@@ -1,6 +1,6 @@
 """The interface of an engine: images and texts to embeddings, and the next token of each caption.
 
-Captioning, search and classification need no more of a model, whoever computes it.
+Captioning, search and classification use nothing else of a model.
 
     engine = OnnxEngine(folder)  # or TorchEngine(model, preprocess)
     images = engine.encode_images(pixels)
@@ -8,11 +8,11 @@ Captioning, search and classification need no more of a model, whoever computes 
     logits = decoder.step(begin_tokens)  # the prompt, one row for each image
     values, ids = logits.largest(1)  # then one token for each row at every step
 
-All results are NumPy arrays. What may be large stays where the engine computed it: `EncodedImages.context`, the keys
+All results are NumPy arrays. Large results stay on the engine's device: `EncodedImages.context`, the keys
 and values of a decoder, and on a GPU the logits.
 
 Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; those of an image are
-neighbours), T tokens, N ids, K ids that are kept, V vocabulary.
+neighbours), T tokens, N ids, K selected ids, V vocabulary.
 """
 
 from contextlib import AbstractContextManager
@@ -25,16 +25,18 @@ from grr_coca.common.shapes import Float, Int, UInt8
 
 EngineName = Literal["onnx", "torch"]
 SMALL_MODEL = 32_000_000
-"""Bytes of weights. A model of fewer, such as those that ship, computes a batch no faster with two threads: they gave
-0.9 to 1.1 times the speed of one. Two batches at the same time gave 1.6 to 1.9 times the speed."""
+"""Size of weights in bytes. A smaller model, such as the bundled ones, computes a batch no faster with two threads (0.9
+to 1.1 times the speed of one), but two batches at the same time gave 1.6 to 1.9 times the speed."""
 MAX_WORKERS = 8
-"""Batches at the same time. Python does a tenth of the work or more, and only one thread at a time does that."""
+"""Maximum number of simultaneous batches. A tenth or more of the work is in Python, in one thread at a time."""
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images after encoding. `embedding`: fp32, of unit length. `context`: what captions attend to, in a form that only
-    the engine itself reads."""
+    """Encoded images. `embedding`: fp32, of unit length.
+
+    `context`: input of the captioning decoder, in a form that only the engine itself reads.
+    """
 
     embedding: Float[np.ndarray, "B E"]
     context: Any
@@ -42,34 +44,38 @@ class EncodedImages:
 
 @runtime_checkable
 class Logits(Protocol):
-    """The distribution of the next token of each caption, where the engine computed it.
+    """The distribution of the next token of each caption, on the engine's device.
 
     Log-probabilities are those of the model over the whole vocabulary. If the model computes NaN for a token of a row,
     all of them are NaN in this row.
     """
 
     def largest(self, k: int) -> tuple[Float[np.ndarray, "R K"], Int[np.ndarray, "R K"]]:
-        """The k highest log-probabilities of each row, in descending order, and their token ids; all of them if k is
-        more than V."""
+        """Return the k highest log-probabilities of each row, in descending order, and their token ids; all if
+        k is more than V.
+        """
 
     def of(self, ids: Int[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
-        """The log-probabilities of these tokens."""
+        """Return the log-probabilities of these tokens."""
 
     def replaced(
         self, rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"], log_probs: Float[np.ndarray, " N"]
     ) -> "Logits":
-        """A copy with other log-probabilities for some tokens; -inf rules a token out. The rest is not normalized
-        anew. No pair of a row and an id may occur twice."""
+        """Return a copy with other log-probabilities for some tokens; -inf rules a token out.
+
+        The rest is not normalized again. Pairs of row and id must be distinct.
+        """
 
     def repeated(self, count: int) -> "Logits":
-        """Each row `count` times, side by side."""
+        """Return each row `count` times, side by side."""
 
     def total(self, temperature: float) -> Float[np.ndarray, " R"]:
-        """The logarithm of the sum of exp(log-probability / temperature) over the vocabulary."""
+        """Return the logarithm of the sum of exp(log-probability / temperature) over the vocabulary."""
 
     def draw(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
-        """One token for each row, sampled from the softmax of log-probability / temperature: the first token, in the
-        order of ids, at which the cumulative probability exceeds the row's uniform number in [0, 1)."""
+        """Return one token for each row, sampled from the softmax of log-probability / temperature: the first token, in
+        the order of ids, at which the cumulative probability exceeds the row's uniform number in [0, 1).
+        """
 
 
 @runtime_checkable
@@ -80,20 +86,20 @@ class Decoder(Protocol):
     """
 
     def step(self, token_ids: Int[np.ndarray, "R T"]) -> Logits:
-        """Read new tokens: the prompt at the first step, then one token of each caption at every step. Returns the
+        """Read new tokens: the prompt at the first step, then one token of each caption at every step. Return the
         logits of the token that follows the last one."""
 
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """Replace the captions by these rows. A row may be repeated, dropped, or exchanged with others of its image.
+        """Replace the captions by these rows. Rows of an image may be repeated, dropped or reordered.
 
-        Every image that has a row must have the same number of rows, side by side, and images stay in their order. An
+        Every image with rows must have the same number of rows, side by side, and images keep their order. An
         image without rows is dropped.
         """
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model that is ready for use. It is always in eval mode, and may be sent to another process."""
+    """A model that is ready for use. It is always in eval mode, and can be sent to another process."""
 
     name: EngineName
     embed_dim: int
@@ -103,19 +109,19 @@ class Engine(Protocol):
 
     @property
     def workers(self) -> int:
-        """Number of batches to compute at the same time. One on each core if the model is small, as several threads
+        """Number of batches to compute at the same time: one per core if the model is small, as several threads
         would not compute one batch faster; else 1."""
 
     def one_thread_each(self) -> AbstractContextManager:
-        """A context in which new threads compute with one thread each, for threads that each run a batch."""
+        """Return a context in which new threads compute with one thread each, for threads that each run a batch."""
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by to give logits: the inverse of the learned temperature."""
+        """Factor that turns cosines into logits: the inverse of the learned temperature."""
 
     @property
     def logit_bias(self) -> float | None:
-        """What is added to these logits in a model that was trained with the sigmoid loss; else None."""
+        """Offset of these logits in a model that was trained with the sigmoid loss; else None."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """Encode RGB images. The engine normalizes their pixels itself."""
@@ -123,17 +129,20 @@ class Engine(Protocol):
     def encode_texts(
         self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
-        """Embeddings of texts, fp32, of unit length. `lengths` counts [BOS], [EOS] and [CLS] of each text too."""
+        """Return embeddings of texts, fp32, of unit length.
+
+        `lengths` includes [BOS], [EOS] and [CLS] of each text.
+        """
 
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
     ) -> Decoder:
-        """A decoder with empty caches.
+        """Return a decoder with empty caches.
 
         Args:
-            images: from this engine.
-            num_prompt: tokens of the prompt.
-            max_tokens: the most tokens that follow it in a caption. The last of them need not be read.
-            num_captions: captions of each image.
-            beams: captions of an image will be exchanged.
+            images: Encoded images of this engine.
+            num_prompt: Number of tokens of the prompt.
+            max_tokens: Maximum number of tokens after the prompt. The last of them need not be read.
+            num_captions: Number of captions of each image.
+            beams: Whether captions of an image will be reordered.
         """

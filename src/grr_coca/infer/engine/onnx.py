@@ -1,6 +1,6 @@
 """The engine that computes with ONNX Runtime, from a folder of graphs, without PyTorch.
 
-`grr-coca export onnx` wrote the graphs. Names of inputs and outputs are those of `grr_coca.infer.export.graphs`.
+`grr-coca export onnx` writes the graphs. Names of inputs and outputs are in `grr_coca.infer.export.graphs`.
 
 Shapes: B images or texts, S image size in pixels, E joint embedding width, R captions (rows; R / B neighbouring rows
 belong to one image), T tokens.
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 _Values = Mapping[str, np.ndarray]
-"""Tensors by the name of the input that takes them. ONNX Runtime reads arrays where they are, and what it returns
-lies in its own memory: nothing is copied."""
+"""Tensors by the name of the input that takes them. ONNX Runtime reads arrays in place, and its results
+stay in its own memory: nothing is copied."""
 
 
 class _Graph(NamedTuple):
@@ -42,18 +42,19 @@ class _Graph(NamedTuple):
 class OnnxEngine:
     """An `Engine` of a folder of graphs.
 
-    Each graph is opened at its first use, so that a text query does not load the image encoder. The folder was compared
-    with its manifest by whoever loads a model (`grr_coca.model.checkpoint_files`); here, each graph is, and
+    Each graph is opened at its first use, so that a text query does not load the image encoder. The loader of a model
+    compares the folder with its manifest (`grr_coca.model.checkpoint_files`); this class compares each graph and
     the size of the weights.
 
     Args:
-        folder: with `image.onnx`, `text.onnx`, `step.onnx`, their weights and `manifest.json`.
-        threads: that compute a batch together; None: one for a small model, which computes several batches at the same
-            time instead, and else `num_threads()`.
+        folder: Folder with `image.onnx`, `text.onnx`, `step.onnx`, their weights and `manifest.json`.
+        threads: Number of threads per batch; None: one for a small model, which computes several batches at the same
+            time instead, otherwise `num_threads()`.
 
     Raises:
-        UserError: the folder has no graphs, or its manifest is damaged. When a graph is opened: it is not the one that
-            was exported with the weights beside it, a file is missing or damaged, or ONNX Runtime is too old for it.
+        UserError: If the folder has no graphs, or its manifest is corrupt. When a graph is opened: it is not the one
+            that was exported with the weights next to it, a file is missing or corrupt, or ONNX Runtime is too old for
+            it.
     """
 
     name: EngineName = "onnx"
@@ -81,7 +82,7 @@ class OnnxEngine:
             raise UserError(f"{self.folder / MANIFEST}: corrupt ({error}); {_EXPORT}") from error
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """As in `Engine`. The context is the keys and values of the cross-attention, which are computed here once."""
+        """As in `Engine`. The context has the keys and values of the cross-attention, computed once here."""
         embedding, context = self.run("image", {"pixels": pixels})
         return EncodedImages(embedding, context)
 
@@ -101,25 +102,25 @@ class OnnxEngine:
         num_captions: int = 1,  # noqa: ARG002
         beams: bool = False,  # noqa: ARG002
     ) -> "OnnxDecoder":
-        """As in `Engine`. Caches grow by themselves, so nothing needs to be known beforehand."""
+        """As in `Engine`. Caches grow as needed, so sizes need not be known."""
         return OnnxDecoder(self, images.context)
 
     def one_thread_each(self) -> AbstractContextManager:
-        """As in `Engine`. The threads of a batch were chosen when the graphs were opened."""
+        """As in `Engine`. The number of threads is set when the graphs are opened."""
         return nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without open graphs, which another process opens again."""
+        """Return the state without open graphs, which another process opens again."""
         return {**vars(self), "_graphs": {}}
 
     def run(self, name: GraphName, inputs: _Values) -> tuple[np.ndarray, _Values]:
-        """Run a graph. Returns its first output, and the others by the name of the input of `step` that takes them."""
+        """Run a graph. Return its first output, and the others by the name of the input of `step` that takes them."""
         graph = self._graph(name)
         first, *others = graph.session.run(graph.outputs, inputs)
         return first, dict(zip(graph.given_on, others, strict=True))
 
     def session(self, name: GraphName) -> "InferenceSession":
-        """The open graph."""
+        """Return the open graph."""
         return self._graph(name).session
 
     def _graph(self, name: GraphName) -> _Graph:
@@ -137,13 +138,13 @@ class OnnxEngine:
         self._require_listed(name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 4  # errors are raised, and need not be printed too
-        # A thread that waits would keep its core busy, which slows down everything else that runs there, us included.
+        options.log_severity_level = 4  # errors are raised, so printing them is redundant
+        # A spinning thread would keep its core busy and slow down everything else on it, including this process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = self.folder / name
         try:
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its classes have no common one
+        except Exception as error:  # its classes have no common base
             reason = " ".join(str(error).split())
             if "opset" in reason or "IR version" in reason:
                 raise UserError(
@@ -169,11 +170,11 @@ class OnnxEngine:
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"
 _OPENING = threading.Lock()
-"""Held while a graph is opened, so that of several threads one opens it."""
+"""Held while a graph is opened, so that only one thread opens it."""
 
 
 class OnnxDecoder:
-    """A `Decoder` whose keys and values are outputs of the graphs. A step takes those of the earlier tokens, and
+    """A `Decoder` whose keys and values are outputs of the graphs. A step takes those of earlier tokens, and
     returns them with the new ones appended. The captions of an image share its keys and values of the
     cross-attention."""
 
@@ -190,7 +191,7 @@ class OnnxDecoder:
         return ArrayLogits(logits[:, -1])
 
     def reorder(self, rows: Int[np.ndarray, " _"]) -> None:
-        """As in `Decoder`. Rows of the cache are copied, unless all stay where they are."""
+        """As in `Decoder`. Rows of the cache are copied, unless none moves."""
         assert self.past is not None
         images, counts = np.unique(rows // self.rows_per_image, return_counts=True)
         assert (counts == counts[0]).all()
@@ -199,7 +200,7 @@ class OnnxDecoder:
         self.rows_per_image = int(counts[0])
 
     def _empty(self, num_rows: int) -> _Values:
-        """Keys and values of no tokens."""
+        """Return keys and values of no tokens."""
         return {
             given.name: np.zeros((num_rows, given.shape[1], 0, given.shape[3]), dtype=np.float32)
             for given in self.engine.session("step").get_inputs()
@@ -211,10 +212,10 @@ _MAX_SIZE = 2**24
 
 
 def _size(value: object) -> int:
-    """A width, length or number of tokens of a model.
+    """Return a width, length or number of tokens of a model.
 
     Raises:
-        ValueError: It is none.
+        ValueError: If the value is not a valid size.
     """
     size = int(value)  # type: ignore[call-overload]
     if not 1 <= size <= _MAX_SIZE:
@@ -223,7 +224,7 @@ def _size(value: object) -> int:
 
 
 def _taken(values: _Values, rows: Int[np.ndarray, " _"]) -> _Values:
-    """Rows of all tensors."""
+    """Return these rows of all tensors."""
     num_rows = len(next(iter(values.values())))
     if np.array_equal(rows, np.arange(num_rows)):
         return values

@@ -29,8 +29,8 @@ from grr_coca.model.coca import CoCa, fast_products
 class TorchEngine:
     """An `Engine` of a model in PyTorch.
 
-    It computes with copies of the model's modules in eval mode: the model itself may go on training. The parameters are
-    shared. On a CPU, the copy is one of fast layers, which hold some weights in another layout. So after a change of
+    It computes with copies of the model's modules in eval mode: the model itself can continue training. The parameters
+    are shared. On a CPU, the copy has fast layers, which hold some weights in another layout. After a change of
     weights, call `refresh`.
     """
 
@@ -53,7 +53,7 @@ class TorchEngine:
 
     @property
     def model(self) -> CoCa:
-        """The copy of the model that computes: the fast one, or under autocast the plain one, as fast layers do not
+        """The copy that computes: the fast one, or under autocast the plain one, as fast layers do not
         support it."""
         return self._plain if torch.is_autocast_enabled("cpu") else self._fast
 
@@ -64,13 +64,13 @@ class TorchEngine:
 
     @property
     def workers(self) -> int:
-        """As in `Engine`, but 1 under autocast, which PyTorch keeps for each thread separately."""
+        """As in `Engine`, but 1 under autocast, which is specific to each thread in PyTorch."""
         is_split = self._is_small and self.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         return min(torch.get_num_threads(), num_threads(), MAX_WORKERS) if is_split else 1
 
     @contextmanager
     def one_thread_each(self) -> Iterator[None]:
-        """As in `Engine`. A new thread of PyTorch takes the number that the last thread set."""
+        """As in `Engine`. A new PyTorch thread takes the number of threads that was set last."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -119,8 +119,8 @@ class TorchEngine:
         )
 
     def _normalized(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[Tensor, "B 3 S S"]:
-        """The input of the model, in its precision and on its device."""
-        # Copied, since PyTorch takes no array that is read-only or reversed.
+        """Return the input of the model, in its precision and on its device."""
+        # Copied, since PyTorch does not accept read-only or reversed arrays.
         rgb = torch.from_numpy(np.array(pixels, order="C")).to(self.device).permute(0, 3, 1, 2)
         values = torch.empty(rgb.shape, dtype=torch.float32, device=self.device).copy_(rgb).div_(255)
         return normalize(values, self._preprocess).to(self._original.logit_scale.dtype)
@@ -135,17 +135,17 @@ def _as_array(tensor: Tensor) -> np.ndarray:
 Context = Float[Tensor, "B Q C"] | KeyValues
 
 MIN_IMAGES_UNPROJECTED = 4
-"""With fewer images, image tokens are projected to keys and values once: reading the weights of the projections at each
-step takes longer."""
+"""With fewer images, image tokens are projected to keys and values once, as reading the projection weights at each
+step would take longer."""
 
 
 class TorchDecoder:
     """A `Decoder`: both halves of the text decoder with their caches. The captions of one image share its keys and
-    values, or its tokens: if there are few captions or few steps, `AbsorbedCrossAttention` is cheaper than keys and
+    values, or its tokens: with few captions or few steps, `AbsorbedCrossAttention` is cheaper than keys and
     values.
 
     Without beams, each caption has its own line of slots in the caches. The beams of an image share one line. Their new
-    tokens take the next slots, side by side, and a mask says which slots are the past of each beam. When a beam
+    tokens take the next slots, side by side, and a mask selects the slots of each beam's past. When a beam
     continues another beam, only the mask changes, and no key or value moves.
     """
 
@@ -222,11 +222,12 @@ class TorchDecoder:
 
 
 def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_captions: int, num_reads: int) -> Context:
-    """The context of a block's cross-attention: the image tokens, or their keys and values, contiguous for each
-    head."""
+    """Return the context of a block's cross-attention: the image tokens, or their keys and values, contiguous for each
+    head.
+    """
     attn = cast(CrossAttention | AbsorbedCrossAttention, block.cross_attn)
     enough = len(image_tokens) >= MIN_IMAGES_UNPROJECTED
-    # With one query at a time, reading memory takes the time. All blocks read the same image tokens, which are half
+    # With one query at a time, memory reads dominate. All blocks read the same image tokens, which are half
     # as large as the keys and values of one block.
     if (
         enough
@@ -238,7 +239,7 @@ def _context(block: nn.Module, image_tokens: Float[Tensor, "B Q C"], num_caption
 
 
 class DeviceLogits:
-    """`Logits` that stay on the device of the model. Only what decoding asks for is copied to arrays."""
+    """`Logits` that stay on the device of the model. Only values that decoding requests are copied to arrays."""
 
     def __init__(self, log_probs: Float[Tensor, "R V"]) -> None:
         self._log_probs = log_probs

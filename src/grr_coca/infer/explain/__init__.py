@@ -1,4 +1,6 @@
-"""Heat maps: where a model looks for each word of a caption, and which patches support a text."""
+"""Heat maps: the parts of an image that a model attends to for each word of a caption, and which patches support a
+text.
+"""
 
 from grr_coca.infer.explain.caption import WordMap, caption_maps
 from grr_coca.infer.explain.picture import caption_picture, text_picture

@@ -1,4 +1,4 @@
-"""Make the attention weights of cross-attention visible, without a special mode of the model.
+"""Expose the attention weights of cross-attention, without a special mode of the model.
 
 Shapes: B batch, T queries, S context tokens, D width, C context width, H heads, Dh head width.
 """
@@ -23,7 +23,7 @@ class AttentionRecord(NamedTuple):
 
 @contextmanager
 def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Module, AttentionRecord]]:
-    """A context in which modules compute explicit attention weights. It gives the weights of each module's last pass.
+    """Let modules compute explicit attention weights, and yield the weights of each module's last pass.
 
     Fused attention never forms the weights. Outputs are the same up to rounding, and are computed from the collected
     weights, so gradients with respect to the weights exist. Only the last pass through each module is kept.
@@ -47,7 +47,10 @@ def visible_attention(modules: Iterable[CrossAttention]) -> Iterator[dict[nn.Mod
 def attention_weights(
     module: CrossAttention, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"], layout: Layout = PLAIN
 ) -> AttentionRecord:
-    """Attention weights and values of a module for these inputs. Padding of packed sequences has weights, too."""
+    """Return attention weights and values of a module for these inputs.
+
+    Padding of packed sequences has weights, too.
+    """
     queries = layout.pad(module.q_proj(x).unflatten(-1, (module.num_heads, -1)))  # B T H Dh
     keys, values = module.project(context)  # B S H Dh
     scores = torch.einsum("bthd,bshd->bhts", queries * queries.shape[-1] ** -0.5, keys)
@@ -55,5 +58,5 @@ def attention_weights(
 
 
 def mix_values(attended: AttentionRecord) -> Float[Tensor, "B T D"]:
-    """The weighted sum of the values, with heads concatenated: the input of the output projection."""
+    """Return the weighted sum of the values, with heads concatenated: the input of the output projection."""
     return torch.einsum("bhts,bshd->bthd", *attended).flatten(2)

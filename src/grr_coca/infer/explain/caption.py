@@ -1,4 +1,4 @@
-"""Heat maps of a caption: which patches a model looks at for each word.
+"""Heat maps of a caption: the patches that a model attends to for each word.
 
 Shapes: T caption tokens, P patches, G patches along a side, S image size.
 
@@ -11,7 +11,7 @@ Two other maps were tried (`studies/LOG.md`). The product of attention matrices 
 2005.00928) is nearly the same for all words of a caption, and hiding its most relevant patches lowers a word's
 probability less. The gradient of the log-probability, instead of the logit, fails if the model is sure of the word.
 
-Limits: the gradient is of first order. A patch token has attended to other patches in the image encoder, so the map is
+Limits: the gradient is of first order. Patch tokens have attended to other patches in the image encoder, so the map is
 about tokens, not about pixels.
 """
 
@@ -39,12 +39,12 @@ class WordMap(NamedTuple):
 
 
 def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> list[WordMap]:
-    """One map for each word of a caption. A word of several tokens has the mean of their maps.
+    """Return one map for each word of a caption. A word of several tokens has the mean of their maps.
 
     Args:
-        checkpoint: the model.
-        pixels: the preprocessed image.
-        token_ids: the caption without its begin token. The end token and what follows it are ignored.
+        checkpoint: The model.
+        pixels: The preprocessed image.
+        token_ids: The caption without its begin token. The end token and all tokens after it are ignored.
     """
     eos = checkpoint.tokenizer.eos_id
     words = list(token_ids[: list(token_ids).index(eos)] if eos in token_ids else token_ids)
@@ -56,10 +56,13 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
     return [WordMap(word, heat[tokens].mean(dim=0)) for word, tokens in group_words(checkpoint.tokenizer, words)]
 
 
-@torch.inference_mode(False)  # gradients are needed, whatever the mode of the caller
+@torch.inference_mode(False)  # gradients are needed, regardless of the caller's mode
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
-    """The relevance of each patch to each token but the first, on the CPU. The relevances for a token sum to 1."""
-    model = copy_modules(model).eval()  # hooks change its attention: other threads must not see them
+    """Return the relevance of each patch to each token but the first, on the CPU.
+
+    The relevances for a token sum to 1.
+    """
+    model = copy_modules(model).eval()  # hooks change its attention, which must not affect other threads
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)
     # The last token has the role of the end token, which predicts nothing.
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]]))
@@ -68,7 +71,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
         patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
     with torch.enable_grad(), visible_attention(readers) as seen:
-        patches.requires_grad_()  # so that gradients exist even if all parameters are frozen
+        patches.requires_grad_()  # so that gradients exist with frozen parameters, too
         image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)
@@ -85,14 +88,16 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
 
 
 def _readers_of_patches(model: CoCa) -> list[CrossAttention]:
-    """The attention layers that attend to patches: the captioning pooler's, or the decoder's if there is no pooler."""
+    """Return the attention layers that attend to patches: the captioning pooler's, or the decoder's if there is no
+    pooler.
+    """
     if isinstance(model.captioning_pooler, AttentionalPooler):
         return [model.captioning_pooler.attn]
     return [block.cross_attn for block in model.multimodal_decoder.blocks]  # type: ignore[misc]
 
 
 def group_words(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """The words of a caption, each with the positions of its tokens.
+    """Return the words of a caption, each with the positions of its tokens.
 
     A token begins a new word if the decoded text has one more word with it. This works for every vocabulary, however it
     marks spaces.

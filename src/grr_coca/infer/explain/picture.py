@@ -1,4 +1,4 @@
-"""Draw heat maps over images, as PNG. Only this needs matplotlib, which is imported when a picture is drawn."""
+"""Draw heat maps over images, as PNG. Only this module needs matplotlib, which is imported at the first drawing."""
 
 import io
 import warnings
@@ -24,7 +24,7 @@ _OPACITY = 0.6
 
 
 def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110) -> bytes:
-    """A PNG with the image as the model sees it and a map for each word, from white to red (its maximum)."""
+    """Return a PNG with the image as the model gets it and a map for each word, from white to red (its maximum)."""
     figure, panels = _panels(image, 1 + len(maps), dpi)
     _title(panels[0], "image")
     for axes, (word, heat) in zip(panels[1:], maps, strict=True):
@@ -34,7 +34,9 @@ def caption_picture(image: Image.Image, maps: Sequence[WordMap], dpi: int = 110)
 
 
 def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 110) -> bytes:
-    """A PNG with the image as the model sees it and patches that support a text (red) or speak against it (blue)."""
+    """Return a PNG with the image as the model gets it and patches that support a text (red) or contradict it
+    (blue).
+    """
     figure, panels = _panels(image, 2, dpi)
     _title(panels[0], "image")
     _title(panels[1], f"{text}\ncosine {text_map.similarity:.3f}")
@@ -44,7 +46,7 @@ def text_picture(image: Image.Image, text: str, text_map: TextMap, dpi: int = 11
 
 
 def _panels(image: Image.Image, count: int, dpi: int) -> tuple["Figure", "list[Axes]"]:
-    """Axes that show the image, the first in colour, the others in grey."""
+    """Return axes that show the image, the first in colour, the others in grey."""
     from matplotlib.figure import Figure
 
     columns = min(count, _MAX_COLUMNS)
@@ -61,7 +63,7 @@ def _panels(image: Image.Image, count: int, dpi: int) -> tuple["Figure", "list[A
 
 
 def _overlay(axes: "Axes", heat: np.ndarray, colours: str, low: float, high: float) -> None:
-    # One square per patch, without blurring: the map says nothing about pixels within a patch.
+    # One square per patch, without blurring: the map has no information about pixels within a patch.
     axes.imshow(heat, cmap=colours, vmin=low, vmax=high, alpha=_OPACITY, extent=(0, 1, 0, 1), interpolation="nearest")
 
 

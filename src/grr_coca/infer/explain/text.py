@@ -3,14 +3,14 @@
 Shapes: P patches, G patches along a side, S image size in pixels, Q pooled tokens, D width, E joint embedding width.
 A pooler reads a context of S tokens of width C: patches or image tokens.
 
-Only attentional poolers and projections lie between the patch tokens and the image embedding. With attention weights
+Only attentional poolers and projections are between the patch tokens and the image embedding. With attention weights
 and statistics of norms held constant, this path is linear in the patch tokens, so the cosine of image and text is a sum
 over patches. The share of a patch is the product of its attention-weighted value and the text embedding
 (values weighted by attention: Kobayashi et al., arXiv 2004.10102; CLIP's score as a sum over patches: Gandelsman et
-al., arXiv 2310.05916). A patch with a negative share speaks against the text.
+al., arXiv 2310.05916). A patch with a negative share contradicts the text.
 
-Limits: the map does not show how a patch changes the attention to other patches, nor what the image encoder has moved
-between patches.
+Limits: the map does not show how a patch changes the attention to other patches, nor the information that the image
+encoder has moved between patches.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ from grr_coca.model.coca import CoCa, evaluating
 class TextMap(NamedTuple):
     """The share of each patch in the cosine similarity of image and text.
 
-    The shares sum to `similarity`, minus two parts that belong to no patch: that of the biases of LayerNorms, and that
+    The shares sum to `similarity`, minus two parts that belong to no patch: those of the biases of LayerNorms and
     of a class token.
     """
 
@@ -43,10 +43,10 @@ class TextMap(NamedTuple):
 
 @torch.inference_mode(False)  # gradients are needed, whatever the mode of the caller
 def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) -> TextMap:
-    """The heat map of a preprocessed image for a text.
+    """Return the heat map of a preprocessed image for a text.
 
     Raises:
-        UserError: the text is empty, or the model computes NaN.
+        UserError: If the text is empty, or the model computes NaN.
     """
     model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
     token_ids, lengths = checkpoint.tokenize([clean_query(text, "the text")])
@@ -60,7 +60,7 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
 
 
 def patch_shares(model: CoCa, patches: Float[Tensor, "1 P D"], wanted: Float[Tensor, "1 E"]) -> Float[Tensor, " P"]:
-    """The share of each patch in the dot product of image embedding and `wanted`; a class token comes last."""
+    """Return the share of each patch in the dot product of image embedding and `wanted`; a class token comes last."""
     with torch.enable_grad():
         patches = patches.detach().requires_grad_()
         score = (_embed(model, patches) * wanted.detach()).sum()
@@ -78,14 +78,14 @@ def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]
 
 
 def _pool(pooler: nn.Module, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
-    if not isinstance(pooler, AttentionalPooler):  # this model has none: the tokens stay as they are
+    if not isinstance(pooler, AttentionalPooler):  # no pooler: the tokens stay unchanged
         return context
     weights, values = attention_weights(pooler.attn, pooler.attending_queries()[None], context)
     return _norm(pooler.norm, pooler.attn.out_proj(mix_values(AttentionRecord(weights.detach(), values))))
 
 
 def _norm(norm: nn.Module, x: Float[Tensor, "1 Q D"]) -> Float[Tensor, "1 Q D"]:
-    """The norm with constant statistics: linear in `x`, except for the bias."""
+    """Return the norm with constant statistics: linear in `x`, except for the bias."""
     if isinstance(norm, RMSNorm):
         return x * (x.detach().square().mean(dim=-1, keepdim=True) + norm.eps).rsqrt() * norm.weight
     if isinstance(norm, nn.LayerNorm):

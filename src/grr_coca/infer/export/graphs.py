@@ -1,4 +1,4 @@
-"""The three graphs of a model: images, texts, and one step of decoding. They are traced from the model itself.
+"""The three graphs of a model: images, texts, and one step of decoding. All are traced from the model itself.
 
 | graph | inputs | outputs |
 |---|---|---|
@@ -41,7 +41,7 @@ from grr_coca.model.coca import CoCa
 from grr_coca.model.config import CoCaConfig
 
 OPSET = 23
-"""The version of ONNX's operators. It is the first that has attention, rotary positions and RMSNorm."""
+"""Version of the ONNX operator set, the first with attention, rotary positions and RMSNorm."""
 
 
 class _ImageGraph(nn.Module):
@@ -68,7 +68,7 @@ class _TextGraph(nn.Module):
         self.model = model
 
     def forward(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        # A text without words has one token that predicts another, and tracing holds every length of 1 for a constant.
+        # A text without words has one token that predicts another, and tracing treats every length of 1 as a constant.
         text = self.model.text_decoder.pack(F.pad(token_ids, (0, 1)), lengths, pad_lengths)
         return self.model.embed_text(text)
 
@@ -76,8 +76,8 @@ class _TextGraph(nn.Module):
 class _StepGraph(nn.Module):
     """New tokens to the logits of the tokens that follow each of them.
 
-    Captions come as B K T, K for each image, and not as rows: with R rows, the number of queries that share an image's
-    keys would be R · T / B in every shape, which makes tracing take three times as long. See `_take_rows`.
+    Captions have the shape B K T, K for each image, instead of rows: with R rows, the number of queries that share an
+    image's keys would be R · T / B in every shape, which makes tracing take three times as long. See `_take_rows`.
     """
 
     def __init__(self, model: CoCa) -> None:
@@ -100,7 +100,7 @@ class _StepGraph(nn.Module):
 
 
 Shape = tuple[str | int, ...]
-"""The sizes of a tensor. One that may vary is a letter, as above."""
+"""The sizes of a tensor. Variable sizes are letters, as above."""
 
 
 class _Form(NamedTuple):
@@ -113,22 +113,22 @@ class _Form(NamedTuple):
 
 
 _EXAMPLE = {"B": 2, "K": 3, "R": 6, "T": 5, "P": 4}
-"""Sizes of the tensors that a graph is traced with. They differ, so that none is taken for another."""
+"""Sizes of the tensors that a graph is traced with. They differ, so that none can be confused with another."""
 _MIN = {"R": 4}
-"""Tracing takes sizes for 2 or more, and R is B · K. The graph has no such bound."""
+"""Tracing assumes sizes of 2 or more, and R is B · K. The graph has no such bound."""
 
 
 def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> ir.Model:
-    """A graph of a model in fp32, of standard operators, for any number of images, captions and tokens.
+    """Return a graph of a model in fp32, of standard operators, for any number of images, captions and tokens.
 
     Args:
-        model: in eval mode, in fp32 and on the CPU.
-        config: the model's.
-        preprocess: its mean and deviation of pixels become part of the image graph.
-        name: which graph.
+        model: Model in eval mode, in fp32 and on the CPU.
+        config: Config of the model.
+        preprocess: Its mean and deviation of pixels become part of the image graph.
+        name: Which graph.
 
     Raises:
-        torch._dynamo.exc.UserError: a layer takes a size that may vary for a constant.
+        torch._dynamo.exc.UserError: If a layer treats a variable size as a constant.
     """
     form = _form(exportable(model), config, preprocess, name)
     minima = {"T": _MIN_TEXT} if name == "text" else _MIN
@@ -136,13 +136,13 @@ def trace(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
     examples = [_example(name, shape) for name, shape in form.inputs.items()]
     varying = [{axis: dims[s] for axis, s in enumerate(shape) if isinstance(s, str)} for shape in form.inputs.values()]
     with torch.no_grad(), quiet():
-        # Given the module itself, `torch.onnx.export` would write a graph for a single batch size if a layer asks for
+        # Given the module itself, `torch.onnx.export` would write a graph for a single batch size if a layer requires
         # it. This raises an error instead.
         program = torch.export.export(
             form.module,
             form.arguments(examples),
             dynamic_shapes=form.arguments(varying),
-            prefer_deferred_runtime_asserts_over_guards=True,  # R is B · K, which no `Dim` can say
+            prefer_deferred_runtime_asserts_over_guards=True,  # R is B · K, which no `Dim` can express
         )
         exported = torch.onnx.export(
             program,
@@ -185,7 +185,7 @@ def _form(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphNa
 
 
 def _cross(config: CoCaConfig) -> dict[str, Shape]:
-    """Keys and values of the image tokens for each multimodal layer."""
+    """Return keys and values of the image tokens for each multimodal layer."""
     t, poolers = config.multimodal_decoder.transformer, config.poolers
     num_tokens = config.image_encoder.num_patches if poolers.num_queries is None else poolers.num_queries
     if poolers.arrangement == "shared":
@@ -197,7 +197,7 @@ def _cross(config: CoCaConfig) -> dict[str, Shape]:
 
 
 def _cached(config: CoCaConfig, when: str, length: str) -> dict[str, Shape]:
-    """Keys and values of the tokens of the captions for each layer of both halves."""
+    """Return keys and values of the tokens of the captions for each layer of both halves."""
     text, multimodal = config.text_decoder.transformer, config.multimodal_decoder.transformer
     layers = [text] * text.num_layers + [multimodal] * multimodal.num_layers
     return {
@@ -214,7 +214,7 @@ def _example(name: str, shape: Shape) -> Tensor:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's messages about its own parts."""
+    """Suppress the exporter's messages about its own parts."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -226,17 +226,17 @@ def quiet() -> Iterator[None]:
 
 
 _MAX_TABLE = 2**16
-"""Numbers of a table. The largest have the angles of all patches of an image."""
+"""Maximum size of a table in numbers. The largest have the angles of all patches of an image."""
 
 
 def _share_tables(model: ir.Model) -> None:
-    """Let the layers of a stack share the tables of their positions, and what is looked up there."""
+    """Let the layers of a stack share the tables of their positions, and the values that they look up there."""
     DeduplicateInitializersPass(size_limit=_MAX_TABLE)(model)
     CommonSubexpressionEliminationPass()(model)
 
 
 def _join_reshapes(model: ir.Model) -> None:
-    """Drop reshapes that a later one undoes. Layers keep heads apart, and operators take them side by side. A reshape
+    """Drop reshapes that a later one undoes: layers separate heads, and operators take them side by side. A reshape
     takes about as long as an operator in a step of a small model."""
     for node in model.graph:
         if node.op_type != "Reshape":
@@ -252,7 +252,7 @@ def _join_reshapes(model: ir.Model) -> None:
 
 
 def _tidy(graph: ir.Graph, shapes: Mapping[str, Shape]) -> None:
-    """Name the sizes that vary, and drop what the exporter notes about each node, such as paths of source files."""
+    """Name the sizes that vary, and drop the exporter's metadata of each node, such as paths of source files."""
     for value in (*graph.inputs, *graph.outputs):
         value.shape = ir.Shape(shapes[value.name])
     graph.metadata_props.clear()

@@ -1,6 +1,6 @@
-"""Layers in the form that ONNX has: `exportable` puts them into a copy of a model.
+"""Layers as ONNX operators: `exportable` puts them into a copy of a model.
 
-Each computes the same as the layer in whose place it stands, up to rounding.
+Each computes the same as the layer that it replaces, up to rounding.
 
 Shapes: B sequences, R rows of captions, T tokens of the longest sequence, N = B · T, P earlier tokens, D width, H heads
 of width Dh, C = Dh / 2 complex channels.
@@ -22,7 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def exportable(model: Module) -> Module:
-    """A copy of a model with the layers of this file. Parameters are shared."""
+    """Return a copy of a model with the layers of this file. Parameters are shared."""
     return _swapped(model)  # type: ignore[return-value]
 
 
@@ -50,8 +50,11 @@ class OnnxRotary(nn.Module):
 
 
 class OnnxMix(nn.Module):
-    """`Mix` as one operator. It takes the heads side by side, and appends to the cache by itself. With operators for
-    that, a step of a small model would take a third longer."""
+    """`Mix` as one operator.
+
+    It takes the heads side by side, and appends to the cache itself. With separate operators for that, a step of a
+    small model would take a third longer.
+    """
 
     def __init__(self, _: Mix) -> None:
         super().__init__()
@@ -98,10 +101,10 @@ class GrowingCache:
 
 
 class PaddedLayout(PackedLayout):
-    """Padded sequences in one row: the number of tokens in a graph must follow from shapes alone."""
+    """Padded sequences in one row: in a graph, the number of tokens can depend only on shapes."""
 
     def pad(self, packed: Shaped[Tensor, "1 N *x"]) -> Shaped[Tensor, "B T *x"]:
-        """Separate the sequences, which are padded already."""
+        """Separate the sequences, which are already padded."""
         return packed.flatten(0, 1).unflatten(0, self.pad_index.shape)
 
     def unpad(self, padded: Shaped[Tensor, "B T *x"]) -> Shaped[Tensor, "1 N *x"]:
@@ -110,7 +113,7 @@ class PaddedLayout(PackedLayout):
 
 
 def pad_lengths(lengths: Int[Tensor, " B"], longest: int, device: torch.device) -> PaddedLayout:
-    """The layout of sequences of these lengths, padded to `longest`, all on one device."""
+    """Return the layout of sequences of these lengths, padded to `longest`, all on one device."""
     steps = torch.arange(longest, device=device)
     last = lengths[:, None] - 1
     unpad_index = torch.arange(lengths.shape[0] * longest, device=device)

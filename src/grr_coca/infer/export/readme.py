@@ -114,7 +114,7 @@ Before a text is encoded, clean it as open_clip does, with the package ftfy:
 
 
 def readme(checkpoint: Checkpoint, precision: str) -> str:
-    """The content of README.md for a folder of graphs."""
+    """Return the content of README.md for a folder of graphs."""
     preprocess, tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     context_length = checkpoint.config.text_decoder.context_length
     program = _PROGRAM.format(

@@ -1,6 +1,6 @@
 """Weights of ONNX graphs in a safetensors file.
 
-ONNX finds a tensor there by its offset, so that several graphs, and PyTorch, read one file.
+ONNX locates a tensor in it by its offset, so that several graphs, and PyTorch, read one file.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from torch import Tensor
 from grr_coca.model.checkpoint import load_tensors, save_tensors
 
 MIN_BYTES = 1024
-"""Smaller tensors stay within the graph."""
+"""Minimum size in bytes of a tensor in the file; smaller tensors stay in the graph."""
 
 _DTYPES = {
     "F32": ir.DataType.FLOAT,
@@ -61,7 +61,7 @@ def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
     """Write the large tensors of graphs into a safetensors file. Tensors that graphs share are written once.
 
     Raises:
-        OSError: the disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     found: dict[bytes, Tensor] = {}
     for model in graphs:
@@ -74,7 +74,9 @@ def write_shared(graphs: Iterable[ir.Model], path: Path) -> None:
 
 
 def _places(path: Path) -> dict[bytes, _Place]:
-    """The tensors of a safetensors file by content, converted to fp32: as they are, transposed, and as 3x3 kernels."""
+    """Return the tensors of a safetensors file by content, converted to fp32: unchanged, transposed, and as 3x3
+    kernels.
+    """
     tensors = load_tensors(path)
     places: dict[bytes, _Place] = {}
     for name, (start, entry) in _header(path).items():
@@ -99,7 +101,7 @@ def _places(path: Path) -> dict[bytes, _Place]:
 
 
 def _header(path: Path) -> Mapping[str, tuple[int, dict]]:
-    """What the file says of each tensor by name, and where its data begin."""
+    """Return the header entry of each tensor by name, and the offset of the data."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

@@ -21,7 +21,7 @@ from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_tensors
 from grr_coca.model.checkpoint_files import FITTED_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, GraphName, fingerprint
 
 Precision = Literal["fp32", "fp16", "int8"]
-"""Of the weights in the folder. Sums are always computed in fp32."""
+"""Precision of the weights in the folder. Sums are always computed in fp32."""
 
 _PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "Attention", "Softmax"))
 _NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "GroupNormalization"))
@@ -40,23 +40,24 @@ _SHAPED = frozenset(
         "Flatten",
     ]
 )
-"""Operators that only move numbers. Their inputs beside the first one are sizes and indices."""
+"""Operators that only move numbers. Their inputs besides the first are sizes and indices."""
 _LINEAR = _SHAPED | {"Concat", "Constant", "Add", "Sub", "Neg"}
-"""Operators that do not make tokens differ in size. Any other between two products, such as an activation, does."""
+"""Operators that keep tokens equal in magnitude. Any other operator between two products, such as an activation,
+does not."""
 
 
 def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
-    """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, completely or not at all.
+    """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, atomically.
 
     Args:
-        source: folder of the checkpoint.
-        out: new folder.
+        source: Folder of the checkpoint.
+        out: New folder.
         precision: `fp32` keeps the weights as the checkpoint stores them. `fp16` rounds them to half precision.
             `int8` quantizes the matrices by channel, and the inputs of each product when it is computed. Convolutions
             and the patch embedding stay in fp32.
 
     Raises:
-        UserError: the checkpoint is damaged, or the disk is full or cannot be written to.
+        UserError: If the checkpoint is corrupt, or the disk is full or cannot be written to.
     """
     checkpoint = from_pretrained(source)
     facts: dict[str, object] = {}
@@ -84,10 +85,12 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the graphs of a checkpoint into a folder whose `model.safetensors` holds its weights. They read that file.
+    """Write the graphs of a checkpoint into a folder whose `model.safetensors` holds its weights.
+
+    The graphs read that file.
 
     Raises:
-        OSError: the disk is full or cannot be written to.
+        OSError: If the disk is full or cannot be written to.
     """
     graphs = _traced(checkpoint)
     refer_to(graphs.values(), folder / WEIGHTS)
@@ -111,10 +114,10 @@ def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
 
 
 def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
-    """A graph whose products with constant matrices are computed in int8."""
+    """Return a graph whose products with constant matrices are computed in int8."""
     products = [node for node in model.graph if node.op_type == "MatMul" and _is_constant(node.inputs[1])]
-    # The patch embedding is cheap, and reads pixels: they are of one size in a picture of one colour and in all of a
-    # photograph. Convolutions before it are no `MatMul`, and stay in fp32, too.
+    # The patch embedding is cheap, and reads pixels: their magnitude is constant in an image of one colour and in all
+    # of a photograph. Convolutions before it are not a `MatMul`, and stay in fp32, too.
     in_fp32 = products[:1] if name == "image" else []
     _scale_rows(model.graph, [node for node in products if node not in in_fp32 and follows_activation(node)])
     scratch.mkdir()
@@ -127,7 +130,7 @@ def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
             nodes_to_exclude=[str(node.name) for node in in_fp32],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            # Else sums of two products overflow 16 bits on processors with AVX2 alone, unseen on newer ones.
+            # Else sums of two products overflow 16 bits on processors that have only AVX2, but not on newer ones.
             reduce_range=True,
             use_external_data_format=True,
         )
@@ -141,9 +144,9 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 
 def follows_activation(product: ir.Node) -> bool:
-    """Return whether the tokens that enter a product differ in size.
+    """Return whether the input tokens of a product differ in magnitude.
 
-    They do if anything that is neither linear nor a norm is between it and the products before it: any activation,
+    They do if anything that is neither linear nor a norm separates it from earlier products: any activation,
     or an activation times something, as in GEGLU.
     """
     is_uneven, values, seen = False, [product.inputs[0]], set()
@@ -166,8 +169,8 @@ def follows_activation(product: ir.Node) -> bool:
 def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
     """Divide each token of a product's input by its largest magnitude, and multiply the token's result by it.
 
-    All inputs of a quantized product share one scale. Behind a norm, all tokens have one size. Behind GELU and
-    other activations they have not, and a large token would leave few levels to the others, in its own image and in
+    All inputs of a quantized product share one scale. After a norm, all tokens have one magnitude. After GELU and
+    other activations they differ, and a large token would leave few levels for the others, in its own image and in
     all of the batch.
     """
     for product in products:
@@ -188,7 +191,7 @@ def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
 
 
 def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -> Mapping[str, object]:
-    """What the manifest of a folder of graphs says beside the files: all that a program needs to know without
+    """Return the manifest entries of a folder of graphs besides its files: all that a program needs without
     `config.json`. `source`: the folder of the weights that the graphs hold, or were quantized from."""
     config, tokenizer, model = checkpoint.config, checkpoint.tokenizer, checkpoint.model
     return {

@@ -1,14 +1,14 @@
 """Fast replacements for layers, for inference on a CPU. Each computes the same as its layer, up to rounding.
 
 - `AbsorbedCrossAttention`: cross-attention of few queries, without projecting the context. q · (W_k c) = (W_k^T q) · c
-  and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s), so the projections move from the many tokens of the context to the few
-  queries, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1). Biases: b_k adds the same to all
-  scores of a query, which the softmax does not see, and b_v is added once, as weights sum to 1. A scale and shift of
-  the context's channels is folded into the projection that follows it.
+  and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s), so the projections apply to the few queries instead of the many tokens
+  of the context, as DeepSeek-V2 does with its latent vectors (arXiv 2405.04434, section 2.1). Biases: b_k adds the same
+  to all scores of a query, which the softmax does not see, and b_v is added once, as weights sum to 1. A scale and
+  shift of the context's channels is folded into the projection that follows it.
 - `FastRMSNorm`: allocates less memory.
 - `FastGEGLU`: activation and product of the two branches are computed within the linear layers before them.
 - `FastSelfAttention`: as few operations as possible for the few tokens of a decoding step. One step of one caption
-  takes a hundred products of a fraction of a millisecond each, so the time between them matters too.
+  takes a hundred products of a fraction of a millisecond each, so the time between them also matters.
 
 Shapes: R rows of captions, B images, T queries or new tokens of width D, S context tokens of width C, or slots; B lines
 of slots, L = R / B * T; H heads, Dh = D / H.
@@ -129,7 +129,7 @@ class AbsorbedCrossAttention(nn.Module):
         return self.attn.out_proj(mixed if self.value_bias is None else mixed.add_(self.value_bias))
 
     def pays(self, num_queries: int, num_tokens: int) -> bool:
-        """True if, for this many queries per context, absorbing the projection into the query takes fewer
+        """Return whether, for this many queries per context, absorbing the projection into the query takes fewer
         multiplications than projecting the context."""
         _, num_heads, head_dim, context_dim = self.kv_weight.shape
         width = num_heads * head_dim

@@ -1,9 +1,9 @@
-"""A fast linear layer. It reorders its weight once for its kernels: one layout for many rows, one for a single row.
+"""A fast linear layer. It reorders its weight once: one layout for many rows, one for a single row.
 
 Decoding multiplies few rows by large matrices. For that, oneDNN on a weight in its own blocked layout is two to three
 times as fast as PyTorch's product on a plain weight. It also applies the operation that follows (GELU, a factor) while
 the result is in registers (`benchmarks/captioning.py`). For a single row, nearly all of the time goes into reading the
-weight, so the kernel that reads fastest wins. Which one that is depends on the maker of the processor; it was measured
+weight, so the kernel that reads fastest is used. It depends on the processor's manufacturer, and was measured
 with weights too large for any cache (benchmarks/LOG.md).
 
 Shapes: D input channels, O output channels.
@@ -21,30 +21,34 @@ from torch import Tensor, nn
 from grr_coca.common.torch_private import block_weight, blocked_linear, blocked_linear_gelu, blocked_linear_times
 
 PARTS = 8
-"""Number of parts that the weight is cut into for a batched product. PyTorch's kernel for batches reads plain weights
+"""Number of parts of the weight for a batched product. PyTorch's kernel for batches reads plain weights
 twice as fast as any other on AMD's processors, and half as fast as MKL on Intel's."""
 
 RowProduct = Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B O"]]
 
 
 def row_product(weight: Float[Tensor, "O D"], intel: bool) -> RowProduct | None:
-    """A function that multiplies a single row by the weight, which is reordered once here. None if no kernel fits the
-    weight."""
+    """Return a function that multiplies a single row by the weight, which is reordered here once.
+
+    None if no kernel fits the weight.
+    """
     if intel:
         return _by_vector(weight)
     return _by_parts(weight) if len(weight) % PARTS == 0 else None
 
 
 def is_intel() -> bool:
-    """True if the processor is Intel's and PyTorch has MKL."""
-    # The oldest PyTorch that we allow has no such function.
+    """Return whether the processor is Intel's and PyTorch has MKL."""
+    # The oldest supported PyTorch has no such function.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.backends.mkl.is_available() and "Intel" in str(capabilities.get("cpu_name"))
 
 
 def _by_vector(weight: Float[Tensor, "O D"]) -> RowProduct:
-    """A row product that uses BLAS's product of a matrix and a vector. That is slow for many short rows, so such a
-    weight is stored by columns."""
+    """Return a row product that uses BLAS's matrix-vector product.
+
+    That is slow for many short rows, so such a weight is stored by columns.
+    """
     num_outputs, num_inputs = weight.shape
     if num_outputs > num_inputs:
         weight = weight.t().contiguous().t()
@@ -70,17 +74,17 @@ class FastLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
-        """`x W^T + b`."""
+        """Return `x W^T + b`."""
         row = self._row(x)
         return blocked_linear(x, self.blocked_weight, self.bias) if row is None else row
 
     def gelu(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B O"]:
-        """GELU of the result, computed together with the product."""
+        """Return the GELU of the result, computed together with the product."""
         row = self._row(x)
         return blocked_linear_gelu(x, self.blocked_weight, self.bias) if row is None else F.gelu(row)
 
     def times(self, x: Float[Tensor, "*B D"], factor: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
-        """The result times a factor, computed together with the product."""
+        """Return the result times a factor, computed together with the product."""
         row = self._row(x)
         return blocked_linear_times(x, factor, self.blocked_weight, self.bias) if row is None else row.mul_(factor)
 
@@ -91,16 +95,19 @@ class FastLinear(nn.Module):
 
     @cached_property
     def row_product(self) -> RowProduct | None:
-        """The function that multiplies a single row by the weight; None if there is no kernel for it."""
+        """The function that multiplies a single row by the weight; None if no kernel fits it."""
         return row_product(self.weight.detach(), is_intel())
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without the reordered weights, which cannot be copied or serialized. A copy makes them again."""
+        """Return the state without the reordered weights, which cannot be copied or serialized.
+
+        A copy recreates them.
+        """
         layouts = ("blocked_weight", "row_product")
         return {name: value for name, value in super().__getstate__().items() if name not in layouts}
 
     def _row(self, x: Tensor) -> Tensor | None:
-        """The result if `x` is a single row and there is a kernel for single rows; else None."""
+        """Return the result if `x` is a single row and a kernel for single rows exists; else None."""
         if x.numel() != x.shape[-1] or self.row_product is None:
             return None
         product = self.row_product(x)

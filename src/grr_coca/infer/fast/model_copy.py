@@ -40,19 +40,19 @@ FAST_LAYERS: dict[type[nn.Module], FastLayer] = {
         },
     ),
 }
-"""The fast replacement of each layer class. Other architectures add those of their layers."""
+"""The fast replacement of each layer class. Other architectures add their own."""
 
 
 def fast_copy(model: Module) -> Module:
-    """A faster copy of a model, in eval mode. Its results are those of the model in eval mode, up to rounding.
+    """Return a faster copy of a model, in eval mode. Its results are those of the model in eval mode, up to rounding.
 
-    The caller owns the copy, and keeps it as long as it is useful. The copy shares the parameters of the model, and
-    also holds some of them in another layout. So it is valid only for the present weights: after a change of weights,
-    make a new copy.
+    The caller owns the copy. The copy shares the parameters of the model, and also holds some of them in another
+    layout, so it is valid only for the present weights: after a change of weights, make a new copy.
 
-    Of a model from `torch.compile`, the original module is copied. The model itself is returned if nothing can be made
-    faster: on other devices than a CPU, in other precisions than fp32, within autocast, and if it is such a copy
-    already.
+
+    For a model from `torch.compile`, the original module is copied. The model itself is returned if nothing can be
+    faster: on devices other than a CPU, in precisions other than fp32, within autocast, and if it is already such a
+    copy.
     """
     modules = list(model.modules())
     is_copy = any(isinstance(module, FastLinear) for module in modules)
@@ -77,8 +77,9 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """True if the module is of exactly this class, in fp32 on the CPU, not sharded, without hooks, and with the class's
-    own forward pass."""
+    """Return whether the module is of exactly this class, in fp32 on the CPU, not sharded, without hooks, and with the
+    class's own forward pass.
+    """
     return (
         type(module) is kind
         and all(type(parameter) is nn.Parameter for parameter in module.parameters())
@@ -88,5 +89,5 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _is_bare(module: nn.Module) -> bool:
-    """True if the module has no hooks, and its forward pass was not replaced by another function."""
+    """Return whether the module has no hooks, and its forward pass was not replaced by another function."""
     return not is_watched(module) and "forward" not in vars(module)

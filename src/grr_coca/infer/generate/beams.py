@@ -30,9 +30,9 @@ class _Pool:
         self.hypotheses = sorted(self.hypotheses, key=lambda hypothesis: -hypothesis.score)[: self.size]
 
     def can_improve(self, summed: float, next_length: int, max_length: int) -> bool:
-        """True if a continuation of a caption with this sum of scores may still be among the best.
+        """Return whether a continuation of a caption with this sum of scores can still be among the best.
 
-        Log-probabilities are negative, so no continuation has a greater sum. The bound divides the sum by the most
+        Log-probabilities are negative, so no continuation has a greater sum. The bound uses the most
         favourable length.
         """
         if len(self.hypotheses) < self.size:
@@ -45,7 +45,7 @@ class _Pool:
 
 
 class Beams(NamedTuple):
-    """Captions that have not ended. `scores`: sums of log-probabilities after the rules; -inf marks an unused beam."""
+    """Captions that have not ended. `scores`: sums of log-probabilities after the rules; -inf for unused beams."""
 
     token_ids: Int[np.ndarray, "B K T"]
     log_probs: Float[np.ndarray, "B K T"]
@@ -62,7 +62,7 @@ class Choice(NamedTuple):
     scores: Float[np.ndarray, "B C"]
 
     def take(self, columns: Int[np.ndarray, "B K"]) -> "Choice":
-        """The continuations at these columns."""
+        """Return the continuations at these columns."""
         return Choice(*(np.take_along_axis(field, columns, axis=1) for field in self))
 
 
@@ -83,7 +83,7 @@ class BeamSearch:
         self.logits = decoder.step(prompt_ids).repeated(self.num_beams)
         self.rows = np.arange(num_images).repeat(self.num_beams)
         """For each beam, the row of the decoder that holds its tokens but the last."""
-        # All beams are equal at the start, so one is enough.
+        # All beams are equal at the start, so one suffices.
         first = np.arange(self.num_beams) == 0
         self.beams = Beams(
             token_ids=np.zeros((num_images, self.num_beams, 0), dtype=np.int64),
@@ -95,7 +95,7 @@ class BeamSearch:
         self.has_nan = False
 
     def run(self) -> list[list[Hypothesis]]:
-        """The best `num_captions` captions of each image, best first."""
+        """Return the best `num_captions` captions of each image, best first."""
         for step in range(self.max_length):
             self._advance(last=step + 1 == self.max_length)
             if step + 1 == self.max_length:
@@ -118,13 +118,16 @@ class BeamSearch:
             self._collect_unfinished()
 
     def _best_continuations(self) -> Choice:
-        """The 2 K best continuations of K beams. At most one of each beam ends its caption, so at least K do not."""
+        """Return the 2 K best continuations of K beams.
+
+        At most one continuation per beam ends its caption, so at least K do not.
+        """
         beams = self.beams
         token_ids = np.concatenate(beams.token_ids)  # R T
         allowed = apply_rules(self.logits, token_ids, self.options, self.eos_id)
         after_rules, ids = allowed.largest(2 * self.num_beams)  # R C
         own = after_rules if allowed is self.logits else self.logits.of(ids)
-        self.has_nan |= bool(np.isnan(own).any())  # an image of which all is NaN leaves the batch
+        self.has_nan |= bool(np.isnan(own).any())  # an image with only NaN leaves the batch
         num_images = len(beams.scores)
         scores = after_rules.reshape(num_images, self.num_beams, -1) + beams.scores[..., None]  # B K C
         parents = np.arange(self.num_beams).repeat(ids.shape[1])[None].repeat(num_images, axis=0)
@@ -152,7 +155,7 @@ class BeamSearch:
         self.rows = self.rows.reshape(-1, self.num_beams)[parents].ravel()
 
     def _collect_unfinished(self) -> None:
-        """Add the captions that have not ended to the pools, because they have reached the maximum length."""
+        """Add unfinished captions, which have reached the maximum length, to the pools."""
         for image, beam in np.argwhere(np.isfinite(self.beams.scores)).tolist():
             ids, log_probs, scores = (field[image, beam] for field in self.beams)
             self.pools[self.running[image]].add(ids.tolist(), log_probs.tolist(), float(scores))

@@ -1,9 +1,9 @@
-"""From images to captions: the calls, and the loop of greedy decoding and sampling.
+"""From images to captions: the public functions, and the loop of greedy decoding and sampling.
 
-The loop appends a token to every caption of the batch, each independently. Beam search has a file of its own.
+The loop appends a token to every caption of the batch, each independently. Beam search has its own file.
 
 Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows; the captions of one image are
-neighbours), T new tokens at most, P prompt tokens.
+neighbours), T maximum number of new tokens, P prompt tokens.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 # --- The loop of greedy decoding and sampling
 
 MAX_KEPT = 0.75
-"""Images whose captions have all ended leave the batch when at most this share of the batch is unfinished. That copies
-the keys and values of the images that stay. One or two steps with fewer rows make up for the copy."""
+"""Finished images leave the batch when at most this share of the batch is unfinished. Compacting copies
+the keys and values of the images that stay. One or two steps with fewer rows make up for it."""
 
 
 class CaptionsInProgress:
@@ -41,9 +41,9 @@ class CaptionsInProgress:
         self.log_probs = np.zeros((num_rows, max_length), dtype=np.float32)
         self.lengths = np.zeros(num_rows, dtype=np.int64)
         self.running = np.arange(num_rows)
-        """Numbers of the captions whose rows are in the batch, ended or not."""
+        """Indices of the captions whose rows are in the batch, ended or not."""
         self.ended = np.zeros(num_rows, dtype=bool)
-        """Which captions of the batch have ended."""
+        """Whether each caption of the batch has ended."""
 
     def append(self, next_ids: Int[np.ndarray, " R"], log_probs: Float[np.ndarray, " R"], eos_id: int) -> None:
         """Add a token to every caption in the batch that has not ended."""
@@ -55,7 +55,7 @@ class CaptionsInProgress:
         self.ended |= next_ids == eos_id
 
     def hypotheses(self, num_per_image: int) -> list[list[Hypothesis]]:
-        """The captions of each image, ranked by log-probability per token, best first."""
+        """Return the captions of each image, ranked by log-probability per token, best first."""
         found = []
         for ids, log_probs, length in zip(
             self.token_ids.tolist(), self.log_probs.tolist(), self.lengths.tolist(), strict=True
@@ -74,15 +74,15 @@ def decode_independently(
     eos_id: int,
     uniforms: Float[np.ndarray, "R T"] | None,
 ) -> Iterator[CaptionsInProgress]:
-    """Append tokens to each caption until all have ended. Gives the captions after each step, always the same object.
+    """Append tokens to each caption until all have ended. Yield the captions after each step, always the same object.
 
     Args:
-        decoder: with empty caches.
-        prompt_ids: the tokens that the captions of each image begin with.
-        options: how to decode.
-        max_length: new tokens at most.
-        eos_id: the end token.
-        uniforms: random numbers in [0, 1) that decide which tokens are sampled; None: take the likeliest token.
+        decoder: Decoder with empty caches.
+        prompt_ids: The tokens that the captions of each image begin with.
+        options: How to decode.
+        max_length: Maximum number of new tokens.
+        eos_id: The end token.
+        uniforms: Random numbers in [0, 1) for sampling; None: take the most likely token.
     """
     num_captions = options.num_captions
     captions = CaptionsInProgress(len(prompt_ids) * num_captions, max_length)
@@ -110,8 +110,8 @@ def decode_independently(
 def _compact(
     decoder: Decoder, captions: CaptionsInProgress, next_ids: Int[np.ndarray, "R 1"], num_captions: int
 ) -> Int[np.ndarray, "_ 1"]:
-    """Remove the images whose captions have all ended, if there are enough of them. Returns the tokens of the rows that
-    stay."""
+    """Remove the images whose captions have all ended, if there are enough of them. Return the tokens of the remaining
+    rows."""
     unfinished = ~captions.ended.reshape(-1, num_captions).all(axis=1)  # B
     if np.count_nonzero(unfinished) > MAX_KEPT * unfinished.size:
         return next_ids
@@ -122,7 +122,7 @@ def _compact(
 
 
 def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int) -> Float[np.ndarray, "R length"]:
-    """`num_draws` rows of random numbers in [0, 1) for each key.
+    """Return `num_draws` rows of random numbers in [0, 1) for each key.
 
     A row depends only on the seed, its key and the number of the draw.
     """
@@ -134,13 +134,13 @@ def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int
     return np.stack(rows)
 
 
-# --- Calls
+# --- Public functions
 
 
 class Caption(NamedTuple):
-    """One caption. `text`: the prompt and the new words. `token_ids`: the new tokens, with the end token if there is
-    one. `log_probs`: the log-probability of each new token in the model's own distribution, before options change
-    it. `confidence`: the probability that it is exactly right, of a caption that an adapted model chose."""
+    """One caption. `text`: the prompt and the new words. `token_ids`: the new tokens, with the end token if
+    present. `log_probs`: the log-probability of each new token in the model's own distribution, before options change
+    it. `confidence`: the probability that it is exactly right, if an adapted model chose it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -162,7 +162,7 @@ class GeneratedCaptions(NamedTuple):
         that the run continues.
 
         Raises:
-            UserError: one of them is NaN.
+            UserError: If one of them is NaN.
         """
         require_numbers(self.image_embedding)
         for image in self.captions:
@@ -181,16 +181,17 @@ def generate(
     """Caption images.
 
     Args:
-        engine: the model.
-        tokenizer: the tokenizer that the model was trained with.
+        engine: The model.
+        tokenizer: The tokenizer that the model was trained with.
         pixels: RGB images, cropped and resized to squares of the model's size (`Preprocess`).
-        options: how to decode.
-        prompt: the words that every caption begins with.
+        options: How to decode.
+        prompt: The words that every caption begins with.
         keys: a name for each image, which seeds its random numbers; None: its index in `pixels`. With keys, sampled
             captions do not depend on how the images were put into batches.
 
     Raises:
-        UserError: the prompt or `max_length` does not fit the context, the rules leave no token, or there is no image.
+        UserError: If the prompt or `max_length` does not fit the context, the rules leave no token, or no
+            image is given.
     """
     captioning = _Captioning(engine, tokenizer, options, prompt, _keys(keys, len(pixels)))
     images = engine.encode_images(pixels)
@@ -212,13 +213,13 @@ def stream_captions(
 ) -> Generator[list[str], None, GeneratedCaptions]:
     """Caption images as `generate` does, and yield the new text of each caption after each step of decoding.
 
-    The pieces of a caption, one after the other, are its text. The first one begins with the prompt. A piece may be
-    empty: the caption has ended, or a character is not complete yet. The generator returns what `generate` returns.
+    The pieces of a caption form its text. The first one begins with the prompt. A piece may be
+    empty: the caption has ended, or a character is still incomplete. The generator returns what `generate` returns.
 
     Arguments are those of `generate`, with options of greedy decoding or of sampling a single caption for each image.
 
     Raises:
-        UserError: as for `generate`; or captions of these options are known only when all have ended.
+        UserError: As for `generate`; or if these options cannot be streamed.
     """
     if options.num_beams > 1 or options.num_captions > 1:
         raise UserError(
@@ -235,7 +236,7 @@ def stream_captions(
 
 
 def _keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
-    """A key for each image."""
+    """Return a key for each image."""
     if num_images == 0:
         raise UserError("there is no image to caption")
     if keys is not None and len(keys) != num_images:
@@ -254,7 +255,7 @@ class _Captioning:
         self.max_length = _max_length(options, engine.context_length, len(self.prompt_ids))
 
     def search(self, images: EncodedImages) -> list[list[Hypothesis]]:
-        """Beam search."""
+        """Run beam search."""
         decoder = self.engine.decoder(
             images,
             num_prompt=len(self.prompt_ids),
@@ -265,7 +266,7 @@ class _Captioning:
         return BeamSearch(decoder, self._prompts(), self.options, self.max_length, self.tokenizer.eos_id).run()
 
     def decode(self, images: EncodedImages) -> Iterator[CaptionsInProgress]:
-        """Greedy decoding or sampling, step by step."""
+        """Run greedy decoding or sampling, step by step."""
         options, max_length, uniforms = self.options, self.max_length, None
         if options.temperature is not None:
             uniforms = uniform_draws(options.seed, self.keys, options.num_captions, max_length)
@@ -275,18 +276,18 @@ class _Captioning:
         return decode_independently(decoder, self._prompts(), options, max_length, self.tokenizer.eos_id, uniforms)
 
     def generated(self, images: EncodedImages, found: list[list[Hypothesis]]) -> GeneratedCaptions:
-        """The result, with the texts of the captions."""
+        """Return the result, with the texts of the captions."""
         captions = [
             [Caption(self.text(ids), ids, log_probs) for ids, log_probs, _ in hypotheses] for hypotheses in found
         ]
         return GeneratedCaptions(captions, images.embedding)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The text of new tokens, after the prompt."""
+        """Return the text of new tokens, after the prompt."""
         return self.tokenizer.decode([*self.prompt_ids, *token_ids])
 
     def texts_so_far(self, captions: CaptionsInProgress) -> list[str]:
-        """The text of each caption, as far as it cannot change: without bytes that may begin a character."""
+        """Return the final part of each caption's text: without bytes that may begin a character."""
         texts = []
         for ids, length in zip(captions.token_ids.tolist(), captions.lengths.tolist(), strict=True):
             is_whole = length == self.max_length or ids[length - 1] == self.tokenizer.eos_id
@@ -299,11 +300,11 @@ class _Captioning:
 
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What decoding gives for bytes that are no character, such as the first bytes of one."""
+"""Replacement for bytes that are not a character, such as the first bytes of one."""
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
-    """The maximum number of new tokens. The context must also hold [BOS], the prompt, [EOS] and [CLS]."""
+    """Return the maximum number of new tokens. The context must also hold [BOS], the prompt, [EOS] and [CLS]."""
     room = context_length - num_prompt_ids - 2
     if room < 1:
         raise UserError(f"the prompt has {num_prompt_ids - 1} tokens; give {context_length - 4} at most, to leave room")
@@ -318,7 +319,7 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
 
 
 def warn_if_repeated(captions: Sequence[str]) -> None:
-    """Warn if more than half of eight or more images got the same caption, as with weights that were never trained."""
+    """Warn if more than half of eight or more images got the same caption, as with untrained weights."""
     if len(captions) < 8:
         return
     caption, count = Counter(captions).most_common(1)[0]

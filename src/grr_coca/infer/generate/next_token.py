@@ -1,8 +1,8 @@
 """The next token of captions: its distribution as an array, the rules of the options, and sampling.
 
-Greedy decoding, sampling and beam search all choose tokens by these.
+Greedy decoding, sampling and beam search all use these to choose tokens.
 
-Shapes: R rows of captions, T new tokens so far, N changed log-probabilities or ids, K tokens that are kept, V
+Shapes: R rows of captions, T new tokens so far, N changed log-probabilities or ids, K selected tokens, V
 vocabulary.
 """
 
@@ -19,7 +19,7 @@ from grr_coca.infer.generate.options import GenerationOptions
 
 
 class ArrayLogits:
-    """`Logits` in an array, which is not copied."""
+    """`Logits` in an array that is not copied."""
 
     def __init__(self, logits: Float[np.ndarray, "R V"], normalizer: Float[np.ndarray, "R 1"] | None = None) -> None:
         self._logits = logits
@@ -62,7 +62,7 @@ class ArrayLogits:
 
 
 def inverse_cdf(logits: Float[np.ndarray, "R V"], uniforms: Float[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
-    """The first column at which the cumulative softmax of the logits exceeds the uniform number of its row."""
+    """Return the first column at which the cumulative softmax of the logits exceeds the uniform number of its row."""
     cumulative = _shifted_exp(logits)[0].cumsum(axis=1, dtype=np.float64)
     passed = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)
     return np.minimum(passed, logits.shape[1] - 1)
@@ -70,14 +70,14 @@ def inverse_cdf(logits: Float[np.ndarray, "R V"], uniforms: Float[np.ndarray, " 
 
 def _log_sum_exp(logits: Float[np.ndarray, "R V"]) -> Float[np.ndarray, "R 1"]:
     exponentials, shift = _shifted_exp(logits)
-    with np.errstate(divide="ignore"):  # a row of which every token is ruled out
+    with np.errstate(divide="ignore"):  # a row with every token ruled out
         return np.log(exponentials.sum(axis=1, keepdims=True).astype(np.float64)) + shift
 
 
 def _shifted_exp(logits: Float[np.ndarray, "R V"]) -> tuple[Float[np.ndarray, "R V"], Float[np.ndarray, "R 1"]]:
-    """exp(logits - shift), of which no number overflows, and the shift of each row."""
+    """Return exp(logits - shift), which cannot overflow, and the shift of each row."""
     shift = logits.max(axis=1, keepdims=True)
-    shift[np.isneginf(shift)] = 0  # in a row of which every token is ruled out
+    shift[np.isneginf(shift)] = 0  # in a row with every token ruled out
     shifted = logits - shift
     return np.exp(shifted, out=shifted), shift
 
@@ -86,10 +86,10 @@ _BLOCK = 64
 
 
 def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
-    """The indices of the k largest numbers of each row, in descending order.
+    """Return the indices of the k largest numbers of each row, in descending order.
 
-    Ranking a vocabulary of 50,000 would take longer than a small model. So the row is cut into blocks of every n-th
-    number. The k largest numbers lie in the k blocks with the largest maxima, or among those behind the last block.
+    Ranking a vocabulary of 50,000 would take longer than a small model, so the row is split into blocks of every n-th
+    number. The k largest numbers are in the k blocks with the largest maxima, or after the last block.
     """
     num_rows, num_values = values.shape
     num_blocks = num_values // _BLOCK
@@ -105,7 +105,7 @@ def _largest(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]
 
 
 def _ranked(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
-    """`_largest` without blocks."""
+    """Compute `_largest` without blocks."""
     if k < values.shape[1]:
         among = values.argpartition(values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
         order = np.take_along_axis(values, among, axis=1).argsort(axis=1)[:, ::-1]
@@ -116,8 +116,11 @@ def _ranked(values: Float[np.ndarray, "R V"], k: int) -> Int[np.ndarray, "R K"]:
 class Hypothesis(NamedTuple):
     """A caption as token ids, the result of decoding.
 
-    `token_ids`: the new tokens, with the end token if there is one. `log_probs`: the model's own log-probability of
-    each. `score`: captions are ranked by it."""
+    Attributes:
+        token_ids: The new tokens, with the end token if there is one.
+        log_probs: The model's own log-probability of each.
+        score: Score for ranking captions.
+    """
 
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
@@ -134,7 +137,7 @@ def require_numbers(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
     """Return embeddings or log-probabilities unchanged.
 
     Raises:
-        UserError: one of them is NaN.
+        UserError: If one of them is NaN.
     """
     if np.isnan(values).any():
         raise UserError(NAN_RESULTS)
@@ -150,7 +153,7 @@ class _Change(NamedTuple):
 
 
 def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: GenerationOptions, eos_id: int) -> Logits:
-    """Apply all rules of the options. If they change nothing, the logits themselves are returned."""
+    """Apply all rules of the options. If they change nothing, return the logits themselves."""
     changes = []
     if options.repetition_penalty != 1:
         changes.append(_penalize_repetition(logits, new_ids, options.repetition_penalty))
@@ -166,10 +169,10 @@ def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: Genera
 
 
 def _penalize_repetition(logits: Logits, new_ids: Int[np.ndarray, "R T"], penalty: float) -> _Change:
-    """Multiply the log-probability of each token that a row already has by `penalty`, once per token.
+    """Multiply the log-probability of each token that a row already contains by `penalty`, once per token.
 
-    CTRL multiplies logits. A constant that is added to all logits changes no probability, but it changes the sign of
-    some logits and so the result. So log-probabilities are used here.
+    CTRL multiplies logits. Adding a constant to all logits changes no probability, but it changes the sign of
+    some logits and thus the result, so log-probabilities are used here.
     """
     rows = np.arange(len(new_ids)).repeat(new_ids.shape[1])
     return _Change(rows, new_ids.ravel(), logits.of(new_ids).ravel() * np.float32(penalty))
@@ -192,7 +195,7 @@ def _rule_out(rows: Int[np.ndarray, " N"], ids: Int[np.ndarray, " N"]) -> _Chang
 # --- Sampling
 
 SEARCHES = (128, 1024, 2**31)
-"""The tokens that the filters leave are first searched among this many of the likeliest, at last among all: ranking a
+"""Filters first search this many of the most likely tokens, and all tokens only if needed: ranking a
 large vocabulary would take longer than the model."""
 
 
@@ -215,20 +218,20 @@ def draw(logits: Logits, uniforms: Float[np.ndarray, " R"], options: GenerationO
 def _filtered(
     logits: Float[np.ndarray, "R K"], total: Float[np.ndarray, " R"] | None, options: GenerationOptions
 ) -> Bool[np.ndarray, "R K"]:
-    """Which tokens the filters `top_p` and `min_p` leave out. A token is left out if a likelier one is.
+    """Return which tokens the filters `top_p` and `min_p` exclude. Tokens after an excluded one are excluded, too.
 
     Args:
-        logits: of the likeliest tokens, divided by the temperature, in descending order.
-        total: log-sum-exp over all tokens; None: those that are given are all.
-        options: with the filters.
+        logits: Logits of the most likely tokens, divided by the temperature, in descending order.
+        total: Log-sum-exp over all tokens; None if `logits` has all tokens.
+        options: Options with the filters.
     """
     is_out = np.zeros(logits.shape, dtype=bool)
     if options.top_p is not None:
-        with np.errstate(invalid="ignore"):  # a row of which every token is ruled out
-            probs = np.exp(logits - logits[:, :1], dtype=np.float64)  # relative to the likeliest
+        with np.errstate(invalid="ignore"):  # a row with every token ruled out
+            probs = np.exp(logits - logits[:, :1], dtype=np.float64)  # relative to the most likely
             whole = probs.sum(axis=1) if total is None else np.exp(total - logits[:, 0])
         is_out |= probs.cumsum(axis=1) - probs >= options.top_p * whole[:, None]
     if options.min_p is not None:
         is_out |= logits < logits[:, :1] + math.log(options.min_p)
-    is_out[:, 0] = False  # the likeliest stays, even where rounding leaves it no share
+    is_out[:, 0] = False  # the most likely token stays, even if its share rounds to 0
     return is_out

@@ -1,4 +1,4 @@
-"""Options of decoding. Every length counts new tokens only, not the prompt."""
+"""Options of decoding. All lengths count new tokens, not the prompt."""
 
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -26,10 +26,10 @@ _WITHIN = {
 class GenerationOptions:
     """Greedy by default; sampling with a `temperature`; beam search with `num_beams`.
 
-    The rules (`min_length`, `repetition_penalty`, `no_repeat_ngram`) look at new tokens, not at the prompt.
+    The rules (`min_length`, `repetition_penalty`, `no_repeat_ngram`) apply to new tokens, not to the prompt.
 
     Raises:
-        UserError: a value is out of range, or two options contradict each other; names them.
+        UserError: If a value is out of range, or two options contradict each other.
     """
 
     max_length: int | None = None
@@ -39,18 +39,19 @@ class GenerationOptions:
     temperature: float | None = None
     """Sample from the softmax of logits / temperature; None: no sampling."""
     top_k: int | None = None
-    """Sample from the k likeliest tokens."""
+    """Sample from the k most likely tokens."""
     top_p: float | None = None
     """Sample from the smallest set of tokens whose probabilities sum to at least this (nucleus sampling, arXiv
     1904.09751)."""
     min_p: float | None = None
-    """Sample from tokens whose probability is at least this share of the likeliest one's (arXiv 2407.01082)."""
+    """Sample from tokens whose probability is at least this share of the most likely one's (arXiv 2407.01082)."""
     num_beams: int = 1
-    """Captions that beam search continues at each step, the likeliest ones; 1: no beam search."""
+    """Number of most likely captions that beam search continues at each step; 1: no beam search."""
     length_penalty: float = 1.0
     """Captions are ranked by log-probability / length ** length_penalty. A value above 1 favours long captions."""
     repetition_penalty: float = 1.0
-    """The log-probabilities of tokens that the caption already has are multiplied by this (CTRL, arXiv 1909.05858)."""
+    """The log-probabilities of tokens that the caption already contains are multiplied by this (CTRL, arXiv
+    1909.05858)."""
     no_repeat_ngram: int = 0
     """No sequence of n tokens may occur twice; 0: no such rule."""
     num_captions: int = 1

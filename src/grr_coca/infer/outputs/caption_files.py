@@ -1,7 +1,7 @@
-"""Files of captions: rows in CSV or JSON lines, text files and XMP files beside the images.
+"""Files of captions: rows in CSV or JSON lines, text files and XMP files next to the images.
 
-`grr-coca caption` writes these, and Python programs can: each `CaptionOutput` says which images have their captions
-already (`done`), and takes those of one image after the other (`write`).
+`grr-coca caption` writes these, and Python programs can: each `CaptionOutput` lists the images that already have
+captions (`done`), and writes the captions of one image after another (`write`).
 """
 
 import csv
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CaptionRow(NamedTuple):
-    """One caption of an image. `log_prob`: natural logarithm of the probability of the whole caption."""
+    """One caption of an image. `log_prob`: natural logarithm of the probability of the complete caption."""
 
     image: str
     caption: str
@@ -35,16 +35,16 @@ class CaptionRow(NamedTuple):
 
 
 def caption_rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[CaptionRow]:
-    """The rows of the captions of an image, best first."""
-    # A model may write a line end, but a caption must stay on one line.
+    """Return the rows of the captions of an image, best first."""
+    # A model can generate a line end, but a caption must stay on one line.
     return [CaptionRow(image.name, " ".join(c.text.split()), round(sum(c.log_probs), 4)) for c in captions]
 
 
 class CaptionOutput(ABC):
-    """Writes the captions of one image after the other. Use it as a context, or call `close`.
+    """Writes the captions of one image after another. Use it as a context manager, or call `close`.
 
     `done`, `unusable`: names of the images that already have captions, or whose captions cannot be written; `kind`:
-    what is written, such as "XMP file"; `unwritten`: a message for each file that could not be.
+    what is written, such as "XMP file"; `unwritten`: an error message for each file that could not be written.
     """
 
     kind = ""
@@ -58,8 +58,8 @@ class CaptionOutput(ABC):
     def write(self, image: "ImageFile", description: "Description") -> None:
         """Write the captions of an image."""
 
-    def close(self) -> None:  # noqa: B027 (not all have something to close)
-        """End the work, also after an error."""
+    def close(self) -> None:  # noqa: B027 (not all outputs need to be closed)
+        """Finish writing, also after an error."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,13 +71,13 @@ class CaptionOutput(ABC):
 class CaptionFile(CaptionOutput):
     """A file of rows (`CaptionRow`): JSON lines or CSV, by its suffix. An interrupted job continues it.
 
-    `done`: the images that have all their captions in the file. Before the first new row is written, a last line that
-    was cut off is removed, and so are the rows of those `images` that lack captions. Rows of other images stay. Until
-    it is closed, no other process adds rows.
+    `done`: the images that have all their captions in the file. Before the first new row is written, a truncated last
+    line and incomplete rows of the given `images` are removed. Rows of other images stay. Until the file is closed, no
+    other process adds rows.
 
     Raises:
-        UserError: the suffix names no format, the file holds something else, or it cannot be written to, as another
-            process does.
+            UserError: If the suffix is not a supported format, the file has other content, or it cannot be written to,
+                for example because another process writes to it.
     """
 
     def __init__(self, path: str | Path, images: "Iterable[ImageFile]", rows_per_image: int = 1) -> None:
@@ -97,7 +97,7 @@ class CaptionFile(CaptionOutput):
         self._incomplete = (counts.keys() - self.done) & {image.name for image in images}
 
     def _locked(self) -> ProcessLock | None:
-        """The lock of the file, in a hidden file beside it; None if the file system has no locks."""
+        """Return the lock of the file, in a hidden file next to it, or None if the file system has no locks."""
         target = behind_link(self.path)
         try:
             return ProcessLock(target.with_name(f".{target.name}.lock"), removes=True)
@@ -109,7 +109,7 @@ class CaptionFile(CaptionOutput):
             return None
 
     def write(self, image: "ImageFile", description: "Description") -> None:
-        """Add the rows of an image, and flush them at once."""
+        """Add the rows of an image, and flush them immediately."""
         with disk_errors(self.path):
             if self._file is None:
                 self._file = self._begun()
@@ -127,7 +127,7 @@ class CaptionFile(CaptionOutput):
                 self._lock.release()
 
     def _begun(self) -> TextIO:
-        """The file, ready for the first new row. If no row is new, the file stays unchanged."""
+        """Return the file, ready for the first new row. If no row is new, the file stays unchanged."""
         if self.path.exists() and (self._incomplete or _is_torn(self.path)):
             write_output(self.path, self._write_complete)
         file = behind_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
@@ -146,7 +146,7 @@ class CaptionFile(CaptionOutput):
                 file.write(self._line(row).encode("utf-8", "surrogateescape"))
 
     def _read(self) -> Iterator[CaptionRow]:
-        """The rows of the file. A last row that was cut off is left out."""
+        """Yield the rows of the file. A truncated last row is omitted."""
         with self.path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             whole = (line for line in file if line.endswith("\n"))
             for number, record in enumerate(self._records(whole), 1):
@@ -193,16 +193,17 @@ def _csv_line(values: Sequence[object]) -> str:
 
 
 class TextFiles(CaptionOutput):
-    """`NAME.txt` beside each image, or the `NAME.TXT` that is there, with one caption per line. Nothing is written into
-    folders that are read-only.
+    """`NAME.txt` next to each image, or an existing `NAME.TXT`, with one caption per line.
+
+    Nothing is written into read-only folders.
 
     Args:
-        images: all of them.
-        overwrite: also replace files that are there.
-        instead: what error messages advise.
+        images: All images of the job.
+        overwrite: Also replace existing files.
+        instead: Alternative that error messages suggest.
 
     Raises:
-        UserError: an image is not a separate file, or two images would share a text file.
+        UserError: If an image is not a separate file, or two images would share a text file.
     """
 
     kind = "text file"
@@ -217,7 +218,7 @@ class TextFiles(CaptionOutput):
         self.done = {
             name
             for name, text in self._places.items()
-            # A link is left alone, also without a target: it may lead to the image itself.
+            # Links are never replaced, even without a target: they may lead to the image itself.
             if text.is_symlink() or (text.exists() and not overwrite)
         }
         closed = in_closed_folders(self._places)
@@ -231,8 +232,9 @@ class TextFiles(CaptionOutput):
 
 
 class XmpFiles(CaptionOutput):
-    """The best caption of each image in an XMP file beside it, or keywords. What else is in that file stays, and so
-    does a file that cannot be changed.
+    """The best caption of each image, or keywords, in an XMP file next to it.
+
+    Other content of the file is kept. A file that cannot be changed stays as it is.
 
     The arguments and errors are those of `TextFiles`.
     """
@@ -282,13 +284,15 @@ class XmpFiles(CaptionOutput):
 
 
 def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path], instead: str) -> dict[str, Path]:
-    """The file to write beside each image, by the name of the image. `instead`: what error messages advise.
+    """Return the file to write next to each image, by the name of the image.
+
+    `instead`: alternative that error messages suggest.
 
     Raises:
-        UserError: an image is not a separate file, two images would share a file, or the file is an image.
+        UserError: If an image is not a separate file, two images would share a file, or the file is an image.
     """
     places: dict[str, Path] = {}
-    owners: dict[Path, str] = {}  # names of images, by the file in a folder without links
+    owners: dict[Path, str] = {}  # names of images, by file, with links of its folder resolved
     for image in images:
         if image.path is None:
             raise UserError(
@@ -306,8 +310,10 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
 
 
 def in_closed_folders(places: Mapping[str, Path]) -> dict[str, str]:
-    """The images in read-only folders, by name, each with an error message. They are found before the work begins, so
-    that they do not end it for the others."""
+    """Return an error message for each image in a read-only folder, by name.
+
+    These are found before the work begins, so that they do not stop it for the others.
+    """
     folders = {place.parent for place in places.values()}
     closed = {folder for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)}
     return {name: f"{place}: the folder is read-only" for name, place in places.items() if place.parent in closed}

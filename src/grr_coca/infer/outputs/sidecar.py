@@ -1,7 +1,7 @@
-"""Writes captions and keywords into XMP files beside images. Nothing else that such a file holds is changed.
+"""Writes captions and keywords into XMP files next to images. Everything else in such a file stays unchanged.
 
-An existing file is not written anew from what was understood of it: the new words are inserted into its bytes, so notes
-of other programs stay as they are, to the last space. The image itself is never opened for writing.
+An existing file is not parsed and serialized again: the new words are inserted into its bytes, so
+metadata of other programs stays byte for byte. The image itself is never opened for writing.
 
 The format: XMP specification part 1 (ISO 16684-1). Captions are `dc:description`, keywords `dc:subject`.
 """
@@ -32,40 +32,40 @@ _MAX_LEVELS = 100
 
 
 class XmpError(UserError):
-    """The error for an XMP file that cannot be changed safely, and stays as it is."""
+    """Error for an XMP file that cannot be changed safely, and stays unchanged."""
 
 
 def sidecar_to_write(image: Path, *, is_alone: bool = True) -> Path:
-    """The XMP file for an image: `NAME.jpg.xmp`, or `NAME.xmp` if only that exists.
+    """Return the XMP file for an image: `NAME.jpg.xmp`, or `NAME.xmp` if only that exists.
 
-    digiKam, darktable and PhotoPrism read both, Lightroom and Adobe Bridge the second. `is_alone`: False if another
-    image has this name with another suffix. `NAME.xmp` is not taken then, as it may be that of the other image.
+    digiKam, darktable and PhotoPrism read both, Lightroom and Adobe Bridge the second. `is_alone`: whether no other
+    image has this name with another suffix. Otherwise `NAME.xmp` is not used, as it may belong to the other image.
     """
     own, shared = image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp")
     return shared if is_alone and not os.path.lexists(own) and shared.is_file() else own
 
 
 def has_caption(sidecar: Path) -> bool:
-    """True if an XMP file has a caption already.
+    """Return whether an XMP file already has a caption.
 
     Raises:
-        XmpError: it exists, and is not an XMP file that can be changed.
+        XmpError: If the file exists, and is not an XMP file that can be changed.
     """
     return os.path.lexists(sidecar) and _located(_read(sidecar), sidecar).has_description
 
 
 def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = (), *, overwrite: bool = False) -> None:
-    """Write a caption and keywords into an XMP file, which is made if it does not exist.
+    """Write a caption and keywords into an XMP file, which is created if it does not exist.
 
     Args:
-        sidecar: the file.
-        caption: None: none, as for a caption of which XML can hold nothing.
-        keywords: are added to those that the file has. If there is nothing to write, no file is made.
-        overwrite: replace a caption that the file has. Its translations stay.
+        sidecar: The file.
+        caption: Caption; None for no caption, as if XML can represent none of its characters.
+        keywords: Added to those in the file. If there is nothing to write, no file is created.
+        overwrite: Replace an existing caption. Its translations stay.
 
     Raises:
-        XmpError: the file exists and is not an XMP file that can be changed, or is a link. It stays as it is.
-        OSError: the disk is full or cannot be written to. The file stays as it is.
+        XmpError: If the file exists and is not an XMP file that can be changed, or is a link. The file stays unchanged.
+        OSError: If the disk is full or cannot be written to. The file stays unchanged.
     """
     content = _read(sidecar) if os.path.lexists(sidecar) else _NEW.encode()
     changed = _inserted(content, sidecar, _plain(caption or "") or None, keywords, overwrite)
@@ -106,7 +106,7 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
         edits.append(_new_properties(found, properties, sidecar))
     for start, end, text in sorted(edits, reverse=True):
         content = content[:start] + text.encode() + content[end:]
-    after = _located(content, sidecar)  # what was written must be found again
+    after = _located(content, sidecar)  # the written text must be found again
     assert caption is None or after.has_description
     assert {*found.keywords, *missing} == set(after.keywords)
     return content
@@ -141,7 +141,7 @@ def _property(name: str, kind: str, items: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text on one line, of characters that XML can hold."""
+    """Return a text on one line, of characters that XML can represent."""
     return " ".join(_NOT_XML.sub(" ", text).split())
 
 
@@ -150,11 +150,14 @@ def _plain(text: str) -> str:
 
 @dataclass(kw_only=True)
 class _Places:
-    """Where the bytes of an XMP file can be extended. None: there is no such place.
+    """Byte offsets at which an XMP file can be extended. None: the place does not exist.
 
-    `rdf_end`, `description_end`: before the end tags of `rdf:RDF` and of the first `rdf:Description`; `about`: what
-    that is about; `default`: start and end of the caption in the default language; `alternatives`: where its list of
-    languages begins; `bag_end`: before the end of the list of keywords.
+    Attributes:
+        rdf_end, description_end: Offsets before the end tags of `rdf:RDF` and of the first `rdf:Description`.
+        about: Subject of that description.
+        default: Start and end of the caption in the default language.
+        alternatives: Start of its list of languages.
+        bag_end: Offset before the end of the list of keywords.
     """
 
     rdf_end: int | None = None
@@ -172,7 +175,7 @@ def _located(content: bytes, sidecar: Path) -> _Places:
     """Find the places of an XMP file.
 
     Raises:
-        XmpError: the file is not XML in UTF-8, or has a DOCTYPE.
+        XmpError: If the file is not XML in UTF-8, or has a DOCTYPE.
     """
     reader = _Reader(content)
     try:
@@ -184,7 +187,7 @@ def _located(content: bytes, sidecar: Path) -> _Places:
 
 
 class _Reader:
-    """Reads an XMP file and notes the places of bytes."""
+    """Reads an XMP file and records byte offsets."""
 
     def __init__(self, content: bytes) -> None:
         self.places = _Places()
@@ -210,7 +213,7 @@ class _Reader:
         raise ValueError("it has a DOCTYPE")
 
     def _next(self) -> int:
-        """The place of this event, where the content of the last element begins."""
+        """Return the offset of this event, where the content of the last element begins."""
         place: int = self._parser.CurrentByteIndex
         waiting, self._waits_for_content = self._waits_for_content, None
         if waiting == _ITEM_OF_DESCRIPTION:
@@ -257,7 +260,7 @@ class _Reader:
         self._path.pop()
 
     def _below(self) -> list[str]:
-        """The path below `rdf:RDF`."""
+        """Return the path below `rdf:RDF`."""
         return self._path[self._path.index(_ROOT) + 1 :] if _ROOT in self._path else []
 
 

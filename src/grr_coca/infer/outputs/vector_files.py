@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".safetensors", ".npy", ".parquet")
 MAX_HEADER_BYTES = 100_000_000
-"""Bytes of names and metadata that a safetensors reader accepts."""
+"""Maximum size in bytes of names and metadata for a safetensors reader."""
 
 
 class VectorBuffer:
-    """Keys and vectors of images that come batch by batch. The array has a row for each image that may come: a list of
+    """Keys and vectors of images, added batch by batch. The array has a row for each possible image: a list of
     rows would take more than twice the memory."""
 
     def __init__(self, num_images: int) -> None:
@@ -42,17 +42,17 @@ class VectorBuffer:
 
     @property
     def vectors(self) -> "np.ndarray":
-        """The embeddings of the images that came, N E."""
+        """The embeddings of the added images, N E."""
         import numpy as np
 
         return np.empty((0, 0), np.float32) if self._rows is None else self._rows[: len(self.keys)]
 
 
 def check_format(path: Path) -> None:
-    """Raise an error if `write_vectors` cannot write this file. Both checks are made before the work begins.
+    """Check that `write_vectors` can write this format, before the work begins.
 
     Raises:
-        UserError: the suffix names no format, or a package for the format is missing.
+        UserError: If the suffix is not a supported format, or a package for the format is missing.
     """
     if require_suffix(path, _SUFFIXES) == ".parquet":
         require_extra("parquet", f"{path}: writing Parquet")
@@ -61,10 +61,10 @@ def check_format(path: Path) -> None:
 
 
 def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) -> None:
-    """Raise an error if a file cannot hold so many keys, cannot be written, or would replace an input.
+    """Check that a file can hold this many keys, can be written, and does not replace an input.
 
     Raises:
-        UserError: it cannot, or would.
+        UserError: If a check fails.
     """
     _require_room(path, keys)
     for place in (path, _keys_file(path)) if path.suffix.lower() == ".npy" else (path,):
@@ -78,7 +78,7 @@ def _require_room(path: Path, keys: Sequence[str]) -> None:
 
 
 def _keys_file(path: Path) -> Path:
-    """The file of keys beside a `.npy` file."""
+    """Return the file of keys next to a `.npy` file."""
     return path.with_suffix(".keys.txt")
 
 
@@ -92,18 +92,18 @@ def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") 
     | suffix | vectors | keys |
     |---|---|---|
     | `.safetensors` | tensor `embeddings` N E | metadata `keys`, a JSON list |
-    | `.npy` | array N E | `NAME.keys.txt` beside it, one per line |
+    | `.npy` | array N E | `NAME.keys.txt` next to it, one per line |
     | `.parquet` | column `embedding`, lists of E | column `key` |
 
     Raises:
-        UserError: the disk is full, or there are too many keys for the format.
+        UserError: If the disk is full, or there are too many keys for the format.
     """
     path = Path(path)
     suffix = require_suffix(path, _SUFFIXES)
     if suffix == ".safetensors":
         _write_safetensors(path, keys, vectors)
     elif suffix == ".npy":
-        # Bytes of a file name that are not UTF-8 stay unchanged. Line ends of any kind in a key are escaped.
+        # Non-UTF-8 bytes of a file name stay unchanged. All kinds of line ends in a key are escaped.
         lines = "".join(on_one_line(key) + "\n" for key in keys).encode("utf-8", "surrogateescape")
         import numpy as np
 
@@ -126,7 +126,7 @@ def _write_parquet(path: Path, keys: Sequence[str], vectors: "np.ndarray") -> No
     import pyarrow.parquet
 
     def write(file: IO[bytes]) -> Any:
-        # Parquet's strings are UTF-8: other bytes of a file name are written as \udc… escapes.
+        # Parquet strings are UTF-8: other bytes of a file name are written as \udc… escapes.
         names = [key.encode("utf-8", "backslashreplace").decode() for key in keys]
         flat = pyarrow.array(vectors.reshape(-1))
         rows = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])

@@ -140,6 +140,19 @@ def data_table() -> str:
     return _markdown(("what", "measured", "aim"), lines)
 
 
+def decoding_table() -> str:
+    """Decoding in helper programs, beside a version that decoded in the process that uses the pictures."""
+    lines = []
+    for row in _results("decoding")["rows"]:
+        part, _, what = row["what"].partition(": ")
+        unit = " ms" if part == "command" else ""
+        low, _, high = row["interval"].partition(" to ")
+        found = f"{row['now to before']:g}{unit} [{low}, {high}]".replace("-", "−")
+        aim = row["target"].replace("<= ", "≤ ").replace(">= ", "≥ ")
+        lines.append((DECODING_PARTS[part].format(what), f"{row['before, s']:g}", f"{row['now, s']:g}", found, aim))
+    return _markdown(("what", "before, s", "in helper programs, s", "times as fast [95%]", "aim"), lines)
+
+
 TRAINING_ROWS = [f"{lengths}-{precision}" for lengths in ("full", "cc12m", "coco") for precision in ("fp32", "bf16")]
 CAPTIONING_ROWS = [
     f"method={method},batch={batch},tokens={tokens}"
@@ -158,6 +171,12 @@ DATA_ROWS = (
     ("loader", "loader / step in later epochs", "the same, once a small corpus is decoded in memory", "×"),
 )
 """Results file, its row, what a reader calls it, and the unit."""
+DECODING_PARTS = {
+    "http": "`serve`, 16 clients: {}",
+    "index": "`index`: {}",
+    "loader": "training loader: {}",
+    "command": "`caption`: {}",
+}
 TABLES: dict[str, Callable[[], str]] = {
     "training": training_table,
     "compiled": compiled_table,
@@ -167,6 +186,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": engines_table,
     "precision": precision_table,
     "data": data_table,
+    "decoding": decoding_table,
 }
 
 

@@ -16,7 +16,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 TITLE = "GRR-CoCa against Baseline CoCa: an independent test at a small scale"
 STYLE = """
-@page { size: A4; margin: 17mm 19mm; @bottom-center { content: counter(page); font-size: 8pt; color: #5b6570 } }
+@page { size: A4; margin: 15mm 19mm; @bottom-center { content: counter(page); font-size: 8pt; color: #5b6570 } }
 body { font: 8.8pt/1.34 "DejaVu Serif", serif; text-align: justify; hyphens: auto }
 h1 { font-size: 16pt; text-align: center; margin: 0 0 4pt }
 h2 { font-size: 11.5pt; margin: 12pt 0 3pt; break-after: avoid }

@@ -8,7 +8,8 @@ trained:
 - `test_apart_FAMILY`: families that training never sees, at most 2,000 drawings of each, each of another caption
 - `train`: all other pairs, in their order
 
-Everything is chosen by hashes of names, so no two runs of it differ in a byte. The shards of the corpus are only read.
+Everything is chosen by hashes of names, so no two runs of it differ in a byte: `set_apart.json` has the digests of all
+shards. The shards of the corpus are only read.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 FAMILIES_FILE = Path(__file__).parents[2] / "scripts" / "build_datasets" / "icon_families.json"
+DIGESTS_FILE = Path(__file__).with_suffix(".json")
+"""The sha256 of each shard that the published corpus gives."""
 APART = ("ph", "icon-park", "pepicons", "uil", "teenyicons", "marketeq")
 """Families of `test_apart`, by their first sets: six weights, two colours, hand-drawn, thin, tiny, many colours."""
 NUM_KNOWN = {"test_known": 5_000, "val_known": 2_000}
@@ -122,6 +125,11 @@ def read_families() -> dict[str, str]:
     return {prefix: group[0] for group in groups for prefix in group}
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of each shard of a folder, by its name."""
+    return {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest() for shard in sorted(folder.glob("*.tar"))}
+
+
 def _hash(name: str) -> bytes:
     return hashlib.sha256(f"icons apart:{name}".encode()).digest()
 
@@ -140,7 +148,7 @@ def _write(shard: Path, pairs: Sequence[Pair]) -> None:
 
 
 def main() -> int:
-    """Set the tests apart, and say how many pairs each split has."""
+    """Set the tests apart, print how many pairs each split has, and return 1 if a shard is not that of the study."""
     from grr_coca.common.files import user_cache
 
     parser = argparse.ArgumentParser(description="Set fresh tests apart from the training pairs of the corpus icons.")
@@ -151,7 +159,11 @@ def main() -> int:
         parser.error(f"{options.source} has no train-*.tar; `python scripts/build_datasets icons` builds the corpus")
     for split, count in set_apart(options.source, options.target, read_families()).items():
         print(f"{split:<24} {count:>8,}")
-    return 0
+    found, published = digests(options.target), json.loads(DIGESTS_FILE.read_text(encoding="utf-8"))
+    other = sorted(name for name in {*found, *published} if found.get(name) != published.get(name))
+    if other:
+        print(f"{options.target}: not to the byte the shards of the study: {', '.join(other)}", file=sys.stderr)
+    return bool(other)
 
 
 if __name__ == "__main__":

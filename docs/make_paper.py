@@ -17,7 +17,7 @@ ROOT = DOCS.parent
 TITLE = "GRR-CoCa against Baseline CoCa: an independent test at a small scale"
 STYLE = """
 @page { size: A4; margin: 15mm 19mm; @bottom-center { content: counter(page); font-size: 8pt; color: #5b6570 } }
-body { font: 8.8pt/1.34 "DejaVu Serif", serif; text-align: justify; hyphens: auto }
+body { font: 8.7pt/1.32 "DejaVu Serif", serif; text-align: justify; hyphens: auto }
 h1 { font-size: 16pt; text-align: center; margin: 0 0 4pt }
 h2 { font-size: 11.5pt; margin: 12pt 0 3pt; break-after: avoid }
 h3 { font-size: 9.8pt; margin: 8pt 0 2pt; break-after: avoid }
@@ -26,7 +26,7 @@ h3 { font-size: 9.8pt; margin: 8pt 0 2pt; break-after: avoid }
 h3 + p { break-after: avoid }
 p, ul, ol { margin: 4pt 0 }
 ul, ol { padding-left: 14pt }
-img { display: block; width: 90%; margin: 4pt auto 0 }
+img { display: block; width: 86%; margin: 4pt auto 0 }
 table { border-collapse: collapse; width: 100%; font-size: 7.4pt; text-align: left; hyphens: none; margin: 5pt 0 }
 th, td { border-top: 0.5pt solid #b9c0c7; padding: 1.8pt 2.5pt; vertical-align: top }
 td[style*=right], td:last-child { white-space: nowrap }

@@ -169,6 +169,7 @@ lock:
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell *.md benchmarks docs examples recipes scripts src studies
 	$(BIN)/mypy --num-workers $(JOBS)
 
 # What continuous integration runs, whole.

@@ -193,7 +193,7 @@ class _Read(NamedTuple):
 def _kept(
     tokens: Float[np.ndarray, "N D"], header: FeatureHeader, given: GivenFeatures | None
 ) -> Float[np.ndarray, "..."]:
-    """The part of the given features of an image that is kept."""
+    """Return the part of the given features of an image that is kept."""
     if header.keep == "mean":
         return tokens.mean(axis=0)
     if tokens.shape != header.row_shape:

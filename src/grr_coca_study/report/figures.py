@@ -79,7 +79,7 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
 
 
 def _draw_effect(axes: Axes, row: int, effect: Effect, lower_is_better: bool) -> None:
-    """A dot and its interval: blue on the better side of zero, orange on the worse, grey if the interval has zero."""
+    """Draw a dot and its interval: blue on the better side of zero, orange on the worse, grey if it has zero."""
     colour = FAINT
     if effect.interval is not None:
         low, high = effect.interval
@@ -162,7 +162,7 @@ def grid_curves(found: GridResults, titles: Mapping[str, str]) -> str:
 
 
 def new_figure(height: float) -> Figure:
-    """An empty figure as wide as a page; height in inches."""
+    """Return an empty figure as wide as a page; height in inches."""
     return Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
@@ -175,7 +175,7 @@ def style_axes(axes: Axes, title: str) -> None:
 
 
 def svg_text(figure: Figure) -> str:
-    """A figure as an SVG element. Text is not turned into paths, and equal figures give equal bytes."""
+    """Return a figure as an SVG element. Text is not turned into paths, and equal figures give equal bytes."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "grr-coca", "font.family": "sans-serif"}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -156,6 +156,10 @@ if __name__ == "__main__":
         for path, line, _, around, better in occurrences(part, parts()[part]):
             print(f"{path.relative_to(ROOT)}:{line}: …{around}…  ->  {better}")
     if not sys.argv[1:]:
-        now = counts()
+        stored = json.loads(COUNTS.read_text(encoding="utf-8"))
+        now = {
+            part: {pattern: min(count, stored.get(part, {}).get(pattern, 0)) for pattern, count in found.items()}
+            for part, found in counts().items()
+        }
         COUNTS.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
         print(*(f"{sum(found.values()):6} {part}" for part, found in now.items()), sep="\n")

@@ -45,7 +45,8 @@ from grr_coca.common.files import read_json, user_cache, write_whole
 from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.model.checkpoint_files import MATCHING, Figure
 from grr_coca_icons.match.candidates import Pairs, PictureSet
-from grr_coca_icons.match.label_check import knows
+from grr_coca_icons.match.label_check import Labelled, check_labels
+from grr_coca_icons.match.labelled_pictures import labelled_pictures
 from grr_coca_icons.match.match_numbers import (
     CANDIDATES,
     EVIDENCE,
@@ -93,9 +94,13 @@ TABLE_WEIGHT, EQUAL_WEIGHT = 0.15, 0.1
 """Weights of a pair beside one that was read by hand."""
 L2, CURVE_L2 = 0.02, 0.01
 REPORTED_SEEN = ("ph", "ri")
-LABEL_SETS, LABEL_REPORTED = ("iconoir", "bi"), ("tabler", "carbon", "la", "lucide")
+LABEL_SETS = ("iconoir", "bi", "la", "gridicons", "system-uicons", "typcn", "entypo", "heroicons")
+LABEL_REPORTED = ("tabler", "carbon", "healthicons", "mdi-light", "mingcute", "solar")
 """Sets that the limits of names are taken from, and sets that they are measured on."""
-LABEL_SHARES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+LABEL_SHARES = (0.0005, 0.001, 0.002)
+LABEL_MOST = 0.25
+"""Cosine that more right names are below than the largest share."""
+LABEL_SWAPPED = 500
 MOST_MISSED = 0.10
 """How often none may be told although there is an equivalent, on the fitted icons."""
 _NO_CURVE = ProbabilityCurve(per_score=0, per_lead=0, offset=0, least=0)
@@ -138,11 +143,12 @@ class Sets:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._opened: dict[str, PictureSet] = {}
         self._things: dict[str, dict[str, list[int]]] = {}
-        missing = {f"json/{prefix}.json" for prefix in prefixes if not self._path(prefix).exists()}
+        missing = {f"json/{prefix}.json" for prefix in prefixes if not self.path(prefix).exists()}
         for name, content in archives.files("iconify", missing.__contains__) if missing else ():
-            write_whole(self._path(Path(name).stem), content)
+            write_whole(self.path(Path(name).stem), content)
 
-    def _path(self, prefix: str) -> Path:
+    def path(self, prefix: str) -> Path:
+        """The file of a set."""
         return self._folder / f"{prefix}.json"
 
     def __getitem__(self, prefix: str) -> PictureSet:
@@ -151,7 +157,7 @@ class Sets:
             print(f"reading {prefix}", file=sys.stderr, flush=True)
             # Whether training saw a set is asked for each case, so a set need not know.
             numbers = MatchNumbers(with_names=ALL, without_names=ALL, seen_sets=())
-            self._opened[prefix] = read_sources([str(self._path(prefix))], self.model, numbers).set
+            self._opened[prefix] = read_sources([str(self.path(prefix))], self.model, numbers).set
         return self._opened[prefix]
 
     def things(self, prefix: str) -> dict[str, list[int]]:
@@ -400,7 +406,7 @@ def report(sets: Sets, numbers: MatchNumbers, reported: dict[str, list[Case]]) -
             first = {way: Measure.mean(values[:, 0]) for way, values in hits.items()}
             for way in ("picture", "name"):
                 found[group][f"fitted_minus_{way}"] = _with_interval(first["fitted"].difference(first[way]))
-    found["labels"] = label_figures(sets, numbers.label_limits)
+    found["labels"] = label_figures(sets, numbers.label_limits[0][1])
     curves = {"unseen": (numbers.with_names.unseen, unseen), "seen": (numbers.with_names.seen, reported["seen"])}
     found["probabilities"] = {
         kind: curve_figures(curve, ranked(cases, numbers.with_names.scores)) for kind, (curve, cases) in curves.items()
@@ -408,49 +414,38 @@ def report(sets: Sets, numbers: MatchNumbers, reported: dict[str, list[Case]]) -
     return found
 
 
-def cosines_of_names(sets: Sets, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """The cosine of each picture that is judged and its own name, the best of its aliases, and that of another's name.
-
-    Only the first drawing of each thing counts, and only names that the model knows.
-    """
-    pictures, model = sets[prefix], sets.model.loaded
-    places = [found[0] for found in sets.things(prefix).values()]
-    places = [place for place in places if knows(model, pictures.words[place][0])]
-    own = np.array([(pictures.vectors[place] * pictures.name_vectors[place]).sum() for place in places])
-    further = [(number, word) for number, place in enumerate(places) for word in pictures.words[place][1:]]
-    if further:
-        vectors = model.embed_texts([word for _, word in further])
-        for (number, _), vector in zip(further, vectors, strict=True):
-            own[number] = max(own[number], float(vector @ pictures.vectors[places[number]]))
-    order = np.random.default_rng(7).permutation(len(places))
-    swapped = np.array([
-        (pictures.vectors[place] * pictures.name_vectors[places[other]]).sum()
-        for place, other in zip(places, order.tolist(), strict=True)
-        if place != places[other]
-    ])  # fmt: skip
-    return own, swapped
+def labelled(sets: Sets, prefix: str) -> list[Labelled]:
+    """The icons of a set with their names, as `grr-coca lint` checks them."""
+    return list(labelled_pictures([str(sets.path(prefix))], (), sets.model.loaded, []))
 
 
 def label_limits(sets: Sets) -> tuple[tuple[float, ...], ...]:
-    """Shares of right names of `LABEL_SETS`, and the cosines that they are below."""
-    own = np.concatenate([cosines_of_names(sets, prefix)[0] for prefix in LABEL_SETS])
-    return tuple((share, round(float(np.quantile(own, share)), 4)) for share in LABEL_SHARES)
+    """Shares of right names of `LABEL_SETS` that are reported by mistake, and the cosines that these are below."""
+    named = [one for prefix in LABEL_SETS for one in labelled(sets, prefix)]
+    checked = check_labels(iter(named), sets.model.loaded, limit=LABEL_MOST)
+    cosines = sorted(one.cosine for one in checked.contradictions)
+    print(f"{len(cosines)} of {checked.judged} right names are below {LABEL_MOST}", file=sys.stderr)
+    return tuple((share, cosines[round(share * checked.judged)]) for share in LABEL_SHARES)
 
 
-def label_figures(sets: Sets, limits: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """At each limit: the share of right names that is reported by mistake, and of swapped names that is found."""
+def label_figures(sets: Sets, limit: float) -> dict[str, Any]:
+    """For sets that nobody fitted: how many right names are reported, and the share of swapped names that is found.
+
+    Of swapped names, `LABEL_SWAPPED` are tried; those that are judged count.
+    """
     found: dict[str, Any] = {}
     for prefix in LABEL_REPORTED:
-        own, swapped = cosines_of_names(sets, prefix)
-        rows = [
-            {
-                "share": share,
-                "false_alarms": round(float((own < limit).mean()), 4),
-                "found": round(float((swapped < limit).mean()), 4),
-            }
-            for share, limit in limits
-        ]
-        found[prefix] = {"names": len(own), "limits": rows}
+        named = labelled(sets, prefix)
+        order = np.random.default_rng(7).permutation(len(named))
+        pairs = [(named[one], named[other]) for one, other in zip(order, np.roll(order, 1), strict=True)]
+        swapped = [replace(one, texts=other.texts) for one, other in pairs[:LABEL_SWAPPED]]
+        right, wrong = (check_labels(iter(labels), sets.model.loaded, limit) for labels in (named, swapped))
+        found[prefix] = {
+            "names": len(named),
+            "judged": right.judged,
+            "reported": len(right.contradictions),
+            "found": round(len(wrong.contradictions) / wrong.judged, 4),
+        }
     return found
 
 
@@ -474,7 +469,11 @@ def main() -> None:
     rows = read_truth()
     prefixes = {row.target for row in rows} | {row.source.partition(":")[0] for row in rows}
     of_tables = {prefix for files in TABLES.values() for prefix in files}
-    sets = Sets(archives, IndexModel(str(folder)), {*prefixes, *EQUAL_SEEN, *EQUAL_UNSEEN, *of_tables})
+    sets = Sets(
+        archives,
+        IndexModel(str(folder)),
+        {*prefixes, *EQUAL_SEEN, *EQUAL_UNSEEN, *of_tables, *LABEL_SETS, *LABEL_REPORTED},
+    )
 
     by_part: dict[str, list[Case]] = defaultdict(list)
     for case in sets.cases(rows):

@@ -26,7 +26,7 @@ _RULE = "label-contradicts-picture"
 
 def run(
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = (),
-    false_alarms: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.01,
+    false_alarms: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.0005,
     baseline: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None,
     update_baseline: Flag = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.sarif")] = None,
@@ -38,14 +38,15 @@ def run(
     """Find names and alternative texts that contradict their picture.
 
     Checked are the names of icons, the captions of tables, and the labels in HTML, JSX and Markdown: alt, aria-label
-    and title of images, inline SVG and icons of known sets. What the model does not know, and alt="", is passed over.
+    and title of images, inline SVG and icons of known sets. Reported is a picture that clearly shows something else.
+    What the model does not know, names with a number, and alt="" are passed over.
     The exit code is 1 if something is found.
 
     Args:
         sources: folders of icons or of code; icon sets, sprites and fonts, as in match; tables of images and captions;
             files of code.
-        false_alarms: share of right names that may be reported by mistake, on icon sets like those of the training;
-            on others it is two to eight times as high. The higher it is, the more is found.
+        false_alarms: share of right names that may be reported by mistake, on icon sets like the eight that it was
+            measured on. The higher it is, the more is found.
         baseline: findings that are known, and left out.
         update_baseline: write all findings into --baseline, instead of reporting them.
         out: also write the findings as SARIF, for code hosts.

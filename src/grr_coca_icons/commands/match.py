@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -186,6 +187,11 @@ def _apply(
             return f"{told}, as decided"
         return told + (f" {match.best.probability:.0%}, not applied" if match.best and match.best.probability else "")
 
+    by_file: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for match in matches:
+        if match.name in likely:
+            for use in used.uses[match.place]:
+                by_file[use.file, likely[match.name]][match.name] = None
     plan = plan_changes(root, icons, exclude, reason)
     if write:
         backup = plan.write(root, force=force)
@@ -196,6 +202,9 @@ def _apply(
             say(line)
     for one in plan.left:
         say(on_one_line(f"{one.file}:{one.line}: {one.reason}"))
+    for (file, equivalent), names in by_file.items():
+        if len(names) > 1:  # as two states of a button may be
+            say(on_one_line(f"{file}: {' and '.join(sorted(names))} become one icon, {equivalent}"))
     print(
         f"{plan.replaced:,} names in {len(plan.changes):,} files {'are' if write else 'would be'} replaced"
         + (f"; {len(plan.left):,} places are left, see above" if plan.left else ""),

@@ -1,8 +1,9 @@
 """Says which names and labels contradict their picture.
 
-A label contradicts a picture if the cosine of the two is below a limit. The limits lie beside the weights
-(`MatchNumbers.label_limits`): at each, a known share of right names is reported by mistake. What the model does not
-know is not judged: unfamiliar pictures, and labels of words that it has hardly seen.
+A label contradicts a picture if the cosine of the two is below a limit, and the model is sure enough that the picture
+shows something else: many right names have a low cosine, as pictures cannot show what they mean (`deployment unit`).
+The limits lie beside the weights (`MatchNumbers.label_limits`): at each, a known share of right names is reported by
+mistake. What the model does not know is not judged: unfamiliar pictures, and words that training hardly had.
 """
 
 import hashlib
@@ -13,7 +14,10 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.text import singular
+from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.image_text_model import ImageTextModel
+from grr_coca.infer.tags import read_tag_numbers
 from grr_coca_icons.icon_names import words_of_name
 from grr_coca_search.entry import chunks
 
@@ -21,6 +25,10 @@ _MAX_PIECES = 3
 """A word that the tokenizer cuts into more pieces was hardly in the training captions."""
 _MAX_WORDS = 8
 """Longer labels are sentences, which the model was not trained on."""
+_MIN_CONFIDENCE = 0.2
+"""Least probability that the caption is exactly right, with which a picture shows something else than its label. Chosen
+by eye on iconoir, bi, la, carbon and tabler."""
+_BEAMS = 3
 _BATCH = 64
 
 
@@ -71,14 +79,20 @@ def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: flo
         model: what compares them.
         limit: the cosine below which a label contradicts its picture.
     """
-    checked = Checked([])
+    checked, words = Checked([]), _common_words(model)
     for batch in chunks(pictures, _BATCH):
-        _check(batch, model, limit, checked)
+        _check(batch, model, words, limit, checked)
     return checked
 
 
-def _check(batch: Sequence[Labelled], model: ImageTextModel, limit: float, checked: Checked) -> None:
-    known = [(one, texts) for one in batch if (texts := [text for text in one.texts if knows(model, text)])]
+def _check(
+    batch: Sequence[Labelled], model: ImageTextModel, words: frozenset[str], limit: float, checked: Checked
+) -> None:
+
+    def may_be_judged(text: str) -> bool:
+        return knows(model, text) and all(singular(word) in words for word in words_of_name(text).split())
+
+    known = [(one, texts) for one in batch if (texts := list(filter(may_be_judged, one.texts)))]
     # A label of one unknown word may be right: nothing is said of it.
     known = [(one, texts) for one, texts in known if texts[0] == one.texts[0]]
     unfamiliar = model.are_unfamiliar([one.image for one, _ in known]) if known else []
@@ -96,25 +110,29 @@ def _check(batch: Sequence[Labelled], model: ImageTextModel, limit: float, check
         cosine = float((vectors[end - len(texts) : end] @ picture).max())
         if cosine < limit:
             doubtful.append((one, cosine))
-    for (one, cosine), said in zip(doubtful, _suggested(model, [one for one, _ in doubtful]), strict=True):
-        checked.contradictions.append(
-            Contradiction(label=one.texts[0], where=one.where, line=one.line, cosine=round(cosine, 4), suggestions=said)
-        )
+    options = GenerationOptions(num_beams=_BEAMS, num_captions=_BEAMS)
+    shown = model.describe_many([one.image for one, _ in doubtful], options=options) if doubtful else []
+    for (one, cosine), what in zip(doubtful, shown, strict=True):
+        if (what.confidence or 0) >= _MIN_CONFIDENCE:
+            said = tuple(dict.fromkeys(caption.text for caption in what.captions))
+            found = Contradiction(
+                label=one.texts[0], where=one.where, line=one.line, cosine=round(cosine, 4), suggestions=said
+            )
+            checked.contradictions.append(found)
+
+
+def _common_words(model: ImageTextModel) -> frozenset[str]:
+    """The words, in singular, that many captions of training had; none if the model lacks a list of them."""
+    numbers = None if model.folder is None else read_tag_numbers(model.folder)
+    return frozenset(singular(word) for phrase in (numbers.words if numbers else ()) for word in phrase.split())
 
 
 def knows(model: ImageTextModel, text: str) -> bool:
-    """True if the model may judge a label: a few words, each of which it has seen."""
+    """True if a text is a few words that the model has seen."""
     words = words_of_name(text).split()
     if not 0 < len(words) <= _MAX_WORDS or not any(any(letter.isalpha() for letter in word) for word in words):
         return False
     return all(len(model.tokenizer.encode(word)) <= _MAX_PIECES for word in words)
-
-
-def _suggested(model: ImageTextModel, pictures: Sequence[Labelled]) -> list[tuple[str, ...]]:
-    if not pictures:
-        return []
-    said = model.caption([one.image for one in pictures], num_beams=3, num_captions=3)
-    return [tuple(dict.fromkeys(captions)) for captions in said]
 
 
 def require_limit(limits: Sequence[tuple[float, float]], share: float) -> float:

@@ -48,13 +48,14 @@ def _named(
         if may_be_empty:
             return
         raise
-    is_table = Path(source.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
+    may_be_table = Path(source.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES
     named = []
     for file in files:
         fields = file.fields()
+        is_caption = may_be_table and "icon" not in fields  # JSON may also be an icon set
         if "icon" in fields:
             names = [str(fields["icon"]).partition(":")[2], *aliases_in(fields)]
-        elif is_table:
+        elif is_caption:
             names = [
                 str(next((fields[key] for key in ("caption", "text", "alt", "label", "title") if fields.get(key)), ""))
             ]
@@ -62,10 +63,12 @@ def _named(
             names = [file.path.stem]
         else:
             continue  # names of photographs say nothing
-        named.append((file, [name for name in names if name]))
-    styles = style_words([words_of_name(names[0]).replace(" ", "-") for _, names in named if names], ())
-    for file, names in named:
-        texts = names if is_table else [caption_of(words_of_name(name).replace(" ", "-"), styles) for name in names]
+        named.append((file, [name for name in names if name], is_caption))
+    styles = style_words([words_of_name(names[0]).replace(" ", "-") for _, names, _ in named if names], ())
+    for file, names, is_caption in named:
+        if names and not is_caption and any(word.isdigit() for word in words_of_name(names[0]).split()):
+            continue  # the other words may mean a whole series of drawings
+        texts = names if is_caption else [caption_of(words_of_name(name).replace(" ", "-"), styles) for name in names]
         texts = list(dict.fromkeys(text for text in texts if text))
         if not texts:
             continue

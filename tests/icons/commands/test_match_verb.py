@@ -16,6 +16,7 @@ TRASH = f'<path d="M4 7h16M10 11v6M14 11v6M5 7l1 12h12l1-12M9 7V4h6v3" {STROKE}/
 HOME = f'<path d="M3 12l9-9l9 9M5 10v10h14V10" {STROKE}/>'
 MOON = f'<path d="M12 3a9 9 0 1 0 9 9a7 7 0 0 1-9-9" {STROKE}/>'
 HEART = f'<path d="M12 20L4 12a5 5 0 1 1 8-6a5 5 0 1 1 8 6z" {STROKE}/>'
+SCRIBBLE = f'<path d="M3 3l17 6L5 14l14 6M4 19l8-17l3 19M20 2l-9 9l2 3" {STROKE}/>'
 
 
 def svg(body: str) -> str:
@@ -214,6 +215,16 @@ def test_the_code_is_rewritten_as_decided_and_as_is_likely(grr_coca, tmp_path, p
     assert grr_coca(*command).err == "only icons of tabler are used there\n"
 
 
+def test_two_icons_of_a_file_that_become_one_are_named(grr_coca, tmp_path, packages):
+    code = tmp_path / "app" / "a.tsx"
+    code.parent.mkdir()
+    code.write_text("import { House, Trash2 } from 'lucide-react'\n")
+    decided = tmp_path / "map.json"
+    decided.write_text('{"lucide:house": "tabler:trash"}')
+    said = grr_coca("match", "--used-in", code.parent, "iconify:tabler", "--decided", decided, "--apply", "--dry-run")
+    assert f"{code}: lucide:house and lucide:trash-2 become one icon, tabler:trash\n" in said.out
+
+
 def test_retired_icons_are_replaced_and_replace_none(grr_coca, tmp_path):
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text(icon_set("old", {"trash": TRASH, "home": HOME, "moon": MOON}, hidden=("trash",)))
@@ -300,13 +311,22 @@ def test_a_name_that_contradicts_its_picture_is_found(grr_coca, swapped):
     assert grr_coca("lint", swapped).code == 0
 
 
+def test_unknown_words_and_pictures_are_passed_over(grr_coca, swapped):
+    (swapped / "shopping-cart.svg").rename(swapped / "heart.svg")
+    (swapped / "shopping-cart.svg").write_text(svg(SCRIBBLE))
+    (swapped / "peerlist.svg").write_text(svg(HOME))
+    said = grr_coca("lint", swapped)
+    assert said.code == 0
+    assert "0 of 5 labels contradict their picture; 1 are of words" in said.err
+
+
 def test_labels_in_code_are_checked_and_empty_ones_left_alone(grr_coca, swapped, tmp_path):
     (swapped / "shopping-cart.svg").rename(swapped / "heart.svg")
     page = tmp_path / "icons" / "page.html"
     page.write_text(
         '<img src="home.svg" alt="shopping cart">\n<img src="home.svg" alt="">\n<img src="home.svg" alt="home">\n'
         f'<button aria-label="trash">{svg(TRASH)}</button>\n'
-        f'<button aria-label="user">{svg(TRASH)}</button>\n<img src="https://example.org/a.png" alt="bicycle">\n'
+        f'<button aria-label="user">{svg(HEART)}</button>\n<img src="https://example.org/a.png" alt="bicycle">\n'
     )
     said = grr_coca("lint", page, "--json")
     found = [json.loads(line) for line in said.out.splitlines()]

@@ -179,7 +179,10 @@ def test_a_table_has_captions_a_set_has_names_and_a_photograph_has_none(model, l
     assert "broken.png" in failures[0]
     assert pictures(model, tmp_path / "red.png") == ([], [])
     found, failures = pictures(model, "iconify:lucide")
-    assert ([texts for texts, _ in found], failures) == ([("trash",), ("house", "home")], [])
+    assert ([texts for texts, _ in found], failures) == ([("house", "home")], []), "a number tells drawings apart"
+    icons = {name: {"body": SQUARE} for name in ("house-outline", "percentage-40")}
+    (tmp_path / "own.json").write_text(json.dumps({"prefix": "own", "icons": icons, "width": 12, "height": 12}))
+    assert pictures(model, tmp_path / "own.json") == ([(("house",), 0)], [])
 
 
 def test_a_folder_without_pictures_is_empty_and_a_file_that_is_gone_is_told(model, tmp_path):

@@ -52,8 +52,10 @@ def test_shadcn_migrates_icons_by_the_map(grr_coca, tmp_path, monkeypatch):
         (tmp_path / f"{prefix}.json").write_text(icon_set(prefix, icons))
     out = tmp_path / "registry" / "icons" / "index.json"
     out.parent.mkdir(parents=True)
-    said = grr_coca("match", tmp_path / "lucide.json", tmp_path / "tabler.json", "--out", out)
-    assert said.code == 0
+    decided = tmp_path / "map.json"
+    decided.write_text(json.dumps({"lucide:trash-2": "tabler:trash", "lucide:house": "tabler:home"}))
+    sets = (tmp_path / "lucide.json", tmp_path / "tabler.json")
+    assert grr_coca("match", *sets, "--decided", decided, "--out", out).code == 0
     app = tmp_path / "app"
     (app / "src" / "ui").mkdir(parents=True)
     code = app / "src" / "ui" / "bar.tsx"

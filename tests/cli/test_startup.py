@@ -70,15 +70,6 @@ def test_help_and_wrong_flags_of_every_verb_are_answered_without_slow_packages(t
         assert ESCAPE not in said, arguments
 
 
-def test_the_exit_searches_nothing_that_was_imported_for_garbage(tmp_path):
-    code = """if True:
-        import atexit, gc, runpy, sys
-        atexit.register(lambda: print(gc.get_freeze_count() > 0, len(gc.get_objects()) < 100))
-        sys.argv = ["grr-coca", "--version"]
-        runpy.run_module("grr_coca", run_name="__main__")
-    """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True).stdout
-    assert said.splitlines()[1] == "True True"
 
 
 def test_offline_may_be_said_twice(grr_coca, monkeypatch):

@@ -15,7 +15,6 @@ from grr_coca.common.errors import UserError
 from grr_coca.model.checkpoint_files import RELEVANCE
 from grr_coca.model.config import CoCaConfig
 from grr_coca.model.presets import get_preset
-from grr_coca_search.commands.search import list_duplicates
 from grr_coca_search.duplicates import LIMIT_OF_BITS, MAX_BITS, MIN_COSINE, duplicate_groups
 from grr_coca_search.index import Index
 from grr_coca_search.query import Query, SearchOptions, search_store
@@ -150,10 +149,6 @@ def test_a_model_has_the_curve_that_lies_beside_its_weights(tmp_path):
 
 
 # --- Duplicates
-
-
-def test_the_verb_has_the_limits_that_searches_have():
-    assert list_duplicates.__defaults__[:2] == (MAX_BITS, MIN_COSINE)
 
 
 @pytest.mark.parametrize(

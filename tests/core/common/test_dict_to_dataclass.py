@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError
 from grr_coca.model.config import (
     CoCaConfig,
     ImageEncoderConfig,
@@ -113,17 +113,6 @@ def test_to_dict_is_plain():
     assert (plain["parts"], plain["betas"], plain["paths"], plain["limit"]) == (["a"], [0.9, 0.98], {"x": "y"}, None)
 
 
-def test_a_deep_key_of_a_real_config_is_named_with_its_whole_path():
-    data: dict[str, Any] = to_dict(get_preset("grr_coca", "tiny"))
-    data["image_encoder"]["transformer"]["mlp_ratio"] = 4
-    assert "tree.yaml: image_encoder: transformer: unknown key 'mlp_ratio'" in _message(data, CoCaConfig)
-
-
-def test_nearest_falls_back_to_all_names():
-    assert nearest("widht", ["depth", "width"]) == "did you mean 'width'?"
-    assert nearest("zzz", ["depth", "width"]) == "valid names: depth, width"
-
-
 # --- Values that fit their types and not each other ---
 
 IMAGE = get_preset("grr_coca", "tiny").image_encoder
@@ -169,12 +158,6 @@ def _transformer(**keys: Any) -> TransformerConfig:
 def test_widths_that_do_not_fit_are_named(make, message):
     with pytest.raises(UserError, match=re.escape(message).replace(r"\$", "$")):
         make()
-
-
-def test_a_head_width_fits_what_its_position_needs_and_no_more():
-    assert _transformer(embed_dim=12, num_heads=4, position="learned").head_dim == 3
-    assert _transformer(embed_dim=8, num_heads=4).head_dim == 2
-    assert (IMAGE.grid_size, IMAGE.num_patches) == (IMAGE.image_size // IMAGE.patch_size, IMAGE.grid_size**2)
 
 
 def test_a_config_from_before_an_option_was_there_is_one_without_it():

@@ -45,7 +45,7 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """Metadata that a camera or user wrote into an image file; see `grr_coca_search.photo.read_photo`.
+    """Metadata that a camera or user wrote into an image file; see `grr_coca_search.photo.photo_of`.
 
     Attributes:
         fields: The values of `PHOTO_FIELDS` that are known.

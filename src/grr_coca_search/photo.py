@@ -16,8 +16,7 @@ from PIL.ImageFile import ImageFile as OpenedFile
 
 from grr_coca.common.files import open_regular
 from grr_coca.data.image_files import ImageFile
-from grr_coca.data.images import ask_helper, ignore_warnings_of_pillow, open_header
-from grr_coca.data.sources.base import BadSample
+from grr_coca.data.images import ignore_warnings_of_pillow, open_header
 from grr_coca_search.entry import Photo
 from grr_coca_search.fields import PHOTO_FIELDS, READER
 
@@ -31,24 +30,6 @@ _MAX_METADATA_BYTES = 2**24
 """More is not read. Some programs keep whole images there, and a crafted file may promise anything."""
 _MAX_TEXT = 500
 _MAX_KEYWORDS = 200
-
-
-def read_photo(file: ImageFile, content: bytes | None = None) -> Photo:
-    """Read what was written into an image file, and into the XMP files next to it.
-
-    Args:
-        file: The image.
-        content: Its bytes; None: they are read.
-
-    Raises:
-        UserError: If the file cannot be read.
-    """
-    content = file.read() if content is None else content
-    try:
-        facts, _ = ask_helper("metadata", content, file.name, module=FACTS)
-    except BadSample:  # decoding reports the error
-        facts = {"found": []}
-    return photo_of(file, facts["found"])
 
 
 def photo_of(file: ImageFile, inside: Sequence[Found]) -> Photo:

@@ -29,8 +29,3 @@ def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, r
         "found": found_in(data, name),
     }
     return facts, b"" if preprocess is None else preprocess.square(image).tobytes()
-
-
-def metadata(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
-    """Return the metadata of a picture."""
-    return {"found": [] if renderer else found_in(data, name)}, b""

@@ -70,8 +70,6 @@ def test_help_and_wrong_flags_of_every_verb_are_answered_without_slow_packages(t
         assert ESCAPE not in said, arguments
 
 
-
-
 def test_offline_may_be_said_twice(grr_coca, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
     assert grr_coca("--offline", "--version", "--offline").code == 0

@@ -17,7 +17,7 @@ import yaml
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import DiskError, UserError
-from grr_coca_study.claims import FREE_AFTER, RENEWED_EVERY, Claim, Claims
+from grr_coca_study.claims import Claim, Claims
 from grr_coca_study.ledger import read_digests, write_digests
 from grr_coca_study.plan import PLAN_FILE, Plan, point_title, read_plan, refuse_earlier_ledger
 from grr_coca_study.rows import LedgerRow, RowFolder, write_to_study
@@ -78,22 +78,12 @@ class Study:
         plan: The study.
         place: Its folders.
         arms: Run only these; None: all.
-        renewed_every: Seconds between two signs of life for other processes, see `claims`.
-        free_after: Seconds without one, after which a run of another process is taken over.
 
     Raises:
         UserError: If the folder cannot be written to, or has another study.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        place: Place,
-        arms: Collection[str] | None = None,
-        *,
-        renewed_every: float = RENEWED_EVERY,
-        free_after: float = FREE_AFTER,
-    ) -> None:
+    def __init__(self, plan: Plan, place: Place, arms: Collection[str] | None = None) -> None:
         self._place = place
         self._watch = Watch()
         self._files = RowFolder(place.out)
@@ -104,7 +94,7 @@ class Study:
             raise UserError(f"{place.out}: cannot be written to ({error.strerror}); pass another --out") from error
         write_plan(plan, place.out)
         write_showcase(plan, place.out)
-        self._claims = Claims(self._files.path, renewed_every, free_after)
+        self._claims = Claims(self._files.path)
         self._chosen: dict[tuple[str, str], object] = {}
         self.agenda = Agenda(plan, place.folder_of, arms=arms)  # without rows, until it is run
         self._running: dict[Future[LedgerRow], tuple[Task, Claim]] = {}

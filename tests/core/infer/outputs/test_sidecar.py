@@ -13,7 +13,7 @@ from support import no_space_left, snapshot
 
 from grr_coca.data.image_files import ImageFile
 from grr_coca.infer.outputs.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
-from grr_coca_search.photo import read_photo
+from grr_coca_search.photo import found_in, photo_of
 
 PHOTOS = Path(__file__).parents[3] / "search" / "photos"
 ODD = "a <red> & \"green\" 'größe' ✓ 𝄞"
@@ -107,7 +107,8 @@ def test_what_is_written_is_read_by_an_index(tmp_path):
         pytest.skip("reading XMP needs defusedxml")
     shutil.copy(PHOTOS / "exiftool-iptc.jpg", tmp_path / "a.jpg")
     write_sidecar(sidecar_to_write(tmp_path / "a.jpg"), "a caption", ["cat"])
-    photo = read_photo(ImageFile(str(tmp_path / "a.jpg")))
+    file = ImageFile(str(tmp_path / "a.jpg"))
+    photo = photo_of(file, found_in(file.read(), file.name))
     assert photo.keywords == ("zebra", "straße", "cat")
 
 

@@ -27,9 +27,9 @@ def test_every_flag_is_explained_in_the_help(grr_coca, verb):
 def test_help_lists_every_verb(grr_coca, arguments):
     said = grr_coca(*arguments)
     assert said.code == 0
-    for verb, (_, summary) in all_commands().items():
+    for verb, command in all_commands().items():
         assert f"{verb} " in said.out
-        assert summary in said.out
+        assert command.summary in said.out
 
 
 def test_no_verb_shows_the_help_and_fails(grr_coca):

@@ -19,14 +19,7 @@ from grr_coca.data.isolated import helpers
 from grr_coca.infer.load import is_on_hub, locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT, fingerprint, shipped_folder
-from grr_coca_search.describe import (
-    DecodedImage,
-    FoundImage,
-    RayDescriber,
-    Take,
-    decode_found,
-    describe_squares,
-)
+from grr_coca_search.describe import DecodedImage, FoundImage, RayDescriber, Take, decode_found, describe_squares
 from grr_coca_search.duplicates import MAX_BITS, MIN_COSINE, Group, duplicate_groups
 from grr_coca_search.entry import Failure, Header, chunks
 from grr_coca_search.filters import parse_filter

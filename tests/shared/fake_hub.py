@@ -162,8 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
                 files[entry["value"]["path"]] = self.hub.large[entry["value"]["oid"]]
         revision = self.hub.commit(repository, files)
         self._answer(
-            200,
-            {"success": True, "commitOid": revision, "commitUrl": f"{self._url(repository)}/commit/{revision}"},
+            200, {"success": True, "commitOid": revision, "commitUrl": f"{self._url(repository)}/commit/{revision}"}
         )
 
     def _describe(self, repository: str, what: str, revision: str, folder: str) -> None:

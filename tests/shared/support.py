@@ -38,14 +38,7 @@ from grr_coca.model.losses import LossWeights, batch_loss
 from grr_coca.train.loop import OnStep, train
 from grr_coca.train.optimizer import Optimizers
 from grr_coca.train.parallel import ParallelModel
-from grr_coca.train.recipe import (
-    DataRecipe,
-    EvaluationRecipe,
-    ModelRecipe,
-    Recipe,
-    ScheduleRecipe,
-    TokenizerRecipe,
-)
+from grr_coca.train.recipe import DataRecipe, EvaluationRecipe, ModelRecipe, Recipe, ScheduleRecipe, TokenizerRecipe
 from grr_coca.train.setup import new_checkpoint
 from grr_coca.train.step import Trainer
 

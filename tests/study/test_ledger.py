@@ -10,10 +10,7 @@ from grr_coca_study.ledger import Digests, best_point, cost, read_ledger, write_
 from grr_coca_study.plan import Arm, Endpoints, Plan, Tuning
 from grr_coca_study.rows import LedgerRow, RowFolder
 
-DIGESTS = Digests(
-    recipes={"baseline_coca": {"emoji": ("r2",)}, "grr_coca": {"emoji": ("r1",)}},
-    data={"emoji": "d"},
-)
+DIGESTS = Digests(recipes={"baseline_coca": {"emoji": ("r2",)}, "grr_coca": {"emoji": ("r1",)}}, data={"emoji": "d"})
 PLAN = Plan(
     arms=(Arm(name="baseline_coca"), Arm(name="grr_coca")),
     baseline="baseline_coca",

@@ -75,21 +75,12 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
             other(grid={"optimizer.lr": ["1e-1", 0.1]}),
             "arms: a: grid: {'optimizer.lr': 0.1} has the same result as {'optimizer.lr': '1e-1'} in pictograms",
         ),
-        (
-            other(grid={"data.num_workers": [0, 1]}),
-            "1} has the same result as {'data.num_workers': 0",
-        ),
-        (
-            other(grid={"losses.captioning_weight": [2.0, 0.1]}),
-            "losses.captioning_weight: must be the same at all",
-        ),
+        (other(grid={"data.num_workers": [0, 1]}), "1} has the same result as {'data.num_workers': 0"),
+        (other(grid={"losses.captioning_weight": [2.0, 0.1]}), "losses.captioning_weight: must be the same at all"),
         (other(finetune_grid={"data.train": ["a.tar", "b.tar"]}), "grid: data.train: must be the same"),
         (other(grid={"optimizer.lr": []}), "grid: optimizer.lr: must have one or more values"),
         (other(grid={"losses": [{"z": 1}]}), "losses is a group of keys; set one key"),
-        (
-            other(grid={"optimizer.lr": [1]}, overrides={"optimizer.lr": 1}),
-            "optimizer.lr is in the grid too",
-        ),
+        (other(grid={"optimizer.lr": [1]}, overrides={"optimizer.lr": 1}), "optimizer.lr is in the grid too"),
         (other(grid={"optimizer.rl": [1]}), "did you mean 'lr'?"),
         (
             other(overrides={"optimizer.learning_rates": {"image_encoder.postion": 0.1}}),

@@ -171,11 +171,7 @@ class TrainingOrder:
     """
 
     def __init__(
-        self,
-        visits: Visits,
-        batches: GlobalBatches,
-        share: Share = ALL,
-        micro_batch_size: int | None = None,
+        self, visits: Visits, batches: GlobalBatches, share: Share = ALL, micro_batch_size: int | None = None
     ) -> None:
         assert batches.size % share.world_size == 0, "see Recipe.require_even_shares"
         assert 0 <= share.rank < share.world_size

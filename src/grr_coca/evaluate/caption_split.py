@@ -33,10 +33,7 @@ class CaptionedSplit:
 
 
 def caption_split(
-    checkpoint: Checkpoint | ImageTextModel,
-    source: PairSource,
-    batch_size: int = 64,
-    max_images: int | None = None,
+    checkpoint: Checkpoint | ImageTextModel, source: PairSource, batch_size: int = 64, max_images: int | None = None
 ) -> CaptionedSplit:
     """Caption every image of a split once, by greedy decoding, in the order of the source.
 

@@ -29,10 +29,7 @@ from grr_coca.model.losses import LossWeights, contrastive_loss
 
 
 def loss_measures(
-    results: PairResults,
-    scaling: Scaling,
-    contrastive_batch_size: int,
-    weights: LossWeights,
+    results: PairResults, scaling: Scaling, contrastive_batch_size: int, weights: LossWeights
 ) -> dict[str, Measure]:
     """Return the losses of a split, each as a `Measure`. Names and values are those of `Evaluation`."""
     contrastive, visits = _contrastive_per_pair(results, scaling, contrastive_batch_size)
@@ -105,10 +102,7 @@ class SplitMeasures:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint,
-    source: PairSource,
-    batch_size: int,
-    weights: LossWeights,
+    checkpoint: Checkpoint, source: PairSource, batch_size: int, weights: LossWeights
 ) -> Evaluation:
     """Return losses and retrieval on a split, with the checkpoint's own tokenizer and preprocessing.
 
@@ -127,10 +121,7 @@ def evaluate_checkpoint(
 
 
 def measure_checkpoint(
-    checkpoint: Checkpoint,
-    source: PairSource,
-    batch_size: int,
-    weights: LossWeights,
+    checkpoint: Checkpoint, source: PairSource, batch_size: int, weights: LossWeights
 ) -> SplitMeasures:
     """Evaluate like `evaluate_checkpoint`, and also return each metric as a `Measure`, for intervals."""
     require_pairs(source, batch_size)

@@ -127,13 +127,7 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
             nll = torch.zeros(is_token.shape, dtype=torch.double)  # on the CPU: MPS has no doubles
             nll[is_token] = losses.double()
             tensors = (output.image_embedding, output.text_embedding, batch.caption_ids, batch.image_ids)
-            parts.append(
-                PairResults(
-                    Embeddings(*(tensor.cpu() for tensor in tensors)),
-                    nll.sum(dim=1),
-                    num_tokens,
-                )
-            )
+            parts.append(PairResults(Embeddings(*(tensor.cpu() for tensor in tensors)), nll.sum(dim=1), num_tokens))
     return parts
 
 
@@ -209,12 +203,7 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
         )
 
 
-def aggregate(
-    results: PairResults,
-    scaling: Scaling,
-    contrastive_batch_size: int,
-    weights: LossWeights,
-) -> Evaluation:
+def aggregate(results: PairResults, scaling: Scaling, contrastive_batch_size: int, weights: LossWeights) -> Evaluation:
     """Compute the metrics of a split from the results of its pairs."""
     embeddings = results.embeddings
     contrastive = split_contrastive_loss(embeddings, scaling, contrastive_batch_size)
@@ -231,10 +220,7 @@ def aggregate(
         text_to_image=recalls(found.text_to_image),
         image_to_text=recalls(found.image_to_text),
         chance={f"R@{k}": found.text_to_image.chance(k) for k in RECALLS},
-        median_rank={
-            "text_to_image": found.text_to_image.median(),
-            "image_to_text": found.image_to_text.median(),
-        },
+        median_rank={"text_to_image": found.text_to_image.median(), "image_to_text": found.image_to_text.median()},
     )
 
 

@@ -119,11 +119,7 @@ def measure_zeroshot(
 
 
 def measure_probe(
-    checkpoint: Checkpoint,
-    train: LabelledImages,
-    test: LabelledImages,
-    batch_size: int,
-    options: AttentionProbeOptions,
+    checkpoint: Checkpoint, train: LabelledImages, test: LabelledImages, batch_size: int, options: AttentionProbeOptions
 ) -> Report:
     """Return the accuracy of a linear probe on image embeddings and of an attention-pool probe on patch tokens.
 

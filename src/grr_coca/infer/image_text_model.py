@@ -567,9 +567,7 @@ def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
     if 2 * count > len(unfamiliar):
         of_images = f"{count:,} of {len(unfamiliar):,} images are" if len(unfamiliar) > 1 else "the image is"
         log.warning(
-            "%s unlike those that this model was trained on; for photographs, add -c %s",
-            of_images,
-            FOR_PHOTOGRAPHS,
+            "%s unlike those that this model was trained on; for photographs, add -c %s", of_images, FOR_PHOTOGRAPHS
         )
 
 

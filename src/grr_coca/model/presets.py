@@ -278,10 +278,7 @@ def open_clip_coca(size: str | Size) -> CoCaConfig:
         text_decoder=replace(text, context_length=s.context_length + 1, transformer=text_parts),
         multimodal_decoder=MultimodalDecoderConfig(text_parts),
         poolers=PoolersConfig(
-            num_queries=s.num_queries,
-            num_heads=OPEN_CLIP_POOLER_HEADS,
-            norm="layer_1e-5",
-            arrangement="shared",
+            num_queries=s.num_queries, num_heads=OPEN_CLIP_POOLER_HEADS, norm="layer_1e-5", arrangement="shared"
         ),
     )
 

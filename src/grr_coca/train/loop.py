@@ -89,12 +89,7 @@ class Validation:
         batch_size = self._recipe.evaluation.batch_size
         with self._trainer.averaged():
             results = pair_results(
-                checkpoint,
-                self._val,
-                batch_size,
-                self._ranks,
-                self._recipe.data.num_workers,
-                warns=self._is_first_time,
+                checkpoint, self._val, batch_size, self._ranks, self._recipe.data.num_workers, warns=self._is_first_time
             )
             self._is_first_time = False
             scaling = self._scaling(results.embeddings)

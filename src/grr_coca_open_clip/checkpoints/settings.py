@@ -62,11 +62,7 @@ _SHAPES = {
     "multimodal_cfg": {"context_length", "vocab_size", "width", "layers"},
 }
 """Keys whose values the shapes of tensors show, too."""
-_HEADS = {
-    "vision_cfg": {"head_width", "attn_pooler_heads"},
-    "text_cfg": {"heads"},
-    "multimodal_cfg": {"heads"},
-}
+_HEADS = {"vision_cfg": {"head_width", "attn_pooler_heads"}, "text_cfg": {"heads"}, "multimodal_cfg": {"heads"}}
 _DEFAULTS: dict[str, dict[str, int]] = {
     "vision_cfg": {"width": 768, "head_width": 64},
     "text_cfg": {"heads": 8},

@@ -48,10 +48,7 @@ def import_open_clip(
         print(f"caution: {checkpoint.caution}")
 
 
-def export_open_clip(
-    checkpoint: CheckpointFlag,
-    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
-) -> None:
+def export_open_clip(checkpoint: CheckpointFlag, out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]) -> None:
     """Write a checkpoint that open_clip loads. The model must have open_clip's architecture.
 
     Args:

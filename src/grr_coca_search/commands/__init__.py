@@ -10,12 +10,10 @@ COMMANDS = {
     ),
     "search": Command("grr_coca_search.commands.search:search_index", "find images of an index by text or by image"),
     "duplicates": Command(
-        "grr_coca_search.commands.search:list_duplicates",
-        "list the images of an index that look the same",
+        "grr_coca_search.commands.search:list_duplicates", "list the images of an index that look the same"
     ),
     "import index": Command(
-        "grr_coca_search.commands.parquet:import_index",
-        "make an index from a Parquet file that export index wrote",
+        "grr_coca_search.commands.parquet:import_index", "make an index from a Parquet file that export index wrote"
     ),
     "export index": Command("grr_coca_search.commands.parquet:export_index", "write an index into a Parquet file"),
 }

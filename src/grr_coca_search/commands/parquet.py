@@ -28,10 +28,7 @@ def import_index(
     print(f"{out}: {import_parquet(path, out):,} images of {path}")
 
 
-def export_index(
-    index: IndexArgument,
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.parquet")],
-) -> None:
+def export_index(index: IndexArgument, out: Annotated[Path, tyro.conf.arg(metavar="FILE.parquet")]) -> None:
     """Write an index to a Parquet file, from which `import index` restores it without the model.
 
     Args:

@@ -36,13 +36,7 @@ from grr_coca_search.embedded.database import (
 )
 from grr_coca_search.embedded.vectors import State, best_rows, how_to_restore, products
 from grr_coca_search.embedded.writer import Writer
-from grr_coca_search.entry import (
-    Failure,
-    Header,
-    ImagePlace,
-    Stamp,
-    chunks,
-)
+from grr_coca_search.entry import Failure, Header, ImagePlace, Stamp, chunks
 from grr_coca_search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
 from grr_coca_search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 from grr_coca_search.store import (

@@ -18,15 +18,7 @@ from grr_coca_search.embedded.checksums import (
     following_blocks,
     write_blocks,
 )
-from grr_coca_search.embedded.database import (
-    ADD,
-    as_bytes,
-    lock_writer,
-    open_database,
-    photo_columns,
-    to_row,
-    upgrade,
-)
+from grr_coca_search.embedded.database import ADD, as_bytes, lock_writer, open_database, photo_columns, to_row, upgrade
 from grr_coca_search.embedded.vectors import VectorFile, append_rows, read_state, vectors_file
 from grr_coca_search.entry import Entry
 from grr_coca_search.store import Changes, PhotoUpdate

@@ -30,16 +30,7 @@ from grr_coca_search.milvus.rows import (
     to_expression,
     to_record,
 )
-from grr_coca_search.store import (
-    HASHED,
-    SAMPLE,
-    SAMPLE_CAPTIONS,
-    Changes,
-    LibrarySample,
-    Match,
-    Store,
-    StoredImage,
-)
+from grr_coca_search.store import HASHED, SAMPLE, SAMPLE_CAPTIONS, Changes, LibrarySample, Match, Store, StoredImage
 
 _CHUNK_SIZE = 500
 _MAX_HITS = 16_384

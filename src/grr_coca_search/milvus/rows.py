@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca_search.entry import (
-    Entry,
-    Photo,
-    Stamp,
-    certainty_fields,
-    certainty_of,
-)
+from grr_coca_search.entry import Entry, Photo, Stamp, certainty_fields, certainty_of
 from grr_coca_search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
 from grr_coca_search.filters import And, Comparison, Filter, Like, Not, OneOf, Or
 

@@ -30,13 +30,7 @@ from grr_coca.train.setup import new_checkpoint, sound_validation, training_sour
 from grr_coca_study.plan import showcase_of
 from grr_coca_study.rows import CurvePoint, Kind, LedgerRow, without_nan
 from grr_coca_study.running.agenda import FINISHED, Task
-from grr_coca_study.running.measured import (
-    Numbers,
-    examples,
-    measure_test,
-    measure_validation,
-    without_words,
-)
+from grr_coca_study.running.measured import Numbers, examples, measure_test, measure_validation, without_words
 from grr_coca_study.running.provenance import provenance, write_start_hashes
 
 log = logging.getLogger(__name__)

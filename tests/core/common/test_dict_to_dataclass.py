@@ -132,10 +132,7 @@ def _transformer(**keys: Any) -> TransformerConfig:
         (lambda: ImageEncoderConfig(65, 8, IMAGE.transformer), "the nearest that are: 64 and 72$"),
         (lambda: ImageEncoderConfig(5, 8, IMAGE.transformer), "the nearest that are: 8$"),
         (lambda: replace(IMAGE, num_registers=-1), "num_registers -1 must be 0 or more"),
-        (
-            lambda: SIZES["tiny"].changed(text_dim=20),
-            "width of an attention head; the nearest: 32$",
-        ),
+        (lambda: SIZES["tiny"].changed(text_dim=20), "width of an attention head; the nearest: 32$"),
         (lambda: replace(get_preset("grr_coca", "tiny"), embed_dim=-1), "embed_dim -1 must be 1 or more"),
         (lambda: replace(TEXT, vocab_size=0), "vocab_size 0 must be 1 or more"),
         (lambda: TextDecoderConfig(100, 3, TEXT.transformer), "context_length 3 holds no word"),

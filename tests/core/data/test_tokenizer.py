@@ -147,11 +147,7 @@ def test_nothing_decodes_to_nothing(tokenizer):
 
 def test_the_json_form_gives_the_same_tokenizer_back(tokenizer):
     again = Tokenizer.from_json(tokenizer.to_json())
-    assert (again.bos_id, again.eos_id, again.vocab_size) == (
-        tokenizer.bos_id,
-        tokenizer.eos_id,
-        tokenizer.vocab_size,
-    )
+    assert (again.bos_id, again.eos_id, again.vocab_size) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size)
     for caption in CAPTIONS:
         assert again.encode(caption) == tokenizer.encode(caption)
         assert again.decode(again.encode(caption)) == tokenizer.decode(tokenizer.encode(caption))

@@ -7,13 +7,7 @@ from grr_coca.evaluate.table import Row, average_row, format_table, row, row_met
 
 
 def metrics(contrastive: float, perplexity: float, coca: float, recall: float = 0.5) -> dict[str, float]:
-    return {
-        "contrastive_loss": contrastive,
-        "perplexity": perplexity,
-        "coca_loss": coca,
-        "R@1": recall,
-        "chance": 0.01,
-    }
+    return {"contrastive_loss": contrastive, "perplexity": perplexity, "coca_loss": coca, "R@1": recall, "chance": 0.01}
 
 
 FIRST = Row("a/test", metrics(1.5, 3.0, 6.0, 0.4), metrics(2.0, 4.0, 8.0, 0.2))

@@ -290,12 +290,7 @@ POWER_OF_TWO = "stem 'convolutional' .* needs a patch_size that is a power of tw
 @pytest.mark.parametrize(
     ("preset", "size", "changes", "message"),
     [
-        (
-            "open_clip_coca",
-            "b32",
-            {"captions_from": "patches"},
-            "'patches' does not fit preset 'open_clip_coca'",
-        ),
+        ("open_clip_coca", "b32", {"captions_from": "patches"}, "'patches' does not fit preset 'open_clip_coca'"),
         ("open_clip_coca", "b32", {"stem": "convolutional"}, "'open_clip' has stem 'patchify', not 'convolutional'"),
         ("grr_coca", "tiny", {"image_dim": 100}, r"image_dim 100 is no multiple of 32, .* the nearest: \d+ and \d+"),
         ("grr_coca", "tiny", {"text_dim": 130}, r"text_dim 130 is no multiple of 32, .* the nearest: \d+ and \d+"),

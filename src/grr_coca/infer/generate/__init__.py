@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING
 from grr_coca.infer.generate.options import GREEDY, GenerationOptions
 
 if TYPE_CHECKING:
-    from grr_coca.infer.generate.captions import (
-        Caption,
-        GeneratedCaptions,
-        generate,
-        stream_captions,
-        warn_if_repeated,
-    )
+    from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, generate, stream_captions, warn_if_repeated
 
 __all__ = [
     "GREEDY",

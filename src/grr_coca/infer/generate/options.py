@@ -6,19 +6,8 @@ from numbers import Integral, Real
 from grr_coca.common.errors import UserError
 
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p")
-_MIN = {
-    "max_length": 1,
-    "min_length": 0,
-    "top_k": 1,
-    "num_beams": 1,
-    "no_repeat_ngram": 0,
-    "num_captions": 1,
-}
-_WITHIN = {
-    "temperature": (1e-6, 1e6),
-    "length_penalty": (-10, 10),
-    "repetition_penalty": (1e-6, 1e6),
-}
+_MIN = {"max_length": 1, "min_length": 0, "top_k": 1, "num_beams": 1, "no_repeat_ngram": 0, "num_captions": 1}
+_WITHIN = {"temperature": (1e-6, 1e6), "length_penalty": (-10, 10), "repetition_penalty": (1e-6, 1e6)}
 """Beyond these bounds, scores overflow in fp32, or all become equal."""
 
 

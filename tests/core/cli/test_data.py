@@ -265,16 +265,6 @@ def test_several_captions_come_back(grr_coca, tmp_path):
     assert [list(pair.captions) for pair in read_all(tmp_path / "out")] == captions
 
 
-def test_lines_of_text_files_come_back_as_captions(grr_coca, tmp_path):
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    for i, pair in enumerate(PAIRS[:3]):
-        (folder / f"{i}.webp").write_bytes(pair.image)
-        (folder / f"{i}.txt").write_text("\n".join(f"{pair.caption} {k}" for k in range(1 + i)))
-    assert grr_coca("data", "convert", folder, tmp_path / "out").code == 0
-    assert [len(pair.captions) for pair in read_all(tmp_path / "out")] == [1, 2, 3]
-
-
 def test_a_caption_with_a_line_end_stays_one_in_shards(grr_coca, tmp_path):
     (tmp_path / "a.webp").write_bytes(PAIRS[0].image)
     (tmp_path / "a.csv").write_text('image,caption\na.webp,"a cup\nof tea"\n')

@@ -109,10 +109,6 @@ def test_closed_streams_change_nothing_but_that_nothing_is_said(tmp_path):
 # --- The same in this process: which errors are of the output, and which are not
 
 
-class Ended(BaseException):
-    """The process would have ended here."""
-
-
 class Broken(io.StringIO):
     """Output that takes nothing."""
 
@@ -127,55 +123,6 @@ def process(monkeypatch):
     monkeypatch.setattr("gc.freeze", lambda: None)
 
 
-@pytest.fixture
-def end_of(process, monkeypatch):
-    """How the program ends if its work raises an error or returns a code, and what it says."""
-
-    def end(code):
-        raise Ended(code)
-
-    monkeypatch.setattr(os, "_exit", end)
-
-    def run(outcome, *, is_broken: bool = False):
-        def main():
-            if isinstance(outcome, BaseException):
-                raise outcome
-            return outcome
-
-        said = io.StringIO()
-        monkeypatch.setattr(grr_coca.cli, "main", main)
-        monkeypatch.setattr(sys, "stdout", Broken() if is_broken else io.StringIO())
-        monkeypatch.setattr(sys, "stderr", said)
-        with pytest.raises(BaseException) as caught:
-            run_program()
-        return caught.value, said.getvalue()
-
-    return run
-
-
-def within_a_lock() -> RuntimeError:
-    error = RuntimeError("release unlocked lock")
-    error.__context__ = KeyboardInterrupt()
-    return error
-
-
-@pytest.mark.parametrize(
-    ("outcome", "is_broken", "code", "said"),
-    [
-        (KeyboardInterrupt(), False, 130, "interrupted\n"),
-        (KeyboardInterrupt(), True, 130, "interrupted\n"),
-        (within_a_lock(), False, 130, "interrupted\n"),
-        (BrokenPipeError(), True, 141, ""),
-        (OSError(errno.ENOSPC, "no room"), True, 2, "error: standard output: cannot be written (no room)\n"),
-        (OSError(errno.EIO, "no disk"), True, 2, "error: standard output: cannot be written (no disk)\n"),
-    ],
-)
-def test_an_error_of_the_output_ends_the_process(end_of, outcome, is_broken, code, said):
-    ended, words = end_of(outcome, is_broken=is_broken)
-    assert isinstance(ended, Ended)
-    assert (ended.args, words) == ((code,), said)
-
-
 @pytest.mark.parametrize(
     ("outcome", "is_broken"),
     [
@@ -185,15 +132,16 @@ def test_an_error_of_the_output_ends_the_process(end_of, outcome, is_broken, cod
         (OSError(errno.ENOENT, "no such file"), True),
     ],
 )
-def test_any_other_error_keeps_its_traceback(end_of, outcome, is_broken):
-    assert end_of(outcome, is_broken=is_broken) == (outcome, "")
+def test_any_other_error_keeps_its_traceback(process, monkeypatch, outcome, is_broken):
+    def main():
+        raise outcome
 
-
-@pytest.mark.parametrize("outcome", [0, 3, SystemExit(3), SystemExit(0)])
-def test_the_exit_code_is_that_of_the_work(end_of, outcome):
-    ended, _ = end_of(outcome)
-    assert isinstance(ended, SystemExit)
-    assert ended.code == (outcome.code if isinstance(outcome, SystemExit) else outcome)
+    monkeypatch.setattr(os, "_exit", pytest.fail)
+    monkeypatch.setattr(grr_coca.cli, "main", main)
+    monkeypatch.setattr(sys, "stdout", Broken() if is_broken else io.StringIO())
+    with pytest.raises(type(outcome)) as caught:
+        run_program()
+    assert caught.value is outcome
 
 
 def test_a_stream_that_the_shell_has_closed_is_nowhere(process, monkeypatch):

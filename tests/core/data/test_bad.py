@@ -150,14 +150,6 @@ def test_what_stands_in_is_a_function_of_seed_epoch_and_index(spoiled):
     assert set(stand_ins(1)) <= keys
 
 
-def test_evaluation_stops_at_a_bad_sample_with_its_name(spoiled):
-    source, expected = spoiled
-    dataset = PairDataset(source, TOKENIZER, Preprocess(16), 40)
-    with pytest.raises(UserError) as caught:
-        list(make_loader(dataset, EvaluationOrder(len(source), 8), 0))
-    assert source.name(min(expected)) in str(caught.value)
-
-
 def test_the_sound_pairs_are_all_but_the_bad_ones(spoiled):
     source, expected = spoiled
     indices, bad = sound_pairs(source)
@@ -223,14 +215,6 @@ def test_where_nothing_is_good_training_stops_with_the_first_bad_one(tmp_path):
 
 def replacements(count: int, place: str = "a.tar", cause: Cause = Cause.NOT_AN_IMAGE) -> list[Replacement]:
     return [Replacement(cause, f"{place}: {i}", place, 0, i) for i in range(count)]
-
-
-def test_the_log_counts_by_cause():
-    log = ReplacementLog(max_share=0.1)
-    log.add(100, replacements(2))
-    log.add(100, replacements(1, cause=Cause.BAD_TEXT))
-    assert log.counts == {Cause.NOT_AN_IMAGE: 2, Cause.BAD_TEXT: 1}
-    assert log.share == 3 / 200
 
 
 def test_a_bad_batch_at_the_start_stops_nothing():

@@ -76,11 +76,6 @@ def test_ids_with_gaps_are_an_error_if_tokens_must_be_added():
         Tokenizer.from_foreign(json.dumps(content))
 
 
-def test_a_tokenizer_without_ends_is_not_one_of_a_checkpoint():
-    with pytest.raises(UserError, match=r"no begin and end token \(\[BOS\] and \[EOS\], "):
-        Tokenizer.from_json(like_gpt2().to_str())
-
-
 # --- In training
 
 

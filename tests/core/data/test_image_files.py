@@ -84,7 +84,7 @@ def test_each_image_comes_once_in_the_order_of_the_arguments(tree):
 
 def test_an_image_is_read_when_it_is_asked_for(tree):
     (image,) = find_images(["b.png"])
-    assert (image.read(), image.path) == (b"b.png", Path("b.png"))
+    assert (image.read(), image.span.read(), image.path) == (b"b.png", b"b.png", Path("b.png"))
     (tree / "b.png").unlink()
     with pytest.raises(UserError, match=r"b\.png: no such file"):
         image.read()
@@ -176,19 +176,6 @@ def test_a_shard_without_images_is_an_image_that_fails(tmp_path, members):
 
 
 # --- Tables
-
-
-@pytest.mark.parametrize("name", ["pairs.csv", "coco.json#val", "pairs.parquet", "pairs.jsonl"])
-def test_tables_are_read_as_training_data_are(tmp_path, monkeypatch, name):
-    from grr_coca.data.sources.shards import TarShards
-
-    asked = []
-    source = TarShards([write_shard(tmp_path / "a.tar", real_pairs(2))])
-    monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda path, **_: asked.append(path) or source)
-    images = find_images([str(tmp_path / name)])
-    assert asked == [str(tmp_path / name)]
-    assert [image.read() for image in images] == [pair.image for pair in real_pairs(2)]
-    assert [image.name for image in images] == [source.name(0), source.name(1)]
 
 
 @pytest.mark.parametrize(

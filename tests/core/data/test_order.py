@@ -38,31 +38,10 @@ def test_each_epoch_visits_every_sample_once_even_where_a_batch_spans_two(num_sa
         assert sorted(ref.sample for ref in visits) == list(range(num_samples))
 
 
-@given(num_samples=SIZES, batch_size=SIZES, num_batches=st.integers(0, 9))
-def test_there_are_as_many_full_batches_as_asked_for(num_samples, batch_size, num_batches):
-    order = TrainingOrder(Shuffle(num_samples, seed=0), GlobalBatches(batch_size, num_batches))
-    assert len(order) == num_batches
-    assert [len(batch) for batch in order] == [batch_size] * num_batches
-
-
-def test_the_order_is_the_same_each_time_it_is_asked_for():
-    order = TrainingOrder(Shuffle(10, seed=4), GlobalBatches(3, 9))
-    assert flat(order) == flat(order) == flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(3, 9)))
-
-
 @given(batch_size=st.integers(1, 20))
 def test_the_batch_size_does_not_change_the_order(batch_size):
     refs = flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(batch_size, 100 // batch_size)))
     assert refs == flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(1, 100)))[: len(refs)]
-
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    refs = flat(TrainingOrder(Shuffle(50, seed=0), GlobalBatches(50, 2)))
-    first, second = ([ref.sample for ref in refs[start : start + 50]] for start in (0, 50))
-    other_seed = [ref.sample for ref in flat(TrainingOrder(Shuffle(50, seed=1), GlobalBatches(50, 1)))]
-    assert first != second
-    assert first != other_seed
-    assert first != list(range(50))
 
 
 def test_an_order_over_nothing_is_an_error_and_not_an_endless_loop():

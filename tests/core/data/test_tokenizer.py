@@ -1,6 +1,5 @@
 """Captions to token ids and back."""
 
-import pickle
 import unicodedata
 
 import pytest
@@ -59,10 +58,6 @@ def test_training_gives_at_most_the_ids_asked_for(vocab_size):
     assert 258 <= train_bpe(CAPTIONS, vocab_size).vocab_size <= vocab_size
 
 
-def test_frequent_words_become_single_tokens(bpe):
-    assert len(bpe.encode("face")) == 1
-
-
 @pytest.mark.parametrize("vocab_size", [-1, 0, 257])
 def test_a_vocabulary_too_small_for_the_bytes_is_an_error(vocab_size):
     with pytest.raises(UserError, match=f"vocab_size {vocab_size}: give at least 258"):
@@ -108,12 +103,7 @@ def test_clip_decodes_words_with_their_spaces(clip):
 # --- Both
 
 
-def test_no_word_has_the_id_of_a_special_token(tokenizer):
-    for caption in CAPTIONS:
-        assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(caption))
-
-
-@pytest.mark.parametrize("caption", ["the [EOS] sign", "[BOS]", "<|endoftext|> <|startoftext|>"])
+@pytest.mark.parametrize("caption", ["", "the [EOS] sign", "[BOS]", "<|endoftext|> <|startoftext|>"])
 def test_a_special_token_written_in_a_caption_is_text_like_any_other(tokenizer, caption):
     assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(caption))
 
@@ -141,10 +131,6 @@ def test_decoding_stops_at_the_first_end_token(tokenizer):
     assert tokenizer.decode(ids) == "red"
 
 
-def test_nothing_decodes_to_nothing(tokenizer):
-    assert tokenizer.decode([]) == tokenizer.decode([tokenizer.eos_id]) == ""
-
-
 def test_the_json_form_gives_the_same_tokenizer_back(tokenizer):
     again = Tokenizer.from_json(tokenizer.to_json())
     assert (again.bos_id, again.eos_id, again.vocab_size) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size)
@@ -152,10 +138,6 @@ def test_the_json_form_gives_the_same_tokenizer_back(tokenizer):
         assert again.encode(caption) == tokenizer.encode(caption)
         assert again.decode(again.encode(caption)) == tokenizer.decode(tokenizer.encode(caption))
     assert again.to_json() == tokenizer.to_json()
-
-
-def test_a_tokenizer_travels_to_another_process(tokenizer):
-    assert pickle.loads(pickle.dumps(tokenizer)).encode(CAPTIONS[0]) == tokenizer.encode(CAPTIONS[0])
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(bpe):

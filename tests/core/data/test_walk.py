@@ -235,9 +235,3 @@ def test_many_files_in_one_folder_take_little_memory(tmp_path):
         tracemalloc.stop()
     assert streamed < 120 * count, "the names of one folder"
     assert listed < 450 * count + 2 * len(found[0].name) * count
-
-
-def test_an_image_of_a_walk_reads_its_file(library):
-    image = find_images(["photos"])[0]
-    assert (image.path, image.read()) == (Path("photos/a.jpg"), b"photos/a.jpg")
-    assert image.span.read() == image.read()

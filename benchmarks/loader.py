@@ -17,7 +17,7 @@ from harness import parse, parser_of, report
 
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
-from grr_coca.train.numerics import decide
+from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.recipe import load_recipe
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step import Trainer, build_trainer, count_tokens
@@ -36,7 +36,7 @@ def main() -> None:
     rounds = 1 if options.smoke else ROUNDS
     alone = Ranks.here(torch.device("cpu"))
     start = new_checkpoint(recipe, alone)
-    recipe = decide(recipe, start.model, alone.device).for_autos_of(recipe)
+    recipe = resolve_precision(recipe, start.model, alone.device).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, alone)
     pairs, _ = training_sources(recipe)
     batches = training_batches(recipe, start, pairs, alone)

@@ -38,7 +38,7 @@ from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source, remote_shards
 from grr_coca.data.sources.shards import index_remote, remote_index, write_index
 from grr_coca.data.sources.tar import ROW, ShardIndex
-from grr_coca.train.numerics import decide
+from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.recipe import Recipe, load_recipe
 from grr_coca.train.setup import new_checkpoint, training_batches, training_sources
 from grr_coca.train.step import Trainer, build_trainer, count_tokens
@@ -110,7 +110,7 @@ def share_of_waiting(recipe: Recipe, cores: list[int], steps: int) -> tuple[floa
     """Median seconds of a step with its waiting, and the share that all steps after the first ones waited."""
     alone = Ranks.here(torch.device("cpu"))
     start = new_checkpoint(recipe, alone)
-    recipe = decide(recipe, start.model, alone.device).for_autos_of(recipe)
+    recipe = resolve_precision(recipe, start.model, alone.device).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, alone)
     pairs, _ = training_sources(recipe)
     os.sched_setaffinity(0, {cores[-1]})  # for the worker, which is forked from here

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from harness import in_turn, machine, parse, parser_of, seconds, write
 
-from grr_coca_search.embedded.vectors import VectorFile, append_rows, best_rows, products
+from grr_coca_search.embedded.vectors import VectorFile, append_rows, products, top_k_rows
 
 COUNTS, ROUNDS = (100_000, 1_000_000), 9
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -50,7 +50,7 @@ def exact_search(counts: list[int]) -> dict[str, float]:
             path = Path(folder) / "vectors"
             append_rows(path, 0, vectors)
             file = VectorFile(path, *vectors.shape)
-            side = {"ours": lambda: seconds(lambda: best_rows(products(file, query)[:, 0], 20))}  # noqa: B023
+            side = {"ours": lambda: seconds(lambda: top_k_rows(products(file, query)[:, 0], 20))}  # noqa: B023
             found[str(count)] = round(statistics.median(in_turn(side, ROUNDS)["ours"]) * 1000, 1)
     return found
 

@@ -29,7 +29,7 @@ from scipy.optimize import minimize
 import grr_coca
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.files import changed_folder, in_cache
+from grr_coca.common.files import changed_folder, expand_cache_prefix
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, RELEVANCE
@@ -64,7 +64,7 @@ class Split:
     """Embeddings, captions and labels of a split's drawings."""
 
     def __init__(self, model: ImageTextModel, path: str, every: int = 1) -> None:
-        source = open_source(in_cache(path))
+        source = open_source(expand_cache_prefix(path))
         pairs = [source[index] for index in range(0, len(source), every)]
         self.pictures = [(pair.captions[0], pair.image) for pair in pairs]
         preprocess = model.preprocess

@@ -21,7 +21,7 @@ import numpy as np
 import grr_coca
 from grr_coca.cli import exit_code
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import in_cache
+from grr_coca.common.files import expand_cache_prefix
 from grr_coca.evaluate.intervals import Measure
 from grr_coca_search.embedded.embedded_store import TITLE_WEIGHT
 from icon_search import TOP, LexicalIndex, Query, fuse, ndcg, read_icons
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--split", choices=PICTURES, default="test", help="pictures to search and their queries")
     options = parser.parse_args()
     queries = [query for query in read_queries(QUERIES) if query.split == options.split]
-    icons = read_icons(in_cache(PICTURES[options.split]))
+    icons = read_icons(expand_cache_prefix(PICTURES[options.split]))
     names = [icon.name for icon in icons]
     model = grr_coca.load(options.model)
     vectors = np.asarray(model.embed_images([icon.image for icon in icons]))

@@ -40,7 +40,7 @@ from fitting import (
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import CACHE, in_cache, user_cache
+from grr_coca.common.files import CACHE, expand_cache_prefix, user_cache
 from grr_coca.data.sources.base import clean_caption
 from grr_coca.data.sources.open import open_source, require_there
 from grr_coca.evaluate.caption_split import images_of
@@ -155,7 +155,7 @@ def _there(paths: dict[str, str], needed: Collection[str]) -> dict[str, str]:
     """
     found = {}
     for name, path in paths.items():
-        place = in_cache(path) if path.startswith(CACHE) else str(ROOT / path)
+        place = expand_cache_prefix(path) if path.startswith(CACHE) else str(ROOT / path)
         if name in needed:
             require_there(place)
         if any(Path(place).parent.glob(Path(place).name)):

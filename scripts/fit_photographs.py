@@ -33,7 +33,7 @@ from fitting import card_text, folder_of, logistic, parser_of
 from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import changed_folder, in_cache, user_cache
+from grr_coca.common.files import changed_folder, expand_cache_prefix, user_cache
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample
 from grr_coca.data.sources.open import open_source
@@ -171,7 +171,7 @@ class Pictures:
         if path.startswith("iconify:"):
             icons = [icon.svg for icon in read_package(path).icons if icon.svg]
             return [one for svg in _spread(icons, number) for one in self._drawn(svg.encode())]
-        source = open_source(in_cache(path) if path.startswith("cache:") else str(ROOT / path))
+        source = open_source(expand_cache_prefix(path) if path.startswith("cache:") else str(ROOT / path))
         pairs = [source[one] for one in _spread(range(len(source)), number)]
         return [self._preprocess.decode(pair.image, pair.name) for pair in pairs]
 

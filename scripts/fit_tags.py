@@ -25,7 +25,7 @@ import numpy as np
 
 from fitting import calibration_error, folder_of, logistic, parser_of
 from grr_coca.cli import exit_code
-from grr_coca.common.files import changed_folder, in_cache, read_json, write_whole
+from grr_coca.common.files import changed_folder, expand_cache_prefix, read_json, write_whole
 from grr_coca.data.sources.open import open_source
 from grr_coca.evaluate.intervals import Measure
 from grr_coca.infer.generate import GREEDY
@@ -48,7 +48,7 @@ def main() -> None:
     model = load(folder, engine="onnx")
     numbers = vocabulary()
     vectors = model.embed_texts(list(numbers.words))
-    icons = [icon for icon in read_icons(in_cache(TAGGED)) if icon.tags]
+    icons = [icon for icon in read_icons(expand_cache_prefix(TAGGED)) if icon.tags]
     described = [one for start in range(0, len(icons), 256) for one in describe(model, icons[start : start + 256])]
     halves: tuple[list[tuple[Icon, Description]], ...] = ([], [])
     for icon, one in zip(icons, described, strict=True):
@@ -68,7 +68,7 @@ def main() -> None:
 
 def vocabulary() -> TagNumbers:
     """The words of the captions of training, without weights."""
-    source = open_source(in_cache(TRAINING))
+    source = open_source(expand_cache_prefix(TRAINING))
     counts: Counter[str] = Counter()
     behind: Counter[str] = Counter()
     for number in range(len(source)):

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.files import changed_folder, read_json
 from grr_coca.model.checkpoint_files import Figure, ModelCard, shipped_folder, shipped_names
 
@@ -39,7 +39,7 @@ def folder_of(name: str) -> Path:
     """
     folder = shipped_folder(name)
     if folder is None:
-        raise UserError(f"{name}: no model of this name ships; {nearest(name, shipped_names())}")
+        raise UserError(f"{name}: no model of this name ships; {suggest_name(name, shipped_names())}")
     return folder
 
 
@@ -52,7 +52,7 @@ def card_text(name: str) -> dict:
     path = CARDS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(other.stem for other in CARDS.glob("*.yaml"))
-        raise UserError(f"{path}: no such file; it holds the text of the card; {nearest(name, known)}")
+        raise UserError(f"{path}: no such file; it holds the text of the card; {suggest_name(name, known)}")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from grr_coca import load
 from grr_coca.cli import exit_code
-from grr_coca.common.files import in_cache
+from grr_coca.common.files import expand_cache_prefix
 from grr_coca.data.survey import Font, label_font
 from grr_coca.infer.image_text_model import ImageTextModel
 from icon_search import Icon, read_icons
@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     model = load(options.model)
-    icons = {family: read_icons(in_cache(f"cache:icons/test_family_{family}-*.tar")) for family in FAMILIES}
+    icons = {family: read_icons(expand_cache_prefix(f"cache:icons/test_family_{family}-*.tar")) for family in FAMILIES}
     library = [icon for family in FAMILIES for icon in icons[family]]
     vectors = model.embed_images([icon.image for icon in library])
     for name, queries in (("found", THINGS), ("missed", HARD)):

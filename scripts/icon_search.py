@@ -22,7 +22,7 @@ from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import Figure
 from grr_coca_search.embedded.embedded_store import TITLE_WEIGHT
 from grr_coca_search.query import WORD_WEIGHT
-from grr_coca_search.relevance import deviations
+from grr_coca_search.relevance import z_scores
 
 TOP = 10
 MAX_RIGHT = 20
@@ -132,7 +132,7 @@ class LexicalIndex:
 
 def fuse(query: np.ndarray, vectors: np.ndarray, by_words: Mapping[int, float]) -> list[int]:
     """All pictures, by how far they stand out and by the scores of their names, together."""
-    scores = deviations(query, vectors @ query, vectors)
+    scores = z_scores(query, vectors @ query, vectors)
     scores += WORD_WEIGHT * np.array([by_words.get(number, 0.0) for number in range(len(vectors))])
     return np.argsort(-scores, kind="stable").tolist()
 

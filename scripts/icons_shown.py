@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from grr_coca.cli import exit_code
-from grr_coca.common.files import in_cache
+from grr_coca.common.files import expand_cache_prefix
 from grr_coca.data.sources.base import clean_caption
 from grr_coca.data.sources.open import open_source
 from grr_coca.infer.image_text_model import ImageTextModel
@@ -122,7 +122,7 @@ def read(model: ImageTextModel, pictures: list[Image.Image]) -> tuple[np.ndarray
 
 def icons_of(model: ImageTextModel, split: str) -> tuple[list[Image.Image], np.ndarray]:
     """The pictures of a split, N, and the first caption of each."""
-    source = open_source(in_cache(f"cache:icons/{split}-*.tar"))
+    source = open_source(expand_cache_prefix(f"cache:icons/{split}-*.tar"))
     names = [source.name(number) for number in range(len(source))]
     pictures = [model.preprocess.decode(source[number].image, name) for number, name in enumerate(names)]
     titles = [clean_caption(source.captions(number)[0], name) for number, name in enumerate(names)]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grr_coca.common.extras import require_extra
-from grr_coca.common.threads import wait_passively
+from grr_coca.common.threads import set_passive_wait_policy
 from grr_coca_encoders.names import parse_name
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ def open_timm(rest: str, device: str | None) -> "VisionEncoder":
     """Open an encoder of timm; see `grr_coca.infer.encoder.EncoderOpener`."""
     name = parse_name("timm", rest)
     require_extra("timm", name.text)
-    wait_passively()
+    set_passive_wait_policy()
     from grr_coca_encoders.timm_encoder import load_timm  # late: imports torch
 
     return load_timm(name, device)
@@ -25,7 +25,7 @@ def open_transformers(rest: str, device: str | None) -> "VisionEncoder":
     """Open an encoder of transformers; see `grr_coca.infer.encoder.EncoderOpener`."""
     name = parse_name("hf", rest)
     require_extra("transformers", name.text)
-    wait_passively()
+    set_passive_wait_policy()
     from grr_coca_encoders.transformers_encoder import load_transformers  # late: imports torch
 
     return load_transformers(name, device)

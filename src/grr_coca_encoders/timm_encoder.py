@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from grr_coca.common.errors import UserError, first_line, nearest
+from grr_coca.common.errors import UserError, first_line, suggest_name
 from grr_coca.common.files import is_offline
 from grr_coca.data.preprocess import EncoderPreprocess, Fit, Interpolation
 from grr_coca.infer.encoder import UNKNOWN_LICENCE
@@ -57,7 +57,7 @@ def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
     """
     architecture = name.model.partition(".")[0]
     if not timm.is_model(architecture):
-        raise UserError(f"{name.text}: timm has no such model; {nearest(architecture, timm.list_models())}")
+        raise UserError(f"{name.text}: timm has no such model; {suggest_name(architecture, timm.list_models())}")
     model = _create(name)
     config = resolve_data_config({}, model=model)
     fit = _FITS.get(str(config["crop_mode"]))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
-from grr_coca.common.threads import wait_passively
+from grr_coca.common.threads import set_passive_wait_policy
 from grr_coca.model.config import CoCaConfig
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def load(path: str, device: "str | torch.device | None", engine: str) -> "ImageT
     if engine not in ("auto", "torch"):
         raise UserError(f"open_clip:{path}: engine '{engine}' cannot compute it; leave the engine out, or import it")
     require_extra("open-clip", f"open_clip:{path}")
-    wait_passively()
+    set_passive_wait_policy()
     from grr_coca.infer.image_text_model import ImageTextModel
     from grr_coca.infer.load import choose_device
     from grr_coca_open_clip.checkpoints.read import read_open_clip

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca_search.entry import FILTER_WORDS
 from grr_coca_search.fields import FIELDS, FieldValue, Kind
 
@@ -90,7 +90,7 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
     valid = {*FIELDS, *of_tables}
     for name in sorted({test.field for test in tests}):
         if name not in valid:
-            raise UserError(f"--where: unknown field '{name}'; {nearest(name, valid)}")
+            raise UserError(f"--where: unknown field '{name}'; {suggest_name(name, valid)}")
     for test in tests:
         if test.field not in of_tables:
             _require_kind(test, FIELDS[test.field].kind)

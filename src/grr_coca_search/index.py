@@ -28,7 +28,14 @@ from grr_coca_search.query import Query, SearchOptions, SearchResult, search_sto
 from grr_coca_search.relevance import RelevanceCurve, curve_of
 from grr_coca_search.store import Changes, ImageDescription, Store
 from grr_coca_search.stores import find_store, make_store, open_store
-from grr_coca_search.update import Describer, OnProgress, Update, absolute_arguments, forget_arguments, update_store
+from grr_coca_search.update import (
+    Describer,
+    OnProgress,
+    UpdateResult,
+    absolute_arguments,
+    forget_arguments,
+    update_store,
+)
 
 if TYPE_CHECKING:
     from grr_coca.infer import ImageTextModel
@@ -109,7 +116,7 @@ class Index:
         on_progress: OnProgress = lambda *_: None,
         on: Machines = "this",
         exclude: str | Sequence[str] | None = None,
-    ) -> Update:
+    ) -> UpdateResult:
         """Add images, and update images that were added before.
 
         Known images with the same size and time are not read again. If a folder, shard, table or pattern was added
@@ -134,7 +141,7 @@ class Index:
 
         return update_store(self.store, named, make_describer, self.model.batch_size, on_progress, patterns)
 
-    def refresh(self, on_progress: OnProgress = lambda *_: None, on: Machines = "this") -> Update:
+    def refresh(self, on_progress: OnProgress = lambda *_: None, on: Machines = "this") -> UpdateResult:
         """Call `add` for everything that was added before."""
         return self.add(self.store.roots(), on_progress, on)
 
@@ -291,7 +298,7 @@ class IndexModel:
         from grr_coca.infer.load import load  # late: it imports an engine
 
         model = load(self.folder, engine=self.engine)
-        model.warn_if_unfit()  # an index uses both its embeddings and its captions
+        model.warn_if_unsuitable()  # an index uses both its embeddings and its captions
         return model
 
     @cached_property

@@ -20,7 +20,7 @@ from grr_coca.data.text import FUNCTION_WORDS, singular, words_of
 from grr_coca_search.duplicates import folded
 from grr_coca_search.entry import Entry
 from grr_coca_search.filters import Filter, parse_filter
-from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, deviations, evidence
+from grr_coca_search.relevance import MIN_RELEVANCE, WRITTEN, RelevanceCurve, can_tell, evidence, z_scores
 from grr_coca_search.store import Store
 
 if TYPE_CHECKING:
@@ -452,10 +452,12 @@ class _Search:
             end = start + FUSED_AT_ONCE
             ids = sorted({*nearest[start:end], *(match.id for match in by_words[start:end])} - found.keys())
             words = {match.id: match.score + rarer for match in by_words[: SCORES_OF_WORDS * end]}
-            scores = deviations(vector, store.vectors(ids) @ vector, self.sample)
+            scores = z_scores(vector, store.vectors(ids) @ vector, self.sample)
             scores += WORD_WEIGHT * np.array([words.get(identity, 0.0) for identity in ids])
             matched = [identity for identity in ids if identity in words]
-            called = dict(zip(matched, (_called(query, entry) for entry in store.entries(matched)), strict=True))
+            called = dict(
+                zip(matched, (_name_match_rank(query, entry) for entry in store.entries(matched)), strict=True)
+            )
             tiers = np.array([called.get(identity, 0) for identity in ids])
             found |= dict.fromkeys(ids[place] for place in np.lexsort((-scores, -tiers)))
         return list(found)[:count]
@@ -472,7 +474,7 @@ def _existing_first(group: list[int], entries: Sequence[Entry], there: Mapping[s
     return [best, *(place for place in group if place != best)]
 
 
-def _called(query: Query, entry: Entry) -> int:
+def _name_match_rank(query: Query, entry: Entry) -> int:
     """Return how well the name of an image fits the query: 3 if the query is its set and its name, 2 its name, 1 if
     people wrote all words of the query into its name, title or keywords, else 0. Higher ones are ranked before lower
     ones.

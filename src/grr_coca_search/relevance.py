@@ -139,7 +139,7 @@ def evidence(
         captions: Embeddings of the captions of the hits, H E.
         others: Embeddings of captions of some images of the library.
     """
-    stands_out = deviations(vector, scores, sample)
+    stands_out = z_scores(vector, scores, sample)
     usual = min(_usual_cosine(asked, others), MAX_CAPTION_COSINE)
     # 0: as close as captions of other images; 1: the same words.
     agreement = ((captions @ asked.T).max(axis=1) - usual) / (1 - usual)
@@ -147,7 +147,7 @@ def evidence(
     return np.stack([stands_out, agreement, log_images, scores], axis=1)
 
 
-def deviations(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np.ndarray:
+def z_scores(vector: np.ndarray, scores: np.ndarray, sample: np.ndarray) -> np.ndarray:
     """Return how far images stand out from the library: their scores, in deviations above the median of the sample.
 
     Args:

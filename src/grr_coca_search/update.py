@@ -56,7 +56,7 @@ class Describer(Protocol):
 
 
 @dataclass(kw_only=True)
-class Update:
+class UpdateResult:
     """Numbers of images of an update.
 
     Attributes:
@@ -89,7 +89,7 @@ def update_store(
     batch_size: int = 32,
     on_progress: OnProgress = lambda *_: None,
     exclude: Sequence[str] | None = None,
-) -> Update:
+) -> UpdateResult:
     """Update a store from its files.
 
     Args:
@@ -117,7 +117,7 @@ def update_store(
         run.note()
         if todo:
             run.describe(todo, make_describer(), batch_size)
-        run.sweep()
+        run.remove_missing()
         store.compact()
     except sqlite3.OperationalError as error:  # of `_NameMultiset`; a store turns its own into others
         raise UserError(
@@ -203,7 +203,7 @@ class _Run:
         self._pending = Changes()
         self._to_note = 0
         self._committed = time.monotonic()
-        self.update = Update(left_out=left_out)
+        self.update = UpdateResult(left_out=left_out)
         self.roots = set(_roots_within(store.roots(), arguments)) | self._among
 
     def close(self) -> None:
@@ -372,7 +372,7 @@ class _Run:
         if len(pending):
             self._store.commit(pending)
 
-    def sweep(self) -> None:
+    def remove_missing(self) -> None:
         """Remove images that these arguments found before, and did not find now."""
         for root in sorted(self.roots):
             for gone in chunks(self._gone(root), _LOOKUP_SIZE):

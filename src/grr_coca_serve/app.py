@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
 import grr_coca
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.plugins import others, own
 from grr_coca_serve.endpoints import all_routers
 from grr_coca_serve.guard import Guard
@@ -75,7 +75,7 @@ def _additional(names: Sequence[str]) -> list[Endpoints]:
         known = others("grr_coca.endpoints")
         if name not in known:
             raise UserError(
-                f"--plugin {name}: no installed distribution has endpoints of this name; {nearest(name, known)}"
+                f"--plugin {name}: no installed distribution has endpoints of this name; {suggest_name(name, known)}"
             )
         found.append(known[name])
     return found

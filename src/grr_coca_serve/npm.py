@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.errors import UserError, escape_control_chars
 
 _SECONDS = 600
 """How long npm may take for a package."""
@@ -63,7 +63,7 @@ def fetch_archive(
             if said.returncode or len(written) != 1:
                 told = f"{said.stderr}\n{said.stdout}"
                 first = next((line.strip() for line in told.splitlines() if line.strip()), "it gives no reason")
-                raise UserError(reason(told) or f"npm pack {package} failed ({on_one_line(first)}); {by_hand}")
+                raise UserError(reason(told) or f"npm pack {package} failed ({escape_control_chars(first)}); {by_hand}")
             check(written[0])
             with written[0].open("rb") as opened:
                 os.fsync(opened.fileno())

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from grr_coca.common.errors import nearest
+from grr_coca.common.errors import suggest_name
 from grr_coca.common.shapes import UInt8
 from grr_coca.data.images import vector_format
 from grr_coca.data.isolated import HelperLimits
@@ -127,7 +127,7 @@ def invalid(error: Any, names: "Mapping[str, Any] | None" = None) -> Refusal:
     place = ".".join(str(part) for part in first["loc"] if not _is_name_of_type(part))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = f"there is no such key; {nearest(place, names)}" if names else "there is no such key"
+        message = f"there is no such key; {suggest_name(place, names)}" if names else "there is no such key"
     return Refusal(422, f"{place}: {message}" if place else message, param=place or None)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from grr_coca.common.errors import DamagedError, UserError, nearest
+from grr_coca.common.errors import DamagedError, UserError, suggest_name
 from grr_coca.data.text import clean_query
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.entry import Entry, name_id
@@ -283,7 +283,7 @@ class ServedIndex:
             tree, known = parse_filter(where, columns), facet_fields(columns)
             for field in fields:
                 if field not in known:
-                    raise UserError(f"field: images cannot be filtered by '{field}'; {nearest(field, known)}")
+                    raise UserError(f"field: images cannot be filtered by '{field}'; {suggest_name(field, known)}")
             key = (self._open.revision(store), where, tuple(fields))
             return self._counted.made(key, lambda: counts(store, fields or known, tree))
 

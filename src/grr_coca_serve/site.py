@@ -35,7 +35,7 @@ import numpy as np
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
-from grr_coca.common.files import MANIFEST, read_json, read_whole, user_cache, verify_folder, whole_folder
+from grr_coca.common.files import MANIFEST, read_file_bytes, read_json, user_cache, verify_folder, whole_folder
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.data.text import split_name
 from grr_coca.infer.adapted import words
@@ -125,7 +125,7 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
     path = given or user_cache() / "packages" / RUNTIME.archive
     if given is None and not path.exists():
         fetch_archive(f"{RUNTIME.name}@{RUNTIME.version}", path.parent, _by_hand())
-    content = read_whole(path)
+    content = read_file_bytes(path)
     if hashlib.sha256(content).hexdigest() != RUNTIME.sha256:
         again = "delete it, and it is fetched again" if given is None else _by_hand()
         raise UserError(f"{path}: not {RUNTIME.archive}, or damaged: its SHA-256 is not {RUNTIME.sha256}; {again}")

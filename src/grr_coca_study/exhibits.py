@@ -31,7 +31,7 @@ _HEAT_MAP_DPI = 70
 
 
 @dataclass(frozen=True)
-class Exhibits:
+class QualitativeResults:
     """Qualitative examples of a model in a report.
 
     Attributes:
@@ -46,7 +46,7 @@ class Exhibits:
     pictures: dict[str, bytes] = field(default_factory=dict)
 
 
-def make_exhibits(arm: str, run: Path, showcase: str, queries: Sequence[str], num_hits: int) -> Exhibits:
+def make_exhibits(arm: str, run: Path, showcase: str, queries: Sequence[str], num_hits: int) -> QualitativeResults:
     """Compute the exhibits of a pretrained model.
 
     Args:
@@ -56,7 +56,7 @@ def make_exhibits(arm: str, run: Path, showcase: str, queries: Sequence[str], nu
         queries: Texts to search for.
         num_hits: Number of images for each query.
     """
-    checkpoint, source, shown = from_pretrained(run), open_source(showcase), Exhibits()
+    checkpoint, source, shown = from_pretrained(run), open_source(showcase), QualitativeResults()
     _explain_some(shown, arm, checkpoint, source)
     for query, indices in zip(queries, search(checkpoint, source, queries, num_hits), strict=True):
         hits = [{"caption": source.caption(index), "picture": f"{index}.webp"} for index in indices]
@@ -65,7 +65,7 @@ def make_exhibits(arm: str, run: Path, showcase: str, queries: Sequence[str], nu
     return shown
 
 
-def write_exhibits(out: Path, shown: Mapping[str, Exhibits]) -> None:
+def write_exhibits(out: Path, shown: Mapping[str, QualitativeResults]) -> None:
     """Write the exhibits of some models, from which a report shows them.
 
     Args:
@@ -97,7 +97,7 @@ def search(checkpoint: Checkpoint, source: PairSource, queries: Sequence[str], c
     return (texts @ images.T).topk(min(count, len(images)), dim=1).indices.tolist()
 
 
-def _explain_some(shown: Exhibits, arm: str, checkpoint: Checkpoint, source: PairSource) -> None:
+def _explain_some(shown: QualitativeResults, arm: str, checkpoint: Checkpoint, source: PairSource) -> None:
     """Add heat maps for the captions of some images that the report captions too."""
     drawn = drawn_examples(source, _NUM_EXPLAINED)
     images = [checkpoint.preprocess.decode(source[index].image, source.name(index)) for index in drawn]

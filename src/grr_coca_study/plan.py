@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.model.presets import get_preset
 from grr_coca.train.recipe import CAPTION_SCORES, MuonPrecision, Precision
 from grr_coca_study.rows import LedgerRow
@@ -176,7 +176,7 @@ def arm_named(plan: Plan, name: str) -> Arm:
     """
     arms = {arm.name: arm for arm in plan.arms}
     if name not in arms:
-        raise UserError(f"the plan has no arm '{name}'; {nearest(name, arms)}")
+        raise UserError(f"the plan has no arm '{name}'; {suggest_name(name, arms)}")
     return arms[name]
 
 
@@ -205,7 +205,7 @@ def scores_captions(plan: Plan) -> bool:
     return any(split_endpoint(endpoint)[1] in CAPTION_SCORES for endpoint in plan.endpoints.all)
 
 
-def lacking_scores(plan: Plan, row: LedgerRow) -> list[str]:
+def missing_scores(plan: Plan, row: LedgerRow) -> list[str]:
     """Caption scores that the plan's endpoints need and a run lacks.
 
     A row that was copied from another study has only the scores that that study needed. All other metrics are always
@@ -266,7 +266,7 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
         _refuse_earlier_form([arm for arm in arms if isinstance(arm, dict)], content.get("tuning"), path)
         content = {**content, "arms": arms}
     plan = from_dict(kind, content, str(path))
-    for fault in _faults(plan):
+    for fault in _validation_errors(plan):
         raise UserError(f"{path}: {fault}")
     folder = path.resolve().parent
 
@@ -336,7 +336,7 @@ def _refuse_earlier_form(arms: list[dict], tuning: object, path: Path) -> None:
         )
 
 
-def _faults(plan: Plan) -> Iterator[str]:
+def _validation_errors(plan: Plan) -> Iterator[str]:
     """Yield the errors in the values of a plan, without reading recipes."""
     names = [arm.name for arm in plan.arms]
     yield from _repeated(names, "arms")
@@ -357,7 +357,7 @@ def _faults(plan: Plan) -> Iterator[str]:
         except UserError as error:
             yield f"arms: {error}"
     if plan.baseline not in names:
-        yield f"baseline: the plan has no arm '{plan.baseline}'; {nearest(plan.baseline, names)}"
+        yield f"baseline: the plan has no arm '{plan.baseline}'; {suggest_name(plan.baseline, names)}"
     if min(plan.seeds, default=0) < 0 or not (plan.seeds or plan.tuning):
         yield "seeds: must have one or more, each 0 or more"
     if plan.steps is not None and plan.steps < 1:
@@ -373,7 +373,7 @@ def _faults(plan: Plan) -> Iterator[str]:
     known = [f"{phase}/{metric}" for phase in phases for metric in METRICS]
     for endpoint in plan.endpoints.all:
         if endpoint not in known:
-            yield f"endpoints: unknown '{endpoint}'; {nearest(endpoint, known)}"
+            yield f"endpoints: unknown '{endpoint}'; {suggest_name(endpoint, known)}"
     if plan.tuning is not None:
         yield from (f"tuning: {fault}" for fault in _faults_of_tuning(plan, plan.tuning))
 

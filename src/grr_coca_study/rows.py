@@ -17,7 +17,7 @@ from typing import Literal
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_whole, replace_file, sync_folder, write_whole
+from grr_coca.common.files import read_file_bytes, replace_file, sync_folder, write_whole
 
 ROWS_FOLDER = "rows"
 
@@ -178,7 +178,7 @@ class RowFolder:
 
     def _row(self, path: Path) -> LedgerRow | None:
         try:
-            row = from_dict(LedgerRow, json.loads(read_whole(path)), path.name)
+            row = from_dict(LedgerRow, json.loads(read_file_bytes(path)), path.name)
         except (ValueError, RecursionError) as error:  # not JSON, or no row
             self.notes[path.name] = f"{path.name}: is not a row and does not count ({error})"
             return None

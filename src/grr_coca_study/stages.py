@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grr_coca.common.dict_to_dataclass import flat, from_dict, to_dict
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.data.sources.open import find_files, require_there, shards_of
 from grr_coca.data.walk import walk_visible
 from grr_coca.train.recipe import Recipe, load_recipe
@@ -68,7 +68,7 @@ def with_settings(recipe: Recipe, settings: Settings, where: str) -> Recipe:
         for parent in parents:
             branch = branch.get(parent)
             if not isinstance(branch, dict):
-                raise UserError(f"{where}: the recipe has no key '{key}'; {nearest(key, flat(recipe))}")
+                raise UserError(f"{where}: the recipe has no key '{key}'; {suggest_name(key, flat(recipe))}")
         branch[leaf] = value
     return from_dict(Recipe, tree, where)
 
@@ -92,7 +92,7 @@ def check_recipes(plan: Plan, path: Path) -> None:
             _require_equal(shared, stage_recipe(plan, arm, stage, 0, {}), where, equal)
     tests = _recipe_of_file(recipe_path(plan, plan.arms[0], pretraining)).data.test
     if plan.showcase not in tests:
-        raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {nearest(plan.showcase, tests)}")
+        raise UserError(f"{path}: showcase: no test split '{plan.showcase}'; {suggest_name(plan.showcase, tests)}")
     for arm, stage in product(plan.arms, stage_names(plan)):
         _check_points(plan, arm, stage, f"{path}: arms: {arm.name}")
 

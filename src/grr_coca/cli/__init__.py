@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import grr_coca
 from grr_coca.common import plugins
-from grr_coca.common.errors import Interruption, UserError, nearest, print_warnings, printable
-from grr_coca.common.threads import multiply_on_one_thread, wait_passively
+from grr_coca.common.errors import Interruption, UserError, print_warnings, printable, suggest_name
+from grr_coca.common.threads import multiply_on_one_thread, set_passive_wait_policy
 
 
 class Command(NamedTuple):
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     print_warnings()
-    wait_passively()
+    set_passive_wait_policy()
     if argv[:1] != ["adapt"]:  # its matrices are large, and nothing else runs in parallel
         multiply_on_one_thread()
     if _OFFLINE in argv:
@@ -197,10 +197,10 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
     kinds = [name for name in commands if name.startswith(f"{first} ")]
     if not kinds:
         again = "" if plugins.is_installed() else "; only the core is installed: run pip install -e . again"
-        raise UserError(f"unknown command '{first}'; {nearest(first, commands)}{again}")
+        raise UserError(f"unknown command '{first}'; {suggest_name(first, commands)}{again}")
     if rest and rest[0] not in ("-h", "--help"):
         name = f"{first} {rest[0]}"
-        raise UserError(f"there is no '{name}'; {nearest(name, kinds)}")
+        raise UserError(f"there is no '{name}'; {suggest_name(name, kinds)}")
     return first, rest
 
 

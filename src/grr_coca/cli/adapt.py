@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, Flag
-from grr_coca.cli.output import print_first, say
+from grr_coca.cli.output import print_first, print_line
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError
 from grr_coca.infer.load import locate_checkpoint
@@ -55,7 +55,7 @@ def run(
     print(f"about {seconds:.0f} s and {gigabytes:.1f} GB of memory", file=sys.stderr)
     held, is_tuned = unseen_by_training(folder, source, pairs, None if val is None else open_source(val))
     adapted = adapt_with_report(source, pairs, checkpoint, out, held, is_tuned=is_tuned, encoder=encoder)
-    say(as_json(adapted) if json else report_text(adapted, out))
+    print_line(as_json(adapted) if json else report_text(adapted, out))
     return 0
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments, require_batch_size
-from grr_coca.cli.output import report_unfamiliar, reporting, say
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.cli.output import print_line, report_unfamiliar, reporting
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.extras import require_extra
-from grr_coca.common.outputs import require_other, to_json
+from grr_coca.common.outputs import require_not_an_input, to_json
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import Machines
@@ -86,7 +86,7 @@ def run(
     require_batch_size(batch_size)
     _require_tags(tags, is_printed=out is None and sidecar is None and on == "this")
     if out is not None:
-        require_other(out, images)
+        require_not_an_input(out, images)
     if on == "ray":
         require_extra("ray", "--on ray")
     from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
@@ -197,4 +197,4 @@ class _StandardOutput(CaptionOutput):
             if description.tags:
                 record["tags"] = [{"tag": tag, "probability": round(p, 4)} for tag, p in description.tags]
             words = f"\t{', '.join(tag.text for tag in description.tags)}" if description.tags else ""
-            say(to_json(record) if self._json else f"{on_one_line(row.image)}\t{row.caption}{words}")
+            print_line(to_json(record) if self._json else f"{escape_control_chars(row.image)}\t{row.caption}{words}")

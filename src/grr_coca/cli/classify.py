@@ -18,8 +18,8 @@ from grr_coca.cli.flags import (
     joined,
     require_batch_size,
 )
-from grr_coca.cli.output import report_unfamiliar, reporting, say
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.cli.output import print_line, report_unfamiliar, reporting
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import to_json
 from grr_coca.infer.class_names import NAME_ALONE, check_class_names, read_class_names
 from grr_coca.infer.load import locate_checkpoint
@@ -78,10 +78,10 @@ def run(
     if not images and templates:
         raise UserError("no images; --templates takes all that follows it, so give the images before it")
     from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
+        process_images,
         report_if_none_exists,
         search_for_images,
         shows_progress,
-        work_through,
     )
 
     found = search_for_images(images, exclude)
@@ -107,13 +107,13 @@ def run(
             shown = "   ".join(f"{share:.1%} {label}" for label, share in best)
             choices = [choice._asdict() for choice in best]
             record = {"image": file.name, "labels": choices, "engine": model.engine.name}
-            say(to_json(record) if json else f"{on_one_line(file.name)}\t{shown}")
+            print_line(to_json(record) if json else f"{escape_control_chars(file.name)}\t{shown}")
             keywords = [label for label, share in all_labels if share >= min_share]
             if sidecars is not None and keywords and not is_unfamiliar:
                 sidecars.add_keywords(file, keywords)
 
     with nullcontext() if sidecars is None else reporting(sidecars):
-        code = work_through(found, model, batch_size, "classified", classify, write, shows_progress(prints=True))
+        code = process_images(found, model, batch_size, "classified", classify, write, shows_progress(prints=True))
         if sidecars is not None:
             report_unfamiliar(unfamiliar)
     return code

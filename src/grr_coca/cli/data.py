@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from grr_coca.cli.flags import Flag
-from grr_coca.cli.output import print_first, say
+from grr_coca.cli.output import print_first, print_line
 from grr_coca.cli.progress import bars
-from grr_coca.common.errors import UserError, on_one_line
-from grr_coca.common.outputs import require_other, require_suffix, require_writable, to_json, write_output
+from grr_coca.common.errors import UserError, escape_control_chars
+from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
     from grr_coca.data.sources.base import PairSource
@@ -139,7 +139,7 @@ def run(
     from grr_coca.data.survey import sample_source
 
     survey = sample_source(open_source(action.path))
-    say(_as_json(survey) if action.json else _describe(survey))
+    print_line(_as_json(survey) if action.json else _describe(survey))
     return 0
 
 
@@ -151,7 +151,7 @@ def _check(action: Check) -> int:
     sheet = _sheet(action, source)
     with bars({"check": len(source)}) as shown:
         survey = check_source(source, lambda done: shown.update("check", done, ""))
-    say(_as_json(survey) if action.json else _describe(survey))
+    print_line(_as_json(survey) if action.json else _describe(survey))
     if sheet is not None:
         drawn = contact_sheet(source)
         write_output(sheet, lambda file: drawn.save(file, "PNG"))
@@ -173,7 +173,7 @@ def _sheet(action: Check, source: "PairSource") -> Path | None:
     if sheet.is_dir():
         raise UserError(f"{sheet}: is a folder; give --sheet the name of a PNG file")
     require_suffix(sheet, (".png",))
-    require_other(sheet, [action.path])
+    require_not_an_input(sheet, [action.path])
     require_writable(sheet)
     return sheet
 
@@ -271,7 +271,7 @@ def _describe(survey: "Survey") -> str:
         lines.append(f"shards            {survey.shards:,}, truncated: {', '.join(survey.truncated_shards) or 'none'}")
     for cause, count in survey.broken.most_common():
         lines.append(f"broken            {count:,} × {cause}")
-        lines += [f"                  {on_one_line(example)}" for example in survey.examples[cause]]
+        lines += [f"                  {escape_control_chars(example)}" for example in survey.examples[cause]]
     if not survey.broken:
         lines.append("broken            none")
     for name, number in (("captions", survey.duplicate_captions), ("images", survey.duplicate_images)):

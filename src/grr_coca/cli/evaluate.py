@@ -15,7 +15,7 @@ from grr_coca.cli.baselines import baseline_captions, baseline_recalls, baseline
 from grr_coca.cli.flags import Lists, joined, require_batch_size
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
-from grr_coca.common.outputs import require_other, require_writable
+from grr_coca.common.outputs import require_not_an_input, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import is_adapted
@@ -82,7 +82,7 @@ def evaluate_splits(
     if out is not None:  # checked before the images are captioned
         from grr_coca.data.sources.open import find_files
 
-        require_other(out, [file for path in paths for file in find_files(path)[0]])
+        require_not_an_input(out, [file for path in paths for file in find_files(path)[0]])
         require_writable(out)
     require_extra("torch", "evaluating")
     model = load_to_measure(folder)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, Flag
-from grr_coca.cli.output import require_free, say
+from grr_coca.cli.output import print_line, require_new_folder
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.load import locate_checkpoint
@@ -30,7 +30,7 @@ def export_onnx(
     """
     folder = locate_checkpoint(checkpoint)
     require_not_adapted(folder, "export onnx")
-    require_free(out)
+    require_new_folder(out)
     require_extra("export", "exporting to ONNX")
 
     from grr_coca.infer.export.write import write_onnx  # late: imports torch
@@ -82,10 +82,10 @@ def push(
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in {**files, hub.README: card.encode()}.items()
         }
-        say(card)
+        print_line(card)
         for name, size in sizes.items():
-            say(f"{name:<20} {size:>15,} bytes")
-        say(f"would be uploaded to {hub_id}; nothing was sent")
+            print_line(f"{name:<20} {size:>15,} bytes")
+        print_line(f"would be uploaded to {hub_id}; nothing was sent")
         return
     print(f"{hub.push_files(files, card, hub_id, private=private, update=update)}\n")
     print(f'grr_coca.load("{hub_id}") loads it')

@@ -9,8 +9,8 @@ import tyro
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag
 from grr_coca.common.extras import require_extra
-from grr_coca.common.files import read_whole
-from grr_coca.common.outputs import require_other, require_suffix, require_writable, write_output
+from grr_coca.common.files import read_file_bytes
+from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, write_output
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT, is_adapted
 
@@ -31,10 +31,10 @@ def run(
     """
     out = out or Path(f"{image.stem}-explained.png")
     require_suffix(out, (".png",))
-    require_other(out, [image])
+    require_not_an_input(out, [image])
     require_extra("torch", "finding where a model looks")
     require_extra("report", "drawing heat maps")
-    data = read_whole(image)
+    data = read_file_bytes(image)
     folder = locate_checkpoint(checkpoint)
     require_writable(out)
 

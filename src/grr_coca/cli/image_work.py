@@ -42,11 +42,11 @@ def search_for_images(arguments: Sequence[str], exclude: Sequence[str]) -> list[
     """
     left_out = Exclusions(exclude)
     found = find_images(arguments, left_out)
-    report_left_out(left_out)
+    report_excluded(left_out)
     return found
 
 
-def report_left_out(left_out: Exclusions) -> None:
+def report_excluded(left_out: Exclusions) -> None:
     """Report what a search has excluded."""
     if str(left_out):
         print(left_out, file=sys.stderr)
@@ -59,7 +59,7 @@ def report_first_frames(count: int) -> None:
         print(f"{files} several frames or pages; only the first was used", file=sys.stderr)
 
 
-def work_through(
+def process_images(
     files: Sequence[ImageFile],
     model: "ImageTextModel",
     batch_size: int,
@@ -142,9 +142,9 @@ def describe_images(
     if on == "this":
         model = grr_coca.load(folder, engine=engine)
         if captioning is None:
-            model.warn_if_unfit()
+            model.warn_if_unsuitable()
         describe = partial(_described, model, captioning, num_tags, batch_size)
-        return work_through(files, model, batch_size, label, describe, take, show_progress)
+        return process_images(files, model, batch_size, label, describe, take, show_progress)
 
     def run(take_batch: "Callable[[_Batch[Description]], None]") -> None:
         done = 0

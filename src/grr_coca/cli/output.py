@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grr_coca.common.errors import Interruption, UserError, on_one_line
+from grr_coca.common.errors import Interruption, UserError, escape_control_chars
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ UNREAD = 128 + 13
 """Exit code of a program whose output has been closed by its reader: that of SIGPIPE, which Windows does not have."""
 
 
-def say(text: str, end: str = "\n") -> None:
+def print_line(text: str, end: str = "\n") -> None:
     """Print a text, then `end`. Bytes of a file name that are not UTF-8 are printed unchanged.
 
     Raises:
@@ -43,7 +43,7 @@ def failure_lines(messages: Iterable[str]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for message in messages:
         reason = message[message.rfind(": ") + 2 :] if "; pip install" in message else message
-        lines.setdefault(reason, []).append(on_one_line(message))
+        lines.setdefault(reason, []).append(escape_control_chars(message))
     return [first if not others else f"{first} (and {len(others):,} more)" for first, *others in lines.values()]
 
 
@@ -86,7 +86,7 @@ def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
         )
 
 
-def called_as() -> list[str]:
+def program_args() -> list[str]:
     """Return the words that start this program, as the user typed them: for use in messages."""
     program = sys.argv[0]
     return [sys.executable, "-m", "grr_coca"] if Path(program).name == "__main__.py" else [program]
@@ -99,7 +99,7 @@ def report_stop(stop: KeyboardInterrupt | Interruption) -> int:
     return 128 + number
 
 
-def require_free(folder: Path) -> None:
+def require_new_folder(folder: Path) -> None:
     """Check that a new folder can be written, before the work for it begins.
 
     Raises:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
@@ -57,7 +57,7 @@ def _nearest_key(key: str, cls: type) -> str:
     own = _fields(cls)
     places = [place for name in own for place in _places(name, own[name][0]) if place.rpartition(".")[2] == key]
     if not places:
-        return nearest(key, own)
+        return suggest_name(key, own)
     return "did you mean " + " or ".join(f"'{place}'" for place in places) + "?"
 
 
@@ -155,7 +155,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in args:
             written = value if isinstance(value, str) else _shown(value)
-            raise UserError(f"{where}: {_shown(value)} is not a choice; {nearest(written, map(str, args))}")
+            raise UserError(f"{where}: {_shown(value)} is not a choice; {suggest_name(written, map(str, args))}")
         return value
     if origin is tuple:
         return _convert_tuple(args, value, where)

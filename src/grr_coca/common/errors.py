@@ -43,7 +43,7 @@ class Interruption(Exception):  # noqa: N818 (not an error)
         return self._message
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def suggest_name(name: str, valid: Iterable[str]) -> str:
     """Return a hint for an unknown name: `did you mean 'x'?` with the most similar valid name, or all valid names."""
     valid = sorted(valid)
     guess = difflib.get_close_matches(name[:_MAX_COMPARED], valid, n=1, cutoff=0.5)
@@ -58,7 +58,7 @@ def nearest_multiples(number: int, factor: int) -> str:
     return f"{lower} and {lower + factor}" if lower > 0 else f"{factor}"
 
 
-def on_one_line(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """Escape line ends and control characters, which untrusted file names can contain."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
@@ -70,7 +70,7 @@ def first_line(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """Escape the control characters of a message of one or more lines; line ends stay."""
-    return "\n".join(map(on_one_line, text.split("\n")))
+    return "\n".join(map(escape_control_chars, text.split("\n")))
 
 
 def print_warnings() -> None:

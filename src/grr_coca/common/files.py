@@ -43,7 +43,7 @@ def models_cache() -> Path:
     return user_cache() / "models"
 
 
-def in_cache(path: str) -> str:
+def expand_cache_prefix(path: str) -> str:
     """Replace the prefix `cache:` by the user's cache folder; other paths stay unchanged."""
     return str(user_cache() / path.removeprefix(CACHE)) if path.startswith(CACHE) else path
 
@@ -103,7 +103,7 @@ def read_errors(path: str | Path) -> Iterator[None]:
         raise UserError(f"{str(path)!r}: cannot be read ({error})") from error
 
 
-def read_whole(path: str | Path) -> bytes:
+def read_file_bytes(path: str | Path) -> bytes:
     """Return the bytes of a file.
 
     Raises:
@@ -137,7 +137,7 @@ def read_lines(path: Path) -> dict[int, str]:
         UserError: If the file cannot be read, is not UTF-8, or holds no text.
     """
     try:
-        text = read_whole(path).decode("utf-8-sig")
+        text = read_file_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from error
     lines = {number: " ".join(line.split()) for number, line in enumerate(text.splitlines(), start=1)}
@@ -147,15 +147,15 @@ def read_lines(path: Path) -> dict[int, str]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write bytes to a file atomically, as `fill_whole` does."""
-    fill_whole(path, lambda file: file.write(content))
+    """Write bytes to a file atomically, as `write_atomic` does."""
+    write_atomic(path, lambda file: file.write(content))
 
 
-def fill_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file atomically: under a temporary name, flushed to disk, then renamed to `path`.
 
     A file that is replaced keeps its permissions. A symbolic link is replaced, as in a foreign folder it may lead
-    anywhere. For a path given by the user, pass `behind_link(path)`. If several processes write the same file, the
+    anywhere. For a path given by the user, pass `resolve_link(path)`. If several processes write the same file, the
     last one is kept.
 
     Raises:
@@ -264,7 +264,7 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
         return os.read(descriptor, size)
 
 
-def behind_link(path: Path) -> Path:
+def resolve_link(path: Path) -> Path:
     """Return the target of a symbolic link, which need not exist, or the path if it is not a link."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
@@ -281,7 +281,7 @@ def whole_folder(folder: Path, facts: Mapping[str, object] | None = None) -> Ite
         OSError: If the disk is full or cannot be written to. No temporary files remain.
     """
     require_own_name(folder)
-    folder = behind_link(folder)
+    folder = resolve_link(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from grr_coca.common.errors import UserError, nearest
-from grr_coca.common.files import behind_link, fill_whole
+from grr_coca.common.errors import UserError, suggest_name
+from grr_coca.common.files import resolve_link, write_atomic
 
 
 def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], indent: int | None = None) -> str:
@@ -44,8 +44,8 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     _require_replaceable(path)
     with disk_errors(path):
-        behind_link(path).parent.mkdir(parents=True, exist_ok=True)
-        fill_whole(behind_link(path), write)
+        resolve_link(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(resolve_link(path), write)
 
 
 def require_writable(path: Path) -> None:
@@ -56,7 +56,7 @@ def require_writable(path: Path) -> None:
     """
     _require_replaceable(path)
     with disk_errors(path):
-        folder = behind_link(path).parent
+        folder = resolve_link(path).parent
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
 
@@ -75,7 +75,7 @@ def _require_replaceable(path: Path) -> None:
         raise UserError(f"{path}: is a device or a pipe, not a file; give the name of a file")
 
 
-def require_other(path: Path, inputs: Iterable[str | Path]) -> None:
+def require_not_an_input(path: Path, inputs: Iterable[str | Path]) -> None:
     """Check that an output does not replace an input.
 
     Raises:
@@ -100,5 +100,5 @@ def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
     """
     suffix = path.suffix.lower()
     if suffix not in suffixes:
-        raise UserError(f"{path}: '{suffix}' is not the suffix of a format; {nearest(suffix, suffixes)}")
+        raise UserError(f"{path}: '{suffix}' is not the suffix of a format; {suggest_name(suffix, suffixes)}")
     return suffix

@@ -90,7 +90,7 @@ def thread_pool(
         pool.shutdown(wait=waits, cancel_futures=True)
 
 
-def wait_passively() -> None:
+def set_passive_wait_policy() -> None:
     """Let the threads of PyTorch sleep while they wait for each other. Call this before PyTorch is imported.
 
     By default they keep their cores busy. Next to another program, captions of 200 drawings then took four times as

@@ -92,14 +92,14 @@ def copy_with_children(module: nn.Module, children: Mapping[str, nn.Module | Non
     return copied
 
 
-def not_compiled(module: Module) -> Module:
+def unwrap_compiled(module: Module) -> Module:
     """Return the original of a module from `torch.compile`, or the module if it is not compiled."""
     return module._modules.get("_orig_mod", module)  # type: ignore[return-value]
 
 
 def copy_modules(module: Module) -> Module:
     """Return a copy of a module and of all modules in it, with their own modes and hooks. Parameters are shared."""
-    module = not_compiled(module)
+    module = unwrap_compiled(module)
     children = {name: None if child is None else copy_modules(child) for name, child in module._modules.items()}
     return copy_with_children(module, children)  # type: ignore[return-value]
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import fill_whole, read_json, write_whole
+from grr_coca.common.files import read_json, write_atomic, write_whole
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.preprocess import EncoderPreprocess
 
@@ -151,8 +151,8 @@ def write_feature_shard(
         OSError: The disk is full or cannot be written to.
     """
     halves = np.ascontiguousarray(rows, np.float16)
-    fill_whole(folder / _rows(shard), lambda file: np.save(file, halves))
-    fill_whole(folder / _digests(shard), lambda file: np.save(file, digests))
+    write_atomic(folder / _rows(shard), lambda file: np.save(file, halves))
+    write_atomic(folder / _digests(shard), lambda file: np.save(file, digests))
 
 
 def is_feature_shard_done(folder: Path, shard: int) -> bool:

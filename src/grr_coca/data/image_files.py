@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import open_regular, read_errors, read_whole, require_path
+from grr_coca.common.files import open_regular, read_errors, read_file_bytes, require_path
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, is_image_name
 from grr_coca.data.sources.base import BadSample, Cause, SourceImage, SourceReader, source_readers
@@ -153,7 +153,7 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
     elif Path(argument.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES:
         yield from _of_table(argument)
     elif _is_stream(path):
-        yield ImageFile(str(path), partial(read_whole, path))
+        yield ImageFile(str(path), partial(read_file_bytes, path))
     elif not left_out.has_file(path.name, path.name, keep_hidden=True):
         yield from _open(str(path))
 

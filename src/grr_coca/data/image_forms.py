@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_whole
+from grr_coca.common.files import read_file_bytes
 from grr_coca.data.images import BROKEN, Opening, decode_image, open_rgb
 
 if TYPE_CHECKING or sys.modules.get("torch"):
@@ -50,7 +50,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
         UserError: a file is missing or broken, or an array has a wrong shape, type or range.
     """
     if isinstance(image, str | Path):
-        return decode_image(read_whole(image), str(image), opening, to_srgb=True)
+        return decode_image(read_file_bytes(image), str(image), opening, to_srgb=True)
     if isinstance(image, Image.Image):
         return _from_pillow(image, name, opening)
     if isinstance(image, np.ndarray):

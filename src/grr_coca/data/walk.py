@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.data.images import has_image_suffix, is_hidden
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ class Exclusions:
         for kind, count in self._counts.items():
             examples = self._examples[kind]
             more = ", …" if count > len(examples) else ""
-            parts.append(f"{count:,} {kind if count > 1 else kind[:-1]} ({on_one_line(', '.join(examples))}{more})")
+            parts.append(
+                f"{count:,} {kind if count > 1 else kind[:-1]} ({escape_control_chars(', '.join(examples))}{more})"
+            )
         return f"left out: {', '.join(parts)}" if parts else ""
 
     def _matches(self, path: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import behind_link, write_whole
+from grr_coca.common.files import resolve_link, write_whole
 from grr_coca.data.sources.base import PairSource, clean_caption
 from grr_coca.evaluate.caption_metrics import CaptionScores, score_captions
 from grr_coca.infer.generate import warn_if_repeated
@@ -90,7 +90,7 @@ def write_captions(captioned: CaptionedSplit, path: Path) -> None:
     ]
     try:
         # A name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
-        write_whole(behind_link(path), "".join(lines).encode("utf-8", "backslashreplace"))
+        write_whole(resolve_link(path), "".join(lines).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{path}: the captions could not be written ({error.strerror or error})") from error
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_whole
+from grr_coca.common.files import read_file_bytes
 from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name
 from grr_coca.data.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, first_column
 from grr_coca.data.sources.open import open_source
@@ -103,7 +103,7 @@ def _from_files(rows: Sequence[tuple[Path, str]], class_names: Sequence[str] | N
 def _read(path: Path) -> bytes:
     if path.exists() and not path.is_file():  # a device could be read endlessly
         raise UserError(f"{path}: not a file")
-    return read_whole(path)
+    return read_file_bytes(path)
 
 
 def _labelled(

@@ -235,7 +235,7 @@ def read_photographs(folder: Path) -> Photographs | None:
     return from_dict(Photographs, read_json(path), str(path)) if path.exists() else None
 
 
-class Inside(NamedTuple):
+class InteriorStats(NamedTuple):
     """Interiors of images. `is_flat`, `is_judged`: B, never both; `numbers`: N F, features of the judged images."""
 
     is_flat: Bool[np.ndarray, " B"]
@@ -243,7 +243,7 @@ class Inside(NamedTuple):
     numbers: Float[np.ndarray, "N F"]
 
 
-def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> Inside:
+def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
     """Return the interior features of each image.
 
     The interior has the pixels that are more than two pixels away from the background, which has the median colour of
@@ -267,7 +267,7 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> Inside:
     is_flat = (counts >= _MIN_INSIDE) & (flat > _MAX_FLAT * counts)
     is_judged = (counts >= _MIN_INSIDE) & ~is_flat
     if not is_judged.any():
-        return Inside(is_flat, is_judged, np.zeros((0, NUM_INSIDE)))
+        return InteriorStats(is_flat, is_judged, np.zeros((0, NUM_INSIDE)))
     planes, is_inside, counts, laplacians = (of[is_judged] for of in (planes, is_inside, counts, laplacians))
 
     area = _Area(is_inside, counts)
@@ -285,7 +285,7 @@ def look_inside(pixels: UInt8[np.ndarray, "B S S 3"]) -> Inside:
     saturation, light = of(colours.max(axis=1) - colours.min(axis=1)) / 64, of(brightness[:, 1:-1, 1:-1]) / 64
     numbers += [mean(saturation), mean(saturation > 3), np.sqrt(np.maximum(mean(light**2) - mean(light) ** 2, 0))]
     numbers += [mean(light > 3.8), mean(light < 0.2), counts / pixels[0, ..., 0].size]
-    return Inside(is_flat, is_judged, np.stack(numbers, axis=1))
+    return InteriorStats(is_flat, is_judged, np.stack(numbers, axis=1))
 
 
 class _Area:

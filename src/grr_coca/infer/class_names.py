@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.files import read_lines
 
 PLACE = "{}"
@@ -123,5 +123,5 @@ def _require_place(template: str, where: str) -> None:
 
 
 def _hint(name: str, index: dict[str, int]) -> str:
-    hint = nearest(name, index)
+    hint = suggest_name(name, index)
     return hint if len(hint) < 200 else f"they are '{next(iter(index))}' and others"

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from grr_coca.common import plugins
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.shapes import Bool, Float, UInt8
 from grr_coca.data.features import EncoderInfo
 from grr_coca.data.preprocess import Framing
@@ -93,7 +93,7 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
         schemes = [
             f"{known}:NAME" for known in (*plugins.own("grr_coca.encoders"), *plugins.others("grr_coca.encoders"))
         ]
-        raise UserError(f"{name}: unknown image encoder; {nearest(name, schemes)}")
+        raise UserError(f"{name}: unknown image encoder; {suggest_name(name, schemes)}")
     return opener(rest, device)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from grr_coca.common.errors import UserError, nearest
-from grr_coca.common.files import read_whole
+from grr_coca.common.errors import UserError, suggest_name
+from grr_coca.common.files import read_file_bytes
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import Batches, OnProgress, in_worker, thread_pool
 from grr_coca.data.image_forms import ImageInput, ImagesInput, as_list, to_rgb
@@ -33,7 +33,7 @@ from grr_coca.infer.generate import (
     stream_captions,
     warn_if_repeated,
 )
-from grr_coca.infer.generate.next_token import require_numbers
+from grr_coca.infer.generate.next_token import require_finite
 from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, read_tag_vectors, with_beams
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
 from grr_coca.model.config import CoCaConfig
@@ -315,7 +315,7 @@ class ImageTextModel:
         num_captions, options = options.num_captions, with_beams(options) if num_tags else options
         arguments = (pixels, options, prompt, keys)
         generated = self.generate(*arguments) if on_text is None else _finish(self.stream(*arguments), on_text)
-        generated.require_numbers()
+        generated.require_finite()
         # Copied, so that a row that is kept or sent to another process does not take its batch along.
         rows = [row.copy() for row in generated.image_embedding]
         tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
@@ -423,7 +423,7 @@ class ImageTextModel:
 
         return list(self._run("looking at images", images, batch_size, work, None))
 
-    def warn_if_unfit(self) -> None:
+    def warn_if_unsuitable(self) -> None:
         """Warn once if the checkpoint marks its embeddings as unsuitable for search and labels."""
         if self.caution and not self._has_warned:
             self._has_warned = True
@@ -433,7 +433,7 @@ class ImageTextModel:
         self, images: ImagesInput, *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[np.ndarray, "*N E"]:
         """Embed images: vectors of unit length. Shape N E, or E for a single image."""
-        self.warn_if_unfit()
+        self.warn_if_unsuitable()
         many, is_single = as_list(images)
         rows = self._run("embedding images", many, batch_size, self._image_rows, on_progress)
         return self._stack(rows)[0] if is_single else self._stack(rows)
@@ -446,7 +446,7 @@ class ImageTextModel:
         Raises:
             UserError: If a text is empty.
         """
-        self.warn_if_unfit()
+        self.warn_if_unsuitable()
         is_single = isinstance(texts, str)
         many = [texts] if isinstance(texts, str) else list(texts)
         cleaned = [clean_query(text, f"text {number}") for number, text in enumerate(many, 1)]
@@ -536,11 +536,11 @@ class ImageTextModel:
         return self._batches.run(kind, numbered, batch_size, work, on_progress, in_threads=is_each_once)
 
     def _image_rows(self, images: _Numbered) -> list[np.ndarray]:
-        return list(require_numbers(self.engine.encode_images(self._pixels(images)).embedding))
+        return list(require_finite(self.engine.encode_images(self._pixels(images)).embedding))
 
     def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
         rows = self.tokenizer.encode_rows(texts, self.engine.context_length)
-        return list(require_numbers(self.engine.encode_texts(*rows)))
+        return list(require_finite(self.engine.encode_texts(*rows)))
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
         each = {id(image): (number, image) for number, image in images}  # each once: Pillow is not thread-safe
@@ -554,7 +554,7 @@ class ImageTextModel:
     def _preprocess(self, numbered: tuple[int, ImageInput]) -> UInt8[np.ndarray, "S S 3"]:
         number, image = numbered
         if isinstance(image, str | Path):
-            return np.array(self.preprocess.read(read_whole(image), str(image)))
+            return np.array(self.preprocess.read(read_file_bytes(image), str(image)))
         return self.preprocess(to_rgb(image, f"image {number}", self.preprocess.opening))
 
     def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
@@ -592,5 +592,5 @@ def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> Gen
     names = [field.name for field in fields(options)]
     for name in changes:
         if name not in names:
-            raise UserError(f"captioning has no option '{name}'; {nearest(name, names)}")
+            raise UserError(f"captioning has no option '{name}'; {suggest_name(name, names)}")
     return replace(options, **changes) if changes else options  # type: ignore[arg-type]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from grr_coca.common import plugins
-from grr_coca.common.errors import UserError, first_line, nearest
+from grr_coca.common.errors import UserError, first_line, suggest_name
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import MANIFEST, read_json
-from grr_coca.common.threads import wait_passively
+from grr_coca.common.threads import set_passive_wait_policy
 from grr_coca.model.checkpoint_files import (
     HUB_ID,
     MODEL_FILES,
@@ -91,7 +91,7 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         UserError: If the model does not exist, a file is missing or corrupt, the device does not exist, or the engine
             cannot compute this model here.
     """
-    wait_passively()
+    set_passive_wait_policy()
     folder = locate_checkpoint(name)
     files = read_files(folder)
     from grr_coca.infer.image_text_model import ImageTextModel  # late: it imports NumPy and Pillow
@@ -150,7 +150,7 @@ def locate_checkpoint(named: str | Path) -> Path:
         return find_model(_fetch(name))
     published = [known for provider in plugins.values("grr_coca.models") for known in provider.names]
     raise UserError(
-        f"{name}: no such folder, and no model of this name; {nearest(name, [*shipped_names(), *published])}"
+        f"{name}: no such folder, and no model of this name; {suggest_name(name, [*shipped_names(), *published])}"
     )
 
 
@@ -219,7 +219,7 @@ def choose_engine(
             is needed and not installed.
     """
     if engine not in get_args(EngineChoice):
-        raise UserError(f"engine '{engine}' does not exist; {nearest(engine, get_args(EngineChoice))}")
+        raise UserError(f"engine '{engine}' does not exist; {suggest_name(engine, get_args(EngineChoice))}")
     if engine == "torch":
         return _torch(folder, "the engine 'torch'")
     if engine == "onnx" or is_quantized(folder):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, listed_files, whole_folder
-from grr_coca.common.torch_private import not_compiled
+from grr_coca.common.torch_private import unwrap_compiled
 from grr_coca.data.batch import to_input
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint_files import (
@@ -75,7 +75,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     folder = Path(folder)
     _require_replaceable(folder)
     require_fitting(checkpoint, folder)
-    model = not_compiled(checkpoint.model)
+    model = unwrap_compiled(checkpoint.model)
     weights = model.state_dict()
     _require_model_of(checkpoint.config, model)
     try:

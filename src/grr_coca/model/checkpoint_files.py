@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
-from grr_coca.common.errors import NOTES, UserError, nearest
+from grr_coca.common.errors import NOTES, UserError, suggest_name
 from grr_coca.common.files import MANIFEST, file_sha256, listed_files, models_cache, read_json, verify_folder
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 
@@ -256,7 +256,7 @@ def read_config(saved: Mapping[str, object], where: str) -> CoCaConfig:
     names = {field.name for field in dataclasses.fields(CoCaConfig)} - {"architecture"}
     for name in saved:
         if name not in names:
-            raise UserError(f"{where}: unknown key '{name}'; {nearest(str(name), names)}")
+            raise UserError(f"{where}: unknown key '{name}'; {suggest_name(str(name), names)}")
     config = copy.deepcopy(dict(saved))
     # Older files do not have all keys.
     values = {path: _section(config, path).pop(path[-1], value) for path, value in FIXED_KEYS.items()}

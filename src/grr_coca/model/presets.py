@@ -8,7 +8,7 @@ these parts, which yields all eight combinations. Widths, depths and the kind of
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from grr_coca.common.errors import UserError, nearest, nearest_multiples
+from grr_coca.common.errors import UserError, nearest_multiples, suggest_name
 from grr_coca.model.config import (
     CaptionsFrom,
     CoCaConfig,
@@ -310,7 +310,7 @@ def get_preset(name: str, size: str | Size) -> CoCaConfig:
         UserError: If the preset or the size does not exist; the message names the nearest name.
     """
     if name not in PRESETS:
-        raise UserError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
+        raise UserError(f"there is no preset '{name}'; {suggest_name(name, PRESETS)}")
     return PRESETS[name](size)
 
 
@@ -342,5 +342,5 @@ def size_of(size: str | Size) -> Size:
     if isinstance(size, Size):
         return size
     if size not in SIZES:
-        raise UserError(f"there is no size '{size}'; {nearest(size, SIZES)}")
+        raise UserError(f"there is no size '{size}'; {suggest_name(size, SIZES)}")
     return SIZES[size]

@@ -31,7 +31,7 @@ from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.copied_run import copy_run
 from grr_coca.train.curves import draw_curves
 from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput, device_use
-from grr_coca.train.numerics import Numerics, decide
+from grr_coca.train.numerics import Numerics, resolve_precision
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
 from grr_coca.train.run_checkpoints import (
     CheckpointStore,
@@ -193,7 +193,7 @@ def train(
     return run.checkpoint
 
 
-class Agreement(NamedTuple):
+class RankConsensus(NamedTuple):
     """Totals over the global batch, and the action of all ranks after the step: save, or stop because of a signal."""
 
     num_tokens: int
@@ -262,7 +262,7 @@ class Run:
                 agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, all of it saved"
             )
 
-    def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> Agreement:
+    def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> RankConsensus:
         """Exchange the state of all ranks before a step, so that all ranks make the same decisions."""
         minutes = (time.monotonic() - self.saved_at) / 60
         is_due = self.ranks.is_first and minutes >= self.recipe.checkpoints.minutes  # clocks differ: rank 0 decides
@@ -271,9 +271,9 @@ class Run:
         # On the CPU, so that the exchange does not synchronize with devices.
         tokens, replaced, save_votes, *counts = self.ranks.sum(torch.tensor(known)).tolist()
         stop = next((number for number, count in zip(SIGNALS, counts, strict=True) if count), None)
-        return Agreement(tokens, replaced, save_votes > 0, stop)
+        return RankConsensus(tokens, replaced, save_votes > 0, stop)
 
-    def _count_replaced(self, micro_batches: Sequence[Batch], agreement: Agreement) -> None:
+    def _count_replaced(self, micro_batches: Sequence[Batch], agreement: RankConsensus) -> None:
         mine = [replacement for batch in micro_batches for replacement in batch.replaced]
         everyone = self.ranks.gather_objects(mine) if agreement.num_replaced else []
         self.replacements.add(self.recipe.data.batch_size, [one for part in everyone for one in part])
@@ -359,7 +359,7 @@ def _resolve(recipe: Recipe, start: Checkpoint, ranks: Ranks, resume_from: Path 
     """Return the recipe with each `auto` replaced by a precision."""
     if resume_from is not None:
         return with_numerics_of(recipe, resume_from)
-    return ranks.on_first(lambda: decide(recipe, start.model, ranks.device)).for_autos_of(recipe)
+    return ranks.on_first(lambda: resolve_precision(recipe, start.model, ranks.device)).for_autos_of(recipe)
 
 
 def _checked_data(recipe: Recipe, pairs: PairSource, val: PairSource, resume_from: Path | None) -> DataState:

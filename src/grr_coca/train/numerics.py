@@ -43,7 +43,7 @@ class Numerics:
         return replace(recipe, precision=self.precision) if recipe.precision == "auto" else recipe
 
 
-def decide(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
+def resolve_precision(recipe: Recipe, model: CoCa, device: torch.device) -> Numerics:
     """Return the precisions of a recipe. For `auto`, time both precisions, and choose the faster one.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.torch_private import lerp_each, scale_each
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.coca import CoCa
@@ -67,7 +67,8 @@ def peak_rates(model: nn.Module, learning_rates: Mapping[str, float], default: f
     for part in learning_rates:
         if not any(_begins_with(name, part) for name in names):
             raise UserError(
-                f"optimizer: learning_rates: the model has no parameters '{part}'; {nearest(part, _beginnings(names))}"
+                f"optimizer: learning_rates: the model has no parameters '{part}'; "
+                f"{suggest_name(part, _beginnings(names))}"
             )
     parts = sorted(learning_rates, key=len, reverse=True)
     return {name: next((learning_rates[part] for part in parts if _begins_with(name, part)), default) for name in names}

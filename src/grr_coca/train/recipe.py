@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import in_cache, require_path, write_whole
+from grr_coca.common.files import expand_cache_prefix, require_path, write_whole
 from grr_coca.common.remote import is_url, require_no_credentials
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
@@ -559,7 +559,7 @@ def absolute_data(folder: Path, path: str) -> str:
     require_path(path)
     if is_url(path):
         return require_no_credentials(path)
-    return os.path.normpath(folder / in_cache(path))
+    return os.path.normpath(folder / expand_cache_prefix(path))
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

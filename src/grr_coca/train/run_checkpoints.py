@@ -275,7 +275,7 @@ FREE_KEYS = (
 """Recipe keys that a resumed run may change: they do not change what the model learns."""
 
 
-class NoneReadableError(UserError):
+class NoReadableCheckpointError(UserError):
     """A run has checkpoints, but none of them can be read."""
 
 
@@ -288,7 +288,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
         origin: The start checkpoint of the run; None: it is not compared.
 
     Raises:
-        NoneReadableError: If checkpoints exist, but all of them are corrupt or cannot be read.
+        NoReadableCheckpointError: If checkpoints exist, but all of them are corrupt or cannot be read.
         UserError: If the folder holds a run with another recipe (the message names the first key that differs) or from
             another `origin`.
     """
@@ -297,7 +297,7 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
     if point is None:
         # A new run would remove them at its first save, although the disk may be unavailable only for a moment.
         if damaged := checkpoints_by_step(folder):
-            raise NoneReadableError(
+            raise NoReadableCheckpointError(
                 f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
                 "if the disk was away, give the same command again; to start this run anew, delete that folder"
             )

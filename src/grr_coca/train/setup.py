@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_whole
+from grr_coca.common.files import read_file_bytes
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.ahead import AheadOrder, Blocks
 from grr_coca.data.batch import Batch
@@ -43,7 +43,7 @@ from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import PADDING
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 from grr_coca.model.resize import resized
-from grr_coca.train.numerics import decide
+from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerRecipe
 from grr_coca.train.step import build_trainer, count_tokens
@@ -388,7 +388,7 @@ def _new_tokenizer(recipe: Recipe) -> Tokenizer:
     source, _ = training_sources(recipe)
     if path is None:
         return train_bpe(caption_texts(source, limit=MAX_TOKENIZER_IMAGES), recipe.tokenizer.vocab_size)
-    text = decode_text(read_whole(path), path)
+    text = decode_text(read_file_bytes(path), path)
     try:
         tokenizer = Tokenizer.from_foreign(text)
     except UserError as error:
@@ -435,7 +435,7 @@ def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
     require_pairs(val, recipe.evaluation.batch_size)
     if (teacher := recipe.teacher) is not None:
         ranks.on_first(lambda: len(open_teacher(teacher, pairs)))
-    recipe = ranks.on_first(lambda: decide(recipe, start.model, device)).for_autos_of(recipe)
+    recipe = ranks.on_first(lambda: resolve_precision(recipe, start.model, device)).for_autos_of(recipe)
     trainer = build_trainer(recipe, start, ranks)
     losses = []
     marks = [time.perf_counter()]

@@ -19,7 +19,7 @@ from pathlib import Path
 from ast_grep_py import SgNode, SgRoot
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_whole, write_whole
+from grr_coca.common.files import read_file_bytes, write_whole
 from grr_coca.common.outputs import disk_errors
 from grr_coca_icons.codemod.packages import PACKAGES
 from grr_coca_icons.codemod.rewrite import SUFFIXES, ParseError, Replacements, rewrite
@@ -92,7 +92,7 @@ class CodeChanges:
         elif not force:
             _require_clean(root, list(self.changes))
         for path, (old, new) in self.changes.items():
-            if read_whole(path) != old:
+            if read_file_bytes(path) != old:
                 raise UserError(f"{path}: changed while it was read; run the command again")
             with disk_errors(path):
                 write_whole(path, new)
@@ -147,7 +147,7 @@ def _texts(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
         if not is_own or path.name in _LOCKS or path.name == "npm-shrinkwrap.json":
             continue
         try:
-            text = read_whole(path).decode("utf-8")
+            text = read_file_bytes(path).decode("utf-8")
         except UnicodeDecodeError:
             continue
         if not _GENERATED.search(text[:_HEAD]):
@@ -238,7 +238,7 @@ def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path
             others = (path for path in inside if path.name != manifest.name and path.name not in _LOCKS)
             rest = (by_place.get(path) or path.read_text(encoding="utf-8", errors="replace") for path in others)
             gone -= {name for text in rest for name in _packages_in(text)}
-        text = read_whole(manifest).decode("utf-8", "replace")
+        text = read_file_bytes(manifest).decode("utf-8", "replace")
         new = changed_manifest(text, gone, added)
         if new == text:
             continue

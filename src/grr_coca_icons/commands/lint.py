@@ -10,8 +10,8 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag
-from grr_coca.cli.output import failure_lines, print_first, say
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.cli.output import failure_lines, print_first, print_line
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_json
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
@@ -93,7 +93,7 @@ def run(
         return 0
     for one in found:
         place = f"{one.where}:{one.line}" if one.line else one.where
-        say(to_json(_record(one)) if json else on_one_line(f"{place}: {_message(one)}"))
+        print_line(to_json(_record(one)) if json else escape_control_chars(f"{place}: {_message(one)}"))
     if out is not None:
         write_output(out, lambda file: file.write(_sarif(found).encode()))
     print_first(failure_lines(failures))

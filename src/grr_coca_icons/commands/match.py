@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, OptionalCheckpointFlag
-from grr_coca.cli.output import print_first, say
+from grr_coca.cli.output import print_first, print_line
 from grr_coca.cli.progress import late_bar
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.extras import require_extra
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 
@@ -145,7 +145,7 @@ def _sides(sources: Sequence[str], used_in: str | None) -> tuple[Sequence[str], 
 def _report_left_out(failures: Sequence[str]) -> None:
     if failures:
         print(f"{len(failures):,} pictures are left out:", file=sys.stderr)
-        print_first(list(map(on_one_line, failures)))
+        print_first(list(map(escape_control_chars, failures)))
 
 
 def _likely(matches: "Sequence[PictureMatch]", min_probability: float) -> dict[str, str]:
@@ -199,12 +199,12 @@ def _apply(
             print(f"the files as they were are in {backup}", file=sys.stderr)
     else:
         for line in plan.diff():
-            say(line)
+            print_line(line)
     for one in plan.left:
-        say(on_one_line(f"{one.file}:{one.line}: {one.reason}"))
+        print_line(escape_control_chars(f"{one.file}:{one.line}: {one.reason}"))
     for (file, equivalent), names in by_file.items():
         if len(names) > 1:  # as two states of a button may be
-            say(on_one_line(f"{file}: {' and '.join(sorted(names))} become one icon, {equivalent}"))
+            print_line(escape_control_chars(f"{file}: {' and '.join(sorted(names))} become one icon, {equivalent}"))
     print(
         f"{plan.replaced:,} names in {len(plan.changes):,} files {'are' if write else 'would be'} replaced"
         + (f"; {len(plan.left):,} places are left, see above" if plan.left else ""),
@@ -220,10 +220,10 @@ def _apply(
 def _print(matches: "Sequence[PictureMatch]", used: "UsedIcons | None", json: bool) -> None:
     for match in matches:
         uses = [] if used is None else [use.place for use in used.uses[match.place]]
-        say(to_json(_record(match, uses)) if json else _line(match, uses))
+        print_line(to_json(_record(match, uses)) if json else _line(match, uses))
     if used is not None:
         for use in used.unknown:
-            print(f"{use.place}: {use.prefix} has no icon '{on_one_line(use.name)}'", file=sys.stderr)
+            print(f"{use.place}: {use.prefix} has no icon '{escape_control_chars(use.name)}'", file=sys.stderr)
     if not json:
         some = sum(match.best is not None for match in matches)
         decided = sum(match.is_decided for match in matches)
@@ -253,7 +253,7 @@ def _line(match: "PictureMatch", uses: Sequence[str]) -> str:
     )
     more = f", and {len(uses) - _MAX_PLACES} more" if len(uses) > _MAX_PLACES else ""
     where = f"  ({', '.join(uses[:_MAX_PLACES])}{more})" if uses else ""
-    return on_one_line(f"{match.name}: {told or 'none'}{' (decided)' if match.is_decided else ''}{where}")
+    return escape_control_chars(f"{match.name}: {told or 'none'}{' (decided)' if match.is_decided else ''}{where}")
 
 
 def _write(
@@ -309,7 +309,7 @@ def _check(
     numbers = matcher.numbers(source.set, target.set)
     findings = check_map(dict(table), source.lookup, target.lookup, numbers)
     for finding in findings:
-        say(on_one_line(_finding_line(finding)))
+        print_line(escape_control_chars(_finding_line(finding)))
     print(f"{len(findings):,} of {len(table):,} entries look wrong", file=sys.stderr)
     return 1 if findings else 0
 

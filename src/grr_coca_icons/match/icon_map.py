@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from grr_coca.common.errors import UserError, on_one_line
-from grr_coca.common.files import read_whole
+from grr_coca.common.errors import UserError, escape_control_chars
+from grr_coca.common.files import read_file_bytes
 from grr_coca.data.sources.base import decode_text
 from grr_coca_icons.codemod.packages import package_for
 from grr_coca_icons.match.candidates import Candidate, PictureMatch, PictureSet, match_pictures
@@ -35,7 +35,7 @@ def read_map(path: Path) -> IconMap:
     Raises:
         UserError: the file is in no format of a map, or is that of a newer version.
     """
-    text = decode_text(read_whole(path), str(path))
+    text = decode_text(read_file_bytes(path), str(path))
     if path.suffix.lower() in (".csv", ".tsv"):
         return _of_table(text, path)
     try:
@@ -50,8 +50,11 @@ def read_map(path: Path) -> IconMap:
         raise UserError(f'{path}: not a map of icons; expected {{"format": 1, "icons": {{"lucide:x": "tabler:x"}}}}')
     for name, equivalent in content.items():
         if equivalent is not None and not isinstance(equivalent, str):
-            raise UserError(f"{path}: '{on_one_line(name)}': expected the name of an icon, or null for none")
-    return {on_one_line(name): equivalent and on_one_line(equivalent) for name, equivalent in content.items()}
+            raise UserError(f"{path}: '{escape_control_chars(name)}': expected the name of an icon, or null for none")
+    return {
+        escape_control_chars(name): equivalent and escape_control_chars(equivalent)
+        for name, equivalent in content.items()
+    }
 
 
 def _of_table(text: str, path: Path) -> IconMap:
@@ -61,7 +64,7 @@ def _of_table(text: str, path: Path) -> IconMap:
         raise UserError(f"{path}: expected two columns: an icon, and its equivalent")
     if {cell.lower() for cell in rows[0][:2]} & {"from", "source", "icon", "to", "target"}:
         rows = rows[1:]
-    return {on_one_line(row[0]): on_one_line(row[1]) or None for row in rows}
+    return {escape_control_chars(row[0]): escape_control_chars(row[1]) or None for row in rows}
 
 
 def write_map(icons: Mapping[str, str | None]) -> str:

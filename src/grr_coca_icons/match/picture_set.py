@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.files import user_cache
 from grr_coca.data.image_files import ImageFile, decoded, find_images
 from grr_coca.data.walk import Exclusions
@@ -182,7 +182,9 @@ def _of_file(file: ImageFile, argument: str) -> _Picture:
     else:
         name = file.name
     is_icon = "icon" in fields or (path is not None and path.suffix.lower() == ".svg")
-    return _Picture(name=on_one_line(name), aliases=aliases_in(fields), is_icon=is_icon, fields=fields, read=file.read)
+    return _Picture(
+        name=escape_control_chars(name), aliases=aliases_in(fields), is_icon=is_icon, fields=fields, read=file.read
+    )
 
 
 def aliases_in(fields: Mapping[str, object]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grr_coca.common.errors import UserError, first_line, on_one_line
+from grr_coca.common.errors import UserError, escape_control_chars, first_line
 from grr_coca.common.extras import require_extra
 from grr_coca.common.files import read_errors
 from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
@@ -63,7 +63,7 @@ def _require_small(path: Path) -> None:
 
 def _told(font: "TTFont", number: int) -> str:
     record = font["name"].getDebugName(number) if "name" in font else None
-    return on_one_line(record.strip()) if record else ""
+    return escape_control_chars(record.strip()) if record else ""
 
 
 def _icons(font: "TTFont") -> Iterator[Icon]:
@@ -108,7 +108,7 @@ def _icons(font: "TTFont") -> Iterator[Icon]:
 def _names(glyph: str, codes: dict[str, int], written: dict[str, list[str]]) -> list[str]:
     """The names of a glyph, the best first; one empty name if it has none."""
     code = codes.get(glyph)
-    own = [] if _NO_NAME.fullmatch(glyph) or (code is not None and code < 0x2000) else [on_one_line(glyph)]
+    own = [] if _NO_NAME.fullmatch(glyph) or (code is not None and code < 0x2000) else [escape_control_chars(glyph)]
     names = list(dict.fromkeys([*written.get(glyph, ()), *own]))
     if not names and code is not None and (0xE000 <= code < 0xF900 or code >= 0xF0000):
         names = [f"u-{code:x}"]

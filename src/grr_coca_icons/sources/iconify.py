@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grr_coca.common.errors import UserError, nearest, on_one_line
-from grr_coca.common.files import file_sha256, is_offline, read_whole, user_cache
+from grr_coca.common.errors import UserError, escape_control_chars, suggest_name
+from grr_coca.common.files import file_sha256, is_offline, read_file_bytes, user_cache
 from grr_coca.data.images import MAX_BYTES
 from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 from grr_coca_serve.npm import fetch_archive
@@ -102,7 +102,7 @@ def read_iconify(path: Path) -> IconSet:
     Raises:
         UserError: it is no set of Iconify; the message says why.
     """
-    return parse_json(read_whole(path), str(path))
+    return parse_json(read_file_bytes(path), str(path))
 
 
 def is_icon_json(content: object) -> bool:
@@ -118,7 +118,9 @@ def read_folder(folder: Path) -> IconSet | None:
     """
     if not (folder / "icons.json").is_file() or not (folder / "info.json").is_file():
         return None
-    return parse_json(read_whole(folder / "icons.json"), str(folder / "icons.json"), read_whole(folder / "info.json"))
+    return parse_json(
+        read_file_bytes(folder / "icons.json"), str(folder / "icons.json"), read_file_bytes(folder / "info.json")
+    )
 
 
 def read_archive(path: Path) -> IconSet:
@@ -127,7 +129,7 @@ def read_archive(path: Path) -> IconSet:
     Raises:
         UserError: it is not whole, or holds no set.
     """
-    return _of_archive(read_whole(path), str(path), "", "")
+    return _of_archive(read_file_bytes(path), str(path), "", "")
 
 
 # --- JSON
@@ -158,7 +160,7 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
     if not icons:
         raise UserError(f"{name}: a set of Iconify without an icon")
     return IconSet(
-        prefix=on_one_line(str(about["prefix"])),
+        prefix=escape_control_chars(str(about["prefix"])),
         icons=icons,
         title=_text(told.get("name")),
         author=_text(told.get("author"), "name"),
@@ -170,7 +172,7 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
 
 def _text(value: object, key: str = "") -> str:
     value = value.get(key, "") if isinstance(value, dict) else value
-    return on_one_line(value) if isinstance(value, str) else ""
+    return escape_control_chars(value) if isinstance(value, str) else ""
 
 
 def _icons(about: Mapping[str, Any]) -> Iterator[tuple[Icon, bool]]:
@@ -186,7 +188,7 @@ def _icons(about: Mapping[str, Any]) -> Iterator[tuple[Icon, bool]]:
         if changes:
             turned[name] = (parent, changes)
         else:
-            same[parent].append(on_one_line(name))
+            same[parent].append(escape_control_chars(name))
     for name, icon in icons.items():
         yield _icon(name, icon, about, same[name]), isinstance(icon, dict) and bool(icon.get("hidden"))
     for name, (parent, turns) in turned.items():
@@ -220,7 +222,7 @@ def _turned_further(changes: dict[str, Any], key: str, value: object) -> dict[st
 
 
 def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[str] | tuple[()]") -> Icon:
-    name = on_one_line(str(name))
+    name = escape_control_chars(str(name))
     body = icon.get("body") if isinstance(icon, dict) else None
     if not isinstance(icon, dict) or not isinstance(body, str):
         return Icon(name, "", tuple(aliases), problem="has no drawing ('body')")
@@ -345,7 +347,7 @@ def _guess(prefix: str) -> str:
     known = known_prefixes()
     if prefix in known:
         return ""
-    guess = nearest(prefix, known)
+    guess = suggest_name(prefix, known)
     return f"; {guess}" if guess.startswith("did you mean") else "; https://icon-sets.iconify.design lists all sets"
 
 

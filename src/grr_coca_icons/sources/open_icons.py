@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import fill_whole, read_whole, user_cache
+from grr_coca.common.files import read_file_bytes, user_cache, write_atomic
 from grr_coca.data.image_files import ImageFile
 from grr_coca.data.sources.base import PACK_SUFFIX, BadSample, Cause, PairSource, RawPair, SourceImage, digest_header
 from grr_coca_icons.icon_names import words_of_name
@@ -161,13 +161,13 @@ def _write(path: Path, icons: IconSet) -> None:
     content = b"".join([*parts, json.dumps(listed).encode(), offset.to_bytes(_END, "big")])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fill_whole(path, lambda file: file.write(content))
+        write_atomic(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(f"{path}: the user's cache cannot be written to ({error.strerror or error})") from error
 
 
 def _read(path: Path) -> list[PackedIcon]:
-    content = read_whole(path)
+    content = read_file_bytes(path)
     try:
         start = int.from_bytes(content[-_END:], "big")
         listed = json.loads(content[start:-_END])

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError, tostring
 
-from grr_coca.common.errors import UserError, on_one_line
-from grr_coca.common.files import read_whole
+from grr_coca.common.errors import UserError, escape_control_chars
+from grr_coca.common.files import read_file_bytes
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import decode_text
 from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
@@ -36,7 +36,7 @@ def read_sprite(path: Path) -> IconSet | None:
     size = path.stat().st_size
     if size > MAX_BYTES:
         return None  # the reader of images refuses it
-    content = read_whole(path)
+    content = read_file_bytes(path)
     if b"symbol" not in content:
         return None
     root = _parsed(content, str(path))
@@ -46,7 +46,7 @@ def read_sprite(path: Path) -> IconSet | None:
     named = {element.get("id", ""): element for element in root.iter() if element.get("id")}
     icons: dict[str, Icon] = {}
     for symbol in symbols:
-        icon = _icon(on_one_line(symbol.get("id", "")), symbol, root, named)
+        icon = _icon(escape_control_chars(symbol.get("id", "")), symbol, root, named)
         icons.setdefault(icon.name, icon)  # of two symbols of one name, the first counts, as in a browser
     return IconSet(prefix=path.stem, icons=list(icons.values()))
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.data.images import decode_image, encoded
 from grr_coca.data.sources.base import BadSample
 from grr_coca_icons.codemod.packages import usage_lines
@@ -357,7 +357,7 @@ def _count(limit: int) -> int:
 
 def _plain(text: str) -> str:
     """Text of a file: on one line, without characters that change the direction of what follows."""
-    return re.sub(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", on_one_line(text))[:500]
+    return re.sub(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", escape_control_chars(text))[:500]
 
 
 def _json(content: object) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grr_coca.common.errors import UserError, nearest
+from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.files import read_json
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.model.config import CoCaConfig, TransformerConfig
@@ -229,7 +229,7 @@ def named_settings(name: str) -> Settings:
     if name in _UNSUPPORTED_MODELS:
         raise UserError(f"--model {name}: not supported: {_UNSUPPORTED_MODELS[name]}")
     if name not in _MODELS:
-        raise UserError(f"--model {name}: not a CoCa of open_clip; {nearest(name, _MODELS)}")
+        raise UserError(f"--model {name}: not a CoCa of open_clip; {suggest_name(name, _MODELS)}")
     return Settings(f"--model {name}", _MODELS[name], {})
 
 

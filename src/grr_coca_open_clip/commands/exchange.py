@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, Flag
-from grr_coca.cli.output import require_free
+from grr_coca.cli.output import require_new_folder
 from grr_coca.common.extras import require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import require_not_adapted
@@ -30,7 +30,7 @@ def import_open_clip(
         as_stored: open images as open_clip does: ignore EXIF rotation and transparency.
     """
     find_weights(path)
-    require_free(out)
+    require_new_folder(out)
     require_extra("open-clip", "converting a checkpoint of open_clip")
 
     from grr_coca.model.checkpoint import save_checkpoint  # late: imports torch
@@ -57,7 +57,7 @@ def export_open_clip(checkpoint: CheckpointFlag, out: Annotated[Path, tyro.conf.
     """
     folder = locate_checkpoint(checkpoint)
     require_not_adapted(folder, "export open_clip")
-    require_free(out)
+    require_new_folder(out)
     require_extra("torch", "exporting to open_clip")
 
     from grr_coca.model.checkpoint import from_pretrained  # late: imports torch

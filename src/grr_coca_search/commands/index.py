@@ -17,7 +17,7 @@ from grr_coca.model.checkpoint_files import DEFAULT
 
 if TYPE_CHECKING:
     from grr_coca_search.index import Index
-    from grr_coca_search.update import Update
+    from grr_coca_search.update import UpdateResult
 
 _MIN_SECONDS_BETWEEN_SCANS = 2.0
 _PAUSE_PER_SCAN = 10
@@ -75,9 +75,9 @@ def run(
         began = time.monotonic()
         with late_bar("indexed") as on_progress:
             update = index.add(images or index.store.roots(), on_progress, on, exclude or None)
-        from grr_coca.cli.image_work import report_first_frames, report_left_out  # late: imports NumPy and Pillow
+        from grr_coca.cli.image_work import report_excluded, report_first_frames  # late: imports NumPy and Pillow
 
-        report_left_out(update.left_out)
+        report_excluded(update.left_out)
         report_first_frames(update.first_frames)
         if update.unfamiliar:
             from grr_coca.infer.image_text_model import warn_if_unfamiliar
@@ -132,7 +132,7 @@ def _there_or_known(index: "Index", images: Sequence[str]) -> Sequence[str]:
     return [image for image in images if is_there(image) or absolute_arguments([image])[0] in roots]
 
 
-def _report(update: "Update", index: "Index", seconds: float) -> None:
+def _report(update: "UpdateResult", index: "Index", seconds: float) -> None:
     counts = ((name, getattr(update, name)) for name in ("new", "changed", "moved", "removed"))
     parts = [f"{count:,} {name}" for name, count in counts if count]
     parts += [f"metadata of {update.noted:,} read"] if update.noted else []

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from grr_coca.cli.flags import EngineFlag, Flag, IndexArgument, Lists, OptionalCheckpointFlag, joined
-from grr_coca.cli.output import say
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.cli.output import print_line
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import to_json
 from grr_coca_search.fields import FIELDS
 
@@ -84,7 +84,7 @@ def search_index(
     if min_relevance > 0 and not answer.hits:
         print(_why_none(answer, min_relevance, where), file=sys.stderr)
         if json:
-            say("[]")
+            print_line("[]")
         return
     if where is not None and not answer.hits and not json and not null:
         print(f"none of {answer.searched:,} images matches --where", file=sys.stderr)
@@ -117,19 +117,19 @@ def list_duplicates(
     for group in groups:
         paths, exact = [entry.name for entry in group.entries], group.exact_copies
         if json:
-            say(to_json({"paths": paths, "exact_copies": exact}))
+            print_line(to_json({"paths": paths, "exact_copies": exact}))
             continue
         lines = [_shown_path(paths[0])]
         for path in paths[1:]:
             original = exact.get(path)
             of = "" if original == paths[0] or original is None else f" of {_shown_path(original)}"
             lines.append(f"    {_shown_path(path)}" + ("" if original is None else f"  (exact copy{of})"))
-        say("\n".join(lines))
+        print_line("\n".join(lines))
     if not json:
         spare = sum(len(group.entries) - 1 for group in groups)
         num_exact = sum(len(group.exact_copies) for group in groups)
         exactly = f", {num_exact:,} of them exact copies" if num_exact else ""
-        say(f"{len(groups):,} groups, {spare:,} surplus images in {Path(index).name or index}{exactly}")
+        print_line(f"{len(groups):,} groups, {spare:,} surplus images in {Path(index).name or index}{exactly}")
 
 
 def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tuple[str, ...]) -> None:
@@ -144,16 +144,16 @@ def _check_taken(texts: tuple[str, ...], images: tuple[Path, ...], without: tupl
 
 def _print(answer: "SearchResult", json: bool, null: bool, engine: str) -> None:
     if json:
-        say(to_json([{**_record(hit, answer.can_tell), "engine": engine} for hit in answer]))
+        print_line(to_json([{**_record(hit, answer.can_tell), "engine": engine} for hit in answer]))
     elif null:
         for hit in answer:
-            say(hit.path, "\0")
+            print_line(hit.path, "\0")
     else:
         opening = _opening_line(answer)
         if opening is not None:
             print(opening, file=sys.stderr)
         for line in hit_lines(answer):
-            say(line)
+            print_line(line)
 
 
 def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:
@@ -171,14 +171,14 @@ def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:
 def _shown_path(name: str) -> str:
     """Return a path, relative to the current folder if it is inside."""
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 (a prefix of a string, which may not be a path)
-    return on_one_line(name.removeprefix(here))
+    return escape_control_chars(name.removeprefix(here))
 
 
 def hit_lines(answer: "SearchResult") -> Iterator[str]:
     """Yield a line for each hit: rank, relevance, caption, path. The demo prints them, too."""
     width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
-        caption = f"{_cut(on_one_line(hit.caption), width):<{width}}"
+        caption = f"{_cut(escape_control_chars(hit.caption), width):<{width}}"
         yield f"{rank:>3}  {answer.shown_relevance(hit):>4}  {caption}  {_shown_path(hit.path)}{_notes(hit)}"
 
 

@@ -68,7 +68,7 @@ def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
         yield last
 
 
-def cover(database: sqlite3.Connection, file: VectorFile, generation: int) -> None:
+def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, generation: int) -> None:
     """Add the checksums that are missing, and remove those of other generations. For a writer outside of transactions.
 
     Raises:

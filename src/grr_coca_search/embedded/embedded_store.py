@@ -34,7 +34,7 @@ from grr_coca_search.embedded.database import (
     read_header,
     remove_database,
 )
-from grr_coca_search.embedded.vectors import State, best_rows, how_to_restore, products
+from grr_coca_search.embedded.vectors import State, how_to_restore, products, top_k_rows
 from grr_coca_search.embedded.writer import Writer
 from grr_coca_search.entry import Failure, Header, ImagePlace, Stamp, chunks
 from grr_coca_search.fields import COLUMNS, FIELDS, SEVERAL, FieldValue
@@ -214,7 +214,7 @@ class EmbeddedStore(Store):
             # Embeddings have unit length. NaN and infinity, as `products` reads them, are large numbers.
             if len(scores) and not max(scores.max(), -scores.min()) <= _MAX_LENGTH * np.linalg.norm(vector):
                 raise self._damaged(now)
-            rows = best_rows(np.where(allowed, scores, -np.inf), count)
+            rows = top_k_rows(np.where(allowed, scores, -np.inf), count)
             return [Match(int(row) + 1, float(scores[row])) for row in rows]
 
     def _damaged(self, now: Snapshot) -> DamagedError:

@@ -196,7 +196,7 @@ def _unscaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
     return bits.view(np.float32)
 
 
-def best_rows(scores: np.ndarray, count: int) -> np.ndarray:
+def top_k_rows(scores: np.ndarray, count: int) -> np.ndarray:
     """Return the rows with the `count` highest of N scores, best first. Scores of minus infinity do not count."""
     count = min(count, int(np.isfinite(scores).sum()))
     if count == 0:

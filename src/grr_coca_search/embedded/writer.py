@@ -13,8 +13,8 @@ import numpy as np
 from grr_coca_search.embedded.checksums import (
     ROWS_PER_BLOCK,
     RowBlock,
+    add_missing_checksums,
     append_blocks,
-    cover,
     following_blocks,
     write_blocks,
 )
@@ -166,7 +166,7 @@ class Writer:
             if path != current:
                 _remove(path)
         append_rows(current, written.rows, np.empty((0, self._width), np.float16))
-        cover(self._database, VectorFile(current, written.rows, self._width), written.generation)
+        add_missing_checksums(self._database, VectorFile(current, written.rows, self._width), written.generation)
 
     def _roll_back(self) -> None:
         if self._database.in_transaction:

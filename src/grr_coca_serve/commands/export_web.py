@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import OptionalCheckpointFlag, PicturesFlag
-from grr_coca.cli.output import require_free
+from grr_coca.cli.output import require_new_folder
 from grr_coca.cli.progress import bars
 from grr_coca.common import plugins
 from grr_coca.common.files import is_within
@@ -45,7 +45,7 @@ def run(
     from grr_coca_search.stores import open_store
     from grr_coca_serve import site  # late, as below: other commands need none of this
 
-    require_free(out)
+    require_new_folder(out)
     library: site.Library | None = None
     with nullcontext() if index is None else open_store(index) as store:
         named = checkpoint or (DEFAULT if store is None else store.header.model)

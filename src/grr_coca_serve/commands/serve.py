@@ -5,7 +5,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import EngineFlag, Flag, Lists, OptionalCheckpointFlag, PicturesFlag, joined
-from grr_coca.cli.output import say
+from grr_coca.cli.output import print_line
 from grr_coca.common.errors import UserError
 from grr_coca.common.extras import require_extra
 
@@ -76,4 +76,4 @@ def run(
         limits=limits,
         plugins=joined(plugin),
     )
-    RunningServer(options, say).run()
+    RunningServer(options, print_line).run()

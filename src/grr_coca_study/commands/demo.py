@@ -19,7 +19,7 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.flags import Flag
-from grr_coca.cli.output import called_as, report_stop
+from grr_coca.cli.output import program_args, report_stop
 from grr_coca.common.dict_to_dataclass import read_yaml
 from grr_coca.common.errors import Interruption, UserError
 from grr_coca.common.extras import install_command, require_extra
@@ -157,7 +157,7 @@ def _first_checkpoint(plan: "DemoPlan", out: Path) -> Path:
 
 def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
     """Return commands to continue with. `path`: the plan as it was given on the command line."""
-    program, recipe = shlex.join(called_as()), shlex.quote(os.path.relpath(plan.pretrain))
+    program, recipe = shlex.join(program_args()), shlex.quote(os.path.relpath(plan.pretrain))
     again = shlex.join([str(path), "--out", str(out), "--fresh", "--steps", str(plan.steps)])
     checkpoint = shlex.quote(str(_first_checkpoint(plan, out)))
     return "\n".join(
@@ -237,8 +237,8 @@ def closing_lines(plan: "DemoPlan", checkpoint: Path, out: Path) -> Iterator[str
     with Index.open(folder, checkpoint, create=True) as index:
         index.add(images)
         found = index.search(query, _NUM_HITS)
-    yield shlex.join([*called_as(), "index", images, "--checkpoint", str(checkpoint), "--out", str(folder)])
-    yield shlex.join([*called_as(), "search", str(folder), query, "-n", str(_NUM_HITS)])
+    yield shlex.join([*program_args(), "index", images, "--checkpoint", str(checkpoint), "--out", str(folder)])
+    yield shlex.join([*program_args(), "search", str(folder), query, "-n", str(_NUM_HITS)])
     yield from hit_lines(found)
-    serve = shlex.join([*called_as(), "serve", str(folder), "--open"])
+    serve = shlex.join([*program_args(), "serve", str(folder), "--open"])
     yield f"as a page, with {install_command('serve')}:  {serve}"

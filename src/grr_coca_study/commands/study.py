@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import Flag
-from grr_coca.cli.output import report_stop, say
+from grr_coca.cli.output import print_line, report_stop
 from grr_coca.cli.progress import bars
 from grr_coca.common.dict_to_dataclass import read_yaml
 from grr_coca.common.errors import Interruption, UserError
@@ -151,7 +151,7 @@ def print_status(folder: Path) -> int:
         require_extra("train", "a study's status")
     from grr_coca_study.ledger import read_ledger
     from grr_coca_study.plan import (  # late: --help is quick
-        lacking_scores,
+        missing_scores,
         plan_of_folder,
         point_title,
         points_of,
@@ -162,7 +162,7 @@ def print_status(folder: Path) -> int:
 
     plan = plan_of_folder(folder)
     ledger = read_ledger(folder, plan)
-    unscored = {(row.arm, row.seed, row.stage): lacking_scores(plan, row) for row in ledger.rows}
+    unscored = {(row.arm, row.seed, row.stage): missing_scores(plan, row) for row in ledger.rows}
     unfinished = {key for key, scores in unscored.items() if scores} | ledger.lacking
     unfinished |= {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     stages = stage_names(plan)
@@ -205,6 +205,6 @@ def _report(folder: Path, out: Path | None, over: str | None) -> int:
         answer = write_study_report(folder, out, over)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror or error}); pass another --out") from error
-    say(answer)
-    say(f"report: {out / PAGE_FILE}")
+    print_line(answer)
+    print_line(f"report: {out / PAGE_FILE}")
     return 0

@@ -8,7 +8,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.sources.open import open_source
 from grr_coca.model.build import build
-from grr_coca.train.numerics import decide
+from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.recipe import Recipe
 from grr_coca.train.setup import new_checkpoint
 from grr_coca_study.plan import DemoPlan, arm_named, read_plan, stage_names
@@ -60,7 +60,7 @@ def with_precisions(plan: DemoPlan) -> DemoPlan:
     pretrain = next(iter(demo_recipes(plan).values()))
     assert pretrain.model is not None, "the plan was checked"
     assert pretrain.tokenizer is not None, "the plan was checked"
-    numerics = decide(pretrain, build(pretrain.model.config(pretrain.tokenizer.vocab_size)), usable_device())
+    numerics = resolve_precision(pretrain, build(pretrain.model.config(pretrain.tokenizer.vocab_size)), usable_device())
     return replace(plan, precision=numerics.precision, muon_precision=numerics.muon_precision)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from grr_coca.evaluate.table import LOSSES, Row, average_row, row
 from grr_coca_study.ledger import Ledger
-from grr_coca_study.plan import SIGNIFICANCE_LEVEL, Plan, lacking_scores, split_endpoint, stage_names
+from grr_coca_study.plan import SIGNIFICANCE_LEVEL, Plan, missing_scores, split_endpoint, stage_names
 from grr_coca_study.report.endpoints import (
     Interval,
     Rows,
@@ -196,7 +196,7 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
     """Compare every arm of a study with the baseline."""
     rows, stages = rows_by_run(ledger.rows), stage_names(plan)
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
-    whole = {key for key, row in rows.items() if key not in ledger.lacking and not lacking_scores(plan, row)}
+    whole = {key for key, row in rows.items() if key not in ledger.lacking and not missing_scores(plan, row)}
     diverged = {(row.arm, row.seed, row.stage) for row in ledger.diverged}
     # Fine-tunings start from the pretrained model, so they are lost with it.
     lost = diverged | {(arm, seed, t) for arm, seed, stage in diverged if stage == stages[0] for t in stages}

@@ -20,7 +20,7 @@ from grr_coca_study.plan import (
     Plan,
     Settings,
     arm_named,
-    lacking_scores,
+    missing_scores,
     point_title,
     points_of,
     scores_captions,
@@ -115,7 +115,7 @@ class Agenda:
         """
         is_of_data = row.data_digest == self._data.get(row.stage)
         starts_from_data = row.start_data_digest in (None, self._data[self._stages[0]])
-        if is_of_data and starts_from_data and (is_new or not lacking_scores(self._plan, row)):
+        if is_of_data and starts_from_data and (is_new or not missing_scores(self._plan, row)):
             self._rows[row.arm, row.seed, row.stage, row.recipe_digest] = row
             self._chosen.cache_clear()
 

@@ -25,7 +25,7 @@ from grr_coca.model.config import CoCaConfig
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.loop import train
 from grr_coca.train.recipe import Recipe
-from grr_coca.train.run_checkpoints import NoneReadableError, resume_point
+from grr_coca.train.run_checkpoints import NoReadableCheckpointError, resume_point
 from grr_coca.train.setup import new_checkpoint, sound_validation, training_sources
 from grr_coca_study.plan import showcase_of
 from grr_coca_study.rows import CurvePoint, Kind, LedgerRow, without_nan
@@ -107,7 +107,7 @@ def _trained(task: Task, device: torch.device, on_progress: OnProgress) -> Check
     recipe = replace(task.recipe, checkpoints=checkpoints)
     try:
         point = resume_point(task.folder, recipe)
-    except NoneReadableError:  # losing one run is better than blocking all others
+    except NoReadableCheckpointError:  # losing one run is better than blocking all others
         log.warning("%s: no checkpoint can be read; the run starts again", task.folder)
         point = None
     start = _start_model(task, device, point)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from grr_coca.common import remote
-from grr_coca.common.errors import UserError, nearest
-from grr_coca.common.files import in_cache, require_path, user_cache
+from grr_coca.common.errors import UserError, suggest_name
+from grr_coca.common.files import expand_cache_prefix, require_path, user_cache
 from grr_coca.common.remote import RemoteFile, expand_braces, is_url
 from grr_coca.data.images import is_hidden
 from grr_coca.data.sources.base import PairSource, decode_text, reader_that_owns, source_readers
@@ -76,7 +76,7 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     if is_url(path):
         return TarShards(remote_shards(path))
     for reader in source_readers(path):
-        source = reader.open(in_cache(path))
+        source = reader.open(expand_cache_prefix(path))
         if source is not None:
             return source
     files, split = find_files(path)
@@ -122,7 +122,7 @@ def find_files(path: str) -> tuple[list[Path], str | None]:
     require_path(path)
     files, split = _files(path)
     if not files:
-        where = Path(in_cache(path))
+        where = Path(expand_cache_prefix(path))
         raise UserError(f"{path}: no such file or folder, and no file matches it as a pattern{_what_is_there(where)}")
     return files, split
 
@@ -134,7 +134,7 @@ def shards_of(folder: Path) -> list[Path]:
 
 def _files(path: str) -> tuple[list[Path], str | None]:
     """The files or the folder of a path, and the split after `#`, if there is one."""
-    path = in_cache(path)
+    path = expand_cache_prefix(path)
     if (reader := reader_that_owns(path)) is not None:
         return [reader.find_file(path)], None
     if Path(path).exists():
@@ -275,8 +275,8 @@ def _wanted_splits(path: Path, split: str | None, splits: list[str]) -> set[str]
     for name in split.split("+"):
         if name not in splits:
             raise UserError(
-                f"{path}: has no split '{name}'; {nearest(name, splits)}; it has {', '.join(splits)}, and two together "
-                f"are written {'+'.join(splits[:2])}"
+                f"{path}: has no split '{name}'; {suggest_name(name, splits)}; it has {', '.join(splits)}, and two "
+                f"together are written {'+'.join(splits[:2])}"
             )
     return set(split.split("+"))
 

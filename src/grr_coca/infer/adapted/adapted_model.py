@@ -29,7 +29,7 @@ from grr_coca.infer.calibration import Certainty
 from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, EngineName
 from grr_coca.infer.generate import GREEDY, GenerationOptions
 from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, stream_captions
-from grr_coca.infer.generate.next_token import require_numbers
+from grr_coca.infer.generate.next_token import require_finite
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import CheckpointFiles
 
@@ -209,4 +209,4 @@ class AdaptedModel(ImageTextModel):
 
     def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
         vectors = self.adaptation.text_vectors(texts, np.stack(super()._text_rows(texts)))
-        return list(require_numbers(vectors))
+        return list(require_finite(vectors))

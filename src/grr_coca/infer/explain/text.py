@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from grr_coca.data.text import clean_query
 from grr_coca.infer.explain.attention import AttentionRecord, attention_weights, mix_values
-from grr_coca.infer.generate.next_token import require_numbers
+from grr_coca.infer.generate.next_token import require_finite
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.blocks import AttentionalPooler, RMSNorm
 from grr_coca.model.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
         wanted = model.encode_text(token_ids, lengths)
         patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()
-    require_numbers(np.array(similarity))
+    require_finite(np.array(similarity))
     shares = patch_shares(model, patches, wanted)[: side**2]
     return TextMap(shares.unflatten(0, (side, side)).float().cpu(), similarity)
 

@@ -6,7 +6,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from grr_coca.common.torch_private import children_of, copy_with_children, has_blocked_linear, is_watched, not_compiled
+from grr_coca.common.torch_private import (
+    children_of,
+    copy_with_children,
+    has_blocked_linear,
+    is_watched,
+    unwrap_compiled,
+)
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention, FastGEGLU, FastRMSNorm, FastSelfAttention
 from grr_coca.infer.fast.linear import FastLinear
 from grr_coca.model.attention import CrossAttention, Mix, Rotary, SelfAttention
@@ -64,7 +70,7 @@ def fast_copy(model: Module) -> Module:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    module = not_compiled(module)
+    module = unwrap_compiled(module)
     if _is_plain(module, nn.Linear):
         return FastLinear(module)  # type: ignore[arg-type]
     copied = copy_with_children(module, {name: child and _copied(child) for name, child in children_of(module).items()})

@@ -20,7 +20,7 @@ from grr_coca.data.text import clean_prompt
 from grr_coca.data.tokenizer import Tokenizer
 from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
 from grr_coca.infer.generate.beams import BeamSearch
-from grr_coca.infer.generate.next_token import NOTHING_LEFT, Hypothesis, apply_rules, draw, require_numbers
+from grr_coca.infer.generate.next_token import NOTHING_LEFT, Hypothesis, apply_rules, draw, require_finite
 from grr_coca.infer.generate.options import GREEDY, GenerationOptions
 
 log = logging.getLogger(__name__)
@@ -157,17 +157,17 @@ class GeneratedCaptions(NamedTuple):
     captions: list[list[Caption]]
     image_embedding: Float[np.ndarray, "B E"]
 
-    def require_numbers(self) -> None:
+    def require_finite(self) -> None:
         """Raise an error if a log-probability or an embedding is NaN. Validation during training does not call this, so
         that the run continues.
 
         Raises:
             UserError: If one of them is NaN.
         """
-        require_numbers(self.image_embedding)
+        require_finite(self.image_embedding)
         for image in self.captions:
             for caption in image:
-                require_numbers(np.array(caption.log_probs))
+                require_finite(np.array(caption.log_probs))
 
 
 def generate(

@@ -133,7 +133,7 @@ NAN_RESULTS = "the model computes NaN: its weights are damaged, or its training 
 NOTHING_LEFT = "the rules leave no token to continue with: lower min_length, or raise no_repeat_ngram or set it to 0"
 
 
-def require_numbers(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
+def require_finite(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
     """Return embeddings or log-probabilities unchanged.
 
     Raises:

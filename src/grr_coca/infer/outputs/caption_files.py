@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Self, TextIO
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import behind_link
+from grr_coca.common.files import resolve_link
 from grr_coca.common.locks import LockHeldError, ProcessLock
 from grr_coca.common.outputs import disk_errors, require_suffix, require_writable, to_json, write_output
 from grr_coca.infer.outputs.sidecar import XmpError, has_caption, sidecar_to_write, write_sidecar
@@ -98,7 +98,7 @@ class CaptionFile(CaptionOutput):
 
     def _locked(self) -> ProcessLock | None:
         """Return the lock of the file, in a hidden file next to it, or None if the file system has no locks."""
-        target = behind_link(self.path)
+        target = resolve_link(self.path)
         try:
             return ProcessLock(target.with_name(f".{target.name}.lock"), removes=True)
         except LockHeldError as error:
@@ -130,7 +130,7 @@ class CaptionFile(CaptionOutput):
         """Return the file, ready for the first new row. If no row is new, the file stays unchanged."""
         if self.path.exists() and (self._incomplete or _is_torn(self.path)):
             write_output(self.path, self._write_complete)
-        file = behind_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        file = resolve_link(self.path).open("a", encoding="utf-8", errors="surrogateescape", newline="")
         if self._is_csv and self.path.stat().st_size == 0:
             file.write(_csv_line(CaptionRow._fields))
         return file

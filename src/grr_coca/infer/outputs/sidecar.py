@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import read_whole, write_whole
+from grr_coca.common.files import read_file_bytes, write_whole
 
 _DC = "http://purl.org/dc/elements/1.1/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -79,7 +79,7 @@ def _read(sidecar: Path) -> bytes:
     if sidecar.stat().st_size > _MAX_BYTES:
         raise XmpError(f"{sidecar}: too large for an XMP file; it is left as it is")
     try:
-        return read_whole(sidecar)
+        return read_file_bytes(sidecar)
     except UserError as error:
         raise XmpError(str(error)) from error
 

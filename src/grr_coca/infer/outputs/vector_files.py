@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from grr_coca.common.errors import UserError, on_one_line
+from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.extras import require_extra
-from grr_coca.common.outputs import require_other, require_suffix, require_writable, write_output
+from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, write_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) 
     """
     _require_room(path, keys)
     for place in (path, _keys_file(path)) if path.suffix.lower() == ".npy" else (path,):
-        require_other(place, inputs)
+        require_not_an_input(place, inputs)
         require_writable(place)
 
 
@@ -104,7 +104,7 @@ def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") 
         _write_safetensors(path, keys, vectors)
     elif suffix == ".npy":
         # Non-UTF-8 bytes of a file name stay unchanged. All kinds of line ends in a key are escaped.
-        lines = "".join(on_one_line(key) + "\n" for key in keys).encode("utf-8", "surrogateescape")
+        lines = "".join(escape_control_chars(key) + "\n" for key in keys).encode("utf-8", "surrogateescape")
         import numpy as np
 
         write_output(_keys_file(path), lambda file: file.write(lines))

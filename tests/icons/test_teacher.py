@@ -71,13 +71,21 @@ def test_each_caption_finds_its_embedding_in_any_case(recipe):
     assert len(teacher) == len(captions)
     pairs = [replace(real_pairs(1)[0], caption=caption.upper()) for caption in captions]
     teacher.require_captions(PairsInMemory(pairs))
+    unknown = PairsInMemory([*pairs, with_caption(pairs[0], "of no embedding")])
+    with pytest.raises(
+        UserError, match=rf"no embedding of 1 of the {len(captions) + 1} training captions, such as 'of no"
+    ):
+        teacher.require_captions(unknown)
 
 
 def test_a_caption_finds_its_embedding_in_any_form_of_its_accents(tmp_path):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
-    pairs = [replace(pair, caption=composed) for pair in real_pairs(1)]
-    write_teacher(tmp_path / "teacher", [decomposed], embeddings([decomposed]))
-    Teacher.read(str(tmp_path / "teacher")).require_captions(PairsInMemory(pairs))
+    pairs = PairsInMemory([with_caption(pair, composed) for pair in real_pairs(1)])
+    for known in ([decomposed], ["cafe"]):
+        write_teacher(tmp_path / known[0], known, embeddings(known))
+    Teacher.read(str(tmp_path / decomposed)).require_captions(pairs)
+    with pytest.raises(UserError, match="no embedding of 1 of the 1"):
+        Teacher.read(str(tmp_path / "cafe")).require_captions(pairs)
 
 
 def test_every_caption_that_training_may_draw_counts_each_once():

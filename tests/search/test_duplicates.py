@@ -76,18 +76,6 @@ def test_many_images_that_look_the_same_are_held_against_few_others(store, monke
     assert len(asked) <= 2 * 200
 
 
-def test_near_hashes_do_not_multiply_reads(store, monkeypatch):
-    """Thousands of icons of one style have near hashes: their pairs are many times as many as they are."""
-    count, asked, read = 150, [], []
-    vectors, entries = store.vectors, store.entries
-    add(store, [7] * count, make_vectors(count))
-    monkeypatch.setattr(store, "vectors", lambda ids: asked.extend(ids) or vectors(ids))
-    monkeypatch.setattr(store, "entries", lambda ids: read.extend(ids) or entries(ids))
-    assert groups_of(store) == []
-    assert len(asked) <= 100 * count, "once for each way to choose bands, and not once for each pair"
-    assert read == []
-
-
 def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(store, monkeypatch):
     monkeypatch.setattr("grr_coca_search.duplicates.MAX_BUCKET", 3)
     chosen = list(combinations(range(BANDS), EQUAL_BANDS)) * 5  # bands that are as those of the first and the last

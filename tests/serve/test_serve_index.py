@@ -22,7 +22,6 @@ from grr_coca.common.files import MANIFEST
 from grr_coca.data.image_files import Span
 from grr_coca.data.images import decode_image
 from grr_coca.model.checkpoint_files import RELEVANCE, shipped_folder
-from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
 from grr_coca_search.facets import facets
 from grr_coca_search.index import IndexModel
@@ -159,24 +158,6 @@ def test_a_group_of_thousands_is_cut_and_encoded_by_no_thread_that_others_wait_f
     assert groups["sizes"] == [70]
     assert len(groups["groups"][0]) == 60
     assert encoded == [True]
-
-
-def test_searches_do_not_wait_until_duplicates_are_found(index, monkeypatch):
-    may_end = threading.Event()
-
-    def slow(store):
-        assert may_end.wait(30)
-        return duplicate_groups(store)
-
-    monkeypatch.setattr("grr_coca_serve.served_index.duplicate_groups", slow)
-    with serving(index) as client, ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(client.get, "/duplicates") for _ in range(8)]
-        wait_until(lambda: client.server._guard.in_flight == 8)
-        assert client.post("/search", {"texts": ["guitar"]}).status == 200
-        assert client.get("/pictures").status == 200
-        assert not any(future.done() for future in asked)
-        may_end.set()
-        assert [future.result().json()["total"] for future in asked] == [1] * 8
 
 
 def test_searches_and_thumbnails_wait_neither_for_facets_nor_for_long_lists(index, monkeypatch):

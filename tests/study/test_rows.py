@@ -89,16 +89,6 @@ def test_a_file_that_is_no_row_is_named(files, text):
     assert "note.json: is not a row" in files.notes["note.json"]
 
 
-def test_a_full_disk_leaves_no_part_of_a_row(files, monkeypatch):
-    def full(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("grr_coca_study.rows.write_whole", full)
-    with pytest.raises(UserError, match=r"a\.json: could not be written \(No space left on device\); free some space"):
-        files.publish("a", a_row())
-    assert list(files.path.iterdir()) == []
-
-
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/showcase/a\.webp: cannot be written \(Not a directory\)"):

@@ -50,7 +50,10 @@ def test_an_image_of_the_right_size_keeps_every_pixel(image):
 
 def test_pixels_can_be_changed(image):
     """They are no view of Pillow's memory, which is read-only."""
-    Preprocess(64)(image)[:] = 0
+    pixels, before = Preprocess(64)(image), image.tobytes()
+    pixels[:] = 0
+    assert not pixels.any()
+    assert image.tobytes() == before
 
 
 def test_the_centre_is_kept():

@@ -277,23 +277,6 @@ def test_layer_decay_scales_what_a_step_does_to_a_layer(tiny_config, name):
         torch.testing.assert_close(moved[0.5][key], expected, rtol=1e-2, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_without_layer_decay_there_are_no_more_groups_than_kinds_of_decay(tiny_config, name):
-    optimizers = Optimizers(build(tiny_config()), OptimizerRecipe(name, muon_precision="fp32"), CONSTANT)
-    groups = [len(optimizer.param_groups) for optimizer in optimizers.optimizers]
-    assert groups == ([2] if name == "adamw" else [2, 1])
-
-
-def test_layer_decay_and_freezing_go_together(tiny_config):
-    model = build(tiny_config())
-    freeze(model, ["image_encoder"])
-    optimizers = Optimizers(model, OptimizerRecipe("muon", muon_precision="fp32", layer_decay=0.5), CONSTANT)
-    groups = [group for optimizer in optimizers.optimizers for group in optimizer.param_groups]
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
-
-
 # --- Learning rates of parts ---
 
 

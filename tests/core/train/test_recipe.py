@@ -179,10 +179,6 @@ def test_a_missing_key_is_an_error_that_names_it(load):
         load("data: {train: pairs.tar}\nschedule: {warmup_steps: 1}\n")
 
 
-def test_shares_of_an_augmentation_may_add_up_to_one():
-    assert Augmentation(blend=0.9, swap=0.1, recolour=0.9, tint=0.1).mixes
-
-
 @pytest.mark.parametrize(
     ("batch_size", "num_processes", "fitting"), [(10, 4, "8 or 12"), (3, 4, "4"), (7, 2, "6 or 8"), (1, 8, "8")]
 )
@@ -209,14 +205,6 @@ def test_a_value_is_read_in_every_notation_and_comes_back(load, tmp_path, key, w
     assert reduce(getattr, key.split("."), recipe) == value
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
-
-
-def test_a_share_of_blocks_is_computed_again_by_the_compiler(load):
-    assert load(MINIMAL + "compile: true\ngradient_checkpointing: 0.5\n").gradient_checkpointing == 0.5
-
-
-def test_a_section_that_is_left_out_has_its_defaults(load):
-    assert load(MINIMAL).optimizer == OptimizerRecipe()
 
 
 # --- The model that a recipe asks for

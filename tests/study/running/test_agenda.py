@@ -3,12 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from synthetic_study import GRIDS, PRETRAINING, RATES, TUNED, arm, pretended_row
+from synthetic_study import GRIDS, PRETRAINING, RATES, arm, pretended_row
 
 from grr_coca_study.running.agenda import FINISHED, Agenda, Task
-from grr_coca_study.stages import stage_recipe
-
-PAIR = ("baseline_coca", "grr_coca")
 
 
 def finish(agenda: Agenda, task: Task, loss: float = 1.0) -> None:
@@ -86,20 +83,3 @@ def test_a_grid_of_fine_tuning_alone_starts_from_one_model(agenda_of):
         finish(agenda, task, loss)
     assert agenda.choices() == {("grr_coca", "health"): {"optimizer.lr": 0.01}}
     assert agenda.digests.trials["grr_coca"].keys() == {"pictograms", "health"}, "the row of the start counts"
-
-
-def test_recipes_are_not_computed_again_with_every_row(agenda_of, monkeypatch):
-    """The process that feeds the workers has no core of its own."""
-    agenda = agenda_of(*PAIR, **TUNED)
-    asked: list[str] = []
-
-    def counted(*arguments, **named):
-        asked.append(f"{arguments} {named}")
-        return stage_recipe(*arguments, **named)
-
-    monkeypatch.setattr("grr_coca_study.running.agenda.stage_recipe", counted)
-    while tasks := agenda.open_tasks():
-        finish(agenda, tasks[0])
-        assert agenda.digests.recipes.keys() <= set(PAIR)
-    assert not agenda.lacking()
-    assert len(asked) == len(set(asked)) == 2 * (4 + 2)

@@ -19,7 +19,7 @@ from workers_here import WorkersHere
 
 from grr_coca.common.errors import UserError
 from grr_coca.train.loop import train
-from grr_coca_study.claims import Claim, Claims
+from grr_coca_study.claims import Claim
 from grr_coca_study.commands.study import print_status
 from grr_coca_study.ledger import Ledger, read_digests, read_ledger
 from grr_coca_study.plan import Plan, plan_of_folder, read_plan
@@ -287,24 +287,6 @@ def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(study, e
     assert [row.commit for row in study.rows] == ["of the other", "abc"]
     note = "baseline_coca, pictograms, seed 0: another process goes on with it, since this one gave no sign of life"
     assert (note in study.told) == ends_with_error
-
-
-def test_a_run_that_another_process_ended_before_it_was_claimed_is_not_done_again(study, monkeypatch):
-    """The other has published its row after this one looked, and then given its claim back."""
-    study.lay_out(**ONE_RUN)
-    take, ended = Claims.take, []
-
-    def late(claims, name):
-        if not ended:
-            ended.append(name)
-            study.run("baseline_coca")
-        return take(claims, name)
-
-    monkeypatch.setattr(Claims, "take", late)
-    done = study.run()
-    assert done == ["grr_coca, pictograms, seed 0"]
-    assert len(study.rows) == 2
-    assert list(study.out.rglob(".*claim*")) == []
 
 
 def test_a_file_in_the_place_of_a_study_is_told(study):

@@ -141,24 +141,6 @@ def test_rows_that_move_leave_and_multiply_keep_their_past():
     assert isinstance(both[0], Decoder)
 
 
-def test_neither_keys_of_images_nor_caches_are_copied_without_need(monkeypatch):
-    decoder, _ = decoders(num_captions=2)
-    places = {name: value.ctypes.data for name, value in decoder.cross.items()}
-    decoder.step(np.zeros((4, 2), dtype=np.int64))
-    decoder.reorder(np.arange(4).repeat(2))
-    decoder.step(np.zeros((8, 1), dtype=np.int64))
-    assert {name: value.ctypes.data for name, value in decoder.cross.items()} == places
-    assert not any(value.flags.owndata for value in decoder.past.values())  # the memory of ONNX Runtime itself
-    past = {name: value.ctypes.data for name, value in decoder.past.items()}
-    decoder.reorder(np.arange(8))
-    assert {name: value.ctypes.data for name, value in decoder.past.items()} == past
-    given = []
-    run = OnnxEngine.run
-    monkeypatch.setattr(OnnxEngine, "run", lambda *args: given.append(args[2]) or run(*args))
-    decoder.step(np.zeros((8, 1), dtype=np.int64))
-    assert {name: given[0][name].ctypes.data for name in past} == past
-
-
 def test_logits_outlive_their_decoder():
     decoder, _ = decoders()
     logits = decoder.step(np.ones((4, 2), dtype=np.int64))

@@ -194,29 +194,6 @@ def test_beams_that_change_places_and_images_that_leave_keep_their_past(
         _assert_equal(decoder.step(past[:, -1:]), _uncached(model, past, tokens))
 
 
-def test_no_key_or_value_of_a_beam_moves(model, image_tokens, monkeypatch):
-    decoder = _decoder(model, image_tokens, num_captions=2, beams=True)
-    decoder.step(_ids(NUM_IMAGES, 3))
-    monkeypatch.setattr(KeyValueCache, "select", lambda *_: pytest.fail("a cache was copied"))
-    decoder.reorder(np.arange(NUM_IMAGES).repeat(2))
-    decoder.step(_ids(2 * NUM_IMAGES, 1))
-    decoder.reorder(np.arange(2 * NUM_IMAGES)[::-1].reshape(NUM_IMAGES, 2)[::-1].ravel())
-
-
-def test_an_image_is_projected_once(model, image_tokens, monkeypatch):
-    projected = []
-    for block in model.multimodal_decoder.blocks:
-        block.cross_attn.kv_proj.register_forward_hook(lambda *_: projected.append(1))
-    try:
-        decoder = _decoder(model, image_tokens, num_captions=2)
-        for _ in range(8):
-            decoder.step(_ids(NUM_IMAGES, 1))
-    finally:
-        for block in model.multimodal_decoder.blocks:
-            block.cross_attn.kv_proj._forward_hooks.clear()
-    assert len(projected) == len(model.multimodal_decoder.blocks)
-
-
 @pytest.mark.parametrize(
     ("num_images", "num_captions", "max_tokens", "projects"),
     [(4, 1, MANY, False), (4, 2, 1, False), (4, 2, MANY, True), (1, 1, 1, True)],

@@ -76,11 +76,3 @@ def test_it_is_tuned_goes_on_being_open_clips_and_says_what_it_takes(recipe, tmp
         ours, theirs = (each.model(pixels, ids, torch.tensor([5, 5])) for each in (tuned, again))
     for key in ("image_embedding", "text_embedding", "states"):
         torch.testing.assert_close(getattr(theirs, key), getattr(ours, key), rtol=0, atol=1e-5)
-
-
-def test_the_recipe_slows_the_layers_below_and_keeps_the_contrastive_loss():
-    recipe = load_recipe(RECIPE)
-    assert recipe.model is None
-    assert recipe.tokenizer is None
-    assert recipe.optimizer.layer_decay < 1
-    assert recipe.losses.contrastive_weight > 0

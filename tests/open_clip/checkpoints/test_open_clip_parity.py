@@ -86,14 +86,6 @@ def test_embeddings_and_logits_are_open_clips(name):
         torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=bound)
 
 
-def test_a_batch_with_a_caption_of_word_0_and_the_empty_one_is_among_them():
-    for case in CASES.values():
-        captions = draw_captions(case)
-        assert any(0 in caption for caption in captions)
-        assert min(map(len, captions)) == 2
-        assert max(map(len, captions)) == case["text_cfg"]["context_length"]
-
-
 def test_gradients_of_pixels_and_of_every_tensor_are_open_clips():
     name = GRADIENTS_OF
     model, theirs = imported(name), recorded(name)

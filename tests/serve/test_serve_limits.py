@@ -14,63 +14,23 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Annotated
 
-import numpy as np
 import pytest
-from fastapi import APIRouter, Depends, FastAPI
-from fastapi.routing import APIRoute
 from PIL import Image
 from serving import DRAWINGS, EVENTS, OPTIONS, Client, received, running, serving, wait_until
 from starlette.responses import Response
 
 import grr_coca
 from grr_coca.common.errors import UserError
-from grr_coca.infer.generate import GenerationOptions
 from grr_coca_serve.endpoints import all_routers
 from grr_coca_serve.guard import KEY_VARIABLE, Guard, Limits
 from grr_coca_serve.metrics import Metrics
 from grr_coca_serve.queue import ModelQueue, results_of
-from grr_coca_serve.queue import _best_batch as measure  # before conftest.py replaces it
-from grr_coca_serve.refusal import Refusal, json_list
+from grr_coca_serve.refusal import Refusal
 from grr_coca_serve.server import RunningServer
-from grr_coca_serve.service import Place, PlaceInQueue, QueuedRoute
+from grr_coca_serve.service import QueuedRoute
 
 GUITAR = (DRAWINGS / "guitar.webp").read_bytes()
-
-
-class Clocks:
-    """Those of a process whose processor is its own for one second in so many."""
-
-    def __init__(self, share: int) -> None:
-        self.own, self._share = 0.0, share
-
-    def thread_time(self) -> float:
-        return self.own
-
-    def perf_counter(self) -> float:
-        return self._share * self.own
-
-
-@pytest.mark.parametrize(
-    ("share", "batch", "seconds"),
-    [(1, 32, 0.01 + 0.05 / 32), (2, 32, 2 * (0.01 + 0.05 / 32)), (10, 8, 10 * (0.01 + 0.05 / 8))],
-)
-def test_batches_are_compared_by_own_time_but_the_clock_ends_measuring_and_says_how_long_images_wait(
-    monkeypatch, share, batch, seconds
-):
-    """Work takes 0.05 s, and 0.01 s an image. Batches of 64 are hardly better than 32."""
-    clocks, sizes = Clocks(share), []
-
-    def work(engine, tokenizer, pixels, options):
-        sizes.append(len(pixels))
-        clocks.own += 0.05 + 0.01 * len(pixels)
-
-    monkeypatch.setattr("grr_coca_serve.queue.time", clocks)
-    monkeypatch.setattr("grr_coca_serve.queue.generate", work)
-    assert measure(grr_coca.load("icons")) == (batch, pytest.approx(seconds))
-    assert max(sizes) == (64 if share < 10 else 8), "after ten seconds no larger batch is tried"
 
 
 class Gate:
@@ -127,54 +87,6 @@ def test_queued_routes_are_those_that_use_the_model():
         "/v1/chat/completions",
         "/v1/embeddings",
     }
-
-
-@pytest.mark.parametrize("route_class", [QueuedRoute, APIRoute])
-def test_place_on_another_route_than_a_queued_one_raises(route_class):
-    async def taken(place: Place) -> bool:  # a dependency between the endpoint and its place
-        return isinstance(place, PlaceInQueue)
-
-    router = APIRouter(route_class=route_class)
-
-    @router.post("/plain")
-    async def plain(has_place: Annotated[bool, Depends(taken)]) -> bool:
-        return has_place
-
-    app, sent = FastAPI(), []
-    app.state.service = SimpleNamespace(queue=object.__new__(ModelQueue))
-    app.router.routes.extend(router.routes)
-    scope = {"type": "http", "method": "POST", "path": "/plain", "headers": [], "query_string": b""}
-
-    async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    if route_class is APIRoute:
-        with pytest.raises(AssertionError, match=r"/plain takes a Place: use APIRouter\(route_class=QueuedRoute\)"):
-            asyncio.run(app(scope, receive, send))
-    else:
-        asyncio.run(app(scope, receive, send))
-        assert sent[-1]["body"] == b"true"
-
-
-@pytest.mark.parametrize(("options", "num_tags"), [({"num_beams": 2, "num_captions": 2}, 0), ({"num_beams": 3}, 4)])
-def test_queue_describes_images_as_the_model_does(icons, options, num_tags):
-    options = GenerationOptions(**options)
-    queue = ModelQueue(lambda: icons, 4, 1.0, Metrics(), pytest.fail)
-    queue.start()
-    wait_until(lambda: queue.model is not None)
-    with Image.open(io.BytesIO(GUITAR)) as image:
-        (expected,) = icons.describe_many([image], options=options, num_tags=num_tags)
-        pixels = icons.preprocess(image.convert("RGB"))
-    job = queue.caption(pixels, time.monotonic() + 60, options=options, num_tags=num_tags)
-    found = job.result(60)
-    queue.close()
-    assert found.captions == expected.captions
-    assert len(found.captions) == options.num_captions
-    assert (found.certainties, found.engine, found.tags) == (expected.certainties, expected.engine, expected.tags)
-    assert np.array_equal(found.embedding, expected.embedding)
 
 
 def test_requests_that_wait_share_a_batch(gate):
@@ -595,22 +507,6 @@ def test_answers_that_are_not_read_are_bounded_together(monkeypatch):
         assert client.get("/large").status == client.get("/health").status == 200, "who reads is answered"
         sizes = [len(received(connection)) > 20_000_000 for connection in unread]
         assert sizes == [False, False, True, True], "those that were not read for the longest time were cut off"
-
-
-@pytest.mark.parametrize(
-    ("path", "asked"), [("/embed", {"inputs": ["a"]}), ("/v1/embeddings", {"model": "icons", "input": ["a"]})]
-)
-def test_large_answers_are_written_while_others_are_answered(served, monkeypatch, path, asked):
-    threads = []
-
-    def seen(rows):
-        threads.append(threading.current_thread().name)
-        return json_list(rows)
-
-    for module in ("embed", "openai"):
-        monkeypatch.setattr(f"grr_coca_serve.endpoints.{module}.json_list", seen)
-    assert served.post(path, asked).status == 200
-    assert [name.startswith("index") for name in threads] == [True]
 
 
 def test_connections_that_wait_for_nothing_are_closed_for_those_that_ask(gate, monkeypatch):

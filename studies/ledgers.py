@@ -185,7 +185,7 @@ def _errors_of_fields(row: Row) -> Iterator[str]:
     if odd:
         yield from odd
         return
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for split, found in row["metrics"].items():
         numbers |= {f"{split}, {name}": [_get(found, name)] for name in METRICS}
     for split, found in row["values"].items():

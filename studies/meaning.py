@@ -312,8 +312,8 @@ def _part_of(setting: Setting) -> str | None:
         [{part for part in PARTS if part in arm or arm.startswith("grr")} for arm in arms]
         for arms in (setting.arms, setting.over)
     ]
-    added = set.intersection(*having[0]) - set.union(*having[1])
-    others = set.union(*having[1]) - set.union(*having[0])
+    added = set.intersection(*having[0]) - set[str]().union(*having[1])
+    others = set[str]().union(*having[1]) - set[str]().union(*having[0])
     return added.pop() if len(added) == 1 and not others else None
 
 

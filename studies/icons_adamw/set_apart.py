@@ -49,7 +49,8 @@ class Pair(NamedTuple):
 def pairs_of(shard: Path) -> Iterator[Pair]:
     """The pairs of a shard in their order."""
     with tarfile.open(shard) as tar:
-        key, files = "", {}
+        key = ""
+        files: dict[str, bytes] = {}
         for member in tar:
             name, _, suffix = member.name.rpartition(".")
             if name != key and files:

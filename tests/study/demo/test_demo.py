@@ -238,7 +238,7 @@ def test_a_showcase_of_which_nothing_is_left_is_refused_before_anything_is_train
 def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
     decided = []
     monkeypatch.setattr(
-        "grr_coca_study.demo.plan.decide", lambda *args: decided.append(args) or Numerics("bf16", "fp32")
+        "grr_coca_study.demo.plan.resolve_precision", lambda *args: decided.append(args) or Numerics("bf16", "fp32")
     )
     plan = with_precisions(load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml"))
     assert len(decided) == 1

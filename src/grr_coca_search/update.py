@@ -189,7 +189,9 @@ def is_there(argument: str) -> bool:
 
 
 class _Run:
-    """One update: `survey` finds images, `describe` adds new and changed ones, `sweep` removes those that are gone."""
+    """One update: `survey` finds images, `describe` adds new and changed ones, `remove_missing` removes those that
+    are gone.
+    """
 
     def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: Exclusions) -> None:
         self._store = store
@@ -331,7 +333,7 @@ class _Run:
             self._commit()
 
     def _note_arrivals(self, names: Sequence[str]) -> None:
-        """Remember images that have arrived after `survey`, so that `sweep` keeps them."""
+        """Remember images that have arrived after `survey`, so that `remove_missing` keeps them."""
         arrived = list(self._seen.missing(names))
         self._seen.add(arrived)
         self.update.found += len(arrived)

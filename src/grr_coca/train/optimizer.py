@@ -214,7 +214,7 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     # `fused` makes one pass over weights, gradients and state instead of a dozen.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
-        assert recipe.muon_precision != "auto", "`decide` replaces it before"
+        assert recipe.muon_precision != "auto", "`resolve_precision` replaces it before"
         groups = _groups(by_muon, rates, recipe.weight_decay)
         optimizers.append(Muon(groups, lr=recipe.lr, precision=recipe.muon_precision))
     return optimizers

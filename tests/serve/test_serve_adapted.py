@@ -1,6 +1,7 @@
 """A server of an adapted model: its captions, vectors and searches are those of the library."""
 
 import base64
+import re
 
 import numpy as np
 import pytest
@@ -39,6 +40,13 @@ def test_captions_and_vectors_are_those_of_the_model(served, place, images):
     found = served.post("/v1/embeddings", {"model": "mine", "input": texts, "encoding_format": "float"}).json()
     vectors = np.array([row["embedding"] for row in found["data"]])
     np.testing.assert_allclose(vectors, model.embed_texts(texts), atol=1e-4)
+
+
+def test_the_report_names_a_command_that_serves(place, grr_coca, tmp_path):
+    page = (place / "mine" / "report.html").read_text(encoding="utf-8")
+    command = re.search(r"then grr-coca (serve [^<]*)</p>", page)[1]
+    said = grr_coca(*command.replace("INDEX", str(tmp_path / "missing")).split())
+    assert said.err.startswith(f"error: {tmp_path / 'missing'}")
 
 
 def test_hits_are_those_of_the_library(served, place, images):

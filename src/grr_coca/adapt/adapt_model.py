@@ -126,7 +126,7 @@ def adapt_model(
         UserError: If the pairs or the base cannot be used, or the folder cannot be written.
     """
     began = time.perf_counter()
-    require_size(pairs, name)
+    require_size(pairs, name, "" if is_tuned else "; train on more: grr-coca finetune (docs/training.md)")
     source = pairs if val is None else Chain([pairs, val])
     folder = locate_checkpoint(base)
     if is_adapted(folder):
@@ -163,7 +163,7 @@ def adapt_model(
     fitted = fit_images(images, begin, is_tuned=is_tuned)
     measured = measure_fit(images, fitted, begin)
     draft = adaptation_of(images, fitted, base, of_base)
-    watch("captions", 0, 0)
+    begin("captions")
     captions = fit_captions(images, fitted, measured, draft, source, model)
     figures = {**flat_figures(measured.figures)}
     for mode, cider in captions.cider.items():

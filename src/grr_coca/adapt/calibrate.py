@@ -24,8 +24,8 @@ from grr_coca.infer.adapted.captioner import (
     evidence_of,
     ranked,
     shortlist,
+    summed_log_probs,
     used,
-    with_log_probs,
 )
 from grr_coca.infer.image_text_model import ImageTextModel
 
@@ -96,9 +96,7 @@ def fit_captions(
         without.
         """
         texts = [list(dict.fromkeys([*shortlist(own).texts, *shortlist(used(own, _MODES[1])).texts])) for own in found]
-        encoded = model.engine.encode_images(pixels)
-        read = with_log_probs(model.engine, model.tokenizer, encoded, texts)
-        return [{caption.text: sum(caption.log_probs) for caption in own} for own in read]
+        return summed_log_probs(model.engine, model.tokenizer, model.engine.encode_images(pixels), texts)
 
     def collect(rows: slice, captioning: Captioning) -> tuple[list[Candidates], list[dict[str, float]], list[str]]:
         """Return the candidates for the captions of some images, their log-probabilities, and the decoder's own

@@ -86,17 +86,19 @@ class _Read:
     captions: list[str]
 
 
-def require_size(source: PairSource, path: str) -> None:
+def require_size(source: PairSource, path: str, advice: str = "") -> None:
     """Check the number of pairs before any is read.
+
+    Args:
+        source: The pairs.
+        path: Their name in messages.
+        advice: Advice for too many pairs, after the message.
 
     Raises:
         UserError: If there are too many or too few pairs.
     """
     if len(source) > MAX_PAIRS:
-        raise UserError(
-            f"{path}: {len(source):,} pairs; adapt takes at most {MAX_PAIRS:,}, and more are worth training: "
-            "grr-coca finetune (docs/training.md)"
-        )
+        raise UserError(f"{path}: {len(source):,} pairs; adapt takes at most {MAX_PAIRS:,}{advice}")
     if len(source) < MIN_IMAGES:
         raise UserError(f"{path}: {len(source)} pairs are too few; adapt needs {MIN_IMAGES} images with captions")
 

@@ -97,6 +97,7 @@ def report_page(adapted: Adapted, out: Path) -> str:
         for mode, cider in adapted.captions.cider.items()
     ]
     parts.append(f"<table><tr><th></th><th>CIDEr</th><th>exactly right</th></tr>{''.join(rows)}</table>")
+    parts.append("<p>Below each image: the caption of this model, its confidence, and in bold your caption.</p>")
     parts += ["<h2>Examples</h2>", *_gallery_of(adapted, _spread(adapted, _NUM_SAMPLES))]
     parts += ["<h2>Worst captions</h2>", *_gallery_of(adapted, _worst(adapted))]
     return _PAGE.format(title=html.escape(out.name), body="\n".join(parts))
@@ -201,7 +202,7 @@ def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
         )
     if not adapted.is_tuned:
         yield _TRAINING
-    yield f"To search: grr-coca index IMAGES --out INDEX -c {out}, then grr-coca serve --index INDEX"
+    yield f"To search: grr-coca index IMAGES --out INDEX -c {out}, then grr-coca serve INDEX --open"
 
 
 def _curve_picture(adapted: Adapted) -> str:

@@ -4,7 +4,8 @@ No module of torch is imported before the arguments have been checked, so errors
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,7 @@ def finetune(
     seed: int | None = None,
     resume: bool = False,
     dry_run: bool = False,
+    search: bool = False,
     adapt: bool = True,
 ) -> None:
     """Continue the training of a checkpoint on other pairs.
@@ -90,6 +92,8 @@ def finetune(
         seed: use this seed instead of the recipe's.
         resume: continue the run in --out, or start it if none exists.
         dry_run: run a few batches, then print the expected memory, steps and time.
+        search: search for the learning rate and the number of steps, from those of the recipe on, by the scores of
+            validation pairs. This takes up to 3.5 times as many steps; OUT/search.json has all trials.
         adapt: at the end, adapt the model to its training pairs in closed form, which improves retrieval.
     """
     resolved = _read_recipe(recipe, data, seed)
@@ -105,7 +109,8 @@ def finetune(
 
     start = fitted_start(from_pretrained(folder), resolved)
     out = out or _default_out(recipe, start.preset)
-    is_done = _run(resolved, lambda _: start, out, resume, dry_run, origin_of(folder))
+    make_trial = (lambda: fitted_start(from_pretrained(folder), resolved)) if search else None
+    is_done = _run(resolved, lambda _: start, out, resume, dry_run, origin_of(folder), make_trial)
     if is_done and adapt:
         _adapt_run(resolved, out)
 
@@ -157,6 +162,7 @@ def _run(
     resume: bool,
     dry_run: bool,
     origin: "Origin | None" = None,
+    make_trial: "Callable[[], Checkpoint] | None" = None,
 ) -> bool:
     """Train with a progress bar, or print a forecast of the training. Return True on rank 0 of a finished run.
 
@@ -167,6 +173,8 @@ def _run(
         resume: continue the run in `out`, if it exists.
         dry_run: only print the forecast.
         origin: the start checkpoint of the run; None: it starts with new weights.
+        make_trial: loads that checkpoint again for each trial of a search for the rate and the number of steps; None:
+            those of the recipe are used.
     """
     from grr_coca.cli.progress import bars
     from grr_coca.common.ranks import launched
@@ -179,8 +187,11 @@ def _run(
         if dry_run:
             text = forecast(recipe, make_start(ranks), ranks)
             if ranks.is_first:
-                print(text)
+                print(text if make_trial is None else f"{text}\nsearch       {_trial_steps(recipe)} before the run")
             return False
+        if make_trial is not None:
+            assert origin is not None
+            recipe, resume = _search(recipe, make_trial, out, resume, origin, ranks), True
         point = ranks.on_first(lambda: _resume_from(out, recipe, resume, origin))
         start = make_start(ranks) if point is None else from_pretrained(point)
         if not ranks.is_first:
@@ -194,12 +205,59 @@ def _run(
                 )
                 shown.update(start.preset, done, losses)
 
-            try:
+            with _disk_errors():
                 train(recipe, start, out, ranks, on_step, point, origin)
-            except DiskError as error:
-                raise UserError(f"{error}; make room there, and continue with --resume") from error
         print(f"checkpoint, log and recipe are in {out}")
         return True
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except DiskError as error:
+        raise UserError(f"{error}; make room there, and continue with --resume") from error
+
+
+def _trial_steps(recipe: "Recipe") -> str:
+    from grr_coca.train.search import FACTORS, most_steps
+
+    return f"{len(FACTORS)} learning rates, {most_steps(recipe):,} steps in all at most,"
+
+
+def _search(
+    recipe: "Recipe",
+    make_trial: "Callable[[], Checkpoint]",
+    out: Path,
+    resume: bool,
+    origin: "Origin",
+    ranks: "Ranks",
+) -> "Recipe":
+    """Search for the rate and the number of steps with a progress bar. Returns the recipe of the run that is to be
+    resumed."""
+    from grr_coca.cli.progress import bars
+    from grr_coca.train.search import SEARCH_FILE, TRIALS, most_steps, read_search, search_rate
+
+    def require_new() -> None:
+        if not resume and any((out / name).exists() for name in ("checkpoints", TRIALS)):
+            raise UserError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+
+    ranks.on_first(require_new)
+    if not ranks.is_first:
+        return search_rate(recipe, make_trial, out, ranks, origin, lambda *_: None)
+    with bars({"search": most_steps(recipe)}) as shown, _disk_errors():
+        chosen = search_rate(
+            recipe, make_trial, out, ranks, origin, lambda done, what: shown.update("search", done, what)
+        )
+    found = read_search(out)
+    assert found is not None
+    print(
+        f"learning rate {found.lr:.3g} and {found.steps:,} steps have the best {found.score} on the validation pairs; "
+        f"{out / SEARCH_FILE} has all trials"
+    )
+    if found.improving:
+        print("the score was still improving at the limit of the search; try more steps in the recipe", file=sys.stderr)
+    return chosen
 
 
 def _resume_from(out: Path, recipe: "Recipe", resume: bool, origin: "Origin | None") -> Path | None:

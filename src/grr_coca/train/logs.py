@@ -81,10 +81,7 @@ class Progress:
 
     def beats_best(self, name: str, value: float, step: int) -> bool:
         """Return whether a validation score is better than all earlier ones. If so, record it as the best."""
-        lower_is_better = name.endswith(("loss", "perplexity"))
-        if not math.isfinite(value) or (
-            self.best is not None and (value >= self.best if lower_is_better else value <= self.best)
-        ):
+        if goodness(name, value) <= (-math.inf if self.best is None else goodness(name, self.best)):
             return False
         self.best, self.best_step = value, step
         return True
@@ -93,6 +90,13 @@ class Progress:
         if len(self.recent) < SPIKE_MEMORY:
             return False
         return loss > statistics.fmean(self.recent) + SPIKE_FACTOR * statistics.stdev(self.recent)
+
+
+def goodness(name: str, value: float) -> float:
+    """Return a validation score as a number that grows as the model gets better; -inf if the score is not finite."""
+    if not math.isfinite(value):
+        return -math.inf
+    return -value if name.endswith(("loss", "perplexity")) else value
 
 
 LOG_FILE = "metrics.jsonl"

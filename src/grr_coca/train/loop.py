@@ -141,6 +141,7 @@ def train(
     on_step: OnStep,
     resume_from: Path | None = None,
     origin: Origin | None = None,
+    stop: Callable[[Progress], bool] = lambda _: False,
 ) -> Checkpoint:
     """Train from `start` to the last step of the recipe. Recipe, log and checkpoints are written to `out`.
 
@@ -152,6 +153,7 @@ def train(
         on_step: Called to report progress.
         resume_from: A checkpoint of the same run, see `resume_point`. Then `start` must be loaded from it.
         origin: The checkpoint that `start` of a new run was loaded from, to record in `out`; None: nothing is recorded.
+        stop: Called before every step, with the same result on every rank; True ends the run before its last step.
 
     Raises:
         UserError: If the ranks cannot share a batch evenly, the data or the disk fails, or the loss
@@ -187,6 +189,8 @@ def train(
         )
         steps = training_batches(recipe, start, pairs, ranks, first_step=progress.step)
         for micro_batches in copied_ahead(steps, ranks.device):
+            if stop(progress):
+                break
             run.step(micro_batches, signals)
     if trainer.ema is not None:
         trainer.ema.apply()

@@ -149,8 +149,11 @@ def lr_factor(step: int, schedule: ScheduleRecipe) -> float:
     """Return the learning rate of a step (counted from 0) as a share of the peak."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
-    progress = (step - schedule.warmup_steps) / max(1, schedule.steps - 1 - schedule.warmup_steps)
-    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    last, begin = schedule.steps - 1, schedule.warmup_steps
+    if schedule.decay_steps is not None:
+        begin = max(begin, last - schedule.decay_steps)
+    progress = (step - begin) / max(1, last - begin)
+    cosine = (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
     return schedule.final_lr_ratio + (1 - schedule.final_lr_ratio) * cosine
 
 

@@ -261,15 +261,20 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """Linear warm-up over `warmup_steps`, then a cosine down to `final_lr_ratio` times the peak at the last step."""
+    """Linear warm-up over `warmup_steps`, then a cosine down to `final_lr_ratio` times the peak at the last step.
+
+    `decay_steps`: the cosine is over this many last steps, and before it the rate is constant, so all lengths of a run
+    have the same beginning (arXiv 2405.18392). None: it begins after the warm-up.
+    """
 
     steps: int
     warmup_steps: int
     final_lr_ratio: float = 0.0
+    decay_steps: int | None = None
 
     def __post_init__(self) -> None:
         _require_at_least(1, steps=self.steps)
-        _require_at_least(0, warmup_steps=self.warmup_steps)
+        _require_at_least(0, warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
         _require_at_least(0.0, final_lr_ratio=self.final_lr_ratio)
         _require_finite(final_lr_ratio=self.final_lr_ratio)
 

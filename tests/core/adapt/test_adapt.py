@@ -1,6 +1,7 @@
 """`grr-coca adapt` from pairs to a model that other commands take."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -129,8 +130,12 @@ def test_folder_has_the_base_and_its_own_fingerprint(place, model):
     assert model.fingerprint != base.fingerprint
 
 
-def test_again_gives_the_same_model_and_a_report(grr_coca, place, tmp_path):
+def test_again_gives_the_same_model_and_a_report(grr_coca, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("grr_coca.cli.progress.SECONDS_BETWEEN_LINES", -1)
     said = grr_coca("adapt", place / "pairs.tar", "--out", tmp_path / "again", "--json")
+    progress = [int(share) for share in re.findall(r"adapt: (\d+)%", said.err)]
+    assert len(progress) > 5
+    assert progress == sorted(progress)
     report = json.loads(said.out)
     assert report["images"] == NUM_PAIRS
     new = report["retrieval"]["new/adapted"]
@@ -216,7 +221,7 @@ def test_too_many_pairs_are_refused_before_they_are_read(grr_coca, tmp_path):
     (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}\n")
     said = grr_coca("adapt", tmp_path / "pairs.csv", "--out", tmp_path / "mine")
     assert said.code == 2
-    assert "50,001 pairs; adapt takes at most 50,000, and more are worth training" in said.err
+    assert "50,001 pairs; adapt takes at most 50,000; train on more: grr-coca finetune" in said.err
 
 
 @pytest.mark.parametrize(

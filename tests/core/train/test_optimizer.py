@@ -206,6 +206,14 @@ def test_after_warm_up_a_cosine_leads_to_the_final_ratio():
     assert lr_factor(104, schedule) == lr_factor(1000, schedule) == pytest.approx(0.1)
 
 
+def test_the_rate_is_constant_before_a_late_decay():
+    short, long = (ScheduleRecipe(steps, 2, decay_steps=decay) for steps, decay in ((12, 4), (103, 0)))
+    assert [lr_factor(step, short) for step in range(8)] == [lr_factor(step, long) for step in range(8)]
+    assert lr_factor(102, long) == 1.0
+    decay = [lr_factor(step, short) for step in range(7, 12)]
+    assert decay == pytest.approx([1.0, 0.854, 0.5, 0.146, 0.0], abs=0.001)
+
+
 def test_the_learning_rate_of_a_step_follows_the_schedule(tiny_config):
     model = build(tiny_config())
     schedule = ScheduleRecipe(steps=10, warmup_steps=2)

@@ -4,7 +4,6 @@ Shapes: B images or texts, S image size in pixels, K numbers of a vector.
 """
 
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.shapes import Float, Int, UInt8
+from grr_coca.common.shapes import Float, UInt8
 from grr_coca.infer.adapted.adaptation import Adaptation, read_adaptation
 from grr_coca.infer.adapted.beside import EncoderDescriptor, parts_beside, read_beside
 from grr_coca.infer.adapted.captioner import (
@@ -21,14 +20,16 @@ from grr_coca.infer.adapted.captioner import (
     evidence_of,
     ranked,
     shortlist,
+    summed_log_probs,
     used,
     with_log_probs,
 )
 from grr_coca.infer.adapted.descriptors import descriptors
 from grr_coca.infer.calibration import Certainty
-from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, EngineName
+from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine
+from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.infer.generate import GREEDY, GenerationOptions
-from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, stream_captions
+from grr_coca.infer.generate.captions import Caption, GeneratedCaptions
 from grr_coca.infer.generate.next_token import require_finite
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import CheckpointFiles
@@ -44,8 +45,9 @@ class _Context(NamedTuple):
     nearest: Float[np.ndarray, " B"]
 
 
-class AdaptedEngine:
-    """The engine of the base, whose image embeddings are replaced by adapted vectors.
+class AdaptedEngine(WrappedEngine):
+    """The engine of the base, whose image embeddings are replaced by adapted vectors. Embeddings of texts are the
+    base's: `AdaptedModel` turns them into vectors, which need the words, too.
 
     Args:
         base: Engine of the base.
@@ -54,26 +56,10 @@ class AdaptedEngine:
     """
 
     def __init__(self, base: Engine, adaptation: Adaptation, descriptor: EncoderDescriptor | None = None) -> None:
-        self.base, self.adaptation, self.descriptor = base, adaptation, descriptor
-        self.name: EngineName = base.name
+        super().__init__(base)
+        self.adaptation, self.descriptor = adaptation, descriptor
         self.embed_dim = adaptation.size
-        self.context_length, self.vocab_size = base.context_length, base.vocab_size
-        self.logit_scale = adaptation.header.logit_scale
-        self.logit_bias: float | None = None
-
-    @property
-    def device(self) -> str:
-        """The device of the base."""
-        return str(getattr(self.base, "device", "cpu"))
-
-    @property
-    def workers(self) -> int:
-        """As in `Engine`."""
-        return self.base.workers
-
-    def one_thread_each(self) -> AbstractContextManager:
-        """As in `Engine`."""
-        return self.base.one_thread_each()
+        self.logit_scale, self.logit_bias = adaptation.header.logit_scale, None
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`."""
@@ -85,22 +71,13 @@ class AdaptedEngine:
         vectors, nearest = self.adaptation.image_vectors(encoded.embedding, described)
         return EncodedImages(vectors, _Context(encoded.context, nearest))
 
-    def encode_texts(
-        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
-    ) -> Float[np.ndarray, "B E"]:
-        """Return the base's embeddings. `AdaptedModel` turns them into vectors, which also need the words."""
-        return self.base.encode_texts(token_ids, lengths)
-
     def decoder(
         self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
     ) -> Decoder:
         """As in `Engine`."""
-        return self.base.decoder(
-            EncodedImages(images.embedding, images.context.base),
-            num_prompt=num_prompt,
-            max_tokens=max_tokens,
-            num_captions=num_captions,
-            beams=beams,
+        of_base = EncodedImages(images.embedding, images.context.base)
+        return super().decoder(
+            of_base, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_captions, beams=beams
         )
 
 
@@ -165,8 +142,7 @@ class AdaptedModel(ImageTextModel):
         summed: list[dict[str, float]] = [{} for _ in found]
         if captioning.log_prob_weight:
             short = [shortlist(used(own, captioning)).texts for own in found]
-            read = with_log_probs(engine, self.tokenizer, encoded, short)
-            summed = [{caption.text: sum(caption.log_probs) for caption in own} for own in read]
+            summed = summed_log_probs(engine, self.tokenizer, encoded, short)
         texts, certain = [], []
         for own, log_probs, nearest in zip(found, summed, encoded.context.nearest.tolist(), strict=True):
             best, scores = ranked(own, captioning, log_probs)
@@ -187,7 +163,7 @@ class AdaptedModel(ImageTextModel):
     ) -> Generator[list[str], None, GeneratedCaptions]:
         """Caption images. The text of a caption comes in one piece, unless the decoder writes it."""
         if prompt or options != GREEDY:
-            return (yield from stream_captions(self.engine, self.tokenizer, pixels, options, prompt, keys))
+            return (yield from super().stream(pixels, options, prompt, keys))
         found = self.generate(pixels, options, prompt, keys)
         yield [captions[0].text for captions in found.captions]
         return found

@@ -3,13 +3,12 @@
 Pixels come from the preprocessing of the encoder. The base gets them framed and scaled to its own size. The
 mean token of an image, less the mean of the domain, is one more descriptor of fixed length.
 
-Shapes: B images, S image size of the encoder in pixels, E joint embedding width, X width of the encoder, T tokens.
+Shapes: B images, S image size of the encoder in pixels, X width of the encoder, T tokens.
 """
 
 import json
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +18,13 @@ from PIL import Image
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
-from grr_coca.common.shapes import Float, Int, UInt8
+from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.features import HEADER, EncoderInfo, FeatureCache
 from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.infer.adapted.descriptors import unit
 from grr_coca.infer.encoder import VisionEncoder, framed, open_described, open_encoder
-from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, EngineName
+from grr_coca.infer.engine.base import EncodedImages, Engine
+from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.model.checkpoint_files import ENCODER_FILES, CheckpointFiles
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
@@ -78,7 +78,7 @@ class EncoderDescriptor:
         return (np.float32(np.sqrt(_SHARE)) * unit(mean_tokens - self.mean)).astype(np.float32)
 
 
-class EngineOfSquares:
+class EngineOfSquares(WrappedEngine):
     """The engine of a base for square images from another preprocessing.
 
     Args:
@@ -87,38 +87,17 @@ class EngineOfSquares:
     """
 
     def __init__(self, base: Engine, preprocess: Preprocess) -> None:
-        self.base, self.preprocess = base, preprocess
-        self.name: EngineName = base.name
-        self.embed_dim, self.context_length, self.vocab_size = base.embed_dim, base.context_length, base.vocab_size
-        self.logit_scale, self.logit_bias = base.logit_scale, base.logit_bias
-        self.workers = 1  # the encoder uses all cores for a batch
+        super().__init__(base)
+        self.preprocess = preprocess
 
     @property
-    def device(self) -> str:
-        """The device of the base."""
-        return str(getattr(self.base, "device", "cpu"))
-
-    def one_thread_each(self) -> AbstractContextManager:
-        """As in `Engine`."""
-        return self.base.one_thread_each()
+    def workers(self) -> int:
+        """One: the encoder computes a batch on all cores."""
+        return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`."""
         return self.base.encode_images(np.stack([self.preprocess(Image.fromarray(image)) for image in pixels]))
-
-    def encode_texts(
-        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
-    ) -> Float[np.ndarray, "B E"]:
-        """As in `Engine`."""
-        return self.base.encode_texts(token_ids, lengths)
-
-    def decoder(
-        self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
-    ) -> Decoder:
-        """As in `Engine`."""
-        return self.base.decoder(
-            images, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_captions, beams=beams
-        )
 
 
 def parts_beside(files: CheckpointFiles, engine: Engine, encoder: VisionEncoder) -> tuple[CheckpointFiles, Engine]:

@@ -103,7 +103,9 @@ def join_captions(captions: Sequence[str]) -> list[str]:
     "latin small letter o with acute" and "greek capital letter eta" yield "latin small letter eta". No word becomes
     more frequent than in one of the two.
     """
-    tokens = [caption.split() for caption in captions]
+    split = [caption.split() for caption in captions]
+    # Parts of captions of several sentences make no sense together.
+    tokens = [words for words in split if not any(word[-1] in ".!?" for word in words[:-1])]
     places: dict[str, list[tuple[int, int]]] = {}
     for number, words in enumerate(tokens):
         for place, word in enumerate(words):
@@ -188,6 +190,14 @@ def with_log_probs(
         ]
         for image, own in enumerate(texts)
     ]
+
+
+def summed_log_probs(
+    engine: Engine, tokenizer: Tokenizer, images: EncodedImages, texts: Sequence[Sequence[str]]
+) -> list[dict[str, float]]:
+    """Return the log-probability of each caption of each image, see `with_log_probs`."""
+    found = with_log_probs(engine, tokenizer, images, texts)
+    return [{caption.text: sum(caption.log_probs) for caption in own} for own in found]
 
 
 def _tokens(tokenizer: Tokenizer, text: str, room: int) -> list[int]:

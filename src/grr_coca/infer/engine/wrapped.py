@@ -1,0 +1,54 @@
+"""An engine that passes all work to another one, for engines that change a part of it."""
+
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from grr_coca.common.shapes import Float, Int, UInt8
+from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, EngineName
+
+
+class WrappedEngine:
+    """The engine of a base.
+
+    Args:
+        base: Engine of the base.
+    """
+
+    def __init__(self, base: Engine) -> None:
+        self.base = base
+        self.name: EngineName = base.name
+        self.embed_dim, self.context_length, self.vocab_size = base.embed_dim, base.context_length, base.vocab_size
+        self.logit_scale, self.logit_bias = base.logit_scale, base.logit_bias
+
+    @property
+    def device(self) -> str:
+        """The device of the base."""
+        return str(getattr(self.base, "device", "cpu"))
+
+    @property
+    def workers(self) -> int:
+        """As in `Engine`."""
+        return self.base.workers
+
+    def one_thread_each(self) -> AbstractContextManager:
+        """As in `Engine`."""
+        return self.base.one_thread_each()
+
+    def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
+        """As in `Engine`."""
+        return self.base.encode_images(pixels)
+
+    def encode_texts(
+        self, token_ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B E"]:
+        """As in `Engine`."""
+        return self.base.encode_texts(token_ids, lengths)
+
+    def decoder(
+        self, images: EncodedImages, *, num_prompt: int, max_tokens: int, num_captions: int = 1, beams: bool = False
+    ) -> Decoder:
+        """As in `Engine`."""
+        return self.base.decoder(
+            images, num_prompt=num_prompt, max_tokens=max_tokens, num_captions=num_captions, beams=beams
+        )

@@ -1,0 +1,287 @@
+"""Search for the learning rate and the length of fine-tuning, by the scores of validation pairs.
+
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) finds the rate: all rates train for a quarter of the
+recipe's steps, the better half of them for as long again, and so on. The last one continues until its score does not
+improve any more, which gives the length. Until then, rates are constant after the warm-up. So the best checkpoint is
+also the beginning of the run by the chosen recipe (`ScheduleRecipe.decay_steps`), and nothing is trained twice.
+
+A trial is a run in `OUT/search`. All decisions follow from the logs of trials, so a search that was stopped continues
+exactly.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from grr_coca.common.dict_to_dataclass import from_dict, to_dict
+from grr_coca.common.errors import DiskError, DivergedError, UserError
+from grr_coca.common.files import read_json, sync_folder, write_whole
+from grr_coca.common.ranks import Ranks
+from grr_coca.model.checkpoint import Checkpoint, from_pretrained
+from grr_coca.model.checkpoint_files import BEST_FILE, checkpoints_by_step
+from grr_coca.train.logs import Progress, goodness, read_metrics
+from grr_coca.train.loop import train
+from grr_coca.train.recipe import CheckpointRecipe, Recipe, Score, save_recipe
+from grr_coca.train.run_checkpoints import CheckpointStore, Origin, resume_point, with_numerics_of
+
+FACTORS = (1 / 3, 1.0, 3.0, 9.0)
+"""Learning rates that are tried, as factors of the recipe's."""
+MAX_LENGTH = 2
+"""Most steps before the decay, as a factor of the recipe's steps."""
+PATIENCE = 3
+"""Validations without a better score after which the last trial ends."""
+DECAY_SHARE = 0.25
+"""Steps of the decay, as a share of the steps before it."""
+SEARCH_FILE = "search.json"
+TRIALS = "search"
+"""Folder of the runs of unfinished searches in a run folder."""
+_MIN_VALIDATIONS = 4
+"""Validations in as many steps as the recipe has."""
+
+OnTrialStep = Callable[[int, str], object]
+"""Called on rank 0 with the number of finished steps of all trials, and what the newest step was."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried.
+
+    Attributes:
+        lr: Rate.
+        scores: Validation scores by step.
+        diverged: Whether the loss was not finite for too long.
+    """
+
+    lr: float
+    scores: dict[str, float]
+    diverged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The content of `search.json`.
+
+    Attributes:
+        score: Name of the validation score.
+        trials: Tried rates.
+        lr: Chosen rate.
+        steps: Chosen number of steps, with those of the decay.
+        decay_steps: Steps of the decay.
+        improving: Whether the score was still improving at the limit of steps.
+    """
+
+    score: str
+    trials: tuple[Trial, ...]
+    lr: float
+    steps: int
+    decay_steps: int
+    improving: bool
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the chosen values. Of its checkpoints, the best one by the score is kept."""
+        schedule = replace(recipe.schedule, steps=self.steps, decay_steps=self.decay_steps)
+        checkpoints = replace(recipe.checkpoints, keep_best=_score(recipe))
+        return replace(_with_rate(recipe, self.lr), schedule=schedule, checkpoints=checkpoints)
+
+
+def most_steps(recipe: Recipe) -> int:
+    """Return the number of steps that all trials take together at most."""
+    rung, trained, before, count = _first_rung(recipe), 0, 0, len(FACTORS)
+    while count > 1:
+        trained, before, rung, count = trained + count * (rung - before), rung, 2 * rung, -(-count // 2)
+    return trained + max(0, _limit(recipe) - before)
+
+
+def search_rate(
+    recipe: Recipe, make_start: Callable[[], Checkpoint], out: Path, ranks: Ranks, origin: Origin, on_step: OnTrialStep
+) -> Recipe:
+    """Find the learning rate and the number of steps, and write the beginning of the run with them.
+
+    Args:
+        recipe: Recipe, from whose rate and steps the search begins.
+        make_start: Loads the checkpoint that the run begins from.
+        out: Run folder. An unfinished search there continues.
+        ranks: This process among those of the run.
+        origin: The checkpoint that the run begins from.
+        on_step: Called to report progress.
+
+    Returns:
+        The recipe of the run in `out`, which is to be resumed.
+
+    Raises:
+        UserError: As `train`, or if the rate is 0, all rates diverged, or `out` holds a run without a search.
+        Interruption: If a signal stopped the search. It is saved.
+    """
+    if not recipe.optimizer.lr:
+        raise UserError("optimizer: lr 0: a search begins from a learning rate above 0")
+    found = ranks.on_first(lambda: read_search(out))
+    if found is None:
+        found = _Search(recipe, make_start, out / TRIALS, ranks, origin=origin, on_step=on_step).run()
+    return ranks.on_first(lambda: _begin_run(recipe, found, out))
+
+
+def read_search(out: Path) -> Found | None:
+    """Read the search of a run; None: it has not ended, or not begun.
+
+    Raises:
+        UserError: The file is corrupt, or the folder holds a run without a search.
+    """
+    path = out / SEARCH_FILE
+    if path.exists():
+        return from_dict(Found, read_json(path), str(path))
+    if checkpoints_by_step(out / "checkpoints"):
+        raise UserError(f"{out}: holds a run without a search; continue it without --search, or give another --out")
+    return None
+
+
+class _Search:
+    """A search in progress on one rank."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        make_start: Callable[[], Checkpoint],
+        folder: Path,
+        ranks: Ranks,
+        *,
+        origin: Origin,
+        on_step: OnTrialStep,
+    ) -> None:
+        self._recipe, self._make_start, self._folder = recipe, make_start, folder
+        self._ranks, self._origin, self._on_step = ranks, origin, on_step
+        self._score = _score(recipe)
+        self._trials: dict[float, Trial] = {}
+        self._trained: dict[float, int] = {}
+
+    def run(self) -> Found:
+        """Search to the end."""
+        rates, rung = [factor * self._recipe.optimizer.lr for factor in FACTORS], _first_rung(self._recipe)
+        while len(rates) > 1:
+            for rate in rates:
+                self._train(rate, lambda progress, steps=rung: progress.step >= steps)  # type: ignore[misc]
+            rates.sort(key=lambda rate: self._goodness(rate, rung), reverse=True)
+            rates, rung = rates[: -(-len(rates) // 2)], 2 * rung
+        (rate,) = rates
+        limit, patience = _limit(self._recipe), PATIENCE * _interval(self._recipe)
+        first_step = self._make_start().step
+
+        def is_done(progress: Progress) -> bool:
+            best = 0 if progress.best_step is None else progress.best_step - first_step
+            return progress.step >= limit or progress.step - best >= patience
+
+        self._train(rate, is_done)
+        scores = self._trials[rate].scores
+        best = max(map(int, scores), key=lambda step: self._goodness(rate, step), default=0)
+        if self._goodness(rate, best) == -math.inf:
+            raise DivergedError("no learning rate of the search has a finite score; lower optimizer: lr")
+        decay = max(1, round(DECAY_SHARE * best))
+        improving = max(map(int, scores)) - best < patience
+        return Found(
+            score=self._score,
+            trials=tuple(self._trials.values()),
+            lr=rate,
+            steps=best + decay,
+            decay_steps=decay,
+            improving=improving,
+        )
+
+    def _goodness(self, rate: float, step: int) -> float:
+        trial = self._trials[rate]
+        return goodness(self._score, math.nan if trial.diverged else trial.scores.get(str(step), math.nan))
+
+    def _train(self, rate: float, stop: Callable[[Progress], bool]) -> None:
+        """Train a trial until `stop`, from where it is."""
+        out = _trial_folder(self._folder, rate)
+        recipe = self._ranks.on_first(lambda: self._with_known_numerics(_trial_recipe(self._recipe, rate)))
+        point = self._ranks.on_first(lambda: resume_point(out, recipe, self._origin))
+        start = self._make_start() if point is None else from_pretrained(point)
+        diverged = False
+
+        def on_step(done: int, metrics: dict[str, float]) -> None:
+            self._trained[rate] = done
+            shown = f"learning rate {rate:.3g}, step {done}, loss {metrics.get('coca', math.nan):.3f}"
+            self._on_step(sum(self._trained.values()), shown)
+
+        try:
+            train(recipe, start, out, self._ranks, on_step, point, self._origin, stop)
+        except DivergedError:
+            diverged = True
+        rows = self._ranks.on_first(lambda: read_metrics(out, "val"))
+        self._trials[rate] = Trial(rate, {str(int(row["step"])): row[self._score] for row in rows}, diverged)
+
+    def _with_known_numerics(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the precisions that the first trial decided on."""
+        for factor in FACTORS:
+            folder = _trial_folder(self._folder, factor * self._recipe.optimizer.lr) / "checkpoints"
+            if (point := CheckpointStore(folder, keep_last=1).newest()) is not None:
+                return with_numerics_of(recipe, point)
+        return recipe
+
+
+# --- Recipes of trials
+
+
+def _score(recipe: Recipe) -> Score:
+    return recipe.checkpoints.keep_best or "mean_recall"
+
+
+def _interval(recipe: Recipe) -> int:
+    return min(recipe.evaluation.interval, max(1, recipe.schedule.steps // _MIN_VALIDATIONS))
+
+
+def _first_rung(recipe: Recipe) -> int:
+    """Return the steps of the first comparison: about a quarter of the recipe's, whole intervals of validation."""
+    interval = _interval(recipe)
+    return interval * max(1, round(recipe.schedule.steps / 4 / interval))
+
+
+def _limit(recipe: Recipe) -> int:
+    """Return the most steps of a trial, whole intervals of validation."""
+    interval = _interval(recipe)
+    return interval * max(1, MAX_LENGTH * recipe.schedule.steps // interval)
+
+
+def _trial_folder(folder: Path, rate: float) -> Path:
+    return folder / f"lr-{rate:.3g}"
+
+
+def _trial_recipe(recipe: Recipe, rate: float) -> Recipe:
+    """Return the recipe of a trial, which never comes to its last step, where a run does more than at any other."""
+    schedule = replace(recipe.schedule, steps=_limit(recipe) + 1, decay_steps=0)
+    checkpoints = CheckpointRecipe(minutes=recipe.checkpoints.minutes, keep_last=1, keep_best=_score(recipe))
+    return replace(_with_rate(recipe, rate), schedule=schedule, checkpoints=checkpoints)
+
+
+def _with_rate(recipe: Recipe, rate: float) -> Recipe:
+    """Return a recipe with another learning rate. Rates of parts change by the same factor."""
+    optimizer = recipe.optimizer
+    parts = {part: own * (rate / optimizer.lr) for part, own in optimizer.learning_rates.items()}
+    evaluation = replace(recipe.evaluation, interval=_interval(recipe))
+    return replace(recipe, optimizer=replace(optimizer, lr=rate, learning_rates=parts), evaluation=evaluation)
+
+
+# --- Files
+
+
+def _begin_run(recipe: Recipe, found: Found, out: Path) -> Recipe:
+    """Make the best checkpoint of the best trial the beginning of the run in `out`, and remove the trials."""
+    chosen = found.recipe(recipe)
+    try:
+        write_whole(out / SEARCH_FILE, json.dumps(to_dict(found), indent=1).encode())
+        steps = checkpoints_by_step(out / "checkpoints")
+        if not steps:
+            trial = _trial_folder(out / TRIALS, found.lr)
+            best = checkpoints_by_step(trial / "checkpoints")[read_json(trial / "checkpoints" / BEST_FILE)["step"]]
+            chosen = with_numerics_of(chosen, best)
+            shutil.copytree(trial, out, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True)
+            save_recipe(chosen, out / "recipe.yaml")
+            (out / "checkpoints").mkdir(exist_ok=True)
+            best.rename(out / "checkpoints" / best.name)
+            sync_folder(out / "checkpoints")
+        shutil.rmtree(out / TRIALS, ignore_errors=True)
+    except OSError as error:
+        raise DiskError(f"{out}: the search cannot be written ({error.strerror or error})") from error
+    return chosen

@@ -19,7 +19,7 @@ from grr_coca.adapt.adapt_model import adaptation_of
 from grr_coca.adapt.fit import fit_images
 from grr_coca.adapt.read_pairs import MAX_PAIRS, ImageSet, read_pairs
 from grr_coca.cli import exit_code
-from grr_coca.common.files import in_cache
+from grr_coca.common.files import expand_cache_prefix
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage, Subset
@@ -46,7 +46,7 @@ def main() -> int:
     smoke: Path | None = options.smoke
     out: Path = options.out
     counts: tuple[int, ...] = tuple(count for count in COUNTS if count <= options.most)
-    train, test = in_cache(TRAIN), in_cache(TEST)
+    train, test = expand_cache_prefix(TRAIN), expand_cache_prefix(TEST)
     if smoke is not None:
         smoke.mkdir(parents=True, exist_ok=True)
         out, counts = smoke / "pairs_curve.jsonl", (30, 60)

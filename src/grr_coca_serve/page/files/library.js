@@ -180,7 +180,7 @@ export class Library {
     return { isWritten, isCaptioned };
   }
 
-  /** As `_called` in Python: 3 if texts are set and name of a row, 2 its name, 1 if people wrote all words, else 0. */
+  /** As `_name_match_rank` in Python: 3 if texts are set and name of a row, 2 its name, 1 if people wrote all words, else 0. */
   #tier(row, texts, asked) {
     const name = askedName(texts[0]);
     const title = titleOf(this.#text(row, "name"));

@@ -17,7 +17,7 @@ ROOT = DOCS.parent
 TITLE = "GRR-CoCa against Baseline CoCa: an independent test at a small scale"
 STYLE = """
 @page { size: A4; margin: 15mm 19mm; @bottom-center { content: counter(page); font-size: 8pt; color: #5b6570 } }
-body { font: 8.7pt/1.32 "DejaVu Serif", serif; text-align: justify; hyphens: auto }
+body { font: 8.6pt/1.3 "DejaVu Serif", serif; text-align: justify; hyphens: auto }
 h1 { font-size: 16pt; text-align: center; margin: 0 0 4pt }
 h2 { font-size: 11.5pt; margin: 12pt 0 3pt; break-after: avoid }
 h3 { font-size: 9.8pt; margin: 8pt 0 2pt; break-after: avoid }

@@ -22,7 +22,7 @@ ROOT = STUDIES.parent
 Rows = dict[tuple[str, int, str], Any]
 """Rows of runs by arm, seed and stage."""
 
-UNFINISHED = ("positions_under_muon/best",)
+UNFINISHED: tuple[str, ...] = ()
 """Studies whose plan is not run to its end. Their pages say how many rows there are."""
 
 OTHER_KERNEL = ("adamw_long/2400_parts_one_kernel",)

@@ -6,10 +6,18 @@ from pathlib import Path
 import pytest
 
 STUDIES = Path(__file__).parents[2] / "studies"
-RUNNING: set[str] = set()
+PAGES_ELSEWHERE = {"adamw_long/2400_parts_one_kernel": "adamw_long/2400_parts"}
 FINISHED = sorted(
-    path.parent for path in STUDIES.rglob("runs.jsonl") if path.parent.relative_to(STUDIES).as_posix() not in RUNNING
+    path.parent
+    for path in STUDIES.rglob("runs.jsonl")
+    if path.parent.relative_to(STUDIES).as_posix() not in PAGES_ELSEWHERE
 )
+
+
+@pytest.mark.parametrize(("study", "page"), PAGES_ELSEWHERE.items())
+def test_the_page_of_another_study_has_the_results(study, page):
+    assert (STUDIES / study / "runs.jsonl").exists()
+    assert f"(../{Path(study).name}.yaml)" in (STUDIES / page / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("folder", FINISHED, ids=lambda folder: folder.relative_to(STUDIES).as_posix())

@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from library import ColourModel, paint
 from PIL import Image
@@ -231,6 +232,8 @@ def test_an_image_that_the_system_did_not_give_is_tried_again(store, look, photo
     (failure,) = store.failures()
     assert "needs pillow-heif" in failure.message
     assert store.known([failure.name]) == {}, "tried again"
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    Image.fromarray(noise).save(photos / "0.heic.png", compress_level=1)  # decoding takes longer than no time at all
     before = helpers.use(HelperLimits(wall_seconds=0))
     look("photos")
     helpers.use(before)

@@ -6,7 +6,7 @@
 - HDF5: a data set with the name of each image, D or N × D; or one data set like a `.npy` file.
 - A folder of `.npy` or HDF5 files: one an image, with its name, D or N × D; of several data sets, `features` counts.
 
-N may differ between images. Nothing is unpickled.
+N may differ between images. Arrays of Python objects are rejected.
 
 Shapes: M images, N tokens, D width.
 """
@@ -113,8 +113,12 @@ def _by_name(names: Iterable[str]) -> Mapping[str, int]:
     return {**{part: row for part, row in last.items() if row is not None}, **rows}
 
 
+def _opened(path: Path) -> np.ndarray:
+    return np.lib.format.open_memmap(path, mode="r")  # refuses Python objects
+
+
 def _mapped(path: Path) -> np.ndarray:
-    rows = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    rows = _opened(path)
     if rows.ndim not in (2, 3):
         raise UserError(f"{path}: has the shape {rows.shape}; expected images × D or images × N × D")
     return rows
@@ -130,7 +134,7 @@ def _open_folder(folder: Path) -> GivenFeatures:
 
     def read(row: int) -> object:
         path = files[row]
-        return np.load(path) if path.suffix.lower() == ".npy" else _only_dataset(path)
+        return _opened(path) if path.suffix.lower() == ".npy" else _only_dataset(path)
 
     return GivenFeatures(folder, read, len(files), names)
 

@@ -101,6 +101,7 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
         "relevance.json",
         "step.onnx",
         "tags.json",
+        "tags.safetensors",
         "text.onnx",
         "tokenizer.json",
         "weights.safetensors",

@@ -33,6 +33,7 @@ autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes with types are documented by autodoc already
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 add_module_names = False

@@ -26,7 +26,7 @@ FACTS = "grr_coca_search.picture_facts"
 Found = Mapping[str, Any]
 """EXIF, XMP or IPTC data: values by the names of fields, and `keywords`. None: not known."""
 
-_MAX_METADATA_BYTES = 2**24
+_MAX_METADATA_BYTES = 2**22
 """More is not read. Some programs keep whole images there, and a crafted file may promise anything."""
 _MAX_TEXT = 500
 _MAX_KEYWORDS = 200
@@ -237,8 +237,7 @@ def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
-        first = [one for one in value if isinstance(one, dict) and one.get("lang") == "x-default"]
-        for one in (*first, *(one for one in value if one not in first)):
+        for one in sorted(value, key=lambda one: not isinstance(one, dict) or one.get("lang") != "x-default"):
             yield from _texts(one)
     elif isinstance(value, dict):
         for key in ("text", "Bag", "Seq", "Alt", "li"):

@@ -24,6 +24,7 @@ def hostile_picture(made: random.Random) -> bytes:
         lambda: jpeg_with_empty_scans(count, (side, side)),
         lambda: jpeg_with(made.choice([EMPTY_COMMENT, b"\xff", b"\0", b"\xff\xf0", b"\xff\xdb\0\2"]), count),
         lambda: jpeg2000_with_tiles(count),
+        lambda: jpeg2000_with_segments(count),
         lambda: tiff_of_one_tile(side, 16 * min(count, 2000)),
         lambda: tiff_of_many_strips(count),
         lambda: gif_with_comments(count, made.choice([1, 2, 60, 255])),
@@ -95,6 +96,15 @@ def jpeg2000_with_tiles(num_tiles: int) -> bytes:
     segments = ((0xFF51, size), (0xFF52, coding), (0xFF5C, quantization))
     head = b"".join(struct.pack(">HH", marker, 2 + len(content)) + content for marker, content in segments)
     return b"\xff\x4f" + head + struct.pack(">HHHIBB", 0xFF90, 10, 0, 0, 0, 1) + b"\xff\x93\0\xff\xd9"
+
+
+def jpeg2000_with_segments(count: int) -> bytes:
+    """A JPEG 2000 codestream with so many empty comments in its header."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "jpeg2000", no_jp2=True)
+    whole = file.getvalue()
+    place = 4 + struct.unpack_from(">H", whole, 4)[0]
+    return whole[:place] + b"\xff\x64\0\4\0\1" * count + whole[place:]
 
 
 # --- TIFF

@@ -9,7 +9,8 @@ NOTES = logging.getLogger("grr_coca.notes")
 """Logger for choices and delays that users should know about, such as downloads. The command line prints it."""
 _MAX_COMPARED = 200
 """Maximum length of an unknown name for comparisons, as untrusted input can have megabytes."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Controls, ends of lines, and marks that turn the direction of what follows."""
 
 
 class UserError(ValueError):

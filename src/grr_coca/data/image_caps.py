@@ -233,12 +233,18 @@ _MAX_TILES = 2**17
 _MAX_VALUES = 2**18
 """Values of any other tag: a palette of 16 bits has three for each colour."""
 _MAX_TAGS = 4096
+_MAX_SHARED_BYTES = 2**20
+"""Bytes by which all tags may be larger than the file, since tags can share their values."""
 _MAX_RATIONALS = 4096
 """Pillow makes a fraction of each."""
 _TILE_TAGS = frozenset({273, 279, 324, 325})
 _DIRECTORIES = frozenset({34665, 34853, 40965})
 """Tags that lead to the directories of EXIF, GPS and interoperability, which Pillow reads, too."""
-_VALUE_FORMATS = {3: "H", 4: "I", 13: "I", 16: "Q"}
+_VALUE_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of a value by its kind, where it is not one."""
+_MAX_PIXELS_OF_TILES = 2**26
+"""All tiles together may have this many pixels, or twice those of their image, at whose edges they are cut."""
 
 
 def _check_tiff(data: bytes) -> None:
@@ -246,16 +252,21 @@ def _check_tiff(data: bytes) -> None:
     if data[3] == 43:
         raise _LimitError(f"unsupported byte order of BigTIFF; {_SAVE_AGAIN}")
     (first,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
-    tags, more = _check_directory(data, first, order, is_big=is_big)
+    tags, more, num_tiles = _check_directory(data, first, order, is_big=is_big)
     for place in more.values():
         _check_directory(data, place, order, is_big=is_big)
     width, height = tags.get(256, 0), tags.get(257, 0)
     _require_size(width, height)
-    _require("pixels in a tile", tags.get(322, 0) * tags.get(323, 0), max(_MIN_TILE_PIXELS, width * height * 5 // 4))
+    tile = tags.get(322, 0) * tags.get(323, 0)
+    _require("pixels in a tile", tile, max(_MIN_TILE_PIXELS, width * height * 5 // 4))
+    most = max(_MAX_PIXELS_OF_TILES, 2 * width * height * min(8, max(1, tags.get(277, 1))))
+    _require("pixels in all tiles", num_tiles * tile, most)
 
 
-def _check_directory(data: bytes, start: int, order: str, *, is_big: bool) -> tuple[dict[int, int], dict[int, int]]:
-    """Check a directory. Returns the largest value of each tag, and the places of other directories.
+def _check_directory(
+    data: bytes, start: int, order: str, *, is_big: bool
+) -> tuple[dict[int, int], dict[int, int], int]:
+    """Check a directory. Returns the largest value of each tag, the places of other directories, and how many tiles.
 
     If a tag is repeated, which of its entries counts depends on the reader.
     """
@@ -264,6 +275,7 @@ def _check_directory(data: bytes, start: int, order: str, *, is_big: bool) -> tu
     start += 8 if is_big else 2
     tags: dict[int, int] = {}
     more: dict[int, int] = {}
+    num_bytes = num_tiles = 0
     _require("tags", count, _MAX_TAGS)
     for place in range(start, min(start + count * form.size, len(data) - form.size + 1), form.size):
         tag, kind, num_values, value = form.unpack_from(data, place)
@@ -273,12 +285,15 @@ def _check_directory(data: bytes, start: int, order: str, *, is_big: bool) -> tu
             _require(f"values of tag {tag}", num_values, _MAX_RATIONALS)
         elif kind not in (1, 2, 6, 7):
             _require(f"values of tag {tag}", num_values, _MAX_VALUES)
+        num_bytes += num_values * _VALUE_BYTES.get(kind, 1)  # a reader copies the values of each tag
+        num_tiles = max(num_tiles, num_values if tag in (324, 325) else 0)
         if kind in _VALUE_FORMATS and num_values:
             number = struct.unpack_from(order + _VALUE_FORMATS[kind], value.ljust(8, b"\0"))[0]
             tags[tag] = max(tags.get(tag, 0), number)
             if tag in _DIRECTORIES:
                 more.setdefault(tag, number)
-    return tags, more
+    _require("bytes of tags", num_bytes, len(data) + _MAX_SHARED_BYTES)
+    return tags, more, num_tiles
 
 
 # --- JPEG 2000
@@ -288,6 +303,10 @@ _PIXELS_PER_J2K_TILE = 4096
 """More tiles need so many pixels each. OpenJPEG takes 12 kB for each tile before it decodes any."""
 _MAX_PACKETS = 2**22
 """Packets: tiles × layers × resolutions × components × precincts. Large pictures have 200,000."""
+_MAX_J2K_SEGMENTS = 2**14
+"""Segments of headers; more tiles may have eight each."""
+_MAX_COLOURS = 100
+"""Descriptions of colours in a JP2 file."""
 _MIN_BLOCK_PIXELS = 256
 _MAX_BLOCKS_OF_LARGE = 2**17
 """Code blocks of fewer pixels are accepted in pictures that have at most so many."""
@@ -307,8 +326,10 @@ def _check_j2k(data: bytes) -> None:
     num_tiles = -(-max(0, right - first_across) // across) * -(-max(0, bottom - first_down) // down)
     _require("tiles for its size", num_tiles, _MAX_J2K_TILES + width * height // _PIXELS_PER_J2K_TILE)
     tile = min(across, width) * min(down, height)
-    place, num_parts, end_of_part = start + 2, 0, len(data)
+    place, num_parts, num_segments, end_of_part = start + 2, 0, 0, len(data)
     while place + 4 <= len(data):
+        num_segments += 1
+        _require("segments", num_segments, _MAX_J2K_SEGMENTS + 8 * num_tiles)
         marker, size = struct.unpack_from(">HH", data, place)
         if marker == 0xFF90:  # a part of a tile, whose header may have other parameters
             num_parts += 1
@@ -335,6 +356,9 @@ def _codestream(data: bytes) -> int:
         head = 16 if size == 1 else 8
         if kind == b"jp2c":
             return place + head
+        if kind == b"jp2h":
+            end = place + size if size >= head else len(data)
+            _require("descriptions of colours", data.count(b"colr", place, end), _MAX_COLOURS)
         size = struct.unpack_from(">Q", data, place + 8)[0] if size == 1 else size
         if size < head:
             return -1

@@ -246,7 +246,7 @@ def decode_here(
         BadSample: the file is not an image, is truncated, or has more than `MAX_PIXELS`, or its format needs a package
             that is not installed.
     """
-    with decoding_errors(name):
+    with decoding_errors(name, may_lack_memory=data.startswith((b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"))):
         opened = open_header(data, name, vector_side, renderer)
         _require_size(opened.width, opened.height, name, max_pixels)
         if at_least is not None and opened.width * opened.height > above:
@@ -259,8 +259,13 @@ def decode_here(
 
 
 @contextmanager
-def decoding_errors(name: str) -> Iterator[None]:
-    """Turn the errors of decoders into a `BadSample` that names the file, and ignore warnings of Pillow."""
+def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[None]:
+    """Turn the errors of decoders into a `BadSample` that names the file, and ignore warnings of Pillow.
+
+    Args:
+        name: The file in messages.
+        may_lack_memory: Its decoder, of WebP or JPEG 2000, calls a file broken if there is too little memory, too.
+    """
     ignore_warnings_of_pillow()
     try:
         yield
@@ -270,7 +275,9 @@ def decoding_errors(name: str) -> Iterator[None]:
         raise BadSample(f"{name}: not an image in a format that can be read", Cause.NOT_AN_IMAGE) from error
     except BROKEN as error:
         reason = str(error).strip() or "a part is missing"
-        raise BadSample(f"{name}: broken or truncated image ({reason})", Cause.BROKEN_IMAGE) from error
+        broken = BadSample(f"{name}: broken or truncated image ({reason})", Cause.BROKEN_IMAGE)
+        broken.may_lack_memory = may_lack_memory
+        raise broken from error
 
 
 class VectorFormat(Protocol):

@@ -98,7 +98,8 @@ def answer_all(
         for name, length, seconds, own in contents:
             data = requests.read(length)
             _begin(seconds, wall_seconds, log)
-            code, facts, result = _called(module, function, data, name, {**arguments, **own})
+            has_most = limit == memory
+            code, facts, result = _called(module, function, data, name, {**arguments, **own}, has_most)
             _end(wall_seconds)
             answered.append((code, facts, len(result)))
             results.append(result)
@@ -129,7 +130,7 @@ def _end(wall_seconds: float | None) -> None:
 
 
 def _called(
-    module: str, function: str, data: bytes, name: str, arguments: dict[str, Any]
+    module: str, function: str, data: bytes, name: str, arguments: dict[str, Any], has_most: bool
 ) -> tuple[int, dict[str, Any], bytes]:
     try:
         facts, result = getattr(sys.modules[module], function)(data, name, **arguments)
@@ -137,6 +138,8 @@ def _called(
     except MemoryError:
         return OUT_OF_MEMORY, {}, b""
     except BaseException as error:  # a panic of Rust is not an `Exception`
+        if getattr(error, "may_lack_memory", False) and not has_most:
+            return OUT_OF_MEMORY, {}, b""
         cause = getattr(error, "cause", None)
         message = str(error) if cause else f"{name}: its decoder fails ({type(error).__name__}: {error})"
         return REJECTED, {"message": message[:2000], "cause": cause}, b""

@@ -31,6 +31,14 @@ REJECTED = {
     "too many tiles": lambda: hostile.jpeg2000_with_tiles(65_000),
     "too many pixels in a tile": lambda: hostile.tiff_of_one_tile(64, 46_000),
     "too many tiles or strips": lambda: hostile.tiff_of_many_strips(200_000),
+    "too many pixels in a tile/of signed numbers": lambda: hostile.tiff(
+        [(256, 4, 1, 64), (257, 4, 1, 64), (322, 9, 1, 46_000), (323, 9, 1, 46_000)]
+    ),
+    "too many pixels in all tiles": lambda: hostile.tiff(
+        [(256, 4, 1, 64_000), (257, 4, 1, 16), (322, 4, 1, 16), (323, 4, 1, 262_144), (324, 4, 4000, 0)]
+    ),
+    "too many bytes of tags": lambda: hostile.tiff([(256, 4, 1, 8), (257, 4, 1, 8), (270, 2, 2**22, 0)]),
+    "too many segments/of JPEG 2000": lambda: hostile.jpeg2000_with_segments(20_000),
     "too many values": lambda: hostile.tiff([(256, 4, 1, 8), (257, 4, 1, 8), (282, 5, 5000, 0)]),
     "too many blocks": lambda: hostile.gif_with_comments(60_000),
     "too many blocks/of one byte": lambda: hostile.gif_with_comments(60_000, 1),
@@ -72,6 +80,17 @@ def test_jp2_box_does_not_hide_its_codestream():
     wide = struct.pack(">I4sQ", 1, b"jp2c", 16 + len(codestream)) + codestream
     with pytest.raises(BadSample, match="too many tiles"):
         require_within_caps(head + boxes + wide, "a")
+
+
+def test_descriptions_of_colours_of_jp2_are_counted():
+    whole = encode_image(Image.new("RGB", (64, 64)), "jpeg2000")
+    place = whole.index(b"jp2h") - 4
+    (size,) = struct.unpack_from(">I", whole, place)
+    colours = struct.pack(">I4sBBBI", 15, b"colr", 1, 0, 0, 16) * 200
+    header = struct.pack(">I", size + len(colours)) + whole[place + 4 : place + size] + colours
+    require_within_caps(whole, "a")
+    with pytest.raises(BadSample, match="too many descriptions of colours"):
+        require_within_caps(whole[:place] + header + whole[place + size :], "a")
 
 
 @pytest.mark.parametrize("change", ["precincts", "blocks", "layers", "in a tile"])

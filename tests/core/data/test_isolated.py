@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support import encode_image, real_pairs
 
 from grr_coca.common.errors import UserError
 from grr_coca.data import isolated, isolated_program
 from grr_coca.data.images import decode_image
 from grr_coca.data.isolated import Content, HelperLimits, Helpers
+from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
 
 MODULE = "isolated_functions"
@@ -183,6 +185,18 @@ def test_one_content_at_a_time_may_take_more_memory():
         list(pool.map(lambda _: call(helpers, "fill", size=7 * 10**8, seconds=0.3), range(2)))
         assert time.monotonic() - began > 0.6, "one after the other"
     helpers.end()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no limits of memory")
+@pytest.mark.parametrize("kind", ["jpeg2000", "webp"])
+def test_decoder_that_calls_a_file_broken_gets_more_memory(kind):
+    picture = encode_image(Image.linear_gradient("L").convert("RGB").resize((4500, 4500)), kind)
+    limits = isolated.helpers.use(HelperLimits(memory=2**28, large_memory=2**31))
+    read = Preprocess(8).read(picture, "a")
+    assert read.size == (8, 8)
+    with pytest.raises(BadSample, match="broken or truncated"):
+        Preprocess(8).read(picture[:300], "a")
+    isolated.helpers.use(limits)
 
 
 def test_another_helper_is_started_when_the_others_are_busy_for_long():

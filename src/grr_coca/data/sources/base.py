@@ -198,6 +198,7 @@ class BadSample(UserError):  # noqa: N818 (it is the sample that is bad)
         # `cause` has a default, because torch passes only the message of an error from a worker to its parent.
         super().__init__(message)
         self.cause = cause
+        self.may_lack_memory = False  # its decoder reports broken files and too little memory alike
 
 
 def locate(ends: "np.ndarray", index: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ _NEW = (
     "</x:xmpmeta>\n<?xpacket end='w'?>\n"
 )
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_MAX_BYTES = 2**24
+_MAX_BYTES = 2**22
 _MAX_LEVELS = 100
 
 
@@ -193,7 +193,7 @@ class _Reader:
         self.places = _Places()
         self._content = content
         self._path: list[str] = []
-        self._text = ""
+        self._text: list[str] = []
         self._waits_for_content: list[str] | None = None  # path of the element whose content begins at the next event
         self._start_of_item = 0
         self._is_default = False
@@ -227,7 +227,7 @@ class _Reader:
         if len(self._path) == _MAX_LEVELS:
             raise ValueError(f"more than {_MAX_LEVELS} nested elements")
         self._path.append(name)
-        self._text = ""
+        self._text.clear()
         self._waits_for_content = self._below()
         if name == f"{_RDF} Description" and len(self._below()) == 1:
             self._num_descriptions += 1
@@ -241,7 +241,7 @@ class _Reader:
 
     def _characters(self, text: str) -> None:
         self._next()
-        self._text += text
+        self._text.append(text)
 
     def _end(self, name: str) -> None:
         is_new = self._waits_for_content is not None
@@ -256,7 +256,7 @@ class _Reader:
         elif below in _LISTS_OF_SUBJECT and is_open:
             self.places.bag_end = place
         elif below[:-1] in _LISTS_OF_SUBJECT:
-            self.places.keywords.append(" ".join(self._text.split()))
+            self.places.keywords.append(" ".join("".join(self._text).split()))
         self._path.pop()
 
     def _below(self) -> list[str]:

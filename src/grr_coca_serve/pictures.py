@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound=BaseModel)
 
 _NAME = "the picture"
-_DECODE_THREADS, _DRAW_THREADS = 4, 2
+_DECODE_THREADS, _DRAW_THREADS = 6, 2
 """Pictures that are decoded at a time, each in a helper program, and drawings. Drawings that take seconds are easy to
 make: they wait for each other, and keep no picture waiting."""
 _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
@@ -170,7 +170,7 @@ _MAX_WHOLE_PIXELS = 25_000_000
 """A larger JPEG is decoded at a fraction of its size, if four times the side of the model's input is left."""
 _SPARE = 4
 _CPU_SECONDS = 2.0
-"""Processor time of a picture. Four pictures that take all of it must not keep others waiting for long."""
+"""Processor time of a picture. Four pictures that take all of it leave threads for others."""
 _MEMORY = 2**29
 """Address space of a helper program, of which it takes about 0.2 GB before it decodes anything."""
 _BYTES_PER_PIXEL = 20

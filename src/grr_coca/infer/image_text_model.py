@@ -360,7 +360,7 @@ class ImageTextModel:
 
     @cached_property
     def tagger(self) -> Tagger:
-        """What gives images words. If their embeddings are not stored with the weights, the model computes them once.
+        """The tagger. If embeddings of its words are not stored with the weights, the model computes them once.
 
         Raises:
             UserError: If no words were fitted for this model.

@@ -180,12 +180,12 @@ def _apply(
         match = by_use.get((use.prefix, use.name))
         if match is None:
             return f"{use.prefix} has no icon '{use.name}'"
-        told = f"{match.name} → {match.best.name if match.best else 'none'}"
+        line = f"{match.name} → {match.best.name if match.best else 'none'}"
         if (use.prefix, use.name) in icons:
-            return f"{told}, by hand: this kind of code is not rewritten"
+            return f"{line}, by hand: this kind of code is not rewritten"
         if match.is_decided:
-            return f"{told}, as decided"
-        return told + (f" {match.best.probability:.0%}, not applied" if match.best and match.best.probability else "")
+            return f"{line}, as decided"
+        return line + (f" {match.best.probability:.0%}, not applied" if match.best and match.best.probability else "")
 
     by_file: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for match in matches:
@@ -245,7 +245,7 @@ def _record(match: "PictureMatch", uses: Sequence[str]) -> Mapping[str, object]:
 
 
 def _line(match: "PictureMatch", uses: Sequence[str]) -> str:
-    told = ", ".join(
+    candidates = ", ".join(
         one.name
         + ("" if one.probability is None or match.is_decided else f" {one.probability:.0%}")
         + (" same name" if one.same_name else "")
@@ -253,7 +253,8 @@ def _line(match: "PictureMatch", uses: Sequence[str]) -> str:
     )
     more = f", and {len(uses) - _MAX_PLACES} more" if len(uses) > _MAX_PLACES else ""
     where = f"  ({', '.join(uses[:_MAX_PLACES])}{more})" if uses else ""
-    return escape_control_chars(f"{match.name}: {told or 'none'}{' (decided)' if match.is_decided else ''}{where}")
+    decided = " (decided)" if match.is_decided else ""
+    return escape_control_chars(f"{match.name}: {candidates or 'none'}{decided}{where}")
 
 
 def _write(

@@ -77,7 +77,7 @@ def _read(sidecar: Path) -> bytes:
     if sidecar.is_symlink() or not sidecar.is_file():  # a link may lead to the image itself
         raise XmpError(f"{sidecar}: a link or not a file; it is left as it is")
     if sidecar.stat().st_size > _MAX_BYTES:
-        raise XmpError(f"{sidecar}: too large for an XMP file; it is left as it is")
+        raise XmpError(f"{sidecar}: more than {_MAX_BYTES // 2**20} MB, too large for an XMP file; it is left as it is")
     try:
         return read_file_bytes(sidecar)
     except UserError as error:

@@ -105,17 +105,25 @@ def fit_captions(
         candidates: list[Candidates] = []
         log_probs: list[dict[str, float]] = []
         alone: list[str] = []
-        for start in range(*rows.indices(len(chosen))[:2], _BATCH):
-            part = slice(start, min(start + _BATCH, rows.indices(len(chosen))[1]))
-            beams: list[list[str]] = [[] for _ in chosen[part]]
+
+        def work(part: np.ndarray) -> tuple[list[Candidates], list[dict[str, float]], list[list[str]]]:
+            beams: list[list[str]] = [[] for _ in part]
             pixels = np.zeros(0)
             if captioning.beams:
                 pixels = np.stack([read_pixels(source, images.places[image], model) for image in chosen[part].tolist()])
                 beams = beams_of(model.engine, model.tokenizer, pixels, captioning.beams)
-                alone += [own[0] if own else "" for own in beams]
-            found = candidates_of(adaptation, measured.held_out[chosen[part]], captioning, beams, allowed[part])
-            candidates += found
-            log_probs += read_by_decoder(pixels, found) if captioning.log_prob_weight else [{}] * len(found)
+            own = [allowed[row] for row in part.tolist()]
+            found = candidates_of(adaptation, measured.held_out[chosen[part]], captioning, beams, own)
+            read = read_by_decoder(pixels, found) if captioning.log_prob_weight else [{}] * len(found)
+            return found, read, beams
+
+        def take(done: tuple[list[Candidates], list[dict[str, float]], list[list[str]]]) -> None:
+            candidates.extend(done[0])
+            log_probs.extend(done[1])
+            alone.extend(own[0] if own else "" for own in done[2])
+
+        numbers = np.arange(len(chosen))[rows]
+        model.map_batches((numbers[start : start + _BATCH] for start in range(0, len(numbers), _BATCH)), work, take)
         return candidates, log_probs, alone
 
     first = slice(0, _MAX_COMPARED)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from grr_coca.adapt.read_pairs import ImageSet
-from grr_coca.adapt.ridge import MAX_EXACT, Ridge, fit, join_groups, make_folds, near_equal, rows_of
+from grr_coca.adapt.ridge import MAX_EXACT, ExactRidge, Ridge, fit, join_groups, make_folds, near_equal, rows_of
 from grr_coca.adapt.targets import MAX_WORDS, TargetSpace
 from grr_coca.common.shapes import Bool, Float, Int
 from grr_coca.infer.adapted.adaptation import MAX_NUMBERS, Arrays, Values, gaussian
@@ -206,6 +206,7 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
     known = _figures(images, fitted, folds.any_caption, any_caption, known=True)
     if known is not None:
         figures["known"] = known
+    unseen = any_caption
     if folds.new_captions is not None:
         unseen = _unseen(fitted.ridge, space, fitted.features, values.width, folds.new_captions)
         new = _figures(images, fitted, folds.new_captions, unseen, known=False)
@@ -219,7 +220,7 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
         held_out=np.concatenate([lengths[0] * first, lengths[1] * second], axis=1),
         figures=figures,
         share_known=_share_known(images, folds.any_caption),
-        curve=_learning_curve(images, fitted),
+        curve=_learning_curve(images, fitted, unseen),
     )
 
 
@@ -536,9 +537,16 @@ def _nearest(rows: Float[np.ndarray, "n F"], others: Float[np.ndarray, "m F"]) -
 _MAX_CURVE = 6_000
 
 
-def _learning_curve(images: ImageSet, fitted: Fitted) -> dict[float, tuple[float, float]]:
+def _learning_curve(
+    images: ImageSet, fitted: Fitted, unseen: Float[np.ndarray, "N R"]
+) -> dict[float, tuple[float, float]]:
     """Return the recall among ten (text to image) with a quarter, a half and all of the other images, on the same
     galleries, and its standard error. For large sets, one fold of a part of the images is used.
+
+    Args:
+        images: Images of the fit.
+        fitted: Their fit.
+        unseen: Predictions for the images of each fold by an exact fit of all others.
     """
     space, features, values, folds = fitted.space, fitted.features, fitted.values, fitted.folds
     division = folds.any_caption if folds.new_captions is None else folds.new_captions
@@ -552,11 +560,11 @@ def _learning_curve(images: ImageSet, fitted: Fitted) -> dict[float, tuple[float
         seen = order[~np.isin(order, gallery.rows)][:MAX_EXACT]
         for share in (0.25, 0.5, 1.0):
             own = np.sort(seen[: max(2, round(share * len(seen)))])
-            kernel = gaussian(features[own], features[own], values.width)
-            kernel[np.diag_indices(len(own))] += np.float32(values.penalty)
-            dual = np.linalg.solve(kernel, space.rows[own])
-            predicted = np.zeros((len(images), space.rows.shape[1]), np.float32)
-            predicted[gallery.rows] = gaussian(features[gallery.rows], features[own], values.width) @ dual
+            predicted = unseen
+            if share < 1 or len(images) > MAX_EXACT:
+                dual = ExactRidge(features[own], values.width, values.penalty).dual(space.rows[own])
+                predicted = np.zeros((len(images), space.rows.shape[1]), np.float32)
+                predicted[gallery.rows] = gaussian(features[gallery.rows], features[own], values.width) @ dual
             known = replace(gallery, words=space.words_known_to(own))
             similar = _similarities(known, space, predicted, fitted.plain, values.plain_share)
             ranks = ranks_of(similar, gallery, np.ones(len(gallery.texts), bool))["text_to_image"]

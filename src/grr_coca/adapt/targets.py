@@ -5,6 +5,7 @@ part.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from grr_coca.infer.adapted.words import Vocabulary, WordWeights
 
 MAX_WORDS = 20_000
 MAX_DIRECTIONS = 768
-_DENSE = 1_000
+_DENSE = 1_200
 """Maximum number of images or dimensions for computing all directions."""
 _WHITENING, _FLOOR = 0.25, 0.1
 """Directions are divided by this power of their variance, plus this share of the mean variance: words that occur in
@@ -28,7 +29,7 @@ class Captions:
     Attributes:
         texts: Distinct captions, C.
         embeddings: The base's embeddings of them, C E.
-        owners: Image of each pair.
+        owners: Image of each pair, ascending.
         places: Caption of each pair, as a row of `texts`.
     """
 
@@ -42,17 +43,19 @@ class Captions:
         """Number of images."""
         return int(self.owners.max(initial=-1)) + 1
 
+    @cached_property
+    def _shares(self) -> WordWeights:
+        """The share of each caption in the mean of its image, as a sparse matrix with one row for each image."""
+        counts = np.bincount(self.owners)
+        return WordWeights(self.places, (1 / counts)[self.owners].astype(np.float32), np.cumsum(counts))
+
     def mean_of_images(self, rows: Float[np.ndarray, "C K"]) -> Float[np.ndarray, "N K"]:
         """Return the mean of the rows of the captions of each image."""
-        total = np.zeros((self.num_images, rows.shape[1]), np.float32)
-        np.add.at(total, self.owners, rows[self.places])
-        return total / np.bincount(self.owners)[:, None].astype(np.float32)
+        return self._shares.times(rows)
 
     def sum_of_captions(self, rows: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "C K"]:
         """Compute the transposed product of `mean_of_images`."""
-        total = np.zeros((len(self.texts), rows.shape[1]), np.float32)
-        np.add.at(total, self.places, rows[self.owners] / np.bincount(self.owners)[self.owners, None])
-        return total
+        return self._shares.transposed(len(self.texts)).times(rows)
 
     def subset(self, images: Int[np.ndarray, " n"]) -> "Captions":
         """Return the captions of some images, which are renumbered. Texts stay."""

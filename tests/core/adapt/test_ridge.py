@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from grr_coca.adapt import ridge
 from grr_coca.adapt.ridge import ExactRidge, NystroemRidge, join_groups, make_folds, near_equal, rows_of
 from grr_coca.infer.adapted.adaptation import gaussian
 
@@ -17,8 +18,8 @@ def problem():
     return features, targets, make_folds(np.arange(60) // 2, 5)
 
 
-def predictions(ridge, features, targets, new):
-    return gaussian(new, features[ridge.landmarks], WIDTH) @ ridge.dual(targets)
+def predictions(fitted, features, targets, new):
+    return gaussian(new, features[fitted.landmarks], WIDTH) @ fitted.dual(targets)
 
 
 def test_exact_fit_matches_scikit_learn(problem):
@@ -62,6 +63,15 @@ def test_nystroem_with_all_landmarks_equals_the_exact_fit(problem):
         predictions(every, features, targets, new), predictions(exact, features, targets, new), atol=2e-3
     )
     np.testing.assert_allclose(every.held_out(targets, folds), exact.held_out(targets, folds), atol=2e-3)
+
+
+def test_halves_give_the_same_fit(problem, monkeypatch):
+    features, targets, folds = problem
+    whole = ExactRidge(features, WIDTH, PENALTY)
+    monkeypatch.setattr(ridge, "_SMALL", 7)
+    halves = ExactRidge(features, WIDTH, PENALTY)
+    np.testing.assert_allclose(halves.dual(targets), whole.dual(targets), atol=1e-4)
+    np.testing.assert_allclose(halves.held_out(targets, folds), whole.held_out(targets, folds), atol=1e-4)
 
 
 def test_gaussian_kernel_equals_its_definition():

@@ -176,13 +176,7 @@ def with_log_probs(
     for image, own in enumerate(ids):
         for row, tokens in enumerate(own):
             padded[image, row, : len(tokens)] = tokens
-    flat = padded.reshape(-1, longest)
-    decoder = engine.decoder(images, num_prompt=1, max_tokens=longest, num_captions=count)
-    logits = decoder.step(np.full((len(ids), 1), tokenizer.bos_id, np.int64)).repeated(count)
-    decoder.reorder(np.repeat(np.arange(len(ids)), count))
-    columns = [logits.of(flat[:, :1])]
-    columns += [decoder.step(flat[:, place - 1 : place]).of(flat[:, place : place + 1]) for place in range(1, longest)]
-    log_probs = np.concatenate(columns, axis=1).reshape(padded.shape)
+    log_probs = _read(engine, images, tokenizer.bos_id, padded, [[len(row) for row in own] for own in ids])
     return [
         [
             Caption(text, tuple(tokens), tuple(log_probs[image, row, : len(tokens)].tolist()))
@@ -190,6 +184,47 @@ def with_log_probs(
         ]
         for image, own in enumerate(texts)
     ]
+
+
+def _read(
+    engine: Engine,
+    images: EncodedImages,
+    bos_id: int,
+    tokens: Int[np.ndarray, "B K T"],
+    lengths: Sequence[Sequence[int]],
+) -> Float[np.ndarray, "B K T"]:
+    """Return the log-probability of each token. Equal beginnings of captions of an image are read once, and ended
+    captions are dropped.
+    """
+    count, longest = tokens.shape[1:]
+    decoder = engine.decoder(images, num_prompt=1, max_tokens=longest, num_captions=count)
+    found = np.zeros(tokens.shape, np.float32)
+    going = list(range(len(tokens)))
+    """Images with captions that have not ended."""
+    row_of = np.zeros(tokens.shape[:2], np.int64)
+    """For each caption, which of the rows of its image has its tokens so far; 0 if it has ended."""
+    given = np.full((len(tokens), 1), bos_id, np.int64)
+    for place in range(longest):
+        width = len(given) // len(going)
+        values = decoder.step(given).of(tokens[going, :, place].repeat(width, axis=0)).reshape(-1, width, count)
+        found[going, :, place] = np.take_along_axis(values, row_of[going][:, None], axis=1)[:, 0]
+        begun: dict[int, dict[tuple[int, int], int]] = {}
+        """By image: row and new token of each distinct beginning of captions that continue, and its next row."""
+        before, row_of = row_of, np.zeros_like(row_of)
+        for number, image in enumerate(going):
+            for caption, length in enumerate(lengths[image]):
+                if length > place + 1:
+                    own = begun.setdefault(image, {})
+                    step = number * width + int(before[image, caption]), int(tokens[image, caption, place])
+                    row_of[image, caption] = own.setdefault(step, len(own))
+        if not begun:
+            break
+        going, width = list(begun), max(map(len, begun.values()))
+        steps = [(*own, *[next(iter(own))] * (width - len(own))) for own in begun.values()]
+        parents, following = np.array(steps, np.int64).reshape(-1, 2).T
+        decoder.reorder(parents)
+        given = following[:, None]
+    return found
 
 
 def summed_log_probs(

@@ -23,7 +23,7 @@ from harness import in_turn, machine, parse, parser_of, ratio, seconds, write
 import grr_coca
 from grr_coca.cli import exit_code
 from grr_coca.data.image_files import find_images
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.infer.image_text_model import ImageTextModel
 
 SHARDS = Path(__file__).parents[1] / "datasets" / "pictograms"

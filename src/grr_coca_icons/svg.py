@@ -38,7 +38,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
 
 
 class SvgFormat:
-    """SVG for the core: a `grr_coca.data.images.VectorFormat`."""
+    """SVG for the core: a `grr_coca.data.isolated.VectorFormat`."""
 
     renderer = _RENDERER
     cpu_seconds = _CPU_SECONDS

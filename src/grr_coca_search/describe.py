@@ -13,7 +13,7 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile
-from grr_coca.data.images import ask_helpers
+from grr_coca.data.isolated import ask_helpers
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.text import writable
 from grr_coca.infer.on_ray import map_on_ray

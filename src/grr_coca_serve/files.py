@@ -18,7 +18,8 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import is_within
-from grr_coca.data.images import decode_image, encoded
+from grr_coca.data.images import encoded
+from grr_coca.data.isolated import decode_image
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.refusal import Refusal

@@ -19,8 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from grr_coca.common.errors import suggest_name
 from grr_coca.common.shapes import UInt8
-from grr_coca.data.images import vector_format
-from grr_coca.data.isolated import HelperLimits
+from grr_coca.data.isolated import HelperLimits, vector_format
 from grr_coca_serve.daemon_threads import DaemonThreads
 from grr_coca_serve.refusal import Refusal
 

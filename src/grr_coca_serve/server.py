@@ -24,8 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
-from grr_coca.data.images import DECODING
-from grr_coca.data.isolated import helpers
+from grr_coca.data.isolated import DECODING, helpers
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import DEFAULT, read_config
 from grr_coca_search.index import Index, IndexModel

@@ -326,7 +326,7 @@ def _folder_of(entry: Entry) -> str:
 def _write_thumbnails(entries: Sequence[Entry], folder: Path, on_progress: OnProgress) -> tuple[list[bool], list[bool]]:
     """Write an image for each entry whose file still exists, or the file itself if it is SVG. Returns for each entry
     whether it exists, and whether it is SVG."""
-    from grr_coca.data.images import decode_image
+    from grr_coca.data.isolated import decode_image
 
     there, vectors = [], []
     for row, entry in enumerate(entries):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from grr_coca.common.files import write_whole
 from grr_coca.data.dataset import make_loader
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.order import EvaluationOrder
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.base import RawPair
 
 _SIDE = 96

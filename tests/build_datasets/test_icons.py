@@ -22,7 +22,7 @@ from PIL import Image
 import icons
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import user_cache
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca_icons.sources.iconify import packages_folder
 

@@ -11,7 +11,7 @@ import svg_grammar
 from PIL import Image
 
 from grr_coca.data.images import VECTOR_SIDE as SIDE
-from grr_coca.data.images import decode_image, image_header
+from grr_coca.data.isolated import decode_image, image_header
 from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca_icons import svg, svg_drawing
@@ -183,7 +183,7 @@ def test_drawings_of_several_threads_do_not_mix():
 
 
 SCRIPT = f"""
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 print(decode_image({SQUARE!r}, "a.svg").getpixel((10, 100)))
 """
 

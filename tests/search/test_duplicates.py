@@ -8,7 +8,7 @@ import pytest
 from library import make_entry, make_vectors
 from PIL import Image
 
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca_search.duplicates import (
     BANDS,
     EQUAL_BANDS,

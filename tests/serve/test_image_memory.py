@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from grr_coca.data import images
+from grr_coca.data import images, isolated
 from grr_coca.data.images import decode_here as decode_image
 from grr_coca.data.isolated import Helpers
 from grr_coca.data.preprocess import Preprocess
@@ -110,7 +110,7 @@ def test_helper_of_a_server_has_memory_for_pictures_of_the_largest_size(form):
     mode, kind, options = FORMS[form]
     large = encoded(noise(mode, (300, 300)).resize((3600, 3600), Image.Resampling.NEAREST), kind, **options)
     helpers = Helpers(limits_of_helpers(ServerLimits(max_pixels=3600 * 3600)))
-    content = images._content(large, "a")
+    content = isolated._content(large, "a")
     facts, _ = helpers.call("grr_coca.data.decoding", "square", content, preprocess=Preprocess(224))
     assert facts == {"more": False}
     helpers.end()

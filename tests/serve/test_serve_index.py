@@ -20,7 +20,7 @@ import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST
 from grr_coca.data.image_files import Span
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.model.checkpoint_files import RELEVANCE, shipped_folder
 from grr_coca_search.embedded.embedded_store import EmbeddedStore
 from grr_coca_search.facets import facets

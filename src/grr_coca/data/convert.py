@@ -24,7 +24,7 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json, write_whole
-from grr_coca.data.images import decode_image, image_header
+from grr_coca.data.isolated import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair
 from grr_coca.data.sources.folder import caption_file
 from grr_coca.data.sources.views import ByImage, num_captions, read_sound, sound_captions

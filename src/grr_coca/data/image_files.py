@@ -19,11 +19,11 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular, read_errors, read_file_bytes, require_path
 from grr_coca.common.threads import thread_pool
-from grr_coca.data.images import IMAGE_SUFFIXES, MAX_BYTES, is_image_name
+from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import BadSample, Cause, SourceImage, SourceReader, source_readers
 from grr_coca.data.sources.tar import block_at_end, next_member
 from grr_coca.data.text import writable
-from grr_coca.data.walk import Exclusions, Walk, has_wanted_suffix
+from grr_coca.data.walk import IMAGE_SUFFIXES, Exclusions, Walk, has_wanted_suffix, is_image_name
 
 if TYPE_CHECKING:
     from grr_coca.data.preprocess import Preprocess

@@ -13,7 +13,8 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_file_bytes
-from grr_coca.data.images import BROKEN, Opening, decode_image, open_rgb
+from grr_coca.data.images import BROKEN, Opening, open_rgb
+from grr_coca.data.isolated import decode_image
 
 if TYPE_CHECKING or sys.modules.get("torch"):
     from torch import Tensor
@@ -26,15 +27,6 @@ ImagesInput = ImageInput | Iterable[ImageInput]
 """One image or many. An array or a tensor with four dimensions counts as many."""
 
 _CHANNELS = (1, 3, 4)
-
-
-def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
-    """The images as a list, and whether the input was a single image."""
-    if isinstance(images, np.ndarray) or _is_tensor(images):
-        return (list(images), False) if images.ndim == 4 else ([images], True)
-    if isinstance(images, str | Path | Image.Image):
-        return [images], True
-    return list(images), False
 
 
 def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") -> Image.Image:

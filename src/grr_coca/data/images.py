@@ -1,7 +1,7 @@
-"""RGB images from files, whose errors say what is wrong.
+"""RGB images from the bytes of files, in this process, with errors that name the file and the cause.
 
-Files are decoded in helper programs, see `isolated.py`: `decode_image` asks one, which calls `decode_here`. SVG files
-are rendered by a plug-in. HEIC files are decoded by pillow-heif.
+Files of strangers are decoded in helper programs, which call `decode_here`; see `isolated.py`. SVG files are
+rendered by a plug-in, HEIC files decoded by pillow-heif.
 
 Few files need NumPy, whose import takes as long as that of all the rest: a helper program imports it only for these.
 
@@ -13,34 +13,21 @@ import re
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import product
-from posixpath import basename
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import PIL.WebPImagePlugin  # noqa: F401 (otherwise the first WebP file makes Pillow load all forty plugins)
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
-from grr_coca.common import plugins
-from grr_coca.common.errors import UserError
 from grr_coca.data.image_caps import MAX_PIXELS, is_usable_profile, require_within_caps
 from grr_coca.data.sources.base import BadSample, Cause
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import ImageCms
-
-    from grr_coca.data.isolated import Answer, Content
-
-DECODING = "grr_coca.data.decoding"
-"""The module of what helper programs do with image files."""
-
-IMAGE_SUFFIXES = frozenset(
-    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg", "avif", "heic", "heif", "hif"}
-)
 
 MAX_BYTES = 2**28
 """Larger files are refused before they are read."""
@@ -94,117 +81,6 @@ _TURNS = {
 
 _PNG = b"\x89PNG"
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (_PNG, "PNG"), (b"RIFF", "WEBP"))
-_EIGHT_BITS = (b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
-"""Beginnings of files that are decoded without NumPy. So are PNG files, unless they have 16 bits."""
-_RASTER_STARTS = (
-    *_EIGHT_BITS,
-    _PNG,
-    b"II*\0",
-    b"MM\0*",
-    b"\0\0\0\x0cjP",
-)
-"""Beginnings of files that are not drawings: no plug-in is asked about them."""
-
-
-def decode_image(data: bytes, name: str, opening: Opening = "upright_on_white", **options: Any) -> Image.Image:
-    """Decode the bytes of an image file into an RGB image, in a helper program.
-
-    Args:
-        data: Content of the file.
-        name: Name of the file in messages.
-        opening: See `decode_here`.
-        **options: Further arguments of `decode_here`, and `side`: scale the image down so that no side is longer.
-
-    Raises:
-        BadSample: The file cannot be decoded, or decoding exceeds a limit.
-    """
-    return received(*ask_helper("pixels", data, name, opening=opening, **options))
-
-
-def received(facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
-    """Return an image that a helper program has sent.
-
-    Raises:
-        ValueError: The numbers do not fit each other.
-    """
-    width, height = map(int, facts["size"])
-    if len(pixels) != 3 * width * height:
-        raise ValueError(f"{len(pixels)} bytes of {width} × {height} pixels")
-    image = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)  # type: ignore[arg-type]
-    if facts.get("more"):
-        image.info[_FIRST_OF_SEVERAL] = True
-    return image
-
-
-def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
-    """Return width and height, and the format of an image file. No pixel is decoded, except that SVG is drawn.
-
-    Raises:
-        BadSample: The file is not an image, or exceeds a limit.
-    """
-    facts, _ = ask_helper("header", data, name)
-    width, height = map(int, facts["size"])
-    return (width, height), str(facts["format"])
-
-
-def check_image(data: bytes, name: str) -> None:
-    """Check that an image file can be decoded, in a helper program.
-
-    Raises:
-        BadSample: It cannot, or decoding exceeds a limit.
-    """
-    ask_helper("checked", data, name)
-
-
-def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING, **arguments: Any) -> "Answer":
-    """Call a function on the content of an image file in a helper program, see `Helpers.call`.
-
-    Args:
-        function: Function of the module, called as `function(data, name, **arguments)`, with `renderer` for a drawing.
-        data: Content of the file.
-        name: Name of the file in messages.
-        module: Module of the function.
-        **arguments: Other arguments.
-
-    Raises:
-        BadSample: The file is rejected, or its format needs a package that is not installed.
-    """
-    from grr_coca.data.isolated import helpers  # late: helper programs do not need it
-
-    return helpers.call(module, function, _content(data, name), **arguments)
-
-
-def ask_helpers(
-    function: str, files: Iterable[tuple[bytes | UserError, str]], *, module: str = DECODING, **arguments: Any
-) -> Iterator["Answer | UserError"]:
-    """Call a function on the contents of several image files, see `ask_helper` and `Helpers.map`.
-
-    Args:
-        function: Function of the module.
-        files: Content and name of each file. They are taken a few at a time. An error is returned in its place.
-        module: Module of the function.
-        **arguments: Other arguments.
-    """
-    from grr_coca.data.isolated import helpers
-
-    contents = (data if isinstance(data, UserError) else _content(data, name) for data, name in files)
-    return helpers.map(module, function, contents, **arguments)
-
-
-def _content(data: bytes, name: str) -> "Content":
-    from grr_coca.data.isolated import Content
-
-    vector = vector_format(data)
-    if vector is not None:
-        return Content(data, name, (vector.renderer,), vector.cpu_seconds, {"renderer": vector.renderer})
-    kind = _container_kind(data)
-    if kind == "AVIF":
-        needs: tuple[str, ...] = ("PIL.AvifImagePlugin",)
-    elif data.startswith(_EIGHT_BITS) or (data.startswith(_PNG) and data[24:25] != b"\x10"):
-        needs = ()
-    else:
-        needs = ("numpy", "pillow_heif") if kind == "HEIC" else ("numpy",)
-    return Content(data, name, tuple(module for module in needs if find_spec(module) is not None))
 
 
 def decode_here(
@@ -254,7 +130,7 @@ def decode_here(
         opened.load()
         image = open_rgb(opened, opening, to_srgb=to_srgb, is_scaled=is_scaled)
         if _is_first_of_several(opened):
-            image.info[_FIRST_OF_SEVERAL] = True
+            image.info[FIRST_OF_SEVERAL] = True
     return image
 
 
@@ -278,31 +154,6 @@ def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[Non
         broken = BadSample(f"{name}: broken or truncated image ({reason})", Cause.BROKEN_IMAGE)
         broken.may_lack_memory = may_lack_memory
         raise broken from error
-
-
-class VectorFormat(Protocol):
-    """A format of drawings, such as SVG, of a package beside the core. Registered in `grr_coca.image_formats`.
-
-    Attributes:
-        renderer: Module that helper programs import, though what it needs may not be installed. Its function
-            `render(data, name, side)` returns a transparent square of `side` pixels, with an oblong drawing in the
-            middle, or raises `BadSample`.
-        cpu_seconds: Maximum processor time of a drawing.
-    """
-
-    renderer: str
-    cpu_seconds: float
-
-    def recognizes(self, data: bytes) -> bool:
-        """Return whether the bytes of a file are in this format. Its name does not matter."""
-        ...
-
-
-def vector_format(data: bytes) -> VectorFormat | None:
-    """Return the format of a drawing; None for an image of pixels, and for what is in no known format."""
-    if data.startswith(_RASTER_STARTS) or data[4:8] == b"ftyp":
-        return None
-    return next((one for one in plugins.values("grr_coca.image_formats") if one.recognizes(data)), None)
 
 
 def ignore_warnings_of_pillow() -> None:
@@ -361,13 +212,13 @@ def _container_kind(data: bytes) -> Literal["AVIF", "HEIC"] | None:
     return "HEIC" if brands & _HEIF_BRANDS else None
 
 
-_FIRST_OF_SEVERAL = "first_of_several"
+FIRST_OF_SEVERAL = "first_of_several"
 """Key of `Image.info`. Cropping and scaling keep it."""
 
 
 def has_more_frames(image: Image.Image) -> bool:
     """True if `decode_image` has read an image from the first of several frames or pages."""
-    return _FIRST_OF_SEVERAL in image.info
+    return FIRST_OF_SEVERAL in image.info
 
 
 def _is_first_of_several(opened: Image.Image) -> bool:
@@ -565,7 +416,7 @@ def with_srgb_colours(image: Image.Image) -> Image.Image:
         return image
     is_first_of_several = has_more_frames(image)
     image = _in_srgb(image, profile)
-    image.info = {_FIRST_OF_SEVERAL: True} if is_first_of_several else {}
+    image.info = {FIRST_OF_SEVERAL: True} if is_first_of_several else {}
     return image
 
 
@@ -622,25 +473,6 @@ def _transform_to_srgb(profile: bytes, mode: str) -> "ImageCms.ImageCmsTransform
     shift = ImageChops.difference(cast(Image.Image, ImageCms.applyTransform(grid, transform)), grid.convert("RGB"))
     most = max(high for _, high in cast(tuple[tuple[int, int], ...], shift.getextrema()))
     return None if most <= _IDENTITY_TOLERANCE else transform
-
-
-# --- Names
-
-
-def is_image_name(name: str) -> bool:
-    """True if a file or member has the name of an image: not hidden, and with a suffix in `IMAGE_SUFFIXES`."""
-    return has_image_suffix(name) and not is_hidden(name)
-
-
-def has_image_suffix(name: str) -> bool:
-    """True if a name ends with one of `IMAGE_SUFFIXES`. It may be hidden."""
-    _, dot, suffix = name.rpartition(".")
-    return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
-
-
-def is_hidden(name: str) -> bool:
-    """True for hidden files and folders, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
-    return basename(name).startswith(".")
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Calls functions on bytes from strangers in helper programs, so that no file can crash, block or fill this process.
+"""Decodes image files of strangers in helper programs, so that no file can crash, block or fill this process.
 
 Decoders of pictures are native code: a profile of 694 bytes takes minutes, an 88-byte file 760 MB, and one SVG of 190
 bytes aborts its process. `isolated_program.py` is the program. It can open nothing after its imports, and is
@@ -21,16 +21,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
 from grr_coca.common.threads import num_threads
 from grr_coca.data import isolated_program as program
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from grr_coca.data.images import Opening
+
+DECODING = "grr_coca.data.decoding"
+"""The module of what helper programs do with image files."""
 
 _NEW_GROUP = 0x200
 """`CREATE_NEW_PROCESS_GROUP` of Windows."""
@@ -450,3 +459,134 @@ helpers = Helpers()
 atexit.register(helpers.end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=helpers.leave)
+
+
+# --- Image files
+
+_PNG = b"\x89PNG"
+_EIGHT_BITS = (b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
+"""Beginnings of files that are decoded without NumPy. So are PNG files, unless they have 16 bits."""
+_RASTER_STARTS = (*_EIGHT_BITS, _PNG, b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+"""Beginnings of files that are not drawings: no plug-in is asked about them."""
+
+
+def ask_helper(function: str, data: bytes, name: str, *, module: str = DECODING, **arguments: Any) -> Answer:
+    """Call a function on the content of an image file in a helper program, see `Helpers.call`.
+
+    Args:
+        function: Function of the module, called as `function(data, name, **arguments)`, with `renderer` for a drawing.
+        data: Content of the file.
+        name: Name of the file in messages.
+        module: Module of the function.
+        **arguments: Other arguments.
+
+    Raises:
+        BadSample: The file is rejected, or its format needs a package that is not installed.
+    """
+    return helpers.call(module, function, _content(data, name), **arguments)
+
+
+def ask_helpers(
+    function: str, files: Iterable[tuple[bytes | UserError, str]], *, module: str = DECODING, **arguments: Any
+) -> Iterator[Answer | UserError]:
+    """Call a function on the contents of several image files, see `ask_helper` and `Helpers.map`.
+
+    Args:
+        function: Function of the module.
+        files: Content and name of each file. They are taken a few at a time. An error is returned in its place.
+        module: Module of the function.
+        **arguments: Other arguments.
+    """
+    contents = (data if isinstance(data, UserError) else _content(data, name) for data, name in files)
+    return helpers.map(module, function, contents, **arguments)
+
+
+def _content(data: bytes, name: str) -> Content:
+    vector = vector_format(data)
+    if vector is not None:
+        return Content(data, name, (vector.renderer,), vector.cpu_seconds, {"renderer": vector.renderer})
+    if data[4:8] == b"ftyp":  # AVIF or HEIC
+        needs: tuple[str, ...] = ("PIL.AvifImagePlugin", "numpy", "pillow_heif")
+    else:
+        has_eight_bits = data.startswith(_EIGHT_BITS) or (data.startswith(_PNG) and data[24:25] != b"\x10")
+        needs = () if has_eight_bits else ("numpy",)
+    return Content(data, name, tuple(module for module in needs if find_spec(module) is not None))
+
+
+def decode_image(data: bytes, name: str, opening: "Opening" = "upright_on_white", **options: Any) -> "Image.Image":
+    """Decode the bytes of an image file into an RGB image, in a helper program.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file in messages.
+        opening: See `decode_here`.
+        **options: Further arguments of `decode_here`, and `side`: scale the image down so that no side is longer.
+
+    Raises:
+        BadSample: The file cannot be decoded, or decoding exceeds a limit.
+    """
+    return received(*ask_helper("pixels", data, name, opening=opening, **options))
+
+
+def received(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
+    """Return an image that a helper program has sent.
+
+    Raises:
+        ValueError: The numbers do not fit each other.
+    """
+    from PIL import Image  # late, as NumPy: a command starts a helper first
+
+    from grr_coca.data.images import FIRST_OF_SEVERAL
+
+    width, height = map(int, facts["size"])
+    if len(pixels) != 3 * width * height:
+        raise ValueError(f"{len(pixels)} bytes of {width} × {height} pixels")
+    image = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)  # type: ignore[arg-type]
+    if facts.get("more"):
+        image.info[FIRST_OF_SEVERAL] = True
+    return image
+
+
+def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
+    """Return width and height, and the format of an image file. No pixel is decoded, except that SVG is drawn.
+
+    Raises:
+        BadSample: The file is not an image, or exceeds a limit.
+    """
+    facts, _ = ask_helper("header", data, name)
+    width, height = map(int, facts["size"])
+    return (width, height), str(facts["format"])
+
+
+def check_image(data: bytes, name: str) -> None:
+    """Check that an image file can be decoded, in a helper program.
+
+    Raises:
+        BadSample: It cannot, or decoding exceeds a limit.
+    """
+    ask_helper("checked", data, name)
+
+
+class VectorFormat(Protocol):
+    """A format of drawings, such as SVG, of a package beside the core. Registered in `grr_coca.image_formats`.
+
+    Attributes:
+        renderer: Module that helper programs import, though what it needs may not be installed. Its function
+            `render(data, name, side)` returns a transparent square of `side` pixels, with an oblong drawing in the
+            middle, or raises `BadSample`.
+        cpu_seconds: Maximum processor time of a drawing.
+    """
+
+    renderer: str
+    cpu_seconds: float
+
+    def recognizes(self, data: bytes) -> bool:
+        """Return whether the bytes of a file are in this format. Its name does not matter."""
+        ...
+
+
+def vector_format(data: bytes) -> VectorFormat | None:
+    """Return the format of a drawing; None for an image of pixels, and for what is in no known format."""
+    if data.startswith(_RASTER_STARTS) or data[4:8] == b"ftyp":
+        return None
+    return next((one for one in plugins.values("grr_coca.image_formats") if one.recognizes(data)), None)

@@ -21,10 +21,6 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.images import (
     VECTOR_SIDE,
     Opening,
-    ask_helper,
-    ask_helpers,
-    decode_image,
-    received,
     strips,
     with_srgb_colours,
 )
@@ -246,6 +242,8 @@ class Preprocess:
         Raises:
             BadSample: the file cannot be decoded.
         """
+        from grr_coca.data.isolated import decode_image  # late: helper programs do not need it
+
         side = VECTOR_SIDE if for_people else self.vector_side
         return decode_image(data, name, self.opening, to_srgb=to_srgb, vector_side=side, **options)
 
@@ -261,6 +259,8 @@ class Preprocess:
         Raises:
             BadSample: The file cannot be decoded, or decoding exceeds a limit.
         """
+        from grr_coca.data.isolated import ask_helper
+
         return self.received(*ask_helper("square", data, name, preprocess=self, to_srgb=to_srgb, **options))
 
     def read_many(
@@ -272,11 +272,15 @@ class Preprocess:
             files: Content, or an error, and name of each file. They are taken a few at a time.
             to_srgb: Convert the colours of embedded profiles.
         """
+        from grr_coca.data.isolated import ask_helpers
+
         for answer in ask_helpers("square", files, preprocess=self, to_srgb=to_srgb):
             yield answer if isinstance(answer, UserError) else self.received(*answer)
 
     def received(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
         """Return a square that a helper program has sent."""
+        from grr_coca.data.isolated import received
+
         square = received({**facts, "size": (self.image_size, self.image_size)}, pixels)
         if self.framing is not None:
             square.info[_IS_FRAMED] = True

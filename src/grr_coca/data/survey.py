@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from grr_coca.data.images import decode_image, image_header
+from grr_coca.data.isolated import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, PairSource
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.views import image_numbers, read_sound

@@ -6,19 +6,38 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from posixpath import basename
 from typing import TYPE_CHECKING, NamedTuple
 
 from grr_coca.common.errors import UserError, escape_control_chars
-from grr_coca.data.images import has_image_suffix, is_hidden
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "svg", "avif", "heic", "heif", "hif"}
+)
 _TRASH = frozenset({"$recycle.bin", "recycler", "#recycle", "@recycle", "@eadir", "#snapshot", "lost+found"})
 """Folders of deleted files, previews and old versions that systems and network drives make, in lower case. All others
 of the kind, such as `.Trash-1000`, are hidden."""
 
 _MAX_EXAMPLES = 3
+
+
+def is_image_name(name: str) -> bool:
+    """True if a file or member has the name of an image: not hidden, and with a suffix in `IMAGE_SUFFIXES`."""
+    return has_image_suffix(name) and not is_hidden(name)
+
+
+def has_image_suffix(name: str) -> bool:
+    """True if a name ends with one of `IMAGE_SUFFIXES`. It may be hidden."""
+    _, dot, suffix = name.rpartition(".")
+    return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """True for hidden files and folders, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
+    return basename(name).startswith(".")
 
 
 class Exclusions:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_file_bytes
-from grr_coca.data.images import has_image_suffix, is_hidden, is_image_name
 from grr_coca.data.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, first_column
 from grr_coca.data.sources.open import open_source
-from grr_coca.data.walk import walk_visible
+from grr_coca.data.walk import has_image_suffix, is_hidden, is_image_name, walk_visible
 from grr_coca.infer.class_names import check_class_names, find_class
 from grr_coca.model.checkpoint import Checkpoint
 

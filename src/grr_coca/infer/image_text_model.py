@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
+from PIL import Image
 
 from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.files import read_file_bytes
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import Batches, OnProgress, in_worker, thread_pool
-from grr_coca.data.image_forms import ImageInput, ImagesInput, as_list, to_rgb
+from grr_coca.data.image_forms import ImageInput, ImagesInput, to_rgb
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.text import clean_query
 from grr_coca.data.tokenizer import Tokenizer
@@ -569,6 +570,15 @@ def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
         log.warning(
             "%s unlike those that this model was trained on; for photographs, add -c %s", of_images, FOR_PHOTOGRAPHS
         )
+
+
+def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:
+    """Return the images as a list, and whether the input was a single image."""
+    if isinstance(images, str | Path | Image.Image):
+        return [images], True
+    if (num_axes := getattr(images, "ndim", None)) is not None:  # an array or a tensor
+        return (list(images), False) if num_axes == 4 else ([images], True)  # type: ignore[list-item]
+    return list(images), False
 
 
 def _finish(

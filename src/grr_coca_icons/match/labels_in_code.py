@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grr_coca.data.images import has_image_suffix
+from grr_coca.data.walk import has_image_suffix
 from grr_coca_icons.match.used_icons import Use, code_files, components_in, text_of, uses_in
 
 CODE = frozenset({"html", "htm", "jsx", "tsx", "js", "ts", "vue", "svelte", "astro", "md", "mdx", "erb", "php"})

@@ -12,7 +12,8 @@ from string import Template
 from types import MappingProxyType
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import decode_image, encoded
+from grr_coca.data.images import encoded
+from grr_coca.data.isolated import decode_image
 from grr_coca_icons.match.candidates import PictureMatch
 from grr_coca_icons.match.picture_set import OpenPictureSet
 from grr_coca_icons.svg import is_svg

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from grr_coca.common.errors import UserError, escape_control_chars
-from grr_coca.data.images import decode_image, encoded
+from grr_coca.data.images import encoded
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.base import BadSample
 from grr_coca_icons.codemod.packages import usage_lines
 from grr_coca_icons.match.candidates import Candidate, match_pictures

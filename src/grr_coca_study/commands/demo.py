@@ -202,7 +202,7 @@ def _searches(model: "ImageTextModel", source: "PairSource", queries: tuple[str,
 
 
 def _image(source: "PairSource", index: int) -> "Image.Image":
-    from grr_coca.data.images import decode_image
+    from grr_coca.data.isolated import decode_image
 
     pair = source[index]
     return decode_image(pair.image, pair.name)

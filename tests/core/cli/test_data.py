@@ -22,7 +22,7 @@ from support import (
 
 from grr_coca.data import convert as convert_module
 from grr_coca.data.convert import Conversion, convert, source_state
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage
 

@@ -24,8 +24,7 @@ if str(SHARED) not in sys.path:  # as a script
 import svg_grammar  # noqa: E402
 from picture_grammar import picture  # noqa: E402
 
-from grr_coca.data.images import decode_image  # noqa: E402
-from grr_coca.data.isolated import helpers  # noqa: E402
+from grr_coca.data.isolated import decode_image, helpers  # noqa: E402
 from grr_coca.data.sources.base import BadSample, Cause  # noqa: E402
 
 MAX_MESSAGE = 1200

@@ -16,7 +16,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.batch import Replacement
 from grr_coca.data.dataset import PairDataset, ReplacementLog, make_loader
-from grr_coca.data.images import check_image, decode_image
+from grr_coca.data.isolated import check_image, decode_image
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import views

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from support import real_pairs
 
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import Frame, Framing, Preprocess
 
 PICTURES = Path(__file__).parent / "pictures"

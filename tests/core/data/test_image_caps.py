@@ -11,7 +11,8 @@ from PIL import Image, ImageCms
 from support import encode_image
 
 from grr_coca.data.image_caps import MAX_PROFILE_BYTES, is_usable_profile, require_within_caps
-from grr_coca.data.images import decode_image, open_header
+from grr_coca.data.images import open_header
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.base import BadSample, Cause
 
 MEGABYTE = zlib.compress(bytes(2**20 - 1))

@@ -20,8 +20,10 @@ from support import encode_image, real_pairs
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_caps import MAX_PIXELS
-from grr_coca.data.images import decode_here, decode_image, image_header, is_image_name, open_rgb
+from grr_coca.data.images import decode_here, open_rgb
+from grr_coca.data.isolated import decode_image, image_header
 from grr_coca.data.sources.base import BadSample, Cause
+from grr_coca.data.walk import is_image_name
 
 NAME = "photos/cat.jpg"
 

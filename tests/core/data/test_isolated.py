@@ -18,8 +18,7 @@ from support import encode_image, real_pairs
 
 from grr_coca.common.errors import UserError
 from grr_coca.data import isolated, isolated_program
-from grr_coca.data.images import decode_image
-from grr_coca.data.isolated import Content, HelperLimits, Helpers
+from grr_coca.data.isolated import Content, HelperLimits, Helpers, decode_image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
 
@@ -274,7 +273,7 @@ def test_requests_are_answered_in_their_order_and_no_timer_stays():
 
 DRAWING = encode_image(real_pairs(1)[0].image and decode_image(real_pairs(1)[0].image, "a"), "png")
 SCRIPT = f"""
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 print(decode_image({DRAWING!r}, "a.png").size)
 """
 
@@ -339,7 +338,7 @@ def test_workers_of_a_loader_decode(start):
 def test_helpers_end_with_a_process_that_is_killed():
     code = f"""
 import time
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.isolated import helpers
 decode_image({DRAWING!r}, "a")
 print(helpers._idle[0]._process.pid, flush=True)

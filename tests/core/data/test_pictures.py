@@ -12,7 +12,8 @@ from PIL import Image, ImageCms
 from support import encode_image
 
 from grr_coca.data.image_forms import to_rgb
-from grr_coca.data.images import decode_here, decode_image, has_more_frames, open_header
+from grr_coca.data.images import decode_here, has_more_frames, open_header
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.base import BadSample, Cause
 

@@ -7,7 +7,7 @@ from PIL import Image
 from support import real_pairs
 
 from grr_coca.data.batch import normalize, to_bytes, to_input
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import Preprocess
 
 

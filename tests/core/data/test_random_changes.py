@@ -14,7 +14,7 @@ from support import PairsInMemory, real_pairs, with_caption, write_shard
 
 from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.random_changes import (

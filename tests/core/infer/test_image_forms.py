@@ -7,7 +7,8 @@ from PIL import Image
 from support import encode_image
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.image_forms import as_list, to_rgb
+from grr_coca.data.image_forms import to_rgb
+from grr_coca.infer.image_text_model import as_list
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]

@@ -13,7 +13,7 @@ from support import real_pairs, warnings_of
 import grr_coca
 from grr_coca.common.errors import UserError
 from grr_coca.data.batch import pad_rows
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.infer import ImageTextModel, LabelProbability
 from grr_coca.infer.fast.linear import FastLinear
 from grr_coca.infer.generate import GenerationOptions, generate

@@ -12,7 +12,7 @@ from support import real_pairs
 
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.infer.generate import GREEDY, Caption, GenerationOptions
 from grr_coca.infer.load import load
 from grr_coca.infer.tags import (

@@ -13,7 +13,8 @@ import pytest
 
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import iterate_images
-from grr_coca.data.images import MAX_BYTES, decode_image
+from grr_coca.data.images import MAX_BYTES
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import source_digest

@@ -11,7 +11,7 @@ from browsing import StaticHost, Tab, hosted
 from icon_places import CASTLE, HEART, HOUSE, opened_place
 from PIL import Image, ImageDraw, ImageOps
 
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 
 pytest.importorskip("resvg_py")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from picture_kinds import PICTURES, write_pictures
 
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import Framing
 from grr_coca_icons.codemod.packages import usage_lines
 from grr_coca_serve.page import FILES

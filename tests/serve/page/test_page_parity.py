@@ -19,7 +19,7 @@ from support import DATASETS
 
 import grr_coca
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.text import words_of
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
-from grr_coca.data.images import MAX_BYTES, has_image_suffix
+from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import (
     MAX_TEXT,
     BadSample,
@@ -19,7 +19,7 @@ from grr_coca.data.sources.base import (
     decode_text,
     digest_header,
 )
-from grr_coca.data.walk import walk_visible
+from grr_coca.data.walk import has_image_suffix, walk_visible
 
 
 class ImageFolder(PairSource):

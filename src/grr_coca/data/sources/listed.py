@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import has_image_suffix
 from grr_coca.data.sources.base import BadSample, Cause, PairSource, RawPair, Strings, digest_file, digest_header
 from grr_coca.data.sources.folder import read_image_file
+from grr_coca.data.walk import has_image_suffix
 
 _ADDED_SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp")
 """Suffixes that the paths of a listing may lack. ROCO lists ids."""

@@ -12,7 +12,6 @@ from grr_coca.common import remote
 from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.files import expand_cache_prefix, require_path, user_cache
 from grr_coca.common.remote import RemoteFile, expand_braces, is_url
-from grr_coca.data.images import is_hidden
 from grr_coca.data.sources.base import PairSource, decode_text, reader_that_owns, source_readers
 from grr_coca.data.sources.columns import as_captions, find_columns
 from grr_coca.data.sources.folder import ImageFolder
@@ -21,6 +20,7 @@ from grr_coca.data.sources.parquet import open_parquet
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tables import open_delimited, open_json_lines
 from grr_coca.data.sources.views import Chain
+from grr_coca.data.walk import is_hidden
 
 _READERS = {
     ".csv": open_delimited,

@@ -13,8 +13,9 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.images import MAX_BYTES, has_image_suffix, is_hidden
+from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import MAX_TEXT, Cause
+from grr_coca.data.walk import has_image_suffix, is_hidden
 
 ROW = np.dtype(
     [(f"{part}_{what}", "<u4") for part in ("image", "text", "json") for what in ("block", "size")]

@@ -21,7 +21,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.extras import install_command
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.data.order import SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import tables

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support import BATCH_SIZE, pretrain, real_pairs, tiny_recipe, write_shard
 
-from grr_coca.data.images import decode_image
+from grr_coca.data.isolated import decode_image
 from grr_coca.infer.engine.torch import TorchEngine
 from grr_coca.infer.generate import generate
 from grr_coca.train.recipe import EvaluationRecipe, ModelRecipe, OptimizerRecipe, ScheduleRecipe

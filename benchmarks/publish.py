@@ -1,4 +1,4 @@
-"""Write tables of what was measured into two pages of `docs/`, and say which numbers others lack: `make bench-docs`.
+"""Write measured tables into pages, and report which numbers other pages lack: `make bench-docs`.
 
 A table begins with `<!-- measured NAME -->` and ends with `<!-- end -->`; it is made of JSON files of `results/`.
 Single numbers are typed, and held to their files by the pieces of `docs/numbers.txt`.
@@ -17,7 +17,9 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 NUMBERS = ROOT / "docs" / "numbers.txt"
 CARD = ROOT / "src" / "grr_coca" / "model" / "weights" / "icons" / "card.json"
-TABLED = (ROOT / "docs" / "performance.md", ROOT / "docs" / "deploy.md")
+TABLED = tuple(
+    ROOT / name for name in ("docs/performance.md", "docs/deploy.md", "benchmarks/README.md", "benchmarks/open-clip.md")
+)
 TABLE = re.compile(r"(?P<begin><!-- measured (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 PLACE = re.compile(r"\{(?P<file>\S+) (?P<keys>[^{}]+) (?P<format>\S+)\}")
 
@@ -68,15 +70,16 @@ def captioning_table() -> str:
 
 
 def int8_table() -> str:
-    """Ours in int8 beside the peers in fp32, on two machines."""
+    """Ours in int8 beside the peers in fp32: what both machines measured."""
     heads = ("decoding", "new tokens", "images", "peer", "ours, captions/s", "its", "times as fast", "on the Zen 5")
     same = ("method", "tokens", "batch", "peer")
     there = {tuple(cell[key] for key in same): f"{cell['ratio']:.1f}" for cell in _results("zen5")["captions_int8"]}
     lines = []
     for cell in _results("captioning-int8")["cells"]:
         place = (cell["method"], str(cell["tokens"]), str(cell["batch"]), NAMES[cell["peer"]])
-        other = there.get(tuple(cell[key] for key in same), "–")
-        lines.append((*place, *_captions_a_second(cell), f"{cell['ratio']:.1f}", other))
+        other = there.get(tuple(cell[key] for key in same))
+        if other is not None:
+            lines.append((*place, *_captions_a_second(cell), f"{cell['ratio']:.1f}", other))
     return _markdown(heads, lines)
 
 

@@ -7,9 +7,9 @@
 | `PRESET/STAGE/` | the run of an arm in a stage |
 | `table.txt`, `results.json`, `report.md`, `report.html` | the results, written when both arms have finished |
 | `figures/`, `exhibits/` | pictures of the report: plots, heat maps, images that were found |
-| `index/` | a search index of the showcase, written at the end |
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import write_whole
 from grr_coca.evaluate.table import format_table
 from grr_coca_study.demo.plan import arm_names, demo_recipes
-from grr_coca_study.exhibits import make_exhibits, write_exhibits
+from grr_coca_study.exhibits import write_exhibits
 from grr_coca_study.ledger import DIGESTS_FILE, read_ledger
 from grr_coca_study.plan import PLAN_FILE, DemoPlan, read_plan, stage_names
 from grr_coca_study.report.numbers import split_rows
@@ -30,10 +30,9 @@ from grr_coca_study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_
 from grr_coca_study.rows import ROWS_FOLDER
 from grr_coca_study.running.run import Place, write_plan
 from grr_coca_study.running.workers import Workers
-from grr_coca_study.thumbnails import EXHIBITS, SHOWCASE_FOLDER
+from grr_coca_study.thumbnails import EXHIBITS, LISTING, SHOWCASE_FOLDER
 
-INDEX_FOLDER = "index"
-_OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE, SHOWCASE_FOLDER, INDEX_FOLDER, FIGURES, EXHIBITS)
+_OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE, SHOWCASE_FOLDER, FIGURES, EXHIBITS)
 
 
 class DemoPlace(Place):
@@ -47,38 +46,29 @@ class DemoPlace(Place):
         return self.runs / arm / stage
 
 
-def make_folder(out: Path, plan: DemoPlan) -> None:
-    """Create the folder of a demo, or check that it contains only files of a demo.
+def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) -> DemoPlan | None:
+    """Return the plan of the demo in a folder, with its steps and precisions, or None if a new one begins there.
+
+    Args:
+        out: The folder, which is created if it does not exist.
+        plan: The plan of the command.
+        steps: The steps that are requested; None: any.
+        is_fresh: True: a new demo begins, whatever demo the folder has.
 
     Raises:
-        UserError: If it has other files, or cannot be written to.
+        UserError: If the folder has other files, or cannot be written to; or a demo of another plan (names the first
+            key that differs) or of other steps.
     """
-    known = {*arm_names(plan), PLAN_FILE, ROWS_FOLDER, DIGESTS_FILE, *_OUTCOME}
     path = out / PLAN_FILE
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
-    if strange:
-        raise UserError(f"{out}: has {strange[0]}, which does not belong to a demo; pass another --out")
-    found = read_yaml(path, "plan") if path.exists() else None
-    is_demo = isinstance(found, dict) and "queries" in found
-    if not is_demo and (path.exists() or (out / ROWS_FOLDER).exists()):  # rows may have taken days
-        raise UserError(f"{out}: has a study, which is not a demo; pass another --out")
+        found = read_yaml(path, "plan") if path.exists() else None
+        has_demo = isinstance(found, dict) and "queries" in found
+        if not has_demo and any(out.iterdir()):  # rows of a study may have taken days
+            raise UserError(f"{out}: has files that are not of a demo; pass another --out")
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: cannot be written to; pass another --out")
-
-
-def begun_in(out: Path, plan: DemoPlan, steps: int | None) -> DemoPlan | None:
-    """Return the plan of the demo in a folder, with its steps and precisions, or None if the folder is empty.
-
-    Raises:
-        UserError: If the folder has a demo of another plan (names the first key that differs), of other steps than
-            those that are requested, or one without a plan.
-    """
-    path = out / PLAN_FILE
-    if not path.exists():
-        if any(out.iterdir()):
-            raise UserError(f"{out}: has a demo without its {PLAN_FILE}; replace it by --fresh, or pass another --out")
+    if is_fresh or not has_demo:
         return None
     begun = read_plan(path, DemoPlan)
     undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
@@ -90,17 +80,15 @@ def begun_in(out: Path, plan: DemoPlan, steps: int | None) -> DemoPlan | None:
 
 
 def begin(plan: DemoPlan, out: Path) -> None:
-    """Start a demo in a folder; an earlier one is deleted.
+    """Start a demo in a folder; an earlier one is deleted, but no other files.
 
     Raises:
         UserError: If the folder cannot be written to.
     """
     with _disk_errors(out):
-        # Rows and plan first: if this is interrupted, the rest cannot be mistaken for a demo to continue.
-        shutil.rmtree(out / ROWS_FOLDER, ignore_errors=True)
-        (out / PLAN_FILE).unlink(missing_ok=True)
-        for entry in out.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        # The rows first and the plan last, so that it is a demo whenever this is interrupted.
+        for name in (ROWS_FOLDER, DIGESTS_FILE, *arm_names(plan), *_OUTCOME, PLAN_FILE):
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
         write_plan(plan, out)
 
 
@@ -116,15 +104,18 @@ def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
         raise UserError(f"{diverged}: training diverged, so there is nothing to compare; start again by --fresh")
     pretraining = stage_names(plan)[0]
     showcase = str(demo_recipes(plan)[pretraining].data.test[plan.showcase])
-    shown = workers.all(
-        [
-            workers.submit(make_exhibits, name, out / name / pretraining, showcase, plan.queries, plan.num_hits)
-            for name in names
-        ]
-    )
-    table = format_table(split_rows(plan, ledger), names)
+    table, folder = format_table(split_rows(plan, ledger), names), out / EXHIBITS
     with _disk_errors(out, "free some space; the same command then continues from what was trained"):
-        write_exhibits(out, dict(zip(names, shown, strict=True)))
+        shown = workers.all(
+            [
+                workers.submit(
+                    write_exhibits, name, out / name / pretraining, showcase, plan.queries, plan.num_hits, folder
+                )
+                for name in names
+            ]
+        )
+        listing = json.dumps(dict(zip(names, shown, strict=True)), indent=1, ensure_ascii=False)
+        write_whole(folder / LISTING, listing.encode("utf-8", "backslashreplace"))
         write_whole(out / "table.txt", f"{table}\n".encode())
         write_study_report(out, out)
     return table

@@ -17,7 +17,7 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.numerics import Numerics
 from grr_coca_study.commands.demo import _closing_words
-from grr_coca_study.demo.folder import DemoPlace, begin, finish, make_folder
+from grr_coca_study.demo.folder import DemoPlace, begin, finish, open_folder
 from grr_coca_study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
 from grr_coca_study.running.agenda import Agenda
 from grr_coca_study.running.stage import run_stage
@@ -83,8 +83,10 @@ def test_a_demo_that_is_stopped_goes_on_and_ends_with_table_and_report(write_pla
     assert "it continues" in said
     assert (out / "table.txt").read_text().strip() in said
     assert_runs_are_complete(out, steps=[6, 9, 9])
-    make_folder(out, load_demo(plan))  # nothing in it is strange to the next demo
     assert_tells_what_was_measured(out)
+    (out / "thesis.tex").touch()
+    begin(load_demo(plan), out)
+    assert sorted(path.name for path in out.iterdir()) == ["plan.yaml", "thesis.tex"], "all of a demo, and nothing else"
 
 
 def arm_of(plan, arm, out):
@@ -147,22 +149,16 @@ def test_wrong_flags_are_refused_at_once(write_plan, capsys, flags, named):
     assert named in capsys.readouterr().err
 
 
-STUDY = "has a study, which is not a demo; pass another --out"
-
-
 @pytest.mark.parametrize(
-    ("files", "message", "is_replaced_by_fresh"),
+    ("files", "message"),
     [
-        (["thesis.tex"], "thesis.tex, which does not belong to a demo", False),
-        (["rows/a.json"], STUDY, False),
-        (["runs.jsonl"], "runs.jsonl, which does not belong to a demo", False),
-        (["rows/a.json", "plan.yaml"], STUDY, False),
-        (["grr_coca/weights"], "has a demo without its plan.yaml; replace it by --fresh", True),
-        ([], "cannot be written to", False),
+        (["thesis.tex"], "has files that are not of a demo; pass another --out"),
+        (["rows/a.json", "plan.yaml"], "has files that are not of a demo; pass another --out"),
+        ([], "cannot be written to"),
     ],
     ids=str,
 )
-def test_a_folder_of_something_else_is_left_alone(refused, tmp_path, files, message, is_replaced_by_fresh):
+def test_a_folder_of_something_else_is_left_alone(refused, tmp_path, files, message):
     out = tmp_path / "out"
     for file in files:
         (out / file).parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +166,7 @@ def test_a_folder_of_something_else_is_left_alone(refused, tmp_path, files, mess
     if not files:
         out.write_text("a file, where a folder is to be")
     before = snapshot(tmp_path)
-    for flags in [[]] if is_replaced_by_fresh else [[], ["--fresh"]]:
+    for flags in ([], ["--fresh"]):
         assert message in refused(*flags)
     assert {name: content for name, content in snapshot(tmp_path).items() if name in before} == before
 
@@ -180,15 +176,6 @@ def test_a_folder_that_may_not_be_written_to_is_told_before_anything_is_trained(
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert f"{tmp_path}/out: cannot be written to; pass another --out" in refused()
-
-
-def test_a_demo_begins_in_an_empty_folder(write_plan, tmp_path):
-    plan, out = load_demo(write_plan()), tmp_path / "out"
-    for name in ("rows/a.json", "grr_coca/pictograms/weights", "table.txt"):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).touch()
-    begin(replace(plan, steps=4), out)
-    assert [path.name for path in out.iterdir()] == ["plan.yaml"]
 
 
 def test_nothing_is_compared_if_an_arm_diverged(write_plan, tmp_path):
@@ -203,12 +190,14 @@ def test_nothing_is_compared_if_an_arm_diverged(write_plan, tmp_path):
 def test_a_demo_of_another_plan_is_not_gone_on_with(write_plan, tmp_path, capsys):
     out = tmp_path / "out"
     plan = load_demo(write_plan(num_hits=3))
-    make_folder(out, plan)
+    assert open_folder(out, plan, None, is_fresh=False) is None
     begin(replace(plan, steps=4), out)
     assert main(["demo", str(write_plan(num_hits=4)), "--out", str(out)]) == 2
     assert "num_hits is 3, not 4; replace the demo by --fresh" in capsys.readouterr().err
     assert main(["demo", str(write_plan(num_hits=3)), "--out", str(out), "--steps", "5"]) == 2
     assert "holds a demo of 4 steps, not 5" in capsys.readouterr().err
+    assert open_folder(out, plan, 4, is_fresh=False) == replace(plan, steps=4)
+    assert open_folder(out, plan, 5, is_fresh=True) is None
 
 
 def test_a_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monkeypatch):
@@ -217,6 +206,7 @@ def test_a_demo_ends_with_the_command_that_repeats_it(write_plan, tmp_path, monk
     words = _closing_words(replace(load_demo(path), steps=6), path, tmp_path / "my demo").splitlines()
     assert words[1].endswith(f"grr-coca demo {path} --out '{tmp_path}/my demo' --fresh --steps 6")
     assert f"caption --checkpoint '{tmp_path}/my demo/grr_coca/pictograms' IMAGE.png" in words[2]
+    assert words[4].endswith(f"grr-coca search {tmp_path}/demo-index cat")
 
 
 def test_the_plan_that_comes_with_the_code_is_complete():

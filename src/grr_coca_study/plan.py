@@ -29,12 +29,8 @@ SIGNIFICANCE_LEVEL = 0.05
 
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
-_LAST_WITH_VARIANTS = "ed1405e6"
-"""The last commit whose code runs arms with the key `variant`: models that no config describes."""
-_LAST_WITH_LEDGERS = "477a50ee"
-"""The last commit whose code runs plans that wrote their rows to one file, and searched for settings by `tuning`."""
 EARLIER_LEDGER = "runs.jsonl"
-"""The rows of a study that was run by that code, or before."""
+"""The rows of a study that was run by earlier code. They are in the folder that the plan is run to by default."""
 
 Settings = Mapping[str, object]
 """A point of a grid: values by the path of a recipe's key, such as `optimizer.lr`."""
@@ -257,14 +253,16 @@ def read_plan(path: Path, kind: type[AnyPlan]) -> AnyPlan:
         kind: `Plan`, or a subclass with more keys.
 
     Raises:
-        UserError: If the file is missing or not YAML, a key or value is invalid, or the plan is one of an earlier form.
+        UserError: If the file is missing or not YAML, a key or value is invalid, or earlier code has run the plan.
     """
     content = read_yaml(path, "plan")
     listed = content.get("arms") if isinstance(content, dict) else None
+    if (folder_of_plan(path) / EARLIER_LEDGER).exists():
+        raise UserError(
+            f"{path}: earlier code has run this plan: commit 477a50ee, or ed1405e6 if an arm has the key 'variant'"
+        )
     if isinstance(content, dict) and isinstance(listed, list):
-        arms = [{"name": arm} if isinstance(arm, str) else arm for arm in listed]
-        _refuse_earlier_form([arm for arm in arms if isinstance(arm, dict)], content.get("tuning"), path)
-        content = {**content, "arms": arms}
+        content = {**content, "arms": [{"name": arm} if isinstance(arm, str) else arm for arm in listed]}
     plan = from_dict(kind, content, str(path))
     for fault in _validation_errors(plan):
         raise UserError(f"{path}: {fault}")
@@ -291,7 +289,6 @@ def plan_of_folder(folder: Path) -> Plan:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; pass the one that `grr-coca study run` writes to")
     if not path.exists():
-        refuse_earlier_ledger(folder)
         raise UserError(
             f"{folder}: is not a study: {PLAN_FILE} is missing; pass the folder that `grr-coca study run` writes to"
         )
@@ -303,37 +300,6 @@ def plan_of_folder(folder: Path) -> Plan:
 def folder_of_plan(path: Path) -> Path:
     """Return the folder to which a plan is run, if none is given."""
     return path.parent if path.name == PLAN_FILE else path.with_suffix("")
-
-
-def refuse_earlier_ledger(folder: Path) -> None:
-    """Raise an error if a folder has the rows of a study that earlier code ran.
-
-    Raises:
-        UserError: If it has; names the commit whose code runs the study and reports on it.
-    """
-    if (folder / EARLIER_LEDGER).exists():
-        raise UserError(f"{folder}: this study was run by earlier code; commit {_LAST_WITH_LEDGERS} runs its plan")
-
-
-def _refuse_earlier_form(arms: list[dict], tuning: object, path: Path) -> None:
-    """Raise an error if a plan has keys of an earlier form, or if earlier code has run it.
-
-    Raises:
-        UserError: If it is so; names the commit whose code runs the plan.
-    """
-    for arm in arms:
-        if arm.get("variant") is not None:
-            raise UserError(
-                f"{path}: arms: {arm.get('name')}: variant: this code has no such models; "
-                f"commit {_LAST_WITH_VARIANTS} runs this plan"
-            )
-    refuse_earlier_ledger(folder_of_plan(path))
-    has_search = isinstance(tuning, dict) and not {"seed", "pretrain", "finetune", "arms"}.isdisjoint(tuning)
-    if has_search or any("variant" in arm for arm in arms):
-        raise UserError(
-            f"{path}: has keys of an earlier form, in which arms had no grid; "
-            f"commit {_LAST_WITH_LEDGERS} runs this plan"
-        )
 
 
 def _validation_errors(plan: Plan) -> Iterator[str]:

@@ -95,7 +95,7 @@ def _run(action: RunStudy) -> int:
     read_yaml(action.plan, "plan")  # reports a wrong name before torch is imported
 
     from grr_coca_study.commands.study_run import run_with_progress  # late: imports torch
-    from grr_coca_study.plan import Plan, arm_named, folder_of_plan, read_plan, refuse_earlier_ledger, stage_names
+    from grr_coca_study.plan import Plan, arm_named, folder_of_plan, read_plan, stage_names
     from grr_coca_study.rows import RowFolder
     from grr_coca_study.running.agenda import Agenda
     from grr_coca_study.running.dry_run import NUM_MEASURED, what_is_left
@@ -110,7 +110,6 @@ def _run(action: RunStudy) -> int:
     arms = tuple(arm_named(plan, name).name for name in action.only) or tuple(arm.name for arm in plan.arms)
     out = action.out or folder_of_plan(action.plan)
     place = Place(out=out, runs=action.runs or out / "runs", keeps_models=action.keep_models)
-    refuse_earlier_ledger(out)
     _require_folder(out, "--out")
     _require_folder(place.runs, "--runs")
     if action.dry_run:

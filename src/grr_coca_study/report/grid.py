@@ -82,8 +82,6 @@ class GridResults:
         best_over_both: 95 % interval in per cent over seeds and images at once, with the points as they were chosen;
             None for a single seed, or if the rows lack the values.
         at_points: At each point that both have; without points at which a run diverged.
-        interaction: By how much this change grows when the grid's one number is doubled, from a line through the seed's
-            changes by the number's logarithm; None with other grids, or where fewer than two points can be compared.
     """
 
     endpoint: str
@@ -94,7 +92,6 @@ class GridResults:
     best: BestAgainstBest
     best_over_both: Interval | None
     at_points: tuple[AtPoint, ...]
-    interaction: Effect | None
 
 
 def grid_results(plan: Plan, ledger: Ledger) -> tuple[GridResults, ...]:
@@ -211,7 +208,6 @@ def _results(plan: Plan, endpoint: str, compared: _Compared) -> GridResults:
         at_points=tuple(
             AtPoint(ours.points[i], effect_of(seeds, found), over_both(i, places[i])) for i, found in ratios.items()
         ),
-        interaction=_interaction([ours.points[i] for i in ratios], list(ratios.values()), seeds),
     )
 
 
@@ -235,10 +231,3 @@ def _at_best_of_draws(
     val, test = curve.log_of("val")[:, draws].mean(axis=-1), curve.log_of("test")[:, draws].mean(axis=-1)
     chosen = np.where(np.isnan(val), math.inf, val).argmin(axis=0)
     return test[chosen, np.arange(len(chosen))], chosen == curve.points.index(curve.best)
-
-
-def _interaction(points: Sequence[Settings], log_ratios: Sequence[np.ndarray], seeds: Sequence[int]) -> Effect | None:
-    numbers = [number for point in points if (number := number_of(point)) is not None]
-    if len(numbers) < 2 or len(numbers) < len(points):
-        return None
-    return effect_of(seeds, np.polyfit(np.log2(numbers), np.array(log_ratios), 1)[0])

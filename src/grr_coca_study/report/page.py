@@ -3,12 +3,10 @@
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 
@@ -145,24 +143,11 @@ class _Page:
         """Write the report as Markdown with its figures, and in HTML."""
         text = "\n\n".join(part.strip("\n") for part in self._parts) + "\n"
         (self._out / FIGURES).mkdir(exist_ok=True)
-        outdated = _figures_of(self._out / REPORT_FILE) - self._pictures.keys()
         for address, picture in self._pictures.items():
             if isinstance(picture, str):
                 write_whole(self._out / address, _encoded(picture))
         write_whole(self._out / REPORT_FILE, _encoded(text))
         write_whole(self._out / PAGE_FILE, _encoded(html_page(question, text, self._pictures)))
-        for address in outdated:
-            (self._out / address).unlink(missing_ok=True)
-
-
-def _figures_of(report: Path) -> set[str]:
-    """Return the addresses of the figures that an earlier report shows.
-
-    Other files next to them are not the report's.
-    """
-    text = report.read_text("utf-8", "replace") if report.is_file() else ""
-    quoted = re.findall(rf"^!\[.*\]\({FIGURES}/([^/)]+\.svg)\)$", text, re.MULTILINE)
-    return {f"{FIGURES}/{Path(unquote(name, errors='surrogateescape')).name}" for name in quoted}
 
 
 # --- Endpoints
@@ -233,8 +218,6 @@ def _add_grid(page: _Page, found: GridResults, number: int) -> None:
     rows = [[" and ".join(sides), _effect_cell(best.effect), _ends(found.best_over_both), _ends(best.interval)]]
     for at in found.at_points:
         rows.append([f"both at {point_title(at.point)}", _effect_cell(at.effect), _ends(at.over_both), "–"])
-    if found.interaction is not None:
-        rows.append(["more for each doubling", _effect_cell(found.interaction), "–", "–"])
     page.add_table(["settings", f"change of {metric}, %", "over both", "with the choice drawn"], rows)
     if best.kept is not None:
         page.add(f"{100 * best.kept:.0f} % of the draws of {len(found.seeds)} seeds chose these best settings.")

@@ -19,7 +19,7 @@ from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import DiskError, UserError
 from grr_coca_study.claims import Claim, Claims
 from grr_coca_study.ledger import read_digests, write_digests
-from grr_coca_study.plan import PLAN_FILE, Plan, point_title, read_plan, refuse_earlier_ledger
+from grr_coca_study.plan import PLAN_FILE, Plan, point_title, read_plan
 from grr_coca_study.rows import LedgerRow, RowFolder, write_to_study
 from grr_coca_study.running.agenda import Agenda, Task
 from grr_coca_study.running.measured import write_showcase
@@ -87,7 +87,6 @@ class Study:
         self._place = place
         self._watch = Watch()
         self._files = RowFolder(place.out)
-        refuse_earlier_ledger(place.out)
         try:
             self._files.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

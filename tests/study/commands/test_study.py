@@ -20,7 +20,7 @@ from grr_coca.common.errors import Interruption
 from grr_coca.train.recipe import save_recipe
 from grr_coca_study.commands.study_run import _Progress
 from grr_coca_study.ledger import write_digests
-from grr_coca_study.plan import EARLIER_LEDGER, Plan, read_plan
+from grr_coca_study.plan import Plan, read_plan
 from grr_coca_study.rows import ROWS_FOLDER, RowFolder
 from grr_coca_study.running import agenda, pace
 from grr_coca_study.running.agenda import Agenda
@@ -86,16 +86,6 @@ def test_a_precision_that_depends_on_the_machine_is_refused(refused, plan):
     (plan.parent / "emoji.yaml").write_text(recipe.replace("precision: fp32", "precision: auto"))
     plan.write_text(PLAN.replace("precision: fp32\n", "", 1))
     assert "precision: 'auto' depends on the machine" in refused("study", "run", plan)
-
-
-def test_a_folder_with_the_rows_of_earlier_code_is_refused(refused, plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("grr_coca_study.running.workers.worker_processes", lambda count: pytest.fail("processes began"))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / EARLIER_LEDGER).touch()
-    for flags in ([], ["--dry-run"]):
-        message = refused("study", "run", plan, "--out", tmp_path / "out", *flags)
-        assert "out: this study was run by earlier code; commit 477a50ee runs its plan" in message
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [EARLIER_LEDGER]
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=str)

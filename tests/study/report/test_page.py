@@ -10,8 +10,6 @@ from PIL import Image
 from synthetic_study import arm, plan, rows_of, write_study
 
 from grr_coca.cli import main
-from grr_coca_study.demo.folder import make_folder
-from grr_coca_study.plan import DemoPlan, read_plan
 from grr_coca_study.report.figures import Panel, forest_plot
 from grr_coca_study.report.page import p_in_words, signed, write_study_report
 from grr_coca_study.rows import CaptionedExample
@@ -98,26 +96,6 @@ def test_columns_without_a_number_are_left_out(tmp_path):
     assert [head.strip() for head in heads.split("|")[4:-1]] == ["change, %", "over images", "seeds", "verdict"]
     text = (folder / "report.md").read_text()
     assert len(re.findall(r"\| +10\.00 \|", text)) == 2, "TFLOP of four stages, of both arms"
-
-
-def test_a_report_with_fewer_figures_removes_those_that_it_made_before(tmp_path, monkeypatch):
-    for name in ("forest_plot", "learning_curves"):
-        monkeypatch.setattr(f"grr_coca_study.report.page.{name}", lambda *_: "<svg></svg>")
-    folder, out = write_study(tmp_path / "study", plan(ARMS[:2], 1), rows_of(ARMS[:2], [0])), tmp_path / "out"
-    out.mkdir()
-    write_study_report(folder, out)
-    made = {path.name for path in (out / "figures").iterdir()}
-    assert {"endpoints.svg", "curves-health.svg"} <= made
-    for name in ("curves-mine.svg", "notes.txt"):
-        (out / "figures" / name).touch()
-    (tmp_path / "mine.svg").touch()
-    with (out / "report.md").open("a") as report:  # of somebody else
-        report.write("\n![a](figures/..%2F..%2Fmine.svg)\n")
-    monkeypatch.setattr("grr_coca_study.report.page.learning_curves", lambda *_: "")
-    write_study_report(folder, out)
-    kept = {name for name in made if not name.startswith("curves-")}
-    assert {path.name for path in (out / "figures").iterdir()} == {*kept, "curves-mine.svg", "notes.txt"}
-    assert (tmp_path / "mine.svg").exists()
 
 
 def test_captions_of_both_models_stand_side_by_side_with_the_image(reported):
@@ -224,7 +202,6 @@ def test_the_report_on_a_demo_has_its_pictures_and_needs_no_scipy(tmp_path, monk
     assert text.count('alt="where grr_coca looks"') == text.count('alt="where baseline_coca looks"') == 1
     assert "<th>snow|man</th>" in text
     assert text.count('alt="snow"') == 2
-    make_folder(folder, read_plan(folder / "plan.yaml", DemoPlan))  # all that is there is a demo's
 
 
 def test_every_split_has_a_line_and_the_domains_their_mean(reported):

@@ -195,7 +195,7 @@ def _import(model: PublishedModel, name: str, folder: Path) -> None:
         NOTES.info("%s: importing it, once", name)
         _convert(weights, origin, folder)
     except OSError as error:
-        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     NOTES.info("%s: is in %s", name, folder)
 
 

@@ -79,7 +79,7 @@ class Index:
             UserError: If the index is not found, another model or a newer version made it, or `batch_size` is below 1.
         """
         if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: must be 1 or more")
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
         store, chosen = (find_store if create else open_store)(str(location)), None
         if store is None:
             chosen = IndexModel(str(DEFAULT if model is None else model), batch_size, engine)

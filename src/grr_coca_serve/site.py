@@ -446,7 +446,7 @@ def write_site(
             (site / "site.json").write_bytes(json_bytes(facts))
             _name_version(site)
     except OSError as error:
-        raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 _BPE_OPTIONS = ("byte_fallback", "ignore_merges", "continuing_subword_prefix")

@@ -171,7 +171,7 @@ class RowFolder:
             sync_folder(self.path)
         except OSError as error:
             raise UserError(
-                f"{path}: could not be written ({error.strerror or error}); free some space: the run is saved, and the "
+                f"{path}: cannot be written ({error.strerror or error}); free some space: the run is saved, and the "
                 "same command continues it"
             ) from error
         return self._row(path) or row

@@ -155,7 +155,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
     def _rename(source: Any, target: Any) -> None:
         if _posix_exists(there(target)):
-            raise FileExistsError(errno.EEXIST, "exists already", os.fspath(source), None, os.fspath(target))
+            raise FileExistsError(errno.EEXIST, "already exists", os.fspath(source), None, os.fspath(target))
         _replace(source, target)
 
     def _replace(source: Any, target: Any) -> None:

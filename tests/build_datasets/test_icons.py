@@ -257,7 +257,7 @@ def test_a_file_and_a_folder_of_something_else_or_the_current_one_are_not_replac
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(empty)
-    with pytest.raises(UserError, match="has no name of its own"):
+    with pytest.raises(UserError, match="has no folder name"):
         icons.build(pytest.fail, Path())
     with pytest.raises(UserError, match="is the current folder, which cannot be replaced"):
         icons.build(pytest.fail, empty)

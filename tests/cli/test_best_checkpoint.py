@@ -33,7 +33,7 @@ def step(run, number):
 
 
 def note(run):
-    return f"{run.folder}: step 1 is used, the best on val; 2 is newest"
+    return f"{run.folder}: using step 1, the best on val; 2 is newest"
 
 
 COMMANDS = {
@@ -93,7 +93,7 @@ def test_a_missing_best_checkpoint_is_replaced_with_a_warning(finished, tmp_path
     folder = shutil.copytree(finished.folder, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "step-000000001")
     assert from_pretrained(folder).step == 2
-    assert "best.json: names step 1, which is not there; step 2, the newest, is used" in caplog.text
+    assert "best.json: names step 1, which does not exist; using step 2, the newest" in caplog.text
 
 
 def test_a_corrupt_name_of_the_best_is_an_error(finished, tmp_path):
@@ -107,5 +107,5 @@ def test_a_revision_of_a_folder_is_an_error(finished, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(finished.folder, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^runs/mine@best: revisions are of models on the hub, and runs/mine is a"):
+    with pytest.raises(UserError, match=r"^runs/mine@best: only models on the hub have revisions, but runs/mine is a"):
         locate_checkpoint("runs/mine@best")

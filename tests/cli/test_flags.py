@@ -55,7 +55,7 @@ def test_a_verb_of_two_words_tells_its_kinds(grr_coca, refused):
         assert said.code == code
         assert "import open_clip" in said.out
         assert "pretrain" not in said.out
-    assert "there is no 'import open_klip'; did you mean 'import open_clip'?" in refused("import", "open_klip", "x")
+    assert "unknown command 'import open_klip'; did you mean 'import open_clip'?" in refused("import", "open_klip", "x")
 
 
 @pytest.mark.parametrize(

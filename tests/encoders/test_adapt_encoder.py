@@ -159,7 +159,7 @@ def test_corrupt_encoder_raises(place):
         folder = place / f"corrupt-{name}"
         shutil.copytree(place / "mine", folder)
         (folder / name).write_bytes(b"{")
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match="corrupt"):
             load(folder)
         (folder / "manifest.json").unlink()
         with pytest.raises(UserError) as raised:
@@ -180,7 +180,7 @@ def test_explain_shows_the_base(grr_coca, place, images, tmp_path):
     pytest.importorskip("matplotlib")
     done = grr_coca("explain", images[0], "-c", place / "mine", "--text", "arrow", "--out", tmp_path / "maps.png")
     assert done.code == 0
-    assert "the maps are those of its base" in done.err
+    assert "the maps are of its base" in done.err
     base = grr_coca("explain", images[0], "--text", "arrow", "--out", tmp_path / "base.png")
     assert base.out.splitlines()[0] == done.out.splitlines()[0]
 
@@ -230,4 +230,4 @@ def test_push_of_a_named_file_raises(grr_coca, place, tmp_path):
     assert adapt(grr_coca, place, "not-public", "--encoder", name).code == 0
     pushed = grr_coca("push", place / "not-public", "me/mine", "--licence", "mit", "--data", "glyphs", "--dry-run")
     assert pushed.code == 2
-    assert f"needs {name}, which others do not have; it cannot be pushed" in pushed.err
+    assert f"needs {name}, which is not public; it cannot be pushed" in pushed.err

@@ -127,7 +127,7 @@ def test_a_damaged_file_is_named(recipe, tmp_path, name):
     content = bytearray((folder / name).read_bytes())
     content[-2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name}: damaged: its checksum differs"):
+    with pytest.raises(UserError, match=rf"{name}: corrupt: its checksum differs"):
         Teacher.read(str(folder))
 
 

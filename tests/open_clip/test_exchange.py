@@ -41,7 +41,7 @@ def test_nothing_that_is_there_is_written_over(refused, hub, tmp_path):
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     before = snapshot(tmp_path)
-    assert "exists already; pass another --out" in refused("import", "open_clip", str(hub), "--out", str(out))
+    assert "already exists; pass another --out" in refused("import", "open_clip", str(hub), "--out", str(out))
     assert snapshot(tmp_path) == before
 
 
@@ -49,5 +49,5 @@ def test_the_current_folder_is_not_replaced(refused, hub, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for out in (".", tmp_path):
         message = refused("import", "open_clip", str(hub), "--out", str(out))
-        assert "is the current folder, which cannot be replaced; give --out a new folder" in message
+        assert "is the current folder, which cannot be replaced; pass a new folder to --out" in message
     assert snapshot(tmp_path) == {}

@@ -233,7 +233,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(hub, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(published, "_convert", convert)
-    with pytest.raises(UserError, match=r"could not be written .No space left on device"):
+    with pytest.raises(UserError, match=r"cannot be written .No space left on device"):
         locate_checkpoint("coca-b32")
     assert sorted(path.name for path in models_cache().iterdir()) == [".coca-b32.lock", "coca-b32.json"]
 

@@ -66,7 +66,7 @@ def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_of_nothing_is_refused(location, batch_size):
-    with pytest.raises(UserError, match=f"^batch_size {batch_size}: must be 1 or more$"):
+    with pytest.raises(UserError, match=f"^batch_size must be at least 1, got {batch_size}$"):
         Index.open(location, create=True, batch_size=batch_size)
 
 

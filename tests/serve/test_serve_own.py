@@ -189,7 +189,7 @@ def test_a_model_without_words_says_so():
     with serving(model="pictograms") as client:
         assert "tags" not in client.get("/info").json()["can"]
         refused = client.post("/caption?tags=3", drawing("guitar"))
-        assert (refused.status, refused.reason()) == (422, "no tags were fitted for this model; icons has them")
+        assert (refused.status, refused.reason()) == (422, "this model has no tags; use icons")
 
 
 def test_sampled_captions_depend_on_the_seed_alone(served):

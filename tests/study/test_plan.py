@@ -41,7 +41,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         ({"sedes": [0]}, "did you mean 'seeds'?"),
         ({"arms": ["grr_coca", "baseline_coca", "grr_coca"]}, "arms: grr_coca is given twice"),
         ({"arms": ["baseline_coca"]}, "arms: a comparison needs two or more"),
-        ({"arms": ["baseline_coca", "grr_cocoa"]}, "study.yaml: arms: there is no preset 'grr_cocoa'; did you mean"),
+        ({"arms": ["baseline_coca", "grr_cocoa"]}, "study.yaml: arms: unknown preset 'grr_cocoa'; did you mean"),
         (other(name="../up"), "arms: '../up' cannot begin the names of files"),
         (other(name=""), "arms: '' cannot begin the names of files"),
         (other(name=".new"), "arms: '.new' cannot begin the names"),
@@ -86,7 +86,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         ),
         (
             other(overrides={"model.image_positions": "sine_cosine"}),
-            "arms: a: model: image_positions 'sine_cosine' fills learned positions of patches, and this preset has",
+            "arms: a: model: image_positions 'sine_cosine' fills learned positions of patches, which this preset",
         ),
         (other(finetune_grid={"seed": [1, 2]}), "arms: a: finetune_grid: seed is given by"),
         (other(finetune_grid={"optimizer.lr": [1]}) | {"finetune": []}, "the plan has no fine-tuning"),

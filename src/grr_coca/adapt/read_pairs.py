@@ -98,7 +98,7 @@ def require_size(source: PairSource, path: str, advice: str = "") -> None:
         UserError: If there are too many or too few pairs.
     """
     if len(source) > MAX_PAIRS:
-        raise UserError(f"{path}: {len(source):,} pairs; adapt takes at most {MAX_PAIRS:,}{advice}")
+        raise UserError(f"{path}: {len(source):,} pairs; adapt accepts at most {MAX_PAIRS:,}{advice}")
     if len(source) < MIN_IMAGES:
         raise UserError(f"{path}: {len(source)} pairs are too few; adapt needs {MIN_IMAGES} images with captions")
 
@@ -242,6 +242,6 @@ def _require_enough(
             f"{path}: {len(features)} different images{cause}; adapt needs at least {MIN_IMAGES}, each with a caption"
         )
     if len({text for own in captions for text in own}) < 2:
-        raise UserError(f"{path}: all captions are equal, so there is nothing to learn; give captions that differ")
+        raise UserError(f"{path}: all captions are equal, so there is nothing to learn; use captions that differ")
     if not np.ptp(features, axis=0).any():
-        raise UserError(f"{path}: all images look the same to the model; give images that differ")
+        raise UserError(f"{path}: all images look the same to the model; use images that differ")

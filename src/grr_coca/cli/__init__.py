@@ -46,22 +46,23 @@ CORE = {
     "finetune": Command("grr_coca.cli.training:finetune", "train a checkpoint further on pairs of another domain"),
     "evaluate": Command(
         "grr_coca.cli.evaluate:evaluate_splits",
-        "losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint on a split",
+        "measure losses, retrieval, captions, zero-shot accuracy or probes of a checkpoint",
     ),
-    "compare": Command("grr_coca.cli.compare:compare_checkpoints", "two checkpoints side by side on the same splits"),
+    "compare": Command("grr_coca.cli.compare:compare_checkpoints", "compare two checkpoints on the same splits"),
     "caption": Command("grr_coca.cli.caption:run", "caption images with a checkpoint", "grr_coca.data.decoding"),
     "embed": Command(
         "grr_coca.cli.embed:run", "embed images or texts as vectors that can be compared", "grr_coca.data.decoding"
     ),
-    "classify": Command("grr_coca.cli.classify:run", "say which of some labels fit images best"),
+    "classify": Command("grr_coca.cli.classify:run", "find the best matching labels of images"),
     "explain": Command(
-        "grr_coca.cli.explain:run", "show where a model looks for each word of a caption, or for a text"
+        "grr_coca.cli.explain:run", "draw heat maps of a model's attention for each word of a caption, or for a text"
     ),
-    "doctor": Command("grr_coca.cli.doctor:run", "show what is installed here, and check that it is whole"),
+    "doctor": Command("grr_coca.cli.doctor:run", "show the installation, and check that its files are intact"),
     "models": Command("grr_coca.cli.info:list_models", "list the models that can be used by name"),
     "data": Command("grr_coca.cli.data:run", "check, count, convert or index image-text pairs, or compute features"),
     "info": Command(
-        "grr_coca.cli.info:describe_preset", "parts, parameters and FLOPs of a preset, or what two presets differ in"
+        "grr_coca.cli.info:describe_preset",
+        "show the parts, parameters and FLOPs of a preset, or the differences of two presets",
     ),
     "track": Command("grr_coca.cli.track:run", "send the log of a run to Weights & Biases or MLflow"),
     "export onnx": Command(
@@ -136,9 +137,9 @@ def exit_code(work: Callable[[], int | None]) -> int:
 def _message(error: OSError) -> str | None:
     """Return the message for an unhandled error, or None if it names no file."""
     if error.errno == errno.ENAMETOOLONG:
-        return f"{str(error.filename or error)[:80]}…: too long for the name of a file"
+        return f"{str(error.filename or error)[:80]}…: too long for a file name"
     if error.filename is None and not _has_folder():
-        return "the current folder does not exist any more; change to another"
+        return "the current folder no longer exists; change to another folder"
     if not isinstance(error.filename, str | bytes):
         return None
     return f"{os.fsdecode(error.filename)}: cannot be read or written ({error.strerror or error})"
@@ -170,7 +171,8 @@ def _dispatch(argv: list[str]) -> int:
 
         helpers.start(command.decoder)
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
-        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")  # its import reads this; it knows neither
+        # The import of tyro reads this; tyro ignores NO_COLOR and does not check for a terminal.
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
     import tyro
     import tyro._resolver
 
@@ -200,7 +202,7 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
         raise UserError(f"unknown command '{first}'; {suggest_name(first, commands)}{again}")
     if rest and rest[0] not in ("-h", "--help"):
         name = f"{first} {rest[0]}"
-        raise UserError(f"there is no '{name}'; {suggest_name(name, kinds)}")
+        raise UserError(f"unknown command '{name}'; {suggest_name(name, kinds)}")
     return first, rest
 
 

@@ -98,7 +98,7 @@ def adapt_with_report(
         )
         shown.update("adapt", 100, "")
     if adapted.images.bad:
-        print(f"{len(adapted.images.bad):,} pairs cannot be used, and are skipped:", file=sys.stderr)
+        print(f"{len(adapted.images.bad):,} pairs cannot be used and are skipped:", file=sys.stderr)
         print_first(adapted.images.bad)
     return adapted
 
@@ -143,12 +143,12 @@ def unseen_by_training(
     seen = {digest for _, digest in _digests(train, -(-len(train) // _MAX_COMPARED))}
     if not any(digest in seen for _, digest in _digests(pairs)):
         return val, False
-    print(f"{folder}: trained on some of these pairs; measured by pairs that training did not see", file=sys.stderr)
+    print(f"{folder}: trained on some of these pairs; measured on held-out pairs", file=sys.stderr)
     if val is None:
         return held, True
     unseen = [place for place, digest in _digests(val) if digest not in seen]
     if not unseen:
-        raise UserError("--val: the run was trained on all of these pairs; pass others, or leave --val out")
+        raise UserError("--val: the run was trained on all of these pairs; pass other pairs, or omit --val")
     return Subset(val, unseen), True
 
 

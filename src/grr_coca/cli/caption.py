@@ -104,7 +104,7 @@ def run(
     with reporting(_open_output(out, sidecar, overwrite, json, found, options.num_captions)) as output:
         num_captioned = sum(image.name in output.done for image in found)
         if num_captioned:
-            print(f"{num_captioned} of {len(found)} images have captions already", file=sys.stderr)
+            print(f"{num_captioned} of {len(found)} images already have captions", file=sys.stderr)
         wanted = [image for image in found if image.name not in output.done and image.name not in output.unusable]
         if not wanted:
             return int(not num_captioned)
@@ -150,9 +150,9 @@ def _require_tags(count: int, *, is_printed: bool) -> None:
     from grr_coca.infer.tags import MAX_TAGS  # late: imports NumPy
 
     if not 0 <= count <= MAX_TAGS:
-        raise UserError(f"--tags {count} is out of range; give 1 to {MAX_TAGS}")
+        raise UserError(f"--tags must be from 1 to {MAX_TAGS}, got {count}")
     if count and not is_printed:
-        raise UserError("--tags are printed, so not with --out, --sidecar and --on ray; give --json for a program")
+        raise UserError("--tags cannot be combined with --out, --sidecar or --on ray; use --json for programs")
 
 
 def _open_output(
@@ -170,9 +170,9 @@ def _open_output(
     """
     asked = [name for name, is_asked in (("--out", out), ("--sidecar", sidecar), ("--json", json)) if is_asked]
     if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)} name different outputs; give one of them")
+        raise UserError(f"{' and '.join(asked)} cannot be combined; use one of them")
     if overwrite and sidecar is None:
-        raise UserError("--overwrite replaces captions beside images; give --sidecar txt or --sidecar xmp too")
+        raise UserError("--overwrite replaces captions next to images; add --sidecar txt or --sidecar xmp")
     if out is not None:
         return CaptionFile(out, images, num_captions)
     if sidecar is not None:

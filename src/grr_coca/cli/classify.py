@@ -67,16 +67,16 @@ def run(
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if top < 1:
-        raise UserError(f"--top {top}: give 1 or more")
+        raise UserError(f"--top must be at least 1, got {top}")
     if min_probability is not None and sidecar is None:
-        raise UserError("--min-probability is about the keywords in XMP files; give --sidecar xmp too")
+        raise UserError("--min-probability applies only to keywords in XMP files; add --sidecar xmp")
     min_share = _MIN_PROBABILITY if min_probability is None else min_probability
     if not 0 <= min_share <= 1:
-        raise UserError(f"--min-probability {min_share:g}: give a number from 0 to 1")
+        raise UserError(f"--min-probability must be from 0 to 1, got {min_share:g}")
     require_batch_size(batch_size)
     names = _class_names(labels)
     if not images and templates:
-        raise UserError("no images; --templates takes all that follows it, so give the images before it")
+        raise UserError("no images given; --templates takes all arguments after it, so pass the images before it")
     from grr_coca.cli.image_work import (  # late: imports NumPy and Pillow
         process_images,
         report_if_none_exists,

@@ -120,7 +120,7 @@ def _recall_table(first: "Mapping[str, Mapping[str, Measure]]", second: "Mapping
                 f"  {name.replace('_', ' '):<18} {measure.value():6.1%} {other.value():7.1%}   "
                 f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
             )
-    return "\n".join([*lines, "equal captions are right answers; an adapted model has no losses"])
+    return "\n".join([*lines, "equal captions are correct answers; an adapted model has no losses"])
 
 
 def _as_json(
@@ -197,7 +197,7 @@ def _why_incomparable(
         return "are means over tokens of different vocabularies"
     if any(one != other for one, other in num_tokens):
         lengths = " and ".join(str(model.config.text_decoder.context_length) for model in models)
-        return f"are of captions that are cut to different lengths (contexts of {lengths} tokens)"
+        return f"are of captions truncated to different lengths (contexts of {lengths} tokens)"
     return None
 
 

@@ -23,7 +23,7 @@ _NUM_SIZES_SHOWN = 5
 _INDEXED_AT_ONCE = 4
 _PAIRS = (
     ".tar shards (file, pattern, folder, s3:, https:), COCO's or Karpathy's JSON (dataset_coco.json#val), Flickr30K's "
-    "or ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images beside .txt files."
+    "or ROCO's files, a CSV, TSV, Parquet or JSON-lines table of paths and captions, or images next to .txt files."
 )
 _PairsArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PAIRS", help=_PAIRS)]
 
@@ -83,8 +83,8 @@ class Features:
     Args:
         out: new folder for the features.
         encoder: timm:NAME, hf:NAME or onnx:FILE; see docs/encoders.md.
-        keep: the mean token of each image, or all of its tokens, which take a hundred times the space.
-        frame: frame drawings first, as `icons` does: their empty border is cut away. Photographs are not changed.
+        keep: the mean token of each image, or all of its tokens, which need a hundred times the space.
+        frame: frame drawings first, as `icons` does: their empty border is cropped. Photographs are not changed.
         given: features that ENCODER has computed elsewhere: .npy, Parquet, HDF5, or a folder with a file an image;
             see docs/encoders.md. Images without any are encoded.
     """
@@ -167,11 +167,11 @@ def _sheet(action: Check, source: "PairSource") -> Path | None:
     if sheet is None:
         return None
     if isinstance(source, ImageFolder) and sheet.resolve().is_relative_to(source.root.resolve()):
-        raise UserError(f"{sheet}: lies among the images and would count as one; give --sheet another folder")
+        raise UserError(f"{sheet}: is among the images and would count as one; pass another folder to --sheet")
     if not sheet.parent.is_dir():
-        raise UserError(f"{sheet}: its folder does not exist; give another --sheet")
+        raise UserError(f"{sheet}: its folder does not exist; pass another --sheet")
     if sheet.is_dir():
-        raise UserError(f"{sheet}: is a folder; give --sheet the name of a PNG file")
+        raise UserError(f"{sheet}: is a folder; pass the name of a PNG file to --sheet")
     require_suffix(sheet, (".png",))
     require_not_an_input(sheet, [action.path])
     require_writable(sheet)
@@ -182,7 +182,7 @@ def _convert(action: Convert) -> int:
     for name in ("pairs_per_shard", "image_size"):
         value: int | None = getattr(action, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     from grr_coca.common.remote import is_url
     from grr_coca.data.convert import Conversion, convert, source_state
     from grr_coca.data.sources.open import open_source
@@ -203,7 +203,7 @@ def _convert(action: Convert) -> int:
         counts = convert(images, conversion, action.out, lambda done: shown.update("convert", done, ""))
     written = counts.pop("written", 0)
     left_out = ", ".join(f"{number:,} {cause}" for cause, number in counts.most_common())
-    print(f"{written:,} images written to {action.out}" + (f"; left out: {left_out}" if left_out else ""))
+    print(f"{written:,} images written to {action.out}" + (f"; excluded: {left_out}" if left_out else ""))
     return int(not written)
 
 
@@ -235,7 +235,7 @@ def _features(action: Features) -> int:
     line += f"; other processes work on {written.num_elsewhere:,}" if written.num_elsewhere else ""
     print(line)
     if written.bad:
-        print(f"{len(written.bad):,} images cannot be read, and have no features:", file=sys.stderr)
+        print(f"{len(written.bad):,} images cannot be read and have no features:", file=sys.stderr)
         print_first(written.bad)
     return int(len(written.bad) == len(images))
 
@@ -289,7 +289,7 @@ def _describe(survey: "Survey") -> str:
 
 
 def _sampled(survey: "Survey") -> str:
-    return "" if survey.num_read == survey.num_pairs else f", {survey.num_read:,} of them looked at"
+    return "" if survey.num_read == survey.num_pairs else f", {survey.num_read:,} of them inspected"
 
 
 def _as_json(survey: "Survey") -> str:

@@ -57,12 +57,12 @@ def run(json: Flag = False) -> int:
             if not all(map(_version, packages.values()))
         },
         "cache": _sizes(user_cache()),
-        "files": f"damaged or missing: {', '.join(damaged)}" if damaged else "whole",
+        "files": f"corrupt or missing: {', '.join(damaged)}" if damaged else "intact",
     }
     print(json_format.dumps(found) if json else "\n".join(_lines(found)))
     if damaged:
         more = f" and {len(damaged) - _MAX_SHOWN} more" if len(damaged) > _MAX_SHOWN else ""
-        raise UserError(f"{', '.join(damaged[:_MAX_SHOWN])}{more}: damaged or missing; install grr-coca again")
+        raise UserError(f"{', '.join(damaged[:_MAX_SHOWN])}{more}: corrupt or missing; install grr-coca again")
     return 0
 
 

@@ -48,10 +48,10 @@ def run(
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
     """
     if bool(images) == bool(texts):
-        raise UserError("give either images or --texts FILE" + (", not both" if texts else " to embed"))
+        raise UserError("pass either images or --texts FILE" + (", not both" if texts else " to embed"))
     for flag, is_given in (("--exclude", bool(exclude)), ("--on ray", on == "ray")):
         if is_given and texts is not None:
-            raise UserError(f"{flag} is about images; leave it out to embed --texts")
+            raise UserError(f"{flag} applies only to images; omit it to embed --texts")
     require_batch_size(batch_size)
     if on == "ray":
         require_extra("ray", "--on ray")

@@ -68,7 +68,7 @@ def evaluate_splits(
     named = {name for name, value in given.items() if value is not None}
     _check(task or "loss", paths, batch_size, named)
     if folds is not None and folds < 1:
-        raise UserError(f"--folds {folds}: a split is cut into 1 part or more")
+        raise UserError(f"--folds must be at least 1, got {folds}")
     if train is not None:
         from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
 
@@ -76,7 +76,7 @@ def evaluate_splits(
     folder = locate_checkpoint(checkpoint)
     task = task or ("retrieval" if is_adapted(folder) else "loss")
     if is_adapted(folder) and task in ("loss", "probe"):
-        raise UserError(f"{folder}: an adapted model has no {task}; give --task retrieval, captioning or zeroshot")
+        raise UserError(f"{folder}: an adapted model has no {task}; use --task retrieval, captioning or zeroshot")
     class_names = None if labels is None else read_class_names(labels)
     sentences = TEMPLATES if templates is None else read_templates(templates)
     if out is not None:  # checked before the images are captioned
@@ -120,9 +120,9 @@ def _check(task: Task, data: tuple[str, ...], batch_size: int, given: set[str]) 
     if task == "probe":
         require_extra("probe", "--task probe")
         if "train" not in given:
-            raise UserError("a probe is trained: give --train PATH, images with their classes")
+            raise UserError("a probe needs training images with their classes; pass --train PATH")
     if "out" in given and len(data) > 1:
-        raise UserError(f"--out takes the captions of one split, here are {len(data)}; evaluate one at a time")
+        raise UserError(f"--out takes the captions of one split, got {len(data)} splits; evaluate one at a time")
 
 
 def require_splits(paths: tuple[str, ...]) -> None:
@@ -132,7 +132,7 @@ def require_splits(paths: tuple[str, ...]) -> None:
         UserError: no path is given, or a path does not exist.
     """
     if not paths:
-        raise UserError("nothing to evaluate on; give --data PATH [PATH …]: shards, a folder or another file of pairs")
+        raise UserError("no split given; pass --data PATH [PATH …]: shards, a folder or another file of pairs")
     from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
 
     for path in paths:
@@ -247,7 +247,7 @@ def _print_losses(
             shown = "  ".join(f"{_short(metric)} {_share(interval)}" for metric, interval in metrics.items())
             print(f"  {name:<17}{shown}")
         print(f"  {'chance':<17}" + "  ".join(f"{k} {share:.1%}" for k, share in e.chance.items()))
-        print("  equal captions are right answers; in brackets: 95 % intervals over images\n")
+        print("  equal captions are correct answers; in brackets: 95 % intervals over images\n")
 
 
 def _short(metric: str) -> str:

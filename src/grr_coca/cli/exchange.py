@@ -73,7 +73,7 @@ def push(
         info = read_encoder_info(folder)
         if info is not None:
             if not (folder / ENCODER_GRAPH).exists() and name_without_folders(info.name) != info.name:
-                raise UserError(f"{folder}: needs {info.name}, which others do not have; it cannot be pushed")
+                raise UserError(f"{folder}: needs {info.name}, which is not public; it cannot be pushed")
             print(f"so is its image encoder, {info.name}; the licence of its weights: {info.licence}", file=sys.stderr)
     files = hub.files_to_push(folder)
     card = hub.model_card(folder, hub_id, data, licence, None if figures is None else hub.read_figures(figures))

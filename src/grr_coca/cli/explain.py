@@ -32,7 +32,7 @@ def run(
     out = out or Path(f"{image.stem}-explained.png")
     require_suffix(out, (".png",))
     require_not_an_input(out, [image])
-    require_extra("torch", "finding where a model looks")
+    require_extra("torch", "computing heat maps")
     require_extra("report", "drawing heat maps")
     data = read_file_bytes(image)
     folder = locate_checkpoint(checkpoint)
@@ -54,6 +54,6 @@ def run(
         summary = f"cosine with '{text}': {found.similarity:.3f}"
         png = text_picture(preprocess.cut(opened), text, found)
     if is_adapted(folder):
-        print(f"{folder}: adapted; the maps are those of its base", file=sys.stderr)
+        print(f"{folder}: an adapted model; the maps are of its base", file=sys.stderr)
     write_output(out, lambda file: file.write(png))
     print(f"{summary}\nheat maps are in {out}")

@@ -43,7 +43,7 @@ def require_batch_size(batch_size: int) -> None:
         UserError: the batch size is below 1.
     """
     if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: give 1 or more")
+        raise UserError(f"--batch-size must be at least 1, got {batch_size}")
 
 
 def joined(lists: tuple[tuple[T, ...], ...]) -> tuple[T, ...]:

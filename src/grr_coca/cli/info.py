@@ -41,7 +41,7 @@ def describe_preset(
     configs = [get_preset(name, size) for name in names]
     context = min(config.text_decoder.context_length for config in configs)
     if text_length is not None and not _MIN_LENGTH <= text_length <= context:
-        raise UserError(f"--text-length {text_length} is out of range; give {_MIN_LENGTH} to {context}")
+        raise UserError(f"--text-length must be from {_MIN_LENGTH} to {context}, got {text_length}")
     require_extra("torch", "counting parameters and FLOPs of a preset")
     from grr_coca.model.anatomy import count_parameters, flops_per_pair  # late: imports torch
     from grr_coca.model.build import build_without_weights

@@ -81,7 +81,7 @@ def report_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
     if count:
         print(
             f"{count:,} of {len(unfamiliar):,} images are unlike those that this model was trained on, so nothing was "
-            f"written beside them; for photographs, add -c {FOR_PHOTOGRAPHS}",
+            f"written for them; for photographs, add -c {FOR_PHOTOGRAPHS}",
             file=sys.stderr,
         )
 
@@ -95,7 +95,7 @@ def program_args() -> list[str]:
 def report_stop(stop: KeyboardInterrupt | Interruption) -> int:
     """Report that a signal stopped a demo or a study, and return the exit code."""
     number = stop.number if isinstance(stop, Interruption) else signal.SIGINT
-    print(f"{signal.Signals(number).name}: what was trained is saved, and the same command continues", file=sys.stderr)
+    print(f"{signal.Signals(number).name}: progress is saved; run the same command to continue", file=sys.stderr)
     return 128 + number
 
 
@@ -107,7 +107,7 @@ def require_new_folder(folder: Path) -> None:
     """
     if folder.is_dir() and not any(folder.iterdir()):
         if folder.samefile(Path.cwd()):  # a shell would stay in the old folder
-            raise UserError(f"{folder}: is the current folder, which cannot be replaced; give --out a new folder")
+            raise UserError(f"{folder}: is the current folder, which cannot be replaced; pass a new folder to --out")
         return
     if folder.exists():
-        raise UserError(f"{folder}: exists already; pass another --out, or remove it first")
+        raise UserError(f"{folder}: already exists; pass another --out, or remove it first")

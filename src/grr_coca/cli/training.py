@@ -98,8 +98,9 @@ def finetune(
     """
     resolved = _read_recipe(recipe, data, seed)
     if checkpoint is None:
-        # Fine-tuning must not silently start from random weights: such models give every image the same caption.
-        raise UserError("fine-tuning starts from a checkpoint: give --checkpoint FOLDER, or use `grr-coca pretrain`")
+        # Fine-tuning must not silently start from random weights: such models generate the same caption for every
+        # image.
+        raise UserError("fine-tuning starts from a checkpoint; pass --checkpoint FOLDER, or use `grr-coca pretrain`")
     folder = locate_checkpoint(checkpoint)
     require_not_adapted(folder, "finetune")
 
@@ -267,5 +268,5 @@ def _resume_from(out: Path, recipe: "Recipe", resume: bool, origin: "Origin | No
     if resume:
         return resume_point(out, recipe, origin)
     if (out / "checkpoints").exists():
-        raise UserError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+        raise UserError(f"{out}: already has a run; continue it with --resume, or pass another --out")
     return None

@@ -120,7 +120,7 @@ def read_yaml(path: Path, kind: str) -> object:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; give a {kind}, which is a YAML file") from error
+        raise UserError(f"{path}: is a folder; pass a {kind}, which is a YAML file") from error
     except (OSError, yaml.YAMLError, ValueError, KeyError, IndexError, RecursionError) as error:
         # PyYAML raises the last four for values that resemble a date (2024-13-45) or another type, and for lists
         # that are nested too deeply.
@@ -155,7 +155,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in args:
             written = value if isinstance(value, str) else _shown(value)
-            raise UserError(f"{where}: {_shown(value)} is not a choice; {suggest_name(written, map(str, args))}")
+            raise UserError(f"{where}: invalid value {_shown(value)}; {suggest_name(written, map(str, args))}")
         return value
     if origin is tuple:
         return _convert_tuple(args, value, where)
@@ -226,7 +226,7 @@ def _strict_loader() -> type:
                     continue
                 if (key.tag, key.value) in seen:
                     line = key.start_mark.line + 1
-                    raise UserError(f"line {line}: the key '{key.value}' is given twice; keep one, with all its values")
+                    raise UserError(f"line {line}: the key '{key.value}' is a duplicate; keep one, with all its values")
                 seen.add((key.tag, key.value))
             return node
 

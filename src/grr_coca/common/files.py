@@ -55,7 +55,7 @@ def require_path(path: str) -> None:
         UserError: If the path is empty.
     """
     if not path:
-        raise UserError("an empty path; give files or folders, `.` for this folder")
+        raise UserError("empty path; pass files or folders, `.` for this folder")
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -96,7 +96,7 @@ def read_errors(path: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; give a file") from error
+        raise UserError(f"{path}: is a folder; pass a file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:  # a null byte in a path, or an offset below 0
@@ -142,7 +142,7 @@ def read_lines(path: Path) -> dict[int, str]:
         raise UserError(f"{path}: not UTF-8 text ({error})") from error
     lines = {number: " ".join(line.split()) for number, line in enumerate(text.splitlines(), start=1)}
     if not any(lines.values()):
-        raise UserError(f"{path}: holds no text; expected one text per line")
+        raise UserError(f"{path}: has no text; expected one text per line")
     return {number: line for number, line in lines.items() if line}
 
 
@@ -325,7 +325,7 @@ def require_own_name(folder: Path) -> None:
         UserError: If the path has no name.
     """
     if folder.name in ("", ".."):
-        raise UserError(f"{folder}: has no name of its own; give a new folder")
+        raise UserError(f"{folder}: has no folder name; pass a new folder")
 
 
 def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
@@ -343,7 +343,7 @@ def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
         except OSError as error:
             raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
         if not is_whole:
-            raise UserError(f"{path}: damaged: its checksum differs from the manifest")
+            raise UserError(f"{path}: corrupt: its checksum differs from the manifest")
 
 
 def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
@@ -356,12 +356,12 @@ def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{folder / MANIFEST}: missing or damaged ({error})") from error
+        raise UserError(f"{folder / MANIFEST}: missing or corrupt ({error})") from error
     for name in listed:
         if "\0" in name:
-            raise UserError(f"{folder / MANIFEST}: damaged: {name!r} is not a file name")
+            raise UserError(f"{folder / MANIFEST}: corrupt: {name!r} is not a file name")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{folder / MANIFEST}: lists {name}, which is outside of its folder")
+            raise UserError(f"{folder / MANIFEST}: lists {name}, which is outside its folder")
     return listed
 
 

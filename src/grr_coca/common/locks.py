@@ -100,7 +100,7 @@ def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
         is_removed = removed is None or _is_removed(removed)
         unlock_descriptor(descriptor)
     os.close(descriptor)
-    if is_ours and not is_removed and removed is not None:  # Windows removes no open file, so also none of a new holder
+    if is_ours and not is_removed and removed is not None:  # Windows removes no open file, so none of a new holder
         _is_removed(removed)
 
 

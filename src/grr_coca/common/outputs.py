@@ -69,10 +69,10 @@ def _require_replaceable(path: Path) -> None:
     """
     with disk_errors(path):
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the name of a file")
+            raise UserError(f"{path}: is a folder; pass a file name")
         is_other = path.exists() and not path.is_file()
     if is_other:
-        raise UserError(f"{path}: is a device or a pipe, not a file; give the name of a file")
+        raise UserError(f"{path}: is a device or a pipe; pass a file name")
 
 
 def require_not_an_input(path: Path, inputs: Iterable[str | Path]) -> None:
@@ -82,7 +82,7 @@ def require_not_an_input(path: Path, inputs: Iterable[str | Path]) -> None:
         UserError: If it is one of the inputs, under any name.
     """
     if any(_is_same(path, given) for given in inputs):
-        raise UserError(f"{path}: is an input, and would be overwritten; give another name")
+        raise UserError(f"{path}: is an input and would be overwritten; pass another path")
 
 
 def _is_same(path: Path, given: str | Path) -> bool:
@@ -100,5 +100,5 @@ def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
     """
     suffix = path.suffix.lower()
     if suffix not in suffixes:
-        raise UserError(f"{path}: '{suffix}' is not the suffix of a format; {suggest_name(suffix, suffixes)}")
+        raise UserError(f"{path}: unsupported format '{suffix}'; {suggest_name(suffix, suffixes)}")
     return suffix

@@ -111,8 +111,8 @@ def require_no_credentials(url: str) -> str:
     what = "a query" if query else "a user or password" if at and (":" in user or scheme.startswith("http")) else None
     if what is not None:
         raise UserError(
-            f"{scheme}://{host}{slash}{path}: was given with {what}, where credentials may be, and recipes and logs "
-            "are shared; leave it out, and give credentials in the environment (docs/data.md)"
+            f"{scheme}://{host}{slash}{path}: has {what}, which may contain credentials, but recipes and logs "
+            "are shared; omit it, and set credentials in the environment (docs/data.md)"
         )
     return url
 
@@ -132,7 +132,7 @@ def expand_braces(pattern: str) -> list[str]:
     for piece in pieces:
         count *= len(piece)
     if count > _MAX_NAMES:
-        raise UserError(f"{pattern}: stands for {count:,} files (limit {_MAX_NAMES:,})")
+        raise UserError(f"{pattern}: represents {count:,} files (limit {_MAX_NAMES:,})")
     return ["".join(parts) for parts in itertools.product(*pieces, [pattern[end:]])]
 
 
@@ -311,7 +311,7 @@ def _tried(
             if number >= _WARN_FROM:
                 _log.warning("%s: %s; trying again in %g s", url, reason, pause)
         time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _is_missing(error: BaseException) -> bool:
@@ -377,7 +377,7 @@ def _new_filesystem(scheme: str, url: str) -> Any:
     from fsspec.registry import known_implementations
 
     if scheme not in known_implementations and scheme not in fsspec.registry:
-        raise UserError(f"{url}: fsspec knows no '{scheme}:'; use s3:, https: or a path on this machine")
+        raise UserError(f"{url}: fsspec does not support '{scheme}:'; use s3:, https: or a path on this machine")
     try:
         return fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
     except ImportError as error:

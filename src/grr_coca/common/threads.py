@@ -223,7 +223,7 @@ class Batches:
             UserError: If the batch size is below 1, or a single item does not fit into memory.
         """
         if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: must be 1 or more")
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
         results: list[Result] = []
 
         def batches() -> Iterable[Sequence[Item]]:

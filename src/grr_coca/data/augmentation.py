@@ -141,16 +141,16 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise UserError(f"scale {self.scale} is out of range; give two numbers above 0, the smaller one first")
+            raise UserError(f"scale must be two numbers above 0, the smaller one first, got {self.scale}")
         for key in (field.name for field in fields(self) if field.name != "scale"):
             value, limit = getattr(self, key), 180 if key == "rotate" else 1
             if not 0 <= value <= limit:
-                raise UserError(f"{key} {value} is out of range; give 0 to {limit}")
+                raise UserError(f"{key} must be from 0 to {limit}, got {value}")
         for keys in (("blend", "swap"), ("recolour", "tint", "shape", "paint")):
             share = sum(getattr(self, key) for key in keys)
             if share > 1:
                 named = " and ".join(key for key in keys if getattr(self, key))
-                raise UserError(f"{named} are {share:g} together, which is out of range; give 1 or less")
+                raise UserError(f"the sum of {named} must be at most 1, got {share:g}")
 
     def draw(self, rng: np.random.Generator) -> Change:
         """Draw a random change."""

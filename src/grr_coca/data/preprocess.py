@@ -64,14 +64,14 @@ class Framing:
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 0.5:
-            raise UserError(f"margin {self.margin} is out of range; give 0 or more, and less than 0.5")
+            raise UserError(f"margin must be at least 0 and below 0.5, got {self.margin}")
         if not 0 <= self.tolerance <= 255:
-            raise UserError(f"tolerance {self.tolerance} is out of range; give 0 to 255")
+            raise UserError(f"tolerance must be from 0 to 255, got {self.tolerance}")
         for name in ("min_share", "max_shift"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)} is out of range; give 0 to 1")
+                raise UserError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if not 1 <= self.max_enlargement < math.inf:
-            raise UserError(f"max_enlargement {self.max_enlargement} is out of range; give 1 or more")
+            raise UserError(f"max_enlargement must be at least 1, got {self.max_enlargement}")
 
     def frame(self, image: Image.Image) -> "Frame | None":
         """The square around the drawing of an RGB image; None if the image stays as it is."""

@@ -225,14 +225,16 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
             numbers of captions and of reference lists differ.
     """
     if not hypotheses:
-        raise UserError("there is no caption to score")
+        raise UserError("no caption to score")
     if isinstance(hypotheses, str):
-        raise UserError(f"captions must be a list of texts, not the one text '{hypotheses}'")
+        raise UserError(f"captions must be a list of texts, got the text '{hypotheses}'")
     if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses)} captions, but references of {len(references)} images; give as many")
+        raise UserError(
+            f"{len(hypotheses)} captions, but references for {len(references)} images; pass one list per caption"
+        )
     single = next((refs for refs in references if isinstance(refs, str)), None)
     if single is not None:
-        raise UserError(f"the references of each image must be a list of texts, not the one text '{single}'")
+        raise UserError(f"the references of each image must be a list of texts, got the text '{single}'")
     bare = next((index for index, refs in enumerate(references) if not refs), None)
     if bare is not None:
         raise UserError(f"image {bare} has no reference caption to score against")

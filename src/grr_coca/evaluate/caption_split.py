@@ -49,10 +49,10 @@ def caption_split(
         UserError: If the split is empty, a pair is invalid, or a number is below 1.
     """
     if batch_size < 1 or (max_images is not None and max_images < 1):
-        raise UserError(f"batch_size {batch_size} and max_images {max_images}: give 1 or more")
+        raise UserError(f"batch_size and max_images must be at least 1, got {batch_size} and {max_images}")
     images = images_of(source)
     if not images:
-        raise UserError("an empty split: there is no image to caption")
+        raise UserError("an empty split: no image to caption")
     if max_images is not None and max_images < len(images):
         images = [images[index * len(images) // max_images] for index in range(max_images)]
     model = ImageTextModel(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
@@ -92,7 +92,7 @@ def write_captions(captioned: CaptionedSplit, path: Path) -> None:
         # A name that is not UTF-8 holds lone surrogates, which become JSON's escapes.
         write_whole(resolve_link(path), "".join(lines).encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise UserError(f"{path}: the captions could not be written ({error.strerror or error})") from error
+        raise UserError(f"{path}: the captions cannot be written ({error.strerror or error})") from error
 
 
 def _references(source: PairSource, pairs: Sequence[int]) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Measure:
         """
         mine, theirs = len(self.statistics), len(other.statistics)
         if mine != theirs:
-            raise UserError(f"a paired comparison needs the same images, but there are {mine} and {theirs}")
+            raise UserError(f"a paired comparison needs the same images, got {mine} and {theirs}")
         differences = self._resampled() - other._resampled()
         return _interval(self.value() - other.value(), differences)
 

@@ -113,7 +113,7 @@ def _labelled(
     path: str,
 ) -> LabelledImages:
     if not labels:
-        raise UserError(f"{path}: no image with a label in it")
+        raise UserError(f"{path}: no labelled image found")
     known = check_class_names(sorted(set(labels)) if class_names is None else class_names, path)
     index = {name: number for number, name in enumerate(known)}
     targets = tuple(find_class(label, index, str(name)) for label, name in zip(labels, names, strict=True))
@@ -128,7 +128,7 @@ def _class_folders(root: Path) -> list[Path]:
     classes = [folder for folder in visible if _images(folder)]
     for folder in visible if classes else ():
         if folder not in classes and _has_images_below(folder):
-            raise UserError(f"{folder}: its images lie in subfolders; move all images of a class into one folder")
+            raise UserError(f"{folder}: its images are in subfolders; move all images of a class into one folder")
     return classes
 
 

@@ -126,7 +126,7 @@ def linear_probe(train: np.ndarray, targets: np.ndarray, test: np.ndarray, seed:
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(targets)) < 2:
-        raise UserError("a probe needs training images of two classes or more")
+        raise UserError("a probe needs training images of at least two classes")
     fit, held_out = split_for_validation(targets, seed)
     scores = {}
     for strength in STRENGTHS:
@@ -152,5 +152,7 @@ def split_for_validation(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np
         held_out.append(members[: len(members) // VALIDATION_EVERY])
     validation = np.sort(np.concatenate(held_out))
     if not len(validation):
-        raise UserError(f"no class has {VALIDATION_EVERY} training images or more, so none can be kept for validation")
+        raise UserError(
+            f"no class has {VALIDATION_EVERY} training images or more, so none can be held out for validation"
+        )
     return np.setdiff1d(np.arange(len(targets)), validation), validation

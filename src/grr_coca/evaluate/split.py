@@ -190,16 +190,16 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
         UserError: If the split has too few pairs.
     """
     if batch_size < 1:
-        raise UserError(f"evaluation batch size {batch_size}: give 1 or more")
+        raise UserError(f"evaluation batch size must be at least 1, got {batch_size}")
     # If there are enough images, their captions need not be read.
     count = len(source) if len(source) >= batch_size else len(every_caption(source))
     if count < batch_size:
         if not count:
-            raise UserError(f"an empty split: a contrastive loss at batch size {batch_size} needs as many pairs")
-        where = f"{source.name(0)} and the pairs beside it"
+            raise UserError(f"an empty split: a contrastive loss at batch size {batch_size} needs that many pairs")
+        where = f"{source.name(0)} and the pairs next to it"
         raise UserError(
-            f"{where}: a contrastive loss at batch size {batch_size} needs as many pairs, and there are {count}; "
-            f"give more pairs, or a batch size (in a recipe evaluation: batch_size) of {count} or less"
+            f"{where}: a contrastive loss at batch size {batch_size} needs at least that many pairs, got {count}; "
+            f"add pairs, or set the batch size (in a recipe evaluation: batch_size) to {count} or less"
         )
 
 

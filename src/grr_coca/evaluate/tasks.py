@@ -44,7 +44,7 @@ def split_gallery(checkpoint: Checkpoint | ImageTextModel, source: PairSource, b
         UserError: If the split is empty, or a pair is invalid.
     """
     if not len(source):
-        raise UserError("an empty split: there is nothing to search")
+        raise UserError("an empty split: nothing to search")
     if isinstance(checkpoint, Checkpoint):
         return gallery_of(pair_results(checkpoint, every_caption(source), batch_size))
     return embedded_gallery(checkpoint, source, batch_size)
@@ -62,7 +62,9 @@ def measure_retrieval(
     """
     gallery = split_gallery(checkpoint, source, batch_size)
     if not 1 <= num_folds <= len(gallery.image):
-        raise UserError(f"{num_folds} folds of {len(gallery.image)} images: give 1 to {len(gallery.image)} folds")
+        raise UserError(
+            f"the number of folds must be from 1 to {len(gallery.image)} (the number of images), got {num_folds}"
+        )
     parts = folds(gallery, num_folds)
     by_fold = [retrieve(part, right) for part in parts]
     found = _joined(by_fold, parts)

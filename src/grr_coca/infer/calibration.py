@@ -69,7 +69,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if {len(row) for row in (self.mean, self.precision, *self.precision)} != {NUM_STATISTICS}:
-            raise UserError(f"'mean' and 'precision' are not those of {NUM_STATISTICS} statistics")
+            raise UserError(f"'mean' and 'precision' do not have the shapes of {NUM_STATISTICS} statistics")
 
     def confidence(self, log_probs: Sequence[float]) -> float:
         """Return the probability that a caption is exactly right, from the log-probabilities of its tokens."""

@@ -38,9 +38,9 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
             differ only in case and spaces.
     """
     if isinstance(names, str):
-        raise UserError(f"{where}: give a list of texts, not the one text '{names}'")
+        raise UserError(f"{where}: expected a list of texts, got the text '{names}'")
     if len(names) < 2:
-        raise UserError(f"{where}: classification needs two labels or more, and there are {len(names)}")
+        raise UserError(f"{where}: classification needs at least two labels, got {len(names)}")
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(names, start=1):
         numbers.setdefault(" ".join(name.split()).lower(), []).append(number)
@@ -75,9 +75,9 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
         UserError: If no template is given, or a template has no placeholder.
     """
     if isinstance(templates, str):
-        raise UserError(f"templates must be a list of texts, not the one text '{templates}'")
+        raise UserError(f"templates must be a list of texts, got the text '{templates}'")
     if not templates:
-        raise UserError(f"there is no template; '{PLACE}' is the label alone")
+        raise UserError(f"no template given; pass '{PLACE}' to use the bare labels")
     for template in templates:
         _require_place(template, "")
     # Not `str.format`, because names and templates may contain other braces.
@@ -103,7 +103,7 @@ def find_class(name: str, index: dict[str, int], where: str) -> int:
         UserError: If no class has this name.
     """
     if name not in index:
-        raise UserError(f"{where}: the label '{name}' is not one of the {len(index)} classes; {_hint(name, index)}")
+        raise UserError(f"{where}: unknown label '{name}' ({len(index)} classes exist); {_hint(name, index)}")
     return index[name]
 
 

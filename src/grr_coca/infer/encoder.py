@@ -111,7 +111,7 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
     if info.preprocess.framing is not None:
         encoder = framed(encoder, info.preprocess.framing)
     if encoder.info.digest != info.digest:
-        raise UserError(f"{info.name}: has other weights or another preprocessing than the encoder of these features")
+        raise UserError(f"{info.name}: its weights or preprocessing differ from those of the encoder of these features")
     return encoder
 
 

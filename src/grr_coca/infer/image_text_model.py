@@ -178,7 +178,7 @@ class ImageTextModel:
             UserError: If the model was not loaded from a folder.
         """
         if self.folder is None:
-            raise UserError("a model that was not loaded from a folder has no fingerprint; save it, and load it")
+            raise UserError("a model that was not loaded from a folder has no fingerprint; save it and load it")
         return fingerprint(self.folder)
 
     def caption(
@@ -350,7 +350,7 @@ class ImageTextModel:
         """
         many, is_single = as_list(images)
         if not 1 <= num_tags <= MAX_TAGS:
-            raise UserError(f"num_tags {num_tags} is out of range; give 1 to {MAX_TAGS}")
+            raise UserError(f"num_tags must be from 1 to {MAX_TAGS}, got {num_tags}")
         described = self.describe_many(many, batch_size=batch_size, on_progress=on_progress, num_tags=num_tags)
         return described[0].tags if is_single else [description.tags for description in described]
 
@@ -368,7 +368,7 @@ class ImageTextModel:
         """
         numbers = None if self.folder is None else read_tag_numbers(self.folder)
         if numbers is None:
-            raise UserError("no tags were fitted for this model; icons has them")
+            raise UserError("this model has no tags; use icons")
         assert self.folder is not None
         stored = read_tag_vectors(self.folder, len(numbers.words)) if self._has_stored_weights else None
         return Tagger(numbers, self.embed_texts(list(numbers.words)) if stored is None else stored)
@@ -422,7 +422,7 @@ class ImageTextModel:
         def work(batch: _Numbered) -> list[bool]:
             return fitted.are_unfamiliar(self._pixels(batch))
 
-        return list(self._run("looking at images", images, batch_size, work, None))
+        return list(self._run("inspecting images", images, batch_size, work, None))
 
     def warn_if_unsuitable(self) -> None:
         """Warn once if the checkpoint marks its embeddings as unsuitable for search and labels."""
@@ -602,5 +602,5 @@ def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> Gen
     names = [field.name for field in fields(options)]
     for name in changes:
         if name not in names:
-            raise UserError(f"captioning has no option '{name}'; {suggest_name(name, names)}")
+            raise UserError(f"unknown captioning option '{name}'; {suggest_name(name, names)}")
     return replace(options, **changes) if changes else options  # type: ignore[arg-type]

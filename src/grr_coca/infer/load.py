@@ -134,7 +134,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     path, name = Path(named), str(named)
     scheme, colon, _ = name.partition(":")
     if colon and not path.exists() and plugins.named("grr_coca.loaders", scheme) is not None:
-        raise UserError(f"{name}: first convert it: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
+        raise UserError(f"{name}: convert it first: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
     shipped = shipped_folder(name)
     provider = _provider_of(name) if shipped is None else None
     if shipped is not None or provider is not None:
@@ -145,13 +145,11 @@ def locate_checkpoint(named: str | Path) -> Path:
     if path.exists() or len(Path(name.partition("@")[0]).parts) > 2:
         return find_model(path)
     if (before := Path(name.partition("@")[0])).is_dir():
-        raise UserError(f"{name}: revisions are of models on the hub, and {before} is a folder here; use that name")
+        raise UserError(f"{name}: only models on the hub have revisions, but {before} is a local folder; use that name")
     if _HUB_NAME.fullmatch(name):
         return find_model(_fetch(name))
     published = [known for provider in plugins.values("grr_coca.models") for known in provider.names]
-    raise UserError(
-        f"{name}: no such folder, and no model of this name; {suggest_name(name, [*shipped_names(), *published])}"
-    )
+    raise UserError(f"{name}: no folder or model has this name; {suggest_name(name, [*shipped_names(), *published])}")
 
 
 def is_on_hub(name: str) -> bool:
@@ -172,7 +170,7 @@ def _fetch(hub_id: str) -> Path:
     Raises:
         UserError: If the repository cannot be downloaded.
     """
-    require_extra("hub", f"{hub_id}: no such folder, and downloading it from the Hugging Face hub")
+    require_extra("hub", f"{hub_id}: not a folder; downloading it from the Hugging Face hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -181,10 +179,12 @@ def _fetch(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[*MODEL_FILES, MANIFEST]))
     except HFValidationError as error:
-        raise UserError(f"{hub_id}: no such folder, and not a name that the Hugging Face hub accepts") from error
+        raise UserError(f"{hub_id}: not a folder, and not a valid name on the Hugging Face hub") from error
     except Exception as error:  # without a connection, its type depends on the version of the client
         cause = first_line(error)
-        raise UserError(f"{hub_id}: no such folder, and no download from the Hugging Face hub ({cause})") from error
+        raise UserError(
+            f"{hub_id}: not a folder, and cannot be downloaded from the Hugging Face hub ({cause})"
+        ) from error
 
 
 def _holds_checkpoint(path: Path) -> bool:
@@ -219,7 +219,7 @@ def choose_engine(
             is needed and not installed.
     """
     if engine not in get_args(EngineChoice):
-        raise UserError(f"engine '{engine}' does not exist; {suggest_name(engine, get_args(EngineChoice))}")
+        raise UserError(f"unknown engine '{engine}'; {suggest_name(engine, get_args(EngineChoice))}")
     if engine == "torch":
         return _torch(folder, "the engine 'torch'")
     if engine == "onnx" or is_quantized(folder):
@@ -282,13 +282,13 @@ def _may_have_gpu() -> bool:
 
 def _onnx(folder: Path) -> "EngineName":
     if find_spec("onnxruntime") is None:
-        raise UserError("onnxruntime is not installed, and comes with grr-coca; pip install onnxruntime")
+        raise UserError("onnxruntime is missing, although grr-coca requires it; pip install onnxruntime")
     if not has_graphs(folder):
         raise UserError(f"{folder}: has no ONNX graphs; write them: grr-coca export onnx -c {folder} --out FOLDER")
     # Graphs in int8 refer to their source checkpoint, which may be absent.
     if not is_quantized(folder) and read_json(folder / MANIFEST).get("checkpoint") != base_fingerprint(folder):
         raise UserError(
-            f"{folder}: the ONNX graphs are those of another checkpoint; write them again: grr-coca export onnx "
+            f"{folder}: the ONNX graphs belong to another checkpoint; write them again: grr-coca export onnx "
             f"-c {folder} --out FOLDER"
         )
     return "onnx"
@@ -303,4 +303,4 @@ def _torch(folder: Path, what: str) -> "EngineName":
 def _require_cpu(folder: Path, device: "str | torch.device | None") -> None:
     if device is not None and str(device) != "cpu":
         model = "a model in int8" if is_quantized(folder) else "the engine 'onnx'"
-        raise UserError(f"device '{device}': {model} runs on the CPU alone; leave the device out")
+        raise UserError(f"device '{device}': {model} runs only on the CPU; omit the device")

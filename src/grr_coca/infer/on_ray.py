@@ -121,8 +121,8 @@ class _Worker:
             os.chdir(folder)
         except OSError as error:
             self._lacks = UserError(
-                f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}), where "
-                "relative paths start; give absolute paths that all machines see"
+                f"--on ray: {folder}: a machine of the cluster cannot open this folder ({error.strerror}), but "
+                "relative paths start there; use absolute paths that exist on all machines"
             )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -69,9 +69,9 @@ class TagNumbers:
 
     def __post_init__(self) -> None:
         if not self.words or not len(self.words) == len(self.counts) == len(self.tag_counts):
-            raise UserError("'words', 'counts' and 'tag_counts' are not of one length, or empty")
+            raise UserError("'words', 'counts' and 'tag_counts' must have the same length, and not be empty")
         if len(self.weights) != len(EVIDENCE):
-            raise UserError(f"'weights' are not {len(EVIDENCE)} numbers: {', '.join(EVIDENCE)}")
+            raise UserError(f"'weights' must have {len(EVIDENCE)} numbers: {', '.join(EVIDENCE)}")
 
 
 def read_tag_numbers(folder: Path) -> TagNumbers | None:
@@ -120,7 +120,9 @@ def with_beams(options: GenerationOptions) -> GenerationOptions:
         UserError: If captions are sampled.
     """
     if options.temperature is not None:
-        raise UserError("tags are taken from the likeliest captions, so not with temperature; leave one of them out")
+        raise UserError(
+            "tags and temperature cannot be combined, as tags use the most likely captions; omit one of them"
+        )
     beams = options.num_beams if options.num_beams > 1 else _BEAMS
     return replace(options, num_beams=beams, num_captions=max(options.num_captions, min(beams, _BEAMS)))
 

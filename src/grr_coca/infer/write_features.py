@@ -40,10 +40,10 @@ class WrittenFeatures:
     """Result of `write_features`.
 
     Attributes:
-        num_written: Images that this process has encoded.
+        num_written: Number of images that this process has encoded.
         num_given: Images whose features this process has taken from elsewhere.
-        num_elsewhere: Images of shards that other processes work on.
-        bad: Errors of images that cannot be read.
+        num_elsewhere: Number of images in shards of other processes.
+        bad: Errors for images that cannot be read.
     """
 
     num_written: int = 0

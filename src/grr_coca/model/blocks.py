@@ -53,7 +53,7 @@ class ConvStem(nn.Module):
         self.patch_size = patch_size
         self.num_features = embed_dim
         halvings = patch_size.bit_length() - 1
-        assert patch_size == 2**halvings, "the config refuses this"
+        assert patch_size == 2**halvings, "the config rejects this"
         channels = [3, *(max(1, embed_dim >> halving) for halving in reversed(range(halvings)))]
         self.stages = nn.ModuleList(
             ConvStage(Convolution(before, after), norm(after)) for before, after in pairwise(channels)

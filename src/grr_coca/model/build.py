@@ -282,7 +282,7 @@ def sine_cosine_positions(model: CoCa) -> None:
     position = model.image_encoder.position
     if not isinstance(position, LearnedPosition):
         raise UserError(
-            "model: image_positions 'sine_cosine' fills learned positions of patches, and this preset has none; "
+            "model: image_positions 'sine_cosine' fills learned positions of patches, which this preset does not have; "
             "remove image_positions"
         )
     num_positions, dim = position.embedding.shape
@@ -307,7 +307,7 @@ def _end_of(branch: nn.Module) -> nn.Linear:
     """Return the matrix that ends a residual branch. It is named `out_proj` or `down_proj`."""
     ends = [child for name, child in branch.named_children() if name in ("out_proj", "down_proj")]
     assert len(ends) == 1, (
-        f"{type(branch).__name__} is a residual branch; name the matrix that ends it out_proj or down_proj, so that it "
+        f"{type(branch).__name__} is a residual branch; name its last matrix out_proj or down_proj, so that it "
         "is initialised smaller"
     )
     return cast(nn.Linear, ends[0])

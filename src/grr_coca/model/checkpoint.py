@@ -82,7 +82,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
         with whole_folder(folder) as partial:
             write_files(checkpoint, weights, partial)
     except OSError as error:
-        raise UserError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+        raise UserError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error
 
 
 def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
@@ -95,7 +95,7 @@ def _require_model_of(config: CoCaConfig, model: nn.Module) -> None:
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             shape, of_config = found.get(name, "missing"), wanted.get(name, "nothing")
-            raise UserError(f"the model's {name} is {shape}, and its config expects {of_config}; nothing was written")
+            raise UserError(f"the model's {name} is {shape}, but its config expects {of_config}; nothing was written")
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -107,7 +107,7 @@ def _require_replaceable(folder: Path) -> None:
     """Check that a folder holds only a checkpoint, as its content will be deleted."""
     if not folder.is_dir():
         if folder.exists():
-            raise UserError(f"{folder}: is a file, but a checkpoint is a folder; give another name")
+            raise UserError(f"{folder}: expected a checkpoint folder, found a file; pass another path")
         return
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     if not found:
@@ -120,7 +120,7 @@ def _require_replaceable(folder: Path) -> None:
     strange = next((name for name in found if name not in known), None)
     if strange is not None:
         raise UserError(
-            f"{folder}: holds {strange}, which is not part of a checkpoint and would be deleted; give a new folder, "
+            f"{folder}: holds {strange}, which is not part of a checkpoint and would be deleted; pass a new folder, "
             "or delete this one first"
         )
 
@@ -169,7 +169,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from error
+        raise UserError(f"{path}: corrupt, or not a safetensors file ({error})") from error
 
 
 def from_pretrained(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:

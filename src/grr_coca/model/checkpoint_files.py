@@ -115,9 +115,9 @@ def _used_checkpoint(run: Path, steps: Mapping[int, Path]) -> Path:
         return steps[newest]
     best = from_dict(_Best, read_json(path), str(path)).step
     if best not in steps:
-        NOTES.warning("%s: names step %d, which is not there; step %d, the newest, is used", path, best, newest)
+        NOTES.warning("%s: names step %d, which does not exist; using step %d, the newest", path, best, newest)
         return steps[newest]
-    NOTES.info("%s: step %d is used, the best on val%s", run, best, "" if best == newest else f"; {newest} is newest")
+    NOTES.info("%s: using step %d, the best on val%s", run, best, "" if best == newest else f"; {newest} is newest")
     return steps[best]
 
 
@@ -137,7 +137,7 @@ def find_checkpoint(path: Path) -> Path:
     folder = find_model(path)
     if is_quantized(folder):
         raise UserError(
-            f"{folder}: a model in int8, which runs in ONNX Runtime alone; give the checkpoint that it was made from"
+            f"{folder}: a model in int8, which runs only in ONNX Runtime; pass the checkpoint that it was made from"
         )
     return folder
 
@@ -170,7 +170,7 @@ def require_not_adapted(folder: Path, what: str) -> None:
     """
     if is_adapted(folder):
         base = read_json(folder / ADAPTED).get("base")
-        raise UserError(f"{folder}: {what} does not take adapted models; use the base of this one, {base}")
+        raise UserError(f"{folder}: {what} does not support adapted models; use its base, {base}")
 
 
 def has_graphs(folder: Path) -> bool:
@@ -273,13 +273,13 @@ def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> st
     for path, value in values.items():
         choices = {FIXED_KEYS[path], *(architecture.keys[path] for architecture in installed.values())}
         if value not in choices:
-            raise UserError(f"{where}: {'.'.join(path)}: {value!r} is not a choice; use {_quoted(choices)}")
+            raise UserError(f"{where}: {'.'.join(path)}: must be one of {_quoted(choices)}, got {value!r}")
     other, own = (
         next(".".join(path) for path, value in values.items() if (value == FIXED_KEYS[path]) is is_own)
         for is_own in (False, True)
     )
     raise UserError(
-        f"{where}: {own} has the value of CoCa's own architecture, but {other} has not; a model has all parts of one "
+        f"{where}: {own} has the value of CoCa's own architecture, but {other} does not; a model has all parts of one "
         f"architecture; installed are {_quoted([OWN, *installed])}"
     )
 
@@ -365,7 +365,7 @@ def require_fitting(files: CheckpointFiles, folder: Path) -> None:
         raise UserError(f"{path}: has the id {largest_id:,}, but the ids of the model are below {known:,}")
     if image_size != side:
         path = folder / "preprocess.json"
-        raise UserError(f"{path}: image_size is {image_size}, but the model takes images of {side} pixels")
+        raise UserError(f"{path}: image_size is {image_size}, but the model uses images of {side} pixels")
 
 
 def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
@@ -390,7 +390,7 @@ def _verify(folder: Path) -> None:
         verify_folder(folder, MODEL_FILES if is_download else None)
     except UserError as error:
         if folder.parent == models_cache():
-            raise UserError(f"{error}; delete {folder}, and it is imported again") from error
+            raise UserError(f"{error}; delete {folder} to import it again") from error
         raise
 
 
@@ -399,12 +399,12 @@ def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":
 
     if cleaning not in (choices := get_args(Cleaning)):
         raise UserError(
-            f"{path.with_name('config.json')}: text_cleaning: {cleaning!r} is not a choice; use {_quoted(choices)}"
+            f"{path.with_name('config.json')}: text_cleaning: must be one of {_quoted(choices)}, got {cleaning!r}"
         )
     try:
         return Tokenizer.from_json(path.read_text(encoding="utf-8"), cast("Cleaning", cleaning))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the tokenizer is damaged ({error})") from error
+        raise UserError(f"{path}: the tokenizer is corrupt ({error})") from error
 
 
 # --- Bundled models

@@ -36,9 +36,9 @@ _MAX_PATCHES = 2**18
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value is None or value >= 1, f"{name} {value} must be 1 or more")
+        _require(value is None or value >= 1, f"{name} {value} must be at least 1")
         largest = _MAX_LAYERS if name == "num_layers" else _MAX_SIZE
-        _require(value is None or value <= largest, f"{name} is too large; give {largest:,} or less")
+        _require(value is None or value <= largest, f"{name} must be at most {largest:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class TransformerConfig:
         _require_positive(self, "num_layers", "embed_dim", "num_heads", "hidden_dim")
         _require(
             self.embed_dim % self.num_heads == 0,
-            f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}",
+            f"embed_dim {self.embed_dim} must be divisible by num_heads {self.num_heads}",
         )
         channels = {"rope_2d": 4, "rope_1d": 2}.get(self.position, 1)
         _require(
@@ -104,16 +104,16 @@ class ImageEncoderConfig:
         _require_positive(self, "image_size", "patch_size")
         if self.stem == "convolutional":
             self._require_power_of_two()
-        _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be 0 or more")
+        _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be at least 0")
         if self.image_size % self.patch_size:
             raise UserError(
-                f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
-                f"the nearest that are: {nearest_multiples(self.image_size, self.patch_size)}"
+                f"image_size {self.image_size} must be divisible by patch_size {self.patch_size}; "
+                f"the nearest multiples are {nearest_multiples(self.image_size, self.patch_size)}"
             )
         _require(
             self.num_patches <= _MAX_PATCHES,
             f"image_size {self.image_size} with patch_size {self.patch_size} makes {self.num_patches:,} patches; "
-            f"at most {_MAX_PATCHES:,} are possible",
+            f"the maximum is {_MAX_PATCHES:,}",
         )
 
     def _require_power_of_two(self) -> None:
@@ -138,7 +138,7 @@ class ImageEncoderConfig:
 
 
 def _require_text_position(transformer: TransformerConfig) -> None:
-    _require(transformer.position != "rope_2d", "position 'rope_2d' is for images; text takes 'rope_1d'")
+    _require(transformer.position != "rope_2d", "position 'rope_2d' is for images; use 'rope_1d' for text")
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,9 @@ class TextDecoderConfig:
 
     def __post_init__(self) -> None:
         _require_text_position(self.transformer)
-        _require(self.context_length >= 4, f"context_length {self.context_length} holds no word; use 4 or more")
+        _require(
+            self.context_length >= 4, f"context_length {self.context_length} leaves no room for a word; use 4 or more"
+        )
         _require_positive(self, "vocab_size", "context_length")
 
 
@@ -187,7 +189,7 @@ class PoolersConfig:
         _require_positive(self, "num_queries", "num_heads")
         _require(
             self.arrangement != "shared" or (self.num_queries or 0) > 1,
-            f"arrangement 'shared' needs two queries or more, not {self.num_queries}",
+            f"arrangement 'shared' needs at least two queries, got {self.num_queries}",
         )
 
 

@@ -87,8 +87,8 @@ model.similarity("image.jpg", ["a cat", "a dog"])
 
 ## Limits
 
-{caution}- It knows what its training pairs show, with their errors and prejudices, and may write what is not there.
-- No one has looked for how it treats people of different groups: do not let it decide about people.
+{caution}- It reflects its training pairs, including their errors and biases, and may describe things that are absent.
+- It has not been evaluated for bias between groups of people: do not use it for decisions about people.
 
 ## Licence
 
@@ -190,9 +190,9 @@ def model_card(
     config, card, start = read_json(folder / "config.json"), _shipped_card(folder), find_start(folder)
     licence = _utf8((licence or "").strip()) or (card.licence if card else None)
     if licence is None:
-        began = f" (it began from {start.name}: {start.card.licence})" if start and start.card else ""
+        began = f" (it started from {start.name}: {start.card.licence})" if start and start.card else ""
         raise UserError(
-            f"{folder}: its licence is unknown{began}; give --licence, such as apache-2.0, mit or cc-by-4.0"
+            f"{folder}: its licence is unknown{began}; pass --licence, such as apache-2.0, mit or cc-by-4.0"
         )
     try:
         preset, step = str(config["preset"]), int(config["step"])
@@ -235,7 +235,7 @@ def _encoder_lines(folder: Path) -> list[str]:
     kind = "contains" if (folder / ENCODER_FILES[2]).exists() else "needs"
     return [
         "",
-        f"The model {kind} the image encoder `{about.get('name')}`, which others have trained. The SHA-256 of its "
+        f"The model {kind} the image encoder `{about.get('name')}`, trained by others. The SHA-256 of its "
         f"weights is {about.get('weights')}, their licence: {about.get('licence')}.",
     ]
 
@@ -247,7 +247,7 @@ def check_hub_id(hub_id: str) -> None:
         UserError: If the name is invalid.
     """
     if not HUB_ID.fullmatch(hub_id):
-        raise UserError(f"'{hub_id}' is not a name on the Hugging Face hub; give OWNER/NAME")
+        raise UserError(f"'{hub_id}' is not a valid name on the Hugging Face hub; use OWNER/NAME")
 
 
 def files_to_push(folder: Path) -> dict[str, bytes | Path]:
@@ -317,7 +317,7 @@ def _count_in_header(path: Path) -> int:
         with safe_open(path, framework="numpy") as weights:
             return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the weights are damaged ({error})") from error
+        raise UserError(f"{path}: the weights are corrupt ({error})") from error
 
 
 def _trained(step: int, start: Start | None) -> str:
@@ -329,8 +329,8 @@ def _trained(step: int, start: Start | None) -> str:
 def _data_lines(data: str, start: Start | None) -> Iterator[str]:
     yield data or "Not stated."
     if start is not None:
-        of_start = f", which was trained for {start.step:,} steps" if start.step else ""
-        yield f"\nTraining began from the weights of `{start.name}`{of_start}."
+        of_start = f", trained for {start.step:,} steps" if start.step else ""
+        yield f"\nTraining started from the weights of `{start.name}`{of_start}."
         if start.card is not None:
             yield f"Its data: {start.card.data}. Its licences: {start.card.licence}."
 
@@ -348,7 +348,7 @@ def _utf8(text: str) -> str:
 
 def _figures(figures: Figures) -> Iterator[str]:
     if not figures:
-        yield "None were measured."
+        yield "No metrics were measured."
         return
     yield "With 95 % intervals: bootstraps over the images of a split, not over seeds."
     yield from ("", "| split | metric | value |", "|---|---|---|")
@@ -370,7 +370,7 @@ def _require_valid(card: str, hub_id: str) -> None:
         ModelCard(card).validate()
     except ValueError as error:
         raise UserError(
-            f"{hub_id}: nothing was uploaded: the Hugging Face hub refuses the card ({_line(error)})"
+            f"{hub_id}: nothing was uploaded: the Hugging Face hub rejects the card ({_line(error)})"
         ) from error
 
 
@@ -383,7 +383,7 @@ def _hub_errors(hub_id: str, hint: str = "") -> Iterator[None]:
     except UserError:
         raise
     except HFValidationError as error:
-        raise UserError(f"'{hub_id}' is not a name that the Hugging Face hub accepts ({_line(error)})") from error
+        raise UserError(f"'{hub_id}' is not a valid name on the Hugging Face hub ({_line(error)})") from error
     except HfHubHTTPError as error:
         raise UserError(_http_message(hub_id, error.response.status_code, error) + hint) from error
     except Exception as error:  # without a connection, the type of the error depends on the version of the client
@@ -392,14 +392,14 @@ def _hub_errors(hub_id: str, hint: str = "") -> Iterator[None]:
 
 def _http_message(hub_id: str, status: int, error: Exception) -> str:
     if status == 409:
-        return f"{hub_id}: a repository of this name exists; give another, or --update to add a commit to it"
+        return f"{hub_id}: a repository of this name exists; pass another name, or --update to add a commit to it"
     if status in (401, 403):
         owner = hub_id.partition("/")[0]
         return (
             f"{hub_id}: no permission to write to '{owner}' on the Hugging Face hub; log in by `hf auth login`, or set "
-            "HF_TOKEN to a token that may write there"
+            "HF_TOKEN to a token with write permission"
         )
-    return f"{hub_id}: the Hugging Face hub refused the request ({_line(error)})"
+    return f"{hub_id}: the Hugging Face hub rejected the request ({_line(error)})"
 
 
 def _line(error: Exception) -> str:

@@ -118,9 +118,7 @@ def captioning_loss(
         ValueError: If the numbers of states and labels differ.
     """
     if states.shape[0] != labels.shape[0]:
-        raise ValueError(
-            f"{states.shape[0]} states and {labels.shape[0]} labels: every token of a caption needs its label"
-        )
+        raise ValueError(f"{states.shape[0]} states and {labels.shape[0]} labels: the numbers must be equal")
     sums = _LinearCrossEntropy.apply(states, lm_head, labels, z_weight)
     return CaptioningLoss(*(part / (labels.shape[0] if num_tokens is None else num_tokens) for part in sums))
 
@@ -313,7 +311,7 @@ def sibling_loss(rows: EmbeddedPairs, columns: EmbeddedPairs) -> Float[Tensor, "
         rows: The pairs whose part is computed.
         columns: All pairs of the batch. The rows are compared with them, excluding equal images.
     """
-    assert rows.thing_ids is not None, "the batches of a run with this loss have ids of things"
+    assert rows.thing_ids is not None, "the batches of a run with this loss have ids of concepts"
     assert columns.thing_ids is not None
     same = rows.image_ids[:, None] == columns.image_ids  # b B
     siblings = (rows.thing_ids[:, None] == columns.thing_ids) & ~same
@@ -379,6 +377,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             RuntimeError: If second derivatives are requested, which would silently be zero.
         """
         if torch.is_grad_enabled():
-            raise RuntimeError("the captioning loss can be differentiated only once, so not with create_graph=True")
+            raise RuntimeError("the captioning loss can be differentiated only once; do not use create_graph=True")
         by_state, by_head = ctx.saved_tensors
         return by_sum * by_state, by_sum * by_head, None, None

@@ -63,7 +63,7 @@ class Size:
             if dim is not None and dim % (default // heads):
                 width = default // heads
                 raise UserError(
-                    f"{name}_dim {dim} is no multiple of {width}, the width of an attention head; the nearest: "
+                    f"{name}_dim {dim} must be a multiple of {width}, the width of an attention head; the nearest: "
                     f"{nearest_multiples(dim, width)}"
                 )
             if dim is not None:
@@ -310,7 +310,7 @@ def get_preset(name: str, size: str | Size) -> CoCaConfig:
         UserError: If the preset or the size does not exist; the message names the nearest name.
     """
     if name not in PRESETS:
-        raise UserError(f"there is no preset '{name}'; {suggest_name(name, PRESETS)}")
+        raise UserError(f"unknown preset '{name}'; {suggest_name(name, PRESETS)}")
     return PRESETS[name](size)
 
 
@@ -342,5 +342,5 @@ def size_of(size: str | Size) -> Size:
     if isinstance(size, Size):
         return size
     if size not in SIZES:
-        raise UserError(f"there is no size '{size}'; {suggest_name(size, SIZES)}")
+        raise UserError(f"unknown size '{size}'; {suggest_name(size, SIZES)}")
     return SIZES[size]

@@ -40,7 +40,7 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
         return checkpoint
     if context_length < text.context_length:
         raise UserError(
-            f"context_length {context_length} is shorter than that of the checkpoint, {text.context_length}; "
+            f"context_length {context_length} is shorter than the checkpoint's, {text.context_length}; "
             "a context can only become longer"
         )
     config = replace(

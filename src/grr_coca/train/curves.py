@@ -46,7 +46,7 @@ def draw_curves(folder: Path, best_step: int | None) -> None:
     try:
         write_whole(folder / CURVES_FILE, _picture(train, val, best_step))
     except OSError as error:
-        log.warning("%s: could not be written (%s)", folder / CURVES_FILE, error.strerror or error)
+        log.warning("%s: cannot be written (%s)", folder / CURVES_FILE, error.strerror or error)
 
 
 def _picture(train: Rows, val: Rows, best_step: int | None) -> bytes:

@@ -381,6 +381,6 @@ def _open_folder(out: Path, recipe: Recipe, origin: Origin | None) -> None:
         if origin is not None:
             save_origin(origin, out)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{out}: a file, where the run folder should be; pass another --out") from error
+        raise UserError(f"{out}: expected a run folder, found a file; pass another --out") from error
     except OSError as error:
         raise DiskError(f"{out}: the run folder cannot be written to ({error.strerror})") from error

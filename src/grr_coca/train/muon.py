@@ -59,7 +59,7 @@ class Muon(Optimizer):
     def _momentum_update(self, matrix: Tensor) -> Tensor:
         """Apply Nesterov momentum: move the gradient towards the running mean of all gradients."""
         state, gradient = self.state[matrix], matrix.grad
-        assert gradient is not None, "matrices without a gradient are left out"
+        assert gradient is not None, "matrices without a gradient are skipped"
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         mean = state["momentum_buffer"].lerp_(gradient, 1 - self._momentum)

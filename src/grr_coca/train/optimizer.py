@@ -217,7 +217,7 @@ def _build(model: CoCa, recipe: OptimizerRecipe) -> list[Optimizer]:
     # `fused` makes one pass over weights, gradients and state instead of a dozen.
     optimizers: list[Optimizer] = [AdamW(by_adamw, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if by_muon:
-        assert recipe.muon_precision != "auto", "`resolve_precision` replaces it before"
+        assert recipe.muon_precision != "auto", "`resolve_precision` has replaced it"
         groups = _groups(by_muon, rates, recipe.weight_decay)
         optimizers.append(Muon(groups, lr=recipe.lr, precision=recipe.muon_precision))
     return optimizers
@@ -298,7 +298,7 @@ class Ema:
         """
         differing = sorted(state.keys() ^ {*self._average, NUM_UPDATES})
         if differing:
-            raise ValueError(f"the state does not fit the model: they differ in the parameter {differing[0]}")
+            raise ValueError(f"the state does not match the model: they differ in the parameter {differing[0]}")
         self._copy(state, self._average)
         self._num_updates = int(state[NUM_UPDATES])
 

@@ -108,7 +108,7 @@ class ModelRecipe:
         _require_at_least(0, num_registers=self.num_registers)
         _require_finite(pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
         if not self.pixel_std > 0:
-            raise UserError(f"pixel_std {self.pixel_std} is out of range; give more than 0")
+            raise UserError(f"pixel_std must be above 0, got {self.pixel_std}")
 
     def config(self, vocab_size: int) -> CoCaConfig:
         """Return the full config of the model with a vocabulary of this size.
@@ -127,7 +127,7 @@ class ModelRecipe:
         config = get_preset(self.preset, size)
         if self.captions_from == "patches" and config.poolers.arrangement == "shared":
             raise UserError(
-                f"captions_from 'patches' does not fit preset '{self.preset}', whose one pooler gives captions and "
+                f"captions_from 'patches' does not fit preset '{self.preset}', whose only pooler serves captions and "
                 "embeddings; remove captions_from"
             )
         if self.captions_from is not None:
@@ -173,7 +173,9 @@ class TokenizerRecipe:
 
     def __post_init__(self) -> None:
         if (self.kind == "file") is (self.path is None):
-            raise UserError("kind 'file' and path, the place of a tokenizer.json, belong together; set both or none")
+            raise UserError(
+                "kind 'file' and path, the location of a tokenizer.json, must be set together; set both or none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +218,7 @@ class DataRecipe:
         _require_share(**{f"mix: {path}": share for path, share in self.mix.items()})
         _require_share(mix=sum(self.mix.values()))
         if not 0 <= self.siblings <= 0.5:
-            raise UserError(f"siblings {self.siblings} is out of range; give 0 to 0.5")
+            raise UserError(f"siblings must be from 0 to 0.5, got {self.siblings}")
         _require_visits(self.mix)
         _require_at_least(1, batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
         _require_at_least(0, num_workers=self.num_workers)
@@ -249,12 +251,12 @@ class OptimizerRecipe:
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
-            raise UserError(f"layer_decay {self.layer_decay} is out of range; give more than 0, and 1 at most")
+            raise UserError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         rates = {f"learning_rates: {part}": rate for part, rate in self.learning_rates.items()}
         _require_at_least(0.0, lr=self.lr, weight_decay=self.weight_decay, **rates)
         _require_finite(lr=self.lr, weight_decay=self.weight_decay, **rates)
-        if not self.clip_norm > 0:  # 0 would scale every gradient to nothing
-            raise UserError(f"clip_norm {self.clip_norm} is out of range; give more than 0, or .inf for no clipping")
+        if not self.clip_norm > 0:  # 0 would scale every gradient to 0
+            raise UserError(f"clip_norm must be above 0, or .inf for no clipping, got {self.clip_norm}")
         for beta in self.betas:
             _require_share(betas=beta)
 
@@ -302,9 +304,11 @@ class LossRecipe:
         _require_at_least(0.0, **weights)
         _require_finite(**weights)
         if not self.contrastive_weight and not self.captioning_weight:
-            raise UserError("contrastive_weight and captioning_weight are both 0, so that nothing is learned; set one")
+            raise UserError(
+                "contrastive_weight and captioning_weight are both 0, so nothing is learned; set one of them"
+            )
         if self.z_loss_weight and not self.captioning_weight:
-            raise UserError("z_loss_weight needs the captioning loss, whose captioning_weight is 0; set it to 0 too")
+            raise UserError("z_loss_weight needs the captioning loss, whose captioning_weight is 0; also set it to 0")
 
     @property
     def weights(self) -> "LossWeights":
@@ -345,15 +349,15 @@ class TeacherRecipe:
     def __post_init__(self) -> None:
         for name, value in (("weight", self.weight), ("temperature", self.temperature)):
             if not value > 0:
-                raise UserError(f"{name} {value} is out of range; give more than 0")
+                raise UserError(f"{name} must be above 0, got {value}")
         _require_finite(weight=self.weight, temperature=self.temperature)
         last = f"or train with commit {_LAST_WITH_WORDS}, the last that had them"
         if self.words is None:
-            raise UserError(f"words is missing, which meant 128 words a step; set words: 0 for none, {last}")
+            raise UserError(f"words is missing, which meant 128 words per step; set words: 0 for none, {last}")
         if self.words:
-            raise UserError(f"words {self.words}: only captions are taught; set words: 0, {last}")
+            raise UserError(f"words {self.words}: no longer supported; set words: 0, {last}")
         if self.soft_targets:
-            raise UserError(f"soft_targets {self.soft_targets}: there are none; set soft_targets: 0, {last}")
+            raise UserError(f"soft_targets {self.soft_targets}: no longer supported; set soft_targets: 0, {last}")
 
 
 @dataclass(frozen=True)
@@ -475,7 +479,7 @@ class Recipe:
             )
         if self.checkpoints.keep_best in CAPTION_SCORES and not self.evaluation.num_captions:
             raise UserError(
-                f"checkpoints: keep_best {self.checkpoints.keep_best} scores captions, and there are none: "
+                f"checkpoints: keep_best {self.checkpoints.keep_best} scores captions, but no captions are made: "
                 "set evaluation: num_captions"
             )
 
@@ -498,17 +502,17 @@ class Recipe:
             lower = count // num_processes * num_processes
             fitting = " or ".join(str(size) for size in (lower, lower + num_processes) if size)
             raise UserError(
-                f"data: batch_size {count} cannot be shared evenly among {num_processes} processes; give {fitting}"
+                f"data: batch_size {count} cannot be shared evenly among {num_processes} processes; use {fitting}"
             )
 
     def _check_gradient_checkpointing(self) -> None:
         share = self.gradient_checkpointing
         if not 0 <= share <= 1:
-            raise UserError(f"gradient_checkpointing {share} is out of range; give 0 to 1")
+            raise UserError(f"gradient_checkpointing must be from 0 to 1, got {share}")
         if 0 < share < 1 and not self.compile:
             raise UserError(
                 f"gradient_checkpointing {share}: a value between 0 and 1 needs the compiler; set compile: true, "
-                "or gradient_checkpointing: 1, which keeps only the inputs of blocks"
+                "or gradient_checkpointing: 1, which stores only the inputs of blocks"
             )
 
 
@@ -535,7 +539,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     mix: dict[str, float] = {}
     for source, share in data.mix.items():
         if absolute(source) in mix:
-            raise UserError(f"data: mix: {source} is given twice, in two spellings; keep one, with the whole share")
+            raise UserError(f"data: mix: {source} is a duplicate in another spelling; keep one, with the total share")
         mix[absolute(source)] = share
     data = replace(
         data,
@@ -581,21 +585,21 @@ def _require_at_least(bound: float, **numbers: float | None) -> None:
     """Reject numbers below the bound, and NaN. None represents a missing key."""
     for name, number in numbers.items():
         if number is not None and not number >= bound:
-            raise UserError(f"{name} {number} is out of range; give {bound} or more")
+            raise UserError(f"{name} must be at least {bound}, got {number}")
 
 
 def _require_share(**numbers: float) -> None:
     """Reject numbers outside [0, 1)."""
     for name, number in numbers.items():
         if not 0 <= number < 1:
-            raise UserError(f"{name} {number} is out of range; give 0 or more, and less than 1")
+            raise UserError(f"{name} must be at least 0 and below 1, got {number}")
 
 
 def _require_finite(**numbers: float) -> None:
     """Reject infinity and NaN."""
     for name, number in numbers.items():
         if not math.isfinite(number):
-            raise UserError(f"{name} {number} is out of range; give a finite number")
+            raise UserError(f"{name} must be finite, got {number}")
 
 
 def _require_visits(mix: Mapping[str, float]) -> None:
@@ -606,9 +610,9 @@ def _require_visits(mix: Mapping[str, float]) -> None:
     """
     shares = mixture_shares(mix)
     of_train, *of_others = visits_in_period(shares)
-    never, minimum = f"none of {PERIOD:,} samples would come from there", f"more than {1 / PERIOD:g}"
+    never, minimum = f"none of {PERIOD:,} samples would be from it", f"more than {1 / PERIOD:g}"
     if not of_train:
-        raise UserError(f"mix: {shares[0]:g}, the share left for train, is out of range: {never}; leave {minimum}")
+        raise UserError(f"mix: the share left for train, {shares[0]:g}, is too small: {never}; leave {minimum}")
     for (path, share), visits in zip(mix.items(), of_others, strict=True):
         if not visits:
-            raise UserError(f"mix: {path} {share:g} is out of range: {never}; give {minimum}, or remove it")
+            raise UserError(f"mix: {path} {share:g} is too small: {never}; set {minimum}, or remove it")

@@ -83,9 +83,9 @@ def _require_same_origin(origin: Origin, out: Path) -> None:
     before = from_dict(Origin, read_json(path), str(path))
     if before.fingerprint != origin.fingerprint:
         raise UserError(
-            f"{path}: the run began from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
-            f"to continue that run, give the same --checkpoint (if that is gone, delete {START_FILE}); "
-            "to start another run, give another --out"
+            f"{path}: the run started from {before.checkpoint}, whose files differ from those of {origin.checkpoint}; "
+            f"to continue that run, pass the same --checkpoint (if that is gone, delete {START_FILE}); "
+            "to start another run, pass another --out"
         )
 
 
@@ -162,7 +162,7 @@ class CheckpointStore:
                 write_whole(self.folder / BEST_FILE, f'{{"step": {best_step}}}\n'.encode())
             self._tidy(step, best_step)
         except OSError as error:
-            raise DiskError(f"{folder}: the checkpoint could not be written ({error.strerror or error})") from error
+            raise DiskError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint whose files match their manifest. A corrupt one is skipped with a warning."""
@@ -170,7 +170,7 @@ class CheckpointStore:
             try:
                 verify_folder(folder)
             except UserError as error:
-                log.warning("%s; going back to the checkpoint before it", error)
+                log.warning("%s; trying the checkpoint before it", error)
             else:
                 return folder
         return None
@@ -299,15 +299,15 @@ def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Pat
         if damaged := checkpoints_by_step(folder):
             raise NoReadableCheckpointError(
                 f"{folder}: none of its checkpoints can be read ({len(damaged)} found, see the warnings); "
-                "if the disk was away, give the same command again; to start this run anew, delete that folder"
+                "if the disk was unavailable, run the same command again; to restart this run, delete that folder"
             )
         return None
     path = out / "recipe.yaml"
     for key, wanted, found in differences(with_numerics_of(recipe, point), load_recipe(path)):
         if not key.startswith(FREE_KEYS):
             raise UserError(
-                f"{path}: the run there has {key} {found}, not {wanted}; to continue it, give the same recipe; "
-                "to start another run, give another --out"
+                f"{path}: the run there has {key} {found}, not {wanted}; to continue it, pass the same recipe; "
+                "to start another run, pass another --out"
             )
     if origin is not None:
         _require_same_origin(origin, out)

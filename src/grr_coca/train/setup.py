@@ -204,8 +204,8 @@ def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
         key, value, found = differing[0]
         raise UserError(
             f"the checkpoint holds a '{start.preset}', not the '{wanted.preset}' of size '{wanted.size}' "
-            f"that the recipe asks for: {key} is {found}, not {value}; remove the key 'model' from the recipe to "
-            "take what the checkpoint holds"
+            f"that the recipe requests: {key} is {found}, not {value}; remove the key 'model' from the recipe to "
+            "use the checkpoint's model"
         )
     return start
 
@@ -216,8 +216,8 @@ def _require_only_sizes(model: ModelRecipe) -> None:
         model, ModelRecipe(image_size=model.image_size, context_length=model.context_length)
     ):
         raise UserError(
-            f"model: {key} {value}: fine-tuning keeps the model of its checkpoint, and changes image_size and "
-            "context_length only; remove that key"
+            f"model: {key} {value}: fine-tuning keeps the model of its checkpoint, and can change only image_size and "
+            "context_length; remove that key"
         )
 
 
@@ -234,7 +234,7 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
         is_held_out = _held_out(pairs)
         pairs, val = Subset(pairs, np.flatnonzero(~is_held_out)), Subset(pairs, np.flatnonzero(is_held_out))
     if not len(pairs):
-        raise UserError(f"{recipe.data.train}: no pair is left to train on; give more pairs, or data: val")
+        raise UserError(f"{recipe.data.train}: no pair is left to train on; add pairs, or set data: val")
     if recipe.data.mix:
         pairs = Chain([pairs, *map(open_source, recipe.data.mix)])
     return pairs, every_caption(val)
@@ -318,9 +318,11 @@ def sound_validation(val: PairSource, ranks: Ranks) -> PairSource:
     sound = np.concatenate([found for found, _ in parts])
     bad = [fault for _, found in parts for fault in found]
     if bad and not len(sound):
-        raise UserError(f"no validation pair can be read, the first: {bad[0]}; `grr-coca data check` lists all")
+        raise UserError(
+            f"no validation pair can be read, the first error is: {bad[0]}; `grr-coca data check` lists all"
+        )
     if bad and ranks.is_first:
-        log.warning("%d of %d validation pairs are left out as broken, the first: %s", len(bad), len(val), bad[0])
+        log.warning("%d of %d validation pairs are invalid and excluded, the first: %s", len(bad), len(val), bad[0])
     return Subset(val, sound)
 
 
@@ -409,7 +411,7 @@ def _require_no_vocab_size(tokenizer: TokenizerRecipe) -> None:
     """
     if tokenizer.vocab_size != TokenizerRecipe.vocab_size:
         fixed = (
-            "whose vocabulary has 49,408 ids" if tokenizer.kind == "clip" else "whose vocabulary is that of the file"
+            "whose vocabulary has 49,408 ids" if tokenizer.kind == "clip" else "whose vocabulary is fixed by the file"
         )
         raise UserError(
             f"tokenizer: vocab_size {tokenizer.vocab_size} does not fit kind '{tokenizer.kind}', {fixed}; "
@@ -453,10 +455,10 @@ def dry_run(recipe: Recipe, start: Checkpoint, ranks: Ranks) -> str:
         [
             f"model        {start.preset}, {parameters:,} parameters, {device.type}",
             f"first loss   {losses[0]:.3f}",
-            f"data         {num_pairs:,} pairs, {recipe.data.batch_size} a batch",
+            f"data         {num_pairs:,} pairs, {recipe.data.batch_size} per batch",
             f"steps        {steps:,}, {epochs:.1f} epochs",
             f"peak memory  {_peak_memory(device)}",
-            f"time         {seconds:.3f} s a step, {_duration(seconds * steps)} in all, validation not counted",
+            f"time         {seconds:.3f} s per step, {_duration(seconds * steps)} in total, without validation",
         ]
     )
 

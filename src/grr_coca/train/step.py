@@ -194,5 +194,5 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
     It can be entered repeatedly.
     """
-    assert precision != "auto", "`resolve_precision` replaces it before"
+    assert precision != "auto", "`resolve_precision` has replaced it"
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, AUTOCAST_DTYPES[precision])

@@ -56,7 +56,7 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
             save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, partial / WEIGHTS[0])
             (partial / SETTINGS).write_bytes(json.dumps(settings, indent=2).encode())
     except OSError as error:
-        raise UserError(f"{folder}: could not be written ({error.strerror or error})") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def _require_supported(checkpoint: Checkpoint) -> None:

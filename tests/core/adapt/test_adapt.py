@@ -221,7 +221,7 @@ def test_too_many_pairs_are_refused_before_they_are_read(grr_coca, tmp_path):
     (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}\n")
     said = grr_coca("adapt", tmp_path / "pairs.csv", "--out", tmp_path / "mine")
     assert said.code == 2
-    assert "50,001 pairs; adapt takes at most 50,000; train on more: grr-coca finetune" in said.err
+    assert "50,001 pairs; adapt accepts at most 50,000; train on more: grr-coca finetune" in said.err
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,12 @@ def test_too_many_pairs_are_refused_before_they_are_read(grr_coca, tmp_path):
         (["adapt", "pairs.tar", "-c", "mine", "--out", "new"], "an adapted model; adapt its base, icons"),
         (["adapt", "pairs.tar", "--out", "unseen"], "which would be deleted; pass a new folder to --out"),
         (["adapt", "pairs.tar", "--out", "pairs.tar"], "expected a folder, found a file"),
-        (["match", "unseen", "unseen", "-c", "mine"], "match does not take adapted models"),
-        (["lint", "unseen", "-c", "mine"], "lint does not take adapted models"),
-        (["caption", "unseen", "-c", "mine", "--tags", "3"], "no tags were fitted for this model"),
-        (["evaluate", "mine", "--data", "pairs.tar", "--task", "loss"], "has no loss; give --task retrieval"),
-        (["export", "onnx", "-c", "mine", "--out", "new"], "export onnx does not take adapted models"),
-        (["export", "open_clip", "-c", "mine", "--out", "new"], "export open_clip does not take adapted models"),
+        (["match", "unseen", "unseen", "-c", "mine"], "match does not support adapted models"),
+        (["lint", "unseen", "-c", "mine"], "lint does not support adapted models"),
+        (["caption", "unseen", "-c", "mine", "--tags", "3"], "this model has no tags"),
+        (["evaluate", "mine", "--data", "pairs.tar", "--task", "loss"], "has no loss; use --task retrieval"),
+        (["export", "onnx", "-c", "mine", "--out", "new"], "export onnx does not support adapted models"),
+        (["export", "open_clip", "-c", "mine", "--out", "new"], "export open_clip does not support adapted models"),
     ],
 )
 def test_wrong_use_gets_one_line(grr_coca, place, monkeypatch, arguments, message):
@@ -274,5 +274,5 @@ def test_numbers_that_do_not_fit_are_reported(place, tmp_path):
     (folder / "manifest.json").unlink()
     arrays = load_file(folder / "adapted.safetensors")
     save_file({**arrays, "dual": arrays["dual"][:-1]}, folder / "adapted.safetensors")
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         load(folder, engine="torch")

@@ -99,7 +99,7 @@ def run(place, tmp_path_factory):
 def test_fine_tuned_base_is_measured_by_pairs_that_training_held_out(grr_coca, place, run, tmp_path):
     said = grr_coca("adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json")
     assert said.code == 0, said.err
-    assert "trained on some of these pairs; measured by pairs that training did not see" in said.err
+    assert "trained on some of these pairs; measured on held-out pairs" in said.err
     report = json.loads(said.out)
     held = -(-NUM_PAIRS // 20)
     assert report["images"] == NUM_PAIRS - held
@@ -116,7 +116,7 @@ def test_val_without_what_training_saw(grr_coca, place, run, tmp_path):
     write_shard(tmp_path / "seen.tar", real_pairs(20, "glyphs")[1:])
     said = grr_coca(*arguments, "--val", tmp_path / "seen.tar")
     assert said.code == 2
-    assert "the run was trained on all of these pairs; pass others, or leave --val out" in said.err
+    assert "the run was trained on all of these pairs; pass other pairs, or omit --val" in said.err
 
 
 def test_other_pairs_are_divided_into_folds(grr_coca, place, run, tmp_path):

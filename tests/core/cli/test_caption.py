@@ -86,7 +86,7 @@ def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, ru
     (image_files[0].parent / "other.png").unlink()
     (image_files[0].parent / "other.txt").unlink()
     assert (said.code, said.out) == (0, "")
-    assert "2 of 4 images have captions already" in said.err
+    assert "2 of 4 images already have captions" in said.err
     written = [path.with_suffix(".txt").read_text() for path in image_files]
     assert written[1] == "written by hand"
     assert [written[0], written[2]] == [f"{captions[str(image_files[i])]}\n" for i in (0, 2)]
@@ -99,7 +99,7 @@ def test_existing_side_cars_are_replaced_on_demand(grr_coca, run, image_files, c
     image_files[2].with_suffix(".txt").symlink_to(image_files[2].name)
     before = snapshot(image_files[0].parent)
     said = grr_coca("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt", "--overwrite")
-    assert "1 of 3 images have captions already" in said.err, "a link may lead to an image"
+    assert "1 of 3 images already have captions" in said.err, "a link may lead to an image"
     written = {f"{i}.txt": f"{captions[str(image_files[i])]}\n".encode() for i in (0, 1)}
     assert snapshot(image_files[0].parent) == before | written
 
@@ -117,7 +117,7 @@ def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run
     before = snapshot(folder)
     said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp", *begun)
     assert said.code == 0, said.err
-    assert "have captions already" not in said.err
+    assert "already have captions" not in said.err
     assert "1 XMP file cannot be written:\n" in said.err
     assert f"{folder / '1.webp.xmp'}: not an XMP file" in said.err
     after = snapshot(folder)
@@ -127,13 +127,13 @@ def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run
     for number, name in ((0, "0.xmp"), (2, "2.webp.xmp")):
         assert f'xml:lang="x-default">{captions[number]}</rdf:li>' in (folder / name).read_text()
     said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "xmp", *begun)
-    assert (said.code, "2 of 3 images have captions already" in said.err) == (0, True)
+    assert (said.code, "2 of 3 images already have captions" in said.err) == (0, True)
     assert snapshot(folder) == after
     as_attribute = whole.replace("rdf:about=''", "xmlns:dc='http://purl.org/dc/elements/1.1/' dc:description='mine'")
     for content, options in (("no XML", []), (as_attribute, ["--overwrite"])):
         (folder / "1.webp.xmp").write_text(content)
         said = grr_coca("caption", "-c", run.folder, image_files[1], "--sidecar", "xmp", *begun, *options)
-        assert (said.code, "have captions already" in said.err) == (1, False), "none of the images has one now"
+        assert (said.code, "already have captions" in said.err) == (1, False), "none of the images has one now"
         assert "1 XMP file cannot be written:\n" in said.err
 
 
@@ -158,7 +158,7 @@ def test_side_cars_in_capitals_are_side_cars(grr_coca, run, image_files, caption
     for number in (0, 1):
         (folder / f"{number}.TXT").write_text("written by hand")
     said = grr_coca("caption", "-c", run.folder, folder, "--sidecar", "txt")
-    assert "2 of 3 images have captions already" in said.err
+    assert "2 of 3 images already have captions" in said.err
     assert sorted(path.name for path in folder.glob("*.[tT]*")) == ["0.TXT", "1.TXT", "2.txt"]
     assert (folder / "0.TXT").read_text() == "written by hand"
     grr_coca("caption", "-c", run.folder, image_files[0], "--sidecar", "txt", "--overwrite")
@@ -174,7 +174,7 @@ def test_a_caption_is_never_written_into_an_image(refused, run, image_files, mon
     (image_files[0].parent / "0.png").symlink_to("1.webp")
     for images in (["0.txt"], ["0.png", image_files[0].with_suffix(".txt")]):
         message = refused("caption", "-c", run.folder, *images, "--sidecar", "txt", "--overwrite")
-        assert "an image, which a file beside" in message or "would share" in message
+        assert "an image that would be overwritten" in message or "would share" in message
     (image_files[0].parent / "0.png").unlink()
     assert snapshot(image_files[0].parent) == before
 
@@ -218,7 +218,7 @@ def test_only_what_is_missing_is_captioned(grr_coca, run, image_files, tmp_path)
         done.write_bytes(b"not an image, if it were decoded again")
     said = grr_coca("caption", "-c", run.folder, *image_files, "--out", out)
     assert said.code == 0
-    assert "2 of 3 images have captions already" in said.err
+    assert "2 of 3 images already have captions" in said.err
     assert "failed" not in said.err
     assert out.read_text().startswith(before)
     assert len(out.read_text().splitlines()) == 3
@@ -277,9 +277,9 @@ def test_a_name_with_a_line_end_in_it_has_its_captions(grr_coca, run, image_file
     command = ["caption", "-c", run.folder, "--out", tmp_path / name, "--max-length", 4]
     assert grr_coca(*command, odd).code == 0
     once = (tmp_path / name).read_bytes()
-    assert "1 of 1 images have captions already" in grr_coca(*command, odd).err
+    assert "1 of 1 images already have captions" in grr_coca(*command, odd).err
     assert (tmp_path / name).read_bytes() == once
-    assert grr_coca(*command, odd, plain).err == "1 of 2 images have captions already\n"
+    assert grr_coca(*command, odd, plain).err == "1 of 2 images already have captions\n"
     if name == "out.csv":
         with (tmp_path / name).open(newline="") as file:
             assert [row["image"] for row in csv.DictReader(file)] == [str(odd), str(plain)]
@@ -366,7 +366,7 @@ def test_a_name_that_is_not_utf8_comes_out_as_it_is(run, image_files, tmp_path, 
     assert json.loads(said("--json").out)["image"] == str(path)
     for out in (tmp_path / "out.jsonl", tmp_path / "out.csv"):
         said("--out", str(out))
-        assert b"1 of 1 images have captions already" in said("--out", str(out)).err
+        assert b"1 of 1 images already have captions" in said("--out", str(out)).err
     assert os.fsencode(path) + b"," in (tmp_path / "out.csv").read_bytes()
 
 

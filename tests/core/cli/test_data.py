@@ -116,8 +116,8 @@ def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
     table = tmp_path / "pairs.png"
     table.write_bytes(spoiled.read_bytes())
     monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda _: open_source(str(spoiled)))
-    assert "is an input, and would be overwritten" in refused("data", "check", table, "--sheet", table)
-    assert "'.csv' is not the suffix" in refused("data", "check", spoiled, "--sheet", tmp_path / "pairs.csv")
+    assert "is an input and would be overwritten" in refused("data", "check", table, "--sheet", table)
+    assert "unsupported format '.csv'" in refused("data", "check", spoiled, "--sheet", tmp_path / "pairs.csv")
 
 
 def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca, spoiled, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_no_sheet_is_written_among_the_images_of_a_folder(grr_coca, refused, tmp
     folder.mkdir()
     (folder / "a.webp").write_bytes(PAIRS[0].image)
     (folder / "a.txt").write_text("a drawing")
-    assert "give --sheet another folder" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
+    assert "pass another folder to --sheet" in refused("data", "check", folder, "--sheet", folder / "sheet.png")
     assert grr_coca("data", "check", folder, "--sheet", tmp_path / "sheet.png").code == 0
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "a.webp"]
 
@@ -187,7 +187,7 @@ def test_stats_count_words_and_sizes(grr_coca, spoiled):
 def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch):
     monkeypatch.setattr("grr_coca.data.survey.NUM_CAPTIONS", 5)
     said = grr_coca("data", "stats", spoiled)
-    assert "pairs             20, 5 of them looked at" in said.out
+    assert "pairs             20, 5 of them inspected" in said.out
     assert sum(line.strip().endswith("█" * 40) for line in said.out.splitlines()) >= 1
 
 
@@ -241,7 +241,7 @@ def test_converted_shards_hold_the_good_pairs_as_they_were(grr_coca, spoiled, tm
     out = tmp_path / "out"
     said = grr_coca("data", "convert", spoiled, out, "--pairs-per-shard", 8)
     assert said.code == 0
-    assert said.out == f"18 images written to {out}; left out: 1 not an image, 1 empty caption\n"
+    assert said.out == f"18 images written to {out}; excluded: 1 not an image, 1 empty caption\n"
     assert [path.name for path in sorted(out.glob("*.tar"))] == ["00000.tar", "00001.tar", "00002.tar"]
     source = open_source(str(spoiled))
     good = [source[i] for i in range(20) if i not in (10, 11)]
@@ -299,7 +299,7 @@ def test_a_bad_caption_is_left_out_of_an_image_that_has_others_and_counted(grr_c
     table = table_of_captions(tmp_path, [[" ", "a cat", "a pet"], ["a dog", " "], [" ", "  "], ["a", "b"], ["c"]])
     (tmp_path / "3.webp").write_bytes(b"torn")
     said = grr_coca("data", "convert", table, tmp_path / "out")
-    assert said.out == f"3 images written to {tmp_path / 'out'}; left out: 3 empty caption, 1 not an image\n"
+    assert said.out == f"3 images written to {tmp_path / 'out'}; excluded: 3 empty caption, 1 not an image\n"
     assert [pair.captions for pair in read_all(tmp_path / "out")] == [("a cat", "a pet"), ("a dog",), ("c",)]
 
 

@@ -32,7 +32,7 @@ def told(capsys):
 
 def test_it_tells_versions_and_every_extra(capsys):
     found = told(capsys)
-    assert found["files"] == "whole"
+    assert found["files"] == "intact"
     assert found["packages"]["numpy"] == importlib.metadata.version("numpy")
     assert found["extras"].keys() == PACKAGES.keys()
     assert found["engine"] == "onnx for icons"
@@ -67,8 +67,8 @@ def test_a_changed_byte_of_a_model_is_found(weights, capsys):
     (weights / "pictograms" / "text.onnx").unlink()
     assert main(["doctor"]) == 2
     said = capsys.readouterr()
-    assert "damaged or missing: icons/tokenizer.json, pictograms/text.onnx" in said.out
-    assert said.err == "error: icons/tokenizer.json, pictograms/text.onnx: damaged or missing; install grr-coca again\n"
+    assert "corrupt or missing: icons/tokenizer.json, pictograms/text.onnx" in said.out
+    assert said.err == "error: icons/tokenizer.json, pictograms/text.onnx: corrupt or missing; install grr-coca again\n"
 
 
 def test_a_changed_file_of_an_installed_wheel_is_found(capsys, monkeypatch, tmp_path):
@@ -93,7 +93,7 @@ def test_a_changed_file_of_an_installed_wheel_is_found(capsys, monkeypatch, tmp_
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Installed())
     assert main(["doctor"]) == 2
-    assert "error: grr_coca/changed.py: damaged" in capsys.readouterr().err
+    assert "error: grr_coca/changed.py: corrupt" in capsys.readouterr().err
 
 
 def test_it_imports_no_engine():

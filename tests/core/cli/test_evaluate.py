@@ -202,7 +202,7 @@ def test_models_of_one_preset_have_the_names_that_they_were_given(grr_coca, run,
     ("vocab_size", "context_length", "why"),
     [
         (300, None, "are means over tokens of different vocabularies"),
-        (None, 6, "are of captions that are cut to different lengths (contexts of 24 and 6 tokens)"),
+        (None, 6, "are of captions truncated to different lengths (contexts of 24 and 6 tokens)"),
     ],
 )
 def test_perplexities_over_different_tokens_are_not_compared(

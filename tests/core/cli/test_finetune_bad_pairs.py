@@ -50,9 +50,9 @@ def test_some_broken_images_are_replaced_and_counted(finetune, caplog):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (PAIRS[:1], "no pair is left to train on; give more pairs, or data: val"),
-        (PAIRS[:2], "needs as many pairs, and there are 1; give more pairs"),
-        ([replace(pair, image=b"torn") for pair in PAIRS], "no validation pair can be read, the first: "),
+        (PAIRS[:1], "no pair is left to train on; add pairs, or set data: val"),
+        (PAIRS[:2], "needs at least that many pairs, got 1; add pairs"),
+        ([replace(pair, image=b"torn") for pair in PAIRS], "no validation pair can be read, the first error is: "),
         (
             [PAIRS[0], *(replace(pair, image=b"torn") for pair in PAIRS[1:20]), PAIRS[20]],
             "`grr-coca data check` lists what",

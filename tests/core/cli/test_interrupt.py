@@ -75,7 +75,7 @@ def test_an_interrupt_within_a_lock_is_one_line(tmp_path):
 def test_an_interrupt_after_the_work_changes_nothing(tmp_path):
     said = answer(INTERRUPTED_AFTERWARDS, ["info", "grr_coc"], tmp_path)
     assert said.returncode == 2
-    assert said.stderr == "error: there is no preset 'grr_coc'; did you mean 'grr_coca'?\n"
+    assert said.stderr == "error: unknown preset 'grr_coc'; did you mean 'grr_coca'?\n"
 
 
 @pytest.mark.parametrize("arguments", [["info", "--help"], ["models"]])

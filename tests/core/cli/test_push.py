@@ -78,7 +78,7 @@ def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp
     assert [line.split()[0] for line in loaded] == ["77", str(config["step"]), "77"]
     assert len({line.partition(" ")[2] for line in loaded}) == 1
     assert unknown == "code 2"
-    assert f"error: {OWNER}/emoji@v9: no such folder, and no download" in done.stderr
+    assert f"error: {OWNER}/emoji@v9: not a folder, and cannot be downloaded" in done.stderr
 
 
 def test_the_card_says_what_the_manifest_says(hub, push):
@@ -108,7 +108,7 @@ def test_a_name_that_is_taken_is_told_and_taken_if_meant(hub, push):
     said = push(PICTOGRAMS, f"{OWNER}/taken")
     assert said.code == 2
     assert said.err == (
-        "error: me/taken: a repository of this name exists; give another, or --update to add a commit to it\n"
+        "error: me/taken: a repository of this name exists; pass another name, or --update to add a commit to it\n"
     )
     assert len(hub.repositories[f"{OWNER}/taken"]) == 1
     assert push(PICTOGRAMS, f"{OWNER}/taken", "--update").code == 0
@@ -123,7 +123,7 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(hub, push, monkeypatch)
     monkeypatch.setattr(hub, "licences", {"apache-2.0"})
     said = push(PICTOGRAMS, f"{OWNER}/refused", "--licence", "mit")
     assert said.code == 2
-    assert said.err.startswith(f"error: {OWNER}/refused: nothing was uploaded: the Hugging Face hub refuses the card")
+    assert said.err.startswith(f"error: {OWNER}/refused: nothing was uploaded: the Hugging Face hub rejects the card")
     assert "must be one of ['apache-2.0']" in said.err
     assert said.err.count("\n") == 1
     assert f"{OWNER}/refused" not in hub.repositories
@@ -244,14 +244,11 @@ def test_card_of_a_fine_tuned_run_names_its_start_with_data_and_licence(grr_coca
     folder = fine_tuned(run, tmp_path / "mine", moved, icons)
     card = grr_coca("push", folder, "me/x", "--licence", "mit", "--data", "my photographs", "--dry-run").out
     assert ", 240 steps of training from `icons`.\n" in card
-    assert (
-        f"my photographs\n\nTraining began from the weights of `icons`, which was trained for {icons:,} steps.\n"
-        in card
-    )
+    assert f"my photographs\n\nTraining started from the weights of `icons`, trained for {icons:,} steps.\n" in card
     assert "238,000 drawings of 150 open sets" in card
     assert "Its licences: weights Apache-2.0; drawings under MIT" in card
     assert "base_model" not in card, "icons is not on the hub"
-    assert "began from icons: weights Apache-2.0" in refused("push", folder, "me/x", "--dry-run")
+    assert "started from icons: weights Apache-2.0" in refused("push", folder, "me/x", "--dry-run")
 
 
 def test_card_of_a_fine_tuned_run_names_its_start_on_the_hub(grr_coca, run, tmp_path):

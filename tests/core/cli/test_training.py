@@ -90,10 +90,12 @@ def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, f
     other = tmp_path / "other"
     save_checkpoint(replace(from_pretrained(start), step=7), other)
     message = refused(*command, other)
-    assert f"{tmp_path / 'tuned' / 'start.json'}: the run began from {start}, whose files differ from those" in message
-    assert f"of {other}; to continue that run, give the same --checkpoint" in message
+    assert (
+        f"{tmp_path / 'tuned' / 'start.json'}: the run started from {start}, whose files differ from those" in message
+    )
+    assert f"of {other}; to continue that run, pass the same --checkpoint" in message
     (other / MANIFEST).unlink()
-    assert "give the same --checkpoint" in refused(*command, other)
+    assert "pass the same --checkpoint" in refused(*command, other)
     (tmp_path / "tuned" / "start.json").unlink()
     assert grr_coca(*command, other).code == 0, "as runs that began before"
 
@@ -113,9 +115,9 @@ def test_a_dry_run_tells_memory_steps_and_time_and_writes_nothing(
     told = {line[:13].strip(): line[13:] for line in said.out.splitlines()}
     assert told.keys() == {"model", "first loss", "data", "steps", "peak memory", "time"}
     assert told["steps"].startswith("3, 1.0 epochs")
-    assert told["data"].startswith("24 pairs, 8 a batch")
+    assert told["data"].startswith("24 pairs, 8 per batch")
     assert "GiB" in told["peak memory"]
-    assert "s a step" in told["time"]
+    assert "s per step" in told["time"]
     assert (snapshot(tmp_path), snapshot(run.folder)) == before
     assert not (tmp_path / "run").exists()
 
@@ -127,7 +129,7 @@ def test_a_dry_run_of_a_single_step_works(grr_coca, recipe_file, tmp_path):
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(refused, recipe_file):
     few = recipe_file(edit=lambda recipe: replace(recipe, data=replace(recipe.data, val=None)))
-    assert "evaluation: batch_size) of 2 or less" in refused("pretrain", few, "--dry-run")
+    assert "evaluation: batch_size) to 2 or less" in refused("pretrain", few, "--dry-run")
 
 
 # --- Wrong use
@@ -136,12 +138,12 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(refused, recipe_file):
 def test_sizes_that_do_not_fit_are_told_with_the_recipe_before_its_pairs_are_read(refused, recipe_file, monkeypatch):
     monkeypatch.setattr("grr_coca.train.setup.training_sources", lambda _: pytest.fail("pairs were read"))
     path = recipe_file(edit=lambda recipe: replace(recipe, model=replace(recipe.model, image_size=20)))
-    assert f"{path}: model: image_size 20 is not divisible by patch_size 16; the nearest" in refused("pretrain", path)
+    assert f"{path}: model: image_size 20 must be divisible by patch_size 16; the nearest" in refused("pretrain", path)
 
 
 def test_a_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):
     before = snapshot(run.folder)
-    assert "holds a run already" in refused("pretrain", recipe_file(), "--out", run.folder)
+    assert "already has a run" in refused("pretrain", recipe_file(), "--out", run.folder)
     assert snapshot(run.folder) == before
 
 

@@ -101,7 +101,7 @@ def test_a_folder_is_changed_whole_or_not_at_all(tmp_path):
 def test_a_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, path):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UserError, match="has no name of its own"), whole_folder(Path(path)):
+    with pytest.raises(UserError, match="has no folder name"), whole_folder(Path(path)):
         pass
     assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
 
@@ -136,7 +136,7 @@ def test_every_flipped_bit_is_found(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("training/w", "training/w: missing, or cannot"), (MANIFEST, f"{MANIFEST}: missing or damaged")]
+    ("name", "said"), [("training/w", "training/w: missing, or cannot"), (MANIFEST, f"{MANIFEST}: missing or corrupt")]
 )
 def test_a_missing_file_is_named(folder, name, said):
     (folder / name).unlink()
@@ -149,7 +149,7 @@ def test_a_manifest_lists_nothing_outside_of_its_folder(folder, name):
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][name] = {"bytes": 0, "sha256": ""}
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=f"lists {name}, which is outside of its folder"):
+    with pytest.raises(UserError, match=f"lists {name}, which is outside its folder"):
         verify_folder(folder)
 
 
@@ -164,7 +164,7 @@ def test_a_manifest_lists_nothing_outside_of_its_folder(folder, name):
 )
 def test_a_manifest_of_what_no_folder_has_is_damaged(folder, manifest):
     (folder / MANIFEST).write_text(manifest)
-    with pytest.raises(UserError, match=r"manifest\.json: (missing or )?damaged"):
+    with pytest.raises(UserError, match=r"manifest\.json: (missing or )?corrupt"):
         verify_folder(folder)
 
 

@@ -119,7 +119,7 @@ def test_a_tokenizer_of_another_language_is_an_error(recipe):
     [
         ("{", {}, r"my\.json: not a readable tokenizer\.json"),
         ("{}", {}, r"my\.json: not a readable tokenizer\.json"),
-        (None, {"vocab_size": 500}, "vocab_size 500 does not fit kind 'file', whose vocabulary is that of the file"),
+        (None, {"vocab_size": 500}, "vocab_size 500 does not fit kind 'file', whose vocabulary is fixed by the file"),
     ],
 )
 def test_files_that_are_not_tokenizers_are_errors(recipe, content, keys, message):
@@ -136,5 +136,5 @@ def test_a_file_that_is_missing_is_an_error(recipe, tmp_path):
 
 @pytest.mark.parametrize("keys", [{"kind": "file"}, {"path": "a.json"}, {"kind": "clip", "path": "a.json"}])
 def test_kind_and_path_belong_together(keys):
-    with pytest.raises(UserError, match="kind 'file' and path, the place of a tokenizer"):
+    with pytest.raises(UserError, match="kind 'file' and path, the location of a tokenizer"):
         TokenizerRecipe(**keys)

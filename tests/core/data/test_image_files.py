@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_looked_through_is_an_image_that_fails(tree, loc
 
 
 def test_an_empty_name_is_not_this_folder(tree):
-    with pytest.raises(UserError, match="an empty path"):
+    with pytest.raises(UserError, match="empty path"):
         find_images(["b.png", ""])
 
 

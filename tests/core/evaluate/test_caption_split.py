@@ -112,7 +112,7 @@ def test_the_name_of_an_image_that_is_not_utf8_is_escaped(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(UserError, match="could not be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         write_captions(CaptionedSplit(("a",), ("b",), (("c",),)), tmp_path / "nowhere" / "out.jsonl")
 
 
@@ -132,5 +132,5 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("numbers", [{"max_images": 0}, {"max_images": -1}, {"batch_size": 0}])
 def test_no_images_at_once_or_at_all_are_refused(checkpoint, source, numbers):
-    with pytest.raises(UserError, match="give 1 or more"):
+    with pytest.raises(UserError, match="must be at least 1"):
         caption_split(checkpoint, source, **numbers)

@@ -68,9 +68,9 @@ def test_each_caption_of_an_image_counts_in_every_measure(checkpoint):
 
 
 def test_nothing_to_measure_is_told(checkpoint):
-    with pytest.raises(UserError, match="an empty split: there is nothing to search"):
+    with pytest.raises(UserError, match="an empty split: nothing to search"):
         measure_retrieval(checkpoint, PairsInMemory([]), 8, 1, "own")
-    with pytest.raises(UserError, match="evaluation batch size 0: give 1 or more"):
+    with pytest.raises(UserError, match="evaluation batch size must be at least 1, got 0"):
         require_pairs(PairsInMemory(real_pairs(4)), 0)
 
 

@@ -141,9 +141,9 @@ def test_an_image_without_reference_is_named():
 @pytest.mark.parametrize(
     ("hypotheses", "references", "told"),
     [
-        (["a cat"], ["a cat"], "references of each image must be a list of texts, not the one text 'a cat'"),
-        ("a cat", [["a cat"]] * 5, "captions must be a list of texts, not the one text 'a cat'"),
-        (["a cat"], [["a cat"], ["a dog"]], "1 captions, but references of 2 images"),
+        (["a cat"], ["a cat"], "references of each image must be a list of texts, got the text 'a cat'"),
+        ("a cat", [["a cat"]] * 5, "captions must be a list of texts, got the text 'a cat'"),
+        (["a cat"], [["a cat"], ["a dog"]], "1 captions, but references for 2 images"),
     ],
 )
 def test_what_is_no_list_of_captions_and_references_is_told(hypotheses, references, told):

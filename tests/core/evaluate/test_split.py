@@ -98,7 +98,7 @@ def test_the_coca_loss_is_the_weighted_sum(checkpoint, shard):
 
 
 def test_a_split_smaller_than_a_contrastive_batch_is_an_error_with_the_way_out(checkpoint, shard):
-    with pytest.raises(UserError, match=r"batch size 64 needs as many pairs.* give more pairs, or .* 20 or less"):
+    with pytest.raises(UserError, match=r"batch size 64 needs at least that many pairs.* add pairs, or .* 20 or less"):
         evaluate_checkpoint(checkpoint, open_source(str(shard)), 64, LossWeights())
 
 
@@ -106,7 +106,7 @@ def test_captions_count_and_not_images_where_pairs_are_needed(checkpoint):
     pairs = PairsInMemory([replace(pair, more_captions=("a drawing", "a sign")) for pair in real_pairs(4)])
     result = evaluate_checkpoint(checkpoint, pairs, 12, LossWeights())
     assert (result.num_pairs, result.contrastive_batch_size) == (12, 12)
-    with pytest.raises(UserError, match=r"there are 12; .* of 12 or less"):
+    with pytest.raises(UserError, match=r"got 12; .* to 12 or less"):
         evaluate_checkpoint(checkpoint, pairs, 13, LossWeights())
 
 

@@ -80,11 +80,11 @@ def test_labels_are_lines_and_empty_lines_are_none(tmp_path):
     [
         (read_class_names, b"cat\ndog\nCat\n", r"t\.txt: labels given more than once .*: 'cat' \(1 and 3\)"),
         (read_class_names, b"", "no text"),
-        (read_class_names, b"cat\n", "two labels or more"),
+        (read_class_names, b"cat\n", "at least two labels"),
         (read_class_names, None, "no such file"),
         (read_templates, b"a {}\n\na picture\n", r"t\.txt, line 3: template 'a picture' has no \{\}"),
         (read_templates, b"\xff\xfe", "not UTF-8"),
-        (read_templates, b"\n", "holds no text"),
+        (read_templates, b"\n", "has no text"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path, read, content, told):
@@ -140,8 +140,8 @@ def test_a_class_that_cannot_be_listed_is_named(tmp_path, lock):
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (("cat", "red_heart", "dog/small"), "dog: its images lie in subfolders"),
-        (("cat",), "two labels or more"),
+        (("cat", "red_heart", "dog/small"), "dog: its images are in subfolders"),
+        (("cat",), "at least two labels"),
         (("cat", os.fsdecode(b"caf\xe9")), "the label 'caf.*' is not UTF-8 text; rename it"),
         (("cat", os.fsdecode(b"half \xed\xa0\xbd")), "the label 'half .*' is not UTF-8 text; rename it"),
     ],
@@ -178,7 +178,7 @@ def test_the_order_of_given_classes_is_kept_and_classes_without_image_count(tmp_
 
 
 def test_a_label_that_is_no_class_names_the_nearest(tmp_path):
-    with pytest.raises(UserError, match=r"'red heart' is not one of the 2 classes; did you mean 'red hearts'"):
+    with pytest.raises(UserError, match=r"unknown label 'red heart' \(2 classes exist\); did you mean 'red hearts'"):
         open_labelled(str(lay_out(tmp_path)), ("cat", "red hearts"))
 
 
@@ -210,7 +210,7 @@ def test_a_table_of_paths_and_labels(tmp_path, name, content):
             "path,label\na.png,cat, black\n",
             "row 2: 3 columns, .* expected; put a cell with a comma in quotes$",
         ),
-        ("path,label\n", r"all\.csv: no image with a label in it"),
+        ("path,label\n", r"all\.csv: no labelled image found"),
         ("path,label\ncat/0.webp\n", "row 2: 1 columns, where 2 are expected"),
         ("path,label\na.png,cat\nb.png,dog\n", r"a\.png: no such file"),
         ("path,label\n/dev/zero,cat\n/dev/null,dog\n", "^/dev/zero: not a file$"),

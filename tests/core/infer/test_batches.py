@@ -95,7 +95,7 @@ def test_every_item_is_done_once_and_in_order(items, batch_size, bears):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_of_nothing_is_refused(batch_size):
-    with pytest.raises(UserError, match="must be 1 or more"):
+    with pytest.raises(UserError, match="must be at least 1"):
         Batches().run("work", [1], batch_size, gpu(1, []))
 
 

@@ -93,8 +93,8 @@ def test_without_a_driver_torch_is_not_asked_for_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("engine", "device", "said"),
     [
-        ("onxn", None, r"engine 'onxn' does not exist; did you mean 'onnx'\?"),
-        ("onnx", "cuda", "device 'cuda': the engine 'onnx' runs on the CPU alone; leave the device out"),
+        ("onxn", None, r"unknown engine 'onxn'; did you mean 'onnx'\?"),
+        ("onnx", "cuda", "device 'cuda': the engine 'onnx' runs only on the CPU; omit the device"),
         ("auto", "toaster", "device 'toaster' cannot be used here"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_file_that_is_cut_short_or_has_a_flipped_bit_is_named(folder):
         content = (folder / name).read_bytes()
         for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
             (folder / name).write_bytes(damaged)
-            with pytest.raises(UserError, match=f"{name}: damaged: its checksum differs from the manifest"):
+            with pytest.raises(UserError, match=f"{name}: corrupt: its checksum differs from the manifest"):
                 grr_coca.load(folder)
         (folder / name).write_bytes(content)
 
@@ -177,9 +177,9 @@ def test_a_model_in_int8_runs_in_onnx_runtime_alone(folder):
     assert model.engine.name == "onnx"
     assert model.caption(DRAWING) == grr_coca.load("icons", engine="onnx").caption(DRAWING)
     for use in (lambda: grr_coca.load(folder, engine="torch"), lambda: from_pretrained(folder)):
-        with pytest.raises(UserError, match="a model in int8, which runs in ONNX Runtime alone"):
+        with pytest.raises(UserError, match="a model in int8, which runs only in ONNX Runtime"):
             use()
-    with pytest.raises(UserError, match="device 'cuda': a model in int8 runs on the CPU alone"):
+    with pytest.raises(UserError, match="device 'cuda': a model in int8 runs only on the CPU"):
         grr_coca.load(folder, "cuda")
 
 
@@ -212,4 +212,4 @@ def test_an_index_of_the_checkpoint_refuses_the_model_in_int8(folder, tmp_path, 
 def test_what_needs_weights_in_torch_says_that_int8_has_none(folder, capsys, command):
     as_if_quantized(folder)
     assert main([word.format(model=folder, drawing=DRAWING) for word in command.split()]) == 2
-    assert "give the checkpoint that it was made from" in capsys.readouterr().err
+    assert "pass the checkpoint that it was made from" in capsys.readouterr().err

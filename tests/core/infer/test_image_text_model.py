@@ -126,7 +126,7 @@ def test_draws_are_seeded_by_key_and_not_by_place(model, files):
     ("options", "told"),
     [
         ({"num_beam": 3}, "did you mean 'num_beams'?"),
-        ({"batch_size": 0}, "must be 1 or more"),
+        ({"batch_size": 0}, "must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused(model, files, options, told):
@@ -244,7 +244,7 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
     ("labels", "templates", "told"),
     [
         (["cat", "dog", "Cat "], ("{}",), "more than once .*: 'cat' \\(1 and 3\\)$"),
-        (["cat"], ("{}",), "two labels or more"),
+        (["cat"], ("{}",), "at least two labels"),
         (["cat", " "], ("{}",), "label 2 is empty"),
         ("cat,dog", ("{}",), "list of texts"),
         (["cat", "dog"], (), "no template"),

@@ -234,12 +234,17 @@ def test_a_config_from_before_these_keys_is_that_of_a_coca():
 @pytest.mark.parametrize(
     ("preset", "key", "value", "message"),
     [
-        ("grr_coca", "image_encoder.class_token", "keep", "model: image_encoder.class_token: 'keep' is not a choice"),
+        (
+            "grr_coca",
+            "image_encoder.class_token",
+            "keep",
+            "model: image_encoder.class_token: must be one of 'kept' or 'none', got 'keep'",
+        ),
         (
             "grr_coca",
             "text_decoder.cls",
             "last_position",
-            "but text_decoder.cls has not; a model has all",
+            "but text_decoder.cls does not; a model has all",
         ),
         (
             "open_clip_coca",
@@ -272,7 +277,7 @@ def save_with_small_files(source: Path, target: Path) -> None:
     checkpoint = from_pretrained(source)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))
-    with pytest.raises(UserError, match=f"^{target}: the checkpoint could not be written"):
+    with pytest.raises(UserError, match=f"^{target}: the checkpoint cannot be written"):
         save_checkpoint(checkpoint, target)
 
 
@@ -296,14 +301,14 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(saved, tmp_path):
     with disk_of(int(1.5 * size), tmp_path / "disk") as disk:
         target = shutil.copytree(saved, disk / "step-000000002")
         before = snapshot(target)
-        with pytest.raises(UserError, match=f"^{target}: the checkpoint could not be written"):
+        with pytest.raises(UserError, match=f"^{target}: the checkpoint cannot be written"):
             save_checkpoint(checkpoint, target)
         assert_nothing_was_lost(target, before)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(saved, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="file/step-1: the checkpoint could not be written"):
+    with pytest.raises(UserError, match="file/step-1: the checkpoint cannot be written"):
         save_checkpoint(from_pretrained(saved), tmp_path / "file" / "step-1")
 
 
@@ -342,7 +347,7 @@ def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path, name):
     target = tmp_path / "work"
     (target / name).parent.mkdir(parents=True)
     (target / name).write_text("precious")
-    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not part of a checkpoint .* give a new folder")
+    refuses_to_replace(checkpoint, target, rf"holds {name}, which is not part of a checkpoint .* pass a new folder")
     shutil.copytree(saved, target, dirs_exist_ok=True)
     refuses_to_replace(checkpoint, target, rf"holds {name}, which is not part of a checkpoint")
 
@@ -355,7 +360,7 @@ def test_another_folder_with_a_manifest_is_not_replaced(saved, tmp_path):
 
 def test_a_file_is_not_replaced(saved, tmp_path):
     (tmp_path / "notes").write_text("precious")
-    with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: is a file, but a checkpoint is a folder"):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'notes'}: expected a checkpoint folder, found a file"):
         save_checkpoint(from_pretrained(saved), tmp_path / "notes")
     assert (tmp_path / "notes").read_text() == "precious"
 
@@ -411,7 +416,7 @@ def test_model_of_another_grid_is_not_saved(saved, tmp_path):
     assert image.transformer.position == "rope_2d"
     other = replace(checkpoint.config, image_encoder=replace(image, image_size=2 * image.image_size))
     preprocess = replace(checkpoint.preprocess, image_size=2 * image.image_size)
-    with pytest.raises(UserError, match=r"rotary\.cos_sin is \(\d+, \d+, 2\), and its config .*nothing was written"):
+    with pytest.raises(UserError, match=r"rotary\.cos_sin is \(\d+, \d+, 2\), but its config .*nothing was written"):
         save_checkpoint(replace(checkpoint, config=other, preprocess=preprocess), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -419,7 +424,7 @@ def test_model_of_another_grid_is_not_saved(saved, tmp_path):
 def test_weights_that_could_not_be_loaded_again_are_not_saved(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     checkpoint.model.text_proj = torch.nn.Linear(3, 5, bias=False)
-    with pytest.raises(UserError, match=r"model's text_proj.weight is \(5, 3\), and its config expects \(128, 64\)"):
+    with pytest.raises(UserError, match=r"model's text_proj.weight is \(5, 3\), but its config expects \(128, 64\)"):
         save_checkpoint(checkpoint, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -482,14 +487,14 @@ def test_the_fingerprint_of_a_folder_that_lacks_a_file_names_the_file(folder):
         ("config", "model.embed_dims", 4, "'embed_dims'"),
         ("config", "model.image_encoder", 4, "image_encoder: expected a mapping of keys to values, found 4"),
         ("config", "model.image_encoder.mlp_ratio", 4, "'mlp_ratio'"),
-        ("config", "model.embed_dim", 10**400, "embed_dim is too large"),
-        ("config", "model.image_encoder.transformer.embed_dim", 10**30, "embed_dim is too large; give 16,777,216"),
-        ("config", "model.image_encoder.transformer.num_layers", 10**5, "num_layers is too large; give 1,000 or less"),
+        ("config", "model.embed_dim", 10**400, "embed_dim must be at most 16,777,216"),
+        ("config", "model.image_encoder.transformer.embed_dim", 10**30, "embed_dim must be at most 16,777,216"),
+        ("config", "model.image_encoder.transformer.num_layers", 10**5, "num_layers must be at most 1,000"),
         ("config", "model.text_decoder.transformer.num_layers", 999, "which has .* parameters or more; the file has"),
-        ("config", "model.image_encoder.image_size", 10**6, "makes .* patches; at most 262,144"),
-        ("config", "model.text_decoder.context_length", 10**30, "context_length is too large"),
-        ("config", "model.text_decoder.vocab_size", 10**15, "vocab_size is too large; give 16,777,216"),
-        ("preprocess", "image_size", 0, "image_size is 0, but the model takes images of 16 pixels"),
+        ("config", "model.image_encoder.image_size", 10**6, "makes .* patches; the maximum is 262,144"),
+        ("config", "model.text_decoder.context_length", 10**30, "context_length must be at most 16,777,216"),
+        ("config", "model.text_decoder.vocab_size", 10**15, "vocab_size must be at most 16,777,216"),
+        ("preprocess", "image_size", 0, "image_size is 0, but the model uses images of 16 pixels"),
         ("preprocess", "std", [0.5, 0, 0.5], "mean .* give finite numbers"),
         ("preprocess", "mean", [0.5, "nan", 0.5], "mean .* give finite numbers"),
     ],

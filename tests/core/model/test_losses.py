@@ -350,13 +350,13 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(tiny_config, mak
 
 def test_a_token_without_its_label_is_refused_and_not_given_that_of_another():
     unchecked = inspect.unwrap(captioning_loss)  # tests check shapes, and users need not
-    with pytest.raises(ValueError, match="4 states and 3 labels: every token of a caption needs its label"):
+    with pytest.raises(ValueError, match="4 states and 3 labels: the numbers must be equal"):
         unchecked(torch.zeros(4, 4), torch.eye(4), torch.tensor([0, 1, 2]))
 
 
 def test_the_derivative_of_its_gradient_is_refused_and_not_wrong():
     states, head = (torch.randn(n, 5, requires_grad=True) for n in (3, 7))
     loss = captioning_loss(states, head, torch.tensor([0, 1, 2])).total
-    with pytest.raises(RuntimeError, match="can be differentiated only once, so not with create_graph=True"):
+    with pytest.raises(RuntimeError, match="can be differentiated only once; do not use create_graph=True"):
         torch.autograd.grad(loss, states, create_graph=True)
     assert torch.autograd.grad(loss, head)[0].shape == head.shape

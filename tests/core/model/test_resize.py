@@ -100,8 +100,8 @@ def test_other_weights_stay(start):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"image_size": 30}, "image_size 30 is not divisible by patch_size 4; the nearest that are: 28 and 32"),
-        ({"context_length": 8}, "context_length 8 is shorter than that of the checkpoint, 40"),
+        ({"image_size": 30}, "image_size 30 must be divisible by patch_size 4; the nearest multiples are 28 and 32"),
+        ({"context_length": 8}, "context_length 8 is shorter than the checkpoint's, 40"),
     ],
 )
 def test_impossible_sizes_are_errors(start, sizes, message):
@@ -150,8 +150,8 @@ def test_the_command_takes_the_sizes(grr_coca, run, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (ModelRecipe(image_size=30), "model: image_size 30 is not divisible by patch_size 16"),
-        (ModelRecipe(context_length=8), "model: context_length 8 is shorter than that of the checkpoint, 24"),
+        (ModelRecipe(image_size=30), "model: image_size 30 must be divisible by patch_size 16"),
+        (ModelRecipe(context_length=8), "model: context_length 8 is shorter than the checkpoint's, 24"),
         (ModelRecipe(num_registers=4), "model: num_registers 4: fine-tuning keeps the model of its checkpoint"),
         (ModelRecipe("grr_coca", image_size=32), "model: key 'size' is missing, which a new model needs"),
     ],

@@ -86,5 +86,5 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog: pytest.
     monkeypatch.setattr("os.fsync", no_space_left)
     with caplog.at_level(logging.WARNING):
         draw_curves(folder, None)
-    assert "curves.png: could not be written (No space left on device)" in caplog.text
+    assert "curves.png: cannot be written (No space left on device)" in caplog.text
     assert [path.name for path in folder.iterdir()] == [LOG_FILE]

@@ -72,7 +72,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_by_both_before_anything_is_mad
     launched = job.start(partial(drivers.record_keys, job.folder), uneven)
     assert launched.wait(60) == [2, 2]
     for rank in range(2):
-        refused = r"error: data: batch_size 7 cannot be shared evenly among 2 processes; give 6 or 8\n"
+        refused = r"error: data: batch_size 7 cannot be shared evenly among 2 processes; use 6 or 8\n"
         assert re.fullmatch(refused, launched.text(rank))
     assert not job.out.exists()
 
@@ -210,7 +210,7 @@ def test_a_disk_that_is_full_is_a_clear_error_on_all_ranks(make_job, undisturbed
         assert launched.wait(60) == [2, 2]
         print(f"both ranks left {time.monotonic() - began:.1f} s after the start")
         said = re.compile(
-            r"error: \S+step-\d+: the checkpoint could not be written \(.*No space left on device.*\)(; .*)?\n"
+            r"error: \S+step-\d+: the checkpoint cannot be written \(.*No space left on device.*\)(; .*)?\n"
         )
         assert all(said.fullmatch(launched.text(rank)) for rank in range(2)), launched.text()
         for step in job.steps():

@@ -151,7 +151,7 @@ def test_a_file_without_keys_is_an_error_that_names_it(load, text):
     ],
 )
 def test_a_key_that_is_there_twice_is_an_error_with_its_line(load, text, line, key):
-    with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: the key '{key}' is given twice"):
+    with pytest.raises(UserError, match=rf"mine\.yaml: line {line}: the key '{key}' is a duplicate"):
         load(text)
 
 
@@ -185,7 +185,7 @@ def test_a_missing_key_is_an_error_that_names_it(load):
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, num_processes, fitting):
     recipe = tiny_recipe(Path("pairs.tar"))
     recipe = replace(recipe, data=replace(recipe.data, batch_size=batch_size))
-    with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be .* {num_processes} .*give {fitting}$"):
+    with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be .* {num_processes} .*use {fitting}$"):
         recipe.require_even_shares(num_processes)
     recipe.require_even_shares(batch_size)
 
@@ -280,9 +280,14 @@ POWER_OF_TWO = "stem 'convolutional' .* needs a patch_size that is a power of tw
     [
         ("open_clip_coca", "b32", {"captions_from": "patches"}, "'patches' does not fit preset 'open_clip_coca'"),
         ("open_clip_coca", "b32", {"stem": "convolutional"}, "'open_clip' has stem 'patchify', not 'convolutional'"),
-        ("grr_coca", "tiny", {"image_dim": 100}, r"image_dim 100 is no multiple of 32, .* the nearest: \d+ and \d+"),
-        ("grr_coca", "tiny", {"text_dim": 130}, r"text_dim 130 is no multiple of 32, .* the nearest: \d+ and \d+"),
-        ("grr_coca", "tiny", {"image_size": 60}, "image_size 60 is not divisible by patch_size 16; .* 48 and 64"),
+        (
+            "grr_coca",
+            "tiny",
+            {"image_dim": 100},
+            r"image_dim 100 must be a multiple of 32, .* the nearest: \d+ and \d+",
+        ),
+        ("grr_coca", "tiny", {"text_dim": 130}, r"text_dim 130 must be a multiple of 32, .* the nearest: \d+ and \d+"),
+        ("grr_coca", "tiny", {"image_size": 60}, "image_size 60 must be divisible by patch_size 16; .* 48 and 64"),
         ("grr_coca", "base", {"stem": "convolutional"}, f"{POWER_OF_TWO} 18; the nearest: 16 and 32"),
         ("grr_coca", "l14", {"stem": "convolutional"}, f"{POWER_OF_TWO} 14; the nearest: 8 and 16"),
         ("grr_coca", "tiny", {"stem": "convolutional", "patch_size": 1}, f"{POWER_OF_TWO} 1; the nearest: 2$"),

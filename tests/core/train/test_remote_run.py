@@ -135,7 +135,7 @@ def test_a_url_stays_a_url_in_the_recipe(tmp_path):
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml").data.train == f"s3://pairs/{SHARDS}"
     save_recipe(recipe_of(f"https://host/a.tar?token={SECRET}"), tmp_path / "recipe.yaml")
-    with pytest.raises(UserError, match=r"recipe\.yaml: https://host/a\.tar: was given with a query") as caught:
+    with pytest.raises(UserError, match=r"recipe\.yaml: https://host/a\.tar: has a query") as caught:
         load_recipe(tmp_path / "recipe.yaml")
     assert SECRET not in str(caught.value)
 
@@ -145,4 +145,4 @@ def test_a_url_that_is_no_object_store_raises(url):
     with pytest.raises(UserError) as caught:
         CheckpointRecipe(copy_to=url)
     assert SECRET not in str(caught.value)
-    assert "copy_to" in str(caught.value) or "leave it out" in str(caught.value)
+    assert "copy_to" in str(caught.value) or "omit it" in str(caught.value)

@@ -348,7 +348,7 @@ def test_a_run_whose_checkpoints_cannot_be_read_does_not_begin_anew(finished, tm
     out = shutil.copytree(finished.folder, tmp_path / "run")
     weights = out / "checkpoints" / finished.checkpoint.name / "model.safetensors"
     weights.write_bytes(b"torn")
-    said = rf"{out}/checkpoints: none of its checkpoints can be read \(1 found, .*to start this run anew, delete"
+    said = rf"{out}/checkpoints: none of its checkpoints can be read \(1 found, .*to restart this run, delete"
     with warnings_of("grr_coca.train.run_checkpoints"), pytest.raises(UserError, match=said):
         resume_point(out, finished.recipe)
     shutil.rmtree(out / "checkpoints")

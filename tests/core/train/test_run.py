@@ -321,7 +321,7 @@ def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_pat
         pretrain(recipe, tmp_path / "run")
     assert read_metrics(tmp_path / "run", "val")[0]["num_pairs"] == 8
     assert len(messages) == 1
-    assert f"1 of 9 validation pairs are left out as broken, the first: {tmp_path / 'val.tar'}: {key}" in messages[0]
+    assert f"1 of 9 validation pairs are invalid and excluded, the first: {tmp_path / 'val.tar'}: {key}" in messages[0]
 
 
 def test_a_validation_split_of_broken_pairs_alone_says_so(shard, tmp_path):
@@ -329,7 +329,7 @@ def test_a_validation_split_of_broken_pairs_alone_says_so(shard, tmp_path):
     recipe = tiny_recipe(shard)
     recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
     with pytest.raises(
-        UserError, match=r"no validation pair can be read, the first: .*val\.tar: a.*`grr-coca data check`"
+        UserError, match=r"no validation pair can be read, the first error is: .*val\.tar: a.*`grr-coca data check`"
     ):
         pretrain(recipe, tmp_path / "run")
 

@@ -145,7 +145,7 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoints_stay(tmp_path):
         store = CheckpointStore(disk / "checkpoints", keep_last=2)
         save(store, 1)
         before = snapshot(store.folder)
-        with pytest.raises(UserError, match=r"step-000000002: the checkpoint could not be written \(No space left"):
+        with pytest.raises(UserError, match=r"step-000000002: the checkpoint cannot be written \(No space left"):
             store.save(2, lambda folder: (folder / "model.safetensors").write_bytes(bytes(3_000_000)) and None, None)
         assert snapshot(store.folder) == before
         assert [path.name for path in store.folder.iterdir()] == ["step-000000001"]
@@ -168,7 +168,7 @@ def test_the_run_goes_back_from_a_flipped_bit_in_any_file_with_a_warning(average
             assert store.newest() == folder_of(store, 1)
         assert len(warned) == 1
         assert str(run.checkpoint) in warned[0]
-        assert warned[0].endswith("going back to the checkpoint before it")
+        assert warned[0].endswith("trying the checkpoint before it")
         with pytest.raises(UserError):
             from_pretrained(run.folder)
         flip(path, bit)

@@ -76,7 +76,7 @@ def test_preprocessing_and_cleaning_are_carried_by_the_checkpoint(theirs, write,
 def test_in_python_it_is_read_in_memory(write):
     model = grr_coca.load(f"open_clip:{write()}", "cpu")
     assert model.embed_texts(["a cat", "caf\u00c3\u00a9"]).shape == (2, 16)
-    with pytest.raises(UserError, match="open_clip:nowhere: first convert it: grr-coca import open_clip"):
+    with pytest.raises(UserError, match="open_clip:nowhere: convert it first: grr-coca import open_clip"):
         load("open_clip:nowhere")
 
 
@@ -351,7 +351,7 @@ def test_the_only_file_of_weights_may_have_any_name(write, expected):
 
 def test_a_place_that_cannot_be_written_to_is_told(write, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/model: could not be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"file/model: cannot be written \(Not a directory\)"):
         write_open_clip(read_open_clip(write()), tmp_path / "file" / "model")
 
 

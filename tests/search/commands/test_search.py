@@ -43,7 +43,7 @@ def test_a_folder_that_is_gone_is_told_in_one_line(drawings, tmp_path):
     gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command]
     done = subprocess.run(gone, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: the current folder does not exist any more; change to another\n"
+    assert done.stderr == "error: the current folder no longer exists; change to another folder\n"
 
 
 def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):

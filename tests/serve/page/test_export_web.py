@@ -198,7 +198,7 @@ def test_a_damaged_graph_and_an_index_of_another_model_are_refused(index, runtim
     assert "already" in refused(capsys, "export", "web", "--out", DRAWINGS, "--runtime", runtime)
     (tmp_path / "file").touch()
     said = refused(capsys, "export", "web", "--out", tmp_path / "file" / "site", "--runtime", runtime)
-    assert "file/site: could not be written (Not a directory)" in said
+    assert "file/site: cannot be written (Not a directory)" in said
     assert not (tmp_path / "site").exists()
 
 

@@ -156,7 +156,7 @@ def test_what_is_to_do_is_told_in_words(capsys, trials, runs, told):
 
 def test_a_signal_that_stopped_a_study_gives_its_exit_code(capsys):
     assert report_stop(Interruption(signal.SIGTERM, "asked to stop")) == 143
-    assert capsys.readouterr().err == "SIGTERM: what was trained is saved, and the same command continues\n"
+    assert capsys.readouterr().err == "SIGTERM: progress is saved; run the same command to continue\n"
 
 
 def test_a_study_is_run_and_its_status_tells_what_is_there(plan, capfd, monkeypatch):

@@ -75,7 +75,7 @@ def test_a_demo_that_is_stopped_goes_on_and_ends_with_table_and_report(write_pla
         work_here(patches, interrupt="_in_worker")
         assert main(command) == 130
     said = capfd.readouterr().err.splitlines()
-    assert said[-1] == "SIGINT: what was trained is saved, and the same command continues"
+    assert said[-1] == "SIGINT: progress is saved; run the same command to continue"
     assert steps_saved(out) == ["grr_coca/pictograms/checkpoints/step-000000006"]
     work_here(monkeypatch)
     assert main(command) == 0

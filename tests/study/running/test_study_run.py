@@ -330,7 +330,7 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(study, mo
             study.run("grr_coca", workers=Training())
     said = str(stopped.value)
     assert said.startswith(f"grr_coca, pictograms, seed 0: {runs}")
-    assert "step-000000006: the checkpoint could not be written (No space left on device); free some space" in said
+    assert "step-000000006: the checkpoint cannot be written (No space left on device); free some space" in said
     assert f"or move the folder {runs} to another disk and give it as --runs" in said
     assert list(runs.rglob("step-*")) == [], "nothing half-written stays"
     assert study.run("grr_coca", workers=Training()) == OF_GRR_COCA

@@ -321,7 +321,7 @@ def read_adapted_header(folder: Path) -> AdaptedHeader:
     known = (rules_of_words.RULES, rules_of_images.VERSION)
     if (header.word_rules, header.image_rules) != known:
         raise UserError(
-            f"{path}: rules of words and images have the versions {header.word_rules} and {header.image_rules}, and "
+            f"{path}: rules for words and images have the versions {header.word_rules} and {header.image_rules}, and "
             f"this program has {known[0]} and {known[1]}; run grr-coca adapt again"
         )
     return header
@@ -343,7 +343,7 @@ def read_adaptation(folder: Path) -> Adaptation:
     sizes = (len(header.words), len(header.captions), header.num_landmarks, header.num_landmarks, sum(header.split))
     found = (len(arrays.rarities), len(arrays.caption_vectors), len(landmarks), len(arrays.dual))
     if sizes != (*found, arrays.caption_vectors.shape[-1]):
-        raise UserError(f"{folder / ARRAYS}: does not fit {ADAPTED}; run grr-coca adapt again")
+        raise UserError(f"{folder / ARRAYS}: does not match {ADAPTED}; run grr-coca adapt again")
     return Adaptation(header, arrays, landmarks)
 
 

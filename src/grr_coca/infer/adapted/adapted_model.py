@@ -96,7 +96,7 @@ class AdaptedModel(ImageTextModel):
     def __init__(self, checkpoint: CheckpointFiles, engine: Engine, folder: Path) -> None:
         self.adaptation = read_adaptation(folder)
         if engine.embed_dim != len(self.adaptation.arrays.image_mean):
-            raise UserError(f"{folder}: the adaptation does not fit the base model; run grr-coca adapt again")
+            raise UserError(f"{folder}: the adaptation does not match the base model; run grr-coca adapt again")
         self._base = checkpoint
         descriptor = read_beside(folder)
         if descriptor is not None:

@@ -173,7 +173,7 @@ def read_beside(folder: Path) -> EncoderDescriptor | None:
     graph = folder / ENCODER_GRAPH
     encoder = open_encoder(f"onnx:{graph}") if graph.is_file() else open_described(info)
     if mean.shape != (encoder.info.embed_dim,):
-        raise UserError(f"{folder / ENCODER_MEAN}: does not fit {ENCODER}; run grr-coca adapt again")
+        raise UserError(f"{folder / ENCODER_MEAN}: does not match {ENCODER}; run grr-coca adapt again")
     return EncoderDescriptor(encoder, mean)
 
 

@@ -165,7 +165,7 @@ class OnnxEngine:
             except OSError as error:
                 raise UserError(f"{path}: missing, or cannot be read ({error.strerror}); {_EXPORT}") from error
             if not is_listed:
-                raise UserError(f"{path}: damaged, or of another model: it differs from {MANIFEST}; {_EXPORT}")
+                raise UserError(f"{path}: corrupt, or of another model: it differs from {MANIFEST}; {_EXPORT}")
 
 
 _EXPORT = "write the folder again with `grr-coca export onnx`"
@@ -219,7 +219,7 @@ def _size(value: object) -> int:
     """
     size = int(value)  # type: ignore[call-overload]
     if not 1 <= size <= _MAX_SIZE:
-        raise ValueError(f"a size of {size}, out of 1 … {_MAX_SIZE}")
+        raise ValueError(f"a size of {size}, outside 1 … {_MAX_SIZE}")
     return size  # type: ignore[no-any-return]
 
 

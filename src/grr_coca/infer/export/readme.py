@@ -86,12 +86,12 @@ An image-text model that captions images, and embeds images and texts as vectors
 It prints a caption of the image at the path `sys.argv[1]`, and the cosine between the image and "a red heart".
 It ignores colour profiles.
 
-| file | what |
+| file | content |
 |---|---|
 | `image.onnx` | `pixels` (B {size} {size} 3, bytes) to `image_embedding`, and to `cross_*`, which captions attend to |
 | `text.onnx` | `token_ids` (B T, padded with 0) and `lengths` (B) to `text_embedding` |
 | `step.onnx` | `token_ids` (R T), `cross_*` and `past_*` to `logits` (R T V) and `present_*`, the next `past_*` |
-| `{weights}` | the weights of all three; keep it beside them |
+| `{weights}` | the weights of all three; keep it next to them |
 | `tokenizer.json` | for the package tokenizers |
 | `preprocess.json` | how an image is opened, framed, cut and resized; `image.onnx` normalizes the pixels itself |
 | `config.json` | the architecture |

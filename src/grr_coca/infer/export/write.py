@@ -81,7 +81,7 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
             facts |= manifest_facts(checkpoint, source if precision == "int8" else partial, precision)
             (partial / "README.md").write_bytes(readme(checkpoint, precision).encode())
     except OSError as error:
-        raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path) -> None:

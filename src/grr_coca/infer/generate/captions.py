@@ -222,9 +222,7 @@ def stream_captions(
         UserError: As for `generate`; or if these options cannot be streamed.
     """
     if options.num_beams > 1 or options.num_captions > 1:
-        raise UserError(
-            "beams, and several captions of an image, are ranked when all have ended: stream one caption without beams"
-        )
+        raise UserError("beams and several captions per image cannot be streamed; stream one caption without beams")
     captioning = _Captioning(engine, tokenizer, options, prompt, _keys(keys, len(pixels)))
     images = engine.encode_images(pixels)
     told = [""] * len(pixels)
@@ -238,9 +236,9 @@ def stream_captions(
 def _keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
     """Return a key for each image."""
     if num_images == 0:
-        raise UserError("there is no image to caption")
+        raise UserError("no image to caption")
     if keys is not None and len(keys) != num_images:
-        raise UserError(f"{len(keys)} keys for {num_images} images; give one for each")
+        raise UserError(f"{len(keys)} keys for {num_images} images; pass one per image")
     return range(num_images) if keys is None else keys
 
 
@@ -307,7 +305,9 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
     """Return the maximum number of new tokens. The context must also hold [BOS], the prompt, [EOS] and [CLS]."""
     room = context_length - num_prompt_ids - 2
     if room < 1:
-        raise UserError(f"the prompt has {num_prompt_ids - 1} tokens; give {context_length - 4} at most, to leave room")
+        raise UserError(
+            f"the prompt has {num_prompt_ids - 1} tokens; use at most {context_length - 4}, to leave room for a caption"
+        )
     if options.max_length is not None and options.max_length > room:
         raise UserError(
             f"max_length {options.max_length} is more than the {room} tokens that the context of {context_length} "

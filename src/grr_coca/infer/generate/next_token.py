@@ -129,8 +129,8 @@ class Hypothesis(NamedTuple):
 
 # --- Rules for the next token
 
-NAN_RESULTS = "the model computes NaN: its weights are damaged, or its training diverged"
-NOTHING_LEFT = "the rules leave no token to continue with: lower min_length, or raise no_repeat_ngram or set it to 0"
+NAN_RESULTS = "the model computes NaN: its weights are corrupt, or its training diverged"
+NOTHING_LEFT = "the rules leave no token to continue with; lower min_length, or raise no_repeat_ngram or set it to 0"
 
 
 def require_finite(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:

@@ -70,7 +70,7 @@ class GenerationOptions:
         for name, (low, high) in _WITHIN.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                hint = "; leave it out for the likeliest caption" if name == "temperature" else ""
+                hint = "; omit it for the most likely caption" if name == "temperature" else ""
                 raise UserError(f"{name} {value} must be within {low:g} … {high:g}{hint}")
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
@@ -84,7 +84,7 @@ class GenerationOptions:
         if self.num_beams > 1 and given:
             raise UserError(f"num_beams {self.num_beams} conflicts with {', '.join(given)}: beams are not sampled")
         if self.temperature is None and given:
-            raise UserError(f"{', '.join(given)} without temperature: nothing is sampled; set temperature, e.g. 1.0")
+            raise UserError(f"{', '.join(given)} needs sampling; set temperature, e.g. 1.0")
         if self.num_beams == 1 and self.length_penalty != 1:
             raise UserError("length_penalty without beams: set num_beams")
         if self.temperature is None and self.num_captions > self.num_beams:

@@ -173,9 +173,7 @@ class CaptionFile(CaptionOutput):
 
     def _not_ours(self, place: str) -> UserError:
         columns = ", ".join(CaptionRow._fields)
-        return UserError(
-            f"{self.path}: {place} does not have the columns {columns}, so no captions are added; use another file"
-        )
+        return UserError(f"{self.path}: {place} does not have the columns {columns}; use another file")
 
 
 def _is_torn(path: Path) -> bool:
@@ -296,7 +294,7 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
     for image in images:
         if image.path is None:
             raise UserError(
-                f"{image.name}: part of a shard or table, so no file can be written beside it; use {instead}"
+                f"{image.name}: part of a shard or table, so no file can be written next to it; use {instead}"
             )
         place = places[image.name] = place_of(image.path)
         other = owners.setdefault(place.parent.resolve() / place.name, image.name)
@@ -305,7 +303,7 @@ def places_beside(images: "Sequence[ImageFile]", place_of: Callable[[Path], Path
     for image in images:
         path = Path(image.name)
         if path.resolve() in owners or path.parent.resolve() / path.name in owners:
-            raise UserError(f"{image.name}: an image, which a file beside another one would replace; use {instead}")
+            raise UserError(f"{image.name}: an image that would be overwritten; use {instead}")
     return places
 
 

@@ -99,7 +99,7 @@ def _inserted(content: bytes, sidecar: Path, caption: str | None, keywords: Sequ
         # The file may have another prefix for the names of RDF.
         edits.append((found.bag_end, found.bag_end, items.replace("<rdf:li>", f"<rdf:li xmlns:rdf='{_RDF}'>")))
     elif missing and found.has_subject:
-        raise XmpError(f"{sidecar}: its keywords are no list that can be extended; it is left as it is")
+        raise XmpError(f"{sidecar}: its keywords are not a list that can be extended; it is left as it is")
     elif missing:
         properties += _property("subject", "Bag", items)
     if properties:

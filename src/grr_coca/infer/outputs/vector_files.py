@@ -57,7 +57,7 @@ def check_format(path: Path) -> None:
     if require_suffix(path, _SUFFIXES) == ".parquet":
         require_extra("parquet", f"{path}: writing Parquet")
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file")
+        raise UserError(f"{path}: is a folder; pass a file name")
 
 
 def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) -> None:
@@ -74,7 +74,7 @@ def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) 
 
 def _require_room(path: Path, keys: Sequence[str]) -> None:
     if path.suffix.lower() == ".safetensors" and len(_as_header(keys)) > MAX_HEADER_BYTES // 2:
-        raise UserError(f"{path}: {len(keys):,} keys are more than a safetensors file holds; use .parquet or .npy")
+        raise UserError(f"{path}: {len(keys):,} keys do not fit into a safetensors file; use .parquet or .npy")
 
 
 def _keys_file(path: Path) -> Path:

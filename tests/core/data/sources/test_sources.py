@@ -346,7 +346,7 @@ def test_a_folder_of_shards_opens_the_shards(tmp_path):
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("", "an empty path"),
+        ("", "empty path"),
         ("tran.tar", r"tran\.tar: no such file or folder.* has empty, pairs\.xlsx, train-00000\.tar"),
         ("no/such/*.tar", "no such file or folder"),
         ("pairs.xlsx", r"pairs\.xlsx: not in a readable format"),

@@ -125,8 +125,8 @@ class Walk:
     """Iterates over a folder and its subfolders in the order of their names.
 
     Links to folders are followed, except to a folder above the link. No folder is entered twice: it keeps the name
-    without links, or that of the first link to it. In the same way a link to a file is left out if the file itself, or
-    another link to it, is found. Memory grows with the number of folders and with the number of files in one folder.
+    without links, or that of the first link to it. A link to a file is a file. Memory grows with the number of folders
+    and with the number of files in one folder.
 
     `refused`: folders that could not be read completely, which the caller may take away.
     """
@@ -135,9 +135,7 @@ class Walk:
         self.refused: list[OSError] = []
         self._root = "" if root == "." else root
         self._left_out = left_out
-        self._places = [os.path.realpath(root)]  # of the root, and of the links that were followed
         self._entered: set[tuple[int, int]] = set()
-        self._linked: set[tuple[int, int]] = set()  # files that links lead to
         self._links: deque[str] = deque()  # to folders; they are entered last
 
     def __iter__(self) -> Iterator[Listing]:
@@ -145,7 +143,6 @@ class Walk:
         while self._links:
             link = self._links.popleft()
             if not _leads_up(link):
-                self._places.append(os.path.realpath(link))
                 yield from self._below(link)
 
     def path(self, folder: str, name: str) -> str:
@@ -165,14 +162,16 @@ class Walk:
                 error.filename = folder or "."
                 self.refused.append(error)
             listing.files.sort()
-            waiting += (os.path.join(folder, name) for name in sorted(folders, reverse=True))  # noqa: PTH118
+            paths = [os.path.join(folder, name) for name in sorted(folders)]  # noqa: PTH118
+            self._links += filter(os.path.islink, paths)
+            waiting += (path for path in reversed(paths) if not os.path.islink(path))  # noqa: PTH114
             yield listing
 
     def _read(self, listing: Listing, folders: list[str]) -> None:
         if not os.access(listing.folder or ".", os.X_OK):  # the names of its files can be read, but not the files
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with os.scandir(listing.folder or ".") as entries:
-            for entry in _links_last(entries):
+            for entry in entries:
                 try:
                     self._sort_in(entry, listing, folders)
                 except OSError as error:
@@ -180,26 +179,11 @@ class Walk:
                     self.refused.append(error)
 
     def _sort_in(self, entry: "os.DirEntry[str]", listing: Listing, folders: list[str]) -> None:
-        is_link = entry.is_symlink()
-        if entry.is_dir():
-            if self._left_out.has_folder(entry.name, self.path(listing.folder, entry.name)):
-                return
-            if is_link:
-                self._links.append(os.path.join(listing.folder, entry.name))  # noqa: PTH118
-            else:
-                folders.append(entry.name)
-        elif has_wanted_suffix(entry.name) and entry.is_file() and not (is_link and self._is_found_by_itself(entry)):
-            listing.files.append(entry.name)
-
-    def _is_found_by_itself(self, link: "os.DirEntry[str]") -> bool:
-        """True if this walk finds the target of a link without it, or has found it by another link."""
-        if not _is_new(link.stat(), self._linked):
-            return True
-        target = os.path.realpath(link.path)
-        for place in self._places:
-            if _is_within(target, place) and has_wanted_suffix(target):
-                return not self._left_out.hides(target[len(os.path.join(place, "")) :])  # noqa: PTH118
-        return False
+        if not entry.is_dir():
+            if has_wanted_suffix(entry.name) and entry.is_file():
+                listing.files.append(entry.name)
+        elif not self._left_out.has_folder(entry.name, self.path(listing.folder, entry.name)):
+            folders.append(entry.name)
 
 
 def walk_visible(
@@ -223,23 +207,8 @@ def walk_visible(
             tops += (link for link in filter(os.path.islink, paths) if not _leads_up(link))
 
 
-def _links_last(entries: "Iterator[os.DirEntry[str]]") -> "Iterator[os.DirEntry[str]]":
-    """The entries of a folder; links last, in the order of their names, so that the first is the same on any disk."""
-    links = []
-    for entry in entries:
-        try:
-            is_link = entry.is_symlink()
-        except OSError:  # it is raised again where the entry is used
-            is_link = False
-        if is_link:
-            links.append(entry)
-        else:
-            yield entry
-    yield from sorted(links, key=lambda link: link.name)
-
-
 def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
-    """Remember a folder or file. Returns False if it was seen before."""
+    """Remember a folder. Returns False if it was seen before."""
     identity = (status.st_dev, status.st_ino)
     is_new = identity not in seen or not status.st_ino  # some network drives do not number their files
     seen.add(identity)
@@ -248,13 +217,10 @@ def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
 
 def _leads_up(link: str) -> bool:
     """True if a link leads to the folder that it lies in, or to one above that."""
-    return _is_within(os.path.realpath(os.path.dirname(link) or "."), os.path.realpath(link))  # noqa: PTH120
+    target = os.path.realpath(link)
+    return f"{os.path.realpath(os.path.dirname(link) or '.')}{os.sep}".startswith(os.path.join(target, ""))  # noqa: PTH118, PTH120
 
 
 def has_wanted_suffix(name: str) -> bool:
     """True for the names of images and shards."""
     return has_image_suffix(name) or name.lower().endswith(".tar")
-
-
-def _is_within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(os.path.join(folder, ""))  # noqa: PTH118

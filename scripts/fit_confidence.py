@@ -41,8 +41,8 @@ from grr_coca.cli import exit_code
 from grr_coca.common.dict_to_dataclass import to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import CACHE, expand_cache_prefix, user_cache
-from grr_coca.data.sources.base import clean_caption
 from grr_coca.data.sources.open import open_source, require_there
+from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_split import images_of
 from grr_coca.infer.calibration import Calibration, read_photographs, statistics
 from grr_coca.infer.generate import GREEDY, generate

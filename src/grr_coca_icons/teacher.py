@@ -26,7 +26,8 @@ from torch import Tensor
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, file_sha256, verify_folder, whole_folder
 from grr_coca.data.batch import Batch
-from grr_coca.data.sources.base import BadSample, PairSource, caption_id, clean_caption
+from grr_coca.data.sources.base import BadSample, PairSource
+from grr_coca.data.text import caption_id, clean_caption
 from grr_coca.model.checkpoint import load_tensors, save_tensors
 
 CAPTIONS, EMBEDDINGS = "captions.txt", "embeddings.safetensors"

@@ -183,7 +183,7 @@ def _convert(action: Convert) -> int:
         value: int | None = getattr(action, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    from grr_coca.common.remote import is_url
+    from grr_coca.common.files import is_url
     from grr_coca.data.convert import Conversion, convert, source_state
     from grr_coca.data.sources.open import open_source
     from grr_coca.data.sources.views import ByImage
@@ -241,7 +241,7 @@ def _features(action: Features) -> int:
 
 
 def _index(action: IndexShards) -> int:
-    from grr_coca.common.remote import is_url
+    from grr_coca.common.files import is_url
     from grr_coca.data.sources.open import remote_shards
     from grr_coca.data.sources.shards import TarShards, index_remote
 

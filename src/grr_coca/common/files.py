@@ -4,14 +4,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, runtime_checkable
+from typing import IO, Any, BinaryIO, Generic, Protocol, TypeVar, runtime_checkable
 
 from grr_coca.common.errors import UserError
 
@@ -409,3 +411,80 @@ def sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+# --- Open files
+
+_OPEN_FILES = 8192
+"""Number of open files to request. Many systems allow 256 or 1,024 by default, and more on request."""
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+class HandleCache(Generic[K, T]):
+    """A cache that opens items by key, and keeps the `size` most recently used ones. Dropped items are closed.
+
+    A copy in another process starts empty, because open files and memory maps are not valid there.
+    """
+
+    def __init__(self, open_: Callable[[K], T], close: Callable[[T], None] | None, size: int) -> None:
+        self._open = open_
+        self._close = close
+        self._size = size
+        self._items: OrderedDict[K, T] = OrderedDict()
+
+    def __getitem__(self, key: K) -> T:
+        if key in self._items:
+            self._items.move_to_end(key)
+            return self._items[key]
+        item = self._items[key] = self._open(key)
+        if len(self._items) > self._size:
+            _, oldest = self._items.popitem(last=False)
+            if self._close is not None:
+                self._close(oldest)
+        return item
+
+    def discard(self, key: K) -> None:
+        """Close an item, if it is open."""
+        item = self._items.pop(key, None)
+        if item is not None and self._close is not None:
+            self._close(item)
+
+    def __del__(self) -> None:
+        if self._close is not None:
+            for item in self._items.values():
+                self._close(item)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_items": OrderedDict()}
+
+
+def allow_open_files() -> int:
+    """Raise the limit of open files of this process to `_OPEN_FILES`, or as far as the system allows.
+
+    Returns:
+        The new limit. Windows allows as many from the beginning.
+    """
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
+    except ImportError:
+        return _OPEN_FILES
+    soft, hard = (_OPEN_FILES if limit == RLIM_INFINITY else limit for limit in getrlimit(RLIMIT_NOFILE))
+    allowed = min(hard, _OPEN_FILES)
+    if allowed <= soft:
+        return soft
+    setrlimit(RLIMIT_NOFILE, (allowed, getrlimit(RLIMIT_NOFILE)[1]))
+    return allowed
+
+
+# --- URLs
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_LOCAL_SCHEMES = ("file", "local")
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL of a file elsewhere, such as `s3://bucket/a.tar`."""
+    found = _URL.match(path)
+    return found is not None and found[1].lower() not in _LOCAL_SCHEMES

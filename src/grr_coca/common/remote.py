@@ -45,7 +45,6 @@ _MAX_NAMES = 10**6
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_ON_THIS_MACHINE = ("file", "local")
 _DATES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified", "created")
 _ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id")
 
@@ -91,11 +90,6 @@ class RemoteFile:
 
 
 # --- URLs
-
-
-def is_url(path: str) -> bool:
-    """Return whether a path is a URL of a file elsewhere, such as `s3://bucket/a.tar`."""
-    return _URL.match(path) is not None and urlsplit(path).scheme.lower() not in _ON_THIS_MACHINE
 
 
 def require_no_credentials(url: str) -> str:

@@ -8,10 +8,8 @@ from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-
-from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE, SampleRef, TrainingOrder, Visits
-from grr_coca.data.sources.base import PairSource, locate
+from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE, Blocks, SampleRef, TrainingOrder, Visits
+from grr_coca.data.sources.base import PairSource
 
 AHEAD = PLAIN_SHUFFLE // 2
 """Samples between those that are trained on and those whose blocks are fetched: a window of the order."""
@@ -21,23 +19,6 @@ _RECENT = 1024
 
 _THREADS = 4
 """Blocks that a process fetches at the same time."""
-
-
-class Blocks:
-    """The blocks of the order: consecutive samples that are read at about the same time.
-
-    Args:
-        lengths: number of samples of each source of a mixture, or of the only one.
-    """
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self._ends = np.cumsum(lengths)
-
-    def of(self, sample: int) -> range:
-        """The block of a sample."""
-        source, inner = locate(self._ends, sample)
-        start = sample - inner % BLOCK
-        return range(start, min(start + BLOCK, int(self._ends[source])))
 
 
 class RefsWithAhead(list[SampleRef]):

@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.ahead import Blocks, RefsWithAhead, fetch_later
+from grr_coca.common.files import HandleCache
+from grr_coca.data.ahead import RefsWithAhead, fetch_later
 from grr_coca.data.augmentation import Augmentation, Change
 from grr_coca.data.batch import Batch, Replacement, normalize, pad_rows, to_bytes
-from grr_coca.data.order import SampleRef
+from grr_coca.data.order import Blocks, SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.random_changes import (
     MAX_REPLACEMENTS,
@@ -39,8 +40,8 @@ from grr_coca.data.random_changes import (
     sample_rng,
     with_neighbour,
 )
-from grr_coca.data.sources.base import BadSample, PairSource, RawPair, caption_id, clean_caption, stable_id
-from grr_coca.data.sources.shards import HandleCache
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair, stable_id
+from grr_coca.data.text import caption_id, clean_caption
 from grr_coca.data.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 
 _log = logging.getLogger(__name__)

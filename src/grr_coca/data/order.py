@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from grr_coca.common.shapes import Int
+from grr_coca.data.sources.base import locate
 
 PLAIN_SHUFFLE = 65_536
 """Up to this many samples, an epoch is one random permutation."""
@@ -34,6 +35,23 @@ class Visits(Protocol):
     def at(self, position: int) -> SampleRef:
         """The visit at a position in the sequence."""
         ...
+
+
+class Blocks:
+    """The blocks of the order: consecutive samples that are read at about the same time.
+
+    Args:
+        lengths: number of samples of each source of a mixture, or of the only one.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._ends = np.cumsum(lengths)
+
+    def of(self, sample: int) -> range:
+        """The block of a sample."""
+        source, inner = locate(self._ends, sample)
+        start = sample - inner % BLOCK
+        return range(start, min(start + BLOCK, int(self._ends[source])))
 
 
 class Shuffle:

@@ -187,7 +187,7 @@ Order = Literal["crop_then_resize", "resize_then_crop"]
 _MAX_RESIZED_PIXELS = 10_000_000
 """If the resized image would have more pixels, only the part inside the crop is resized."""
 
-_IS_FRAMED = "is_framed"
+_IS_SQUARE = "is_square"
 """Key of `Image.info` of a square, with the value True, which no file can bring."""
 
 
@@ -282,8 +282,7 @@ class Preprocess:
         from grr_coca.data.isolated import received
 
         square = received({**facts, "size": (self.image_size, self.image_size)}, pixels)
-        if self.framing is not None:
-            square.info[_IS_FRAMED] = True
+        square.info[_IS_SQUARE] = True
         return square
 
     @property
@@ -297,14 +296,14 @@ class Preprocess:
 
         By default it is cut first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
         """
+        if image.info.get(_IS_SQUARE) is True and image.size == (self.image_size, self.image_size):
+            return image
         if self.framing is None:
             return with_srgb_colours(self._resized(image))
-        if image.info.get(_IS_FRAMED) is True and image.size == (self.image_size, self.image_size):
-            return image
         frame = self.framing.frame(image)
         square = with_srgb_colours(self._resized(image if frame is None else frame.cut(image)))
         square = square.copy() if square is image else square
-        square.info[_IS_FRAMED] = True
+        square.info[_IS_SQUARE] = True
         return square
 
     def seen(self, image: Image.Image) -> Box:

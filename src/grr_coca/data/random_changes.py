@@ -18,7 +18,8 @@ from torch.nn.functional import grid_sample, interpolate
 from grr_coca.data.augmentation import LUMA, Augmentation, Change, Shape
 from grr_coca.data.order import PERIOD, SampleRef, Visits
 from grr_coca.data.painting import painted
-from grr_coca.data.sources.base import BadSample, PairSource, caption_id, clean_caption, stable_id
+from grr_coca.data.sources.base import BadSample, PairSource, stable_id
+from grr_coca.data.text import caption_id, clean_caption
 
 # --- Streams of random numbers
 

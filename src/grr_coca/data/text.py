@@ -1,4 +1,4 @@
-"""Texts: cleaning of queries, prompts, and texts for models of open_clip; words of names."""
+"""Texts: cleaning of captions, queries, prompts, and texts for models of open_clip; words of names."""
 
 import html
 import re
@@ -6,7 +6,61 @@ import unicodedata
 from importlib.util import find_spec
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.sources.base import clean_caption, single_spaced
+from grr_coca.data.sources.base import BadSample, Cause, stable_id
+
+
+def clean_caption(caption: str, name: str) -> str:
+    """Clean a caption: single spaces between words.
+
+    Raises:
+        BadSample: the caption is empty, or cannot be written as UTF-8; the message names the pair.
+    """
+    caption = single_spaced(caption, f"{name}: the caption")
+    if not caption:
+        raise BadSample(f"{name}: the caption is empty; give it a word or remove the pair", Cause.EMPTY_CAPTION)
+    return caption
+
+
+def single_spaced(text: str, what: str) -> str:
+    """Put single spaces between the words of a text. `what`: its name in messages.
+
+    Raises:
+        BadSample: it cannot be written as UTF-8.
+    """
+    text = " ".join(text.split())
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # of JSON with half an emoji, or a command line in another encoding
+        raise BadSample(f"{what} is not UTF-8 text ({error.reason})", Cause.BAD_TEXT) from error
+    return text
+
+
+def caption_id(caption: str) -> int:
+    """The id of a cleaned caption. Captions that differ only in case, in the form of their accents (`é` is one or two
+    characters) or in that of their quotes have the same id: a tokenizer may read them alike, see `clip_bpe`."""
+    return stable_id(unicodedata.normalize("NFC", caption.lower()).translate(_STRAIGHT))
+
+
+_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decode the bytes of a text file as UTF-8, without the byte order mark that Windows writes.
+
+    Raises:
+        BadSample: the file is not UTF-8; the message names it.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample(f"{name}: not UTF-8 text ({error})", Cause.BAD_TEXT) from error
+
+
+def caption_lines(text: str) -> tuple[str, ...]:
+    """Split the text of a file into captions, one per line that is not empty. With one such line or none, the text is
+    the caption."""
+    lines = tuple(line for line in text.split("\n") if line.strip())
+    return lines if len(lines) > 1 else (text,)
 
 
 def clean_query(text: str, name: str) -> str:

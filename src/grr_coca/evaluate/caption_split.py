@@ -9,7 +9,8 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import resolve_link, write_whole
-from grr_coca.data.sources.base import PairSource, clean_caption
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_metrics import CaptionScores, score_captions
 from grr_coca.infer.generate import warn_if_repeated
 from grr_coca.infer.image_text_model import ImageTextModel

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from grr_coca.common.dict_to_dataclass import from_dict, read_yaml, to_dict
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import expand_cache_prefix, require_path, write_whole
-from grr_coca.common.remote import is_url, require_no_credentials
+from grr_coca.common.files import expand_cache_prefix, is_url, require_path, write_whole
+from grr_coca.common.remote import require_no_credentials
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.order import PERIOD, mixture_shares, visits_in_period
 from grr_coca.data.preprocess import Framing

@@ -20,12 +20,12 @@ from grr_coca.common.dict_to_dataclass import differences
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_file_bytes
 from grr_coca.common.ranks import Ranks
-from grr_coca.data.ahead import AheadOrder, Blocks
+from grr_coca.data.ahead import AheadOrder
 from grr_coca.data.batch import Batch
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.order import GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
+from grr_coca.data.order import Blocks, GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
 from grr_coca.data.random_changes import Siblings, SiblingVisits, kept_patches
-from grr_coca.data.sources.base import PairSource, decode_text
+from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import (
     Chain,
@@ -36,6 +36,7 @@ from grr_coca.data.sources.views import (
     sound_pairs,
     source_digest,
 )
+from grr_coca.data.text import decode_text
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, lost_letters, train_bpe
 from grr_coca.evaluate.split import require_pairs
 from grr_coca.model.build import build, build_without_weights, sine_cosine_positions

@@ -20,9 +20,10 @@ from grr_coca.data.isolated import check_image, decode_image
 from grr_coca.data.order import EvaluationOrder, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import views
-from grr_coca.data.sources.base import BadSample, Cause, clean_caption
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import Chain, Subset, caption_texts, every_caption, sound_pairs
+from grr_coca.data.text import clean_caption
 from grr_coca.data.tokenizer import train_bpe
 
 PAIRS = real_pairs(200)

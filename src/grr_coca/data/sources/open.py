@@ -10,9 +10,9 @@ from typing import Any
 
 from grr_coca.common import remote
 from grr_coca.common.errors import UserError, suggest_name
-from grr_coca.common.files import expand_cache_prefix, require_path, user_cache
-from grr_coca.common.remote import RemoteFile, expand_braces, is_url
-from grr_coca.data.sources.base import PairSource, decode_text, reader_that_owns, source_readers
+from grr_coca.common.files import expand_cache_prefix, is_url, require_path, user_cache
+from grr_coca.common.remote import RemoteFile, expand_braces
+from grr_coca.data.sources.base import PairSource, reader_that_owns, source_readers
 from grr_coca.data.sources.columns import as_captions, find_columns
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import SCHEME, ListedPairs, ListedRow, StoredRows, first_paths, locate_images
@@ -20,6 +20,7 @@ from grr_coca.data.sources.parquet import open_parquet
 from grr_coca.data.sources.shards import TarShards
 from grr_coca.data.sources.tables import open_delimited, open_json_lines
 from grr_coca.data.sources.views import Chain
+from grr_coca.data.text import decode_text
 from grr_coca.data.walk import is_hidden
 
 _READERS = {
@@ -75,7 +76,7 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     path = str(path)
     if is_url(path):
         return TarShards(remote_shards(path))
-    for reader in source_readers(path):
+    for reader in () if Path(path).is_dir() else source_readers(path):
         source = reader.open(expand_cache_prefix(path))
         if source is not None:
             return source

@@ -20,15 +20,14 @@ import os
 import tarfile
 import tempfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
 from grr_coca.common.errors import DiskError, UserError
-from grr_coca.common.files import LocalFile, read_at, user_cache, write_whole
+from grr_coca.common.files import HandleCache, LocalFile, allow_open_files, read_at, user_cache, write_whole
 from grr_coca.common.remote import RemoteFile
 from grr_coca.data.order import BLOCK, PLAIN_SHUFFLE
 from grr_coca.data.sources.base import (
@@ -37,8 +36,6 @@ from grr_coca.data.sources.base import (
     Cause,
     PairSource,
     RawPair,
-    caption_lines,
-    decode_text,
     digest_file,
     digest_header,
     locate,
@@ -46,15 +43,13 @@ from grr_coca.data.sources.base import (
 from grr_coca.data.sources.block_cache import BlockCache, RemoteBlock
 from grr_coca.data.sources.remote_parquet import RemoteTable, rows_at_once, scan_table
 from grr_coca.data.sources.tar import CAUSES, ROW, ShardIndex, scan_shard, with_content
+from grr_coca.data.text import caption_lines, decode_text
 
 _log = logging.getLogger(__name__)
 
 _MAX_OPEN = 256
 """Maximum number of shards of a source that a process keeps open, each with two file descriptors. A window of the
 training order has as many blocks."""
-
-_OPEN_FILES = 8192
-"""Number of open files to request. Many systems allow 256 or 1,024 by default, and more on request."""
 
 CACHE_BYTES, _KEPT_PAIRS = 2**33, 2 * PLAIN_SHUFFLE
 """Bytes of the cache of remote blocks, or the number of pairs that it has room for if these are larger."""
@@ -479,65 +474,3 @@ def _digest(header: dict[str, object], content: bytes | memoryview) -> str:
     digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
     digest.update(content)
     return digest.hexdigest()
-
-
-# --- Open files
-
-K = TypeVar("K", bound=Hashable)
-T = TypeVar("T")
-
-
-class HandleCache(Generic[K, T]):
-    """A cache that opens items by key, and keeps the `size` most recently used ones. Dropped items are closed.
-
-    A copy in another process starts empty, because open files and memory maps are not valid there.
-    """
-
-    def __init__(self, open_: Callable[[K], T], close: Callable[[T], None] | None, size: int) -> None:
-        self._open = open_
-        self._close = close
-        self._size = size
-        self._items: OrderedDict[K, T] = OrderedDict()
-
-    def __getitem__(self, key: K) -> T:
-        if key in self._items:
-            self._items.move_to_end(key)
-            return self._items[key]
-        item = self._items[key] = self._open(key)
-        if len(self._items) > self._size:
-            _, oldest = self._items.popitem(last=False)
-            if self._close is not None:
-                self._close(oldest)
-        return item
-
-    def discard(self, key: K) -> None:
-        """Close an item, if it is open."""
-        item = self._items.pop(key, None)
-        if item is not None and self._close is not None:
-            self._close(item)
-
-    def __del__(self) -> None:
-        if self._close is not None:
-            for item in self._items.values():
-                self._close(item)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_items": OrderedDict()}
-
-
-def allow_open_files() -> int:
-    """Raise the limit of open files of this process to `_OPEN_FILES`, or as far as the system allows.
-
-    Returns:
-        The new limit. Windows allows as many from the beginning.
-    """
-    try:
-        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
-    except ImportError:
-        return _OPEN_FILES
-    soft, hard = (_OPEN_FILES if limit == RLIM_INFINITY else limit for limit in getrlimit(RLIMIT_NOFILE))
-    allowed = min(hard, _OPEN_FILES)
-    if allowed <= soft:
-        return soft
-    setrlimit(RLIMIT_NOFILE, (allowed, getrlimit(RLIMIT_NOFILE)[1]))
-    return allowed

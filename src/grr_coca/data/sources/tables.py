@@ -19,11 +19,11 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import open_to_read, read_at
-from grr_coca.data.sources.base import BadSample, Cause, decode_text
+from grr_coca.common.files import HandleCache, allow_open_files, open_to_read, read_at
+from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.sources.columns import as_captions, find_columns
 from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, first_paths, locate_images, without_suffix
-from grr_coca.data.sources.shards import HandleCache, allow_open_files
+from grr_coca.data.text import decode_text
 
 _CHUNK_BYTES = 2**24
 _MAX_ROW = 2**24

@@ -10,9 +10,10 @@ import numpy as np
 
 from grr_coca.common.shapes import Int
 from grr_coca.data.isolated import check_image
-from grr_coca.data.sources.base import BadSample, PairSource, RawPair, clean_caption, digest_header, locate, stable_id
+from grr_coca.data.sources.base import BadSample, PairSource, RawPair, digest_header, locate, stable_id
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.shards import TarShards
+from grr_coca.data.text import clean_caption
 
 
 class View(PairSource):

@@ -15,11 +15,12 @@ from support import real_pairs, shard_members, warnings_of, write_shard, write_t
 
 from grr_coca.common import remote
 from grr_coca.common.errors import UserError
-from grr_coca.common.remote import expand_braces, find_remote, is_url
-from grr_coca.data.ahead import AheadOrder, Blocks
+from grr_coca.common.files import is_url
+from grr_coca.common.remote import expand_braces, find_remote
+from grr_coca.data.ahead import AheadOrder
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
+from grr_coca.data.order import Blocks, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import shards
 from grr_coca.data.sources.base import BadSample
@@ -359,7 +360,8 @@ def test_no_message_shows_where_a_server_redirected_to(source, server, caplog):
 
 
 def blocks_of(monkeypatch, size):
-    monkeypatch.setattr("grr_coca.data.ahead.BLOCK", size)
+    for module in ("ahead", "order"):
+        monkeypatch.setattr(f"grr_coca.data.{module}.BLOCK", size)
 
 
 def epochs(source, num_workers, batch_size=4, num_epochs=2):

@@ -13,10 +13,10 @@ from support import real_pairs, write_shard
 
 from grr_coca.common import remote
 from grr_coca.common.errors import UserError
-from grr_coca.data.ahead import AheadOrder, Blocks
+from grr_coca.data.ahead import AheadOrder
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset, make_loader
-from grr_coca.data.order import GlobalBatches, SampleRef, Shuffle, TrainingOrder
+from grr_coca.data.order import Blocks, GlobalBatches, SampleRef, Shuffle, TrainingOrder
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import parquet, shards
 from grr_coca.data.sources.base import BadSample, RawPair
@@ -200,7 +200,8 @@ def test_tables_that_have_no_images_raise(server, folder):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("block", [3, 12])
 def test_a_row_group_is_one_request(source, server, monkeypatch, num_workers, block):
-    monkeypatch.setattr("grr_coca.data.ahead.BLOCK", block)
+    for module in ("ahead", "order"):
+        monkeypatch.setattr(f"grr_coca.data.{module}.BLOCK", block)
     dataset = PairDataset(source, clip_bpe(), Preprocess(16), 40, augmentation=Augmentation())
     order = TrainingOrder(Shuffle(24, 0), GlobalBatches(4, 12))
     ahead = AheadOrder(order, Shuffle(24, 0), Blocks([24]))

@@ -18,7 +18,7 @@ import pytest
 from support import real_pairs, shard_members, write_shard, write_tar
 
 from grr_coca.common.errors import UserError
-from grr_coca.data import ahead
+from grr_coca.data import order
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.image_files import iterate_images
 from grr_coca.data.order import SampleRef
@@ -282,7 +282,7 @@ def test_what_is_wrong_with_a_shard_is_in_its_index(tmp_path, scans):
 
 def test_blocks_of_a_large_source_are_read_ahead_as_a_whole(shard, monkeypatch):
     advised = []
-    monkeypatch.setattr(ahead, "BLOCK", 4)
+    monkeypatch.setattr(order, "BLOCK", 4)
     monkeypatch.setattr(shards, "PLAIN_SHUFFLE", 5)
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: advised.append(arguments[1:3]))
     dataset = PairDataset(TarShards([shard]), clip_bpe(), Preprocess(16), 16)

@@ -57,8 +57,8 @@ def page() -> str:
     _, question, answer, rest = re.split(r"\n\n", text, maxsplit=3)
     box, models, rest = re.split(r"\n\n(?=\[The models\]|!\[)", rest, maxsplit=2)
     archive = (ROOT / "studies" / "README.md").read_text(encoding="utf-8")
-    methods = between(archive, "## How they are done\n", "\nFormulas")
-    numbers = between(archive, "**The settings of the page in numbers.**", "\n### ")
+    methods = between(archive, "## Method\n", "\nFormulas")
+    numbers = between(archive, "**The settings of the page in numbers.**", "\n## ")
     authors = ", ".join(author["name"] for author in about["authors"])
     version = f"Version {about['version']}, {about['date-released']}. {about['license']}."
     told = f"{box}\n\n{rest.replace('## Citation', '## Data and code')}"

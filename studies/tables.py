@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from changes import NUMBERS, Best, Change, Setting, holm, interval, signed, value
-from ledgers import STUDIES, UNFINISHED, all_rows, plan_of, recipe_of, rows_of, stages_of, studies
+from ledgers import UNFINISHED, all_rows, plan_of, recipe_of, rows_of, stages_of, studies
 
 PLATEAU = 1.5 / 8
 """R@1 above which a model has begun to learn positions: 1.5 times that of guessing among eight."""
@@ -27,22 +27,17 @@ SPLIT_ROWS = {
     "the same, temperature refitted": "test refitted",
     "perplexity, `test`": "test perplexity",
     "R@1, `test`": "test R@1",
-    "R@10, `test`": "test R@10",
     "CoCa loss, `val`": "val coca",
     "CoCa loss, `val` and `test`": "known coca",
     "CoCa loss, the unseen style": "style coca",
-    "perplexity, the unseen style": "style perplexity",
-    "R@1, the unseen style": "style R@1",
     "CoCa loss, unseen concepts": "concept coca",
     "CoCa loss in training": "training coca",
 }
 STYLE_ROWS = {
     "CoCa loss": "coca",
     "contrastive loss": "contrastive",
-    "the same, temperature refitted": "refitted",
     "perplexity": "perplexity",
     "R@1": "R@1",
-    "R@10": "R@10",
 }
 
 Settings = Mapping[str, Any]
@@ -374,7 +369,7 @@ def _finished(words: list[str]) -> list[str]:
 
 
 def losses(words: list[str]) -> str:
-    """Return the geometric means over seeds of each arm of all finished studies: `all`."""
+    """Return lines of CSV: the geometric means over seeds of each arm of all finished studies: `all`."""
     lines = []
     for study in _finished(words):
         stage, *finetunings = stages_of(study)
@@ -387,7 +382,7 @@ def losses(words: list[str]) -> str:
             cells += [_geometric(rows, "test", metric) for metric in ("contrastive_loss", "perplexity", "R@1")]
             cells += [_geometric(tuned, "test", "coca_loss"), _geometric(tuned, "val", "coca_loss")]
             if rows:
-                lines.append(_line([study, f"`{arm}`", f"{len(rows)}", *cells]))
+                lines.append(",".join([study, arm, f"{len(rows)}", *(cell.replace("–", "") for cell in cells)]))
     return "\n".join(lines)
 
 
@@ -399,7 +394,7 @@ def _geometric(rows: Sequence[Any], split: str, metric: str) -> str:
 
 
 def ledgers(words: list[str]) -> str:
-    """Return what made the rows of all finished studies, with steps and seeds of pretraining: `all`."""
+    """Return lines of CSV: steps, seeds, commits and machines of the rows of finished studies: `all`."""
     lines = []
     for study in _finished(words):
         found = all_rows(study)
@@ -409,20 +404,15 @@ def ledgers(words: list[str]) -> str:
             " ".join(re.sub(r"\(R\)|Processor|, torch .*|, 2 cores", " ", row["machine"]).split()) for row in found
         ]
         cells = [
-            f"[{study}]({_folder_of_page(study)}/README.md)",
+            study,
             f"{len(found)}",
-            ", ".join(f"{steps:,}" for steps in sorted({row["steps"] for row in runs})),
+            " and ".join(f"{steps}" for steps in sorted({row["steps"] for row in runs})),
             " to ".join(f"{seed}" for seed in sorted({seeds[0], seeds[-1]})),
-            _counted([f"`{row['commit'][:8]}`" for row in found]),
+            _counted([row["commit"][:8] for row in found]),
             _counted([machine.replace(" ,", ",") for machine in machines]),
         ]
-        lines.append(_line(cells))
+        lines.append(",".join(f'"{cell}"' if "," in cell else cell for cell in cells))
     return "\n".join(lines)
-
-
-def _folder_of_page(study: str) -> str:
-    """The study, or the folder of its plan if its page is there."""
-    return study if (STUDIES / study / "README.md").exists() else study.rpartition("/")[0]
 
 
 def _counted(found: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ that patch dropout keeps, Q queries.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention
@@ -27,22 +27,22 @@ from grr_coca.model.attention import (
     SelfAttention,
     pack_lengths,
 )
-from grr_coca.model.blocks import MLP, AttentionalPooler, Block, Patchify, Pooler, PoolerOutput
+from grr_coca.model.blocks import MLP, AttentionalPooler, Block, NoPooler, Patchify, Pooler, PoolerOutput
 from grr_coca.model.coca import PADDING, CoCa, ImageEncoder, MultimodalDecoder, PackedText, TextDecoder
 from grr_coca.model.config import CoCaConfig, TransformerConfig
 
 
 def build_open_clip(config: CoCaConfig) -> CoCa:
     """Return the model of a config whose architecture is `open_clip`."""
-    image, text = config.image_encoder.transformer, config.text_decoder.transformer
+    image, text = config.own_image_encoder.transformer, config.text_decoder.transformer
     multimodal, poolers = config.multimodal_decoder.transformer, config.poolers
-    stem, context_length = Patchify(config.image_encoder.patch_size), config.text_decoder.context_length
+    stem, context_length = Patchify(config.own_image_encoder.patch_size), config.text_decoder.context_length
     assert poolers.num_queries is not None, "the config refuses this"
     return CoCa(
         image_encoder=OpenClipImageEncoder(
             stem=stem,
             patch_embed=nn.Linear(stem.num_features, image.embed_dim),
-            position=LearnedPosition(config.image_encoder.num_patches, image.embed_dim),
+            position=LearnedPosition(config.own_image_encoder.num_patches, image.embed_dim),
             class_token=ClassToken(image.embed_dim),
             pre_norm=_norm(image.embed_dim),
             blocks=_blocks(image),
@@ -55,7 +55,7 @@ def build_open_clip(config: CoCaConfig) -> CoCa:
             norm=_norm(text.embed_dim),
             query_norm=_norm(text.embed_dim),
         ),
-        contrastive_pooler=nn.Identity(),
+        contrastive_pooler=NoPooler(),
         arrange=shared,
         image_proj=nn.Linear(text.embed_dim, config.embed_dim, bias=False),
         text_decoder=ClsLastTextDecoder(
@@ -156,10 +156,15 @@ class NormalizedQueriesPooler(AttentionalPooler):
         return self.query_norm(self.queries)
 
 
-def shared(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
-    """Return the first query of the captioning pooler also serves as the contrastive pooler."""
-    tokens = captioning_pooler(patches)
-    return PoolerOutput(tokens[:, 1:], contrastive_pooler(tokens[:, :1]))
+def shared(
+    captioning_pooler: Pooler,
+    contrastive_pooler: Pooler,
+    patches: Float[Tensor, "B P C"],
+    mask: Bool[Tensor, "B P"] | None = None,
+) -> PoolerOutput:
+    """Let the first query of the captioning pooler also serve as the contrastive pooler."""
+    tokens = captioning_pooler(patches, mask)
+    return PoolerOutput(tokens[:, 1:], contrastive_pooler(tokens[:, :1], None))
 
 
 # --- Text
@@ -231,11 +236,15 @@ class TwoStepCrossBlock(nn.Module):
         return *self.block.branches, self.cross_attn, self.feed_forward
 
     def forward(
-        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
+        self,
+        x: Float[Tensor, "R T D"],
+        context: Float[Tensor, "B S C"] | KeyValues,
+        layout: Layout,
+        mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Run the block. The context must be normalized already."""
+        """Run the block. The context must be normalized already; `mask`: its tokens that count."""
         x = self.block(x, layout)
-        x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
+        x = x + self.cross_attn(self.cross_attn_norm(x), context, layout, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 

@@ -41,8 +41,8 @@ class OpenClipArchitecture:
             UserError: It has; the message names the first.
         """
         required: list[tuple[object, dict[str, object]]] = [
-            (config.image_encoder, {"num_registers": 0, "stem": "patchify"}),
-            (config.image_encoder.transformer, _PARTS),
+            (config.own_image_encoder, {"num_registers": 0, "stem": "patchify"}),
+            (config.own_image_encoder.transformer, _PARTS),
             (config.text_decoder.transformer, _PARTS),
             (config.multimodal_decoder.transformer, _PARTS),
             (config.poolers, {"norm": "layer_1e-5", "arrangement": "shared"}),

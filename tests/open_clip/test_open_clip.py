@@ -8,7 +8,7 @@ from torch import nn
 
 from grr_coca.common.errors import UserError
 from grr_coca.model.attention import CrossAttention
-from grr_coca.model.blocks import AttentionalPooler
+from grr_coca.model.blocks import AttentionalPooler, NoPooler
 from grr_coca.model.presets import get_preset, with_qk_norm
 from grr_coca_open_clip.model import ChannelAffine, ClassToken, NormalizedQueriesPooler, shared
 
@@ -45,7 +45,7 @@ def test_normalized_queries_are_read_and_not_those_that_were_learned():
 
 def test_the_first_query_of_a_shared_pooler_is_the_image_and_the_others_are_its_tokens():
     patches = torch.arange(6.0).view(1, 3, 2)
-    tokens, pooled = shared(lambda x: 2 * x, nn.Identity(), patches)
+    tokens, pooled, _ = shared(lambda x, _: 2 * x, NoPooler(), patches)
     assert torch.equal(torch.cat([pooled, tokens], dim=1), 2 * patches)
     assert pooled.shape == (1, 1, 2)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -34,6 +34,16 @@ def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Floa
         for values in (preprocess.mean, preprocess.std)
     )
     return (pixels - mean).div_(std)
+
+
+class Features(NamedTuple):
+    """Tokens of images by a frozen encoder of others. Shapes: B images, N tokens, X their width.
+
+    `mask`: the tokens that count, at least one for each image, the others being padding; None: all count.
+    """
+
+    tokens: Float[Tensor, "B N X"]
+    mask: Bool[Tensor, "B N"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class EncoderInfo:
         licence: Licence of its weights in the words of the Hugging Face hub; `unknown` if nothing states it.
         preprocess: Its preprocessing.
         embed_dim: Width of its tokens, D.
-        num_tokens: Tokens of an image, N.
+        num_tokens: Tokens of an image, N; None: it differs between images.
     """
 
     name: str
@@ -48,7 +48,7 @@ class EncoderInfo:
     licence: str
     preprocess: EncoderPreprocess
     embed_dim: int
-    num_tokens: int
+    num_tokens: int | None
 
     @property
     def digest(self) -> str:
@@ -92,7 +92,9 @@ class FeatureHeader:
     def row_shape(self) -> tuple[int, ...]:
         """Shape of the features of an image."""
         width = self.encoder.embed_dim
-        return (width,) if self.keep == "mean" else (self.encoder.num_tokens, width)
+        num_tokens = self.encoder.num_tokens
+        assert num_tokens is not None, "rows of different numbers of tokens have no common shape"
+        return (width,) if self.keep == "mean" else (num_tokens, width)
 
     @property
     def row_bytes(self) -> int:

@@ -59,7 +59,7 @@ def patch_tokens(checkpoint: Checkpoint, images: LabelledImages, batch_size: int
     model = checkpoint.model
     with evaluating(model):
         batches = images.batches(checkpoint, batch_size)
-        return torch.cat([model.image_encoder(batch).half().cpu() for batch in batches])
+        return torch.cat([model.own_image_encoder(batch).half().cpu() for batch in batches])
 
 
 def attention_probe(

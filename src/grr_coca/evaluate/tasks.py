@@ -133,7 +133,7 @@ def measure_probe(
     linear = linear_probe(features[0], targets, features[1], options.seed)
     tokens = [patch_tokens(checkpoint, images, batch_size) for images in (train, test)]
     device = checkpoint.model.device
-    num_heads = checkpoint.config.image_encoder.transformer.num_heads
+    num_heads = checkpoint.config.own_image_encoder.transformer.num_heads
     pooled = attention_probe(
         tokens[0], torch.from_numpy(targets), tokens[1], len(train.class_names), num_heads, options, device
     )

@@ -12,7 +12,7 @@ import numpy as np
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.shapes import Bool, Float, UInt8
-from grr_coca.data.features import EncoderInfo
+from grr_coca.data.features import EncoderInfo, Keep
 from grr_coca.data.preprocess import Framing
 
 UNKNOWN_LICENCE = "unknown"
@@ -23,6 +23,12 @@ class ImageTokens(NamedTuple):
 
     tokens: Float[np.ndarray, "B N D"]
     mask: Bool[np.ndarray, "B N"]
+
+    def kept(self, keep: Keep) -> "ImageTokens":
+        """Return all tokens, or their mean as the only one."""
+        if keep == "tokens":
+            return self
+        return ImageTokens(self.mean()[:, None], np.ones((len(self.tokens), 1), bool))
 
     def mean(self) -> Float[np.ndarray, "B D"]:
         """Return the mean of the valid tokens of each image."""

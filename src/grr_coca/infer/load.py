@@ -105,6 +105,10 @@ def load(name: str | Path, device: "str | torch.device | None" = None, engine: s
         from grr_coca.model.checkpoint import with_weights
 
         files = with_weights(files, folder, choose_device(device))
+    if files.encoder is not None:
+        from grr_coca.infer.engine.frozen import with_frozen_encoder  # late: few models take features
+
+        files, base = with_frozen_encoder(files, base)
     model = ImageTextModel(files, base, folder)
     if not is_adapted(folder):
         return model
@@ -231,8 +235,7 @@ def choose_engine(
         return _torch(folder, f"{folder}: has no ONNX graphs (grr-coca export onnx writes them), so it")
     if find_spec("torch") is None:
         return _onnx(folder)
-    parts = (config.image_encoder, config.text_decoder, config.multimodal_decoder)
-    is_narrow = max(part.transformer.embed_dim for part in parts) <= MAX_ONNX_WIDTH
+    is_narrow = max(transformer.embed_dim for transformer in config.transformers) <= MAX_ONNX_WIDTH
     return _onnx(folder) if is_narrow else "torch"
 
 

@@ -61,7 +61,7 @@ def flops_of_pairs(
 @lru_cache(maxsize=64)
 def _count_flops(config: CoCaConfig, lengths: tuple[int, ...], kept_patches: tuple[int, ...] | None) -> int:
     """Count the FLOPs of a forward pass. The result is cached: a study needs the same batch in each of its runs."""
-    model, side = _on_meta_device(config), config.image_encoder.image_size
+    model, side = _on_meta_device(config), config.own_image_encoder.image_size
     batch, longest = len(lengths), max(lengths)
     images = torch.empty(batch, 3, side, side, device="meta")
     token_ids = torch.zeros(batch, longest, dtype=torch.long)

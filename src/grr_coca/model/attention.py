@@ -38,6 +38,15 @@ Mask = Literal["all", "causal"] | Bool[Tensor, "#B 1 #L S"]
 """The keys that a query attends to: all, those up to its own position (then L = S), or those where a tensor is True."""
 
 
+TokenMask = Bool[Tensor, "B S"] | None
+"""The tokens of each context that count, as True; None: all count. Others are padding, to which nothing attends."""
+
+
+def attending(mask: TokenMask) -> Mask:
+    """Return the keys that every query attends to."""
+    return "all" if mask is None else mask[:, None, None]
+
+
 def scaled_attention(
     q: Float[Tensor, "B H L Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask
 ) -> Float[Tensor, "B H L Dh"]:
@@ -416,13 +425,17 @@ class CrossAttention(nn.Module):
         return self.kv_proj.weight, self.kv_proj.bias
 
     def forward(
-        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
+        self,
+        x: Float[Tensor, "R T D"],
+        context: Float[Tensor, "B S C"] | KeyValues,
+        layout: Layout = PLAIN,
+        mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Let every token read its whole context. If there are fewer contexts than sequences, each context is shared by
-        R / B neighbouring sequences."""
+        """Let every token read its whole context, or the tokens of it in `mask`. If there are fewer contexts than
+        sequences, each context is shared by R / B neighbouring sequences."""
         q = layout.pad(self.q_proj(x).unflatten(-1, (self.num_heads, -1)))  # R T H Dh
         key_values = context if isinstance(context, KeyValues) else self.project(context)  # B S H Dh
-        return self.out_proj(layout.unpad(_mix(AttentionInputs(q, key_values, "all"))))
+        return self.out_proj(layout.unpad(_mix(AttentionInputs(q, key_values, attending(mask)))))
 
 
 def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:

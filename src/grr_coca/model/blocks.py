@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from grr_coca.model.attention import CrossAttention, KeyValues, Layout, SelfAttention, at_least_fp32
+from grr_coca.model.attention import CrossAttention, KeyValues, Layout, SelfAttention, TokenMask, at_least_fp32
 
 
 class Patchify(nn.Module):
@@ -189,11 +189,15 @@ class CrossBlock(nn.Module):
         return self.attn, self.cross_attn, self.feed_forward
 
     def forward(
-        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout
+        self,
+        x: Float[Tensor, "R T D"],
+        context: Float[Tensor, "B S C"] | KeyValues,
+        layout: Layout,
+        mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
-        """Run the block. The context must already be normalized."""
+        """Run the block. The context must already be normalized; `mask`: its tokens that count."""
         x = x + self.attn(self.attn_norm(x), layout)
-        x = x + self.cross_attn(self.cross_attn_norm(x), context, layout)
+        x = x + self.cross_attn(self.cross_attn_norm(x), context, layout, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -209,38 +213,66 @@ class AttentionalPooler(nn.Module):
         self.attn = attn
         self.norm = norm
 
-    def forward(self, context: Float[Tensor, "B S C"]) -> Float[Tensor, "B Q D"]:
-        """Pool the context into Q normalized tokens."""
+    def forward(
+        self, context: Float[Tensor, "B S C"], mask: Bool[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """Pool the context into Q normalized tokens. `mask`: its tokens that count; None: all."""
         queries = self.attending_queries().expand(context.shape[0], -1, -1)  # B Q D
-        return self.norm(self.attn(queries, context))
+        return self.norm(self.attn(queries, context, mask=mask))
 
     def attending_queries(self) -> Float[Tensor, "Q D"]:
         """Return the queries that attend to the context. A subclass can normalize them."""
         return self.queries
 
 
-Pooler = Callable[[Tensor], Tensor]
-"""A function from the tokens of an image to the tokens of each query."""
+class NoPooler(nn.Module):
+    """Stands where there is no pooler: the tokens stay as they are."""
+
+    def forward(self, context: Float[Tensor, "B S C"], _: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S C"]:
+        """Return the context."""
+        return context
+
+
+Pooler = Callable[[Tensor, TokenMask], Tensor]
+"""A function from the tokens of an image, and those of them that count, to the tokens of each query."""
 
 
 class PoolerOutput(NamedTuple):
     """Output of both poolers. `tokens`: the image tokens that captions attend to. `contrastive`: the token that becomes
-    the image embedding."""
+    the image embedding. `mask`: the image tokens that count; None: all."""
 
     tokens: Float[Tensor, "B Q D"]
     contrastive: Float[Tensor, "B 1 D"]
+    mask: Bool[Tensor, "B Q"] | None = None
 
 
-Arrange = Callable[[Pooler, Pooler, Tensor], PoolerOutput]
-"""A function that applies a captioning pooler and a contrastive pooler to the patches."""
+Arrange = Callable[[Pooler, Pooler, Tensor, TokenMask], PoolerOutput]
+"""A function that applies a captioning pooler and a contrastive pooler to the patches, or to those in a mask."""
 
 
-def cascade(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
+def cascade(
+    captioning_pooler: Pooler,
+    contrastive_pooler: Pooler,
+    patches: Float[Tensor, "B P C"],
+    mask: Bool[Tensor, "B P"] | None = None,
+) -> PoolerOutput:
     """Let the contrastive pooler read the captioning pooler's tokens (CoCa)."""
-    tokens = captioning_pooler(patches)
-    return PoolerOutput(tokens, contrastive_pooler(tokens))
+    tokens = captioning_pooler(patches, mask)
+    mask = _mask_of(tokens, patches, mask)
+    return PoolerOutput(tokens, contrastive_pooler(tokens, mask), mask)
 
 
-def parallel(captioning_pooler: Pooler, contrastive_pooler: Pooler, patches: Float[Tensor, "B P C"]) -> PoolerOutput:
+def parallel(
+    captioning_pooler: Pooler,
+    contrastive_pooler: Pooler,
+    patches: Float[Tensor, "B P C"],
+    mask: Bool[Tensor, "B P"] | None = None,
+) -> PoolerOutput:
     """Let both poolers read the patches."""
-    return PoolerOutput(captioning_pooler(patches), contrastive_pooler(patches))
+    tokens = captioning_pooler(patches, mask)
+    return PoolerOutput(tokens, contrastive_pooler(patches, mask), _mask_of(tokens, patches, mask))
+
+
+def _mask_of(tokens: Tensor, patches: Tensor, mask: TokenMask) -> TokenMask:
+    """Return the mask of image tokens: that of the patches without a pooler, and else all, one for each query."""
+    return mask if tokens is patches else None

@@ -42,15 +42,17 @@ from grr_coca.model.blocks import (
     Block,
     ConvStem,
     CrossBlock,
+    NoPooler,
     Patchify,
     RMSNorm,
     cascade,
     parallel,
 )
-from grr_coca.model.coca import CoCa, ImageEncoder, MultimodalDecoder, TextDecoder
+from grr_coca.model.coca import CoCa, FeatureEncoder, ImageEncoder, MultimodalDecoder, TextDecoder
 from grr_coca.model.config import (
     OWN,
     CoCaConfig,
+    FeatureEncoderConfig,
     ImageEncoderConfig,
     MultimodalDecoderConfig,
     Norm,
@@ -92,17 +94,18 @@ class _NoDefaultInit(TorchFunctionMode):
 
 
 def _coca(config: CoCaConfig) -> CoCa:
-    image, text, poolers = config.image_encoder, config.text_decoder, config.poolers
-    image_dim, text_dim = image.transformer.embed_dim, text.transformer.embed_dim
+    text, poolers = config.text_decoder, config.poolers
+    image_dim, text_dim = config.image_dim, text.transformer.embed_dim
 
-    captioning_pooler: nn.Module = nn.Identity()
+    captioning_pooler: nn.Module = NoPooler()
     tokens_dim = image_dim  # width of the tokens that captions attend to
     if poolers.num_queries is not None:
         captioning_pooler = _pooler(config, poolers.num_queries, context_dim=image_dim)
         tokens_dim = text_dim
 
     return CoCa(
-        image_encoder=_image_encoder(image),
+        image_encoder=None if config.image_encoder is None else _image_encoder(config.image_encoder),
+        feature_encoder=None if config.feature_encoder is None else _feature_encoder(config.feature_encoder),
         captioning_pooler=captioning_pooler,
         contrastive_pooler=_pooler(config, 1, tokens_dim if poolers.arrangement == "cascade" else image_dim),
         arrange=_ARRANGE[poolers.arrangement],
@@ -122,6 +125,15 @@ def _image_encoder(config: ImageEncoderConfig) -> ImageEncoder:
         position=_position(t, config.num_patches),
         num_registers=config.num_registers,
         blocks=nn.ModuleList(_block(t, rotary) for _ in range(t.num_layers)),
+        norm=_norm(t.norm, t.embed_dim),
+    )
+
+
+def _feature_encoder(config: FeatureEncoderConfig) -> FeatureEncoder:
+    t = config.transformer
+    return FeatureEncoder(
+        feature_proj=nn.Linear(config.feature_dim, t.embed_dim, bias=False),
+        blocks=nn.ModuleList(_block(t, None) for _ in range(t.num_layers)),
         norm=_norm(t.norm, t.embed_dim),
     )
 
@@ -218,7 +230,7 @@ def _position(t: TransformerConfig, num_positions: int) -> nn.Module:
     match t.position:
         case "learned":
             return LearnedPosition(num_positions, t.embed_dim)
-        case "rope_1d" | "rope_2d":
+        case "rope_1d" | "rope_2d" | "none":
             return NoPosition()
 
 
@@ -279,7 +291,7 @@ def sine_cosine_positions(model: CoCa) -> None:
     Raises:
         UserError: If the model has no learned positions of patches.
     """
-    position = model.image_encoder.position
+    position = None if model.image_encoder is None else model.image_encoder.position
     if not isinstance(position, LearnedPosition):
         raise UserError(
             "model: image_positions 'sine_cosine' fills learned positions of patches, which this preset does not have; "
@@ -295,9 +307,9 @@ def _branch_ends(model: CoCa) -> dict[int, int]:
 
     The keys are `id`s of parameters. Both halves of the text decoder add to the same tokens.
     """
-    image, text = model.image_encoder.blocks, [*model.text_decoder.blocks, *model.multimodal_decoder.blocks]
+    text = [*model.text_decoder.blocks, *model.multimodal_decoder.blocks]
     found: dict[int, int] = {}
-    for blocks in (image, text):
+    for blocks in (*(list(encoder.blocks) for encoder in model.image_sides), text):
         ends = [_end_of(branch) for block in blocks for branch in block.branches]  # type: ignore[union-attr]
         found |= {id(end.weight): len(ends) for end in ends}
     return found

@@ -210,8 +210,7 @@ def _require_enough_bytes(config: CoCaConfig, path: Path) -> None:
     Otherwise, building the model could fill the memory. A missing or corrupt file is reported later, unless it is also
     too small.
     """
-    parts = config.image_encoder, config.text_decoder, config.multimodal_decoder
-    least = sum(part.transformer.min_parameters for part in parts)
+    least = sum(transformer.min_parameters for transformer in config.transformers)
     if path.is_file() and least > path.stat().st_size:
         load_tensors(path)
         raise UserError(

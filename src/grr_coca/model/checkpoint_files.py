@@ -26,6 +26,7 @@ from grr_coca.common.files import MANIFEST, file_sha256, listed_files, models_ca
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 
 if TYPE_CHECKING:
+    from grr_coca.data.features import EncoderInfo
     from grr_coca.data.preprocess import Preprocess
     from grr_coca.data.tokenizer import Tokenizer
 
@@ -239,8 +240,11 @@ def saved_config(config: CoCaConfig) -> dict[str, object]:
     """Return the config of a model in the form of `config.json`."""
     saved = to_dict(config)
     image_encoder = _section(saved, ("image_encoder", "stem"))
-    if image_encoder["stem"] == "patchify":  # older files do not have the key, and must keep their hash
+    # Older files do not have these keys, and must keep their hash.
+    if image_encoder.get("stem") == "patchify":
         del image_encoder["stem"]
+    if saved["feature_encoder"] is None:
+        del saved["feature_encoder"]
     name = str(saved.pop("architecture"))
     for path, value in (FIXED_KEYS if name == OWN else find_architecture(name).keys).items():
         _section(saved, path)[path[-1]] = value
@@ -304,8 +308,11 @@ class CheckpointFiles:
     """Everything needed to use a model, except its weights.
 
     Attributes:
+        preprocess: Preprocessing of the model's own image encoder; without one, that of `encoder`.
         caution: Reason why its embeddings may be unsuitable for search and zero-shot classification; empty if none is
             known.
+        encoder: The frozen encoder of the features that the model takes; None: it takes none. Beside the model's own
+            image encoder, `preprocess` gets the squares of this encoder's preprocessing.
     """
 
     config: CoCaConfig
@@ -314,6 +321,7 @@ class CheckpointFiles:
     preprocess: "Preprocess"
     step: int
     caution: str = ""
+    encoder: "EncoderInfo | None" = None
 
 
 @dataclass(frozen=True)
@@ -325,6 +333,7 @@ class _Header:
     model: dict[str, object]
     text_cleaning: str = "none"
     caution: str = ""
+    encoder: dict[str, object] | None = None
 
 
 def read_files(folder: Path) -> CheckpointFiles:
@@ -334,19 +343,21 @@ def read_files(folder: Path) -> CheckpointFiles:
         UserError: If a file is missing or corrupt, or the files do not match.
     """
     # late, as in `_read_tokenizer`: finding a folder needs neither Pillow nor a tokenizer
-    from grr_coca.data.preprocess import Preprocess
+    from grr_coca.data.preprocess import EncoderPreprocess, Preprocess
 
     if (folder / MANIFEST).exists():  # a manually assembled checkpoint may have none
         _verify(folder)
     header = from_dict(_Header, read_json(folder / "config.json"), str(folder / "config.json"))
     config = read_config(header.model, f"{folder / 'config.json'}: model")
+    kind = Preprocess if config.image_encoder is not None else EncoderPreprocess
     files = CheckpointFiles(
         config=config,
         preset=header.preset,
         tokenizer=_read_tokenizer(folder / "tokenizer.json", header.text_cleaning),
-        preprocess=from_dict(Preprocess, read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
+        preprocess=from_dict(kind, read_json(folder / "preprocess.json"), str(folder / "preprocess.json")),
         step=header.step,
         caution=header.caution,
+        encoder=_read_encoder(header.encoder, f"{folder / 'config.json'}: encoder"),
     )
     require_fitting(files, folder)
     return files
@@ -358,14 +369,20 @@ def require_fitting(files: CheckpointFiles, folder: Path) -> None:
     Raises:
         UserError: If one of them does not match.
     """
-    known, side = files.config.text_decoder.vocab_size, files.config.image_encoder.image_size
+    known, encoder = files.config.text_decoder.vocab_size, files.encoder
     largest_id, image_size = files.tokenizer.largest_id, files.preprocess.image_size
     if largest_id >= known:
         path = folder / "tokenizer.json"
         raise UserError(f"{path}: has the id {largest_id:,}, but the ids of the model are below {known:,}")
-    if image_size != side:
+    own, features = files.config.image_encoder, files.config.feature_encoder
+    if own is not None and image_size != own.image_size:
         path = folder / "preprocess.json"
-        raise UserError(f"{path}: image_size is {image_size}, but the model uses images of {side} pixels")
+        raise UserError(f"{path}: image_size is {image_size}, but the model uses images of {own.image_size} pixels")
+    if own is None and encoder is not None and files.preprocess != encoder.preprocess:
+        raise UserError(f"{folder / 'preprocess.json'}: is not the preprocessing of the encoder in config.json")
+    wanted = None if features is None else features.feature_dim
+    if (None if encoder is None else encoder.embed_dim) != wanted:
+        raise UserError(f"{folder / 'config.json'}: encoder and feature_encoder do not fit; give both, of one width")
 
 
 def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
@@ -374,8 +391,13 @@ def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
     Raises:
         OSError: If the disk is full or cannot be written to.
     """
-    header = _Header(files.preset, files.step, saved_config(files.config), files.tokenizer.cleaning, files.caution)
-    (folder / "config.json").write_bytes(json.dumps(to_dict(header), indent=2).encode())
+    encoder = None if files.encoder is None else to_dict(files.encoder)
+    header = to_dict(
+        _Header(files.preset, files.step, saved_config(files.config), files.tokenizer.cleaning, files.caution, encoder)
+    )
+    if encoder is None:
+        del header["encoder"]
+    (folder / "config.json").write_bytes(json.dumps(header, indent=2).encode())
     (folder / "tokenizer.json").write_bytes(files.tokenizer.to_json().encode())
     preprocess = to_dict(files.preprocess)
     if files.preprocess.framing is None:  # older files do not have the key, and must keep their hash
@@ -392,6 +414,14 @@ def _verify(folder: Path) -> None:
         if folder.parent == models_cache():
             raise UserError(f"{error}; delete {folder} to import it again") from error
         raise
+
+
+def _read_encoder(saved: Mapping[str, object] | None, where: str) -> "EncoderInfo | None":
+    if saved is None:
+        return None
+    from grr_coca.data.features import EncoderInfo
+
+    return from_dict(EncoderInfo, saved, where)
 
 
 def _read_tokenizer(path: Path, cleaning: str) -> "Tokenizer":

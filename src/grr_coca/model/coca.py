@@ -10,10 +10,11 @@ The image encoder is a vision transformer (arXiv 2010.11929). The text decoder h
 caption, and a multimodal half, which continues from its tokens and attends to the image. Both run on the captions of a
 batch without their padding.
 
-Shapes: B pairs, I images, P patch tokens in raster order, K patches kept by patch dropout, R registers; T positions
-of the longest caption, N tokens of all captions, M of them that have a next token (all but [EOS] and [CLS]), L: M
-rounded up, as N is (`grr_coca.model.attention.PackedLayout`); Q captioning tokens of width C, D width, E width of the
-joint embedding, V vocabulary. In `decode_step`: R captions in progress, of which R / B neighbours share an image.
+Shapes: B pairs, I images, P patch tokens in raster order, K patches kept by patch dropout, R registers; T positions of
+the longest caption, N tokens of all captions, M of them that have a next token (all but [EOS] and [CLS]), L: M rounded
+up, as N is (`grr_coca.model.attention.PackedLayout`); Q captioning tokens of width C, D width, E width of the joint
+embedding, V vocabulary. In `decode_step`: R captions in progress, of which R / B neighbours share an image. In
+`FeatureEncoder`: N tokens of width X. Behind it, P counts them, too.
 """
 
 import math
@@ -24,10 +25,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grr_coca.data.batch import CoCaOutput
+from grr_coca.common.errors import UserError
+from grr_coca.data.batch import CoCaOutput, Features
 from grr_coca.model.attention import (
     PLAIN,
     CachedLayout,
@@ -35,7 +37,9 @@ from grr_coca.model.attention import (
     LayoutOf,
     PackedLayout,
     PlainLayout,
+    TokenMask,
     at_least_fp32,
+    attending,
     pack_lengths,
 )
 from grr_coca.model.blocks import Arrange, ConvStem, Patchify
@@ -66,6 +70,7 @@ class ImageEncoder(nn.Module):
         self.registers = nn.Parameter(torch.zeros(num_registers, patch_embed.out_features)) if num_registers else None
         self.blocks = blocks
         self.norm = norm
+        self.width = patch_embed.out_features
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
@@ -89,6 +94,35 @@ class ImageEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, layout)
         return self.norm(x[:, :num_patches])
+
+
+class FeatureEncoder(nn.Module):
+    """Tokens of a frozen encoder of others, its features, to image tokens: each channel standardized, a linear map,
+    blocks, final norm. The features have their positions already.
+
+    `mean`, `deviation`: of each channel over training images (`standardize`).
+    """
+
+    mean: Float[Tensor, " X"]
+    deviation: Float[Tensor, " X"]
+
+    def __init__(self, feature_proj: nn.Linear, blocks: nn.ModuleList, norm: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(feature_proj.in_features))
+        self.register_buffer("deviation", torch.ones(feature_proj.in_features))
+        self.feature_proj = feature_proj
+        self.blocks = blocks
+        self.norm = norm
+        self.width = feature_proj.out_features
+
+    def forward(self, features: Features) -> Float[Tensor, "B N D"]:
+        """Encode the features of images. Padding stays where it is, and no token attends to it."""
+        tokens = (features.tokens - self.mean) / self.deviation
+        x = self.feature_proj(tokens).type_as(tokens)
+        layout = PlainLayout(slice(None), attending(features.mask))
+        for block in self.blocks:
+            x = block(x, layout)
+        return self.norm(x)
 
 
 PADDING = 0
@@ -185,12 +219,17 @@ class MultimodalDecoder(nn.Module):
         self.lm_head = lm_head
 
     def forward(
-        self, text_tokens: Float[Tensor, "1 L D"], image_tokens: Float[Tensor, "B Q C"], layout: PackedLayout
+        self,
+        text_tokens: Float[Tensor, "1 L D"],
+        image_tokens: Float[Tensor, "B Q C"],
+        layout: PackedLayout,
+        mask: Bool[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "M D"]:
-        """Return states from which `lm_head` predicts the next tokens, caption after caption."""
+        """Return states from which `lm_head` predicts the next tokens, caption after caption. `mask`: the image tokens
+        that count; None: all."""
         x, context = text_tokens, self.context(image_tokens)
         for block in self.blocks:
-            x = block(x, context, layout)
+            x = block(x, context, layout, mask)
         return self.norm(x[0, : layout.num_tokens])
 
     def context(self, image_tokens: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
@@ -207,19 +246,24 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 class EncodedImage(NamedTuple):
     """Encoded images. `tokens`: the image tokens that captions attend to. `embedding`: of unit length, compared with
-    texts."""
+    texts. `mask`: the image tokens that count; None: all."""
 
     tokens: Float[Tensor, "B Q D"]
     embedding: Float[Tensor, "B E"]
+    mask: Bool[Tensor, "B Q"] | None = None
 
 
 class CoCa(nn.Module):
-    """The complete model. Its parts are chosen in `build` and passed in."""
+    """The complete model. Its parts are chosen in `build` and passed in.
+
+    A model that takes features has a `feature_encoder` in place of its own `image_encoder`, or beside it. The poolers
+    then read the tokens of both.
+    """
 
     def __init__(
         self,
         *,
-        image_encoder: ImageEncoder,
+        image_encoder: ImageEncoder | None,
         captioning_pooler: nn.Module,
         contrastive_pooler: nn.Module,
         arrange: Arrange,
@@ -228,9 +272,11 @@ class CoCa(nn.Module):
         text_proj: nn.Linear,
         multimodal_decoder: MultimodalDecoder,
         contrastive: Contrastive,
+        feature_encoder: FeatureEncoder | None = None,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
+        self.feature_encoder = feature_encoder
         self.captioning_pooler = captioning_pooler
         self.contrastive_pooler = contrastive_pooler
         self.arrange = arrange
@@ -242,42 +288,86 @@ class CoCa(nn.Module):
         self.logit_bias = nn.Parameter(torch.zeros(())) if contrastive == "sigmoid" else None
 
     @property
+    def image_sides(self) -> tuple[ImageEncoder | FeatureEncoder, ...]:
+        """The encoders whose tokens the poolers read."""
+        return tuple(encoder for encoder in (self.image_encoder, self.feature_encoder) if encoder is not None)
+
+    @property
+    def stacks(self) -> tuple[ImageEncoder | FeatureEncoder | TextDecoder | MultimodalDecoder, ...]:
+        """The parts with `blocks`."""
+        return *self.image_sides, self.text_decoder, self.multimodal_decoder
+
+    @property
+    def own_image_encoder(self) -> ImageEncoder:
+        """The image encoder, of which alone the poolers read tokens.
+
+        Raises:
+            UserError: If the model takes features.
+        """
+        if self.image_encoder is None or self.feature_encoder is not None:
+            raise UserError("this needs a model that reads patches alone; this one takes features of a frozen encoder")
+        return self.image_encoder
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights, and of all inputs."""
         return self.logit_scale.device
 
     def forward(
         self,
-        images: Float[Tensor, "I 3 H W"],
+        images: Float[Tensor, "I 3 H W"] | None,
         token_ids: Int[Tensor, "B T"],
         lengths: Int[Tensor, " B"],
         kept_patches: Int[Tensor, "I K"] | None = None,
         image_of: Int[Tensor, " B"] | None = None,
+        features: Features | None = None,
     ) -> CoCaOutput:
         """Embed images and texts, and compute the states that predict the next tokens. `Batch` describes the inputs.
 
         `image_of`: the index of each text's image, if several texts share one; None: text i belongs to image i.
         """
-        patches = self.image_encoder(images, kept_patches)  # I P D
-        image_tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)  # I Q D, I 1 D
-        image_embedding = _unit(self.image_proj(pooled[:, 0]))  # I E
+        image_tokens, image_embedding, mask = self._encode_image(images, kept_patches, features)  # I Q D, I E, I Q
         if image_of is not None:
             image_tokens, image_embedding = image_tokens[image_of], image_embedding[image_of]  # B Q D, B E
+            mask = None if mask is None else mask[image_of]  # B Q
 
         text = self.text_decoder.pack(token_ids, lengths)
         cls, text_tokens = self.text_decoder(text)  # B D, 1 L D
         text_embedding = _unit(self.text_proj(cls))  # B E
 
-        states = self.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)  # M D
+        states = self.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout, mask)  # M D
         return CoCaOutput(image_embedding, text_embedding, states)
 
     def encode_image(
-        self, images: Float[Tensor, "B 3 H W"], kept_patches: Int[Tensor, "B K"] | None = None
+        self,
+        images: Float[Tensor, "B 3 H W"] | None,
+        kept_patches: Int[Tensor, "B K"] | None = None,
+        features: Features | None = None,
     ) -> EncodedImage:
         """Encode only images. Return the tokens that captions attend to, and embeddings of unit length."""
-        patches = self.image_encoder(images, kept_patches)
-        tokens, pooled = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches)
-        return EncodedImage(tokens, _unit(self.image_proj(pooled[:, 0])))
+        return self._encode_image(images, kept_patches, features)
+
+    def _encode_image(
+        self, images: Tensor | None, kept_patches: Tensor | None, features: Features | None
+    ) -> EncodedImage:
+        patches, mask = self._read(images, kept_patches, features)  # B P D, B P
+        tokens, pooled, mask = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches, mask)
+        return EncodedImage(tokens, _unit(self.image_proj(pooled[:, 0])), mask)  # B Q D, B E
+
+    def _read(
+        self, images: Tensor | None, kept_patches: Tensor | None, features: Features | None
+    ) -> tuple[Float[Tensor, "B P D"], TokenMask]:
+        """Return the tokens that the poolers read: those of the images, then those of the features."""
+        if self.feature_encoder is None:
+            assert self.image_encoder is not None, "the config refuses this"
+            return self.image_encoder(images, kept_patches), None
+        assert features is not None, "this model takes features"
+        tokens, mask = self.feature_encoder(features), features.mask
+        if self.image_encoder is None:
+            return tokens, mask
+        own = self.image_encoder(images, kept_patches)
+        mask = None if mask is None else torch.cat([mask.new_ones(own.shape[:2]), mask], dim=1)
+        return torch.cat([own, tokens], dim=1), mask
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
         """Encode only texts. Return embeddings of unit length."""
@@ -292,12 +382,13 @@ class CoCa(nn.Module):
         token_ids: Int[Tensor, "R T"],
         contexts: Sequence[Float[Tensor, "B Q C"] | KeyValues],
         layouts: Sequence[CachedLayout],
+        mask: Bool[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "R T D"]:
         """Return the states that predict the token after each new token of R captions, one more step in their
         caches.
 
         `contexts`: input of the cross-attention of each multimodal block. `layouts`: layout of each block of both
-        halves, with its cache of the earlier tokens.
+        halves, with its cache of the earlier tokens. `mask`: the image tokens that count; None: all.
         """
         text, multimodal = self.text_decoder, self.multimodal_decoder
         x = text.position(text.tok_embeddings(token_ids), layouts[0].positions)  # R T D
@@ -305,7 +396,7 @@ class CoCa(nn.Module):
         for block, layout in zip(text.blocks, layouts[:num_text], strict=True):
             x = block(x, layout)
         for block, context, layout in zip(multimodal.blocks, contexts, layouts[num_text:], strict=True):
-            x = block(x, context, layout)
+            x = block(x, context, layout, mask)
         return multimodal.norm(x)
 
     @torch.no_grad()

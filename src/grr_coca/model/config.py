@@ -49,6 +49,7 @@ class TransformerConfig:
         norm: `layer_1e-5` is a LayerNorm that adds 1e-5 to the variance; `layer` adds 1e-6.
         qk_norm: How the self-attention normalizes queries and keys. A choice instead of a boolean, because the
             literature also uses LayerNorm (arXiv 2302.05442) and unit length (arXiv 2010.04245).
+        position: `none` only for features, whose encoder has added positions.
     """
 
     num_layers: int
@@ -57,7 +58,7 @@ class TransformerConfig:
     hidden_dim: int
     norm: Norm
     feed_forward: FeedForward
-    position: Position
+    position: Literal[Position, "none"]
     qk_norm: QKNorm = "none"
 
     def __post_init__(self) -> None:
@@ -102,6 +103,7 @@ class ImageEncoderConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size")
+        _require(self.transformer.position != "none", "position 'none' is for a feature_encoder")
         if self.stem == "convolutional":
             self._require_power_of_two()
         _require(self.num_registers >= 0, f"num_registers {self.num_registers} must be at least 0")
@@ -137,8 +139,34 @@ class ImageEncoderConfig:
         return self.grid_size**2
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureEncoderConfig:
+    """A few blocks over the tokens of a frozen image encoder of others, its features.
+
+    The blocks add no positions, which the features have.
+
+    Attributes:
+        feature_dim: Width of a token of the frozen encoder.
+        keep: The features of an image are all its tokens, or their mean as the only one.
+        num_tokens: Feature tokens of an image; None: their number differs between images.
+    """
+
+    feature_dim: int
+    keep: Literal["tokens", "mean"] = "tokens"
+    num_tokens: int | None
+    transformer: TransformerConfig
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "feature_dim", "num_tokens")
+        _require((self.num_tokens or 0) <= _MAX_PATCHES, f"num_tokens is too large; at most {_MAX_PATCHES:,}")
+        _require(self.keep == "tokens" or self.num_tokens == 1, "keep 'mean' makes num_tokens 1")
+        position = self.transformer.position
+        _require(position == "none", f"position '{position}' of a feature_encoder must be 'none'")
+
+
 def _require_text_position(transformer: TransformerConfig) -> None:
-    _require(transformer.position != "rope_2d", "position 'rope_2d' is for images; use 'rope_1d' for text")
+    position = transformer.position
+    _require(position not in ("rope_2d", "none"), f"position '{position}' is for images; use 'rope_1d' for text")
 
 
 @dataclass(frozen=True)
@@ -198,6 +226,9 @@ class CoCaConfig:
     """The complete model. `embed_dim` is the width of the joint embedding space of images and texts.
 
     Attributes:
+        image_encoder: The model's own; None: a feature encoder in its place.
+        feature_encoder: The blocks over features of a frozen encoder, whose tokens follow those of the model's own
+            image encoder; None: the model takes no features.
         contrastive: The kind of contrastive loss, a softmax over the batch (CoCa) or a sigmoid for each pair (SigLIP).
             It belongs to the model, because the sigmoid needs a learned bias and starts from a different temperature.
 
@@ -205,12 +236,13 @@ class CoCaConfig:
     """
 
     embed_dim: int
-    image_encoder: ImageEncoderConfig
+    image_encoder: ImageEncoderConfig | None
     text_decoder: TextDecoderConfig
     multimodal_decoder: MultimodalDecoderConfig
     poolers: PoolersConfig
     contrastive: Contrastive = "softmax"
     architecture: str = OWN
+    feature_encoder: FeatureEncoderConfig | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "embed_dim")
@@ -223,10 +255,51 @@ class CoCaConfig:
             text.embed_dim % self.poolers.num_heads == 0,
             f"poolers num_heads {self.poolers.num_heads} must divide the text width {text.embed_dim}",
         )
+        widths = {encoder.transformer.embed_dim for encoder in self.image_sides}
+        _require(bool(widths), "image_encoder or feature_encoder must be given")
+        _require(len(widths) == 1, f"image_encoder and feature_encoder must have one embed_dim, not {sorted(widths)}")
+        _require(
+            self.feature_encoder is None or self.architecture == OWN,
+            f"architecture '{self.architecture}' takes no features; remove feature_encoder",
+        )
         if self.architecture == OWN:
             _require(self.poolers.arrangement != "shared", "arrangement 'shared' needs architecture 'open_clip'")
         else:
             find_architecture(self.architecture).check(self)
+
+    @property
+    def own_image_encoder(self) -> ImageEncoderConfig:
+        """The model's own image encoder.
+
+        Raises:
+            UserError: If it has none.
+        """
+        if self.image_encoder is None:
+            raise UserError("this model has features of a frozen encoder in place of its own image encoder")
+        return self.image_encoder
+
+    @property
+    def image_sides(self) -> "tuple[ImageEncoderConfig | FeatureEncoderConfig, ...]":
+        """The encoders whose tokens the poolers read, in the order of these tokens."""
+        return tuple(encoder for encoder in (self.image_encoder, self.feature_encoder) if encoder is not None)
+
+    @property
+    def transformers(self) -> tuple[TransformerConfig, ...]:
+        """The blocks of all stacks."""
+        return tuple(part.transformer for part in (*self.image_sides, self.text_decoder, self.multimodal_decoder))
+
+    @property
+    def image_dim(self) -> int:
+        """Width of the tokens that the poolers read."""
+        return self.image_sides[0].transformer.embed_dim
+
+    @property
+    def num_image_tokens(self) -> int | None:
+        """Number of tokens that the poolers read; None if it differs between images."""
+        own = 0 if self.image_encoder is None else self.image_encoder.num_patches
+        if self.feature_encoder is None:
+            return own
+        return None if self.feature_encoder.num_tokens is None else own + self.feature_encoder.num_tokens
 
 
 class Architecture(Protocol):

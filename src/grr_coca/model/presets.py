@@ -217,7 +217,7 @@ def baseline_coca(size: str | Size) -> CoCaConfig:
 def baseline_geglu(size: str | Size) -> CoCaConfig:
     """Return baseline CoCa with GEGLU in the image encoder, at matched parameters."""
     config = baseline_coca(size)
-    hidden_dim = geglu_hidden_dim(config.image_encoder.transformer.embed_dim)
+    hidden_dim = geglu_hidden_dim(config.own_image_encoder.transformer.embed_dim)
     return _with_image_parts(config, feed_forward="geglu", hidden_dim=hidden_dim)
 
 
@@ -226,7 +226,7 @@ def _arm(preset: Preset, **parts: object) -> Preset:
 
 
 def _with_image_parts(config: CoCaConfig, **parts: object) -> CoCaConfig:
-    image = config.image_encoder
+    image = config.own_image_encoder
     transformer = replace(image.transformer, **parts)  # type: ignore[arg-type]
     return replace(config, image_encoder=replace(image, transformer=transformer))
 
@@ -269,7 +269,7 @@ def open_clip_coca(size: str | Size) -> CoCaConfig:
     See `docs/open-clip.md` for its differences from `coca`. Its context counts no [CLS], so ours is one longer.
     """
     s, config = size_of(size), coca(size)
-    image, text = config.image_encoder, config.text_decoder
+    image, text = config.own_image_encoder, config.text_decoder
     text_parts = replace(text.transformer, norm="layer_1e-5")
     return replace(
         config,
@@ -316,7 +316,7 @@ def get_preset(name: str, size: str | Size) -> CoCaConfig:
 
 def with_qk_norm(config: CoCaConfig, qk_norm: QKNorm) -> CoCaConfig:
     """Return the config with this normalization of queries and keys in all three stacks."""
-    image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    image, text, multimodal = config.own_image_encoder, config.text_decoder, config.multimodal_decoder
     return replace(
         config,
         image_encoder=replace(image, transformer=replace(image.transformer, qk_norm=qk_norm)),

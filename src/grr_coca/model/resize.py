@@ -34,7 +34,7 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
         UserError: If the size is not a multiple of the patch size, or the context is shorter than before.
     """
     config = checkpoint.config
-    image, text = config.image_encoder, config.text_decoder
+    image, text = config.own_image_encoder, config.text_decoder
     image_size, context_length = image_size or image.image_size, context_length or text.context_length
     if (image_size, context_length) == (image.image_size, text.context_length):
         return checkpoint
@@ -50,7 +50,7 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, context_lengt
     )
     model, weights = build_without_weights(config), dict(checkpoint.model.state_dict())
     if _PATCHES in weights:
-        weights[_PATCHES] = _interpolated(weights[_PATCHES], config.image_encoder.grid_size)
+        weights[_PATCHES] = _interpolated(weights[_PATCHES], config.own_image_encoder.grid_size)
     if _TOKENS in weights:
         weights[_TOKENS] = _extended(weights[_TOKENS], context_length)
     model.load_state_dict(weights)

@@ -52,7 +52,7 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
         _require_compiler()
     allow_recompiles(RECOMPILE_LIMIT)
     keep_for_backward(1 - recomputed)
-    for block in (*_stem(model), *model.image_encoder.blocks):
+    for block in (*_stem(model), *(block for encoder in model.image_sides for block in encoder.blocks)):
         block.compile()
     for decoder in (model.text_decoder, model.multimodal_decoder):
         for block in decoder.blocks:
@@ -61,12 +61,12 @@ def compile_blocks(model: CoCa, recomputed: float = 0.0) -> None:
 
 def _stem(model: CoCa) -> list[nn.Module]:
     """Return the convolutional stem of the image encoder, if it has one."""
-    stem = model.image_encoder.stem
+    stem = None if model.image_encoder is None else model.image_encoder.stem
     return [stem] if isinstance(stem, ConvStem) else []
 
 
 def _blocks(model: CoCa) -> Iterator[nn.Module]:
-    for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
+    for stack in model.stacks:
         yield from stack.blocks
 
 

@@ -53,7 +53,7 @@ def resolve_precision(recipe: Recipe, model: CoCa, device: torch.device) -> Nume
     """
     precision, muon_precision = recipe.precision, recipe.optimizer.muon_precision
     if precision == "auto":
-        precision = faster_for_passes(model.image_encoder.patch_embed.out_features, device)
+        precision = faster_for_passes(model.image_sides[0].width, device)
     if muon_precision == "auto" and recipe.optimizer.name == "muon":
         muon_precision = faster_for_muon(parameter_kinds(model).hidden, device)
     return Numerics(precision, muon_precision)

@@ -19,7 +19,7 @@ from grr_coca.train.recipe import FrozenPart, OptimizerRecipe, ScheduleRecipe
 
 FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
     # The poolers are also frozen: if they were trained, the image embeddings would drift.
-    "image_encoder": ("image_encoder", "captioning_pooler", "contrastive_pooler", "image_proj"),
+    "image_encoder": ("image_encoder", "feature_encoder", "captioning_pooler", "contrastive_pooler", "image_proj"),
     # CoCa's frozen-feature protocol (section 4.2.1): the backbone is frozen, the poolers are trained.
     "image_backbone": ("image_encoder",),
     "text_decoder": ("text_decoder", "text_proj"),
@@ -31,11 +31,15 @@ def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str
     """Freeze the named parts, and parts with learning rate 0.
 
     Raises:
-        UserError: If nothing is left to train, or a rate is for no parameter, or for a frozen part.
+        UserError: If nothing is left to train, the model lacks the part, or a rate is for no parameter, or for a
+            frozen part.
     """
     for part in parts:
-        for name in FROZEN_MODULES[part]:
-            model.get_submodule(name).requires_grad_(False)
+        modules = [module for name, module in model.named_children() if name in FROZEN_MODULES[part]]
+        if not modules:
+            raise UserError(f"freeze: {part}: this model takes features of a frozen encoder instead; remove it")
+        for module in modules:
+            module.requires_grad_(False)
     own = learning_rates or {}
     rates = peak_rates(model, own, default=math.nan)
     for beginning, rate in own.items():
@@ -194,9 +198,9 @@ def layer_depth(model: CoCa, name: str) -> int:
     part, _, inner = name.partition(".")
     if part in ("captioning_pooler", "contrastive_pooler"):
         return 1
-    if part not in ("image_encoder", "text_decoder", "multimodal_decoder"):
+    if part not in ("image_encoder", "feature_encoder", "text_decoder", "multimodal_decoder"):
         return 0
-    above = 1 if part == "image_encoder" else 0
+    above = 1 if part.endswith("_encoder") else 0
     if inner.startswith(("norm.", "cls_norm.", "lm_head.")):
         return above
     num_blocks = len(model.get_submodule(part).blocks)  # type: ignore[arg-type]

@@ -160,7 +160,7 @@ def _shard(model: CoCa, ranks: Ranks) -> None:
     end of the backward pass, because the losses read the head's weight between the two.
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-    for stack in (model.image_encoder, model.text_decoder, model.multimodal_decoder):
+    for stack in model.stacks:
         for block in stack.blocks:
             fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=set(scalar_parameters(model)))

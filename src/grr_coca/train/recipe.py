@@ -132,7 +132,7 @@ class ModelRecipe:
             )
         if self.captions_from is not None:
             config = with_captions_from(config, self.captions_from, size)
-        image, text = config.image_encoder, config.text_decoder
+        image, text = config.own_image_encoder, config.text_decoder
         config = replace(
             config,
             image_encoder=replace(
@@ -154,7 +154,7 @@ class ModelRecipe:
         from grr_coca.data.preprocess import Preprocess  # late: recipes can be read without torch
 
         return Preprocess(
-            config.image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3, framing=self.framing
+            config.own_image_encoder.image_size, (self.pixel_mean,) * 3, (self.pixel_std,) * 3, framing=self.framing
         )
 
 

@@ -331,7 +331,7 @@ def training_batches(
     recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
 ) -> Iterator[list[Batch]]:
     """Yield this rank's share of each global batch, as micro-batches, from step `first_step` on."""
-    data, num_patches = recipe.data, start.config.image_encoder.num_patches
+    data, num_patches = recipe.data, start.config.own_image_encoder.num_patches
     keep_patches = partial(kept_patches, num_patches, data.patch_dropout) if data.patch_dropout else None
     blocks = Blocks(pairs.lengths if data.mix and isinstance(pairs, Chain) else [len(pairs)])
     dataset = PairDataset(

@@ -56,7 +56,7 @@ def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCa
             f"{name}: visual.attn_pool.query has width {pooled_dim}, and the text width {text_dim}; they must be equal"
         )
     config = get_preset("open_clip_coca", "b32")
-    image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    image, text, multimodal = config.own_image_encoder, config.text_decoder, config.multimodal_decoder
     return replace(
         config,
         embed_dim=shapes.of("visual.proj", 2)[1],

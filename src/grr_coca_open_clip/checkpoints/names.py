@@ -49,7 +49,7 @@ def to_theirs(ours: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
 
 
 def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
-    patch_size, grid_size = config.image_encoder.patch_size, config.image_encoder.grid_size
+    patch_size, grid_size = config.own_image_encoder.patch_size, config.own_image_encoder.grid_size
 
     def embed(conv: Tensor, token: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         return conv.flatten(1), conv.new_zeros(len(conv)), positions[1:], token, positions[0]
@@ -72,7 +72,7 @@ def _image_encoder(config: CoCaConfig) -> Iterator[Link]:
         unembed,
     )
     yield from _affine("visual.ln_pre", "image_encoder.pre_norm")
-    for i in range(config.image_encoder.transformer.num_layers):
+    for i in range(config.own_image_encoder.transformer.num_layers):
         yield from _block(f"visual.transformer.resblocks.{i}", f"image_encoder.blocks.{i}")
     # Their pooler normalizes its input, which nothing else reads: that is our encoder's last norm.
     yield from _affine("visual.attn_pool.ln_k", "image_encoder.norm")
@@ -82,7 +82,7 @@ def _pooler(config: CoCaConfig) -> Iterator[Link]:
     theirs, ours = "visual.attn_pool", "captioning_pooler"
     yield _same(f"{theirs}.query", f"{ours}.queries")
     yield from _affine(f"{theirs}.ln_q", f"{ours}.query_norm")
-    if config.image_encoder.transformer.embed_dim == config.text_decoder.transformer.embed_dim:
+    if config.own_image_encoder.transformer.embed_dim == config.text_decoder.transformer.embed_dim:
         yield _joined(f"{theirs}.attn.in_proj_weight", f"{ours}.attn", "weight")
     else:
         yield _apart(f"{theirs}.attn", f"{ours}.attn")

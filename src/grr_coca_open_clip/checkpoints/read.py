@@ -62,7 +62,7 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
         config=config,
         preset=_PRESET,
         tokenizer=tokenizer,
-        preprocess=settings.make_preprocess(config.image_encoder.image_size),
+        preprocess=settings.make_preprocess(config.own_image_encoder.image_size),
         step=0,
         caution=_COCO_TUNED if _is_coco_tuned(weights_path) and not _is_l14(config) else "",
     )
@@ -98,7 +98,7 @@ def _require_same_tensors(
 
 def _is_l14(config: CoCaConfig) -> bool:
     """Return whether this is L/14, which still classifies 72.1 % of ImageNet correctly when it is tuned on COCO."""
-    return config.image_encoder.transformer.num_layers == 24
+    return config.own_image_encoder.transformer.num_layers == 24
 
 
 def _is_coco_tuned(weights: Path) -> bool:

@@ -293,7 +293,7 @@ def _hidden_dim(width: int, mlp_ratio: float) -> int:
 
 def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
     """Return the values of the keys in `_SHAPES`, from a config."""
-    image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
+    image, text, multimodal = config.own_image_encoder, config.text_decoder, config.multimodal_decoder
     return {
         "model_cfg": {"embed_dim": config.embed_dim},
         "vision_cfg": {
@@ -322,7 +322,7 @@ def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
 def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
     """Return the `model_cfg` of one of our models."""
     said = _shape_values(config)
-    image = config.image_encoder.transformer
+    image = config.own_image_encoder.transformer
     return {
         **said["model_cfg"],
         "vision_cfg": {

@@ -147,7 +147,7 @@ def _bare_row(task: Task, kind: Kind, trained: Checkpoint) -> LedgerRow:
         steps=task.recipe.schedule.steps,
         seconds=0.0,
         parameters=count_parameters(trained.model),
-        image_encoder_parameters=count_parameters(trained.model.image_encoder),
+        image_encoder_parameters=count_parameters(trained.model.own_image_encoder),
         flops_per_pair=flops_per_pair(trained.config),
         curve=_curve(task.folder),
         metrics={},
@@ -198,7 +198,7 @@ def step_flops(recipe: Recipe, config: CoCaConfig, lengths: Int[Tensor, " N"]) -
         config: The model.
         lengths: Number of tokens of N captions; those of the step have the same distribution.
     """
-    kept = torch.arange(num_kept(config.image_encoder.num_patches, recipe.data.patch_dropout))
+    kept = torch.arange(num_kept(config.own_image_encoder.num_patches, recipe.data.patch_dropout))
     per_pair = flops_of_pairs(config, lengths, kept) / len(lengths)
     return round(TRAINING_PASSES * recipe.data.batch_size * per_pair)
 

@@ -265,7 +265,7 @@ def test_a_config_with_some_parts_of_open_clips_model_is_refused(preset, key, va
 
 def test_the_name_that_is_near_to_an_unknown_key_is_one_that_the_config_takes():
     saved = saved_config(get_preset("grr_coca", "tiny"))
-    with pytest.raises(UserError, match=r"unknown key 'architectur'; valid names: contrastive, embed_dim, image"):
+    with pytest.raises(UserError, match=r"unknown key 'architectur'; valid names: contrastive, embed_dim, feature_e"):
         read_config({**saved, "architectur": "coca"}, "model")
 
 

@@ -18,6 +18,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, file_sha256, listed_files, read_json
 from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.common.threads import num_threads
+from grr_coca.infer.encoder import ImageTokens
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName
 from grr_coca.infer.generate.next_token import ArrayLogits
 from grr_coca.model.checkpoint_files import GraphName
@@ -84,6 +85,16 @@ class OnnxEngine:
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`. The context has the keys and values of the cross-attention, computed once here."""
         embedding, context = self.run("image", {"pixels": pixels})
+        return EncodedImages(embedding, context)
+
+    def encode_features(
+        self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
+    ) -> EncodedImages:
+        """As in `grr_coca.infer.engine.frozen.FeatureReader`."""
+        given = {"features": features.tokens, "feature_mask": features.mask, "pixels": pixels}
+        inputs = [one.name for one in self.session("image").get_inputs()]
+        assert "feature_mask" in inputs or features.mask.all(), "this model has a fixed number of features"
+        embedding, context = self.run("image", {name: array for name in inputs if (array := given[name]) is not None})
         return EncodedImages(embedding, context)
 
     def encode_texts(

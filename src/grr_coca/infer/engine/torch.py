@@ -11,13 +11,14 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from grr_coca.common.threads import num_threads
 from grr_coca.common.torch_private import copy_modules
-from grr_coca.data.batch import normalize
+from grr_coca.data.batch import Features, normalize
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.infer.encoder import ImageTokens
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName, Logits
 from grr_coca.infer.fast.layers import AbsorbedCrossAttention
 from grr_coca.infer.fast.model_copy import fast_copy
@@ -91,10 +92,28 @@ class TorchEngine:
 
     @torch.inference_mode()
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
-        """As in `Engine`. The context is the image tokens."""
+        """As in `Engine`. The context has the image tokens."""
         with fast_products(self.device):
             image = self.model.encode_image(self._normalized(pixels))
-        return EncodedImages(_as_array(image.embedding.float()), image.tokens)
+        return EncodedImages(_as_array(image.embedding.float()), image)
+
+    @torch.inference_mode()
+    def encode_features(
+        self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
+    ) -> EncodedImages:
+        """Encode features of a frozen encoder as `encode_images` does images.
+
+        Args:
+            features: As the model was trained with: all tokens, or their mean.
+            pixels: Of the model's own image encoder; None: it has none.
+        """
+        dtype = self._original.logit_scale.dtype
+        tokens = torch.from_numpy(features.tokens).to(self.device, dtype)
+        mask = None if features.mask.all() else torch.from_numpy(features.mask).to(self.device)
+        images = None if pixels is None else self._normalized(pixels)
+        with fast_products(self.device):
+            image = self.model.encode_image(images, features=Features(tokens, mask))
+        return EncodedImages(_as_array(image.embedding.float()), image)
 
     @torch.inference_mode()
     def encode_texts(
@@ -111,11 +130,12 @@ class TorchEngine:
         """As in `Engine`."""
         return TorchDecoder(
             self.model,
-            images.context,
+            images.context.tokens,
             num_prompt=num_prompt,
             max_tokens=max_tokens,
             num_captions=num_captions,
             beams=beams,
+            mask=images.context.mask,
         )
 
     def _normalized(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[Tensor, "B 3 S S"]:
@@ -159,8 +179,10 @@ class TorchDecoder:
         max_tokens: int,
         num_captions: int = 1,
         beams: bool = False,
+        mask: Bool[Tensor, "B Q"] | None = None,
     ) -> None:
         self.model = model
+        self.mask = mask
         self.position = 0
         self.num_images, self.rows_per_image = len(image_tokens), 1
         blocks = model.multimodal_decoder.blocks
@@ -192,7 +214,7 @@ class TorchDecoder:
     def _logits(self, token_ids: Int[Tensor, "R T"], positions: slice, mask: Mask) -> Float[Tensor, "R V"]:
         """Run the new tokens through the model. `mask`: the slots that each token attends to."""
         layouts = [CachedLayout(cache, positions, mask) for cache in self.caches]
-        states = self.model.decode_step(token_ids, self.contexts, layouts)
+        states = self.model.decode_step(token_ids, self.contexts, layouts, self.mask)
         return at_least_fp32(self.model.multimodal_decoder.lm_head(states[:, -1]))
 
     @torch.inference_mode()
@@ -211,6 +233,7 @@ class TorchDecoder:
                 else context[kept]
                 for context in self.contexts
             ]
+            self.mask = None if self.mask is None else self.mask[kept]
         if self.visible is None or len(images) < self.num_images:
             lines = self._index(rows if self.visible is None else images)
             for cache in self.caches:

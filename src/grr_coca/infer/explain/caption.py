@@ -51,7 +51,7 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
     if not words:
         return []
     relevance = patch_relevance(checkpoint.model, pixels, [checkpoint.tokenizer.bos_id, *words])
-    side = checkpoint.config.image_encoder.grid_size
+    side = checkpoint.config.own_image_encoder.grid_size
     heat = relevance.unflatten(1, (side, side))
     return [WordMap(word, heat[tokens].mean(dim=0)) for word, tokens in group_words(checkpoint.tokenizer, words)]
 
@@ -68,11 +68,11 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
     text = model.text_decoder.pack(ids, torch.tensor([ids.shape[1]]))
     readers = _readers_of_patches(model)
     with torch.no_grad():
-        patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
+        patches = model.own_image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         text_tokens = model.text_decoder(text).tokens
     with torch.enable_grad(), visible_attention(readers) as seen:
         patches.requires_grad_()  # so that gradients exist with frozen parameters, too
-        image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches).tokens
+        image_tokens = model.arrange(model.captioning_pooler, model.contrastive_pooler, patches, None).tokens
         states = model.multimodal_decoder(text_tokens, image_tokens, text.predicting_layout)
         logits = model.multimodal_decoder.lm_head(states)
         logits = logits.gather(1, ids[0, 1:-1, None])[:, 0]  # T: the logit of each token of the caption
@@ -82,7 +82,7 @@ def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequ
         gradients = torch.autograd.grad(logit, weights, retain_graph=True)
         shares = [(w * g).clamp(min=0).sum(dim=(0, 1, 2)) for w, g in zip(weights, gradients, strict=True)]
         rows.append(torch.stack(shares).sum(dim=0))
-    num_patches = (pixels.shape[-1] // model.image_encoder.stem.patch_size) ** 2  # a class token may follow them
+    num_patches = (pixels.shape[-1] // model.own_image_encoder.stem.patch_size) ** 2  # a class token may follow them
     relevance = torch.stack(rows)[:, :num_patches].detach().float().cpu()
     return relevance / relevance.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 

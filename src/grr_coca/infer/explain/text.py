@@ -48,11 +48,11 @@ def text_map(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], text: str) 
     Raises:
         UserError: If the text is empty, or the model computes NaN.
     """
-    model, side = checkpoint.model, checkpoint.config.image_encoder.grid_size
+    model, side = checkpoint.model, checkpoint.config.own_image_encoder.grid_size
     token_ids, lengths = checkpoint.tokenize([clean_query(text, "the text")])
     with evaluating(model), torch.no_grad():
         wanted = model.encode_text(token_ids, lengths)
-        patches = model.image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
+        patches = model.own_image_encoder(pixels[None].to(model.device, model.logit_scale.dtype))
         similarity = (_embed(model, patches) * wanted).sum().item()
     require_finite(np.array(similarity))
     shares = patch_shares(model, patches, wanted)[: side**2]
@@ -73,11 +73,11 @@ def _embed(model: CoCa, patches: Float[Tensor, "1 P D"]) -> Float[Tensor, "1 E"]
     """Compute the image embedding from patches, so that gradients treat attention weights and norm statistics as
     constants."""
     captioning, contrastive = (partial(_pool, pooler) for pooler in (model.captioning_pooler, model.contrastive_pooler))
-    embedding = at_least_fp32(model.image_proj(model.arrange(captioning, contrastive, patches).contrastive[:, 0]))
+    embedding = at_least_fp32(model.image_proj(model.arrange(captioning, contrastive, patches, None).contrastive[:, 0]))
     return embedding / embedding.detach().norm(dim=-1, keepdim=True)
 
 
-def _pool(pooler: nn.Module, context: Float[Tensor, "1 S C"]) -> Float[Tensor, "1 Q D"]:
+def _pool(pooler: nn.Module, context: Float[Tensor, "1 S C"], _: None) -> Float[Tensor, "1 Q D"]:
     if not isinstance(pooler, AttentionalPooler):  # no pooler: the tokens stay unchanged
         return context
     weights, values = attention_weights(pooler.attn, pooler.attending_queries()[None], context)

@@ -7,28 +7,32 @@
 | step | `token_ids` R T, `cross_key.i`, `cross_value.i`, `past_key.j` and `past_value.j` R H P Dh | `logits` R T V, \
 `present_key.j` and `present_value.j` R H P+T Dh |
 
+A model that takes features of a frozen encoder has them in place of `pixels`, or beside them: `features` B N X and, if
+N differs between images, `feature_mask` B N. If captions attend to these tokens, `image_mask` B Q is an output of the
+image graph and an input of a step.
+
 i counts the multimodal layers, j the text layers and then the multimodal ones. R is any multiple of B: neighbouring
 captions of an image share its keys and values. With P = 0, a step reads the prompt.
 
 Shapes: B images, S image size in pixels, E joint embedding width, R captions (rows), T new tokens, P earlier tokens, H
-heads of width Dh, Q image tokens, V vocabulary.
+heads of width Dh, Q image tokens, V vocabulary; N features of width X.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, DeduplicateInitializersPass, RemoveUnusedNodesPass
 from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
-from grr_coca.data.batch import normalize
+from grr_coca.data.batch import Features, normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValues
@@ -48,12 +52,19 @@ class _ImageGraph(nn.Module):
         self.model = model
         self.preprocess = preprocess
 
-    def forward(self, pixels: UInt8[Tensor, "B S S 3"]) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        pixels: UInt8[Tensor, "B S S 3"] | None,
+        features: Float[Tensor, "B N X"] | None,
+        mask: Bool[Tensor, "B N"] | None,
+    ) -> tuple[Tensor, ...]:
         decoder = self.model.multimodal_decoder
-        image = self.model.encode_image(normalize(pixels.permute(0, 3, 1, 2).float() / 255, self.preprocess))
+        images = None if pixels is None else normalize(pixels.permute(0, 3, 1, 2).float() / 255, self.preprocess)
+        image = self.model.encode_image(images, features=None if features is None else Features(features, mask))
         context = decoder.context(image.tokens)
         projected = [cast(CrossAttention, block.cross_attn).project(context) for block in decoder.blocks]
-        return image.embedding, *(t.transpose(1, 2) for key_values in projected for t in key_values)
+        cross = [t.transpose(1, 2) for key_values in projected for t in key_values]
+        return image.embedding, *cross, *(() if image.mask is None else (image.mask,))
 
 
 class _TextGraph(nn.Module):
@@ -80,7 +91,13 @@ class _StepGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, token_ids: Int[Tensor, "B K T"], cross: list[Tensor], past: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        token_ids: Int[Tensor, "B K T"],
+        cross: list[Tensor],
+        past: list[Tensor],
+        image_mask: Bool[Tensor, "B Q"] | None,
+    ) -> tuple[Tensor, ...]:
         token_ids = token_ids.flatten(0, 1)  # R T
         num_past, num_new = past[0].shape[2], token_ids.shape[1]
         positions = torch.arange(num_new) + num_past
@@ -91,7 +108,7 @@ class _StepGraph(nn.Module):
             for keys, values in zip(cross[0::2], cross[1::2], strict=True)
         ]
         layouts = [CachedLayout(cache, positions, mask) for cache in caches]
-        logits = self.model.multimodal_decoder.lm_head(self.model.decode_step(token_ids, contexts, layouts))
+        logits = self.model.multimodal_decoder.lm_head(self.model.decode_step(token_ids, contexts, layouts, image_mask))
         return logits, *(kept for cache in caches for kept in (cache.keys, cache.values))
 
 
@@ -108,7 +125,7 @@ class _Form(NamedTuple):
     arguments: Callable[[list[Any]], tuple[Any, ...]] = tuple
 
 
-_EXAMPLE = {"B": 2, "K": 3, "R": 6, "T": 5, "P": 4}
+_EXAMPLE = {"B": 2, "K": 3, "R": 6, "T": 5, "P": 4, "N": 7, "Q": 11}
 """Sizes of the tensors that a graph is traced with. They differ, so that none can be confused with another."""
 _MIN = {"R": 4}
 """Tracing assumes sizes of 2 or more, and R is B · K. The graph has no such bound."""
@@ -162,29 +179,67 @@ _MIN_TEXT = 3
 
 
 def _form(model: CoCa, config: CoCaConfig, preprocess: Preprocess, name: GraphName) -> _Form:
-    side, cross = config.image_encoder.image_size, _cross(config)
+    cross = _cross(config)
     match name:
         case "image":
-            outputs: dict[str, Shape] = {"image_embedding": ("B", config.embed_dim), **cross}
-            return _Form(_ImageGraph(model, preprocess), {"pixels": ("B", side, side, 3)}, outputs)
+            inputs = _image_inputs(config)
+            outputs: dict[str, Shape] = {"image_embedding": ("B", config.embed_dim), **cross, **_image_mask(config)}
+            return _Form(_ImageGraph(model, preprocess), inputs, outputs, _by_name(inputs, _IMAGE_INPUTS))
         case "text":
-            inputs: dict[str, Shape] = {"token_ids": ("B", "T"), "lengths": ("B",)}
+            inputs = {"token_ids": ("B", "T"), "lengths": ("B",)}
             return _Form(_TextGraph(model), inputs, {"text_embedding": ("B", config.embed_dim)})
         case "step":
-            logits = ("R", "T", config.text_decoder.vocab_size)
+            logits, past, mask = (
+                ("R", "T", config.text_decoder.vocab_size),
+                _cached(config, "past", "P"),
+                _image_mask(config),
+            )
+            end = 1 + len(cross)
             return _Form(
                 _StepGraph(model),
-                {"token_ids": ("B", "K", "T"), **cross, **_cached(config, "past", "P")},
+                {"token_ids": ("B", "K", "T"), **cross, **past, **mask},
                 {"logits": logits, **_cached(config, "present", "P + T")},
-                lambda given: (given[0], given[1 : len(cross) + 1], given[len(cross) + 1 :]),
+                lambda given: (
+                    given[0],
+                    given[1:end],
+                    given[end : end + len(past)],
+                    *(given[end + len(past) :] or [None]),
+                ),
             )
+
+
+_IMAGE_INPUTS = ("pixels", "features", "feature_mask")
+
+
+def _image_inputs(config: CoCaConfig) -> dict[str, Shape]:
+    own, taken = config.image_encoder, config.feature_encoder
+    inputs: dict[str, Shape] = {}
+    if own is not None:
+        inputs["pixels"] = ("B", own.image_size, own.image_size, 3)
+    if taken is not None:
+        inputs["features"] = ("B", taken.num_tokens or "N", taken.feature_dim)
+        if taken.num_tokens is None:
+            inputs["feature_mask"] = ("B", "N")
+    return inputs
+
+
+def _by_name(inputs: Mapping[str, Shape], names: Sequence[str]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """Return the function that puts given inputs at the places of these names; None stands at the others."""
+    return lambda given: tuple(map(dict(zip(inputs, given, strict=True)).get, names))
+
+
+def _image_mask(config: CoCaConfig) -> dict[str, Shape]:
+    """Return the mask of the image tokens of captions, if their number differs between images."""
+    varies = config.poolers.num_queries is None and config.num_image_tokens is None
+    return {"image_mask": ("B", "Q")} if varies else {}
 
 
 def _cross(config: CoCaConfig) -> dict[str, Shape]:
     """Return keys and values of the image tokens for each multimodal layer."""
     t, poolers = config.multimodal_decoder.transformer, config.poolers
-    num_tokens = config.image_encoder.num_patches if poolers.num_queries is None else poolers.num_queries
-    if poolers.arrangement == "shared":
+    num_tokens: int | str
+    num_tokens = (config.num_image_tokens or "Q") if poolers.num_queries is None else poolers.num_queries
+    if poolers.arrangement == "shared" and isinstance(num_tokens, int):
         num_tokens -= 1  # the first query gives the embedding
     shapes: dict[str, Shape] = {}
     for i in range(t.num_layers):
@@ -203,8 +258,17 @@ def _cached(config: CoCaConfig, when: str, length: str) -> dict[str, Shape]:
     }
 
 
+_DTYPES = {
+    "pixels": torch.uint8,
+    "token_ids": torch.long,
+    "lengths": torch.long,
+    "feature_mask": torch.bool,
+    "image_mask": torch.bool,
+}
+
+
 def _example(name: str, shape: Shape) -> Tensor:
-    dtype = {"pixels": torch.uint8, "token_ids": torch.long, "lengths": torch.long}.get(name, torch.float32)
+    dtype = _DTYPES.get(name, torch.float32)
     return torch.full([_EXAMPLE[size] if isinstance(size, str) else size for size in shape], 3, dtype=dtype)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import attention, rotary_embedding
 
 from grr_coca.common.torch_private import children_of, copy_with_children
-from grr_coca.model.attention import CachedLayout, KeyValues, Layout, Mix, PackedLayout, Positions, Rotary
+from grr_coca.model.attention import CachedLayout, KeyValues, Layout, Mix, PackedLayout, PlainLayout, Positions, Rotary
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -64,13 +64,16 @@ class OnnxMix(nn.Module):
     ) -> Float[Tensor, "B S D"]:
         """As in `Mix`. A cache must be a `GrowingCache`."""
         q, k = layout.pad(qk).flatten(2).chunk(2, dim=-1)  # B T D each
+        mask = layout.mask if isinstance(layout.mask, Tensor) else None
+        if mask is not None and isinstance(layout, PlainLayout):  # the operator needs a row for each query
+            mask = mask.expand(-1, -1, q.shape[1], -1)
         cache = layout.cache if isinstance(layout, CachedLayout) else None
         assert cache is None or isinstance(cache, GrowingCache)
         mixed, keys, values, _ = attention(
             q,
             k,
             layout.pad(v).flatten(2),
-            layout.mask if isinstance(layout.mask, Tensor) else None,
+            mask,
             *(() if cache is None else (cache.keys, cache.values)),
             is_causal=not isinstance(layout.mask, Tensor) and layout.mask == "causal",
             q_num_heads=v.shape[2],

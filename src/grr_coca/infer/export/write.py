@@ -201,7 +201,7 @@ def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -
         "versions": {name: version(name) for name in ("grr-coca", "torch", "onnx", "onnxscript")},
         "model": {
             "preset": checkpoint.preset,
-            "image_size": config.image_encoder.image_size,
+            "image_size": checkpoint.preprocess.image_size,
             "embed_dim": config.embed_dim,
             "context_length": config.text_decoder.context_length,
             "vocab_size": config.text_decoder.vocab_size,

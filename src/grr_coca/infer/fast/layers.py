@@ -16,7 +16,7 @@ of slots, L = R / B * T; H heads, Dh = D / H.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from grr_coca.infer.fast.linear import FastLinear
@@ -110,20 +110,25 @@ class AbsorbedCrossAttention(nn.Module):
         return self.attn.project(context)
 
     def forward(
-        self, x: Float[Tensor, "R T D"], context: Float[Tensor, "B S C"] | KeyValues, layout: Layout = PLAIN
+        self,
+        x: Float[Tensor, "R T D"],
+        context: Float[Tensor, "B S C"] | KeyValues,
+        layout: Layout = PLAIN,
+        mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "R T D"]:
         """As in `CrossAttention`."""
         if isinstance(context, KeyValues) or isinstance(layout, PackedLayout):
-            return self.attn(x, context, layout)
+            return self.attn(x, context, layout, mask)
         if not self.pays(x.shape[0] * x.shape[1] // len(context), context.shape[1]):
-            return self.attn(x, context)
+            return self.attn(x, context, mask=mask)
         key_weight, value_weight = self.kv_weight
         q = self.attn.q_proj(x).unflatten(-1, (self.attn.num_heads, -1))  # R T H Dh
         q = q.flatten(0, 1).transpose(0, 1) @ key_weight  # H R·T C
         # Every head of every query becomes a query of one wide head: H · L queries for each image.
         q = q.transpose(0, 1).reshape(len(context), 1, -1, context.shape[-1])  # B 1 L·H C
         c = context[:, None]
-        mixed = F.scaled_dot_product_attention(q, c, c, scale=key_weight.shape[1] ** -0.5)
+        counting = None if mask is None else mask[:, None, None]
+        mixed = F.scaled_dot_product_attention(q, c, c, counting, scale=key_weight.shape[1] ** -0.5)
         mixed = mixed.reshape(-1, len(key_weight), context.shape[-1]).transpose(0, 1) @ value_weight.mT  # H R·T Dh
         mixed = mixed.transpose(0, 1).reshape(x.shape)
         return self.attn.out_proj(mixed if self.value_bias is None else mixed.add_(self.value_bias))

@@ -1,0 +1,94 @@
+"""The engine of a model that takes features: a frozen encoder of others computes them from pixels.
+
+Shapes: B images, S image size in pixels, F that of the frozen encoder.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from grr_coca.common.shapes import UInt8
+from grr_coca.data.features import Keep
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.infer.encoder import ImageTokens, VisionEncoder, open_described
+from grr_coca.infer.engine.base import EncodedImages, Engine
+from grr_coca.infer.engine.wrapped import WrappedEngine
+from grr_coca.model.checkpoint_files import CheckpointFiles
+
+if TYPE_CHECKING:
+    from grr_coca.model.checkpoint import Checkpoint
+
+
+@runtime_checkable
+class FeatureReader(Protocol):
+    """What an engine of a model that takes features has in addition."""
+
+    def encode_features(
+        self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
+    ) -> EncodedImages:
+        """Encode features as `Engine.encode_images` does images.
+
+        Args:
+            features: As the model was trained with: all tokens, or their mean.
+            pixels: Of the model's own image encoder; None: it has none.
+        """
+        ...
+
+
+class FrozenEngine(WrappedEngine):
+    """An engine that takes the pixels of a frozen encoder.
+
+    Args:
+        base: Engine of the model, a `FeatureReader`.
+        encoder: Frozen encoder.
+        keep: What the model takes of an image's tokens.
+        own: Preprocessing of the model's own image encoder, for squares of the frozen one; None: it has none.
+    """
+
+    def __init__(self, base: Engine, encoder: VisionEncoder, keep: Keep, own: Preprocess | None) -> None:
+        super().__init__(base)
+        self.encoder, self.keep, self.own = encoder, keep, own
+
+    @property
+    def workers(self) -> int:
+        """One: the encoder computes a batch on all cores."""
+        return 1
+
+    def encode_images(self, pixels: UInt8[np.ndarray, "B F F 3"]) -> EncodedImages:
+        """As in `Engine`."""
+        return self.encode_features(self.encoder.encode(pixels).kept(self.keep), own_pixels(pixels, self.own))
+
+    def encode_features(
+        self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
+    ) -> EncodedImages:
+        """As in `FeatureReader`."""
+        return cast(FeatureReader, self.base).encode_features(features, pixels)
+
+
+def with_frozen_encoder(files: CheckpointFiles, base: Engine | None = None) -> tuple[CheckpointFiles, FrozenEngine]:
+    """Return the files and the engine of a model that takes features, for the pixels of its frozen encoder.
+
+    Args:
+        files: Files of the model, or its checkpoint.
+        base: Its engine; None: that of its checkpoint.
+
+    Raises:
+        UserError: If the encoder is missing, or has changed.
+    """
+    info, features = files.encoder, files.config.feature_encoder
+    assert info is not None, "this model takes features"
+    assert features is not None
+    if base is None:
+        from grr_coca.infer.engine.torch import TorchEngine  # late: imports torch
+
+        base = TorchEngine(cast("Checkpoint", files).model, files.preprocess)
+    own = files.preprocess if files.config.image_encoder is not None else None
+    engine = FrozenEngine(base, open_described(info), features.keep, own)
+    return replace(files, preprocess=info.preprocess), engine
+
+
+def own_pixels(squares: UInt8[np.ndarray, "B F F 3"], own: Preprocess | None) -> UInt8[np.ndarray, "B S S 3"] | None:
+    """Return the pixels of the model's own image encoder, from squares of the frozen one; None if it has none."""
+    return None if own is None else np.stack([own(Image.fromarray(square)) for square in squares])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from grr_coca.data.batch import Features
+from grr_coca.data.batch import FeatureTokens
 from grr_coca.model.config import CoCaConfig, FeatureEncoderConfig
 
 FEATURE_DIM = 20
@@ -19,8 +19,8 @@ def with_features(config: CoCaConfig, *, beside: bool, num_tokens: int | None) -
     return replace(config, image_encoder=config.image_encoder if beside else None, feature_encoder=encoder)
 
 
-def random_features(numbers: Sequence[int], longest: int | None = None, seed: int = 0) -> Features:
-    """Features of images with these numbers of tokens, padded to the longest with random values."""
+def random_features(numbers: Sequence[int], longest: int | None = None, seed: int = 0) -> FeatureTokens:
+    """FeatureTokens of images with these numbers of tokens, padded to the longest with random values."""
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(number, FEATURE_DIM, generator=generator) for number in numbers]
     longest = longest or max(numbers)
@@ -28,4 +28,4 @@ def random_features(numbers: Sequence[int], longest: int | None = None, seed: in
     for padded, row in zip(tokens, rows, strict=True):
         padded[: len(row)] = row
     mask = torch.arange(longest) < torch.tensor(numbers)[:, None]
-    return Features(tokens, None if mask.all() else mask)
+    return FeatureTokens(tokens, None if mask.all() else mask)

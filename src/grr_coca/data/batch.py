@@ -36,7 +36,7 @@ def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Floa
     return (pixels - mean).div_(std)
 
 
-class Features(NamedTuple):
+class FeatureTokens(NamedTuple):
     """Tokens of images by a frozen encoder of others. Shapes: B images, N tokens, X their width.
 
     `mask`: the tokens that count, at least one for each image, the others being padding; None: all count.

@@ -444,5 +444,7 @@ def _mix(inputs: AttentionInputs) -> Float[Tensor, "R T D"]:
     # The queries of rows that share keys become one row of queries, so no key is copied. L = R / B * T.
     queries = q.reshape(key_values.keys.shape[0], -1, *q.shape[2:])  # B L H Dh
     q_, k, v = (projected.transpose(1, 2) for projected in (queries, *key_values))  # B H · Dh
+    if isinstance(mask, Tensor):  # ONNX needs a row for each query
+        mask = mask.expand(-1, -1, q_.shape[2], -1)
     mixed = scaled_attention(q_, k, v, mask)
     return mixed.transpose(1, 2).reshape(*q.shape[:2], -1)

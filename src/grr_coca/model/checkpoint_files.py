@@ -324,7 +324,7 @@ class CheckpointFiles:
     encoder: "EncoderInfo | None" = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Header:
     """The content of `config.json`."""
 
@@ -393,7 +393,14 @@ def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:
     """
     encoder = None if files.encoder is None else to_dict(files.encoder)
     header = to_dict(
-        _Header(files.preset, files.step, saved_config(files.config), files.tokenizer.cleaning, files.caution, encoder)
+        _Header(
+            preset=files.preset,
+            step=files.step,
+            model=saved_config(files.config),
+            text_cleaning=files.tokenizer.cleaning,
+            caution=files.caution,
+            encoder=encoder,
+        )
     )
     if encoder is None:
         del header["encoder"]

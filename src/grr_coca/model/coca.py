@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grr_coca.common.errors import UserError
-from grr_coca.data.batch import CoCaOutput, Features
+from grr_coca.data.batch import CoCaOutput, FeatureTokens
 from grr_coca.model.attention import (
     PLAIN,
     CachedLayout,
@@ -115,7 +115,7 @@ class FeatureEncoder(nn.Module):
         self.norm = norm
         self.width = feature_proj.out_features
 
-    def forward(self, features: Features) -> Float[Tensor, "B N D"]:
+    def forward(self, features: FeatureTokens) -> Float[Tensor, "B N D"]:
         """Encode the features of images. Padding stays where it is, and no token attends to it."""
         tokens = (features.tokens - self.mean) / self.deviation
         x = self.feature_proj(tokens).type_as(tokens)
@@ -320,7 +320,7 @@ class CoCa(nn.Module):
         lengths: Int[Tensor, " B"],
         kept_patches: Int[Tensor, "I K"] | None = None,
         image_of: Int[Tensor, " B"] | None = None,
-        features: Features | None = None,
+        features: FeatureTokens | None = None,
     ) -> CoCaOutput:
         """Embed images and texts, and compute the states that predict the next tokens. `Batch` describes the inputs.
 
@@ -342,20 +342,20 @@ class CoCa(nn.Module):
         self,
         images: Float[Tensor, "B 3 H W"] | None,
         kept_patches: Int[Tensor, "B K"] | None = None,
-        features: Features | None = None,
+        features: FeatureTokens | None = None,
     ) -> EncodedImage:
         """Encode only images. Return the tokens that captions attend to, and embeddings of unit length."""
         return self._encode_image(images, kept_patches, features)
 
     def _encode_image(
-        self, images: Tensor | None, kept_patches: Tensor | None, features: Features | None
+        self, images: Tensor | None, kept_patches: Tensor | None, features: FeatureTokens | None
     ) -> EncodedImage:
         patches, mask = self._read(images, kept_patches, features)  # B P D, B P
         tokens, pooled, mask = self.arrange(self.captioning_pooler, self.contrastive_pooler, patches, mask)
         return EncodedImage(tokens, _unit(self.image_proj(pooled[:, 0])), mask)  # B Q D, B E
 
     def _read(
-        self, images: Tensor | None, kept_patches: Tensor | None, features: Features | None
+        self, images: Tensor | None, kept_patches: Tensor | None, features: FeatureTokens | None
     ) -> tuple[Float[Tensor, "B P D"], TokenMask]:
         """Return the tokens that the poolers read: those of the images, then those of the features."""
         if self.feature_encoder is None:

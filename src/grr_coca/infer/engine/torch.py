@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from grr_coca.common.threads import num_threads
 from grr_coca.common.torch_private import copy_modules
-from grr_coca.data.batch import Features, normalize
+from grr_coca.data.batch import FeatureTokens, normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.encoder import ImageTokens
 from grr_coca.infer.engine.base import MAX_WORKERS, SMALL_MODEL, EncodedImages, EngineName, Logits
@@ -112,7 +112,7 @@ class TorchEngine:
         mask = None if features.mask.all() else torch.from_numpy(features.mask).to(self.device)
         images = None if pixels is None else self._normalized(pixels)
         with fast_products(self.device):
-            image = self.model.encode_image(images, features=Features(tokens, mask))
+            image = self.model.encode_image(images, features=FeatureTokens(tokens, mask))
         return EncodedImages(_as_array(image.embedding.float()), image)
 
     @torch.inference_mode()

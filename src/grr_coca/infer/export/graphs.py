@@ -32,7 +32,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
-from grr_coca.data.batch import Features, normalize
+from grr_coca.data.batch import FeatureTokens, normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValues
@@ -60,7 +60,7 @@ class _ImageGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         decoder = self.model.multimodal_decoder
         images = None if pixels is None else normalize(pixels.permute(0, 3, 1, 2).float() / 255, self.preprocess)
-        image = self.model.encode_image(images, features=None if features is None else Features(features, mask))
+        image = self.model.encode_image(images, features=None if features is None else FeatureTokens(features, mask))
         context = decoder.context(image.tokens)
         projected = [cast(CrossAttention, block.cross_attn).project(context) for block in decoder.blocks]
         cross = [t.transpose(1, 2) for key_values in projected for t in key_values]

@@ -226,7 +226,7 @@ class AttentionalPooler(nn.Module):
 
 
 class NoPooler(nn.Module):
-    """Stands where there is no pooler: the tokens stay as they are."""
+    """In place of a pooler: the tokens remain unchanged."""
 
     def forward(self, context: Float[Tensor, "B S C"], _: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S C"]:
         """Return the context."""

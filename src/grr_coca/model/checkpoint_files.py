@@ -382,7 +382,7 @@ def require_fitting(files: CheckpointFiles, folder: Path) -> None:
         raise UserError(f"{folder / 'preprocess.json'}: is not the preprocessing of the encoder in config.json")
     wanted = None if features is None else features.feature_dim
     if (None if encoder is None else encoder.embed_dim) != wanted:
-        raise UserError(f"{folder / 'config.json'}: encoder and feature_encoder do not fit; give both, of one width")
+        raise UserError(f"{folder / 'config.json'}: encoder and feature_encoder must be of one width, or both missing")
 
 
 def write_beside_weights(files: CheckpointFiles, folder: Path) -> None:

@@ -256,7 +256,7 @@ class EncodedImage(NamedTuple):
 class CoCa(nn.Module):
     """The complete model. Its parts are chosen in `build` and passed in.
 
-    A model that takes features has a `feature_encoder` in place of its own `image_encoder`, or beside it. The poolers
+    A model with features of a frozen encoder has a `feature_encoder` in place of the `image_encoder`, or beside it. The poolers
     then read the tokens of both.
     """
 
@@ -299,13 +299,13 @@ class CoCa(nn.Module):
 
     @property
     def own_image_encoder(self) -> ImageEncoder:
-        """The image encoder, of which alone the poolers read tokens.
+        """The image encoder of a model whose poolers read only its tokens.
 
         Raises:
             UserError: If the model takes features.
         """
         if self.image_encoder is None or self.feature_encoder is not None:
-            raise UserError("this needs a model that reads patches alone; this one takes features of a frozen encoder")
+            raise UserError("this needs a model that reads only patches; this one has features of a frozen encoder")
         return self.image_encoder
 
     @property

@@ -275,7 +275,7 @@ class CoCaConfig:
             UserError: If it has none.
         """
         if self.image_encoder is None:
-            raise UserError("this model has features of a frozen encoder in place of its own image encoder")
+            raise UserError("this model has no image encoder; it has features of a frozen encoder")
         return self.image_encoder
 
     @property

@@ -137,7 +137,7 @@ def test_the_tokens_of_a_pooler_all_count(arrange):
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_the_config_is_read_as_it_was_saved_and_others_have_no_new_key(tiny_config, beside):
+def test_configs_are_saved_with_a_new_key_only_for_features(tiny_config, beside):
     plain = tiny_config("grr_coca")
     config = with_features(plain, beside=beside, num_tokens=81)
     assert read_config(saved_config(config), "config") == config
@@ -145,7 +145,7 @@ def test_the_config_is_read_as_it_was_saved_and_others_have_no_new_key(tiny_conf
     assert (saved_config(config)["image_encoder"] is None) is not beside
 
 
-def test_configs_that_fit_no_model_are_refused(tiny_config):
+def test_a_config_of_parts_that_do_not_fit_raises_an_error(tiny_config):
     config = with_features(tiny_config("grr_coca"), beside=True, num_tokens=81)
     other = replace(config.feature_encoder.transformer, embed_dim=16, num_heads=1)
     with pytest.raises(UserError, match=r"must have one embed_dim, not \[16, 48\]"):
@@ -158,7 +158,7 @@ def test_configs_that_fit_no_model_are_refused(tiny_config):
         replace(config.image_encoder, transformer=config.feature_encoder.transformer)
     with pytest.raises(UserError, match="keep 'mean' makes num_tokens 1"):
         replace(config.feature_encoder, keep="mean")
-    with pytest.raises(UserError, match="in place of its own image encoder"):
+    with pytest.raises(UserError, match="has no image encoder; it has features"):
         _ = replace(config, image_encoder=None).own_image_encoder
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class FeatureReader(Protocol):
-    """What an engine of a model that takes features has in addition."""
+    """The additional method of the engine of a model with features."""
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
@@ -43,7 +43,7 @@ class FrozenEngine(WrappedEngine):
     Args:
         base: Engine of the model, a `FeatureReader`.
         encoder: Frozen encoder.
-        keep: What the model takes of an image's tokens.
+        keep: Part of the tokens of an image that are its features.
         own: Preprocessing of the model's own image encoder, for squares of the frozen one; None: it has none.
     """
 

@@ -224,7 +224,7 @@ def _image_inputs(config: CoCaConfig) -> dict[str, Shape]:
 
 
 def _by_name(inputs: Mapping[str, Shape], names: Sequence[str]) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """Return the function that puts given inputs at the places of these names; None stands at the others."""
+    """Return the function that orders inputs by these names; None for a missing one."""
     return lambda given: tuple(map(dict(zip(inputs, given, strict=True)).get, names))
 
 

@@ -48,7 +48,7 @@ def run(session, given):
 @pytest.mark.ci
 @pytest.mark.parametrize("longest", [9, 14])
 @torch.inference_mode()
-def test_padded_features_have_the_embeddings_and_captions_of_pytorch(traced, longest):
+def test_graphs_of_padded_features_compute_the_same_as_pytorch(traced, longest):
     model, graphs = traced
     features = random_features(NUMBERS, longest)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)

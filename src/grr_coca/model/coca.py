@@ -256,8 +256,8 @@ class EncodedImage(NamedTuple):
 class CoCa(nn.Module):
     """The complete model. Its parts are chosen in `build` and passed in.
 
-    A model with features of a frozen encoder has a `feature_encoder` in place of the `image_encoder`, or beside it. The poolers
-    then read the tokens of both.
+    A model with features of a frozen encoder has a `feature_encoder` in place of the `image_encoder`, or beside it. The
+    poolers then read the tokens of both.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ from grr_coca_search.query import Query, SearchOptions, SearchResult, search_sto
 from grr_coca_search.relevance import RelevanceCurve, curve_of
 from grr_coca_search.store import Changes, ImageDescription, Store
 from grr_coca_search.stores import find_store, make_store, open_store
+from grr_coca_search.thesaurus import Thesaurus
 from grr_coca_search.update import (
     Describer,
     OnProgress,
@@ -342,6 +343,19 @@ class IndexModel:
             return batch, describe_squares(model, squares)
 
         model.map_batches(batches, work, lambda done: take(*done))
+
+    @cached_property
+    def thesaurus(self) -> Thesaurus:
+        """The words that it knows for others.
+
+        Raises:
+            UserError: If the file with them cannot be read.
+        """
+        return Thesaurus.of_model(self.folder)
+
+    def related_words(self, text: str) -> tuple[str, ...]:
+        """Return words to search for in place of a text that the model does not know; see `Thesaurus.related`."""
+        return self.thesaurus.related(text)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return embeddings of texts, M E.

@@ -233,6 +233,10 @@ class QueryModel(Protocol):
     def curve(self) -> RelevanceCurve | None:
         """The curve of its relevances; None if there is none."""
 
+    def related_words(self, text: str) -> tuple[str, ...]:
+        """Return words to search for in place of a text that the model does not know, the closest first; none if it
+        knows the text."""
+
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return embeddings of texts, M E."""
 
@@ -302,13 +306,17 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
     """
     tree = None if options.where is None else parse_filter(options.where, store.columns())
     texts = [*map(in_words, query.texts), *map(in_words, query.without)]
-    embedded = model.embed_texts(texts) if texts else np.empty((0, 0))
+    related = [model.related_words(text) for text in texts]
+    embedded = _embed_meanings(texts, related, model) if texts else np.empty((0, 0))
+    also = tuple(word for words in related[: len(query.texts)] for word in words[:WORDS_ALSO])
     captions, wanted = _images_of_query(query, model)
     with store.snapshot():
         sample = store.sample()
         like, unlike = (_images_of_index(draws, store, model) for draws in (query.like, query.unlike))
         vector = _query_vector(query, embedded, wanted + like.vectors, unlike.vectors, sample.vectors)
-        search = _Search(query=query, store=store, where=tree, options=options, vector=vector, sample=sample.vectors)
+        search = _Search(
+            query=query, also=also, store=store, where=tree, options=options, vector=vector, sample=sample.vectors
+        )
         groups, vectors = search.groups()
         searched = len(store)
     return Ranking(
@@ -408,9 +416,11 @@ def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _
 
 @dataclass(frozen=True, kw_only=True)
 class _Search:
-    """The inputs of a ranking. `vector`: embedding of the query; `sample`: embeddings of sampled library images."""
+    """The inputs of a ranking. `also`: further words for the full-text index; `vector`: embedding of the query;
+    `sample`: embeddings of sampled library images."""
 
     query: Query
+    also: tuple[str, ...]
     store: Store
     where: Filter | None
     options: SearchOptions
@@ -443,7 +453,8 @@ class _Search:
             return [match.id for match in store.nearest(vector, count, self.where)]
         depth = -(-count // FUSED_AT_ONCE) * FUSED_AT_ONCE
         nearest = [match.id for match in store.nearest(vector, depth, self.where)]
-        by_words = store.word_matches(query.words, SCORES_OF_WORDS * depth, self.where)
+        words = " ".join([query.words, *self.also])
+        by_words = store.word_matches(words, SCORES_OF_WORDS * depth, self.where)
         if not by_words:
             return nearest[:count]
         rarer = math.log(max(1.0, MIN_IMAGES / max(1, len(store))))
@@ -451,10 +462,10 @@ class _Search:
         for start in range(0, depth, FUSED_AT_ONCE):
             end = start + FUSED_AT_ONCE
             ids = sorted({*nearest[start:end], *(match.id for match in by_words[start:end])} - found.keys())
-            words = {match.id: match.score + rarer for match in by_words[: SCORES_OF_WORDS * end]}
+            scored = {match.id: match.score + rarer for match in by_words[: SCORES_OF_WORDS * end]}
             scores = z_scores(vector, store.vectors(ids) @ vector, self.sample)
-            scores += WORD_WEIGHT * np.array([words.get(identity, 0.0) for identity in ids])
-            matched = [identity for identity in ids if identity in words]
+            scores += WORD_WEIGHT * np.array([scored.get(identity, 0.0) for identity in ids])
+            matched = [identity for identity in ids if identity in scored]
             called = dict(
                 zip(matched, (_name_match_rank(query, entry) for entry in store.entries(matched)), strict=True)
             )
@@ -495,12 +506,26 @@ SCORES_OF_WORDS = 10
 """The scores of this many times more word matches count. Else some images with a common word would get none."""
 
 
+WORDS_ALSO = 3
+"""Related words that the full-text index gets for a text that the model does not know."""
+
+
 # --- The vector of a query
 
 MIN_DEVIATION = 1e-3
 """The smallest deviation that a part is divided by."""
 WITHOUT_WEIGHT = 0.5
 """Weight of a text after `--without`, to be subtracted. Other parts have weight 1 by default."""
+
+
+def _embed_meanings(texts: Sequence[str], related: Sequence[tuple[str, ...]], model: QueryModel) -> np.ndarray:
+    """Return embeddings of texts, M E: for a text with related words, of these in its place, their mean."""
+    groups = [words or (text,) for text, words in zip(texts, related, strict=True)]
+    different = list(dict.fromkeys(word for words in groups for word in words))
+    vectors = dict(zip(different, model.embed_texts(different), strict=True))
+    means = [np.mean([vectors[word] for word in words], axis=0) for words in groups]
+    lengths = [np.linalg.norm(mean) if len(words) > 1 else 1.0 for mean, words in zip(means, groups, strict=True)]
+    return np.array([mean / length for mean, length in zip(means, lengths, strict=True)], np.float32)
 
 
 def _query_vector(

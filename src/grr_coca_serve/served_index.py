@@ -27,6 +27,7 @@ from grr_coca_search.query import Hit, Query, Ranking, SearchOptions, hits_of, r
 from grr_coca_search.relevance import RelevanceCurve
 from grr_coca_search.store import Store
 from grr_coca_search.stores import open_store
+from grr_coca_search.thesaurus import Thesaurus
 from grr_coca_serve.files import PictureFiles
 from grr_coca_serve.lru_cache import LruCache
 from grr_coca_serve.queue import ModelQueue, QueuedModel, too_late
@@ -178,7 +179,7 @@ class ServedIndex:
             UserError: the filter or the query is invalid.
             Refusal: the time is over.
         """
-        model = _QueryModel(self._queue, self._curve, self._captions, expires)
+        model = _QueryModel(self._queue, self._curve, self._model.thesaurus, self._captions, expires)
         with self._open.use() as store:
             revision = self._open.revision(store)
             # Images of the query are not compared: they are arrays, and are asked for once.
@@ -385,9 +386,15 @@ class _QueryModel:
     """The model of one search, by way of the queue. Embeddings of captions are kept, as hits come again."""
 
     def __init__(
-        self, model: ModelQueue, curve: RelevanceCurve | None, captions: LruCache[str, np.ndarray], expires: float
+        self,
+        model: ModelQueue,
+        curve: RelevanceCurve | None,
+        thesaurus: Thesaurus,
+        captions: LruCache[str, np.ndarray],
+        expires: float,
     ) -> None:
         self.curve = curve
+        self.related_words = thesaurus.related
         self._model = model
         self._captions = captions
         self._expires = expires

@@ -41,7 +41,7 @@ from grr_coca.data.text import split_name
 from grr_coca.infer.adapted import words
 from grr_coca.infer.adapted.adaptation import read_adaptation
 from grr_coca.infer.calibration import read_calibration
-from grr_coca.model.checkpoint_files import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, WEIGHTS, has_graphs
+from grr_coca.model.checkpoint_files import GRAPH_FILES, GRAPHS, QUANTIZED_WEIGHTS, THESAURUS, WEIGHTS, has_graphs
 from grr_coca_search import duplicates, query, relevance
 from grr_coca_search.duplicates import duplicate_groups
 from grr_coca_search.embedded import embedded_store as embedded
@@ -75,6 +75,7 @@ RANKING: dict[str, float] = {
     "title_weight": embedded.TITLE_WEIGHT,
     "caption_weight": embedded.CAPTION_WEIGHT,
     "word_weight": query.WORD_WEIGHT,
+    "words_also": query.WORDS_ALSO,
     "min_images": query.MIN_IMAGES,
     "fused_at_once": query.FUSED_AT_ONCE,
     "scores_of_words": query.SCORES_OF_WORDS,
@@ -435,9 +436,11 @@ def write_site(
                 (site / name).write_bytes(content)
             (site / "model").mkdir()
             _write_gz(site / "runtime" / "ort.wasm.gz", runtime["ort.wasm"])
-            for name in (*GRAPH_FILES, weights, "tokenizer.json"):
+            has_thesaurus = adapted is None and (graphs / THESAURUS).exists()
+            for name in (*GRAPH_FILES, weights, "tokenizer.json", *([THESAURUS] if has_thesaurus else [])):
                 _write_gz(site / "model" / f"{name}.gz", (graphs / name).read_bytes())
             facts = {"title": title, **(about or {}), **_facts(graphs, manifest, weights, model, library)}
+            facts["thesaurus"] = f"model/{THESAURUS}.gz" if has_thesaurus else None
             if adapted is not None:
                 facts["adapted"] = _write_adapted(adapted, site)
             if library is not None:

@@ -35,6 +35,9 @@ class VectorModel:
         self.vectors = vectors
         self.curve = curve
 
+    def related_words(self, text):
+        return ()
+
     def embed_texts(self, texts):
         return np.stack([self.vectors[int(text)] for text in texts])
 

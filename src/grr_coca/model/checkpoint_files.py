@@ -41,10 +41,11 @@ PHOTOGRAPHS = "photographs.json"
 RELEVANCE = "relevance.json"
 MATCHING = "match.json"
 TAGS, TAG_VECTORS = "tags.json", "tags.safetensors"
-FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS)
-"""What the model knows of its captions, of photographs, of its hits, its matches and its tags, if that was fitted; see
-`grr_coca.infer.calibration`, `grr_coca_search.relevance`,
-`grr_coca_icons.match.match_numbers`, and `grr_coca.infer.tags` (the numbers, and the vectors of the words).
+THESAURUS = "thesaurus.txt"
+FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS, THESAURUS)
+"""What the model knows of its captions, of photographs, of its hits, its matches, its tags and related words, if that
+was fitted; see `grr_coca.infer.calibration`, `grr_coca_search.relevance`, `grr_coca_icons.match.match_numbers`,
+`grr_coca.infer.tags` (the numbers, and the vectors of the words) and `grr_coca_search.thesaurus`.
 """
 BEST_FILE = "best.json"
 """Next to the checkpoints of a run with `keep_best`: the step of the best one."""

@@ -103,6 +103,7 @@ def test_a_hub_name_is_fetched_and_loaded(hub, run):
         "tags.json",
         "tags.safetensors",
         "text.onnx",
+        "thesaurus.txt",
         "tokenizer.json",
         "weights.safetensors",
     ]

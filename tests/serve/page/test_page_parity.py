@@ -327,7 +327,8 @@ def test_hits_and_relevances_are_those_of_python(host, drawings_index, tab):
     page = tab(host).ready().page
     page.evaluate("async () => { window.backend = (await import('./app.js')).backend; }")
     with Index.open(drawings_index) as index:
-        for texts, without in ((["red heart"], []), (["cat face"], []), (["bicycle"], ["person"]), (["zzz qqq"], [])):
+        queries = ((["red heart"], []), (["cat face"], []), (["bicycle"], ["person"]), (["zzz qqq"], []))
+        for texts, without in (*queries, (["fall asleep"], [])):
             found = page.evaluate("(query) => backend.search(query)", {**QUERY, "texts": texts, "without": without})
             expected = index.search(texts, n=200, without=without)
             assert found["verdict"] == expected.verdict

@@ -153,11 +153,12 @@ export class Library {
    * @param {Float32Array} scores of all rows
    * @param {string[] | null} texts of the query, or null for a ranking by embeddings alone
    */
-  rank(vector, scores, texts, filters) {
+  rank(vector, scores, texts, filters, also = []) {
     const mask = this.mask(filters);
     const isAllowed = (row) => row < this.numEmbedded && (!mask || mask[row] === 1);
     const nearest = best(scores, MAX_HITS, mask);
-    const byWords = texts === null ? [] : this.words.search(searchedWords(texts), this.ranking.scores_of_words * MAX_HITS, isAllowed);
+    const searched = texts === null ? "" : [searchedWords(texts), ...also].join(" ");
+    const byWords = texts === null ? [] : this.words.search(searched, this.ranking.scores_of_words * MAX_HITS, isAllowed);
     return this.folded(byWords.length ? this.#fused(vector, scores, nearest, byWords, texts) : nearest);
   }
 

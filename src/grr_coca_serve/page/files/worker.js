@@ -164,6 +164,33 @@ async function embedTexts(texts) {
   return texts.map((text) => vectors.get(text));
 }
 
+// --- Words that the model knows for a text that it does not know, as in `grr_coca_search.thesaurus`
+
+const thesaurus = awaitedLater((async () => {
+  if (!site.thesaurus) return "";
+  await weightsOf("text"); // a slow line loads these first
+  return `\n${new TextDecoder().decode(await fetchBytes(site.thesaurus))}`;
+})());
+
+async function relatedWords(text) {
+  const lines = await thesaurus;
+  const entry = `\n${text.toLowerCase().split(/\s+/).filter(Boolean).join(" ")}\t`;
+  const start = lines.indexOf(entry);
+  if (start < 0) return [];
+  const first = start + entry.length;
+  const end = lines.indexOf("\n", first);
+  return lines.slice(first, end < 0 ? undefined : end).split("\t");
+}
+
+/** The embedding of a text, or the mean of those of related words in its place. */
+async function meaningOf(text, related) {
+  if (!related.length) return (await embedTexts([text]))[0];
+  const vectors = await embedTexts(related);
+  const sum = vectors[0].map((_, i) => vectors.reduce((total, vector) => total + vector[i], 0));
+  const length = Math.hypot(...sum);
+  return sum.map((value) => value / length);
+}
+
 // --- Pictures: each that is dropped is encoded and captioned once
 
 let last = null; // the last dropped picture: {digest, image, caption}
@@ -213,7 +240,9 @@ async function ranked(query) {
   const key = image ? null : JSON.stringify([texts, without, like, unlike, filters, library.numEmbedded]);
   if (key && queries.has(key)) return queries.get(key);
   const found = (async () => {
-    const vectors = await embedTexts([...texts, ...without].map(inWords));
+    const related = await Promise.all([...texts, ...without].map(inWords).map(relatedWords));
+    const vectors = await Promise.all([...texts, ...without].map(inWords).map((text, i) => meaningOf(text, related[i])));
+    const also = related.slice(0, texts.length).flatMap((words) => words.slice(0, library.ranking.words_also));
     const avoided = -library.ranking.without_weight;
     const parts = vectors.map((vector, i) => [i < texts.length ? 1 : avoided, vector]);
     const model = await adapted;
@@ -228,12 +257,12 @@ async function ranked(query) {
     if (!vector) throw new Error("The query excludes what it asks for. Nothing is left to look for.");
     const scores = library.scores(vector);
     const isWordsAlone = !(like.length || unlike.length || image || without.length);
-    const groups = library.rank(vector, scores, isWordsAlone ? texts : null, filters);
+    const groups = library.rank(vector, scores, isWordsAlone ? texts : null, filters, also);
     const words = like.length || image ? new Set() : askedWords(texts.map(inWords).join(" "));
     if (!library.about.curve) return { scores, groups, words, background: null };
-    const captions = texts.length ? texts.map(inWords) : like.map((id) => library.entry(Number(id)).caption);
+    const captions = texts.length ? [] : like.map((id) => library.entry(Number(id)).caption);
     if (!texts.length && image) captions.push(await captionOf(image));
-    const asked = await embedTexts(captions.filter((caption) => caption.trim()));
+    const asked = texts.length ? vectors.slice(0, texts.length) : await embedTexts(captions.filter((caption) => caption.trim()));
     const others = await embedTexts(library.about.captions.filter((caption) => caption.trim()));
     const background = library.background(vector, asked, others, groups[0]?.[0]);
     return { scores, groups, words, background };

@@ -13,7 +13,8 @@ need not be built: names, aliases and tags are read from its packages, which are
 measures search in an index of an Iconify set (`grr-coca index iconify:lucide --out lucide.index`), with the file and
 without it. For lucide: how often the phrases of `action_phrases.json` find an icon of an expected name, first, and
 among the first nine. They were written before any result was seen, and the last fifteen were not used before all
-numbers here were chosen. For any set: nDCG@10 of those queries of `everyday_queries.jsonl` that mean an icon of the set.
+numbers here were chosen. For any set: nDCG@10 of those queries of
+`everyday_queries.jsonl` that mean an icon of the set.
 """
 
 import json

@@ -88,7 +88,8 @@ class TorchEncoder:
     def write_graph(self, path: Path) -> None:
         """Write a graph of uint8 pixels, see `VisionEncoder`. It must compute the same tokens."""
         require_extra("export", f"{self.info.name} as an ONNX graph")
-        from grr_coca.infer.export.graphs import OPSET, quiet  # late: imports onnxscript
+        from grr_coca.infer.export.graphs import OPSET  # late: imports onnxscript
+        from grr_coca.infer.export.quantize import quiet
 
         side = self.info.preprocess.image_size
         pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from datetime import datetime
 
-from grr_coca.data.decoding import Answer
+from grr_coca.data.decoding import Answer, square_of
 from grr_coca.data.images import decode_here, has_more_frames
 from grr_coca.data.preprocess import Preprocess
 from grr_coca_search.duplicates import look_of, perceptual_hash
@@ -28,4 +28,4 @@ def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, r
         "look": look_of(image).hex(),
         "found": found_in(data, name),
     }
-    return facts, b"" if preprocess is None else preprocess.square(image).tobytes()
+    return facts, b"" if preprocess is None else square_of(image, name, preprocess).tobytes()

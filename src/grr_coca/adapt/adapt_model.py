@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from grr_coca.adapt.read_pairs import ImageSet, read_pairs, require_size
 from grr_coca.adapt.ridge import MAX_EXACT
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import MANIFEST, listed_files, read_json, whole_folder
+from grr_coca.common.shapes import UInt8
 from grr_coca.data.features import EncoderInfo
-from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.base import BadSample, PairSource
+from grr_coca.data.sources.feature_pairs import features_of
+from grr_coca.data.sources.folder import read_image_file
 from grr_coca.data.sources.views import Chain
 from grr_coca.infer.adapted import descriptors, words
 from grr_coca.infer.adapted.adaptation import (
@@ -35,11 +39,13 @@ from grr_coca.infer.adapted.adaptation import (
 from grr_coca.infer.adapted.beside import (
     EncoderDescriptor,
     open_beside,
+    open_in_place,
     parts_beside,
     read_encoder_info,
     read_encoder_mean,
     write_beside,
 )
+from grr_coca.infer.export.encoder_graph import NUM_COMPARED
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import (
@@ -136,10 +142,15 @@ def adapt_model(
         )
     require_replaceable(out)
     of_base = fingerprint(folder)
+    features = features_of(source)
+    if features is not None and encoder is not None:
+        raise UserError(f"{name}: features, which need no encoder; leave out --encoder")
     model = load(folder)
     descriptor = None if encoder is None else open_beside(encoder, model.preprocess.framing)
+    if features is not None:
+        descriptor = open_in_place(features)
     if descriptor is not None:
-        model = ImageTextModel(*parts_beside(read_files(folder), model.engine, descriptor.encoder), folder)
+        model = ImageTextModel(*parts_beside(read_files(folder), model.engine, descriptor), folder)
     stored = _stored_features(out, of_base, descriptor)
     images = read_pairs(
         source,
@@ -233,6 +244,21 @@ def estimate_cost(num_images: int) -> tuple[float, float]:
     return seconds, gigabytes
 
 
+def _some_pictures(adapted: Adapted) -> UInt8[np.ndarray, "B S S 3"]:
+    """Return some pictures as the encoder gets them; of features, those that are shown for them."""
+    places = adapted.images.places[:: -(-len(adapted.images) // NUM_COMPARED)]
+    squares, preprocess = [], adapted.model.preprocess
+    for place in places:
+        pair = adapted.source[place]
+        with suppress(BadSample):
+            content = (
+                pair.image if adapted.images.is_seen_by_base else read_image_file(pair.picture or Path(), pair.name)
+            )
+            squares.append(np.array(preprocess.read(content, pair.name)))
+    side = preprocess.image_size
+    return np.stack(squares) if squares else np.zeros((0, side, side, 3), np.uint8)
+
+
 def require_replaceable(out: Path) -> None:
     """Check that a folder is new, or an adapted model to replace.
 
@@ -265,8 +291,9 @@ def _stored_features(out: Path, of_base: str, descriptor: EncoderDescriptor | No
         return {}
     try:
         before, now = read_encoder_info(out), None if descriptor is None else descriptor.encoder.info
-        is_same = (before and before.digest) == (now and now.digest)
-        if read_adapted_header(out).base_fingerprint != of_base or not is_same:
+        header, is_same = read_adapted_header(out), (before and before.digest) == (now and now.digest)
+        is_in_place = descriptor is not None and descriptor.is_in_place
+        if header.base_fingerprint != of_base or not is_same or (header.split[1] == 0) != is_in_place:
             return {}
         stored = read_features(out)
         if descriptor is not None:
@@ -300,9 +327,9 @@ def _write(
                 adapted.images.digests[order],
             )
             if descriptor is not None:
-                reason = write_beside(descriptor, partial)
-                if reason:
-                    log.warning("%s is needed wherever %s is used: %s", descriptor.encoder.info.name, out, reason)
+                line = write_beside(descriptor, partial, _some_pictures(adapted))
+                if line:
+                    log.warning("%s: %s", out, line)
             if adapted.relevance is not None:
                 (partial / RELEVANCE).write_bytes(json.dumps(adapted.relevance, indent=1).encode())
             write_more(partial, adapted)

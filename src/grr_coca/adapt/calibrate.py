@@ -39,7 +39,6 @@ _LOG_PROB_WEIGHT = 0.05
 _MIN_LIBRARY = 20
 _MIN_RIGHT = 5
 """With fewer right or wrong captions, no confidence is fitted."""
-_EVERYTHING = Captioning(composed=True, beams=MAX_BEAMS, log_prob_weight=_LOG_PROB_WEIGHT, confidence=None)
 _MODES = tuple(
     Captioning(composed=composed, beams=beams, log_prob_weight=weight, confidence=None)
     for composed in (False, True)
@@ -127,8 +126,9 @@ def fit_captions(
         return candidates, log_probs, alone
 
     first = slice(0, _MAX_COMPARED)
-    candidates, log_probs, alone = collect(first, _EVERYTHING)
-    captioning = _best_mode(candidates, log_probs, references[first])
+    modes = [mode for mode in _MODES if images.is_seen_by_base or not mode.beams]  # the decoder needs images
+    candidates, log_probs, alone = collect(first, modes[-1])
+    captioning = _best_mode(candidates, log_probs, references[first], modes)
     more, more_log_probs, _ = collect(slice(_MAX_COMPARED, None), captioning)
     picked, evidence = [], []
     for row, (own, scores_of) in enumerate(zip(candidates + more, log_probs + more_log_probs, strict=True)):
@@ -138,8 +138,10 @@ def fit_captions(
     is_right = np.array([_is_exact(text, own) for text, own in zip(picked, references, strict=True)])
     confidence = fit_logistic(np.array(evidence), is_right)
     captioning = replace(captioning, confidence=confidence)
-    by_mode = {"decoder alone": alone, "nearest image": nearest.captions[: len(alone)], "adapted": picked[: len(alone)]}
     compared = references[first]
+    by_mode = {"nearest image": nearest.captions[first], "adapted": picked[first]}
+    if images.is_seen_by_base:
+        by_mode = {"decoder alone": alone, **by_mode}
     sure = [None] * len(picked) if confidence is None else confidence.probabilities(np.array(evidence)).tolist()
     return CaptionFigures(
         captioning,
@@ -197,11 +199,14 @@ def _references(images: ImageSet, image: int) -> list[str]:
 
 
 def _best_mode(
-    candidates: Sequence[Candidates], log_probs: Sequence[dict[str, float]], references: Sequence[Sequence[str]]
+    candidates: Sequence[Candidates],
+    log_probs: Sequence[dict[str, float]],
+    references: Sequence[Sequence[str]],
+    modes: Sequence[Captioning],
 ) -> Captioning:
     """Return the mode whose captions agree most with the references. Ties go to the first, which costs least."""
-    best, best_score = _MODES[0], -1.0
-    for mode in _MODES:
+    best, best_score = modes[0], -1.0
+    for mode in modes:
         texts = [ranked(own, mode, scores)[0][0] for own, scores in zip(candidates, log_probs, strict=True)]
         score = _cider(texts, references)
         if score > best_score + 1e-9:

@@ -170,7 +170,10 @@ def fit_images(images: ImageSet, step: Step, *, is_tuned: bool = False) -> Fitte
     folds = inner if images.num_fit == len(images) else _held_fold(images)
     vocabulary = Vocabulary.of([images.captions.texts[place] for place in images.fitted_captions.places], MAX_WORDS)
     step("choosing values")
-    values = _choose(images, features, plain, vocabulary, near, _TUNED if is_tuned else Values())
+    default = _TUNED if is_tuned else Values()
+    if not images.is_seen_by_base:
+        default = replace(default, plain_share=0.0)
+    values = _choose(images, features, plain, vocabulary, near, default)
     step("fitting all images")
     space = TargetSpace(images.fitted_captions, vocabulary, values.text_weight)
     ridge = fit(features[own], values.width, values.penalty)
@@ -229,6 +232,9 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
 
 def _near_groups(images: ImageSet) -> Int[np.ndarray, " N"]:
     described = images.described[:, :NUM_DESCRIPTORS]
+    if not images.is_seen_by_base:
+        described = unit(images.described)
+        return near_equal(described, described, _NEAR_DESCRIPTORS, _NEAR_DESCRIPTORS)
     return near_equal(unit(images.embeddings), unit(described), _NEAR_EMBEDDING, _NEAR_DESCRIPTORS)
 
 
@@ -318,7 +324,7 @@ def _lengths(share: float) -> tuple[np.float32, np.float32]:
 
 
 def _num_plain(plain: Float[np.ndarray, "N E"]) -> int:
-    return min(plain.shape[1], MAX_PLAIN)
+    return min(plain.shape[1], MAX_PLAIN) if plain.any() else 0
 
 
 def _basis(rows: Float[np.ndarray, "N R"], count: int) -> Float[np.ndarray, "R K"]:
@@ -420,6 +426,8 @@ def _choose(
     )
     best = trial.scores(values)
     for name, choices in _GRID:
+        if name == "plain_share" and not images.is_seen_by_base:
+            continue
         usual = values
         for choice in choices:
             tried = replace(usual, **{name: choice})
@@ -499,9 +507,12 @@ def _figures(
         seen = np.flatnonzero(~np.isin(np.arange(len(images)), gallery.rows))
         nearest = seen[_nearest(features[gallery.rows], features[seen])]
         asked = (space.without_words(gallery.words, gallery.texts) - space.mean) * space.whitening
-        methods = {
+        of_base = {
             "as shipped": shipped[gallery.rows] @ texts[gallery.texts].T,
             "centred": plain[gallery.rows] @ space.plain(gallery.texts).T,
+        }
+        methods = {
+            **(of_base if images.is_seen_by_base else {}),
             "nearest neighbour": unit(space.rows[nearest] * space.whitening) @ unit(asked).T,
             "adapted": _similarities(gallery, space, predicted, plain, fitted.values.plain_share, fitted.basis),
         }

@@ -32,7 +32,7 @@ class ImageSet:
 
     Attributes:
         features: Embeddings of the base next to descriptors, N E+D. With an additional image encoder, its descriptors
-            are the last ones.
+            are the last ones; in place of the base, they are the only ones, and the embeddings are zeros.
         digests: SHA-256 of the file of each image, N 32.
         captions: Their captions, those of the fit first.
         places: Index of the first pair of each image in its source.
@@ -54,6 +54,11 @@ class ImageSet:
     def embeddings(self) -> Float[np.ndarray, "N E"]:
         """Embeddings of the base."""
         return self.features[:, : self.captions.embeddings.shape[1]]
+
+    @property
+    def is_seen_by_base(self) -> bool:
+        """Whether the base has embedded the images."""
+        return bool(self.embeddings.any())
 
     @property
     def described(self) -> Float[np.ndarray, "N D"]:
@@ -146,7 +151,9 @@ def read_pairs(
         if not fresh:
             return found
         pixels = np.stack([one.pixels for one in fresh if one.pixels is not None])
-        parts = [model.engine.encode_images(pixels).embedding, descriptors(pixels)]
+        parts = [model.engine.encode_images(pixels).embedding]
+        if descriptor is None or not descriptor.is_in_place:
+            parts.append(descriptors(pixels))
         if descriptor is not None:
             seen = descriptor.mean_tokens(pixels, [one.digest for one in fresh])
             parts.append(seen if descriptor.mean is None else descriptor.scale(seen))

@@ -16,6 +16,8 @@ from PIL import Image
 from grr_coca.adapt.adapt_model import REPORT, Adapted
 from grr_coca.adapt.fit import DIRECTIONS, RECALLS, AnswerRanks, flat_figures
 from grr_coca.adapt.read_pairs import read_pixels
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources.folder import read_image_file
 from grr_coca.evaluate.intervals import LEVEL, RESAMPLES, by_image, draws
 
 _METHODS = ("chance", "as shipped", "centred", "nearest neighbour", "adapted")
@@ -27,7 +29,7 @@ _MEANING = {
     "adapted": "this model",
 }
 _KINDS = {"known": "captions that the fit has seen, of other images", "new": "captions that the fit has not seen"}
-_NUM_WORST, _NUM_SAMPLES = 12, 12
+_NUM_WORST, _NUM_SAMPLES, _SIDE = 12, 12, 96
 _CLEAR = 0.02
 """Minimum gain of recall that justifies collecting pairs."""
 _TRAINING = (
@@ -124,7 +126,8 @@ def _summary(adapted: Adapted) -> str:
     skipped = f"; {len(images.bad):,} pairs were skipped" if images.bad else ""
     held = len(images) - images.num_fit
     measured = f"the {held:,} images that were held out" if held else "images that the fit did not see"
-    beside = "" if adapted.encoder is None else f" beside {adapted.encoder.name}"
+    beside = " beside" if images.is_seen_by_base else " to features of"
+    beside = "" if adapted.encoder is None else f"{beside} {adapted.encoder.name}"
     return (
         f"{images.num_fit:,} images{reused} with {len(images.fitted_captions.places):,} captions, "
         f"{len(adapted.header.captions):,} of them different, adapted from {adapted.header.base}{beside} in "
@@ -140,8 +143,8 @@ def _gallery(adapted: Adapted) -> int:
 def _cells(methods: dict[str, AnswerRanks]) -> dict[str, list[str]]:
     """Return the recalls of each method with 95 % intervals over images, from the same resamples."""
     first = next(iter(methods.values()))
-    found: dict[str, list[str]] = {method: [] for method in _METHODS}
     own = [method for method in _METHODS if method in methods]
+    found: dict[str, list[str]] = {method: [] for method in ("chance", *own)}
     for direction in DIRECTIONS:
         hits = [methods[method].ranks[direction] < k for method in own for k in RECALLS]
         rows = np.stack([*hits, np.ones(len(hits[0]))], axis=1).astype(np.float64)
@@ -200,9 +203,10 @@ def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
             f"There are only {num_captions} different captions, so they are classes: `grr-coca classify` "
             "assigns them to new images. Captions of whole sentences would make images searchable by more."
         )
-    if not adapted.is_tuned:
+    if not adapted.is_tuned and images.is_seen_by_base:
         yield _TRAINING
-    yield f"To search: grr-coca index IMAGES --out INDEX -c {out}, then grr-coca serve INDEX --open"
+    given = "IMAGES" if images.is_seen_by_base else "FEATURES"
+    yield f"To search: grr-coca index {given} --out INDEX -c {out}, then grr-coca serve INDEX --open"
 
 
 def _curve_picture(adapted: Adapted) -> str:
@@ -253,13 +257,22 @@ def _gallery_of(adapted: Adapted, chosen: list[int]) -> Iterator[str]:
         right = [captions.texts[place] for place in captions.places[captions.owners == image]]
         sure = "" if confidence is None else f" ({confidence:.0%})"
         yield (
-            f"<figure><img alt='' src='{_picture(adapted, image)}'><figcaption>{html.escape(text)}{sure}<br>"
+            f"<figure>{_picture(adapted, image)}<figcaption>{html.escape(text)}{sure}<br>"
             f"<b>{html.escape(' / '.join(right))}</b></figcaption></figure>"
         )
 
 
 def _picture(adapted: Adapted, image: int) -> str:
-    pixels = read_pixels(adapted.source, adapted.images.places[image], adapted.model)
+    """Return an image as HTML; of features, the picture that is shown for them, or else their key."""
+    place = adapted.images.places[image]
+    if adapted.images.is_seen_by_base:
+        picture = Image.fromarray(read_pixels(adapted.source, place, adapted.model))
+    else:
+        pair = adapted.source[place]
+        path = pair.picture
+        if path is None:
+            return html.escape(pair.key)
+        picture = Preprocess(_SIDE).read(read_image_file(path, str(path)), str(path))
     file = io.BytesIO()
-    Image.fromarray(pixels).resize((96, 96)).save(file, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    picture.resize((_SIDE, _SIDE)).save(file, "WEBP", quality=80)
+    return f"<img alt='' src='data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'>"

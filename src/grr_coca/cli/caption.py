@@ -95,9 +95,11 @@ def run(
         search_for_images,
         shows_progress,
     )
+    from grr_coca.infer.adapted.beside import require_input
 
     found = search_for_images(images, exclude)
     folder = locate_checkpoint(checkpoint)
+    require_input(folder, images)
     code = report_if_none_exists(found)
     if code is not None:
         return code

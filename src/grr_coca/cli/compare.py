@@ -55,6 +55,10 @@ def compare_checkpoints(
     require_splits(paths)
     require_batch_size(batch_size)
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
+    from grr_coca.infer.adapted.beside import require_input  # late: imports NumPy and Pillow
+
+    for folder in folders:
+        require_input(folder, paths)
     require_extra("torch", "comparing checkpoints")
     models = (load_to_measure(folders[0]), load_to_measure(folders[1]))
     names = (checkpoint, baseline)

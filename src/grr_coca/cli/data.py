@@ -16,8 +16,11 @@ from grr_coca.common.errors import UserError, escape_control_chars
 from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
+    from grr_coca.data.given_features import GivenFeatures
     from grr_coca.data.sources.base import PairSource
+    from grr_coca.data.sources.views import ByImage
     from grr_coca.data.survey import Survey
+    from grr_coca.infer.encoder import VisionEncoder
 
 _NUM_SIZES_SHOWN = 5
 _INDEXED_AT_ONCE = 4
@@ -76,13 +79,15 @@ class Convert:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Compute the features of all images by an external image encoder, for `adapt --encoder OUT`.
+    """Compute the features of all images by an external image encoder, or take those that you have.
 
-    The same command continues an interrupted one. Several processes that run it at once share the work.
+    OUT then takes the place of PAIRS or images: `adapt OUT`, `index OUT`; or of the encoder: `adapt PAIRS --encoder
+    OUT`. The same command continues an interrupted one. Several processes that run it at once share the work.
 
     Args:
         out: new folder for the features.
-        encoder: timm:NAME, hf:NAME or onnx:FILE; see docs/encoders.md.
+        encoder: timm:NAME, hf:NAME or onnx:FILE; see docs/encoders.md. For features of an encoder that cannot run
+            here, given:NAME with a name of your choice; PAIRS are then names with captions, or the features.
         keep: the mean token of each image, or all of its tokens, which need a hundred times the space.
         frame: frame drawings first, as `icons` does: their empty border is cropped. Photographs are not changed.
         given: features that ENCODER has computed elsewhere: .npy, Parquet, HDF5, or a folder with a file an image;
@@ -212,14 +217,17 @@ def _features(action: Features) -> int:
     from grr_coca.data.preprocess import Framing
     from grr_coca.data.sources.open import open_source
     from grr_coca.data.sources.views import ByImage
-    from grr_coca.infer.encoder import framed, open_encoder
+    from grr_coca.infer.encoder import GIVEN, framed, open_encoder
     from grr_coca.infer.write_features import feature_header, write_features
 
-    images = ByImage(open_source(action.path))
-    encoder = open_encoder(action.encoder)
-    if action.frame:
-        encoder = framed(encoder, Framing())
-    given = None if action.given is None else open_given_features(action.given)
+    if action.encoder.startswith(f"{GIVEN}:"):
+        images, encoder, given = _only_given(action)
+    else:
+        images = ByImage(open_source(action.path))
+        encoder = open_encoder(action.encoder)
+        if action.frame:
+            encoder = framed(encoder, Framing())
+        given = None if action.given is None else open_given_features(action.given)
     header = feature_header(images, encoder, action.keep)
     size = header.num_images * header.row_bytes / 1e6
     print(f"{header.num_images:,} images × {header.row_bytes:,} bytes: {size:,.1f} MB", file=sys.stderr)
@@ -231,13 +239,38 @@ def _features(action: Features) -> int:
     milliseconds = 1000 * (time.perf_counter() - began) / max(written.num_written, 1)
     line = f"{written.num_written:,} images encoded to {action.out}"
     line += f", {milliseconds:.1f} ms each" if written.num_written else ""
-    line += f"; features of {written.num_given:,} taken from {action.given}" if action.given else ""
+    line += f"; features of {written.num_given:,} taken from {given.path}" if given else ""
     line += f"; other processes work on {written.num_elsewhere:,}" if written.num_elsewhere else ""
     print(line)
     if written.bad:
         print(f"{len(written.bad):,} images cannot be read and have no features:", file=sys.stderr)
         print_first(written.bad)
     return int(len(written.bad) == len(images))
+
+
+def _only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeatures]":
+    """Open features whose encoder cannot run here, and the names and captions of their images."""
+    from grr_coca.data.given_features import open_given_features
+    from grr_coca.data.image_files import TABLE_SUFFIXES
+    from grr_coca.data.sources.feature_pairs import pairs_of_features
+    from grr_coca.data.sources.open import open_source
+    from grr_coca.data.sources.views import ByImage
+    from grr_coca.infer.encoder import given_encoder
+
+    if action.frame:
+        raise UserError(f"--frame: {action.encoder} cannot encode images; leave it out")
+    path = Path(action.path)
+    given = open_given_features(action.given or path)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        try:
+            source = open_source(action.path, needs_images=False)
+        except UserError:  # captions are not needed to index or caption
+            source = open_source(action.path, needs_captions=False, needs_images=False)
+    else:
+        source = pairs_of_features(path, given.names if action.given is None else ())
+    first = given.first()
+    num_tokens = len(first) if action.keep == "tokens" else 1
+    return ByImage(source), given_encoder(action.encoder, first.shape[1], num_tokens), given
 
 
 def _index(action: IndexShards) -> int:

@@ -62,9 +62,11 @@ def run(
             report_if_none_exists,
             search_for_images,
         )
+        from grr_coca.infer.adapted.beside import require_input
 
         found = search_for_images(images, exclude)
         folder = locate_checkpoint(checkpoint)
+        require_input(folder, images)
         code = report_if_none_exists(found)
         if code is not None:
             return code

@@ -73,6 +73,8 @@ def evaluate_splits(
         from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
 
         require_there(train)
+    from grr_coca.infer.adapted.beside import require_input  # late, as above
+
     folder = locate_checkpoint(checkpoint)
     task = task or ("retrieval" if is_adapted(folder) else "loss")
     if is_adapted(folder) and task in ("loss", "probe"):
@@ -84,6 +86,7 @@ def evaluate_splits(
 
         require_not_an_input(out, [file for path in paths for file in find_files(path)[0]])
         require_writable(out)
+    require_input(folder, paths)
     require_extra("torch", "evaluating")
     model = load_to_measure(folder)
     has_baselines = baselines and task in ("loss", "retrieval", "captioning")

@@ -19,9 +19,11 @@ import PIL.MpoImagePlugin
 import PIL.PngImagePlugin
 import PIL.PpmImagePlugin
 import PIL.TiffImagePlugin  # noqa: F401
+from PIL import Image
 
 from grr_coca.data.images import decode_here, decoding_errors, has_more_frames, open_header, with_srgb_colours
 from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources.base import BadSample
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -44,7 +46,15 @@ def checked(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
 def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) -> Answer:
     """The square that a model sees: S S 3."""
     image = decode_here(data, name, preprocess.opening, is_scaled=True, vector_side=preprocess.vector_side, **options)
-    return {"more": has_more_frames(image)}, preprocess.square(image).tobytes()
+    return {"more": has_more_frames(image)}, square_of(image, name, preprocess).tobytes()
+
+
+def square_of(image: Image.Image, name: str, preprocess: Preprocess) -> Image.Image:
+    """The square that a model sees. An error names the image."""
+    try:
+        return preprocess.square(image)
+    except BadSample as error:
+        raise BadSample(f"{name}: {error}", error.cause) from error
 
 
 def header(data: bytes, name: str, *, renderer: str | None = None) -> Answer:

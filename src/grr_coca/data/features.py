@@ -22,9 +22,9 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json, write_atomic, write_whole
 from grr_coca.common.shapes import Float, UInt8
+from grr_coca.data.feature_image import HEADER
 from grr_coca.data.preprocess import EncoderPreprocess
 
-HEADER = "features.json"
 Keep = Literal["tokens", "mean"]
 FORMAT = 1
 """Version of these files."""
@@ -41,6 +41,7 @@ class EncoderInfo:
         preprocess: Its preprocessing.
         embed_dim: Width of its tokens, D.
         num_tokens: Tokens of an image, N; None: it differs between images.
+        precision: Precision of the weights of the graph beside this description. Features are always those in fp32.
     """
 
     name: str
@@ -49,11 +50,13 @@ class EncoderInfo:
     preprocess: EncoderPreprocess
     embed_dim: int
     num_tokens: int | None
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
 
     @property
     def digest(self) -> str:
-        """A hash of all that tokens depend on. Equal encoders have equal digests, whatever their name."""
+        """A hash of all that tokens depend on. Equal encoders have equal digests, whatever their name and precision."""
         content = {**to_dict(self), "name": "", "licence": ""}
+        del content["precision"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 

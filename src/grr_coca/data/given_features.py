@@ -40,10 +40,15 @@ class GivenFeatures:
         read: Reads a row.
         count: Number of rows.
         names: The name of the image of each row; None: rows are in the order of the images.
+
+    Attributes:
+        names: The name of each row without suffix; its number if it has none.
     """
 
     def __init__(self, path: Path, read: _Read, count: int, names: Iterable[str] | None = None) -> None:
         self.path, self._read, self._count = path, read, count
+        names = None if names is None else [without_suffix(name.replace("\\", "/")) for name in names]
+        self.names: Sequence[str] = [str(row) for row in range(count)] if names is None else names
         self._rows = None if names is None else _by_name(names)
 
     def require_order_of(self, num_images: int) -> None:
@@ -68,9 +73,21 @@ class GivenFeatures:
         Raises:
             UserError: They are not N × D numbers, or cannot be read.
         """
-        row = number if self._rows is None else self._rows.get(key, self._rows.get(PurePosixPath(key).name))
-        if row is None:
-            return None
+        row: int | None = number
+        if self._rows is not None:
+            path = PurePosixPath(key)
+            row = next((self._rows[name] for name in (key, path.name, path.stem) if name in self._rows), None)
+        return None if row is None else self._tokens(row, key)
+
+    def first(self) -> Float[np.ndarray, "N D"]:
+        """Return the features of the first row.
+
+        Raises:
+            UserError: As in `find`.
+        """
+        return self._tokens(0, self.names[0])
+
+    def _tokens(self, row: int, key: str) -> Float[np.ndarray, "N D"]:
         try:
             found = np.asarray(self._read(row), np.float32)
         except (OSError, ValueError, TypeError) as error:
@@ -106,7 +123,6 @@ def _by_name(names: Iterable[str]) -> Mapping[str, int]:
     """The row of each name, without suffix; also of its last part, where only one name has it."""
     rows, last = {}, dict[str, int | None]()
     for row, name in enumerate(names):
-        name = without_suffix(name.replace("\\", "/"))
         rows[name] = row
         part = PurePosixPath(name).name
         last[part] = None if part in last else row

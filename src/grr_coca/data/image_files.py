@@ -19,6 +19,7 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular, read_errors, read_file_bytes, require_path
 from grr_coca.common.threads import thread_pool
+from grr_coca.data.feature_image import HEADER
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import BadSample, Cause, SourceImage, SourceReader, source_readers
 from grr_coca.data.sources.tar import block_at_end, next_member
@@ -145,7 +146,9 @@ def iterate_images(argument: str, left_out: Exclusions | None = None) -> Iterato
         if images is not None:
             yield from _of_reader(reader, images, argument, left_out)
             return
-    if path.is_dir():
+    if (path / HEADER).is_file():
+        yield from _of_table(argument)
+    elif path.is_dir():
         nothing = f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)"
         yield from _not_none(_in_folder(path, left_out), nothing, left_out)
     elif not path.exists() and has_magic(argument):
@@ -299,15 +302,17 @@ def _of_table(argument: str) -> Iterator[ImageFile]:
 
 
 class _Table:
-    """A table of images. It is serialized as its name alone, so each worker process opens the table itself."""
+    """A table of images, or a folder of features. It is serialized as its name alone, so each worker process opens it
+    itself."""
 
     def __init__(self, argument: str) -> None:
-        from grr_coca.data.sources.listed import ListedPairs  # late: most images are separate files
+        from grr_coca.data.sources.feature_pairs import FeaturePairs  # late: most images are separate files
+        from grr_coca.data.sources.listed import ListedPairs
         from grr_coca.data.sources.open import open_source
 
         self.argument = argument
         self.source = open_source(argument, needs_captions=False)
-        self._listed = self.source if isinstance(self.source, ListedPairs) else None
+        self._listed = self.source if isinstance(self.source, ListedPairs | FeaturePairs) else None
 
     def __reduce__(self) -> tuple[Callable[[str], "_Table"], tuple[str]]:
         return _opened, (self.argument,)

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from PIL import Image, ImageChops
 
 from grr_coca.common.errors import UserError
+from grr_coca.data.feature_image import encoder_of_image, enlarged
 from grr_coca.data.images import (
     VECTOR_SIDE,
     Opening,
     strips,
     with_srgb_colours,
 )
+from grr_coca.data.sources.base import BadSample, Cause
 
 if TYPE_CHECKING:
     import numpy as np
@@ -295,9 +297,14 @@ class Preprocess:
         returned is not changed again.
 
         By default it is cut first: otherwise an image of 1 × 10,000 pixels would become 64 × 640,000.
+
+        Raises:
+            BadSample: The image holds features, which only `FeaturePreprocess` takes.
         """
         if image.info.get(_IS_SQUARE) is True and image.size == (self.image_size, self.image_size):
             return image
+        if encoder_of_image(image) is not None:
+            raise BadSample("features of an image encoder; this model takes images", Cause.NOT_AN_IMAGE)
         if self.framing is None:
             return with_srgb_colours(self._resized(image))
         frame = self.framing.frame(image)
@@ -384,3 +391,33 @@ class EncoderPreprocess(Preprocess):
         if self.fit == "squash" or (self.framing is not None and image.width == image.height):
             return image if image.size == size else image.resize(size, resampling)
         return _resize_then_crop(image, self.image_size, math.floor(self.image_size / self.crop), resampling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturePreprocess(EncoderPreprocess):
+    """Preprocessing of a model that takes features of an image encoder as squares of pixels, see `feature_image`.
+
+    Attributes:
+        encoder: Name of the encoder.
+        digest: Its digest.
+        takes_images: Whether images are taken, too, as the encoder can be computed.
+    """
+
+    encoder: str
+    digest: str
+    takes_images: bool
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """Return a square with the features that an image holds, or else the square of an image for the encoder.
+
+        Raises:
+            BadSample: The features are those of another encoder, or images are not taken.
+        """
+        found = encoder_of_image(image)
+        if found is None and self.takes_images:
+            return super().square(image)
+        if found is None:
+            raise BadSample(f"an image; this model takes features of {self.encoder}", Cause.NOT_AN_IMAGE)
+        if found != self.digest:
+            raise BadSample(f"features of another image encoder than {self.encoder}", Cause.NOT_AN_IMAGE)
+        return image if image.width == self.image_size else enlarged(image, self.image_size)

@@ -3,6 +3,7 @@
 Shapes: B images, S image size in pixels, N tokens, D width.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -12,10 +13,13 @@ import numpy as np
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.shapes import Bool, Float, UInt8
+from grr_coca.data.feature_image import feature_side
 from grr_coca.data.features import EncoderInfo, Keep
-from grr_coca.data.preprocess import Framing
+from grr_coca.data.preprocess import EncoderPreprocess, Framing
 
 UNKNOWN_LICENCE = "unknown"
+GIVEN = "given"
+"""Scheme of encoders of which only features are known."""
 
 
 class ImageTokens(NamedTuple):
@@ -94,6 +98,8 @@ def open_encoder(name: str, device: str | None = None) -> VisionEncoder:
         UserError: If the encoder is unknown or cannot be used, or a package is missing.
     """
     scheme, colon, rest = name.partition(":")
+    if scheme == GIVEN:
+        raise UserError(f"{name}: cannot encode images; only its features are known")
     opener: EncoderOpener | None = plugins.named("grr_coca.encoders", scheme) if colon else None
     if opener is None:
         schemes = [
@@ -119,6 +125,46 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
     if encoder.info.digest != info.digest:
         raise UserError(f"{info.name}: its weights or preprocessing differ from those of the encoder of these features")
     return encoder
+
+
+def given_encoder(name: str, embed_dim: int, num_tokens: int) -> "GivenEncoder":
+    """Return an encoder that is known only by its features.
+
+    Args:
+        name: `given:NAME`. Encoders with another name are different.
+        embed_dim: Width of its features.
+        num_tokens: Tokens of an image.
+
+    Raises:
+        UserError: If the name is empty.
+    """
+    if not name.removeprefix(f"{GIVEN}:"):
+        raise UserError(f"{name}: the name of the encoder is missing; use {GIVEN}:NAME")
+    return GivenEncoder(
+        EncoderInfo(
+            name=name,
+            weights=hashlib.sha256(name.encode()).hexdigest(),
+            licence=UNKNOWN_LICENCE,
+            preprocess=EncoderPreprocess(image_size=feature_side(embed_dim)),
+            embed_dim=embed_dim,
+            num_tokens=num_tokens,
+        )
+    )
+
+
+@dataclass
+class GivenEncoder:
+    """An encoder that is known only by its features. It cannot encode images."""
+
+    info: EncoderInfo
+
+    def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:  # noqa: ARG002
+        """Raise an error, see `VisionEncoder`."""
+        raise UserError(f"{self.info.name}: cannot encode images; only its features are known")
+
+    def write_graph(self, path: Path) -> None:  # noqa: ARG002
+        """Raise an error, see `VisionEncoder`."""
+        raise UserError(f"{self.info.name}: has no graph; only its features are known")
 
 
 def framed(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:

@@ -23,10 +23,12 @@ from grr_coca.data.features import (
     write_feature_shard,
 )
 from grr_coca.data.given_features import GivenFeatures
-from grr_coca.data.sources.base import BadSample
+from grr_coca.data.preprocess import Preprocess
+from grr_coca.data.sources.base import BadSample, RawPair
+from grr_coca.data.sources.feature_pairs import PAIRS, key_of, write_pairs
 from grr_coca.data.sources.views import ByImage, source_digest
 from grr_coca.infer.adapted.adaptation import file_digest
-from grr_coca.infer.encoder import VisionEncoder
+from grr_coca.infer.encoder import GivenEncoder, VisionEncoder
 
 IMAGES_PER_SHARD = 2_048
 _BATCH = 32
@@ -70,14 +72,15 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
         UserError: They have another width, or other values, or no image has any.
     """
     given.require_order_of(len(images))
-    preprocess, compared = encoder.info.preprocess, 0
+    preprocess, compared, is_only = encoder.info.preprocess, 0, isinstance(encoder, GivenEncoder)
     for number in np.unique(np.linspace(0, len(images) - 1, _LOOKED_FOR).astype(int)).tolist():
         try:
-            pair = images.source[images[number][0]]
-            found = given.find(number, pair.key)
+            first = images[number][0]
+            key = key_of(images.source, first)
+            found = given.find(number, key)
             if found is None:
                 continue
-            pixels = preprocess(preprocess.decode(pair.image, pair.name))
+            pixels = None if is_only else _pixels(images.source[first], preprocess)
         except BadSample:
             continue
         if found.shape[1] != encoder.info.embed_dim:
@@ -85,11 +88,13 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
                 f"{given.path}: has features of width {found.shape[1]}; those of {encoder.info.name} have "
                 f"{encoder.info.embed_dim}"
             )
+        if pixels is None:
+            return
         mean, expected = found.mean(axis=0), encoder.encode(pixels[None]).mean()[0]
         cosine = float(mean @ expected / max(float(np.linalg.norm(mean) * np.linalg.norm(expected)), 1e-12))
         if not cosine >= _SAME_COSINE:
             raise UserError(
-                f"{given.path}: the features of {pair.key} are not the tokens of {encoder.info.name}, or their mean "
+                f"{given.path}: the features of {key} are not the tokens of {encoder.info.name}, or their mean "
                 f"(cosine {cosine:.2f}); compare weights, image size and preprocessing, and leave out class token and "
                 "registers"
             )
@@ -129,6 +134,8 @@ def write_features(
     written = WrittenFeatures()
     try:
         open_feature_folder(out, header)
+        if not (out / PAIRS).exists():
+            write_pairs(out, images)
         for shard in range(header.num_shards):
             numbers = header.images_of(shard)
             if not is_feature_shard_done(out, shard):
@@ -205,6 +212,15 @@ def _kept(
     return tokens
 
 
+def _pixels(pair: RawPair, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]:
+    return preprocess(preprocess.decode(pair.image, pair.name))
+
+
+def _digest(tokens: Float[np.ndarray, "N D"]) -> bytes:
+    """Return a digest in place of that of an image."""
+    return file_digest(np.ascontiguousarray(tokens, np.float16).tobytes())
+
+
 def _read_ahead(
     images: ByImage, numbers: range, encoder: VisionEncoder, given: GivenFeatures | None
 ) -> Iterator[list[_Read | str]]:
@@ -214,11 +230,19 @@ def _read_ahead(
 
     def read(number: int) -> _Read | str:
         try:
+            if isinstance(encoder, GivenEncoder):
+                assert given is not None
+                key = key_of(source, images[number][0])
+                tokens = given.find(number, key)
+                return (
+                    f"{given.path}: has no features of {key}"
+                    if tokens is None
+                    else _Read(_digest(tokens), None, tokens)
+                )
             pair = source[images[number][0]]
-            digest, tokens = file_digest(pair.image), None if given is None else given.find(number, pair.key)
-            if tokens is not None:
-                return _Read(digest, None, tokens)
-            return _Read(digest, preprocess(preprocess.decode(pair.image, pair.name)), None)
+            tokens = None if given is None else given.find(number, pair.key)
+            pixels = _pixels(pair, preprocess) if tokens is None else None
+            return _Read(file_digest(pair.image), pixels, tokens)
         except BadSample as error:
             return str(error)
 

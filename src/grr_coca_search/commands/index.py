@@ -72,9 +72,13 @@ def run(
             print(f"{index.store.location}: {index.forget(forget):,} images forgotten", flush=True)
             if not images and not watch:
                 return 0
+        from grr_coca.infer.adapted.beside import require_input  # late: imports NumPy and Pillow
+
+        arguments = images or index.store.roots()
+        require_input(index.model.folder, arguments)
         began = time.monotonic()
         with late_bar("indexed") as on_progress:
-            update = index.add(images or index.store.roots(), on_progress, on, exclude or None)
+            update = index.add(arguments, on_progress, on, exclude or None)
         from grr_coca.cli.image_work import report_excluded, report_first_frames  # late: imports NumPy and Pillow
 
         report_excluded(update.left_out)

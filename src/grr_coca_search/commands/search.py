@@ -201,7 +201,7 @@ def _notes(hit: "Hit") -> str:
     notes = []
     if hit.copies:
         notes.append(f"{len(hit.copies)} more that look the same")
-    if not hit.is_there:
+    if not hit.is_there and hit.entry.file:  # features have no file to show
         notes.append("gone since it was indexed")
     return f"  ({'; '.join(notes)})" if notes else ""
 

@@ -26,7 +26,8 @@ class RawPair:
     """A pair as it was read: the bytes of an image file, and a caption. `name`: its place, for messages.
 
     If an image has several captions, `more_captions` has the others. Pairs of the same image have the same
-    `image_name`; if that is empty, `name` is used.
+    `image_name`; if that is empty, `name` is used. `picture`: if the image holds features, what to show people, if
+    there is anything.
     """
 
     key: str
@@ -36,6 +37,7 @@ class RawPair:
     _: KW_ONLY
     more_captions: tuple[str, ...] = ()
     image_name: str = ""
+    picture: Path | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:

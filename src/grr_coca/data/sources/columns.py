@@ -7,8 +7,22 @@ from grr_coca.common.errors import UserError
 IMAGE_COLUMNS = (
     "image_path", "image", "img_path", "img", "image_file", "image_filename", "image_name",
     "filepath", "file_path", "file_name", "filename", "file", "path", "name", "image_id", "id",
+    "key", "slide", "slide_id", "case_id",
 )  # fmt: skip
-CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "description", "comment", "sentence", "sentences")
+CAPTION_COLUMNS = (
+    "caption",
+    "captions",
+    "text",
+    "txt",
+    "title",
+    "description",
+    "comment",
+    "sentence",
+    "sentences",
+    "report",
+    "findings",
+    "impression",
+)
 """Common names of the columns of images and of captions, the surest first. Case, spaces and dashes do not matter."""
 
 

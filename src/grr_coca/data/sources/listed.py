@@ -172,6 +172,14 @@ class ListedPairs(PairSource):
         """The path of the listing."""
         return str(self.listing)
 
+    def key(self, index: int) -> str:
+        """The path of an image as the listing has it, without the suffix of an image. The image is not read.
+
+        Raises:
+            BadSample: the row is broken.
+        """
+        return without_suffix(self._rows[index].path)
+
     def image_path(self, index: int) -> Path | None:
         """The path of the image of a row, which may not exist; None if the row has no valid path."""
         try:
@@ -225,13 +233,16 @@ def first_paths(rows: ListedRows) -> Iterator[str]:
 # --- Image files
 
 
-def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]) -> ImageFiles:
+def locate_images(
+    listing: Path, written: Iterable[str], folders: Sequence[Path], needs_images: bool = True
+) -> ImageFiles:
     """Find the folder of the images of a listing.
 
     Args:
         listing: the path of the listing, for messages.
         written: the first paths of the listing. The first file that exists decides.
         folders: the folders to look in, in this order.
+        needs_images: False allows a listing whose images do not exist.
 
     Raises:
         UserError: no file exists; the message names the folders.
@@ -247,10 +258,12 @@ def locate_images(listing: Path, written: Iterable[str], folders: Sequence[Path]
                         return files
                 except BadSample as error:
                     refused = refused or error
-    if refused is not None:
-        raise UserError(str(refused))
     if first is None:
         raise UserError(f"{listing}: no pairs; none of its first rows has the path of an image")
+    if not needs_images:
+        return ImageFiles(folders[0])
+    if refused is not None:
+        raise UserError(str(refused))
     looked = ", ".join(str(folder) for folder in folders)
     raise UserError(f"{listing}: the images do not exist, such as {first}; looked in {looked}")
 

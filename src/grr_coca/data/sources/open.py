@@ -14,6 +14,7 @@ from grr_coca.common.files import expand_cache_prefix, is_url, require_path, use
 from grr_coca.common.remote import RemoteFile, expand_braces
 from grr_coca.data.sources.base import PairSource, reader_that_owns, source_readers
 from grr_coca.data.sources.columns import as_captions, find_columns
+from grr_coca.data.sources.feature_pairs import FeaturePairs, is_feature_folder
 from grr_coca.data.sources.folder import ImageFolder
 from grr_coca.data.sources.listed import SCHEME, ListedPairs, ListedRow, StoredRows, first_paths, locate_images
 from grr_coca.data.sources.parquet import open_parquet
@@ -46,7 +47,7 @@ _BUILT_IN_CACHE = "icons"
 """The corpus that `scripts/build_datasets` builds in the user's cache."""
 
 
-def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
+def open_source(path: str | Path, needs_captions: bool = True, needs_images: bool = True) -> PairSource:
     """Open a source of pairs. The path and its content decide the format:
 
     - tar shards as img2dataset writes them: a file, a pattern such as `data/*.tar` or `data/{00000..01242}.tar`, or a
@@ -57,6 +58,7 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     - a table of paths and captions: CSV, TSV, Parquet, JSON lines, or a JSON list; a pattern joins several tables
     - Parquet with the bytes of images, as data sets of Hugging Face have it
     - a folder of images beside `.txt` files
+    - features of images, which `grr-coca data features` has written
     - icons with their names: `iconify:PREFIX`, a JSON file of Iconify, an SVG sprite, an icon font
     - `cache:icons/train-*.tar`: a corpus that was built in the user's cache
 
@@ -69,6 +71,7 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     Args:
         path: a file, a folder or a pattern; `#` separates a split.
         needs_captions: False allows a table without a column of captions.
+        needs_images: False allows a table whose images do not exist.
 
     Raises:
         UserError: nothing exists at the path, or it cannot be read.
@@ -83,7 +86,7 @@ def open_source(path: str | Path, needs_captions: bool = True) -> PairSource:
     files, split = find_files(path)
     if split is None and all(file.suffix.lower() == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
-    sources = [_open_one(file, split, needs_captions) for file in files]
+    sources = [_open_one(file, split, needs_captions, needs_images) for file in files]
     return sources[0] if len(sources) == 1 else Chain(sources)
 
 
@@ -154,12 +157,12 @@ def _files(path: str) -> tuple[list[Path], str | None]:
     return [Path(path)] if Path(path).is_file() else [], split
 
 
-def _open_one(path: Path, split: str | None, needs_captions: bool = True) -> PairSource:
+def _open_one(path: Path, split: str | None, needs_captions: bool = True, needs_images: bool = True) -> PairSource:
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, needs_images)
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return _open_json(path, split, needs_captions)
+        return _open_json(path, split, needs_captions, needs_images)
     if split is not None:
         raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's JSON files have")
     if path.name == "captions.txt":
@@ -169,15 +172,17 @@ def _open_one(path: Path, split: str | None, needs_captions: bool = True) -> Pai
     if suffix not in _READERS:
         known = ", ".join([".tar", ".json", *_READERS, ".token"])
         raise UserError(f"{path}: not in a readable format ({known}, or a folder)")
-    return _READERS[suffix](path, needs_captions)
+    return _READERS[suffix](path, needs_captions, needs_images)
 
 
-def _open_folder(folder: Path) -> PairSource:
+def _open_folder(folder: Path, needs_images: bool = True) -> PairSource:
+    if is_feature_folder(folder):
+        return FeaturePairs(folder)
     shards = shards_of(folder)
     if shards:
         return TarShards(shards)
     listing = next((folder / name for name in _LISTINGS if _is_listing(folder / name)), None)
-    return ImageFolder(folder) if listing is None else _open_one(listing, None)
+    return ImageFolder(folder) if listing is None else _open_one(listing, None, needs_images=needs_images)
 
 
 def _is_listing(path: Path) -> bool:
@@ -197,7 +202,7 @@ def _what_is_there(path: Path) -> str:
 # --- Annotations in one JSON file
 
 
-def _open_json(path: Path, split: str | None, needs_captions: bool = True) -> ListedPairs:
+def _open_json(path: Path, split: str | None, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
     """Open a JSON file. Its keys decide the format.
 
     Args:
@@ -205,6 +210,7 @@ def _open_json(path: Path, split: str | None, needs_captions: bool = True) -> Li
             path of an image and its caption or captions.
         split: a split of Karpathy's files, such as `val`, or `train+restval`, which are usually trained on together.
         needs_captions: False allows a list of objects without captions.
+        needs_images: False allows images that do not exist.
 
     Raises:
         UserError: the file is in none of these formats, has no such split, or its images do not exist.
@@ -230,7 +236,7 @@ def _open_json(path: Path, split: str | None, needs_captions: bool = True) -> Li
     if split is not None:
         raise UserError(f"{path}: has no splits to choose '{split}' from; only Karpathy's files have")
     stored = StoredRows(rows, fields)
-    return ListedPairs(path, stored, locate_images(path, first_paths(stored), folders))
+    return ListedPairs(path, stored, locate_images(path, first_paths(stored), folders, needs_images))
 
 
 def _read(path: Path) -> object:

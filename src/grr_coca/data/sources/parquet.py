@@ -33,7 +33,9 @@ _BYTES_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "
 """Common names of columns with the bytes of images, the most common first."""
 
 
-def open_parquet(path: Path, needs_captions: bool = True, must_embed: bool = False) -> ListedPairs:
+def open_parquet(
+    path: Path, needs_captions: bool = True, needs_images: bool = True, must_embed: bool = False
+) -> ListedPairs:
     """Open a Parquet table of images and captions.
 
     A column of images has bytes (or structs of `bytes` and `path`, as in data sets of Hugging Face), or paths of files,
@@ -67,7 +69,8 @@ def open_parquet(path: Path, needs_captions: bool = True, must_embed: bool = Fal
         groups = RowGroups(path, inner, file.metadata)
         return TableOfImages(path, _ParquetRows(path, None, captions, others, len(groups)), groups)
     rows = _ParquetRows(path, table[image], captions, others, len(table))
-    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
+    folders = [path.parent, path.parent / "images"]
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), folders, needs_images))
 
 
 def column_of_images(name: str, schema: "pyarrow.Schema") -> str | None:

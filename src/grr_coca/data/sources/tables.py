@@ -49,7 +49,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Parsed = TypeVar("Parsed")
 
 
-def open_json_lines(path: Path, needs_captions: bool = True) -> ListedPairs:
+def open_json_lines(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
     """Open JSON lines: an object per line, with the path of an image and a caption or a list of captions."""
     starts = _line_starts(path, _mark_size(path))
     first = _LineRows(path, starts, lambda text: ListedRow(text, ()), lambda _: {})
@@ -57,10 +57,11 @@ def open_json_lines(path: Path, needs_captions: bool = True) -> ListedPairs:
     image, caption = find_columns(names, str(path), needs_captions)
     parser = _JsonParser(image, caption)
     rows = _LineRows(path, starts, parser, parser.fields)
-    return ListedPairs(path, rows, locate_images(path, first_paths(rows), [path.parent, path.parent / "images"]))
+    folders = [path.parent, path.parent / "images"]
+    return ListedPairs(path, rows, locate_images(path, first_paths(rows), folders, needs_images))
 
 
-def open_delimited(path: Path, needs_captions: bool = True) -> ListedPairs:
+def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
     """Open CSV or TSV with a line of column names. Without this line, the columns must be paths and captions."""
     with path.open("rb") as file:
         header = file.readline(_MAX_ROW)
@@ -81,7 +82,7 @@ def open_delimited(path: Path, needs_captions: bool = True) -> ListedPairs:
     starts = _line_starts(path, start) if quoting == csv.QUOTE_NONE else _csv_starts(path, start, delimiter)
     parser = _DelimitedParser(names, columns, delimiter, quoting)
     rows = _LineRows(path, starts, parser, parser.fields)
-    return ListedPairs(path, rows, _find_table_images(path, rows))
+    return ListedPairs(path, rows, _find_table_images(path, rows, needs_images))
 
 
 # --- Rows of a file of lines
@@ -306,11 +307,11 @@ def _delimiter(header: str, path: Path) -> str:
     return max(_DELIMITERS, key=header.count)
 
 
-def _find_table_images(path: Path, rows: _LineRows) -> ImageFiles:
+def _find_table_images(path: Path, rows: _LineRows, needs_images: bool) -> ImageFiles:
     """Find a table's images: beside it, in `images/`, or as in ROCO v2: `train_images/` for `train_captions.csv`."""
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]
-    return locate_images(path, first_paths(rows), [*folders, root / "images" / part])
+    return locate_images(path, first_paths(rows), [*folders, root / "images" / part], needs_images)
 
 
 def _keys(rows: _LineRows, index: int) -> list[str]:

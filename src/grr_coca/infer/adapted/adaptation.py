@@ -98,7 +98,7 @@ class AdaptedHeader:
         image_rules: Version of `grr_coca.infer.adapted.descriptors`.
         num_images: Number of images of the fit.
         num_landmarks: Number of images that predictions are computed from; fewer than all with Nyström's method.
-        split: Widths of both parts of a vector, K and L.
+        split: Widths of both parts of a vector, K and L. L is 0 if the base does not see images.
         values: Hyperparameters of the fit.
         captioning: How captions are chosen.
         logit_scale: Inverse temperature of similarities.
@@ -176,6 +176,11 @@ class Adaptation:
     def size(self) -> int:
         """Width of a vector, K + L."""
         return sum(self.header.split)
+
+    @property
+    def is_without_images(self) -> bool:
+        """Whether the base does not see images, as an image encoder is in its place."""
+        return self.header.split[1] == 0
 
     def features(
         self, embeddings: Float[np.ndarray, "B E"], described: Float[np.ndarray, "B D"]

@@ -52,7 +52,7 @@ class AdaptedEngine(WrappedEngine):
     Args:
         base: Engine of the base.
         adaptation: Parameters of the model.
-        descriptor: An additional image encoder next to the base; None if there is none.
+        descriptor: An image encoder next to the base or in its place; None if there is none.
     """
 
     def __init__(self, base: Engine, adaptation: Adaptation, descriptor: EncoderDescriptor | None = None) -> None:
@@ -63,11 +63,12 @@ class AdaptedEngine(WrappedEngine):
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
         """As in `Engine`."""
-        encoded = self.base.encode_images(pixels)
-        described = descriptors(pixels)
+        encoded, parts = self.base.encode_images(pixels), []
+        if not self.adaptation.is_without_images:
+            parts.append(descriptors(pixels))
         if self.descriptor is not None:
-            seen = self.descriptor.scale(self.descriptor.mean_tokens(pixels))
-            described = np.concatenate([described, seen], axis=1)
+            parts.append(self.descriptor.scale(self.descriptor.mean_tokens(pixels)))
+        described = np.concatenate(parts, axis=1)
         vectors, nearest = self.adaptation.image_vectors(encoded.embedding, described)
         return EncodedImages(vectors, _Context(encoded.context, nearest))
 
@@ -98,9 +99,9 @@ class AdaptedModel(ImageTextModel):
         if engine.embed_dim != len(self.adaptation.arrays.image_mean):
             raise UserError(f"{folder}: the adaptation does not match the base model; run grr-coca adapt again")
         self._base = checkpoint
-        descriptor = read_beside(folder)
+        descriptor = read_beside(folder, is_in_place=self.adaptation.is_without_images)
         if descriptor is not None:
-            checkpoint, engine = parts_beside(checkpoint, engine, descriptor.encoder)
+            checkpoint, engine = parts_beside(checkpoint, engine, descriptor)
         super().__init__(checkpoint, AdaptedEngine(engine, self.adaptation, descriptor), folder)
 
     @property
@@ -130,6 +131,7 @@ class AdaptedModel(ImageTextModel):
     ) -> GeneratedCaptions:
         """Caption images, see `ImageTextModel.generate`."""
         if prompt or replace(options, num_beams=1, num_captions=1) != GREEDY:
+            self._require_decoder()
             return super().generate(pixels, options, prompt, keys)
         captioning = self.adaptation.header.captioning
         engine = self.engine
@@ -148,9 +150,13 @@ class AdaptedModel(ImageTextModel):
             best, scores = ranked(own, captioning, log_probs)
             texts.append(best[: options.num_captions])
             certain.append([self._confidence(scores[place:], nearest) for place in range(len(texts[-1]))])
+        if self.adaptation.is_without_images:  # the decoder cannot read them
+            chosen = [[Caption(text, (), ()) for text in own] for own in texts]
+        else:
+            chosen = with_log_probs(engine, self.tokenizer, encoded, texts)
         captions = [
             [caption._replace(confidence=sure) for caption, sure in zip(own, sures, strict=True)]
-            for own, sures in zip(with_log_probs(engine, self.tokenizer, encoded, texts), certain, strict=True)
+            for own, sures in zip(chosen, certain, strict=True)
         ]
         return GeneratedCaptions(captions, encoded.embedding)
 
@@ -163,6 +169,7 @@ class AdaptedModel(ImageTextModel):
     ) -> Generator[list[str], None, GeneratedCaptions]:
         """Caption images. The text of a caption comes in one piece, unless the decoder writes it."""
         if prompt or options != GREEDY:
+            self._require_decoder()
             return (yield from super().stream(pixels, options, prompt, keys))
         found = self.generate(pixels, options, prompt, keys)
         yield [captions[0].text for captions in found.captions]
@@ -176,6 +183,13 @@ class AdaptedModel(ImageTextModel):
     ) -> list[tuple[Certainty, ...]]:
         """Return how sure the model is of each caption. Whether images are unfamiliar is unknown."""
         return [tuple(Certainty(caption.confidence, None) for caption in own) for own in captions]
+
+    def _require_decoder(self) -> None:
+        if self.adaptation.is_without_images:
+            raise UserError(
+                "this model takes features, which its decoder cannot read: its captions are those of its pairs; leave "
+                "out the prompt and other options"
+            )
 
     def _confidence(self, scores: Float[np.ndarray, " _"], nearest: float) -> float | None:
         curve = self.adaptation.header.captioning.confidence

@@ -1,12 +1,14 @@
-"""An additional image encoder next to the base of an adapted model.
+"""An image encoder of others next to the base of an adapted model, or in its place.
 
-Pixels come from the preprocessing of the encoder. The base gets them framed and scaled to its own size. The
-mean token of an image, less the mean of the domain, is one more descriptor of fixed length.
+Pixels come from the preprocessing of the encoder. Next to the base, the base gets them framed and scaled to its own
+size, and the mean token of an image, less the mean of the domain, is one more descriptor of fixed length. In its place,
+the pixels may hold features (`grr_coca.data.feature_image`), and the base embeds only texts.
 
 Shapes: B images, S image size of the encoder in pixels, X width of the encoder, T tokens.
 """
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,17 +21,24 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Float, UInt8
-from grr_coca.data.features import HEADER, EncoderInfo, FeatureCache
-from grr_coca.data.preprocess import Framing, Preprocess
+from grr_coca.data.feature_image import feature_side, features_of_pixels
+from grr_coca.data.features import EncoderInfo, FeatureCache, FeatureHeader, read_feature_header
+from grr_coca.data.preprocess import FeaturePreprocess, Framing, Preprocess
+from grr_coca.data.sources.feature_pairs import is_feature_folder, require_same_features
+from grr_coca.infer.adapted.adaptation import read_adapted_header
 from grr_coca.infer.adapted.descriptors import unit
-from grr_coca.infer.encoder import VisionEncoder, framed, open_described, open_encoder
+from grr_coca.infer.encoder import GIVEN, GivenEncoder, VisionEncoder, framed, open_described, open_encoder
 from grr_coca.infer.engine.base import EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
-from grr_coca.model.checkpoint_files import ENCODER_FILES, CheckpointFiles
+from grr_coca.infer.export.encoder_graph import write_encoder_graph
+from grr_coca.model.checkpoint_files import ENCODER_FILES, CheckpointFiles, is_adapted
+
+log = logging.getLogger(__name__)
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
-_SHARE = 2.25
-"""Squared length of this descriptor. The others have 2.25 together, and the base's embedding has 1."""
+_SHARE, _SHARE_IN_PLACE = 2.25, 5.5
+"""Squared length of this descriptor next to the base, and in its place: that of all descriptors and the base's
+embedding together. The others have 2.25, and the base's embedding has 1."""
 _COPIED = frozenset(
     ("unknown", "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense", "isc")
 )
@@ -44,12 +53,18 @@ class EncoderDescriptor:
         encoder: Encoder.
         mean: Mean of the domain, X; None: not known yet.
         cache: Features that were already computed.
+        is_in_place: Whether the base does not see images, which may be features.
     """
 
     def __init__(
-        self, encoder: VisionEncoder, mean: Float[np.ndarray, " X"] | None = None, cache: FeatureCache | None = None
+        self,
+        encoder: VisionEncoder,
+        mean: Float[np.ndarray, " X"] | None = None,
+        cache: FeatureCache | None = None,
+        *,
+        is_in_place: bool = False,
     ) -> None:
-        self.encoder, self.mean, self.cache = encoder, mean, cache
+        self.encoder, self.mean, self.cache, self.is_in_place = encoder, mean, cache, is_in_place
 
     def mean_tokens(
         self, pixels: UInt8[np.ndarray, "B S S 3"], digests: Sequence[bytes] = ()
@@ -62,12 +77,16 @@ class EncoderDescriptor:
         """
         found = np.zeros((len(pixels), self.encoder.info.embed_dim), np.float32)
         is_known = np.zeros(len(pixels), bool)
-        if self.cache is not None:
-            for row, digest in enumerate(digests):
-                number = self.cache.find(digest)
-                known = None if number is None else self.cache.mean(number)
-                if known is not None:
-                    found[row], is_known[row] = known, True
+        for row, digest in enumerate(digests if self.cache is not None else ()):
+            assert self.cache is not None
+            number = self.cache.find(digest)
+            known = None if number is None else self.cache.mean(number)
+            if known is not None:
+                found[row], is_known[row] = known, True
+        for row, image in enumerate(pixels if self.is_in_place else ()):
+            known = features_of_pixels(image)
+            if known is not None:
+                found[row], is_known[row] = known, True
         if not is_known.all():
             found[~is_known] = self.encoder.encode(pixels[~is_known]).mean()
         return found
@@ -75,7 +94,18 @@ class EncoderDescriptor:
     def scale(self, mean_tokens: Float[np.ndarray, "B X"]) -> Float[np.ndarray, "B X"]:
         """Return the descriptors of mean tokens."""
         assert self.mean is not None
-        return (np.float32(np.sqrt(_SHARE)) * unit(mean_tokens - self.mean)).astype(np.float32)
+        share = _SHARE_IN_PLACE if self.is_in_place else _SHARE
+        return (np.float32(np.sqrt(share)) * unit(mean_tokens - self.mean)).astype(np.float32)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Preprocessing of images, and of features if they may take their place."""
+        info = self.encoder.info
+        if not self.is_in_place:
+            return info.preprocess
+        takes_images = not isinstance(self.encoder, GivenEncoder)
+        own = vars(info.preprocess) if takes_images else {"image_size": feature_side(info.embed_dim)}
+        return FeaturePreprocess(**own, encoder=info.name, digest=info.digest, takes_images=takes_images)
 
 
 class EngineOfSquares(WrappedEngine):
@@ -100,15 +130,26 @@ class EngineOfSquares(WrappedEngine):
         return self.base.encode_images(np.stack([self.preprocess(Image.fromarray(image)) for image in pixels]))
 
 
-def parts_beside(files: CheckpointFiles, engine: Engine, encoder: VisionEncoder) -> tuple[CheckpointFiles, Engine]:
+class EngineWithoutImages(WrappedEngine):
+    """The engine of a base that only embeds texts. Embeddings of images are zeros."""
+
+    def encode_images(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> EncodedImages:
+        """As in `Engine`."""
+        return EncodedImages(np.zeros((len(pixels), self.embed_dim), np.float32), None)
+
+
+def parts_beside(
+    files: CheckpointFiles, engine: Engine, descriptor: EncoderDescriptor
+) -> tuple[CheckpointFiles, Engine]:
     """Return the files and the engine of a base model that takes the pixels of an encoder.
 
     Args:
         files: Files of the base, or its checkpoint.
         engine: Engine of the base.
-        encoder: Encoder.
+        descriptor: Encoder.
     """
-    return replace(files, preprocess=encoder.info.preprocess), EngineOfSquares(engine, files.preprocess)
+    of_squares = EngineWithoutImages(engine) if descriptor.is_in_place else EngineOfSquares(engine, files.preprocess)
+    return replace(files, preprocess=descriptor.preprocess), of_squares
 
 
 def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
@@ -121,37 +162,65 @@ def open_beside(name: str, framing: Framing | None) -> EncoderDescriptor:
     Raises:
         UserError: If the encoder cannot be used.
     """
-    if (Path(name) / HEADER).is_file():
+    if is_feature_folder(Path(name)):
         cache = FeatureCache(Path(name))
         return EncoderDescriptor(open_described(cache.header.encoder), cache=cache)
     encoder = open_encoder(name)
     return EncoderDescriptor(encoder if framing is None else framed(encoder, framing))
 
 
-def write_beside(descriptor: EncoderDescriptor, folder: Path) -> str:
+def open_in_place(header: FeatureHeader) -> EncoderDescriptor:
+    """Open the encoder of features for an adaptation to them, without images.
+
+    An encoder that cannot be opened here is known only by its features.
+    """
+    return EncoderDescriptor(_opened_or_given(header.encoder), is_in_place=True)
+
+
+def _opened_or_given(info: EncoderInfo) -> VisionEncoder:
+    try:
+        return open_described(info)
+    except UserError as error:
+        if not info.name.startswith(f"{GIVEN}:"):
+            log.warning("the model takes features alone, and no images: %s", error)
+        return GivenEncoder(info)
+
+
+def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> str:
     """Write an encoder into the folder of an adapted model: as a graph, or else by its name.
 
+    Args:
+        descriptor: Encoder.
+        folder: Folder of the model.
+        pictures: Some pictures, by which the precision of the graph is chosen.
+
     Returns:
-        The reason why no graph was written; empty if it was.
+        A line about the graph, or the reason why there is none; empty for features alone.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
     """
     from safetensors.numpy import save
 
-    info, reason = descriptor.encoder.info, ""
-    if info.licence in _COPIED:
+    info, path, line = descriptor.encoder.info, folder / ENCODER_GRAPH, ""
+    if info.licence in _COPIED and not isinstance(descriptor.encoder, GivenEncoder):
         try:
-            descriptor.encoder.write_graph(folder / ENCODER_GRAPH)
-            info = replace(info, name=name_without_folders(info.name))
+            written = write_encoder_graph(descriptor.encoder, path, pictures)
+            size = f"{info.name}: a graph of {path.stat().st_size / 1e6:.1f} MB in {written.precision}"
+            line = (
+                f"{size} ({written.reason})"
+                if written.cosine is None
+                else (f"{size}; cosine with fp32 at least {written.cosine:.4f} over {len(pictures)} images")
+            )
+            info = replace(info, name=name_without_folders(info.name), precision=written.precision)
         except UserError as error:
-            (folder / ENCODER_GRAPH).unlink(missing_ok=True)
-            reason = str(error)
-    else:
-        reason = f"its licence is {info.licence}"
+            path.unlink(missing_ok=True)
+            line = f"{info.name} is needed wherever the model is used: {error}"
+    elif not isinstance(descriptor.encoder, GivenEncoder):
+        line = f"{info.name} is needed wherever the model is used: its licence is {info.licence}"
     (folder / ENCODER).write_bytes(json.dumps(to_dict(info), indent=1, ensure_ascii=False).encode())
     (folder / ENCODER_MEAN).write_bytes(save({"mean": np.ascontiguousarray(descriptor.mean, np.float32)}))
-    return reason
+    return line
 
 
 def name_without_folders(name: str) -> str:
@@ -160,8 +229,12 @@ def name_without_folders(name: str) -> str:
     return "".join(Path(part).name if len(part) > 1 and Path(part).exists() else part for part in parts)
 
 
-def read_beside(folder: Path) -> EncoderDescriptor | None:
+def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
     """Read the encoder of an adapted model; None if it has none.
+
+    Args:
+        folder: Folder of the model.
+        is_in_place: As in `EncoderDescriptor`.
 
     Raises:
         UserError: If a file is corrupt, or the encoder is missing or has changed.
@@ -171,10 +244,34 @@ def read_beside(folder: Path) -> EncoderDescriptor | None:
         return None
     mean = read_encoder_mean(folder)
     graph = folder / ENCODER_GRAPH
-    encoder = open_encoder(f"onnx:{graph}") if graph.is_file() else open_described(info)
+    if graph.is_file():
+        encoder = open_encoder(f"onnx:{graph}")
+    elif is_in_place:
+        encoder = _opened_or_given(info)
+    else:
+        encoder = open_described(info)
     if mean.shape != (encoder.info.embed_dim,):
         raise UserError(f"{folder / ENCODER_MEAN}: does not match {ENCODER}; run grr-coca adapt again")
-    return EncoderDescriptor(encoder, mean)
+    return EncoderDescriptor(encoder, mean, is_in_place=is_in_place)
+
+
+def require_input(folder: Path, arguments: Sequence[str]) -> None:
+    """Raise an error if a model does not take what some arguments have: images, or features.
+
+    Args:
+        folder: Folder of the model, which is not loaded.
+        arguments: Arguments for images or pairs.
+
+    Raises:
+        UserError: If an argument has features of another encoder, or images in place of features; the message names
+            both.
+    """
+    in_place = is_adapted(folder) and read_adapted_header(folder).split[1] == 0
+    wanted = read_encoder_info(folder) if in_place else None
+    for argument in arguments:
+        found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None
+        if found is not None or (wanted is not None and wanted.name.startswith(f"{GIVEN}:")):
+            require_same_features(argument, found, wanted, str(folder))
 
 
 def read_encoder_info(folder: Path) -> EncoderInfo | None:

@@ -18,10 +18,7 @@ Shapes: B images, S image size in pixels, E joint embedding width, R captions (r
 heads of width Dh, Q image tokens, V vocabulary; N features of width X.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -35,6 +32,7 @@ from torch.export import Dim
 from grr_coca.data.batch import FeatureTokens, normalize
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
+from grr_coca.infer.export.quantize import quiet
 from grr_coca.model.attention import CachedLayout, CrossAttention, KeyValues
 from grr_coca.model.checkpoint_files import GraphName
 from grr_coca.model.coca import CoCa
@@ -270,19 +268,6 @@ _DTYPES = {
 def _example(name: str, shape: Shape) -> Tensor:
     dtype = _DTYPES.get(name, torch.float32)
     return torch.full([_EXAMPLE[size] if isinstance(size, str) else size for size in shape], 3, dtype=dtype)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the exporter's messages about its own parts."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 _MAX_TABLE = 2**16

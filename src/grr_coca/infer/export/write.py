@@ -4,17 +4,17 @@ The folder of a model in fp32 or fp16 is a checkpoint too: graphs and PyTorch re
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxscript import ir
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import whole_folder
-from grr_coca.infer.export.graphs import OPSET, quiet, trace
+from grr_coca.infer.export.graphs import OPSET, trace
+from grr_coca.infer.export.quantize import constant_products, quantize_products
 from grr_coca.infer.export.readme import readme
 from grr_coca.infer.export.weights import refer_to, write_shared
 from grr_coca.model.checkpoint import Checkpoint, from_pretrained, save_tensors
@@ -22,28 +22,6 @@ from grr_coca.model.checkpoint_files import FITTED_FILES, GRAPHS, QUANTIZED_WEIG
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Precision of the weights in the folder. Sums are always computed in fp32."""
-
-_PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "Attention", "Softmax"))
-_NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "GroupNormalization"))
-_SHAPED = frozenset(
-    [
-        "Reshape",
-        "Transpose",
-        "Cast",
-        "Identity",
-        "Slice",
-        "Gather",
-        "Unsqueeze",
-        "Squeeze",
-        "Split",
-        "Expand",
-        "Flatten",
-    ]
-)
-"""Operators that only move numbers. Their inputs besides the first are sizes and indices."""
-_LINEAR = _SHAPED | {"Concat", "Constant", "Add", "Sub", "Neg"}
-"""Operators that keep tokens equal in magnitude. Any other operator between two products, such as an activation,
-does not."""
 
 
 def write_onnx(source: Path, out: Path, precision: Precision = "fp32") -> None:
@@ -115,79 +93,14 @@ def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
 
 def _quantized(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
     """Return a graph whose products with constant matrices are computed in int8."""
-    products = [node for node in model.graph if node.op_type == "MatMul" and _is_constant(node.inputs[1])]
+    products = constant_products(model.graph)
     # The patch embedding is cheap, and reads pixels: their magnitude is constant in an image of one colour and in all
     # of a photograph. Convolutions before it are not a `MatMul`, and stay in fp32, too.
     in_fp32 = products[:1] if name == "image" else []
-    _scale_rows(model.graph, [node for node in products if node not in in_fp32 and follows_activation(node)])
-    scratch.mkdir()
-    ir.save(model, scratch / "fp32.onnx", external_data="fp32.data")
-    with quiet():
-        quantize_dynamic(
-            scratch / "fp32.onnx",
-            scratch / "int8.onnx",
-            op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=[str(node.name) for node in in_fp32],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            # Else sums of two products overflow 16 bits on processors that have only AVX2, but not on newer ones.
-            reduce_range=True,
-            use_external_data_format=True,
-        )
+    quantize_products(model, in_fp32, scratch)
     quantized = ir.external_data.load_to_model(ir.load(scratch / "int8.onnx"))
     shutil.rmtree(scratch)
     return quantized
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and value.const_value is not None
-
-
-def follows_activation(product: ir.Node) -> bool:
-    """Return whether the input tokens of a product differ in magnitude.
-
-    They do if anything that is neither linear nor a norm separates it from earlier products: any activation,
-    or an activation times something, as in GEGLU.
-    """
-    is_uneven, values, seen = False, [product.inputs[0]], set()
-    while values:
-        value = values.pop()
-        node = None if value is None or value.const_value is not None else value.producer()
-        if node is None or id(node) in seen or node.op_type in _PRODUCTS:
-            continue
-        seen.add(id(node))
-        if node.op_type in _NORMS:
-            continue
-        if node.op_type.startswith("Reduce"):  # a norm that is written in simpler operators
-            return False
-        is_scaling = node.op_type in ("Mul", "Div") and any(map(_is_constant, node.inputs))
-        is_uneven = is_uneven or not (node.op_type in _LINEAR or is_scaling)
-        values += node.inputs[:1] if node.op_type in _SHAPED else node.inputs
-    return is_uneven
-
-
-def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
-    """Divide each token of a product's input by its largest magnitude, and multiply the token's result by it.
-
-    All inputs of a quantized product share one scale. After a norm, all tokens have one magnitude. After GELU and
-    other activations they differ, and a large token would leave few levels for the others, in its own image and in
-    all of the batch.
-    """
-    for product in products:
-        given, result = product.inputs[0], product.outputs[0]
-        assert given is not None
-        axis = ir.node("Constant", [], {"value_ints": [-1]})
-        smallest = ir.node("Constant", [], {"value_float": 1e-12})
-        magnitude = ir.node("Abs", [given])
-        largest = ir.node("ReduceMax", [magnitude.outputs[0], axis.outputs[0]], {"keepdims": 1})
-        size = ir.node("Max", [largest.outputs[0], smallest.outputs[0]])
-        scaled = ir.node("Div", [given, size.outputs[0]])
-        restored = ir.node("Mul", [result, size.outputs[0]])
-        ir.convenience.replace_all_uses_with(result, restored.outputs[0])
-        restored.replace_input_with(0, result)
-        product.replace_input_with(0, scaled.outputs[0])
-        graph.insert_before(product, [axis, smallest, magnitude, largest, size, scaled])
-        graph.insert_after(product, [restored])
 
 
 def manifest_facts(checkpoint: Checkpoint, source: Path, precision: Precision) -> Mapping[str, object]:

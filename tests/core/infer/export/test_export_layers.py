@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from model_configs import SET_BY_RECIPES
 from torch import nn
 
-from grr_coca.infer.export.graphs import OPSET, quiet
+from grr_coca.infer.export.graphs import OPSET
 from grr_coca.infer.export.layers import GrowingCache, exportable, pad_lengths
-from grr_coca.infer.export.write import follows_activation
+from grr_coca.infer.export.quantize import follows_activation, quiet
 from grr_coca.model.attention import CachedLayout, KeyValueCache, Rotary, line_angles
 from grr_coca.model.blocks import GEGLU, MLP
 from grr_coca.model.build import build

@@ -1,0 +1,82 @@
+"""Features of an image as a picture, so that all that takes pictures takes features, too.
+
+The pixels of a square hold, in raster order: `MAGIC`, the digest of the encoder, the number of features D, the features
+in half precision, and zeros. Nothing else resembles it: `MAGIC` has 72 bits.
+"""
+
+import io
+import math
+import struct
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    import numpy as np  # late: helper programs do not need it
+
+HEADER = "features.json"
+"""The file that describes a folder of features."""
+MAGIC = b"\x93GRRCOCA\n"
+"""Three pixels."""
+_HEAD = struct.Struct("<9s16sI")
+_PIXEL = 3
+
+
+def feature_side(num_features: int) -> int:
+    """Return the smallest side of a square that holds this many features, in pixels."""
+    return math.ceil(math.sqrt((_HEAD.size + 2 * num_features) / _PIXEL))
+
+
+def feature_image(features: "np.ndarray", digest: str) -> bytes:
+    """Return features as a PNG file.
+
+    Args:
+        features: Features of an image, D.
+        digest: Digest of their encoder, 32 hexadecimal digits.
+    """
+    side = feature_side(len(features))
+    content = _HEAD.pack(MAGIC, bytes.fromhex(digest), len(features)) + features.astype("<f2").tobytes()
+    file = io.BytesIO()
+    image = Image.frombytes("RGB", (side, side), content.ljust(_PIXEL * side * side, b"\0"))
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def encoder_of_image(image: Image.Image) -> str | None:
+    """Return the digest of the encoder whose features an RGB image holds; None for any other image."""
+    if image.width != image.height or image.width < feature_side(1):
+        return None
+    if image.crop((0, 0, len(MAGIC) // _PIXEL, 1)).tobytes() != MAGIC:
+        return None
+    rows = -(-_HEAD.size // (_PIXEL * image.width))
+    head = image.crop((0, 0, image.width, rows)).tobytes()
+    return head[len(MAGIC) : len(MAGIC) + 16].hex()
+
+
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """Return a square of another side that holds the same features.
+
+    Raises:
+        ValueError: If it is too small.
+    """
+    content = image.tobytes()
+    used = _HEAD.size + 2 * _HEAD.unpack_from(content)[2]
+    size = _PIXEL * side * side
+    if used > min(size, len(content)):
+        raise ValueError("the features do not fit")
+    return Image.frombytes("RGB", (side, side), content[:used].ljust(size, b"\0"))
+
+
+def features_of_pixels(pixels: "np.ndarray") -> "np.ndarray | None":
+    """Return the features that a square of pixels holds, D, in fp32; None if it is a picture.
+
+    Args:
+        pixels: S S 3.
+    """
+    import numpy as np
+
+    content = pixels.tobytes()
+    if not content.startswith(MAGIC):
+        return None
+    count = _HEAD.unpack_from(content)[2]
+    return np.frombuffer(content, "<f2", count, _HEAD.size).astype(np.float32)

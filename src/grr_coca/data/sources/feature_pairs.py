@@ -1,0 +1,222 @@
+"""A folder of features as a source of pairs: its images hold features, see `grr_coca.data.feature_image`.
+
+Beside the features, `pairs.jsonl` has a line for each image: its key, its captions, the columns of its table, and the
+path of a picture to show, if there is one. All files of the folder are opened when the first image is read.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import write_atomic
+from grr_coca.data.feature_image import HEADER, feature_image
+from grr_coca.data.features import EncoderInfo, FeatureCache, FeatureHeader, read_feature_header
+from grr_coca.data.sources.base import MAX_TEXT, BadSample, Cause, PairSource, RawPair, digest_file, digest_header
+from grr_coca.data.sources.folder import read_image_file
+from grr_coca.data.sources.listed import ImageFiles, ListedPairs, ListedRow, StoredRows
+from grr_coca.data.sources.tables import open_json_lines
+from grr_coca.data.sources.views import ByImage, Chain
+from grr_coca.data.text import caption_lines, decode_text
+from grr_coca.data.walk import has_image_suffix
+
+PAIRS = "pairs.jsonl"
+_PICTURE = "picture"
+_PICTURE_COLUMNS = (_PICTURE, "thumbnail", "preview")
+"""Columns of tables with the path of a picture to show."""
+
+
+def is_feature_folder(folder: Path) -> bool:
+    """Return whether a folder has features."""
+    return (folder / HEADER).is_file()
+
+
+class FeaturePairs(PairSource):
+    """The images of a folder of features with their captions. Each image is one pair.
+
+    Args:
+        folder: Written by `grr-coca data features`.
+
+    Raises:
+        UserError: A file is missing or corrupt.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.header: FeatureHeader = read_feature_header(folder)
+        if not (folder / PAIRS).is_file():
+            raise UserError(f"{folder}: {PAIRS} is missing; run the same grr-coca data features again, which adds it")
+        self._listed = open_json_lines(folder / PAIRS, needs_images=False)
+        if len(self._listed) != self.header.num_images:
+            raise UserError(f"{folder / PAIRS}: has {len(self._listed):,} images; {HEADER}, {self.header.num_images:,}")
+
+    @cached_property
+    def cache(self) -> FeatureCache:
+        """The features.
+
+        Raises:
+            UserError: A file is missing or corrupt.
+        """
+        return FeatureCache(self.folder)
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    def digest_parts(self) -> Iterator[bytes | memoryview]:
+        """The encoder, and the digest of the source that it has encoded."""
+        yield digest_header(self)
+        yield f"{self.header.encoder.digest} {self.header.keep} {self.header.source} ".encode()
+        yield digest_file(self.folder / PAIRS)
+
+    def __getitem__(self, index: int) -> RawPair:
+        """Read one pair, whose image holds the mean token."""
+        caption, *others = self.captions(index)
+        return RawPair(
+            self._listed.key(index),
+            self.name(index),
+            self.image(index),
+            caption,
+            more_captions=tuple(others),
+            picture=self.image_path(index),
+        )
+
+    def image(self, index: int) -> bytes:
+        """Return the mean token of an image as a PNG file.
+
+        Raises:
+            BadSample: The image has no features.
+        """
+        mean = self.cache.mean(index)
+        if mean is None:
+            raise BadSample(f"{self.name(index)}: has no features", Cause.NO_IMAGE)
+        return feature_image(mean, self.header.encoder.digest)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the captions of an image."""
+        return self._listed.captions(index)
+
+    def name(self, index: int) -> str:
+        """The folder and the key of an image."""
+        return f"{self.folder}/{self._listed.key(index)}"
+
+    def place(self, index: int) -> str:  # noqa: ARG002 (the protocol has it)
+        """The folder."""
+        return str(self.folder)
+
+    def image_path(self, index: int) -> Path | None:
+        """Return the picture of an image to show, which may not exist; None if there is none."""
+        path = self._listed.fields(index).get(_PICTURE)
+        return Path(path) if isinstance(path, str) and path else None
+
+    def fields(self, index: int) -> Mapping[str, object]:
+        """Return the columns of the table of an image."""
+        return {name: value for name, value in self._listed.fields(index).items() if name not in (_PICTURE, "caption")}
+
+
+def features_of(source: PairSource) -> FeatureHeader | None:
+    """Return the description of the features that a source has in place of images; None if it has images.
+
+    Raises:
+        UserError: If it has both, or features of several encoders.
+    """
+    first, *others = _parts(source)
+    found = first.header if isinstance(first, FeaturePairs) else None
+    for other in others:
+        header = other.header if isinstance(other, FeaturePairs) else None
+        require_same_features(other.place(0), header, None if found is None else found.encoder, first.place(0))
+    return found
+
+
+def _parts(source: PairSource) -> list[PairSource]:
+    return [part for one in source.sources for part in _parts(one)] if isinstance(source, Chain) else [source]
+
+
+def require_same_features(name: str, found: FeatureHeader | None, wanted: EncoderInfo | None, what: str) -> None:
+    """Raise an error unless features are those of an encoder, or both are missing.
+
+    Args:
+        name: Name of the features or images.
+        found: Their description; None: images.
+        wanted: The encoder; None: images are wanted.
+        what: Name of the model or source that wants them.
+
+    Raises:
+        UserError: If they are other features, or images; the message names both.
+    """
+    if (None if found is None else found.encoder.digest) == (None if wanted is None else wanted.digest):
+        return
+    has = "images" if found is None else f"features of {found.encoder.name}"
+    takes = "images" if wanted is None else f"features of {wanted.name}"
+    if has == takes:
+        takes += " with other weights or another preprocessing"
+    raise UserError(f"{name}: {has}; {what} takes {takes}")
+
+
+def write_pairs(folder: Path, images: ByImage) -> None:
+    """Write the keys and captions of the images of a source beside their features.
+
+    Raises:
+        OSError: The disk is full or cannot be written to.
+    """
+    write_atomic(folder / PAIRS, lambda file: file.writelines(_lines(images)))
+
+
+def _lines(images: ByImage) -> Iterator[bytes]:
+    source = images.source
+    for number in range(len(images)):
+        first, captions = images[number][0], list[str]()
+        for index in images[number]:
+            try:
+                captions += source.captions(index)
+            except BadSample:  # without a caption, or broken
+                continue
+        columns = dict(source.fields(first)) if isinstance(source, ListedPairs) else {}
+        row = {name: value for name, value in columns.items() if isinstance(value, str | int | float)}
+        picture = _picture(source, first, row)
+        row = {name: value for name, value in row.items() if name not in _PICTURE_COLUMNS}
+        own = {"image_path": key_of(source, first), "caption": list(dict.fromkeys(captions))}
+        yield json.dumps({**row, **own, **({_PICTURE: picture} if picture else {})}).encode() + b"\n"
+
+
+def _picture(source: PairSource, index: int, columns: Mapping[str, object]) -> str:
+    """Return the path of the picture of an image, if its table or source has one; else an empty string."""
+    named = next((str(columns[name]) for name in _PICTURE_COLUMNS if columns.get(name)), None)
+    folder = source.listing.parent if isinstance(source, ListedPairs) else Path()
+    path = Path(source.image_name(index)) if named is None else folder / named
+    return str(path.absolute()) if has_image_suffix(path.name) and path.is_file() else ""
+
+
+def key_of(source: PairSource, index: int) -> str:
+    """Return the key of a pair. The image of a listing is not read, as it need not exist.
+
+    Raises:
+        BadSample: The pair cannot be read.
+    """
+    return source.key(index) if isinstance(source, ListedPairs) else source[index].key
+
+
+def pairs_of_features(path: Path, names: Sequence[str] = ()) -> PairSource:
+    """Open captions of images that need not exist.
+
+    Args:
+        path: A table of names and captions, or a folder with a text file for each image.
+        names: Names of the images, if `path` has features and no table.
+
+    Raises:
+        UserError: It has neither, or cannot be read.
+    """
+    if path.is_dir() and not names:
+        texts = (text for text in path.rglob("*") if text.suffix.lower() == ".txt")
+        names = sorted(text.relative_to(path).with_suffix("").as_posix() for text in texts)
+    if not names:
+        raise UserError(f"{path}: has no captions; expected a table, or a folder of .txt files")
+    folder = path if path.is_dir() else path.parent
+    rows = [ListedRow(name, _written(folder / f"{name}.txt") if path.is_dir() else ()) for name in names]
+    return ListedPairs(path, StoredRows(rows), ImageFiles(folder))
+
+
+def _written(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    return caption_lines(decode_text(read_image_file(path, str(path), MAX_TEXT), str(path)))

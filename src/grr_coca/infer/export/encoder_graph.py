@@ -1,0 +1,134 @@
+"""The graph of an image encoder of others, as small as its tokens allow: int8 for transformers, half precision for
+networks of convolutions, whose depthwise ones collapse in int8. Weights in half precision are computed in fp32.
+
+Shapes: B images, S image size in pixels, N tokens, D width.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from grr_coca.common.dict_to_dataclass import to_dict
+from grr_coca.common.shapes import Float, UInt8
+from grr_coca.infer.encoder import ImageTokens, VisionEncoder, open_encoder
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MIN_COSINE = 0.99
+NUM_COMPARED = 16
+"""Number of pictures to compare."""
+_MIN_BYTES = 2**20
+"""Smaller graphs stay in fp32."""
+_MIN_TENSOR_BYTES = 1024
+
+
+class EncoderGraph(NamedTuple):
+    """A written graph.
+
+    Attributes:
+        precision: Precision of its weights.
+        cosine: Smallest cosine of its tokens with those in fp32; None if it is in fp32.
+        reason: Why it is in fp32; empty if it is not.
+    """
+
+    precision: Literal["fp32", "fp16", "int8"]
+    cosine: float | None
+    reason: str
+
+
+def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> EncoderGraph:
+    """Write the graph of an encoder.
+
+    Args:
+        encoder: Encoder.
+        path: New file.
+        pictures: Pictures from the preprocessing of the encoder, by which precisions are compared.
+
+    Raises:
+        UserError: If it cannot be written as one file, or a package is missing.
+        OSError: If the disk is full or cannot be written to.
+    """
+    encoder.write_graph(path)
+    if path.stat().st_size < _MIN_BYTES:
+        return EncoderGraph("fp32", None, "it is small")
+    if len(pictures) < 2:
+        return EncoderGraph("fp32", None, "there are no pictures to measure a smaller one")
+    if find_spec("onnx") is None or find_spec("onnx_ir") is None:
+        return EncoderGraph("fp32", None, "a smaller one needs the extra 'export': pip install -e '.[export]'")
+    with TemporaryDirectory(dir=path.parent) as name:
+        folder = Path(name)
+        precision = _write_small(path, folder)
+        info = replace(encoder.info, name=f"onnx:{folder / 'small.onnx'}")
+        (folder / "small.json").write_text(json.dumps(to_dict(info)), encoding="utf-8")
+        small = open_encoder(info.name)
+        cosine = least_cosine(encoder.encode(pictures), small.encode(pictures))
+        if not cosine >= MIN_COSINE:
+            reason = f"in {precision}, the cosine with its tokens is {cosine:.3f}, below {MIN_COSINE}"
+            return EncoderGraph("fp32", None, reason)
+        del small  # or Windows could not delete its file
+        shutil.move(folder / "small.onnx", path)
+    return EncoderGraph(precision, cosine, "")
+
+
+def least_cosine(tokens: ImageTokens, others: ImageTokens) -> float:
+    """Return the smallest cosine of two encodings of pictures: of all tokens of each, and of its mean token less the
+    mean of the pictures, which is what tells them apart.
+    """
+    means = tokens.mean()
+    centre = means.mean(axis=0)
+    compared = [
+        _cosines(tokens.tokens.reshape(len(means), -1), others.tokens.reshape(len(means), -1)),
+        _cosines(means - centre, others.mean() - centre),
+    ]
+    return float(np.concatenate(compared).min())
+
+
+def _cosines(rows: Float[np.ndarray, "B K"], others: Float[np.ndarray, "B K"]) -> Float[np.ndarray, " B"]:
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
+    return (rows * others).sum(axis=1) / np.maximum(lengths, 1e-12)
+
+
+def _write_small(path: Path, folder: Path) -> Literal["fp16", "int8"]:
+    """Write `small.onnx`, and return its precision."""
+    import onnx_ir as ir  # late, as below: the extra `export`
+
+    from grr_coca.infer.export.quantize import constant_products, quantize_products
+
+    model = ir.load(path)
+    products = sum(_num_bytes(node.inputs[1]) for node in constant_products(model.graph))
+    convolutions = sum(_num_bytes(node.inputs[1]) for node in model.graph if node.op_type == "Conv")
+    if products > convolutions:
+        quantize_products(model, (), folder / "quantized")
+        model = ir.external_data.load_to_model(ir.load(folder / "quantized" / "int8.onnx"))
+    else:
+        _halve(model.graph)
+    ir.save(model, folder / "small.onnx")
+    return "int8" if products > convolutions else "fp16"
+
+
+def _num_bytes(value: "ir.Value | None") -> int:
+    return 0 if value is None or value.const_value is None else value.const_value.nbytes
+
+
+def _halve(graph: "ir.Graph") -> None:
+    """Store weights in half precision. ONNX Runtime converts them to fp32 once, when it loads the graph."""
+    import onnx_ir as ir
+
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes < _MIN_TENSOR_BYTES:
+            continue
+        half = ir.tensor(tensor.numpy().astype(np.float16), name=f"{value.name}.half")
+        stored = ir.Value(name=half.name, type=ir.TensorType(half.dtype), shape=half.shape, const_value=half)
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+        ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        graph.initializers.pop(value.name)
+        graph.initializers[half.name] = stored
+        graph.insert_before(graph[0], cast)

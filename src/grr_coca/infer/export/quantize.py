@@ -1,0 +1,133 @@
+"""Products of ONNX graphs in int8."""
+
+import logging
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+_PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "Attention", "Softmax"))
+_NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "GroupNormalization"))
+_SHAPED = frozenset(
+    [
+        "Reshape",
+        "Transpose",
+        "Cast",
+        "Identity",
+        "Slice",
+        "Gather",
+        "Unsqueeze",
+        "Squeeze",
+        "Split",
+        "Expand",
+        "Flatten",
+    ]
+)
+"""Operators that only move numbers. Their inputs besides the first are sizes and indices."""
+_LINEAR = _SHAPED | {"Concat", "Constant", "Add", "Sub", "Neg"}
+"""Operators that keep tokens equal in magnitude. Any other operator between two products, such as an activation,
+does not."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress messages of exporters about their own parts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def quantize_products(model: ir.Model, in_fp32: Collection[ir.Node], folder: Path) -> None:
+    """Write a graph whose products with constant matrices are computed in int8, as `int8.onnx`.
+
+    Args:
+        model: The graph, which is changed.
+        in_fp32: Products that stay as they are.
+        folder: New folder for the graph and other files.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to.
+    """
+    wanted = [node for node in constant_products(model.graph) if node not in in_fp32]
+    _scale_rows(model.graph, [node for node in wanted if follows_activation(node)])
+    folder.mkdir()
+    ir.save(model, folder / "fp32.onnx", external_data="fp32.data")
+    with quiet():
+        quantize_dynamic(
+            folder / "fp32.onnx",
+            folder / "int8.onnx",
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=[str(node.name) for node in in_fp32],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            # Else sums of two products overflow 16 bits on processors that have only AVX2, but not on newer ones.
+            reduce_range=True,
+            use_external_data_format=True,
+        )
+
+
+def constant_products(graph: ir.Graph) -> list[ir.Node]:
+    """Return the products with constant matrices, in the order of the graph."""
+    return [node for node in graph if node.op_type == "MatMul" and _is_constant(node.inputs[1])]
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def follows_activation(product: ir.Node) -> bool:
+    """Return whether the input tokens of a product differ in magnitude.
+
+    They do if anything that is neither linear nor a norm separates it from earlier products: any activation,
+    or an activation times something, as in GEGLU.
+    """
+    is_uneven, values, seen = False, [product.inputs[0]], set()
+    while values:
+        value = values.pop()
+        node = None if value is None or value.const_value is not None else value.producer()
+        if node is None or id(node) in seen or node.op_type in _PRODUCTS:
+            continue
+        seen.add(id(node))
+        if node.op_type in _NORMS:
+            continue
+        if node.op_type.startswith("Reduce"):  # a norm that is written in simpler operators
+            return False
+        is_scaling = node.op_type in ("Mul", "Div") and any(map(_is_constant, node.inputs))
+        is_uneven = is_uneven or not (node.op_type in _LINEAR or is_scaling)
+        values += node.inputs[:1] if node.op_type in _SHAPED else node.inputs
+    return is_uneven
+
+
+def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
+    """Divide each token of a product's input by its largest magnitude, and multiply the token's result by it.
+
+    All inputs of a quantized product share one scale. After a norm, all tokens have one magnitude. After GELU and
+    other activations they differ, and a large token would leave few levels for the others, in its own image and in
+    all of the batch.
+    """
+    for product in products:
+        given, result = product.inputs[0], product.outputs[0]
+        assert given is not None
+        axis = ir.node("Constant", [], {"value_ints": [-1]})
+        smallest = ir.node("Constant", [], {"value_float": 1e-12})
+        magnitude = ir.node("Abs", [given])
+        largest = ir.node("ReduceMax", [magnitude.outputs[0], axis.outputs[0]], {"keepdims": 1})
+        size = ir.node("Max", [largest.outputs[0], smallest.outputs[0]])
+        scaled = ir.node("Div", [given, size.outputs[0]])
+        restored = ir.node("Mul", [result, size.outputs[0]])
+        is_output = result.is_graph_output()
+        ir.convenience.replace_all_uses_with(result, restored.outputs[0], replace_graph_outputs=True)
+        if is_output:
+            restored.outputs[0].name, result.name = result.name, f"{result.name}.scaled"
+        restored.replace_input_with(0, result)
+        product.replace_input_with(0, scaled.outputs[0])
+        graph.insert_before(product, [axis, smallest, magnitude, largest, size, scaled])
+        graph.insert_after(product, [restored])

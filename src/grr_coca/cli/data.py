@@ -220,6 +220,7 @@ def _features(action: Features) -> int:
     from grr_coca.infer.encoder import GIVEN, framed, open_encoder
     from grr_coca.infer.write_features import feature_header, write_features
 
+    given: GivenFeatures | None
     if action.encoder.startswith(f"{GIVEN}:"):
         images, encoder, given = _only_given(action)
     else:

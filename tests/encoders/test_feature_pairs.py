@@ -127,7 +127,7 @@ def test_embeddings_are_unit_vectors_of_the_mean(grr_coca, place, tmp_path):
     np.testing.assert_allclose(model.engine.encode_images(square[None]).embedding[0], vectors[0], atol=1e-6)
 
 
-def test_other_features_and_images_are_refused_by_both_names(grr_coca, place, refused, tmp_path):
+def test_other_features_and_images_raise_with_both_names(grr_coca, place, refused, tmp_path):
     slides = place / "new" / "slides"
     grr_coca("data", "features", slides, tmp_path / "uni", "--encoder", "given:uni")
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
@@ -153,7 +153,7 @@ def test_model_of_images_refuses_a_picture_of_features(place):
         load(place / "mine").preprocess.read(feature_image(np.zeros(WIDTH), DIGEST), "a")
 
 
-def test_options_of_the_decoder_are_refused(place, refused):
+def test_options_of_the_decoder_raise(place, refused):
     assert "its decoder cannot read" in refused(
         "caption", place / "new-features", "-c", place / "mine", "--prompt", "a"
     )

@@ -182,7 +182,7 @@ def _opened_or_given(info: EncoderInfo) -> VisionEncoder:
         return open_described(info)
     except UserError as error:
         if not info.name.startswith(f"{GIVEN}:"):
-            log.warning("the model takes features alone, and no images: %s", error)
+            log.warning("the model takes only features, and no images: %s", error)
         return GivenEncoder(info)
 
 
@@ -195,7 +195,7 @@ def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np
         pictures: Some pictures, by which the precision of the graph is chosen.
 
     Returns:
-        A line about the graph, or the reason why there is none; empty for features alone.
+        A line about the graph, or the reason why there is none; empty if only features are known.
 
     Raises:
         OSError: If the disk is full or cannot be written to.

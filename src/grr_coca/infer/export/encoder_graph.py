@@ -79,7 +79,7 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, pictures: UInt8[np.n
 
 def least_cosine(tokens: ImageTokens, others: ImageTokens) -> float:
     """Return the smallest cosine of two encodings of pictures: of all tokens of each, and of its mean token less the
-    mean of the pictures, which is what tells them apart.
+    mean of the pictures, which distinguishes them.
     """
     means = tokens.mean()
     centre = means.mean(axis=0)

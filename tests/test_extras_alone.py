@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from support import real_pairs, with_caption, write_shard
 from synthetic_study import plan, rows_of, write_study
 
-from grr_coca.common.extras import PACKAGES
+from grr_coca.common.errors import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 GUITAR = ROOT / "docs" / "drawings" / "guitar.webp"

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from grr_coca.cli import all_commands
-from grr_coca.common.extras import PACKAGES
+from grr_coca.common.errors import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 TARGETS = set(" ".join(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)).split())

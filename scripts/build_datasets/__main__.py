@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grr_coca.cli import exit_code
 from grr_coca.cli.progress import bars
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import require_extra
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import require_extra
 from grr_coca.common.threads import set_passive_wait_policy
 from grr_coca_encoders.names import parse_name
 

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.data.features import EncoderInfo
 from grr_coca.data.preprocess import EncoderPreprocess
 from grr_coca.infer.encoder import ImageTokens

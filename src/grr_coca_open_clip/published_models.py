@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
-from grr_coca.common.errors import NOTES, UserError, first_line
-from grr_coca.common.extras import install_command, require_extra
+from grr_coca.common.errors import NOTES, UserError, first_line, install_command, require_extra
 from grr_coca.common.files import MANIFEST, file_sha256, is_offline, models_cache, read_json, whole_folder, write_whole
 from grr_coca.infer.load import ENGINE_TITLES
 from grr_coca_open_clip.checkpoints import SETTINGS, WEIGHTS

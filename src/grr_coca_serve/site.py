@@ -33,8 +33,7 @@ from typing import Any
 import numpy as np
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.files import MANIFEST, read_file_bytes, read_json, user_cache, verify_folder, whole_folder
 from grr_coca.data.sources.base import PACK_SUFFIX
 from grr_coca.data.text import split_name

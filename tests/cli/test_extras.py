@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import hide_packages
 
-from grr_coca.common.extras import PACKAGES, install_command
+from grr_coca.common.errors import PACKAGES, install_command
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -7,8 +7,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.infer.load import load
 from grr_coca.model.checkpoint_files import FILES
 from grr_coca_search.entry import Header
-from grr_coca_search.index import Index, IndexModel
-from grr_coca_search.stores import make_store
+from grr_coca_search.index import Index, IndexModel, make_store
 
 
 @pytest.fixture

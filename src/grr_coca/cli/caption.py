@@ -13,8 +13,7 @@ import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, Flag, ImageArguments, require_batch_size
 from grr_coca.cli.output import print_line, report_unfamiliar, reporting
-from grr_coca.common.errors import UserError, escape_control_chars
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, escape_control_chars, require_extra
 from grr_coca.common.outputs import require_not_an_input, to_json
 from grr_coca.infer.generate.options import GenerationOptions
 from grr_coca.infer.load import locate_checkpoint

@@ -8,7 +8,7 @@ import tyro
 from grr_coca.cli.baselines import baseline_recalls, baselines_of
 from grr_coca.cli.evaluate import json_of, load_to_measure, measure_losses, plain_intervals, require_splits
 from grr_coca.cli.flags import Flag, Lists, joined, require_batch_size
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import is_adapted
 

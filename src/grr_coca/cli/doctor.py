@@ -15,8 +15,7 @@ from pathlib import Path
 
 import grr_coca
 from grr_coca.cli.flags import Flag
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import PACKAGES, install_command, is_clone
+from grr_coca.common.errors import PACKAGES, UserError, install_command, is_clone
 from grr_coca.common.files import file_sha256, listed_files, read_json, user_cache
 from grr_coca.common.threads import num_threads
 from grr_coca.infer.load import choose_engine

@@ -11,8 +11,7 @@ import tyro
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArguments, require_batch_size
 from grr_coca.cli.progress import bars
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.files import read_lines
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.infer.on_ray import Machines

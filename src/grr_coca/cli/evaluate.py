@@ -13,8 +13,7 @@ import tyro
 
 from grr_coca.cli.baselines import baseline_captions, baseline_recalls, baselines_of
 from grr_coca.cli.flags import Lists, joined, require_batch_size
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.outputs import require_not_an_input, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
 from grr_coca.infer.load import load, locate_checkpoint

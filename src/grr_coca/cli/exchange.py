@@ -8,8 +8,7 @@ import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import print_line, require_new_folder
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model import hub
 from grr_coca.model.checkpoint_files import is_adapted, require_not_adapted

@@ -8,7 +8,7 @@ import tyro
 
 import grr_coca
 from grr_coca.cli.flags import CheckpointFlag
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import require_extra
 from grr_coca.common.files import read_file_bytes
 from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, write_output
 from grr_coca.infer.load import locate_checkpoint

@@ -10,8 +10,7 @@ import tyro
 from grr_coca.cli.flags import Flag
 from grr_coca.common import plugins
 from grr_coca.common.dict_to_dataclass import differences, to_dict
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.files import read_json
 from grr_coca.infer.load import ENGINE_TITLES, ModelProvider, choose_engine
 from grr_coca.model.checkpoint_files import DEFAULT, FOLDER, ModelCard, read_config, shipped_models

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grr_coca.common.errors import DiskError, UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import DiskError, UserError, require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import require_not_adapted
 from grr_coca.model.presets import get_preset

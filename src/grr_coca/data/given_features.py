@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.shapes import Float
 from grr_coca.data.sources.base import locate
 from grr_coca.data.sources.columns import IMAGE_COLUMNS, first_column

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.evaluate.labelled import LabelledImages
 from grr_coca.model.attention import CrossAttention
 from grr_coca.model.blocks import AttentionalPooler

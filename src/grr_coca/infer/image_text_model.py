@@ -34,7 +34,7 @@ from grr_coca.infer.generate import (
     stream_captions,
     warn_if_repeated,
 )
-from grr_coca.infer.generate.next_token import require_finite
+from grr_coca.infer.generate.next_token import NAN_RESULTS
 from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_numbers, read_tag_vectors, with_beams
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
 from grr_coca.model.config import CoCaConfig
@@ -537,11 +537,11 @@ class ImageTextModel:
         return self._batches.run(kind, numbered, batch_size, work, on_progress, in_threads=is_each_once)
 
     def _image_rows(self, images: _Numbered) -> list[np.ndarray]:
-        return list(require_finite(self.engine.encode_images(self._pixels(images)).embedding))
+        return list(self.engine.encode_images(self._pixels(images)).embedding)
 
     def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
         rows = self.tokenizer.encode_rows(texts, self.engine.context_length)
-        return list(require_finite(self.engine.encode_texts(*rows)))
+        return list(self.engine.encode_texts(*rows))
 
     def _pixels(self, images: _Numbered) -> UInt8[np.ndarray, "B S S 3"]:
         each = {id(image): (number, image) for number, image in images}  # each once: Pillow is not thread-safe
@@ -559,7 +559,15 @@ class ImageTextModel:
         return self.preprocess(to_rgb(image, f"image {number}", self.preprocess.opening))
 
     def _stack(self, rows: list[np.ndarray]) -> Float[np.ndarray, "N E"]:
-        return np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32)
+        """Return embeddings as one array.
+
+        Raises:
+            UserError: If one of them is NaN.
+        """
+        stacked = np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32)
+        if np.isnan(stacked).any():
+            raise UserError(NAN_RESULTS)
+        return stacked
 
 
 def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from grr_coca.common import plugins
-from grr_coca.common.errors import UserError, first_line, suggest_name
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, first_line, require_extra, suggest_name
 from grr_coca.common.files import MANIFEST, read_json
 from grr_coca.common.threads import set_passive_wait_policy
 from grr_coca.model.checkpoint_files import (
@@ -140,7 +139,7 @@ def locate_checkpoint(named: str | Path) -> Path:
     if colon and not path.exists() and plugins.named("grr_coca.loaders", scheme) is not None:
         raise UserError(f"{name}: convert it first: grr-coca import {name.replace(':', ' ', 1)} --out DIR")
     shipped = shipped_folder(name)
-    provider = _provider_of(name) if shipped is None else None
+    provider = _provider_of(name) if shipped is None and path.name == name else None
     if shipped is not None or provider is not None:
         if not _holds_checkpoint(path):
             return shipped if provider is None else provider.locate(name)  # type: ignore[return-value]

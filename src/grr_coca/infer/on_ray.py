@@ -12,8 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

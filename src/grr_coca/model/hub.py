@@ -23,8 +23,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from grr_coca.common.dict_to_dataclass import from_dict
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.files import MANIFEST, read_json, verify_folder
 from grr_coca.model.checkpoint_files import (
     ADAPTED_FILES,

@@ -29,8 +29,7 @@ from grr_coca.evaluate.split import (
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.copied_run import copy_run
-from grr_coca.train.curves import draw_curves
-from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput, device_use
+from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput, device_use, draw_curves
 from grr_coca.train.numerics import Numerics, resolve_precision
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
 from grr_coca.train.run_checkpoints import (

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from grr_coca.common.dict_to_dataclass import to_dict
-from grr_coca.common.errors import UserError, first_line
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, first_line, require_extra
 from grr_coca.common.files import read_json, write_whole
 from grr_coca.train.logs import LOG_FILE
 from grr_coca.train.recipe import Recipe, load_recipe

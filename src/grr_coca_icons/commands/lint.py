@@ -11,8 +11,7 @@ import tyro
 import grr_coca
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag
 from grr_coca.cli.output import failure_lines, print_first, print_line
-from grr_coca.common.errors import UserError, escape_control_chars
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, escape_control_chars, require_extra
 from grr_coca.common.files import read_json
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 from grr_coca.model.checkpoint_files import DEFAULT, require_not_adapted

@@ -13,8 +13,7 @@ import tyro
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, OptionalCheckpointFlag
 from grr_coca.cli.output import print_first, print_line
 from grr_coca.cli.progress import late_bar
-from grr_coca.common.errors import UserError, escape_control_chars
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, escape_control_chars, require_extra
 from grr_coca.common.outputs import require_suffix, require_writable, to_json, write_output
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def run(
     from grr_coca_icons.match.icon_map import read_map
     from grr_coca_icons.match.matcher import Matcher
     from grr_coca_icons.match.used_icons import find_uses
-    from grr_coca_search.stores import is_index  # late: imports NumPy and Pillow
+    from grr_coca_search.index import is_index  # late: imports NumPy and Pillow
 
     decisions = None if decided is None else read_map(decided)
     table = None if check is None else read_map(check)

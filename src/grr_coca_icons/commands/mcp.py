@@ -5,8 +5,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import EngineFlag
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 
 
 def run(

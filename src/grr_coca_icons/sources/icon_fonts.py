@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grr_coca.common.errors import UserError, escape_control_chars, first_line
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, escape_control_chars, first_line, require_extra
 from grr_coca.common.files import read_errors
 from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 

@@ -8,7 +8,7 @@ import tyro
 
 from grr_coca.cli.flags import CheckpointFlag, Flag
 from grr_coca.cli.output import require_new_folder
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import require_extra
 from grr_coca.infer.load import locate_checkpoint
 from grr_coca.model.checkpoint_files import require_not_adapted
 from grr_coca_open_clip.checkpoints import find_weights

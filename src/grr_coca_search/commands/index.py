@@ -10,8 +10,7 @@ import tyro
 from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, ImageArguments, OptionalCheckpointFlag, require_batch_size
 from grr_coca.cli.output import failure_lines, print_first
 from grr_coca.cli.progress import late_bar
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT
 
@@ -98,7 +97,7 @@ def run(
 
 
 def _check(location: str) -> None:
-    from grr_coca_search.stores import open_store  # late: imports NumPy and Pillow
+    from grr_coca_search.index import open_store  # late: imports NumPy and Pillow
 
     with open_store(location) as store:
         found = store.check()
@@ -111,8 +110,10 @@ def _check(location: str) -> None:
 
 
 def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: int, engine: str) -> "Index":
-    from grr_coca_search.index import Index  # late: imports NumPy and Pillow
-    from grr_coca_search.stores import find_store
+    from grr_coca_search.index import (
+        Index,  # late: imports NumPy and Pillow
+        find_store,
+    )
     from grr_coca_search.update import require_arguments
 
     store = find_store(out)

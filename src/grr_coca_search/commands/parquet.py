@@ -6,8 +6,7 @@ from typing import Annotated
 import tyro
 
 from grr_coca.cli.flags import IndexArgument
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.outputs import require_suffix, require_writable, write_output
 
 
@@ -35,8 +34,8 @@ def export_index(index: IndexArgument, out: Annotated[Path, tyro.conf.arg(metava
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
         out: .parquet file to write.
     """
+    from grr_coca_search.index import open_store
     from grr_coca_search.portable import export_parquet
-    from grr_coca_search.stores import open_store
 
     require_suffix(out, (".parquet",))
     require_extra("parquet", "exporting an index")

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca_search.entry import VERSION, Failure, Header, chunks, name_id
 from grr_coca_search.filters import Filter
 from grr_coca_search.milvus.notes import NOTES, Notes, Reads, all_rows, noted_header, notes_of

@@ -40,9 +40,8 @@ def run(
         pictures: show only pictures in this folder. An index that `import index` made shows none without it.
     """
     from grr_coca.model.checkpoint_files import read_files
-    from grr_coca_search.index import IndexModel
+    from grr_coca_search.index import IndexModel, open_store
     from grr_coca_search.relevance import curve_of
-    from grr_coca_search.stores import open_store
     from grr_coca_serve import site  # late, as below: other commands need none of this
 
     require_new_folder(out)

@@ -6,8 +6,7 @@ import tyro
 
 from grr_coca.cli.flags import EngineFlag, Flag, Lists, OptionalCheckpointFlag, PicturesFlag, joined
 from grr_coca.cli.output import print_line
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 
 
 def run(

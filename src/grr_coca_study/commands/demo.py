@@ -19,8 +19,7 @@ import tyro
 from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import program_args, report_stop
 from grr_coca.common.dict_to_dataclass import read_yaml
-from grr_coca.common.errors import Interruption, UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import Interruption, UserError, require_extra
 
 if TYPE_CHECKING:
     from grr_coca_study.demo.plan import Schedule

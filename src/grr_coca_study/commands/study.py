@@ -14,8 +14,7 @@ from grr_coca.cli.flags import Flag
 from grr_coca.cli.output import print_line, report_stop
 from grr_coca.cli.progress import bars
 from grr_coca.common.dict_to_dataclass import read_yaml
-from grr_coca.common.errors import Interruption, UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import Interruption, UserError, require_extra
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from grr_coca.cli import doctor, main
-from grr_coca.common.extras import PACKAGES, install_command
+from grr_coca.common.errors import PACKAGES, install_command
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from grr_coca.common import extras
-from grr_coca.common.extras import PACKAGES, install_command, is_clone
+from grr_coca.common import errors
+from grr_coca.common.errors import PACKAGES, install_command, is_clone
 
 CLONE = Path(__file__).parents[3]
 
@@ -14,7 +14,7 @@ def test_command_in_clone_installs_extra_of_clone():
 
 
 def test_command_elsewhere_names_packages_but_not_the_project(monkeypatch, tmp_path):
-    monkeypatch.setattr(extras, "_ROOT", tmp_path)
+    monkeypatch.setattr(errors, "_ROOT", tmp_path)
     assert not is_clone()
     assert install_command("serve") == "pip install fastapi uvicorn python-multipart prometheus-client"
     for extra in PACKAGES:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import install_command
+from grr_coca.common.errors import UserError, install_command
 from grr_coca.evaluate.probes import (
     STRENGTHS,
     AttentionProbeOptions,

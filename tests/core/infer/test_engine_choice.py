@@ -13,8 +13,7 @@ from support import as_if_quantized, hide_packages
 
 import grr_coca
 from grr_coca.cli import main
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import install_command
+from grr_coca.common.errors import UserError, install_command
 from grr_coca.common.files import MANIFEST, file_sha256
 from grr_coca.infer import load as choose
 from grr_coca.infer.load import choose_engine

@@ -12,8 +12,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from support import snapshot
 
 import grr_coca
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import install_command
+from grr_coca.common.errors import UserError, install_command
 from grr_coca.common.files import MANIFEST, listed_files
 from grr_coca.infer.load import load, locate_checkpoint
 from grr_coca.model.checkpoint_files import DEFAULT, FILES, FOLDER, shipped_models

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grr_coca.common.extras import PACKAGES
+from grr_coca.common.errors import PACKAGES
 from grr_coca.model.checkpoint_files import shipped_models
 
 DRAWINGS = sorted((Path(__file__).parents[3] / "docs" / "drawings").glob("*.webp"))

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from support import BATCH_SIZE, finished_run, hide_packages, no_space_left
 
-from grr_coca.train.curves import CURVES_FILE, draw_curves
-from grr_coca.train.logs import LOG_FILE
+from grr_coca.train.logs import CURVES_FILE, LOG_FILE, draw_curves
 from grr_coca.train.recipe import CheckpointRecipe, EvaluationRecipe
 
 

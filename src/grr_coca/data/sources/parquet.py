@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, require_extra
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import BadSample, Cause, RawPair
 from grr_coca.data.sources.columns import IMAGE_COLUMNS, as_captions, find_columns, first_column

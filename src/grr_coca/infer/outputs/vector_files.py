@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from grr_coca.common.errors import UserError, escape_control_chars
-from grr_coca.common.extras import require_extra
+from grr_coca.common.errors import UserError, escape_control_chars, require_extra
 from grr_coca.common.outputs import require_not_an_input, require_suffix, require_writable, write_output
 
 if TYPE_CHECKING:

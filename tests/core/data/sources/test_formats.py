@@ -17,8 +17,7 @@ import pyarrow.parquet
 import pytest
 from support import encode_image, real_pairs, write_tar
 
-from grr_coca.common.errors import UserError
-from grr_coca.common.extras import install_command
+from grr_coca.common.errors import UserError, install_command
 from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.dataset import PairDataset
 from grr_coca.data.isolated import decode_image

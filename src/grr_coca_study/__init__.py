@@ -5,5 +5,5 @@
 - `running`: `agenda` (what is left), `run` (the loop), `workers`; `stage` (one training), `measured`, `provenance`;
   `pace`, `dry_run`
 - `statistics`, `report`: `numbers`, `grid`, `verdict`, `tables`, `figures`, `page`
-- `demo`: a study with one seed in minutes (`plan`, `folder`), with `exhibits`
+- `demo`: a study with one seed in minutes
 """

@@ -206,5 +206,5 @@ def test_progress_sends_no_control_codes_to_what_is_no_terminal(capsys, monkeypa
 @pytest.mark.ci
 def test_the_demo_needs_no_scipy():
     """The extra `[report]` brings matplotlib; scipy comes with `[study]` alone."""
-    code = 'import sys; sys.modules["scipy"] = None; import grr_coca_study.demo.folder'
+    code = 'import sys; sys.modules["scipy"] = None; import grr_coca_study.demo'
     subprocess.run([sys.executable, "-c", code], check=True)

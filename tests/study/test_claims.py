@@ -93,18 +93,6 @@ def test_a_claim_with_signs_of_life_is_never_taken_over(tmp_path, elsewhere, pas
     assert looking.take("run") is not None, "the last sign of life is too long ago"
 
 
-def test_one_that_looks_again_after_hours_has_not_missed_a_sign_of_life(tmp_path, elsewhere, pass_time):
-    elsewhere("there")
-    working = Claims(tmp_path)
-    working.take("run")
-    elsewhere("here")
-    looking = Claims(tmp_path)
-    assert looking.take("run") is None
-    pass_time(10_000)
-    working.renew()
-    assert looking.take("run") is None
-
-
 def test_of_many_that_take_over_one_claim_one_gets_it(tmp_path, elsewhere):
     """Each has seen the old claim, and tries to take it over when the others may have done so."""
     elsewhere("there")

@@ -6,7 +6,7 @@ import pytest
 from synthetic_study import plain_row
 
 from grr_coca.common.errors import UserError
-from grr_coca_study.ledger import Digests, best_point, cost, read_ledger, write_digests
+from grr_coca_study.ledger import Digests, read_ledger, write_digests
 from grr_coca_study.plan import Arm, Endpoints, Plan, Tuning
 from grr_coca_study.rows import LedgerRow, RowFolder
 
@@ -211,11 +211,3 @@ def test_shared_settings_are_those_that_are_best_on_average(grid):
     )
     best = {(name, "emoji"): {"optimizer.lr": 0.2} for name in ("baseline_coca", "grr_coca", "coca")}
     assert read_ledger(grid, asked).chosen == best
-
-
-def test_the_best_point_has_the_lowest_sum_and_of_equals_the_first():
-    assert best_point([[2.0, 1.0, 3.9], [2.0, 2.9, 0.0]]) == 1
-    assert best_point([[1.0, 1.0]]) == 0
-    assert best_point([[float("inf"), 1.0]]) == 1
-    assert best_point([[float("inf"), float("inf")], [0.0, 1.0]]) is None
-    assert cost(a_row(loss=0.0)) < cost(a_row(loss=1e-9)) < cost(a_row(loss=1.0)) == 0.0

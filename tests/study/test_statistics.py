@@ -62,19 +62,6 @@ def test_t_intervals_cover_the_truth_in_95_of_100_studies(num_seeds, truth):
     assert 0.93 <= coverage(drawn, truth) <= 0.97
 
 
-def test_pairing_by_seed_covers_the_truth_whatever_a_seed_adds_to_both_arms():
-    rng = np.random.default_rng(5)
-    seed = rng.normal(0, 0.2, size=(NUM_STUDIES, 8))  # twenty times what an arm adds
-    baseline, arm = (seed + rng.normal(mean, 0.008, size=seed.shape) for mean in (0.0, -0.02))
-    assert 0.93 <= coverage(arm - baseline, -0.02) <= 0.97
-
-
-def test_t_intervals_bear_differences_that_are_not_normal():
-    heavy = np.random.default_rng(7).standard_t(5, size=(NUM_STUDIES, 8))
-    assert 0.93 <= coverage(heavy, 0.0) <= 0.97
-    assert np.mean(t_test(heavy)[2] <= 0.05 / 6) <= 0.0125, "nor do they make false findings"
-
-
 def simulated(truths: list[float]) -> np.ndarray:
     """p values of studies × endpoints, which hang together as the CoCa loss does with its two parts; eight seeds."""
     rng = np.random.default_rng(11)
@@ -118,16 +105,10 @@ def test_power_is_that_of_published_tables():
     assert smallest_detectable_effect(2, 1) == pytest.approx(critical * within / math.sqrt(2), rel=0.01)
 
 
-def test_more_seeds_and_fewer_endpoints_show_smaller_effects():
-    effects = [smallest_detectable_effect(num_seeds, 1) for num_seeds in (1, 2, 3, 6, 8, 12, 16, 32, 80)]
-    assert effects == sorted(effects, reverse=True)
-    assert effects[0] == math.inf
-    assert smallest_detectable_effect(8, 1) < smallest_detectable_effect(8, 6)
-
-
 def test_a_verdict_takes_the_seeds_that_show_two_standard_deviations():
     assert [min_seeds(count) for count in (1, 2, 6, 7)] == [5, 6, 7, 7]
     assert smallest_detectable_effect(7, 6) <= 2 < smallest_detectable_effect(6, 6)
+    assert smallest_detectable_effect(1, 1) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -137,8 +118,3 @@ def test_a_verdict_takes_the_seeds_that_show_two_standard_deviations():
 def test_arms_are_equal_when_the_interval_lies_within_two_per_cent(low, high, equal):
     # ln 0.98 = −0.0202 and ln 1.02 = 0.0198: the margins are not the same as log ratios.
     assert is_equivalent(as_percent(low), as_percent(high)) == equal
-
-
-def test_arms_at_the_margin_are_seldom_called_equal():
-    low, high, _ = t_test(np.random.default_rng(4).normal(np.log(1.02), 0.005, size=(NUM_STUDIES, 8)))
-    assert np.mean([is_equivalent(*ends) for ends in zip(as_percent(low), as_percent(high), strict=True)]) <= 0.035

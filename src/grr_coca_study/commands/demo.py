@@ -22,7 +22,7 @@ from grr_coca.common.dict_to_dataclass import read_yaml
 from grr_coca.common.errors import Interruption, UserError, require_extra
 
 if TYPE_CHECKING:
-    from grr_coca_study.demo.plan import Schedule
+    from grr_coca_study.demo import Schedule
     from grr_coca_study.plan import DemoPlan
     from grr_coca_study.running.workers import Workers
 
@@ -54,8 +54,7 @@ def run(
     began = time.monotonic()
     _check(plan, minutes, steps, dry_run, json)
     from grr_coca_study.commands.study_run import run_with_progress
-    from grr_coca_study.demo.folder import DemoPlace, begin, finish, open_folder
-    from grr_coca_study.demo.plan import load_demo
+    from grr_coca_study.demo import DemoPlace, begin, finish, load_demo, open_folder
     from grr_coca_study.running.workers import worker_processes
 
     asked = load_demo(plan)
@@ -98,7 +97,7 @@ def _decide(
 
     `began`: when the demo was started, by the monotonic clock.
     """
-    from grr_coca_study.demo.plan import arm_names, arm_pace, choose, timed_schedules, with_precisions
+    from grr_coca_study.demo import arm_names, arm_pace, choose, timed_schedules, with_precisions
 
     if not json:
         print("Measuring the pace of this machine …", file=sys.stderr)
@@ -133,7 +132,7 @@ def _table(schedules: Sequence["Schedule"], taken: "Schedule", minutes: float) -
 
 def _closing_words(plan: "DemoPlan", path: Path, out: Path) -> str:
     """Return commands to continue with. `path`: the plan as it was given on the command line."""
-    from grr_coca_study.demo.plan import arm_names, demo_recipes
+    from grr_coca_study.demo import arm_names, demo_recipes
 
     program, recipe = shlex.join(program_args()), shlex.quote(os.path.relpath(plan.pretrain))
     again = shlex.join([str(path), "--out", str(out), "--fresh", "--steps", str(plan.steps)])

@@ -17,8 +17,16 @@ from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.numerics import Numerics
 from grr_coca_study.commands.demo import _closing_words
-from grr_coca_study.demo.folder import DemoPlace, begin, finish, open_folder
-from grr_coca_study.demo.plan import arm_names, demo_recipes, load_demo, with_precisions
+from grr_coca_study.demo import (
+    DemoPlace,
+    arm_names,
+    begin,
+    demo_recipes,
+    finish,
+    load_demo,
+    open_folder,
+    with_precisions,
+)
 from grr_coca_study.running.agenda import Agenda
 from grr_coca_study.running.stage import run_stage
 
@@ -228,7 +236,7 @@ def test_a_showcase_of_which_nothing_is_left_is_refused_before_anything_is_train
 def test_auto_is_decided_once_and_holds_for_all_stages(monkeypatch):
     decided = []
     monkeypatch.setattr(
-        "grr_coca_study.demo.plan.resolve_precision", lambda *args: decided.append(args) or Numerics("bf16", "fp32")
+        "grr_coca_study.demo.resolve_precision", lambda *args: decided.append(args) or Numerics("bf16", "fp32")
     )
     plan = with_precisions(load_demo(Path(__file__).parents[3] / "recipes" / "demo.yaml"))
     assert len(decided) == 1

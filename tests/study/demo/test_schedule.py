@@ -8,7 +8,7 @@ from workers_here import work_here
 
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
-from grr_coca_study.demo.plan import (
+from grr_coca_study.demo import (
     _OTHER_SECONDS,
     _RESERVE,
     Schedule,
@@ -42,10 +42,6 @@ def test_a_forecast_counts_steps_of_all_stages_and_every_evaluated_pair(write_pl
     assert 60 * short.minutes == pytest.approx(besides + _RESERVE * 0.2 * (100 + 6))
     assert 60 * (long.minutes - short.minutes) == pytest.approx(_RESERVE * 0.2 * 100)
     assert (short.reached, long.reached) == (0.5, None)
-
-
-def test_without_schedules_the_recipes_own_steps_are_the_only_one(write_plan):
-    assert [schedule.steps for schedule in timed_schedules(load_demo(write_plan()), [Pace(0.1, 0.01, 0.01)])] == [6]
 
 
 def test_steps_that_were_taken_keep_the_share_of_validations(write_plan):

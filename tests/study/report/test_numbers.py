@@ -150,15 +150,6 @@ def test_a_study_that_is_not_finished_says_what_is_missing(tmp_path):
     assert endpoint(found, "grr_coca", "finetuning/coca_loss").effect.seeds == (0, 1)
 
 
-def test_rows_of_other_recipes_are_named_and_do_not_count(tmp_path):
-    rows = rows_of(PAIR, range(2)) + rows_of(["grr_coca"], [1], recipe_digest="f" * 16, seconds=1e9)
-    found = results_of(tmp_path, plan(PAIR, 2), rows)
-    assert found.is_complete
-    assert len(found.notes) == 4
-    assert all(re.search(r"grr_coca, lr 0.006, seed 1, \w+: not counted: another recipe", note) for note in found.notes)
-    assert max(found.costs[0].seconds.values()) < 1e9
-
-
 @pytest.mark.parametrize(("metric", "value"), [("R@1", 0.0), ("R@1", math.inf), ("CIDEr-D", None), ("coca_loss", None)])
 def test_what_has_no_ratio_is_left_out_and_named(tmp_path, metric, value):
     def broken(row):

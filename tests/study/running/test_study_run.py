@@ -289,13 +289,6 @@ def test_a_run_that_was_taken_over_is_left_to_the_other_and_has_one_row(study, e
     assert (note in study.told) == ends_with_error
 
 
-def test_a_file_in_the_place_of_a_study_is_told(study):
-    study.lay_out(**ONE_RUN)
-    study.out.write_text("in the way")
-    with pytest.raises(UserError, match=r"out: cannot be written to \(.*\); pass another --out"):
-        study.run()
-
-
 def test_a_dry_run_says_that_the_disk_is_too_small(study, monkeypatch):
     plan = study.lay_out(**ONE_RUN)
     place = Place(out=study.out, runs=study.out / "runs", keeps_models=False)

@@ -1,0 +1,309 @@
+"""A demo: its plan, its longest schedule that fits the time on this machine, and its folder with the results.
+
+| file | content |
+|---|---|
+| `plan.yaml` | the plan, with the steps and precisions that were chosen |
+| `rows/`, `digests.json`, `showcase/` | the rows and the thumbnails, as in any study |
+| `PRESET/STAGE/` | the run of an arm in a stage |
+| `table.txt`, `results.json`, `report.md`, `report.html` | the results, written when both arms have finished |
+| `figures/`, `exhibits/` | pictures of the report: plots, heat maps, images that were found |
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+import grr_coca
+from grr_coca.common.dict_to_dataclass import differences, read_yaml
+from grr_coca.common.errors import UserError
+from grr_coca.common.files import write_whole
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.isolated import decode_image
+from grr_coca.data.sources.open import open_source
+from grr_coca.evaluate.table import format_table
+from grr_coca.infer.explain import caption_maps, caption_picture
+from grr_coca.model.build import build
+from grr_coca.train.numerics import resolve_precision
+from grr_coca.train.recipe import Recipe
+from grr_coca.train.setup import new_checkpoint
+from grr_coca_study.ledger import DIGESTS_FILE, read_ledger
+from grr_coca_study.plan import PLAN_FILE, DemoPlan, arm_named, read_plan, stage_names
+from grr_coca_study.report.numbers import split_rows
+from grr_coca_study.report.page import FIGURES, PAGE_FILE, REPORT_FILE, RESULTS_FILE, write_study_report
+from grr_coca_study.rows import ROWS_FOLDER
+from grr_coca_study.running.measured import drawn_examples
+from grr_coca_study.running.pace import Pace, measure_pace
+from grr_coca_study.running.run import Place, write_plan
+from grr_coca_study.running.workers import Workers, raise_if_stopped, usable_device
+from grr_coca_study.stages import check_recipes, stage_recipe
+from grr_coca_study.thumbnails import EXHIBITS, LISTING, SHOWCASE_FOLDER, as_webp, thumbnail
+
+
+def load_demo(path: Path) -> DemoPlan:
+    """Read the plan of a demo, and check its recipes and data.
+
+    Raises:
+        UserError: If the plan is missing or invalid, or names something that does not exist.
+    """
+    plan = read_plan(path, DemoPlan)
+    has_grid = any(arm.grid or arm.finetune_grid for arm in plan.arms)
+    if len(plan.arms) != 2 or len(plan.seeds) != 1 or has_grid:
+        raise UserError(f"{path}: a demo has two arms, one seed and no grid; `grr-coca study run` runs any plan")
+    if not plan.finetune:
+        raise UserError(f"{path}: finetune: a demo has one or more; `grr-coca study run` runs any plan")
+    if plan.endpoints.split != "test":
+        raise UserError(f"{path}: endpoints: split: a demo's is 'test', not '{plan.endpoints.split}'")
+    if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
+        raise UserError(f"{path}: schedules: must be numbers of steps, 1 or more, in ascending order")
+    if plan.num_hits < 1:
+        raise UserError(f"{path}: num_hits must be at least 1, got {plan.num_hits}")
+    if not plan.queries:
+        raise UserError(f"{path}: queries: must have one or more")
+    check_recipes(plan, path)
+    return plan
+
+
+def arm_names(plan: DemoPlan) -> tuple[str, str]:
+    """Return the names of the model and of its baseline."""
+    (model,) = (arm.name for arm in plan.arms if arm.name != plan.baseline)
+    return model, plan.baseline
+
+
+def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
+    """Return the recipes of the first arm by stage, in order."""
+    return {stage: stage_recipe(plan, plan.arms[0], stage, plan.seeds[0], {}) for stage in stage_names(plan)}
+
+
+# --- In a worker process, where the arms run
+
+
+def with_precisions(plan: DemoPlan) -> DemoPlan:
+    """Replace `auto` in the plan by the faster precision, which is one for both arms."""
+    pretrain = next(iter(demo_recipes(plan).values()))
+    assert pretrain.model is not None, "the plan was checked"
+    assert pretrain.tokenizer is not None, "the plan was checked"
+    numerics = resolve_precision(pretrain, build(pretrain.model.config(pretrain.tokenizer.vocab_size)), usable_device())
+    return replace(plan, precision=numerics.precision, muon_precision=numerics.muon_precision)
+
+
+def arm_pace(plan: DemoPlan, name: str) -> Pace:
+    """Return the pace of an arm in pretraining."""
+    device = usable_device()
+    recipe = stage_recipe(plan, arm_named(plan, name), stage_names(plan)[0], plan.seeds[0], {})
+    return measure_pace(recipe, new_checkpoint(recipe, Ranks.here(device)), device, raise_if_stopped)
+
+
+# --- Schedules
+
+_OTHER_SECONDS = 30.0
+"""Seconds for the start of the processes, captions, heat maps and report, measured on two cores without AVX-512."""
+_RESERVE = 1.04
+"""Factor for training that is slower than the pace that was measured for some seconds."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of pretraining, minutes of the whole demo, and the R@1 on the showcase that these steps reached, if it was
+    measured."""
+
+    steps: int
+    minutes: float
+    reached: float | None
+
+
+def timed_schedules(plan: DemoPlan, paces: Sequence[Pace], seconds_spent: float = 0.0) -> list[Schedule]:
+    """Return the schedules of a plan with the time that each takes, shortest first.
+
+    Args:
+        plan: Without `auto`.
+        paces: Paces of the arms, measured at the same time; the slower one counts.
+        seconds_spent: Seconds that the demo has taken so far.
+    """
+    step = max(pace.step for pace in paces)
+    evaluation, reading = max(pace.evaluation for pace in paces), max(pace.reading for pace in paces)
+    pretrain, *finetunes = demo_recipes(plan).values()
+    others = sum(recipe.schedule.steps * recipe.data.batch_size for recipe in finetunes) / pretrain.data.batch_size
+    read = evaluated = 0
+    for recipe in (pretrain, *finetunes):
+        read += min(len(open_source(recipe.data.train)), recipe.schedule.steps * recipe.data.batch_size)
+        val, tests = (recipe.data.val or recipe.data.train), recipe.data.test.values()
+        validations = -(-recipe.schedule.steps // recipe.evaluation.interval)
+        evaluated += validations * len(open_source(val)) + sum(len(open_source(test)) for test in tests)
+    fixed = seconds_spent + _OTHER_SECONDS + read * reading + evaluated * evaluation
+    schedules = plan.schedules or {pretrain.schedule.steps: None}
+    return [
+        Schedule(steps, (fixed + _RESERVE * step * (steps + others)) / 60, reached)
+        for steps, reached in schedules.items()
+    ]
+
+
+def choose(schedules: Sequence[Schedule], minutes: float) -> Schedule:
+    """Return the longest schedule that ends within `minutes`.
+
+    Raises:
+        UserError: If even the shortest takes longer. The message has the time.
+    """
+    fitting = [schedule for schedule in schedules if schedule.minutes <= minutes]
+    if not fitting:
+        shortest = schedules[0]
+        raise UserError(
+            f"--minutes {minutes:g}: the shortest schedule, {shortest.steps:,} steps, takes about "
+            f"{shortest.minutes:.1f} minutes on this machine; pass --minutes {int(shortest.minutes) + 1}"
+        )
+    return fitting[-1]
+
+
+# --- The folder
+
+_OUTCOME = ("table.txt", RESULTS_FILE, REPORT_FILE, PAGE_FILE, SHOWCASE_FOLDER, FIGURES, EXHIBITS)
+
+
+class DemoPlace(Place):
+    """The folders of a demo. Rows and models are in one folder, runs under readable names, and the models are kept."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out=out, runs=out, keeps_models=True)
+
+    def folder_of(self, arm: str, seed: int, stage: str, digest: str) -> Path:  # noqa: ARG002
+        """Return the folder of a run: `ARM/STAGE`."""
+        return self.runs / arm / stage
+
+
+def open_folder(out: Path, plan: DemoPlan, steps: int | None, is_fresh: bool) -> DemoPlan | None:
+    """Return the plan of the demo in a folder, with its steps and precisions, or None if a new one begins there.
+
+    Args:
+        out: The folder, which is created if it does not exist.
+        plan: The plan of the command.
+        steps: The steps that are requested; None: any.
+        is_fresh: True: a new demo begins, whatever demo the folder has.
+
+    Raises:
+        UserError: If the folder has other files, or cannot be written to; or a demo of another plan (names the first
+            key that differs) or of other steps.
+    """
+    path = out / PLAN_FILE
+    with _disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        found = read_yaml(path, "plan") if path.exists() else None
+        has_demo = isinstance(found, dict) and "queries" in found
+        if not has_demo and any(out.iterdir()):  # rows of a study may have taken days
+            raise UserError(f"{out}: has files that are not of a demo; pass another --out")
+    if not os.access(out, os.W_OK):
+        raise UserError(f"{out}: cannot be written to; pass another --out")
+    if is_fresh or not has_demo:
+        return None
+    begun = read_plan(path, DemoPlan)
+    undecided = replace(begun, steps=plan.steps, precision=plan.precision, muon_precision=plan.muon_precision)
+    for key, wanted, found in differences(plan, undecided):
+        raise UserError(f"{path}: {key} is {found}, not {wanted}; replace the demo by --fresh, or pass another --out")
+    if steps not in (None, begun.steps):
+        raise UserError(f"{out}: holds a demo of {begun.steps:,} steps, not {steps:,}; start again by --fresh")
+    return begun
+
+
+def begin(plan: DemoPlan, out: Path) -> None:
+    """Start a demo in a folder; an earlier one is deleted, but no other files.
+
+    Raises:
+        UserError: If the folder cannot be written to.
+    """
+    with _disk_errors(out):
+        # The rows first and the plan last, so that it is a demo whenever this is interrupted.
+        for name in (ROWS_FOLDER, DIGESTS_FILE, *arm_names(plan), *_OUTCOME, PLAN_FILE):
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
+        write_plan(plan, out)
+
+
+@contextmanager
+def _disk_errors(out: Path, way_out: str = "pass another --out") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); {way_out}") from error
+
+
+# --- The results
+
+_NUM_EXPLAINED = 4
+_HEAT_MAP_DPI = 70
+
+
+def finish(plan: DemoPlan, out: Path, workers: Workers) -> str:
+    """Write the pictures and the report of a demo whose runs have ended, and return the table.
+
+    Raises:
+        UserError: If an arm diverged, or the disk is full or cannot be written to; the runs are saved.
+    """
+    ledger, names = read_ledger(out, plan), arm_names(plan)
+    if ledger.diverged:
+        diverged = ", ".join(f"{row.arm} in {row.stage}" for row in ledger.diverged)
+        raise UserError(f"{diverged}: training diverged, so there is nothing to compare; start again by --fresh")
+    pretraining = stage_names(plan)[0]
+    showcase = str(demo_recipes(plan)[pretraining].data.test[plan.showcase])
+    table, folder = format_table(split_rows(plan, ledger), names), out / EXHIBITS
+    with _disk_errors(out, "free some space; the same command then continues from what was trained"):
+        shown = workers.all(
+            [
+                workers.submit(
+                    write_exhibits, name, out / name / pretraining, showcase, plan.queries, plan.num_hits, folder
+                )
+                for name in names
+            ]
+        )
+        listing = json.dumps(dict(zip(names, shown, strict=True)), indent=1, ensure_ascii=False)
+        write_whole(folder / LISTING, listing.encode("utf-8", "backslashreplace"))
+        write_whole(out / "table.txt", f"{table}\n".encode())
+        write_study_report(out, out)
+    return table
+
+
+def write_exhibits(
+    arm: str, run: Path, showcase: str, queries: Sequence[str], num_hits: int, folder: Path
+) -> dict[str, list[dict[str, object]]]:
+    """Write the pictures of a pretrained model as WebP files, and return what a report shows of it.
+
+    Args:
+        arm: Name of its arm.
+        run: Folder of its run.
+        showcase: The split, as for `open_source`.
+        queries: Texts to search for.
+        num_hits: Number of images for each query.
+        folder: For the pictures; several models may write to it at a time.
+
+    Returns:
+        `heat_maps`: for each of some images that the report captions too, its caption (`truth`), the `words` of the
+        model's caption, the `heat` of each word on the patches by row, and the name of the `picture`. `searches`: each
+        `query` with its `hits`, best first, of a `caption` and the name of a `picture`.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    model, source = grr_coca.load(run, engine="torch"), open_source(showcase)
+    folder.mkdir(exist_ok=True)
+    images = [model.preprocess.decode(source[index].image, source.name(index)) for index in range(len(source))]
+    heat_maps: list[dict[str, object]] = []
+    drawn = drawn_examples(source, _NUM_EXPLAINED)
+    for index, described in zip(drawn, model.describe_many([images[index] for index in drawn]), strict=True):
+        pixels, name = model.checkpoint.pixels(images[index]), f"{arm}-{len(heat_maps)}.webp"
+        maps = caption_maps(model.checkpoint, pixels, described.captions[0].token_ids)
+        words, heat = [word_map.word for word_map in maps], [word_map.heat.tolist() for word_map in maps]
+        heat_maps.append({"truth": source.caption(index), "words": words, "heat": heat, "picture": name})
+        picture = decode_image(source[index].image, source.name(index))  # in full size, also of an SVG file
+        png = caption_picture(picture, maps, _HEAT_MAP_DPI)
+        write_whole(folder / name, as_webp(Image.open(io.BytesIO(png)).convert("RGB")))
+    searches: list[dict[str, object]] = []
+    best = (-model.similarity(images, queries)).argsort(axis=0, kind="stable")[:num_hits].T.tolist()
+    for query, indices in zip(queries, best, strict=True):
+        hits = [{"caption": source.caption(index), "picture": f"{index}.webp"} for index in indices]
+        searches.append({"query": query, "hits": hits})
+        for index in indices:
+            write_whole(folder / f"{index}.webp", thumbnail(source[index]))
+    return {"heat_maps": heat_maps, "searches": searches}

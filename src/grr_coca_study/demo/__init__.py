@@ -1,1 +1,0 @@
-"""The demo: both models trained side by side in minutes, with a report."""

@@ -116,7 +116,7 @@ class OtherwiseNamed(nn.Module):
 def test_branch_without_a_named_end_raises():
     model = build(get_preset("coca", "tiny"), seed=0)
     model.multimodal_decoder.blocks[0].feed_forward = OtherwiseNamed()
-    with pytest.raises(AssertionError, match="OtherwiseNamed is a residual branch; name the matrix that ends it"):
+    with pytest.raises(AssertionError, match="OtherwiseNamed is a residual branch; name its last matrix"):
         init_weights(model, seed=0)
 
 

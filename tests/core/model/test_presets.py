@@ -225,9 +225,9 @@ def test_every_choice_is_used_by_a_preset_or_a_recipe(choices, used):
 
 
 def test_a_wrong_name_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match="no preset 'grr_cocoa'; did you mean 'grr_coca'"):
+    with pytest.raises(UserError, match="unknown preset 'grr_cocoa'; did you mean 'grr_coca'"):
         get_preset("grr_cocoa", "tiny")
-    with pytest.raises(UserError, match=r"no preset 'xyz'; valid names: .*baseline_coca"):
+    with pytest.raises(UserError, match=r"unknown preset 'xyz'; valid names: .*baseline_coca"):
         get_preset("xyz", "tiny")
-    with pytest.raises(UserError, match="no size 'smal'; did you mean 'small'"):
+    with pytest.raises(UserError, match="unknown size 'smal'; did you mean 'small'"):
         get_preset("grr_coca", "smal")

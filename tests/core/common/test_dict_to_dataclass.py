@@ -107,7 +107,7 @@ def test_every_preset_survives_the_way_to_a_dict_and_back(preset):
     assert from_dict(CoCaConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
 
-def test_to_dict_is_plain():
+def test_dict_has_only_plain_values():
     plain = to_dict(Tree(Leaf(3), "oak", parts=("a",), paths={"x": "y"}))
     assert plain["leaf"] == {"width": 3, "kind": "round", "ratio": 0.5, "on": False}
     assert (plain["parts"], plain["betas"], plain["paths"], plain["limit"]) == (["a"], [0.9, 0.98], {"x": "y"}, None)
@@ -157,7 +157,7 @@ def test_widths_that_do_not_fit_are_named(make, message):
         make()
 
 
-def test_a_config_from_before_an_option_was_there_is_one_without_it():
+def test_config_older_than_an_option_lacks_the_option():
     config = get_preset("grr_coca", "tiny")
     data = to_dict(config)
     del data["contrastive"], data["image_encoder"]["num_registers"]

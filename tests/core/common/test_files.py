@@ -24,14 +24,14 @@ def folder(tmp_path):
     return tmp_path / "small"
 
 
-def test_a_file_that_is_written_anew_keeps_its_permissions(tmp_path):
+def test_replaced_file_keeps_its_permissions(tmp_path):
     path = tmp_path / "private"
     path.touch(0o600)
     write_whole(path, b"new")
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
 
 
-def test_a_file_is_written_anew_on_a_drive_that_refuses_every_chmod(tmp_path, monkeypatch):
+def test_replaces_a_file_on_a_drive_without_chmod(tmp_path, monkeypatch):
     (tmp_path / "old").write_bytes(b"old")
     monkeypatch.setattr("os.fchmod", Mock(side_effect=PermissionError))
     write_whole(tmp_path / "old", b"new")
@@ -39,7 +39,7 @@ def test_a_file_is_written_anew_on_a_drive_that_refuses_every_chmod(tmp_path, mo
 
 
 @pytest.mark.parametrize(("refusals", "is_written"), [(2, True), (99, False)])
-def test_a_file_that_somebody_else_has_open_is_replaced_once_it_is_closed(tmp_path, monkeypatch, refusals, is_written):
+def test_replaces_an_open_file_once_it_is_closed(tmp_path, monkeypatch, refusals, is_written):
     """Windows does not rename a file that another process has open, such as a virus scanner."""
     (tmp_path / "old").write_bytes(b"old")
     tries, replace = [], Path.replace
@@ -107,7 +107,7 @@ def test_a_path_without_a_name_is_no_place_for_a_folder(tmp_path, monkeypatch, p
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_of_a_link_the_folder_behind_it_is_written(tmp_path, is_there):
+def test_write_follows_a_link_to_a_folder(tmp_path, is_there):
     (tmp_path / "disk").mkdir()
     if is_there:
         (tmp_path / "disk" / "folder").mkdir()

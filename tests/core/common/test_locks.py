@@ -75,13 +75,13 @@ def test_a_lock_that_is_forgotten_is_free(path):
     assert not is_held(path)
 
 
-def test_who_comes_while_another_looks_waits_for_that_instant(path):
+def test_waits_while_another_process_checks_the_lock(path):
     lock = ProcessLock(path)
     threading.Timer(0.05, lock.release).start()
     ProcessLock(path).release()
 
 
-def test_a_file_that_was_removed_before_it_was_locked_is_not_held(path, monkeypatch):
+def test_file_removed_before_locking_is_not_locked(path, monkeypatch):
     """The holder before has removed it: two processes would hold locks on two files of one name."""
     before = os.open(path, os.O_RDWR | os.O_CREAT)
     opened = os.open
@@ -99,7 +99,7 @@ def test_a_file_that_was_removed_before_it_was_locked_is_not_held(path, monkeypa
     lock.release()
 
 
-def test_a_file_system_without_locks_is_told_and_no_file_stays_open(path, monkeypatch):
+def test_file_system_without_locks_raises_and_closes_files(path, monkeypatch):
     def refuse(descriptor, **options):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_is_told_and_no_file_stays_open(path, monkey
     ProcessLock(path).release()
 
 
-def test_a_link_is_refused_and_its_target_left_alone(path, tmp_path):
+def test_rejects_a_link_and_keeps_its_target(path, tmp_path):
     (tmp_path / "precious").write_text("words")
     path.symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic link"):

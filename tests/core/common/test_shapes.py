@@ -33,7 +33,7 @@ def test_tests_use_the_types_that_are_checked(name):
     assert getattr(shapes, name) is getattr(jaxtyping, name)
 
 
-def test_a_wrong_shape_of_an_array_is_refused(tmp_path):
+def test_rejects_an_array_of_a_wrong_shape(tmp_path):
     code = """
 import jaxtyping, numpy as np
 jaxtyping.install_import_hook(["declares"], "shape_check.check")
@@ -47,6 +47,6 @@ except jaxtyping.TypeCheckError:
     assert run_with_module(code, tmp_path) == "refused"
 
 
-def test_without_jaxtyping_an_annotation_is_the_type_of_the_array(tmp_path):
+def test_annotation_is_the_array_type_without_jaxtyping(tmp_path):
     code = "sys.modules['jaxtyping'] = None; import declares; print(declares.doubled.__annotations__['x'])"
     assert run_with_module(code, tmp_path) == "numpy.ndarray | None"

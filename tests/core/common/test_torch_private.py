@@ -98,7 +98,7 @@ def test_a_copy_has_other_children_and_shares_the_rest():
     assert list(torch_private.children_of(module)) == ["0", "1"]
 
 
-def test_a_copy_calls_the_hooks_that_it_was_made_with_and_no_later_ones():
+def test_copy_calls_only_hooks_from_before_it_was_made():
     module, called = nn.Sequential(nn.Linear(2, 2)), []
     module[0].register_forward_hook(lambda *_: called.append("before"))
     copied = torch_private.copy_modules(module)

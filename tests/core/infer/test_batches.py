@@ -45,7 +45,7 @@ gpu = short(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 G
     ],
     ids=["CUDA", "MPS", "CPU", "Python", "ONNX Runtime"],
 )
-def test_the_batch_is_halved_until_it_fits_and_it_is_said(error):
+def test_batch_is_halved_until_it_fits_with_a_note(error):
     sizes = []
     with warnings_of(LOGGER) as messages:
         results = Batches().run("captioning", list(range(20)), 16, short(error)(5, sizes))
@@ -57,7 +57,7 @@ def test_the_batch_is_halved_until_it_fits_and_it_is_said(error):
     ]
 
 
-def test_what_was_learned_holds_for_the_next_call_of_this_work_and_no_other():
+def test_reduced_size_is_remembered_for_this_work_only():
     batches, sizes = Batches(), []
     with warnings_of(LOGGER) as messages:
         for kind in ("captioning", "captioning", "embedding"):
@@ -66,7 +66,7 @@ def test_what_was_learned_holds_for_the_next_call_of_this_work_and_no_other():
     assert len(messages) == 2
 
 
-def test_no_memory_for_a_single_item_is_an_error_that_names_the_work():
+def test_out_of_memory_for_one_item_names_the_work():
     with warnings_of(LOGGER), pytest.raises(UserError, match="embedding images: out of memory with one item"):
         Batches().run("embedding images", [1, 2, 3], 2, gpu(0, []))
 
@@ -76,7 +76,7 @@ def test_other_errors_come_through():
         Batches().run("captioning", [1, 2], 2, short(RuntimeError("shape mismatch"))(0, []))
 
 
-def test_an_image_that_cannot_be_read_is_named_whatever_the_words_of_its_path():
+def test_names_an_unreadable_image_with_any_path():
     error = UserError("Out of Memory/1.jpg: broken or truncated image")
     with pytest.raises(UserError, match=r"1\.jpg: broken"):
         Batches().run("captioning", [1, 2], 2, short(error)(0, []))
@@ -94,7 +94,7 @@ def test_every_item_is_done_once_and_in_order(items, batch_size, bears):
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_of_nothing_is_refused(batch_size):
+def test_rejects_batch_sizes_below_one(batch_size):
     with pytest.raises(UserError, match="must be at least 1"):
         Batches().run("work", [1], batch_size, gpu(1, []))
 

@@ -54,13 +54,13 @@ def images(tmp_path):
 # --- The threads
 
 
-def test_results_are_in_order_though_later_batches_are_ready_first():
+def test_results_keep_order_if_later_batches_finish_first():
     taken = []
     batches_of(3).map(range(7), lambda number: time.sleep(0.02 * (number % 3 == 0)) or number, taken.append)
     assert taken == list(range(7))
 
 
-def test_batches_are_done_at_the_same_time_in_threads_and_taken_in_the_calling_one():
+def test_batches_run_in_threads_and_return_in_the_caller():
     meeting = threading.Barrier(2, timeout=10)  # broken if a batch is done alone
     main_thread, takers = threading.get_ident(), []
 
@@ -112,7 +112,7 @@ def test_an_error_ends_all_after_the_results_of_earlier_batches():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batch")]
 
 
-def test_an_error_of_the_source_or_of_what_takes_results_ends_all_too():
+def test_errors_of_source_or_consumer_end_all_threads():
     def source():
         yield from range(3)
         raise UserError("no more")
@@ -148,7 +148,7 @@ def test_a_single_batch_stays_in_the_calling_thread():
     assert batches._engine.entered == 0
 
 
-def test_a_batch_that_does_not_fit_is_halved_once_and_for_all_threads():
+def test_batch_is_halved_once_for_all_threads():
     sizes = []
 
     def work(batch):
@@ -197,7 +197,7 @@ def test_captions_are_the_same_with_one_worker_and_with_two(monkeypatch, images,
         assert all(np.array_equal(one.embedding, two.embedding) for one, two in zip(alone, together, strict=True))
 
 
-def test_an_image_that_several_batches_share_is_opened_by_one_thread(monkeypatch):
+def test_shared_image_is_opened_by_one_thread(monkeypatch):
     model = loaded(monkeypatch, 2)
     image = Image.open(DRAWINGS[0])
     threads = set()
@@ -207,7 +207,7 @@ def test_an_image_that_several_batches_share_is_opened_by_one_thread(monkeypatch
     assert threads == {threading.current_thread().name}
 
 
-def test_torch_computes_each_batch_on_one_thread_and_is_left_as_it_was(monkeypatch, images):
+def test_torch_uses_one_thread_per_batch_and_is_restored(monkeypatch, images):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     torch.set_num_threads(2)
     try:
@@ -243,7 +243,7 @@ def test_a_wide_model_of_torch_does_one_batch_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupt_within_a_lock_does_not_wait_for_batches_either(interrupt):
+def test_interrupt_within_a_lock_does_not_wait_for_batches(interrupt):
     """Python's own locks can turn an interrupt into another error, and stay closed."""
     closed = threading.Event()
 

@@ -47,12 +47,12 @@ def test_statistics_are_those_that_can_be_counted_by_hand():
     assert roughness == pytest.approx(np.log1p(2 * 255 * 8 / 56))
 
 
-def test_statistics_do_not_depend_on_the_colours_of_drawing_and_background():
+def test_statistics_do_not_depend_on_colours():
     changed = statistics(255 - square())[0]
     assert changed == pytest.approx(statistics(square())[0])
 
 
-def test_each_image_of_a_batch_has_the_statistics_that_it_has_alone():
+def test_statistics_do_not_depend_on_the_batch():
     batch = np.concatenate([square(64), np.asarray(noise())[None], square(64) // 2])
     alone = np.concatenate([statistics(batch[one : one + 1]) for one in range(3)])
     np.testing.assert_allclose(statistics(batch), alone)
@@ -74,7 +74,7 @@ def test_distance_and_confidence_are_what_their_formulas_say():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_model_knows_drawings_from_noise_with_either_engine(name):
+def test_bundled_model_distinguishes_drawings_from_noise(name):
     images = [Image.open(path) for path in DRAWINGS] + [noise()]
     found = {engine: grr_coca.load(name, engine=engine).describe(images) for engine in ("onnx", "torch")}
     for described in found.values():
@@ -86,7 +86,7 @@ def test_a_shipped_model_knows_drawings_from_noise_with_either_engine(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_card_holds_what_was_asked_for(name):
+def test_card_has_the_requested_values(name):
     figures = shipped_models()[name].figures
     assert figures["photographs, other"]["unfamiliar"].value >= 0.9
     assert figures["photographs, other"]["images"].value >= 30
@@ -103,7 +103,7 @@ def test_with_a_prompt_and_for_other_captions(icons):
     assert several.certainties[0].confidence == several.confidence != several.certainties[1].confidence
 
 
-def test_of_a_caption_that_was_cut_off_it_is_not_known_how_sure_it_is(icons):
+def test_truncated_caption_has_no_confidence(icons):
     for length, is_known in ((1, False), (20, True)):
         described = icons.describe(DRAWINGS[0], max_length=length)
         assert (described.confidence is not None) is is_known
@@ -145,7 +145,7 @@ def test_a_damaged_fit_names_its_file(tmp_path, content):
 # --- What is said
 
 
-def test_rows_of_json_say_it_and_one_line_names_the_model_for_photographs(tmp_path, capsys):
+def test_json_has_it_and_a_note_names_the_photograph_model(tmp_path, capsys):
     for number in range(3):
         noise(number).save(tmp_path / f"{number}.png")
     shutil.copy(DRAWINGS[0], tmp_path)
@@ -163,7 +163,7 @@ def test_rows_of_json_say_it_and_one_line_names_the_model_for_photographs(tmp_pa
 @pytest.mark.parametrize(
     "arguments", [["caption", "--sidecar", "txt"], ["caption", "--sidecar", "xmp"], ["classify", "--sidecar", "xmp"]]
 )
-def test_nothing_is_written_beside_images_unlike_those_of_the_training(tmp_path, capsys, arguments):
+def test_writes_no_sidecars_for_unfamiliar_images(tmp_path, capsys, arguments):
     verb, *sidecar = arguments
     labels = ["--labels", "guitar,boat", "--min-probability", "0"] if verb == "classify" else []
     noise().save(tmp_path / "noise.png")
@@ -176,7 +176,7 @@ def test_nothing_is_written_beside_images_unlike_those_of_the_training(tmp_path,
 
 
 @pytest.mark.parametrize("flags", [[], [True, False], [False], [None, None]])
-def test_nothing_is_said_if_most_images_are_familiar(flags):
+def test_no_note_if_most_images_are_familiar(flags):
     with warnings_of("grr_coca.infer.image_text_model") as said:
         warn_if_unfamiliar(flags)
     assert said == []
@@ -193,7 +193,7 @@ def test_in_python_too(icons):
 # --- Kept
 
 
-def test_an_index_keeps_it_and_can_be_asked_for_it(tmp_path, icons):
+def test_index_stores_and_returns_confidence(tmp_path, icons):
     folder = tmp_path / "images"
     folder.mkdir()
     noise().save(folder / "noise.png")
@@ -218,6 +218,6 @@ def test_an_index_keeps_it_and_can_be_asked_for_it(tmp_path, icons):
             assert len(index.search("guitar", where=where, fold=False).hits) == found, where
 
 
-def test_what_is_exported_and_loaded_again_still_knows(tmp_path):
+def test_exported_model_keeps_its_calibration(tmp_path):
     shutil.copytree(FOLDER / DEFAULT, tmp_path / "copy")
     assert load(tmp_path / "copy", engine="onnx").describe(DRAWINGS[0]).unfamiliar is False

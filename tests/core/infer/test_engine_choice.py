@@ -58,7 +58,7 @@ def chosen(folder, engine="auto", device=None):
 
 
 @pytest.mark.parametrize("best", ["cpu", "cuda"])
-def test_a_small_model_with_graphs_runs_in_onnx_runtime_unless_a_gpu_is_named(monkeypatch, best):
+def test_small_model_uses_onnx_runtime_unless_on_a_gpu(monkeypatch, best):
     monkeypatch.setattr(choose, "best_device", lambda: best)
     assert chosen(ICONS) == chosen(ICONS, device="cpu") == chosen(ICONS, "onnx") == "onnx"
     assert chosen(ICONS, "torch") == chosen(ICONS, device="cuda") == "torch"
@@ -79,7 +79,7 @@ def test_a_checkpoint_without_graphs_runs_in_torch(folder):
     assert model.fingerprint == fingerprint(ICONS), "graphs change no embedding"
 
 
-def test_without_a_driver_torch_is_not_asked_for_a_gpu(monkeypatch):
+def test_torch_is_not_imported_without_a_gpu_driver(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setattr(choose, "_may_have_gpu", lambda: False)
     assert choose.best_device() == "cpu"
@@ -97,12 +97,12 @@ def test_without_a_driver_torch_is_not_asked_for_a_gpu(monkeypatch):
         ("auto", "toaster", "device 'toaster' cannot be used here"),
     ],
 )
-def test_what_cannot_be_meant_is_named(engine, device, said):
+def test_invalid_combinations_are_named(engine, device, said):
     with pytest.raises(UserError, match=said):
         grr_coca.load("icons", device, engine)
 
 
-def test_a_checkpoint_of_open_clip_runs_in_torch_alone():
+def test_open_clip_checkpoint_runs_only_in_torch():
     with pytest.raises(UserError, match=r"open_clip:a\.bin: engine 'onnx' cannot compute it"):
         grr_coca.load("open_clip:a.bin", engine="onnx")
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_without_graphs_needs_torch_in_one_line(folder, without_tor
 
 
 @pytest.mark.parametrize(("engine", "device"), [("torch", None), ("auto", "cuda")])
-def test_what_needs_torch_says_how_to_install_it(without_torch, engine, device):
+def test_missing_torch_error_names_the_install_command(without_torch, engine, device):
     with pytest.raises(UserError, match=rf"needs torch( and jaxtyping)?; {re.escape(install_command('torch'))}"):
         grr_coca.load("icons", device, engine)
 
@@ -133,7 +133,7 @@ def test_a_file_that_is_cut_short_or_has_a_flipped_bit_is_named(folder):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_graphs_of_another_checkpoint_are_refused(folder, precision):
+def test_rejects_graphs_of_another_checkpoint(folder, precision):
     """As after a training whose weights were copied over those that the graphs were made of."""
     shutil.copyfile(FOLDER / "pictograms" / "model.safetensors", folder / "model.safetensors")
     rewrite_manifest(folder, precision=precision)
@@ -170,7 +170,7 @@ def test_a_model_in_onnx_runtime_can_be_sent_to_another_process():
 # --- int8
 
 
-def test_a_model_in_int8_runs_in_onnx_runtime_alone(folder):
+def test_int8_model_runs_only_in_onnx_runtime(folder):
     as_if_quantized(folder)
     model = grr_coca.load(folder)
     assert model.engine.name == "onnx"
@@ -208,7 +208,7 @@ def test_an_index_of_the_checkpoint_refuses_the_model_in_int8(folder, tmp_path, 
     "command",
     ["evaluate {model} --data {drawing}", "explain {drawing} -c {model}", "export open_clip -c {model} --out x"],
 )
-def test_what_needs_weights_in_torch_says_that_int8_has_none(folder, capsys, command):
+def test_int8_error_states_that_torch_weights_are_missing(folder, capsys, command):
     as_if_quantized(folder)
     assert main([word.format(model=folder, drawing=DRAWING) for word in command.split()]) == 2
     assert "pass the checkpoint that it was made from" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_bfloat16_is_read_within_its_precision():
     assert np.abs(pixels(tensor).astype(int) - RGB).max() <= 1
 
 
-def test_what_is_transparent_lies_over_white():
+def test_transparent_pixels_become_white():
     clear = np.concatenate([RGB, np.zeros((5, 7, 1), dtype=np.uint8)], axis=2)
     assert (pixels(clear) == 255).all()
     assert (pixels(Image.fromarray(clear)) == 255).all()
@@ -100,7 +100,7 @@ def test_deep_grey_is_scaled_and_not_cut():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_image_is_named(image, told):
+def test_invalid_images_are_named(image, told):
     with pytest.raises(UserError) as error:
         to_rgb(image, "image 3")
     assert told in str(error.value)
@@ -113,7 +113,7 @@ def test_a_truncated_file_that_pillow_has_opened_is_named(tmp_path):
         to_rgb(half, "image 2")
 
 
-def test_a_file_with_a_broken_chunk_that_pillow_has_opened_is_named(tmp_path):
+def test_names_an_opened_file_with_a_corrupt_chunk(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     before, first, *others = encode_image(Image.fromarray(noise)).split(b"IDAT")
     assert others, "pixels in several chunks"
@@ -139,6 +139,6 @@ def test_a_file_with_a_broken_chunk_that_pillow_has_opened_is_named(tmp_path):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_one_image_and_many_are_told_apart(images, count, is_single):
+def test_distinguishes_one_image_from_many(images, count, is_single):
     many, single = as_list(images)
     assert (len(many), single) == (count, is_single)

@@ -129,7 +129,7 @@ def test_draws_are_seeded_by_key_and_not_by_place(model, files):
         ({"batch_size": 0}, "must be at least 1"),
     ],
 )
-def test_wrong_options_are_refused(model, files, options, told):
+def test_rejects_wrong_options(model, files, options, told):
     with pytest.raises(UserError, match=told):
         model.caption(files, **options)
 
@@ -143,7 +143,7 @@ def test_one_caption_for_most_images_is_warned_of(model, files):
 # --- Embeddings
 
 
-def test_image_embeddings_are_those_of_the_model_as_arrays_of_unit_length(model, files, expected):
+def test_image_embeddings_match_the_model_with_unit_length(model, files, expected):
     embeddings = model.embed_images(files, batch_size=2)
     assert unequal(embeddings, expected) < 1e-5
     assert unequal(np.linalg.norm(embeddings, axis=1), np.ones(5)) < 1e-5
@@ -177,7 +177,7 @@ def test_similarity_is_a_table_of_cosines(model, files, expected):
     assert model.similarity(files[0], "cat").shape == (1, 1)
 
 
-def test_a_bad_image_is_named_by_its_path_or_its_number_in_the_call(model, files, tmp_path):
+def test_bad_image_is_named_by_path_or_position(model, files, tmp_path):
     (tmp_path / "page.png").write_text("<html>404</html>")
     with pytest.raises(UserError, match=r"page\.png"):
         model.embed_images([files[0], tmp_path / "page.png"])
@@ -216,7 +216,7 @@ def test_an_image_that_is_not_loaded_yet_may_be_given_often(model, files, tmp_pa
 # --- Classification
 
 
-def test_probabilities_are_the_softmax_of_scaled_cosines_likeliest_first(model, files, expected):
+def test_probabilities_are_sorted_softmax_of_scaled_cosines(model, files, expected):
     labels = ["cat", "red heart", "dog"]
     cosines = torch.tensor([float(expected[0] @ embed_text(model, label)) for label in labels])
     scale = model.checkpoint.model.logit_scale.exp().item()
@@ -252,7 +252,7 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
         (["cat", "dog"], "{}", "list of texts"),
     ],
 )
-def test_labels_and_templates_that_cannot_be_meant_are_refused(model, files, labels, templates, told):
+def test_rejects_invalid_labels_and_templates(model, files, labels, templates, told):
     with pytest.raises(UserError, match=told):
         model.classify(files, labels, templates=templates)
 
@@ -280,7 +280,7 @@ def test_short_memory_halves_the_batch_and_gives_the_same(model, files, monkeypa
 # --- The copy for speed
 
 
-def test_one_copy_of_the_model_serves_captions_embeddings_and_classes(run, files, monkeypatch):
+def test_captions_embeddings_and_classes_share_one_copy(run, files, monkeypatch):
     model, made = load(run.folder, "cpu"), []
     for name in ("encode_image", "encode_text"):
         original = getattr(CoCa, name)
@@ -310,7 +310,7 @@ def test_after_a_change_of_weights_refresh_takes_the_new_ones(run, files):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}])
-def test_a_model_whose_numbers_are_none_says_no_words(run, files, options):
+def test_model_with_nan_weights_raises(run, files, options):
     broken = load(run.folder, "cpu")
     with torch.no_grad():
         broken.checkpoint.model.multimodal_decoder.norm.weight.fill_(torch.nan)
@@ -319,7 +319,7 @@ def test_a_model_whose_numbers_are_none_says_no_words(run, files, options):
         broken.caption(files[0], **options)
 
 
-def test_embeddings_that_are_no_numbers_are_refused(run, files):
+def test_rejects_nan_embeddings(run, files):
     broken = load(run.folder, "cpu")
     with torch.no_grad():
         broken.checkpoint.model.image_proj.weight.fill_(torch.nan)

@@ -22,7 +22,7 @@ def test_a_shipped_model_is_found_by_its_name():
     assert locate_checkpoint(DEFAULT) == FOLDER / DEFAULT
 
 
-def test_a_folder_that_holds_a_checkpoint_wins_over_the_name_and_that_is_said(run, tmp_path, monkeypatch, caplog):
+def test_folder_wins_over_a_model_name_with_a_note(run, tmp_path, monkeypatch, caplog):
     shutil.copytree(run.checkpoint, tmp_path / DEFAULT)
     monkeypatch.chdir(tmp_path)
     assert str(locate_checkpoint(DEFAULT)) == DEFAULT
@@ -127,7 +127,7 @@ def test_a_folder_of_the_same_name_is_nearer_than_the_hub(hub, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["mine", "/nowhere/mine", "./mine", "runs/demo/mine", "a/../b", "~/mine", "-/"])
-def test_what_is_no_hub_name_stays_a_path(hub, tmp_path, name):
+def test_invalid_hub_name_stays_a_path(hub, tmp_path, name):
     calls = hub(tmp_path)
     with pytest.raises(UserError, match=r"no folder or model has this name|no such folder"):
         load(name)
@@ -146,7 +146,7 @@ ANSWER = SimpleNamespace(headers={}, request=None)
     ],
     ids=["unknown", "offline", "cut off"],
 )
-def test_what_the_hub_does_not_give_is_told_in_one_line(hub, error):
+def test_hub_error_reports_one_line(hub, error):
     hub(error)
     with pytest.raises(UserError) as told:
         load("runs/mien")
@@ -154,7 +154,7 @@ def test_what_the_hub_does_not_give_is_told_in_one_line(hub, error):
     assert "\n" not in str(told.value)
 
 
-def test_without_the_hubs_package_the_error_says_how_to_install_it(monkeypatch):
+def test_missing_hub_package_error_names_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=re.escape(install_command("hub"))):
         load("someone/emoji-captioner")

@@ -67,7 +67,7 @@ def test_colours_and_shares_are_those_that_can_be_counted():
     assert found[-6] == pytest.approx(160 / 2 / 64), "the mean saturation"
 
 
-def test_each_image_of_a_batch_has_the_numbers_that_it_has_alone():
+def test_features_do_not_depend_on_the_batch():
     batch = np.stack([square(noise(seed) // (seed + 1)) for seed in range(3)])
     alone = np.concatenate([look_inside(image[None]).numbers for image in batch])
     np.testing.assert_allclose(look_inside(batch).numbers, alone, rtol=1e-5)
@@ -86,7 +86,7 @@ def test_a_score_is_a_weighted_sum_and_what_is_flat_is_drawn():
     assert drawn == -np.inf
 
 
-def test_what_is_flat_inside_is_familiar_at_any_distance():
+def test_flat_interiors_are_familiar_at_any_distance():
     known = replace(read_calibration(FOLDER / DEFAULT), photographs=fitted())
     rough = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     flat = np.full((64, 64, 3), 255, np.uint8)
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_named(tmp_path, content):
         read_photographs(tmp_path)
 
 
-def test_a_model_knows_a_photograph_that_is_cut_out_from_a_drawing_that_fills_its_frame():
+def test_distinguishes_cut_out_photographs_from_drawings():
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         portrait = Image.open(file).convert("RGB").crop((60, 20, 460, 420))
     disc = Image.new("L", portrait.size)

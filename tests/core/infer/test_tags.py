@@ -44,7 +44,7 @@ def tags(numbers=NUMBERS, captions=(BIN, ARROW), embedding=(0.1, 0.99), count=5)
     return Tagger(numbers, VECTORS).tags(np.array([embedding]), [captions], count)[0]
 
 
-def test_words_come_from_captions_and_from_the_vocabulary_the_likeliest_first():
+def test_tags_come_from_captions_and_vocabulary_sorted():
     found = tags()
     assert [tag.text for tag in found][:2] == ["bin", "waste"]
     assert {"trash bin", "trash"} <= {tag.text for tag in found}
@@ -52,7 +52,7 @@ def test_words_come_from_captions_and_from_the_vocabulary_the_likeliest_first():
     assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_the_probability_is_the_logistic_function_of_the_evidence():
+def test_probability_is_the_logistic_function_of_features():
     ((words, evidence),) = Tagger(NUMBERS, VECTORS).candidates(np.array([[0.1, 0.99]]), [(BIN, ARROW)])
     by_word = dict(zip(words, evidence, strict=True))
     assert by_word["bin"] == pytest.approx([0.99, math.log(51), math.log(41), math.log(0.4 + 1e-3), 0, 1])
@@ -67,7 +67,7 @@ def test_two_captions_with_a_word_count_together():
     assert evidence[words.index("trash"), 3] == pytest.approx(math.log(0.8 + 1e-3))
 
 
-def test_words_that_say_nothing_alone_are_no_tags():
+def test_excludes_words_without_meaning():
     found = {tag.text for tag in tags(captions=(Caption("cat with the hat", (1,), (-0.1,)),), count=20)}
     assert {"cat", "hat", "cat with the hat"} <= found
     assert found.isdisjoint({"with", "the"})
@@ -79,7 +79,7 @@ def test_a_word_and_its_plural_are_one():
     assert [in_singular(text) for text in ("arrows up", "gas", "bus stop")] == ["arrow up", "gas", "bus stop"]
 
 
-def test_there_are_as_many_as_asked_for():
+def test_returns_the_requested_number():
     assert [len(tags(count=count)) for count in (1, 3)] == [1, 3]
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_named(tmp_path, change):
         read_tag_numbers(tmp_path)
 
 
-def test_a_model_without_numbers_says_so(model, files):
+def test_model_without_tags_raises(model, files):
     with pytest.raises(UserError, match="this model has no tags"):
         model.tag(files)
 
@@ -123,7 +123,7 @@ def test_the_model_that_ships_gives_tags_and_one_caption(icons):
 
 
 @pytest.mark.parametrize("count", [0, 21])
-def test_a_number_out_of_range_is_refused(icons, count):
+def test_rejects_a_number_out_of_range(icons, count):
     with pytest.raises(UserError, match=f"num_tags must be from 1 to 20, got {count}"):
         icons.tag(DRAWINGS[0], num_tags=count)
 

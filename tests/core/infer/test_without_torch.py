@@ -84,7 +84,7 @@ def test_all_commands_succeed(said):
         assert "Traceback" not in err, command
 
 
-def test_a_search_finds_what_it_is_asked_for(said, folder):
+def test_search_finds_the_requested_image(said, folder):
     first, *_ = json.loads(said["search"][1])
     assert Path(first["path"]).name == "guitar.webp"
     assert "guitar.webp" in said["search --image"][1].splitlines()[0]

@@ -27,7 +27,7 @@ def flops(length: int | None = None, preset: str = "grr_coca") -> int:
 
 
 @pytest.mark.ci
-def test_flops_grow_with_the_text_and_a_third_with_geglu_at_full_width():
+def test_full_width_geglu_adds_a_third_of_flops():
     assert flops(5) < flops(20) < flops() < flops(preset="grr_coca_geglu_4x")
 
 

@@ -47,7 +47,7 @@ def test_self_attention_equals_torchs(causal, num_heads, bias):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_cross_attention_to_a_context_of_another_width_equals_torchs(bias):
+def test_cross_attention_of_another_width_matches_torch(bias):
     attn = CrossAttention(32, 20, num_heads=4, bias=bias).double()
     reference = nn.MultiheadAttention(32, 4, bias=bias, kdim=20, vdim=20, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def _normalizing(scale: Tensor, rotary: Rotary | None = None) -> SelfAttention:
     return attn
 
 
-def test_queries_and_keys_are_normalized_per_head_and_scaled_before_they_are_turned():
+def test_qk_norm_is_per_head_and_before_rotation():
     rotary, x = Rotary(line_angles(7, 8)), _random(2, 7, 32)
     attn = _normalizing(_random(8, seed=2), rotary)
     q, k, v = (attn.qkv_proj(x)[..., 32 * i : 32 * (i + 1)].reshape(2, 7, 4, 8) for i in range(3))

@@ -55,7 +55,7 @@ def test_everything_comes_back_as_it_was_saved(saved, tmp_path):
     assert second.step == first.step == 2
 
 
-def test_the_framing_of_drawings_is_saved_and_its_lack_leaves_no_key(saved, tmp_path):
+def test_framing_key_exists_only_with_framing(saved, tmp_path):
     """Checkpoints without it keep their hash, and those from before it have none."""
     first = from_pretrained(saved)
     assert "framing" not in json.loads((saved / "preprocess.json").read_text())
@@ -88,7 +88,7 @@ def test_every_weight_is_loaded_though_none_was_drawn_before(saved, filled_with_
         assert not ours.isnan().any(), name
 
 
-def test_saving_the_same_twice_gives_the_same_files_which_who_may_read_one_may_read(saved, tmp_path):
+def test_saving_is_reproducible_with_default_permissions(saved, tmp_path):
     save_checkpoint(from_pretrained(saved), tmp_path / "again")
     assert snapshot(tmp_path / "again") == snapshot(saved)
     assert sorted(path.name for path in saved.iterdir()) == sorted([*FILES, MANIFEST])
@@ -119,7 +119,7 @@ def test_missing_tensors_are_not_called_damaged(tmp_path):
         load_tensors(tmp_path)
 
 
-def test_a_missing_folder_is_an_error_that_says_what_a_checkpoint_is(tmp_path):
+def test_missing_folder_error_describes_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such folder; a checkpoint is a folder that holds model\.safe"):
         from_pretrained(tmp_path / "nowhere")
 
@@ -134,7 +134,7 @@ def test_a_folder_of_something_else_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("content", [None, 0.0, 0.5, b"\xff\xfe\x00", b"[1, 2]", b"null"], ids=str)
-def test_a_file_that_is_missing_cut_short_or_something_else_is_named(folder, name, content):
+def test_missing_truncated_and_wrong_files_are_named(folder, name, content):
     whole = (folder / name).read_bytes()
     (folder / name).unlink()
     if content is not None:
@@ -182,7 +182,7 @@ def test_a_config_is_saved_as_in_checkpoints_of_before():
     assert json.dumps(saved_config(config)) == json.dumps(header["model"])
 
 
-def test_a_stem_is_saved_where_it_is_not_that_of_checkpoints_of_before():
+def test_stem_is_saved_only_if_it_is_not_the_default():
     for name, stem in (("grr_coca", None), ("grr_coca+stem", "convolutional")):
         config = model_config(name, "tiny")
         saved = json.loads(json.dumps(saved_config(config)))
@@ -212,7 +212,7 @@ def section(config, key):
     return config, last
 
 
-def test_a_config_of_open_clips_model_is_saved_with_the_keys_of_before():
+def test_open_clip_config_keeps_its_earlier_keys():
     config = get_preset("open_clip_coca", "tiny")
     saved = saved_config(config)
     for key, value in OPEN_CLIP.items():
@@ -255,7 +255,7 @@ def test_a_config_from_before_these_keys_is_that_of_a_coca():
         ("grr_coca", "architecture", "coca", "model: unknown key 'architecture'"),
     ],
 )
-def test_a_config_with_some_parts_of_open_clips_model_is_refused(preset, key, value, message):
+def test_rejects_a_mix_of_coca_and_open_clip_parts(preset, key, value, message):
     saved = saved_config(get_preset(preset, "tiny"))
     within, last = section(saved, key)
     within[last] = value
@@ -263,7 +263,7 @@ def test_a_config_with_some_parts_of_open_clips_model_is_refused(preset, key, va
         read_config(saved, "model")
 
 
-def test_the_name_that_is_near_to_an_unknown_key_is_one_that_the_config_takes():
+def test_suggestions_are_valid_config_keys():
     saved = saved_config(get_preset("grr_coca", "tiny"))
     with pytest.raises(UserError, match=r"unknown key 'architectur'; valid names: contrastive, embed_dim, feature_e"):
         read_config({**saved, "architectur": "coca"}, "model")
@@ -288,7 +288,7 @@ def assert_nothing_was_lost(target: Path, before: dict[str, bytes]) -> None:
 
 
 @pytest.mark.ci
-def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(saved, tmp_path):
+def test_failed_write_keeps_the_earlier_checkpoint(saved, tmp_path):
     target = shutil.copytree(saved, tmp_path / "checkpoints" / "step-000000002")
     before = snapshot(target)
     launch(tmp_path, save_with_small_files, saved, target).finish()
@@ -394,7 +394,7 @@ def test_only_calls_of_the_parent_are_unpickled():
     ]
 
 
-def test_where_others_files_are_unpickled_nothing_but_tensors_is_made():
+def test_unpickling_creates_only_tensors():
     calls = re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*\)", READS_OTHERS.read_text())
     assert len(calls) == READS_OTHERS.read_text().count("torch.load") == 1
     assert "weights_only=True" in calls[0]
@@ -429,7 +429,7 @@ def test_weights_that_could_not_be_loaded_again_are_not_saved(saved, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-def test_a_tokenizer_or_an_image_size_of_another_model_is_not_saved(saved, tmp_path):
+def test_does_not_save_a_mismatched_tokenizer_or_size(saved, tmp_path):
     checkpoint = from_pretrained(saved)
     strange = {
         r"preprocess\.json: image_size is 32, but": replace(checkpoint, preprocess=Preprocess(32)),
@@ -454,7 +454,7 @@ def test_padding_and_cutting_of_a_tokenizer_file_do_not_count(folder):
     assert from_pretrained(folder).tokenizer.encode("a red heart") == before
 
 
-def test_an_id_that_the_model_does_not_know_is_told(folder):
+def test_token_id_out_of_vocabulary_raises(folder):
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
@@ -464,7 +464,7 @@ def test_an_id_that_the_model_does_not_know_is_told(folder):
         from_pretrained(folder)
 
 
-def test_a_model_that_does_not_fit_into_memory_is_told_in_one_line(folder, monkeypatch):
+def test_model_too_large_for_memory_reports_one_line(folder, monkeypatch):
     def refuse(config):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes\nframe #0: 0x1")
 
@@ -473,7 +473,7 @@ def test_a_model_that_does_not_fit_into_memory_is_told_in_one_line(folder, monke
         from_pretrained(folder)
 
 
-def test_the_fingerprint_of_a_folder_that_lacks_a_file_names_the_file(folder):
+def test_fingerprint_names_a_missing_file(folder):
     for name in ("manifest.json", "tokenizer.json"):
         (folder / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read \(No such file"):
@@ -499,7 +499,7 @@ def test_the_fingerprint_of_a_folder_that_lacks_a_file_names_the_file(folder):
         ("preprocess", "mean", [0.5, "nan", 0.5], "mean .* give finite numbers"),
     ],
 )
-def test_a_value_that_no_model_has_is_told_and_none_is_built_of_it(folder, monkeypatch, file, place, value, message):
+def test_invalid_config_value_raises_before_building(folder, monkeypatch, file, place, value, message):
     content = json.loads((folder / f"{file}.json").read_text())
     within, last = section(content, place)
     within[last] = value

@@ -32,7 +32,7 @@ def test_shapes_are_the_same_in_every_arrangement_of_the_poolers(
         torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(2))
 
 
-def test_in_cascade_the_image_embedding_reads_the_caption_tokens_and_in_parallel_the_patches(tiny_config):
+def test_cascade_and_parallel_poolers_read_their_inputs(tiny_config):
     image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for arrangement, reads_caption_tokens in (("cascade", True), ("parallel", False)):
         model = build(tiny_config(arrangement=arrangement))
@@ -43,9 +43,7 @@ def test_in_cascade_the_image_embedding_reads_the_caption_tokens_and_in_parallel
 @pytest.mark.parametrize("poolers", [{}, {"arrangement": "parallel"}, {"num_queries": None}], ids=str)
 @pytest.mark.parametrize("weights", [LossWeights(0.0, 2.0), LossWeights(1.0, 0.0), LossWeights()], ids=str)
 @pytest.mark.parametrize("preset", ["grr_coca", "coca"])
-def test_every_parameter_has_a_gradient_even_if_a_loss_counts_for_nothing(
-    tiny_config, make_batch, preset, weights, poolers
-):
+def test_all_parameters_have_gradients_with_zero_weights(tiny_config, make_batch, preset, weights, poolers):
     config = tiny_config(preset, **poolers)
     model = build(config)
     batch_loss(model, make_batch(config), weights).total.backward()
@@ -74,7 +72,7 @@ def test_every_parameter_moves_the_loss(tiny_config, make_batch, preset):
         ("multimodal_decoder", ["multimodal_decoder"], ["image_encoder", "text_decoder"]),
     ],
 )
-def test_freezing_a_part_freezes_all_that_belongs_to_it_and_nothing_else(tiny_config, part, stands, moves):
+def test_freezing_a_part_freezes_only_its_parameters(tiny_config, part, stands, moves):
     model = build(tiny_config())
     freeze(model, [part])
     trainable = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -88,7 +88,7 @@ def _kept(*rows: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("num_registers", [0, 2])
 @pytest.mark.parametrize("preset", POSITIONS)
-def test_kept_patches_keep_their_places_and_see_nothing_of_the_others(tiny_config, preset, num_registers, stem):
+def test_kept_patches_keep_positions_and_ignore_dropped_ones(tiny_config, preset, num_registers, stem):
     """The others are dropped after the stem, so a convolutional one has read pixels of theirs."""
     encoder, images = _encoder(tiny_config(preset), num_registers, stem), _images()
     kept = _kept([1, 4, 9, 15], [0, 2, 3, 8])

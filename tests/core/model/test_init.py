@@ -49,7 +49,7 @@ def test_torch_draws_no_weights_of_its_own_before(tiny_config, filled_with_nan):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_seed_alone_decides(tiny_config):
+def test_only_the_seed_determines_the_weights(tiny_config):
     torch.manual_seed(1)
     first = build(tiny_config(), seed=7).state_dict()
     torch.manual_seed(2)
@@ -75,7 +75,7 @@ def test_no_two_matrices_start_equal(model):
     assert len({tuple(matrix[0].tolist()) for matrix in matrices}) == len(matrices)
 
 
-def test_embeddings_queries_and_positions_have_the_documented_deviation(model):
+def test_initial_deviations_are_as_documented(model):
     expected = {
         "text_decoder.tok_embeddings.weight": 128**-0.5,
         "text_decoder.cls_embedding": 128**-0.5,
@@ -129,7 +129,7 @@ def test_norms_biases_and_temperature_start_neutral(model):
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-6)
 
 
-def test_learned_queries_start_apart_so_that_the_pooler_does_not_collapse():
+def test_learned_queries_start_different():
     model = build(get_preset("grr_coca", "tiny"))
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

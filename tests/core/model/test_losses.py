@@ -95,7 +95,7 @@ def test_contrastive_is_the_mean_of_both_directions():
     assert loss == pytest.approx((sum(image_to_text) + sum(text_to_image)) / 6, abs=1e-4)
 
 
-def test_contrastive_of_unrelated_embeddings_is_the_logarithm_of_the_batch_size():
+def test_unrelated_embeddings_have_log_batch_size_loss():
     embedding = F.normalize(torch.ones(8, 4), dim=-1)
     loss = _whole_batch(embedding, embedding, 2.0)
     assert loss.item() == pytest.approx(math.log(8), rel=1e-5)
@@ -120,7 +120,7 @@ def test_pairs_that_say_the_same_are_no_negatives(caption_ids, image_ids, masked
 # --- Text teacher ---
 
 
-def test_the_sibling_loss_is_the_cross_entropy_of_siblings_among_other_images():
+def test_sibling_loss_is_cross_entropy_of_siblings():
     images = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.5], [0.0, 1.0], [1.0, 0.2]]), dim=1)
     pairs = _pairs(images, images, image_ids=(0, 1, 2, 3))._replace(thing_ids=torch.tensor([5, 5, 6, 5]))
     similarity = (images @ images.T / SIBLING_TEMPERATURE).exp()
@@ -133,7 +133,7 @@ def test_the_sibling_loss_is_the_cross_entropy_of_siblings_among_other_images():
     assert sum(part.item() for part in parts) == pytest.approx(by_hand / 4, rel=1e-5)
 
 
-def test_the_sibling_loss_is_zero_without_siblings_and_the_same_image_is_none():
+def test_sibling_loss_is_zero_without_siblings():
     images = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     alone = _pairs(images, images)._replace(thing_ids=torch.arange(3))
     assert sibling_loss(alone, alone).item() == 0
@@ -141,7 +141,7 @@ def test_the_sibling_loss_is_zero_without_siblings_and_the_same_image_is_none():
     assert sibling_loss(twice, twice).item() == 0
 
 
-def test_images_of_one_thing_are_no_negatives_whichever_captions_were_drawn():
+def test_siblings_are_not_negatives_with_any_captions():
     images = torch.tensor(IMAGES)
     pairs = _pairs(images, torch.eye(3))._replace(thing_ids=torch.tensor([1, 2, 1]))
     as_one = _pairs(images, torch.eye(3), caption_ids=(1, 2, 1))
@@ -150,7 +150,7 @@ def test_images_of_one_thing_are_no_negatives_whichever_captions_were_drawn():
     assert contrastive_loss(pairs, pairs, scale) != _contrastive()
 
 
-def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts():
+def test_teacher_loss_is_divergence_of_similarities():
     ours = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     taught = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
     # Of the first text: the teacher has (0.8, 0) / 0.5, we have (0, 0.6) / 0.5; and so on.
@@ -165,14 +165,14 @@ def test_the_teacher_loss_is_the_divergence_of_similarities_to_the_other_texts()
     assert sum(parts).item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_the_teacher_loss_is_zero_for_the_teachers_similarities_in_any_space():
+def test_teacher_loss_is_zero_for_equal_similarities():
     taught = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
     turned = F.pad(taught, (0, 3)) @ torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64)).Q
     pairs = _pairs(turned, turned, teacher=taught)
     assert teacher_loss(pairs, pairs, 0.1).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_equal_texts_are_not_compared_and_a_text_without_others_costs_nothing():
+def test_equal_texts_are_excluded_from_the_teacher_loss():
     ours = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), dim=1).requires_grad_()
     equal, some = (_pairs(ours, ours, ids, teacher=torch.eye(3)) for ids in ([7, 7, 7], [7, 8, 7]))
     loss = teacher_loss(equal, equal, 0.1)
@@ -253,7 +253,7 @@ def test_no_chunk_has_more_logits_than_the_maximum(monkeypatch):
 
 
 @pytest.mark.parametrize("at_once", [1, 7 * 11, 10**6])
-def test_the_losses_of_tokens_have_the_captioning_loss_for_their_mean(monkeypatch, at_once):
+def test_mean_of_token_losses_is_the_captioning_loss(monkeypatch, at_once):
     monkeypatch.setattr(losses, "MAX_LOGITS", at_once)
     generator = torch.Generator().manual_seed(0)
     states, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (20, 11))
@@ -348,13 +348,13 @@ def test_a_sigmoid_model_is_trained_and_evaluated_with_its_bias(tiny_config, mak
 # --- z-loss ---
 
 
-def test_a_token_without_its_label_is_refused_and_not_given_that_of_another():
+def test_different_numbers_of_tokens_and_labels_raise():
     unchecked = inspect.unwrap(captioning_loss)  # tests check shapes, and users need not
     with pytest.raises(ValueError, match="4 states and 3 labels: the numbers must be equal"):
         unchecked(torch.zeros(4, 4), torch.eye(4), torch.tensor([0, 1, 2]))
 
 
-def test_the_derivative_of_its_gradient_is_refused_and_not_wrong():
+def test_second_derivative_raises():
     states, head = (torch.randn(n, 5, requires_grad=True) for n in (3, 7))
     loss = captioning_loss(states, head, torch.tensor([0, 1, 2])).total
     with pytest.raises(RuntimeError, match="can be differentiated only once; do not use create_graph=True"):

@@ -26,7 +26,7 @@ def test_bf16_vectors_are_turned_in_fp32_and_rounded_once():
     assert torch.equal(rotary(x, PLAIN.positions), rotary(x.float(), PLAIN.positions).bfloat16())
 
 
-def test_the_table_follows_the_model_to_its_device_and_is_no_weight():
+def test_table_moves_with_the_model_and_is_not_saved():
     rotary = Rotary(line_angles(5, HEAD_DIM))
     assert rotary.state_dict() == {}
     assert rotary.to("meta").table.device.type == "meta"

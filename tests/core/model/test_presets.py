@@ -51,7 +51,7 @@ def _image_parts(preset: str) -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_grr_and_baseline_differ_in_the_image_encoder_alone(size, build_empty):
+def test_grr_and_baseline_differ_only_in_the_image_encoder(size, build_empty):
     grr, baseline = get_preset("grr_coca", size), get_preset("baseline_coca", size)
     assert grr.image_encoder != baseline.image_encoder
     assert replace(grr, image_encoder=baseline.image_encoder) == baseline
@@ -102,7 +102,7 @@ OTHER_POOLERS = ("grr_coca_parallel", "grr_coca_plus")
         ("grr_coca_plus", {"poolers.num_queries": None}),
     ],
 )
-def test_an_arm_differs_from_grr_in_what_it_is_named_after_alone(preset, differing):
+def test_each_arm_differs_from_grr_only_in_its_name(preset, differing):
     arm, grr = model_config(preset, "small"), get_preset("grr_coca", "small")
     assert {key: value for key, value, _ in differences(arm, grr)} == differing
 
@@ -147,7 +147,7 @@ def test_grr_and_baseline_have_as_many_parameters(size, build_empty):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_geglu_at_four_times_the_width_adds_about_a_third_to_the_blocks(size, build_empty):
+def test_full_width_geglu_adds_about_a_third_to_blocks(size, build_empty):
     wide, baseline = (build_empty(get_preset(p, size)) for p in ("grr_coca_geglu_4x", "baseline_coca"))
     ratio = _count(wide.image_encoder.blocks) / _count(baseline.image_encoder.blocks)
     assert ratio == pytest.approx(4 / 3, rel=0.02)

@@ -45,7 +45,7 @@ def test_value_and_gradients_are_the_references(dtype, kind):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_what_a_query_may_not_see_changes_nothing(dtype):
+def test_masked_keys_do_not_affect_the_result(dtype):
     q, k, v = _inputs(5, 5, dtype)
     before = scaled_attention(q, k, v, "causal")
     with torch.no_grad():

@@ -59,7 +59,7 @@ def test_channels_double_up_to_the_width_of_the_encoder():
     assert [stage.conv.out_features for stage in ConvStem(16, 4, RMSNorm).stages] == [1, 1, 2, 4]
 
 
-def test_an_image_has_the_same_features_alone_and_in_a_batch_in_training_too():
+def test_features_do_not_depend_on_the_batch_in_training():
     """BatchNorm has not."""
     stem, images = _stem(4, 8).train(), _random((5, 3, 8, 8))
     together = stem(images)

@@ -64,7 +64,7 @@ def test_cls_is_a_learned_vector_whatever_id_holds_its_slot(model):
     assert torch.equal(model.encode_text(token_ids, lengths), model.encode_text(other, lengths))
 
 
-def test_a_row_alone_and_in_a_batch_of_longer_rows_are_one(model, tiny_config, make_batch):
+def test_rows_do_not_depend_on_padding(model, tiny_config, make_batch):
     batch = make_batch(tiny_config(), num_words=(2, 15, 7))
     output = model(batch.images, batch.token_ids, batch.lengths)
     for i, length in enumerate(batch.lengths.tolist()):

@@ -30,7 +30,7 @@ def test_tf32_lasts_until_the_outermost_context_ends():
     assert settings() == (False, False)
 
 
-def test_what_was_set_before_comes_back_after_an_error():
+def test_earlier_setting_is_restored_after_an_error():
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
     with pytest.raises(ZeroDivisionError), fast_products(CUDA):
         raise ZeroDivisionError
@@ -43,7 +43,7 @@ def test_other_devices_change_nothing():
         assert settings() == (False, False)
 
 
-def test_of_two_threads_the_last_one_ends_it():
+def test_last_of_two_threads_restores_it():
     require_exact_products()
     entered, leave = threading.Event(), threading.Event()
 

@@ -51,7 +51,7 @@ def test_log_probabilities_are_those_of_the_softmax(make):
 
 
 @everywhere
-def test_replaced_log_probabilities_leave_the_others_and_the_original(make):
+def test_replacing_log_probs_keeps_others_and_the_original(make):
     logits = make(LOGITS)
     changed = logits.replaced(np.array([0, 2]), np.array([5, 6]), np.array([-np.inf, -0.25], dtype=np.float32))
     expected = LOG_PROBS.copy()
@@ -75,7 +75,7 @@ def test_the_total_is_the_sum_of_all_at_a_temperature(make, temperature):
 
 @everywhere
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
-def test_a_draw_is_the_token_in_whose_share_the_uniform_number_lies(make, temperature):
+def test_samples_the_token_at_the_uniform_number(make, temperature):
     shares = np.exp(LOG_PROBS / temperature)
     shares /= shares.sum(axis=1, keepdims=True)
     middle = shares.cumsum(axis=1) - shares / 2
@@ -85,7 +85,7 @@ def test_a_draw_is_the_token_in_whose_share_the_uniform_number_lies(make, temper
 
 
 @everywhere
-def test_nothing_that_is_ruled_out_is_drawn_while_anything_is_left(make):
+def test_never_samples_excluded_tokens_if_others_remain(make):
     logits = np.full((1, 5), -np.inf, dtype=np.float32)
     logits[0, [1, 3]] = 0.0
     for uniform, token in ((0.0, 1), (0.4999, 1), (0.5001, 3), (1 - 2**-53, 3)):

@@ -154,7 +154,7 @@ def test_logits_outlive_their_decoder():
 # --- What is opened, and how
 
 
-def test_a_text_opens_its_graph_alone_and_a_caption_the_two_others():
+def test_texts_and_captions_open_only_their_graphs():
     engine = OnnxEngine(shipped_folder("icons"))
     engine.encode_texts(np.array([[0, 5, 1, 0]]), np.array([4]))
     assert set(engine._graphs) == {"text"}
@@ -246,7 +246,7 @@ def test_a_folder_that_was_exported_before_still_runs(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["opset", "ir"])
-def test_an_onnx_runtime_that_is_too_old_is_told_to_be_upgraded(folder, version, capfd):
+def test_old_onnx_runtime_error_names_the_upgrade(folder, version, capfd):
     graph = onnx.load(folder / "text.onnx", load_external_data=False)
     if version == "opset":
         graph.opset_import[0].version = 999
@@ -260,7 +260,7 @@ def test_an_onnx_runtime_that_is_too_old_is_told_to_be_upgraded(folder, version,
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_graph_that_cannot_be_opened_is_told_in_one_line(folder, capfd):
+def test_corrupt_graph_reports_one_line(folder, capfd):
     cut(folder / "text.onnx")
     relist(folder, "text.onnx")
     with pytest.raises(UserError, match=r"text\.onnx: cannot be opened \(.*\); write the folder again") as error:
@@ -269,7 +269,7 @@ def test_a_graph_that_cannot_be_opened_is_told_in_one_line(folder, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_checkpoint_without_graphs_is_told_how_to_get_them(folder):
+def test_missing_graphs_error_names_the_export_command(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({"files": manifest["files"]}))
     with pytest.raises(UserError, match=r"has no ONNX graphs .*grr-coca export onnx"):

@@ -164,9 +164,7 @@ def test_rows_that_leave_and_multiply_keep_their_past(model, image_tokens, max_t
 
 
 @pytest.mark.parametrize(("num_prompt", "max_tokens"), [(1, MANY), (3, 9)])
-def test_beams_that_change_places_and_images_that_leave_keep_their_past(
-    model, image_tokens, max_tokens, num_prompt, monkeypatch
-):
+def test_cache_follows_reordered_beams_and_removed_images(model, image_tokens, max_tokens, num_prompt, monkeypatch):
     num_beams, num_steps = 4, 6
     slots = num_prompt + num_beams * num_steps
     monkeypatch.setattr("grr_coca.infer.engine.torch.KeyValueCache", lambda _: KeyValueCache(slots))
@@ -198,7 +196,7 @@ def test_beams_that_change_places_and_images_that_leave_keep_their_past(
     ("num_images", "num_captions", "max_tokens", "projects"),
     [(4, 1, MANY, False), (4, 2, 1, False), (4, 2, MANY, True), (1, 1, 1, True)],
 )
-def test_what_is_read_of_an_image_depends_on_how_often(
+def test_image_is_projected_once_only_for_many_steps(
     model, image_tokens, num_images, num_captions, max_tokens, projects
 ):
     tokens = image_tokens[:num_images]
@@ -206,7 +204,7 @@ def test_what_is_read_of_an_image_depends_on_how_often(
     assert all(isinstance(context, KeyValues) is projects for context in decoder.contexts)
 
 
-def test_logits_are_an_array_on_the_cpu_alone(simple):
+def test_logits_are_an_array_only_on_the_cpu(simple):
     decoder = TorchEngine(simple, PREPROCESS).decoder(
         TorchEngine(simple, PREPROCESS).encode_images(PIXELS), num_prompt=1, max_tokens=2
     )

@@ -37,7 +37,7 @@ def test_shares_are_not_negative_and_sum_to_one(finder):
     assert heat.sum().item() == pytest.approx(1.0)
 
 
-def test_what_follows_the_end_token_is_left_out(finder):
+def test_ignores_tokens_after_the_end_token(finder):
     tokenizer, image = finder.checkpoint.tokenizer, scene(3, "blue")
     ids = tokenizer.encode("a blue spot")
     expected = caption_maps(finder.checkpoint, image, ids)
@@ -60,7 +60,7 @@ def test_every_model_can_be_explained(tiny_config, make_batch, preset, num_queri
     assert not relevance.requires_grad
 
 
-def test_while_a_caption_is_explained_other_threads_use_the_model_as_it_is(tiny_config, make_batch):
+def test_explaining_does_not_change_the_model_for_threads(tiny_config, make_batch):
     config = tiny_config()
     model, seen = build(config), []
     model.text_decoder.register_forward_hook(lambda *_: seen.append(model.training))
@@ -80,7 +80,7 @@ def test_frozen_weights_and_half_precision_can_be_explained(tiny_config, make_ba
     torch.testing.assert_close(patch_relevance(model.bfloat16(), image, [1, 7, 9]), expected, atol=0.1, rtol=0)
 
 
-def test_relevance_is_attention_times_gradient_by_finite_differences(tiny_config, make_batch):
+def test_relevance_matches_finite_differences(tiny_config, make_batch):
     """An independent way to the gradient: nudge one weight of the pooler's attention, and see the logit."""
     config = tiny_config()
     model = build(config).double().eval()

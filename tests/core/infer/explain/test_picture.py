@@ -38,7 +38,7 @@ def test_the_hot_patch_is_red_where_it_lies():
     assert all(column > 0.5 for _, column in places.values()), "the image itself is on the left"
 
 
-def test_what_speaks_for_a_text_is_red_and_against_it_blue():
+def test_support_is_red_and_opposition_blue():
     pixels = colours(text_picture(GREY, "cat", TextMap(at(0, 0) - at(1, 1), 0.0)))
     red, blue = pixels[:, :, 0] - pixels[:, :, 2] > 40, pixels[:, :, 2] - pixels[:, :, 0] > 40
     assert centre_of(red)[0] < centre_of(blue)[0]

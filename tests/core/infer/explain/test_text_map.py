@@ -32,7 +32,7 @@ def test_shares_sum_to_the_product_with_the_embedding(tiny_config, make_batch, p
     assert shares.sum().item() == pytest.approx((expected * wanted).sum().item(), abs=1e-5)
 
 
-def test_a_norm_without_its_map_says_where_it_goes(tiny_config, make_batch):
+def test_unknown_norm_error_names_where_to_add_its_map(tiny_config, make_batch):
     model = build(tiny_config())
     model.contrastive_pooler.norm = torch.nn.Identity()
     patches = model.image_encoder(make_batch(tiny_config()).images[:1])
@@ -90,7 +90,7 @@ def test_frozen_weights_and_half_precision_are_mapped(finder):
     torch.testing.assert_close(found.heat, expected.heat, atol=0.02, rtol=0)
 
 
-def test_an_empty_text_is_refused(finder):
+def test_rejects_an_empty_text(finder):
     with pytest.raises(UserError, match=r"the text is empty; give it a word$"):
         text_map(finder.checkpoint, scene(0, "red"), " ")
 

@@ -193,7 +193,7 @@ def test_texts_have_the_embeddings_of_pytorch(export, name):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("count", "num_captions"), [(1, 1), (3, 1), (1, 5), (3, 5)])
 @torch.no_grad()
-def test_a_step_has_the_logits_of_pytorch_with_and_without_a_cache(export, name, count, num_captions):
+def test_step_matches_pytorch_with_and_without_a_cache(export, name, count, num_captions):
     """Several captions of an image, as in beam search, share its keys and values."""
     exported = export(name)
     config, pixels = exported.checkpoint.config.text_decoder, random_pixels(exported.checkpoint, count)
@@ -236,7 +236,7 @@ def test_a_batch_size_that_is_held_for_a_constant_is_an_error(tiny_config):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_graph_has_standard_operators_and_no_trace_of_where_it_was_made(export, name):
+def test_graph_has_standard_operators_and_no_local_paths(export, name):
     path = export("icons").folder / f"{name}.onnx"
     model = ir.load(path)
     assert {node.domain for node in model.graph} == {""}
@@ -274,7 +274,7 @@ def test_weights_are_written_once(export, name, precision):
 
 
 @pytest.mark.ci
-def test_the_folder_is_complete_and_says_what_it_is(export):
+def test_folder_is_complete_and_describes_itself(export):
     exported = export("grr_coca")
     verify_folder(exported.folder)
     listed = listed_files(exported.folder)
@@ -363,7 +363,7 @@ def test_the_program_of_the_readme_runs_without_pytorch(export, tmp_path, name):
     assert float(cosine) == pytest.approx(model.similarity(image, "a red heart").item(), abs=1e-5)
 
 
-def test_the_readme_of_int8_says_what_was_measured(export):
+def test_int8_readme_states_the_measurements(export):
     """`make bench-precision` measures it."""
     path = Path(__file__).parents[4] / "benchmarks" / "results" / "precision.json"
     row = json.loads(path.read_text())["rows"][0]
@@ -427,7 +427,7 @@ print(json.dumps([[best.token_ids for best, *_ in said.captions], said.image_emb
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64, of Debian's package qemu-user")
-def test_int8_is_as_good_on_a_processor_with_avx2_alone(export, precision, tmp_path):
+def test_int8_is_equally_accurate_with_only_avx2(export, precision, tmp_path):
     """It adds two products in 16 bits. Without `reduce_range`, sums saturate there, unseen on any other processor."""
     checkpoint = from_pretrained(SHIPPED["icons"])
     split = precision.read(open_source(TEST_STYLE), checkpoint, 64)

@@ -134,7 +134,7 @@ def test_a_copy_is_the_function_of_its_model(tiny_config, preset):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_copy_belongs_to_whoever_makes_it_and_is_good_for_the_weights_of_its_time(model):
+def test_copy_is_separate_and_has_the_weights_of_its_time(model):
     before, again = fast_copy(model), fast_copy(model)
     assert before is not again
     tokens, ids = model.encode_image(_x(1, 3, 16, 16)).tokens, torch.tensor([[1, 2, 3]])
@@ -149,7 +149,7 @@ def test_a_copy_belongs_to_whoever_makes_it_and_is_good_for_the_weights_of_its_t
         assert not torch.allclose(next_token_logits(before, ids, tokens), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_all_of_a_copy_is_in_evaluation_mode_and_the_model_stays_in_its_own(model):
+def test_only_the_copy_is_in_evaluation_mode(model):
     copied = fast_copy(model.train())
     assert not any(module.training for module in copied.modules())
     assert all(module.training for module in model.modules())
@@ -174,7 +174,7 @@ def test_the_model_is_left_as_it_was_and_nothing_holds_it(model):
     assert reference() is None
 
 
-def test_what_is_watched_replaced_or_not_fp32_stays_as_it_is(model):
+def test_hooked_replaced_and_other_precision_modules_stay(model):
     assert fast_copy(nn.Sequential(nn.Linear(4, 4)).double())[0].weight.dtype == torch.float64
     watched = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     watched[0].register_forward_hook(lambda *_: None)

@@ -130,7 +130,7 @@ def test_with_beams_for_all_captions_the_best_of_all_is_found():
         assert [ids for ids, _ in found] == best
 
 
-def test_images_stop_when_nothing_can_improve_and_the_others_go_on():
+def test_images_stop_separately_when_nothing_can_improve():
     images = list(range(12))
     decoder = TableDecoder(images)
     options = GenerationOptions(num_beams=2, length_penalty=0.0)
@@ -139,7 +139,7 @@ def test_images_stop_when_nothing_can_improve_and_the_others_go_on():
     assert len(decoder.images) < 12 * 2
 
 
-def test_beams_keep_the_log_probabilities_of_the_model_whatever_the_rules():
+def test_rules_do_not_change_log_probabilities_of_beams():
     options = GenerationOptions(num_beams=3, num_captions=3, repetition_penalty=1.5, min_length=4)
     found = BeamSearch(TableDecoder([4]), prompts([4]), options, 6, EOS).run()
     for ids, log_probs, _ in found[0]:
@@ -148,7 +148,7 @@ def test_beams_keep_the_log_probabilities_of_the_model_whatever_the_rules():
         assert EOS not in ids[:4]
 
 
-def test_nan_of_one_image_is_not_taken_for_rules_that_leave_nothing():
+def test_nan_is_distinguished_from_rules_without_a_token():
     class Diverged(TableDecoder):
         def step(self, token_ids: np.ndarray) -> ArrayLogits:
             values, ids = super().step(token_ids).largest(VOCAB)

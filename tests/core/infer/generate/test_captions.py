@@ -11,7 +11,7 @@ from grr_coca.train.recipe import EvaluationRecipe, ModelRecipe, OptimizerRecipe
 
 
 @pytest.mark.ci
-def test_a_model_that_knows_its_pairs_by_heart_captions_them_exactly(tmp_path):
+def test_overfitted_model_repeats_its_captions(tmp_path):
     pairs = sorted(real_pairs(40), key=lambda pair: len(pair.caption))[:BATCH_SIZE]  # the shortest are learned soonest
     recipe = tiny_recipe(
         write_shard(tmp_path / "pairs.tar", pairs),

@@ -98,7 +98,7 @@ def test_log_probs_are_those_of_the_model_reading_the_caption(engine, model, tok
             torch.testing.assert_close(torch.tensor(caption.log_probs), expected, rtol=0, atol=1e-4)
 
 
-def test_a_prompt_that_utf8_cannot_hold_is_told(engine, tokenizer, images):
+def test_prompt_that_is_not_utf8_raises(engine, tokenizer, images):
     with pytest.raises(UserError, match="the prompt is not UTF-8 text"):
         generate(engine, tokenizer, images, prompt="caf\udce9")
 
@@ -132,7 +132,7 @@ def test_captions_are_as_many_and_as_ordered_as_promised(engine, tokenizer, imag
             assert len(caption.token_ids) <= CONTEXT - 3
 
 
-def test_several_draws_of_an_image_differ_and_the_first_is_the_single_one(engine, tokenizer, images):
+def test_samples_differ_and_the_first_equals_a_single_one(engine, tokenizer, images):
     many = generate(engine, tokenizer, images[:2], GenerationOptions(temperature=1.0, num_captions=4))
     single = generate(engine, tokenizer, images[:2], GenerationOptions(temperature=1.0))
     for captions, (one,) in zip(_ids(many), _ids(single), strict=True):
@@ -197,7 +197,7 @@ def test_no_image_no_caption(engine, tokenizer, images):
         ({"no_repeat_ngram": 1, "min_length": 37}, "", [0] * 3, "3 keys for 6 images"),
     ],
 )
-def test_what_does_not_fit_is_named(engine, tokenizer, images, options, prompt, keys, message):
+def test_mismatched_arguments_are_named(engine, tokenizer, images, options, prompt, keys, message):
     with pytest.raises(UserError, match=message):
         generate(engine, tokenizer, images, GenerationOptions(**options), prompt, keys)
 
@@ -210,7 +210,7 @@ def test_the_longest_prompt_leaves_room_for_one_token(engine, tokenizer, images)
         assert {len(caption.token_ids) for (caption,) in generated.captions} == {1}
 
 
-def test_decoding_stops_with_the_last_caption_and_those_that_have_ended_leave_the_batch(engine, tokenizer, monkeypatch):
+def test_finished_captions_leave_the_batch(engine, tokenizer, monkeypatch):
     original, steps = TorchDecoder.step, []
     monkeypatch.setattr(TorchDecoder, "step", lambda self, ids: steps.append(len(ids)) or original(self, ids))
     rows = [ids for (ids,) in _ids(generate(engine, tokenizer, random_images(16)))]
@@ -228,9 +228,7 @@ def test_a_caption_may_fill_the_context_and_not_more(engine, tokenizer, images, 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_images_are_encoded_in_evaluation_mode_and_the_model_is_left_as_it_was(
-    model, tokenizer, images, monkeypatch, training
-):
+def test_captioning_restores_the_training_mode(model, tokenizer, images, monkeypatch, training):
     original, seen = CoCa.encode_image, []
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -315,7 +313,7 @@ def says(monkeypatch: pytest.MonkeyPatch, token_ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("way", ["draws", "beams"])
-def test_what_is_ranked_at_the_end_cannot_be_streamed(engine, tokenizer, images, way):
+def test_ranked_captions_cannot_be_streamed(engine, tokenizer, images, way):
     with pytest.raises(UserError, match="stream one caption without beams"):
         next(stream_captions(engine, tokenizer, images, GenerationOptions(**WAYS[way])))
 

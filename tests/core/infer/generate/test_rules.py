@@ -23,12 +23,12 @@ def ruled(new_ids: np.ndarray, **options: object) -> np.ndarray:
     return allowed.of(np.arange(4)[None].repeat(rows, axis=0))
 
 
-def test_a_repeated_token_is_penalized_once_however_often_it_came():
+def test_repeated_token_is_penalized_once():
     penalized = ruled(_ids([1, 1, 3]), repetition_penalty=2.0)
     assert np.exp(penalized[0]) == pytest.approx([0.5, 0.25**2, 0.125, 0.125**2])
 
 
-def test_the_end_is_ruled_out_alone():
+def test_only_the_end_token_is_excluded():
     (probs,) = np.exp(ruled(_ids([1]), min_length=2))
     assert probs == pytest.approx([0.0, 0.25, 0.125, 0.125])
 
@@ -44,7 +44,7 @@ def test_the_end_is_ruled_out_alone():
         ([3, 1], 1, {1, 3}),
     ],
 )
-def test_what_would_repeat_an_ngram_is_ruled_out(new_ids, n, ruled_out):
+def test_tokens_that_repeat_an_ngram_are_excluded(new_ids, n, ruled_out):
     (log_probs,) = ruled(_ids(new_ids), no_repeat_ngram=n)
     assert set(np.flatnonzero(np.isneginf(log_probs)).tolist()) == ruled_out
 

@@ -58,7 +58,7 @@ def test_temperature_divides_the_logits(temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_a_nucleus_is_that_of_the_distribution_at_its_temperature(temperature):
+def test_nucleus_is_computed_after_the_temperature(temperature):
     expected = PROBS ** (1 / temperature)
     expected /= expected.sum()
     options = GenerationOptions(temperature=temperature, top_p=float(np.sort(expected)[-2:].sum()) - 1e-3)
@@ -67,7 +67,7 @@ def test_a_nucleus_is_that_of_the_distribution_at_its_temperature(temperature):
 
 
 @pytest.mark.parametrize(("options", "size"), [({"top_p": 0.6}, 338), ({"min_p": 0.3}, 529), ({"top_p": 0.999}, 1490)])
-def test_what_the_filters_leave_is_found_whole_beside_a_row_that_keeps_one_token(options, size):
+def test_filters_keep_rows_with_different_numbers_of_tokens(options, size):
     """More tokens than are searched at first. What a caption draws does not depend on its batch."""
     wide, peaked = np.random.default_rng(0).random(2000) ** 4, np.full(2000, 1e-9)
     wide /= wide.sum()

@@ -102,7 +102,7 @@ def test_a_new_file_has_caption_and_keywords(tmp_path):
     assert has_caption(path)
 
 
-def test_what_is_written_is_read_by_an_index(tmp_path):
+def test_index_reads_written_sidecars(tmp_path):
     if find_spec("defusedxml") is None:
         pytest.skip("reading XMP needs defusedxml")
     shutil.copy(PHOTOS / "exiftool-iptc.jpg", tmp_path / "a.jpg")
@@ -131,7 +131,7 @@ def test_words_are_inserted_and_every_other_byte_stays(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", EXISTING)
-def test_an_existing_caption_is_replaced_on_demand_and_translations_stay(tmp_path, name):
+def test_replacing_a_caption_keeps_translations(tmp_path, name):
     path = tmp_path / "a.xmp"
     path.write_bytes(EXISTING[name])
     for caption in ("a red heart", ODD):
@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_the_file(tmp_path, monkeypatch):
     assert snapshot(tmp_path) == {"a.xmp": EXISTING["darktable"]}
 
 
-def test_the_file_of_another_program_is_taken_if_it_is_the_only_one(tmp_path):
+def test_uses_another_programs_file_if_it_is_the_only_one(tmp_path):
     image = tmp_path / "a.jpg"
     assert sidecar_to_write(image).name == "a.jpg.xmp"
     (tmp_path / "a.xmp").touch()
@@ -293,7 +293,7 @@ def test_exiv2_reads_what_was_written(tmp_path, name):
     assert "heart" in read
 
 
-def test_nothing_is_held_in_memory_that_grows_with_a_hostile_file(tmp_path):
+def test_memory_is_bounded_for_hostile_files(tmp_path):
     path = tmp_path / "a.xmp"
     with path.open("wb") as file:
         file.truncate(2**30)

@@ -24,7 +24,6 @@ PHASES = {"test": "after pretraining", "tuned": "after fine-tuning"}
 SPLIT_ROWS = {
     "CoCa loss, `test`": "test coca",
     "contrastive loss, `test`": "test contrastive",
-    "the same, temperature refitted": "test refitted",
     "perplexity, `test`": "test perplexity",
     "R@1, `test`": "test R@1",
     "CoCa loss, `val`": "val coca",

@@ -33,7 +33,7 @@ def test_adapted_model_finds_more_unseen_images_than_its_base(model, unseen):
     assert adapted > base + 0.15
 
 
-def test_adapted_model_has_one_unit_vector_for_each_image_and_text(model, unseen):
+def test_images_and_texts_have_one_unit_vector_each(model, unseen):
     images, captions = unseen
     vectors, texts = model.embed_images(images[:5]), model.embed_texts([*captions[:5], "zzz", "猫"])
     assert isinstance(model, AdaptedModel)
@@ -118,7 +118,7 @@ def test_picture_query_ranks_as_the_base_less_the_mean(model, unseen):
     np.testing.assert_allclose(similar, centred @ centred.T * np.sqrt(share / (1 + share)), atol=2e-3)
 
 
-def test_index_of_the_base_is_refused(refused, place, tmp_path):
+def test_rejects_an_index_of_the_base(refused, place, tmp_path):
     assert main(["index", str(place / "unseen"), "--out", str(tmp_path / "index"), "-c", "icons"]) == 0
     assert "embeddings are not comparable" in refused("search", tmp_path / "index", "arrow", "-c", place / "mine")
     assert "embeddings are not comparable" in refused("search", place / "index", "arrow", "-c", "icons")
@@ -215,7 +215,7 @@ def blank(number):
     return encode_image(Image.new("RGB", (64 + number, 64 + number), "white"))
 
 
-def test_too_many_pairs_are_refused_before_they_are_read(grr_coca, tmp_path):
+def test_rejects_too_many_pairs_before_reading_them(grr_coca, tmp_path):
     rows = "\n".join(f"{number}.png,caption {number}" for number in range(MAX_PAIRS + 1))
     (tmp_path / "0.png").write_bytes(blank(0))
     (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}\n")

@@ -96,7 +96,7 @@ def run(place, tmp_path_factory):
     return out
 
 
-def test_fine_tuned_base_is_measured_by_pairs_that_training_held_out(grr_coca, place, run, tmp_path):
+def test_fine_tuned_base_is_measured_on_held_out_pairs(grr_coca, place, run, tmp_path):
     said = grr_coca("adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json")
     assert said.code == 0, said.err
     assert "trained on some of these pairs; measured on held-out pairs" in said.err
@@ -162,7 +162,7 @@ def test_fine_tuning_ends_with_a_model_adapted_to_its_pairs(grr_coca, place, tmp
     assert grr_coca(*command, "--resume").code == 0, "a run that is done is adapted again"
 
 
-def test_fine_tuning_on_too_few_pairs_says_that_it_is_not_adapted(grr_coca, tmp_path):
+def test_fine_tuning_on_too_few_pairs_reports_no_adaptation(grr_coca, tmp_path):
     write_shard(tmp_path / "pairs.tar", [replace(pair, caption="one") for pair in real_pairs(30, "glyphs")])
     (tmp_path / "mine.yaml").write_text(
         f"data: {{train: {tmp_path / 'pairs.tar'}, batch_size: 4}}\n"

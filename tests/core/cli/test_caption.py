@@ -71,14 +71,14 @@ def test_rows_are_the_same_in_json_and_csv(grr_coca, run, image_files, captions,
     assert {row["image"]: row["caption"] for row in rows} == captions
 
 
-def test_several_captions_have_a_line_each_and_begin_with_the_prompt(grr_coca, run, image_files):
+def test_each_caption_has_a_line_and_starts_with_the_prompt(grr_coca, run, image_files):
     options = ["--temperature", 1, "--num-captions", 3, "--max-length", 4, "--prompt", "red"]
     rows = [row.split("\t") for row in grr_coca("caption", "-c", run.folder, *image_files, *options).out.splitlines()]
     assert [image for image, _ in rows] == [str(path) for path in image_files for _ in range(3)]
     assert all(caption.startswith("red") for _, caption in rows)
 
 
-def test_side_cars_lie_beside_the_images_and_are_never_written_over(grr_coca, run, image_files, captions):
+def test_sidecars_are_next_to_images_and_not_overwritten(grr_coca, run, image_files, captions):
     image_files[1].with_suffix(".txt").write_text("written by hand")
     (image_files[0].parent / "other.png").write_bytes(image_files[0].read_bytes())
     (image_files[0].parent / "other.txt").symlink_to("nowhere")
@@ -104,7 +104,7 @@ def test_existing_side_cars_are_replaced_on_demand(grr_coca, run, image_files, c
     assert snapshot(image_files[0].parent) == before | written
 
 
-def test_captions_go_into_xmp_files_in_which_everything_else_stays(grr_coca, run, image_files):
+def test_captions_keep_other_content_of_xmp_files(grr_coca, run, image_files):
     folder, notes = image_files[0].parent, {}
     begun = ("--prompt", "boat")  # the small model has nothing to say of itself, and no file is made for that
     captions = load(run.folder).caption(image_files, prompt="boat")
@@ -347,7 +347,7 @@ def test_a_bad_image_is_listed_at_the_end_and_the_rest_goes_on(grr_coca, run, im
     assert len(told) == 2
 
 
-def test_when_all_fail_the_exit_code_says_so(grr_coca, run, tmp_path):
+def test_exit_code_is_1_if_all_fail(grr_coca, run, tmp_path):
     said = grr_coca("caption", "-c", run.folder, tmp_path / "cat.png", tmp_path / "dog.png")
     assert (said.code, said.out) == (1, "")
     assert "2 of 2 images failed" in said.err
@@ -370,7 +370,7 @@ def test_a_name_that_is_not_utf8_comes_out_as_it_is(run, image_files, tmp_path, 
     assert os.fsencode(path) + b"," in (tmp_path / "out.csv").read_bytes()
 
 
-def test_a_name_that_would_end_a_line_or_steer_the_terminal_gets_escapes(grr_coca, run, image_files, tmp_path):
+def test_control_characters_in_names_are_escaped(grr_coca, run, image_files, tmp_path):
     odd = tmp_path / "odd" / "a\n\x1b[2Jb.webp"
     odd.parent.mkdir()
     odd.write_bytes(image_files[0].read_bytes())
@@ -404,11 +404,11 @@ def test_a_reader_that_has_seen_enough_ends_the_job_quietly(image_files):
 
 
 @pytest.mark.parametrize("arguments", [["x" * 5000], ["cat.png", "-c", "x" * 5000]])
-def test_a_name_that_no_file_can_have_is_told_in_one_line(refused, arguments):
+def test_impossible_file_name_reports_one_line(refused, arguments):
     assert len(refused("caption", *arguments)) < 200
 
 
-def test_side_cars_that_two_images_would_share_are_refused(refused, run, image_files):
+def test_rejects_sidecars_shared_by_two_images(refused, run, image_files):
     image_files[0].with_suffix(".png").write_bytes(image_files[0].read_bytes())
     message = refused("caption", "-c", run.folder, image_files[0].parent, "--sidecar", "txt")
     assert "0.png and" in message

@@ -75,7 +75,7 @@ def test_check_for_people_names_the_broken_and_the_truncated(grr_coca, spoiled, 
     assert "contact sheet" in said.out
 
 
-def test_half_a_surrogate_pair_in_the_name_of_a_broken_pair_is_escaped(grr_coca, tmp_path):
+def test_lone_surrogates_in_names_are_escaped(grr_coca, tmp_path):
     (tmp_path / "a.png").write_bytes(encode_image(Image.new("RGB", (8, 8))))
     rows = [{"image": "a.png", "caption": "a cat"}, {"image": "\ud83d.png", "caption": "a dog"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -110,9 +110,7 @@ def test_the_contact_sheet_marks_what_is_broken(grr_coca, tmp_path, image, text)
     assert (178, 34, 34) in colours, "a firebrick frame"
 
 
-def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
-    grr_coca, refused, spoiled, tmp_path, monkeypatch
-):
+def test_sheet_replaces_only_images_outside_the_data(grr_coca, refused, spoiled, tmp_path, monkeypatch):
     table = tmp_path / "pairs.png"
     table.write_bytes(spoiled.read_bytes())
     monkeypatch.setattr("grr_coca.data.sources.open.open_source", lambda _: open_source(str(spoiled)))
@@ -120,7 +118,7 @@ def test_a_sheet_takes_the_place_of_no_data_and_of_nothing_but_a_picture(
     assert "unsupported format '.csv'" in refused("data", "check", spoiled, "--sheet", tmp_path / "pairs.csv")
 
 
-def test_the_survey_is_shown_though_the_disk_has_no_room_for_the_sheet(grr_coca, spoiled, tmp_path, monkeypatch):
+def test_full_disk_for_the_sheet_still_shows_the_stats(grr_coca, spoiled, tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", no_space_left)
     said = grr_coca("data", "check", spoiled, "--sheet", tmp_path / "sheet.png")
     assert said.code == 2
@@ -191,7 +189,7 @@ def test_stats_look_at_a_sample_of_a_large_source(grr_coca, spoiled, monkeypatch
     assert sum(line.strip().endswith("█" * 40) for line in said.out.splitlines()) >= 1
 
 
-def test_stats_count_captions_that_cannot_be_read_and_very_long_ones(grr_coca, tmp_path):
+def test_stats_count_unreadable_and_long_captions(grr_coca, tmp_path):
     members = shard_members([with_caption(PAIRS[0], "far " * 100), *PAIRS[1:9]])
     for pair in PAIRS[1:8]:
         del members[f"{pair.key}.txt"]
@@ -219,7 +217,7 @@ def test_stats_pass_over_a_bomb_and_a_damaged_image(grr_coca, tmp_path, bad):
 # --- convert
 
 
-def test_pairs_in_a_folder_whose_name_is_not_utf8_are_checked_and_converted(grr_coca, tmp_path):
+def test_folder_name_that_is_not_utf8_works(grr_coca, tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     folder.mkdir()
     for number, caption in enumerate(("a drawing", " ")):
@@ -295,7 +293,7 @@ def test_rows_of_one_image_become_one_pair(grr_coca, tmp_path):
     assert len(list((tmp_path / "out").glob("*.tar"))) == 3
 
 
-def test_a_bad_caption_is_left_out_of_an_image_that_has_others_and_counted(grr_coca, tmp_path):
+def test_bad_caption_of_several_is_skipped_and_counted(grr_coca, tmp_path):
     table = table_of_captions(tmp_path, [[" ", "a cat", "a pet"], ["a dog", " "], [" ", "  "], ["a", "b"], ["c"]])
     (tmp_path / "3.webp").write_bytes(b"torn")
     said = grr_coca("data", "convert", table, tmp_path / "out")
@@ -303,7 +301,7 @@ def test_a_bad_caption_is_left_out_of_an_image_that_has_others_and_counted(grr_c
     assert [pair.captions for pair in read_all(tmp_path / "out")] == [("a cat", "a pet"), ("a dog",), ("c",)]
 
 
-def test_a_conversion_of_rows_that_an_older_version_began_is_not_gone_on_with(grr_coca, refused, tmp_path):
+def test_does_not_continue_a_conversion_of_an_older_version(grr_coca, refused, tmp_path):
     table = table_of_captions(tmp_path, [["a cat", "a pet"], ["a dog"]])
     grr_coca("data", "convert", table, tmp_path / "out")
     path = tmp_path / "out" / "convert.json"
@@ -311,7 +309,7 @@ def test_a_conversion_of_rows_that_an_older_version_began_is_not_gone_on_with(gr
     assert "has a conversion of an older" in refused("data", "convert", table, tmp_path / "out")
 
 
-def test_large_images_are_scaled_down_and_small_ones_left_alone(grr_coca, tmp_path):
+def test_only_large_images_are_downscaled(grr_coca, tmp_path):
     wide = encode_image(decode_image(PAIRS[0].image, "a").resize((200, 100)))
     path = write_tar(tmp_path / "a.tar", {"0.png": wide, "0.txt": b"a", "1.webp": PAIRS[1].image, "1.txt": b"b"})
     grr_coca("data", "convert", path, tmp_path / "out", "--image-size", 64)
@@ -343,7 +341,7 @@ def test_an_interrupted_conversion_goes_on_and_ends_up_the_same(tmp_path):
     assert files[0] == files[1]
 
 
-def test_a_folder_that_is_not_empty_is_refused(refused, spoiled, tmp_path):
+def test_rejects_a_folder_that_is_not_empty(refused, spoiled, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for name in ("thesis.tex", "thesis.tmp", ".notes.partial"):
@@ -354,7 +352,7 @@ def test_a_folder_that_is_not_empty_is_refused(refused, spoiled, tmp_path):
         path.unlink()
 
 
-def test_another_conversions_folder_is_refused(grr_coca, refused, spoiled, tmp_path):
+def test_rejects_the_folder_of_another_conversion(grr_coca, refused, spoiled, tmp_path):
     grr_coca("data", "convert", spoiled, tmp_path / "out")
     message = refused("data", "convert", spoiled, tmp_path / "out", "--image-size", 32)
     assert "has another conversion" in message
@@ -374,7 +372,7 @@ def test_a_conversion_does_not_go_on_when_the_source_has_changed(grr_coca, refus
 
 
 @pytest.mark.ci
-def test_to_look_at_the_files_of_millions_of_captions_takes_no_memory_for_each(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_captions(tmp_path):
     class Source:
         def __len__(self):
             return 20_000
@@ -413,7 +411,7 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_file_without_permission_is_told_in_one_line(refused, monkeypatch):
+def test_file_without_permission_reports_one_line(refused, monkeypatch):
     def deny(path):
         raise PermissionError(13, "Permission denied", path)
 
@@ -422,7 +420,7 @@ def test_a_file_without_permission_is_told_in_one_line(refused, monkeypatch):
         assert refused("data", action, "a.csv") == "error: a.csv: cannot be read or written (Permission denied)\n"
 
 
-def test_an_error_that_names_no_file_is_a_bug_and_keeps_its_traceback(grr_coca, monkeypatch):
+def test_error_without_a_file_name_keeps_its_traceback(grr_coca, monkeypatch):
     def fail(path):
         raise OSError(9, "Bad file descriptor")
 

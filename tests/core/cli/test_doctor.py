@@ -38,7 +38,7 @@ def test_it_tells_versions_and_every_extra(capsys):
     assert found["engine"] == "onnx for icons"
 
 
-def test_what_is_missing_comes_with_its_command(capsys, monkeypatch):
+def test_names_the_install_command_of_missing_extras(capsys, monkeypatch):
     version = importlib.metadata.version
 
     def without(package):
@@ -52,7 +52,7 @@ def test_what_is_missing_comes_with_its_command(capsys, monkeypatch):
     assert found["missing"]["serve"] == install_command("serve")
 
 
-def test_the_cache_is_told_with_its_size(capsys, monkeypatch, tmp_path):
+def test_reports_the_size_of_the_cache(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "grr-coca" / "models" / "deep").mkdir(parents=True)
     (tmp_path / "grr-coca" / "models" / "deep" / "file").write_bytes(bytes(1_500_000))

@@ -107,7 +107,7 @@ def test_a_failed_write_leaves_what_was_there(refused, grr_coca, run, image_file
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_of_a_link_the_file_behind_it_is_written(grr_coca, run, image_files, tmp_path, there):
+def test_write_follows_a_link(grr_coca, run, image_files, tmp_path, there):
     target, link = tmp_path / "elsewhere" / "v.npy", tmp_path / "link.npy"
     if there:
         target.parent.mkdir()
@@ -123,7 +123,7 @@ def test_each_key_has_one_line_whatever_line_ends_it_has(tmp_path):
     assert read(tmp_path / "a.npy")[0] == [r"a\rb.png", r"c\u2028d.png", r"e\nf.png"]
 
 
-def test_more_keys_than_safetensors_holds_are_refused(refused, run, image_files, tmp_path, monkeypatch):
+def test_rejects_too_many_keys_for_safetensors(refused, run, image_files, tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.infer.outputs.vector_files.MAX_HEADER_BYTES", 100)
     message = refused("embed", *image_files, "-c", run.folder, "--out", tmp_path / "v.safetensors")
     assert "use .parquet or .npy" in message

@@ -72,7 +72,7 @@ def test_numbers_that_are_none_are_null_in_json(grr_coca, diverged, split):
     assert found["num_pairs"] == 16
 
 
-def test_an_evaluation_for_people_has_the_numbers_of_that_for_programs(grr_coca, run, split):
+def test_table_and_json_have_the_same_numbers(grr_coca, run, split):
     options = ["evaluate", run.folder, "--data", split, "--batch-size", 8, "--no-baselines"]
     result = json.loads(grr_coca(*options, "--json").out)[str(split)]
     assert (result["num_pairs"], result["contrastive_batch_size"]) == (16, 8)
@@ -94,7 +94,7 @@ def test_verbs_that_measure_take_a_name(grr_coca, split):
 # --- retrieval
 
 
-def test_retrieval_says_what_it_depends_on(evaluate, split):
+def test_retrieval_states_the_conditions(evaluate, split):
     found = evaluate("retrieval", split, "--folds", 2)
     assert found["task"] == "retrieval"
     assert found["depends_on"] == {
@@ -111,7 +111,7 @@ def test_retrieval_says_what_it_depends_on(evaluate, split):
 # --- captioning
 
 
-def test_captioning_prints_every_metric_and_writes_what_was_said(grr_coca, run, split, tmp_path):
+def test_captioning_prints_metrics_and_writes_captions(grr_coca, run, split, tmp_path):
     out = tmp_path / "new" / "captions.jsonl"
     said = grr_coca("evaluate", run.folder, "--task", "captioning", "--data", split, "--out", out, "--no-baselines")
     assert said.code == 0, said.err
@@ -160,7 +160,7 @@ def test_probes_are_trained_on_one_split_and_tested_on_another(evaluate, labelle
 # --- compare
 
 
-def test_a_comparison_shows_the_change_in_per_cent_and_paired_differences(grr_coca, run, baseline, split):
+def test_comparison_shows_percentages_and_paired_differences(grr_coca, run, baseline, split):
     said = grr_coca(
         "compare", run.folder, baseline.folder, "--data", split, run.shard, "--batch-size", 8, "--no-baselines"
     )
@@ -189,7 +189,7 @@ def test_contrastive_losses_of_0_are_compared(grr_coca, run, split):
     assert "0.000 0.000 –" in " ".join(said.out.split())
 
 
-def test_models_of_one_preset_have_the_names_that_they_were_given(grr_coca, run, split):
+def test_compared_models_keep_the_given_names(grr_coca, run, split):
     said = grr_coca("compare", run.folder, run.checkpoint, "--data", split, "--batch-size", 8, "--no-baselines").out
     assert f"changes over {run.checkpoint}" in said
     heads = said.splitlines()[1].split()

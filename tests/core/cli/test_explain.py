@@ -8,7 +8,7 @@ from grr_coca.infer.load import load
 from grr_coca.model.checkpoint import from_pretrained, save_checkpoint
 
 
-def test_the_caption_is_told_and_its_words_are_drawn(grr_coca, run, image_files, tmp_path):
+def test_prints_the_caption_and_draws_its_words(grr_coca, run, image_files, tmp_path):
     out = tmp_path / "new" / "maps.png"
     said = grr_coca("explain", image_files[0], "-c", run.folder, "--out", out)
     assert said.code == 0, said.err
@@ -26,7 +26,7 @@ def test_a_text_is_drawn_in_its_place(grr_coca, run, image_files, tmp_path, monk
     assert (tmp_path / "0-explained.png").is_file()
 
 
-def test_the_image_is_opened_as_the_checkpoint_says(grr_coca, run, tmp_path):
+def test_opens_the_image_with_the_checkpoints_preprocessing(grr_coca, run, tmp_path):
     checkpoint = from_pretrained(run.folder)
     as_stored = replace(checkpoint, preprocess=replace(checkpoint.preprocess, opening="as_stored"))
     save_checkpoint(as_stored, tmp_path / "as-stored")

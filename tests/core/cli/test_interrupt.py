@@ -51,7 +51,7 @@ def answer(code: str, arguments: list, cwd) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, preexec_fn=take_interrupts)
 
 
-def test_programs_of_these_tests_take_interrupts_even_where_pytest_does_not(tmp_path):
+def test_programs_of_tests_accept_interrupts(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under `nohup … &`
     try:
         said = answer("import os, signal; os.kill(os.getpid(), signal.SIGINT)", [], tmp_path)
@@ -90,7 +90,7 @@ def test_a_reader_that_takes_no_more_ends_it_without_a_word(arguments):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize(("arguments", "unbuffered"), [(["--help"], "1"), (["info", "--help"], ""), (["models"], "1")])
-def test_a_disk_that_is_too_full_for_the_output_is_told_in_one_line(arguments, unbuffered):
+def test_full_disk_for_the_output_reports_one_line(arguments, unbuffered):
     command = [sys.executable, "-m", "grr_coca", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
@@ -100,7 +100,7 @@ def test_a_disk_that_is_too_full_for_the_output_is_told_in_one_line(arguments, u
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX closes the streams")
-def test_closed_streams_change_nothing_but_that_nothing_is_said(tmp_path):
+def test_closed_streams_only_suppress_output(tmp_path):
     command = ["sh", "-c", f'"{sys.executable}" -m grr_coca "$@" >&- 2>&-', "sh"]
     assert subprocess.run([*command, "models"], timeout=60).returncode == 0
     assert subprocess.run([*command, "data", "check", tmp_path / "gone"], timeout=60).returncode == 2

@@ -44,7 +44,7 @@ def push(hub, grr_coca, monkeypatch, tmp_path):
 
 
 @pytest.mark.ci
-def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp_path):
+def test_every_pushed_revision_can_be_loaded(hub, push, image_files, tmp_path):
     first = push(PICTOGRAMS, f"{OWNER}/emoji")
     assert first.code == 0, first.err
     assert f'grr_coca.load("{OWNER}/emoji") loads it' in first.out
@@ -81,7 +81,7 @@ def test_what_was_pushed_is_loaded_at_every_revision(hub, push, image_files, tmp
     assert f"error: {OWNER}/emoji@v9: not a folder, and cannot be downloaded" in done.stderr
 
 
-def test_the_card_says_what_the_manifest_says(hub, push):
+def test_card_matches_the_manifest(hub, push):
     push(PICTOGRAMS, f"{OWNER}/card", "--private")
     card = hub.repositories[f"{OWNER}/card"][0]["README.md"].decode()
     assert hub.private[f"{OWNER}/card"]
@@ -103,7 +103,7 @@ def test_a_dry_run_tells_what_would_go_up_and_sends_nothing(grr_coca, monkeypatc
         assert name in said.out
 
 
-def test_a_name_that_is_taken_is_told_and_taken_if_meant(hub, push):
+def test_existing_repository_needs_update(hub, push):
     hub.repositories[f"{OWNER}/taken"] = [{"README.md": b"before"}]
     said = push(PICTOGRAMS, f"{OWNER}/taken")
     assert said.code == 2
@@ -129,7 +129,7 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(hub, push, monkeypatch)
     assert f"{OWNER}/refused" not in hub.repositories
 
 
-def test_an_empty_repository_that_was_made_is_told_with_the_way_on(hub, push, monkeypatch):
+def test_failed_upload_names_the_new_repository_and_the_fix(hub, push, monkeypatch):
     monkeypatch.setattr(hub, "full", True)
     said = push(PICTOGRAMS, f"{OWNER}/begun")
     assert said.code == 2
@@ -149,11 +149,11 @@ def test_an_empty_repository_that_was_made_is_told_with_the_way_on(hub, push, mo
         ("caf\udce9", "license: other\nlicense_name: caf\\udce9\n"),
     ],
 )
-def test_a_licence_that_the_hub_does_not_know_has_a_name_of_its_own(grr_coca, licence, lines):
+def test_unknown_licence_is_written_as_other_with_a_name(grr_coca, licence, lines):
     assert lines in grr_coca("push", "pictograms", "me/x", "--dry-run", "--licence", licence).out
 
 
-def test_names_that_are_not_utf8_are_escaped_on_the_card_and_bars_do_not_end_a_cell(grr_coca, run, tmp_path):
+def test_card_escapes_invalid_utf8_and_bars(grr_coca, run, tmp_path):
     figures = tmp_path / "figures.json"
     measured = {"CIDEr": {"value": 0.5, "low": 0.25, "high": 0.75}}
     figures.write_text(json.dumps({"a|caf\udce9": {"metrics": measured}}))
@@ -173,7 +173,7 @@ def test_without_permission_nothing_goes_up(hub, push, name, token):
     assert name not in hub.repositories
 
 
-def test_a_hub_that_cannot_be_reached_is_told(push):
+def test_unreachable_hub_reports_an_error(push):
     said = push(PICTOGRAMS, f"{OWNER}/far", address="http://127.0.0.1:9")
     assert said.code == 2
     assert said.err.startswith(f"error: {OWNER}/far: not uploaded to the Hugging Face hub")
@@ -218,7 +218,7 @@ def test_a_damaged_model_does_not_go_up(refused, tmp_path):
     assert "its checksum differs" in refused("push", tmp_path / "damaged", "me/x", "--dry-run")
 
 
-def test_of_a_model_that_was_trained_elsewhere_the_card_counts_no_steps(grr_coca, run, tmp_path):
+def test_card_of_an_imported_model_counts_no_steps(grr_coca, run, tmp_path):
     shutil.copytree(run.checkpoint, tmp_path / "imported")
     (tmp_path / "imported" / "manifest.json").unlink()
     config = tmp_path / "imported" / "config.json"
@@ -238,7 +238,7 @@ def fine_tuned(run, folder, start, start_step=0):
     return folder
 
 
-def test_card_of_a_fine_tuned_run_names_its_start_with_data_and_licence(grr_coca, refused, run, tmp_path):
+def test_fine_tuned_card_names_data_and_licence_of_its_start(grr_coca, refused, run, tmp_path):
     icons = json.loads((FOLDER / "icons" / "config.json").read_text())["step"]
     moved = shutil.copytree(FOLDER / "icons", tmp_path / "elsewhere")  # known by its files, wherever they are
     folder = fine_tuned(run, tmp_path / "mine", moved, icons)
@@ -261,7 +261,7 @@ def test_card_of_a_fine_tuned_run_names_its_start_on_the_hub(grr_coca, run, tmp_
     assert ", 240 steps of training from `some-one/photos--large`.\n" in card
 
 
-def test_card_names_a_start_of_the_user_without_its_path_also_when_it_is_gone(grr_coca, run, tmp_path):
+def test_card_names_a_local_start_without_its_path(grr_coca, run, tmp_path):
     start = tmp_path / "secret" / "first-run" / "checkpoints" / "step-000000007"
     shutil.copytree(run.checkpoint, start)
     folder = fine_tuned(run, tmp_path / "mine", start)

@@ -32,9 +32,7 @@ def finetune_file(recipe_file):
 # --- Runs
 
 
-def test_pretraining_leaves_a_checkpoint_in_a_folder_named_after_recipe_and_preset_and_says_where(
-    grr_coca, recipe_file, tmp_path, monkeypatch
-):
+def test_default_run_folder_is_named_after_recipe_and_preset(grr_coca, recipe_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = grr_coca("pretrain", recipe_file("tiny.yaml"))
     assert said.code == 0, said.err
@@ -42,7 +40,7 @@ def test_pretraining_leaves_a_checkpoint_in_a_folder_named_after_recipe_and_pres
     assert from_pretrained(tmp_path / "runs" / "tiny-grr_coca").step == 3
 
 
-def test_options_replace_what_the_recipe_says_and_are_written_back(grr_coca, recipe_file, tmp_path):
+def test_options_override_the_recipe_and_are_saved(grr_coca, recipe_file, tmp_path):
     other = write_shard(tmp_path / "other.tar", real_pairs(165, "health"))
     options = ["--preset", "baseline_coca", "--data", other, "--seed", 5, "--out", tmp_path / "run"]
     said = grr_coca("pretrain", recipe_file(), *options)
@@ -71,7 +69,7 @@ def test_a_run_goes_on_with_the_data_of_the_same_command(grr_coca, recipe_file, 
     assert load_recipe(tmp_path / "run" / "recipe.yaml").data.train == str(shard)
 
 
-def test_fine_tuning_goes_on_from_the_checkpoint_and_leaves_it_as_it_was(grr_coca, finetune_file, run, tmp_path):
+def test_fine_tuning_does_not_change_its_start_checkpoint(grr_coca, finetune_file, run, tmp_path):
     before = snapshot(run.folder)
     said = grr_coca("finetune", finetune_file, "--checkpoint", run.folder, "--out", tmp_path / "tuned")
     assert said.code == 0, said.err
@@ -104,9 +102,7 @@ def test_fine_tuning_is_not_resumed_from_another_checkpoint(grr_coca, refused, f
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
-def test_a_dry_run_tells_memory_steps_and_time_and_writes_nothing(
-    grr_coca, recipe_file, finetune_file, run, tmp_path, verb
-):
+def test_dry_run_prints_memory_steps_and_time_only(grr_coca, recipe_file, finetune_file, run, tmp_path, verb):
     path = recipe_file() if verb == "pretrain" else finetune_file
     start = ["--checkpoint", run.folder] if verb == "finetune" else []
     before = snapshot(tmp_path), snapshot(run.folder)
@@ -135,7 +131,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(refused, recipe_file):
 # --- Wrong use
 
 
-def test_sizes_that_do_not_fit_are_told_with_the_recipe_before_its_pairs_are_read(refused, recipe_file, monkeypatch):
+def test_invalid_sizes_raise_before_pairs_are_read(refused, recipe_file, monkeypatch):
     monkeypatch.setattr("grr_coca.train.setup.training_sources", lambda _: pytest.fail("pairs were read"))
     path = recipe_file(edit=lambda recipe: replace(recipe, model=replace(recipe.model, image_size=20)))
     assert f"{path}: model: image_size 20 must be divisible by patch_size 16; the nearest" in refused("pretrain", path)

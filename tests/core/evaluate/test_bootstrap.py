@@ -13,7 +13,7 @@ from grr_coca.evaluate.intervals import Measure, by_image, draws
 RNG = np.random.default_rng(0)
 
 
-def test_the_interval_of_a_mean_is_as_wide_as_its_standard_error_says():
+def test_interval_of_a_mean_matches_its_standard_error():
     values = RNG.normal(3.0, 2.0, size=4000)
     interval = Measure.mean(values).interval(4000)
     error = values.std() / np.sqrt(len(values))
@@ -31,7 +31,7 @@ def test_ninety_five_in_a_hundred_intervals_hold_the_truth():
     assert 0.90 <= np.mean(held) <= 0.99
 
 
-def test_a_corpus_metric_is_what_a_plain_loop_over_resampled_images_gives():
+def test_corpus_metric_matches_a_loop_over_resamples():
     hypotheses = ["a red cat sits", "the dog runs far away", "two birds", "a small house"]
     references = [["a red cat sat"], ["the dog runs away", "a dog"], ["three birds fly"], ["a big house", "a house"]]
     scores = score_captions(hypotheses, references)
@@ -90,7 +90,7 @@ def test_the_seed_decides():
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.floats(-5, 5)), min_size=1, max_size=20))
-def test_what_belongs_to_an_image_is_summed(rows):
+def test_values_of_one_image_are_summed(rows):
     ids, values = (np.array(column) for column in zip(*rows, strict=True))
     expected = [sum(v for i, v in rows if i == image) for image in sorted(set(ids.tolist()))]
     assert by_image(values, ids) == pytest.approx(expected)

@@ -39,7 +39,7 @@ def source(run):
     return open_source(str(run.shard))
 
 
-def test_an_image_with_several_pairs_is_captioned_once_against_all_its_captions(checkpoint):
+def test_captions_each_image_once_with_all_references(checkpoint):
     source = SeveralCaptions(6)
     captioned = caption_split(checkpoint, source)
     assert captioned.names == ("one", *(source.name(i) for i in range(3, 6)))
@@ -82,7 +82,7 @@ def test_the_mode_of_the_model_is_as_it_was(checkpoint, source):
     checkpoint.model.eval()
 
 
-def test_an_empty_split_is_refused(checkpoint):
+def test_rejects_an_empty_split(checkpoint):
     with pytest.raises(UserError, match="empty split"):
         caption_split(checkpoint, SeveralCaptions(0))
 
@@ -131,6 +131,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("numbers", [{"max_images": 0}, {"max_images": -1}, {"batch_size": 0}])
-def test_no_images_at_once_or_at_all_are_refused(checkpoint, source, numbers):
+def test_rejects_numbers_below_one(checkpoint, source, numbers):
     with pytest.raises(UserError, match="must be at least 1"):
         caption_split(checkpoint, source, **numbers)

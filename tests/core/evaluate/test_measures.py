@@ -67,7 +67,7 @@ def test_each_caption_of_an_image_counts_in_every_measure(checkpoint):
     assert (retrieval.depends_on["images"], retrieval.depends_on["captions"]) == (4, 12)
 
 
-def test_nothing_to_measure_is_told(checkpoint):
+def test_empty_input_raises(checkpoint):
     with pytest.raises(UserError, match="an empty split: nothing to search"):
         measure_retrieval(checkpoint, PairsInMemory([]), 8, 1, "own")
     with pytest.raises(UserError, match="evaluation batch size must be at least 1, got 0"):

@@ -62,7 +62,7 @@ def test_a_part_of_every_class_is_kept_for_validation():
     assert not np.array_equal(held_out, split_for_validation(targets, seed=1)[1])
 
 
-def test_too_few_training_images_are_refused():
+def test_rejects_too_few_training_images():
     with pytest.raises(UserError, match="two classes"):
         linear_probe(np.ones((9, 2)), np.zeros(9), np.ones((2, 2)))
     with pytest.raises(UserError, match="no class has 5"):
@@ -85,7 +85,7 @@ def test_an_attention_probe_finds_the_token_that_tells():
     assert (predicted == expected).double().mean() > 0.95
 
 
-def test_the_seed_decides_alone():
+def test_only_the_seed_determines_the_result():
     train, targets = tokens(60, seed=0)
     options = AttentionProbeOptions(epochs=1, seed=3)
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def test_the_seed_decides_alone():
     assert not torch.equal(first, attention_probe(train, targets, train, 3, 2, other, CPU))
 
 
-def test_frozen_features_made_in_inference_mode_can_be_trained_on():
+def test_trains_on_features_of_inference_mode():
     with torch.inference_mode():
         train, targets = tokens(30, seed=0)
     predicted = attention_probe(train, targets, train, 3, 2, AttentionProbeOptions(epochs=1), CPU)

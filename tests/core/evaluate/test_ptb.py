@@ -93,7 +93,7 @@ def test_without_any_one_mark_that_does_not_count_a_probe_fails(monkeypatch):
         ("Gonna! I'd've y'all 'em '90s o'clock", "gon na i 'd 've y' all 'em '90s o'clock"),
     ],
 )
-def test_what_each_kind_of_writing_becomes(caption, tokens):
+def test_tokens_of_each_kind_of_text(caption, tokens):
     assert tokenize(caption) == tokens.split(" ")
 
 
@@ -102,7 +102,7 @@ def test_a_mixed_fraction_is_one_token_with_an_unbreakable_space():
 
 
 @pytest.mark.parametrize("nothing", ["", " ", "\n", "...", "'", "\U0001f600", "\u200b"])
-def test_what_holds_no_word_has_no_token(nothing):
+def test_text_without_words_has_no_tokens(nothing):
     assert tokenize(nothing) == []
 
 
@@ -139,7 +139,7 @@ def counted(said: str) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
-def test_java_says_the_same_of_every_caption_of_the_corpora():
+def test_matches_java_on_every_caption_of_the_corpora():
     pytest.importorskip("pycocoevalcap")
     captions = real_captions()
     for caption, said in zip(captions, java_tokens(captions), strict=True):
@@ -147,7 +147,7 @@ def test_java_says_the_same_of_every_caption_of_the_corpora():
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
-def test_in_java_the_next_line_decides_over_a_letter_with_a_point():
+def test_next_line_decides_if_a_point_ends_a_sentence():
     pytest.importorskip("pycocoevalcap")
     captions = ["the letter A.", "at 5 p.m.", "etc.", "a dog."]
     alone, before_the = (list(map(counted, java_tokens(captions, between))) for between in ("x", "The cat"))

@@ -36,7 +36,7 @@ def test_the_temperature_stays_within_the_bound_of_training():
     assert fitted.logit_scale.item() == pytest.approx(math.log(100))
 
 
-def test_a_worse_temperature_makes_no_difference_once_it_is_refitted():
+def test_refit_corrects_a_worse_temperature():
     pairs = embeddings(1.0)
     first, second = (refit_scaling(pairs, Scaling(torch.tensor(start)), BATCH) for start in (1.0, 4.0))
     assert first.logit_scale.item() == pytest.approx(second.logit_scale.item(), abs=1e-4)

@@ -49,7 +49,7 @@ def test_recorded_scores_of_2500_sets_are_met(name):
 
 @given(sets)
 @settings(max_examples=150)
-def test_pycocoevalcap_says_the_same_of_any_captions(caption_sets):
+def test_matches_pycocoevalcap_for_any_captions(caption_sets):
     pytest.importorskip("pycocoevalcap")
     assume(any(tokenize(reference) for _, references in caption_sets for reference in references))  # theirs stops there
     expected = reference_scores([CaptionSet(*s) for s in caption_sets])
@@ -78,7 +78,7 @@ def test_bleu_clips_what_is_repeated():
     assert statistics[0, -2:].tolist() == [4, 2]
 
 
-def test_of_two_references_as_close_bleu_takes_the_shorter():
+def test_bleu_takes_the_shorter_of_two_equally_close_references():
     statistics = bleu_statistics([["a", "b", "c", "d"]], [[["a", "b"], ["a", "b", "c", "d", "e", "f"]]])
     assert statistics[0, -1] == 2
 
@@ -128,7 +128,7 @@ def test_the_order_of_references_changes_nothing():
     assert first.corpus() == pytest.approx(second.corpus())
 
 
-def test_nothing_to_score_is_refused():
+def test_rejects_an_empty_list():
     with pytest.raises(UserError, match="no caption"):
         score_captions([], [])
 
@@ -146,6 +146,6 @@ def test_an_image_without_reference_is_named():
         (["a cat"], [["a cat"], ["a dog"]], "1 captions, but references for 2 images"),
     ],
 )
-def test_what_is_no_list_of_captions_and_references_is_told(hypotheses, references, told):
+def test_rejects_texts_that_are_not_lists(hypotheses, references, told):
     with pytest.raises(UserError, match=told):
         score_captions(hypotheses, references)

@@ -97,7 +97,7 @@ def test_the_coca_loss_is_the_weighted_sum(checkpoint, shard):
     assert result.coca_loss == pytest.approx(0.5 * result.contrastive_loss + 3.0 * result.captioning_loss)
 
 
-def test_a_split_smaller_than_a_contrastive_batch_is_an_error_with_the_way_out(checkpoint, shard):
+def test_split_smaller_than_a_batch_raises_with_a_fix(checkpoint, shard):
     with pytest.raises(UserError, match=r"batch size 64 needs at least that many pairs.* add pairs, or .* 20 or less"):
         evaluate_checkpoint(checkpoint, open_source(str(shard)), 64, LossWeights())
 
@@ -120,7 +120,7 @@ class Counted(PairsInMemory):
         return super().__getitem__(index)
 
 
-def test_an_image_with_several_captions_is_read_decoded_and_encoded_once(checkpoint, monkeypatch):
+def test_image_with_several_captions_is_encoded_once(checkpoint, monkeypatch):
     texts = ("a drawing", "a sign", "a picture in a book")
     pairs = Counted([replace(pair, more_captions=texts) for pair in real_pairs(6)])
     decoded, encoded = [], []

@@ -53,7 +53,7 @@ def test_a_row_takes_text_to_image_recall_and_its_chance():
     assert made.baseline == pytest.approx(metrics(2.0, 6.0, 8.0, 0.2) | {"chance": 0.05})
 
 
-def test_the_table_has_a_line_per_row_with_columns_under_each_other():
+def test_table_has_aligned_columns():
     lines = format_table([FIRST, SECOND], ("grr_coca", "baseline_coca")).splitlines()
     assert len({len(line) for line in lines}) == 1
     (line,) = (line for line in lines if line.startswith("a/test"))

@@ -53,7 +53,7 @@ def test_a_tie_counts_against_the_right_class():
     assert "top-5" not in found, "of five classes, five are no choice"
 
 
-def test_a_class_embedding_is_the_mean_of_unit_vectors_made_a_unit_again(checkpoint):
+def test_class_embedding_is_a_normalized_mean(checkpoint):
     found = classifier_of(checkpoint, ["cat", "dog"], ["{}", "a picture of a {}."]).embedding
     by_hand = [embed_texts(checkpoint, [name, f"a picture of a {name}."]).mean(dim=0) for name in ("cat", "dog")]
     expected = torch.stack([mean / mean.norm() for mean in by_hand])
@@ -117,7 +117,7 @@ def test_a_folder_per_class(tmp_path):
     assert images.read(2) == (real_pairs(4)[1].image, str(tmp_path / "red_heart" / "1.webp"))
 
 
-def test_other_texts_and_hidden_files_beside_the_class_folders_are_left_alone(tmp_path):
+def test_ignores_other_files_next_to_class_folders(tmp_path):
     lay_out(tmp_path)
     (tmp_path / "README.txt").write_text("what this is")
     (tmp_path / "cat" / "classes.txt").write_text("cat")
@@ -172,7 +172,7 @@ def test_shards_in_folders_are_pairs_and_no_classes(tmp_path):
         open_labelled(str(tmp_path))
 
 
-def test_the_order_of_given_classes_is_kept_and_classes_without_image_count(tmp_path):
+def test_keeps_class_order_and_classes_without_images(tmp_path):
     images = open_labelled(str(lay_out(tmp_path)), ("red heart", "dog", "cat"))
     assert images.targets == (2, 2, 0, 0)
 
@@ -218,7 +218,7 @@ def test_a_table_of_paths_and_labels(tmp_path, name, content):
         ("cat/0.webp,K\xe4se\n".encode("latin-1"), r"all\.csv: not a CSV file that can be read \('utf-8' codec"),
     ],
 )
-def test_a_table_that_cannot_be_read_and_an_image_that_is_missing_are_named(tmp_path, content, told):
+def test_names_unreadable_tables_and_missing_images(tmp_path, content, told):
     if content is not None:
         (tmp_path / "all.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=told):

@@ -42,7 +42,7 @@ def _gradients(model: CoCa, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_checkpointed_blocks_have_the_same_gradients_bit_for_bit_and_keep_less(tiny_config, make_batch, preset):
+def test_checkpointed_blocks_have_identical_gradients(tiny_config, make_batch, preset):
     config = tiny_config(preset)
     plain, checkpointed, batch = build(config), build(config), make_batch(config)
     checkpoint_blocks(checkpointed)
@@ -66,7 +66,7 @@ def test_every_block_is_computed_again(tiny_config, make_batch):
     assert all(calls.count(norm) == 2 for norm in calls)
 
 
-def test_copies_of_a_model_with_checkpointed_blocks_run_their_own_blocks(tiny_config):
+def test_copies_run_their_own_checkpointed_blocks(tiny_config):
     model = build(tiny_config())
     checkpoint_blocks(model)
     for copied in (copy_modules(model), fast_copy(model)):
@@ -154,9 +154,7 @@ def _compared(folder: Path, *arguments: object) -> dict[str, Any]:
         pytest.param("grr_coca+stem", marks=pytest.mark.slow),
     ],
 )
-def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients_and_keep_less(
-    tiny_config, make_batch, tmp_path, preset
-):
+def test_compiled_blocks_are_traced_once_for_all_lengths(tiny_config, make_batch, tmp_path, preset):
     config = tiny_config(preset)
     batches = [make_batch(config, words) for words in ((3, 7, 1, 5), (12, 1, 1, 6), (5, 5, 4, 2))]
     found = _compared(tmp_path, "aot_eager", 0.75, config, batches, [])
@@ -165,9 +163,7 @@ def test_compiled_blocks_are_traced_once_for_all_lengths_give_the_same_gradients
 
 
 @pytest.mark.slow
-def test_compiled_blocks_are_the_same_in_machine_code_with_fewer_patches_and_in_evaluation(
-    tiny_config, make_batch, tmp_path
-):
+def test_compiled_blocks_support_dropout_and_evaluation(tiny_config, make_batch, tmp_path):
     if not any(map(shutil.which, CPP_COMPILERS)):
         pytest.skip("there is no C++ compiler")
     config = tiny_config("grr_coca+registers")
@@ -190,7 +186,7 @@ def test_every_block_is_compiled(tiny_config, monkeypatch, preset):
     assert compiled == stem | {f"{stack}.blocks.{i}" for stack in stacks for i in range(2)}
 
 
-def test_a_missing_compiler_is_told_before_the_first_step(tiny_config, monkeypatch):
+def test_missing_compiler_raises_before_the_first_step(tiny_config, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"compile: no C\+\+ compiler found \(no-such-compiler\)"):
         compile_blocks(build(tiny_config()))

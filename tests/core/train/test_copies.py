@@ -22,7 +22,7 @@ def read(steps: list[list[Batch]], log: list[int]) -> Iterator[list[Batch]]:
         yield step
 
 
-def test_a_single_batch_is_on_the_device_and_the_next_is_read_before_it_is_used(batches):
+def test_next_batch_is_read_while_one_is_on_the_device(batches):
     log: list[int] = []
     steps = [[batch] for batch in batches]
     for number, ((copied,), (batch,)) in enumerate(zip(copied_ahead(read(steps, log), META), steps, strict=True)):

@@ -47,7 +47,7 @@ def undisturbed(make_job):
 # --- Signals
 
 
-def test_a_signal_to_one_rank_stops_both_after_the_same_step_with_nothing_lost(make_job, undisturbed):
+def test_signal_to_one_rank_stops_both_after_the_same_step(make_job, undisturbed):
     job = make_job(checkpoints=CheckpointRecipe(interval=100))
     launched = job.start(partial(drivers.pause, 4, job.folder))
     launched.wait_until((job.folder / "paused").exists)
@@ -66,7 +66,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_with_nothing_lost(m
 
 
 @pytest.mark.ci
-def test_a_batch_that_cannot_be_shared_is_refused_by_both_before_anything_is_made(make_job):
+def test_both_ranks_reject_an_indivisible_batch_first(make_job):
     job = make_job()
     uneven = replace(job.recipe, data=replace(job.recipe.data, batch_size=7))
     launched = job.start(partial(drivers.record_keys, job.folder), uneven)
@@ -84,7 +84,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_by_both_before_anything_is_mad
 @pytest.mark.parametrize(
     ("kind", "gradient"), [("ddp", 6), pytest.param("fsdp", None, marks=pytest.mark.slow)], ids=["ddp", "fsdp"]
 )
-def test_what_is_not_a_number_on_one_rank_reaches_no_weight_on_any(make_job, kind, gradient):
+def test_nan_on_one_rank_changes_no_weights(make_job, kind, gradient):
     spoiled = {1, 3, *([] if gradient is None else [gradient])}
     job = make_job(
         parallelism=kind,
@@ -117,7 +117,7 @@ def test_what_is_not_a_number_on_one_rank_reaches_no_weight_on_any(make_job, kin
 
 
 @pytest.mark.ci
-def test_too_many_steps_in_a_row_that_are_not_finite_stop_all_ranks(make_job):
+def test_repeated_steps_that_are_not_finite_stop_all_ranks(make_job):
     job = make_job(health=HealthRecipe(max_skipped=2))
     launched = job.start(partial(drivers.spoil, sample=4, loss=5, gradient=None))
     assert launched.wait(60) == [2, 2]
@@ -188,7 +188,7 @@ def torchrun_of_the_shell(folder: Path, *arguments: object) -> None:
     "run",
     [pytest.param(torchrun, marks=pytest.mark.ci), pytest.param(torchrun_of_the_shell, marks=pytest.mark.slow)],
 )
-def test_a_dead_rank_ends_the_other_and_torchruns_restart_resumes(make_job, undisturbed, run):
+def test_torchrun_restarts_and_resumes_after_a_dead_rank(make_job, undisturbed, run):
     job = make_job()
     save_recipe(job.recipe, job.folder / "recipe.yaml")
     launch(job.folder, run, job.folder, "pretrain", job.folder / "recipe.yaml", "--out", job.out, "--resume").finish()
@@ -237,7 +237,7 @@ def forget_keys(job):
 
 
 @pytest.mark.ci
-def test_other_numbers_of_workers_and_ranks_change_nothing_of_the_order(make_job):
+def test_order_does_not_depend_on_workers_and_ranks(make_job):
     alone = make_job(ranks=1)
     alone.start(partial(drivers.record_keys, alone.folder)).finish()
     wanted = global_order(alone)

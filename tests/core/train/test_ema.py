@@ -99,7 +99,7 @@ def test_a_run_goes_on_from_a_state_as_if_it_had_never_stopped():
     assert follow(second, parts, values[2:]) == expected[2:]
 
 
-def test_a_state_of_other_parameters_is_refused_by_name():
+def test_state_of_other_parameters_raises_with_a_name():
     ema, state = Ema(one_weight(1.0), 0.9), Ema(nn.Linear(1, 1), 0.9).state_dict()
     with pytest.raises(ValueError, match="bias"):
         ema.load_state_dict(state)

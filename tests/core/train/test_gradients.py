@@ -51,7 +51,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_loss_of_one_batch_has_the_losses_and_the_gradients_of_the_engine(case):
+def test_loss_of_one_batch_matches_the_engine(case):
     wanted, wanted_losses = computed(CASES[case], torch.float64, 3)
     model, batch = make_model(CASES[case], torch.float64), make_batch(CASES[case], torch.float64)
     losses = batch_loss(model, batch, CASES[case].losses)
@@ -61,7 +61,7 @@ def test_the_loss_of_one_batch_has_the_losses_and_the_gradients_of_the_engine(ca
 
 
 @pytest.mark.parametrize("case", ["grr_coca", "coca", "z-loss", "sigmoid", "teacher"])
-def test_micro_batches_give_the_gradients_of_the_whole_batch_in_fp32(case):
+def test_micro_batches_match_the_full_batch_in_fp32(case):
     wanted, _ = computed(CASES[case], torch.float32, 8)
     for size in (1, 3):
         gradients, _ = computed(CASES[case], torch.float32, size)
@@ -135,7 +135,7 @@ def test_fsdp_has_nothing_to_warn_of(on_two_ranks):
         assert "FSDP" not in (folder / f"said-0-{rank}").read_text()
 
 
-def test_sharded_weights_are_gathered_anew_after_an_evaluation_with_their_average(on_two_ranks):
+def test_sharded_weights_are_gathered_again_after_evaluation(on_two_ranks):
     passes = load_file(on_two_ranks[1] / "passes-0.safetensors")
     assert torch.equal(passes["after"], passes["before"])
     assert not torch.allclose(passes["during"], passes["before"], atol=1e-3)

@@ -34,11 +34,11 @@ def test_each_process_has_a_gpu_of_its_own(on_gpus):
     assert on_gpus(8, LOCAL_RANK="3", TORCHELASTIC_RUN_ID="mine").index == 3
 
 
-def test_a_scheduler_may_show_each_process_its_own_gpu_alone(on_gpus):
+def test_scheduler_may_show_one_gpu_per_process(on_gpus):
     assert on_gpus(1, LOCAL_RANK="3").index == 0
 
 
-def test_more_processes_than_gpus_are_refused(on_gpus):
+def test_rejects_more_processes_than_gpus(on_gpus):
     with pytest.raises(UserError, match="--nproc-per-node 2"):
         on_gpus(2, LOCAL_RANK="2")
     with pytest.raises(UserError, match="--nproc-per-node 1"):
@@ -65,6 +65,6 @@ def test_every_rank_hears_of_any_error_of_the_first(tmp_path):
 
 
 @pytest.mark.ci  # seven seconds
-def test_ranks_wait_for_what_the_first_does_alone_however_long(tmp_path):
+def test_ranks_wait_for_the_first_without_a_limit(tmp_path):
     launch(tmp_path, drivers.wait_long_for_the_first, tmp_path, ranks=2).finish()
     assert [(tmp_path / f"told-{rank}").read_text() for rank in range(2)] == ["done", "done"]

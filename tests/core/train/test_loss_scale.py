@@ -55,7 +55,7 @@ def test_training_in_fp16_is_close_to_that_in_fp32(tiny_config, make_batch):
     assert half.loss_scale == LossScale(2.0**12, finite_steps=5)
 
 
-def test_a_step_that_overflows_changes_no_weight_and_halves_the_factor(tiny_config, make_batch):
+def test_overflow_skips_the_step_and_halves_the_factor(tiny_config, make_batch):
     config = tiny_config()
     trainer, batch = make_trainer(config, "fp16", LossScale(2.0**40)), make_batch(config)
     before = {name: tensor.clone() for name, tensor in trainer.model.raw.state_dict().items()}

@@ -78,7 +78,7 @@ def measured(folder: Path, image_size: int, num_pieces: int, size: int) -> dict[
     [pytest.param(64, 16, 64, marks=pytest.mark.slow), pytest.param(32, 8, 24, marks=pytest.mark.ci)],
     ids=["1024 as 16 x 64", "192 as 8 x 24"],
 )
-def test_an_accumulated_batch_takes_the_memory_of_one_micro_batch(tmp_path, image_size, num_pieces, size):
+def test_accumulation_needs_memory_of_one_micro_batch(tmp_path, image_size, num_pieces, size):
     one = measured(tmp_path, image_size, 1, size)
     accumulated = measured(tmp_path, image_size, num_pieces, size)
     ratio = (accumulated["bytes"] - accumulated["before"]) / (one["bytes"] - one["before"])

@@ -35,7 +35,7 @@ def test_in_bf16_it_takes_the_steps_of_pytorchs_muon():
         assert torch.equal(mine, reference)
 
 
-def test_the_two_precisions_differ_by_the_rounding_of_bf16_alone():
+def test_precisions_differ_only_by_bf16_rounding():
     ours, theirs = _matrices(), _matrices()
     for matrices, precision in ((ours, "fp32"), (theirs, "bf16")):
         _train(Muon(matrices, lr=0.05, precision=precision), matrices)
@@ -45,7 +45,7 @@ def test_the_two_precisions_differ_by_the_rounding_of_bf16_alone():
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (96, 32), (32, 96), (3, 16, 48)], ids=str)
-def test_orthogonalized_matrices_keep_their_directions_and_have_singular_values_about_one(shape):
+def test_orthogonalized_singular_values_are_about_one(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     found = orthogonalize(matrix, torch.float64)
@@ -86,7 +86,7 @@ def test_matrices_of_one_shape_may_be_orthogonalized_together():
 
 
 @pytest.mark.parametrize(("slow", "expected"), [(torch.float32, "bf16"), (torch.bfloat16, "fp32"), (None, "fp32")])
-def test_the_faster_precision_is_chosen_and_fp32_where_both_are_level(monkeypatch, slow, expected):
+def test_chooses_the_faster_precision_and_fp32_if_level(monkeypatch, slow, expected):
     def repeat(timed, number: int, repeat: int) -> list[float]:
         return [2.0 if timed.args[0].dtype == slow else 1.0] * repeat
 

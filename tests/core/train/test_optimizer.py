@@ -46,7 +46,7 @@ def _step_with_gradients_of_zero(model: CoCa, recipe: OptimizerRecipe) -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("preset", ["grr_coca", "coca"])
-def test_decay_is_for_matrices_alone(tiny_config, preset, name):
+def test_decay_applies_only_to_matrices(tiny_config, preset, name):
     """Without gradients, decay is all that is left of a step."""
     model = build(tiny_config(preset))
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_hidden_matrices_are_all_but_the_heads(tiny_config, preset):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_frozen_image_encoder_keeps_its_embeddings_through_training(tiny_config, make_batch, name):
+def test_frozen_image_encoder_keeps_its_embeddings(tiny_config, make_batch, name):
     config = tiny_config()
     model, batch = build(config), make_batch(config)
     freeze(model, ["image_encoder"])
@@ -192,7 +192,7 @@ def test_the_decays_of_the_moments_are_the_recipes(tiny_config, name):
         (3, 6, {0: 1 / 6, 1: 2 / 6, 2: 3 / 6, 6: 1}),  # shorter than its warm-up
     ],
 )
-def test_warm_up_is_linear_to_the_peak_and_the_last_step_has_the_final_ratio(steps, warmup_steps, factors):
+def test_schedule_warms_up_linearly_and_ends_at_the_ratio(steps, warmup_steps, factors):
     schedule = ScheduleRecipe(steps=steps, warmup_steps=warmup_steps, final_lr_ratio=0.1)
     assert {step: lr_factor(step, schedule) for step in factors} == pytest.approx(factors)
 
@@ -266,7 +266,7 @@ def test_depth_counts_the_layers_to_the_nearest_head(tiny_config):
         ("coca", {"image_encoder.position", "text_decoder.position"}),
     ],
 )
-def test_positions_registers_and_a_stem_are_as_deep_as_the_embeddings(tiny_config, preset, parts):
+def test_positions_registers_and_stem_have_depth_0(tiny_config, preset, parts):
     model = build(tiny_config(preset))
     names = [name for name, _ in model.named_parameters() if ".".join(name.split(".")[:2]) in parts]
     assert {".".join(name.split(".")[:2]) for name in names} == parts
@@ -300,7 +300,7 @@ def _moves(model: CoCa, recipe: OptimizerRecipe) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_part_takes_the_step_of_a_model_that_has_its_rate_throughout(tiny_config, name):
+def test_part_rate_equals_a_model_with_that_rate(tiny_config, name):
     recipe = OptimizerRecipe(name=name, muon_precision="fp32", lr=0.01, weight_decay=0.5, layer_decay=0.5)
     rates = {"image_encoder": 0.002, "image_encoder.blocks.1": 0.05, "multimodal_decoder.lm_head.weight": 0.003}
     throughout = {lr: _moves(build(tiny_config()), replace(recipe, lr=lr)) for lr in (0.01, *rates.values())}
@@ -319,7 +319,7 @@ def test_the_beginning_of_a_name_ends_with_a_word():
     assert [number for number in range(11) if rates[f"{number}.weight"] == 0.5] == [1]
 
 
-def test_a_part_with_a_rate_of_0_is_frozen_and_has_no_gradient_to_clip(tiny_config, make_batch):
+def test_rate_0_freezes_a_part_without_gradients(tiny_config, make_batch):
     config = tiny_config("baseline_coca")
     model = build(config)
     before = _copy(model)
@@ -346,7 +346,7 @@ def test_a_part_with_a_rate_of_0_is_frozen_and_has_no_gradient_to_clip(tiny_conf
         ),
     ],
 )
-def test_rates_that_fit_no_part_are_refused(tiny_config, frozen, rates, message):
+def test_rejects_rates_of_unknown_parts(tiny_config, frozen, rates, message):
     with pytest.raises(UserError, match=re.escape(message)):
         freeze(build(tiny_config()), frozen, rates)
 

@@ -50,7 +50,7 @@ def test_an_option_of_training_changes_the_weights_that_come_out(plain, tmp_path
     assert len(differing(weights(trained), expected)) > len(expected) // 2
 
 
-def test_options_of_the_model_are_trained_and_come_back_from_disk(plain, tmp_path):
+def test_model_options_are_trained_and_saved(plain, tmp_path):
     recipe, _, expected = plain
     for key, value in (("num_registers", 3), ("qk_norm", "rms"), ("contrastive", "sigmoid")):
         recipe = with_key(recipe, f"model.{key}", value)
@@ -101,7 +101,7 @@ def test_a_resumed_run_keeps_the_rates_of_its_parts(plain, tmp_path):
 # --- Options that leave the numbers, or part of them, as they are
 
 
-def test_patch_dropout_leaves_out_patches_in_training_and_none_in_validation(plain, tmp_path, monkeypatch):
+def test_patch_dropout_applies_only_in_training(plain, tmp_path, monkeypatch):
     recipe = with_key(plain[0], "model.image_size", 64)
     seen, forward = set(), ImageEncoder.forward
 
@@ -117,7 +117,7 @@ def test_patch_dropout_leaves_out_patches_in_training_and_none_in_validation(pla
     assert differing(dropped[0], weights(pretrain(recipe, tmp_path / "all")))
 
 
-def test_ema_keeps_and_evaluates_the_average_and_trains_as_without(plain, tmp_path):
+def test_ema_evaluates_the_average_and_trains_equally(plain, tmp_path):
     recipe, folder, expected = plain
     averaged = weights(pretrain(with_key(recipe, "ema", 0.99), tmp_path / "run"))
     assert len(differing(averaged, expected)) > len(expected) // 2
@@ -128,7 +128,7 @@ def test_ema_keeps_and_evaluates_the_average_and_trains_as_without(plain, tmp_pa
 
 
 @pytest.mark.parametrize("others", [{}, {"ema": 0.5, "model.contrastive": "sigmoid"}], ids=["plain", "ema, sigmoid"])
-def test_a_refitted_temperature_suits_the_validation_pairs_and_is_all_that_changes(plain, tmp_path, others):
+def test_refit_changes_only_the_temperature(plain, tmp_path, others):
     recipe, folder, learned = plain
     for key, value in others.items():
         recipe = with_key(recipe, key, value)
@@ -148,7 +148,7 @@ def test_a_refitted_temperature_suits_the_validation_pairs_and_is_all_that_chang
     assert after["perplexity"] == before["perplexity"]
 
 
-def test_gradient_checkpointing_computes_blocks_again_and_changes_no_weight(plain, tmp_path, monkeypatch):
+def test_gradient_checkpointing_does_not_change_weights(plain, tmp_path, monkeypatch):
     """Nor does an average of the newest weights alone."""
     recipe, _, expected = plain
     recipe = with_key(recipe, "ema", 0.0)
@@ -159,7 +159,7 @@ def test_gradient_checkpointing_computes_blocks_again_and_changes_no_weight(plai
     assert differing(weights(trained), expected) == []
 
 
-def test_every_block_is_compiled_and_the_compiler_is_told_how_much_to_compute_again(plain, tmp_path, monkeypatch):
+def test_compiles_blocks_with_the_recompute_budget(plain, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(self))
     shared = replace(plain[0], compile=True, gradient_checkpointing=0.75)

@@ -53,7 +53,7 @@ def changed(*path: str, value: object) -> str:
 # --- Files
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path):
+def test_saved_recipe_equals_the_loaded_one(tmp_path):
     recipe = replace(
         tiny_recipe(tmp_path / "a.tar"),
         data=DataRecipe(
@@ -125,7 +125,7 @@ def test_a_missing_file_lists_the_recipes_beside_it(tmp_path):
     ],
     ids=lambda content: content[:20].decode("latin-1"),
 )
-def test_what_is_not_yaml_is_an_error_that_names_the_file(tmp_path, content):
+def test_invalid_yaml_raises_with_the_file(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"mine\.yaml: not a YAML file"):
@@ -182,7 +182,7 @@ def test_a_missing_key_is_an_error_that_names_it(load):
 @pytest.mark.parametrize(
     ("batch_size", "num_processes", "fitting"), [(10, 4, "8 or 12"), (3, 4, "4"), (7, 2, "6 or 8"), (1, 8, "8")]
 )
-def test_a_batch_that_cannot_be_shared_evenly_is_an_error_with_sizes_that_can(batch_size, num_processes, fitting):
+def test_indivisible_batch_raises_with_valid_sizes(batch_size, num_processes, fitting):
     recipe = tiny_recipe(Path("pairs.tar"))
     recipe = replace(recipe, data=replace(recipe.data, batch_size=batch_size))
     with pytest.raises(UserError, match=rf"batch_size {batch_size} cannot be .* {num_processes} .*use {fitting}$"):
@@ -218,7 +218,7 @@ def test_every_preset_takes_the_recipes_sizes(name):
     assert config.text_decoder.vocab_size == 300
 
 
-def test_what_a_recipe_leaves_out_stays_as_the_size_has_it():
+def test_missing_keys_keep_values_of_the_size():
     config = ModelRecipe("grr_coca", "tiny").config(vocab_size=300)
     assert (config.image_encoder.image_size, config.text_decoder.context_length) == (64, 48)
 
@@ -256,17 +256,17 @@ def test_captions_of_any_preset_can_attend_to_the_patches():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_captions_of_a_preset_without_captioning_pooler_can_attend_to_queries(size):
+def test_queries_serve_captions_without_a_captioning_pooler(size):
     with_pooler = ModelRecipe("grr_coca", size).config(300)
     assert ModelRecipe("grr_coca_plus", size, captions_from="queries").config(300) == with_pooler
 
 
-def test_pixels_are_scaled_as_the_recipe_says():
+def test_pixels_are_scaled_by_the_recipe():
     model = ModelRecipe("grr_coca", "tiny", pixel_mean=1.0, pixel_std=0.4)
     assert model.preprocess(model.config(300)) == Preprocess(64, (1.0,) * 3, (0.4,) * 3)
 
 
-def test_drawings_are_framed_if_a_recipe_says_so():
+def test_recipe_can_frame_drawings():
     for written, framing in (({}, Framing()), ({"margin": 0.1}, Framing(margin=0.1)), (None, None)):
         model = from_dict(ModelRecipe, {"preset": "grr_coca", "size": "tiny", "framing": written})
         assert model.preprocess(model.config(300)).framing == framing
@@ -295,6 +295,6 @@ POWER_OF_TWO = "stem 'convolutional' .* needs a patch_size that is a power of tw
         *(("grr_coca", "tiny", {key: value}, key) for key in ("image_size", "context_length") for value in (0, -8, 3)),
     ],
 )
-def test_a_model_that_cannot_be_built_is_an_error_with_the_key_and_the_nearest(preset, size, changes, message):
+def test_invalid_model_raises_with_key_and_suggestion(preset, size, changes, message):
     with pytest.raises(UserError, match=message):
         ModelRecipe(preset, size, **changes).config(300)

@@ -81,7 +81,7 @@ def killed_at_random(job, moments, rng):
 # --- Killed
 
 
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(make_job, undisturbed):
+def test_repeatedly_killed_run_ends_in_the_same_bytes(make_job, undisturbed):
     whole, moments, _ = undisturbed(ONE)
     job = make_job(ONE)
     job.start(partial(drivers.die_before, "micro-batch", 2)).wait()
@@ -112,7 +112,7 @@ def with_siblings(recipe, folder):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("change", [mixed, taught, with_siblings])
-def test_a_killed_run_that_reads_more_than_pairs_ends_in_the_same_bytes(make_job, tmp_path, change):
+def test_killed_run_with_extra_inputs_ends_in_the_same_bytes(make_job, tmp_path, change):
     job, other = make_job(ONE), make_job(ONE)
     for each in (job, other):
         each.recipe = change(each.recipe, tmp_path)
@@ -137,7 +137,7 @@ def test_two_ranks_that_are_killed_end_in_the_same_bytes(make_job, undisturbed, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "times"), [(ONE, 20), (DDP, 10), (FSDP, 10)], ids=["alone", "ddp", "fsdp"])
-def test_killed_at_random_moments_a_run_ends_in_the_same_bytes_each_time(make_job, undisturbed, kind, times):
+def test_kills_at_random_moments_keep_the_same_bytes(make_job, undisturbed, kind, times):
     rng = random.Random(1)
     whole, moments, _ = undisturbed(kind)
     equal, seen = 0, []
@@ -151,7 +151,7 @@ def test_killed_at_random_moments_a_run_ends_in_the_same_bytes_each_time(make_jo
 
 
 @pytest.mark.parametrize("kind", [ONE, pytest.param(FSDP, marks=pytest.mark.ci)], ids=["alone", "fsdp"])
-def test_what_a_run_with_a_running_average_keeps_is_the_average(undisturbed, kind):
+def test_checkpoint_of_an_averaged_run_has_the_average(undisturbed, kind):
     files = undisturbed(kind)[0]
     kept, weights, average = (
         load(files[f"{name}.safetensors"]) for name in ("model", "training/weights", "training/ema")
@@ -188,7 +188,7 @@ def test_signals_save_and_leave_with_a_clear_word(make_job, undisturbed):
 
 
 @pytest.mark.ci
-def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_at_work(make_job, undisturbed):
+def test_group_signal_does_not_stop_loader_workers(make_job, undisturbed):
     job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
     job.recipe = replace(job.recipe, data=replace(job.recipe.data, num_workers=2))
     for step, number in ((2, signal.SIGTERM), (6, signal.SIGINT)):
@@ -200,7 +200,7 @@ def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_at_work(
 
 @pytest.mark.ci
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_that_torchrun_sends_once_more_does_not_keep_the_run_from_saving(make_job, number):
+def test_repeated_signal_does_not_prevent_saving(make_job, number):
     job = make_job(ONE, checkpoints=CheckpointRecipe(interval=100))
     launched = job.start(partial(drivers.pause_under_torchrun, 3, job.folder))
     launched.wait_until((job.folder / "paused").exists)
@@ -282,12 +282,12 @@ def finished(tmp_path_factory):
         ("data.patch_dropout", 0.5),
     ],
 )
-def test_another_recipe_is_refused_by_the_name_of_the_key(finished, key, value):
+def test_rejects_another_recipe_and_names_the_key(finished, key, value):
     with pytest.raises(UserError, match=rf"recipe\.yaml: the run there has {key} "):
         resume_point(finished.folder, with_key(finished.recipe, key, value))
 
 
-def test_another_rate_of_a_part_is_refused(finished):
+def test_rejects_another_rate_of_a_part(finished):
     recipe = with_key(finished.recipe, "optimizer.learning_rates", {"text_decoder": 0.0})
     with pytest.raises(UserError, match=r"has optimizer\.learning_rates\.text_decoder None, not 0\.0"):
         resume_point(finished.folder, recipe)
@@ -297,7 +297,7 @@ def go_on(run):
     return train(run.recipe, from_pretrained(run.checkpoint), run.folder, ALONE, silent, run.checkpoint)
 
 
-def test_other_pairs_in_the_same_place_are_refused(tmp_path):
+def test_rejects_other_pairs_at_the_same_path(tmp_path):
     run = finished_run(tmp_path, steps=2, num_pairs=16)
     write_shard(run.shard, real_pairs(17))
     said = (
@@ -314,7 +314,7 @@ def test_other_pairs_in_the_same_place_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["val", "mix"])
-def test_other_validation_pairs_and_another_source_of_a_mixture_are_refused(tmp_path, key):
+def test_rejects_other_validation_pairs_or_mixture_sources(tmp_path, key):
     shard = write_shard(tmp_path / "pairs.tar", real_pairs(16))
     other = write_shard(tmp_path / "other.tar", real_pairs(8, "health"))
     recipe = with_key(tiny_recipe(shard, steps=1), f"data.{key}", str(other) if key == "val" else {str(other): 0.5})
@@ -325,7 +325,7 @@ def test_other_validation_pairs_and_another_source_of_a_mixture_are_refused(tmp_
         go_on(Run(tmp_path / "run", recipe, shard))
 
 
-def test_a_checkpoint_that_does_not_tell_its_pairs_is_gone_on_from(finished, tmp_path):
+def test_resumes_a_checkpoint_without_a_digest_of_pairs(finished, tmp_path):
     run = replace(finished, folder=shutil.copytree(finished.folder, tmp_path / "run"))
     for name in ("training/data.json", MANIFEST):
         (run.checkpoint / name).unlink()
@@ -344,7 +344,7 @@ def test_how_the_work_is_spread_and_kept_may_change(finished):
     assert resume_point(finished.folder, changed) == finished.checkpoint
 
 
-def test_a_run_whose_checkpoints_cannot_be_read_does_not_begin_anew(finished, tmp_path):
+def test_unreadable_checkpoints_do_not_restart_a_run(finished, tmp_path):
     out = shutil.copytree(finished.folder, tmp_path / "run")
     weights = out / "checkpoints" / finished.checkpoint.name / "model.safetensors"
     weights.write_bytes(b"torn")
@@ -355,7 +355,7 @@ def test_a_run_whose_checkpoints_cannot_be_read_does_not_begin_anew(finished, tm
     assert resume_point(out, finished.recipe) is None
 
 
-def test_a_run_whose_checkpoints_cannot_be_listed_does_not_begin_anew(finished, tmp_path):
+def test_unlistable_checkpoints_do_not_restart_a_run(finished, tmp_path):
     (tmp_path / "checkpoints").write_bytes(b"in place of the folder")
     with pytest.raises(UserError, match=rf"{tmp_path}/checkpoints: cannot be listed \(Not a directory\)"):
         resume_point(tmp_path, finished.recipe)

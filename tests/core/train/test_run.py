@@ -79,7 +79,7 @@ def test_a_run_leaves_its_recipe_its_log_and_one_checkpoint(run):
     assert run.checkpoint.name == "step-000000003"
 
 
-def test_the_log_names_every_loss_under_the_words_used_everywhere(run):
+def test_log_has_the_documented_loss_names(run):
     (trained,) = read_metrics(run.folder, "train")
     (val,) = read_metrics(run.folder, "val")
     assert trained["step"] == val["step"] == 3
@@ -93,7 +93,7 @@ def test_the_log_names_every_loss_under_the_words_used_everywhere(run):
     assert {f"{way}/R@{k}" for way in ("text_to_image", "image_to_text", "chance") for k in (1, 5, 10)} <= val.keys()
 
 
-def test_a_bar_in_a_caption_parts_no_cell_of_the_table_in_tensorboard(tmp_path):
+def test_tensorboard_table_escapes_bars_in_captions(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with MetricLog(tmp_path, Progress()) as log:
@@ -107,7 +107,7 @@ def test_a_bar_in_a_caption_parts_no_cell_of_the_table_in_tensorboard(tmp_path):
     ]
 
 
-def test_training_makes_the_loss_fall_and_tells_of_it_up_to_the_last_step(shard, tmp_path):
+def test_training_reduces_the_loss_and_logs_every_step(shard, tmp_path):
     told = {}
     trained = pretrain(tiny_recipe(shard, steps=33), tmp_path / "run", told.__setitem__)
     assert list(told) == [10, 20, 30, 33]
@@ -115,7 +115,7 @@ def test_training_makes_the_loss_fall_and_tells_of_it_up_to_the_last_step(shard,
     assert differing(weights(trained), weights(from_pretrained(tmp_path / "run"))) == [], "what is on disk is returned"
 
 
-def test_validation_and_checkpoint_come_at_every_interval_and_at_the_end(shard, tmp_path):
+def test_validates_and_saves_at_intervals_and_at_the_end(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=5, evaluation=EvaluationRecipe(interval=2, batch_size=BATCH_SIZE))
     pretrain(recipe, tmp_path / "run")
     assert [row["step"] for row in read_metrics(tmp_path / "run", "val")] == [2, 4, 5]
@@ -135,7 +135,7 @@ def test_validation_and_checkpoint_come_at_every_interval_and_at_the_end(shard, 
     ],
     ids=["again", "validated after each step", "with workers"],
 )
-def test_one_seed_gives_the_same_weights_and_log_bit_for_bit_however_it_is_read(run, tmp_path, change):
+def test_same_seed_is_reproducible_with_any_loader(run, tmp_path, change):
     pretrain(change(run.recipe), tmp_path / "again")
     assert differing(weights(from_pretrained(run.folder)), weights(from_pretrained(tmp_path / "again"))) == []
     if change(run.recipe) == run.recipe:
@@ -186,7 +186,7 @@ def test_clips_vocabulary_takes_no_size(shard, tmp_path):
     assert load_recipe(tmp_path / "recipe.yaml") == recipe, "what a run wrote before is still read"
 
 
-def test_a_model_that_takes_id_0_for_padding_needs_clips_vocabulary(shard):
+def test_padding_id_0_needs_the_clip_vocabulary(shard):
     recipe = tiny_recipe(shard)
     recipe = replace(recipe, model=replace(recipe.model, preset="open_clip_coca"))
     with pytest.raises(UserError, match=r"kind 'bpe' does not fit model: preset 'open_clip_coca'.* set kind to 'clip'"):
@@ -242,13 +242,13 @@ def test_the_best_may_be_that_of_any_recall(shard, tmp_path, score):
 # --- What goes wrong
 
 
-def test_a_learning_rate_that_is_far_too_high_stops_the_run_with_advice(shard, tmp_path):
+def test_excessive_learning_rate_stops_with_advice(shard, tmp_path):
     recipe = tiny_recipe(shard, steps=12, optimizer=OptimizerRecipe(lr=1e30))
     with pytest.raises(UserError, match="lower optimizer: lr"):
         pretrain(recipe, tmp_path / "run")
 
 
-def test_bad_samples_are_replaced_and_counted_by_cause_in_the_log(tmp_path):
+def test_log_counts_replaced_samples_by_cause(tmp_path):
     pairs = list(real_pairs(16))
     pairs[5] = with_caption(pairs[5], " ")
     members = shard_members(pairs)
@@ -261,7 +261,7 @@ def test_bad_samples_are_replaced_and_counted_by_cause_in_the_log(tmp_path):
 
 
 @pytest.mark.parametrize(("max_bad_share", "stops"), [(0.1, True), (0.2, False)])
-def test_a_run_stops_at_the_share_of_bad_samples_that_its_recipe_gives(tmp_path, monkeypatch, max_bad_share, stops):
+def test_run_stops_at_the_maximum_of_bad_samples(tmp_path, monkeypatch, max_bad_share, stops):
     monkeypatch.setattr(loop, "ReplacementLog", partial(ReplacementLog, window=16))
     members = shard_members(real_pairs(16))
     members |= {f"{pair.key}.webp": b"<html>" for pair in real_pairs(16)[:2]}
@@ -271,7 +271,7 @@ def test_a_run_stops_at_the_share_of_bad_samples_that_its_recipe_gives(tmp_path,
         pretrain(recipe, tmp_path / "run")
 
 
-def test_what_was_replaced_before_a_run_went_on_counts(tmp_path):
+def test_resumed_run_counts_earlier_replacements(tmp_path):
     members = shard_members(real_pairs(16))
     members[f"{real_pairs(16)[5].key}.webp"] = b"<html>"
     recipe = tiny_recipe(
@@ -285,7 +285,7 @@ def test_what_was_replaced_before_a_run_went_on_counts(tmp_path):
     assert again["replaced/not an image"] == whole["replaced/not an image"] == 2
 
 
-def test_a_validation_split_that_is_too_small_is_found_before_the_first_step(shard, tmp_path):
+def test_small_validation_split_raises_before_the_first_step(shard, tmp_path):
     told = []
     recipe = tiny_recipe(shard, steps=11, evaluation=EvaluationRecipe(interval=100, batch_size=64))
     with pytest.raises(UserError, match="16 or less"):
@@ -301,7 +301,7 @@ def test_a_warm_up_that_is_longer_than_the_run_is_warned_of(shard, tmp_path):
     assert message.startswith("schedule: 2 warmup_steps are more than the 1 steps")
 
 
-def test_cut_captions_are_reported_at_the_first_validation_alone(shard, tmp_path):
+def test_truncated_captions_are_reported_once(shard, tmp_path):
     pairs = [with_caption(pair, "violin " * 30) for pair in real_pairs(8)]
     recipe = tiny_recipe(shard, steps=3, evaluation=EvaluationRecipe(interval=1, batch_size=8))
     recipe = replace(recipe, data=replace(recipe.data, val=str(write_shard(tmp_path / "val.tar", pairs))))
@@ -311,7 +311,7 @@ def test_cut_captions_are_reported_at_the_first_validation_alone(shard, tmp_path
     assert message.startswith("8 of 8 captions, such as that of ")
 
 
-def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_path):
+def test_bad_validation_pair_is_excluded(shard, tmp_path):
     members = shard_members(real_pairs(9))
     key = real_pairs(9)[3].key
     members[f"{key}.webp"] = b"<html>"
@@ -324,7 +324,7 @@ def test_a_broken_validation_pair_is_left_out_and_the_run_goes_on(shard, tmp_pat
     assert f"1 of 9 validation pairs are invalid and excluded, the first: {tmp_path / 'val.tar'}: {key}" in messages[0]
 
 
-def test_a_validation_split_of_broken_pairs_alone_says_so(shard, tmp_path):
+def test_validation_split_of_only_bad_pairs_raises(shard, tmp_path):
     val = write_tar(tmp_path / "val.tar", {"a.webp": b"torn", "a.txt": b"a cat"})
     recipe = tiny_recipe(shard)
     recipe = replace(recipe, data=replace(recipe.data, val=str(val)))
@@ -335,7 +335,7 @@ def test_a_validation_split_of_broken_pairs_alone_says_so(shard, tmp_path):
 
 
 @pytest.mark.parametrize("num_pairs", [1, 2])
-def test_too_few_pairs_for_a_validation_split_is_an_error_and_not_an_endless_loop(tmp_path, num_pairs):
+def test_too_few_pairs_for_a_validation_split_raise(tmp_path, num_pairs):
     shard = write_shard(tmp_path / "pairs.tar", real_pairs(num_pairs))
     recipe = tiny_recipe(shard)
     recipe = replace(recipe, data=replace(recipe.data, val=None))
@@ -343,7 +343,7 @@ def test_too_few_pairs_for_a_validation_split_is_an_error_and_not_an_endless_loo
         pretrain(recipe, tmp_path / "run")
 
 
-def test_a_run_folder_that_cannot_be_made_is_an_error_that_names_it(shard, tmp_path):
+def test_unwritable_run_folder_raises_with_its_name(shard, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file"):
         pretrain(tiny_recipe(shard), tmp_path / "file")
@@ -354,7 +354,7 @@ def test_a_run_folder_that_cannot_be_made_is_an_error_that_names_it(shard, tmp_p
 # --- Validation pairs
 
 
-def test_without_a_validation_split_every_twentieth_pair_is_kept_for_it(tmp_path):
+def test_default_validation_split_is_every_twentieth_pair(tmp_path):
     shard = write_shard(tmp_path / "pairs.tar", real_pairs(40))
     recipe = tiny_recipe(shard)
     pairs, val = training_sources(replace(recipe, data=replace(recipe.data, val=None)))
@@ -384,7 +384,7 @@ def test_a_validation_split_is_never_trained_on(shard, tmp_path):
     assert len(held_out) == 8
 
 
-def test_the_tokenizer_is_trained_on_training_captions_alone(tmp_path):
+def test_tokenizer_is_trained_only_on_training_captions(tmp_path):
     pairs = list(real_pairs(40))
     for held_out in (0, 20):
         pairs[held_out] = with_caption(pairs[held_out], "zyzzyva zyzzyva zyzzyva zyzzyva")
@@ -393,7 +393,7 @@ def test_the_tokenizer_is_trained_on_training_captions_alone(tmp_path):
     assert len(checkpoint.tokenizer.encode("zyzzyva")) > 5
 
 
-def test_a_tokenizer_is_trained_on_a_limited_number_of_images_from_all_of_the_data(tmp_path, monkeypatch):
+def test_tokenizer_is_trained_on_a_sample_of_all_data(tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca.train.setup.MAX_TOKENIZER_IMAGES", 4)
     words = [f"{'abcdefghij'[number // 10] * 3}{'klmnopqrst'[number % 10] * 3}" for number in range(40)]
     pairs = [with_caption(pair, f"{word} {word}") for pair, word in zip(real_pairs(40), words, strict=True)]
@@ -414,7 +414,7 @@ def test_fine_tuning_starts_from_the_checkpoints_weights(run, tmp_path):
     assert from_checkpoint["contrastive"] != fresh["contrastive"]
 
 
-def test_fine_tuning_takes_tokenizer_model_and_preprocessing_of_its_checkpoint(run, tmp_path):
+def test_fine_tuning_keeps_tokenizer_model_and_preprocessing(run, tmp_path):
     start = from_pretrained(run.folder)
     other = write_shard(tmp_path / "health.tar", real_pairs(16, "health"))
     tuned = train(finetuning(tiny_recipe(other, steps=2)), start, tmp_path / "run", ALONE, silent)
@@ -433,7 +433,7 @@ def test_fine_tuning_takes_tokenizer_model_and_preprocessing_of_its_checkpoint(r
         (None, "keeps the tokenizer of its checkpoint"),
     ],
 )
-def test_fine_tuning_of_another_model_or_tokenizer_is_an_error_that_names_both(run, change, named):
+def test_other_model_or_tokenizer_raises_with_both_names(run, change, named):
     recipe = replace(run.recipe, model=None)
     if change is not None:
         recipe = replace(run.recipe, tokenizer=None, model=replace(run.recipe.model, **change))
@@ -455,7 +455,7 @@ def test_pretraining_without_model_or_tokenizer_is_an_error(run, missing):
 @pytest.mark.parametrize(
     ("part", "name"), [*((part, "adamw") for part in sorted(FROZEN_MODULES)), ("image_encoder", "muon")]
 )
-def test_a_frozen_part_stays_bitwise_as_it_was_and_the_others_learn(run, tmp_path, part, name):
+def test_frozen_part_is_unchanged_and_others_learn(run, tmp_path, part, name):
     start = from_pretrained(run.folder)
     before = weights(start)
     optimizer = OptimizerRecipe(name, weight_decay=0.5)
@@ -472,7 +472,7 @@ def test_freezing_everything_is_an_error(run, tmp_path):
         train(recipe, from_pretrained(run.folder), tmp_path / "run", ALONE, silent)
 
 
-def test_a_log_that_is_cut_at_the_start_of_a_life_notes_its_own_size(tmp_path):
+def test_truncated_log_records_its_size(tmp_path):
     """Else the next life would keep lines that this one writes again."""
     lines = [f'{{"step": {step}, "split": "train"}}\n' for step in (10, 20)]
     (tmp_path / LOG_FILE).write_text("".join(lines))
@@ -482,12 +482,12 @@ def test_a_log_that_is_cut_at_the_start_of_a_life_notes_its_own_size(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path, "train")] == [10, 20]
 
 
-def test_a_log_that_cannot_be_written_is_an_error_that_names_its_folder(tmp_path):
+def test_unwritable_log_raises_with_its_folder(tmp_path):
     with pytest.raises(DiskError, match=rf"{tmp_path}/gone: the log cannot be written \(No such file or directory\)"):
         MetricLog(tmp_path / "gone", Progress())
 
 
-def test_of_the_ranks_the_first_alone_writes_the_log(tmp_path, monkeypatch):
+def test_only_the_first_rank_writes_the_log(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     captions = CaptionedSplit(("a.png",), ("a cat",), (("a dog",),))
     with MetricLog(None, Progress()) as log:

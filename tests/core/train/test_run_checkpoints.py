@@ -99,7 +99,7 @@ def make_store(tmp_path):
     return make
 
 
-def test_killed_at_any_stage_of_a_save_there_is_a_whole_checkpoint(make_store, tmp_path):
+def test_kill_during_a_save_leaves_a_valid_checkpoint(make_store, tmp_path):
     found = set()
     for store in killed_at_each_stage(make_store, lambda store: save(store, 4, best_step=1)):
         newest = store.newest()
@@ -115,7 +115,7 @@ def test_killed_at_any_stage_of_a_save_there_is_a_whole_checkpoint(make_store, t
 
 
 @pytest.mark.ci
-def test_killed_at_any_stage_while_a_damaged_checkpoint_is_replaced_there_is_a_whole_one(make_store):
+def test_kill_during_replacement_leaves_a_valid_checkpoint(make_store):
     def make_damaged():
         store = make_store()
         flip(folder_of(store, 3) / "config.json", 0)
@@ -126,7 +126,7 @@ def test_killed_at_any_stage_while_a_damaged_checkpoint_is_replaced_there_is_a_w
             assert store.newest() in (folder_of(store, 2), folder_of(store, 3))
 
 
-def test_everything_is_durable_before_the_checkpoint_has_its_name(make_store, monkeypatch):
+def test_files_are_flushed_before_the_checkpoint_is_renamed(make_store, monkeypatch):
     store, done = make_store(), syncs_and_renames(monkeypatch)
     save(store, 4)
     placed = done.index(("rename", str(folder_of(store, 4))))
@@ -140,7 +140,7 @@ def test_everything_is_durable_before_the_checkpoint_has_its_name(make_store, mo
 # --- A full disk
 
 
-def test_a_full_disk_is_an_error_and_the_earlier_checkpoints_stay(tmp_path):
+def test_full_disk_raises_and_keeps_earlier_checkpoints(tmp_path):
     with disk_of(2_000_000, tmp_path / "disk") as disk:
         store = CheckpointStore(disk / "checkpoints", keep_last=2)
         save(store, 1)
@@ -156,7 +156,7 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoints_stay(tmp_path):
 # --- Damage
 
 
-def test_the_run_goes_back_from_a_flipped_bit_in_any_file_with_a_warning(averaged_run):
+def test_flipped_bit_falls_back_with_a_warning(averaged_run):
     run = averaged_run
     store = CheckpointStore(run.folder / "checkpoints", keep_last=2)
     files = sorted(path for path in run.checkpoint.rglob("*") if path.is_file())
@@ -175,7 +175,7 @@ def test_the_run_goes_back_from_a_flipped_bit_in_any_file_with_a_warning(average
     assert store.newest() == run.checkpoint
 
 
-def test_a_file_that_the_disk_does_not_give_back_counts_as_damage(make_store, monkeypatch):
+def test_read_error_counts_as_corruption(make_store, monkeypatch):
     store = make_store()
     bad, whole_open = folder_of(store, 3) / "model.safetensors", Path.open
 
@@ -219,7 +219,7 @@ def test_the_best_is_kept_and_named(tmp_path):
     assert (store.folder / BEST_FILE).read_text() == '{"step": 2}\n'
 
 
-def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_a_whole_one(tmp_path):
+def test_later_corrupt_checkpoint_does_not_replace_a_valid_one(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints", keep_last=1)
     for step in (10, 20):
         save(store, step, best_step=10)
@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_a_whole_one(tmp_
     assert store.newest() == folder_of(store, 15)
 
 
-def test_a_copy_that_somebody_made_is_no_checkpoint_of_the_run_and_stays(tmp_path):
+def test_copied_folder_is_ignored_and_kept(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints", keep_last=1)
     save(store, 1)
     copy = shutil.copytree(folder_of(store, 1), store.folder / "step-000000001-backup")

@@ -33,7 +33,7 @@ def plain(recipe, tmp_path_factory):
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_every_other_image_shows_the_thing_before_it_drawn_by_another(recipe, micro_batch_size):
+def test_batches_have_pairs_of_siblings(recipe, micro_batch_size):
     recipe = replace(recipe, data=replace(recipe.data, micro_batch_size=micro_batch_size))
     start, source = new_checkpoint(recipe, ALONE), training_sources(recipe)[0]
     keys = []

@@ -78,7 +78,7 @@ def test_the_hostile_files_are_all_that_there_are(run):
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("write", [pickle.dumps, None], ids=["pickle", "torch.save"])
-def test_a_pickle_in_place_of_any_file_of_a_checkpoint_is_refused_and_not_run(run, trace, name, write):
+def test_rejects_pickles_without_running_them(run, trace, name, write):
     path = run.checkpoint / name
     if write:
         path.write_bytes(write(Bomb(trace)))
@@ -96,7 +96,7 @@ def test_a_pickle_in_place_of_any_file_of_a_checkpoint_is_refused_and_not_run(ru
         go_on(run)
 
 
-def test_crafted_files_beside_those_of_a_checkpoint_are_not_opened(run, trace):
+def test_does_not_open_crafted_extra_files(run, trace):
     for name in (".metadata", "training/.metadata", "model.pt", "pytorch_model.bin", "__0_0.distcp"):
         (run.checkpoint / name).write_bytes(pickle.dumps(Bomb(trace)))
     assert resume_point(run.folder, run.recipe) == run.checkpoint
@@ -112,7 +112,7 @@ def test_crafted_files_beside_those_of_a_checkpoint_are_not_opened(run, trace):
         "!!python/name:os.system",
     ],
 )
-def test_tags_in_a_recipe_are_refused_and_not_run(run, trace, tag):
+def test_rejects_yaml_tags_without_running_them(run, trace, tag):
     recipe = run.folder / "recipe.yaml"
     content = yaml.safe_load(recipe.read_text())
     del content["seed"]

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from feature_models import random_features, with_features
 from safetensors.torch import save_file
 from support import by_caption
 from torch import Tensor
 
 from grr_coca.common.ranks import Ranks, launched
-from grr_coca.data.batch import Batch, pad_rows
+from grr_coca.data.batch import Batch, FeatureTokens, pad_rows
 from grr_coca.data.dataset import find_next_tokens
 from grr_coca.model.build import build
 from grr_coca.model.coca import CoCa
@@ -42,6 +43,10 @@ THING_IDS = (0, 1, 2, 2, 1, 1, 6, 2)
 """Three of one thing, of which two are the same image, and three of another; two things alone."""
 
 
+NUM_FEATURES = (3, 7, 1, 7, 2, 5, 4, 6)
+"""Feature tokens of each image."""
+
+
 @dataclass(frozen=True)
 class Case:
     """What is trained, and how."""
@@ -53,6 +58,8 @@ class Case:
     patch_dropout: bool = False
     checkpointing: bool = False
     frozen: tuple[FrozenPart, ...] = ()
+    features: bool | None = None
+    """Features of different numbers of tokens: False: in place of the image encoder, True: beside it."""
 
 
 CASES = {
@@ -73,6 +80,8 @@ CASES = {
     "contrast alone": Case(losses=LossWeights(1.0, 0.0)),
     "frozen image encoder": Case(frozen=("image_encoder",)),
     "frozen text decoder, checkpointed": Case(frozen=("text_decoder",), checkpointing=True),
+    "features": Case(features=False),
+    "features beside, checkpointed": Case(features=True, checkpointing=True),
 }
 
 
@@ -118,7 +127,13 @@ def make_batch(case: Case, dtype: torch.dtype) -> Batch:
         kept_patches=order[:, :9].sort().values if case.patch_dropout else None,
         teacher=_teacher(CAPTION_IDS, dtype) if case.losses.teacher else None,
         thing_ids=torch.tensor(THING_IDS) if case.losses.sibling else None,
+        features=None if case.features is None else _features(dtype),
     )
+
+
+def _features(dtype: torch.dtype) -> FeatureTokens:
+    features = random_features(NUM_FEATURES)
+    return features._replace(tokens=features.tokens.to(dtype))
 
 
 def _teacher(ids: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -142,6 +157,7 @@ def cut(batch: Batch, first: int, last: int) -> Batch:
         kept_patches=None if batch.kept_patches is None else batch.kept_patches[rows],
         teacher=None if batch.teacher is None else batch.teacher[rows],
         thing_ids=None if batch.thing_ids is None else batch.thing_ids[rows],
+        features=None if batch.features is None else batch.features.moved(lambda tensor: tensor[rows]),
     )
 
 
@@ -158,7 +174,7 @@ def gradients_of(model: CoCa) -> dict[str, Tensor]:
 def reference(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients and losses of the whole batch on one process, the losses written out again from their papers."""
     model, batch = make_model(case, dtype), make_batch(case, dtype)
-    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches, features=batch.features)
     count = len(batch)
 
     others = torch.zeros(count, count, dtype=torch.bool)
@@ -280,15 +296,16 @@ def _config(case: Case) -> CoCaConfig:
     config = get_preset(case.preset, "tiny")
     image, text, multimodal = config.image_encoder, config.text_decoder, config.multimodal_decoder
     transformer = _shrunk(image.transformer, 2, 48)
-    return replace(
+    made = replace(
         config,
         embed_dim=24,
         image_encoder=replace(image, image_size=16, patch_size=4, transformer=transformer, stem=case.stem),
         text_decoder=replace(text, vocab_size=60, context_length=40, transformer=_shrunk(text.transformer, 1, 32)),
         multimodal_decoder=replace(multimodal, transformer=_shrunk(multimodal.transformer, 1, 32)),
-        poolers=replace(config.poolers, num_queries=5, num_heads=2),
+        poolers=replace(config.poolers, num_queries=5 if case.features is None else None, num_heads=2),
         contrastive=case.contrastive,
     )
+    return made if case.features is None else with_features(made, beside=case.features, num_tokens=None)
 
 
 def _shrunk(transformer: TransformerConfig, num_layers: int, embed_dim: int) -> TransformerConfig:

@@ -89,6 +89,7 @@ class Features:
         encoder: timm:NAME, hf:NAME or onnx:FILE; see docs/encoders.md. For features of an encoder that cannot run
             here, given:NAME with a name of your choice; PAIRS are then names with captions, or the features.
         keep: the mean token of each image, or all of its tokens, which need a hundred times the space.
+        precision: fp32 keeps all digits, in twice the space.
         frame: frame drawings first, as `icons` does: their empty border is cropped. Photographs are not changed.
         given: features that ENCODER has computed elsewhere: .npy, Parquet, HDF5, or a folder with a file an image;
             see docs/encoders.md. Images without any are encoded.
@@ -98,6 +99,7 @@ class Features:
     out: tyro.conf.Positional[Path]
     encoder: Annotated[str, tyro.conf.arg(metavar="ENCODER")]
     keep: Literal["mean", "tokens"] = "mean"
+    precision: Literal["fp16", "fp32"] = "fp16"
     frame: Flag = False
     given: Path | None = None
 
@@ -229,13 +231,19 @@ def _features(action: Features) -> int:
         if action.frame:
             encoder = framed(encoder, Framing())
         given = None if action.given is None else open_given_features(action.given)
-    header = feature_header(images, encoder, action.keep)
+    header = feature_header(images, encoder, action.keep, action.precision)
     size = header.num_images * header.row_bytes / 1e6
     print(f"{header.num_images:,} images × {header.row_bytes:,} bytes: {size:,.1f} MB", file=sys.stderr)
     began = time.perf_counter()
     with bars({"features": len(images)}) as shown:
         written = write_features(
-            images, encoder, action.keep, action.out, lambda done: shown.update("features", done, ""), given=given
+            images,
+            encoder,
+            action.keep,
+            action.out,
+            lambda done: shown.update("features", done, ""),
+            given=given,
+            precision=action.precision,
         )
     milliseconds = 1000 * (time.perf_counter() - began) / max(written.num_written, 1)
     line = f"{written.num_written:,} images encoded to {action.out}"

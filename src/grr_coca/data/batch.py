@@ -45,6 +45,20 @@ class FeatureTokens(NamedTuple):
     tokens: Float[Tensor, "B N X"]
     mask: Bool[Tensor, "B N"] | None = None
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "FeatureTokens":
+        """Return the results of a function, such as a copy to a device."""
+        return FeatureTokens(move(self.tokens), None if self.mask is None else move(self.mask))
+
+    @classmethod
+    def pad(cls, rows: Sequence[Float[Tensor, "_ X"]]) -> "FeatureTokens":
+        """Pad the tokens of images with zeros to one tensor."""
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = rows[0].new_zeros(len(rows), int(lengths.max()), rows[0].shape[1])
+        for padded, row in zip(tokens, rows, strict=True):
+            padded[: len(row)] = row
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        return cls(tokens, None if mask.all() else mask)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -63,6 +77,7 @@ class Batch:
     """
 
     images: Float[Tensor, "B 3 H W"]
+    """Pixels of the model's image encoder; H = W = 0 for a model without one."""
     token_ids: Int[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
     next_tokens: Int[Tensor, " M"]
@@ -78,6 +93,10 @@ class Batch:
     thing_ids: Int[Tensor, " B"] | None = None
     """Ids of the first captions. Pairs with equal ones show the same thing, so they are never negatives of each other
     either. None: training without siblings."""
+    features: FeatureTokens | None = None
+    """Features of a frozen encoder; None: the model has none, or they are not computed yet."""
+    squares: UInt8[Tensor, "B S S 3"] | None = None
+    """Pixels of the frozen encoder, if it must still compute the features."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -95,13 +114,14 @@ class Batch:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of a batch on a device until a stream that was not that of its copies has used it."""
-        for x in vars(self).values():
+        for x in (*vars(self).values(), *(self.features or ())):
             if isinstance(x, Tensor) and x.device.type != "cpu":
                 x.record_stream(stream)
 
     def _with_each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         moved = {name: move(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **moved)  # type: ignore[arg-type]
+        features = None if self.features is None else self.features.moved(move)
+        return replace(self, **moved, features=features)  # type: ignore[arg-type]
 
 
 class CoCaOutput(NamedTuple):

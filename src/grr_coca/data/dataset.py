@@ -2,7 +2,8 @@
 
 Worker processes of a loader prepare batches ahead. A log counts the bad samples that training has replaced.
 
-Shapes: B samples, T positions, S image size in pixels, K kept patches.
+Shapes: B samples, T positions, S image size in pixels, F that of a frozen encoder, whose features are N tokens of width
+X; K kept patches.
 """
 
 import logging
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,7 +30,7 @@ from grr_coca.common.errors import UserError
 from grr_coca.common.files import HandleCache
 from grr_coca.data.ahead import RefsWithAhead, fetch_later
 from grr_coca.data.augmentation import Augmentation, Change
-from grr_coca.data.batch import Batch, Replacement, normalize, pad_rows, to_bytes
+from grr_coca.data.batch import Batch, FeatureTokens, Replacement, normalize, pad_rows, to_bytes
 from grr_coca.data.order import Blocks, SampleRef
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.random_changes import (
@@ -57,7 +59,8 @@ _RECENT_BLOCKS = 512
 class Sample:
     """A pair that is ready for a batch. `token_ids`: a row of `Tokenizer.encode_row`.
 
-    If `change` is given, it is not applied yet, and `image` has values 0 … 255.
+    If `change` is given, it is not applied yet, and `image` has values 0 … 255. A model without an image encoder of its
+    own has no pixels: S = 0. `features` are those of a frozen encoder, which computes missing ones from its `square`.
     """
 
     key: str
@@ -70,13 +73,38 @@ class Sample:
     replaced: Replacement | None = None
     kept_patches: Int[Tensor, " K"] | None = None
     change: Change | None = None
+    features: Float[Tensor, "N X"] | None = None
+    square: UInt8[Tensor, "F F 3"] | None = None
+
+
+class _Seen(NamedTuple):
+    """The pixels of an image: those of the model's image encoder, and those of a frozen encoder without features."""
+
+    square: UInt8[Tensor, "3 S S"]
+    frozen: UInt8[Tensor, "F F 3"] | None = None
 
 
 class _Decoded(NamedTuple):
-    """A pair without the bytes of its image, and what the model sees of the image."""
+    """A pair without the bytes of its image, and the pixels of the image."""
 
     pair: RawPair
-    square: UInt8[Tensor, "3 S S"]
+    seen: _Seen
+
+    @property
+    def square(self) -> UInt8[Tensor, "3 S S"]:
+        """The pixels of the model's image encoder."""
+        return self.seen.square
+
+
+_NO_PIXELS = _Seen(torch.zeros(3, 0, 0, dtype=torch.uint8))
+
+
+class FrozenInput(NamedTuple):
+    """What a dataset knows of a frozen encoder: its preprocessing, and whether the model also has an image encoder of
+    its own beside it, which then gets the square of the frozen one."""
+
+    preprocess: Preprocess
+    is_beside: bool
 
 
 class PairDataset(Dataset[Sample]):
@@ -86,7 +114,8 @@ class PairDataset(Dataset[Sample]):
     sample that replaces a bad one are functions of seed, epoch and sample. So a sample does not depend on the order of
     reading or on the number of workers.
 
-    `blocks`: those of the order in which it is read; None: those of `Shuffle` and `EvaluationOrder`.
+    `blocks`: those of the order in which it is read; None: those of `Shuffle` and `EvaluationOrder`. `frozen`: the
+    frozen encoder of a model with features; None: the model has none.
 
     Without an augmentation, it is for evaluation. It gives the first caption and the unchanged image, and a bad sample
     is an error, because scores on a smaller split cannot be compared.
@@ -105,8 +134,11 @@ class PairDataset(Dataset[Sample]):
         first_caption: float = 0.0,
         has_siblings: bool = False,
         blocks: Blocks | None = None,
+        frozen: "FrozenInput | None" = None,
     ) -> None:
         self.source = source
+        self.frozen = frozen
+        self._has_pixels = frozen is None or frozen.is_beside
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.context_length = context_length
@@ -116,9 +148,9 @@ class PairDataset(Dataset[Sample]):
         self.first_caption = first_caption
         self.has_siblings = has_siblings
         self._siblings = Siblings(source) if augmentation is not None and augmentation.mixes else None
-        self._keeps_all = augmentation is not None and len(source) * preprocess.image_size**2 <= _MAX_KEPT_PIXELS
+        self._keeps_all = augmentation is not None and len(source) * self._most_pixels <= _MAX_KEPT_PIXELS
         self._kept: dict[int, _Decoded] = {}
-        self._last: tuple[bytes, UInt8[Tensor, "3 S S"]] | None = None
+        self._last: tuple[bytes, _Seen] | None = None
         self._words: dict[str, list[int]] = {}
         self._blocks = blocks or Blocks([len(source)])
         self._expected: HandleCache[range, None] = HandleCache(source.expect, None, _RECENT_BLOCKS)
@@ -169,7 +201,9 @@ class PairDataset(Dataset[Sample]):
                     decoded[sample] = error
                     continue
                 # The captions of an image are consecutive, so it is decoded only for the first of them.
-                if waiting and pair.image == waiting[-1][0][1].image:
+                if pair.features is not None and not self._has_pixels:
+                    decoded[sample] = _Decoded(replace(pair, image=b""), _NO_PIXELS)
+                elif waiting and pair.image == waiting[-1][0][1].image:
                     waiting[-1].append((sample, pair))
                 elif self._last is not None and pair.image == self._last[0]:
                     decoded[sample] = _Decoded(replace(pair, image=b""), self._last[1])
@@ -177,17 +211,30 @@ class PairDataset(Dataset[Sample]):
                     waiting.append([(sample, pair)])
                     yield pair.image, pair.name
 
-        for answer in self.preprocess.read_many(contents(), to_srgb=False):
+        # Features are those of colours in sRGB.
+        preprocess = self.preprocess if self.frozen is None else self.frozen.preprocess
+        for answer in preprocess.read_many(contents(), to_srgb=self.frozen is not None):
             samples_of_image = waiting.popleft()
             if isinstance(answer, UserError):
                 decoded |= {sample: answer for sample, _ in samples_of_image}
                 continue
-            square = to_bytes(answer, self.preprocess)
-            self._last = samples_of_image[0][1].image, square
-            decoded |= {sample: _Decoded(replace(pair, image=b""), square) for sample, pair in samples_of_image}
+            seen = self._see(answer, samples_of_image[0][1])
+            self._last = samples_of_image[0][1].image, seen
+            decoded |= {sample: _Decoded(replace(pair, image=b""), seen) for sample, pair in samples_of_image}
         if self._keeps_all:
             self._kept |= {sample: one for sample, one in decoded.items() if isinstance(one, _Decoded)}
         return decoded
+
+    @property
+    def _most_pixels(self) -> int:
+        return max(self.preprocess.image_size, 0 if self.frozen is None else self.frozen.preprocess.image_size) ** 2
+
+    def _see(self, square: Image.Image, pair: RawPair) -> _Seen:
+        """Return the pixels of a square, which is that of the frozen encoder if there is one."""
+        own = to_bytes(square, self.preprocess) if self._has_pixels else _NO_PIXELS.square
+        if self.frozen is None or pair.features is not None:
+            return _Seen(own)
+        return _Seen(own, torch.from_numpy(self.frozen.preprocess(square)))
 
     def _sound_sample(self, ref: SampleRef, decoded: "dict[int, _Decoded | UserError]") -> Sample:
         try:
@@ -228,6 +275,8 @@ class PairDataset(Dataset[Sample]):
             thing_id=caption_id(clean_caption(pair.captions[0], pair.name)) if self.has_siblings else None,
             is_cut=len(words) + NUM_SPECIAL_TOKENS > self.context_length,
             kept_patches=self._kept_patches(ref),
+            features=None if pair.features is None else torch.from_numpy(np.array(pair.features)),
+            square=decoded.seen.frozen,
         )
 
     def _kept_patches(self, ref: SampleRef) -> Int[Tensor, " K"] | None:
@@ -250,12 +299,14 @@ class PairDataset(Dataset[Sample]):
         return words
 
     def _image(self, square: UInt8[Tensor, "3 S S"], ref: SampleRef) -> Tensor:
+        if not self._has_pixels:
+            return square.float()
         if self.augmentation is None:
             return normalize(square.float().div_(255), self.preprocess)
         return self._beside_another(self._mixed(square, ref), ref)
 
     def _change(self, ref: SampleRef) -> Change | None:
-        if self.augmentation is None:
+        if self.augmentation is None or not self._has_pixels:
             return None
         return self.augmentation.draw(sample_rng(self.seed, ref))
 
@@ -295,6 +346,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     token_ids, lengths = pad_rows([sample.token_ids for sample in samples])
     kept_patches = [sample.kept_patches for sample in samples if sample.kept_patches is not None]
     thing_ids = [sample.thing_id for sample in samples if sample.thing_id is not None]
+    features = [sample.features for sample in samples if sample.features is not None]
+    squares = [sample.square for sample in samples if sample.square is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         token_ids=token_ids,
@@ -307,6 +360,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         cut_captions=sum(sample.is_cut for sample in samples),
         kept_patches=torch.stack(kept_patches) if kept_patches else None,
         thing_ids=torch.tensor(thing_ids) if thing_ids else None,
+        features=FeatureTokens.pad(features) if features else None,
+        squares=torch.stack(squares) if squares else None,
     )
 
 

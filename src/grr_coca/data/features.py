@@ -10,7 +10,6 @@ Shapes: M images of a shard, N tokens, D width.
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,8 @@ from grr_coca.data.feature_image import HEADER
 from grr_coca.data.preprocess import EncoderPreprocess
 
 Keep = Literal["tokens", "mean"]
+FeaturePrecision = Literal["fp16", "fp32"]
+_DTYPES: dict[FeaturePrecision, type[np.floating]] = {"fp16": np.float16, "fp32": np.float32}
 FORMAT = 1
 """Version of these files."""
 
@@ -70,6 +71,7 @@ class FeatureHeader:
         source: Digest of the pairs, see `source_digest`.
         num_images: Images of the source.
         images_per_shard: Images of a shard; the last one may have fewer.
+        precision: Precision of the features: half or single.
         version: `FORMAT`.
     """
 
@@ -78,6 +80,7 @@ class FeatureHeader:
     source: str
     num_images: int
     images_per_shard: int
+    precision: FeaturePrecision = "fp16"
     version: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -102,7 +105,12 @@ class FeatureHeader:
     @property
     def row_bytes(self) -> int:
         """Bytes of the features of an image."""
-        return 2 * int(np.prod(self.row_shape))
+        return np.dtype(self.dtype).itemsize * int(np.prod(self.row_shape))
+
+    @property
+    def dtype(self) -> type[np.floating]:
+        """Type of the numbers."""
+        return _DTYPES[self.precision]
 
     def images_of(self, shard: int) -> range:
         """Return the numbers of the images of a shard."""
@@ -123,7 +131,7 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
         found = read_feature_header(folder)
         if found.encoder.digest != header.encoder.digest:
             raise UserError(f"{folder}: has features of another encoder, {found.encoder.name}; pass a new folder")
-        for name in ("keep", "source", "num_images", "images_per_shard"):
+        for name in ("keep", "source", "num_images", "images_per_shard", "precision"):
             if getattr(found, name) != getattr(header, name):
                 raise UserError(f"{folder}: has features with another {name.replace('_', ' ')}; pass a new folder")
         return
@@ -144,19 +152,18 @@ def read_feature_header(folder: Path) -> FeatureHeader:
 def write_feature_shard(
     folder: Path, shard: int, rows: Float[np.ndarray, "M ..."], digests: UInt8[np.ndarray, "M 32"]
 ) -> None:
-    """Write a shard, in half precision.
+    """Write a shard.
 
     Args:
         folder: Folder of the features.
         shard: Number of the shard.
-        rows: Features of each image.
+        rows: Features of each image, in the precision of the folder.
         digests: SHA-256 of the file of each image; zeros: it could not be read.
 
     Raises:
         OSError: The disk is full or cannot be written to.
     """
-    halves = np.ascontiguousarray(rows, np.float16)
-    write_atomic(folder / _rows(shard), lambda file: np.save(file, halves))
+    write_atomic(folder / _rows(shard), lambda file: np.save(file, np.ascontiguousarray(rows)))
     write_atomic(folder / _digests(shard), lambda file: np.save(file, digests))
 
 
@@ -192,7 +199,7 @@ class FeatureCache:
                 f"{folder}: {len(missing):,} of {self.header.num_shards:,} shards are missing, such as "
                 f"{_rows(missing[0])}; continue with the same grr-coca data features"
             )
-        self._shards: dict[int, np.ndarray] = {}
+        self._shards: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self.header.num_images
@@ -203,13 +210,30 @@ class FeatureCache:
         Raises:
             UserError: The file is corrupt.
         """
+        rows, digests, row = self._shard_of(image)
+        return rows[row] if digests[row].any() else None
+
+    def digest(self, image: int) -> bytes:
+        """Return the SHA-256 of the file of an image by its number; zeros if it could not be read.
+
+        Raises:
+            UserError: The file is corrupt.
+        """
+        _, digests, row = self._shard_of(image)
+        return bytes(digests[row])
+
+    def _shard_of(self, image: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return the features and digests of the shard of an image, mapped into memory, and its row there."""
         shard, row = divmod(image, self.header.images_per_shard)
-        if not self._all_digests[image].any():
-            return None
         if shard not in self._shards:
-            expected = (len(self.header.images_of(shard)), *self.header.row_shape)
-            self._shards[shard] = _mapped(self.folder / _rows(shard), expected, np.float16)
-        return self._shards[shard][row]
+            count = len(self.header.images_of(shard))
+            rows = _mapped(self.folder / _rows(shard), (count, *self.header.row_shape), self.header.dtype)
+            self._shards[shard] = rows, self._digests_of(shard)
+        return *self._shards[shard], row
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state without mapped files, which another process maps again."""
+        return {"folder": self.folder, "header": self.header, "_shards": {}}
 
     def mean(self, image: int) -> Float[np.ndarray, " D"] | None:
         """Return the mean token of an image by its number, in fp32; None if it could not be read."""
@@ -223,17 +247,12 @@ class FeatureCache:
         return self._numbers.get(digest)
 
     @cached_property
-    def _all_digests(self) -> UInt8[np.ndarray, "M 32"]:
-        return np.concatenate(list(self._read_digests()))
-
-    @cached_property
     def _numbers(self) -> dict[bytes, int]:
-        return {bytes(row): number for number, row in enumerate(self._all_digests) if row.any()}
+        rows = (row for shard in range(self.header.num_shards) for row in self._digests_of(shard))
+        return {bytes(row): number for number, row in enumerate(rows) if row.any()}
 
-    def _read_digests(self) -> Iterator[np.ndarray]:
-        for shard in range(self.header.num_shards):
-            expected = (len(self.header.images_of(shard)), 32)
-            yield np.asarray(_mapped(self.folder / _digests(shard), expected, np.uint8))
+    def _digests_of(self, shard: int) -> UInt8[np.ndarray, "M 32"]:
+        return _mapped(self.folder / _digests(shard), (len(self.header.images_of(shard)), 32), np.uint8)
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -18,11 +18,12 @@ from torch import Tensor
 from grr_coca.common.errors import UserError
 from grr_coca.common.ranks import Ranks
 from grr_coca.data.batch import Batch
-from grr_coca.data.dataset import PairDataset, make_loader
+from grr_coca.data.dataset import FrozenInput, PairDataset, make_loader
 from grr_coca.data.order import ALL, EvaluationOrder, Share
 from grr_coca.data.sources.base import PairSource
 from grr_coca.data.sources.views import every_caption
 from grr_coca.evaluate.retrieval import Gallery, QueryRanks, first_rows, make_gallery, retrieve
+from grr_coca.infer.batch_features import with_computed_features
 from grr_coca.model.attention import at_least_fp32
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import MAX_LOGIT_SCALE, CoCa, evaluating
@@ -119,7 +120,8 @@ def run_pairs(model: CoCa, batches: Iterable[Batch]) -> list[PairResults]:
             first, image_of = (rows.to(model.device) for rows in first_rows(batch.image_ids))
             batch = batch.to(model.device)
             images = batch.images[first].to(model.logit_scale.dtype)
-            output = model(images, batch.token_ids, batch.lengths, image_of=image_of)
+            features = None if batch.features is None else batch.features.moved(lambda tensor: tensor[first])  # noqa: B023
+            output = model(images, batch.token_ids, batch.lengths, image_of=image_of, features=features)
             lm_head = model.multimodal_decoder.lm_head.weight
             losses = token_losses(output.states, lm_head, batch.next_tokens).cpu()
             num_tokens = batch.lengths - 2  # of each caption: neither [BOS] nor [CLS] is predicted
@@ -164,7 +166,8 @@ def pair_results(
     dataset = as_dataset(checkpoint, pairs)
     share = ALL if ranks is None else Share(ranks.rank, ranks.size)
     order = EvaluationOrder(len(dataset), batch_size, share)
-    mine = run_pairs(checkpoint.model, make_loader(dataset, order, num_workers, warns=warns))
+    batches = make_loader(dataset, order, num_workers, warns=warns)
+    mine = run_pairs(checkpoint.model, with_computed_features(batches, checkpoint))
     if ranks is None:
         return concatenate(mine)
     in_turn = [part for turn in zip(*ranks.gather_objects(mine), strict=True) for part in turn]
@@ -180,7 +183,16 @@ def gallery_of(results: PairResults) -> Gallery:
 def as_dataset(checkpoint: Checkpoint, source: PairSource) -> PairDataset:
     """Return the pairs as inputs of the checkpoint's model, without augmentation."""
     context_length = checkpoint.config.text_decoder.context_length
-    return PairDataset(source, checkpoint.tokenizer, checkpoint.preprocess, context_length)
+    return PairDataset(
+        source, checkpoint.tokenizer, checkpoint.preprocess, context_length, frozen=frozen_input(checkpoint)
+    )
+
+
+def frozen_input(checkpoint: Checkpoint) -> FrozenInput | None:
+    """Return the frozen encoder as a dataset needs it; None if the model has no features."""
+    if checkpoint.encoder is None:
+        return None
+    return FrozenInput(checkpoint.encoder.preprocess, checkpoint.config.image_encoder is not None)
 
 
 def require_pairs(source: PairSource, batch_size: int) -> None:

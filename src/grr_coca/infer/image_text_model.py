@@ -105,13 +105,17 @@ class ImageTextModel:
         Args:
             checkpoint: a `grr_coca.model.checkpoint.Checkpoint`, or for another engine than PyTorch all but the
                 weights.
-            engine: None: PyTorch computes the model of the checkpoint.
+            engine: None: PyTorch computes the model of the checkpoint, and the frozen encoder of its features.
             folder: Where the model was loaded from.
         """
         if engine is None:
             from grr_coca.infer.engine.torch import TorchEngine
 
             engine = TorchEngine(cast("Checkpoint", checkpoint).model, checkpoint.preprocess)
+            if checkpoint.encoder is not None:
+                from grr_coca.infer.engine.frozen import with_frozen_encoder  # late: few models take features
+
+                checkpoint, engine = with_frozen_encoder(checkpoint, engine)
         self.engine = engine
         self.folder = folder
         self._files = checkpoint

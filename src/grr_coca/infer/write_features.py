@@ -17,6 +17,7 @@ from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import thread_pool
 from grr_coca.data.features import (
     FeatureHeader,
+    FeaturePrecision,
     Keep,
     is_feature_shard_done,
     open_feature_folder,
@@ -54,7 +55,9 @@ class WrittenFeatures:
     bad: list[str] = field(default_factory=list)
 
 
-def feature_header(images: ByImage, encoder: VisionEncoder, keep: Keep) -> FeatureHeader:
+def feature_header(
+    images: ByImage, encoder: VisionEncoder, keep: Keep, precision: FeaturePrecision = "fp16"
+) -> FeatureHeader:
     """Describe the features of the images of a source."""
     return FeatureHeader(
         encoder=encoder.info,
@@ -62,6 +65,7 @@ def feature_header(images: ByImage, encoder: VisionEncoder, keep: Keep) -> Featu
         source=source_digest(images.source),
         num_images=len(images),
         images_per_shard=IMAGES_PER_SHARD,
+        precision=precision,
     )
 
 
@@ -113,6 +117,7 @@ def write_features(
     on_image: Callable[[int], object],
     *,
     given: GivenFeatures | None = None,
+    precision: FeaturePrecision = "fp16",
 ) -> WrittenFeatures:
     """Write the features of all images whose features are not stored yet.
 
@@ -123,6 +128,7 @@ def write_features(
         out: New folder, or one that the same call has begun to fill.
         on_image: Called with the number of finished images.
         given: Features that were computed elsewhere. Images without any are encoded.
+        precision: Half or single.
 
     Raises:
         UserError: The folder has something else, or cannot be written to; or given features are not those of the
@@ -130,7 +136,7 @@ def write_features(
     """
     if given is not None:
         require_features_of(given, images, encoder)
-    header = feature_header(images, encoder, keep)
+    header = feature_header(images, encoder, keep, precision)
     written = WrittenFeatures()
     try:
         open_feature_folder(out, header)
@@ -166,7 +172,7 @@ def _write_shard(
     on_image: Callable[[int], object],
     given: GivenFeatures | None,
 ) -> None:
-    rows = np.zeros((len(numbers), *header.row_shape), np.float16)
+    rows = np.zeros((len(numbers), *header.row_shape), header.dtype)
     digests = np.zeros((len(numbers), 32), np.uint8)
     done = 0
     for batch in _read_ahead(images, numbers, encoder, given):

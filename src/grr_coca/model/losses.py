@@ -239,7 +239,7 @@ def batch_loss(
         num_tokens: Tokens to predict in the global batch; None: the tokens of this batch.
         ranks: All ranks, each with the same number of pairs as this one; None: this batch is the global one.
     """
-    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches, features=batch.features)
     pairs = EmbeddedPairs(
         output.image_embedding,
         output.text_embedding,

@@ -29,6 +29,7 @@ from grr_coca.evaluate.split import (
 from grr_coca.model.build import build_without_weights
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.train.copied_run import copy_run
+from grr_coca.train.features import standardize
 from grr_coca.train.logs import LOG_INTERVAL, MetricLog, Progress, Throughput, device_use, draw_curves
 from grr_coca.train.numerics import Numerics, resolve_precision
 from grr_coca.train.recipe import Recipe, ScheduleRecipe, save_recipe
@@ -171,6 +172,8 @@ def train(
     data = ranks.on_first(lambda: _checked_data(recipe, pairs, val, resume_from))
     val = sound_validation(val, ranks)
     require_pairs(val, recipe.evaluation.batch_size)
+    if resume_from is None and recipe.features is not None:
+        standardize(start, pairs, ranks)
     trainer = build_trainer(recipe, start, ranks)
     progress = Progress() if resume_from is None else restore(resume_from, trainer)
     start = replace(start, step=start.step - progress.step)

@@ -87,7 +87,7 @@ def accumulate_gradients(
 @torch.no_grad()
 def embed_pairs(model: CoCa, batch: Batch) -> EmbeddedPairs:
     """Return the embeddings of a batch, without a graph. The multimodal decoder does not run."""
-    image = model.encode_image(batch.images, batch.kept_patches).embedding
+    image = model.encode_image(batch.images, batch.kept_patches, batch.features).embedding
     text = model.encode_text(batch.token_ids, batch.lengths)
     return EmbeddedPairs(image, text, batch.caption_ids, batch.image_ids, batch.teacher, batch.thing_ids)
 
@@ -100,7 +100,7 @@ def _captions_and_cut(
     model: CoCa,
 ) -> tuple[CaptioningLoss, Float[Tensor, ""]]:
     """Return the captioning loss of a micro-batch, and the linear function of its embeddings with these factors."""
-    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches)
+    output = model(batch.images, batch.token_ids, batch.lengths, batch.kept_patches, features=batch.features)
     lm_head = model.multimodal_decoder.lm_head.weight
     captioned = captioning_loss(output.states, lm_head, batch.next_tokens, num_tokens, weights.z_per_captioning)
     image_factor, text_factor = factors

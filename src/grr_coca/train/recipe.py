@@ -5,7 +5,7 @@ Paths in a recipe are relative to the recipe's own folder, so the recipe works f
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -360,6 +360,46 @@ class TeacherRecipe:
             raise UserError(f"soft_targets {self.soft_targets}: no longer supported; set soft_targets: 0, {last}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeaturesRecipe:
+    """Tokens of a frozen image encoder of others, with which the model is trained; its weights do not change.
+
+    Attributes:
+        encoder: `timm:NAME`, `hf:NAME` or `onnx:FILE`, which runs at every step. None: features are stored.
+        caches: Folders that `grr-coca data features` has written, one for the pairs of each key of `data`.
+        beside: The model also has its own image encoder, with the tokens of both side by side. False: features are in
+            its place.
+        layers: Blocks over the features. Their peak learning rate is that of `optimizer: learning_rates:
+            feature_encoder`, if it is set.
+    """
+
+    encoder: str | None = None
+    caches: tuple[str, ...] = ()
+    beside: bool = False
+    layers: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.encoder is None) is (not self.caches):
+            raise UserError("set either encoder, or caches, the folders of its features")
+        _require_at_least(1, layers=self.layers)
+
+    def with_absolute_paths(self, absolute: Callable[[str], str]) -> "FeaturesRecipe":
+        """Return the key with absolute paths.
+
+        Args:
+            absolute: Function from a path to the absolute one.
+        """
+        encoder = self.encoder
+        if encoder is not None:
+            scheme, _, name = encoder.partition(":")
+            model, equals, weights = name.partition("=")
+            if scheme == "onnx":
+                encoder = f"{scheme}:{absolute(name)}"
+            elif weights.endswith(".safetensors"):
+                encoder = f"{scheme}:{model}{equals}{absolute(weights)}"
+        return replace(self, encoder=encoder, caches=tuple(map(absolute, self.caches)))
+
+
 @dataclass(frozen=True)
 class EvaluationRecipe:
     """Validation every `interval` steps.
@@ -431,6 +471,7 @@ class Recipe:
     """A run. Pretraining needs `model` and `tokenizer`. Fine-tuning takes both from its checkpoint.
 
     - `teacher`: a text teacher; None: no teacher
+    - `features`: those of a frozen encoder; None: only the model's own image encoder
     - `freeze`: parts whose weights do not change
     - `precision`: precision of the forward and backward passes. `auto`: bf16 if this machine is faster in it; on a GPU
       that has no bf16 but fast fp16 (V100, T4) fp16; else fp32. In fp16, the loss is scaled, see `LossScale`
@@ -456,6 +497,7 @@ class Recipe:
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     losses: LossRecipe = field(default_factory=LossRecipe)
     teacher: TeacherRecipe | None = None
+    features: FeaturesRecipe | None = None
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     checkpoints: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     health: HealthRecipe = field(default_factory=HealthRecipe)
@@ -472,6 +514,7 @@ class Recipe:
         if self.ema is not None:
             _require_share(ema=self.ema)
         self._check_gradient_checkpointing()
+        self._check_features()
         _require_at_least(0, seed=self.seed)
         if self.losses.sibling_weight and not self.data.siblings:
             raise UserError(
@@ -503,6 +546,20 @@ class Recipe:
             fitting = " or ".join(str(size) for size in (lower, lower + num_processes) if size)
             raise UserError(
                 f"data: batch_size {count} cannot be shared evenly among {num_processes} processes; use {fitting}"
+            )
+
+    def _check_features(self) -> None:
+        """Reject keys for the image encoder of a model that has none."""
+        if self.features is None or self.features.beside:
+            return
+        model, plain = self.model or ModelRecipe(), ModelRecipe()
+        keys = ("image_layers", "image_size", "patch_size", "stem", "num_registers", "pixel_mean", "pixel_std")
+        unused = [f"model: {key}" for key in (*keys, "image_positions") if getattr(model, key) != getattr(plain, key)]
+        unused += ["data: patch_dropout"] if self.data.patch_dropout else []
+        unused += ["data: augmentation"] if self.data.augmentation != Augmentation() else []
+        if unused:
+            raise UserError(
+                f"{unused[0]}: features replace the image encoder; remove it, or set features: beside: true"
             )
 
     def _check_gradient_checkpointing(self) -> None:
@@ -552,7 +609,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     tokenizer = recipe.tokenizer
     if tokenizer is not None and tokenizer.path is not None:
         tokenizer = replace(tokenizer, path=absolute(tokenizer.path))
-    return replace(recipe, data=data, teacher=teacher, tokenizer=tokenizer)
+    features = None if recipe.features is None else recipe.features.with_absolute_paths(absolute)
+    return replace(recipe, data=data, teacher=teacher, tokenizer=tokenizer, features=features)
 
 
 def absolute_data(folder: Path, path: str) -> str:

@@ -26,6 +26,7 @@ from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import Blocks, GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
 from grr_coca.data.random_changes import Siblings, SiblingVisits, kept_patches
 from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.features import with_features
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import (
     Chain,
@@ -38,12 +39,14 @@ from grr_coca.data.sources.views import (
 )
 from grr_coca.data.text import decode_text
 from grr_coca.data.tokenizer import Tokenizer, clip_bpe, lost_letters, train_bpe
-from grr_coca.evaluate.split import require_pairs
+from grr_coca.evaluate.split import frozen_input, require_pairs
+from grr_coca.infer.batch_features import with_computed_features
 from grr_coca.model.build import build, build_without_weights, sine_cosine_positions
 from grr_coca.model.checkpoint import Checkpoint
 from grr_coca.model.coca import PADDING
 from grr_coca.model.config import OWN, CoCaConfig, find_architecture
 from grr_coca.model.resize import resized
+from grr_coca.train.features import with_feature_encoder
 from grr_coca.train.numerics import resolve_precision
 from grr_coca.train.optimizer import freeze
 from grr_coca.train.recipe import ModelRecipe, Recipe, TeacherRecipe, TokenizerRecipe
@@ -153,7 +156,7 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = N
     assert preset is not None, "it has a config"
     if recipe.model.image_positions == "sine_cosine":
         sine_cosine_positions(model)
-    return Checkpoint(
+    start = Checkpoint(
         model=model,
         config=config,
         preset=preset,
@@ -161,6 +164,7 @@ def new_checkpoint(recipe: Recipe, ranks: Ranks, tokenizer: Tokenizer | None = N
         preprocess=recipe.model.preprocess(config),
         step=0,
     )
+    return start if recipe.features is None else with_feature_encoder(start, recipe)
 
 
 def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
@@ -177,11 +181,17 @@ def check_parts(recipe: Recipe, config: CoCaConfig) -> None:
 
 
 def fitted_start(start: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """Fit a checkpoint to a fine-tuning recipe, which may have other sizes of images and captions.
+    """Fit a checkpoint to a fine-tuning recipe, which may have other sizes of images and captions, and features.
 
     Raises:
-        UserError: If the recipe names another model or a tokenizer, or a size that the model cannot have.
+        UserError: If the recipe names another model or a tokenizer, a size that the model cannot have, or features that
+            cannot be used.
     """
+    start = _fitted_model(start, recipe)
+    return start if recipe.features is None else with_feature_encoder(start, recipe)
+
+
+def _fitted_model(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     if recipe.tokenizer is not None:
         raise UserError("fine-tuning keeps the tokenizer of its checkpoint; remove the key 'tokenizer' from the recipe")
     wanted = recipe.model
@@ -228,17 +238,24 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
     Raises:
         UserError: If no pair is left to train on.
     """
-    pairs = open_source(recipe.data.train)
+    open_ = partial(_open_source, recipe)
+    pairs = open_(recipe.data.train)
     if recipe.data.val is not None:
-        val = open_source(recipe.data.val)
+        val = open_(recipe.data.val)
     else:
         is_held_out = _held_out(pairs)
         pairs, val = Subset(pairs, np.flatnonzero(~is_held_out)), Subset(pairs, np.flatnonzero(is_held_out))
     if not len(pairs):
         raise UserError(f"{recipe.data.train}: no pair is left to train on; add pairs, or set data: val")
     if recipe.data.mix:
-        pairs = Chain([pairs, *map(open_source, recipe.data.mix)])
+        pairs = Chain([pairs, *map(open_, recipe.data.mix)])
     return pairs, every_caption(val)
+
+
+def _open_source(recipe: Recipe, path: str) -> PairSource:
+    """Open pairs, with the features that the folders of the recipe have of them."""
+    source, features = open_source(path), recipe.features
+    return source if features is None or not features.caches else with_features(source, features.caches)
 
 
 @runtime_checkable
@@ -331,8 +348,9 @@ def training_batches(
     recipe: Recipe, start: Checkpoint, pairs: PairSource, ranks: Ranks, first_step: int = 0
 ) -> Iterator[list[Batch]]:
     """Yield this rank's share of each global batch, as micro-batches, from step `first_step` on."""
-    data, num_patches = recipe.data, start.config.own_image_encoder.num_patches
-    keep_patches = partial(kept_patches, num_patches, data.patch_dropout) if data.patch_dropout else None
+    data, keep_patches = recipe.data, None
+    if data.patch_dropout:
+        keep_patches = partial(kept_patches, start.config.own_image_encoder.num_patches, data.patch_dropout)
     blocks = Blocks(pairs.lengths if data.mix and isinstance(pairs, Chain) else [len(pairs)])
     dataset = PairDataset(
         pairs,
@@ -345,6 +363,7 @@ def training_batches(
         first_caption=data.first_caption,
         has_siblings=data.siblings > 0,
         blocks=blocks,
+        frozen=frozen_input(start),
     )
     global_batches = GlobalBatches(data.batch_size, recipe.schedule.steps, first_step)
     order = TrainingOrder(
@@ -354,7 +373,7 @@ def training_batches(
     share = data.batch_size // ranks.size
     num_micro_batches = -(-share // (data.micro_batch_size or share))
     ahead = AheadOrder(order, _visits_without_siblings(recipe, pairs), blocks) if pairs.is_remote else None
-    batches = iter(make_loader(dataset, ahead or order, data.num_workers))
+    batches = with_computed_features(make_loader(dataset, ahead or order, data.num_workers), start)
     while micro_batches := list(islice(batches, num_micro_batches)):
         yield micro_batches if teacher is None else list(map(teacher.teach, micro_batches))
 

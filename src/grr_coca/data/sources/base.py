@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -27,7 +27,7 @@ class RawPair:
 
     If an image has several captions, `more_captions` has the others. Pairs of the same image have the same
     `image_name`; if that is empty, `name` is used. `picture`: if the image holds features, what to show people, if
-    there is anything.
+    there is anything. `features`: tokens of the image by a frozen encoder, N × X, if they were computed before.
     """
 
     key: str
@@ -38,6 +38,7 @@ class RawPair:
     more_captions: tuple[str, ...] = ()
     image_name: str = ""
     picture: Path | None = None
+    features: "np.ndarray | None" = field(default=None, compare=False)
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -1,0 +1,42 @@
+"""Features of batches that a frozen encoder must still compute. It runs in this process, not in those of a loader."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+
+from grr_coca.data.batch import Batch, FeatureTokens
+from grr_coca.data.features import EncoderInfo
+from grr_coca.infer.encoder import VisionEncoder, open_described
+from grr_coca.model.checkpoint_files import CheckpointFiles
+
+
+@lru_cache(maxsize=1)
+def opened(info: EncoderInfo, device: str | None = None) -> VisionEncoder:
+    """Open an encoder by its description. The last one stays open, for the next validation.
+
+    Raises:
+        UserError: If the encoder cannot be opened, or has changed.
+    """
+    return open_described(info, device)
+
+
+def with_computed_features(batches: Iterable[Batch], files: CheckpointFiles) -> Iterator[Batch]:
+    """Yield batches with the features of their images, which are computed where they are missing.
+
+    Args:
+        batches: Batches of a dataset for the model.
+        files: The model, or all of it but the weights.
+
+    Raises:
+        UserError: If features are missing, and the encoder cannot be opened.
+    """
+    for batch in batches:
+        if batch.squares is not None:
+            assert files.encoder is not None, "only its dataset makes squares"
+            assert files.config.feature_encoder is not None
+            found = opened(files.encoder).encode(batch.squares.numpy()).kept(files.config.feature_encoder.keep)
+            mask = None if found.mask.all() else torch.from_numpy(found.mask)
+            batch = replace(batch, features=FeatureTokens(torch.from_numpy(found.tokens), mask), squares=None)
+        yield batch

@@ -1,0 +1,152 @@
+"""Training with features of a frozen encoder: the feature encoder of a new run, and its statistics.
+
+Shapes: X width of the features.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grr_coca.common.errors import UserError
+from grr_coca.common.ranks import Ranks
+from grr_coca.data.dataset import make_loader
+from grr_coca.data.features import EncoderInfo, Keep
+from grr_coca.data.order import EvaluationOrder
+from grr_coca.data.preprocess import Framing
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.features import open_features
+from grr_coca.data.sources.views import Subset
+from grr_coca.evaluate.split import as_dataset
+from grr_coca.infer.batch_features import with_computed_features
+from grr_coca.infer.encoder import framed, open_encoder
+from grr_coca.model.build import build
+from grr_coca.model.checkpoint import Checkpoint
+from grr_coca.model.config import CoCaConfig, FeatureEncoderConfig, ImageEncoderConfig
+from grr_coca.train.recipe import FeaturesRecipe, Recipe
+
+_STANDARDIZED = 256
+"""Images by which features are standardized, evenly spread over the training pairs."""
+_BATCH = 32
+_MIN_DEVIATION = 1e-3
+"""Smallest deviation of a channel, as a share of the mean one: a channel that is constant in training must not dominate
+other images."""
+
+
+def frozen_encoder(features: FeaturesRecipe, framing: Framing | None) -> tuple[EncoderInfo, Keep]:
+    """Return the description of the frozen encoder of a recipe, and which features it has.
+
+    Args:
+        features: Key of the recipe.
+        framing: How the model frames drawings. An encoder without stored features gets them framed, too.
+
+    Raises:
+        UserError: If the encoder cannot be opened, or a folder has no features.
+    """
+    if features.caches:
+        header = open_features(features.caches[0]).header
+        return header.encoder, header.keep
+    assert features.encoder is not None, "the recipe rejects this"
+    encoder = open_encoder(features.encoder)
+    info = encoder.info if framing is None else framed(encoder, framing).info
+    return info, "tokens"
+
+
+def with_feature_encoder(start: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """Return the start of a run that trains with features. A model that has none gets a new feature encoder.
+
+    In place of the image encoder, the other weights of the start are kept, too.
+
+    Args:
+        start: Start of the run.
+        recipe: Recipe of the run, with `features`.
+
+    Raises:
+        UserError: If the frozen encoder cannot be used, or is not the one of the start.
+    """
+    features = recipe.features
+    assert features is not None
+    info, keep = frozen_encoder(features, start.preprocess.framing)
+    if start.encoder is not None:
+        _require_same(start, info, keep, features)
+        return start
+    config = feature_config(start.config, info, keep, features)
+    model = build(config, recipe.seed).to(start.model.device).train(start.model.training)
+    names = model.state_dict().keys()
+    kept = {name: tensor for name, tensor in start.model.state_dict().items() if name in names}
+    model.load_state_dict(kept, strict=False)
+    preprocess = start.preprocess if features.beside else info.preprocess
+    return replace(start, model=model, config=config, encoder=info, preprocess=preprocess)
+
+
+def _require_same(start: Checkpoint, info: EncoderInfo, keep: Keep, features: FeaturesRecipe) -> None:
+    own, taken = start.encoder, start.config.feature_encoder
+    assert own is not None
+    assert taken is not None
+    if own.digest != info.digest or taken.keep != keep:
+        raise UserError(
+            f"features: {info.name} ({keep}) differs from the frozen encoder of the checkpoint, {own.name} "
+            f"({taken.keep}), in weights, preprocessing or kept tokens; use that one"
+        )
+    if (start.config.image_encoder is not None) != features.beside:
+        raise UserError(f"features: beside must be {str(not features.beside).lower()}, as in the checkpoint")
+
+
+def feature_config(config: CoCaConfig, info: EncoderInfo, keep: Keep, features: FeaturesRecipe) -> CoCaConfig:
+    """Return the config of a model that gets a feature encoder, of the same parts as its image encoder.
+
+    Args:
+        config: Config without one.
+        info: Frozen encoder.
+        keep: Features of each image.
+        features: Key of the recipe.
+
+    Raises:
+        UserError: If the model cannot have one.
+    """
+    own: ImageEncoderConfig = config.own_image_encoder
+    encoder = FeatureEncoderConfig(
+        feature_dim=info.embed_dim,
+        keep=keep,
+        num_tokens=1 if keep == "mean" else info.num_tokens,
+        transformer=replace(own.transformer, num_layers=features.layers, position="none"),
+    )
+    return replace(config, image_encoder=own if features.beside else None, feature_encoder=encoder)
+
+
+@torch.no_grad()
+def standardize(start: Checkpoint, pairs: PairSource, ranks: Ranks) -> None:
+    """Set mean and deviation of each channel of the features, by some training images, unless the start has them.
+
+    Args:
+        start: Start of the run, changed in place.
+        pairs: Training pairs.
+        ranks: All ranks; the first one computes.
+
+    Raises:
+        UserError: If features cannot be computed.
+    """
+    encoder = start.model.feature_encoder
+    assert encoder is not None
+    if encoder.mean.any():
+        return
+    mean, deviation = ranks.on_first(lambda: _statistics(start, pairs))
+    encoder.mean.copy_(mean)
+    encoder.deviation.copy_(deviation)
+
+
+def _statistics(start: Checkpoint, pairs: PairSource) -> tuple[Tensor, Tensor]:
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(_STANDARDIZED, len(pairs))).astype(int))
+    dataset = as_dataset(start, Subset(pairs, chosen))
+    loader = make_loader(dataset, EvaluationOrder(len(dataset), _BATCH), 0, warns=False)
+    rows = []
+    for batch in with_computed_features(loader, start):
+        assert batch.features is not None
+        tokens, mask = batch.features
+        rows.append(tokens.flatten(0, 1) if mask is None else tokens[mask])
+    tokens = torch.cat(rows).double()
+    deviation = tokens.std(dim=0, correction=0)
+    lowest = _MIN_DEVIATION * deviation.mean()
+    deviation = torch.where(deviation > lowest, deviation, lowest if lowest > 0 else torch.ones_like(lowest))
+    return tokens.mean(dim=0).float(), deviation.float()

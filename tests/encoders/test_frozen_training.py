@@ -24,6 +24,7 @@ from grr_coca.data.augmentation import Augmentation
 from grr_coca.data.features import FeatureCache
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import ByImage
+from grr_coca.evaluate.split import pair_results
 from grr_coca.infer.encoder import ImageTokens, open_encoder
 from grr_coca.infer.load import load
 from grr_coca.infer.write_features import write_features
@@ -134,7 +135,7 @@ def test_a_checkpoint_names_the_encoder_and_captions_by_it(place, tmp_path):
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_fine_tuning_keeps_the_weights_and_trains_new_ones_at_their_rate(place, tmp_path, beside):
+def test_fine_tuning_has_a_rate_for_new_and_one_for_old_weights(place, tmp_path, beside):
     """A rate of 0 freezes pretrained parts."""
     base = tiny_recipe(place / "pairs.tar", 2)
     pretrained = pretrain(base, tmp_path / "base")
@@ -171,10 +172,35 @@ def test_a_checkpoint_with_features_is_fine_tuned_further(place, tmp_path):
         fitted_start(trained, with_key(recipe, "features.caches", [str(place / "mean")]))
 
 
+def test_a_folder_of_features_takes_the_place_of_pairs(place, tmp_path):
+    """Without any image, with the same losses; and no image is needed to measure the model."""
+    found = {}
+    for name, recipe in {"cache": recipe_of(place, cache="fp16"), "folder": folder_recipe(place, "fp16")}.items():
+        trained = pretrain(recipe, tmp_path / name)
+        found[name] = [row["captioning"] for row in read_metrics(tmp_path / name, "train")]
+        found[name, "val"] = read_metrics(tmp_path / name, "val")[-1]["coca_loss"]
+    assert found["folder"] == found["cache"]
+    assert found["folder", "val"] == found["cache", "val"]
+    measured = pair_results(trained, open_source(place / "fp16"), 8)
+    assert len(measured.nll) == NUM_PAIRS
+    with pytest.raises(UserError, match=r"has features in place of images; set the key 'features' to \{\}"):
+        training_sources(replace(folder_recipe(place, "fp16"), features=None))
+    with pytest.raises(UserError, match=r"has the features 'mean', and the model takes 'tokens'"):
+        training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "mean")))
+    with pytest.raises(UserError, match=r"pairs\.tar: has no features; write them with grr-coca data features, or set"):
+        training_sources(with_key(folder_recipe(place, "fp16"), "data.val", str(place / "pairs.tar")))
+
+
+def folder_recipe(place, name):
+    recipe = recipe_of(place, cache=name)
+    data = replace(recipe.data, train=str(place / name), val=str(place / name))
+    return replace(recipe, data=data, features=FeaturesRecipe())
+
+
 # --- Errors
 
 
-def test_features_of_another_source_encoder_or_image_raise_an_error(place, tmp_path):
+def test_features_of_other_images_raise_an_error(place, tmp_path):
     recipe = recipe_of(place, cache="fp32")
     other = write_shard(tmp_path / "other.tar", real_pairs(8, "glyphs"))
     elsewhere = with_key(with_key(recipe, "data.train", str(other)), "data.val", str(other))
@@ -212,7 +238,9 @@ def test_keys_that_features_make_useless_raise_an_error(place):
     with pytest.raises(UserError, match="data: augmentation: features replace the image encoder"):
         replace(recipe, data=replace(recipe.data, augmentation=Augmentation(shift=0.1)))
     with pytest.raises(UserError, match="set either encoder, or caches"):
-        FeaturesRecipe()
+        FeaturesRecipe(encoder="timm:vit", caches=("a",))
+    with pytest.raises(UserError, match="beside: true needs images and their features; set encoder or caches"):
+        FeaturesRecipe(beside=True)
     with pytest.raises(UserError, match="unknown key 'cache'; did you mean 'caches'"):
         with_key(recipe, "features.cache", "a")
     with pytest.raises(UserError, match="freeze: image_backbone: this model takes features"):

@@ -100,8 +100,8 @@ _NO_PIXELS = _Seen(torch.zeros(3, 0, 0, dtype=torch.uint8))
 
 
 class FrozenInput(NamedTuple):
-    """What a dataset knows of a frozen encoder: its preprocessing, and whether the model also has an image encoder of
-    its own beside it, which then gets the square of the frozen one."""
+    """The preprocessing of a frozen encoder, and whether the model also has an image encoder, which gets the square of the
+    frozen one."""
 
     preprocess: Preprocess
     is_beside: bool

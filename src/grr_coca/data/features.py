@@ -235,6 +235,11 @@ class FeatureCache:
         """Return the state without mapped files, which another process maps again."""
         return {"folder": self.folder, "header": self.header, "_shards": {}}
 
+    def tokens(self, image: int) -> Float[np.ndarray, "N D"] | None:
+        """Return the features of an image by its number, of which the mean is one token; None if it has none."""
+        row = self[image]
+        return row if row is None else np.atleast_2d(row)
+
     def mean(self, image: int) -> Float[np.ndarray, " D"] | None:
         """Return the mean token of an image by its number, in fp32; None if it could not be read."""
         row = self[image]

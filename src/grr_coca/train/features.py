@@ -34,20 +34,21 @@ _MIN_DEVIATION = 1e-3
 other images."""
 
 
-def frozen_encoder(features: FeaturesRecipe, framing: Framing | None) -> tuple[EncoderInfo, Keep]:
+def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo, Keep]:
     """Return the description of the frozen encoder of a recipe, and which features it has.
 
     Args:
-        features: Key of the recipe.
+        recipe: Recipe with `features`.
         framing: How the model frames drawings. An encoder without stored features gets them framed, too.
 
     Raises:
         UserError: If the encoder cannot be opened, or a folder has no features.
     """
-    if features.caches:
-        header = open_features(features.caches[0]).header
+    features = recipe.features
+    assert features is not None
+    if features.encoder is None:
+        header = open_features((*features.caches, recipe.data.train)[0]).header
         return header.encoder, header.keep
-    assert features.encoder is not None, "the recipe rejects this"
     encoder = open_encoder(features.encoder)
     info = encoder.info if framing is None else framed(encoder, framing).info
     return info, "tokens"
@@ -67,7 +68,7 @@ def with_feature_encoder(start: Checkpoint, recipe: Recipe) -> Checkpoint:
     """
     features = recipe.features
     assert features is not None
-    info, keep = frozen_encoder(features, start.preprocess.framing)
+    info, keep = frozen_encoder(recipe, start.preprocess.framing)
     if start.encoder is not None:
         _require_same(start, info, keep, features)
         return start

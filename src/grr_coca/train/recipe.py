@@ -365,8 +365,9 @@ class FeaturesRecipe:
     """Tokens of a frozen image encoder of others, with which the model is trained; its weights do not change.
 
     Attributes:
-        encoder: `timm:NAME`, `hf:NAME` or `onnx:FILE`, which runs at every step. None: features are stored.
-        caches: Folders that `grr-coca data features` has written, one for the pairs of each key of `data`.
+        encoder: `timm:NAME`, `hf:NAME` or `onnx:FILE`, which runs at every step; None: features are stored.
+        caches: Folders that `grr-coca data features` has written, one for the pairs of each path in `data`. Without
+            caches and encoder, the paths in `data` are such folders, and no image is read.
         beside: The model also has its own image encoder, with the tokens of both side by side. False: features are in
             its place.
         layers: Blocks over the features. Their peak learning rate is that of `optimizer: learning_rates:
@@ -379,8 +380,10 @@ class FeaturesRecipe:
     layers: int = 1
 
     def __post_init__(self) -> None:
-        if (self.encoder is None) is (not self.caches):
+        if self.encoder is not None and self.caches:
             raise UserError("set either encoder, or caches, the folders of its features")
+        if self.beside and self.encoder is None and not self.caches:
+            raise UserError("beside: true needs images and their features; set encoder or caches")
         _require_at_least(1, layers=self.layers)
 
     def with_absolute_paths(self, absolute: Callable[[str], str]) -> "FeaturesRecipe":

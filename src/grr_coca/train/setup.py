@@ -26,7 +26,8 @@ from grr_coca.data.dataset import PairDataset, make_loader
 from grr_coca.data.order import Blocks, GlobalBatches, Mixture, Share, Shuffle, TrainingOrder, Visits, mixture_shares
 from grr_coca.data.random_changes import Siblings, SiblingVisits, kept_patches
 from grr_coca.data.sources.base import PairSource
-from grr_coca.data.sources.features import with_features
+from grr_coca.data.sources.feature_pairs import features_of
+from grr_coca.data.sources.features import open_features, with_features
 from grr_coca.data.sources.open import open_source
 from grr_coca.data.sources.views import (
     Chain,
@@ -255,7 +256,14 @@ def training_sources(recipe: Recipe) -> tuple[PairSource, PairSource]:
 def _open_source(recipe: Recipe, path: str) -> PairSource:
     """Open pairs, with the features that the folders of the recipe have of them."""
     source, features = open_source(path), recipe.features
-    return source if features is None or not features.caches else with_features(source, features.caches)
+    if features is not None and features.caches:
+        return with_features(source, features.caches)
+    if features is not None and features.encoder is None:
+        first = open_features(recipe.data.train).header
+        open_features(path, first.encoder, first.keep)
+    elif features_of(source) is not None:
+        raise UserError(f"{path}: has features in place of images; set the key 'features' to {{}}, without an encoder")
+    return source
 
 
 @runtime_checkable

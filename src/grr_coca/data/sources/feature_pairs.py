@@ -70,7 +70,7 @@ class FeaturePairs(PairSource):
         yield digest_file(self.folder / PAIRS)
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair, whose image holds the mean token."""
+        """Read one pair with its features, whose mean its image holds."""
         caption, *others = self.captions(index)
         return RawPair(
             self._listed.key(index),
@@ -79,6 +79,7 @@ class FeaturePairs(PairSource):
             caption,
             more_captions=tuple(others),
             picture=self.image_path(index),
+            features=self.cache.tokens(index),
         )
 
     def image(self, index: int) -> bytes:

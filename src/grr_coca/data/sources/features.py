@@ -12,6 +12,7 @@ from pathlib import Path
 from grr_coca.common.errors import UserError
 from grr_coca.data.features import EncoderInfo, FeatureCache, Keep
 from grr_coca.data.sources.base import BadSample, PairSource, RawPair
+from grr_coca.data.sources.feature_pairs import is_feature_folder
 from grr_coca.data.sources.views import View, image_numbers, source_digest
 
 
@@ -43,7 +44,7 @@ class WithFeatures(View):
             UserError: If the image has changed since then.
         """
         pair, number = self.source[index], int(self._numbers[index])
-        features = self.cache[number]
+        features = self.cache.tokens(number)
         if features is None:
             raise BadSample(f"{pair.name}: has no features in {self.cache.folder}")
         if hashlib.sha256(pair.image).digest() != self.cache.digest(number):
@@ -51,7 +52,7 @@ class WithFeatures(View):
                 f"{self.cache.folder}: has the features of another image than {pair.name}; compute them again in a new "
                 "folder"
             )
-        return replace(pair, features=features[None] if self.cache.header.keep == "mean" else features)
+        return replace(pair, features=features)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
         """Those of the source."""
@@ -103,6 +104,8 @@ def open_features(folder: str, info: EncoderInfo | None = None, keep: Keep | Non
         UserError: If a file is missing or corrupt, or the features are those of another encoder or preprocessing, or
             all tokens in place of their mean or the other way round.
     """
+    if not is_feature_folder(Path(folder)):
+        raise UserError(f"{folder}: has no features; write them with grr-coca data features, or set features: encoder")
     cache = FeatureCache(Path(folder))
     found = cache.header.encoder
     if info is not None and found.digest != info.digest:

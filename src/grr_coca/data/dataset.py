@@ -100,7 +100,7 @@ _NO_PIXELS = _Seen(torch.zeros(3, 0, 0, dtype=torch.uint8))
 
 
 class FrozenInput(NamedTuple):
-    """The preprocessing of a frozen encoder, and whether the model also has an image encoder, which gets the same square."""
+    """The preprocessing of a frozen encoder, and whether the model also has an image encoder, of the same square."""
 
     preprocess: Preprocess
     is_beside: bool

@@ -130,13 +130,15 @@ class Measured:
         held_out: Vectors of the images of `Folds.any_caption` by fits without them, N K+L.
         figures: AnswerRanks by kind of captions ("known", "new") and method.
         share_known: Share of pairs whose caption another image also has.
-        curve: Recall among ten by share of the pairs, with its standard error.
+        curve: Text-to-image recall by share of the pairs, with its standard error.
+        curve_k: Number of results of this recall.
     """
 
     held_out: Float[np.ndarray, "N Z"]
     figures: dict[str, dict[str, AnswerRanks]]
     share_known: float
     curve: dict[float, tuple[float, float]]
+    curve_k: int
 
 
 RECALLS = (1, 10)
@@ -216,6 +218,8 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
         if new is not None:
             figures["new"] = new
     step("learning curve")
+    division = folds.any_caption if folds.new_captions is None else folds.new_captions
+    curve_k = RECALLS[1] if (division == 0).sum() >= _LARGE_GALLERY else RECALLS[0]
     first = unit((any_caption * space.whitening) @ fitted.basis)
     lengths = _lengths(values.plain_share)
     second = unit(fitted.plain @ fitted.arrays.plain_map)
@@ -223,7 +227,8 @@ def measure_fit(images: ImageSet, fitted: Fitted, step: Step) -> Measured:
         held_out=np.concatenate([lengths[0] * first, lengths[1] * second], axis=1),
         figures=figures,
         share_known=_share_known(images, folds.any_caption),
-        curve=_learning_curve(images, fitted, unseen),
+        curve=_learning_curve(images, fitted, division, unseen, curve_k),
+        curve_k=curve_k,
     )
 
 
@@ -545,22 +550,28 @@ def _nearest(rows: Float[np.ndarray, "n F"], others: Float[np.ndarray, "m F"]) -
 # --- Learning curve
 
 
-_MAX_CURVE = 6_000
+_LARGE_GALLERY = 100
+"""Minimum number of images of a fold for the recall among ten. Among fewer, ten results find nearly everything."""
 
 
 def _learning_curve(
-    images: ImageSet, fitted: Fitted, unseen: Float[np.ndarray, "N R"]
+    images: ImageSet,
+    fitted: Fitted,
+    division: Int[np.ndarray, " N"],
+    unseen: Float[np.ndarray, "N R"],
+    k: int,
 ) -> dict[float, tuple[float, float]]:
-    """Return the recall among ten (text to image) with a quarter, a half and all of the other images, on the same
-    galleries, and its standard error. For large sets, one fold of a part of the images is used.
+    """Return the recall (text to image) with a quarter, a half and all of the other images, on the same galleries, and
+    its standard error. For large sets, one fold of a part of the images is used.
 
     Args:
         images: Images of the fit.
         fitted: Their fit.
-        unseen: Predictions for the images of each fold by an exact fit of all others.
+        division: Fold of each image.
+        unseen: Predictions for the images of each fold by a fit of all others.
+        k: Number of results.
     """
-    space, features, values, folds = fitted.space, fitted.features, fitted.values, fitted.folds
-    division = folds.any_caption if folds.new_captions is None else folds.new_captions
+    space, features, values = fitted.space, fitted.features, fitted.values
     random = np.random.default_rng(0)
     order = random.permutation(len(images))
     hits: dict[float, list[np.ndarray]] = {}
@@ -579,7 +590,7 @@ def _learning_curve(
             known = replace(gallery, words=space.words_known_to(own))
             similar = _similarities(known, space, predicted, fitted.plain, values.plain_share)
             ranks = ranks_of(similar, gallery, np.ones(len(gallery.texts), bool))["text_to_image"]
-            hits.setdefault(share, []).append(ranks < 10)
+            hits.setdefault(share, []).append(ranks < k)
     found = {share: np.concatenate(parts) for share, parts in hits.items()}
     return {share: (float(hit.mean()), float(hit.std() / np.sqrt(len(hit)))) for share, hit in found.items()}
 

@@ -247,7 +247,7 @@ def _require_enough(
     cause = f" ({len(bad):,} pairs cannot be read, the first one: {bad[0]})" if bad else ""
     if len(features) < MIN_IMAGES:
         raise UserError(
-            f"{path}: {len(features)} different images{cause}; adapt needs at least {MIN_IMAGES}, each with a caption"
+            f"{path}: different images: {len(features)}{cause}; adapt needs at least {MIN_IMAGES}, each with a caption"
         )
     if len({text for own in captions for text in own}) < 2:
         raise UserError(f"{path}: all captions are equal, so there is nothing to learn; use captions that differ")

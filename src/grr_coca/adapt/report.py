@@ -54,7 +54,7 @@ def report_text(adapted: Adapted, out: Path) -> str:
     captions = adapted.captions
     lines.append("captions, CIDEr and exactly right:")
     lines += [f"  {mode:<18} {cider:5.2f}  {captions.exact[mode]:6.1%}" for mode, cider in captions.cider.items()]
-    lines += ["", f"learning curve, R@10: {_curve(adapted)}", "", *_advice(adapted, out)]
+    lines += ["", f"learning curve, {_curve(adapted)}", "", *_advice(adapted, out)]
     lines.append(f"{out / REPORT} shows this with images")
     return "\n".join(lines)
 
@@ -92,7 +92,7 @@ def report_page(adapted: Adapted, out: Path) -> str:
         parts.append(f"<h2>Search: {_KINDS[kind]}</h2>")
         parts.append(f"<p>{len(first.groups):,} queries among about {_gallery(adapted):,} images.</p>")
         parts.append(_table(adapted, methods))
-    parts += ["<h2>Would more pairs help?</h2>", _curve_picture(adapted), f"<p>R@10: {_curve(adapted)}</p>"]
+    parts += ["<h2>Would more pairs help?</h2>", _curve_picture(adapted), f"<p>{_curve(adapted)}</p>"]
     parts.append("<h2>Captions</h2>")
     rows = [
         f"<tr><td>{mode}</td><td>{cider:.2f}</td><td>{adapted.captions.exact[mode]:.1%}</td></tr>"
@@ -176,27 +176,31 @@ def _table(adapted: Adapted, methods: dict[str, AnswerRanks]) -> str:
 
 
 def _curve(adapted: Adapted) -> str:
-    curve = adapted.measured.curve
-    return ", ".join(
-        f"{share:.0%} of the pairs {value:.1%} ± {1.96 * error:.1%}" for share, (value, error) in curve.items()
+    measured = adapted.measured
+    return f"R@{measured.curve_k}: " + ", ".join(
+        f"{share:.0%} of the pairs {value:.1%} ± {1.96 * error:.1%}" for share, (value, error) in measured.curve.items()
     )
 
 
-def growth(adapted: Adapted) -> float | None:
-    """Return the growth of recall from half of the pairs to all, or None if it is within its error."""
+def growth(adapted: Adapted) -> tuple[float, float]:
+    """Return the growth of recall from half of the pairs to all, and its standard error (that of half)."""
     half, whole = adapted.measured.curve[0.5], adapted.measured.curve[1.0]
-    gain = whole[0] - half[0]
-    return gain if gain > max(_CLEAR, half[1]) else None
+    return whole[0] - half[0], half[1]
 
 
 def _advice(adapted: Adapted, out: Path) -> Iterator[str]:
     """Yield the advice, in sentences."""
-    images = adapted.images
-    gain = growth(adapted)
-    if gain is None:
-        yield "More pairs of this kind would help little: half of them do nearly as well."
+    images, k = adapted.images, adapted.measured.curve_k
+    gain, error = growth(adapted)
+    if gain > max(_CLEAR, error):
+        yield f"More pairs would help: from half of them to all, R@{k} grew by {100 * gain:.0f} points."
+    elif error > _CLEAR:
+        yield (
+            f"Whether more pairs would help cannot be seen from so few: from half of them to all, R@{k} changed by "
+            f"{100 * gain:+.0f} ± {196 * error:.0f} points."
+        )
     else:
-        yield f"More pairs would help: from half of them to all, R@10 grew by {100 * gain:.0f} points."
+        yield "More pairs of this kind would help little: half of them do nearly as well."
     num_captions = len(adapted.header.captions)
     if images.num_fit >= _CLASSES * num_captions:
         yield (

@@ -47,12 +47,14 @@ def run(
     """
     folder = locate_checkpoint(checkpoint)  # before anything is read, so that a wrong name is reported immediately
     from grr_coca.adapt.adapt_model import estimate_cost  # lazy import: NumPy
+    from grr_coca.adapt.read_pairs import MAX_PAIRS
     from grr_coca.adapt.report import as_json, report_text
     from grr_coca.data.sources.open import open_source
 
     source = open_source(pairs)
-    seconds, gigabytes = estimate_cost(len(source))
-    print(f"about {seconds:.0f} s and {gigabytes:.1f} GB of memory", file=sys.stderr)
+    if len(source) <= MAX_PAIRS:  # more are refused
+        seconds, gigabytes = estimate_cost(len(source))
+        print(f"about {seconds:.0f} s and {gigabytes:.1f} GB of memory", file=sys.stderr)
     held, is_tuned = unseen_by_training(folder, source, pairs, None if val is None else open_source(val))
     adapted = adapt_with_report(source, pairs, checkpoint, out, held, is_tuned=is_tuned, encoder=encoder)
     print_line(as_json(adapted) if json else report_text(adapted, out))

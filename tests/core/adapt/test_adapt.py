@@ -189,6 +189,8 @@ def test_classes_give_a_result_and_a_hint(grr_coca, tmp_path):
     said = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "mine")
     assert said.code == 0, said.err
     assert "grr-coca classify" in said.out
+    assert "learning curve, R@1: 25%" in said.out
+    assert re.search(r"from half of them to all, R@1 (grew|changed) by [+-]?\d+", said.out)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_classes_give_a_result_and_a_hint(grr_coca, tmp_path):
     [
         (lambda pairs: pairs[:2], "2 pairs are too few; adapt needs 10 images with captions"),
         (lambda pairs: [with_caption(pair, "one") for pair in pairs], "all captions are equal"),
-        (lambda pairs: [replace(pair, image=pairs[0].image) for pair in pairs], "1 different images"),
+        (lambda pairs: [replace(pair, image=pairs[0].image) for pair in pairs], "different images: 1"),
         (lambda pairs: [replace(pair, image=b"x") for pair in pairs], "20 pairs cannot be read"),
         (lambda pairs: [replace(pair, image=blank(number)) for number, pair in enumerate(pairs)], "look the same"),
     ],
@@ -222,6 +224,7 @@ def test_rejects_too_many_pairs_before_reading_them(grr_coca, tmp_path):
     said = grr_coca("adapt", tmp_path / "pairs.csv", "--out", tmp_path / "mine")
     assert said.code == 2
     assert "50,001 pairs; adapt accepts at most 50,000; train on more: grr-coca finetune" in said.err
+    assert "memory" not in said.err
 
 
 @pytest.mark.parametrize(

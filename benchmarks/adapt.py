@@ -1,6 +1,10 @@
 """Measure `grr-coca adapt` on the test splits of three domains: retrieval and captions, beside its base.
 
     python benchmarks/adapt.py --out benchmarks/results/adapt.json
+    python benchmarks/adapt.py --runs RUNS --out benchmarks/results/adapt.json
+
+With `--runs`, fine-tuned models are measured, too, by themselves and as adapted at the end; for each domain:
+`grr-coca finetune recipes/DOMAIN.yaml --checkpoint icons --out RUNS/DOMAIN`.
 
 Models are adapted to `train`. Features and values were frozen by folds of `train` before `test` was read.
 """
@@ -30,6 +34,7 @@ def main() -> int:
     """Measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", nargs="+", default=["health", "clipart", "glyphs"])
+    parser.add_argument("--runs", type=Path, help="folder of fine-tuned runs, named by domain")
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--smoke", type=Path, metavar="DIR", help="adapt to 55 pairs, and measure on these, to see that it runs"
@@ -56,12 +61,23 @@ def main() -> int:
                 "captioning": {**vars(adapted.header.captioning), "confidence": None},
                 "icons": measured(load("icons", engine="onnx"), images, captions),
                 "adapted": measured(load(out, engine="onnx"), images, captions),
+                **of_run(options.runs, domain, images, captions),
             }
         print(domain, json.dumps(found[domain], indent=1), flush=True)
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_output(target, lambda file: file.write((json.dumps(found, indent=1) + "\n").encode()))
     return 0
+
+
+def of_run(runs: Path | None, domain: str, images: list[Image.Image], captions: list[str]) -> dict[str, object]:
+    """Measure a fine-tuned run, by itself and adapted; nothing without runs."""
+    if runs is None:
+        return {}
+    return {
+        "fine-tuned": measured(load(runs / domain), images, captions),
+        "fine-tuned, adapted": measured(load(runs / domain / "adapted"), images, captions),
+    }
 
 
 def measured(model: ImageTextModel, images: list[Image.Image], captions: list[str]) -> dict[str, float]:

@@ -38,7 +38,8 @@ from grr_coca.train.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "results" / "pairs_curve.jsonl"
-BASE = "pictograms"
+BASE, LONG = "pictograms", "icons"
+"""The base, and the model that was trained on the whole corpus for hours."""
 COUNTS = (1_000, 3_000, 10_000, 30_000, MAX_PAIRS)
 """Images of the corpus, each count with those of the count before it."""
 STEPS = {1_000: 400, 3_000: 400, 10_000: 1_000}
@@ -88,6 +89,10 @@ def main() -> int:
         asked = read_pairs(open_source(test), "test", base, {}, lambda *_: None)
         for count in missing:
             add(measured(learned, asked, count))
+    if LONG not in {row["arm"] for row in rows} and not options.train:
+        asked = read_pairs(open_source(test), "test", load(LONG, engine="onnx"), {}, lambda *_: None)
+        about: Row = {"images": len(ByImage(open_source(train))), "arm": LONG}
+        add({**about, **ranks_of(plain_similarity(asked), asked)})
     if smoke is not None:
         for row in trained(train, test, test, 60, steps=2):
             add(row)

@@ -16,7 +16,7 @@ from grr_coca.cli.output import print_line, report_unfamiliar, reporting
 from grr_coca.common.errors import UserError, escape_control_chars, require_extra
 from grr_coca.common.outputs import require_not_an_input, to_json
 from grr_coca.infer.generate.options import GenerationOptions
-from grr_coca.infer.load import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.infer.on_ray import Machines
 from grr_coca.infer.outputs.caption_files import CaptionFile, CaptionOutput, TextFiles, XmpFiles, caption_rows
 from grr_coca.model.checkpoint_files import DEFAULT
@@ -94,7 +94,6 @@ def run(
         search_for_images,
         shows_progress,
     )
-    from grr_coca.infer.adapted.beside import require_input
 
     found = search_for_images(images, exclude)
     folder = locate_checkpoint(checkpoint)

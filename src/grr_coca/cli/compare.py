@@ -9,7 +9,7 @@ from grr_coca.cli.baselines import baseline_recalls, baselines_of
 from grr_coca.cli.evaluate import json_of, load_to_measure, measure_losses, plain_intervals, require_splits
 from grr_coca.cli.flags import Flag, Lists, joined, require_batch_size
 from grr_coca.common.errors import require_extra
-from grr_coca.infer.load import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.model.checkpoint_files import is_adapted
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def compare_checkpoints(
     require_splits(paths)
     require_batch_size(batch_size)
     folders = (locate_checkpoint(checkpoint), locate_checkpoint(baseline))
-    from grr_coca.infer.adapted.beside import require_input  # late: imports NumPy and Pillow
 
     for folder in folders:
         require_input(folder, paths)

@@ -13,7 +13,7 @@ from grr_coca.cli.flags import CheckpointFlag, EngineFlag, ExcludeFlag, ImageArg
 from grr_coca.cli.progress import bars
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.files import read_lines
-from grr_coca.infer.load import locate_checkpoint
+from grr_coca.infer.load import locate_checkpoint, require_input
 from grr_coca.infer.on_ray import Machines
 from grr_coca.infer.outputs.vector_files import VectorBuffer, check_format, check_output, write_vectors
 from grr_coca.model.checkpoint_files import DEFAULT
@@ -61,7 +61,6 @@ def run(
             report_if_none_exists,
             search_for_images,
         )
-        from grr_coca.infer.adapted.beside import require_input
 
         found = search_for_images(images, exclude)
         folder = locate_checkpoint(checkpoint)

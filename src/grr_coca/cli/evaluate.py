@@ -16,7 +16,7 @@ from grr_coca.cli.flags import Lists, joined, require_batch_size
 from grr_coca.common.errors import UserError, require_extra
 from grr_coca.common.outputs import require_not_an_input, require_writable
 from grr_coca.infer.class_names import TEMPLATES, read_class_names, read_templates
-from grr_coca.infer.load import load, locate_checkpoint
+from grr_coca.infer.load import load, locate_checkpoint, require_input
 from grr_coca.model.checkpoint_files import is_adapted
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ def evaluate_splits(
         from grr_coca.data.sources.open import require_there  # late: imports NumPy and Pillow
 
         require_there(train)
-    from grr_coca.infer.adapted.beside import require_input  # late, as above
 
     folder = locate_checkpoint(checkpoint)
     task = task or ("retrieval" if is_adapted(folder) else "loss")

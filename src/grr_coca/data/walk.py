@@ -35,6 +35,11 @@ def has_image_suffix(name: str) -> bool:
     return bool(dot) and suffix.lower() in IMAGE_SUFFIXES
 
 
+def is_raster_name(name: str) -> bool:
+    """Return whether a name is that of an image which is no drawing."""
+    return has_image_suffix(name) and not name.lower().endswith(".svg")
+
+
 def is_hidden(name: str) -> bool:
     """True for hidden files and folders, such as the `._NAME.jpg` that macOS writes beside NAME.jpg."""
     return basename(name).startswith(".")

@@ -10,7 +10,7 @@ import logging
 import platform
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
@@ -153,6 +153,25 @@ def locate_checkpoint(named: str | Path) -> Path:
         return find_model(_fetch(name))
     published = [known for provider in plugins.values("grr_coca.models") for known in provider.names]
     raise UserError(f"{name}: no folder or model has this name; {suggest_name(name, [*shipped_names(), *published])}")
+
+
+def require_input(folder: Path, arguments: Sequence[str]) -> None:
+    """Raise an error if a model does not take what some arguments have: images, or features.
+
+    Args:
+        folder: Folder of the model, which is not loaded.
+        arguments: Arguments for images or pairs.
+
+    Raises:
+        UserError: If an argument has features of another encoder, or images in place of features; the message names
+            both.
+    """
+    from grr_coca.data.feature_image import HEADER  # late: it imports NumPy
+
+    if is_adapted(folder) or any(Path(argument, HEADER).is_file() for argument in arguments):
+        from grr_coca.infer.adapted.beside import require_same_input  # late: most models see images
+
+        require_same_input(folder, arguments)
 
 
 def is_on_hub(name: str) -> bool:

@@ -11,6 +11,7 @@ from grr_coca.cli.flags import EngineFlag, ExcludeFlag, Flag, ImageArguments, Op
 from grr_coca.cli.output import failure_lines, print_first
 from grr_coca.cli.progress import late_bar
 from grr_coca.common.errors import UserError, require_extra
+from grr_coca.infer.load import require_input
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT
 
@@ -71,7 +72,6 @@ def run(
             print(f"{index.store.location}: {index.forget(forget):,} images forgotten", flush=True)
             if not images and not watch:
                 return 0
-        from grr_coca.infer.adapted.beside import require_input  # late: imports NumPy and Pillow
 
         arguments = images or index.store.roots()
         require_input(index.model.folder, arguments)

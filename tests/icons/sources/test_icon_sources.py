@@ -202,6 +202,7 @@ def test_a_package_on_the_disk_is_read_as_it_is(tmp_path, pack):
         (path / "info.json").write_text(json.dumps(SET["info"]))
     found = by_name(path)
     assert found["bar"].fields()["licence"] == "MIT"
+    assert len(open_source(path)) == len(found)
 
 
 def test_npm_fetches_a_set_once_and_runs_no_script(npm, monkeypatch):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from grr_coca.common import plugins
 from grr_coca.common.errors import UserError
+from grr_coca.data.walk import is_raster_name
 
 if TYPE_CHECKING:
     import numpy as np  # late: helper programs do not need it
@@ -160,8 +161,12 @@ class SourceReader(Protocol):
 
 
 def source_readers(argument: str) -> Iterator[SourceReader]:
-    """Yield the readers to offer an argument to. Those of other distributions get only `SCHEME:…`, since finding them
-    takes longer than opening a folder."""
+    """Yield the readers to offer an argument to. Pictures are offered to none.
+
+    Readers of other distributions get only `SCHEME:…`, since finding them takes longer than opening a folder.
+    """
+    if ":" not in argument and is_raster_name(argument):
+        return
     yield from plugins.own("grr_coca.sources").values()
     if ":" in argument:
         yield from plugins.others("grr_coca.sources").values()

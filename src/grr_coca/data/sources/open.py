@@ -79,7 +79,7 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
     path = str(path)
     if is_url(path):
         return TarShards(remote_shards(path))
-    for reader in () if Path(path).is_dir() else source_readers(path):
+    for reader in source_readers(path):
         source = reader.open(expand_cache_prefix(path))
         if source is not None:
             return source

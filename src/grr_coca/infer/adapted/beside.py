@@ -255,7 +255,7 @@ def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
     return EncoderDescriptor(encoder, mean, is_in_place=is_in_place)
 
 
-def require_input(folder: Path, arguments: Sequence[str]) -> None:
+def require_same_input(folder: Path, arguments: Sequence[str]) -> None:
     """Raise an error if a model does not take what some arguments have: images, or features.
 
     Args:

@@ -26,7 +26,7 @@ _NEW = (
     f" <rdf:RDF xmlns:rdf='{_RDF}'>\n </rdf:RDF>\n"
     "</x:xmpmeta>\n<?xpacket end='w'?>\n"
 )
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _MAX_BYTES = 2**22
 _MAX_LEVELS = 100
 

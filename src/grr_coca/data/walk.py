@@ -36,7 +36,7 @@ def has_image_suffix(name: str) -> bool:
 
 
 def is_raster_name(name: str) -> bool:
-    """Return whether a name is that of an image which is no drawing."""
+    """Return whether a name has the suffix of an image of pixels, not of a drawing."""
     return has_image_suffix(name) and not name.lower().endswith(".svg")
 
 

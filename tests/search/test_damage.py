@@ -39,7 +39,7 @@ def bad(good, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])
-def test_a_damaged_index_is_told_without_a_traceback(good, tmp_path, seed):
+def test_corrupt_index_reports_one_line(good, tmp_path, seed):
     what, is_noticed = use_damaged(good, tmp_path / "bad", seed)
     assert not is_silent(what, is_noticed)
 
@@ -63,14 +63,14 @@ def test_checking_finds_any_change_of_the_vectors(good, tmp_path, seed):
         store.check()
 
 
-def test_fields_that_are_no_json_are_told_to_an_update(bad):
+def test_update_reports_fields_that_are_not_json(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("UPDATE pictures SET fields = char(1) || 'x'")
     with open_store(str(bad)) as store, pytest.raises(DamagedError, match=r"the fields of .* are none"):
         store.known([make_entry(5).name])
 
 
-def test_a_field_whose_name_is_no_text_is_told(bad):
+def test_field_name_that_is_not_text_raises(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("INSERT INTO columns VALUES (x'ff')")
     with open_store(str(bad)) as store, pytest.raises(DamagedError, match="the name of a field is not text"):
@@ -85,7 +85,7 @@ def test_an_index_that_is_whole_passes(good, bad):
 
 
 @pytest.mark.parametrize("bits", [0x7E00, 0x7C00, 0xFC00, 0x7BFF])  # NaN, infinities, a large number
-def test_a_search_that_meets_what_is_no_embedding_says_so(bad, bits):
+def test_search_reports_an_invalid_embedding(bad, bits):
     path = bad / "vectors.f16"
     rows = np.fromfile(path, np.uint16).reshape(-1, WIDTH)
     rows[17, 3] = bits
@@ -111,7 +111,7 @@ def test_blocks_are_filled_one_after_the_other(bad, monkeypatch):
         store.check()
 
 
-def test_checksums_are_made_anew_when_the_vectors_are(tmp_path, monkeypatch):
+def test_checksums_are_rewritten_with_the_vectors(tmp_path, monkeypatch):
     monkeypatch.setattr("grr_coca_search.embedded.writer.MIN_GONE", 5)
     monkeypatch.setattr(checksums, "ROWS_PER_BLOCK", 16)
     monkeypatch.setattr("grr_coca_search.embedded.writer.ROWS_PER_BLOCK", 16)
@@ -125,7 +125,7 @@ def test_checksums_are_made_anew_when_the_vectors_are(tmp_path, monkeypatch):
     store.close()
 
 
-def test_an_index_of_an_older_version_gets_its_checksums_from_the_next_writer(bad):
+def test_next_writer_adds_checksums_to_an_older_index(bad):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("DROP TABLE blocks")
     with open_store(str(bad)) as store:
@@ -180,7 +180,7 @@ def test_a_file_that_is_cut_off_under_a_reader_ends_no_process(tmp_path):
     assert reader.returncode == 0
 
 
-def test_a_backup_that_is_put_in_its_place_as_the_message_says_is_read(good, bad, tmp_path):
+def test_backup_is_restored_as_the_message_describes(good, bad, tmp_path):
     backup = Path(shutil.copytree(good, tmp_path / "backup"))
     (bad / "vectors.f16").write_bytes(b"")
     with closing(EmbeddedStore(bad)) as store, pytest.raises(DamagedError, match=f"a new folder beside {bad}"):

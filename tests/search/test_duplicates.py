@@ -68,7 +68,7 @@ def add(store, hashes, vectors, **changes):
 
 
 @pytest.mark.parametrize("changes", [{"digest": "0" * 32}, {}], ids=["equal", "recompressed"])
-def test_many_images_that_look_the_same_are_held_against_few_others(store, monkeypatch, changes):
+def test_many_duplicates_need_few_comparisons(store, monkeypatch, changes):
     asked, vectors = [], store.vectors
     add(store, [7] * 200, make_vectors(1).repeat(200, axis=0), **changes)
     monkeypatch.setattr(store, "vectors", lambda ids: asked.extend(ids) or vectors(ids))
@@ -76,7 +76,7 @@ def test_many_images_that_look_the_same_are_held_against_few_others(store, monke
     assert len(asked) <= 2 * 200
 
 
-def test_equal_hashes_are_found_among_more_than_are_held_against_each_other(store, monkeypatch):
+def test_equal_hashes_are_found_beyond_the_comparison_limit(store, monkeypatch):
     monkeypatch.setattr("grr_coca_search.duplicates.MAX_BUCKET", 3)
     chosen = list(combinations(range(BANDS), EQUAL_BANDS)) * 5  # bands that are as those of the first and the last
     ends = [64 * band // BANDS for band in range(BANDS + 1)]
@@ -128,7 +128,7 @@ def recompressed(image: Image.Image) -> Image.Image:
     [lambda image: image.resize((90, 90)), recompressed, lambda image: image.resize((400, 400))],
     ids=["smaller", "recompressed", "larger"],
 )
-def test_what_is_done_to_an_image_changes_few_bits(changed):
+def test_edits_change_few_bits_of_the_hash(changed):
     assert max(bits_between(waves(seed), changed(waves(seed))) for seed in range(10)) <= 6
 
 
@@ -157,7 +157,7 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("first", "second"), DIFFERENT)
-def test_drawings_that_differ_are_not_folded_even_if_their_embeddings_are_equal(first, second):
+def test_different_drawings_with_equal_embeddings_stay_separate(first, second):
     entries = [
         make_entry(number, phash=perceptual_hash(image), look=look_of(image))
         for number, image in enumerate((first, second))

@@ -63,7 +63,7 @@ def test_vectors_are_read_and_neither_mapped_nor_kept(tmp_path):
     assert not is_open(), "what is not used any more is let go"
 
 
-def test_the_longest_and_deepest_filter_is_not_too_deep_for_sqlite(store):
+def test_sqlite_accepts_the_longest_and_deepest_filter(store):
     longest = " and ".join(["lat < 3"] * 900)
     tree = parse_filter(f"{'not ' * 48}({longest})")
     assert list(store.matching(tree)) == list(store.nearest(make_vectors(1)[0], 1, tree)) == []
@@ -72,7 +72,7 @@ def test_the_longest_and_deepest_filter_is_not_too_deep_for_sqlite(store):
 # --- Bad input
 
 
-def test_an_index_that_was_closed_is_not_said_to_be_damaged(store):
+def test_closed_index_is_not_reported_as_corrupt(store):
     store.close()
     with pytest.raises(UserError, match=r"index\.sqlite: Cannot operate on a closed database"):
         len(store)
@@ -90,7 +90,7 @@ def test_a_folder_that_is_not_there_or_no_index_is_named(tmp_path):
         find_store(str(tmp_path))
 
 
-def test_an_index_that_was_being_made_when_its_process_was_killed_is_made_anew(tmp_path):
+def test_killed_creation_is_started_again(tmp_path):
     for name in ("writer.lock", ".index.sqlite.partial", ".index.sqlite.partial-journal"):
         (tmp_path / name).write_bytes(b"half")
     assert find_store(str(tmp_path)) is None
@@ -129,7 +129,7 @@ def test_index_with_foreign_views_or_triggers_is_rejected(store, statement):
         open_store(store.location)
 
 
-def test_an_index_of_a_newer_version_is_refused(store):
+def test_rejects_an_index_of_a_newer_version(store):
     database = sqlite3.connect(folder_of(store) / "index.sqlite")
     database.execute(f"PRAGMA user_version = {VERSION + 1}")
     database.close()
@@ -137,7 +137,7 @@ def test_an_index_of_a_newer_version_is_refused(store):
         open_store(store.location)
 
 
-def test_one_process_writes_and_the_other_is_told_which(store, reopened):
+def test_second_writer_error_names_the_first(store, reopened):
     fill(store, 1)
     other = reopened()
     assert len(other) == 1
@@ -152,7 +152,7 @@ def test_one_process_writes_and_the_other_is_told_which(store, reopened):
 
 
 @pytest.mark.filterwarnings("ignore:unclosed database")
-def test_a_store_that_nobody_closed_or_that_a_forked_process_has_too_holds_no_lock(store, reopened):
+def test_unclosed_and_forked_stores_hold_no_lock(store, reopened):
     fill(store, 1)
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     child.start()
@@ -170,7 +170,7 @@ def test_a_store_that_nobody_closed_or_that_a_forked_process_has_too_holds_no_lo
         child.join()
 
 
-def test_a_file_system_without_locks_is_told_as_such(tmp_path, monkeypatch):
+def test_file_system_without_locks_raises(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -179,7 +179,7 @@ def test_a_file_system_without_locks_is_told_as_such(tmp_path, monkeypatch):
         make_store(str(tmp_path / "index"), HEADER)
 
 
-def test_vectors_that_are_shorter_than_what_was_committed_are_told_and_not_filled_up(store, reopened):
+def test_truncated_vectors_raise_and_are_not_padded(store, reopened):
     fill(store, 10)
     store.close()
     path = folder_of(store) / "vectors.f16"
@@ -218,7 +218,7 @@ def test_an_update_gives_back_the_room_of_images_that_are_gone(store, tmp_path, 
     assert [entry.name for entry, _ in store.everything()] == [str(red)]
 
 
-def test_a_full_disk_is_no_fuller_when_the_vectors_could_not_be_written_anew(store, monkeypatch):
+def test_failed_rewrite_on_a_full_disk_frees_its_space(store, monkeypatch):
     entries, _ = fill(store, 2400)
     store.commit(Changes(removed=[entry.name for entry in entries[:1500]]))
 
@@ -253,7 +253,7 @@ def test_a_torn_tail_is_cut_to_what_was_committed(store, reopened):
     assert path.stat().st_size == 15 * BYTES
 
 
-def test_who_cannot_write_sees_what_a_writer_has_just_committed(store, reopened, monkeypatch):
+def test_reader_without_permission_sees_the_latest_commit(store, reopened, monkeypatch):
     fill(store, 3)
     monkeypatch.setattr(os, "access", lambda *_: False)
     again = reopened()
@@ -282,7 +282,7 @@ def test_vectors_are_on_the_disk_before_the_database_names_them(store, reopened,
             assert now.database.execute("PRAGMA synchronous").fetchone() == (2,), "FULL: a commit waits for the disk"
 
 
-def test_the_file_of_vectors_is_written_anew_when_most_of_it_is_gone(store, reopened):
+def test_vectors_are_rewritten_when_most_are_removed(store, reopened):
     entries, vectors = fill(store, 2400)
     reader = reopened()
     assert len(reader) == 2400
@@ -313,7 +313,7 @@ def test_half_of_the_vectors_may_be_of_images_that_are_gone(store, monkeypatch):
         assert store.compact() is is_written
 
 
-def test_a_reader_follows_a_database_that_was_put_back_to_an_earlier_state(store, reopened):
+def test_reader_follows_a_restored_database(store, reopened):
     entries, _ = fill(store, 10)
     reader = reopened()
     path = folder_of(store) / "index.sqlite"
@@ -350,7 +350,7 @@ def test_names_are_read_in_pages_while_they_are_removed(store, monkeypatch):
 # --- Words
 
 
-def test_words_are_found_in_captions_and_titles_whatever_the_query_language_makes_of_them(store):
+def test_words_with_query_syntax_are_found_as_text(store):
     titles = ["arrow-left", "house", "Café_au_lait", "near"]
     captions = ["a left pointing arrow", "two houses", "a cup", "a tree"]
     entries = [
@@ -371,7 +371,7 @@ def test_words_are_found_in_captions_and_titles_whatever_the_query_language_make
     assert titles_of("house") == []
 
 
-def test_of_a_long_text_the_first_words_are_looked_up(store):
+def test_searches_the_first_words_of_a_long_text(store):
     """SQLite compares every image that has a word of the text with all of its words, and other searches wait."""
     entry = make_entry(0, caption="a heart")
     store.commit(Changes(added=[(entry, make_vectors(1)[0])]))
@@ -417,7 +417,7 @@ def require_committed(store) -> int:
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_writer_that_is_killed_leaves_a_state_that_was_committed(store, reopened, kills):
+def test_killed_writer_leaves_a_committed_state(store, reopened, kills):
     store.close()
     context = multiprocessing.get_context("fork")
     random = np.random.default_rng(0)
@@ -454,7 +454,7 @@ def read_until(location: str, seconds: float, errors: list) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
-def test_two_readers_beside_a_writer_see_committed_states_alone(store, seconds):
+def test_readers_see_only_committed_states(store, seconds):
     store.close()
     context = multiprocessing.get_context("fork")
     with context.Manager() as manager:
@@ -473,7 +473,7 @@ def test_two_readers_beside_a_writer_see_committed_states_alone(store, seconds):
 
 
 @pytest.mark.parametrize("name", ["writer.lock", "vectors.f16"])
-def test_what_a_link_in_an_index_leads_to_is_left_alone(store, tmp_path, name):
+def test_targets_of_links_in_an_index_are_not_changed(store, tmp_path, name):
     store.close()
     (tmp_path / "precious").write_text("words")
     (folder_of(store) / name).unlink(missing_ok=True)
@@ -501,7 +501,7 @@ def test_a_state_that_is_no_number_leads_to_no_other_file(store, tmp_path):
 # --- Threads
 
 
-def test_threads_of_one_store_do_not_wait_for_each_other_and_each_sees_its_state(store):
+def test_threads_read_their_own_state_without_waiting(store):
     fill(store, 20)
     has_begun, may_end, seen = threading.Event(), threading.Event(), []
 
@@ -536,7 +536,7 @@ def test_an_iterator_that_nobody_ends_holds_up_nothing(store):
     assert len(list(store.everything())) == 25
 
 
-def test_a_store_that_is_closed_while_it_is_read_closes_its_connection_at_the_end(store):
+def test_connection_is_closed_after_the_last_read(store):
     fill(store, 20)
     with store.snapshot() as now:
         store.close()

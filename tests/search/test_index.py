@@ -28,7 +28,7 @@ def test_a_new_index_loads_its_model_once(location, loads):
     assert len(loads) == 1
 
 
-def test_an_index_that_is_there_loads_its_model_when_it_is_needed(location, loads):
+def test_existing_index_loads_its_model_lazily(location, loads):
     Index.open(location, create=True).close()
     with Index.open(location, create=True) as index:
         assert len(loads) == 1
@@ -36,14 +36,14 @@ def test_an_index_that_is_there_loads_its_model_when_it_is_needed(location, load
     assert len(loads) == 2
 
 
-def test_an_index_that_another_process_has_made_of_another_model_meanwhile_is_refused(location, monkeypatch):
+def test_rejects_a_concurrent_index_of_another_model(location, monkeypatch):
     monkeypatch.setattr("grr_coca_search.index.make_store", lambda where, _: make_store(where, HEADER))
     with pytest.raises(UserError, match=r"an index of the model 'pictograms' \(ffffffff\), and not of"):
         Index.open(location, create=True)
 
 
 @pytest.mark.parametrize(("name", "end"), [("icons", ""), ("pictograms", " -c pictograms")])
-def test_an_index_of_another_version_of_its_model_says_how_to_make_it_anew(name, end):
+def test_other_model_version_error_names_the_rebuild(name, end):
     """As after an upgrade with a new model of the same name: there is no "own model" to search it with."""
     with pytest.raises(UserError) as refused:
         IndexModel(name).require(Header(name, "f" * 32, 128), "x.index")
@@ -52,7 +52,7 @@ def test_an_index_of_another_version_of_its_model_says_how_to_make_it_anew(name,
     assert said.endswith(f"make it again: delete it, then `grr-coca index IMAGES --out x.index{end}`")
 
 
-def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):
+def test_index_of_a_run_keeps_its_checkpoint(tmp_path):
     """The run goes on to others, whose embeddings mean something else."""
     for step in ("step-000000100", "step-000000200"):
         folder = tmp_path / "run" / "checkpoints" / step
@@ -64,7 +64,7 @@ def test_an_index_of_a_run_keeps_the_checkpoint_that_it_was_made_with(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_of_nothing_is_refused(location, batch_size):
+def test_rejects_batch_sizes_below_one(location, batch_size):
     with pytest.raises(UserError, match=f"^batch_size must be at least 1, got {batch_size}$"):
         Index.open(location, create=True, batch_size=batch_size)
 

@@ -86,7 +86,7 @@ def require_whole(location: str, before: dict, images: Path) -> dict:
         pytest.param(20, 400, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
-def test_an_index_command_that_is_killed_loses_nothing_and_has_nothing_twice(location, tmp_path, kills, count):
+def test_killed_index_command_loses_and_duplicates_nothing(location, tmp_path, kills, count):
     random, images = np.random.default_rng(0), tmp_path / "pictures"
     stir(images, random, 0, count)
     launch(tmp_path / "said", cli, "--help").finish()  # the first process waits for what all are forked from

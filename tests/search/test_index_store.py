@@ -153,7 +153,7 @@ def test_removed_images_are_found_no_more(store):
     assert store.known(gone) == {}
 
 
-def test_what_is_known_of_images_and_failures(store):
+def test_stores_images_and_failures(store):
     entries, _ = fill(store, 5)
     failure = Failure("/pictures/bad.png", "/pictures", Stamp(7, 8), "/pictures/bad.png: not an image")
     vanished = Failure("/other/gone.png", "/other", None, "/other/gone.png: no such file")
@@ -247,7 +247,7 @@ def test_the_sample_is_the_same_in_every_process(store, reopened):
     assert sorted(ours.captions) == sorted(theirs.captions)
 
 
-def test_the_sample_is_drawn_from_all_images_and_not_from_the_first(store, monkeypatch):
+def test_sample_covers_all_images(store, monkeypatch):
     for module in ("embedded.vectors", "milvus.milvus_store"):
         monkeypatch.setattr(f"grr_coca_search.{module}.SAMPLE", 50, raising=False)
     _, vectors = fill(store, 500)
@@ -346,7 +346,7 @@ def test_facets_are_the_fields_that_tell_images_apart(store):
     assert "taken" not in found, "numbers of a table and times of photographs"
 
 
-def test_a_time_of_photographs_is_a_date_and_a_column_of_numbers_is_not(store):
+def test_photograph_times_are_dates_and_columns_are_not(store):
     photos = [make_entry(n, fields={}, photo=photo_of(taken=f"202{n}-05-01T00:00:00")) for n in range(3)]
     store.commit(Changes(added=list(zip(photos, make_vectors(3), strict=True))))
     assert {

@@ -43,7 +43,7 @@ def test_an_index_remembers_its_patterns(store, reopened, photos):
     assert store.excluded() == ()
 
 
-def test_what_is_left_out_is_counted_once(store, photos):
+def test_excluded_files_are_counted_once(store, photos):
     assert str(update(store, photos, exclude=["raw/"]).left_out) == (
         "left out: 1 hidden folder (.hidden), 1 excluded folder (raw)"
     )
@@ -91,7 +91,7 @@ def test_the_verbs_say_what_was_left_out_and_what_moves(photos, tmp_path, capsys
     ]
 
 
-def test_a_missing_package_is_named_once_and_other_images_are_done(photos, tmp_path, capsys, monkeypatch):
+def test_missing_package_is_named_once(photos, tmp_path, capsys, monkeypatch):
     helpers.end()  # another test may have needed it
     monkeypatch.setattr(helpers, "_modules", frozenset())
     monkeypatch.setitem(sys.modules, "pillow_heif", None)

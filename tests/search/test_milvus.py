@@ -51,7 +51,7 @@ needs_server = pytest.mark.skipif("GRR_COCA_TEST_MILVUS" not in os.environ, reas
          'json_contains(kinds[""]["tags"], "cat"))))'),
     ],
 )  # fmt: skip
-def test_a_filter_becomes_an_expression_in_which_values_stay_values(text, expression):
+def test_filter_expression_escapes_values(text, expression):
     assert to_expression(parse_filter(text, ["price"])) == expression
 
 
@@ -68,7 +68,7 @@ class Client:
     search = query
 
 
-def test_the_first_read_of_a_collection_in_a_snapshot_waits_for_what_was_written():
+def test_first_read_of_a_snapshot_waits_for_writes():
     client = Client()
     reads = Reads(client)
     reads.query("a")
@@ -116,7 +116,7 @@ def test_a_name_that_is_no_index_is_named(location):
 
 
 @needs_server
-def test_a_server_that_goes_in_the_middle_of_an_insert_is_told_and_nothing_is_lost(store, reopened, monkeypatch):
+def test_lost_server_during_an_insert_loses_nothing(store, reopened, monkeypatch):
     from pymilvus.exceptions import MilvusException
 
     fill(store, 5)
@@ -146,7 +146,7 @@ def insert_for_ever(location: str, has_begun) -> None:
 
 @needs_server
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_an_insert_that_is_killed_is_gone_on_with_nothing_lost_and_nothing_twice(store, reopened, kills):
+def test_killed_insert_continues_without_loss_or_duplicates(store, reopened, kills):
     context = multiprocessing.get_context("spawn")
     random = np.random.default_rng(0)
     before = set()
@@ -175,7 +175,7 @@ def names_of(store) -> list[str]:
 
 
 @needs_server
-def test_an_index_that_was_being_made_when_its_process_was_killed_is_made_anew(store, location, reopened):
+def test_killed_creation_is_started_again(store, location, reopened):
     client, name = store._client, store._name
     fill(store, 3)
     client.delete(f"{name}_notes", filter='key == "header:"')
@@ -203,7 +203,7 @@ def test_a_collection_of_something_else_is_left_as_it_is(store, location):
 
 
 @needs_server
-def test_an_insert_that_was_cut_off_at_any_step_is_done_by_the_next(store, reopened, monkeypatch):
+def test_interrupted_insert_is_completed_by_the_next(store, reopened, monkeypatch):
     failure = Failure("/pictures/x.png", "/pictures", Stamp(1, 2), "broken")
     entry = make_entry(1, name=failure.name)
     store.commit(Changes(failed=[failure]))

@@ -95,7 +95,7 @@ def test_filters_know_time_camera_and_place(store, model, photos, text, found):
     assert matching(store, text) == found
 
 
-def test_a_filter_of_the_wrong_kind_is_refused_also_in_an_empty_index():
+def test_empty_index_rejects_a_filter_of_the_wrong_type():
     assert parse_filter("taken > '2024' and lat > 1")
     for text in ("taken > 2024", "lat = 'north'"):
         with pytest.raises(UserError, match=r"is a (text|number)"):
@@ -147,7 +147,7 @@ def test_a_changed_xmp_file_is_read_without_the_model(store, photos, model):
     assert model.described == 3
 
 
-def test_a_new_time_of_a_file_keeps_its_caption_and_reads_its_data_again(store, model, photos):
+def test_changed_time_keeps_the_caption_and_rereads_metadata(store, model, photos):
     update(store, model, photos)
     store.commit(Changes(noted=[PhotoUpdate(str(photos / "a.jpg"), photo_of(camera="wrong"))]))
     (photos / "a.jpg").touch()
@@ -167,7 +167,7 @@ def test_an_index_changes_no_file_of_the_library(store, model, photos):
     )
 
 
-def test_everything_goes_through_parquet_with_columns_for_other_programs(store, model, photos, tmp_path):
+def test_parquet_keeps_everything_and_has_plain_columns(store, model, photos, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     update(store, model, photos)
     store.commit(Changes(added=[(some_entry(1), make_vectors(1)[0])]))
@@ -259,7 +259,7 @@ def test_an_older_index_is_searched_as_it_is(old, is_writable):
     assert snapshot(old)["index.sqlite"] == before["index.sqlite"]
 
 
-def test_an_older_index_gains_small_copies_at_its_next_update_without_captioning_anew(old, model, photos):
+def test_older_index_gains_thumbnails_without_captioning(old, model, photos):
     reader, store = open_store(str(old)), open_store(str(old))
     captions, described = [entry.caption for entry in content(store)], model.described
     done = update(store, model, photos)

@@ -42,7 +42,7 @@ def test_everything_goes_there_and_back(store, tmp_path):
     again.close()
 
 
-def test_what_is_no_export_is_refused(store, tmp_path):
+def test_rejects_a_file_that_is_not_an_export(store, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="not an index from `grr-coca export index`"):
         import_parquet(tmp_path / "other.parquet", str(tmp_path / "new"))
@@ -56,7 +56,7 @@ def test_what_is_no_export_is_refused(store, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_damaged_file_is_told_and_leaves_no_index(store, tmp_path):
+def test_corrupt_file_raises_and_leaves_no_index(store, tmp_path):
     fill(store, 3000)
     whole = exported(store, tmp_path / "a.parquet")
     content = bytearray(whole.read_bytes())
@@ -125,7 +125,7 @@ def column_with(column, value):
         (lambda table: table.drop(["caption"]), "corrupt"),
     ],
 )
-def test_what_no_export_holds_is_told_and_leaves_no_index(store, tmp_path, edit, told):
+def test_invalid_content_raises_and_leaves_no_index(store, tmp_path, edit, told):
     fill(store, 1)
     path = exported(store, tmp_path / "a.parquet")
     pyarrow.parquet.write_table(edit(pyarrow.parquet.read_table(path)), path)

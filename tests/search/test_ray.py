@@ -102,7 +102,7 @@ def test_a_worker_asks_for_a_gpu_where_there_are_any():
     assert workers_of({}) == (1, {"num_cpus": 1})
 
 
-def test_a_machine_without_the_callers_folder_works_on_absolute_paths_alone(tmp_path):
+def test_machine_without_the_folder_needs_absolute_paths(tmp_path):
     worker = _Worker(str, lambda: list, tmp_path / "elsewhere")
     absolute, relative = (worker({"batch": _Envelope([name])})["results"].items for name in ("/one.png", "one.png"))
     assert absolute == ["/one.png"]
@@ -150,7 +150,7 @@ def test_each_image_is_indexed_once_though_workers_are_killed(cluster, images, t
 
 @needs_cluster
 @pytest.mark.parametrize("verb", ["embed", pytest.param("caption", marks=pytest.mark.slow)])
-def test_embeddings_and_captions_come_once_and_in_order_though_a_worker_is_killed(cluster, images, tmp_path, verb):
+def test_killed_worker_keeps_order_and_completeness(cluster, images, tmp_path, verb):
     suffix = {"embed": "npy", "caption": "csv"}[verb]
     places = [str(tmp_path / f"{machines}.{suffix}") for machines in ("this", "ray")]
     arguments = [verb, str(images), "--batch-size", "8"]

@@ -24,12 +24,12 @@ def stands_out(cosines: list[float], score: float) -> float:
     return float(evidence(vector, np.array([score]), sample, captions, captions, captions)[0, 0])
 
 
-def test_a_hit_does_not_stand_out_because_few_images_happen_to_be_alike():
+def test_few_similar_images_do_not_make_a_hit_stand_out():
     few = [0.230, 0.231, 0.229, 0.230, 0.230, 0.49]
     assert stands_out(few, 0.49) < 5
 
 
-def test_in_a_library_of_many_the_deviation_is_that_of_the_library():
+def test_large_library_uses_its_own_deviation():
     many = np.random.default_rng(0).normal(0.2, 0.03, 4000).tolist()
     assert stands_out(many, 0.2 + 4 * 0.03) == pytest.approx(4, rel=0.1)
 
@@ -59,7 +59,7 @@ def test_few_images_or_copies_of_one_tell_nothing(sample, is_told):
     assert not can_tell(sample[0], sample, asked, asked), "all captions are the query"
 
 
-def test_how_far_a_hit_stands_out_is_measured_below_the_middle_of_the_library():
+def test_z_score_uses_the_lower_half_of_the_library():
     """Of what was asked for, a third of the library may be."""
     query, others = np.eye(WIDTH, dtype=np.float32)[0], np.eye(WIDTH, dtype=np.float32)[1:2]
     cosines = np.array([-0.02, -0.01, 0.0, 0.0, 0.01, 0.02], np.float32)
@@ -72,7 +72,7 @@ def test_how_far_a_hit_stands_out_is_measured_below_the_middle_of_the_library():
 
 
 @pytest.mark.filterwarnings("error")
-def test_images_whose_captions_are_all_the_query_make_no_number_infinite():
+def test_features_are_finite_if_all_captions_match():
     one = np.eye(WIDTH, dtype=np.float32)[:1]
     curve = RelevanceCurve(per_deviation=1, per_agreement=2, per_log_images=-0.5, offset=-5)
     for captions in (one, -one):
@@ -80,7 +80,7 @@ def test_images_whose_captions_are_all_the_query_make_no_number_infinite():
     assert curve.relevances(np.array([[-1e4, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0]])).tolist() == pytest.approx([0, 1])
 
 
-def test_the_more_images_there_are_the_less_a_hit_that_stands_out_is_worth():
+def test_relevance_falls_with_the_number_of_images():
     """The right hit among ten is as sure as one that stands out further among thousands."""
     query, others = np.eye(WIDTH, dtype=np.float32)[0], np.eye(WIDTH, dtype=np.float32)[1:2]
     found = [
@@ -94,7 +94,7 @@ def test_the_more_images_there_are_the_less_a_hit_that_stands_out_is_worth():
         assert few > many
 
 
-def test_few_searches_that_find_their_picture_are_told_that_nothing_looks_like_it():
+def test_few_successful_searches_get_no_match():
     """Measured on icons whose files are called as they are, and on the same icons with numbers for names."""
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "search_relevance.json"
     named, numbered = json.loads(path.read_text(encoding="utf-8"))["is_it_denied"]

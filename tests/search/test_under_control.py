@@ -73,7 +73,7 @@ def test_hits_of_less_relevance_are_left_out(drawings):
             drawings.search("snowman", min_relevance=out_of_range)
 
 
-def test_the_verb_says_why_no_hit_is_left(drawings, capsys):
+def test_command_reports_why_no_hit_remains(drawings, capsys):
     place = drawings.store.location
     assert main(["search", place, "snowman", "--min-relevance", "0.5"]) == 0
     shown = capsys.readouterr()
@@ -103,7 +103,7 @@ def test_without_a_relevance_no_hit_passes(store):
     assert found.why_unknown == "how likely a hit is was never measured for a model like this one"
 
 
-def test_the_first_hits_are_the_same_however_many_are_asked_for(store):
+def test_first_hits_do_not_depend_on_the_limit(store):
     """Else the pages of a result overlap, and the best hit of a short list is another than that of a long one."""
     random = np.random.default_rng(0)
     vectors = make_vectors(300)
@@ -115,7 +115,7 @@ def test_the_first_hits_are_the_same_however_many_are_asked_for(store):
         assert [hit.path for hit in hits] == [hit.path for hit in found[100][:n]], n
 
 
-def test_a_common_word_counts_for_a_near_image_however_many_have_it(store):
+def test_common_word_counts_for_a_close_image(store):
     """More shorter captions match better than are fused at a time."""
     vectors = make_vectors(301)
     *images, query = vectors
@@ -135,7 +135,7 @@ def test_a_common_word_counts_for_a_near_image_however_many_have_it(store):
 @pytest.mark.parametrize(
     ("preset", "size", "fitted"), [("grr_coca", "tiny", True), ("coca", "tiny", True), ("open_clip_coca", "b32", False)]
 )
-def test_relevance_was_fitted_to_our_models_alone(preset, size, fitted, tmp_path):
+def test_relevance_exists_only_for_bundled_models(preset, size, fitted, tmp_path):
     config: CoCaConfig = get_preset(preset, size)
     assert (curve_of(tmp_path, config) is not None) is fitted
 
@@ -178,12 +178,12 @@ def test_groups_are_those_of_all_pairs_within_both_limits(store, max_distance, m
 
 
 @pytest.mark.parametrize("limits", [(-1, 0.9), (LIMIT_OF_BITS + 1, 0.9), (6, -0.1), (6, 1.1), (6, float("nan"))])
-def test_limits_out_of_range_are_refused(store, limits):
+def test_rejects_limits_out_of_range(store, limits):
     with pytest.raises(UserError, match="must be a number"):
         duplicate_groups(store, *limits)
 
 
-def test_exact_copies_are_told_from_similar_images(store, capsys):
+def test_distinguishes_exact_copies_from_similar_images(store, capsys):
     """Two files with the same bytes, another two of their own, and one that only looks the same."""
     digests = ["a" * 32, "a" * 32, "b" * 32, "b" * 32, "c" * 32]
     entries = [

@@ -61,13 +61,13 @@ def test_new_images_are_described_with_all_that_is_kept_of_them(store, look, pho
     assert entry.is_there
 
 
-def test_what_is_known_is_not_read_again(store, look, photos, model):
+def test_known_images_are_not_read_again(store, look, photos, model):
     look("photos")
     assert look("photos") == look(photos) == look("photos/") == {"unchanged": 4}
     assert model.described == 4
 
 
-def test_a_changed_image_is_described_anew(store, look, photos, model):
+def test_changed_image_is_captioned_again(store, look, photos, model):
     look("photos")
     paint(photos / "0.png", "green", seconds=2000)
     assert look("photos") == {"changed": 1, "unchanged": 3}
@@ -75,7 +75,7 @@ def test_a_changed_image_is_described_anew(store, look, photos, model):
     assert len(store) == 4
 
 
-def test_a_new_time_alone_is_no_change(store, look, photos, model):
+def test_changed_time_without_new_bytes_is_ignored(store, look, photos, model):
     look("photos")
     os.utime(photos / "0.png", (3000, 3000))
     assert look("photos") == {"unchanged": 4}
@@ -83,7 +83,7 @@ def test_a_new_time_alone_is_no_change(store, look, photos, model):
     assert kept(store)[str(photos / "0.png")].date == "1970-01-01T00:50:00"
 
 
-def test_a_moved_image_is_found_by_its_bytes_and_not_described_again(store, look, photos, model):
+def test_moved_image_is_recognized_by_its_bytes(store, look, photos, model):
     look("photos")
     (photos / "0.png").rename(photos / "deep" / "renamed.png")
     assert look("photos") == {"moved": 1, "unchanged": 3}
@@ -103,14 +103,14 @@ def test_an_image_moves_once_and_never_onto_one_that_was_there(store, look, phot
     assert look("photos") == {"changed": 1, "removed": 1, "unchanged": 2}
 
 
-def test_a_copy_is_an_image_of_its_own_that_is_not_described_again(store, look, photos, model):
+def test_copy_is_a_separate_image_with_reused_results(store, look, photos, model):
     look("photos")
     (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())
     assert look("photos") == {"new": 1, "unchanged": 4}
     assert model.described == 4
 
 
-def test_a_removed_image_is_removed_if_its_argument_was_looked_through(store, look, photos, tmp_path):
+def test_deleted_image_is_removed_if_its_source_was_scanned(store, look, photos, tmp_path):
     other = paint(tmp_path / "other" / "x.png", "blue")
     look("photos", "other")
     (photos / "1.png").unlink()
@@ -120,7 +120,7 @@ def test_a_removed_image_is_removed_if_its_argument_was_looked_through(store, lo
     assert len(store) == 3
 
 
-def test_a_folder_within_a_folder_that_was_looked_through_is_a_part_of_it(store, look, photos):
+def test_subfolder_belongs_to_a_scanned_folder(store, look, photos):
     paint(photos / "deep" / "4.png", "blue")
     look("photos")
     (photos / "deep" / "3.png").unlink()
@@ -149,7 +149,7 @@ def test_a_folder_that_is_gone_is_no_reason_to_forget_it(store, look, photos):
 
 
 @pytest.mark.parametrize("arguments", [["photos"], ["photos/deep", "photos"], ["photos/**/*.png"]])
-def test_images_in_a_folder_that_cannot_be_looked_through_are_kept(store, look, photos, lock, arguments):
+def test_images_in_an_unreadable_folder_are_kept(store, look, photos, lock, arguments):
     look(*arguments)
     unlock = lock(photos / "deep")
     (photos / "0.png").unlink()
@@ -176,7 +176,7 @@ def test_images_of_a_shard_that_is_still_being_copied_are_kept(store, look, phot
     ("place", "count"),
     [("photos", 7), ("photos/deep", 1), ("photos/1.png", 1), ("photos/some.tar", 2), ("photos/*.png", 1), (".", 8)],
 )
-def test_what_lies_at_a_place_is_forgotten_whether_it_is_there_or_not(store, look, photos, place, count):
+def test_removing_a_source_works_if_it_is_missing(store, look, photos, place, count):
     write_tar(photos / "some.tar", shard_members(real_pairs(2)))
     paint(photos.parent / "photos of us" / "4.png", "blue")
     (photos / "bad.png").write_bytes(b"no image")
@@ -194,7 +194,7 @@ def test_an_argument_that_means_nothing_is_named(look, tmp_path):
         look(tmp_path / "nowhere")
 
 
-def test_images_that_cannot_be_read_are_listed_and_tried_again_when_they_change(store, look, photos, model):
+def test_unreadable_images_are_retried_when_changed(store, look, photos, model):
     (photos / "bad.png").write_bytes(b"no image")
     paint(photos / "0.png", "red")
     update = update_store(store, [str(photos)], lambda: model)
@@ -274,7 +274,7 @@ def test_members_of_a_shard_are_images(store, look, tmp_path, model):
     assert model.described == 3
 
 
-def test_members_that_have_moved_within_their_shard_are_found_where_they_are(store, look, tmp_path):
+def test_members_moved_within_a_shard_are_found(store, look, tmp_path):
     members = shard_members(real_pairs(3))
     names = [name for name in members if name.endswith(".webp")]
     shard = write_tar(tmp_path / "some.tar", {name: members[name] for name in names[1:]})
@@ -287,7 +287,7 @@ def test_members_that_have_moved_within_their_shard_are_found_where_they_are(sto
     }
 
 
-def test_a_shard_that_another_one_replaces_while_it_is_read_is_read_again(store, look, tmp_path):
+def test_shard_replaced_while_reading_is_read_again(store, look, tmp_path):
     """Members of equal size lie where others were: their bytes are those of the wrong image, and nothing fails."""
     shard = tmp_path / "some.tar"
 
@@ -337,7 +337,7 @@ def test_an_image_of_the_far_future_is_like_any_other(store, look, photos):
     assert look("photos") == {"unchanged": 4}
 
 
-def test_failures_of_images_that_nobody_asked_for_are_not_told(store, look, photos, model):
+def test_failures_outside_the_sources_are_not_reported(store, look, photos, model):
     (photos / "bad.png").write_bytes(b"no image")
     (photos / "deep" / "bad.png").write_bytes(b"no image")
     look("photos")
@@ -355,13 +355,13 @@ def test_a_row_whose_name_no_file_can_have_spoils_no_table(store, look, photos):
     assert "?.png" in failure.name
 
 
-def test_a_member_whose_name_holds_a_colon_has_its_folder_and_title(store, look, tmp_path):
+def test_member_name_with_a_colon_keeps_folder_and_title(store, look, tmp_path):
     look(write_tar(tmp_path / "some.tar", {"x/scene: night.webp": real_pairs(1)[0].image}))
     (entry,) = store.matching(parse_filter("folder = 'x' and title = 'scene: night'", frozenset()))
     assert entry.name == f"{tmp_path}/some.tar: x/scene: night.webp"
 
 
-def test_a_shard_in_a_folder_whose_name_looks_like_that_of_a_shard_is_forgotten_by_its_path(store, look, tmp_path):
+def test_shard_in_a_folder_named_like_a_shard_is_removed(store, look, tmp_path):
     folder = tmp_path / "old.tar: kept"
     folder.mkdir()
     shard = write_tar(folder / "some.tar", shard_members(real_pairs(2)))
@@ -403,7 +403,7 @@ def test_columns_in_other_scripts_keep_their_letters(store, look, photos):
         assert list(store.matching(parse_filter(text, store.columns()))) == [entry]
 
 
-def test_an_edited_row_of_a_table_changes_the_fields_and_nothing_is_described_again(store, look, photos, model):
+def test_edited_table_row_changes_only_fields(store, look, photos, model):
     table = photos.parent / "table.csv"
     table.write_text("path,caption,price\nphotos/0.png,a car,5\nphotos/1.png,a hat,6\n")
     look("table.csv")
@@ -427,7 +427,7 @@ def test_names_that_are_not_utf8_are_kept(store, look, photos):
     assert look("photos") == {"removed": 1, "unchanged": 4}
 
 
-def test_what_was_done_before_an_interruption_stays(store, photos, model, monkeypatch):
+def test_work_before_an_interruption_is_kept(store, photos, model, monkeypatch):
     monkeypatch.setattr("grr_coca_search.update.SECONDS_BETWEEN_COMMITS", 0.0)
     read = model.read
 
@@ -471,7 +471,7 @@ def test_a_wider_folder_sees_that_a_shard_has_lost_a_member(store, look, photos)
 
 
 @pytest.mark.parametrize("root", ["photos/[2020]", "photos/deep/*.png"])
-def test_a_wider_folder_sees_what_is_gone_of_a_pattern_or_a_folder_that_looks_like_one(store, look, photos, root):
+def test_parent_folder_removes_missing_images_of_patterns(store, look, photos, root):
     named = paint(photos / "[2020]" / "4.png", "blue") if root.endswith("]") else photos / "deep" / "3.png"
     look(root)
     named.unlink()
@@ -494,7 +494,7 @@ def test_a_full_folder_for_temporary_files_is_named(look, photos, monkeypatch):
         look("photos")
 
 
-def test_an_image_that_was_named_by_itself_and_is_gone_is_removed(store, look, photos):
+def test_missing_image_that_was_named_is_removed(store, look, photos):
     named = [photos / "0.png", photos / "deep" / "3.png"]
     look(*named)
     named[0].unlink()
@@ -503,7 +503,7 @@ def test_an_image_that_was_named_by_itself_and_is_gone_is_removed(store, look, p
     assert store.failures() == []
 
 
-def test_images_that_were_named_by_themselves_are_kept_when_their_disk_is_away(store, look, photos):
+def test_named_images_on_an_unavailable_disk_are_kept(store, look, photos):
     look(photos / "deep" / "3.png")
     for mount_point_stays in (False, True):
         (photos / "deep").rename(photos / "away")
@@ -517,7 +517,7 @@ def test_images_that_were_named_by_themselves_are_kept_when_their_disk_is_away(s
         assert look(*store.roots()) == {"unchanged": 1}
 
 
-def test_an_image_that_is_named_when_it_is_gone_is_removed_whatever_brought_it(store, look, photos):
+def test_naming_a_missing_image_removes_it(store, look, photos):
     look("photos")
     (photos / "0.png").unlink()
     assert look("photos/0.png") == {"removed": 1}

@@ -29,7 +29,7 @@ def test_names_are_split_into_words(text, words):
     assert words_of(text) == words
 
 
-def test_a_query_that_is_a_name_is_asked_for_in_words():
+def test_name_query_is_split_into_words():
     assert in_words("ShoppingCart") == in_words("shopping-cart") == in_words("mdi:ShoppingCart") == "shopping cart"
     assert in_words("a red T-shirt") == "a red T-shirt"
     assert in_words("home") == "home"
@@ -46,7 +46,7 @@ def test_plurals_and_small_words_make_no_difference():
     assert not has_words(frozenset(), ["cart"])
 
 
-def test_only_names_that_a_full_text_index_does_not_split_are_split_for_it():
+def test_only_names_without_separators_are_split():
     assert split_name("ShoppingCart") == "shopping cart"
     assert split_name("shopping-cart_2") == ""
 
@@ -77,7 +77,7 @@ def test_exact_names_come_first_then_names_with_all_words(named, query):
     assert found(named, query)[:2] == ["lucide/ShoppingCart", "mdi/shopping-cart-off"]
 
 
-def test_what_people_wrote_counts_more_than_what_the_picture_shows(tmp_path):
+def test_user_text_ranks_above_image_content(tmp_path):
     """The guitar looks like the word, and its caption has it. A person has put the word beside the snowman."""
     for drawing, name in {"guitar": "first", "snowman": "my guitar teacher"}.items():
         shutil.copy(DRAWINGS / f"{drawing}.webp", tmp_path / f"{name}.webp")
@@ -91,7 +91,7 @@ def test_the_set_before_a_colon_decides_between_equal_names(named):
     assert found(named, "lucide:home")[:2] == ["lucide/home", "mdi/home"]
 
 
-def test_it_is_never_said_that_nothing_looks_like_what_people_call_so(named):
+def test_matching_names_never_give_no_match(named):
     """The drawings look like anything but their names."""
     for query in ("shopping cart", "home"):
         result = named.search(query)

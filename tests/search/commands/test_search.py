@@ -38,7 +38,7 @@ def stems(hits):
 # --- index
 
 
-def test_a_folder_that_is_gone_is_told_in_one_line(drawings, tmp_path):
+def test_missing_folder_reports_one_line(drawings, tmp_path):
     command = [sys.executable, "-m", "grr_coca", "search", str(drawings / "index"), "guitar"]
     gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command]
     done = subprocess.run(gone, cwd=tmp_path, capture_output=True, text=True)
@@ -63,7 +63,7 @@ def test_an_index_is_made_and_brought_up_to_date(grr_coca, tmp_path, drawings):
     assert "(nothing new)" in grr_coca("index", folder, "--out", tmp_path / "index").out
 
 
-def test_the_pictures_of_a_folder_that_was_renamed_can_be_forgotten(grr_coca, refused, tmp_path, monkeypatch):
+def test_images_of_a_renamed_folder_can_be_removed(grr_coca, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(DRAWINGS, "before")
     grr_coca("index", "before", "--out", "index")
@@ -82,7 +82,7 @@ def test_an_index_without_any_picture_that_can_be_read_fails(grr_coca, tmp_path)
     assert grr_coca("index", tmp_path / "bad.png", "--out", tmp_path / "index").code == 1
 
 
-def test_an_index_whose_model_has_moved_says_how_to_name_it(refused, grr_coca, tmp_path, run, image_files):
+def test_moved_model_error_names_the_option(refused, grr_coca, tmp_path, run, image_files):
     model = shutil.copytree(run.folder, tmp_path / "model")
     grr_coca("index", *image_files, "-c", model, "--out", tmp_path / "index")
     shutil.rmtree(model)
@@ -134,7 +134,7 @@ def test_a_picture_finds_itself_and_both_together_what_fits_both(search):
     assert stems(search("a red apple", "--image", DRAWINGS / "red-apple.webp", "-n", 1)) == ["red-apple"]
 
 
-def test_what_must_not_be_there_comes_later(search):
+def test_excluded_content_is_ranked_lower(search):
     asked = ["guitar", "snowman", "--weights", 1, 1]
     both = stems(search(*asked))
     assert {both[0].partition("-")[0], both[1].partition("-")[0]} == {"guitar", "snowman"}
@@ -178,7 +178,7 @@ def test_a_hit_for_people_has_rank_relevance_caption_and_path(grr_coca, drawings
     assert said.err == ""
 
 
-def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
+def test_reports_that_no_image_matches(grr_coca, drawings):
     said = grr_coca("search", drawings / "index", "tax return form")
     assert said.err == "nothing here looks like that; the nearest of 8 images:\n"
     wide = ("search", drawings / "index", "guitar", "--where", "width > 9999")
@@ -186,7 +186,7 @@ def test_it_is_said_if_nothing_looks_like_that(grr_coca, drawings):
     assert grr_coca(*wide, "--min-relevance", 0.5).err.endswith("or none of them matches --where\n")
 
 
-def test_of_one_picture_nothing_is_said_that_cannot_be_known(grr_coca, tmp_path):
+def test_one_image_has_no_relevance(grr_coca, tmp_path):
     grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
     said = grr_coca("search", tmp_path / "index", "guitar")
     assert said.out.startswith("  1     ?  guitar  ")
@@ -201,7 +201,7 @@ def test_paths_for_pipes_end_with_null_bytes(grr_coca, drawings):
     assert said.out == grr_coca("search", drawings / "index", "guitar", "--null", "-n", 2).out
 
 
-def test_words_in_names_count_unless_there_is_more_than_words_or_it_is_not_wanted(search):
+def test_name_words_count_only_for_plain_text_queries(search):
     assert set(stems(search("small", "-n", 2))) == {"guitar-small", "snowman-small"}
     by_embeddings = stems(search("small", "--no-hybrid"))
     assert stems(search("small")) != by_embeddings
@@ -223,7 +223,7 @@ def test_a_picture_that_vanished_is_shown_as_such(grr_coca, tmp_path):
 # --- Python
 
 
-def test_in_python_an_index_is_a_context_that_is_searched_and_changed(tmp_path):
+def test_index_is_a_context_manager_in_python(tmp_path):
     with package.Index.open(tmp_path / "index", "pictograms", create=True) as index:
         assert index.add(DRAWINGS).new == 6
         assert len(index) == 6

@@ -115,7 +115,7 @@ def test_the_spoiled_shards_are_as_the_tests_take_them(spoiled):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("num_workers", [0, 3])
-def test_bad_samples_are_replaced_and_counted_exactly_whatever_the_number_of_workers(spoiled, num_workers):
+def test_counts_of_replacements_do_not_depend_on_workers(spoiled, num_workers):
     source, expected = spoiled
     order = TrainingOrder(Shuffle(len(source), seed=3), GlobalBatches(19, 22))  # two epochs of 209
     batches = list(make_loader(training(source), order, num_workers))
@@ -136,7 +136,7 @@ def test_bad_samples_are_replaced_and_counted_exactly_whatever_the_number_of_wor
         assert torch.equal(first.token_ids, second.token_ids)
 
 
-def test_what_stands_in_is_a_function_of_seed_epoch_and_index(spoiled):
+def test_replacement_depends_on_seed_epoch_and_index(spoiled):
     source, expected = spoiled
     bad, other = list(expected)[:2]
 
@@ -161,7 +161,7 @@ def test_the_sound_pairs_are_all_but_the_bad_ones(spoiled):
 
 
 @pytest.mark.parametrize("kind", ["table", "captions"])
-def test_an_image_of_several_captions_is_decoded_once_to_see_whether_it_is_sound(tmp_path, monkeypatch, kind):
+def test_validation_decodes_each_image_once(tmp_path, monkeypatch, kind):
     captions = [["a cat", " ", "a pet"], ["a dog", "a hound"], ["torn", "torn too"]]
     for number, pair in enumerate(PAIRS[:3]):
         (tmp_path / f"{number}.webp").write_bytes(pair.image if number < 2 else pair.image[:40])
@@ -181,7 +181,7 @@ def test_an_image_of_several_captions_is_decoded_once_to_see_whether_it_is_sound
     assert [error.cause for error in bad] == [Cause.EMPTY_CAPTION, Cause.BROKEN_IMAGE, Cause.BROKEN_IMAGE]
 
 
-def test_captions_for_a_tokenizer_come_without_those_that_cannot_be_read(spoiled):
+def test_tokenizer_captions_exclude_unreadable_ones(spoiled):
     source, expected = spoiled
     unreadable = {Cause.BAD_TEXT, Cause.NO_CAPTION, Cause.EMPTY_CAPTION, Cause.NO_IMAGE, Cause.DUPLICATE_KEY}
     unreadable |= {Cause.EMPTY_FILE, Cause.CUT_OFF}  # known from the header
@@ -204,7 +204,7 @@ def test_every_caption_and_chain_pass_bad_samples_on(spoiled):
     assert chain[3] == source[1]
 
 
-def test_where_nothing_is_good_training_stops_with_the_first_bad_one(tmp_path):
+def test_only_bad_samples_stop_training_at_the_first(tmp_path):
     members = {name: b"" if name.endswith("webp") else b"a cat" for name in shard_members(PAIRS[:5])}
     source = open_source(str(write_tar(tmp_path / "a.tar", members)))
     with pytest.raises(UserError, match=rf"{PAIRS[2].key}: not an image.*and 100 other samples are bad too"):
@@ -228,7 +228,7 @@ def test_a_bad_batch_at_the_start_stops_nothing():
     assert log.share == 0.1
 
 
-def test_above_the_share_of_a_window_the_run_stops_and_names_the_shard_with_most_of_them():
+def test_too_many_bad_samples_stop_and_name_the_shard():
     log = ReplacementLog(max_share=0.1, window=1000)
     for _ in range(20):
         log.add(100, [])

@@ -60,7 +60,7 @@ def test_workers_change_neither_the_samples_nor_their_order(shard):
 # --- Batches
 
 
-def test_a_batch_is_padded_to_its_longest_caption_and_predicts_real_tokens_only():
+def test_batch_is_padded_and_predicts_only_real_tokens():
     short, long = (dataset_of(captions("cat", "smiling face with hearts"))[SampleRef(0, i)] for i in range(2))
     batch = collate([short, long])
     length = len(short.token_ids)
@@ -75,7 +75,7 @@ def test_a_batch_is_padded_to_its_longest_caption_and_predicts_real_tokens_only(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_long_captions_are_cut_counted_and_reported_once_whatever_the_number_of_workers(num_workers):
+def test_long_captions_are_truncated_and_reported_once(num_workers):
     dataset = dataset_of(captions("cat", "violin " * 30, "trumpet " * 30, "dog", "drum " * 30), context_length=12)
     with warnings_of(LOGGER) as messages:
         batches = list(make_loader(dataset, EvaluationOrder(5, 2), num_workers))
@@ -94,7 +94,7 @@ def test_a_caption_that_just_fits_is_not_warned_of():
     assert messages == []
 
 
-def test_a_folder_for_temporary_files_that_is_too_long_for_workers_is_named(shard, tmp_path, monkeypatch):
+def test_too_long_temporary_folder_is_named(shard, tmp_path, monkeypatch):
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -109,7 +109,7 @@ def test_a_folder_for_temporary_files_that_is_too_long_for_workers_is_named(shar
 # --- Who says the same
 
 
-def test_equal_captions_get_equal_ids_whatever_their_case_and_spaces():
+def test_ids_of_captions_ignore_case_and_spaces():
     dataset = dataset_of(captions("Red heart", "red  heart\n", "red hearts"))
     ids = [dataset[SampleRef(0, i)].caption_id for i in range(3)]
     assert ids[0] == ids[1] != ids[2]
@@ -146,7 +146,7 @@ def test_equal_keys_in_two_shards_are_not_the_same_image(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_broken_image_is_an_error_of_one_line_that_names_the_pair(tmp_path, num_workers):
+def test_corrupt_image_names_the_pair_in_one_line(tmp_path, num_workers):
     members = shard_members(PAIRS)
     members[f"{PAIRS[9].key}.webp"] = PAIRS[9].image[:100]
     dataset = dataset_of(open_source(str(write_tar(tmp_path / "a.tar", members))))

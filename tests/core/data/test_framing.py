@@ -33,7 +33,7 @@ def test_a_drawing_is_in_the_middle_of_a_square_with_a_margin(ink, ground):
     assert list(square.getdata()) == list(drawing((100, 100), (10, 10, 90, 90), ink, ground).getdata())
 
 
-def test_an_oblong_drawing_is_whole_and_the_rest_has_the_colour_of_the_ground():
+def test_oblong_drawing_is_padded_with_its_background():
     image = drawing((100, 40), (5, 15, 95, 25), "red", "green")
     frame = Framing(margin=0.0).frame(image)
     assert frame == Frame((5, -25, 95, 65), (0, 128, 0))
@@ -51,7 +51,7 @@ def test_wide_margins_and_places_off_centre_give_the_same_square():
         np.testing.assert_array_equal(square, squares[0])
 
 
-def test_what_is_enlarged_is_bounded():
+def test_enlargement_is_bounded():
     """A dot stays small, and a minus sign is no bar that fills the picture."""
     frame = Framing().frame(drawing((90, 120), (70, 10, 74, 14)))
     assert frame.box == (57, -3, 87, 27)
@@ -82,7 +82,7 @@ def test_a_drawing_that_reaches_all_sides_stays_as_it_is():
     assert Framing().frame(image) is None
 
 
-def test_a_large_drawing_in_the_middle_of_a_square_stays_as_it_is():
+def test_large_centred_drawing_is_unchanged():
     """Its maker has framed it, so no pixel is resized for nothing."""
     framed = Framing(min_share=0.7, max_shift=0.1)
     assert framed.frame(drawing((100, 100), (15, 20, 85, 80))) is None
@@ -137,7 +137,7 @@ def test_both_orders_and_the_part_that_is_seen_agree():
     assert plain.cut(image).tobytes() == image.crop((50, 0, 250, 200)).tobytes()
 
 
-def test_a_long_thin_drawing_makes_no_square_of_thousands_of_millions_of_pixels(monkeypatch):
+def test_long_thin_drawing_makes_no_huge_square(monkeypatch):
     line = drawing((60_000, 40), (100, 18, 59_900, 22))
     assert FRAMED.cut(line).size == (4096, 4096), "and not 71,190 pixels high and wide"
     long = drawing((900, 60), (10, 20, 890, 40), ink="red")

@@ -40,7 +40,7 @@ def names(*arguments):
     return [image.name for image in find_images(arguments)]
 
 
-def test_folders_are_searched_to_the_bottom_past_hidden_and_other_files(tree):
+def test_folders_are_searched_recursively(tree):
     assert names(".") == ["a.JPG", "b.png", "sub/d.gif", "sub/deep/c.webp"]
     assert names("sub") == ["sub/d.gif", "sub/deep/c.webp"]
 
@@ -82,7 +82,7 @@ def test_each_image_comes_once_in_the_order_of_the_arguments(tree):
     assert names("b.png", ".", "a.JPG") == ["b.png", "a.JPG", "sub/d.gif", "sub/deep/c.webp"]
 
 
-def test_an_image_is_read_when_it_is_asked_for(tree):
+def test_images_are_read_lazily(tree):
     (image,) = find_images(["b.png"])
     assert (image.read(), image.span.read(), image.path) == (b"b.png", b"b.png", Path("b.png"))
     (tree / "b.png").unlink()
@@ -90,7 +90,7 @@ def test_an_image_is_read_when_it_is_asked_for(tree):
         image.read()
 
 
-def test_a_file_that_is_too_large_is_refused_before_it_is_read(tree, monkeypatch):
+def test_rejects_too_large_files_before_reading(tree, monkeypatch):
     with Path("huge.tif").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
@@ -107,7 +107,7 @@ def test_names_that_are_not_utf8_are_found(tree):
     assert image.read() == b"coffee"
 
 
-def test_a_folder_that_cannot_be_looked_through_is_an_image_that_fails(tree, lock):
+def test_unreadable_folder_is_a_failed_image(tree, lock):
     lock("sub/deep")
     *whole, hidden = find_images(["."])
     assert [image.name for image in whole] == ["a.JPG", "b.png", "sub/d.gif"]
@@ -141,7 +141,7 @@ def test_the_images_of_a_shard_need_no_captions(tmp_path):
     assert images[2].name == f"{tmp_path / 'a.tar'}: alone.webp"
 
 
-def test_a_member_that_is_too_large_is_refused(tmp_path, monkeypatch):
+def test_rejects_too_large_members(tmp_path, monkeypatch):
     (image,) = find_images([str(write_shard(tmp_path / "a.tar", real_pairs(1)))])
     monkeypatch.setattr(find, "MAX_BYTES", 100)
     with pytest.raises(BadSample, match=r"a\.tar: too many bytes: [\d,]+ \(limit 100\)"):
@@ -155,7 +155,7 @@ def test_shards_in_a_folder_are_opened(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.32, 0.4, 0.9])
-def test_a_shard_that_breaks_off_gives_what_it_has_and_says_so(tmp_path, keep):
+def test_truncated_shard_yields_its_images_and_an_error(tmp_path, keep):
     path = write_shard(tmp_path / "a.tar", real_pairs(8))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content.rstrip(b"\0")) * keep)])
@@ -213,7 +213,7 @@ def test_a_parquet_table_of_images_needs_no_captions(tmp_path):
     assert (image.read(), image.fields()) == (pair.image, {"price": 5})
 
 
-def test_an_image_that_becomes_a_named_pipe_is_not_waited_for_and_one_that_is_given_is(tmp_path):
+def test_waits_only_for_named_pipes_that_were_passed(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"image")
     (found,) = find_images([str(tmp_path)])

@@ -105,7 +105,7 @@ REAL_FILES = {kind: encode_image(pictogram(), kind) for kind in ("webp", "png", 
     ],
     ids=["nothing", "text", "HTML", "zeros", *REAL_FILES, "far too large", "too large"],
 )
-def test_what_cannot_be_read_is_an_error_that_names_the_file_and_tells_the_cause(data, cause, told):
+def test_unreadable_image_names_file_and_cause(data, cause, told):
     for read in (decode_image, image_header) if cause is Cause.TOO_LARGE else (decode_image,):
         with pytest.raises(BadSample, match=f"^{NAME}: {told}") as caught:
             read(data, NAME)
@@ -193,7 +193,7 @@ def test_grey_of_any_depth_spans_black_to_white(values, kind, expected):
         np.testing.assert_array_equal(decode_array(values, kind)[0, :, channel], expected)
 
 
-def test_the_transparent_grey_of_sixteen_bits_becomes_white_and_its_neighbours_stay():
+def test_transparent_16_bit_grey_becomes_white():
     values = np.array([[0, 1, 300]], np.uint16)
     data = encode_image(Image.fromarray(values))
     end = data.index(b"IDAT") - 4  # `tRNS`, the transparent grey, lies before the pixels
@@ -224,7 +224,7 @@ def tiff_block(*tags: tuple[int, int, bytes]) -> bytes:
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 @pytest.mark.parametrize("odd", [(0x010E, 11, struct.pack("<f", 1.5)), (0x011A, 2, b"72\0\0")])
-def test_a_tag_of_another_type_than_it_should_have_spoils_no_picture(kind, odd):
+def test_tag_of_a_wrong_type_does_not_prevent_decoding(kind, odd):
     """A camera wrote its name as a number, an editor the resolution as text."""
     image = Image.new("RGB", (30, 20))
     data = encode_image(image, kind, exif=tiff_block(odd, (0x0112, 3, struct.pack("<HH", 6, 0))))
@@ -232,7 +232,7 @@ def test_a_tag_of_another_type_than_it_should_have_spoils_no_picture(kind, odd):
     assert open_rgb(Image.open(io.BytesIO(data))).size == (20, 30)
 
 
-def test_a_picture_without_its_palette_is_an_error_that_names_the_file():
+def test_missing_palette_names_the_file():
     data = encode_image(Image.new("P", (9, 9)), "png")
     start = data.index(b"PLTE") - 4
     length = int.from_bytes(data[start : start + 4], "big")
@@ -240,7 +240,7 @@ def test_a_picture_without_its_palette_is_an_error_that_names_the_file():
         decode_image(data[:start] + data[start + 12 + length :], "a.png")
 
 
-def test_a_place_of_pixels_that_is_no_number_is_an_error_that_names_the_file():
+def test_invalid_pixel_offset_names_the_file():
     """So is a damaged TIFF: Pillow raises a TypeError."""
     file = bytearray(encode_image(pictogram(), "tiff"))
     entry = file.index(struct.pack("<H", 273), int.from_bytes(file[4:8], "little"))  # StripOffsets
@@ -284,7 +284,7 @@ def crafted(kind: str, width: int, height: int) -> bytes:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit on memory is Linux's")
-def test_a_bomb_of_any_format_is_refused_from_its_header_within_50_mb():
+def test_decompression_bombs_are_rejected_within_50_mb():
     code = (
         "import resource, sys\n"
         "from grr_coca.data.images import decode_here as decode_image\n"
@@ -316,7 +316,7 @@ def test_nothing_is_run_to_decode_an_image(monkeypatch):
         decode_image(postscript, NAME)
 
 
-def test_pillow_alone_does_not_warn_though_several_threads_decode(monkeypatch):
+def test_pillow_warnings_are_suppressed_in_threads(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # of the 16 that follow, Pillow warns
     file, before = encode_image(Image.new("RGB", (4, 4))), list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
@@ -329,7 +329,7 @@ def test_pillow_alone_does_not_warn_though_several_threads_decode(monkeypatch):
         warnings.warn("of somebody else", stacklevel=1)
 
 
-def test_a_part_whose_size_pillow_refuses_while_decoding_is_a_broken_image(monkeypatch):
+def test_frame_too_large_for_pillow_is_a_corrupt_image(monkeypatch):
     def refuse(image):
         raise Image.DecompressionBombError("Image size exceeds limit")
 

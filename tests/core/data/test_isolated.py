@@ -165,7 +165,7 @@ def test_small_contents_go_together_and_answers_come_in_order(helpers):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other limits")
-def test_one_of_several_that_ends_the_helper_costs_itself_alone(helpers):
+def test_image_that_kills_a_helper_fails_only_itself(helpers):
     contents = [Content(b"%d" % number, f"{number}.png") for number in range(5)]
     answers = list(helpers.map(MODULE, "crash_at", contents, number=b"3"))
     assert [bytes(answer[1]) for answer in answers if not isinstance(answer, BadSample)] == [b"0", b"1", b"2", b"4"]
@@ -198,7 +198,7 @@ def test_decoder_that_calls_a_file_broken_gets_more_memory(kind):
     isolated.helpers.use(limits)
 
 
-def test_another_helper_is_started_when_the_others_are_busy_for_long():
+def test_busy_helpers_start_another_one():
     helpers = Helpers(HelperLimits(count=2))
     call(helpers, "reverse", b"", times=1)
     with ThreadPoolExecutor(4) as pool:
@@ -234,7 +234,7 @@ def test_interrupt_leaves_no_program(helpers, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
-def test_forked_process_leaves_the_helpers_of_its_parent_alone(helpers):
+def test_forked_process_does_not_use_helpers_of_its_parent(helpers):
     """What a fork calls in the child, called here."""
     call(helpers, "reverse", times=1)
     (helper,) = helpers._idle
@@ -290,7 +290,7 @@ def test_a_notebook_decodes():
     assert (done.stdout, done.stderr) == ("(64, 64)\n", "")
 
 
-def test_a_command_starts_a_helper_before_it_imports_anything_heavy():
+def test_command_starts_a_helper_before_heavy_imports():
     code = """
 import subprocess, sys
 from grr_coca.cli import main

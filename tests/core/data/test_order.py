@@ -29,7 +29,7 @@ def flat(order) -> list[SampleRef]:
 
 
 @given(num_samples=SIZES, batch_size=SIZES, seed=st.integers(0, 2**32))
-def test_each_epoch_visits_every_sample_once_even_where_a_batch_spans_two(num_samples, batch_size, seed):
+def test_epoch_has_every_sample_once_across_batches(num_samples, batch_size, seed):
     num_batches = -(-3 * num_samples // batch_size)
     refs = flat(TrainingOrder(Shuffle(num_samples, seed), GlobalBatches(batch_size, num_batches)))
     for epoch in range(3):
@@ -44,7 +44,7 @@ def test_the_batch_size_does_not_change_the_order(batch_size):
     assert refs == flat(TrainingOrder(Shuffle(10, seed=4), GlobalBatches(1, 100)))[: len(refs)]
 
 
-def test_an_order_over_nothing_is_an_error_and_not_an_endless_loop():
+def test_empty_order_raises():
     with pytest.raises(ValueError):
         next(iter(TrainingOrder(Shuffle(0, seed=0), GlobalBatches(4, 1))))
 
@@ -88,7 +88,7 @@ def test_in_blocks_too_every_epoch_is_a_permutation_of_its_own(num_samples, seed
     check()
 
 
-def test_a_window_holds_the_samples_of_its_blocks_alone_and_mixes_them():
+def test_window_shuffles_only_samples_of_its_blocks():
     @in_small_blocks
     def check():
         shuffle = Shuffle(48, seed=5)
@@ -111,7 +111,7 @@ def test_small_sources_keep_the_plain_permutation():
 
 
 @pytest.mark.parametrize("num_samples", [order_module.PLAIN_SHUFFLE, order_module.PLAIN_SHUFFLE + 1])
-def test_at_full_size_an_epoch_is_a_permutation_whose_neighbours_come_from_all_over(num_samples):
+def test_full_epoch_is_a_well_mixed_permutation(num_samples):
     shuffle = Shuffle(num_samples, seed=0)
     samples = np.array([shuffle.at(i).sample for i in range(num_samples)])
     assert np.array_equal(np.sort(samples), np.arange(num_samples))
@@ -130,9 +130,7 @@ def test_at_full_size_an_epoch_is_a_permutation_whose_neighbours_come_from_all_o
     micro=st.one_of(st.none(), st.integers(1, 9)),
     first=st.integers(0, 6),
 )
-def test_the_shares_of_all_ranks_in_any_micro_batches_are_the_global_batches(
-    num_samples, share, world_size, micro, first
-):
+def test_ranks_and_micro_batches_cover_the_global_batch(num_samples, share, world_size, micro, first):
     batch_size = share * world_size
     whole = list(TrainingOrder(Shuffle(num_samples, seed=1), GlobalBatches(batch_size, 8)))
     ranks = [
@@ -150,7 +148,7 @@ def test_the_shares_of_all_ranks_in_any_micro_batches_are_the_global_batches(
 
 
 @given(num_samples=st.integers(1, 90), batch_size=st.integers(1, 20), first=st.integers(0, 30))
-def test_to_seek_is_to_skip(num_samples, batch_size, first):
+def test_seek_equals_skipping(num_samples, batch_size, first):
     def order(first: int = 0) -> list[list[SampleRef]]:
         return list(TrainingOrder(Shuffle(num_samples, seed=7), GlobalBatches(batch_size, 30, first)))
 
@@ -164,7 +162,7 @@ def test_to_seek_is_to_skip(num_samples, batch_size, first):
 # --- mixtures
 
 
-def test_a_mixture_meets_its_shares_in_every_period_and_each_source_in_epochs_of_its_own():
+def test_mixture_has_its_fractions_in_every_period():
     mixture = Mixture([700, 40], [0.9, 0.1], seed=3)
     visits = [mixture.at(position) for position in range(2 * PERIOD)]
     for period in (visits[:PERIOD], visits[PERIOD:]):
@@ -178,7 +176,7 @@ def test_a_mixture_meets_its_shares_in_every_period_and_each_source_in_epochs_of
     assert max(position for position, visit in enumerate(visits[:PERIOD]) if visit.sample >= 700) > 800
 
 
-def test_each_period_of_a_mixture_mixes_its_sources_anew():
+def test_each_period_shuffles_sources_again():
     mixture = Mixture([4000, 4000], [0.5, 0.5], seed=1)
     sources = [mixture.at(position).sample < 4000 for position in range(2 * PERIOD)]
     assert sources[:PERIOD] != sources[PERIOD:]

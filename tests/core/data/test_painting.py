@@ -54,7 +54,7 @@ def at(pixels: torch.Tensor, x: int, y: int) -> list[float]:
     return pixels[:, y, x].round(decimals=2).tolist()
 
 
-def test_parts_and_what_they_enclose_get_colours_and_the_ground_stays_white(two_rings):
+def test_parts_are_coloured_and_the_background_stays_white(two_rings):
     paint = replace(PLAIN, palette=np.stack([RED, GREEN]), num_inks=2, fills=1.0)
     inks, areas = set(), set()
     for seed in range(20):
@@ -76,12 +76,12 @@ def test_a_drawing_in_colours_keeps_them(square):
     assert at(painted(square, replace(PLAIN, palette=RED[None], fills=1.0)), 32, 32) == RED.tolist()
 
 
-def test_edges_that_are_half_covered_have_a_mixture_of_both_colours(square):
+def test_half_covered_edges_mix_both_colours(square):
     square[:, 16, 16:48] = (1 + 100 / 255) / 2
     assert at(painted(square, replace(PLAIN, palette=RED[None])), 32, 16) == [1.0, 0.5, 0.5]
 
 
-def test_light_falls_on_the_drawing_alone_and_from_its_side(square):
+def test_light_affects_only_the_drawing_from_its_side(square):
     before = at(square, 32, 32)[0]
     gradient = painted(square, replace(PLAIN, gradient=0.5))
     bevel = painted(square, replace(PLAIN, bevel=1.0))
@@ -95,7 +95,7 @@ def test_light_falls_on_the_drawing_alone_and_from_its_side(square):
     assert at(highlight, 20, 32)[0] == pytest.approx(before, abs=0.02)
 
 
-def test_a_shadow_falls_beside_the_drawing_and_a_line_goes_around_it(square):
+def test_shadow_is_offset_and_outline_surrounds_the_drawing(square):
     shadow = painted(square, replace(PLAIN, shadow=0.5, fall=(0.06, 0.03)))
     assert at(shadow, 32, 49)[0] < 0.75
     assert at(shadow, 32, 12) == [1.0, 1.0, 1.0]

@@ -131,7 +131,7 @@ IN_NAMES = {
 }
 
 
-def test_the_matrix_of_the_docs_says_what_these_files_are():
+def test_matrix_in_the_docs_matches_these_files():
     """Each word of a row has a file of that format, and each file has its word."""
     rows = re.findall(r"^\| ([A-Z].+?) \| (.*) \|$", MATRIX.read_text(encoding="utf-8").split("\n\n")[2], re.MULTILINE)
     assert {name for name, _ in rows} == {*SUFFIXES, "SVG"}
@@ -151,7 +151,7 @@ def test_the_matrix_has_every_file():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_a_real_program_has_its_colours_the_right_way_up(name):
+def test_real_files_have_correct_colours_and_orientation(name):
     image = decode_image(content(name), name, to_srgb=True)
     assert image.mode == "RGB"
     assert image.size == ((48, 32) if "turned" not in name else (32, 48))
@@ -159,7 +159,7 @@ def test_a_file_of_a_real_program_has_its_colours_the_right_way_up(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_only_files_of_several_frames_or_pages_are_said_to_have_them(name):
+def test_multiple_frames_are_reported_only_if_present(name):
     preprocess = Preprocess(16)
     square = preprocess.square(preprocess.decode(content(name), name))
     assert has_more_frames(square) is (name in SEVERAL)
@@ -176,7 +176,7 @@ def test_half_a_file_or_a_damaged_one_is_an_error_that_names_it(name):
 
 
 @pytest.mark.parametrize("name", ["libavif.avif", "libheif.heic"])
-def test_a_header_that_promises_too_many_pixels_is_refused(name):
+def test_rejects_a_header_with_too_many_pixels(name):
     data = bytearray(content(name))
     place = data.index(b"ispe") + 8
     data[place : place + 8] = (60_000).to_bytes(4, "big") * 2
@@ -199,7 +199,7 @@ with Image.open(PICTURES / "darktable-display-p3.jpg") as _picture:
     P3 = _picture.info["icc_profile"]
 
 
-def test_display_p3_is_converted_as_its_matrix_says():
+def test_display_p3_is_converted_by_its_matrix():
     """Against the matrices of the two spaces, from their primaries and the white of D65."""
 
     def to_xyz(red, green, blue):
@@ -220,7 +220,7 @@ def test_display_p3_is_converted_as_its_matrix_says():
     assert np.abs(expected - stored).max() > 10
 
 
-def test_training_and_imported_models_read_the_pixels_as_they_are_stored():
+def test_training_and_imported_models_use_stored_pixels():
     stored = np.full((8, 8, 3), (180, 90, 60), np.uint8)
     data = encode_image(Image.fromarray(stored), "png", icc_profile=P3)
     for preprocess, to_srgb in ((Preprocess(8), False), (Preprocess(8, opening="as_stored"), True)):
@@ -228,7 +228,7 @@ def test_training_and_imported_models_read_the_pixels_as_they_are_stored():
     assert np.abs(Preprocess(8)(Preprocess(8).decode(data, "a.png")).astype(int) - stored).max() > 10
 
 
-def test_a_large_image_is_converted_after_scaling_with_nearly_the_same_colours():
+def test_conversion_after_scaling_has_similar_colours():
     levels = np.linspace(0, 1, 200)
     waves = np.stack([*np.meshgrid(60 + 120 * levels, 60 + 120 * levels[::-1]), np.full((200, 200), 90)], axis=-1)
     data = encode_image(Image.fromarray(waves.astype(np.uint8)), "png", icc_profile=P3)

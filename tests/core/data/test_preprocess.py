@@ -33,7 +33,7 @@ def test_white_is_one_and_black_is_minus_one():
     assert pixels[:, 4:].eq(1).all()
 
 
-def test_channels_are_red_green_blue_with_their_own_mean_and_deviation():
+def test_channels_are_rgb_with_separate_mean_and_deviation():
     preprocess = Preprocess(4, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
     pixels = to_input(Image.new("RGB", (4, 4), (255, 0, 255)), preprocess)
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([1.0, -1.0, 0.5]))
@@ -77,7 +77,7 @@ def test_the_square_is_torchvisions_bit_by_bit(size, image_size):
 
 
 @pytest.mark.parametrize("size", [(900, 60), (60, 900), (331, 100)])
-def test_of_a_very_long_image_only_the_middle_is_resized_and_looks_alike(monkeypatch, size):
+def test_long_image_resizes_only_its_middle(monkeypatch, size):
     image = Image.merge("RGB", [Image.effect_noise(size, spread) for spread in (60, 90, 120)])
     preprocess = Preprocess(32, order="resize_then_crop")
     whole = preprocess(image).astype(int)
@@ -93,7 +93,7 @@ def test_equal_images_give_equal_tensors(image):
     assert torch.equal(to_input(image, Preprocess(32)), to_input(image.copy(), Preprocess(32)))
 
 
-def test_what_was_set_when_the_first_image_came_does_not_stay(image):
+def test_settings_of_the_first_image_are_not_kept(image):
     preprocess = Preprocess(image_size=16, mean=(0.5, 0.4, 0.3))
     with torch.inference_mode():
         expected = to_input(image, preprocess)

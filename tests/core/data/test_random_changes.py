@@ -90,7 +90,7 @@ def test_the_default_augmentation_changes_nothing(image):
         assert torch.equal(augmented(Augmentation(), image, seed), to_pixels(image))
 
 
-def test_the_look_of_a_sample_is_a_function_of_seed_epoch_and_sample(visit):
+def test_transforms_depend_on_seed_epoch_and_sample(visit):
     assert torch.equal(visit(3, 5, 1), visit(3, 5, 1))
     others = [visit(4, 5, 1), visit(3, 6, 1), visit(3, 5, 2)]
     assert not any(torch.equal(visit(3, 5, 1), other) for other in others)
@@ -142,7 +142,7 @@ def ink_and_ground(pixels) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels[:, 32, 32], pixels[:, 2, 2]
 
 
-def test_a_recoloured_drawing_has_two_colours_light_on_dark_as_often_as_dark_on_light(drawing):
+def test_recolouring_uses_two_colours_in_either_order(drawing):
     luma = torch.tensor(LUMA)
     lighter = []
     for seed in range(60):
@@ -189,7 +189,7 @@ def test_a_shape_may_have_corners_a_margin_and_a_shadow_below_it(drawing):
     assert colour_at(shadow, 32, 2) == WHITE.tolist()
 
 
-def test_random_shapes_are_discs_and_squares_and_their_ink_is_seen():
+def test_random_shapes_are_visible_discs_and_squares():
     drawn = [Augmentation(shape=1.0).draw(np.random.default_rng(seed)).shape for seed in range(300)]
     assert 0.35 < np.mean([shape.roundness == 1 for shape in drawn]) < 0.55
     assert 0.08 < np.mean([shape.roundness == 0 for shape in drawn]) < 0.25
@@ -200,7 +200,7 @@ def test_random_shapes_are_discs_and_squares_and_their_ink_is_seen():
     assert 0.24 < np.mean([shape is not None for shape in half]) < 0.36
 
 
-def test_a_jpeg_leaves_traces_beside_edges_and_the_rest_as_it_was():
+def test_jpeg_artefacts_appear_only_at_edges():
     disc = Image.new("RGB", (64, 64), "white")
     ImageDraw.Draw(disc).ellipse((20, 20, 44, 44), "red")
     pixels = change_images(to_bytes(disc)[None], [replace(UNCHANGED, quality=40)])[0]
@@ -232,7 +232,7 @@ def test_a_neighbour_stands_at_one_side():
     assert image.eq(255).sum() == image.numel() - 3, "the image itself stays"
 
 
-def test_neighbours_are_other_samples_and_depend_on_the_visit_alone():
+def test_neighbours_depend_only_on_the_visit():
     plain, beside = (
         dataset_of(PairsInMemory(PAIRS[:8]), augmentation=Augmentation(neighbour=share)) for share in (0.0, 0.5)
     )
@@ -250,7 +250,7 @@ def test_a_broken_neighbour_leaves_the_image_as_it_is():
     assert sum(torch.equal(plain[ref].image, beside[ref].image) for ref in refs) >= 5
 
 
-def test_samples_are_the_same_whether_images_are_kept_or_read_again(monkeypatch):
+def test_cached_and_reread_images_give_equal_samples(monkeypatch):
     changes = Augmentation(neighbour=0.5, swap=0.5)
     kept = dataset_of(PairsInMemory(ALIKE), augmentation=changes)
     monkeypatch.setattr("grr_coca.data.dataset._MAX_KEPT_PIXELS", 0)
@@ -298,7 +298,7 @@ def test_a_swap_takes_whole_cells_of_the_other_image(black_and_white):
     assert 0.4 < np.mean([pixels.mean() / 255 for pixels in mixed]) < 0.6
 
 
-def test_the_shares_of_mixtures_are_as_asked_for(black_and_white):
+def test_mixtures_have_the_requested_fractions(black_and_white):
     augmentation = Augmentation(blend=0.3, swap=0.3)
     (image, other), rng = black_and_white, np.random.default_rng(0)
     read = []
@@ -328,7 +328,7 @@ def test_a_grey_image_stays_rgb(image):
 
 
 @pytest.mark.parametrize("size", [4, 7, 64])
-def test_a_change_takes_its_pixels_from_where_pytorchs_affine_grid_says(size):
+def test_transform_matches_pytorchs_affine_grid(size):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
     inverse = torch.eye(2, 3) + 0.3 * torch.randn(3, 2, 3, generator=generator)
@@ -352,7 +352,7 @@ def source(tmp_path):
 
 
 @given(num_patches=st.integers(1, 300), share=st.floats(0, 0.999), seed=st.integers(0, 99))
-def test_the_stated_share_is_dropped_each_patch_once_in_order_and_never_all(num_patches, share, seed):
+def test_dropped_fraction_is_exact_and_never_all(num_patches, share, seed):
     kept = kept_patches(num_patches, share, np.random.default_rng(seed)).tolist()
     assert len(kept) == max(1, num_patches - round(share * num_patches))
     assert kept == sorted(set(kept))
@@ -366,7 +366,7 @@ def test_every_patch_is_kept_equally_often():
     assert (counts - 1000).abs().max() < 4 * 27.4
 
 
-def test_a_sample_drops_the_same_patches_in_the_same_epoch_alone(source):
+def test_dropped_patches_depend_on_the_epoch(source):
     dataset = dataset_of(source, keep_patches=KEEP, seed=3)
     first, again = (dataset[SampleRef(1, 7)].kept_patches for _ in range(2))
     assert torch.equal(first, again)
@@ -378,7 +378,7 @@ def test_a_sample_drops_the_same_patches_in_the_same_epoch_alone(source):
     assert not any(torch.equal(first, other) for other in others)
 
 
-def test_kept_patches_move_with_their_batch_and_none_are_there_without_patch_dropout(source):
+def test_kept_patches_exist_only_with_patch_dropout(source):
     order = TrainingOrder(Shuffle(20, seed=0), GlobalBatches(4, 1))
     (batch,) = make_loader(dataset_of(source, keep_patches=KEEP), order, 0)
     assert batch.to(torch.device("meta")).kept_patches.device.type == "meta"
@@ -423,7 +423,7 @@ def test_siblings_apart_are_of_other_sets(in_sets):
     assert siblings.draw(4, rng) is None
 
 
-def test_a_share_of_the_visits_shows_siblings_of_the_visits_before(in_sets):
+def test_requested_fraction_of_samples_are_siblings(in_sets):
     plain = Shuffle(5, seed=0)
     visits = SiblingVisits(plain, Siblings(in_sets, apart=True), 0.4, seed=0)
     expected = {0: {3}, 2: {3}, 3: {0, 2}}
@@ -441,7 +441,7 @@ def test_a_share_of_the_visits_shows_siblings_of_the_visits_before(in_sets):
     assert [again.at(p) for p in (901, 4, 77)] == [visits.at(p) for p in (901, 4, 77)], "any position, in any order"
 
 
-def test_a_batch_with_siblings_has_ids_of_things_from_first_captions():
+def test_concept_ids_come_from_first_captions():
     first, second = (replace(pair, more_captions=("pet", "beast")) for pair in ALIKE[:1] + ALIKE[3:4])
     source = PairsInMemory([first, second])
     order = TrainingOrder(Shuffle(2, seed=0), GlobalBatches(2, 20))
@@ -452,7 +452,7 @@ def test_a_batch_with_siblings_has_ids_of_things_from_first_captions():
     assert batch.thing_ids is None
 
 
-def test_an_image_is_mixed_with_its_siblings_alone(alike):
+def test_images_are_mixed_only_with_siblings(alike):
     plain = look(alike, 0, PLAIN)
     assert any(not torch.equal(look(alike, 0, SWAPS, seed), plain) for seed in range(3))
     assert torch.equal(look(alike, 1), look(alike, 1, PLAIN))

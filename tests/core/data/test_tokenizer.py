@@ -54,7 +54,7 @@ def test_training_twice_gives_the_same_file():
 
 
 @pytest.mark.parametrize("vocab_size", [258, 300, 400])
-def test_training_gives_at_most_the_ids_asked_for(vocab_size):
+def test_training_creates_at_most_the_requested_ids(vocab_size):
     assert 258 <= train_bpe(CAPTIONS, vocab_size).vocab_size <= vocab_size
 
 
@@ -104,7 +104,7 @@ def test_clip_decodes_words_with_their_spaces(clip):
 
 
 @pytest.mark.parametrize("caption", ["", "the [EOS] sign", "[BOS]", "<|endoftext|> <|startoftext|>"])
-def test_a_special_token_written_in_a_caption_is_text_like_any_other(tokenizer, caption):
+def test_special_tokens_in_captions_are_plain_text(tokenizer, caption):
     assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(caption))
 
 
@@ -140,7 +140,7 @@ def test_the_json_form_gives_the_same_tokenizer_back(tokenizer):
     assert again.to_json() == tokenizer.to_json()
 
 
-def test_a_tokenizer_without_an_end_token_is_refused(bpe):
+def test_rejects_a_tokenizer_without_an_end_token(bpe):
     with pytest.raises(UserError, match=r"no begin and end token \(\[BOS\] and \[EOS\], "):
         Tokenizer.from_json(bpe.to_json().replace("[EOS]", "[END]"))
 

@@ -32,7 +32,7 @@ EVERYTHING = ["photos/a.jpg", "photos/2024/c.jpg", "photos/raw/b.jpg", "photos/r
 # --- Left out
 
 
-def test_hidden_and_trash_folders_are_left_out_and_said(library):
+def test_hidden_and_trash_folders_are_excluded_and_reported(library):
     hidden = (".cache/x.jpg", ".Trash-1000/x.jpg", "$RECYCLE.BIN/x.jpg", "2024/@eaDir/x.jpg", "2024/._c.jpg")
     for name in hidden:
         (library / name).parent.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def test_hidden_and_trash_folders_are_left_out_and_said(library):
     assert names("photos/$RECYCLE.BIN", "photos/.cache") == ["photos/$RECYCLE.BIN/x.jpg", "photos/.cache/x.jpg"]
 
 
-def test_nothing_left_out_is_not_said(library):
+def test_no_note_without_exclusions(library):
     left_out = Exclusions(["nowhere/"])
     assert names("photos", left_out=left_out) == EVERYTHING
     assert str(left_out) == ""
@@ -71,13 +71,13 @@ def test_patterns_are_those_of_gitignore(library, patterns, kept):
     assert sorted(names("photos/**", left_out=Exclusions(patterns))) == sorted(kept)
 
 
-def test_what_patterns_leave_out_is_said(library):
+def test_exclusions_by_patterns_are_reported(library):
     left_out = Exclusions(["raw/", "a.*"])
     names("photos", left_out=left_out)
     assert str(left_out) == "left out: 1 excluded folder (raw), 1 excluded file (a.jpg)"
 
 
-def test_the_pattern_of_a_file_sees_its_name_alone(library):
+def test_file_pattern_matches_only_the_name(library):
     assert names("photos/a.jpg", "photos/raw/b.jpg", left_out=Exclusions(["photos/", "b.*"])) == ["photos/a.jpg"]
 
 
@@ -87,7 +87,7 @@ def test_an_error_names_what_was_left_out(library):
             names(argument, left_out=Exclusions(["*.jpg"]))
 
 
-def test_an_invalid_pattern_is_an_error_before_anything_is_searched():
+def test_invalid_pattern_raises_before_searching():
     with pytest.raises(UserError, match=r"^--exclude: not a pattern as in \.gitignore"):
         Exclusions(["!"])
 
@@ -112,7 +112,7 @@ def test_links_are_followed_once_and_never_upwards(library, links, more):
     assert names("photos") == [*EVERYTHING, *more]
 
 
-def test_a_link_to_a_file_is_a_file_also_in_a_folder_that_is_left_out(library):
+def test_link_to_a_file_in_an_excluded_folder_is_a_file(library):
     """As in git-annex, where every image is a link into a hidden folder."""
     (library / ".git").mkdir()
     (library / ".git" / "x.jpg").touch()
@@ -122,7 +122,7 @@ def test_a_link_to_a_file_is_a_file_also_in_a_folder_that_is_left_out(library):
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_the_first_link_by_its_name_counts_in_whatever_order_a_disk_lists_them(library, monkeypatch, backwards):
+def test_first_link_by_name_counts_in_any_listing_order(library, monkeypatch, backwards):
     scandir = os.scandir
 
     @contextmanager
@@ -141,7 +141,7 @@ def test_the_first_link_by_its_name_counts_in_whatever_order_a_disk_lists_them(l
 
 @pytest.mark.parametrize("number", [errno.EHOSTDOWN, errno.ESTALE, errno.EIO])
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_folder_on_a_drive_that_vanishes_is_an_image_that_fails(library, monkeypatch, number, after):
+def test_folder_on_a_lost_drive_is_a_failed_image(library, monkeypatch, number, after):
     (library / "raw" / "c.jpg").touch()
     scan = os.scandir
 
@@ -198,7 +198,7 @@ def test_a_file_that_cannot_be_looked_at_hides_no_other(library, monkeypatch):
         failed.read()
 
 
-def test_a_folder_whose_files_may_not_be_read_is_an_image_that_fails(library, monkeypatch):
+def test_folder_without_permission_is_a_failed_image(library, monkeypatch):
     """Root may read them all, so the answer of the system is made here."""
     may = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: not path.endswith("raw") and may(path, mode))

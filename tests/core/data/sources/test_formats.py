@@ -100,7 +100,7 @@ def test_where_the_json_of_a_pair_is_broken_the_txt_counts(tmp_path, damage):
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[" * 100_000])
-def test_where_the_first_json_of_a_shard_is_broken_all_captions_are_of_the_txt(tmp_path, damage):
+def test_corrupt_first_json_uses_txt_captions(tmp_path, damage):
     """The first one tells whether there are several captions."""
     members = img2dataset_members(several=True) | {"000000000.json": damage}
     assert_pairs(open_source(str(write_tar(tmp_path / "00000.tar", members))), ONE)
@@ -125,7 +125,7 @@ def test_coco_captions_find_the_images_where_people_put_them(tmp_path, images):
     assert_pairs(source, FIVE)
 
 
-def test_images_that_are_nowhere_are_an_error_that_says_where_was_looked(tmp_path):
+def test_missing_images_error_names_the_searched_folders(tmp_path):
     path = write(tmp_path / "annotations" / "captions_val2017.json", coco(["1.jpg"], FIVE[:1]))
     with pytest.raises(UserError, match=r"images do not exist, such as 1\.jpg; looked in .*val2017") as caught:
         open_source(str(path))
@@ -243,7 +243,7 @@ def test_roco_v1_is_read_from_its_folder(tmp_path, asked, naming):
 
 
 @pytest.mark.parametrize("names", ["", "ROCO_00001\tPMC1.jpg\n"], ids=["no other names", "other names"])
-def test_images_of_roco_that_are_nowhere_are_told(tmp_path, names):
+def test_missing_roco_images_are_reported(tmp_path, names):
     write(tmp_path / "captions.txt", "ROCO_00001\ta scan\n")
     write(tmp_path / "licences.txt", names)
     (tmp_path / "images").mkdir()
@@ -314,7 +314,7 @@ def test_a_caption_is_all_that_its_cell_holds(tmp_path, name, text, captions):
 
 
 @pytest.mark.parametrize(("delimiter", "hint"), [(",", "put cells with ',' in quotes"), ("\t", "a tab in a caption")])
-def test_a_caption_with_a_delimiter_out_of_quotes_is_a_bad_sample(tmp_path, delimiter, hint):
+def test_unquoted_delimiter_makes_a_bad_sample(tmp_path, delimiter, hint):
     lay(tmp_path, ["0.jpg", "1.jpg"])
     rows = ["image,caption", "0.jpg,a cat, a dog", "1.jpg,a bird,"]
     path = write(tmp_path / "pairs.csv", "\n".join(rows).replace(",", delimiter))
@@ -342,7 +342,7 @@ def test_json_lines_hold_one_caption_or_several(tmp_path):
     assert_pairs(open_source(str(tmp_path)), captions)
 
 
-def test_a_line_that_is_no_object_and_one_that_is_too_long_are_bad_samples(tmp_path, monkeypatch):
+def test_invalid_and_long_json_lines_are_bad_samples(tmp_path, monkeypatch):
     lay(tmp_path, ["0.jpg"])
     lines = [json.dumps({"image": "0.jpg", "caption": caption}) for caption in ("a cat", "a dog " * 50)]
     source = open_source(str(write(tmp_path / "pairs.jsonl", "\n".join([lines[0], '["0.jpg", "a cat"]', lines[1]]))))
@@ -386,7 +386,7 @@ def test_parquet_tables_are_read_and_a_pattern_joins_them(tmp_path):
     assert_pairs(open_source(str(tmp_path / "part-*.parquet")), [*ODD[:3], *FIVE[3:]])
 
 
-def test_parquet_without_pyarrow_is_an_error_that_says_how_to_install_it(tmp_path, monkeypatch):
+def test_missing_pyarrow_error_names_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=re.escape(f"needs pyarrow; {install_command('parquet')}")):
@@ -394,7 +394,7 @@ def test_parquet_without_pyarrow_is_an_error_that_says_how_to_install_it(tmp_pat
 
 
 @pytest.mark.parametrize("cell", [b"a cat", 7, [{"raw": "a cat"}], [["a cat"]]])
-def test_a_parquet_column_of_captions_that_has_no_text_is_told(tmp_path, cell):
+def test_parquet_caption_column_without_text_raises(tmp_path, cell):
     lay(tmp_path, ["0.jpg"])
     pyarrow.parquet.write_table(pyarrow.table({"image": ["0.jpg"], "caption": [cell]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet: 'caption' has .*, not text; make it a column of text"):
@@ -466,7 +466,7 @@ def test_rows_of_one_image_have_one_image_id(tmp_path):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_listing_that_cannot_be_read_is_an_error_that_says_what_was_found(tmp_path, name, text, message):
+def test_unreadable_listing_error_states_the_content(tmp_path, name, text, message):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as caught:
         open_source(str(tmp_path / name))
@@ -533,7 +533,7 @@ def few_open_tables(monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the list of open files is Linux's")
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_of_many_tables_few_are_open_at_a_time(tmp_path, few_open_tables, suffix):
+def test_few_of_many_tables_are_open(tmp_path, few_open_tables, suffix):
     lay(tmp_path, ["0.jpg"])
     for number in range(12):
         rows = {"csv": f"path,caption\n0.jpg,{number}\n", "jsonl": f'{{"path": "0.jpg", "caption": "{number}"}}\n'}
@@ -564,7 +564,7 @@ def test_a_table_that_is_gone_or_shorter_gives_bad_samples(tmp_path, few_open_ta
 
 
 @pytest.mark.parametrize("path", ["pipe:touch pwned", "http:example.org/a.tar", "file:///etc/passwd"])
-def test_a_path_that_is_none_is_refused_and_nothing_is_run(tmp_path, monkeypatch, path):
+def test_rejects_an_invalid_path_without_running_it(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nothing is downloaded or executed"):
         open_source(path)
@@ -594,7 +594,7 @@ def test_a_listing_reads_nothing_outside_its_folder(tmp_path, monkeypatch, writt
     assert not (root / "pwned").exists()
 
 
-def test_paths_within_the_folder_may_be_absolute_or_go_up_and_down(tmp_path):
+def test_accepts_absolute_and_relative_paths_in_the_folder(tmp_path):
     lay(tmp_path, ["x/0.jpg", "1.jpg"])
     text = f"path,caption\n{tmp_path / 'x' / '0.jpg'},a\nx/../1.jpg,b\n"
     assert_pairs(open_source(str(write(tmp_path / "a.csv", text))), ["a", "b"], JPEGS[:2])
@@ -627,7 +627,7 @@ def test_a_named_pipe_is_no_image_and_is_not_waited_for(tmp_path):
     assert caught.value.cause is Cause.UNREADABLE
 
 
-def test_a_members_name_that_leads_out_of_the_shard_is_refused(tmp_path):
+def test_rejects_member_names_outside_the_shard(tmp_path):
     places = ("0", "../1", "/2")
     members = {f"{at}{end}": data for at in places for end, data in ((".jpg", JPEGS[0]), (".txt", b"a"))}
     source = open_source(str(write_tar(tmp_path / "a.tar", members)))
@@ -646,7 +646,7 @@ def several(tmp_path):
     return open_source(str(write_tar(tmp_path / "00000.tar", img2dataset_members(several=True))))
 
 
-def test_training_draws_one_caption_an_epoch_as_a_function_of_seed_epoch_and_index(several):
+def test_caption_depends_on_seed_epoch_and_index(several):
     tokenizer = train_bpe([text for texts in FIVE for text in texts], 300)
 
     def drawn(seed):
@@ -661,7 +661,7 @@ def test_training_draws_one_caption_an_epoch_as_a_function_of_seed_epoch_and_ind
     assert len(set(map(tuple, first))) > 20
 
 
-def test_the_first_caption_is_drawn_as_often_as_asked_for_and_otherwise_any(several):
+def test_first_caption_has_the_requested_frequency(several):
     tokenizer = train_bpe([text for texts in FIVE for text in texts], 300)
 
     def share(first_caption: float) -> float:
@@ -675,7 +675,7 @@ def test_the_first_caption_is_drawn_as_often_as_asked_for_and_otherwise_any(seve
     assert share(0.75) == pytest.approx(0.75 + 0.25 / 5, abs=0.08)
 
 
-def test_evaluation_sees_every_caption_with_one_image_id_an_image(several):
+def test_evaluation_has_every_caption_and_one_id_per_image(several):
     view = every_caption(several)
     assert [view.caption(i) for i in range(len(view))] == [text for texts in FIVE for text in texts]
     dataset = PairDataset(view, train_bpe(ONE, 300), Preprocess(16), 60)
@@ -687,7 +687,7 @@ def test_evaluation_sees_every_caption_with_one_image_id_an_image(several):
     assert [view.image_name(i) for i in (0, 4, 5)] == [several.image_name(i) for i in (0, 0, 1)]
 
 
-def test_a_source_of_one_caption_an_image_is_its_own_every_caption(tmp_path):
+def test_single_captions_are_their_own_every_caption_view(tmp_path):
     source = open_source(str(write_tar(tmp_path / "00000.tar", img2dataset_members())))
     assert every_caption(source) is source
 
@@ -715,7 +715,7 @@ def test_cells_that_python_has_no_value_for_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(("twice", "found"), [("image", None), ("caption", None), ("n", {"caption": "a"})])
-def test_a_column_that_is_there_twice_is_told_or_left_out(tmp_path, twice, found):
+def test_duplicate_column_raises_or_is_ignored(tmp_path, twice, found):
     (tmp_path / "a.png").write_bytes(real_pairs(1)[0].image)
     names, cells = ["image", "caption", "n", twice], ["a.png", "a", "3", "4"]
     table = pyarrow.Table.from_arrays([pyarrow.array([cell]) for cell in cells], names=names)

@@ -81,7 +81,7 @@ def test_a_small_shard_gets_no_file_beside_it(shard, scans, monkeypatch):
     assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
 
 
-def test_a_shard_that_changed_is_indexed_anew(shard, scans):
+def test_changed_shard_is_indexed_again(shard, scans):
     pairs_of(shard)
     write_shard(shard, PAIRS[::-1])
     assert pairs_of(shard) == EXPECTED[::-1]
@@ -90,7 +90,7 @@ def test_a_shard_that_changed_is_indexed_anew(shard, scans):
     assert scans == ["a.tar"] * 3
 
 
-def test_a_damaged_index_is_made_anew_wherever_the_damage_is(shard, scans):
+def test_corrupt_index_is_rebuilt(shard, scans):
     pairs_of(shard)
     index = shard.with_name("a.tar.index")
     good = index.read_bytes()
@@ -116,7 +116,7 @@ def test_a_damaged_index_is_made_anew_wherever_the_damage_is(shard, scans):
     assert index.read_bytes() == good
 
 
-def test_an_index_with_a_cause_that_this_version_does_not_know_is_made_anew(shard, scans):
+def test_index_with_an_unknown_reason_is_rebuilt(shard, scans):
     found = scan_shard(shard)
     rows = found.rows.copy()
     rows["cause"][3] = 200
@@ -126,7 +126,7 @@ def test_an_index_with_a_cause_that_this_version_does_not_know_is_made_anew(shar
     assert scans == ["a.tar"]
 
 
-def test_a_shard_that_is_exchanged_under_the_run_gives_bad_samples(shard, monkeypatch):
+def test_shard_replaced_during_a_run_gives_bad_samples(shard, monkeypatch):
     source = pickle.loads(pickle.dumps(TarShards([shard])))  # as a worker gets it, which opens the index itself
     write_shard(shard, PAIRS[:5])
     with pytest.raises(BadSample, match=r"a\.tar: has changed since it was opened; start again") as caught:
@@ -134,7 +134,7 @@ def test_a_shard_that_is_exchanged_under_the_run_gives_bad_samples(shard, monkey
     assert caught.value.cause is Cause.UNREADABLE
 
 
-def test_no_index_is_kept_of_a_shard_that_changes_while_it_is_read(shard, monkeypatch):
+def test_no_index_of_a_shard_that_changes_while_read(shard, monkeypatch):
     def slow(path):
         index = scan_shard(path)
         os.utime(path, ns=(5, 5))
@@ -145,14 +145,14 @@ def test_no_index_is_kept_of_a_shard_that_changes_while_it_is_read(shard, monkey
     assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
 
 
-def test_an_index_of_another_version_is_made_anew(shard, scans, monkeypatch):
+def test_index_of_another_version_is_rebuilt(shard, scans, monkeypatch):
     pairs_of(shard)
     monkeypatch.setattr(shards, "_VERSION", shards._VERSION + 1)
     assert pairs_of(shard) == EXPECTED
     assert len(scans) == 2
 
 
-def test_where_the_folder_is_not_writable_the_index_goes_to_a_cache(shard, scans, tmp_path, monkeypatch):
+def test_index_of_a_read_only_folder_is_cached(shard, scans, tmp_path, monkeypatch):
     write = shards.write_whole
 
     def refusing(path, content):
@@ -219,7 +219,7 @@ def test_as_many_files_are_allowed_as_the_system_lets(monkeypatch, before, allow
 
 
 @pytest.mark.ci
-def test_where_few_files_are_allowed_each_source_takes_a_quarter_at_most(tmp_path, monkeypatch):
+def test_each_source_opens_at_most_a_quarter_of_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda _: (24, 24))
     paths = [write_shard(tmp_path / "set" / f"{i:02d}.tar", [pair]) for i, pair in enumerate(PAIRS)]
     before = num_descriptors()
@@ -258,7 +258,7 @@ def test_a_scan_does_not_keep_every_member_of_a_large_shard(shard, monkeypatch):
     assert len(tar.members) <= 1
 
 
-def test_what_is_wrong_with_a_shard_is_in_its_index(tmp_path, scans):
+def test_index_stores_the_errors_of_a_shard(tmp_path, scans):
     members = shard_members(PAIRS[:6])
     keys = [pair.key for pair in PAIRS[:6]]
     del members[f"{keys[1]}.txt"], members[f"{keys[2]}.webp"]
@@ -294,7 +294,7 @@ def test_blocks_of_a_large_source_are_read_ahead_as_a_whole(shard, monkeypatch):
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["on this file system", "on this system"])
-def test_where_blocks_cannot_be_read_ahead_pairs_are_read_all_the_same(shard, monkeypatch, is_there):
+def test_pairs_are_read_without_read_ahead(shard, monkeypatch, is_there):
     def refuse(*_):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
@@ -315,7 +315,7 @@ def test_a_shard_that_vanishes_under_the_run_gives_bad_samples(shard, monkeypatc
         source[0]
 
 
-def test_what_a_link_beside_a_shard_leads_to_is_left_alone(tmp_path):
+def test_target_of_a_link_next_to_a_shard_is_kept(tmp_path):
     shard, precious = write_shard(tmp_path / "a.tar", PAIRS), tmp_path / "precious"
     precious.write_text("words")
     (tmp_path / "a.tar.index").symlink_to(precious)
@@ -335,7 +335,7 @@ _READS = pytest.mark.skipif(sys.version_info >= (3, 14), reason="tarfile takes t
         {"GNU.sparse.size": "x"},
     ],
 )
-def test_a_header_that_makes_no_sense_is_told(tmp_path, headers):
+def test_invalid_header_raises(tmp_path, headers):
     path, image = tmp_path / "a.tar", PAIRS[0].image
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for name in ("a.png", "b.png"):

@@ -55,7 +55,7 @@ def contents(source) -> set[tuple[str, bytes, str]]:
 # --- Both forms
 
 
-def test_every_pair_comes_back_as_it_was_written_in_any_order_and_in_a_spawned_worker(store):
+def test_pairs_round_trip_in_any_order_and_in_workers(store):
     source = open_source(str(store(PAIRS)))
     assert contents(source) == {(p.key, p.image, p.caption) for p in PAIRS}
     forward = [source[i] for i in range(len(source))]
@@ -72,7 +72,7 @@ def test_a_pairs_name_tells_where_it_lies(store):
     assert source[5].key in source[5].name
 
 
-def test_a_caption_that_is_not_utf8_is_an_error_that_names_the_pair(tmp_path):
+def test_invalid_utf8_caption_names_the_pair(tmp_path):
     members = shard_members(PAIRS[:2])
     members[f"{PAIRS[1].key}.txt"] = "Käse".encode("latin-1")
     folder = as_folder(tmp_path / "set", PAIRS[:2])
@@ -83,7 +83,7 @@ def test_a_caption_that_is_not_utf8_is_an_error_that_names_the_pair(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "caption"), [("\ufeffa dog", "a dog"), ("ein Käse 🧀\n", "ein Käse 🧀\n")])
-def test_a_caption_may_hold_any_letters_but_the_mark_before_its_text_is_no_part_of_it(store, text, caption):
+def test_caption_keeps_any_text_without_byte_order_mark(store, text, caption):
     assert open_source(str(store([with_caption(PAIRS[0], text)])))[0].caption == caption
 
 
@@ -103,7 +103,7 @@ def test_lines_of_a_text_file_are_captions(store):
 
 
 @pytest.mark.parametrize("key", ["a.b", os.fsdecode(b"caf\xe9"), "sub/" + "long-name-" * 20])
-def test_a_key_may_be_long_and_hold_dots_folders_and_bytes_that_are_not_utf8(store, key):
+def test_keys_may_have_dots_folders_and_invalid_utf8(store, key):
     source = open_source(str(store([RawPair(key, "", PAIRS[0].image, "a cup")])))
     assert (source[0].key, source[0].image) == (key, PAIRS[0].image)
     assert 0 <= stable_id(source.name(0)) != stable_id("cafe")
@@ -133,7 +133,7 @@ def test_a_folder_whose_name_looks_like_an_image_is_no_pair(tmp_path):
     assert len(ImageFolder(folder)) == 2
 
 
-def test_other_files_beside_the_pairs_are_left_alone(tmp_path):
+def test_ignores_other_files_next_to_pairs(tmp_path):
     hidden = {f"._{PAIRS[0].key}{suffix}": b"of the Finder" for suffix in (".webp", ".txt", ".json")}
     extra = {"cat.json": b"{}", "README": b"", "cat.npy": b"123", **hidden}
     shard = write_tar(tmp_path / "a.tar", {**extra, **shard_members(PAIRS[:3])})
@@ -160,7 +160,7 @@ def test_several_shards_follow_each_other(tmp_path):
     assert [source[i].key for i in range(12)] == [pair.key for pair in PAIRS]
 
 
-def test_an_image_without_a_caption_is_a_bad_sample_that_names_it(tmp_path):
+def test_image_without_a_caption_is_a_named_bad_sample(tmp_path):
     members = shard_members(PAIRS[:3])
     del members[f"{PAIRS[1].key}.txt"]
     shard = TarShards([write_tar(tmp_path / "a.tar", members)])
@@ -171,7 +171,7 @@ def test_an_image_without_a_caption_is_a_bad_sample_that_names_it(tmp_path):
     assert caught.value.cause is Cause.NO_CAPTION
 
 
-def test_what_is_no_shard_of_pairs_is_an_error_that_names_it(tmp_path):
+def test_invalid_shard_raises_with_its_name(tmp_path):
     packed = gzip.compress(write_shard(tmp_path / "plain.tar", PAIRS).read_bytes())
     text = write_tar(tmp_path / "text.tar", {"cat.txt": b"a cat"}).read_bytes()
     contents = {b"this is no tar file" * 100: "not", b"": "not", PAIRS[0].image: "not", packed: "not", text: "no pairs"}
@@ -182,7 +182,7 @@ def test_what_is_no_shard_of_pairs_is_an_error_that_names_it(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_of_a_truncated_shard_the_intact_pairs_are_kept_and_the_shard_is_named(tmp_path, share):
+def test_truncated_shard_keeps_its_intact_pairs(tmp_path, share):
     path = write_shard(tmp_path / "a.tar", PAIRS)
     with tarfile.open(path) as tar:
         ends = [member.offset_data + member.size for member in tar]  # image, text, image, text …
@@ -268,7 +268,7 @@ def test_the_names_of_many_images_are_sorted_in_little_memory(tmp_path, monkeypa
     assert peak < 200 * len(names)
 
 
-def test_a_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, lock):
+def test_unreadable_folder_raises_with_its_name(tmp_path, lock):
     folder = as_folder(tmp_path / "set", PAIRS[:2])
     unlock = lock(as_folder(folder / "more", PAIRS[2:4]))
     with pytest.raises(UserError, match=rf"{folder}/more: cannot be listed \(Permission denied\); make it readable"):
@@ -289,7 +289,7 @@ def test_a_folder_is_searched_as_a_walk_does(tmp_path, lock):
     assert keys == {*(pair.key for pair in PAIRS[:2]), *(f"again/{pair.key}" for pair in PAIRS[2:4])}
 
 
-def test_a_text_file_that_is_too_large_for_a_caption_is_a_bad_sample(tmp_path):
+def test_too_large_caption_file_is_a_bad_sample(tmp_path):
     (tmp_path / "a.jpg").write_bytes(PAIRS[0].image)
     (tmp_path / "a.txt").write_bytes(b"log " * 2**18 + b".")
     with pytest.raises(BadSample, match=r"a\.txt: too many bytes: 1,048,577 \(limit 1,048,576\)") as caught:
@@ -309,7 +309,7 @@ def test_in_a_shard_too_an_image_or_a_caption_may_be_too_large(tmp_path, monkeyp
         assert caught.value.cause is Cause.TOO_LARGE
 
 
-def test_an_image_file_without_a_caption_is_a_bad_sample_that_names_both(tmp_path):
+def test_image_file_without_a_caption_names_both(tmp_path):
     folder = as_folder(tmp_path, PAIRS[:2])
     (folder / f"{PAIRS[0].key}.txt").unlink()
     source = ImageFolder(folder)
@@ -353,7 +353,7 @@ def test_a_folder_of_shards_opens_the_shards(tmp_path):
         ("empty", r"no images; expected NAME\.jpg .* beside NAME\.txt, or \.tar shards"),
     ],
 )
-def test_a_path_to_no_pairs_is_an_error_that_says_what_is_there_or_expected(tmp_path, monkeypatch, path, told):
+def test_path_without_pairs_error_states_its_content(tmp_path, monkeypatch, path, told):
     monkeypatch.chdir(tmp_path)
     write_shard(tmp_path / "train-00000.tar", PAIRS[:1])
     (tmp_path / "pairs.xlsx").write_text("path,caption")
@@ -368,7 +368,7 @@ def test_a_dot_is_the_current_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["set [2024]", "what?", "a*b"])
-def test_a_path_that_exists_is_opened_whatever_characters_it_holds(tmp_path, folder):
+def test_existing_path_with_any_characters_is_opened(tmp_path, folder):
     shard = write_shard(tmp_path / folder / "train [1].tar", PAIRS[:2])
     assert len(open_source(str(shard))) == 2
 
@@ -376,7 +376,7 @@ def test_a_path_that_exists_is_opened_whatever_characters_it_holds(tmp_path, fol
 # --- What a source is known by
 
 
-def test_a_source_is_known_by_its_number_of_pairs_and_the_names_of_its_files(store, tmp_path):
+def test_source_identity_is_its_length_and_file_names(store, tmp_path):
     known = source_digest(open_source(str(store(PAIRS))))
     assert known == source_digest(open_source(str(store(PAIRS))))
     assert known != source_digest(open_source(str(store(PAIRS[:11], "fewer"))))
@@ -398,7 +398,7 @@ def test_a_table_is_known_by_its_name_and_size(tmp_path):
     assert seen[2] != source_digest(open_source(str(table.rename(folder / "others.csv"))))
 
 
-def test_what_is_taken_of_a_source_counts(store):
+def test_digest_of_a_view_depends_on_its_pairs(store):
     source = open_source(str(store(PAIRS)))
     views = [Subset(source, [0, 1]), Subset(source, [0, 2]), Subset(source, [2, 0]), Chain([source, source]), source]
     assert len({source_digest(view) for view in views}) == len(views)
@@ -417,7 +417,7 @@ def test_a_source_ends_after_its_last_pair(store):
             source.caption(index)
 
 
-def test_a_subset_holds_the_pairs_asked_for_in_their_order(store):
+def test_subset_has_the_requested_pairs_in_order(store):
     source = open_source(str(store(PAIRS)))
     subset = Subset(source, [7, 0, 3])
     assert [subset[i] for i in range(len(subset))] == [source[7], source[0], source[3]]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import http.client
 import io
 import json
 import re
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from http.client import HTTPConnection, HTTPException
 
 import pytest
 from PIL import Image
@@ -138,38 +138,11 @@ def test_a_full_queue_answers_429_and_says_when_to_come_again(gate):
 @pytest.mark.parametrize("headers", [{}, EVENTS], ids=["at once", "word by word"])
 def test_a_client_may_ask_again_as_soon_as_it_has_the_answer(headers):
     """With room for one request, the place is free before the last byte of an answer is sent."""
-    with serving(capacity=1) as client:
-        in_use = []
-
-        async def ask() -> None:
-            parts = [{"type": "http.request", "body": GUITAR, "more_body": False}]
-            heads = [
-                (b"host", b"localhost"),
-                *((name.lower().encode(), value.encode()) for name, value in headers.items()),
-            ]
-
-            async def receive():
-                if not parts:
-                    await asyncio.Event().wait()
-                return parts.pop()
-
-            async def send(message):
-                is_last = message["type"] == "http.response.body" and not message.get("more_body")
-                in_use.append((is_last, client.server.service.queue.in_use))
-
-            scope = {"type": "http", "method": "POST", "path": "/caption", "raw_path": b"/caption", "query_string": b"",
-                     "headers": heads, "scheme": "http", "http_version": "1.1", "root_path": ""}  # fmt: skip
-            await client.server._guard(scope, receive, send)
-
-        asyncio.run(ask())
-        *before, last = in_use
-        assert last == (True, 0)
-        assert set(before) == {(False, 1)}
-        with contextlib.closing(http.client.HTTPConnection(*client.place, timeout=60)) as connection:
-            for _ in range(20):
-                connection.request("POST", "/caption", GUITAR, headers)
-                response = connection.getresponse()
-                assert (response.status, bool(response.read())) == (200, True)
+    with serving(capacity=1) as client, contextlib.closing(HTTPConnection(*client.place, timeout=60)) as connection:
+        for _ in range(20):
+            connection.request("POST", "/caption", GUITAR, headers)
+            response = connection.getresponse()
+            assert (response.status, bool(response.read())) == (200, True)
 
 
 def test_a_full_queue_refuses_whatever_needs_the_model_before_its_body(gate, index):
@@ -204,25 +177,11 @@ def test_what_takes_too_long_is_504_and_costs_nothing_later(gate, monkeypatch):
         assert sum(gate.sizes) <= 1 + 4 + 1, "what was given up was not begun"
 
 
-def test_a_job_that_is_cancelled_while_it_is_refused_does_not_end_the_thread(monkeypatch):
-    class Cancelled(Future):
-        def set_exception(self, error):  # the event loop comes in between
-            self.cancel()
-            super().set_exception(error)
-
-    monkeypatch.setattr("grr_coca_serve.queue.Future", Cancelled)
-    monkeypatch.setattr("grr_coca_serve.queue._best_batch", lambda model: (4, 0.5))
+def test_what_is_late_or_waits_while_the_queue_is_closed_is_refused(gate):
     queue = ModelQueue(object, 4, 1.0, Metrics(), pytest.fail)
     queue.start()
-    for _ in range(2):
-        (job,) = queue.embed_texts(["too late"], expires=0.0)
-        wait_until(job.cancelled, seconds=10)
-    queue.close()
-
-
-def test_what_waits_while_the_queue_is_closed_and_what_comes_later_is_refused(gate):
-    queue = ModelQueue(object, 4, 1.0, Metrics(), pytest.fail)
-    queue.start()
+    (late,) = queue.embed_texts(["too late"], expires=0.0)
+    assert late.exception(10).status == 504
     (begun,) = queue.embed_texts(["a"], expires=time.monotonic() + 60)
     wait_until(lambda: gate.sizes == [1])
     (waits,) = queue.embed_texts(["b"], expires=time.monotonic() + 60)
@@ -236,21 +195,6 @@ def test_what_waits_while_the_queue_is_closed_and_what_comes_later_is_refused(ga
     closing.join()
     assert isinstance(waits.exception(10), Refusal)
     assert begun.done()
-
-
-def test_a_request_that_is_cancelled_cancels_its_jobs():
-    jobs = [Future() for _ in range(3)]
-    jobs[0].set_running_or_notify_cancel()
-
-    async def ask() -> None:
-        request = asyncio.create_task(results_of(jobs))
-        await asyncio.sleep(0)
-        request.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await request
-
-    asyncio.run(ask())
-    assert [job.cancelled() for job in jobs] == [False, True, True]
 
 
 def test_of_jobs_of_which_one_fails_the_others_are_not_done():
@@ -579,7 +523,7 @@ def test_the_key_is_in_no_answer_and_no_log(locked, caplog, capfd, monkeypatch):
     answers += [locked.post("/session", body) for body in given]
     answers.append(locked.post("/caption", b"no picture", opened))
     monkeypatch.setattr(locked.server._guard, "_app", None)  # a defect, whose traceback is logged
-    with contextlib.suppress(http.client.HTTPException, ConnectionError):
+    with contextlib.suppress(HTTPException, ConnectionError):
         answers.append(locked.get("/info", **opened))
     told = [*(str(answer.headers) + answer.body.decode() for answer in answers), caplog.text, *capfd.readouterr()]
     assert not any("sesame" in text for text in told)

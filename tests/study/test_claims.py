@@ -115,27 +115,6 @@ def test_of_many_that_take_over_one_claim_one_gets_it(tmp_path, elsewhere):
     assert len([claim for claim in taken if claim is not None]) == 1
 
 
-def test_one_that_hesitates_does_not_take_the_claim_of_another_that_was_faster(tmp_path, elsewhere, monkeypatch):
-    elsewhere("there")
-    Claims(tmp_path).take("run")
-    elsewhere("here")
-    slow, fast = Claims(tmp_path, free_after=0.0), Claims(tmp_path, free_after=0.0)
-    assert slow.take("run") is fast.take("run") is None
-    time.sleep(0.01)
-    is_free, taken = Claims._is_free, []
-
-    def hesitate(self, claim):
-        found = is_free(self, claim)
-        if self is slow:
-            taken.append(fast.take("run"))
-        return found
-
-    monkeypatch.setattr(Claims, "_is_free", hesitate)
-    assert slow.take("run") is None
-    assert taken[0] is not None
-    assert taken[0].is_held
-
-
 HOLD = """
 import sys, pathlib
 from grr_coca_study.claims import Claims

@@ -5,14 +5,18 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from support import CPU, real_pairs, snapshot
 from synthetic_study import rows_of, write_study
 from workers_here import WorkersHere, work_here
 
+import grr_coca
 from grr_coca.cli import main
 from grr_coca.common.errors import UserError
+from grr_coca.data.sources.open import open_source
+from grr_coca.infer.explain import caption_maps
 from grr_coca.model.checkpoint import from_pretrained
 from grr_coca.train.logs import read_metrics
 from grr_coca.train.numerics import Numerics
@@ -28,6 +32,7 @@ from grr_coca_study.demo import (
     with_precisions,
 )
 from grr_coca_study.running.agenda import Agenda
+from grr_coca_study.running.measured import drawn_examples
 from grr_coca_study.running.stage import run_stage
 
 PRESETS = ("grr_coca", "baseline_coca")
@@ -52,15 +57,24 @@ def assert_tells_what_was_measured(out: Path) -> None:
     assert all(len(row["captions"]) in (6, 2) for row in rows)
     shown = json.loads((out / "exhibits" / "exhibits.json").read_text())
     assert list(shown) == list(PRESETS)
+    source = open_source(str(out.parent / "data" / "pictograms-test_style.tar"))
     for arm, exhibits in shown.items():
         assert report.count(f'alt="where {arm} looks"') == len(exhibits["heat_maps"]) == 4
         for explained in exhibits["heat_maps"]:
             assert len(explained["words"]) == len(explained["heat"])
             assert [sum(map(sum, heat)) for heat in explained["heat"]] == pytest.approx([1.0] * len(explained["heat"]))
-        assert [(search["query"], len(search["hits"])) for search in exhibits["searches"]] == [
-            ("cat", 4),
-            ("red heart", 4),
-        ]
+        model = grr_coca.load(out / arm / "pictograms", "cpu", engine="torch")
+        images = [model.preprocess.decode(source[index].image, "") for index in range(len(source))]
+        last = images[drawn_examples(source, 4)[-1]]
+        told = model.describe(last).captions[0].token_ids
+        maps = caption_maps(model.checkpoint, model.checkpoint.pixels(last), told)
+        assert exhibits["heat_maps"][-1]["words"] == [each.word for each in maps]
+        np.testing.assert_allclose(exhibits["heat_maps"][-1]["heat"], [each.heat for each in maps], atol=1e-4)
+        assert [search["query"] for search in exhibits["searches"]] == ["cat", "red heart"]
+        for search in exhibits["searches"]:
+            cosines = model.similarity(images, search["query"])[:, 0]
+            hits = [int(Path(hit["picture"]).stem) for hit in search["hits"]]
+            np.testing.assert_allclose(cosines[hits], sorted(cosines, reverse=True)[:4], atol=1e-4)
 
 
 def assert_runs_are_complete(out: Path, steps: list[int]) -> None:

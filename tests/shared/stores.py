@@ -18,6 +18,9 @@ from urllib.error import URLError
 import pytest
 
 from grr_coca.common import remote
+from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.open import open_source, remote_shards
+from grr_coca.data.sources.shards import index_remote
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
 
@@ -121,6 +124,18 @@ def make_impatient(monkeypatch: pytest.MonkeyPatch, cache: Path, pause: float = 
     monkeypatch.setattr(remote, "PAUSES", (pause,) * 4)
     monkeypatch.setattr(remote, "SECONDS_TO_ANSWER", 2.0)
     monkeypatch.setattr(remote, "_filesystems", {})  # the server may be another one than that of other tests
+
+
+def indexed(url: str) -> PairSource:
+    """The pairs behind a URL, whose files are read once."""
+    for file in remote_shards(url):
+        index_remote(file)
+    return open_source(url)
+
+
+def pairs_of(source: PairSource) -> list[tuple[str, bytes, tuple[str, ...]]]:
+    """Key, image and captions of each pair."""
+    return [(source[i].key, source[i].image, source[i].captions) for i in range(len(source))]
 
 
 def free_port() -> int:

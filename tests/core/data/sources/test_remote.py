@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from stores import SECRET, FileServer, free_port, make_impatient, s3_environment, s3_server, upload
+from stores import SECRET, FileServer, free_port, indexed, pairs_of, s3_environment, s3_server, upload
 from support import real_pairs, shard_members, warnings_of, write_shard, write_tar
 
 from grr_coca.common import remote
@@ -30,14 +30,9 @@ from grr_coca.data.sources.shards import index_remote
 from grr_coca.data.sources.views import Chain, Subset, every_caption, source_digest
 from grr_coca.data.tokenizer import clip_bpe
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 PAIRS = real_pairs(24)
 PATTERN = "{00..02}.tar"
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    make_impatient(monkeypatch, tmp_path / "cache")
-    return tmp_path / "cache" / "grr-coca"
 
 
 @pytest.fixture
@@ -47,34 +42,10 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-@pytest.fixture
-def server(folder):
-    with FileServer(folder) as running:
-        yield running
-
-
-@pytest.fixture
-def source(server):
-    """The three shards, indexed. What was asked for until then is forgotten."""
-    opened = indexed(f"{server.url}/{PATTERN}")
-    server.requests.clear()
-    return opened
-
-
 @pytest.fixture(scope="module")
 def s3():
     with s3_server() as endpoint:
         yield endpoint
-
-
-def indexed(url):
-    for file in remote_shards(url):
-        index_remote(file)
-    return open_source(url)
-
-
-def pairs_of(source):
-    return [(source[i].key, source[i].image, source[i].captions) for i in range(len(source))]
 
 
 EXPECTED = [(pair.key, pair.image, pair.captions) for pair in PAIRS]

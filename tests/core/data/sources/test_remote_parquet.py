@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from fake_hub import fake_hub
-from stores import FileServer, make_impatient, s3_environment, s3_server, upload
+from stores import FileServer, indexed, pairs_of, s3_environment, s3_server, upload
 from support import real_pairs, write_shard
 
 from grr_coca.common import remote
@@ -20,10 +20,10 @@ from grr_coca.data.order import Blocks, GlobalBatches, SampleRef, Shuffle, Train
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources import parquet, shards
 from grr_coca.data.sources.base import BadSample, RawPair
-from grr_coca.data.sources.open import open_source, remote_shards
-from grr_coca.data.sources.shards import index_remote
+from grr_coca.data.sources.open import open_source
 from grr_coca.data.tokenizer import clip_bpe
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 PAIRS = real_pairs(24)
 PATTERN = "train-{00000..00001}-of-00002.parquet"
 GROUP = 5
@@ -44,42 +44,12 @@ def write_pairs(path, pairs, **options):
     return write(path, image=cells(pairs), text=[pair.caption for pair in pairs], **options)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    make_impatient(monkeypatch, tmp_path / "cache")
-    return tmp_path / "cache" / "grr-coca"
-
-
 @pytest.fixture
 def folder(tmp_path):
     for number in range(2):
         name = f"train-{number:05d}-of-00002.parquet"
         write_pairs(tmp_path / "set" / name, PAIRS[12 * number : 12 * number + 12])
     return tmp_path / "set"
-
-
-@pytest.fixture
-def server(folder):
-    with FileServer(folder) as running:
-        yield running
-
-
-@pytest.fixture
-def source(server):
-    """The two tables, indexed. What was asked for until then is forgotten."""
-    opened = indexed(f"{server.url}/{PATTERN}")
-    server.requests.clear()
-    return opened
-
-
-def indexed(url):
-    for file in remote_shards(url):
-        index_remote(file)
-    return open_source(url)
-
-
-def pairs_of(source):
-    return [(source[i].key, source[i].image, source[i].captions) for i in range(len(source))]
 
 
 def outcome(source, index):

@@ -211,7 +211,7 @@ def require_pairs(source: PairSource, batch_size: int) -> None:
         where = f"{source.name(0)} and the pairs next to it"
         raise UserError(
             f"{where}: a contrastive loss at batch size {batch_size} needs at least that many pairs, got {count}; "
-            f"add pairs, or set the batch size (in a recipe evaluation: batch_size) to {count} or less"
+            f"add pairs, or set the batch size (--batch-size; in a recipe, evaluation: batch_size) to {count} or less"
         )
 
 

@@ -38,6 +38,7 @@ class IconPackage:
         properties_type: Type of its properties; empty if the package exports none.
         stroke: Property that sets the width of strokes; empty if it has no strokes.
         has_size: True if `size` sets both width and height.
+        is_size_number: True if `size` takes numbers, and no text.
         default_size: Size without any property; empty: the drawing fills what is around it.
         own: Further properties that no SVG element has.
         refused: Properties of SVG elements that its components do not take.
@@ -52,6 +53,7 @@ class IconPackage:
     properties_type: str = ""
     stroke: str = ""
     has_size: bool = True
+    is_size_number: bool = False
     default_size: str = "24"
     own: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
@@ -175,8 +177,8 @@ _TABLE: tuple[tuple[str, str, Framework, dict[str, Any]], ...] = (
     ("@remixicon/react", "^4.9.0", "react", {**_REMIX, "component_type": "RemixiconComponentType"}),
     ("react-icons", "^5.7.0", "react", _OTHERS),
     ("react-feather", "^2.0.10", "react", _FEATHER),
-    ("@lucide/vue", "^1.48.0", "vue", _LUCIDE),
-    ("lucide-vue-next", "^1.0.0", "vue", _LUCIDE),
+    ("@lucide/vue", "^1.48.0", "vue", {**_LUCIDE, "is_size_number": True}),
+    ("lucide-vue-next", "^1.0.0", "vue", {**_LUCIDE, "is_size_number": True}),
     ("@tabler/icons-vue", "^3.48.0", "vue", _TABLER),
     ("@heroicons/vue", "^2.2.0", "vue", _HEROICONS),
     ("@phosphor-icons/vue", "^2.2.1", "vue", {"naming": _phosphor("Ph{}"), **_PHOSPHOR}),

@@ -625,6 +625,11 @@ class _Attribute(NamedTuple):
     value: str
     is_bound: bool
 
+    @property
+    def is_text_of_digits(self) -> bool:
+        """True for `size="24"` in a template of Vue, which is a text there."""
+        return not self.is_bound and re.fullmatch(r"[\"']?\d+[\"']?", self.value) is not None
+
 
 class _Element(NamedTuple):
     """`component`: name of its component, as imports have it; `names`: where it is; `is_tag`: of a template of Vue."""
@@ -685,6 +690,8 @@ def _changed(element: _Element, one: _Import) -> Iterator[tuple[SgNode, str]]:
             new = ""
         elif attribute.name == "size" and source.has_size and not target.has_size:
             yield attribute.node, " ".join(_renamed(attribute, side, element) for side in ("width", "height"))
+        elif attribute.name == "size" and target.is_size_number and attribute.is_text_of_digits:
+            yield attribute.node, f":size={attribute.value}"
         elif attribute.name == "width" and "width" in target.refused:
             new = "size"
         elif attribute.name in target.refused:

@@ -7,6 +7,7 @@ one candidate: the best of them, or the best that is filled as the source is, if
 Shapes: N pictures of the source, M of the target, E embedding width, P pairs.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ _NEAREST = {"picture": 40, "name_shown": 30, "shown_name": 20, "names": 20}
 """How many candidates each cosine brings."""
 _BACKGROUND = 4096
 """Pictures of the target that a candidate must stand out from."""
+_NUMBER = re.compile(r"\d+")
 _PRODUCTS = 2**24
 """Most cosines that are held at a time."""
 
@@ -174,7 +176,31 @@ class Pairs:
         same = evidence[:, EVIDENCE.index("same_name")] > 0
         for row, begin, end in zip(rows.tolist(), bounds, bounds[1:], strict=False):
             part = slice(begin, end)
-            yield self._match(row, columns[part], scores[part], same[part], n, is_fitted=is_fitted)
+            ranked = self._right_numbers_first(row, columns[part], scores[part]) if self._uses_names else scores[part]
+            yield self._match(row, columns[part], ranked, same[part], n, is_fitted=is_fitted)
+
+    def _right_numbers_first(self, row: int, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Scores in which the candidate with the source's numbers is the best of those whose names differ only by
+        numbers: `heading-2`, and not `heading-3`, for `h-2`. In small drawings, digits look alike."""
+        own = _NUMBER.findall(self._source.names[row].partition(":")[2])
+        if not own:
+            return scores
+        series: dict[str, list[int]] = {}
+        for number, column in enumerate(columns.tolist()):
+            name = self._target.names[column].partition(":")[2]
+            if _NUMBER.search(name):
+                series.setdefault(_NUMBER.sub("#", name), []).append(number)
+        changed = scores.copy()
+        for numbers in series.values():
+            right = [
+                number
+                for number in numbers
+                if _NUMBER.findall(self._target.names[columns[number]].partition(":")[2]) == own
+            ]
+            if right:
+                best, first = max(numbers, key=scores.__getitem__), max(right, key=scores.__getitem__)
+                changed[best], changed[first] = scores[first], scores[best]
+        return changed
 
     def _match(
         self, row: int, columns: np.ndarray, scores: np.ndarray, same: np.ndarray, n: int, *, is_fitted: bool

@@ -3,12 +3,15 @@
 A label contradicts a picture if the cosine of the two is below a limit, and the model is sure enough that the picture
 shows something else: many right names have a low cosine, as pictures cannot show what they mean (`deployment unit`).
 The limits lie beside the weights (`MatchNumbers.label_limits`): at each, a known share of right names is reported by
-mistake. What the model does not know is not judged: unfamiliar pictures, and words that training hardly had.
+mistake. Not judged is what the model does not know: unfamiliar pictures, and words that were rare in training. And words
+that training had only as tags, beside the name of an icon, do not count: they express what an icon means (`yes`, on a
+tick).
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,12 +25,15 @@ from grr_coca_icons.icon_names import words_of_name
 from grr_coca_search.entry import chunks
 
 _MAX_PIECES = 3
-"""A word that the tokenizer cuts into more pieces was hardly in the training captions."""
+"""A word that the tokenizer cuts into more pieces was rare in the training captions."""
 _MAX_WORDS = 8
 """Longer labels are sentences, which the model was not trained on."""
 _MIN_CONFIDENCE = 0.2
 """Least probability that the caption is exactly right, with which a picture shows something else than its label. Chosen
 by eye on iconoir, bi, la, carbon and tabler."""
+_MAX_TAG_SHARE = 0.9
+"""A word of which a larger share of the training captions are tags is not the name of a thing. Chosen by eye on twelve
+findings in eight sets that are fonts of early web pages or parts of operating systems, and five in healthicons."""
 _BEAMS = 3
 _BATCH = 64
 
@@ -79,18 +85,18 @@ def check_labels(pictures: Iterator[Labelled], model: ImageTextModel, limit: flo
         model: what compares them.
         limit: the cosine below which a label contradicts its picture.
     """
-    checked, words = Checked([]), _common_words(model)
+    checked, words = Checked([]), _words_of_training(model)
     for batch in chunks(pictures, _BATCH):
         _check(batch, model, words, limit, checked)
     return checked
 
 
 def _check(
-    batch: Sequence[Labelled], model: ImageTextModel, words: frozenset[str], limit: float, checked: Checked
+    batch: Sequence[Labelled], model: ImageTextModel, words: "_TrainingWords", limit: float, checked: Checked
 ) -> None:
 
     def may_be_judged(text: str) -> bool:
-        return knows(model, text) and all(singular(word) in words for word in words_of_name(text).split())
+        return knows(model, text) and words.name_a_thing({singular(word) for word in words_of_name(text).split()})
 
     known = [(one, texts) for one in batch if (texts := list(filter(may_be_judged, one.texts)))]
     # A label of one unknown word may be right: nothing is said of it.
@@ -121,10 +127,27 @@ def _check(
             checked.contradictions.append(found)
 
 
-def _common_words(model: ImageTextModel) -> frozenset[str]:
-    """The words, in singular, that many captions of training had; none if the model lacks a list of them."""
+class _TrainingWords(NamedTuple):
+    """Words in singular: those that many captions of training had, and those of them that name things."""
+
+    common: frozenset[str]
+    names: frozenset[str]
+
+    def name_a_thing(self, words: set[str]) -> bool:
+        """True if all words are known, and one of them names a thing."""
+        return words <= self.common and bool(words & self.names)
+
+
+def _words_of_training(model: ImageTextModel) -> _TrainingWords:
+    """The words of the training captions of a model; none if it lacks a list of them."""
     numbers = None if model.folder is None else read_tag_numbers(model.folder)
-    return frozenset(singular(word) for phrase in (numbers.words if numbers else ()) for word in phrase.split())
+    if numbers is None:
+        return _TrainingWords(frozenset(), frozenset())
+    counted = zip(numbers.words, numbers.counts, numbers.tag_counts, strict=True)
+    names = {singular(word) for word, count, as_tag in counted if as_tag <= _MAX_TAG_SHARE * count}
+    return _TrainingWords(
+        common=frozenset(singular(word) for phrase in numbers.words for word in phrase.split()), names=frozenset(names)
+    )
 
 
 def knows(model: ImageTextModel, text: str) -> bool:

@@ -145,6 +145,21 @@ const a = { Trash2: IconTrash }
     assert rewrite(after.text, "vue", TABLER).text == after.text
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('size="24"', ':size="24"'),
+        ("size='16'", ":size='16'"),
+        (":size='24'", ":size='24'"),
+        ('size="1em"', 'size="1em"'),
+    ],
+)
+def test_a_size_is_bound_where_components_take_numbers_only(before, after):
+    script = "<script setup>import { IconTrash } from '@tabler/icons-vue'</script>"
+    code = f"{script}<template><IconTrash {before} /></template>"
+    assert f"<Trash {after} />" in rewrite(code, "vue", Replacements({("tabler", "trash"): "lucide:trash"})).text
+
+
 def test_components_that_vue_registers_get_their_new_name():
     code = (
         "<template><X/></template><script>import { X } from 'lucide-vue-next'\n"

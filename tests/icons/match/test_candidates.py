@@ -84,6 +84,18 @@ def test_the_nearest_picture_comes_first_whatever_it_is_called(random):
     assert all(match.best.probability is None for match in matches), "nothing was fitted"
 
 
+def test_the_right_number_comes_before_others_of_its_series(random):
+    """Pictures of digits look alike: `h-2` is `heading-2`, even if `heading-3` looks more like it."""
+    pictures = random.normal(size=(4, WIDTH))
+    source = gallery("one", ["h-2", "h", "h-7"], pictures[[0, 0, 0]])
+    drawn = np.stack([pictures[0] + 0.2 * pictures[1], pictures[0] + 0.1 * pictures[1], pictures[2], pictures[3]])
+    target = gallery("two", ["heading-2", "heading-3", "bin-2", "bin"], drawn)
+    numbers = Numbers(weights={"picture": 1.0, "spelling": 1e-6}, seen=CURVE, unseen=CURVE)
+    found = match_pictures(source, target, numbers)
+    assert [match.nearest[0].name for match in found] == ["two:heading-2", "two:heading-3", "two:heading-3"]
+    assert found[0].nearest[0].probability == found[1].nearest[0].probability
+
+
 def test_styles_of_one_thing_are_one_candidate(random):
     pictures = random.normal(size=(3, WIDTH))
     source = gallery("one", ["bin-filled", "bin"], pictures[[0, 0]])

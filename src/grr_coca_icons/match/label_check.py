@@ -3,9 +3,9 @@
 A label contradicts a picture if the cosine of the two is below a limit, and the model is sure enough that the picture
 shows something else: many right names have a low cosine, as pictures cannot show what they mean (`deployment unit`).
 The limits lie beside the weights (`MatchNumbers.label_limits`): at each, a known share of right names is reported by
-mistake. Not judged is what the model does not know: unfamiliar pictures, and words that were rare in training. And words
-that training had only as tags, beside the name of an icon, do not count: they express what an icon means (`yes`, on a
-tick).
+mistake. Not judged is what the model does not know: unfamiliar pictures, and words that were rare in training. And
+words that training had only as tags, beside the name of an icon, do not count: they express what an icon means (`yes`,
+on a tick).
 """
 
 import hashlib

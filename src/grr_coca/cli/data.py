@@ -232,8 +232,8 @@ def _features(action: Features) -> int:
             encoder = framed(encoder, Framing())
         given = None if action.given is None else open_given_features(action.given)
     header = feature_header(images, encoder, action.keep, action.precision)
-    size = header.num_images * header.row_bytes / 1e6
-    print(f"{header.num_images:,} images × {header.row_bytes:,} bytes: {size:,.1f} MB", file=sys.stderr)
+    size = "a token" if header.varies else f"each, {header.num_images * header.row_bytes / 1e6:,.1f} MB"
+    print(f"{header.num_images:,} images, {header.row_bytes:,} bytes {size}", file=sys.stderr)
     began = time.perf_counter()
     with bars({"features": len(images)}) as shown:
         written = write_features(
@@ -278,7 +278,7 @@ def _only_given(action: Features) -> "tuple[ByImage, VisionEncoder, GivenFeature
     else:
         source = pairs_of_features(path, given.names if action.given is None else ())
     first = given.first()
-    num_tokens = len(first) if action.keep == "tokens" else 1
+    num_tokens = None if action.keep == "tokens" else 1  # it may differ between images
     return ByImage(source), given_encoder(action.encoder, first.shape[1], num_tokens), given
 
 

@@ -3,7 +3,8 @@
 The features of image i of a source are row `i % images_per_shard` of `NNNNN.npy`, N = `i // images_per_shard`. Beside
 it, `NNNNN.digests.npy` has the SHA-256 of the file of each image, by which features are found again wherever the image
 is; zeros for an image that could not be read. A shard has its digests when it is complete. `features.json` describes
-them.
+them. If images have different numbers of tokens, `NNNNN.npy` has the tokens of all of them, one after another, and
+`NNNNN.ends.npy` the end of each image.
 
 Shapes: M images of a shard, N tokens, D width.
 """
@@ -13,14 +14,14 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json, write_atomic, write_whole
-from grr_coca.common.shapes import Float, UInt8
+from grr_coca.common.shapes import Float, Int, UInt8
 from grr_coca.data.feature_image import HEADER
 from grr_coca.data.preprocess import EncoderPreprocess
 
@@ -95,16 +96,19 @@ class FeatureHeader:
         return -(-self.num_images // self.images_per_shard)
 
     @property
+    def varies(self) -> bool:
+        """Whether images have different numbers of tokens. A row is then a token, and not an image."""
+        return self.keep == "tokens" and self.encoder.num_tokens is None
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of the features of an image."""
-        width = self.encoder.embed_dim
-        num_tokens = self.encoder.num_tokens
-        assert num_tokens is not None, "rows of different numbers of tokens have no common shape"
-        return (width,) if self.keep == "mean" else (num_tokens, width)
+        """Shape of a row: the features of an image, or one of its tokens."""
+        width, num_tokens = self.encoder.embed_dim, self.encoder.num_tokens
+        return (width,) if self.keep == "mean" or num_tokens is None else (num_tokens, width)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of the features of an image."""
+        """Bytes of a row."""
         return np.dtype(self.dtype).itemsize * int(np.prod(self.row_shape))
 
     @property
@@ -150,7 +154,11 @@ def read_feature_header(folder: Path) -> FeatureHeader:
 
 
 def write_feature_shard(
-    folder: Path, shard: int, rows: Float[np.ndarray, "M ..."], digests: UInt8[np.ndarray, "M 32"]
+    folder: Path,
+    shard: int,
+    rows: Float[np.ndarray, "_ ..."],
+    digests: UInt8[np.ndarray, "M 32"],
+    ends: Int[np.ndarray, " M"] | None = None,
 ) -> None:
     """Write a shard.
 
@@ -159,10 +167,13 @@ def write_feature_shard(
         shard: Number of the shard.
         rows: Features of each image, in the precision of the folder.
         digests: SHA-256 of the file of each image; zeros: it could not be read.
+        ends: The end of the tokens of each image among the rows; None: an image is a row.
 
     Raises:
         OSError: The disk is full or cannot be written to.
     """
+    if ends is not None:
+        write_atomic(folder / _ends(shard), lambda file: np.save(file, ends))
     write_atomic(folder / _rows(shard), lambda file: np.save(file, np.ascontiguousarray(rows)))
     write_atomic(folder / _digests(shard), lambda file: np.save(file, digests))
 
@@ -176,8 +187,20 @@ def _rows(shard: int) -> str:
     return f"{shard:05d}.npy"
 
 
+def _ends(shard: int) -> str:
+    return f"{shard:05d}.ends.npy"
+
+
 def _digests(shard: int) -> str:
     return f"{shard:05d}.digests.npy"
+
+
+class _Shard(NamedTuple):
+    """The files of a shard. `ends`: of the tokens of each image among the rows; None: an image is a row."""
+
+    rows: Float[np.ndarray, "_ ..."]
+    digests: UInt8[np.ndarray, "M 32"]
+    ends: Int[np.ndarray, " M"] | None
 
 
 class FeatureCache:
@@ -199,7 +222,7 @@ class FeatureCache:
                 f"{folder}: {len(missing):,} of {self.header.num_shards:,} shards are missing, such as "
                 f"{_rows(missing[0])}; continue with the same grr-coca data features"
             )
-        self._shards: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._shards: dict[int, _Shard] = {}
 
     def __len__(self) -> int:
         return self.header.num_images
@@ -210,8 +233,12 @@ class FeatureCache:
         Raises:
             UserError: The file is corrupt.
         """
-        rows, digests, row = self._shard_of(image)
-        return rows[row] if digests[row].any() else None
+        shard, row = self._shard_of(image)
+        if not shard.digests[row].any():
+            return None
+        if shard.ends is None:
+            return shard.rows[row]
+        return shard.rows[shard.ends[row - 1] if row else 0 : shard.ends[row]]
 
     def digest(self, image: int) -> bytes:
         """Return the SHA-256 of the file of an image by its number; zeros if it could not be read.
@@ -219,17 +246,20 @@ class FeatureCache:
         Raises:
             UserError: The file is corrupt.
         """
-        _, digests, row = self._shard_of(image)
-        return bytes(digests[row])
+        shard, row = self._shard_of(image)
+        return bytes(shard.digests[row])
 
-    def _shard_of(self, image: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return the features and digests of the shard of an image, mapped into memory, and its row there."""
-        shard, row = divmod(image, self.header.images_per_shard)
+    def _shard_of(self, image: int) -> tuple["_Shard", int]:
+        """Return the shard of an image, mapped into memory, and its place there."""
+        shard, place = divmod(image, self.header.images_per_shard)
         if shard not in self._shards:
-            count = len(self.header.images_of(shard))
-            rows = _mapped(self.folder / _rows(shard), (count, *self.header.row_shape), self.header.dtype)
-            self._shards[shard] = rows, self._digests_of(shard)
-        return *self._shards[shard], row
+            count, ends = len(self.header.images_of(shard)), None
+            if self.header.varies:
+                ends = _mapped(self.folder / _ends(shard), (count,), np.int64)
+            num_rows = count if ends is None else int(ends[-1])
+            rows = _mapped(self.folder / _rows(shard), (num_rows, *self.header.row_shape), self.header.dtype)
+            self._shards[shard] = _Shard(rows, self._digests_of(shard), ends)
+        return self._shards[shard], place
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without mapped files, which another process maps again."""

@@ -9,10 +9,11 @@ import numpy as np
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import resolve_link, write_whole
-from grr_coca.data.sources.base import PairSource
+from grr_coca.data.sources.base import PairSource, RawPair
 from grr_coca.data.text import clean_caption
 from grr_coca.evaluate.caption_metrics import CaptionScores, score_captions
-from grr_coca.infer.generate import warn_if_repeated
+from grr_coca.infer.engine.frozen import FrozenEngine
+from grr_coca.infer.generate import GeneratedCaptions, generate, warn_if_repeated
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint import Checkpoint
 
@@ -60,14 +61,26 @@ def caption_split(
     hypotheses: list[str] = []
     for start in range(0, len(images), batch_size):
         files = [source[pairs[0]] for pairs in images[start : start + batch_size]]
-        pixels = np.stack([np.array(model.preprocess.read(file.image, file.name)) for file in files])
-        hypotheses += [best.text for best, *_ in model.generate(pixels).captions]
+        hypotheses += [best.text for best, *_ in _generated(model, files).captions]
     warn_if_repeated(hypotheses)
     return CaptionedSplit(
         names=tuple(source.name(pairs[0]) for pairs in images),
         hypotheses=tuple(hypotheses),
         references=tuple(tuple(_references(source, pairs)) for pairs in images),
     )
+
+
+def _generated(model: ImageTextModel, files: Sequence[RawPair]) -> GeneratedCaptions:
+    """Caption images, by their stored features if they have some."""
+    stored, engine = [file.features for file in files if file.features is not None], model.engine
+    is_stored = isinstance(engine, FrozenEngine) and len(stored) == len(files)
+    if isinstance(engine, FrozenEngine) and is_stored and engine.own is None:
+        pixels = np.zeros((len(files), 1, 1, 3), np.uint8)
+    else:
+        pixels = np.stack([np.array(model.preprocess.read(file.image, file.name)) for file in files])
+    if isinstance(engine, FrozenEngine) and is_stored:
+        return generate(engine.with_stored(stored), model.tokenizer, pixels)
+    return model.generate(pixels)
 
 
 def images_of(source: PairSource) -> list[list[int]]:

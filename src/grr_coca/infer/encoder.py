@@ -4,6 +4,7 @@ Shapes: B images, S image size in pixels, N tokens, D width.
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -15,7 +16,9 @@ from grr_coca.common.errors import UserError, suggest_name
 from grr_coca.common.shapes import Bool, Float, UInt8
 from grr_coca.data.feature_image import feature_side
 from grr_coca.data.features import EncoderInfo, Keep
-from grr_coca.data.preprocess import EncoderPreprocess, Framing
+from grr_coca.data.preprocess import EncoderPreprocess, FeaturePreprocess, Framing
+
+log = logging.getLogger(__name__)
 
 UNKNOWN_LICENCE = "unknown"
 GIVEN = "given"
@@ -127,13 +130,13 @@ def open_described(info: EncoderInfo, device: str | None = None) -> VisionEncode
     return encoder
 
 
-def given_encoder(name: str, embed_dim: int, num_tokens: int) -> "GivenEncoder":
+def given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "GivenEncoder":
     """Return an encoder that is known only by its features.
 
     Args:
         name: `given:NAME`. Encoders with another name are different.
         embed_dim: Width of its features.
-        num_tokens: Tokens of an image.
+        num_tokens: Tokens of an image; None: it differs between images.
 
     Raises:
         UserError: If the name is empty.
@@ -150,6 +153,23 @@ def given_encoder(name: str, embed_dim: int, num_tokens: int) -> "GivenEncoder":
             num_tokens=num_tokens,
         )
     )
+
+
+def opened_or_given(info: EncoderInfo) -> VisionEncoder:
+    """Open the encoder of a description. If that is impossible, it is known only by its features."""
+    try:
+        return open_described(info)
+    except UserError as error:
+        if not info.name.startswith(f"{GIVEN}:"):
+            log.warning("the model takes only features, and no images: %s", error)
+        return GivenEncoder(info)
+
+
+def feature_preprocess(encoder: VisionEncoder) -> FeaturePreprocess:
+    """Return the preprocessing of a model that takes mean features as pixels, and images if the encoder is there."""
+    info, takes_images = encoder.info, not isinstance(encoder, GivenEncoder)
+    own = vars(info.preprocess) if takes_images else {"image_size": feature_side(info.embed_dim)}
+    return FeaturePreprocess(**own, encoder=info.name, digest=info.digest, takes_images=takes_images)
 
 
 @dataclass

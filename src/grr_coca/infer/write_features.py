@@ -32,6 +32,8 @@ from grr_coca.infer.adapted.adaptation import file_digest
 from grr_coca.infer.encoder import GivenEncoder, VisionEncoder
 
 IMAGES_PER_SHARD = 2_048
+_VARYING_PER_SHARD = 64
+"""Images of a shard if their numbers of tokens differ: slides have thousands."""
 _BATCH = 32
 _LOOKED_FOR, _COMPARED = 64, 4
 """Images whose given features are searched, and those that are also encoded, to compare."""
@@ -64,7 +66,9 @@ def feature_header(
         keep=keep,
         source=source_digest(images.source),
         num_images=len(images),
-        images_per_shard=IMAGES_PER_SHARD,
+        images_per_shard=_VARYING_PER_SHARD
+        if keep == "tokens" and encoder.info.num_tokens is None
+        else IMAGES_PER_SHARD,
         precision=precision,
     )
 
@@ -172,7 +176,8 @@ def _write_shard(
     on_image: Callable[[int], object],
     given: GivenFeatures | None,
 ) -> None:
-    rows = np.zeros((len(numbers), *header.row_shape), header.dtype)
+    no_rows = 0 if header.varies else len(numbers)
+    rows, varying = np.zeros((no_rows, *header.row_shape), header.dtype), dict[int, np.ndarray]()
     digests = np.zeros((len(numbers), 32), np.uint8)
     done = 0
     for batch in _read_ahead(images, numbers, encoder, given):
@@ -184,15 +189,23 @@ def _write_shard(
             found = iter(encoded.mean() if header.keep == "mean" else encoded.tokens)
         for place, one in enumerate(batch, start=done):
             if isinstance(one, _Read):
-                rows[place] = next(found) if one.given is None else _kept(one.given, header, given)
+                kept = next(found) if one.given is None else _kept(one.given, header, given)
+                if header.varies:
+                    varying[place] = kept.astype(header.dtype)
+                else:
+                    rows[place] = kept
                 digests[place] = np.frombuffer(one.digest, np.uint8)
                 written.num_given += one.given is not None
         written.num_written += len(fresh)
         done += len(batch)
         on_image(numbers.start + done)
+    ends = None
+    if header.varies:
+        rows = np.concatenate([rows, *(varying[place] for place in sorted(varying))])
+        ends = np.cumsum([len(varying.get(place, ())) for place in range(len(numbers))], dtype=np.int64)
     if not np.isfinite(rows).all():
         raise UserError(f"{header.encoder.name}: computes values that half precision cannot hold")
-    write_feature_shard(out, shard, rows, digests)
+    write_feature_shard(out, shard, rows, digests, ends)
 
 
 class _Read(NamedTuple):
@@ -209,7 +222,7 @@ def _kept(
     """Return the part of the given features of an image that is kept."""
     if header.keep == "mean":
         return tokens.mean(axis=0)
-    if tokens.shape != header.row_shape:
+    if not header.varies and tokens.shape != header.row_shape:
         assert given is not None
         raise UserError(
             f"{given.path}: an image has {len(tokens)} tokens, and {header.encoder.name} makes {header.row_shape[0]}; "

@@ -364,6 +364,19 @@ def read_files(folder: Path) -> CheckpointFiles:
     return files
 
 
+def read_encoder_in_place(folder: Path) -> "EncoderInfo | None":
+    """Read only the description of the frozen encoder that a checkpoint has in place of an image encoder; None if it
+    has none.
+
+    Raises:
+        UserError: If `config.json` is missing or corrupt.
+    """
+    header = read_json(folder / "config.json")
+    model = header.get("model")
+    in_place = isinstance(model, dict) and model.get("image_encoder") is None
+    return _read_encoder(header.get("encoder"), f"{folder / 'config.json'}: encoder") if in_place else None
+
+
 def require_fitting(files: CheckpointFiles, folder: Path) -> None:
     """Check that the tokenizer and the preprocessing match the config. `folder` names them in messages.
 

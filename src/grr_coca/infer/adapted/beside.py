@@ -8,7 +8,6 @@ Shapes: B images, S image size of the encoder in pixels, X width of the encoder,
 """
 
 import json
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,19 +20,26 @@ from grr_coca.common.dict_to_dataclass import from_dict, to_dict
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import read_json
 from grr_coca.common.shapes import Float, UInt8
-from grr_coca.data.feature_image import feature_side, features_of_pixels
+from grr_coca.data.feature_image import features_of_pixels
 from grr_coca.data.features import EncoderInfo, FeatureCache, FeatureHeader, read_feature_header
-from grr_coca.data.preprocess import FeaturePreprocess, Framing, Preprocess
+from grr_coca.data.preprocess import Framing, Preprocess
 from grr_coca.data.sources.feature_pairs import is_feature_folder, require_same_features
 from grr_coca.infer.adapted.adaptation import read_adapted_header
 from grr_coca.infer.adapted.descriptors import unit
-from grr_coca.infer.encoder import GIVEN, GivenEncoder, VisionEncoder, framed, open_described, open_encoder
+from grr_coca.infer.encoder import (
+    GIVEN,
+    GivenEncoder,
+    VisionEncoder,
+    feature_preprocess,
+    framed,
+    open_described,
+    open_encoder,
+    opened_or_given,
+)
 from grr_coca.infer.engine.base import EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.infer.export.encoder_graph import write_encoder_graph
-from grr_coca.model.checkpoint_files import ENCODER_FILES, CheckpointFiles, is_adapted
-
-log = logging.getLogger(__name__)
+from grr_coca.model.checkpoint_files import ENCODER_FILES, CheckpointFiles, is_adapted, read_encoder_in_place
 
 ENCODER, ENCODER_MEAN, ENCODER_GRAPH = ENCODER_FILES
 _SHARE, _SHARE_IN_PLACE = 2.25, 5.5
@@ -100,12 +106,7 @@ class EncoderDescriptor:
     @property
     def preprocess(self) -> Preprocess:
         """Preprocessing of images, and of features if they may take their place."""
-        info = self.encoder.info
-        if not self.is_in_place:
-            return info.preprocess
-        takes_images = not isinstance(self.encoder, GivenEncoder)
-        own = vars(info.preprocess) if takes_images else {"image_size": feature_side(info.embed_dim)}
-        return FeaturePreprocess(**own, encoder=info.name, digest=info.digest, takes_images=takes_images)
+        return feature_preprocess(self.encoder) if self.is_in_place else self.encoder.info.preprocess
 
 
 class EngineOfSquares(WrappedEngine):
@@ -174,16 +175,7 @@ def open_in_place(header: FeatureHeader) -> EncoderDescriptor:
 
     An encoder that cannot be opened here is known only by its features.
     """
-    return EncoderDescriptor(_opened_or_given(header.encoder), is_in_place=True)
-
-
-def _opened_or_given(info: EncoderInfo) -> VisionEncoder:
-    try:
-        return open_described(info)
-    except UserError as error:
-        if not info.name.startswith(f"{GIVEN}:"):
-            log.warning("the model takes only features, and no images: %s", error)
-        return GivenEncoder(info)
+    return EncoderDescriptor(opened_or_given(header.encoder), is_in_place=True)
 
 
 def write_beside(descriptor: EncoderDescriptor, folder: Path, pictures: UInt8[np.ndarray, "B S S 3"]) -> str:
@@ -247,7 +239,7 @@ def read_beside(folder: Path, *, is_in_place: bool) -> EncoderDescriptor | None:
     if graph.is_file():
         encoder = open_encoder(f"onnx:{graph}")
     elif is_in_place:
-        encoder = _opened_or_given(info)
+        encoder = opened_or_given(info)
     else:
         encoder = open_described(info)
     if mean.shape != (encoder.info.embed_dim,):
@@ -266,8 +258,10 @@ def require_same_input(folder: Path, arguments: Sequence[str]) -> None:
         UserError: If an argument has features of another encoder, or images in place of features; the message names
             both.
     """
-    in_place = is_adapted(folder) and read_adapted_header(folder).split[1] == 0
-    wanted = read_encoder_info(folder) if in_place else None
+    if not is_adapted(folder):
+        wanted = read_encoder_in_place(folder)
+    else:
+        wanted = read_encoder_info(folder) if read_adapted_header(folder).split[1] == 0 else None
     for argument in arguments:
         found = read_feature_header(Path(argument)) if is_feature_folder(Path(argument)) else None
         if found is not None or (wanted is not None and wanted.name.startswith(f"{GIVEN}:")):

@@ -3,16 +3,26 @@
 Shapes: B images, S image size in pixels, F that of the frozen encoder.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from grr_coca.common.shapes import UInt8
-from grr_coca.data.features import Keep
+from grr_coca.common.errors import UserError
+from grr_coca.common.shapes import Float, UInt8
+from grr_coca.data.feature_image import features_of_pixels
+from grr_coca.data.features import EncoderInfo, Keep
 from grr_coca.data.preprocess import Preprocess
-from grr_coca.infer.encoder import ImageTokens, VisionEncoder, open_described
+from grr_coca.infer.encoder import (
+    ImageTokens,
+    VisionEncoder,
+    feature_preprocess,
+    open_described,
+    opened_or_given,
+)
 from grr_coca.infer.engine.base import EncodedImages, Engine
 from grr_coca.infer.engine.wrapped import WrappedEngine
 from grr_coca.model.checkpoint_files import CheckpointFiles
@@ -57,8 +67,32 @@ class FrozenEngine(WrappedEngine):
         return 1
 
     def encode_images(self, pixels: UInt8[np.ndarray, "B F F 3"]) -> EncodedImages:
-        """As in `Engine`."""
+        """As in `Engine`. Pixels may hold mean features, see `grr_coca.data.feature_image`."""
+        stored = [features_of_pixels(image) for image in pixels] if self.takes_features else []
+        if any(row is not None for row in stored):
+            rows = [
+                self.encoder.encode(image[None]).mean()[0] if row is None else row
+                for image, row in zip(pixels, stored, strict=True)
+            ]
+            return self.encode_features(stack_tokens([row[None] for row in rows]))
         return self.encode_features(self.encoder.encode(pixels).kept(self.keep), own_pixels(pixels, self.own))
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether pixels may hold features, which are then the mean token."""
+        return self.keep == "mean" and self.own is None
+
+    def with_stored(self, rows: Sequence[Float[np.ndarray, "_ D"]]) -> "FrozenEngine":
+        """Return the engine for images whose features are known.
+
+        Args:
+            rows: Features of each image of the next call.
+        """
+        return FrozenEngine(self.base, _Stored(self.encoder.info, rows), "tokens", self.own)
+
+    def refresh(self) -> None:
+        """As in `TorchEngine`."""
+        self.base.refresh()  # type: ignore[attr-defined]
 
     def encode_features(
         self, features: ImageTokens, pixels: UInt8[np.ndarray, "B S S 3"] | None = None
@@ -85,8 +119,34 @@ def with_frozen_encoder(files: CheckpointFiles, base: Engine | None = None) -> t
 
         base = TorchEngine(cast("Checkpoint", files).model, files.preprocess)
     own = files.preprocess if files.config.image_encoder is not None else None
-    engine = FrozenEngine(base, open_described(info), features.keep, own)
-    return replace(files, preprocess=info.preprocess), engine
+    encoder = open_described(info) if own is not None else opened_or_given(info)
+    engine = FrozenEngine(base, encoder, features.keep, own)
+    preprocess = feature_preprocess(encoder) if engine.takes_features else info.preprocess
+    return replace(files, preprocess=preprocess), engine
+
+
+def stack_tokens(rows: Sequence[Float[np.ndarray, "_ D"]]) -> ImageTokens:
+    """Pad the features of images with zeros to one array."""
+    lengths = np.array([len(row) for row in rows])
+    tokens = np.zeros((len(rows), lengths.max(), rows[0].shape[1]), np.float32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    return ImageTokens(tokens, np.arange(tokens.shape[1]) < lengths[:, None])
+
+
+@dataclass
+class _Stored:
+    """An encoder whose tokens of the next images are known."""
+
+    info: EncoderInfo
+    rows: Sequence[np.ndarray]
+
+    def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:
+        assert len(pixels) == len(self.rows)
+        return stack_tokens(self.rows)
+
+    def write_graph(self, path: Path) -> None:  # noqa: ARG002
+        raise UserError(f"{self.info.name}: has no graph; only its features are known")
 
 
 def own_pixels(squares: UInt8[np.ndarray, "B F F 3"], own: Preprocess | None) -> UInt8[np.ndarray, "B S S 3"] | None:

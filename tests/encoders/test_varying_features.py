@@ -1,0 +1,103 @@
+"""Features of slides: their number differs between images, and no encoder can compute them here."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support import ALONE, pretrain, silent, tiny_recipe, weights
+
+from grr_coca.cli import main
+from grr_coca.common.errors import UserError
+from grr_coca.data.features import FeatureCache
+from grr_coca.data.sources.open import open_source
+from grr_coca.evaluate.caption_split import caption_split
+from grr_coca.evaluate.split import pair_results
+from grr_coca.infer.load import load
+from grr_coca.model.checkpoint import from_pretrained
+from grr_coca.train.loop import train
+from grr_coca.train.recipe import EvaluationRecipe, FeaturesRecipe
+from grr_coca.train.run_checkpoints import resume_point
+from grr_coca.train.setup import new_checkpoint
+
+WORDS = ("adenoma", "carcinoma", "colon", "breast", "liver")
+WIDTH, NUM_SLIDES = 12, 70
+
+
+def tiles(number):
+    """The features of a slide, N × 12, with N of each its own."""
+    random = np.random.default_rng(number)
+    return random.standard_normal((1 + number % 9, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Features of slides with reports, and their means."""
+    folder = tmp_path_factory.mktemp("slides")
+    (folder / "slides").mkdir()
+    with (folder / "reports.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["slide_id", "report"])
+        for number in range(NUM_SLIDES):
+            np.save(folder / "slides" / f"s{number}.npy", tiles(number))
+            table.writerow([f"s{number}.svs", f"{WORDS[number % 5]} of the {WORDS[number % 3]}"])
+    for keep in ("tokens", "mean"):
+        given = ("--encoder", "given:virchow", "--given", folder / "slides", "--keep", keep)
+        assert main(list(map(str, ("data", "features", folder / "reports.csv", folder / keep, *given)))) == 0
+    return folder
+
+
+def recipe_of(place, keep="tokens", steps=4, **changes):
+    recipe = tiny_recipe(place / keep, steps, **changes)
+    model = replace(recipe.model, image_size=None, image_layers=None)
+    return replace(recipe, model=model, features=FeaturesRecipe())
+
+
+def test_each_slide_has_its_tokens(place):
+    cache = FeatureCache(place / "tokens")
+    assert cache.header.encoder.num_tokens is None
+    assert cache.header.num_shards == 2  # of 64
+    for number in range(NUM_SLIDES):
+        np.testing.assert_allclose(cache[number], tiles(number), atol=2e-3)
+        np.testing.assert_allclose(cache.mean(number), tiles(number).mean(axis=0), atol=2e-3)
+    (place / "tokens" / "00001.ends.npy").rename(place / "moved")
+    try:
+        with pytest.raises(UserError, match=r"00001\.ends\.npy: corrupt, or cannot be read"):
+            FeatureCache(place / "tokens")[69]
+    finally:
+        (place / "moved").rename(place / "tokens" / "00001.ends.npy")
+
+
+@pytest.mark.parametrize("keep", ["tokens", "mean"])
+def test_slides_are_trained_on_resumed_and_captioned(place, tmp_path, keep):
+    recipe = recipe_of(place, keep, evaluation=EvaluationRecipe(batch_size=8, num_captions=6))
+    trained = pretrain(recipe, tmp_path / "whole")
+    assert trained.config.feature_encoder.num_tokens == (None if keep == "tokens" else 1)
+    once = replace(recipe, checkpoints=replace(recipe.checkpoints, interval=2))
+    train(once, new_checkpoint(once, ALONE), tmp_path / "run", ALONE, silent, stop=lambda progress: progress.step == 3)
+    point = resume_point(tmp_path / "run", once)
+    train(once, from_pretrained(point), tmp_path / "run", ALONE, silent, resume_from=point)
+    ours, theirs = (weights(from_pretrained(tmp_path / name)) for name in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    source = open_source(place / keep)
+    model = load(tmp_path / "whole")
+    whole = caption_split(model, source)
+    assert len(whole.hypotheses) == NUM_SLIDES
+    assert caption_split(model, source, batch_size=1).hypotheses == whole.hypotheses
+    results = pair_results(trained, source, 8)
+    one_by_one = pair_results(trained, source, 1)
+    torch.testing.assert_close(results.embeddings.image, one_by_one.embeddings.image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(results.nll, one_by_one.nll, atol=1e-4, rtol=0)
+
+
+def test_mean_features_are_embedded_and_captioned_as_images(place, tmp_path, grr_coca):
+    trained = pretrain(recipe_of(place, "mean"), tmp_path / "run")
+    source, model = open_source(place / "mean"), load(tmp_path / "run")
+    squares = [model.preprocess.decode(source[number].image, "s") for number in range(8)]
+    expected = pair_results(trained, source, 8).embeddings.image[:8]
+    np.testing.assert_allclose(model.embed_images(squares), expected, atol=1e-5)
+    done = grr_coca("caption", place / "mean", "-c", tmp_path / "run")
+    assert done.code == 0
+    assert len(done.out.splitlines()) == NUM_SLIDES
